@@ -1,0 +1,333 @@
+//! The virtual machine seam: boot, restore, pause, snapshot, stop.
+//!
+//! An [`Engine`] turns a [`BootSpec`] or a [`RestoreSpec`] into a [`Machine`]; a machine is cut into files by
+//! [`Machine::snapshot`]. Engines know no sandbox, no template and no tenant: they are told paths, a slot to run in and sizes,
+//! and they leave nothing outside the instance directory that they were given. Policy (what to restore, whether there is room,
+//! who may) is the runtime's.
+//!
+//! ```text
+//!   boot ──────────► running ◄──────── resume ──────┐
+//!                      │  └────────── pause ───► paused ◄──────── restore
+//!                      │                            │
+//!                      └── exit / kill ─► gone ◄────┤
+//!                                                   └─ snapshot ─► paused  (CopyOnWrite machines)
+//!                                                              └─► sealed  (Shared machines: only kill is left)
+//! ```
+
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub mod fake;
+pub mod qemu;
+
+/// How guest instructions are executed. Always named in output; never swapped silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acceleration {
+    /// Hardware virtualisation by the host's kernel.
+    Kvm,
+    /// QEMU's emulator. Real machines and real snapshots on any host, with a slow CPU.
+    Tcg,
+    /// No machine at all: the fake engine.
+    None,
+}
+
+impl fmt::Display for Acceleration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "vm-emulated (tcg)",
+            Self::None => "none",
+        })
+    }
+}
+
+/// What a snapshot must agree with before it may be restored. Two engines with equal fingerprints can read each other's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Engine name, e.g. `qemu`.
+    pub engine: String,
+    /// Engine version, e.g. `10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)`.
+    pub version: String,
+    /// Machine type, e.g. `pc-q35-10.0`.
+    pub machine: String,
+    /// How instructions are executed.
+    pub acceleration: Acceleration,
+    /// CPU model and feature set, digested: two hosts with equal values offer guests the same CPU.
+    pub cpu: String,
+}
+
+/// Where a machine runs. All of it is prepared by the caller, who also takes it apart after the machine is gone.
+#[derive(Debug)]
+pub struct Slot {
+    /// Unprivileged user and group id of the process; used by no other machine on the host.
+    pub uid: u32,
+    /// Network namespace to enter.
+    pub netns: OwnedFd,
+    /// Tap device inside that namespace, opened without `IFF_VNET_HDR`.
+    pub tap: OwnedFd,
+    /// MAC of the guest's interface. The same for every clone of a snapshot.
+    pub mac: [u8; 6],
+}
+
+/// Size of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// How to boot a machine from nothing. Only template builds do.
+#[derive(Debug)]
+pub struct BootSpec {
+    /// Directory of this instance: sockets, logs, device state. Exists, is empty, and can be entered by `slot.uid`.
+    pub dir: PathBuf,
+    /// Its size.
+    pub shape: Shape,
+    /// Where it runs.
+    pub slot: Slot,
+    /// Linux kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM file system holding the guest agent.
+    pub initrd: PathBuf,
+    /// Added to the kernel command line.
+    pub cmdline: String,
+    /// qcow2 overlay that becomes `/dev/vda`, writable by `slot.uid`.
+    pub root_disk: PathBuf,
+    /// File to create for guest memory; becomes the `memory` member of a template.
+    pub memory_file: PathBuf,
+}
+
+/// How to restore a machine from a snapshot.
+#[derive(Debug)]
+pub struct RestoreSpec {
+    /// Directory of this instance, as for [`BootSpec::dir`].
+    pub dir: PathBuf,
+    /// Size of the snapshot's machine.
+    pub shape: Shape,
+    /// Where it runs.
+    pub slot: Slot,
+    /// Full guest memory, mapped copy-on-write and never written.
+    pub memory: PathBuf,
+    /// Pages that differ from `memory`, when the snapshot was taken of a restored machine.
+    pub memory_diff: Option<PathBuf>,
+    /// Device state.
+    pub state: PathBuf,
+    /// Fresh qcow2 overlay over the snapshot's disk, writable by `slot.uid`.
+    pub root_disk: PathBuf,
+}
+
+/// Which form a snapshot's memory has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum MemoryForm {
+    /// [`BootSpec::memory_file`] is the whole memory. The machine is sealed: it must be killed and may never run again.
+    Full,
+    /// `memory.diff` in the snapshot's directory holds every page that differs from the base the machine was restored from.
+    Diff {
+        /// Bytes of pages in it.
+        bytes: u64,
+    },
+}
+
+/// What [`Machine::snapshot`] wrote, and how long its parts took.
+#[derive(Debug, Clone)]
+pub struct SnapshotParts {
+    /// Form of the memory.
+    pub memory: MemoryForm,
+    /// Saving the device state.
+    pub state_time: Duration,
+    /// Finding and copying pages.
+    pub memory_time: Duration,
+}
+
+/// File names inside the directory given to [`Machine::snapshot`].
+pub mod parts {
+    /// Device state.
+    pub const STATE: &str = "state";
+    /// Packed pages of a restored machine.
+    pub const MEMORY_DIFF: &str = "memory.diff";
+    /// Whole memory of a booted machine.
+    pub const MEMORY: &str = "memory";
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off or rebooted (a reboot is an exit).
+    GuestPoweroff,
+    /// It was killed by us.
+    Killed,
+    /// The engine died: exit status or signal, and the tail of what it wrote to its log.
+    Crashed {
+        /// As the operating system tells it.
+        status: String,
+        /// At most 4 KiB of the engine's standard error.
+        log: String,
+    },
+}
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The engine's process did not start.
+    #[error("cannot start `{program}`")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine ended before the machine was up.
+    #[error("the engine ended during {phase}: {log}")]
+    Died {
+        /// What it was doing.
+        phase: &'static str,
+        /// The tail of its log.
+        log: String,
+    },
+    /// A phase took longer than its deadline.
+    #[error("{phase} did not finish within {} s", deadline.as_secs_f32())]
+    Deadline {
+        /// Which one.
+        phase: &'static str,
+        /// The deadline.
+        deadline: Duration,
+    },
+    /// The engine refused a command or a snapshot file.
+    #[error("the engine refused {phase}: {reason}")]
+    Refused {
+        /// What it was doing.
+        phase: &'static str,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// A file of the snapshot or of the instance could not be used.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why a running machine did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The machine is gone.
+    #[error("the machine is gone: {0:?}")]
+    Gone(Exit),
+    /// The machine is in the wrong state for this call, which is the caller's mistake.
+    #[error("cannot {call} a machine that is {state}")]
+    WrongState {
+        /// The call.
+        call: &'static str,
+        /// The state it is in.
+        state: &'static str,
+    },
+    /// The engine refused.
+    #[error("the engine refused {phase}: {reason}")]
+    Refused {
+        /// What it was doing.
+        phase: &'static str,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// It took too long.
+    #[error("{phase} did not finish within {} s", deadline.as_secs_f32())]
+    Deadline {
+        /// Which phase.
+        phase: &'static str,
+        /// The deadline.
+        deadline: Duration,
+    },
+    /// A file could not be written or read.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a machine costs its host right now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct HostUse {
+    /// Proportional set size of the engine's process, guest pages included, in bytes.
+    pub pss_bytes: u64,
+    /// The guest memory's share of that.
+    pub guest_pss_bytes: u64,
+    /// CPU time used, milliseconds.
+    pub cpu_ms: u64,
+}
+
+/// The control channel to the guest agent. Carries `firkin-wire` control frames; the engine does not look inside.
+pub trait ControlStream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug> ControlStream for T {}
+
+/// Starts machines.
+///
+/// Every call is cancel-safe: a future that is dropped, or that fails, leaves no process and nothing outside `dir`.
+#[async_trait]
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// What snapshots of this engine must agree with.
+    fn fingerprint(&self) -> &Fingerprint;
+
+    /// Starts a machine from a kernel. It runs when this returns; whether the guest comes up is seen on the control channel.
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError>;
+
+    /// Brings a snapshot back. The machine is paused when this returns.
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError>;
+
+    /// Takes over a machine that an earlier process of ours started in `dir` and that still runs. Its slot stays as it was.
+    async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError>;
+}
+
+/// One machine, owned by one task. Dropping it kills the machine and waits for nothing; [`Machine::kill`] also reaps it.
+#[async_trait]
+pub trait Machine: Send + Sync + fmt::Debug {
+    /// Process id of the engine, for accounting and journals.
+    fn pid(&self) -> Option<u32>;
+
+    /// Runs a paused machine. No effect on a running one.
+    async fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// Stops every virtual CPU and drains the disk. No effect on a paused one.
+    async fn pause(&mut self) -> Result<(), MachineError>;
+
+    /// Writes device state and memory of a *paused* machine into `dir` ([`parts`]). The disk at that instant is whatever the
+    /// current root overlay holds: seal it with [`Machine::switch_disk`] or by killing the machine.
+    async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError>;
+
+    /// Makes `overlay`, a fresh qcow2 file over the current root disk, the file that a *paused* machine writes from now on.
+    async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError>;
+
+    /// A fresh connection to the guest agent's port. The previous one, if any, is dead from then on.
+    async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError>;
+
+    /// What it costs now.
+    async fn host_use(&self) -> Result<HostUse, MachineError>;
+
+    /// Ends when the machine does. Cancel-safe, and may be called again.
+    async fn wait(&mut self) -> Exit;
+
+    /// Kills the machine and returns when it is gone and reaped. Idempotent.
+    async fn kill(&mut self) -> Exit;
+
+    /// Gives the machine up without stopping it, so that a later [`Engine::adopt`] finds it.
+    fn release(self: Box<Self>);
+}
