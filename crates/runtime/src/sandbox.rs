@@ -1,0 +1,167 @@
+//! What a sandbox is to those outside: its id, what it was created with, and the state that is published of it.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::capacity::ResourceBudget;
+
+/// Life of a sandbox whose creator names none, in seconds.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The longest life that may be asked for at once: the contract's 24 hours.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// Ports that every sandbox exposes: envd, the code interpreter, MCP.
+pub const EXPOSED_PORTS: [u16; 3] = [49983, 49999, 50005];
+
+/// The port of envd inside a sandbox.
+pub const ENVD_PORT: u16 = 49983;
+
+const MAX_ID_LENGTH: usize = 64;
+
+/// Id of a sandbox: lower-case letters and digits, so that it can stand in a host name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+/// A text that is not a sandbox id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a sandbox id: it must be 1 to {MAX_ID_LENGTH} lower-case letters and digits")]
+pub struct InvalidSandboxId(String);
+
+impl SandboxId {
+    /// A new id: `i` and 20 random characters, 103 bits.
+    pub fn generate() -> Self {
+        Self(format!("i{}", crate::random::alphanumeric(20)))
+    }
+
+    /// The text of the id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SandboxId {
+    type Err = InvalidSandboxId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid =
+            (1..=MAX_ID_LENGTH).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidSandboxId(text.chars().take(MAX_ID_LENGTH).collect()))
+        }
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = InvalidSandboxId;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What happens when a sandbox reaches its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It ends and its state is gone.
+    Kill,
+    /// It is paused with its memory.
+    Pause,
+}
+
+/// Whether the guest reaches anything outside its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InternetAccess {
+    /// Through the host, masqueraded. Never the host itself, never another guest.
+    Allowed,
+    /// Nothing.
+    Denied,
+}
+
+/// What a sandbox is created with. Kept for its whole life, through pauses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    /// Template id, template name, `name:tag`, or a snapshot's id.
+    pub template: String,
+    /// Time until the deadline.
+    pub timeout: Duration,
+    /// What the deadline does.
+    pub on_timeout: OnTimeout,
+    /// Whether traffic to a paused sandbox resumes it.
+    pub auto_resume: bool,
+    /// Environment of every command.
+    pub env: BTreeMap<String, String>,
+    /// The creator's own labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Outbound network.
+    pub internet: InternetAccess,
+    /// Whether envd demands an access token. The v2 API always does.
+    pub secure: bool,
+}
+
+impl CreateSandbox {
+    /// A request with every default: 300 s, then killed; internet; secured.
+    pub fn from_template(template: impl Into<String>) -> Self {
+        Self {
+            template: template.into(),
+            timeout: DEFAULT_TIMEOUT,
+            on_timeout: OnTimeout::Kill,
+            auto_resume: false,
+            env: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            internet: InternetAccess::Allowed,
+            secure: true,
+        }
+    }
+}
+
+/// Whether a sandbox runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// It runs, or is being restored.
+    Running,
+    /// It is held as a snapshot (or is becoming one) and costs no memory.
+    Paused,
+}
+
+/// A sandbox as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuntimeSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Id of the template or snapshot it came from.
+    pub template_id: String,
+    /// Name of that template, when it has one.
+    pub alias: Option<String>,
+    /// Running or paused.
+    pub state: SandboxState,
+    /// When it was created or last resumed.
+    pub started_at: Timestamp,
+    /// Its deadline. For a paused sandbox, when it was paused.
+    pub end_at: Timestamp,
+    /// cpu, memory, disk.
+    pub budget: ResourceBudget,
+    /// What envd demands in `X-Access-Token`, when it demands one.
+    pub envd_access_token: Option<String>,
+    /// What it was created with.
+    pub spec: CreateSandbox,
+}
