@@ -5,3 +5,9 @@
 pub mod control;
 pub mod envd;
 pub mod rest;
+
+/// The envd version whose contract the guest serves; SDKs gate features on it.
+pub const ENVD_VERSION: &str = "0.6.13";
+
+/// The TCP port on which envd listens inside a sandbox.
+pub const ENVD_PORT: u16 = 49983;
