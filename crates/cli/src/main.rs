@@ -1,2 +1,62 @@
-//! Skeleton.
-fn main() {}
+//! The `firkin` command: arguments are parsed, then resolved, then one match runs the command.
+//!
+//! Glue over libraries. Only this crate prints; what a command found out goes to standard output, everything else to standard
+//! error.
+
+mod api;
+mod args;
+mod command;
+mod envd;
+mod failure;
+mod output;
+mod progress;
+mod serverfile;
+mod settings;
+mod terminal;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command, TemplateCommand};
+use clap::Parser as _;
+use failure::ExitStatus;
+use settings::Settings;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors, and nobody is left to tell when the output is gone.
+            drop(error.print());
+            return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }.into();
+        }
+    };
+    let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
+    let status = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => {
+            let result = runtime.block_on(run(cli, &settings));
+            // A read of standard input that nobody waits for any more must not hold the end up.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(anyhow::Error::from(error).context("cannot start the runtime")),
+    };
+    let status = status.unwrap_or_else(|error| {
+        if !output::is_broken_pipe(&error) {
+            output::note(failure::render(&error).trim_end());
+        }
+        failure::status_of(&error)
+    });
+    status.into()
+}
+
+async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
+    match cli.command {
+        Command::Up(_) | Command::Quickstart(_) | Command::Doctor(_) | Command::Template(TemplateCommand::Build(_)) => {
+            anyhow::bail!("this build cannot run machines yet")
+        }
+        Command::Env => command::env::run(settings, cli.global.json),
+        Command::Sandbox(command) => command::sandbox::run(settings, command).await,
+        Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
+        Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+    }
+}

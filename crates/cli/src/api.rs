@@ -1,0 +1,299 @@
+//! The control plane as a client: one method per route that a command uses.
+//!
+//! Errors of the server keep its words; what the user can do about each status is added here, once for all commands.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use firkin_wire::rest;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    envd::{self, Access},
+    failure::{Advise as _, ExitStatus},
+    serverfile::Target,
+};
+
+/// The largest answer that is read: a page of one hundred sandboxes with metadata stays far below.
+const ANSWER_LIMIT: usize = 16 << 20;
+
+/// Longer than any operation of the server takes, its own deadlines included; a hung server must not hang a script for ever.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(600);
+
+/// A client of one server.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    http: Client<HttpConnector, Full<Bytes>>,
+    target: Target,
+}
+
+/// An error that the server answered.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// HTTP status.
+    pub(crate) status: StatusCode,
+    /// The server's words.
+    message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A successful answer.
+struct Answer {
+    status: StatusCode,
+    headers: http::HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        serde_json::from_slice(&self.body).context("cannot understand the server's answer")
+    }
+}
+
+impl Api {
+    /// A client of `target`; nothing is sent yet.
+    pub(crate) fn new(target: Target) -> Self {
+        Self { http: Client::builder(TokioExecutor::new()).build_http(), target }
+    }
+
+    /// The server.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Creates a sandbox.
+    pub(crate) async fn create(&self, new: &rest::NewSandbox) -> anyhow::Result<rest::Sandbox> {
+        self.send(Method::POST, "/v2/sandboxes", Some(new)).await?.json()
+    }
+
+    /// Every sandbox that matches, page after page.
+    pub(crate) async fn list(&self, filter: &[(&str, String)]) -> anyhow::Result<Vec<rest::ListedSandbox>> {
+        let mut all = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let next = token.take().map(|token| ("nextToken", token));
+            let answer =
+                self.send::<()>(Method::GET, &with_query("/v2/sandboxes", filter.iter().cloned().chain(next)), None).await?;
+            all.append(&mut answer.json()?);
+            token = answer.headers.get("x-next-token").and_then(|value| value.to_str().ok()).map(str::to_owned);
+            if token.as_deref().is_none_or(str::is_empty) {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One sandbox.
+    pub(crate) async fn sandbox(&self, id: &str) -> anyhow::Result<rest::SandboxDetail> {
+        self.send::<()>(Method::GET, &sandbox_path(id, ""), None).await?.json()
+    }
+
+    /// Pauses a sandbox.
+    pub(crate) async fn pause(&self, id: &str) -> anyhow::Result<()> {
+        self.send(Method::POST, &sandbox_path(id, "/pause"), Some(&rest::PauseSandbox::default())).await.map(drop)
+    }
+
+    /// Resumes a sandbox. `true` if it was paused.
+    pub(crate) async fn connect(&self, id: &str, timeout: u32) -> anyhow::Result<(rest::Sandbox, bool)> {
+        let body = rest::ConnectSandbox { timeout: Some(timeout.into()), ..Default::default() };
+        let path = format!("/v2{}", sandbox_path(id, "/connect"));
+        let answer = self.send(Method::POST, &path, Some(&body)).await?;
+        Ok((answer.json()?, answer.status == StatusCode::CREATED))
+    }
+
+    /// Copies a sandbox.
+    pub(crate) async fn fork(&self, id: &str, count: u32, timeout: u32) -> anyhow::Result<Vec<rest::ForkResult>> {
+        let body = rest::ForkSandbox { timeout: Some(timeout.into()), count: Some(count.into()), ..Default::default() };
+        self.send(Method::POST, &sandbox_path(id, "/fork"), Some(&body)).await?.json()
+    }
+
+    /// Snapshots a sandbox.
+    pub(crate) async fn snapshot(&self, id: &str, name: Option<String>) -> anyhow::Result<rest::SnapshotInfo> {
+        let body = rest::NewSnapshot { name, ..Default::default() };
+        self.send(Method::POST, &sandbox_path(id, "/snapshots"), Some(&body)).await?.json()
+    }
+
+    /// Sets how long a sandbox lives from now on.
+    pub(crate) async fn set_timeout(&self, id: &str, seconds: u32) -> anyhow::Result<()> {
+        let body = rest::SetTimeout { timeout: seconds.into(), unknown: rest::Unknown::default() };
+        self.send(Method::POST, &sandbox_path(id, "/timeout"), Some(&body)).await.map(drop)
+    }
+
+    /// Ends a sandbox.
+    pub(crate) async fn kill(&self, id: &str) -> anyhow::Result<()> {
+        self.send::<()>(Method::DELETE, &sandbox_path(id, ""), None).await.map(drop)
+    }
+
+    /// Every template.
+    pub(crate) async fn templates(&self) -> anyhow::Result<Vec<rest::Template>> {
+        self.send::<()>(Method::GET, "/templates", None).await?.json()
+    }
+
+    /// Removes a template or a snapshot.
+    pub(crate) async fn remove_template(&self, reference: &str) -> anyhow::Result<()> {
+        self.send::<()>(Method::DELETE, &format!("/templates/{}", escape(reference)), None).await.map(drop)
+    }
+
+    /// Reads a file of a sandbox, through the data plane.
+    pub(crate) async fn read_file(&self, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<Bytes> {
+        let request = self.file_request(Method::GET, sandbox, path)?.body(Full::default()).context("cannot make the request")?;
+        Ok(self.exchange(request).await?.body)
+    }
+
+    /// Writes a file of a sandbox, through the data plane.
+    pub(crate) async fn write_file(&self, sandbox: &rest::Sandbox, path: &str, content: Bytes) -> anyhow::Result<()> {
+        let request = self
+            .file_request(Method::POST, sandbox, path)?
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .body(Full::new(content))
+            .context("cannot make the request")?;
+        self.exchange(request).await.map(drop)
+    }
+
+    fn file_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
+        let query = with_query("/files", [("path", path.to_owned()), ("username", "user".to_owned())]);
+        let mut request =
+            Request::builder().method(method).uri(format!("{}{query}", self.target.sandbox_url.trim_end_matches('/')));
+        let access = Access { sandbox_id: &sandbox.sandbox_id, token: sandbox.envd_access_token.as_deref(), user: None };
+        for (name, value) in &envd::headers(&access)? {
+            request = request.header(name, value);
+        }
+        Ok(request)
+    }
+
+    async fn send<T: Serialize>(&self, method: Method, path: &str, body: Option<&T>) -> anyhow::Result<Answer> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.target.api_url.trim_end_matches('/')))
+            .header("X-API-Key", &self.target.api_key);
+        let bytes = match body {
+            None => Bytes::new(),
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                serde_json::to_vec(body).context("cannot write the request as JSON")?.into()
+            }
+        };
+        self.exchange(request.body(Full::new(bytes)).context("cannot make the request")?).await
+    }
+
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+        let user_agent = header::HeaderValue::from_static(concat!("firkin/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().insert(header::USER_AGENT, user_agent);
+        let answer = tokio::time::timeout(ANSWER_DEADLINE, async {
+            let response = self.http.request(request).await.map_err(|error| self.unreachable(error))?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| anyhow!(error));
+            let body = body.context("the server's answer broke off")?.to_bytes();
+            anyhow::Ok(Answer { status: parts.status, headers: parts.headers, body })
+        });
+        let answer =
+            answer.await.with_context(|| format!("the server did not answer within {} s", ANSWER_DEADLINE.as_secs()))??;
+        if answer.status.is_success() { Ok(answer) } else { Err(refusal(&answer)) }
+    }
+
+    fn unreachable(&self, error: hyper_util::client::legacy::Error) -> anyhow::Error {
+        Err::<(), _>(error)
+            .with_context(|| format!("cannot reach a server at `{}`", self.target.api_url))
+            .hint("start one with `firkin up`")
+            .status(ExitStatus::Unreachable)
+            .expect_err("it is an error")
+    }
+}
+
+/// The server's error in its own words, with the next step.
+fn refusal(answer: &Answer) -> anyhow::Error {
+    let message = match serde_json::from_slice::<rest::Error>(&answer.body) {
+        Ok(error) => error.message,
+        Err(_) => format!("the server answered `{}`", answer.status),
+    };
+    let hint = match answer.status {
+        StatusCode::UNAUTHORIZED => Some("the API key is not this server's; `firkin env` prints the right one".to_owned()),
+        StatusCode::NOT_FOUND => Some("`firkin sandbox ls` and `firkin template ls` list what there is".to_owned()),
+        StatusCode::SERVICE_UNAVAILABLE => Some(match answer.headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()) {
+            Some(seconds) => {
+                format!("the host is full: try again in {seconds} s, or end a sandbox with `firkin sandbox kill ID`")
+            }
+            None => "the host is full: end a sandbox with `firkin sandbox kill ID`".to_owned(),
+        }),
+        _ => None,
+    };
+    let refused = Refused { status: answer.status, message };
+    match hint {
+        None => refused.into(),
+        Some(hint) => Err::<(), _>(refused).hint(hint).expect_err("it is an error"),
+    }
+}
+
+fn sandbox_path(id: &str, rest: &str) -> String {
+    format!("/sandboxes/{}{rest}", escape(id))
+}
+
+/// `path` with `pairs` as its query.
+fn with_query<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let mut text = path.to_owned();
+    let mut separator = '?';
+    for (key, value) in pairs {
+        text.push(separator);
+        text += key;
+        text.push('=');
+        text += &escape(&value);
+        separator = '&';
+    }
+    text
+}
+
+/// Percent-encodes everything but RFC 3986's unreserved characters.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(byte.into()),
+            _ => write!(escaped, "%{byte:02X}").expect("a string takes everything"),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_cannot_leave_their_place_in_a_path() {
+        assert_eq!(sandbox_path("../x?y", "/pause"), "/sandboxes/..%2Fx%3Fy/pause");
+        assert_eq!(with_query("/p", [("a", "1 &".to_owned()), ("b", "ä".to_owned())]), "/p?a=1%20%26&b=%C3%A4");
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_servers_words() {
+        let answer = |status, body: &'static str, headers| Answer { status, headers, body: Bytes::from_static(body.as_bytes()) };
+        let full: http::HeaderMap = [(header::RETRY_AFTER, "7".parse().unwrap())].into_iter().collect();
+        for (answer, expected) in [
+            (
+                answer(StatusCode::CONFLICT, r#"{"code":409,"message":"already paused"}"#, http::HeaderMap::new()),
+                "error: already paused\n",
+            ),
+            (
+                answer(StatusCode::SERVICE_UNAVAILABLE, r#"{"code":503,"message":"no memory left"}"#, full),
+                "error: no memory left\n\
+                 hint: the host is full: try again in 7 s, or end a sandbox with `firkin sandbox kill ID`\n",
+            ),
+            (answer(StatusCode::BAD_GATEWAY, "<html>", http::HeaderMap::new()), "error: the server answered `502 Bad Gateway`\n"),
+        ] {
+            assert_eq!(crate::failure::render(&refusal(&answer)), expected);
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! What may be typed: the grammar of the command line, and nothing else.
+//!
+//! Defaults that depend on anything but the text itself are not here: `settings` resolves them, so that this file stays a
+//! description and every value has one place where it is decided.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
+#[derive(Debug, Parser)]
+#[command(name = "firkin", version, about, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Where the server keeps its state, and where other commands find it [default: /var/lib/firkin]
+    #[arg(long, global = true, value_name = "DIR", env = "FIRKIN_STATE_DIR", hide_env_values = true)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print JSON even on a terminal
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Answer every question with yes
+    #[arg(long, short = 'y', global = true)]
+    pub(crate) yes: bool,
+}
+
+/// Options of the commands that run machines themselves.
+#[derive(Debug, Default, Args)]
+pub(crate) struct HostArgs {
+    /// Downloads and builds that servers share [default: /var/cache/firkin]
+    #[arg(long, value_name = "DIR", env = "FIRKIN_CACHE_DIR", hide_env_values = true)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// How guest instructions are executed [default: auto]
+    #[arg(long, value_enum, env = "FIRKIN_ACCEL", hide_env_values = true)]
+    pub(crate) accel: Option<Accel>,
+}
+
+/// Options of the commands that serve.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Address and port to serve on [default: 127.0.0.1:3000]
+    #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_LISTEN", hide_env_values = true)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Domain of the sandboxes' host names, <port>-<id>.<domain>
+    #[arg(long, env = "FIRKIN_DOMAIN", hide_env_values = true)]
+    pub(crate) domain: Option<String>,
+    /// What becomes of running sandboxes when the server stops [default: kill]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_exit: Option<OnExit>,
+}
+
+/// How guest instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// KVM if a tiny guest runs under it, else TCG
+    Auto,
+    /// Hardware virtualisation, or fail
+    Kvm,
+    /// QEMU's emulator: works everywhere, slow CPU
+    Tcg,
+}
+
+/// What becomes of running sandboxes when the server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnExit {
+    /// They end
+    Kill,
+    /// They are paused with their memory and can be resumed later
+    Pause,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve in the foreground until Ctrl-C
+    Up(ServeArgs),
+    /// Set up this host, try every part of the product once, say how to go on
+    Quickstart(ServeArgs),
+    /// Say whether this host is ready, and what is missing
+    Doctor(DoctorArgs),
+    /// Print the export lines that point the E2B SDKs at the server: eval "$(firkin env)"
+    Env,
+    /// Create, use and end sandboxes
+    #[command(subcommand, visible_alias = "sbx")]
+    Sandbox(SandboxCommand),
+    /// Build, list and remove templates
+    #[command(subcommand)]
+    Template(TemplateCommand),
+}
+
+/// `firkin doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Install and change what is missing, after asking
+    #[arg(long)]
+    pub(crate) fix: bool,
+}
+
+/// `firkin sandbox ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxCommand {
+    /// Create a sandbox from a template
+    Create(CreateArgs),
+    /// List sandboxes, newest first
+    #[command(visible_alias = "list")]
+    Ls(ListArgs),
+    /// Show one sandbox
+    Info(OneSandbox),
+    /// Run a command, stream its output, end with its exit status
+    Exec(ExecArgs),
+    /// Open a login shell on this terminal
+    Shell(ShellArgs),
+    /// Stop sandboxes, keeping memory and files
+    Pause(SomeSandboxes),
+    /// Continue paused sandboxes
+    Resume(ResumeArgs),
+    /// Copy a running sandbox, memory included; the source goes on
+    Fork(ForkArgs),
+    /// Snapshot a running sandbox; new sandboxes can be created from the snapshot
+    Snapshot(SnapshotArgs),
+    /// Set how long a sandbox lives from now on
+    Timeout(TimeoutArgs),
+    /// End sandboxes for good
+    Kill(KillArgs),
+}
+
+/// A command that names one sandbox.
+#[derive(Debug, Args)]
+pub(crate) struct OneSandbox {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+/// A command that names sandboxes.
+#[derive(Debug, Args)]
+pub(crate) struct SomeSandboxes {
+    /// Sandbox ids
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+}
+
+/// `firkin sandbox create`
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Template name, template id or snapshot id
+    #[arg(default_value = "base")]
+    pub(crate) template: String,
+    /// Seconds until the sandbox ends
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) timeout: u32,
+    /// Pause, instead of kill, when the timeout is over
+    #[arg(long)]
+    pub(crate) auto_pause: bool,
+    /// Cut the sandbox off from the internet
+    #[arg(long)]
+    pub(crate) no_internet: bool,
+    /// Environment variable of every command; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Metadata to find it by; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+}
+
+/// `firkin sandbox ls`
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only those in this state
+    #[arg(long, value_enum)]
+    pub(crate) state: Option<StateFilter>,
+    /// Only those with this metadata; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// Only those of this template
+    #[arg(long)]
+    pub(crate) template: Option<String>,
+}
+
+/// Which sandboxes are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StateFilter {
+    /// Running ones
+    Running,
+    /// Paused ones
+    Paused,
+}
+
+/// `firkin sandbox exec`
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Run as this user
+    #[arg(long, short, default_value = "user")]
+    pub(crate) user: String,
+    /// Working directory [default: the user's home]
+    #[arg(long, short = 'w', value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// Environment variable; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Seconds until the command is killed [default: none]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+    /// Give the command a terminal and connect this one to it
+    #[arg(long, short = 't')]
+    pub(crate) tty: bool,
+    /// The command and its arguments, after `--`
+    #[arg(value_name = "CMD", required = true, last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// `firkin sandbox shell`
+#[derive(Debug, Args)]
+pub(crate) struct ShellArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Log in as this user
+    #[arg(long, short, default_value = "user")]
+    pub(crate) user: String,
+    /// Working directory [default: the user's home]
+    #[arg(long, short = 'w', value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+}
+
+/// `firkin sandbox resume`
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    pub(crate) sandboxes: SomeSandboxes,
+    /// Seconds until the sandbox ends, from now on
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) timeout: u32,
+}
+
+/// `firkin sandbox fork`
+#[derive(Debug, Args)]
+pub(crate) struct ForkArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// How many copies
+    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) count: u32,
+    /// Seconds until the copies end
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) timeout: u32,
+}
+
+/// `firkin sandbox snapshot`
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Name for the snapshot
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+/// `firkin sandbox timeout`
+#[derive(Debug, Args)]
+pub(crate) struct TimeoutArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Seconds until it ends, from now on; 0 ends it at once
+    pub(crate) seconds: u32,
+}
+
+/// `firkin sandbox kill`
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Sandbox ids
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) ids: Vec<String>,
+    /// All of them, running and paused
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// `firkin template ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Build a template on this host, without a server
+    Build(BuildArgs),
+    /// List templates
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Remove templates and their files
+    Rm(RemoveArgs),
+}
+
+/// `firkin template build`
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// Name of the template
+    #[arg(default_value = "base")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Virtual CPUs [default: 2]
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) cpus: Option<u32>,
+    /// Guest memory in MiB [default: 512]
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory: Option<u32>,
+    /// Command to start before the snapshot; it is running in every sandbox
+    #[arg(long, value_name = "CMD")]
+    pub(crate) start_cmd: Option<String>,
+    /// Command that succeeds once the snapshot may be taken
+    #[arg(long, value_name = "CMD")]
+    pub(crate) ready_cmd: Option<String>,
+    /// Build again even if nothing changed
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `firkin template rm`
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// Template names or ids
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+/// Parses `KEY=VALUE`; the value may hold more `=`, the key may not be empty.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::error::ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let Ok(Command::Sandbox(SandboxCommand::Exec(exec))) =
+            parse("firkin sandbox exec i1 --user root --env A=b=c -- ls --json -la")
+        else {
+            panic!("exec did not parse");
+        };
+        assert_eq!(exec.command, ["ls", "--json", "-la"]);
+        assert_eq!(exec.user, "root");
+        assert_eq!(exec.env, [("A".to_owned(), "b=c".to_owned())]);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        use clap::error::ErrorKind;
+        for (line, kind) in [
+            ("firkin sandbox exec i1", ErrorKind::MissingRequiredArgument),
+            ("firkin sandbox kill", ErrorKind::MissingRequiredArgument),
+            ("firkin sandbox kill i1 --all", ErrorKind::ArgumentConflict),
+            ("firkin sandbox create --env novalue", ErrorKind::ValueValidation),
+            ("firkin sandbox create --metadata =x", ErrorKind::ValueValidation),
+            ("firkin sandbox fork i1 --count 0", ErrorKind::ValueValidation),
+            ("firkin sandbox fork i1 --count 101", ErrorKind::ValueValidation),
+            ("firkin up --listen nowhere", ErrorKind::ValueValidation),
+            ("firkin up --on-exit explode", ErrorKind::InvalidValue),
+            ("firkin frobnicate", ErrorKind::InvalidSubcommand),
+        ] {
+            assert_eq!(parse(line).map(|_| ()), Err(kind), "{line}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `firkin env`: what points the official SDKs at the server, for `eval`.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    failure::ExitStatus,
+    output,
+    serverfile::{self, Target},
+    settings::{ServerSource, Settings},
+};
+
+/// Prints the lines. They are for a shell even when piped, which is their use; JSON comes on demand only.
+pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<ExitStatus> {
+    // What the variables say already needs no telling: only the server's own files count here.
+    let target = serverfile::find(&Settings { server: ServerSource::StateDir, ..settings.clone() })?;
+    let variables = variables(&target);
+    if json {
+        output::json(&variables)?;
+    } else {
+        output::text(&exports(&variables))?;
+    }
+    Ok(ExitStatus::Success)
+}
+
+fn variables(target: &Target) -> BTreeMap<&'static str, &str> {
+    [("E2B_API_KEY", &target.api_key), ("E2B_API_URL", &target.api_url), ("E2B_SANDBOX_URL", &target.sandbox_url)]
+        .map(|(name, value)| (name, value.as_str()))
+        .into()
+}
+
+fn exports(variables: &BTreeMap<&str, &str>) -> String {
+    variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
+}
+
+/// A word that any POSIX shell reads as `text`.
+fn quoted(text: &str) -> String {
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:/@%+=".contains(&b));
+    if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_are_what_a_shell_evaluates() {
+        let url = "http://127.0.0.1:3000".to_owned();
+        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: "e2b_0a".to_owned() };
+        assert_eq!(
+            exports(&variables(&target)),
+            "export E2B_API_KEY=e2b_0a\n\
+             export E2B_API_URL=http://127.0.0.1:3000\n\
+             export E2B_SANDBOX_URL=http://127.0.0.1:3000\n"
+        );
+        assert_eq!(quoted("a b'c;$d"), r"'a b'\''c;$d'");
+        assert_eq!(quoted("[::1]"), "'[::1]'");
+    }
+}

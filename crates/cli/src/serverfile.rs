@@ -1,0 +1,190 @@
+//! How commands find the server: two small files that it leaves in its state directory.
+//!
+//! `server.json` names the address of the server that runs now; `api-key` holds the key in plain for whoever may read a file of
+//! mode 0600 there. Both are hints for clients only: the server itself trusts neither, it compares keys with its store.
+
+use std::{io::Write as _, path::Path};
+
+use anyhow::{Context as _, anyhow};
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    failure::{Advise as _, ExitStatus},
+    settings::{ServerSource, Settings},
+};
+
+/// What `server.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServerFile {
+    /// Base URL of the control plane and of the data plane.
+    pub(crate) url: String,
+    /// Process id of the server.
+    pub(crate) pid: u32,
+}
+
+/// The largest file that is read as one of ours.
+const SIZE_LIMIT: u64 = 4096;
+
+impl ServerFile {
+    /// The file, if there is one.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        match read_small(path)? {
+            None => Ok(None),
+            Some(text) => {
+                serde_json::from_str(&text).map(Some).with_context(|| format!("cannot understand `{}`", path.display()))
+            }
+        }
+    }
+
+    /// Writes the file whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string(self).context("cannot write JSON")?;
+        replace(path, &text, 0o644)
+    }
+
+    /// Removes the file if it is still this server's.
+    pub(crate) fn remove(&self, path: &Path) -> anyhow::Result<()> {
+        if Self::read(path)?.as_ref() == Some(self) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the API key for clients on this host, readable by its owner only.
+pub(crate) fn write_api_key(path: &Path, key: &str) -> anyhow::Result<()> {
+    replace(path, &format!("{key}\n"), 0o600)
+}
+
+/// The API key that the server keeps for clients on this host, if it may be read.
+pub(crate) fn read_api_key(path: &Path) -> anyhow::Result<Option<String>> {
+    Ok(read_small(path)?.map(|text| text.trim().to_owned()).filter(|key| !key.is_empty()))
+}
+
+fn read_small(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(meta) if meta.len() > SIZE_LIMIT => {
+            Err(anyhow!("cannot use `{}`: {} bytes are more than {SIZE_LIMIT}", path.display(), meta.len()))
+        }
+        Ok(_) => Ok(Some(fs::read_to_string(path)?)),
+    }
+}
+
+fn replace(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    Ok(())
+}
+
+/// A server and the right to use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Base URL of the control plane.
+    pub(crate) api_url: String,
+    /// Base URL of the data plane.
+    pub(crate) sandbox_url: String,
+    /// API key.
+    pub(crate) api_key: String,
+}
+
+/// Finds the server that client commands talk to.
+pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
+    let start = format!("start a server with `firkin up{}`", settings.state_option());
+    match &settings.server {
+        ServerSource::Variables { api_url, sandbox_url, api_key } => {
+            let api_key = api_key
+                .clone()
+                .ok_or_else(|| anyhow!("E2B_API_URL is set, but E2B_API_KEY is not"))
+                .hint("`eval \"$(firkin env)\"` sets both")?;
+            Ok(Target { api_url: api_url.clone(), sandbox_url: sandbox_url.clone(), api_key })
+        }
+        ServerSource::StateDir => {
+            let url = match ServerFile::read(&settings.server_file())? {
+                Some(file) => file.url,
+                None => format!("http://{}", settings.listen),
+            };
+            let api_key = match (read_api_key(&settings.api_key_file()), &settings.api_key) {
+                (Ok(Some(key)), _) => key,
+                (Ok(None) | Err(_), Some(key)) => key.clone(),
+                (Ok(None), None) => {
+                    return Err(anyhow!("no server was ever started with state directory `{}`", settings.state_dir.display()))
+                        .hint(start)
+                        .status(ExitStatus::Unreachable);
+                }
+                (Err(error), None) => {
+                    return Err(error)
+                        .context("cannot read the API key")
+                        .hint("run as the user that runs the server, or set E2B_API_KEY and E2B_API_URL");
+                }
+            };
+            Ok(Target { api_url: url.clone(), sandbox_url: url, api_key })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::settings::{Surroundings, resolve};
+
+    fn settings(dir: &Path, around: &Surroundings) -> Settings {
+        let cli =
+            crate::args::Cli::try_parse_from(["firkin", "sandbox", "ls", "--state-dir", &dir.display().to_string()]).unwrap();
+        resolve(&cli, around)
+    }
+
+    #[test]
+    fn what_the_server_left_is_what_clients_find() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), &Surroundings::default());
+        let file = ServerFile { url: "http://127.0.0.1:4321".to_owned(), pid: 7 };
+        file.write(&settings.server_file()).unwrap();
+        write_api_key(&settings.api_key_file(), "e2b_00ff").unwrap();
+        assert_eq!(fs::metadata(settings.api_key_file()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            find(&settings).unwrap(),
+            Target { api_url: file.url.clone(), sandbox_url: file.url.clone(), api_key: "e2b_00ff".to_owned() }
+        );
+
+        let newer = ServerFile { pid: 8, ..file.clone() };
+        newer.write(&settings.server_file()).unwrap();
+        file.remove(&settings.server_file()).unwrap();
+        assert_eq!(ServerFile::read(&settings.server_file()).unwrap(), Some(newer.clone()));
+        newer.remove(&settings.server_file()).unwrap();
+        assert_eq!(ServerFile::read(&settings.server_file()).unwrap(), None);
+    }
+
+    #[test]
+    fn without_a_server_the_next_step_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = find(&settings(dir.path(), &Surroundings::default())).unwrap_err();
+        let dir = dir.path().display();
+        assert_eq!(
+            crate::failure::render(&error),
+            format!(
+                "error: no server was ever started with state directory `{dir}`\n\
+                 hint: start a server with `firkin up --state-dir {dir}`\n"
+            )
+        );
+        assert_eq!(crate::failure::status_of(&error), ExitStatus::Unreachable);
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), &Surroundings::default());
+        fs::write(settings.server_file(), vec![b' '; 5000]).unwrap();
+        assert!(find(&settings).unwrap_err().to_string().contains("more than 4096"));
+    }
+}

@@ -1,0 +1,246 @@
+//! What was typed, the environment and the defaults become one set of values, once.
+//!
+//! Every default of the command line is decided here and nowhere else; the rest of the program gets values, never options.
+
+use std::{
+    io::{IsTerminal as _, stderr, stdin, stdout},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs};
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
+const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";
+const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
+
+/// What the program reads of its surroundings, so that resolution is a pure function.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Surroundings {
+    /// `E2B_API_URL`
+    pub(crate) api_url: Option<String>,
+    /// `E2B_API_KEY`
+    pub(crate) api_key: Option<String>,
+    /// `E2B_SANDBOX_URL`
+    pub(crate) sandbox_url: Option<String>,
+    /// Standard input is a terminal.
+    pub(crate) stdin_tty: bool,
+    /// Standard output is a terminal.
+    pub(crate) stdout_tty: bool,
+    /// Standard error is a terminal.
+    pub(crate) stderr_tty: bool,
+}
+
+impl Surroundings {
+    /// Those of this process. An empty variable counts as absent, as in every shell script.
+    pub(crate) fn of_process() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            api_url: variable("E2B_API_URL"),
+            api_key: variable("E2B_API_KEY"),
+            sandbox_url: variable("E2B_SANDBOX_URL"),
+            stdin_tty: stdin().is_terminal(),
+            stdout_tty: stdout().is_terminal(),
+            stderr_tty: stderr().is_terminal(),
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Who answers questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consent {
+    /// `--yes`: everything is agreed to.
+    Given,
+    /// The person at the terminal.
+    Ask,
+    /// Nobody: what needs an answer is not done.
+    Nobody,
+}
+
+/// Where client commands find the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ServerSource {
+    /// The files that a server left in the state directory.
+    StateDir,
+    /// The variables that point the SDKs at a server.
+    Variables {
+        /// `E2B_API_URL`
+        api_url: String,
+        /// `E2B_SANDBOX_URL`, else the same.
+        sandbox_url: String,
+        /// `E2B_API_KEY`
+        api_key: Option<String>,
+    },
+}
+
+/// Everything that is decided before a command runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// How results are printed.
+    pub(crate) format: Format,
+    /// Who answers questions.
+    pub(crate) consent: Consent,
+    /// Progress may redraw its line.
+    pub(crate) live_progress: bool,
+    /// Standard input is a terminal.
+    pub(crate) stdin_tty: bool,
+    /// Where the server keeps its state.
+    pub(crate) state_dir: PathBuf,
+    /// Where client commands find the server.
+    pub(crate) server: ServerSource,
+    /// `E2B_API_KEY`: used when the state directory's key cannot be read.
+    pub(crate) api_key: Option<String>,
+    /// Downloads and builds that servers share.
+    pub(crate) cache_dir: PathBuf,
+    /// How guest instructions are executed.
+    pub(crate) accel: Accel,
+    /// Address to serve on.
+    pub(crate) listen: SocketAddr,
+    /// The address was chosen by the user, so no other will do.
+    pub(crate) listen_chosen: bool,
+    /// Domain of the sandboxes' host names.
+    pub(crate) domain: Option<String>,
+    /// What becomes of running sandboxes when the server stops.
+    pub(crate) on_exit: OnExit,
+}
+
+impl Settings {
+    /// Where the server writes its address.
+    pub(crate) fn server_file(&self) -> PathBuf {
+        self.state_dir.join("server.json")
+    }
+
+    /// Where the API key is kept in plain, readable by its owner only.
+    pub(crate) fn api_key_file(&self) -> PathBuf {
+        self.state_dir.join("api-key")
+    }
+
+    /// The options that make another command of ours find the same directories, for hints to paste.
+    pub(crate) fn state_option(&self) -> String {
+        if self.state_dir == Path::new(DEFAULT_STATE_DIR) {
+            String::new()
+        } else {
+            format!(" --state-dir {}", self.state_dir.display())
+        }
+    }
+}
+
+/// Decides every value.
+pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
+    let GlobalArgs { state_dir, json, yes } = &cli.global;
+    let no_serve = ServeArgs::default();
+    let (serve, host): (&ServeArgs, &HostArgs) = match &cli.command {
+        Command::Up(serve) | Command::Quickstart(serve) => (serve, &serve.host),
+        Command::Doctor(doctor) => (&no_serve, &doctor.host),
+        Command::Template(crate::args::TemplateCommand::Build(build)) => (&no_serve, &build.host),
+        Command::Env | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
+    };
+    // A state directory that was named is more to the point than variables left over in a shell.
+    let server = match (&state_dir, &around.api_url) {
+        (None, Some(api_url)) => ServerSource::Variables {
+            api_url: api_url.clone(),
+            sandbox_url: around.sandbox_url.clone().unwrap_or_else(|| api_url.clone()),
+            api_key: around.api_key.clone(),
+        },
+        (Some(_), _) | (None, None) => ServerSource::StateDir,
+    };
+    Settings {
+        format: if *json || !around.stdout_tty { Format::Json } else { Format::Table },
+        consent: match (yes, around.stdin_tty && around.stderr_tty) {
+            (true, _) => Consent::Given,
+            (false, true) => Consent::Ask,
+            (false, false) => Consent::Nobody,
+        },
+        live_progress: around.stderr_tty,
+        stdin_tty: around.stdin_tty,
+        state_dir: absolute(state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))),
+        server,
+        api_key: around.api_key.clone(),
+        cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
+        accel: host.accel.unwrap_or(Accel::Auto),
+        listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
+        listen_chosen: serve.listen.is_some(),
+        domain: serve.domain.clone(),
+        on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
+    }
+}
+
+/// The engine's processes run elsewhere: no path may depend on the working directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn resolved(line: &str, around: &Surroundings) -> Settings {
+        resolve(&Cli::try_parse_from(line.split(' ')).unwrap(), around)
+    }
+
+    #[test]
+    fn without_a_word_the_defaults_hold() {
+        let settings = resolved("firkin up", &Surroundings::default());
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:3000");
+        assert!(!settings.listen_chosen);
+        assert_eq!(settings.state_dir, Path::new("/var/lib/firkin"));
+        assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
+        assert_eq!(settings.accel, Accel::Auto);
+        assert_eq!(settings.on_exit, OnExit::Kill);
+        assert_eq!(settings.state_option(), "");
+    }
+
+    #[test]
+    fn json_is_for_pipes_and_for_who_asks() {
+        let terminal = Surroundings { stdout_tty: true, ..Surroundings::default() };
+        assert_eq!(resolved("firkin sandbox ls", &Surroundings::default()).format, Format::Json);
+        assert_eq!(resolved("firkin sandbox ls", &terminal).format, Format::Table);
+        assert_eq!(resolved("firkin sandbox ls --json", &terminal).format, Format::Json);
+    }
+
+    #[test]
+    fn nobody_is_asked_where_nobody_is() {
+        let person = Surroundings { stdin_tty: true, stderr_tty: true, ..Surroundings::default() };
+        assert_eq!(resolved("firkin quickstart", &person).consent, Consent::Ask);
+        assert_eq!(resolved("firkin quickstart", &Surroundings::default()).consent, Consent::Nobody);
+        assert_eq!(resolved("firkin quickstart --yes", &Surroundings::default()).consent, Consent::Given);
+    }
+
+    #[test]
+    fn a_named_state_directory_wins_over_variables() {
+        let around = Surroundings {
+            api_url: Some("http://127.0.0.1:9".to_owned()),
+            api_key: Some("e2b_0".to_owned()),
+            ..Surroundings::default()
+        };
+        assert_eq!(
+            resolved("firkin sandbox ls", &around).server,
+            ServerSource::Variables {
+                api_url: "http://127.0.0.1:9".to_owned(),
+                sandbox_url: "http://127.0.0.1:9".to_owned(),
+                api_key: Some("e2b_0".to_owned()),
+            }
+        );
+        let named = resolved("firkin sandbox ls --state-dir /s", &around);
+        assert_eq!(named.server, ServerSource::StateDir);
+        assert_eq!(named.state_option(), " --state-dir /s");
+    }
+
+    #[test]
+    fn a_relative_directory_becomes_absolute() {
+        let settings = resolved("firkin up --state-dir s --cache-dir c", &Surroundings::default());
+        assert!(settings.state_dir.is_absolute() && settings.state_dir.ends_with("s"));
+        assert!(settings.cache_dir.is_absolute() && settings.cache_dir.ends_with("c"));
+    }
+}
