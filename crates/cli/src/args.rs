@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]
-#[command(name = "firkin", version, about, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "firkin", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,

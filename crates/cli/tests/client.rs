@@ -1,0 +1,347 @@
+//! The `firkin` binary against a scripted server: what it sends, what it prints, how it ends.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io::Write as _,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use buffa::Message as _;
+use bytes::Bytes;
+use firkin_wire::envd::process::{
+    ProcessEvent, StartRequest, StartResponse,
+    process_event::{DataEvent, EndEvent, Event, StartEvent, data_event},
+};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
+/// A request as the server saw it.
+#[derive(Debug, Clone)]
+struct Seen {
+    line: String,
+    headers: http::HeaderMap,
+    body: Bytes,
+}
+
+/// What to answer: status, headers, body.
+type Answer = (u16, Vec<(&'static str, &'static str)>, Bytes);
+
+fn json(status: u16, body: &'static str) -> Answer {
+    (status, vec![("content-type", "application/json")], Bytes::from_static(body.as_bytes()))
+}
+
+/// A server that gives scripted answers to `METHOD path` and remembers what it was asked.
+struct Server {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _runtime: tokio::runtime::Runtime,
+    state_dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(script: impl IntoIterator<Item = (&'static str, Answer)>) -> Self {
+        let script: Vec<(&'static str, Answer)> = script.into_iter().collect();
+        let script = Arc::new(Mutex::new(VecDeque::from(script)));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::clone(&seen);
+        runtime.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (script, seen) = (Arc::clone(&script), Arc::clone(&shared));
+                let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&script), Arc::clone(&seen)));
+                tokio::spawn(async move {
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    // A client that hangs up is no failure of the server.
+                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                });
+            }
+        });
+        let state_dir = tempfile::tempdir().unwrap();
+        let server = Self { address, seen, _runtime: runtime, state_dir };
+        fs_err::write(server.state_dir.path().join("server.json"), format!(r#"{{"url":"http://{address}","pid":1}}"#)).unwrap();
+        fs_err::write(server.state_dir.path().join("api-key"), "e2b_0123\n").unwrap();
+        server
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        firkin(self.state_dir.path(), args, b"")
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.seen.lock().unwrap().iter().map(|seen| seen.line.clone()).collect()
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    script: Arc<Mutex<VecDeque<(&'static str, Answer)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let line = format!("{} {}", request.method(), request.uri().path_and_query().unwrap());
+    let headers = request.headers().clone();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    seen.lock().unwrap().push(Seen { line: line.clone(), headers, body });
+    let found = {
+        let mut script = script.lock().unwrap();
+        script.iter().position(|(expected, _)| *expected == line).and_then(|index| script.remove(index))
+    };
+    let (status, headers, body) = match found {
+        Some((_, answer)) => answer,
+        None => json(404, r#"{"code":404,"message":"not in the script"}"#),
+    };
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(name, value);
+    }
+    Ok(response.body(Full::new(body)).unwrap())
+}
+
+fn firkin(state_dir: &Path, args: &[&str], stdin: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_firkin"))
+        .args(args)
+        .env("FIRKIN_STATE_DIR", state_dir)
+        .env_remove("E2B_API_KEY")
+        .env_remove("E2B_API_URL")
+        .env_remove("E2B_SANDBOX_URL")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+const ONE: &str = r#"[{"templateID":"t","sandboxID":"i1","clientID":"c","startedAt":"2026-01-01T00:00:00Z",
+    "endAt":"2026-01-01T00:05:00Z","cpuCount":2,"memoryMB":512,"diskSizeMB":1024,"state":"running","envdVersion":"0.6.13"}]"#;
+const DETAIL: &str = r#"{"templateID":"t","sandboxID":"i1","clientID":"c","startedAt":"2026-01-01T00:00:00Z",
+    "endAt":"2026-01-01T00:05:00Z","cpuCount":2,"memoryMB":512,"diskSizeMB":1024,"state":"running","envdVersion":"0.6.13",
+    "envdAccessToken":"secret","domain":null}"#;
+const PAUSED: &str = r#"{"templateID":"t","sandboxID":"i1","clientID":"c","startedAt":"2026-01-01T00:00:00Z",
+    "endAt":"2026-01-01T00:05:00Z","cpuCount":2,"memoryMB":512,"diskSizeMB":1024,"state":"paused","envdVersion":"0.6.13",
+    "domain":null}"#;
+const SANDBOX: &str =
+    r#"{"templateID":"t","sandboxID":"i9","clientID":"c","envdVersion":"0.6.13","envdAccessToken":"secret","domain":null}"#;
+
+#[test]
+fn a_list_follows_every_page_with_the_key() {
+    let mut first = json(200, ONE);
+    first.1.push(("x-next-token", "p/2"));
+    let server = Server::start([
+        ("GET /v2/sandboxes?state=running", first),
+        ("GET /v2/sandboxes?state=running&nextToken=p%2F2", json(200, ONE)),
+    ]);
+    let output = server.run(&["sandbox", "ls", "--state", "running"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!(server.seen.lock().unwrap()[1].headers["x-api-key"], "e2b_0123");
+}
+
+#[test]
+fn create_sends_what_was_asked_and_nothing_else() {
+    let server = Server::start([("POST /v2/sandboxes", json(201, SANDBOX))]);
+    let output = server.run(&["sandbox", "create", "py", "--timeout", "60", "--env", "A=1", "--metadata", "k=v"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let body: serde_json::Value = serde_json::from_slice(&server.seen.lock().unwrap()[0].body).unwrap();
+    assert_eq!(
+        body,
+        serde_json::json!({"templateID": "py", "timeout": 60, "envVars": {"A": "1"}, "metadata": {"k": "v"}})
+    );
+}
+
+#[test]
+fn a_refusal_is_told_in_the_servers_words_with_a_next_step() {
+    let server = Server::start([("POST /v2/sandboxes", json(401, r#"{"code":401,"message":"invalid API key"}"#))]);
+    let output = server.run(&["sandbox", "create"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "error: cannot create a sandbox\n  \
+         cause: invalid API key\n\
+         hint: the API key is not this server's; `firkin env` prints the right one\n"
+    );
+}
+
+#[test]
+fn several_sandboxes_fail_one_by_one() {
+    let server = Server::start([("POST /sandboxes/i1/pause", (204, vec![], Bytes::new()))]);
+    let output = server.run(&["sandbox", "pause", "i1", "i2"]);
+    assert_eq!(output.status.code(), Some(1));
+    let outcomes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        outcomes,
+        serde_json::json!([{"id": "i1", "result": "paused"}, {"id": "i2", "result": "error: not in the script"}])
+    );
+}
+
+#[test]
+fn killing_everything_needs_consent() {
+    let server = Server::start([
+        ("GET /v2/sandboxes", json(200, ONE)),
+        ("GET /v2/sandboxes", json(200, ONE)),
+        ("DELETE /sandboxes/i1", (204, vec![], Bytes::new())),
+    ]);
+    let refused = server.run(&["sandbox", "kill", "--all"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).ends_with("hint: repeat the command with `--yes` to agree\n"), "{}", stderr(&refused));
+    assert_eq!(server.lines().len(), 1);
+    let agreed = server.run(&["sandbox", "kill", "--all", "--yes"]);
+    assert_eq!((agreed.status.code(), stderr(&agreed)), (Some(0), ""));
+    assert_eq!(server.lines()[2], "DELETE /sandboxes/i1");
+}
+
+#[test]
+fn no_server_is_its_own_exit_status() {
+    let server = Server::start([]);
+    // Nobody listens on the port of a listener that is gone.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    fs_err::write(server.state_dir.path().join("server.json"), format!(r#"{{"url":"http://{free}","pid":1}}"#)).unwrap();
+    let output = server.run(&["sandbox", "ls"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains(&format!("cannot reach a server at `http://{free}`")), "{}", stderr(&output));
+    assert!(stderr(&output).ends_with("hint: start one with `firkin up`\n"), "{}", stderr(&output));
+}
+
+#[test]
+fn env_prints_lines_for_a_shell_and_json_on_demand() {
+    let server = Server::start([]);
+    let output = server.run(&["env"]);
+    let url = format!("http://{}", server.address);
+    assert_eq!(
+        stdout(&output),
+        format!("export E2B_API_KEY=e2b_0123\nexport E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\n")
+    );
+    let output = server.run(&["env", "--json"]);
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(),
+        serde_json::json!({"E2B_API_KEY": "e2b_0123", "E2B_API_URL": url, "E2B_SANDBOX_URL": url})
+    );
+}
+
+/// A Connect stream: an envelope for each event, then the envelope of a clean end.
+fn stream(events: impl IntoIterator<Item = Event>) -> Answer {
+    let mut body = Vec::new();
+    for event in events {
+        let event = ProcessEvent { event: Some(event), ..Default::default() };
+        let message = StartResponse { event: event.into(), ..Default::default() }.encode_to_vec();
+        body.push(0);
+        body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+        body.extend(message);
+    }
+    body.extend([2, 0, 0, 0, 2]);
+    body.extend(b"{}");
+    (200, vec![("content-type", "application/connect+proto")], body.into())
+}
+
+fn data(output: data_event::Output) -> Event {
+    DataEvent { output: Some(output), ..Default::default() }.into()
+}
+
+fn end(event: EndEvent) -> Event {
+    event.into()
+}
+
+#[test]
+fn exec_joins_the_streams_and_passes_the_status_on() {
+    let server = Server::start([
+        ("GET /sandboxes/i1", json(200, DETAIL)),
+        (
+            "POST /process.Process/Start",
+            stream([
+                StartEvent { pid: 42, ..Default::default() }.into(),
+                data(data_event::Output::Stdout(b"out\xff\n".to_vec())),
+                data(data_event::Output::Stderr(b"err\n".to_vec())),
+                end(EndEvent { exit_code: 7, exited: true, status: "exit status 7".to_owned(), ..Default::default() }),
+            ]),
+        ),
+    ]);
+    let output = server.run(&["sandbox", "exec", "i1", "--user", "root", "--env", "A=b", "--", "printf", "%s", "a b"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\xff\n"[..], &b"err\n"[..]));
+
+    let seen = server.seen.lock().unwrap();
+    let start = &seen[1];
+    let header = |name: &str| start.headers[name].to_str().unwrap();
+    assert_eq!((header("e2b-sandbox-id"), header("e2b-sandbox-port")), ("i1", "49983"));
+    assert_eq!((header("x-access-token"), header("authorization")), ("secret", "Basic cm9vdDo="));
+    let request = StartRequest::decode_from_slice(&start.body[5..]).unwrap();
+    assert_eq!(request.process.args[3..], ["bash", "printf", "%s", "a b"]);
+    assert_eq!(request.process.envs.get("A").map(String::as_str), Some("b"));
+}
+
+#[test]
+fn a_killed_command_ends_like_in_a_shell() {
+    let server = Server::start([
+        ("GET /sandboxes/i1", json(200, DETAIL)),
+        (
+            "POST /process.Process/Start",
+            stream([
+                StartEvent { pid: 42, ..Default::default() }.into(),
+                end(EndEvent { exit_code: -1, exited: false, status: "signal: killed".to_owned(), ..Default::default() }),
+            ]),
+        ),
+    ]);
+    assert_eq!(server.run(&["sandbox", "exec", "i1", "--", "sleep", "9"]).status.code(), Some(137));
+}
+
+#[test]
+fn a_paused_sandbox_runs_nothing() {
+    let server = Server::start([("GET /sandboxes/i1", json(200, PAUSED))]);
+    let output = server.run(&["sandbox", "exec", "i1", "--", "true"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "error: sandbox `i1` is paused\nhint: `firkin sandbox resume i1` continues it\n"
+    );
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = firkin(Path::new("/nonexistent"), &["--help"], b"");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        stdout(&output),
+        "Sandboxes for AI agents, each a virtual machine restored from a snapshot\n\
+         \n\
+         Usage: firkin [OPTIONS] <COMMAND>\n\
+         \n\
+         Commands:\n  \
+           up          Serve in the foreground until Ctrl-C\n  \
+           quickstart  Set up this host, try every part of the product once, say how to go on\n  \
+           doctor      Say whether this host is ready, and what is missing\n  \
+           env         Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
+           sandbox     Create, use and end sandboxes [alias: sbx]\n  \
+           template    Build, list and remove templates\n\
+         \n\
+         Options:\n      \
+               --state-dir <DIR>  Where the server keeps its state, and where other commands find it \
+                                 [default: /var/lib/firkin] [env: FIRKIN_STATE_DIR]\n      \
+               --json             Print JSON even on a terminal\n  \
+           -y, --yes              Answer every question with yes\n  \
+           -h, --help             Print help\n  \
+           -V, --version          Print version\n"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2() {
+    assert_eq!(firkin(Path::new("/nonexistent"), &["sandbox", "kill"], b"").status.code(), Some(2));
+}
