@@ -1,2 +1,92 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: everything that has to hold before a change lands, run the same way by people and by CI.
+//!
+//! `cargo xtask test` is the whole of it, set-up included, on a machine where nothing was installed by hand. The other
+//! commands are parts of it. This program only arranges: what is checked lives in the tests of the crates, in `xtask/tests`
+//! (rules about the text of the project) and in `tests/conformance` (the official SDKs).
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod conformance;
+mod leaks;
+mod python;
+mod run;
+mod server;
+mod workspace;
+
+use run::Report;
+use workspace::Workspace;
+
+/// Runs the project's checks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All set-up, then every check, within 25 minutes on two cores
+    Test,
+    /// Formatting of Rust sources
+    Fmt,
+    /// Clippy, with warnings as errors
+    Lint,
+    /// Rules about the text of the project: files, links, promises, dependencies
+    Tidy,
+    /// Tests of the crates, which need no virtual machine
+    Unit,
+    /// Documentation builds without a warning
+    Doc,
+    /// Tests that run virtual machines
+    Vm,
+    /// The official SDKs against a server of our own
+    Conformance {
+        /// Passed to pytest for the newest SDK, after `--`; the older SDK is left out then
+        #[arg(last = true)]
+        pytest: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut report = Report::default();
+    let outcome = Workspace::find().and_then(|workspace| run_command(cli.command, &workspace, &mut report));
+    report.close(outcome)
+}
+
+fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
+    match command {
+        Command::Test => test(workspace, report),
+        Command::Fmt => report.step("formatting", |step| workspace.formatting(step)),
+        Command::Lint => report.step("lints", |step| workspace.lints(step)),
+        Command::Tidy => report.step("tidiness", |step| workspace.tidiness(step)),
+        Command::Unit => report.step("unit tests", |step| workspace.unit_tests(step)),
+        Command::Doc => report.step("documentation", |step| workspace.documentation(step)),
+        Command::Vm => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            report.step("vm tests", |step| workspace.vm_tests(step))
+        }
+        Command::Conformance { pytest } => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            conformance::run(workspace, report, &pytest)
+        }
+    }
+}
+
+/// Cheap checks first: what fails in seconds should not fail after ten minutes.
+fn test(workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
+    report.step("formatting", |step| workspace.formatting(step))?;
+    report.step("lints", |step| workspace.lints(step))?;
+    report.step("build", |step| workspace.build(step))?;
+    report.step("host set-up", |step| workspace.host_set_up(step))?;
+    let before = leaks::Host::observe()?;
+    report.step("all rust tests", |step| workspace.all_rust_tests(step))?;
+    report.step("documentation", |step| workspace.documentation(step))?;
+    conformance::run(workspace, report, &[])?;
+    report.step("nothing left on the host", |step| leaks::check(&before, step))
+}

@@ -1,0 +1,84 @@
+//! The official SDKs against a server that is started for them and stopped after.
+
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use anyhow::Context as _;
+use fs_err as fs;
+
+use crate::{
+    leaks, python,
+    run::{Report, Step, say},
+    server::{self, Server},
+    workspace::Workspace,
+};
+
+/// One SDK: its pinned packages and the tests that it drives.
+#[derive(Debug, Clone, Copy)]
+struct Sdk {
+    name: &'static str,
+    requirements: &'static str,
+    tests: &'static str,
+}
+
+const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
+const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
+
+/// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
+pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String]) -> anyhow::Result<()> {
+    let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
+    report.step("python environments", |step| {
+        python::set_up(step)?;
+        for sdk in sdks {
+            python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
+        }
+        Ok(())
+    })?;
+    // Machines run as users of their own, who must be able to enter it: not below a home directory.
+    let state =
+        tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
+    fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
+    report.step("base template", |step| {
+        step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()))
+    })?;
+    let before = leaks::Host::observe()?;
+    report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
+    report.step("nothing left by the server", |step| leaks::check(&before, step))
+}
+
+fn against_server(
+    workspace: &Workspace,
+    state_dir: &Path,
+    sdks: &[Sdk],
+    pytest: &[String],
+    step: &mut Step,
+) -> anyhow::Result<()> {
+    let server = Server::start(workspace, state_dir)?;
+    let variables = server::variables(workspace, state_dir)?;
+    for sdk in sdks {
+        say(&format!("{}:", sdk.name));
+        let python = python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
+        let mut command = Command::new(python);
+        command
+            .args(["-B", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", sdk.tests])
+            .args(pytest)
+            .current_dir(directory(workspace))
+            // Variables of the person who runs this must not point the SDK elsewhere.
+            .env_remove("E2B_DOMAIN")
+            .env_remove("E2B_DEBUG")
+            .envs(&variables);
+        step.run(&mut command).with_context(|| format!("the {} failed\n{}", sdk.name, server.log_tail()))?;
+    }
+    // Two sandboxes are still there when the server is told to stop: ending them is its own business.
+    for _ in 0..2 {
+        step.run(workspace.firkin().args(["sandbox", "create", "--json", "--state-dir"]).arg(state_dir))?;
+    }
+    server.stop()
+}
+
+fn directory(workspace: &Workspace) -> std::path::PathBuf {
+    workspace.root.join("tests/conformance")
+}
+
+fn requirements(workspace: &Workspace, sdk: Sdk) -> std::path::PathBuf {
+    directory(workspace).join(sdk.requirements)
+}

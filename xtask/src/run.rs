@@ -1,0 +1,210 @@
+//! Running steps: what is printed, what is counted, how the whole ends.
+//!
+//! Test runners print their own closing lines; this module reads them as they pass by, so that the last line of a run can say
+//! how many tests there were in all.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+/// What a full run may take on two cores.
+const BUDGET: Duration = Duration::from_secs(25 * 60);
+
+/// Numbers of tests.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Reads the closing line of cargo's test harness or of pytest; other lines count nothing.
+    fn of_line(line: &str) -> Self {
+        let line = line.trim();
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            return Self::of_words(counts);
+        }
+        let bare = line.trim_matches('=').trim();
+        if bare.len() < line.len() && bare.contains(" in ") { Self::of_words(bare) } else { Self::default() }
+    }
+
+    /// Sums the pairs of a number and a word that says what it counts.
+    fn of_words(text: &str) -> Self {
+        let words: Vec<&str> = text.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
+        let mut counts = Self::default();
+        for pair in words.windows(2) {
+            let Ok(number) = pair[0].parse::<u64>() else { continue };
+            match pair[1] {
+                "passed" => counts.passed += number,
+                "failed" | "error" | "errors" => counts.failed += number,
+                "skipped" | "ignored" => counts.skipped += number,
+                _ => {}
+            }
+        }
+        counts
+    }
+}
+
+/// One step while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    counts: Counts,
+    skipped: Option<String>,
+}
+
+impl Step {
+    /// Runs a program to its end, showing its output and counting its tests; fails unless the program succeeds.
+    pub(crate) fn run(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        let shown = shown(command);
+        say(&format!("$ {shown}"));
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let output = child.stdout.take().context("the child's output is piped")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.with_context(|| format!("cannot read the output of `{shown}`"))?;
+            let line = String::from_utf8_lossy(&line);
+            self.counts.add(Counts::of_line(&line));
+            say(&line);
+        }
+        let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+        if !status.success() {
+            bail!("`{shown}` failed: {status}");
+        }
+        Ok(())
+    }
+
+    /// Says that the host lacks what this step needs. Not a failure, but it is printed and counted.
+    pub(crate) fn skip(&mut self, why: &str) {
+        self.skipped = Some(why.to_owned());
+    }
+
+    /// Counts checks that this program made itself.
+    pub(crate) fn passed(&mut self, checks: u64) {
+        self.counts.passed += checks;
+    }
+}
+
+/// All steps of a run.
+#[derive(Debug)]
+pub(crate) struct Report {
+    started: Instant,
+    lines: Vec<String>,
+    counts: Counts,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { started: Instant::now(), lines: Vec::new(), counts: Counts::default() }
+    }
+}
+
+impl Report {
+    /// Runs one step and remembers how it went. Its error ends the run.
+    pub(crate) fn step(&mut self, name: &str, body: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        say(&format!("\n── {name}"));
+        let started = Instant::now();
+        let mut step = Step::default();
+        let outcome = body(&mut step);
+        self.counts.add(step.counts);
+        let verdict = match (&outcome, &step.skipped) {
+            (Err(_), _) => "FAILED".to_owned(),
+            (Ok(()), Some(why)) => {
+                self.counts.skipped += 1;
+                format!("skipped: {why}")
+            }
+            (Ok(()), None) if step.counts == Counts::default() => "ok".to_owned(),
+            (Ok(()), None) => format!("ok, {} tests", step.counts.passed),
+        };
+        let line = format!("{:>7.1} s  {name}: {verdict}", started.elapsed().as_secs_f32());
+        say(&line);
+        self.lines.push(line);
+        outcome
+    }
+
+    /// Prints the summary, whose last line counts every test, and turns the outcome into an exit status.
+    pub(crate) fn close(mut self, outcome: anyhow::Result<()>) -> ExitCode {
+        say("\n── summary");
+        for line in &self.lines {
+            say(line);
+        }
+        let elapsed = self.started.elapsed();
+        let verdict = if elapsed > BUDGET { "OVER" } else { "within" };
+        say(&format!("{:>7.1} s  in all, {verdict} the budget of {} s for a full run", elapsed.as_secs_f32(), BUDGET.as_secs()));
+        if let Err(error) = &outcome {
+            say(&format!("\nerror: {error:#}"));
+            self.counts.failed = self.counts.failed.max(1);
+        }
+        let Counts { passed, failed, skipped } = self.counts;
+        let tail = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+        say(&format!("\n{passed} passed, {failed} failed{tail}"));
+        if outcome.is_ok() && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// The command as a person would type it.
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Prints one line at once. A reader that went away does not stop the checks.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        // Nobody listens; the exit status still tells.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_both_runners_are_counted() {
+        let counts = |passed, failed, skipped| Counts { passed, failed, skipped };
+        for (line, expect) in [
+            ("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 1 filtered out; finished in 0.01s", counts(12, 0, 3)),
+            ("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", counts(1, 2, 0)),
+            ("======= 236 passed in 101.43s (0:01:41) =======", counts(236, 0, 0)),
+            ("==== 1 failed, 5 passed, 2 skipped, 3 errors in 9.10s ====", counts(5, 4, 2)),
+            ("1 passed, 2 failed in a line that some test printed", counts(0, 0, 0)),
+            ("==== short test summary info ====", counts(0, 0, 0)),
+            ("test tests::x ... ok", counts(0, 0, 0)),
+        ] {
+            assert_eq!(Counts::of_line(line), expect, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_failing_step_is_told_and_ends_the_run() {
+        let mut report = Report::default();
+        assert!(report.step("good", |step| step.run(&mut Command::new("true"))).is_ok());
+        let error = report.step("bad", |step| step.run(Command::new("sh").args(["-c", "exit 3"]))).unwrap_err();
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+        assert!(report.lines[1].ends_with("bad: FAILED"));
+    }
+
+    #[test]
+    fn what_a_host_lacks_is_counted() {
+        let mut report = Report::default();
+        report
+            .step("thing", |step| {
+                step.skip("there is none");
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(report.counts.skipped, 1);
+        assert!(report.lines[0].ends_with("thing: skipped: there is none"));
+    }
+}

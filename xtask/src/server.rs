@@ -1,0 +1,199 @@
+//! A server of our own for the length of a test: its own state directory, its own port, stopped as a person would stop it.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use fs_err as fs;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{run::say, workspace::Workspace};
+
+/// From start to an answer on `/health`. The template exists already, so nothing long is left to do.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// From the signal to the exit, with sandboxes to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between two questions to a server that does not answer yet.
+const PROBE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long one question may take.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How much of the log is shown when something went wrong.
+const LOG_TAIL_LINES: usize = 60;
+
+/// A running `firkin up`.
+#[derive(Debug)]
+pub(crate) struct Server {
+    address: SocketAddr,
+    pid: Pid,
+    exited: Receiver<std::io::Result<ExitStatus>>,
+    log: PathBuf,
+    stopped: bool,
+}
+
+impl Server {
+    /// Starts a server with this state directory and returns once it answers.
+    pub(crate) fn start(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        fs::create_dir_all(workspace.cache())?;
+        let log = workspace.cache().join("server.log");
+        let output = fs::File::create(&log)?.into_parts().0;
+        let errors = output.try_clone().context("cannot share the log file")?;
+        let child = workspace
+            .firkin()
+            .args(["up", "--yes", "--listen", &address.to_string(), "--state-dir"])
+            .arg(state_dir)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .context("cannot start `firkin up`")?;
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id is an i32")?);
+        let mut server = Self { address, pid, exited: watch(child), log, stopped: false };
+        let started = Instant::now();
+        server.wait_until_healthy(started + START_DEADLINE)?;
+        say(&format!("server {pid} answers on {address} after {:.1} s", started.elapsed().as_secs_f32()));
+        Ok(server)
+    }
+
+    fn wait_until_healthy(&mut self, deadline: Instant) -> anyhow::Result<()> {
+        loop {
+            if healthy(self.address) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the server did not answer within {} s\n{}", START_DEADLINE.as_secs(), self.log_tail());
+            }
+            match self.exited.recv_timeout(PROBE_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(status) => {
+                    self.stopped = true;
+                    let status = status.context("cannot wait for the server")?;
+                    bail!("the server ended at start: {status}\n{}", self.log_tail());
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("the server's watcher ended"),
+            }
+        }
+    }
+
+    /// Asks the server to stop and waits until it did. It has to end by itself, and successfully.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.stopped = true;
+        kill(self.pid, Signal::SIGTERM).context("the server is gone already")?;
+        match self.exited.recv_timeout(STOP_DEADLINE) {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => bail!("the server ended badly: {status}\n{}", self.log_tail()),
+            Ok(Err(error)) => Err(error).context("cannot wait for the server"),
+            Err(_) => {
+                kill(self.pid, Signal::SIGKILL).context("cannot kill the server")?;
+                bail!("the server did not stop within {} s and was killed\n{}", STOP_DEADLINE.as_secs(), self.log_tail())
+            }
+        }
+    }
+
+    /// The end of the server's log.
+    pub(crate) fn log_tail(&self) -> String {
+        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+        format!("the end of {}:\n{}", self.log.display(), tail.join("\n"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.stopped {
+            return;
+        }
+        say(&format!("stopping the server\n{}", self.log_tail()));
+        if kill(self.pid, Signal::SIGTERM).is_ok() && self.exited.recv_timeout(STOP_DEADLINE).is_err() {
+            say("the server does not stop: killing it");
+            if let Err(error) = kill(self.pid, Signal::SIGKILL) {
+                say(&format!("cannot kill the server: {error}"));
+            }
+        }
+    }
+}
+
+/// Tells, once, how the child ended.
+fn watch(mut child: Child) -> Receiver<std::io::Result<ExitStatus>> {
+    let (tell, exited) = mpsc::channel();
+    // Not joined: it ends with the child, and the server's owner waits for that through the channel.
+    thread::spawn(move || {
+        if tell.send(child.wait()).is_err() {
+            // The owner no longer wants to know.
+        }
+    });
+    exited
+}
+
+/// A loopback address whose port nobody uses now. Another program may take it before the server does: then the start fails.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
+    listener.local_addr().context("cannot read the free port")
+}
+
+/// Whether `/health` is answered with success.
+fn healthy(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, PROBE_DEADLINE)?;
+        stream.set_read_timeout(Some(PROBE_DEADLINE))?;
+        stream.write_all(format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 2"))
+}
+
+/// The variables that `firkin env` prints for the server of this state directory.
+pub(crate) fn variables(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let output = workspace.firkin().arg("env").arg("--state-dir").arg(state_dir).output().context("cannot run `firkin env`")?;
+    if !output.status.success() {
+        bail!("`firkin env` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let variables = exports(&String::from_utf8_lossy(&output.stdout));
+    for wanted in ["E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL"] {
+        if !variables.contains_key(wanted) {
+            bail!("`firkin env` does not export {wanted}");
+        }
+    }
+    Ok(variables)
+}
+
+/// Reads `export NAME=value` lines.
+fn exports(text: &str) -> BTreeMap<String, String> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    lines.map(|(name, value)| (name.to_owned(), value.trim_matches(['\'', '"']).to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn export_lines_are_read_and_others_are_not() {
+        let read = exports("# a comment\nexport E2B_API_KEY=e2b_0a\nexport E2B_API_URL='http://127.0.0.1:1'\nhint: x=y\n");
+        let expect = [("E2B_API_KEY", "e2b_0a"), ("E2B_API_URL", "http://127.0.0.1:1")];
+        assert_eq!(read, expect.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_not_healthy() {
+        assert!(!healthy(free_address().unwrap()));
+    }
+}

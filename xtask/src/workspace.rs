@@ -1,0 +1,106 @@
+//! The steps that are one call of cargo or of our own binary.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::Context as _;
+
+use crate::run::Step;
+
+/// The package of tests that run virtual machines.
+const VM_TESTS: &str = "firkin-vm-tests";
+
+/// Where the project and its binaries are.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// The root of the repository.
+    pub(crate) root: PathBuf,
+    /// The directory that cargo puts binaries of the dev profile into; this program runs from there.
+    pub(crate) binaries: PathBuf,
+}
+
+impl Workspace {
+    /// Finds the workspace from where this program was built and from where it runs.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package is inside the workspace")?.to_owned();
+        let program = std::env::current_exe().context("cannot find this program's own path")?;
+        let binaries = program.parent().context("a program is in a directory")?.to_owned();
+        Ok(Self { root, binaries })
+    }
+
+    /// A directory for what this program keeps between runs.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.binaries.join("xtask-cache")
+    }
+
+    /// The `firkin` command line that was built.
+    pub(crate) fn firkin(&self) -> Command {
+        let mut command = Command::new(self.binaries.join("firkin"));
+        command.current_dir(&self.root);
+        command
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(arguments).current_dir(&self.root);
+        command
+    }
+
+    /// Whether an optional part of the tool chain is there.
+    fn has(&self, component: &str) -> bool {
+        let asked = self.cargo(&[component, "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        asked.is_ok_and(|status| status.success())
+    }
+
+    pub(crate) fn formatting(&self, step: &mut Step) -> anyhow::Result<()> {
+        if !self.has("fmt") {
+            step.skip("rustfmt is not installed");
+            return Ok(());
+        }
+        step.run(&mut self.cargo(&["fmt", "--all", "--check"]))
+    }
+
+    pub(crate) fn lints(&self, step: &mut Step) -> anyhow::Result<()> {
+        if !self.has("clippy") {
+            step.skip("clippy is not installed");
+            return Ok(());
+        }
+        step.run(&mut self.cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+        if self.has("deny") {
+            step.run(&mut self.cargo(&["deny", "check", "bans", "licenses", "sources"]))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn build(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["build", "--package", "firkin"]))
+    }
+
+    /// What the product needs of the host, set up by the product itself.
+    pub(crate) fn host_set_up(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(self.firkin().args(["doctor", "--fix", "--yes"]))
+    }
+
+    pub(crate) fn tidiness(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--quiet", "--package", "xtask"]))
+    }
+
+    pub(crate) fn unit_tests(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--workspace", "--exclude", VM_TESTS]))
+    }
+
+    pub(crate) fn vm_tests(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--package", VM_TESTS]))
+    }
+
+    /// Unit tests, engine contract, VM tests and rules about the text in one go: one build serves them all.
+    pub(crate) fn all_rust_tests(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--workspace"]))
+    }
+
+    pub(crate) fn documentation(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(self.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+    }
+}

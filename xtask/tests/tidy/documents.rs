@@ -1,0 +1,157 @@
+//! Rules about Markdown documents: links lead somewhere, promises are tested.
+
+use std::path::Path;
+
+use fs_err as fs;
+
+use crate::{Text, assert_none, files, root};
+
+/// The targets of `[text](target)` outside code.
+fn links(markdown: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for line in markdown.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        // Every second piece between backticks is code.
+        let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        for (at, _) in prose.match_indices("](") {
+            if let Some((target, _)) = prose[at + 2..].split_once(')') {
+                found.push(target.split(' ').next().unwrap_or_default().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The anchor that a heading gets: lower case, spaces as hyphens, punctuation dropped.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+fn has_anchor(markdown: &str, wanted: &str) -> bool {
+    let headings = markdown.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#'))).any(|found| found == wanted)
+}
+
+/// Why a local link leads nowhere, if so.
+fn broken(document: &Text, target: &str) -> Option<String> {
+    if target.contains("://") || target.starts_with("mailto:") {
+        return None;
+    }
+    let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
+    let full = match path {
+        "" => root().join(&document.path),
+        _ => root().join(document.path.parent().unwrap_or(Path::new(""))).join(path),
+    };
+    if !full.exists() {
+        return Some(format!("{}: `{target}` does not exist", document.path.display()));
+    }
+    let is_document = full.extension().is_some_and(|extension| extension == "md");
+    let text = if is_document && !fragment.is_empty() {
+        fs::read_to_string(&full).expect("the document can be read")
+    } else {
+        return None;
+    };
+    (!has_anchor(&text, fragment)).then(|| format!("{}: no heading for `{target}`", document.path.display()))
+}
+
+#[test]
+fn local_links_lead_somewhere() {
+    let documents = files("md");
+    let offences =
+        documents.iter().flat_map(|document| links(&document.text).into_iter().filter_map(|link| broken(document, &link)));
+    assert_none("a link within the project leads to a file and a heading", &offences.collect::<Vec<_>>());
+}
+
+#[test]
+fn links_are_found_outside_code_only() {
+    let text = "see [a](b.md#c) and `[not](this)`\n```\n[nor](this)\n```\n[d](e \"title\")";
+    assert_eq!(links(text), ["b.md#c", "e"]);
+    assert_eq!(anchor(" The two commands, `firkin up`"), "the-two-commands-firkin-up");
+}
+
+/// One promise of SPECIFICATION.md: its number and all of its text.
+struct Promise {
+    number: String,
+    text: String,
+}
+
+/// Splits at lines that begin with a number and a full stop, `12. ` or `3.4. `, also within bold marks; headings end a promise.
+fn promises(specification: &str) -> Vec<Promise> {
+    let mut found: Vec<Promise> = Vec::new();
+    let mut open = false;
+    for line in specification.lines() {
+        let first = line.trim_start_matches(['*', '#', ' ']).split([' ', '*']).next().unwrap_or_default();
+        let number = first.trim_end_matches('.');
+        let numbered = first.len() > number.len() && number.split('.').all(|part| part.parse::<u32>().is_ok());
+        if numbered && !line.starts_with(' ') {
+            found.push(Promise { number: number.to_owned(), text: line.to_owned() });
+            open = true;
+        } else if line.starts_with('#') {
+            open = false;
+        } else if let Some(last) = found.last_mut().filter(|_| open) {
+            last.text.push('\n');
+            last.text.push_str(line);
+        }
+    }
+    found
+}
+
+/// The `file::test` references between backticks.
+fn references(text: &str) -> Vec<(String, String)> {
+    let code = text.split('`').skip(1).step_by(2);
+    let pairs = code.filter_map(|code| code.split_once("::"));
+    let files =
+        pairs.filter(|(file, _)| Path::new(file).extension().is_some_and(|extension| extension == "rs" || extension == "py"));
+    files.map(|(file, test)| (file.to_owned(), test.rsplit("::").next().unwrap_or(test).to_owned())).collect()
+}
+
+fn names_test(source: &str, test: &str) -> bool {
+    ["fn ", "def "].iter().any(|keyword| {
+        let definition = format!("{keyword}{test}");
+        source.match_indices(&definition).any(|(at, found)| source[at + found.len()..].starts_with(['(', '<']))
+    })
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let path = root().join("SPECIFICATION.md");
+    let specification = fs::read_to_string(&path).expect("the project has a specification");
+    let promises = promises(&specification);
+    assert!(!promises.is_empty(), "SPECIFICATION.md numbers no promise");
+    let mut offences = Vec::new();
+    for promise in &promises {
+        let references = references(&promise.text);
+        if references.is_empty() {
+            offences.push(format!("promise {}: names no test as `path/to/file::test`", promise.number));
+        }
+        for (file, test) in references {
+            let source = fs::read_to_string(root().join(&file)).unwrap_or_default();
+            if !names_test(&source, &test) {
+                offences.push(format!("promise {}: no test `{test}` in `{file}`", promise.number));
+            }
+        }
+    }
+    assert_none("each promise names the test that holds it", &offences);
+}
+
+#[test]
+fn promises_and_their_tests_are_read_right() {
+    let text = "# 1 Heading\nprose\n1. First promise\n   goes on. Test: `a/b.rs::tests::holds`.\n\n2.1. **Second**: `x.py::test_y`, `not::a_file`\n\
+                # 3 Other\n`z.rs::w`\n";
+    let read = promises(text);
+    assert_eq!(read.iter().map(|promise| promise.number.as_str()).collect::<Vec<_>>(), ["1", "2.1"]);
+    assert_eq!(references(&read[0].text), [("a/b.rs".to_owned(), "holds".to_owned())]);
+    assert_eq!(references(&read[1].text), [("x.py".to_owned(), "test_y".to_owned())]);
+    assert!(names_test("    fn holds() {", "holds"));
+    assert!(!names_test("fn holds_more() {", "holds"));
+}
