@@ -137,6 +137,12 @@ pub enum DiskPressure {
 /// Which step of a launch failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
+    /// No network slot. Nothing was launched.
+    #[error("no network slot")]
+    Network(#[source] SlotError),
+    /// The record that was to be taken over is of no running session.
+    #[error("the sandbox is not recorded as running")]
+    NotRecorded,
     /// A file of the session could not be made.
     #[error("cannot stage `{}`", path.display())]
     Stage {
@@ -305,6 +311,15 @@ pub enum SnapshotError {
         /// Why.
         #[source]
         source: AgentError,
+    },
+    /// The state it was restored from is damaged.
+    #[error("the snapshot that sandbox `{id}` came from is not intact")]
+    Integrity {
+        /// The sandbox.
+        id: SandboxId,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
     },
     /// The engine failed.
     #[error("the machine of sandbox `{id}` could not be cut")]
@@ -552,5 +567,5 @@ pub enum OpenError {
     Store(#[source] StoreError),
     /// The network could not be prepared.
     #[error("cannot prepare the network")]
-    Network(#[source] crate::network::PoolError),
+    Network(#[source] crate::network::OpenError),
 }

@@ -1,10 +1,24 @@
 //! Everything that decides: which snapshot is restored, whether there is room, who runs, until when, and what is kept.
+//!
+//! [`runtime::Runtime`] is the whole system without its HTTP edge. It is opened on a state directory with an engine, and asked
+//! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
+mod agent;
 pub mod artifact;
 pub mod capacity;
+pub mod command;
+pub mod config;
+mod core;
+pub mod disk;
 pub mod error;
+pub mod link;
 pub mod network;
+mod owner;
 mod random;
+pub mod restore;
 pub mod runtime;
 pub mod sandbox;
+mod session;
+mod store;
+mod sweep;
 pub mod template;

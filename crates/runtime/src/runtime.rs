@@ -2,22 +2,50 @@
 //!
 //! Each method finds the owner task of the sandbox it concerns and talks to it; nothing here holds a lock across a wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
+use firkin_engine::{Acceleration, Engine};
+use fs_err as fs;
 use jiff::Timestamp;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    error::*,
-    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
-    template::{TemplateInfo, BuildTemplate},
+    artifact::ArtifactStore,
+    capacity::{CapacityLedger, HostCapacity, ResourceBudget},
+    command::{self, CommandError, CommandOutput, GuestCommand},
+    config::RuntimeConfig,
+    core::{Core, Parts, StateLock},
+    disk::DiskPressureGuard,
+    error::{
+        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, InvalidTimeout, KillError, NoSuchSandbox, OpenError,
+        ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+    },
+    link::Links,
+    owner::{self, Access, Command, Continuation, Handle, Owner, View, check_timeout, gone},
+    restore::RestoreGates,
+    sandbox::{CreateSandbox, MAX_TIMEOUT, RuntimeSandbox, SandboxId},
+    session::EngineLauncher,
+    store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
+    sweep,
+    template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
 };
+
+/// The most children of one fork.
+pub const MAX_FORK: u32 = 100;
+
+/// The slug that stands before `/` in full names. There is one team.
+pub const TEAM: &str = "firkin";
 
 /// A running Firkin without its HTTP edge. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Runtime {
-    shared: Arc<()>,
+    core: Arc<Core>,
 }
 
 /// A sandbox after [`Runtime::connect`].
@@ -63,49 +91,350 @@ pub enum OnExit {
 }
 
 impl Runtime {
+    /// Opens a state directory: what ran before is taken over or ended, what was paused is there again, and nothing without
+    /// an owner is left.
+    pub async fn open(config: RuntimeConfig, engine: Arc<dyn Engine>) -> Result<Self, OpenError> {
+        let lock = prepare_state_dir(&config.state_dir)?;
+        let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
+        let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
+        let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
+        let artifacts = ArtifactStore::open(&config.state_dir).map_err(directory)?;
+        let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
+        let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
+        let gates = RestoreGates {
+            engine: engine.fingerprint().clone(),
+            artifacts: artifacts.clone(),
+            disk,
+            ledger: CapacityLedger::new(config.capacity),
+        };
+        let launcher = EngineLauncher { engine, links, artifacts, run_dir: config.state_dir.join("run") };
+        let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });
+        sweep::take_over(&core).await?;
+        core.collect();
+        Ok(Self { core })
+    }
+
     /// Creates a sandbox by restoring a template or a snapshot.
-    pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> { todo!() }
+    pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
+        check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
+        if self.core.stopping.is_cancelled() {
+            return Err(CreateError::Stopping);
+        }
+        let found = self.core.store.template(request.template.clone()).await.map_err(CreateError::Store)?;
+        let template = found.ok_or_else(|| CreateError::TemplateNotFound(request.template.clone()))?;
+        let pin = self.core.artifacts.pin(template.artifact.clone());
+        let artifact = self.core.artifacts.load(&template.artifact).map_err(|source| CreateError::Restore {
+            template: template.id.clone(),
+            source: SnapshotRestoreError::Integrity { artifact: template.artifact.clone(), source },
+        })?;
+        let record = new_record(&template, request, artifact.manifest.budget, artifact.manifest.epoch + 1);
+        let created = Owner::create(Arc::clone(&self.core), record, artifact).await?;
+        drop(pin);
+        let store = self.core.store.clone();
+        self.core.tasks.spawn(async move {
+            if let Err(error) = store.count_spawn(template.id, Timestamp::now()).await {
+                tracing::warn!(error = owner::chain(&error), "cannot count a sandbox of a template");
+            }
+        });
+        Ok(created)
+    }
+
+    fn handle(&self, id: &SandboxId) -> Result<Handle, NoSuchSandbox> {
+        self.core.sandboxes().get(id).cloned().ok_or_else(|| gone(id))
+    }
+
+    /// Asks the owner of a sandbox. An owner that is gone before it answers is a sandbox that does not exist.
+    async fn ask<T, E: From<NoSuchSandbox>>(
+        &self,
+        id: &SandboxId,
+        command: impl FnOnce(oneshot::Sender<Result<T, E>>) -> Command,
+    ) -> Result<T, E> {
+        let handle = self.handle(id)?;
+        let (reply, result) = oneshot::channel();
+        handle.commands.send(command(reply)).await.map_err(|_| gone(id))?;
+        result.await.map_err(|_| gone(id))?
+    }
+
     /// One sandbox.
-    pub fn sandbox(&self, id: &SandboxId) -> Result<RuntimeSandbox, NoSuchSandbox> { todo!() }
+    pub fn sandbox(&self, id: &SandboxId) -> Result<RuntimeSandbox, NoSuchSandbox> {
+        Ok(self.handle(id)?.view.borrow().sandbox.clone())
+    }
+
     /// Every sandbox, running and paused, in no order.
-    pub fn sandboxes(&self) -> Vec<RuntimeSandbox> { todo!() }
+    pub fn sandboxes(&self) -> Vec<RuntimeSandbox> {
+        self.core.sandboxes().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
+    }
+
     /// A running sandbox as it is (its deadline may only move outwards), or a paused one after resuming it.
-    pub async fn connect(&self, id: &SandboxId, timeout: Duration) -> Result<Connected, ResumeError> { todo!() }
+    pub async fn connect(&self, id: &SandboxId, timeout: Duration) -> Result<Connected, ResumeError> {
+        self.ask(id, |reply| Command::Connect { timeout, reply }).await
+    }
+
     /// Resumes a paused sandbox; a running one is an error.
-    pub async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> { todo!() }
+    pub async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> {
+        self.ask(id, |reply| Command::Resume { timeout, reply }).await
+    }
+
     /// Pauses with memory. Returns when the state is durable.
-    pub async fn pause(&self, id: &SandboxId) -> Result<(), SnapshotError> { todo!() }
-    /// `count` copies of a running sandbox, which goes on. One result per child.
-    pub async fn fork(&self, id: &SandboxId, count: u32, timeout: Duration)
-        -> Result<Vec<Result<RuntimeSandbox, CreateError>>, ForkError> { todo!() }
-    /// A named state of a running or paused sandbox.
-    pub async fn snapshot(&self, id: &SandboxId, name: Option<String>) -> Result<SnapshotInfo, SnapshotError> { todo!() }
+    pub async fn pause(&self, id: &SandboxId) -> Result<(), SnapshotError> {
+        self.ask(id, |reply| Command::Pause { reply }).await
+    }
+
+    /// `count` copies of a running sandbox, which goes on, or of a paused one. One result per child.
+    pub async fn fork(
+        &self,
+        id: &SandboxId,
+        count: u32,
+        timeout: Duration,
+    ) -> Result<Vec<Result<RuntimeSandbox, CreateError>>, ForkError> {
+        if !(1..=MAX_FORK).contains(&count) {
+            return Err(ForkError::Count { asked: count, max: MAX_FORK });
+        }
+        check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
+        let source: Continuation = self.ask(id, |reply| Command::Cut { reply }).await?;
+        let children = (0..count).map(|_| {
+            let mut record = source.record.clone();
+            record.id = SandboxId::generate();
+            record.spec.timeout = timeout;
+            record.epoch = source.artifact.manifest.epoch + 1;
+            record.access_token = record.access_token.map(|_| access_token());
+            Owner::create(Arc::clone(&self.core), record, source.artifact.clone())
+        });
+        let results = futures::future::join_all(children).await;
+        drop(source.pin);
+        self.core.collect();
+        Ok(results)
+    }
+
+    /// A state of a running or paused sandbox, from which others are created by its id or name. A name that exists moves to
+    /// the new snapshot.
+    pub async fn snapshot(&self, id: &SandboxId, name: Option<String>) -> Result<SnapshotInfo, SnapshotError> {
+        if let Some(name) = &name {
+            let (base, tag) = name.split_once(':').unwrap_or((name, "default"));
+            let base = base.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(base);
+            if !valid_name(base) || !valid_name(&tag.replace('.', "-")) {
+                return Err(SnapshotError::InvalidName(name.clone()));
+            }
+        }
+        let source: Continuation = self.ask(id, |reply| Command::Cut { reply }).await?;
+        let now = Timestamp::now();
+        let names = name.map(|name| {
+            let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name).to_owned();
+            if name.contains(':') { name } else { format!("{name}:default") }
+        });
+        let record = TemplateRecord {
+            id: crate::random::alphanumeric(20),
+            build_id: template::uuid(),
+            artifact: source.artifact.manifest.id.clone(),
+            budget: source.record.budget,
+            created_at: now,
+            updated_at: now,
+            spawn_count: 0,
+            last_spawned_at: None,
+            snapshot_of: Some(id.clone()),
+            recipe: None,
+            names: names.into_iter().collect(),
+        };
+        self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
+        drop(source.pin);
+        show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
+    }
+
     /// Every snapshot, newest first.
-    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, StoreError> { todo!() }
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
+        let mut snapshots: Vec<SnapshotInfo> = self.core.store.templates().await?.iter().filter_map(show_snapshot).collect();
+        snapshots.sort_by(|a, b| (b.created_at, &b.snapshot_id).cmp(&(a.created_at, &a.snapshot_id)));
+        Ok(snapshots)
+    }
+
     /// Ends a sandbox, running or paused, and returns when it is gone.
-    pub async fn kill(&self, id: &SandboxId) -> Result<(), KillError> { todo!() }
+    pub async fn kill(&self, id: &SandboxId) -> Result<(), KillError> {
+        self.ask(id, |reply| Command::Kill { reply }).await
+    }
+
     /// Sets the deadline to `timeout` from now; zero expires it now.
-    pub async fn set_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> { todo!() }
+    pub async fn set_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> {
+        self.ask(id, |reply| Command::Deadline { timeout, only_extend: false, reply }).await
+    }
+
     /// Moves the deadline to `timeout` from now, but never inwards.
-    pub async fn extend_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> { todo!() }
-    /// Current resource use as the guest agent sees it.
-    pub async fn stats(&self, id: &SandboxId) -> Result<firkin_wire::control::Stats, NoSuchSandbox> { todo!() }
+    pub async fn extend_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> {
+        self.ask(id, |reply| Command::Deadline { timeout, only_extend: true, reply }).await
+    }
+
+    /// Current resource use as the guest agent sees it; `None` when it is paused or does not answer.
+    pub async fn stats(&self, id: &SandboxId) -> Result<Option<firkin_wire::control::Stats>, NoSuchSandbox> {
+        let handle = self.handle(id)?;
+        let (reply, result) = oneshot::channel();
+        handle.commands.send(Command::Stats { reply }).await.map_err(|_| gone(id))?;
+        result.await.map_err(|_| gone(id))
+    }
+
+    /// Runs a command in a running sandbox to its end.
+    pub async fn run(&self, id: &SandboxId, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
+        let View { sandbox, access } = self.handle(id)?.view.borrow().clone();
+        match access {
+            Access::Paused => Err(CommandError::NotFound(gone(id))),
+            Access::Running { connector, .. } => command::run(connector, sandbox.envd_access_token.as_deref(), command).await,
+        }
+    }
+
     /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`.
-    pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> { todo!() }
+    pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> {
+        let View { sandbox, access } = self.handle(id)?.view.borrow().clone();
+        let access = match access {
+            Access::Paused if sandbox.spec.auto_resume => {
+                let timeout = sandbox.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
+                self.connect(id, timeout).await.map_err(|source| DialError::Wake { id: id.clone(), source: Box::new(source) })?;
+                self.handle(id)?.view.borrow().access.clone()
+            }
+            other => other,
+        };
+        let Access::Running { connector, ended, generation } = access else { return Err(DialError::NotFound(gone(id))) };
+        tokio::select! {
+            stream = connector.connect(port) => match stream {
+                Ok(stream) => Ok(Dialled { stream, ended, generation }),
+                Err(source) => Err(DialError::PortClosed { id: id.clone(), port, source }),
+            },
+            () = ended.cancelled() => Err(DialError::NotFound(gone(id))),
+        }
+    }
 
     /// Every template (snapshots excluded), newest first.
-    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> { todo!() }
-    /// A template or snapshot by id, name, or `name:tag`.
-    pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> { todo!() }
-    /// Boots, prepares and snapshots a template.
-    pub async fn build_template(&self, build: BuildTemplate, report: &(dyn Fn(&str) + Send + Sync)) -> Result<TemplateInfo, BuildError> { todo!() }
-    /// Deletes a template or a snapshot.
-    pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> { todo!() }
+    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
+        let mut templates: Vec<TemplateInfo> =
+            self.core.store.templates().await?.iter().filter(|t| t.snapshot_of.is_none()).map(template::show).collect();
+        templates.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(templates)
+    }
 
-    /// Whether this API key may use the server. Compares digests in constant time.
-    pub fn authenticate(&self, key: &str) -> bool { todo!() }
+    /// A template or snapshot by id, name, or `name:tag`.
+    pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
+        let reference = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
+        Ok(self.core.store.template(reference.to_owned()).await?.as_ref().map(template::show))
+    }
+
+    /// Boots, prepares and snapshots a template.
+    pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
+        Ok(template::show(&template::build(&self.core, build, report).await?))
+    }
+
+    /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
+    pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
+        let recipe = template::recipe(&self.core, &build);
+        let existing = self.core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
+        if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
+            && self.core.artifacts.load(&existing.artifact).is_ok()
+        {
+            return Ok((template::show(&existing), false));
+        }
+        Ok((self.build_template(build, report).await?, true))
+    }
+
+    /// Deletes a template or a snapshot. Refused while a sandbox is, or is held by, what it made.
+    pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
+        let short = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
+        let found = self.core.store.template(short.to_owned()).await.map_err(DeleteError::Store)?;
+        let template = found.ok_or_else(|| DeleteError::NotFound(reference.to_owned()))?;
+        if template.snapshot_of.is_none() {
+            let users: Vec<String> =
+                self.sandboxes().into_iter().filter(|s| s.template_id == template.id).map(|s| s.id.to_string()).collect();
+            if !users.is_empty() {
+                return Err(DeleteError::InUse { template: reference.to_owned(), users });
+            }
+        }
+        self.core.store.delete_template(template.id).await.map_err(DeleteError::Store)?;
+        self.core.collect();
+        Ok(())
+    }
+
+    /// Makes an API key, `e2b_` and 40 hexadecimal digits. Only its digest is kept.
+    pub async fn issue_api_key(&self) -> Result<String, StoreError> {
+        let key = format!("e2b_{}", crate::random::hex::<20>());
+        let digest = blake3::hash(key.as_bytes());
+        self.core.store.put_api_key(*digest.as_bytes()).await?;
+        self.core.api_keys.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
+        Ok(key)
+    }
+
+    /// Whether this API key may use the server. Compares digests, in constant time.
+    pub fn authenticate(&self, key: &str) -> bool {
+        let digest = blake3::hash(key.as_bytes());
+        // No early exit: how long this takes does not tell which key is near.
+        self.core.api_keys.lock().unwrap_or_else(PoisonError::into_inner).iter().fold(false, |found, known| found | (*known == digest))
+    }
+
     /// The acceleration in use, for output.
-    pub fn acceleration(&self) -> firkin_engine::Acceleration { todo!() }
+    pub fn acceleration(&self) -> Acceleration {
+        self.core.gates.engine.acceleration
+    }
+
+    /// What the host offers and what is held of it.
+    pub fn capacity(&self) -> (HostCapacity, ResourceBudget) {
+        (self.core.gates.ledger.capacity(), self.core.gates.ledger.used())
+    }
+
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.
-    pub async fn shutdown(&self, on_exit: OnExit) { todo!() }
+    pub async fn shutdown(&self, on_exit: OnExit) {
+        self.core.stopping.cancel();
+        let handles: Vec<Handle> = self.core.sandboxes().values().cloned().collect();
+        for handle in handles {
+            // An owner that is gone has nothing to stop.
+            drop(handle.commands.send(Command::Stop { on_exit }).await);
+        }
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+        self.core.sandboxes().clear();
+        self.core.links.close().await;
+    }
+}
+
+/// A sandbox that traffic woke lives at least this long: shorter and it would pause again while it answers.
+const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+fn access_token() -> String {
+    crate::random::hex::<32>()
+}
+
+fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBudget, epoch: u64) -> SandboxRecord {
+    let now = Timestamp::now();
+    SandboxRecord {
+        id: SandboxId::generate(),
+        template_id: template.id.clone(),
+        alias: template.names.first().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned()),
+        budget,
+        started_at: now,
+        end_at: now,
+        access_token: spec.secure.then(access_token),
+        epoch,
+        // Until it runs; the restore replaces it before anyone can see it.
+        phase: RecordedPhase::Paused { artifact: template.artifact.clone() },
+        spec,
+    }
+}
+
+fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
+    Some(SnapshotInfo {
+        snapshot_id: record.names.first().map_or_else(|| format!("{}:default", record.id), |name| format!("{TEAM}/{name}")),
+        names: record.names.iter().map(|name| format!("{TEAM}/{name}")).collect(),
+        sandbox_id: record.snapshot_of.clone()?,
+        created_at: record.created_at,
+    })
+}
+
+/// Makes the state directory and locks it for this process.
+fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
+    let directory = |source| OpenError::Directory { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(directory)?;
+    // Engines run as other users and must pass through; what lies below is either theirs or unguessable.
+    fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).map_err(directory)?;
+    let run = path.join("run");
+    fs::create_dir_all(&run).map_err(directory)?;
+    fs::set_permissions(&run, std::fs::Permissions::from_mode(0o711)).map_err(directory)?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock")).map_err(directory)?;
+    let lock = nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockExclusiveNonblock);
+    lock.map(StateLock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
+        other => directory(other.into()),
+    })
 }

@@ -1,10 +1,54 @@
 //! Templates: golden snapshots that sandboxes are restored from, and how they are built.
+//!
+//! A build boots a machine, lets it become nobody in particular, runs the template's commands, waits until it is ready, makes
+//! it small, and cuts it. It is the only thing that ever boots a kernel.
 
-use std::time::Duration;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use firkin_engine::{BootSpec, Machine, Shape, parts, qcow2};
+use firkin_wire::control::{self, Answer, Call};
 use jiff::Timestamp;
+use serde::Serialize;
+use tokio::time::Instant;
 
-use crate::capacity::ResourceBudget;
+use crate::{
+    agent::Agent,
+    artifact::{Artifact, ArtifactDraft, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
+    capacity::ResourceBudget,
+    command::{self, GuestCommand},
+    core::Core,
+    error::{AgentError, BuildError, LaunchError, PublishError},
+    link::Link,
+    sandbox::{InternetAccess, SandboxId},
+    session::InstanceDir,
+    store::TemplateRecord,
+};
+
+/// Boots are tried this often: under emulation a boot can lose a timer tick and hang.
+const BOOT_ATTEMPTS: u32 = 3;
+
+/// From the start of the machine to the agent's first answer. An emulated boot takes 3 to 10 s, on a busy host more.
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// One try for a first answer; the port exists long before the agent listens.
+const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Making the guest small: a trim of an almost empty disk, and a sync.
+const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// One command of a build.
+const SETUP_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Pause between two runs of a ready command.
+const READY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The longest name.
+const MAX_NAME_LENGTH: usize = 128;
 
 /// A template as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +57,7 @@ pub struct TemplateInfo {
     pub id: String,
     /// Id of the build that made it, a UUID.
     pub build_id: String,
-    /// Names without team, e.g. `base`.
+    /// Names without team, e.g. `base`, with `:tag` unless that is `default`.
     pub aliases: Vec<String>,
     /// Size of its sandboxes.
     pub budget: ResourceBudget,
@@ -25,25 +69,362 @@ pub struct TemplateInfo {
     pub spawn_count: u64,
     /// When the last one was.
     pub last_spawned_at: Option<Timestamp>,
-    /// Whether it is a snapshot of a sandbox.
-    pub is_snapshot: bool,
+    /// The sandbox that it is a snapshot of; absent for a template.
+    pub snapshot_of: Option<SandboxId>,
 }
 
 /// What to build.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BuildTemplate {
     /// Name, e.g. `base`. An existing template of that name is replaced for new sandboxes.
     pub name: String,
-    /// Size of its sandboxes.
+    /// Virtual CPUs of its sandboxes.
     pub cpus: u32,
-    /// Memory in MiB.
+    /// Memory of its sandboxes in MiB.
     pub memory_mib: u32,
     /// Commands run as root, in order, before the snapshot.
     pub setup: Vec<String>,
-    /// Command left running in the snapshot.
+    /// Command left running in the snapshot, as the default user.
     pub start: Option<String>,
-    /// Command that exits 0 when the template is ready.
+    /// Command that exits 0 when the template is ready, as the default user.
     pub ready: Option<String>,
     /// How long to wait for that.
     pub ready_deadline: Duration,
+}
+
+impl BuildTemplate {
+    /// The template that every server has. Its ready command runs what most first commands need, so that those pages are
+    /// in the snapshot's memory.
+    pub fn base() -> Self {
+        Self {
+            name: "base".to_owned(),
+            cpus: 1,
+            memory_mib: 512,
+            setup: Vec::new(),
+            start: None,
+            ready: Some("python3 -c 'import json, sys' && true | cat".to_owned()),
+            ready_deadline: Duration::from_secs(120),
+        }
+    }
+}
+
+/// What a build reports while it goes on: one line, for a person.
+pub type Report<'a> = &'a (dyn Fn(&str) + Send + Sync);
+
+/// Whether a text may name a template or a snapshot: `^[a-z0-9_-]+$`.
+pub(crate) fn valid_name(name: &str) -> bool {
+    (1..=MAX_NAME_LENGTH).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+}
+
+/// Digest of all that a build depends on. Equal recipes give interchangeable templates.
+pub(crate) fn recipe(core: &Core, build: &BuildTemplate) -> String {
+    let guest = &core.config.guest;
+    let engine = &core.gates.engine;
+    let all = serde_json::json!({
+        "format": FORMAT, "generation": control::GENERATION, "engine": engine, "build": build,
+        "kernel": guest.kernel_digest, "initrd": guest.initrd_digest, "rootfs": guest.rootfs_digest,
+    });
+    blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
+}
+
+/// Builds a template and records it under its name.
+pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report<'_>) -> Result<TemplateRecord, BuildError> {
+    if !valid_name(&build.name) {
+        return Err(BuildError::InvalidName(build.name));
+    }
+    core.gates.disk.check().map_err(BuildError::DiskPressure)?;
+    let budget = ResourceBudget {
+        cpus: build.cpus,
+        memory_mib: u64::from(build.memory_mib),
+        disk_mib: core.config.guest.rootfs_bytes >> 20,
+    };
+    let reservation = core.gates.ledger.reserve(budget).map_err(BuildError::Capacity)?;
+    let mut booted = boot(core, &build, report).await?;
+    let result = prepare(&mut booted, &build, report).await;
+    let cut = match result {
+        Ok(()) => cut(&mut booted, report).await,
+        Err(error) => Err(error),
+    };
+    booted.machine.kill().await;
+    drop(reservation);
+    cut?;
+    let artifact = publish(core, &build, budget, booted, report).await?;
+    record(core, build, budget, artifact).await
+}
+
+/// A machine that is being made into a template.
+struct Booted {
+    machine: Box<dyn Machine>,
+    agent: Agent,
+    link: Link,
+    draft: ArtifactDraft,
+    dir: InstanceDir,
+    layer: String,
+    root_disk: PathBuf,
+}
+
+async fn boot(core: &Arc<Core>, build: &BuildTemplate, report: Report<'_>) -> Result<Booted, BuildError> {
+    for attempt in 1.. {
+        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.acceleration));
+        match try_boot(core, build).await {
+            Ok(booted) => return Ok(booted),
+            Err(LaunchError::Network(source)) => return Err(BuildError::Network(source)),
+            Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BuildError::Boot { attempts: attempt, source }),
+            Err(error) => report(&format!("the guest did not come up: {}", crate::owner::chain(&error))),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+async fn try_boot(core: &Arc<Core>, build: &BuildTemplate) -> Result<Booted, LaunchError> {
+    let guest = &core.config.guest;
+    let link = core.links.acquire(InternetAccess::Allowed).await.map_err(LaunchError::Network)?;
+    let staged = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::Stage { path, source }
+    };
+    let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
+    let path = core.run_dir().join(format!("build-{}", draft.id()));
+    let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
+    let layer = crate::random::alphanumeric(20);
+    let root_disk = dir.path().join(format!("{layer}.qcow2"));
+    let backing = qcow2::Backing { path: guest.rootfs.clone(), format: qcow2::Format::Raw };
+    qcow2::create(&root_disk, &backing, guest.rootfs_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
+    crate::session::give(&root_disk, link.uid()).map_err(staged(&root_disk))?;
+    let mut machine = core
+        .launcher
+        .engine
+        .boot(BootSpec {
+            dir: dir.path().to_owned(),
+            shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
+            slot: link.engine_slot().map_err(staged(&path))?,
+            kernel: guest.kernel.clone(),
+            initrd: guest.initrd.clone(),
+            cmdline: String::new(),
+            root_disk: root_disk.clone(),
+            memory_file: dir.path().join(parts::MEMORY),
+        })
+        .await
+        .map_err(LaunchError::Start)?;
+    match await_hello(&mut *machine).await {
+        Ok(mut agent) => match become_nobody(&mut agent, &link).await {
+            Ok(()) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
+            Err(error) => {
+                machine.kill().await;
+                Err(LaunchError::Agent(error))
+            }
+        },
+        Err(error) => {
+            machine.kill().await;
+            Err(error)
+        }
+    }
+}
+
+/// Asks until the agent answers, the machine ends, or the deadline passes.
+async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
+    let deadline = Instant::now() + BOOT_DEADLINE;
+    loop {
+        let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?);
+        let failed = tokio::select! {
+            exit = machine.wait() => return Err(LaunchError::Machine(firkin_engine::MachineError::Gone(exit))),
+            answer = agent.call(Call::Hello, HELLO_DEADLINE) => match answer {
+                Ok(Answer::Hello { generation, .. }) if generation > control::GENERATION => {
+                    return Err(LaunchError::Agent(AgentError::Generation { found: generation, known: control::GENERATION }));
+                }
+                Ok(Answer::Hello { envd_ready: true, .. }) => return Ok(agent),
+                Ok(_) => None,
+                Err(error) => Some(error),
+            },
+        };
+        if Instant::now() >= deadline {
+            let error = failed.unwrap_or(AgentError::Deadline { call: "hello", deadline_ms: BOOT_DEADLINE.as_millis() });
+            return Err(LaunchError::Agent(error));
+        }
+        if failed.is_none() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// The identity of a template: a clock, a network, no token.
+async fn become_nobody(agent: &mut Agent, link: &Link) -> Result<(), AgentError> {
+    use base64::Engine as _;
+    let identity = control::Identity {
+        epoch: TEMPLATE_EPOCH,
+        sandbox_id: "template".to_owned(),
+        template_id: String::new(),
+        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
+        realtime_ns: crate::session::realtime_ns(),
+        machine_id: Some(crate::random::hex::<16>()),
+        network: link.guest_network(),
+        env: std::collections::BTreeMap::new(),
+        access_token: None,
+        default_user: None,
+        default_workdir: None,
+    };
+    match agent.call(Call::Resume(Box::new(identity)), HELLO_DEADLINE * 10).await? {
+        Answer::Resumed { .. } => Ok(()),
+        Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
+            Err(AgentError::Unexpected { call: "resume" })
+        }
+    }
+}
+
+/// The epoch that every template's guest is in.
+const TEMPLATE_EPOCH: u64 = 1;
+
+async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
+    for script in &build.setup {
+        report(&format!("running: {script}"));
+        let mut command = GuestCommand::new(script);
+        command.user = Some("root".to_owned());
+        command.deadline = SETUP_DEADLINE;
+        run(booted, &command).await?;
+    }
+    if let Some(start) = &build.start {
+        report(&format!("starting: {start}"));
+        // The shell returns at once; what it started is an orphan that lives on in the snapshot.
+        let mut command = GuestCommand::new(format!("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &"));
+        command.env.insert("FIRKIN_START".to_owned(), start.clone());
+        run(booted, &command).await?;
+    }
+    if let Some(ready) = &build.ready {
+        report("waiting until the template is ready");
+        let deadline = Instant::now() + build.ready_deadline;
+        let mut command = GuestCommand::new(ready);
+        command.deadline = build.ready_deadline;
+        while run(booted, &command).await.is_err() {
+            if Instant::now() + READY_INTERVAL > deadline {
+                return Err(BuildError::NotReady { deadline: build.ready_deadline });
+            }
+            tokio::time::sleep(READY_INTERVAL).await;
+        }
+    }
+    Ok(())
+}
+
+async fn run(booted: &Booted, command: &GuestCommand) -> Result<(), BuildError> {
+    let failed = |reason| BuildError::Command { command: command.script.clone(), reason };
+    let output = command::run(booted.link.connector(), None, command).await.map_err(|e| failed(crate::owner::chain(&e)))?;
+    if output.exit_code == 0 {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr }).into_owned();
+    let tail: String = text.chars().rev().take(500).collect::<Vec<_>>().into_iter().rev().collect();
+    Err(failed(format!("exit status {}: {}", output.exit_code, tail.trim_end())))
+}
+
+async fn cut(booted: &mut Booted, report: Report<'_>) -> Result<(), BuildError> {
+    report("making the guest small");
+    match booted.agent.call(Call::Shrink, SHRINK_DEADLINE).await {
+        Ok(_) => {}
+        Err(error) => return Err(BuildError::Boot { attempts: 1, source: LaunchError::Agent(error) }),
+    }
+    report("taking the snapshot");
+    booted.machine.pause().await.map_err(BuildError::Machine)?;
+    booted.machine.snapshot(booted.draft.dir()).await.map_err(BuildError::Machine)?;
+    Ok(())
+}
+
+async fn publish(
+    core: &Arc<Core>,
+    build: &BuildTemplate,
+    budget: ResourceBudget,
+    booted: Booted,
+    report: Report<'_>,
+) -> Result<Artifact, BuildError> {
+    report("writing the template");
+    let guest = &core.config.guest;
+    let Booted { draft, dir, layer, root_disk, .. } = booted;
+    let manifest = SnapshotArtifactManifest {
+        format: FORMAT,
+        id: draft.id().to_owned(),
+        kind: ArtifactKind::BaseTemplate,
+        logical_id: build.name.clone(),
+        parent: None,
+        created_at: Timestamp::now(),
+        engine: core.gates.engine.clone(),
+        guest: GuestIdentity {
+            kernel: guest.kernel_digest.clone(),
+            agent: guest.initrd_digest.clone(),
+            agent_generation: control::GENERATION,
+        },
+        shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
+        budget,
+        epoch: TEMPLATE_EPOCH,
+        memory: MemoryMember::Full,
+        disk: DiskMembers {
+            rootfs: guest.rootfs_digest.clone(),
+            rootfs_path: guest.rootfs.clone(),
+            layers: vec![layer.clone()],
+        },
+    };
+    let artifacts = core.artifacts.clone();
+    tokio::task::spawn_blocking(move || {
+        let memory = dir.path().join(parts::MEMORY);
+        let target = draft.dir().join(parts::MEMORY);
+        fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
+        let _pin = artifacts.pin(format!("layer:{layer}"));
+        artifacts.adopt_layer(&layer, &root_disk).map_err(|source| PublishError::File { path: root_disk, source })?;
+        artifacts.publish(draft, manifest)
+    })
+    .await
+    .expect("publishing does not panic and the runtime does not stop under it")
+    .map_err(BuildError::Publish)
+}
+
+async fn record(
+    core: &Arc<Core>,
+    build: BuildTemplate,
+    budget: ResourceBudget,
+    artifact: Artifact,
+) -> Result<TemplateRecord, BuildError> {
+    let now = Timestamp::now();
+    let pin = core.artifacts.pin(artifact.manifest.id.clone());
+    let name = format!("{}:default", build.name);
+    let earlier = core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
+    let record = TemplateRecord {
+        // A rebuilt template keeps its id: those who name it by id get the new build, like those who name it by name.
+        id: earlier.as_ref().map_or_else(|| crate::random::alphanumeric(20), |e| e.id.clone()),
+        build_id: uuid(),
+        artifact: artifact.manifest.id,
+        budget,
+        created_at: earlier.as_ref().map_or(now, |e| e.created_at),
+        updated_at: now,
+        spawn_count: earlier.as_ref().map_or(0, |e| e.spawn_count),
+        last_spawned_at: earlier.and_then(|e| e.last_spawned_at),
+        snapshot_of: None,
+        recipe: Some(recipe(core, &build)),
+        names: vec![name],
+    };
+    core.store.put_template(record.clone()).await.map_err(BuildError::Store)?;
+    drop(pin);
+    core.collect();
+    Ok(record)
+}
+
+/// A random UUID (RFC 9562, version 4).
+pub(crate) fn uuid() -> String {
+    let mut b = crate::random::bytes::<16>();
+    b[6] = (b[6] & 0x0f) | 0x40;
+    b[8] = (b[8] & 0x3f) | 0x80;
+    let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// How the API shows a record.
+pub(crate) fn show(record: &TemplateRecord) -> TemplateInfo {
+    TemplateInfo {
+        id: record.id.clone(),
+        build_id: record.build_id.clone(),
+        aliases: record.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned()).collect(),
+        budget: record.budget,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        spawn_count: record.spawn_count,
+        last_spawned_at: record.last_spawned_at,
+        snapshot_of: record.snapshot_of.clone(),
+    }
 }

@@ -1,0 +1,67 @@
+//! The host's side of the control channel: one call at a time, each with a deadline.
+
+use std::{io, time::Duration};
+
+use firkin_engine::ControlStream;
+use firkin_wire::control::{Answer, Call, Decoder, Request, Response, encode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::error::AgentError;
+
+const READ_BYTES: usize = 16 << 10;
+
+/// A connection to the agent of one machine.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    stream: Box<dyn ControlStream>,
+    decoder: Decoder,
+    next_id: u64,
+}
+
+impl Agent {
+    /// Speaks over `stream`. Ids start at a random place, so that an answer to an earlier connection is never taken for ours.
+    pub(crate) fn new(stream: Box<dyn ControlStream>) -> Self {
+        Self { stream, decoder: Decoder::default(), next_id: u64::from(u32::from_be_bytes(crate::random::bytes())) << 16 }
+    }
+
+    /// Asks and waits for the answer. After a failure the connection is not usable for another call.
+    pub(crate) async fn call(&mut self, call: Call, deadline: Duration) -> Result<Answer, AgentError> {
+        let name = name(&call);
+        match tokio::time::timeout(deadline, self.exchange(call, name)).await {
+            Ok(Ok(Answer::Failed { message })) => Err(AgentError::Refused { call: name, message }),
+            Ok(answer) => answer,
+            Err(_) => Err(AgentError::Deadline { call: name, deadline_ms: deadline.as_millis() }),
+        }
+    }
+
+    async fn exchange(&mut self, call: Call, name: &'static str) -> Result<Answer, AgentError> {
+        let channel = |source| AgentError::Channel { call: name, source };
+        self.next_id += 1;
+        let id = self.next_id;
+        let frame = encode(&Request { id, call }).map_err(|source| AgentError::Encode { call: name, source })?;
+        self.stream.write_all(&frame).await.map_err(channel)?;
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            while let Some(response) = self.decoder.next::<Response>() {
+                if response.id == id {
+                    return Ok(response.answer);
+                }
+            }
+            match self.stream.read(&mut buffer).await.map_err(channel)? {
+                0 => return Err(channel(io::ErrorKind::UnexpectedEof.into())),
+                n => self.decoder.push(&buffer[..n]),
+            }
+        }
+    }
+}
+
+fn name(call: &Call) -> &'static str {
+    match call {
+        Call::Hello => "hello",
+        Call::Resume(_) => "resume",
+        Call::Sync => "sync",
+        Call::Shrink => "shrink",
+        Call::Stats => "stats",
+        Call::PowerOff => "power off",
+    }
+}

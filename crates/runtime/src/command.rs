@@ -1,0 +1,151 @@
+//! Commands inside a guest, through envd: for template builds, and for programs that embed the runtime.
+
+use std::{collections::BTreeMap, io, time::Duration};
+
+use connectrpc::client::{BoxFuture, CallOptions, ClientBody, ClientConfig, ClientTransport};
+use firkin_wire::envd::process::{
+    __buffa::oneof::process_event::{Event, data_event::Output as Data},
+    ProcessClient, ProcessConfig, StartRequest, StartResponse,
+};
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+
+use crate::{link::Connector, sandbox::ENVD_PORT};
+
+/// Output that is kept of one command, bytes for each stream. More is counted and dropped.
+pub const MAX_OUTPUT_BYTES: usize = 1 << 20;
+
+/// A command for a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestCommand {
+    /// Run by `/bin/bash -l -c`.
+    pub script: String,
+    /// User; the template's default when absent.
+    pub user: Option<String>,
+    /// Working directory; the user's home when absent.
+    pub cwd: Option<String>,
+    /// Added to the sandbox's environment.
+    pub env: BTreeMap<String, String>,
+    /// After this long the command and its children are killed.
+    pub deadline: Duration,
+}
+
+impl GuestCommand {
+    /// `script` as the default user, with 60 s.
+    pub fn new(script: impl Into<String>) -> Self {
+        Self { script: script.into(), user: None, cwd: None, env: BTreeMap::new(), deadline: Duration::from_secs(60) }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandOutput {
+    /// Exit status; -1 when a signal ended it.
+    pub exit_code: i32,
+    /// At most [`MAX_OUTPUT_BYTES`] of standard output.
+    pub stdout: Vec<u8>,
+    /// At most [`MAX_OUTPUT_BYTES`] of standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// Why a command has no exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// No such running sandbox.
+    #[error(transparent)]
+    NotFound(#[from] crate::error::NoSuchSandbox),
+    /// envd refused the command, or the connection broke.
+    #[error("the command did not run to its end: {message}")]
+    Rpc {
+        /// The Connect code, e.g. `deadline_exceeded`.
+        code: String,
+        /// envd's words.
+        message: String,
+    },
+    /// The stream ended without an end event.
+    #[error("envd ended the stream without the command's end")]
+    Cut,
+}
+
+/// Speaks HTTP/1.1 to envd of one session, a connection for each call.
+#[derive(Debug, Clone)]
+struct LinkTransport {
+    connector: Connector,
+}
+
+impl ClientTransport for LinkTransport {
+    type ResponseBody = Incoming;
+    type Error = io::Error;
+
+    fn send(&self, mut request: Request<ClientBody>) -> BoxFuture<'static, Result<Response<Incoming>, io::Error>> {
+        let connector = self.connector.clone();
+        Box::pin(async move {
+            let stream = connector.connect(ENVD_PORT).await?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            // Ends with the response's body, or when the guest goes away.
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection to envd broke");
+                }
+            });
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+            sender.send_request(request).await.map_err(io::Error::other)
+        })
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(connector: Connector, token: Option<&str>, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
+    use base64::Engine as _;
+    let uri = http::Uri::from_static("http://localhost");
+    let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri));
+    let mut options = CallOptions::default().with_timeout(command.deadline);
+    if let Some(user) = &command.user {
+        let credentials = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));
+        options = options.with_header("authorization", format!("Basic {credentials}"));
+    }
+    if let Some(token) = token {
+        options = options.with_header("x-access-token", token);
+    }
+    let request = StartRequest {
+        process: ProcessConfig {
+            cmd: "/bin/bash".into(),
+            args: vec!["-l".into(), "-c".into(), command.script.clone()],
+            envs: command.env.clone().into_iter().collect(),
+            cwd: command.cwd.clone(),
+            ..Default::default()
+        }
+        .into(),
+        stdin: Some(false),
+        ..Default::default()
+    };
+    let mut stream = client.start_with_options(request, options).await.map_err(rpc)?;
+    let mut output = CommandOutput { exit_code: -1, stdout: Vec::new(), stderr: Vec::new() };
+    while let Some(message) = stream.message::<StartResponse>().await.map_err(rpc)? {
+        let Some(event) = message.to_owned_message().event.into_option().and_then(|e| e.event) else { continue };
+        match event {
+            Event::Data(data) => match data.output {
+                Some(Data::Stdout(bytes)) => keep(&mut output.stdout, &bytes),
+                Some(Data::Stderr(bytes) | Data::Pty(bytes)) => keep(&mut output.stderr, &bytes),
+                None => {}
+            },
+            Event::End(end) => {
+                output.exit_code = end.exit_code;
+                return Ok(output);
+            }
+            Event::Start(_) | Event::Keepalive(_) => {}
+        }
+    }
+    Err(CommandError::Cut)
+}
+
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+    let room = MAX_OUTPUT_BYTES.saturating_sub(kept.len());
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of an error that is being mapped")]
+fn rpc(error: connectrpc::ConnectError) -> CommandError {
+    CommandError::Rpc { code: error.code.as_str().to_owned(), message: error.message.clone().unwrap_or_default() }
+}

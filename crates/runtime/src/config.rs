@@ -1,0 +1,64 @@
+//! What a runtime is told when it is opened. Resolved by the caller; nothing here reads the environment.
+
+use std::{path::PathBuf, sync::Arc};
+
+use crate::{capacity::HostCapacity, disk::DiskPressureProbe, link::NetworkChoice};
+
+/// Settings of one runtime.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// Directory of everything that outlives the process. Created if missing; one runtime at a time.
+    pub state_dir: PathBuf,
+    /// What sandboxes may use together.
+    pub capacity: HostCapacity,
+    /// Free-space floor in MiB; `None` for the default, scaled to the disk.
+    pub disk_floor_mib: Option<u64>,
+    /// Measures free space.
+    pub disk_probe: Arc<dyn DiskPressureProbe>,
+    /// Network of sandboxes.
+    pub network: NetworkChoice,
+    /// What template builds start from.
+    pub guest: GuestSystem,
+}
+
+/// Kernel, initial RAM file system and root image of guests, with their digests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestSystem {
+    /// Linux kernel image.
+    pub kernel: PathBuf,
+    /// Its digest.
+    pub kernel_digest: String,
+    /// Initial RAM file system with the guest agent.
+    pub initrd: PathBuf,
+    /// Digest of it, agent included.
+    pub initrd_digest: String,
+    /// Root image, raw ext4, immutable and readable by everyone.
+    pub rootfs: PathBuf,
+    /// Its digest.
+    pub rootfs_digest: String,
+    /// Its size as the guest sees it, bytes.
+    pub rootfs_bytes: u64,
+}
+
+/// How many times the host's processors sandboxes may hold together. Most agents' sandboxes wait most of the time.
+pub const CPU_OVERCOMMIT: u32 = 16;
+
+/// Part of the host's memory that sandboxes may hold: clones share most of theirs, but each may write all of it.
+pub const MEMORY_PERCENT: u64 = 90;
+
+/// Disk is promised to guests as sparse overlays; this many times the free space may be promised together. The floor
+/// stops new work before promises can all be called in.
+pub const DISK_OVERCOMMIT: u64 = 16;
+
+impl HostCapacity {
+    /// What this host offers with the default overcommit.
+    ///
+    /// `memory_mib` and `free_disk_mib` are what the host has.
+    pub fn with_overcommit(cpus: u32, memory_mib: u64, free_disk_mib: u64) -> Self {
+        Self {
+            cpus: cpus.saturating_mul(CPU_OVERCOMMIT),
+            memory_mib: memory_mib * MEMORY_PERCENT / 100,
+            disk_mib: free_disk_mib.saturating_mul(DISK_OVERCOMMIT),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What every part of the runtime shares, and what outlives single sandboxes: collection and the sweep at start-up.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    artifact::ArtifactStore,
+    config::RuntimeConfig,
+    link::Links,
+    owner::{Handle, chain},
+    restore::RestoreGates,
+    sandbox::SandboxId,
+    session::EngineLauncher,
+    store::{RecordedPhase, Store},
+};
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: RuntimeConfig,
+    pub(crate) store: Store,
+    pub(crate) artifacts: ArtifactStore,
+    pub(crate) gates: RestoreGates,
+    pub(crate) launcher: EngineLauncher,
+    pub(crate) links: Arc<Links>,
+    /// One task per sandbox, and the collector.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled once: no new work.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
+    sandboxes: Mutex<HashMap<SandboxId, Handle>>,
+    collect: Notify,
+    /// Held for the life of the process: one server per state directory.
+    #[expect(dead_code, reason = "held, not read")]
+    lock: StateLock,
+}
+
+/// An exclusive lock on the state directory.
+#[derive(Debug)]
+pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
+
+/// The parts of a core that are made before it.
+pub(crate) struct Parts {
+    pub(crate) config: RuntimeConfig,
+    pub(crate) store: Store,
+    pub(crate) gates: RestoreGates,
+    pub(crate) launcher: EngineLauncher,
+    pub(crate) api_keys: Vec<blake3::Hash>,
+    pub(crate) lock: StateLock,
+}
+
+impl Core {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let core = Arc::new(Self {
+            config: parts.config,
+            store: parts.store,
+            artifacts: parts.gates.artifacts.clone(),
+            gates: parts.gates,
+            links: Arc::clone(&parts.launcher.links),
+            launcher: parts.launcher,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            api_keys: Mutex::new(parts.api_keys),
+            sandboxes: Mutex::default(),
+            collect: Notify::new(),
+            lock: parts.lock,
+        });
+        core.tasks.spawn(Arc::clone(&core).collector());
+        core
+    }
+
+    /// The owners of every sandbox. Never held across a wait.
+    pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Handle>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where sessions live.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.config.state_dir.join("run")
+    }
+
+    /// Has what nobody needs any more removed, soon.
+    pub(crate) fn collect(&self) {
+        self.collect.notify_one();
+    }
+
+    async fn collector(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.collect.notified() => {}
+                () = self.stopping.cancelled() => return,
+            }
+            if let Err(error) = self.collect_now().await {
+                tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
+            }
+        }
+    }
+
+    /// Candidates first, then what is in use: whatever comes into use in between is not a candidate.
+    pub(crate) async fn collect_now(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let artifacts = self.artifacts.clone();
+        let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
+        let mut keep: Vec<String> = self.store.templates().await?.into_iter().map(|t| t.artifact).collect();
+        let mut layers = Vec::new();
+        for sandbox in self.store.sandboxes().await? {
+            match sandbox.phase {
+                RecordedPhase::Paused { artifact } => keep.push(artifact),
+                RecordedPhase::Running { memory_base, layers: sealed, .. } => {
+                    keep.push(memory_base);
+                    layers.extend(sealed);
+                }
+            }
+        }
+        let artifacts = self.artifacts.clone();
+        let removed = tokio::task::spawn_blocking(move || artifacts.collect(&candidates, &keep, &layers)).await??;
+        if !removed.is_empty() {
+            tracing::debug!(count = removed.len(), "collected unused artifacts");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! The free-space floor: no sandbox is started, and no snapshot taken, on a disk that is nearly full.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::error::DiskPressure;
+
+/// The floor for work on a large disk, MiB.
+pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
+
+/// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
+const SMALL_DISK_DIVISOR: u64 = 20;
+
+/// Measures free space. Injected, so that a full disk and a failing probe can be tested.
+pub trait DiskPressureProbe: Send + Sync + fmt::Debug {
+    /// Free and total bytes of the file system that holds `path`, for unprivileged users.
+    fn probe(&self, path: &Path) -> io::Result<DiskSpace>;
+}
+
+/// Size of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Free bytes.
+    pub free: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+/// `statvfs`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StatvfsProbe;
+
+impl DiskPressureProbe for StatvfsProbe {
+    fn probe(&self, path: &Path) -> io::Result<DiskSpace> {
+        let stat = nix::sys::statvfs::statvfs(path)?;
+        let unit = stat.fragment_size();
+        Ok(DiskSpace { free: stat.blocks_available() * unit, total: stat.blocks() * unit })
+    }
+}
+
+/// Refuses work on a file system with less free space than the floor.
+#[derive(Debug, Clone)]
+pub struct DiskPressureGuard {
+    path: PathBuf,
+    floor_mib: Option<u64>,
+    probe: Arc<dyn DiskPressureProbe>,
+}
+
+impl DiskPressureGuard {
+    /// Guards the file system of `path`. Without a floor, [`WORK_FLOOR_MIB`], scaled down on a small disk.
+    pub fn new(path: PathBuf, floor_mib: Option<u64>, probe: Arc<dyn DiskPressureProbe>) -> Self {
+        Self { path, floor_mib, probe }
+    }
+
+    /// Free space at or above the floor passes; a probe that fails does not.
+    pub fn check(&self) -> Result<(), DiskPressure> {
+        let space =
+            self.probe.probe(&self.path).map_err(|source| DiskPressure::ProbeFailed { path: self.path.clone(), source })?;
+        let free_mib = space.free >> 20;
+        let floor_mib = self.floor_mib.unwrap_or_else(|| WORK_FLOOR_MIB.min((space.total >> 20) / SMALL_DISK_DIVISOR));
+        if free_mib < floor_mib {
+            return Err(DiskPressure::BelowFloor { path: self.path.clone(), free_mib, floor_mib });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fixed(io::Result<DiskSpace>);
+
+    impl DiskPressureProbe for Fixed {
+        fn probe(&self, _: &Path) -> io::Result<DiskSpace> {
+            match &self.0 {
+                Ok(space) => Ok(*space),
+                Err(error) => Err(error.kind().into()),
+            }
+        }
+    }
+
+    fn guard(floor_mib: Option<u64>, probe: io::Result<DiskSpace>) -> DiskPressureGuard {
+        DiskPressureGuard::new("/x".into(), floor_mib, Arc::new(Fixed(probe)))
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn free_space_equal_to_the_floor_passes_and_one_mib_less_does_not() {
+        let space = |free| Ok(DiskSpace { free, total: 1000 * GIB });
+        assert!(guard(None, space(10 * GIB)).check().is_ok());
+        let error = guard(None, space(10 * GIB - 1)).check().unwrap_err();
+        assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 10239, floor_mib: 10240, .. }), "{error}");
+        assert!(guard(Some(1), space(GIB)).check().is_ok());
+    }
+
+    #[test]
+    fn a_small_disk_has_a_small_floor() {
+        assert!(guard(None, Ok(DiskSpace { free: GIB, total: 20 * GIB })).check().is_ok());
+    }
+
+    #[test]
+    fn a_probe_that_fails_refuses_and_says_so() {
+        let error = guard(None, Err(io::ErrorKind::PermissionDenied.into())).check().unwrap_err();
+        assert!(matches!(error, DiskPressure::ProbeFailed { .. }));
+        assert!(!error.to_string().contains("0 MiB"));
+    }
+}

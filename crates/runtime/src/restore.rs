@@ -1,0 +1,147 @@
+//! The restore path: from a snapshot artifact to a running session, or to a refusal without any effect.
+//!
+//! Create, resume and fork all come through [`restore`]. Its order is the product's promise: each step refuses before the next
+//! has any effect, and capacity is held by a guard from before the launch until after the session has ended.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use firkin_engine::Fingerprint;
+use firkin_wire::control;
+
+use crate::{
+    artifact::{Artifact, ArtifactStore, MemoryMember, SnapshotArtifactManifest},
+    capacity::{ActiveSessionReservation, CapacityLedger, ResourceBudget},
+    disk::DiskPressureGuard,
+    error::{LaunchError, SnapshotRestoreError},
+    sandbox::InternetAccess,
+};
+
+/// What a launcher is given.
+#[derive(Debug)]
+pub struct SnapshotRestoreRequest {
+    /// What to restore. Its integrity has been proven.
+    pub artifact: Artifact,
+    /// What the session may use.
+    pub budget: ResourceBudget,
+    /// Who the guest becomes.
+    pub identity: control::Identity,
+    /// Its outbound network.
+    pub internet: InternetAccess,
+}
+
+/// The seam between policy and engine.
+#[async_trait]
+pub trait SnapshotSessionLauncher: Send + Sync {
+    /// A running session.
+    type Session: Send;
+
+    /// Restores one request into a session whose guest has become `request.identity`.
+    ///
+    /// Cancel-safe: a future that is dropped, or that fails, leaves no process, network slot or file.
+    async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Self::Session, LaunchTimings), LaunchError>;
+}
+
+/// How long the phases of a launch took, measured by the launcher.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaunchTimings {
+    /// Network slot, instance directory, disk overlay.
+    pub staging: Duration,
+    /// The engine's restore and resume.
+    pub vm_restore: Duration,
+    /// Control channel: from resume until the guest has its new identity.
+    pub agent_connect: Duration,
+}
+
+/// A session that runs, what it holds, and what its restore took.
+#[derive(Debug)]
+pub struct SnapshotRestoreReport<S> {
+    /// The session.
+    pub session: S,
+    /// Its capacity; drop it only after the session has ended.
+    pub reservation: ActiveSessionReservation,
+    /// Checks before the launch, proof of integrity included.
+    pub checks: Duration,
+    /// The launch.
+    pub launch: LaunchTimings,
+}
+
+/// What the restore path consults, in this order.
+#[derive(Debug, Clone)]
+pub struct RestoreGates {
+    /// What this host's engine is.
+    pub engine: Fingerprint,
+    /// Where artifacts are, and which are proven.
+    pub artifacts: ArtifactStore,
+    /// Free-space floor of the file system that sessions write to.
+    pub disk: DiskPressureGuard,
+    /// Capacity.
+    pub ledger: CapacityLedger,
+}
+
+/// Restores one artifact into a session.
+///
+/// Cancel-safe: dropped at any point it leaves nothing and gives back exactly what it reserved.
+pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
+    request: SnapshotRestoreRequest,
+    gates: &RestoreGates,
+    launcher: &L,
+) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
+    let begun = Instant::now();
+    check_compatible(&request.artifact.manifest, &gates.engine)?;
+    let request = Arc::new(request);
+    verify(Arc::clone(&request), gates.artifacts.clone()).await?;
+    gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
+    let reservation = gates.ledger.reserve(request.budget).map_err(SnapshotRestoreError::Capacity)?;
+    let checks = begun.elapsed();
+    let (session, launch) = launcher.launch(&request).await.map_err(|error| match error {
+        LaunchError::Network(source) => SnapshotRestoreError::Network(source),
+        other => SnapshotRestoreError::Launch(other),
+    })?;
+    Ok(SnapshotRestoreReport { session, reservation, checks, launch })
+}
+
+async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) -> Result<(), SnapshotRestoreError> {
+    let artifact = request.artifact.manifest.id.clone();
+    tokio::task::spawn_blocking(move || artifacts.verify(&request.artifact))
+        .await
+        .expect("verification does not panic and the runtime does not stop under it")
+        .map_err(|source| SnapshotRestoreError::Integrity { artifact, source })
+}
+
+/// Refuses what this host cannot restore faithfully.
+fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Fingerprint) -> Result<(), SnapshotRestoreError> {
+    let made = &manifest.engine;
+    let properties = [
+        ("engine", made.engine.clone(), here.engine.clone()),
+        ("engine version", made.version.clone(), here.version.clone()),
+        ("machine type", made.machine.clone(), here.machine.clone()),
+        ("acceleration", made.acceleration.to_string(), here.acceleration.to_string()),
+        ("CPU", made.cpu.clone(), here.cpu.clone()),
+    ];
+    for (what, made_with, here) in properties {
+        if made_with != here {
+            return Err(SnapshotRestoreError::Incompatible { artifact: manifest.id.clone(), what, made_with, here });
+        }
+    }
+    if manifest.guest.agent_generation > control::GENERATION {
+        return Err(SnapshotRestoreError::Incompatible {
+            artifact: manifest.id.clone(),
+            what: "guest agent generation",
+            made_with: manifest.guest.agent_generation.to_string(),
+            here: format!("up to {}", control::GENERATION),
+        });
+    }
+    Ok(())
+}
+
+/// The artifact whose memory a session of `manifest` maps.
+pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
+    match &manifest.memory {
+        MemoryMember::Full => manifest.id.clone(),
+        MemoryMember::Diff { base } => base.clone(),
+    }
+}

@@ -1,0 +1,303 @@
+//! A session: one restored machine with everything that exists only because of it, and the launcher that makes one.
+//!
+//! Fields drop in the order in which they must go: the machine is killed first, then its network, then its files.
+
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use firkin_engine::{Engine, Exit, Machine, MachineError, RestoreSpec, SnapshotParts, qcow2};
+use firkin_wire::control::{Answer, Call, Stats};
+use fs_err as fs;
+
+use crate::{
+    agent::Agent,
+    artifact::{ArtifactStore, Pin},
+    core::Core,
+    error::{AgentError, LaunchError},
+    link::{Link, Links},
+    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
+    store::{RecordedPhase, SandboxRecord},
+};
+
+/// The guest's new identity must be in force this long after the machine resumed. Generous: an emulated guest on a busy host.
+const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Flushing a guest's dirty pages before a snapshot: as long as a slow disk needs for some hundred MiB.
+const SYNC_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Reading a guest's statistics.
+const STATS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A session's own directory, removed on drop.
+#[derive(Debug)]
+pub(crate) struct InstanceDir {
+    path: PathBuf,
+}
+
+impl InstanceDir {
+    /// Makes `path`, which only root and `uid` may enter.
+    pub(crate) fn create(path: PathBuf, uid: u32) -> io::Result<Self> {
+        fs::create_dir(&path)?;
+        let dir = Self { path };
+        fs::set_permissions(&dir.path, std::fs::Permissions::from_mode(0o700))?;
+        give(&dir.path, uid)?;
+        Ok(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for InstanceDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(%error, "cannot remove an instance directory");
+        }
+    }
+}
+
+pub(crate) fn give(path: &Path, uid: u32) -> io::Result<()> {
+    Ok(nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(uid)), Some(nix::unistd::Gid::from_raw(uid)))?)
+}
+
+/// A running or paused machine that a sandbox owns.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) machine: Box<dyn Machine>,
+    agent: Option<Agent>,
+    pub(crate) link: Link,
+    dir: InstanceDir,
+    /// Artifact whose memory is mapped.
+    pub(crate) memory_base: String,
+    /// Sealed layers, lowest first.
+    pub(crate) layers: Vec<String>,
+    /// The layer being written.
+    pub(crate) overlay: String,
+    /// Keep what it needs from being collected.
+    pins: Vec<Pin>,
+}
+
+/// What was cut out of a session.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub(crate) parts: SnapshotParts,
+    /// Layers of the disk at that instant, lowest first.
+    pub(crate) layers: Vec<String>,
+    /// How long the guest stood still.
+    pub(crate) freeze: Duration,
+    /// Hold the new layer until the artifact that names it is recorded.
+    pub(crate) pin: Pin,
+}
+
+impl Session {
+    /// Takes over the session that an earlier server started for this record.
+    pub(crate) async fn adopt(core: &Core, record: &SandboxRecord) -> Result<Self, LaunchError> {
+        let RecordedPhase::Running { memory_base, layers, overlay, slot } = &record.phase else {
+            return Err(LaunchError::NotRecorded);
+        };
+        let path = core.run_dir().join(record.id.as_str());
+        let machine = core.launcher.engine.adopt(&path).await.map_err(LaunchError::Start)?;
+        let link = core.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
+        let pins = std::iter::once(core.artifacts.pin(memory_base.clone()))
+            .chain(layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))))
+            .collect();
+        Ok(Self {
+            machine,
+            agent: None,
+            link,
+            dir: InstanceDir { path },
+            memory_base: memory_base.clone(),
+            layers: layers.clone(),
+            overlay: overlay.clone(),
+            pins,
+        })
+    }
+
+    /// The path of the layer being written.
+    fn overlay_path(&self, id: &str) -> PathBuf {
+        self.dir.path().join(format!("{id}.qcow2"))
+    }
+
+    /// One call to the guest agent. A channel that failed is opened anew by the next call.
+    async fn call(&mut self, call: Call, deadline: Duration) -> Result<Answer, AgentError> {
+        let name = "open the channel";
+        let mut agent = match self.agent.take() {
+            Some(agent) => agent,
+            None => Agent::new(
+                self.machine
+                    .control()
+                    .await
+                    .map_err(|error| AgentError::Channel { call: name, source: io::Error::other(error) })?,
+            ),
+        };
+        let answer = agent.call(call, deadline).await;
+        if answer.is_ok() || matches!(answer, Err(AgentError::Refused { .. })) {
+            self.agent = Some(agent);
+        }
+        answer
+    }
+
+    /// Writes the guest's dirty pages to its disk.
+    pub(crate) async fn sync(&mut self) -> Result<(), AgentError> {
+        match self.call(Call::Sync, SYNC_DEADLINE).await? {
+            Answer::Done => Ok(()),
+            Answer::Hello { .. } | Answer::Resumed { .. } | Answer::Stats(_) | Answer::Failed { .. } => {
+                Err(AgentError::Unexpected { call: "sync" })
+            }
+        }
+    }
+
+    /// The guest's own statistics.
+    pub(crate) async fn stats(&mut self) -> Result<Stats, AgentError> {
+        match self.call(Call::Stats, STATS_DEADLINE).await? {
+            Answer::Stats(stats) => Ok(stats),
+            Answer::Hello { .. } | Answer::Resumed { .. } | Answer::Done | Answer::Failed { .. } => {
+                Err(AgentError::Unexpected { call: "stats" })
+            }
+        }
+    }
+
+    /// Gives the guest an identity.
+    async fn identify(&mut self, identity: &firkin_wire::control::Identity) -> Result<(), AgentError> {
+        match self.call(Call::Resume(Box::new(identity.clone())), IDENTITY_DEADLINE).await? {
+            Answer::Resumed { epoch, .. } if epoch == identity.epoch => Ok(()),
+            Answer::Resumed { .. } | Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
+                Err(AgentError::Unexpected { call: "resume" })
+            }
+        }
+    }
+
+    /// Sets the clock of a guest that keeps its identity.
+    pub(crate) async fn set_clock(&mut self, identity: &firkin_wire::control::Identity) -> Result<(), AgentError> {
+        self.identify(&firkin_wire::control::Identity { machine_id: None, network: None, ..identity.clone() }).await
+    }
+
+    /// Stops the machine, writes its state and memory into `dir` and seals its disk, all at one instant. The machine stays
+    /// paused and writes to a new layer from then on.
+    pub(crate) async fn cut(&mut self, dir: &Path, artifacts: &ArtifactStore) -> Result<Cut, MachineError> {
+        let begun = Instant::now();
+        self.machine.pause().await?;
+        let parts = self.machine.snapshot(dir).await?;
+        let next = crate::random::alphanumeric(20);
+        let sealed = artifacts.layer(&self.overlay);
+        let pin = artifacts.pin(format!("layer:{}", self.overlay));
+        let current = self.overlay_path(&self.overlay);
+        let next_path = self.overlay_path(&next);
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| MachineError::File { path, source }
+        };
+        let size = qcow2::inspect(&current).map_err(|e| file(&current)(io::Error::other(e)))?.virtual_bytes;
+        // Named by the path that the current layer is about to have: the engine has it open already.
+        qcow2::create(&next_path, &qcow2::Backing { path: sealed, format: qcow2::Format::Qcow2 }, size)
+            .map_err(|e| file(&next_path)(io::Error::other(e)))?;
+        give(&next_path, self.link.uid()).map_err(file(&next_path))?;
+        self.machine.switch_disk(&next_path).await?;
+        artifacts.adopt_layer(&self.overlay, &current).map_err(file(&current))?;
+        self.layers.push(std::mem::replace(&mut self.overlay, next));
+        Ok(Cut { parts, layers: self.layers.clone(), freeze: begun.elapsed(), pin })
+    }
+
+    /// Kills the machine and removes what it had. Returns when all of it is gone.
+    pub(crate) async fn end(mut self) -> Exit {
+        let exit = self.machine.kill().await;
+        drop(self.pins);
+        exit
+    }
+}
+
+/// Launches sessions on an engine.
+#[derive(Debug, Clone)]
+pub(crate) struct EngineLauncher {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) artifacts: ArtifactStore,
+    /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
+    pub(crate) run_dir: PathBuf,
+}
+
+#[async_trait]
+impl SnapshotSessionLauncher for EngineLauncher {
+    type Session = Session;
+
+    async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
+        let begun = Instant::now();
+        let manifest = &request.artifact.manifest;
+        let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
+            .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
+            .collect();
+        let link = self.links.acquire(request.internet).await.map_err(LaunchError::Network)?;
+        let path = self.run_dir.join(&request.identity.sandbox_id);
+        let staged = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LaunchError::Stage { path, source }
+        };
+        let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
+        let overlay = crate::random::alphanumeric(20);
+        let root_disk = dir.path().join(format!("{overlay}.qcow2"));
+        stage_overlay(&root_disk, request, link.uid()).map_err(staged(&root_disk))?;
+        let slot = link.engine_slot().map_err(staged(&path))?;
+        let staging = begun.elapsed();
+
+        let begun = Instant::now();
+        let machine = self
+            .engine
+            .restore(RestoreSpec {
+                dir: dir.path().to_owned(),
+                shape: manifest.shape,
+                slot,
+                memory: request.artifact.memory.clone(),
+                memory_diff: request.artifact.memory_diff.clone(),
+                state: request.artifact.state.clone(),
+                root_disk,
+            })
+            .await
+            .map_err(LaunchError::Start)?;
+        let mut session = Session {
+            machine,
+            agent: None,
+            link,
+            dir,
+            memory_base: memory_base(manifest),
+            layers: manifest.disk.layers.clone(),
+            overlay,
+            pins,
+        };
+        session.machine.resume().await.map_err(LaunchError::Machine)?;
+        let vm_restore = begun.elapsed();
+
+        let begun = Instant::now();
+        let mut identity = request.identity.clone();
+        identity.network = session.link.guest_network();
+        identity.realtime_ns = realtime_ns();
+        if let Err(error) = session.identify(&identity).await {
+            session.end().await;
+            return Err(LaunchError::Agent(error));
+        }
+        Ok((session, LaunchTimings { staging, vm_restore, agent_connect: begun.elapsed() }))
+    }
+}
+
+fn stage_overlay(path: &Path, request: &SnapshotRestoreRequest, uid: u32) -> io::Result<()> {
+    let artifact = &request.artifact;
+    let backing = match artifact.layers.last() {
+        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
+        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
+    };
+    qcow2::create(path, &backing, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)?;
+    give(path, uid)
+}
+
+/// Host real time for [`firkin_wire::control::Identity::realtime_ns`].
+pub(crate) fn realtime_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,285 @@
+//! What outlives the process: sandboxes, templates, snapshots and API keys, in one SQLite database.
+//!
+//! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
+//! JSON with a column for their id: they are always read whole, and their shape grows with the product.
+
+use std::{collections::BTreeMap, path::Path};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    capacity::ResourceBudget,
+    error::StoreError,
+    runtime::TEAM,
+    sandbox::{CreateSandbox, SandboxId},
+};
+
+/// Version of the schema, in SQLite's `user_version`.
+const SCHEMA: i64 = 1;
+
+/// Requests waiting for the database; each is a few microseconds to a few milliseconds.
+const QUEUE: usize = 256;
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A sandbox as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SandboxRecord {
+    pub(crate) id: SandboxId,
+    pub(crate) spec: CreateSandbox,
+    pub(crate) template_id: String,
+    pub(crate) alias: Option<String>,
+    pub(crate) budget: ResourceBudget,
+    pub(crate) started_at: Timestamp,
+    pub(crate) end_at: Timestamp,
+    pub(crate) access_token: Option<String>,
+    /// Counts the restores. A resume with a lower number than the last durable one is impossible.
+    pub(crate) epoch: u64,
+    pub(crate) phase: RecordedPhase,
+}
+
+/// Where a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub(crate) enum RecordedPhase {
+    /// A machine runs it.
+    Running {
+        /// Artifact whose memory it maps.
+        memory_base: String,
+        /// Sealed layers under its overlay, lowest first.
+        layers: Vec<String>,
+        /// Its current overlay, a layer to be.
+        overlay: String,
+        /// Network slot.
+        slot: u16,
+    },
+    /// An artifact holds it.
+    Paused {
+        /// Which one.
+        artifact: String,
+    },
+}
+
+/// A template or a snapshot as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TemplateRecord {
+    pub(crate) id: String,
+    pub(crate) build_id: String,
+    pub(crate) artifact: String,
+    pub(crate) budget: ResourceBudget,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) spawn_count: u64,
+    pub(crate) last_spawned_at: Option<Timestamp>,
+    /// The sandbox that a snapshot was taken of; absent for a template.
+    pub(crate) snapshot_of: Option<SandboxId>,
+    /// Digest of everything that the build was made from: an equal one need not be built again.
+    pub(crate) recipe: Option<String>,
+    /// `name:tag`, each unique in the whole database.
+    pub(crate) names: Vec<String>,
+}
+
+/// The database. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Store {
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
+        let (opened, result) = oneshot::channel();
+        let path = path.to_owned();
+        std::thread::Builder::new()
+            .name("firkin-store".into())
+            .spawn(move || {
+                let mut connection = match connect(&path) {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        drop(opened.send(Err(error)));
+                        return;
+                    }
+                };
+                drop(opened.send(Ok(())));
+                while let Some(job) = queue.blocking_recv() {
+                    job(&mut connection);
+                }
+            })
+            .map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)??;
+        Ok(Self { jobs })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| drop(reply.send(work(connection))));
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Inserts or replaces a sandbox. Durable when this returns.
+    pub(crate) async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let body = to_json("sandboxes", &record)?;
+            c.execute("INSERT OR REPLACE INTO sandboxes (id, body) VALUES (?1, ?2)", params![record.id.as_str(), body])
+                .map_err(sqlite("put a sandbox"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn delete_sandbox(&self, id: SandboxId) -> Result<(), StoreError> {
+        self.run(move |c| {
+            c.execute("DELETE FROM sandboxes WHERE id = ?1", params![id.as_str()]).map_err(sqlite("delete a sandbox"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
+        self.run(|c| bodies(c, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")).await
+    }
+
+    /// Inserts or replaces a template, taking its names from whoever had them.
+    pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let body = to_json("templates", &record)?;
+            tx.execute("INSERT OR REPLACE INTO templates (id, body) VALUES (?1, ?2)", params![record.id, body])
+                .map_err(sqlite("put a template"))?;
+            tx.execute("DELETE FROM names WHERE template_id = ?1", params![record.id]).map_err(sqlite("clear names"))?;
+            for name in &record.names {
+                tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, record.id])
+                    .map_err(sqlite("put a name"))?;
+            }
+            tx.commit().map_err(sqlite("commit a template"))
+        })
+        .await
+    }
+
+    /// Counts one more sandbox of a template.
+    pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let body: Option<String> = c
+                .query_row("SELECT body FROM templates WHERE id = ?1", params![id], |row| row.get(0))
+                .optional()
+                .map_err(sqlite("read a template"))?;
+            let Some(body) = body else { return Ok(()) };
+            let mut record: TemplateRecord = from_json("templates", &body)?;
+            record.spawn_count += 1;
+            record.last_spawned_at = Some(at);
+            let body = to_json("templates", &record)?;
+            c.execute("UPDATE templates SET body = ?2 WHERE id = ?1", params![id, body]).map_err(sqlite("count a spawn"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            tx.execute("DELETE FROM names WHERE template_id = ?1", params![id]).map_err(sqlite("delete names"))?;
+            tx.execute("DELETE FROM templates WHERE id = ?1", params![id]).map_err(sqlite("delete a template"))?;
+            tx.commit().map_err(sqlite("commit a deletion"))
+        })
+        .await
+    }
+
+    /// Every template and snapshot with the names it holds now.
+    pub(crate) async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
+        self.run(|c| {
+            let mut records: Vec<TemplateRecord> = bodies(c, "templates", "SELECT body FROM templates ORDER BY id")?;
+            let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let mut statement =
+                c.prepare_cached("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))?;
+            for row in rows {
+                let (id, name): (String, String) = row.map_err(sqlite("read names"))?;
+                names.entry(id).or_default().push(name);
+            }
+            for record in &mut records {
+                record.names = names.remove(&record.id).unwrap_or_default();
+            }
+            Ok(records)
+        })
+        .await
+    }
+
+    /// A template or snapshot by id, or by name (`name` means `name:default`).
+    pub(crate) async fn template(&self, reference: String) -> Result<Option<TemplateRecord>, StoreError> {
+        let reference = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&reference).to_owned();
+        let (base, tag) = reference.rsplit_once(':').unwrap_or((&reference, "default"));
+        let wanted = format!("{base}:{tag}");
+        // `<id>:default` is how unnamed snapshots are shown.
+        let by_id = (tag == "default").then(|| base.to_owned());
+        let records = self.templates().await?;
+        let found = records.iter().find(|r| Some(&r.id) == by_id.as_ref()).or_else(|| records.iter().find(|r| r.names.contains(&wanted)));
+        Ok(found.cloned())
+    }
+
+    pub(crate) async fn put_api_key(&self, digest: [u8; 32]) -> Result<(), StoreError> {
+        self.run(move |c| {
+            c.execute("INSERT OR IGNORE INTO api_keys (digest) VALUES (?1)", params![digest]).map_err(sqlite("put a key"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn api_keys(&self) -> Result<Vec<[u8; 32]>, StoreError> {
+        self.run(|c| {
+            let mut statement = c.prepare_cached("SELECT digest FROM api_keys").map_err(sqlite("read keys"))?;
+            let rows = statement.query_map([], |row| row.get(0)).map_err(sqlite("read keys"))?;
+            rows.collect::<Result<_, _>>().map_err(sqlite("read keys"))
+        })
+        .await
+    }
+}
+
+fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+    move |source| StoreError::Sqlite { operation, source }
+}
+
+fn to_json<T: Serialize>(table: &'static str, record: &T) -> Result<String, StoreError> {
+    serde_json::to_string(record).map_err(|source| StoreError::Row { table, source })
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(table: &'static str, body: &str) -> Result<T, StoreError> {
+    serde_json::from_str(body).map_err(|source| StoreError::Row { table, source })
+}
+
+fn bodies<T: for<'de> Deserialize<'de>>(c: &Connection, table: &'static str, query: &str) -> Result<Vec<T>, StoreError> {
+    let mut statement = c.prepare_cached(query).map_err(sqlite("prepare a read"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(sqlite("read rows"))?;
+    rows.map(|body| from_json(table, &body.map_err(sqlite("read a row"))?)).collect()
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path).map_err(sqlite("open"))?;
+    // FULL: what is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        .map_err(sqlite("configure"))?;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite("read the version"))?;
+    match found {
+        0 => connection
+            .execute_batch(
+                "BEGIN;
+                 CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+                 CREATE TABLE templates (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+                 CREATE TABLE names (name TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id)) WITHOUT ROWID;
+                 CREATE TABLE api_keys (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+                 PRAGMA user_version = 1;
+                 COMMIT;",
+            )
+            .map_err(sqlite("create the schema"))?,
+        SCHEMA => {}
+        found => return Err(StoreError::Schema { found, known: SCHEMA }),
+    }
+    Ok(connection)
+}
