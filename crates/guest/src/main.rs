@@ -1,2 +1,28 @@
-//! Skeleton.
-fn main() {}
+//! The agent inside a sandbox: PID 1, the control channel, envd.
+//!
+//! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
+//! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
+
+mod args;
+mod control;
+mod envd;
+mod init;
+mod logging;
+mod readiness;
+mod reaper;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if nix::unistd::getpid().as_raw() == 1 {
+        return init::run();
+    }
+    match args::parse(std::env::args().skip(1)) {
+        Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
+        Ok(args::Mode::Envd(options)) => envd::run_alone(options),
+        Err(error) => {
+            logging::complain(&format!("{error}\nusage: {}", args::USAGE));
+            ExitCode::from(2)
+        }
+    }
+}

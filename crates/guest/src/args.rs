@@ -1,0 +1,119 @@
+//! The command line of the stand-alone mode. PID 1 takes none: the kernel's parameters are not ours.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+/// How the program is called.
+pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
+     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... | firkin-guest --version";
+
+/// What to be.
+#[derive(Debug)]
+pub(crate) enum Mode {
+    /// envd alone, on an ordinary host.
+    Envd(Options),
+    /// Print the version.
+    Version,
+}
+
+/// envd alone: what the control channel says in a sandbox is said by flags.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Where to listen; port 0 takes a free one, which is printed.
+    pub(crate) listen: SocketAddr,
+    /// Token to demand in `X-Access-Token`.
+    pub(crate) token: Option<String>,
+    /// User of requests that name none.
+    pub(crate) default_user: Option<String>,
+    /// Working directory of commands that name none.
+    pub(crate) default_workdir: Option<String>,
+    /// Value of `E2B_SANDBOX_ID`.
+    pub(crate) sandbox_id: String,
+    /// Value of `E2B_TEMPLATE_ID`.
+    pub(crate) template_id: String,
+    /// Environment given to every command.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// Why the command line was not understood.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArgsError {
+    /// No known mode.
+    #[error("cannot tell what to run from `{0}`")]
+    Mode(String),
+    /// No such flag.
+    #[error("cannot understand flag `{0}`")]
+    Flag(String),
+    /// A flag at the end without its value.
+    #[error("cannot use flag `{0}` without a value")]
+    NoValue(String),
+    /// A value that does not parse.
+    #[error("cannot use value `{value}` for flag `{flag}`")]
+    Value {
+        /// The flag.
+        flag: String,
+        /// What was given.
+        value: String,
+    },
+}
+
+/// Reads the arguments after the program's name.
+pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, ArgsError> {
+    match args.next().as_deref() {
+        Some("--version") => return Ok(Mode::Version),
+        Some("envd") => {}
+        other => return Err(ArgsError::Mode(other.unwrap_or_default().to_owned())),
+    }
+    let mut options = Options {
+        listen: SocketAddr::from(([127, 0, 0, 1], firkin_wire::ENVD_PORT)),
+        token: None,
+        default_user: None,
+        default_workdir: None,
+        sandbox_id: "standalone".to_owned(),
+        template_id: "standalone".to_owned(),
+        env: BTreeMap::new(),
+    };
+    while let Some(flag) = args.next() {
+        let value = args.next().ok_or_else(|| ArgsError::NoValue(flag.clone()))?;
+        match flag.as_str() {
+            "--listen" => options.listen = value.parse().map_err(|_| ArgsError::Value { flag, value })?,
+            "--port" => options.listen.set_port(value.parse().map_err(|_| ArgsError::Value { flag, value })?),
+            "--token" => options.token = Some(value),
+            "--default-user" => options.default_user = Some(value),
+            "--default-workdir" => options.default_workdir = Some(value),
+            "--sandbox-id" => options.sandbox_id = value,
+            "--template-id" => options.template_id = value,
+            "--env" => match value.split_once('=') {
+                Some((key, text)) => {
+                    options.env.insert(key.to_owned(), text.to_owned());
+                }
+                None => return Err(ArgsError::Value { flag, value }),
+            },
+            _ => return Err(ArgsError::Flag(flag)),
+        }
+    }
+    Ok(Mode::Envd(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &str) -> Result<Mode, ArgsError> {
+        parse(words.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn flags_set_their_options() {
+        let Ok(Mode::Envd(options)) = parse_words("envd --port 7 --token t --env A=b=c") else { panic!("not envd") };
+        assert_eq!(options.listen.port(), 7);
+        assert_eq!(options.token.as_deref(), Some("t"));
+        assert_eq!(options.env["A"], "b=c");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for words in ["", "serve", "envd --port", "envd --port x", "envd --what 1", "envd --env novalue"] {
+            assert!(parse_words(words).is_err(), "{words}");
+        }
+    }
+}

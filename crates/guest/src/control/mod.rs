@@ -1,0 +1,125 @@
+//! The control channel's guest side: one thread, one request at a time.
+//!
+//! It runs outside the async runtime, because its calls block (a trim takes seconds) and because nothing that user code does to
+//! envd may delay a resume.
+
+mod disk;
+mod entropy;
+mod files;
+mod network;
+mod port;
+mod resume;
+
+use std::{io, sync::Arc, thread};
+
+use firkin_wire::control::{Answer, Call, Decoder, EncodeError, GENERATION, Request, Response, encode};
+
+pub(crate) use self::network::{NetworkError, loopback_up};
+use self::port::Port;
+use crate::{
+    envd::{Meter, State},
+    init::power,
+    logging,
+};
+
+/// Why the channel cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// No such device.
+    #[error("cannot find the virtio-serial port `{name}`")]
+    NoPort {
+        /// The port's name.
+        name: &'static str,
+    },
+    /// The device does not open.
+    #[error("cannot open the control port")]
+    Open(#[source] io::Error),
+    /// The thread does not start.
+    #[error("cannot start the control thread")]
+    Thread(#[source] io::Error),
+    /// The device fails.
+    #[error("cannot read the control port")]
+    Read(#[source] io::Error),
+    /// The device fails, or the host does not read.
+    #[error("cannot write to the control port")]
+    Write(#[source] io::Error),
+    /// An answer that does not fit a frame.
+    #[error("cannot frame an answer")]
+    Encode(#[source] EncodeError),
+}
+
+/// Opens the port and serves it from a thread of its own.
+pub(crate) fn start(state: State, meter: Arc<Meter>) -> Result<(), ControlError> {
+    let port = Port::open()?;
+    let agent = Agent { state, meter, current: resume::Current::default() };
+    let run = move || {
+        if let Err(error) = agent.serve(port) {
+            // Without the channel nobody can renew this machine's identity: it must not go on.
+            tracing::error!(error = logging::chain(&error), "the control channel is lost");
+            power::off();
+        }
+    };
+    thread::Builder::new().name("control".to_owned()).spawn(run).map_err(ControlError::Thread)?;
+    Ok(())
+}
+
+struct Agent {
+    state: State,
+    meter: Arc<Meter>,
+    current: resume::Current,
+}
+
+impl Agent {
+    fn serve(mut self, mut port: Port) -> Result<(), ControlError> {
+        let mut decoder = Decoder::default();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = port.read(&mut buffer).map_err(ControlError::Read)?;
+            decoder.push(&buffer[..count]);
+            while let Some(request) = decoder.next::<Request>() {
+                let last = matches!(request.call, Call::PowerOff);
+                let response = Response { id: request.id, answer: self.answer(request.call) };
+                let frame = encode(&response).map_err(ControlError::Encode)?;
+                if let Err(error) = port.write(&frame) {
+                    // The host went away before it had its answer; it asks again when it is back.
+                    tracing::warn!(%error, "cannot answer the host");
+                }
+                if last {
+                    power::off();
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, call: Call) -> Answer {
+        let done = |result: io::Result<()>| match result {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Failed { message: logging::chain(&error) },
+        };
+        match call {
+            Call::Hello => Answer::Hello {
+                generation: GENERATION,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                epoch: self.current.epoch(),
+                envd_ready: self.state.is_serving(),
+            },
+            Call::Resume(identity) => match self.current.resume(&identity, &self.state) {
+                Ok(clock_behind_ns) => Answer::Resumed { epoch: identity.epoch, clock_behind_ns },
+                Err(error) => Answer::Failed { message: logging::chain(&error) },
+            },
+            Call::Sync => {
+                nix::unistd::sync();
+                Answer::Done
+            }
+            Call::Shrink => done(disk::shrink()),
+            Call::Stats => match self.meter.read() {
+                Ok(stats) => Answer::Stats(stats),
+                Err(error) => Answer::Failed { message: logging::chain(&error) },
+            },
+            Call::PowerOff => {
+                nix::unistd::sync();
+                Answer::Done
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Becoming a sandbox: everything that two clones of one snapshot must not share, in the order that keeps user code from seeing
+//! the old self.
+//!
+//! Random bytes come first, because every later step might draw some. Nothing is spawned and nothing unchanged is written: under
+//! emulation this path is the latency of a create.
+
+use std::{io, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use firkin_wire::control::{GuestNetwork, Identity};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime, clock_settime},
+};
+
+use super::{
+    entropy::{self, SEED_BYTES},
+    files,
+    network::{self, NetworkError},
+};
+use crate::envd::{Settings, State, sandbox_env};
+
+/// Name length that `sethostname(2)` takes.
+const MAX_HOST_NAME: usize = 64;
+
+/// Why a machine did not take an identity. It must not run user code then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResumeError {
+    /// An older life of this sandbox.
+    #[error("cannot resume epoch {asked}: epoch {seen} has been given already")]
+    OldEpoch {
+        /// What the host asked for.
+        asked: u64,
+        /// What was in force.
+        seen: u64,
+    },
+    /// The seed is not 32 bytes in base64.
+    #[error("cannot use the entropy: it is not {SEED_BYTES} bytes in base64")]
+    Seed,
+    /// The id cannot be a host name.
+    #[error("cannot use sandbox id `{0}` as a host name")]
+    Name(String),
+    /// The machine id is not 32 lower-case hex digits.
+    #[error("cannot use machine id `{0}`")]
+    MachineId(String),
+    /// The kernel refuses the seed.
+    #[error("cannot reseed the random generator")]
+    Entropy(#[source] io::Error),
+    /// The kernel refuses the time.
+    #[error("cannot set the clock")]
+    Clock(#[source] nix::Error),
+    /// The kernel refuses the name.
+    #[error("cannot set the host name")]
+    HostName(#[source] nix::Error),
+    /// A file of `/etc` cannot be written.
+    #[error("cannot write the machine's files")]
+    Files(#[source] io::Error),
+    /// The interface does not take the settings.
+    #[error("cannot set up the network")]
+    Network(#[source] NetworkError),
+}
+
+/// What is in force.
+#[derive(Debug, Default)]
+pub(super) struct Current {
+    epoch: u64,
+    network: Option<GuestNetwork>,
+}
+
+impl Current {
+    /// The highest epoch given; 0 before the first.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes the identity; all of it is in force on return. Answers how far the clock was behind, in nanoseconds.
+    ///
+    /// An equal epoch is a repetition after a lost answer and is carried out again, without cutting connections.
+    pub(super) fn resume(&mut self, identity: &Identity, state: &State) -> Result<i64, ResumeError> {
+        if identity.epoch < self.epoch {
+            return Err(ResumeError::OldEpoch { asked: identity.epoch, seen: self.epoch });
+        }
+        let seed = check(identity)?;
+        if identity.epoch > self.epoch {
+            state.begin_era();
+        }
+        self.epoch = identity.epoch;
+        entropy::add(seed).map_err(ResumeError::Entropy)?;
+        let clock_behind_ns = set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?;
+        nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
+        write_files(identity).map_err(ResumeError::Files)?;
+        if identity.network.is_some() && identity.network != self.network {
+            network::apply(identity.network.as_ref(), self.network.as_ref()).map_err(ResumeError::Network)?;
+            self.network.clone_from(&identity.network);
+        }
+        state.set(Settings {
+            access_token: identity.access_token.clone(),
+            default_user: identity.default_user.clone(),
+            default_workdir: identity.default_workdir.clone(),
+            env: sandbox_env(&identity.sandbox_id, &identity.template_id, &identity.env),
+        });
+        Ok(clock_behind_ns)
+    }
+}
+
+/// Refuses what is malformed before anything has changed.
+fn check(identity: &Identity) -> Result<[u8; SEED_BYTES], ResumeError> {
+    let name = &identity.sandbox_id;
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.is_empty() || name.len() > MAX_HOST_NAME || !name.chars().all(plain) {
+        return Err(ResumeError::Name(name.clone()));
+    }
+    if let Some(id) = &identity.machine_id
+        && !(id.len() == 32 && id.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')))
+    {
+        return Err(ResumeError::MachineId(id.clone()));
+    }
+    STANDARD.decode(&identity.entropy).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(ResumeError::Seed)
+}
+
+fn set_clock(realtime_ns: u64) -> nix::Result<i64> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(Duration::from_nanos(realtime_ns)))?;
+    let behind = i128::from(realtime_ns) - i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
+    Ok(i64::try_from(behind).unwrap_or(if behind < 0 { i64::MIN } else { i64::MAX }))
+}
+
+fn write_files(identity: &Identity) -> io::Result<()> {
+    let name = &identity.sandbox_id;
+    files::put("/etc/hostname", &format!("{name}\n"))?;
+    files::put("/etc/hosts", &hosts(name))?;
+    if let Some(id) = &identity.machine_id {
+        files::put("/etc/machine-id", &format!("{id}\n"))?;
+    }
+    if let Some(network) = &identity.network
+        && !network.dns.is_empty()
+    {
+        let lines: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        files::put("/etc/resolv.conf", &lines)?;
+    }
+    Ok(())
+}
+
+fn hosts(name: &str) -> String {
+    format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            epoch: 3,
+            sandbox_id: "iabc".to_owned(),
+            template_id: "base".to_owned(),
+            entropy: STANDARD.encode([7; 32]),
+            realtime_ns: 1,
+            machine_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            network: None,
+            env: BTreeMap::new(),
+            access_token: None,
+            default_user: None,
+            default_workdir: None,
+        }
+    }
+
+    #[test]
+    fn malformed_identities_are_refused_before_anything_changes() {
+        assert_eq!(check(&identity()).unwrap(), [7; 32]);
+        assert!(matches!(check(&Identity { entropy: "AAAA".to_owned(), ..identity() }), Err(ResumeError::Seed)));
+        assert!(matches!(check(&Identity { sandbox_id: "a/b".to_owned(), ..identity() }), Err(ResumeError::Name(_))));
+        let machine_id = Some("ABC".to_owned());
+        assert!(matches!(check(&Identity { machine_id, ..identity() }), Err(ResumeError::MachineId(_))));
+    }
+
+    #[test]
+    fn an_older_epoch_is_refused() {
+        let mut current = Current { epoch: 4, network: None };
+        let error = current.resume(&identity(), &State::default()).unwrap_err();
+        assert!(matches!(error, ResumeError::OldEpoch { asked: 3, seen: 4 }));
+    }
+}

@@ -1,0 +1,109 @@
+//! Who may call envd, and as which user.
+//!
+//! With a token set, every request must carry it, except the health probe and `/files`, which checks a signature itself.
+//! The user is taken from basic authentication, whose password is ignored: the token is what admits.
+
+use axum::{
+    body::Body,
+    extract::{Request, State as Extract},
+    http::{HeaderMap, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use super::{
+    error::ApiError,
+    state::{Settings, State},
+    users::{User, UserDb, UserError},
+};
+
+const TOKEN_HEADER: &str = "x-access-token";
+
+/// Refuses requests without the token, in the contract's words.
+pub(super) async fn require_token(Extract(state): Extract<State>, request: Request<Body>, next: Next) -> Response {
+    let settings = state.settings();
+    let open = match request.uri().path() {
+        "/health" => request.method() == Method::GET,
+        "/files" => request.method() == Method::GET || request.method() == Method::POST,
+        _ => false,
+    };
+    if open || settings.access_token.is_none() || token_of(request.headers(), &settings) == Token::Matches {
+        return next.run(request).await;
+    }
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized access, please provide a valid access token or method signing if supported",
+    )
+    .into_response()
+}
+
+/// What a request's token header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    /// No header, or an empty one.
+    Missing,
+    /// It is the sandbox's token.
+    Matches,
+    /// It is not.
+    Differs,
+}
+
+/// Compares the request's token with the sandbox's.
+pub(super) fn token_of(headers: &HeaderMap, settings: &Settings) -> Token {
+    let given = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
+    match settings.access_token.as_deref() {
+        _ if given.is_empty() => Token::Missing,
+        Some(token) if equal(given, token.as_bytes()) => Token::Matches,
+        _ => Token::Differs,
+    }
+}
+
+/// Whether two secrets are equal, in a time that depends on their lengths only.
+pub(super) fn equal(left: &[u8], right: &[u8]) -> bool {
+    left.len() == right.len() && left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}
+
+/// The user that a request acts as: the one it names, else the sandbox's default.
+pub(super) fn user_of(headers: &HeaderMap, settings: &Settings, db: &UserDb) -> Result<User, UserError> {
+    match basic_user(headers) {
+        Some(name) => db.user(&name),
+        None => db.user(settings.default_user()),
+    }
+}
+
+fn basic_user(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, credentials) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = String::from_utf8(STANDARD.decode(credentials.trim()).ok()?).ok()?;
+    Some(text.split_once(':')?.0.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_the_basic_name() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(basic_user(&headers), None);
+        headers.insert(header::AUTHORIZATION, "Basic cm9vdDo=".parse().unwrap());
+        assert_eq!(basic_user(&headers).as_deref(), Some("root"));
+        headers.insert(header::AUTHORIZATION, "Bearer cm9vdDo=".parse().unwrap());
+        assert_eq!(basic_user(&headers), None);
+    }
+
+    #[test]
+    fn a_token_matches_only_itself() {
+        let settings = Settings { access_token: Some("abc".to_owned()), ..Settings::default() };
+        let mut headers = HeaderMap::new();
+        assert_eq!(token_of(&headers, &settings), Token::Missing);
+        headers.insert(TOKEN_HEADER, "abd".parse().unwrap());
+        assert_eq!(token_of(&headers, &settings), Token::Differs);
+        headers.insert(TOKEN_HEADER, "abc".parse().unwrap());
+        assert_eq!(token_of(&headers, &settings), Token::Matches);
+    }
+}

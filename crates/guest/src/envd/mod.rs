@@ -1,0 +1,111 @@
+//! envd: what the SDKs talk to inside a sandbox, on port 49983.
+//!
+//! Connect services for processes and files, plain HTTP for file contents and figures, all on one port over HTTP/1.1 and
+//! cleartext HTTP/2. Everything that only the host may say comes over the control channel instead.
+
+mod auth;
+mod error;
+mod keepalive;
+mod metrics;
+mod paths;
+mod process;
+mod server;
+mod state;
+mod users;
+
+use std::{process::ExitCode, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::State as Extract,
+    http::StatusCode,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{any_service, get},
+};
+use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
+
+use self::{
+    error::ApiError,
+    process::{ProcessService, Processes},
+};
+pub(crate) use self::{
+    metrics::Meter,
+    server::{ServeError, bind, runtime, serve},
+    state::{Settings, State, sandbox_env},
+};
+use crate::{args::Options, logging, reaper::Reaper};
+
+/// The largest Connect message taken, in bytes. Standard input is sent whole by some clients; file contents are not.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+
+/// envd's routes.
+pub(crate) fn routes(state: &State, reaper: Reaper, meter: Arc<Meter>) -> Router {
+    let processes = Processes::new(reaper);
+    let services = connectrpc::Router::new().add_service(Arc::new(ProcessService::new(state.clone(), processes)));
+    let connect = ConnectRpcService::new(services)
+        .with_limits(Limits::default().with_max_request_body_size(MAX_MESSAGE_BYTES).with_max_message_size(MAX_MESSAGE_BYTES))
+        // SDKs read event by event and do not expect encoded bodies.
+        .with_compression_policy(CompressionPolicy::disabled());
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::any())
+        .allow_methods(Any)
+        // Not a wildcard: browsers exclude `Authorization` from it.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::any());
+    Router::new()
+        .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/metrics", get(move || figures(meter)))
+        .route("/envs", get(envs))
+        .route("/process.Process/{method}", any_service(connect.clone()))
+        .route("/filesystem.Filesystem/{method}", any_service(connect))
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "no such route") })
+        .method_not_allowed_fallback(|| async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed") })
+        .layer(middleware::from_fn_with_state(state.clone(), auth::require_token))
+        .layer(cors)
+        .with_state(state.clone())
+}
+
+async fn figures(meter: Arc<Meter>) -> Response {
+    match tokio::task::spawn_blocking(move || meter.read()).await {
+        Ok(Ok(stats)) => Json(metrics::Figures::from(stats)).into_response(),
+        Ok(Err(error)) => ApiError::internal(logging::chain(&error)).into_response(),
+        Err(error) => ApiError::internal(error.to_string()).into_response(),
+    }
+}
+
+async fn envs(Extract(state): Extract<State>) -> Response {
+    ([("cache-control", "no-store")], Json(&state.settings().env)).into_response()
+}
+
+/// Serves envd on an ordinary host until it is killed. Prints the address once it listens.
+pub(crate) fn run_alone(options: Options) -> ExitCode {
+    logging::start();
+    let state = State::default();
+    state.set(Settings {
+        access_token: options.token,
+        default_user: options.default_user,
+        default_workdir: options.default_workdir,
+        env: sandbox_env(&options.sandbox_id, &options.template_id, &options.env),
+    });
+    let run = || -> Result<(), server::ServeError> {
+        let runtime = server::runtime()?;
+        let reaper = Reaper::start().map_err(server::ServeError::Runtime)?;
+        let listener = server::bind(options.listen)?;
+        let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
+        let routes = {
+            let _guard = runtime.enter();
+            routes(&state, reaper, Arc::new(Meter::default()))
+        };
+        logging::say(&format!("listening on {address}"));
+        runtime.block_on(serve(listener, routes, state.clone()))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::complain(&logging::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What envd knows about the sandbox it runs in, and how a restore replaces it.
+//!
+//! Settings are swapped whole: a request reads one consistent set. Each restore also begins a new *era*: connections of an
+//! earlier era lead to clients of another life of this memory, so they are cut, or a dead client would hold back a command's
+//! output for as long as TCP tries.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio_util::sync::CancellationToken;
+
+/// What the host has said about this sandbox.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    /// Token demanded in `X-Access-Token`; none: envd is open.
+    pub(crate) access_token: Option<String>,
+    /// User of requests that name none.
+    pub(crate) default_user: Option<String>,
+    /// Working directory of commands that name none.
+    pub(crate) default_workdir: Option<String>,
+    /// Environment of every command, `E2B_*` included.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// User of requests that name none: `user`, as the E2B images have it, unless the host said otherwise.
+    pub(crate) fn default_user(&self) -> &str {
+        self.default_user.as_deref().unwrap_or("user")
+    }
+}
+
+/// The environment of a sandbox: what its creator gave, and the names by which programs know where they are.
+pub(crate) fn sandbox_env(sandbox_id: &str, template_id: &str, given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([
+        ("E2B_SANDBOX".to_owned(), "true".to_owned()),
+        ("E2B_SANDBOX_ID".to_owned(), sandbox_id.to_owned()),
+        ("E2B_TEMPLATE_ID".to_owned(), template_id.to_owned()),
+    ]);
+    env.extend(given.iter().map(|(key, value)| (key.clone(), value.clone())));
+    env
+}
+
+/// Shared by envd's handlers and the control channel.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    settings: RwLock<Arc<Settings>>,
+    era: RwLock<CancellationToken>,
+    serving: AtomicBool,
+}
+
+impl State {
+    /// The settings in force.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts settings in force for every request that begins from now on.
+    pub(crate) fn set(&self, settings: Settings) {
+        *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    /// Cancelled when a restore has made the connections of this era meaningless.
+    pub(crate) fn era(&self) -> CancellationToken {
+        self.0.era.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Begins a new era and cuts the connections of the last.
+    pub(crate) fn begin_era(&self) {
+        let mut era = self.0.era.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *era).cancel();
+    }
+
+    /// Whether envd accepts connections.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.0.serving.load(Ordering::Acquire)
+    }
+
+    /// Says that envd accepts connections.
+    pub(crate) fn set_serving(&self) {
+        self.0.serving.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,89 @@
+//! PID 1: from an empty initramfs to a machine that answers its host.
+//!
+//! ```text
+//!   mount proc, sys, dev ─► load modules ─► firkin.probe=1? ─► power off (the probe succeeded)
+//!                                        └► wait for /dev/vda ─► mount it ─► switch root ─► mount the rest ─► lo up ─► serve
+//! ```
+//!
+//! A step that fails ends the machine with a reset, which the host tells from a clean power-off.
+
+mod modules;
+mod mounts;
+pub(crate) mod power;
+
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc};
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use self::{modules::ModuleError, mounts::MountError};
+use crate::{
+    control::{self, ControlError, NetworkError},
+    envd::{self, Meter, ServeError, State},
+    logging,
+    reaper::Reaper,
+};
+
+/// On the kernel's command line: power off as soon as the kernel has proved that it runs.
+const PROBE: &str = "firkin.probe=1";
+
+/// Why the machine does not come up.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cannot mount the file systems")]
+    Mount(#[from] MountError),
+    #[error("cannot load the kernel modules")]
+    Modules(#[from] ModuleError),
+    #[error("cannot bring the network up")]
+    Network(#[from] NetworkError),
+    #[error("cannot start the reaper")]
+    Reaper(#[source] io::Error),
+    #[error("cannot serve envd")]
+    Serve(#[from] ServeError),
+    #[error("cannot serve the control channel")]
+    Control(#[from] ControlError),
+}
+
+/// Runs the machine. Returns only when that failed and the machine could not even be reset.
+pub(crate) fn run() -> ExitCode {
+    let error = match boot() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    logging::complain(&format!("firkin-guest: {}", logging::chain(&error)));
+    power::reset();
+    ExitCode::FAILURE
+}
+
+fn boot() -> Result<std::convert::Infallible, BootError> {
+    mounts::early()?;
+    logging::start();
+    modules::load()?;
+    let cmdline = fs_err::read_to_string("/proc/cmdline").unwrap_or_default();
+    if cmdline.split_whitespace().any(|word| word == PROBE) {
+        power::off();
+    }
+    mounts::switch_root()?;
+    mounts::late()?;
+    raise_limits();
+    control::loopback_up()?;
+
+    let state = State::default();
+    let meter = Arc::new(Meter::default());
+    let reaper = Reaper::start().map_err(BootError::Reaper)?;
+    let runtime = envd::runtime()?;
+    let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
+    control::start(state.clone(), Arc::clone(&meter))?;
+    let routes = {
+        let _guard = runtime.enter();
+        envd::routes(&state, reaper, meter)
+    };
+    runtime.block_on(envd::serve(listener, routes, state))?;
+    unreachable!("envd serves for ever")
+}
+
+/// The kernel gives PID 1 1024 files. Commands inherit the limit, and servers among them want more.
+fn raise_limits() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1_048_576) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,215 @@
+//! File systems: the kernel's own, the root disk, and the change from the initramfs to it.
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    unistd::{chdir, chroot},
+};
+
+/// The root disk.
+const DISK: &str = "/dev/vda";
+
+/// Where it is mounted before it becomes the root.
+const NEW_ROOT: &str = "/newroot";
+
+/// How long the disk may take to appear: its driver probes in the background. Emulated machines are slow.
+const DISK_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is looked for; devtmpfs has no event that is cheaper than looking.
+const DISK_POLL_MS: u16 = 10;
+
+/// Why the file systems are not in place.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MountError {
+    /// A mount failed.
+    #[error("cannot mount `{target}`")]
+    Mount {
+        /// Where.
+        target: &'static str,
+        /// Why.
+        #[source]
+        source: nix::Error,
+    },
+    /// A directory to mount on cannot be made.
+    #[error("cannot make directory `{path}`")]
+    Directory {
+        /// Which.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk did not appear.
+    #[error("cannot find the root disk `{DISK}` within {} s", DISK_LIMIT.as_secs())]
+    NoDisk,
+    /// The root cannot be changed.
+    #[error("cannot make `{NEW_ROOT}` the root")]
+    Switch(#[source] nix::Error),
+}
+
+struct Mount {
+    kind: &'static str,
+    target: &'static str,
+    flags: MsFlags,
+    options: &'static str,
+    /// Whether a kernel or image without it still makes a usable machine.
+    optional: bool,
+}
+
+const fn plain(kind: &'static str, target: &'static str, options: &'static str) -> Mount {
+    let flags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+    Mount { kind, target, flags, options, optional: false }
+}
+
+/// What the initramfs needs; moved to the new root later.
+const EARLY: [Mount; 3] = [
+    plain("proc", "/proc", ""),
+    plain("sysfs", "/sys", ""),
+    Mount { kind: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, options: "mode=755", optional: false },
+];
+
+/// What programs expect.
+const LATE: [Mount; 5] = [
+    Mount {
+        kind: "devpts",
+        target: "/dev/pts",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        options: "gid=5,mode=620,ptmxmode=666",
+        optional: false,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/dev/shm",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        options: "mode=1777",
+        optional: false,
+    },
+    Mount {
+        kind: "tmpfs",
+        target: "/run",
+        flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        options: "mode=755",
+        optional: false,
+    },
+    Mount { optional: true, ..plain("cgroup2", "/sys/fs/cgroup", "nsdelegate") },
+    Mount { optional: true, ..plain("mqueue", "/dev/mqueue", "") },
+];
+
+/// Names that devtmpfs does not make and scripts rely on.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Mounts what the initramfs needs.
+pub(super) fn early() -> Result<(), MountError> {
+    EARLY.iter().try_for_each(put)
+}
+
+/// Mounts the rest, on the new root.
+pub(super) fn late() -> Result<(), MountError> {
+    LATE.iter().try_for_each(put)?;
+    for (target, link) in LINKS {
+        if let Err(error) = fs_err::os::unix::fs::symlink(target, link)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            tracing::warn!(%error, "cannot link a standard device");
+        }
+    }
+    Ok(())
+}
+
+fn put(wanted: &Mount) -> Result<(), MountError> {
+    let Mount { kind, target, flags, options, optional } = *wanted;
+    let made = make_dir(target);
+    let result = made.and_then(|()| match mount(Some(kind), target, Some(kind), flags, Some(options)) {
+        // The kernel may have mounted it itself.
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(source) => Err(MountError::Mount { target, source }),
+    });
+    match result {
+        Err(error) if optional => {
+            tracing::warn!(error = crate::logging::chain(&error), "going on without a file system");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn make_dir(path: &'static str) -> Result<(), MountError> {
+    match fs_err::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(|source| MountError::Directory { path, source }),
+    }
+}
+
+/// Mounts the disk, moves the kernel's file systems onto it, makes it the root and frees the initramfs.
+pub(super) fn switch_root() -> Result<(), MountError> {
+    wait_for_disk()?;
+    make_dir(NEW_ROOT)?;
+    mount(Some(DISK), NEW_ROOT, Some("ext4"), MsFlags::MS_NOATIME, None::<&str>)
+        .map_err(|source| MountError::Mount { target: NEW_ROOT, source })?;
+    for Mount { target, .. } in EARLY {
+        let inside = format!("{NEW_ROOT}{target}");
+        if let Err(error) = fs_err::create_dir_all(&inside) {
+            tracing::warn!(%error, "cannot make a mount point on the root disk");
+        }
+        mount(Some(target), inside.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(|source| MountError::Mount { target, source })?;
+    }
+    free_initramfs(Path::new("/"));
+    let switch = || {
+        chdir(NEW_ROOT)?;
+        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+        chroot(".")?;
+        chdir("/")
+    };
+    switch().map_err(MountError::Switch)
+}
+
+fn wait_for_disk() -> Result<(), MountError> {
+    let deadline = Instant::now() + DISK_LIMIT;
+    loop {
+        if fs_err::metadata(DISK).is_ok_and(|found| found.file_type().is_block_device()) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(MountError::NoDisk);
+        }
+        if let Err(error) = nix::poll::poll(&mut [], DISK_POLL_MS) {
+            tracing::debug!(%error, "waiting was interrupted");
+        }
+    }
+}
+
+/// Removes the initramfs's files: its memory would stay in every snapshot. Stays on its file system, so mounts are safe.
+fn free_initramfs(root: &Path) {
+    let Ok(device) = fs_err::symlink_metadata(root).map(|found| found.dev()) else { return };
+    let Ok(entries) = fs_err::read_dir(root) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(found) = fs_err::symlink_metadata(&path) else { continue };
+        if found.dev() != device {
+            continue;
+        }
+        let removed = if found.is_dir() {
+            free_initramfs(&path);
+            fs_err::remove_dir(&path)
+        } else {
+            fs_err::remove_file(&path)
+        };
+        if let Err(error) = removed {
+            // Mount points cannot go and cost nothing.
+            tracing::debug!(%error, "cannot free a part of the initramfs");
+        }
+    }
+}
