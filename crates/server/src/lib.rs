@@ -1,1 +1,120 @@
-//! Skeleton.
+//! The HTTP edge: E2B's control plane, and the proxy into sandboxes, on one port.
+//!
+//! This crate converts and decides nothing: a request becomes one call of the runtime, and the answer or the error becomes
+//! E2B's JSON. Entry points are [`serve`] for a program and [`router`] for an embedding or a test.
+//!
+//! ```text
+//!             ┌ host `<port>-<id>.<domain>` or routing headers ─► proxy ─► Runtime::dial
+//!   request ──┤
+//!             └ everything else ─► CORS ─► API key ─► routes ─► Runtime
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use firkin_runtime::runtime::Runtime;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
+
+mod auth;
+mod error;
+mod extract;
+mod idempotency;
+mod listing;
+mod proxy;
+mod routes;
+mod serve;
+mod shape;
+
+pub use serve::{ServeError, serve};
+
+use error::ProxyError;
+use idempotency::Keys;
+use proxy::pool::Pool;
+
+/// How the edge behaves. Resolved by the caller, once.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Domain of the sandboxes' host names, told to clients. `None` leaves the client's own setting in force, and lets host
+    /// names of any domain in.
+    pub domain: Option<String>,
+    /// Longest body of a control plane request, in bytes. The data plane has no limit.
+    pub max_body_bytes: usize,
+    /// Connections served at once; more wait in the listener's backlog.
+    pub max_connections: usize,
+    /// How long requests under way may take to finish once the server is told to stop.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            domain: None,
+            // The largest create is its environment and metadata, far below this.
+            max_body_bytes: 1 << 20,
+            // Each costs a descriptor here and, in use, one more into a sandbox.
+            max_connections: 8192,
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What every request can reach.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) runtime: Runtime,
+    pub(crate) config: ServerConfig,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) idempotency: Keys,
+    /// Fields of requests that were ignored because nobody knows them.
+    unknown_fields: AtomicU64,
+}
+
+impl App {
+    pub(crate) fn new(runtime: Runtime, config: ServerConfig) -> Arc<Self> {
+        let pool = Pool::new(Arc::new(runtime.clone()));
+        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), unknown_fields: AtomicU64::new(0) })
+    }
+
+    /// Counts fields that a client sent in vain, and names them in the log.
+    pub(crate) fn count_unknown(&self, fields: &BTreeMap<String, serde_json::Value>) {
+        if !fields.is_empty() {
+            let total = self.unknown_fields.fetch_add(fields.len() as u64, Ordering::Relaxed) + fields.len() as u64;
+            tracing::debug!(fields = ?fields.keys(), total, "unknown fields ignored");
+        }
+    }
+}
+
+/// Both planes as one service. Upgraded connections and pooled ones live until the runtime ends their sandboxes.
+pub fn router(runtime: Runtime, config: ServerConfig) -> Router {
+    assemble(App::new(runtime, config))
+}
+
+pub(crate) fn assemble(app: Arc<App>) -> Router {
+    // Browsers may call from anywhere: a request is authorised by a key that it carries, never by where it comes from.
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::any())
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::any());
+    routes::control_plane(&app).layer(cors).layer(from_fn_with_state(app, choose_plane))
+}
+
+async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
+        None => next.run(request).await,
+        Some(Ok(target)) => proxy::forward(&app.pool, target, request).await.unwrap_or_else(IntoResponse::into_response),
+        Some(Err(reason)) => ProxyError::Target(reason).into_response(),
+    }
+}

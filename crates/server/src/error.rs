@@ -1,0 +1,375 @@
+//! What a client is told when something is not done. The only module that knows which failure is which status.
+//!
+//! Every answer is the contract's `{"code", "message"[, "error_code"]}`. Clients choose exceptions by `code` and `error_code`
+//! and decide about a retry by `Should-Retry` and `Retry-After`, so both are stated wherever the default would be wrong.
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use firkin_runtime::{
+    error::{
+        CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, NoSuchSandbox,
+        ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+    },
+    sandbox::{InvalidSandboxId, SandboxId},
+};
+use firkin_wire::rest;
+use http::{HeaderValue, StatusCode, header};
+
+/// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
+const CAPACITY_RETRY_SECONDS: u32 = 1;
+
+/// Seconds that a restart of the server takes.
+const RESTART_RETRY_SECONDS: u32 = 5;
+
+/// What a client should know about trying again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    /// The client's own rule fits.
+    Unsaid,
+    /// The same request will fail the same way.
+    Never,
+    /// The same request may succeed after so many seconds.
+    After(u32),
+}
+
+/// A refusal, as the client sees it.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    message: String,
+    error_code: Option<&'static str>,
+    retry: Retry,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), error_code: None, retry: Retry::Unsaid }
+    }
+
+    fn code(mut self, error_code: &'static str) -> Self {
+        self.error_code = Some(error_code);
+        self
+    }
+
+    fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The request is malformed, or asks for what is not offered.
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// An option that would change behaviour and is not supported. Refused, so that nobody believes it is in force.
+    pub(crate) fn unsupported(option: &str) -> Self {
+        Self::bad_request(format!("`{option}` is not supported by this server; leave it out"))
+    }
+
+    /// No API key, or a wrong one.
+    pub(crate) fn unauthorized(message: &'static str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    /// No such route.
+    pub(crate) fn no_route(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("no route `{path}`"))
+    }
+
+    /// The route exists with other methods.
+    pub(crate) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+    }
+
+    /// The body is longer than the limit.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request body is longer than {limit} bytes"))
+    }
+
+    /// The client did not finish its request in time.
+    pub(crate) fn request_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
+    }
+
+    /// No such template or snapshot.
+    pub(crate) fn template_not_found(reference: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("template '{reference}' not found"))
+    }
+
+    /// An idempotency key was used before with another body.
+    pub(crate) fn idempotency_mismatch() -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "this idempotency key was used before with another request")
+            .code("idempotency_request_mismatch")
+    }
+
+    /// The first request with this idempotency key has not ended.
+    pub(crate) fn idempotency_in_progress() -> Self {
+        Self::new(StatusCode::CONFLICT, "a request with this idempotency key is in progress")
+            .code("idempotency_in_progress")
+            .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
+    /// The body that answers it, for a place inside a larger answer.
+    pub(crate) fn to_body(&self) -> rest::Error {
+        rest::Error { code: self.status.as_u16(), message: self.message.clone(), error_code: self.error_code.map(str::to_owned) }
+    }
+
+    fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(error)).code("internal_server_error").retry(Retry::Never)
+    }
+
+    fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").retry(Retry::After(RESTART_RETRY_SECONDS))
+    }
+
+    fn disk(what: &dyn std::error::Error, pressure: &DiskPressure) -> Self {
+        match pressure {
+            DiskPressure::BelowFloor { .. } => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("{}; free space, or delete templates and snapshots", chain(what)),
+            )
+            .code("sandbox_capacity_unavailable")
+            .retry(Retry::Never),
+            DiskPressure::ProbeFailed { .. } => Self::internal(what),
+        }
+    }
+
+    fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError) -> Self {
+        match source {
+            SnapshotRestoreError::Capacity(_) | SnapshotRestoreError::Network(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                    .code("sandbox_capacity_unavailable")
+                    .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+            }
+            SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
+            SnapshotRestoreError::Incompatible { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))
+                    .code("sandbox_no_compatible_node")
+                    .retry(Retry::Never)
+            }
+            SnapshotRestoreError::Integrity { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))
+                    .code("sandbox_create_failed")
+                    .retry(Retry::Never)
+            }
+            SnapshotRestoreError::Launch(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_create_failed").retry(Retry::Never)
+            }
+        }
+    }
+}
+
+/// An error and its sources on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+impl From<InvalidSandboxId> for ApiError {
+    fn from(error: InvalidSandboxId) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<InvalidTimeout> for ApiError {
+    fn from(error: InvalidTimeout) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<NoSuchSandbox> for ApiError {
+    fn from(error: NoSuchSandbox) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("Sandbox \"{}\" doesn't exist or you don't have access to it", error.0))
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        match &error {
+            CreateError::TemplateNotFound(reference) => Self::template_not_found(reference),
+            CreateError::InvalidTimeout(invalid) => (*invalid).into(),
+            CreateError::Restore { source, .. } => Self::restore(&error, source),
+            CreateError::Stopping => Self::stopping(),
+            CreateError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ResumeError> for ApiError {
+    fn from(error: ResumeError) -> Self {
+        match &error {
+            ResumeError::NotFound(absent) => absent.clone().into(),
+            ResumeError::AlreadyRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            ResumeError::InvalidTimeout(invalid) => (*invalid).into(),
+            ResumeError::Restore { source, .. } => Self::restore(&error, source),
+            ResumeError::Stopping => Self::stopping(),
+            ResumeError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> Self {
+        match &error {
+            SnapshotError::NotFound(absent) => absent.clone().into(),
+            SnapshotError::AlreadyPaused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            SnapshotError::InvalidName(_) => Self::bad_request(error.to_string()),
+            SnapshotError::DiskPressure { source, .. } => Self::disk(&error, source),
+            SnapshotError::Guest { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
+                .code("sandbox_snapshot_guest_agent_unresponsive")
+                .retry(Retry::Never),
+            SnapshotError::Stopping => Self::stopping(),
+            SnapshotError::Machine { .. } | SnapshotError::Publish { .. } | SnapshotError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ForkError> for ApiError {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::Count { .. } => Self::bad_request(error.to_string()),
+            ForkError::InvalidTimeout(invalid) => invalid.into(),
+            ForkError::Snapshot(error) => error.into(),
+        }
+    }
+}
+
+impl From<KillError> for ApiError {
+    fn from(error: KillError) -> Self {
+        match error {
+            KillError::NotFound(absent) => absent.into(),
+            KillError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<DeadlineError> for ApiError {
+    fn from(error: DeadlineError) -> Self {
+        match error {
+            DeadlineError::NotFound(absent) => absent.into(),
+            DeadlineError::InvalidTimeout(invalid) => invalid.into(),
+            DeadlineError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<DeleteError> for ApiError {
+    fn from(error: DeleteError) -> Self {
+        match &error {
+            DeleteError::NotFound(reference) => Self::template_not_found(reference),
+            // The contract has 400 here, not 409: clients show the message either way.
+            DeleteError::InUse { .. } => Self::bad_request(error.to_string()),
+            DeleteError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(status = self.status.as_u16(), error_code = self.error_code, message = %self.message, "request failed");
+        }
+        let mut response = json(self.status, &self.to_body());
+        let headers = response.headers_mut();
+        match self.retry {
+            Retry::Unsaid => {}
+            Retry::Never => {
+                headers.insert("should-retry", HeaderValue::from_static("false"));
+            }
+            Retry::After(seconds) => {
+                headers.insert("should-retry", HeaderValue::from_static("true"));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+        }
+        response
+    }
+}
+
+/// Why a request for a sandbox did not reach it.
+#[derive(Debug)]
+pub(crate) enum ProxyError {
+    /// The routing headers or the host name are malformed.
+    Target(String),
+    /// A route of envd that only the host may call.
+    HostOnly(String),
+    /// No such sandbox, or it ended meanwhile.
+    NotFound(SandboxId),
+    /// Nothing listens on the port.
+    PortClosed(SandboxId, u16),
+    /// It is being paused or resumed.
+    Transitioning(SandboxId),
+    /// Traffic should have woken it, and waking failed.
+    Wake(ResumeError),
+    /// What listens on the port broke off, or does not speak HTTP.
+    BadAnswer(SandboxId, u16, String),
+}
+
+impl From<DialError> for ProxyError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::NotFound(NoSuchSandbox(id)) => Self::NotFound(id),
+            DialError::Transitioning(id) => Self::Transitioning(id),
+            DialError::PortClosed { id, port, .. } => Self::PortClosed(id, port),
+            DialError::Wake { source, .. } => Self::Wake(*source),
+        }
+    }
+}
+
+impl IntoResponse for ProxyError {
+    fn into_response(self) -> Response {
+        let (status, id, port, message) = match self {
+            Self::Target(message) => return ApiError::bad_request(message).into_response(),
+            Self::HostOnly(path) => return ApiError::no_route(&path).into_response(),
+            Self::Wake(error) => return ApiError::from(error).into_response(),
+            Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None, "The sandbox was not found".to_owned()),
+            Self::PortClosed(id, port) => {
+                (StatusCode::BAD_GATEWAY, id, Some(port), "The sandbox is running but port is not open".to_owned())
+            }
+            Self::Transitioning(id) => {
+                (StatusCode::CONFLICT, id, None, "The sandbox is changing its state, please try again".to_owned())
+            }
+            Self::BadAnswer(id, port, reason) => {
+                (StatusCode::BAD_GATEWAY, id, Some(port), format!("The sandbox did not answer with HTTP: {reason}"))
+            }
+        };
+        let mut body = serde_json::json!({ "sandboxId": id.as_str(), "message": message, "code": status.as_u16() });
+        if let Some(port) = port {
+            body["port"] = port.into();
+        }
+        let mut response = json(status, &body);
+        let headers = response.headers_mut();
+        // A page of another origin could not read the message otherwise.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        if port.is_none() && status == StatusCode::BAD_GATEWAY {
+            headers.insert("should-retry", HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+fn json<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
+    // These bodies are made of strings and numbers, which always serialise.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

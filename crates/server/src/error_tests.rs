@@ -1,0 +1,124 @@
+//! The table of failures and their answers.
+
+use firkin_runtime::{capacity::CapacityError, error::IntegrityError};
+
+use super::*;
+
+fn id() -> SandboxId {
+    "iabc".parse().unwrap()
+}
+
+fn absent() -> NoSuchSandbox {
+    NoSuchSandbox(id())
+}
+
+fn create(source: SnapshotRestoreError) -> ApiError {
+    CreateError::Restore { template: "base".into(), source }.into()
+}
+
+fn full() -> SnapshotRestoreError {
+    SnapshotRestoreError::Capacity(CapacityError::Cpu { requested: 2, available: 1 })
+}
+
+fn pressure() -> DiskPressure {
+    DiskPressure::BelowFloor { path: "/s".into(), free_mib: 1, floor_mib: 2 }
+}
+
+fn damaged() -> SnapshotRestoreError {
+    SnapshotRestoreError::Integrity {
+        artifact: "a".into(),
+        source: IntegrityError::Size { member: "memory".into(), expected: 2, found: 1 },
+    }
+}
+
+fn incompatible() -> SnapshotRestoreError {
+    SnapshotRestoreError::Incompatible { artifact: "a".into(), what: "cpu", made_with: "x".into(), here: "y".into() }
+}
+
+fn refused_guest() -> SnapshotError {
+    let source = firkin_runtime::error::AgentError::Deadline { call: "sync", deadline_ms: 1 };
+    SnapshotError::Guest { id: id(), source }
+}
+
+type Row = (ApiError, u16, &'static str, Option<&'static str>, Retry);
+
+#[test]
+fn each_failure_has_its_status_code_and_retry_advice() {
+    let capacity = Some("sandbox_capacity_unavailable");
+    let internal = Some("internal_server_error");
+    let table: Vec<Row> = vec![
+        (absent().into(), 404, "Sandbox \"iabc\" doesn't exist or you don't have access to it", None, Retry::Unsaid),
+        (CreateError::TemplateNotFound("x".into()).into(), 404, "template 'x' not found", None, Retry::Unsaid),
+        (CreateError::InvalidTimeout(InvalidTimeout::Zero).into(), 400, "Timeout must be greater than 0", None, Retry::Unsaid),
+        (
+            CreateError::InvalidTimeout(InvalidTimeout::TooLong { max_hours: 24 }).into(),
+            400,
+            "Timeout cannot be greater than 24 hours",
+            None,
+            Retry::Unsaid,
+        ),
+        (create(full()), 503, "2 cpus requested, 1 available", capacity, Retry::After(1)),
+        (create(SnapshotRestoreError::DiskPressure(pressure())), 507, "the floor is 2 MiB", capacity, Retry::Never),
+        (create(damaged()), 500, "member `memory` has 1 bytes", Some("sandbox_create_failed"), Retry::Never),
+        (create(incompatible()), 500, "build the template again", Some("sandbox_no_compatible_node"), Retry::Never),
+        (CreateError::Stopping.into(), 503, "the server is stopping", None, Retry::After(5)),
+        (CreateError::Store(StoreError::Closed).into(), 500, "the database is closed", internal, Retry::Never),
+        (ResumeError::AlreadyRunning(id()).into(), 409, "already running", None, Retry::Unsaid),
+        (ResumeError::Restore { id: id(), source: full() }.into(), 503, "cannot be resumed", capacity, Retry::After(1)),
+        (SnapshotError::AlreadyPaused(id()).into(), 409, "already paused", None, Retry::Unsaid),
+        (SnapshotError::InvalidName("A".into()).into(), 400, "`A`", None, Retry::Unsaid),
+        (refused_guest().into(), 503, "no answer", Some("sandbox_snapshot_guest_agent_unresponsive"), Retry::Never),
+        (ForkError::Count { asked: 0, max: 100 }.into(), 400, "1 to 100", None, Retry::Unsaid),
+        (ForkError::Snapshot(SnapshotError::NotFound(absent())).into(), 404, "doesn't exist", None, Retry::Unsaid),
+        (KillError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
+        (DeadlineError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
+        (DeleteError::NotFound("s".into()).into(), 404, "template 's' not found", None, Retry::Unsaid),
+        (DeleteError::InUse { template: "t".into(), users: vec!["i1".into()] }.into(), 400, "i1", None, Retry::Unsaid),
+        (ApiError::too_large(10), 413, "10 bytes", None, Retry::Unsaid),
+        (ApiError::unauthorized("no key"), 401, "no key", None, Retry::Unsaid),
+        (ApiError::idempotency_mismatch(), 422, "another request", Some("idempotency_request_mismatch"), Retry::Unsaid),
+        (ApiError::idempotency_in_progress(), 409, "in progress", Some("idempotency_in_progress"), Retry::After(1)),
+    ];
+    for (error, status, message, code, retry) in table {
+        let body = error.to_body();
+        assert!(body.message.contains(message), "{message}: {body:?}");
+        assert_eq!((body.code, body.error_code.as_deref(), error.retry), (status, code, retry), "{message}");
+        let response = error.into_response();
+        assert_eq!(response.status().as_u16(), status);
+        let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let (should, after) = match retry {
+            Retry::Unsaid => (None, None),
+            Retry::Never => (Some("false".to_owned()), None),
+            Retry::After(seconds) => (Some("true".to_owned()), Some(seconds.to_string())),
+        };
+        assert_eq!((header("should-retry"), header("retry-after")), (should, after), "{message}");
+        assert_eq!(header("content-type").as_deref(), Some("application/json"));
+    }
+}
+
+#[tokio::test]
+async fn proxy_errors_are_the_contracts() {
+    let table = [
+        (ProxyError::NotFound(id()), 502, r#"{"code":502,"message":"The sandbox was not found","sandboxId":"iabc"}"#),
+        (
+            ProxyError::PortClosed(id(), 8080),
+            502,
+            r#"{"code":502,"message":"The sandbox is running but port is not open","port":8080,"sandboxId":"iabc"}"#,
+        ),
+        (ProxyError::HostOnly("/init".into()), 404, r#"{"code":404,"message":"no route `/init`"}"#),
+        (ProxyError::Target("bad".into()), 400, r#"{"code":400,"message":"bad"}"#),
+        (
+            ProxyError::Transitioning(id()),
+            409,
+            r#"{"code":409,"message":"The sandbox is changing its state, please try again","sandboxId":"iabc"}"#,
+        ),
+    ];
+    for (error, status, expected) in table {
+        let response = error.into_response();
+        assert_eq!(response.status().as_u16(), status);
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+        let (found, expected): (serde_json::Value, serde_json::Value) =
+            (serde_json::from_slice(&body).unwrap(), serde_json::from_str(expected).unwrap());
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,96 @@
+//! What routes take from a request: bodies and ids, refused in the contract's form.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, Path, Request},
+};
+use firkin_runtime::sandbox::SandboxId;
+use http::{header, request::Parts};
+use serde::de::DeserializeOwned;
+
+use crate::{App, error::ApiError, listing::Query, proxy::target::sandbox_id};
+
+/// How long a client may take to send a body of the control plane.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A JSON body and its bytes. An absent body is `{}`, so that only what is required must be sent.
+pub(crate) struct Json<T> {
+    /// The value.
+    pub(crate) value: T,
+    /// As it was sent.
+    pub(crate) bytes: Bytes,
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let limit = app.config.max_body_bytes;
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > limit) {
+            return Err(ApiError::too_large(limit));
+        }
+        let bytes = collect(request.into_body(), limit).await?;
+        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        let value =
+            serde_json::from_slice(text).map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
+        Ok(Self { value, bytes })
+    }
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    use http_body_util::{BodyExt, LengthLimitError, Limited};
+    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
+        Err(_) => Err(ApiError::request_timeout()),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
+        Ok(Err(error)) => Err(ApiError::bad_request(format!("cannot read the body: {error}"))),
+    }
+}
+
+/// The sandbox that a path names.
+pub(crate) struct Sandbox(pub(crate) SandboxId);
+
+impl FromRequestParts<Arc<App>> for Sandbox {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        let text = segment(parts).await?;
+        Ok(Self(sandbox_id(&text)?))
+    }
+}
+
+/// The template, snapshot or alias that a path names, decoded.
+pub(crate) struct Reference(pub(crate) String);
+
+/// Longest reference that is looked up: a team, a name and a tag.
+const MAX_REFERENCE_BYTES: usize = 256;
+
+impl FromRequestParts<Arc<App>> for Reference {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        let text = segment(parts).await?;
+        let valid = text.len() <= MAX_REFERENCE_BYTES
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte));
+        if valid { Ok(Self(text)) } else { Err(ApiError::bad_request("the id or name is malformed")) }
+    }
+}
+
+async fn segment(parts: &mut Parts) -> Result<String, ApiError> {
+    let Path(text) = Path::<String>::from_request_parts(parts, &())
+        .await
+        .map_err(|rejection| ApiError::bad_request(format!("the path is malformed: {}", rejection.body_text())))?;
+    Ok(text)
+}
+
+impl FromRequestParts<Arc<App>> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        Ok(Self::parse(parts.uri.query()))
+    }
+}

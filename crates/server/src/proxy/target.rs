@@ -1,0 +1,130 @@
+//! Which sandbox and port a request is meant for, if any.
+//!
+//! One port serves both planes. A host name `<port>-<id>.<domain>` of our domain is data plane; so is a request that carries
+//! the two routing headers, whatever its host, because clients of a local server send it to `localhost`, to an address or to
+//! `sandbox.<domain>`. Everything else is the control plane.
+
+use std::sync::LazyLock;
+
+use firkin_runtime::sandbox::SandboxId;
+use http::{HeaderMap, HeaderName, Uri, header};
+
+/// Names the sandbox.
+pub(crate) static SANDBOX_ID: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static("e2b-sandbox-id"));
+/// Names the port inside it.
+pub(crate) static SANDBOX_PORT: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static("e2b-sandbox-port"));
+
+/// A port inside a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The sandbox.
+    pub(crate) id: SandboxId,
+    /// The port.
+    pub(crate) port: u16,
+}
+
+/// The target of a request: `None` is the control plane, an error is a data plane request that names nothing.
+pub(crate) fn target(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Option<Result<Target, String>> {
+    let host = uri.authority().map(|authority| authority.as_str()).or_else(|| headers.get(header::HOST)?.to_str().ok());
+    if let Some(target) = host.and_then(|host| from_host(host, domain)) {
+        return Some(Ok(target));
+    }
+    let (id, port) = (headers.get(&*SANDBOX_ID), headers.get(&*SANDBOX_PORT));
+    if id.is_none() && port.is_none() {
+        return None;
+    }
+    Some(from_headers(id.map(http::HeaderValue::as_bytes), port.map(http::HeaderValue::as_bytes)))
+}
+
+fn from_headers(id: Option<&[u8]>, port: Option<&[u8]>) -> Result<Target, String> {
+    let text = |value: Option<&[u8]>, name: &HeaderName| {
+        let value = value.ok_or_else(|| format!("header `{name}` is missing"))?;
+        std::str::from_utf8(value).map(str::to_owned).map_err(|_| format!("header `{name}` is not text"))
+    };
+    let id = sandbox_id(&text(id, &SANDBOX_ID)?).map_err(|error| error.to_string())?;
+    let port = text(port, &SANDBOX_PORT)?;
+    let port = port_number(&port).ok_or_else(|| format!("header `{}` is not a port: `{port}`", *SANDBOX_PORT))?;
+    Ok(Target { id, port })
+}
+
+/// `<port>-<id>.<domain>[:<port of the server>]`. Without a configured domain, any domain will do.
+fn from_host(host: &str, domain: Option<&str>) -> Option<Target> {
+    let (label, rest) = host.split_once('.')?;
+    if let Some(domain) = domain {
+        let name = |text: &str| text.rsplit_once(':').map_or(text, |(name, _)| name).to_ascii_lowercase();
+        if name(rest) != name(domain) {
+            return None;
+        }
+    }
+    let (port, id) = label.split_once('-')?;
+    Some(Target { port: port_number(port)?, id: sandbox_id(id).ok()? })
+}
+
+/// A sandbox id; the older form `<id>-<client>` is cut.
+pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, firkin_runtime::sandbox::InvalidSandboxId> {
+    text.split_once('-').map_or(text, |(id, _)| id).parse()
+}
+
+fn port_number(text: &str) -> Option<u16> {
+    // `u16::from_str` takes a sign.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|&port| digits && port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_told_apart() {
+        type Row = (&'static str, Option<&'static str>, Option<&'static str>, Option<&'static str>, &'static str);
+        // host, configured domain, id header, port header, result
+        let table: [Row; 22] = [
+            ("localhost:3000", None, None, None, "control"),
+            ("127.0.0.1:3000", None, None, None, "control"),
+            ("api.e2b.test", Some("e2b.test"), None, None, "control"),
+            ("127.0.0.1:3000", None, Some("iabc"), Some("49983"), "iabc:49983"),
+            ("sandbox.e2b.test", Some("e2b.test"), Some("iabc"), Some("80"), "iabc:80"),
+            ("localhost", None, Some("iabc-client"), Some("80"), "iabc:80"),
+            ("3000-iabc.e2b.test", Some("e2b.test"), None, None, "iabc:3000"),
+            ("3000-iabc.E2B.test:8443", Some("e2b.test"), None, None, "iabc:3000"),
+            ("3000-iabc.e2b.test:8443", Some("e2b.test:8443"), None, None, "iabc:3000"),
+            ("3000-iabc-client.e2b.test", Some("e2b.test"), None, None, "iabc:3000"),
+            ("3000-iabc.other.test", Some("e2b.test"), None, None, "control"),
+            ("3000-iabc.other.test", None, None, None, "iabc:3000"),
+            ("3000-iabc.e2b.test", Some("e2b.test"), Some("iother"), Some("1"), "iabc:3000"),
+            ("70000-iabc.e2b.test", Some("e2b.test"), None, None, "control"),
+            ("0-iabc.e2b.test", Some("e2b.test"), None, None, "control"),
+            ("localhost", None, Some("IABC"), Some("80"), "error"),
+            ("localhost", None, Some("i_abc"), Some("80"), "error"),
+            ("localhost", None, Some(""), Some("80"), "error"),
+            ("localhost", None, Some("iabc"), Some("0"), "error"),
+            ("localhost", None, Some("iabc"), Some("+80"), "error"),
+            ("localhost", None, Some("iabc"), None, "error"),
+            ("localhost", None, None, Some("80"), "error"),
+        ];
+        for (host, domain, id, port, expected) in table {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(id) = id {
+                headers.insert(&*SANDBOX_ID, id.parse().unwrap());
+            }
+            if let Some(port) = port {
+                headers.insert(&*SANDBOX_PORT, port.parse().unwrap());
+            }
+            let found = match target(&Uri::from_static("/x"), &headers, domain) {
+                None => "control".to_owned(),
+                Some(Ok(target)) => format!("{}:{}", target.id, target.port),
+                Some(Err(_)) => "error".to_owned(),
+            };
+            assert_eq!(found, expected, "{host} {domain:?} {id:?} {port:?}");
+        }
+    }
+
+    #[test]
+    fn an_authority_stands_for_the_host_header() {
+        let uri = Uri::from_static("http://3000-iabc.e2b.test/x");
+        let found = target(&uri, &HeaderMap::new(), Some("e2b.test")).unwrap().unwrap();
+        assert_eq!((found.id.as_str(), found.port), ("iabc", 3000));
+    }
+}

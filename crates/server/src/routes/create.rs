@@ -1,0 +1,176 @@
+//! Creating a sandbox: the two generations of the request, checked and converted.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json as Reply, extract::State};
+use firkin_runtime::sandbox::{CreateSandbox, InternetAccess, OnTimeout};
+use firkin_wire::rest;
+use http::{HeaderMap, StatusCode};
+use serde_json::Value;
+
+use super::seconds;
+use crate::{App, error::ApiError, extract::Json, idempotency::Claim, shape};
+
+/// Life of a v1 sandbox whose creator names none, in seconds.
+const V1_TIMEOUT: i64 = 15;
+
+/// The same in v2.
+const V2_TIMEOUT: i64 = 300;
+
+/// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
+const MAX_ENV_BYTES: usize = 128 << 10;
+
+/// Every destination, in the notation of `denyOut`.
+const ALL_TRAFFIC: &str = "0.0.0.0/0";
+
+type Created = Result<(StatusCode, Reply<rest::Sandbox>), ApiError>;
+
+/// `POST /sandboxes`.
+pub(super) async fn v1(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
+    let secure = body.value.secure.unwrap_or(true);
+    create(&app, &headers, body, V1_TIMEOUT, secure).await
+}
+
+/// `POST /v2/sandboxes`.
+pub(super) async fn v2(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
+    create(&app, &headers, body, V2_TIMEOUT, true).await
+}
+
+async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, timeout: i64, secure: bool) -> Created {
+    app.count_unknown(&body.value.unknown);
+    if let Some(network) = &body.value.network {
+        app.count_unknown(&network.unknown);
+    }
+    let request = convert(body.value, timeout, secure)?;
+    let attempt = match app.idempotency.claim(headers, &body.bytes)? {
+        Claim::Done(answer) => return Ok((StatusCode::CREATED, Reply(answer))),
+        Claim::First(attempt) => attempt,
+    };
+    let sandbox = app.runtime.create(request).await?;
+    let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
+    attempt.done(&answer);
+    Ok((StatusCode::CREATED, Reply(answer)))
+}
+
+fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result<CreateSandbox, ApiError> {
+    if body.template_id.is_empty() {
+        return Err(ApiError::bad_request("`templateID` must not be empty"));
+    }
+    let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
+    let refused = [
+        (asks(&body.mcp), "mcp"),
+        (asks(&body.iam), "iam"),
+        (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
+        (body.auto_pause_memory == Some(false), "autoPauseMemory: false"),
+    ];
+    if let Some((_, option)) = refused.iter().find(|(asked, _)| *asked) {
+        return Err(ApiError::unsupported(option));
+    }
+    let denied_by_rule = denies_everything(body.network.unwrap_or_default())?;
+    let denied = denied_by_rule || body.allow_internet_access == Some(false);
+    let env = body.env_vars.unwrap_or_default();
+    check_env(&env)?;
+    Ok(CreateSandbox {
+        template: body.template_id,
+        timeout: seconds(body.timeout.unwrap_or(default_timeout))?,
+        on_timeout: if body.auto_pause == Some(true) { OnTimeout::Pause } else { OnTimeout::Kill },
+        auto_resume: body.auto_resume.is_some_and(|auto_resume| auto_resume.enabled),
+        env,
+        metadata: body.metadata.unwrap_or_default(),
+        internet: if denied { InternetAccess::Denied } else { InternetAccess::Allowed },
+        secure,
+    })
+}
+
+/// Whether the rules deny all outbound traffic. Rules that do anything else cannot be kept yet, so they are refused.
+fn denies_everything(network: rest::NetworkConfig) -> Result<bool, ApiError> {
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let denies_all = network.deny_out.as_ref().is_some_and(|deny| deny.iter().any(|rule| rule == ALL_TRAFFIC));
+    let refused = [
+        (network.allow_public_traffic == Some(false), "network.allowPublicTraffic: false"),
+        (some(&network.allow_out), "network.allowOut"),
+        (some(&network.deny_out) && !denies_all, "network.denyOut"),
+        (network.dns_servers.is_some(), "network.dnsServers"),
+        (network.egress_proxy.is_some_and(|proxy| !proxy.is_null()), "network.egressProxy"),
+        (network.mask_request_host.is_some(), "network.maskRequestHost"),
+        (network.https_ports.is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
+        (network.rules.is_some_and(|rules| !rules.is_empty()), "network.rules"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, option)) => Err(ApiError::unsupported(option)),
+        None => Ok(denies_all),
+    }
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > MAX_ENV_BYTES {
+        return Err(ApiError::bad_request(format!("`envVars` has {bytes} bytes, the limit is {MAX_ENV_BYTES}")));
+    }
+    let bad = |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    match env.iter().find(bad) {
+        Some((name, _)) => Err(ApiError::bad_request(format!("`envVars` has an entry that no process can be given: `{name}`"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn converted(body: &str) -> Result<CreateSandbox, ApiError> {
+        convert(serde_json::from_str(body).unwrap(), 300, true)
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused_and_named() {
+        let table = [
+            (r#"{"templateID":""}"#, "templateID"),
+            (r#"{"templateID":"base","timeout":-1}"#, "Timeout must be greater than 0"),
+            (r#"{"templateID":"base","mcp":{}}"#, "`mcp`"),
+            (r#"{"templateID":"base","iam":{"tokens":{}}}"#, "`iam`"),
+            (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
+            (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false}"#, "autoPauseMemory"),
+            (r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#, "allowPublicTraffic"),
+            (r#"{"templateID":"base","network":{"allowOut":["x.com"],"denyOut":["0.0.0.0/0"]}}"#, "allowOut"),
+            (r#"{"templateID":"base","network":{"denyOut":["8.8.8.8"]}}"#, "denyOut"),
+            (r#"{"templateID":"base","network":{"dnsServers":[]}}"#, "dnsServers"),
+            (r#"{"templateID":"base","network":{"egressProxy":{"address":"p:1"}}}"#, "egressProxy"),
+            (r#"{"templateID":"base","network":{"maskRequestHost":"x"}}"#, "maskRequestHost"),
+            (r#"{"templateID":"base","network":{"httpsPorts":[3000]}}"#, "httpsPorts"),
+            (r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#, "rules"),
+            (r#"{"templateID":"base","envVars":{"":"x"}}"#, "envVars"),
+            (r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars"),
+            (r#"{"templateID":"base","envVars":{"A":"x\u0000"}}"#, "envVars"),
+        ];
+        for (body, named) in table {
+            let error = converted(body).unwrap_err().to_body();
+            assert_eq!(error.code, 400, "{body}");
+            assert!(error.message.contains(named), "{body}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn options_that_ask_for_nothing_are_accepted() {
+        let body = r#"{"templateID":"base","mcp":null,"iam":null,"volumeMounts":[],"autoPauseMemory":true,
+            "network":{"allowPublicTraffic":true,"allowOut":[],"denyOut":[],"egressProxy":null,"rules":{}},"newer":1}"#;
+        let expected = CreateSandbox { timeout: std::time::Duration::from_secs(300), ..CreateSandbox::from_template("base") };
+        assert_eq!(converted(body).unwrap(), expected);
+    }
+
+    #[test]
+    fn both_ways_to_deny_the_internet_are_understood() {
+        for body in [
+            r#"{"templateID":"base","allow_internet_access":false}"#,
+            r#"{"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}"#,
+        ] {
+            assert_eq!(converted(body).unwrap().internet, InternetAccess::Denied, "{body}");
+        }
+    }
+
+    #[test]
+    fn life_cycle_options_arrive() {
+        let request = converted(r#"{"templateID":"base","timeout":7,"autoPause":true,"autoResume":{"enabled":true}}"#).unwrap();
+        assert_eq!((request.timeout.as_secs(), request.on_timeout, request.auto_resume), (7, OnTimeout::Pause, true));
+    }
+}

@@ -1,0 +1,120 @@
+//! What is done to a sandbox while it lives: connect, resume, pause, fork, deadlines.
+
+use std::sync::Arc;
+
+use axum::{Json as Reply, extract::State};
+use firkin_runtime::{
+    error::InvalidTimeout,
+    sandbox::{OnTimeout, SandboxId},
+};
+use firkin_wire::rest;
+use http::StatusCode;
+
+use super::{demand_memory, seconds};
+use crate::{
+    App,
+    error::ApiError,
+    extract::{Json, Sandbox},
+    shape,
+};
+
+/// Life after a resume or in a fork whose caller names none, in seconds.
+const SHORT_TIMEOUT: i64 = 15;
+
+/// Life after a v2 connect whose caller names none, in seconds.
+const V2_TIMEOUT: i64 = 300;
+
+/// The most that one refresh can give, in seconds.
+const MAX_REFRESH: i64 = 3600;
+
+type Connected = Result<(StatusCode, Reply<rest::Sandbox>), ApiError>;
+
+/// `POST /sandboxes/{id}/connect`.
+pub(super) async fn connect_v1(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ConnectSandbox>) -> Connected {
+    let timeout = body.value.timeout.ok_or_else(|| ApiError::bad_request("`timeout` is required"))?;
+    connect(&app, &id, &body.value, timeout).await
+}
+
+/// `POST /v2/sandboxes/{id}/connect`.
+pub(super) async fn connect_v2(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ConnectSandbox>) -> Connected {
+    connect(&app, &id, &body.value, body.value.timeout.unwrap_or(V2_TIMEOUT)).await
+}
+
+async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout: i64) -> Connected {
+    app.count_unknown(&body.unknown);
+    demand_memory(body.memory)?;
+    let connected = app.runtime.connect(id, seconds(timeout)?).await?;
+    let status = if connected.resumed { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Reply(shape::sandbox(connected.sandbox, app.config.domain.as_deref()))))
+}
+
+/// `POST /sandboxes/{id}/resume`.
+pub(super) async fn resume(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ResumedSandbox>) -> Connected {
+    let body = body.value;
+    app.count_unknown(&body.unknown);
+    demand_memory(body.memory)?;
+    let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
+    let current = app.runtime.sandbox(&id)?.spec.on_timeout == OnTimeout::Pause;
+    if body.auto_pause.is_some_and(|auto_pause| auto_pause != current) {
+        return Err(ApiError::unsupported("autoPause"));
+    }
+    let sandbox = app.runtime.resume(&id, timeout).await?;
+    Ok((StatusCode::CREATED, Reply(shape::sandbox(sandbox, app.config.domain.as_deref()))))
+}
+
+/// `POST /sandboxes/{id}/pause`. A guest that does not answer is never paused, whether or not `requireHealthyGuest` asks so.
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::PauseSandbox>,
+) -> Result<StatusCode, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    demand_memory(body.value.memory)?;
+    app.runtime.pause(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /sandboxes/{id}/fork`.
+pub(super) async fn fork(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::ForkSandbox>,
+) -> Result<(StatusCode, Reply<Vec<rest::ForkResult>>), ApiError> {
+    let body = body.value;
+    app.count_unknown(&body.unknown);
+    let count = body.count.unwrap_or(1);
+    let count = u32::try_from(count).map_err(|_| ApiError::bad_request(format!("`count` cannot be {count}")))?;
+    let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
+    let children = app.runtime.fork(&id, count, timeout).await?;
+    let results = children.into_iter().map(|child| match child {
+        Ok(sandbox) => rest::ForkResult { sandbox: Some(shape::sandbox(sandbox, app.config.domain.as_deref())), error: None },
+        Err(error) => rest::ForkResult { sandbox: None, error: Some(ApiError::from(error).to_body()) },
+    });
+    Ok((StatusCode::CREATED, Reply(results.collect())))
+}
+
+/// `POST /sandboxes/{id}/timeout`.
+pub(super) async fn set_timeout(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::SetTimeout>,
+) -> Result<StatusCode, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    app.runtime.set_timeout(&id, seconds(body.value.timeout)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /sandboxes/{id}/refreshes`.
+pub(super) async fn refresh(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::Refresh>,
+) -> Result<StatusCode, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    let duration = body.value.duration.unwrap_or(SHORT_TIMEOUT);
+    if duration > MAX_REFRESH {
+        return Err(InvalidTimeout::TooLong { max_hours: 1 }.into());
+    }
+    app.runtime.extend_timeout(&id, seconds(duration)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,65 @@
+//! E2B's control plane: which path and method is which operation.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::OriginalUri,
+    middleware::from_fn_with_state,
+    routing::{delete, get, post},
+};
+use firkin_runtime::error::InvalidTimeout;
+use http::StatusCode;
+
+mod create;
+mod lifecycle;
+mod sandboxes;
+mod snapshots;
+mod templates;
+
+use crate::{App, auth, error::ApiError};
+
+/// Every route. What is not one is refused in the contract's form too.
+pub(crate) fn control_plane(app: &Arc<App>) -> Router {
+    let guarded = Router::new()
+        .route("/sandboxes", post(create::v1).get(sandboxes::list_v1))
+        .route("/v2/sandboxes", post(create::v2).get(sandboxes::list_v2))
+        .route("/sandboxes/metrics", get(sandboxes::metrics_of_many))
+        .route("/sandboxes/{id}", get(sandboxes::detail).delete(sandboxes::kill))
+        .route("/sandboxes/{id}/metrics", get(sandboxes::metrics))
+        .route("/sandboxes/{id}/connect", post(lifecycle::connect_v1))
+        .route("/v2/sandboxes/{id}/connect", post(lifecycle::connect_v2))
+        .route("/sandboxes/{id}/resume", post(lifecycle::resume))
+        .route("/sandboxes/{id}/pause", post(lifecycle::pause))
+        .route("/sandboxes/{id}/fork", post(lifecycle::fork))
+        .route("/sandboxes/{id}/timeout", post(lifecycle::set_timeout))
+        .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
+        .route("/sandboxes/{id}/snapshots", post(snapshots::take))
+        .route("/snapshots", get(snapshots::list))
+        .route("/templates", get(templates::list))
+        .route("/v2/templates", get(templates::list_pages))
+        .route("/templates/aliases/{alias}", get(templates::alias))
+        .route("/templates/{id}", get(templates::detail))
+        .route("/templates/{id}", delete(templates::remove))
+        .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
+    Router::new()
+        .route("/health", get(health))
+        .merge(guarded)
+        .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .with_state(Arc::clone(app))
+}
+
+async fn health() -> (StatusCode, &'static str) {
+    (StatusCode::OK, "Health check successful")
+}
+
+/// Seconds as they are on the wire. The runtime refuses what is too long, and zero where that is senseless.
+fn seconds(timeout: i64) -> Result<Duration, InvalidTimeout> {
+    u64::try_from(timeout).map(Duration::from_secs).map_err(|_| InvalidTimeout::Zero)
+}
+
+/// Options that restore, pause or snapshot without memory are refused for as long as they cannot be had.
+fn demand_memory(memory: Option<bool>) -> Result<(), ApiError> {
+    if memory == Some(false) { Err(ApiError::unsupported("memory: false")) } else { Ok(()) }
+}

@@ -1,0 +1,109 @@
+//! Looking at sandboxes, and ending them.
+
+use std::sync::Arc;
+
+use axum::{
+    Json as Reply,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use firkin_runtime::sandbox::{RuntimeSandbox, SandboxId, SandboxState};
+use firkin_wire::rest;
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use crate::{
+    App,
+    error::ApiError,
+    extract::Sandbox,
+    listing::{Cursor, Filter, Query, page},
+    proxy::target::sandbox_id,
+    shape,
+};
+
+/// Sandboxes whose metrics may be asked for at once.
+const MAX_METRICS: usize = 100;
+
+/// `GET /sandboxes`: running ones only, all on one page.
+pub(super) async fn list_v1(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
+    let filter = Filter { states: vec![SandboxState::Running], ..Filter::parse(&query)? };
+    let mut found = app.runtime.sandboxes();
+    found.retain(|sandbox| filter.wants(sandbox.state) && filter.matches(sandbox));
+    found.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+    Ok(Reply(found.into_iter().map(shape::listed).collect::<Vec<_>>()).into_response())
+}
+
+/// `GET /v2/sandboxes`.
+pub(super) async fn list_v2(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
+    let (filter, window) = (Filter::parse(&query)?, query.window()?);
+    let mut found = app.runtime.sandboxes();
+    found.retain(|sandbox| filter.matches(sandbox));
+    let running = found.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
+    found.retain(|sandbox| filter.wants(sandbox.state));
+    let position = |sandbox: &RuntimeSandbox| (sandbox.started_at, sandbox.id.to_string());
+    let (shown, next) = page(found, &window, position);
+    let mut headers = next_token(next.as_ref());
+    headers.insert("x-total-running", HeaderValue::from(running));
+    Ok((headers, Reply(shown.into_iter().map(shape::listed).collect::<Vec<_>>())).into_response())
+}
+
+/// The header that leads to the next page.
+pub(super) fn next_token(next: Option<&Cursor>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = next.and_then(|cursor| HeaderValue::try_from(cursor.encode()).ok()) {
+        headers.insert("x-next-token", token);
+    }
+    headers
+}
+
+/// `GET /sandboxes/{id}`.
+pub(super) async fn detail(State(app): State<Arc<App>>, Sandbox(id): Sandbox) -> Result<Reply<rest::SandboxDetail>, ApiError> {
+    Ok(Reply(shape::detail(app.runtime.sandbox(&id)?, app.config.domain.as_deref())))
+}
+
+/// `DELETE /sandboxes/{id}`.
+pub(super) async fn kill(State(app): State<Arc<App>>, Sandbox(id): Sandbox) -> Result<StatusCode, ApiError> {
+    app.runtime.kill(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /sandboxes/{id}/metrics`: the present sample, if it lies in the window that was asked for.
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    query: Query,
+) -> Result<Reply<Vec<rest::SandboxMetric>>, ApiError> {
+    let bound = |name: &str| match query.get(name).map(str::parse::<i64>) {
+        None => Ok(None),
+        Some(Ok(seconds)) => Ok(Some(seconds)),
+        Some(Err(_)) => Err(ApiError::bad_request(format!("`{name}` must be a number of seconds since 1970"))),
+    };
+    let (start, end) = (bound("start")?, bound("end")?);
+    let mut samples = Vec::new();
+    if app.runtime.sandbox(&id)?.state == SandboxState::Running {
+        samples.extend(shape::metric(&app.runtime.stats(&id).await?));
+    }
+    samples.retain(|sample| {
+        start.is_none_or(|start| sample.timestamp_unix >= start) && end.is_none_or(|end| sample.timestamp_unix <= end)
+    });
+    Ok(Reply(samples))
+}
+
+/// `GET /sandboxes/metrics?sandbox_ids=`. Sandboxes that do not run are left out.
+pub(super) async fn metrics_of_many(
+    State(app): State<Arc<App>>,
+    query: Query,
+) -> Result<Reply<rest::SandboxesMetrics>, ApiError> {
+    let ids = query.list("sandbox_ids");
+    if ids.is_empty() || ids.len() > MAX_METRICS {
+        return Err(ApiError::bad_request(format!("`sandbox_ids` must name 1 to {MAX_METRICS} sandboxes")));
+    }
+    let ids: Vec<SandboxId> = ids.into_iter().map(sandbox_id).collect::<Result<_, _>>()?;
+    let app = &app;
+    let sample = async |id: SandboxId| {
+        app.runtime.sandbox(&id).ok().filter(|sandbox| sandbox.state == SandboxState::Running)?;
+        let stats = app.runtime.stats(&id).await.ok()?;
+        Some((id.to_string(), shape::metric(&stats)?))
+    };
+    let samples = futures::future::join_all(ids.into_iter().map(sample)).await;
+    Ok(Reply(rest::SandboxesMetrics { sandboxes: samples.into_iter().flatten().collect() }))
+}

@@ -1,0 +1,209 @@
+//! Listening: connections in, bounded in number and in what each may hold, and an orderly end.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use firkin_runtime::runtime::Runtime;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+use crate::{App, ServerConfig, assemble};
+
+/// How long a client may take to send the head of a request.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Headers of one request: the SDKs send about 20, browsers up to 40.
+const MAX_HEADERS: usize = 128;
+
+/// Bytes of one request's head.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// Requests in flight on one HTTP/2 connection: an SDK multiplexes every stream of a process over one.
+const MAX_STREAMS: u32 = 1024;
+
+/// An HTTP/2 peer that does not answer for so long is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// The pause after a failed accept: descriptors come back when connections end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the server stopped serving by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// There is nothing to listen on.
+    #[error("cannot serve without a listener")]
+    NoListener,
+    /// A listener broke.
+    #[error("cannot accept connections on {address}")]
+    Accept {
+        /// Its address.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Serves both planes on every listener until `shutdown` is cancelled, then lets requests under way finish for
+/// [`ServerConfig::shutdown_grace`] and cuts the rest. The runtime goes on: stopping it is the caller's next step.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    runtime: Runtime,
+    config: ServerConfig,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    if listeners.is_empty() {
+        return Err(ServeError::NoListener);
+    }
+    let app = App::new(runtime, config);
+    let server = Server {
+        router: assemble(Arc::clone(&app)),
+        connections: TaskTracker::new(),
+        permits: Arc::new(Semaphore::new(app.config.max_connections)),
+        // Its own token: an accept loop that fails must stop the others, but not the caller.
+        drain: shutdown.child_token(),
+        cut: CancellationToken::new(),
+    };
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        loops.spawn(server.clone().accept(listener));
+    }
+    let mut result = Ok(());
+    while let Some(ended) = loops.join_next().await {
+        server.drain.cancel();
+        // A loop is neither aborted nor does it panic.
+        if let Ok(Err(error)) = ended {
+            result = Err(error);
+        }
+    }
+    server.finish(&app).await;
+    result
+}
+
+#[derive(Debug, Clone)]
+struct Server {
+    router: Router,
+    connections: TaskTracker,
+    permits: Arc<Semaphore>,
+    drain: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Server {
+    async fn accept(self, listener: TcpListener) -> Result<(), ServeError> {
+        loop {
+            let next = async {
+                // The semaphore is never closed; without a permit there would be no connection to serve.
+                let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+                Some((permit, listener.accept().await))
+            };
+            let (permit, accepted) = tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(()),
+                next = next => match next {
+                    Some(next) => next,
+                    None => return Ok(()),
+                },
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    self.connections.spawn(self.clone().connection(stream, peer, permit));
+                }
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(source) => {
+                    let address =
+                        listener.local_addr().map_or_else(|_| "a closed socket".to_owned(), |address| address.to_string());
+                    return Err(ServeError::Accept { address, source });
+                }
+            }
+        }
+    }
+
+    async fn connection(self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot disable the delay of small packets");
+        }
+        let router = self.router.clone();
+        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+        let builder = builder();
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cut.cancelled() => break,
+                () = self.drain.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%peer, error = %error, "connection ended early");
+                    }
+                    break;
+                }
+            }
+        }
+        drop(permit);
+    }
+
+    /// Waits for what is under way, but not for ever.
+    async fn finish(self, app: &App) {
+        self.connections.close();
+        app.pool.tasks.close();
+        if tokio::time::timeout(app.config.shutdown_grace, self.connections.wait()).await.is_err() {
+            tracing::info!(open = self.connections.len(), "cutting connections that are still open");
+        }
+        self.cut.cancel();
+        app.pool.stop.cancel();
+        self.connections.wait().await;
+        app.pool.tasks.wait().await;
+    }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .preserve_header_case(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .adaptive_window(true)
+        .keep_alive_interval(PING_EVERY);
+    builder
+}
+
+/// Errors of `accept` that say nothing about the listener: the peer left, or descriptors are short for a while.
+fn is_passing(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}

@@ -1,0 +1,129 @@
+//! The runtime's nouns as E2B's bodies.
+
+use firkin_runtime::{
+    capacity::ResourceBudget,
+    runtime::SnapshotInfo,
+    sandbox::{InternetAccess, OnTimeout, RuntimeSandbox, SandboxState},
+    template::TemplateInfo,
+};
+use firkin_wire::{ENVD_VERSION, control::Stats, rest};
+
+/// Clients demand a client id and do nothing with it but append it to ids, where we cut it off again.
+const CLIENT_ID: &str = "firkin";
+
+/// A sandbox as create, connect, resume and fork answer it.
+pub(crate) fn sandbox(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::Sandbox {
+    rest::Sandbox {
+        template_id: sandbox.template_id,
+        sandbox_id: sandbox.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: ENVD_VERSION.to_owned(),
+        alias: sandbox.alias,
+        envd_access_token: sandbox.envd_access_token,
+        traffic_access_token: None,
+        domain: domain.map(str::to_owned),
+    }
+}
+
+/// A sandbox as lists show it.
+pub(crate) fn listed(sandbox: RuntimeSandbox) -> rest::ListedSandbox {
+    rest::ListedSandbox {
+        template_id: sandbox.template_id,
+        sandbox_id: sandbox.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        started_at: sandbox.started_at,
+        end_at: sandbox.end_at,
+        cpu_count: sandbox.budget.cpus,
+        memory_mb: memory_mb(sandbox.budget),
+        disk_size_mb: sandbox.budget.disk_mib,
+        state: match sandbox.state {
+            SandboxState::Running => rest::SandboxState::Running,
+            SandboxState::Paused => rest::SandboxState::Paused,
+        },
+        envd_version: ENVD_VERSION.to_owned(),
+        alias: sandbox.alias,
+        metadata: sandbox.spec.metadata,
+    }
+}
+
+/// A sandbox with everything that is known of it.
+pub(crate) fn detail(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::SandboxDetail {
+    rest::SandboxDetail {
+        envd_access_token: sandbox.envd_access_token.clone(),
+        allow_internet_access: Some(sandbox.spec.internet == InternetAccess::Allowed),
+        domain: domain.map(str::to_owned),
+        lifecycle: Some(rest::Lifecycle {
+            auto_resume: sandbox.spec.auto_resume,
+            on_timeout: match sandbox.spec.on_timeout {
+                OnTimeout::Kill => rest::OnTimeout::Kill,
+                OnTimeout::Pause => rest::OnTimeout::Pause,
+            },
+        }),
+        network: None,
+        pause_mode: (sandbox.state == SandboxState::Paused).then_some(rest::PauseMode::Full),
+        listed: listed(sandbox),
+    }
+}
+
+/// One sample of a sandbox's use. `None` when the guest's clock makes no sense.
+pub(crate) fn metric(stats: &Stats) -> Option<rest::SandboxMetric> {
+    Some(rest::SandboxMetric {
+        timestamp: jiff::Timestamp::from_second(stats.ts).ok()?,
+        timestamp_unix: stats.ts,
+        cpu_count: stats.cpu_count,
+        cpu_used_pct: f64::from(stats.cpu_used_pct),
+        mem_used: stats.mem_used,
+        mem_total: stats.mem_total,
+        mem_cache: stats.mem_cache,
+        disk_used: stats.disk_used,
+        disk_total: stats.disk_total,
+    })
+}
+
+/// A snapshot.
+pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
+    rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names: snapshot.names }
+}
+
+/// A template. Templates are visible here only when they are whole, so their build is always ready.
+pub(crate) fn template(template: TemplateInfo) -> rest::Template {
+    rest::Template {
+        template_id: template.id,
+        build_id: template.build_id,
+        cpu_count: template.budget.cpus,
+        memory_mb: memory_mb(template.budget),
+        disk_size_mb: template.budget.disk_mib,
+        public: false,
+        names: template.aliases.clone(),
+        aliases: template.aliases,
+        created_at: template.created_at,
+        updated_at: template.updated_at,
+        created_by: None,
+        last_spawned_at: template.last_spawned_at,
+        spawn_count: template.spawn_count,
+        build_count: 1,
+        envd_version: ENVD_VERSION.to_owned(),
+        build_status: rest::BuildStatus::Ready,
+    }
+}
+
+/// A template and the build it stands on.
+pub(crate) fn template_with_builds(info: TemplateInfo) -> rest::TemplateWithBuilds {
+    let template = template(info);
+    let build = rest::TemplateBuild {
+        build_id: template.build_id.clone(),
+        status: template.build_status,
+        created_at: template.created_at,
+        updated_at: template.updated_at,
+        finished_at: Some(template.updated_at),
+        cpu_count: template.cpu_count,
+        memory_mb: template.memory_mb,
+        disk_size_mb: Some(template.disk_size_mb),
+        envd_version: Some(template.envd_version.clone()),
+    };
+    rest::TemplateWithBuilds { template, builds: vec![build] }
+}
+
+fn memory_mb(budget: ResourceBudget) -> u32 {
+    u32::try_from(budget.memory_mib).unwrap_or(u32::MAX)
+}
