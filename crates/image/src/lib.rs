@@ -1,1 +1,34 @@
-//! Skeleton.
+//! Packages in; guest kernel, initramfs and root file system out.
+//!
+//! Everything a sandbox boots from is made on this machine, from the Debian packages that this machine's own apt is set up
+//! to fetch and trust: there is no image to download and no host name in this code. Results live in a [`Cache`], keyed by
+//! what went into them, and are immutable: a result is whole or absent, is built once however many processes ask, and once
+//! it is there needs neither apt nor a network.
+//!
+//! ```text
+//!   guest_kernel   linux-image-*-cloud-amd64  --download, extract (never installed)-->  vmlinuz + modules
+//!   initramfs      the guest agent + the few modules it needs to find its disk        -->  one cpio archive
+//!   base_rootfs    packages  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
+//! ```
+//!
+//! External programs ([`command`]) run with a deadline, write to a log that errors name, and die with the future that waits
+//! for them.
+
+mod cache;
+pub mod command;
+mod cpio;
+mod debian;
+mod initramfs;
+mod kernel;
+mod modules;
+mod progress;
+mod rootfs;
+pub mod sources;
+
+pub use cache::{Cache, CacheError, Claim, Slot};
+pub use debian::{AptError, compare_versions, refresh_lists};
+pub use initramfs::{Initramfs, InitramfsError, initramfs};
+pub use kernel::{GuestKernel, KernelError, guest_kernel};
+pub use modules::ModuleError;
+pub use progress::{Event, Progress, Report, Step};
+pub use rootfs::{RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

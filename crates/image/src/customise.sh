@@ -1,0 +1,39 @@
+#!/bin/sh
+# Makes a sandbox's root file system of a tree of freshly installed packages, whose root is $1.
+# Run by mmdebstrap, as root, with /proc, /sys and /dev of the tree mounted. No program of the tree is started as a service.
+set -eu
+root="$1"
+
+# The default user, with a password that no input matches and sudo that asks for none.
+chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash --groups sudo user
+echo 'user ALL=(ALL:ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/user"
+chmod 0440 "$root/etc/sudoers.d/user"
+install -d -m 0777 "$root/code"
+
+# Regular files: the agent rewrites them, and must not follow a link out of the tree.
+rm -f "$root/etc/hostname" "$root/etc/hosts" "$root/etc/resolv.conf" "$root/etc/machine-id" "$root/etc/fstab"
+echo sandbox >"$root/etc/hostname"
+printf '127.0.0.1\tlocalhost\n127.0.1.1\tsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"
+: >"$root/etc/resolv.conf"
+: >"$root/etc/machine-id"
+: >"$root/etc/fstab"
+chmod 0644 "$root/etc/hostname" "$root/etc/hosts" "$root/etc/resolv.conf" "$root/etc/fstab"
+chmod 0444 "$root/etc/machine-id"
+
+printf 'LANG=C.UTF-8\n' >"$root/etc/default/locale"
+ln -sf /usr/share/zoneinfo/Etc/UTC "$root/etc/localtime"
+echo Etc/UTC >"$root/etc/timezone"
+
+# A sandbox is thrown away: `pip install` may put packages beside those of the distribution.
+printf '[global]\nbreak-system-packages = true\ndisable-pip-version-check = true\n' >"$root/etc/pip.conf"
+
+# What the build told apt and dpkg about this machine does not belong into the image; what keeps it small does.
+rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap"
+echo 'Acquire::Languages "none";' >"$root/etc/apt/apt.conf.d/99sandbox"
+mv "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99sandbox"
+
+# Nothing that two sandboxes would share, nothing that only the build needed.
+rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/archives "$root"/var/cache/apt/*.bin "$root"/var/cache/debconf/*-old
+rm -rf "$root"/var/log/apt "$root"/var/log/*.log "$root"/tmp/* "$root"/var/tmp/* "$root"/run/*
+install -d "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial" "$root/var/log/apt"

@@ -1,0 +1,188 @@
+//! What is asked of apt: fresh package lists, what a package's candidate is, and a package file.
+//!
+//! apt stays the authority on sources, pins, proxies and trust; nothing here fetches or verifies by itself.
+
+use std::cmp::Ordering;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::command::{CommandError, WhenDropped, capture, command, run};
+use crate::progress::{Report, Step, say};
+use crate::sources::stanzas;
+
+/// Asking apt's own database. It may first have to rebuild its cache.
+const QUERY_DEADLINE: Duration = Duration::from_secs(120);
+/// Fetching some tens of MiB, on a slow line.
+const FETCH_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// Why apt did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AptError {
+    /// The package lists cannot be refreshed.
+    #[error("cannot refresh the package lists; run `apt-get update` and see what it says")]
+    Update(#[source] CommandError),
+    /// The package database does not answer.
+    #[error("cannot ask apt about `{package}`")]
+    Query {
+        /// The package, or the beginning of its name.
+        package: String,
+        /// What apt said.
+        #[source]
+        source: CommandError,
+    },
+    /// A package cannot be fetched.
+    #[error("cannot fetch `{package}`")]
+    Fetch {
+        /// Package and version.
+        package: String,
+        /// What apt said.
+        #[source]
+        source: CommandError,
+    },
+    /// apt fetched something, but not what was asked for.
+    #[error("cannot find the file that apt fetched for `{package}`")]
+    NoFile {
+        /// Package and version.
+        package: String,
+    },
+}
+
+/// One installable version of a package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) package: String,
+    pub(crate) version: String,
+}
+
+/// Refreshes this machine's package lists. Killed when dropped: an update cut off leaves the old lists.
+pub async fn refresh_lists(log: &Path, report: Report<'_>) -> Result<(), AptError> {
+    let mut update = command("apt-get");
+    update.args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Update::Error-Mode=any", "update"]);
+    say(report, Step::PackageLists, "apt-get update");
+    let mut on_line = |line: &str| {
+        if line.starts_with("Get:") {
+            say(report, Step::PackageLists, line);
+        }
+    };
+    run(update, FETCH_DEADLINE, log, WhenDropped::Kill, &mut on_line).await.map_err(AptError::Update)
+}
+
+/// The candidates of all packages whose name begins with `prefix` and is accepted by `wanted`.
+pub(crate) async fn candidates(prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Candidate>, AptError> {
+    let failed = |source| AptError::Query { package: prefix.to_owned(), source };
+    let mut names = command("apt-cache");
+    names.args(["pkgnames", prefix]);
+    let names = capture(names, QUERY_DEADLINE).await.map_err(failed)?;
+    let names: Vec<&str> = names.lines().filter(|name| wanted(name)).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut show = command("apt-cache");
+    show.args(["--no-all-versions", "show"]).args(&names);
+    let shown = capture(show, QUERY_DEADLINE).await.map_err(failed)?;
+    let parsed = stanzas(&shown).map(|fields| Candidate { package: fields.get("package"), version: fields.get("version") });
+    Ok(parsed.filter(|candidate| names.contains(&candidate.package.as_str())).collect())
+}
+
+/// Fetches one package file into a directory, verified by apt, and gives its path.
+pub(crate) async fn download(candidate: &Candidate, into: &Path, log: &Path) -> Result<std::path::PathBuf, AptError> {
+    let package = format!("{}={}", candidate.package, candidate.version);
+    let mut fetch = command("apt-get");
+    // The directory is ours, not the unprivileged fetcher's.
+    fetch.args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", &package]).current_dir(into);
+    run(fetch, FETCH_DEADLINE, log, WhenDropped::Kill, &mut |_| ())
+        .await
+        .map_err(|source| AptError::Fetch { package: package.clone(), source })?;
+    let found = fs_err::read_dir(into).ok().and_then(|entries| {
+        let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+    });
+    found.ok_or(AptError::NoFile { package })
+}
+
+/// Compares two versions as dpkg does (deb-version(7)): epoch, upstream version, revision; in each, digits by value and the
+/// rest letter before sign, `~` before everything, even the end.
+pub fn compare_versions(left: &str, right: &str) -> Ordering {
+    let split = |version: &str| {
+        let (epoch, rest) = version.split_once(':').unwrap_or(("0", version));
+        let (upstream, revision) = rest.rsplit_once('-').unwrap_or((rest, "0"));
+        (epoch.parse::<u64>().unwrap_or(0), upstream.to_owned(), revision.to_owned())
+    };
+    let (left, right) = (split(left), split(right));
+    left.0.cmp(&right.0).then_with(|| compare_part(&left.1, &right.1)).then_with(|| compare_part(&left.2, &right.2))
+}
+
+fn compare_part(left: &str, right: &str) -> Ordering {
+    let (mut left, mut right) = (left.as_bytes(), right.as_bytes());
+    while !left.is_empty() || !right.is_empty() {
+        let (left_text, left_rest) = prefix(left, |byte| !byte.is_ascii_digit());
+        let (right_text, right_rest) = prefix(right, |byte| !byte.is_ascii_digit());
+        let length = left_text.len().max(right_text.len());
+        let weight = |text: &[u8], n: usize| text.get(n).map_or(0, |&byte| character_weight(byte));
+        for n in 0..length {
+            match weight(left_text, n).cmp(&weight(right_text, n)) {
+                Ordering::Equal => {}
+                unequal => return unequal,
+            }
+        }
+        let (left_number, left_after) = prefix(left_rest, |byte| byte.is_ascii_digit());
+        let (right_number, right_after) = prefix(right_rest, |byte| byte.is_ascii_digit());
+        match compare_numbers(left_number, right_number) {
+            Ordering::Equal => (left, right) = (left_after, right_after),
+            unequal => return unequal,
+        }
+    }
+    Ordering::Equal
+}
+
+fn prefix(text: &[u8], belongs: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    text.split_at(text.iter().position(|&byte| !belongs(byte)).unwrap_or(text.len()))
+}
+
+/// Digits of any length: by length without leading zeros, then as text.
+fn compare_numbers(left: &[u8], right: &[u8]) -> Ordering {
+    let significant =
+        |digits: &[u8]| digits.iter().position(|&digit| digit != b'0').map_or(Vec::new(), |at| digits[at..].to_vec());
+    let (left, right) = (significant(left), significant(right));
+    left.len().cmp(&right.len()).then_with(|| left.cmp(&right))
+}
+
+fn character_weight(byte: u8) -> i32 {
+    match byte {
+        b'~' => -1,
+        letter if letter.is_ascii_alphabetic() => i32::from(letter),
+        sign => i32::from(sign) + 256,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_dpkg_does() {
+        let ascending = [
+            "0~",
+            "0",
+            "1.0~rc1",
+            "1.0",
+            "1.0-1",
+            "1.0-1+b1",
+            "1.0-10",
+            "1.1",
+            "6.1.192-2",
+            "6.12.95-1~bpo12+1",
+            "6.12.95-1",
+            "6.12.117-1~deb12u1",
+            "6.12.117+deb12",
+            "10.0.2+ds-2~bpo12+1",
+            "1:0.1",
+        ];
+        for pair in ascending.windows(2) {
+            assert_eq!(compare_versions(pair[0], pair[1]), Ordering::Less, "{} < {}", pair[0], pair[1]);
+            assert_eq!(compare_versions(pair[1], pair[0]), Ordering::Greater, "{} > {}", pair[1], pair[0]);
+        }
+        assert_eq!(compare_versions("1.02", "1.2"), Ordering::Equal);
+        assert_eq!(compare_versions("1.0", "1.0-0"), Ordering::Equal);
+    }
+}

@@ -1,0 +1,290 @@
+//! The guest kernel: Debian's own cloud kernel, taken out of its package and never installed on the host.
+//!
+//! The newest 6.12 is taken (the series that the engine was measured with), else the newest above it, else whatever there is.
+//! A kernel that is in the cache is used without asking apt: a template belongs to the kernel it was booted with, so that
+//! a newer kernel is a decision and not a side effect.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::command::{CommandError, WhenDropped, command, run};
+use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
+use crate::progress::{Report, Step, say};
+
+/// Raise it when the content of an entry changes: old entries are then not seen.
+const KIND: &str = "kernel-v1";
+const RECORD: &str = "kernel.json";
+const MAX_RECORD_BYTES: u64 = 64 << 10;
+/// A package file, what is in it, and room to spare.
+const NEEDED_BYTES: u64 = 512 << 20;
+const PREFIX: &str = "linux-image-";
+const SUFFIX: &str = "-cloud-amd64";
+/// The series that is preferred, and the oldest one that is used without looking for a newer.
+const SERIES: (u32, u32) = (6, 12);
+
+/// A kernel to boot guests with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestKernel {
+    /// The compressed kernel image (`bzImage`).
+    pub kernel: PathBuf,
+    /// The directory that holds the modules, what `/lib/modules/<version>` would be.
+    pub modules: PathBuf,
+    /// The kernel's release, such as `6.12.117+deb12-cloud-amd64`.
+    pub version: String,
+    /// blake3 of the package file: image and modules.
+    pub digest: String,
+}
+
+/// Why there is no guest kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The cache does not give or take it.
+    #[error("cannot keep the guest kernel")]
+    Cache(#[from] CacheError),
+    /// apt failed.
+    #[error("cannot get the guest kernel from this machine's package sources")]
+    Apt(#[from] AptError),
+    /// No source of this machine has one.
+    #[error("cannot find a package `{PREFIX}*{SUFFIX}`; the package sources need Debian's main archive")]
+    NoPackage,
+    /// The package cannot be unpacked.
+    #[error("cannot unpack `{package}`")]
+    Unpack {
+        /// The package file.
+        package: PathBuf,
+        /// What `dpkg-deb` said.
+        #[source]
+        source: CommandError,
+    },
+    /// The package does not hold what a kernel package holds.
+    #[error("cannot find `{missing}` in the package `{package}`")]
+    Missing {
+        /// The package.
+        package: String,
+        /// What should be in it.
+        missing: String,
+    },
+    /// What was unpacked cannot be put in order.
+    #[error("cannot store the guest kernel")]
+    Store(#[source] std::io::Error),
+}
+
+/// What is kept beside a kernel.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    package: String,
+    package_version: String,
+    release: String,
+    digest: String,
+}
+
+/// Gives the guest kernel, fetching it if the cache has none.
+pub async fn guest_kernel(cache: &Cache, report: Report<'_>) -> Result<GuestKernel, KernelError> {
+    let cached = newest_cached(cache);
+    if let Some(kernel) = cached.as_ref().filter(|kernel| series(&kernel.version) >= Some(SERIES)) {
+        return Ok(kernel.clone());
+    }
+    match fetch(cache, report).await {
+        Err(KernelError::Apt(error)) if cached.is_some() => {
+            tracing::warn!(%error, "apt cannot be asked for a newer guest kernel: the cached one is used");
+            cached.ok_or(KernelError::NoPackage)
+        }
+        fetched => fetched,
+    }
+}
+
+fn newest_cached(cache: &Cache) -> Option<GuestKernel> {
+    let kernels = cache.list(KIND).into_iter().filter_map(|entry| match load(&entry) {
+        Ok(kernel) => Some(kernel),
+        Err(error) => {
+            tracing::warn!(%error, "a cached guest kernel is skipped");
+            None
+        }
+    });
+    kernels.max_by(|left, right| prefer(&left.version, &right.version))
+}
+
+fn load(entry: &Path) -> Result<GuestKernel, CacheError> {
+    let damaged = |reason: String| CacheError::Damaged { path: entry.to_path_buf(), reason };
+    let mut text = String::new();
+    let file = fs::File::open(entry.join(RECORD)).map_err(|error| damaged(error.to_string()))?;
+    file.take(MAX_RECORD_BYTES).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
+    let record: Record = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let kernel = GuestKernel {
+        kernel: entry.join("vmlinuz"),
+        modules: entry.join("modules"),
+        version: record.release,
+        digest: record.digest,
+    };
+    if !kernel.kernel.is_file() || !kernel.modules.is_dir() {
+        return Err(damaged("the image or the modules are missing".to_owned()));
+    }
+    Ok(kernel)
+}
+
+async fn fetch(cache: &Cache, report: Report<'_>) -> Result<GuestKernel, KernelError> {
+    say(report, Step::Kernel, "looking for a kernel package");
+    let log = cache.dir().join("logs").join("apt.log");
+    let mut candidate = newest_candidate().await?;
+    let mut fresh = false;
+    if candidate.is_none() {
+        refresh_lists(&log, report).await?;
+        fresh = true;
+        candidate = newest_candidate().await?;
+    }
+    let mut candidate = candidate.ok_or(KernelError::NoPackage)?;
+    loop {
+        let key = format!("{}_{}", candidate.package, candidate.version);
+        let slot = match cache.claim(KIND, &key, report).await? {
+            Claim::Ready(entry) => return Ok(load(&entry)?),
+            Claim::Vacant(slot) => slot,
+        };
+        match build(slot, &candidate, report).await {
+            // The lists may be older than the mirror, which then no longer has what they name.
+            Err(KernelError::Apt(error)) if !fresh => {
+                tracing::info!(%error, "the kernel package cannot be fetched: the package lists are refreshed");
+                refresh_lists(&log, report).await?;
+                fresh = true;
+                candidate = newest_candidate().await?.ok_or(KernelError::NoPackage)?;
+            }
+            built => return built,
+        }
+    }
+}
+
+async fn newest_candidate() -> Result<Option<Candidate>, AptError> {
+    let found = candidates(PREFIX, |name| release_of(name).is_some_and(|release| series(release).is_some())).await?;
+    Ok(found.into_iter().max_by(|left, right| {
+        let release = |candidate: &Candidate| release_of(&candidate.package).unwrap_or_default().to_owned();
+        prefer(&release(left), &release(right)).then_with(|| compare_versions(&left.version, &right.version))
+    }))
+}
+
+/// `6.12.9-cloud-amd64` of `linux-image-6.12.9-cloud-amd64`. Names of meta packages have a series at most and give `None`.
+fn release_of(package: &str) -> Option<&str> {
+    let release = package.strip_prefix(PREFIX)?;
+    let number = release.strip_suffix(SUFFIX)?;
+    (number.matches('.').count() >= 2).then_some(release)
+}
+
+/// Major and minor number of a release.
+fn series(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Orders releases: the preferred series above newer ones, these above older ones.
+fn prefer(left: &str, right: &str) -> std::cmp::Ordering {
+    let class = |release: &str| match series(release) {
+        Some(series) if series == SERIES => 2,
+        Some(series) if series > SERIES => 1,
+        _ => 0,
+    };
+    class(left).cmp(&class(right)).then_with(|| compare_versions(left, right))
+}
+
+async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<GuestKernel, KernelError> {
+    slot.require_free(NEEDED_BYTES)?;
+    say(report, Step::Kernel, format!("fetching {} {}", candidate.package, candidate.version));
+    let package = download(candidate, slot.path(), slot.log()).await?;
+    say(report, Step::Kernel, format!("unpacking {}", candidate.package));
+    let tree = slot.path().join("tree");
+    let mut unpack = command("dpkg-deb");
+    unpack.arg("-x").arg(&package).arg(&tree);
+    run(unpack, Duration::from_secs(300), slot.log(), WhenDropped::Kill, &mut |_| ())
+        .await
+        .map_err(|source| KernelError::Unpack { package: package.clone(), source })?;
+    let release = release_of(&candidate.package).unwrap_or_default().to_owned();
+    let (work, wanted) = (slot.path().to_path_buf(), candidate.clone());
+    blocking(move || Ok(arrange(&work, &package, &release, &wanted))).await.map_err(KernelError::Store)??;
+    let entry = slot.publish().await?;
+    Ok(load(&entry)?)
+}
+
+/// Moves image and modules to their places, writes the record, and drops the rest of the package.
+fn arrange(work: &Path, package: &Path, release: &str, candidate: &Candidate) -> Result<(), KernelError> {
+    let tree = work.join("tree");
+    for (from, to) in [(format!("boot/vmlinuz-{release}"), "vmlinuz"), (format!("lib/modules/{release}"), "modules")] {
+        // A merged /usr has moved the modules in later releases.
+        let places = [tree.join(&from), tree.join("usr").join(&from)];
+        let place = places.iter().find(|place| place.exists());
+        let place = place.ok_or_else(|| KernelError::Missing { package: candidate.package.clone(), missing: from.clone() })?;
+        fs::rename(place, work.join(to)).map_err(KernelError::Store)?;
+    }
+    let record = Record {
+        package: candidate.package.clone(),
+        package_version: candidate.version.clone(),
+        release: release.to_owned(),
+        digest: digest_file(package).map_err(KernelError::Store)?,
+    };
+    let text = serde_json::to_vec_pretty(&record).expect("a record of strings serialises");
+    fs::write(work.join(RECORD), text).map_err(KernelError::Store)?;
+    fs::remove_dir_all(&tree).map_err(KernelError::Store)?;
+    fs::remove_file(package).map_err(KernelError::Store)
+}
+
+fn digest_file(path: &Path) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_real_kernels_of_the_flavour_count() {
+        assert_eq!(release_of("linux-image-6.12.117+deb12-cloud-amd64"), Some("6.12.117+deb12-cloud-amd64"));
+        assert_eq!(release_of("linux-image-6.1.0-50-cloud-amd64"), Some("6.1.0-50-cloud-amd64"));
+        for other in ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64", "linux-image-6.1.0-50-amd64"] {
+            assert_eq!(release_of(other), None, "{other}");
+        }
+        assert_eq!(release_of("linux-image-6.12.117+deb12-cloud-amd64-unsigned"), None);
+    }
+
+    #[test]
+    fn the_measured_series_is_preferred_then_newer_then_older() {
+        let mut releases = [
+            "6.16.3-cloud-amd64",
+            "6.1.0-50-cloud-amd64",
+            "6.12.95+deb12-cloud-amd64",
+            "6.12.117+deb12-cloud-amd64",
+            "6.1.0-9-cloud-amd64",
+        ];
+        releases.sort_by(|left, right| prefer(left, right));
+        assert_eq!(
+            releases,
+            [
+                "6.1.0-9-cloud-amd64",
+                "6.1.0-50-cloud-amd64",
+                "6.16.3-cloud-amd64",
+                "6.12.95+deb12-cloud-amd64",
+                "6.12.117+deb12-cloud-amd64"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_cached_kernel_needs_no_apt_and_a_damaged_one_is_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).await.unwrap();
+        for (key, release, image) in [("a", "6.12.1-cloud-amd64", true), ("b", "6.12.2-cloud-amd64", false)] {
+            let entry = cache.dir().join(KIND).join(key);
+            fs::create_dir_all(entry.join("modules")).unwrap();
+            if image {
+                fs::write(entry.join("vmlinuz"), b"MZ").unwrap();
+            }
+            let record = format!(r#"{{"package":"p","package_version":"1","release":"{release}","digest":"d"}}"#);
+            fs::write(entry.join(RECORD), record).unwrap();
+        }
+        let kernel = guest_kernel(&cache, &|event| panic!("{event:?}")).await.unwrap();
+        assert_eq!(kernel.version, "6.12.1-cloud-amd64");
+        assert_eq!(kernel.kernel, cache.dir().join(KIND).join("a/vmlinuz"));
+    }
+}

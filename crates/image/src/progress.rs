@@ -1,0 +1,64 @@
+//! What a build tells its caller while it runs.
+//!
+//! A callback and not a channel: events are for a person's eyes, nothing waits for them and none is ever buffered. It is
+//! called from the task that builds and must return at once.
+
+use std::fmt;
+
+/// Where progress goes.
+pub type Report<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+/// One step forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The part of the work.
+    pub step: Step,
+    /// What is being done, for a person: a package name, a file, a sentence.
+    pub detail: String,
+    /// How much of the step is done, where that is known.
+    pub progress: Option<Progress>,
+}
+
+/// How much of a step is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Units done, at most `total`.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+}
+
+/// The parts of the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Another process builds the same thing.
+    Wait,
+    /// The package lists of this machine are refreshed.
+    PackageLists,
+    /// The guest kernel.
+    Kernel,
+    /// The initramfs.
+    Initramfs,
+    /// The packages of the root file system.
+    Packages,
+    /// The disk image of the root file system.
+    Image,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Wait => "waiting",
+            Step::PackageLists => "package lists",
+            Step::Kernel => "guest kernel",
+            Step::Initramfs => "initramfs",
+            Step::Packages => "root file system",
+            Step::Image => "disk image",
+        })
+    }
+}
+
+/// Reports a step of unknown length.
+pub(crate) fn say(report: Report<'_>, step: Step, detail: impl Into<String>) {
+    report(Event { step, detail: detail.into(), progress: None });
+}

@@ -1,0 +1,390 @@
+//! The root file system: Debian packages in one sparse ext4 image that every sandbox shares.
+//!
+//! ```text
+//!   packages --mmdebstrap--> tree --customise.sh--> tree --mke2fs -d--> rootfs.ext4 (0444, never written again)
+//! ```
+//!
+//! A sandbox writes to a copy-on-write layer over the image, so nothing of it may change after it is made: not even by the
+//! guest's kernel, which would zero the inode tables of a lazily initialised file system and so copy 160 MB into every
+//! sandbox. The tables are declared zeroed instead, as they are in a fresh sparse file. An entry's key is the digest of its
+//! recipe, not of its packages' versions: a cached image stays until it is removed.
+
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::command::{CommandError, WhenDropped, capture, command, run};
+use crate::progress::{Event, Progress, Report, Step, say};
+use crate::sources::{Mirrors, SourcesError, mirrors};
+
+/// Raise it when the same recipe gives another kind of entry.
+const KIND: &str = "rootfs-v1";
+const IMAGE: &str = "rootfs.ext4";
+const RECORD: &str = "rootfs.json";
+const MAX_RECORD_BYTES: u64 = 64 << 10;
+/// The tree and the image, each near 800 MB for the base packages, and what apt fetches.
+const NEEDED_BYTES: u64 = 3 << 30;
+/// Fetching 180 MB and unpacking 560 packages takes two to three minutes on two idle cores with a near mirror.
+const PACKAGES_DEADLINE: Duration = Duration::from_secs(60 * 60);
+const IMAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
+const BLOCK_BYTES: usize = 4096;
+/// Journal of the image: a sandbox's disk is thrown away with it, the journal only has to be there.
+const JOURNAL_MIB: u32 = 16;
+/// The same in every image: it names a kind of file system, not one of them.
+const FILE_SYSTEM_ID: &str = "6f0f5c35-3b0e-4f0e-8f75-1d4c1b3b7a11";
+/// Named one by one, so that this machine's `mke2fs.conf` and its version have no say.
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
+                        large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+const CUSTOMISE: &str = include_str!("customise.sh");
+/// Documentation is never read in a sandbox; it is a third of the files of a package.
+const DPKG_OPTIONS: &[&str] = &[
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+    "force-unsafe-io",
+];
+/// The settings of this machine's apt that decide whether it reaches its mirror at all.
+const APT_SETTINGS: &[&str] =
+    &["Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date", "Acquire::Retries"];
+
+/// What a root file system is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RootSpec {
+    /// Debian release, such as `bookworm`.
+    pub suite: String,
+    /// Packages beyond the essential ones and apt.
+    pub packages: Vec<String>,
+    /// Size of the disk that a sandbox sees. The image is sparse.
+    pub virtual_bytes: u64,
+}
+
+impl Default for RootSpec {
+    /// The `base` root file system.
+    fn default() -> Self {
+        let packages = [
+            "bash",
+            "build-essential",
+            "ca-certificates",
+            "coreutils",
+            "curl",
+            "git",
+            "iproute2",
+            "less",
+            "nano",
+            "nodejs",
+            "npm",
+            "openssh-client",
+            "procps",
+            "python-is-python3",
+            "python3",
+            "python3-pip",
+            "python3-venv",
+            "sudo",
+            "tzdata",
+            "vim-tiny",
+            "wget",
+        ];
+        RootSpec { suite: "bookworm".to_owned(), packages: packages.map(str::to_owned).to_vec(), virtual_bytes: 10 << 30 }
+    }
+}
+
+/// A root file system to put under sandboxes' disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootImage {
+    /// The raw image.
+    pub path: PathBuf,
+    /// blake3 of the image's blocks that are not zero, each after its number: the same however sparse the file is.
+    pub digest: String,
+    /// Size of the disk that a sandbox sees.
+    pub virtual_bytes: u64,
+}
+
+/// Why there is no root file system.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// The cache does not give or take it.
+    #[error("cannot keep the root file system")]
+    Cache(#[from] CacheError),
+    /// This machine's Debian mirror is not known.
+    #[error("cannot tell where this machine gets Debian packages from")]
+    Sources(#[from] SourcesError),
+    /// The packages cannot be installed.
+    #[error("cannot install the packages of the root file system")]
+    Packages(#[source] CommandError),
+    /// The image cannot be made.
+    #[error("cannot make the disk image of the root file system")]
+    Image(#[source] CommandError),
+    /// The image is not sound.
+    #[error("cannot use the new disk image: it fails its file system check")]
+    Check(#[source] CommandError),
+    /// A file cannot be written or read.
+    #[error("cannot store the root file system")]
+    Store(#[source] std::io::Error),
+}
+
+/// What is kept beside an image.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    digest: String,
+    virtual_bytes: u64,
+}
+
+/// Gives the `base` root file system.
+pub async fn base_rootfs(cache: &Cache, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    rootfs(cache, &RootSpec::default(), report).await
+}
+
+/// Gives a root file system, building it if the cache has none. Needs root, `mmdebstrap` and `mke2fs`.
+pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    let slot = match cache.claim(KIND, &key(spec), report).await? {
+        Claim::Ready(entry) => return Ok(load(&entry)?),
+        Claim::Vacant(slot) => slot,
+    };
+    slot.require_free(NEEDED_BYTES)?;
+    let mirrors = mirrors(Path::new("/")).await?;
+    let tree = slot.path().join("tree");
+    install(&slot, &tree, spec, &mirrors, report).await?;
+    make_image(&slot, &tree, spec, report).await?;
+    let work = slot.path().to_path_buf();
+    let virtual_bytes = spec.virtual_bytes;
+    blocking(move || finish(&work, virtual_bytes)).await.map_err(RootfsError::Store)?;
+    Ok(load(&slot.publish().await?)?)
+}
+
+/// The digest of everything that decides what is in the image, but for the versions of its packages.
+fn key(spec: &RootSpec) -> String {
+    let spec = serde_json::to_string(spec).expect("a specification of strings and numbers serialises");
+    let mut hasher = blake3::Hasher::new();
+    for part in [&spec, CUSTOMISE, &DPKG_OPTIONS.join("\n"), FEATURES, FILE_SYSTEM_ID, &JOURNAL_MIB.to_string()] {
+        hasher.update(part.as_bytes()).update(b"\0");
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+fn load(entry: &Path) -> Result<RootImage, CacheError> {
+    let damaged = |reason: String| CacheError::Damaged { path: entry.to_path_buf(), reason };
+    let mut text = String::new();
+    let file = fs::File::open(entry.join(RECORD)).map_err(|error| damaged(error.to_string()))?;
+    file.take(MAX_RECORD_BYTES).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
+    let record: Record = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let path = entry.join(IMAGE);
+    let bytes = fs::metadata(&path).map_err(|error| damaged(error.to_string()))?.len();
+    if bytes != record.virtual_bytes {
+        return Err(damaged(format!("the image has {bytes} bytes instead of {}", record.virtual_bytes)));
+    }
+    Ok(RootImage { path, digest: record.digest, virtual_bytes: record.virtual_bytes })
+}
+
+/// Installs the packages into `tree`, in namespaces of its own: its mounts are seen by nobody else, and its processes all die
+/// with it.
+async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, report: Report<'_>) -> Result<(), RootfsError> {
+    say(report, Step::Packages, "installing packages");
+    let (sources, customise) = (slot.path().join("sources"), slot.path().join("customise.sh"));
+    fs::write(&sources, stanzas(spec, mirrors)).map_err(RootfsError::Store)?;
+    fs::write(&customise, CUSTOMISE).map_err(RootfsError::Store)?;
+    fs::set_permissions(&customise, std::fs::Permissions::from_mode(0o755)).map_err(RootfsError::Store)?;
+
+    let mut install = command("unshare");
+    install.args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--", "mmdebstrap"]);
+    install.args(["--mode=root", "--variant=apt", "--format=directory", "--verbose"]);
+    install.args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")));
+    let settings = apt_settings().await.map_err(RootfsError::Packages)?;
+    install.args(settings.iter().map(|setting| format!("--aptopt={setting}")));
+    install.arg("--aptopt=Acquire::Languages \"none\";");
+    install.arg(format!("--include={}", spec.packages.join(",")));
+    install.arg(format!("--customize-hook={}", customise.display()));
+    install.arg(&spec.suite).arg(tree).arg(&sources);
+    // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
+    install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
+    let mut follow = Packages::default();
+    let mut on_line = |line: &str| {
+        if let Some(event) = follow.event(line) {
+            report(event);
+        }
+    };
+    run(install, PACKAGES_DEADLINE, slot.log(), WhenDropped::Kill, &mut on_line).await.map_err(RootfsError::Packages)
+}
+
+/// The sources to install from, which the image also keeps.
+fn stanzas(spec: &RootSpec, mirrors: &Mirrors) -> String {
+    let (suite, updates, security) = (&spec.suite, format!("{}-updates", spec.suite), format!("{}-security", spec.suite));
+    let mut text = mirrors.main.stanza(&[suite, &updates]);
+    if let Some(mirror) = &mirrors.security {
+        text.push('\n');
+        text.push_str(&mirror.stanza(&[&security]));
+    }
+    text
+}
+
+/// This machine's settings that a fresh apt needs too.
+async fn apt_settings() -> Result<Vec<String>, CommandError> {
+    let mut dump = command("apt-config");
+    dump.args(["dump", "Acquire"]);
+    let dump = capture(dump, Duration::from_secs(60)).await?;
+    let belongs = |line: &&str| {
+        let set = line.split_once(' ').is_some_and(|(_, value)| value != "\"\";");
+        let after = APT_SETTINGS.iter().find_map(|name| line.strip_prefix(name));
+        set && after.is_some_and(|after| after.starts_with("::") || after.starts_with(' '))
+    };
+    Ok(dump.lines().filter(belongs).map(str::to_owned).collect())
+}
+
+/// Makes progress of what mmdebstrap, apt and dpkg say.
+#[derive(Debug, Default)]
+struct Packages {
+    done: u64,
+    total: u64,
+}
+
+impl Packages {
+    fn event(&mut self, line: &str) -> Option<Event> {
+        let word = |n: usize| line.split_whitespace().nth(n);
+        if let Some(step) = line.strip_prefix("I: ") {
+            return Some(Event { step: Step::Packages, detail: step.to_owned(), progress: None });
+        }
+        if line.contains(" newly installed, ") {
+            // Said once for the essential packages and once for the rest; each is unpacked and then set up.
+            self.total += 2 * word(2).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+            return None;
+        }
+        let (detail, counts) = match (word(0)?, word(1)?) {
+            ("Unpacking", package) => (format!("unpacking {package}"), true),
+            ("Setting", "up") => (format!("setting up {}", word(2)?), true),
+            (get, _) if get.starts_with("Get:") => (format!("fetching {}", word(4)?), false),
+            _ => return None,
+        };
+        self.done = (self.done + u64::from(counts)).min(self.total);
+        let progress = (counts && self.total > 0).then_some(Progress { done: self.done, total: self.total });
+        Some(Event { step: Step::Packages, detail, progress })
+    }
+}
+
+/// Makes the image of the tree without mounting anything, and checks it.
+async fn make_image(slot: &Slot, tree: &Path, spec: &RootSpec, report: Report<'_>) -> Result<(), RootfsError> {
+    let image = slot.path().join(IMAGE);
+    say(report, Step::Image, format!("making a disk image of {} GiB", spec.virtual_bytes >> 30));
+    let created = fs::File::create_new(&image).and_then(|file| file.set_len(spec.virtual_bytes));
+    created.map_err(RootfsError::Store)?;
+    let mut make = command("mke2fs");
+    make.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-e", "remount-ro"]);
+    make.args(["-O", FEATURES, "-U", FILE_SYSTEM_ID, "-L", "sandbox", "-J", &format!("size={JOURNAL_MIB}")]);
+    make.args(["-E", &format!("assume_storage_prezeroed=1,root_owner=0:0,hash_seed={FILE_SYSTEM_ID}")]);
+    make.arg("-d").arg(tree).arg(&image).env("MKE2FS_CONFIG", "/dev/null").env("PATH", SBIN_PATH);
+    run(make, IMAGE_DEADLINE, slot.log(), WhenDropped::Kill, &mut |_| ()).await.map_err(RootfsError::Image)?;
+    say(report, Step::Image, "checking the disk image");
+    let mut check = command("e2fsck");
+    check.args(["-f", "-n"]).arg(&image).env("PATH", SBIN_PATH);
+    run(check, IMAGE_DEADLINE, slot.log(), WhenDropped::Kill, &mut |_| ()).await.map_err(RootfsError::Check)
+}
+
+const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Removes all but the image, seals it, and writes the record.
+fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
+    fs::remove_dir_all(work.join("tree"))?;
+    for file in ["sources", "customise.sh"] {
+        fs::remove_file(work.join(file))?;
+    }
+    let image = work.join(IMAGE);
+    fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444))?;
+    let record = Record { digest: digest(&image)?, virtual_bytes };
+    fs::write(work.join(RECORD), serde_json::to_vec_pretty(&record).expect("a record serialises"))
+}
+
+/// The digest of an image: see [`RootImage::digest`]. Holes are not read.
+fn digest(image: &Path) -> std::io::Result<String> {
+    use nix::unistd::{Whence, lseek};
+    let file = std::fs::File::open(image)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 256 * BLOCK_BYTES];
+    let (end, block_bytes) = (file.metadata()?.len(), BLOCK_BYTES as u64);
+    let mut at = 0;
+    while at < end {
+        let data = match lseek(&file, i64::try_from(at).map_err(std::io::Error::other)?, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).map_err(std::io::Error::other)?,
+            Err(nix::errno::Errno::ENXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        at = data - data % block_bytes;
+        let read = file.read_at(&mut buffer, at)?;
+        for (number, block) in (at / block_bytes..).zip(buffer[..read].chunks(BLOCK_BYTES)) {
+            if block.iter().any(|&byte| byte != 0) {
+                hasher.update(&number.to_le_bytes()).update(block);
+            }
+        }
+        at = (at + read as u64).next_multiple_of(block_bytes);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::Mirror;
+
+    #[test]
+    fn progress_counts_unpacking_and_setting_up() {
+        let mut follow = Packages::default();
+        assert_eq!(follow.event("I: running apt-get update...").unwrap().detail, "running apt-get update...");
+        assert_eq!(follow.event("0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded."), None);
+        let event = follow.event("Get:1 http://a.test/debian bookworm/main amd64 bash amd64 5.2 [1 kB]").unwrap();
+        assert_eq!((event.detail.as_str(), event.progress), ("fetching bash", None));
+        let event = follow.event("Unpacking bash (5.2.15-2) ...").unwrap();
+        assert_eq!(event.progress, Some(Progress { done: 1, total: 4 }));
+        let event = follow.event("Setting up bash (5.2.15-2) ...").unwrap();
+        assert_eq!((event.detail.as_str(), event.progress), ("setting up bash", Some(Progress { done: 2, total: 4 })));
+        assert_eq!(follow.event("(Reading database ... 100%)"), None);
+    }
+
+    #[test]
+    fn the_suite_of_the_image_is_the_recipes_and_the_mirror_is_the_machines() {
+        let mirror = |uri: &str| Mirror { uri: uri.into(), signed_by: Some("/k.gpg".into()) };
+        let mirrors = Mirrors {
+            main: mirror("http://a.test/debian"),
+            security: Some(mirror("http://a.test/security")),
+            codename: "trixie".into(),
+        };
+        let text = stanzas(&RootSpec::default(), &mirrors);
+        assert!(text.contains("URIs: http://a.test/debian\nSuites: bookworm bookworm-updates\n"), "{text}");
+        assert!(text.contains("URIs: http://a.test/security\nSuites: bookworm-security\n"), "{text}");
+    }
+
+    #[test]
+    fn the_key_follows_the_recipe() {
+        let base = RootSpec::default();
+        let larger = RootSpec { virtual_bytes: 20 << 30, ..base.clone() };
+        assert_eq!(key(&base), key(&base.clone()));
+        assert_ne!(key(&base), key(&larger));
+    }
+
+    #[test]
+    fn the_digest_of_an_image_ignores_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sparse, full) = (dir.path().join("sparse"), dir.path().join("full"));
+        let mut content = vec![0; 100 * BLOCK_BYTES];
+        content[70 * BLOCK_BYTES + 5] = 1;
+        fs::write(&full, &content).unwrap();
+        let file = fs::File::create(&sparse).unwrap();
+        file.set_len(content.len() as u64).unwrap();
+        file.file().write_all_at(&[1], 70 * BLOCK_BYTES as u64 + 5).unwrap();
+        assert_eq!(digest(&sparse).unwrap(), digest(&full).unwrap());
+        content[3] = 1;
+        fs::write(&full, &content).unwrap();
+        assert_ne!(digest(&sparse).unwrap(), digest(&full).unwrap());
+    }
+
+    #[test]
+    fn an_image_of_the_wrong_size_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(IMAGE), b"short").unwrap();
+        fs::write(dir.path().join(RECORD), r#"{"digest":"d","virtual_bytes":10}"#).unwrap();
+        assert!(matches!(load(dir.path()), Err(CacheError::Damaged { .. })));
+    }
+}
