@@ -24,7 +24,11 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 pub mod fake;
+pub mod memory;
+pub mod qcow2;
 pub mod qemu;
 
 /// How guest instructions are executed. Always named in output; never swapped silently.
@@ -294,6 +298,8 @@ pub trait Engine: Send + Sync + fmt::Debug {
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError>;
 
     /// Takes over a machine that an earlier process of ours started in `dir` and that still runs. Its slot stays as it was.
+    /// A future that is dropped leaves the machine as it is; one that fails because the machine can no longer be talked to
+    /// has killed it.
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError>;
 }
 
@@ -318,6 +324,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// A fresh connection to the guest agent's port. The previous one, if any, is dead from then on.
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError>;
+
+    /// The last that the guest wrote to its console, at most 64 KiB: what to show when a guest does not come up.
+    async fn console_tail(&mut self) -> Result<String, MachineError>;
 
     /// What it costs now.
     async fn host_use(&self) -> Result<HostUse, MachineError>;

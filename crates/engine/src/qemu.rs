@@ -1,1 +1,411 @@
-//! x
+//! QEMU as an engine: one process per machine, driven over QMP.
+//!
+//! A template's memory is a file that the booted machine writes and that clones map privately, so a restore reads nothing but
+//! what it touches and all clones share one page cache. Device state travels apart from memory, in a fraction of a
+//! millisecond's worth of bytes; a clone's own pages are found and packed by [`crate::memory`]. How the acceleration is
+//! chosen is [`probe`]'s matter; how a process is kept from doing harm is that of its isolation.
+//!
+//! ```text
+//!   restore:  check files ─► listen ─► spawn ─► greet ─► [write the diff's pages] ─► load device state ─► paused
+//! ```
+//!
+//! Sockets are listened on by us and accepted from by QEMU: there is no socket file to wait for, no connection to race, and a
+//! later process of ours connects again.
+
+mod command;
+mod cost;
+mod instance;
+mod isolation;
+mod machine;
+mod monitor;
+pub mod probe;
+mod process;
+mod state;
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use fs_err::os::unix::fs::OpenOptionsExt;
+use serde_json::json;
+use tokio::time::timeout;
+
+use self::{
+    command::{Begin, Hardware, Memory, Nic, ROOT_NODE},
+    instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
+    isolation::{Isolation, Network},
+    machine::{Parts, QemuMachine, State, blocking},
+    monitor::{Monitor, MonitorError},
+    process::{Launch, Process},
+};
+use crate::{
+    Acceleration, BootSpec, Engine, Fingerprint, Machine, RestoreSpec, Shape, Slot, StartError,
+    memory::{diff::Diff, ram::Ram},
+};
+
+/// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Loading less than a megabyte of device state.
+const LOAD_DEADLINE: Duration = Duration::from_secs(30);
+/// A monitor that does not answer an adopting process within this time never will.
+const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Starts machines with QEMU. Made by [`probe::probe`], which finds out whether and how QEMU works on this host.
+#[derive(Debug, Clone)]
+pub struct QemuEngine {
+    program: PathBuf,
+    fingerprint: Fingerprint,
+    /// Why the machine is emulated although hardware virtualisation was not ruled out by the user.
+    fallback: Option<String>,
+}
+
+impl QemuEngine {
+    /// Why KVM is not used, when it was to be used if possible.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// The QEMU binary in use.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Opens `/dev/kvm` for the process, which could not itself.
+    fn kvm(&self) -> Result<Option<OwnedFd>, StartError> {
+        open_kvm(self.fingerprint.acceleration).map_err(|source| StartError::File { path: KVM.into(), source })
+    }
+}
+
+const KVM: &str = "/dev/kvm";
+
+fn open_kvm(acceleration: Acceleration) -> io::Result<Option<OwnedFd>> {
+    match acceleration {
+        Acceleration::Kvm => {
+            let file = fs_err::OpenOptions::new().read(true).write(true).open(KVM)?;
+            Ok(Some(file.into_parts().0.into()))
+        }
+        Acceleration::Tcg | Acceleration::None => Ok(None),
+    }
+}
+
+#[async_trait]
+impl Engine for QemuEngine {
+    fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
+        let BootSpec { dir, shape, slot, kernel, initrd, cmdline, root_disk, memory_file } = spec;
+        let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
+        let (kernel, initrd) = (open(&kernel)?, open(&initrd)?);
+        let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
+        let start = Start {
+            shape,
+            memory: Memory::File(memory.as_raw_fd()),
+            begin,
+            root_disk: &root_disk,
+            record: MemoryRecord::Booted(memory_file.clone()),
+            extra: vec![kernel.into(), initrd.into(), duplicate(&memory, &memory_file)?],
+        };
+        let (process, monitor) = self.start(&dir, slot, start).await?;
+        unfinished.finished();
+        let memory = machine::Memory::Booted(memory);
+        Ok(Box::new(self.machine(process, monitor, (dir, memory, shape), State::Running)))
+    }
+
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
+        let RestoreSpec { dir, shape, slot, memory, memory_diff, state, root_disk } = spec;
+        let mut clock = Phases::begin();
+        let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
+        let base = open(&memory)?;
+        if base.metadata().map_err(|source| file_error(&memory, source))?.len() != memory_bytes(shape) {
+            return Err(refused("the snapshot's memory", "its size is not the machine's"));
+        }
+        clock.phase("checked");
+        let start = Start {
+            shape,
+            memory: Memory::Clone(base.as_raw_fd()),
+            begin: Begin::Incoming { state: state.as_raw_fd() },
+            root_disk: &root_disk,
+            record: MemoryRecord::Cloned(memory.clone()),
+            extra: vec![state, duplicate(&base, &memory)?],
+        };
+        let (process, mut monitor) = self.start(&dir, slot, start).await?;
+        clock.phase("up");
+        if let Some(diff) = diff {
+            let (pid, base) = (process.pid(), base.try_clone().map_err(|source| file_error(&memory, source))?);
+            let apply = move || {
+                let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes(shape)).map_err(io::Error::other)?;
+                ram.apply(&diff).map_err(io::Error::other)
+            };
+            blocking(apply).await.map_err(|source| file_error(&memory, source))?;
+            clock.phase("diff");
+        }
+        load(&mut monitor, &process, form).await?;
+        clock.phase("loaded");
+        clock.report(process.pid());
+        Ok(Box::new(self.machine(process, monitor, (dir, machine::Memory::Cloned(base), shape), State::Paused)))
+    }
+
+    async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
+        let record = Record::read(dir).map_err(|source| file_error(dir, source))?;
+        let memory = open_recorded(&record)?;
+        let mut process = Process::adopt(record.pid, record.start_time, record.uid, dir)
+            .map_err(|source| file_error(&dir.join("instance.json"), source))?;
+        let outcome = timeout(ADOPT_DEADLINE, greet_again(dir)).await;
+        // From here on the machine is either ours or of no use to anybody.
+        process.kill_on_drop();
+        let (monitor, state, root_node) = outcome
+            .map_err(|_| StartError::Deadline { phase: "to adopt it", deadline: ADOPT_DEADLINE })?
+            .map_err(|error| start_error("to adopt it", error, &process))?;
+        let parts = Parts {
+            process,
+            monitor,
+            dir: dir.to_path_buf(),
+            machine: self.fingerprint.machine.clone(),
+            memory,
+            memory_bytes: record.memory_bytes,
+            root_node,
+        };
+        Ok(Box::new(QemuMachine::new(parts, state)))
+    }
+}
+
+/// What boot and restore differ in.
+struct Start<'a> {
+    shape: Shape,
+    memory: Memory,
+    begin: Begin<'a>,
+    root_disk: &'a Path,
+    record: MemoryRecord,
+    /// Descriptors that the command line names.
+    extra: Vec<OwnedFd>,
+}
+
+impl QemuEngine {
+    /// Starts the process in its slot and greets it.
+    async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
+        let Slot { uid, netns, tap, mac } = slot;
+        let Start { shape, memory, begin, root_disk, record, extra } = start;
+        let monitor = listen(dir, MONITOR_SOCKET)?;
+        let control = listen(dir, CONTROL_SOCKET)?;
+        let kvm = self.kvm()?;
+        let hardware = Hardware {
+            machine: &self.fingerprint.machine,
+            acceleration: self.fingerprint.acceleration,
+            kvm: kvm.as_ref().map(AsRawFd::as_raw_fd),
+            shape,
+            memory,
+            begin,
+            monitor: monitor.as_raw_fd(),
+            control: control.as_raw_fd(),
+            nic: Some(Nic { tap: tap.as_raw_fd(), mac }),
+            root_disk: Some(root_disk),
+        };
+        let launch = Launch {
+            program: self.program.clone(),
+            arguments: command::arguments(&hardware),
+            descriptors: [monitor, control, tap].into_iter().chain(kvm).chain(extra).collect(),
+            isolation: Isolation { uid, network: Network::Enter(netns) },
+            dir: dir.to_path_buf(),
+        };
+        let mut process = spawn(launch).await?;
+        let record = Record::new(process.pid(), process.start_time(), uid, memory_bytes(shape), record);
+        record.write(dir).map_err(|source| file_error(dir, source))?;
+        let (monitor, _) = greet(dir, &mut process).await?;
+        Ok((process, monitor))
+    }
+
+    fn machine(
+        &self,
+        process: Process,
+        monitor: Monitor,
+        (dir, memory, shape): (PathBuf, machine::Memory, Shape),
+        state: State,
+    ) -> QemuMachine {
+        let machine = self.fingerprint.machine.clone();
+        QemuMachine::new(Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root_node: 0 }, state)
+    }
+}
+
+async fn spawn(launch: Launch) -> Result<Process, StartError> {
+    let program = launch.program.display().to_string();
+    blocking(move || process::spawn(launch)).await.map_err(|source| StartError::Spawn { program, source })
+}
+
+/// Waits for QEMU's greeting, or for its end.
+async fn greet(dir: &Path, process: &mut Process) -> Result<(Monitor, serde_json::Value), StartError> {
+    const PHASE: &str = "its start";
+    let stream = instance::connect(dir, MONITOR_SOCKET).await.map_err(|source| file_error(&dir.join(MONITOR_SOCKET), source))?;
+    let opened = tokio::select! {
+        opened = timeout(START_DEADLINE, Monitor::open(stream)) => opened,
+        _ = process.ended() => return Err(StartError::Died { phase: PHASE, log: process.log_tail() }),
+    };
+    opened
+        .map_err(|_| StartError::Deadline { phase: PHASE, deadline: START_DEADLINE })?
+        .map_err(|error| start_error(PHASE, error, process))
+}
+
+/// Loads the device state that the process was given at its start.
+async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Result<(), StartError> {
+    const PHASE: &str = "loading its device state";
+    let loading = async {
+        monitor.execute("migrate-set-capabilities", machine::capabilities(form == state::Form::MemoryByReference)).await?;
+        monitor.execute("migrate-incoming", json!({"uri": command::STATE_URI})).await?;
+        machine::migrated(monitor, &mut false).await
+    };
+    match timeout(LOAD_DEADLINE, loading).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(refused(PHASE, &process.log_tail())),
+        Ok(Err(error)) => Err(start_error(PHASE, error, process)),
+        Err(_) => Err(StartError::Deadline { phase: PHASE, deadline: LOAD_DEADLINE }),
+    }
+}
+
+/// Speaks to a machine that was started before: its state, and the number of its current root disk node.
+async fn greet_again(dir: &Path) -> Result<(Monitor, State, u32), MonitorError> {
+    let stream = instance::connect(dir, MONITOR_SOCKET).await.map_err(MonitorError::Closed)?;
+    let (mut monitor, _) = Monitor::open(stream).await?;
+    let status = monitor.execute("query-status", json!({})).await?;
+    let state = machine::state_of(&status).ok_or(MonitorError::Protocol("its machine was never whole"))?;
+    let blocks = monitor.execute("query-block", json!({})).await?;
+    let names = blocks.as_array().into_iter().flatten().filter_map(|block| block["inserted"]["node-name"].as_str());
+    let root_node = names.filter_map(|name| name.strip_prefix(ROOT_NODE)?.parse().ok()).next();
+    Ok((monitor, state, root_node.ok_or(MonitorError::Protocol("its machine has no root disk"))?))
+}
+
+/// Opens the memory file of an adopted machine. What a record says is only as good as the machine that could have forged it:
+/// the file of a booted machine is written to, so it must still belong to the machine's user.
+fn open_recorded(record: &Record) -> Result<machine::Memory, StartError> {
+    match &record.memory {
+        MemoryRecord::Cloned(path) => Ok(machine::Memory::Cloned(open(path)?)),
+        MemoryRecord::Booted(path) => {
+            let file = instance::open_unfollowed(path, true).map_err(|source| file_error(path, source))?;
+            let metadata = file.metadata().map_err(|source| file_error(path, source))?;
+            if metadata.is_file() && metadata.uid() == record.uid {
+                Ok(machine::Memory::Booted(file))
+            } else {
+                Err(refused("adopting it", "its memory file is not its own"))
+            }
+        }
+    }
+}
+
+/// What of a snapshot is read before a process exists.
+struct Checked {
+    state: OwnedFd,
+    form: state::Form,
+    diff: Option<Diff>,
+}
+
+async fn check(state: PathBuf, diff: Option<PathBuf>, memory_bytes: u64) -> Result<Checked, StartError> {
+    let work = move || Ok(check_now(&state, diff.as_deref(), memory_bytes));
+    blocking(work).await.map_err(|source| file_error(Path::new("/proc/self"), source))?
+}
+
+fn check_now(state: &Path, diff: Option<&Path>, memory_bytes: u64) -> Result<Checked, StartError> {
+    let diff = diff.map(|path| Diff::open(path, memory_bytes)).transpose();
+    let diff = diff.map_err(|error| refused("the snapshot's memory diff", &error.to_string()))?;
+    let path = state;
+    let state = state::State::read(path).map_err(|error| match error {
+        state::ReadError::Io(source) => file_error(path, source),
+        damaged => refused("the snapshot's device state", &damaged.to_string()),
+    })?;
+    let form = state.form;
+    Ok(Checked { state: state.into_descriptor().map_err(|source| file_error(path, source))?, form, diff })
+}
+
+fn start_error(phase: &'static str, error: MonitorError, process: &Process) -> StartError {
+    match error {
+        MonitorError::Refused(reason) => StartError::Refused { phase, reason },
+        MonitorError::Closed(_) => StartError::Died { phase, log: process.log_tail() },
+        MonitorError::Protocol(problem) => StartError::Refused { phase, reason: problem.into() },
+    }
+}
+
+fn refused(phase: &'static str, reason: &str) -> StartError {
+    StartError::Refused { phase, reason: reason.to_owned() }
+}
+
+fn file_error(path: &Path, source: io::Error) -> StartError {
+    StartError::File { path: path.to_path_buf(), source }
+}
+
+fn memory_bytes(shape: Shape) -> u64 {
+    u64::from(shape.memory_mib) << 20
+}
+
+fn open(path: &Path) -> Result<File, StartError> {
+    Ok(fs_err::File::open(path).map_err(|source| file_error(path, source))?.into_parts().0)
+}
+
+fn listen(dir: &Path, name: &str) -> Result<OwnedFd, StartError> {
+    instance::listen(dir, name).map_err(|source| file_error(&dir.join(name), source))
+}
+
+fn duplicate(file: &File, path: &Path) -> Result<OwnedFd, StartError> {
+    Ok(file.try_clone().map_err(|source| file_error(path, source))?.into())
+}
+
+/// Creates a booted machine's memory file. It is removed again unless the machine comes up.
+fn create_memory(path: &Path, bytes: u64, uid: u32) -> Result<(File, Unfinished), StartError> {
+    let failed = |source| file_error(path, source);
+    let file = fs_err::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let unfinished = Unfinished(Some(path.to_path_buf()));
+    let file = file.into_parts().0;
+    file.set_len(bytes).map_err(failed)?;
+    std::os::unix::fs::fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
+    Ok((file, unfinished))
+}
+
+/// A file that is removed on drop unless it was finished.
+struct Unfinished(Option<PathBuf>);
+
+impl Unfinished {
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs_err::remove_file(path)
+        {
+            tracing::warn!(%error, "cannot remove the memory file of a machine that did not start");
+        }
+    }
+}
+
+/// Where the time of a restore went.
+struct Phases {
+    began: Instant,
+    last: Instant,
+    text: String,
+}
+
+impl Phases {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { began: now, last: now, text: String::new() }
+    }
+
+    fn phase(&mut self, name: &str) {
+        use std::fmt::Write;
+        let now = Instant::now();
+        write!(self.text, "{name} {:.1} ms, ", (now - self.last).as_secs_f64() * 1e3).expect("a string takes everything");
+        self.last = now;
+    }
+
+    fn report(&self, pid: u32) {
+        tracing::debug!(pid, "restored: {}total {:.1} ms", self.text, self.began.elapsed().as_secs_f64() * 1e3);
+    }
+}

@@ -1,0 +1,295 @@
+//! QEMU's command line: the one place that knows which devices a machine has.
+//!
+//! A snapshot's device state fits only a machine of the same devices at the same addresses, so boot and restore share this
+//! code and differ in two things: where memory comes from, and whether there is a kernel. Files are given as descriptors
+//! (`/proc/self/fd/N`), so that QEMU needs no right to the directories they are in; only the root disk goes by path, because
+//! its overlay names its backing file by path too.
+//!
+//! | machine | when | why |
+//! |---|---|---|
+//! | q35 without its usual extras | emulated | microvm hangs in one of ten emulated boots: it has no HPET and loses timer ticks |
+//! | microvm, virtio-mmio | KVM | smallest device state; kvm-clock and the TSC deadline timer keep time |
+
+use std::{ffi::OsString, fmt::Write, os::fd::RawFd, path::Path};
+
+use serde_json::json;
+
+use super::isolation::SANDBOX;
+use crate::{Acceleration, Shape};
+
+/// Name of the port that the guest agent listens on; `firkin-wire` has the same by the name `control::PORT_NAME`.
+const CONTROL_PORT: &str = "firkin.control";
+/// Prefix of the names of the root disk's block nodes; a number that grows with every switch of overlays follows.
+pub(super) const ROOT_NODE: &str = "root-";
+/// Name of the character device that keeps the console's tail.
+pub(super) const CONSOLE: &str = "console";
+/// How much of the console is kept. A power of two, as QEMU's ring buffer demands.
+pub(super) const CONSOLE_BYTES: u32 = 64 << 10;
+/// Number of the descriptor set that holds the device state.
+const STATE_SET: u32 = 1;
+/// Number of the descriptor set that holds `/dev/kvm`.
+const KVM_SET: u32 = 2;
+/// Where the device state is read from: a member of [`STATE_SET`].
+pub(super) const STATE_URI: &str = "file:/dev/fdset/1";
+/// What every boot's kernel is told: a panic or a reboot must end the machine at once.
+const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet random.trust_cpu=on";
+
+/// Where guest memory comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memory {
+    /// This file, which is written: it becomes a template's memory.
+    File(RawFd),
+    /// A private view of this file, which is never written, not even by a discard.
+    Clone(RawFd),
+    /// Nothing that stays.
+    Anonymous,
+}
+
+/// How the machine begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Begin<'a> {
+    /// By booting a kernel.
+    Boot { kernel: RawFd, initrd: RawFd, cmdline: &'a str },
+    /// By waiting for this device state.
+    Incoming { state: RawFd },
+    /// Stopped, before its first instruction.
+    Stopped,
+}
+
+/// The guest's interface.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Nic {
+    pub(super) tap: RawFd,
+    pub(super) mac: [u8; 6],
+}
+
+/// A machine, as far as its command line goes.
+#[derive(Debug)]
+pub(super) struct Hardware<'a> {
+    pub(super) machine: &'a str,
+    pub(super) acceleration: Acceleration,
+    /// `/dev/kvm`, opened by us: the process itself may not.
+    pub(super) kvm: Option<RawFd>,
+    pub(super) shape: Shape,
+    pub(super) memory: Memory,
+    pub(super) begin: Begin<'a>,
+    /// Listening sockets.
+    pub(super) monitor: RawFd,
+    pub(super) control: RawFd,
+    pub(super) nic: Option<Nic>,
+    pub(super) root_disk: Option<&'a Path>,
+}
+
+/// The machine type for an acceleration: an alias, which QEMU resolves to its newest version of it.
+pub(super) fn machine_alias(acceleration: Acceleration) -> &'static str {
+    match acceleration {
+        Acceleration::Kvm => "microvm",
+        Acceleration::Tcg | Acceleration::None => "q35",
+    }
+}
+
+/// The CPU model for an acceleration.
+pub(super) fn cpu_model(acceleration: Acceleration) -> &'static str {
+    match acceleration {
+        Acceleration::Kvm => "host",
+        Acceleration::Tcg | Acceleration::None => "max",
+    }
+}
+
+/// All arguments, in order.
+pub(super) fn arguments(hardware: &Hardware<'_>) -> Vec<OsString> {
+    let mut line = Line(Vec::with_capacity(64));
+    line.flags("-nodefaults -no-user-config -no-reboot -display none");
+    line.pair("-sandbox", SANDBOX);
+    base(&mut line, hardware);
+    memory(&mut line, hardware);
+    channels(&mut line, hardware);
+    devices(&mut line, hardware);
+    begin(&mut line, hardware);
+    line.0
+}
+
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn flags(&mut self, flags: &str) {
+        self.0.extend(flags.split(' ').map(OsString::from));
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+}
+
+fn base(line: &mut Line, hardware: &Hardware<'_>) {
+    let Shape { vcpus, memory_mib } = hardware.shape;
+    let features = match hardware.acceleration {
+        Acceleration::Kvm => "acpi=on,pcie=off,rtc=on,usb=off",
+        Acceleration::Tcg | Acceleration::None => "usb=off,smbus=off,sata=off,graphics=off",
+    };
+    line.pair("-machine", format!("{},{features},memory-backend=ram,dump-guest-core=off", hardware.machine));
+    match hardware.kvm {
+        Some(kvm) => {
+            line.pair("-add-fd", format!("fd={kvm},set={KVM_SET}"));
+            line.pair("-accel", format!("kvm,device=/dev/fdset/{KVM_SET}"));
+        }
+        // A code cache of 32 MiB is as fast as a larger one for a small guest; 16 thrash.
+        None => line.pair("-accel", format!("tcg,tb-size={}", if memory_mib <= 512 { 32 } else { 64 })),
+    }
+    line.pair("-cpu", cpu_model(hardware.acceleration));
+    line.pair("-smp", vcpus.to_string());
+    line.pair("-m", memory_mib.to_string());
+    if hardware.acceleration != Acceleration::Kvm {
+        // A guest that puts itself to sleep would not be woken by anybody.
+        line.pair("-global", "ICH9-LPC.disable_s3=1");
+        line.pair("-global", "ICH9-LPC.disable_s4=1");
+    }
+}
+
+fn memory(line: &mut Line, hardware: &Hardware<'_>) {
+    let size = hardware.shape.memory_mib;
+    line.pair(
+        "-object",
+        match hardware.memory {
+            Memory::File(fd) => format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share=on"),
+            // Without `readonly`, a discard of guest memory punches holes into the file that all clones share. `rom=off` keeps
+            // the private view writable.
+            Memory::Clone(fd) => {
+                format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share=off,readonly=on,rom=off")
+            }
+            Memory::Anonymous => format!("memory-backend-ram,id=ram,size={size}M"),
+        },
+    );
+}
+
+/// Sockets that we listen on and QEMU accepts from: a later process of ours can connect again.
+fn channels(line: &mut Line, hardware: &Hardware<'_>) {
+    line.pair("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", hardware.monitor));
+    line.pair("-mon", "chardev=monitor,mode=control");
+    line.pair("-chardev", format!("socket,id=control,fd={},server=on,wait=off", hardware.control));
+    line.pair("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_BYTES}"));
+    line.pair("-serial", format!("chardev:{CONSOLE}"));
+}
+
+fn devices(line: &mut Line, hardware: &Hardware<'_>) {
+    let pci = hardware.acceleration != Acceleration::Kvm;
+    // Fixed addresses: a device that is added later must not move the ones that snapshots know.
+    let device = |kind: &str, slot: u32, options: &str| {
+        if pci { format!("virtio-{kind}-pci,addr=0x{slot:x}{options}") } else { format!("virtio-{kind}-device{options}") }
+    };
+    line.pair("-device", device("serial", 2, ",id=serial,max_ports=2"));
+    line.pair("-device", format!("virtserialport,bus=serial.0,nr=1,chardev=control,name={CONTROL_PORT}"));
+    if let Some(path) = hardware.root_disk {
+        line.pair("-blockdev", root_node(&format!("{ROOT_NODE}0"), path).to_string());
+        // The guest gets the error of a full host disk; the default would stop the machine without a word.
+        line.pair("-device", device("blk", 3, &format!(",id=root,drive={ROOT_NODE}0,werror=report,rerror=report")));
+    }
+    if let Some(Nic { tap, mac }) = hardware.nic {
+        let mut options = String::from(",netdev=net,mac=");
+        for (n, byte) in mac.iter().enumerate() {
+            write!(options, "{}{byte:02x}", if n == 0 { "" } else { ":" }).expect("a string takes everything");
+        }
+        options.push_str(if pci { ",romfile=" } else { "" });
+        line.pair("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
+        line.pair("-device", device("net", 4, &options));
+    }
+    line.pair("-device", device("rng", 5, ""));
+    if pci {
+        line.pair("-device", "vmgenid,guid=auto");
+    }
+}
+
+/// The description of a root disk's block node. Its data need not survive the host, so a guest's flush is no host's flush.
+pub(super) fn root_node(name: &str, overlay: &Path) -> serde_json::Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": name,
+        "file": {"driver": "file", "filename": overlay, "locking": "off"},
+        "cache": {"no-flush": true},
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+    })
+}
+
+fn begin(line: &mut Line, hardware: &Hardware<'_>) {
+    match hardware.begin {
+        Begin::Boot { kernel, initrd, cmdline } => {
+            line.pair("-kernel", format!("/proc/self/fd/{kernel}"));
+            line.pair("-initrd", format!("/proc/self/fd/{initrd}"));
+            line.pair("-append", format!("{CMDLINE} {cmdline}").trim_end());
+        }
+        Begin::Incoming { state } => {
+            line.pair("-add-fd", format!("fd={state},set={STATE_SET}"));
+            line.flags("-incoming defer -S");
+        }
+        Begin::Stopped => line.flags("-S"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware(acceleration: Acceleration) -> Hardware<'static> {
+        Hardware {
+            machine: "m",
+            acceleration,
+            kvm: (acceleration == Acceleration::Kvm).then_some(9),
+            shape: Shape { vcpus: 2, memory_mib: 512 },
+            memory: Memory::Clone(5),
+            begin: Begin::Incoming { state: 6 },
+            monitor: 3,
+            control: 4,
+            nic: Some(Nic { tap: 7, mac: [2, 0, 0, 0, 0, 0xfc] }),
+            root_disk: Some(Path::new("/srv/a,b.qcow2")),
+        }
+    }
+
+    fn text(hardware: &Hardware<'_>) -> String {
+        arguments(hardware).iter().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_clone_cannot_write_to_its_base_and_has_no_kernel() {
+        for acceleration in [Acceleration::Tcg, Acceleration::Kvm] {
+            let text = text(&hardware(acceleration));
+            assert!(text.contains("mem-path=/proc/self/fd/5,share=off,readonly=on,rom=off"), "{text}");
+            assert!(text.contains("-add-fd fd=6,set=1 -incoming defer -S"), "{text}");
+            assert!(!text.contains("-kernel"), "{text}");
+            assert!(text.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"), "{text}");
+        }
+    }
+
+    #[test]
+    fn boot_and_restore_have_the_same_devices() {
+        for acceleration in [Acceleration::Tcg, Acceleration::Kvm] {
+            let restore = hardware(acceleration);
+            let boot = Hardware {
+                memory: Memory::File(5),
+                begin: Begin::Boot { kernel: 10, initrd: 11, cmdline: "x=1" },
+                ..hardware(acceleration)
+            };
+            let devices = |hardware: &Hardware<'_>| {
+                let arguments = arguments(hardware);
+                arguments.windows(2).filter(|pair| pair[0] == "-device").map(|pair| pair[1].clone()).collect::<Vec<_>>()
+            };
+            assert_eq!(devices(&boot), devices(&restore));
+            assert!(text(&boot).ends_with("random.trust_cpu=on x=1"));
+        }
+    }
+
+    #[test]
+    fn kvm_is_reached_by_descriptor_and_has_no_pci_devices() {
+        let text = text(&hardware(Acceleration::Kvm));
+        assert!(text.contains("-add-fd fd=9,set=2 -accel kvm,device=/dev/fdset/2 -cpu host"), "{text}");
+        assert!(text.contains("-device virtio-net-device,netdev=net,mac=02:00:00:00:00:fc "), "{text}");
+        assert!(!text.contains("-pci"), "{text}");
+    }
+
+    #[test]
+    fn a_path_with_a_comma_stays_one_value() {
+        let text = text(&hardware(Acceleration::Tcg));
+        assert!(text.contains(r#""filename":"/srv/a,b.qcow2""#), "{text}");
+    }
+}

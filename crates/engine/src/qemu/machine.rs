@@ -1,0 +1,438 @@
+//! One QEMU machine: the states of the seam's diagram, kept in step with the process.
+//!
+//! The machine believes the process, not itself: a call that was cancelled halfway leaves the state [`State::Unsure`] and the
+//! next one asks. A monitor that hangs up means that the process has ended or is about to; the exit is then settled once and
+//! for all, and every later call answers with it.
+
+use std::{
+    fs::File,
+    net::Shutdown,
+    os::unix::{fs::MetadataExt, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{
+    cost,
+    command::{self, CONSOLE, CONSOLE_BYTES, ROOT_NODE},
+    instance::{self, CONTROL_SOCKET, STATE_OUT},
+    monitor::{Event, Monitor, MonitorError},
+    process::Process,
+    state,
+};
+use crate::{
+    ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
+    memory::{PAGE_BYTES, ram::Ram, sparse},
+    parts,
+};
+
+/// A command that changes no data answers at once, even on a host that is short of CPU.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
+/// `stop` drains the disk: as long as a slow disk may take over a queue of writes.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// Device state has less than a megabyte.
+const SAVE_DEADLINE: Duration = Duration::from_secs(60);
+/// Connecting to a socket that already listens.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Between a monitor's hang-up and the end of its process. What takes longer is killed.
+const EXIT_DEADLINE: Duration = Duration::from_secs(3);
+/// Between looks at the log's length.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where guest memory is.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// In this file, which the guest writes.
+    Booted(File),
+    /// In private pages over this file.
+    Cloned(File),
+}
+
+/// A state of the seam's diagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    Running,
+    Paused,
+    Sealed,
+    /// A call was cancelled before its outcome was known.
+    Unsure,
+    Gone(Exit),
+}
+
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    process: Process,
+    monitor: Monitor,
+    state: State,
+    dir: PathBuf,
+    /// Machine type by its full name.
+    machine: String,
+    memory: Memory,
+    memory_bytes: u64,
+    /// Number of the root disk's current block node.
+    root_node: u32,
+    /// A second handle on the connection that was given out last, to end it before there is another.
+    control: Option<StdUnixStream>,
+    /// The guest's own wish to end, seen on the monitor.
+    powered_off: bool,
+    killed: bool,
+}
+
+/// What a machine is made of, once its process is up.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) process: Process,
+    pub(super) monitor: Monitor,
+    pub(super) dir: PathBuf,
+    pub(super) machine: String,
+    pub(super) memory: Memory,
+    pub(super) memory_bytes: u64,
+    pub(super) root_node: u32,
+}
+
+impl QemuMachine {
+    pub(super) fn new(parts: Parts, state: State) -> Self {
+        let Parts { process, monitor, dir, machine, memory, memory_bytes, root_node } = parts;
+        Self {
+            process,
+            monitor,
+            state,
+            dir,
+            machine,
+            memory,
+            memory_bytes,
+            root_node,
+            control: None,
+            powered_off: false,
+            killed: false,
+        }
+    }
+
+    /// Runs a command. A monitor that hangs up is the machine's end.
+    async fn command(&mut self, phase: &'static str, name: &str, arguments: Value) -> Result<Value, MachineError> {
+        let deadline = if name == "stop" { STOP_DEADLINE } else { COMMAND_DEADLINE };
+        match timeout(deadline, self.monitor.execute(name, arguments)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(MonitorError::Refused(reason))) => Err(MachineError::Refused { phase, reason }),
+            Ok(Err(MonitorError::Closed(_) | MonitorError::Protocol(_))) => Err(MachineError::Gone(self.settle().await)),
+            Err(_) => Err(MachineError::Deadline { phase, deadline }),
+        }
+    }
+
+    /// The state, asked for when it is not known.
+    async fn known_state(&mut self) -> Result<State, MachineError> {
+        if self.state == State::Unsure {
+            let status = self.command("to tell its state", "query-status", json!({})).await?;
+            self.state = state_of(&status).ok_or_else(|| MachineError::Refused {
+                phase: "to tell its state",
+                reason: format!("unexpected answer {status}"),
+            })?;
+        }
+        match &self.state {
+            State::Gone(exit) => Err(MachineError::Gone(exit.clone())),
+            state => Ok(state.clone()),
+        }
+    }
+
+    /// Refuses a call on a machine that is not paused.
+    async fn demand_paused(&mut self, call: &'static str) -> Result<(), MachineError> {
+        match self.known_state().await? {
+            State::Paused => Ok(()),
+            State::Sealed => Err(MachineError::WrongState { call, state: "sealed" }),
+            State::Running => Err(MachineError::WrongState { call, state: "running" }),
+            State::Unsure | State::Gone(_) => unreachable!("a known state is neither"),
+        }
+    }
+
+    /// Moves between running and paused.
+    async fn switch(&mut self, call: &'static str, command: &str, to: State) -> Result<(), MachineError> {
+        let from = self.known_state().await?;
+        if from == to {
+            return Ok(());
+        }
+        if from == State::Sealed {
+            return Err(MachineError::WrongState { call, state: "sealed" });
+        }
+        self.state = State::Unsure;
+        let done = self.command(call, command, json!({})).await;
+        match done {
+            Ok(_) => self.state = to,
+            Err(MachineError::Refused { .. }) => self.state = from,
+            // Gone is settled already; after a deadline the state is asked for.
+            Err(_) => {}
+        }
+        done.map(drop)
+    }
+
+    /// Waits for the process to end, makes it end if it does not, and finds out why.
+    async fn settle(&mut self) -> Exit {
+        if let State::Gone(exit) = &self.state {
+            return exit.clone();
+        }
+        let ended = match timeout(EXIT_DEADLINE, self.process.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.process.kill();
+                self.process.ended().await
+            }
+        };
+        // What it said last is still in the socket.
+        let drain = async { while let Ok(event) = self.monitor.event().await { note(&mut self.powered_off, &event) } };
+        if timeout(CONNECT_DEADLINE, drain).await.is_err() {
+            tracing::warn!(pid = self.process.pid(), "the monitor of an ended machine did not close");
+        }
+        let exit = if self.powered_off {
+            Exit::GuestPoweroff
+        } else if self.killed {
+            Exit::Killed
+        } else {
+            Exit::Crashed { status: ended.to_string(), log: self.process.log_tail() }
+        };
+        tracing::debug!(pid = self.process.pid(), ?exit, "machine ended");
+        self.state = State::Gone(exit.clone());
+        exit
+    }
+
+    fn note_arrived_events(&mut self) {
+        for event in self.monitor.take_events() {
+            note(&mut self.powered_off, &event);
+        }
+    }
+
+    async fn snapshot_booted(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
+        const PHASE: &str = "to save its device state";
+        let started = Instant::now();
+        self.command(PHASE, "migrate-set-capabilities", capabilities(true)).await?;
+        self.note_arrived_events();
+        self.state = State::Unsure;
+        self.command(PHASE, "migrate", json!({"uri": format!("file:{STATE_OUT}")})).await?;
+        match timeout(SAVE_DEADLINE, migrated(&mut self.monitor, &mut self.powered_off)).await {
+            Ok(Ok(true)) => self.state = State::Sealed,
+            Ok(Ok(false)) => return Err(MachineError::Refused { phase: PHASE, reason: "the migration failed".into() }),
+            Ok(Err(_)) => return Err(MachineError::Gone(self.settle().await)),
+            Err(_) => return Err(MachineError::Deadline { phase: PHASE, deadline: SAVE_DEADLINE }),
+        }
+        self.keep_state(dir, state::Form::MemoryByReference).await?;
+        let state_time = started.elapsed();
+        let Memory::Booted(file) = &self.memory else { unreachable!("the caller looked") };
+        let file = file.try_clone().map_err(|source| file_error(dir, source))?;
+        let started = Instant::now();
+        let sealed = blocking(move || {
+            let freed = sparse::punch_zero_pages(&file)?;
+            rustix::fs::fchown(&file, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))?;
+            rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o444))?;
+            Ok(freed)
+        })
+        .await
+        .map_err(|source| file_error(&dir.join(parts::MEMORY), source))?;
+        tracing::debug!(pid = self.process.pid(), freed_bytes = sealed, "sealed a template's memory");
+        Ok(SnapshotParts { memory: MemoryForm::Full, state_time, memory_time: started.elapsed() })
+    }
+
+    async fn snapshot_clone(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
+        let started = Instant::now();
+        let arguments = json!({"filename": STATE_OUT, "live": false});
+        self.command("to save its device state", "xen-save-devices-state", arguments).await?;
+        self.keep_state(dir, state::Form::DevicesOnly).await?;
+        let state_time = started.elapsed();
+        let Memory::Cloned(base) = &self.memory else { unreachable!("the caller looked") };
+        let out = dir.join(parts::MEMORY_DIFF);
+        let base = base.try_clone().map_err(|source| file_error(&out, source))?;
+        let (pid, memory_bytes, path) = (self.process.pid(), self.memory_bytes, out.clone());
+        let started = Instant::now();
+        let written = blocking(move || {
+            let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes).map_err(std::io::Error::other)?;
+            ram.dump(&base, &path).map_err(std::io::Error::other)
+        })
+        .await
+        .map_err(|source| file_error(&out, source))?;
+        let bytes = written.data_pages * PAGE_BYTES;
+        tracing::debug!(pid, bytes, runs = written.runs, "packed a clone's private pages");
+        Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, state_time, memory_time: started.elapsed() })
+    }
+
+    /// Takes the state that QEMU wrote and makes it a member of the snapshot.
+    async fn keep_state(&mut self, dir: &Path, form: state::Form) -> Result<(), MachineError> {
+        let (from, to, machine) = (self.dir.join(STATE_OUT), dir.join(parts::STATE), self.machine.clone());
+        let path = to.clone();
+        blocking(move || {
+            let state = state::State::collect(&from, form, &machine).map_err(std::io::Error::other)?;
+            state.write(&path)
+        })
+        .await
+        .map_err(|source| file_error(&to, source))
+    }
+
+    async fn connect_control(&mut self) -> Result<UnixStream, std::io::Error> {
+        if let Some(previous) = self.control.take()
+            && let Err(error) = previous.shutdown(Shutdown::Both)
+            && error.kind() != std::io::ErrorKind::NotConnected
+        {
+            return Err(error);
+        }
+        let stream = timeout(CONNECT_DEADLINE, instance::connect(&self.dir, CONTROL_SOCKET)).await??.into_std()?;
+        self.control = Some(stream.try_clone()?);
+        UnixStream::from_std(stream)
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    fn pid(&self) -> Option<u32> {
+        (!matches!(self.state, State::Gone(_))).then(|| self.process.pid())
+    }
+
+    async fn resume(&mut self) -> Result<(), MachineError> {
+        self.switch("resume", "cont", State::Running).await
+    }
+
+    async fn pause(&mut self) -> Result<(), MachineError> {
+        self.switch("pause", "stop", State::Paused).await
+    }
+
+    async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
+        self.demand_paused("snapshot").await?;
+        match self.memory {
+            Memory::Booted(_) => self.snapshot_booted(dir).await,
+            Memory::Cloned(_) => self.snapshot_clone(dir).await,
+        }
+    }
+
+    async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {
+        const PHASE: &str = "to switch its root disk";
+        self.demand_paused("switch the disk of").await?;
+        let (old, new) = (format!("{ROOT_NODE}{}", self.root_node), format!("{ROOT_NODE}{}", self.root_node + 1));
+        let mut node = command::root_node(&new, overlay);
+        // The node that is to lie below it is open already.
+        node["backing"] = Value::Null;
+        self.command(PHASE, "blockdev-add", node).await?;
+        let switched = self.command(PHASE, "blockdev-snapshot", json!({"node": old, "overlay": new})).await;
+        if let Err(MachineError::Refused { .. }) = &switched {
+            self.command(PHASE, "blockdev-del", json!({"node-name": new})).await?;
+        }
+        switched?;
+        self.root_node += 1;
+        Ok(())
+    }
+
+    async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError> {
+        if let State::Gone(exit) = &self.state {
+            return Err(MachineError::Gone(exit.clone()));
+        }
+        match self.connect_control().await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(_) if self.process.has_ended() => Err(MachineError::Gone(self.settle().await)),
+            Err(source) => Err(file_error(&self.dir.join(CONTROL_SOCKET), source)),
+        }
+    }
+
+    async fn console_tail(&mut self) -> Result<String, MachineError> {
+        if let State::Gone(exit) = &self.state {
+            return Err(MachineError::Gone(exit.clone()));
+        }
+        let arguments = json!({"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"});
+        let answer = self.command("to show its console", "ringbuf-read", arguments).await?;
+        Ok(cost::decode_console(answer.as_str().unwrap_or_default()))
+    }
+
+    async fn host_use(&self) -> Result<HostUse, MachineError> {
+        if let State::Gone(exit) = &self.state {
+            return Err(MachineError::Gone(exit.clone()));
+        }
+        let (Memory::Booted(file) | Memory::Cloned(file)) = &self.memory;
+        let (pid, memory_bytes) = (self.process.pid(), self.memory_bytes);
+        let inode = file.metadata().map_err(|source| file_error(&self.dir, source))?.ino();
+        blocking(move || cost::of_process(pid, inode, memory_bytes))
+            .await
+            .map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
+    }
+
+    async fn wait(&mut self) -> Exit {
+        if let State::Gone(exit) = &self.state {
+            return exit.clone();
+        }
+        let mut look_at_log = tokio::time::interval(LOG_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = self.process.ended() => return self.settle().await,
+                event = self.monitor.event() => match event {
+                    Ok(event) => note(&mut self.powered_off, &event),
+                    Err(_) => return self.settle().await,
+                },
+                _ = look_at_log.tick() => self.process.bound_log(),
+            }
+        }
+    }
+
+    async fn kill(&mut self) -> Exit {
+        if let State::Gone(exit) = &self.state {
+            return exit.clone();
+        }
+        self.killed |= !self.process.has_ended();
+        self.process.kill();
+        self.settle().await
+    }
+
+    fn release(self: Box<Self>) {
+        self.process.release();
+    }
+}
+
+/// What a status of QEMU's is in the seam's diagram.
+pub(super) fn state_of(status: &Value) -> Option<State> {
+    match status.get("status")?.as_str()? {
+        "running" => Some(State::Running),
+        "paused" | "save-vm" | "restore-vm" | "prelaunch" | "io-error" | "internal-error" | "watchdog" | "suspended" => {
+            Some(State::Paused)
+        }
+        "postmigrate" | "finish-migrate" => Some(State::Sealed),
+        // The process is about to exit: nothing but its end is left to it.
+        "shutdown" | "guest-panicked" => Some(State::Sealed),
+        _ => None,
+    }
+}
+
+/// The capabilities of a migration. Saving and loading must agree on the second.
+pub(super) fn capabilities(memory_by_reference: bool) -> Value {
+    json!({"capabilities": [
+        {"capability": "events", "state": true},
+        {"capability": "x-ignore-shared", "state": memory_by_reference},
+    ]})
+}
+
+/// Waits for the end of a migration: whether it succeeded.
+pub(super) async fn migrated(monitor: &mut Monitor, powered_off: &mut bool) -> Result<bool, MonitorError> {
+    loop {
+        let event = monitor.event().await?;
+        note(powered_off, &event);
+        if let Event::Migration { status } = event {
+            match status.as_str() {
+                "completed" => return Ok(true),
+                "failed" | "cancelled" => return Ok(false),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn note(powered_off: &mut bool, event: &Event) {
+    match event {
+        Event::Shutdown { guest, .. } => *powered_off |= *guest,
+        Event::Migration { .. } => {}
+    }
+}
+
+fn file_error(path: &Path, source: std::io::Error) -> MachineError {
+    MachineError::File { path: path.to_path_buf(), source }
+}
+
+/// Runs what reads or writes files on a thread that may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+}

@@ -1,0 +1,274 @@
+//! The QEMU process: started without privileges, watched by pidfd, killed and reaped, its standard error kept short.
+//!
+//! The process is in a session of its own and outlives us on purpose: an adopted machine is a process that we find again by
+//! pid *and* start time. Everything that ends it goes through its pidfd, so a reused pid is never hit. Dropping a [`Process`]
+//! kills it; [`Process::release`] does not.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::{
+            fs::{FileExt, MetadataExt},
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::isolation::{self, Isolation};
+
+/// Name of the log in the instance directory.
+pub(super) const LOG_FILE: &str = "qemu.log";
+/// The log is emptied beyond this. A guest can make QEMU complain at will.
+const MAX_LOG_BYTES: u64 = 256 << 10;
+/// What [`Process::log_tail`] gives at most.
+const TAIL_BYTES: u64 = 4 << 10;
+
+/// What to run.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<OsString>,
+    /// Descriptors that the arguments name by number. Ours are closed after the start.
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) isolation: Isolation,
+    /// Working directory, and where the log is written.
+    pub(super) dir: PathBuf,
+}
+
+/// How a process ended, as far as we may know it: only a parent is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Status(ExitStatus),
+    /// It was started by an earlier process of ours.
+    Unknown,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::Unknown => f.write_str("exit status unknown: not our child"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Process {
+    pid: u32,
+    start_time: u64,
+    pidfd: AsyncFd<OwnedFd>,
+    log: File,
+    ended: Option<Ended>,
+    kill_on_drop: bool,
+}
+
+/// Starts it. Blocking, and to be called within a runtime. No error leaves a process behind.
+pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
+    let log = fs_err::OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(launch.dir.join(LOG_FILE))?
+        .into_parts()
+        .0;
+    let mut command = Command::new(&launch.program);
+    command
+        .args(&launch.arguments)
+        .env_clear()
+        .current_dir(&launch.dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.try_clone()?)
+        .arg0("firkin-vm");
+    let kept: Vec<RawFd> = launch.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    isolation::apply(&mut command, launch.isolation, kept);
+    let child = command.spawn()?;
+    let pid = child.id();
+    match Process::watch(pid, log) {
+        Ok(process) => Ok(process),
+        Err(error) => {
+            abandon(child);
+            Err(error)
+        }
+    }
+}
+
+/// A child without a pidfd: out of descriptors. It must not stay.
+fn abandon(mut child: std::process::Child) {
+    if let Err(error) = child.kill().and_then(|()| child.wait()) {
+        tracing::error!(pid = child.id(), %error, "cannot end a process that cannot be watched");
+    }
+}
+
+impl Process {
+    /// A process that an earlier process of ours started, if `pid` still is that process.
+    pub(super) fn adopt(pid: u32, start_time: u64, uid: u32, dir: &Path) -> io::Result<Self> {
+        let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
+        let log = fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags).open(dir.join(LOG_FILE))?.into_parts().0;
+        let mut process = Self::watch(pid, log)?;
+        process.kill_on_drop = false;
+        // The pidfd is held, so what is read below is of the process that it names, or of none.
+        let owner = fs_err::metadata(format!("/proc/{pid}"))?.uid();
+        if process.start_time != start_time || owner != uid {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the process id belongs to another process now"));
+        }
+        Ok(process)
+    }
+
+    fn watch(pid: u32, log: File) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = watched(pidfd_open(raw, PidfdFlags::empty())?)?;
+        Ok(Self { pid, start_time: start_time(pid)?, pidfd, log, ended: None, kill_on_drop: true })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Clock ticks between the host's start and the process's.
+    pub(super) fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// From here on, a drop kills the process.
+    pub(super) fn kill_on_drop(&mut self) {
+        self.kill_on_drop = true;
+    }
+
+    /// Lets it live on without us.
+    pub(super) fn release(mut self) {
+        self.kill_on_drop = false;
+    }
+
+    /// Ends when the process has ended and is reaped. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> Ended {
+        if let Some(ended) = self.ended {
+            return ended;
+        }
+        loop {
+            match self.pidfd.readable().await {
+                Ok(mut guard) => {
+                    if has_ended(guard.get_inner()) {
+                        let ended = reap(guard.get_inner().as_fd());
+                        self.ended = Some(ended);
+                        return ended;
+                    }
+                    guard.clear_ready();
+                }
+                // The runtime is shutting down: nothing can be awaited any more.
+                Err(_) => return Ended::Unknown,
+            }
+        }
+    }
+
+    /// Whether it has ended already, without waiting.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_some() || has_ended(self.pidfd.get_ref())
+    }
+
+    /// Sends SIGKILL. A process that has ended is no error.
+    pub(super) fn kill(&self) {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => tracing::error!(pid = self.pid, %error, "cannot kill a machine's process"),
+        }
+    }
+
+    /// The end of what it wrote to its standard error.
+    pub(super) fn log_tail(&self) -> String {
+        let read = || {
+            let length = self.log.metadata()?.len();
+            let start = length.saturating_sub(TAIL_BYTES);
+            let mut bytes = vec![0; usize::try_from(length - start).unwrap_or_default()];
+            self.log.read_exact_at(&mut bytes, start)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        match read() {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+            Err(error) => format!("(the log cannot be read: {error})"),
+        }
+    }
+
+    /// Empties the log when it has grown too long. It is opened for appending, so QEMU goes on at its new end.
+    pub(super) fn bound_log(&self) {
+        let bound = || if self.log.metadata()?.len() > MAX_LOG_BYTES { self.log.set_len(0) } else { Ok(()) };
+        if let Err(error) = bound() {
+            tracing::warn!(pid = self.pid, %error, "cannot bound a machine's log");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.kill_on_drop || self.ended.is_some() {
+            return;
+        }
+        self.kill();
+        // A killed process is gone within milliseconds, but a drop must not wait for it, and a zombie must not stay.
+        let Ok(pidfd) = self.pidfd.get_ref().try_clone() else { return };
+        let reaper = std::thread::Builder::new().name("firkin-reaper".into());
+        if let Err(error) = reaper.spawn(move || reap(pidfd.as_fd())) {
+            tracing::warn!(pid = self.pid, %error, "cannot reap a machine's process");
+        }
+    }
+}
+
+/// Puts a descriptor under the runtime's watch.
+#[expect(unsafe_code, reason = "the runtime cannot know that a descriptor stays open while it watches it")]
+fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `AsyncFd` owns the `OwnedFd`, which gives the same descriptor at every call and closes it only when dropped.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(watched?)
+}
+
+/// A pidfd is readable once its process has ended.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut poll = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    matches!(nix::poll::poll(&mut poll, PollTimeout::ZERO), Ok(n) if n > 0)
+}
+
+/// Waits for the end of a process that has been killed or has ended, and collects its exit status.
+fn reap(pidfd: BorrowedFd<'_>) -> Ended {
+    loop {
+        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                let raw = match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => code << 8,
+                    (None, signal) => signal.unwrap_or_default(),
+                };
+                return Ended::Status(ExitStatus::from_raw(raw));
+            }
+            Ok(None) | Err(Errno::INTR) => {}
+            // Not our child, or reaped before.
+            Err(_) => return Ended::Unknown,
+        }
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat`. The command's name, field 2, may hold spaces and parentheses.
+fn start_time(pid: u32) -> io::Result<u64> {
+    stat_field(pid, 22)
+}
+
+/// A numeric field of `/proc/<pid>/stat`, counted from 1 as in proc(5); at least 4.
+pub(super) fn stat_field(pid: u32, field: usize) -> io::Result<u64> {
+    let stat = fs_err::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
+    after_name
+        .and_then(|rest| rest.split_ascii_whitespace().nth(field - 3)?.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a stat file of the kernel does not have its fields"))
+}
