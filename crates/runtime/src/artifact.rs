@@ -294,8 +294,7 @@ impl ArtifactStore {
     /// Takes the file at `path`, on the same file system, as layer `id`: immutable from now on. Not yet durable;
     /// [`ArtifactStore::publish`] of the artifact that names it makes it so.
     pub fn adopt_layer(&self, id: &str, path: &Path) -> io::Result<()> {
-        nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(0)), Some(nix::unistd::Gid::from_raw(0)))?;
-        fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))?;
+        freeze(path)?;
         fs::rename(path, self.layer(id))
     }
 
@@ -531,11 +530,18 @@ fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), PublishErro
     write().map_err(|source| PublishError::File { path: path.to_owned(), source })
 }
 
-/// Makes a member durable, root's and read-only.
+/// Makes a member durable and read-only.
 fn seal(path: &Path) -> io::Result<()> {
     let file = fs::File::open(path)?;
     file.sync_all()?;
-    nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(0)), Some(nix::unistd::Gid::from_raw(0)))?;
+    freeze(path)
+}
+
+/// Takes a file away from the machine that wrote it. Without root, machines are the same user as we are.
+fn freeze(path: &Path) -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(0)), Some(nix::unistd::Gid::from_raw(0)))?;
+    }
     fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
 }
 

@@ -23,7 +23,7 @@ use crate::{
     core::{Core, Parts, StateLock},
     disk::DiskPressureGuard,
     error::{
-        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, InvalidTimeout, KillError, NoSuchSandbox, OpenError,
+        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NoSuchSandbox, OpenError,
         ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     link::Links,
