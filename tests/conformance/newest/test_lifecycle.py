@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 from support import SANDBOX_LIFETIME_S, wait_for
-from e2b import NotFoundException, SandboxNotFoundException, SandboxQuery, SandboxState, TimeoutException
+from e2b import NotFoundException, SandboxException, SandboxNotFoundException, SandboxQuery, SandboxState, TimeoutException
 
 
 def now() -> datetime.datetime:
@@ -162,3 +162,20 @@ def test_kill_cuts_a_running_command(driver, spawn):
     sandbox.kill()
     with pytest.raises(TimeoutException):
         command.wait()
+
+
+def test_a_repeated_create_with_one_key_makes_one_sandbox(driver, spawn):
+    key = uuid.uuid4().hex
+    first = spawn(idempotency_key=key, metadata={"n": "1"})
+    again = driver.create(timeout=SANDBOX_LIFETIME_S, idempotency_key=key, metadata={"n": "1"})
+    assert again.sandbox_id == first.sandbox_id
+    with pytest.raises(SandboxException) as refused:
+        spawn(idempotency_key=key, metadata={"n": "2"})
+    assert refused.value.status_code == 422
+
+
+def test_metrics_are_samples_of_the_guest(sandbox):
+    sample = wait_for(sandbox.get_metrics, "a sample")[-1]
+    assert sample.cpu_count == sandbox.get_info().cpu_count
+    assert 0 < sample.mem_used < sample.mem_total
+    assert 0 < sample.disk_used < sample.disk_total

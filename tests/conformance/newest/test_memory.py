@@ -165,6 +165,16 @@ def test_the_clock_is_right_after_a_pause(spawn):
     assert clock_error_s(sandbox) < CLOCK_SLACK_S
 
 
+def test_a_deadline_may_pause_instead_of_kill(spawn):
+    sandbox = spawn(lifecycle={"on_timeout": "pause"})
+    assert sandbox.get_info().lifecycle["on_timeout"] == "pause"
+    before = start_counter(sandbox)
+    sandbox.set_timeout(1)
+    wait_for(lambda: sandbox.get_info().state == SandboxState.PAUSED, "the sandbox to be paused at its deadline")
+    sandbox.connect(timeout=600)
+    assert_goes_on(sandbox, before, times=1)
+
+
 def test_forks_go_on_each_for_itself(spawn):
     sandbox = spawn(metadata={"kind": "source"}, envs={"INHERITED": "yes"})
     sandbox.files.write("/home/user/shared.txt", "from the source")
