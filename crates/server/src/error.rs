@@ -9,8 +9,8 @@ use axum::{
 };
 use firkin_runtime::{
     error::{
-        CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, NoSuchSandbox,
-        ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+        CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, LaunchError,
+        NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
@@ -138,11 +138,11 @@ impl ApiError {
 
     fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError) -> Self {
         match source {
-            SnapshotRestoreError::Capacity(_) | SnapshotRestoreError::Network(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
-                    .code("sandbox_capacity_unavailable")
-                    .retry(Retry::After(CAPACITY_RETRY_SECONDS))
-            }
+            SnapshotRestoreError::Capacity(_)
+            | SnapshotRestoreError::Network(_)
+            | SnapshotRestoreError::Launch(LaunchError::Network(_)) => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                .code("sandbox_capacity_unavailable")
+                .retry(Retry::After(CAPACITY_RETRY_SECONDS)),
             SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
             SnapshotRestoreError::Incompatible { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))
@@ -233,7 +233,10 @@ impl From<SnapshotError> for ApiError {
                 .code("sandbox_snapshot_guest_agent_unresponsive")
                 .retry(Retry::Never),
             SnapshotError::Stopping => Self::stopping(),
-            SnapshotError::Machine { .. } | SnapshotError::Publish { .. } | SnapshotError::Store(_) => Self::internal(&error),
+            SnapshotError::Integrity { .. }
+            | SnapshotError::Machine { .. }
+            | SnapshotError::Publish { .. }
+            | SnapshotError::Store(_) => Self::internal(&error),
         }
     }
 }

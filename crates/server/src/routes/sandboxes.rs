@@ -78,10 +78,7 @@ pub(super) async fn metrics(
         Some(Err(_)) => Err(ApiError::bad_request(format!("`{name}` must be a number of seconds since 1970"))),
     };
     let (start, end) = (bound("start")?, bound("end")?);
-    let mut samples = Vec::new();
-    if app.runtime.sandbox(&id)?.state == SandboxState::Running {
-        samples.extend(shape::metric(&app.runtime.stats(&id).await?));
-    }
+    let mut samples: Vec<_> = app.runtime.stats(&id).await?.as_ref().and_then(shape::metric).into_iter().collect();
     samples.retain(|sample| {
         start.is_none_or(|start| sample.timestamp_unix >= start) && end.is_none_or(|end| sample.timestamp_unix <= end)
     });
@@ -100,8 +97,7 @@ pub(super) async fn metrics_of_many(
     let ids: Vec<SandboxId> = ids.into_iter().map(sandbox_id).collect::<Result<_, _>>()?;
     let app = &app;
     let sample = async |id: SandboxId| {
-        app.runtime.sandbox(&id).ok().filter(|sandbox| sandbox.state == SandboxState::Running)?;
-        let stats = app.runtime.stats(&id).await.ok()?;
+        let stats = app.runtime.stats(&id).await.ok()??;
         Some((id.to_string(), shape::metric(&stats)?))
     };
     let samples = futures::future::join_all(ids.into_iter().map(sample)).await;

@@ -1,0 +1,175 @@
+//! A server on a local port, and a client that speaks to it.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use firkin_engine::fake::FakeEngine;
+use firkin_runtime::{
+    capacity::HostCapacity,
+    config::{GuestSystem, RuntimeConfig},
+    disk::StatvfsProbe,
+    link::NetworkChoice,
+    runtime::{OnExit, Runtime},
+    template::BuildTemplate,
+};
+use firkin_server::{ServeError, ServerConfig, serve};
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Every wait of these tests ends by then.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longest body that the server under test takes.
+pub(crate) const MAX_BODY: usize = 64 << 10;
+
+/// Room on the host under test: this many sandboxes of template `base`.
+pub(crate) const ROOM: u32 = 6;
+
+pub(crate) struct Bench {
+    pub(crate) address: SocketAddr,
+    pub(crate) runtime: Runtime,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) server: JoinHandle<Result<(), ServeError>>,
+    key: String,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// Text at a JSON pointer.
+    pub(crate) fn text(&self, pointer: &str) -> &str {
+        self.body.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no text at `{pointer}` in {self:?}"))
+    }
+
+    /// The answer, if it has this status.
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+}
+
+impl Bench {
+    /// A server with the template `base`.
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            fs_err::write(&path, vec![0; 4096]).unwrap();
+            path
+        };
+        let config = RuntimeConfig {
+            state_dir: dir.path().join("state"),
+            capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
+            disk_floor_mib: Some(0),
+            disk_probe: Arc::new(StatvfsProbe),
+            network: NetworkChoice::Loopback,
+            guest: GuestSystem {
+                kernel: file("kernel"),
+                kernel_digest: "k".into(),
+                initrd: file("initrd"),
+                initrd_digest: "i".into(),
+                rootfs: file("rootfs"),
+                rootfs_digest: "r".into(),
+                rootfs_bytes: 1 << 20,
+            },
+        };
+        let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
+        let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
+        runtime.build_template(base, &|_| {}).await.unwrap();
+        let key = runtime.issue_api_key().await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let config =
+            ServerConfig { max_body_bytes: MAX_BODY, shutdown_grace: Duration::from_millis(200), ..ServerConfig::default() };
+        let server = tokio::spawn(serve(vec![listener], runtime.clone(), config, shutdown.clone()));
+        Self { address, runtime, shutdown, server, key, _dir: dir }
+    }
+
+    /// Ends the server and every sandbox, as the program does.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.server).await.expect("the server stops").unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, self.runtime.shutdown(OnExit::Kill)).await.expect("the runtime stops");
+    }
+
+    /// Sends any request and does not read the answer's body.
+    pub(crate) async fn send<B>(&self, request: Request<B>) -> Response<Incoming>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time").unwrap()
+    }
+
+    /// Sends any request and reads the answer.
+    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Answer
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync,
+    {
+        let (parts, body) = self.send(request).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// A request to the control plane, with the key.
+    pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json")
+            .body(Full::from(body.to_owned()))
+            .unwrap()
+    }
+
+    /// Sends a request to the control plane and reads the answer.
+    pub(crate) async fn call(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.answer(self.request(method, path, body)).await
+    }
+
+    /// Creates a sandbox and gives its id.
+    pub(crate) async fn create(&self, fields: &str) -> String {
+        let body = format!(r#"{{"templateID":"base"{fields}}}"#);
+        self.call("POST", "/v2/sandboxes", &body).await.expect(201).text("/sandboxID").to_owned()
+    }
+
+    /// A request to a port of a sandbox.
+    pub(crate) fn guest(&self, id: &str, port: u16, path: &str) -> Request<Full<Bytes>> {
+        Request::builder()
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("E2b-Sandbox-Id", id)
+            .header("E2b-Sandbox-Port", port.to_string())
+            .body(Full::default())
+            .unwrap()
+    }
+}
+
+/// A query string.
+pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
+    let pairs: BTreeMap<_, _> = pairs.iter().copied().collect();
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}

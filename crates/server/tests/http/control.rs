@@ -1,0 +1,173 @@
+//! Who is let in, and what malformed or unsupported requests are told.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::Request;
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
+
+use crate::bench::{Bench, MAX_BODY, ROOM};
+
+#[tokio::test]
+async fn only_a_valid_key_opens_the_control_plane() {
+    let bench = Bench::start().await;
+    let unknown = format!("e2b_{}", "0".repeat(40));
+    let table = [(None, 401), (Some(""), 401), (Some("e2b_"), 401), (Some(unknown.as_str()), 401), (Some("\u{fc}"), 401)];
+    for (key, status) in table {
+        for path in ["/v2/sandboxes", "/sandboxes/i1", "/templates", "/snapshots"] {
+            let mut request = Request::builder().uri(path);
+            if let Some(key) = key {
+                request = request.header("X-API-KEY", key.as_bytes());
+            }
+            let answer = bench.answer(request.body(Full::<Bytes>::default()).unwrap()).await.expect(status);
+            assert_eq!(answer.body["code"], status, "{key:?} {path}");
+            assert!(!answer.text("/message").is_empty());
+        }
+    }
+    bench.call("GET", "/v2/sandboxes", "").await.expect(200);
+    bench.answer(Request::get("/health").body(Full::<Bytes>::default()).unwrap()).await.expect(200);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn bad_input_is_told_so_in_the_contracts_form() {
+    let bench = Bench::start().await;
+    let id = bench.create("").await;
+    let long = "a".repeat(65);
+    let deep = "[".repeat(1000);
+    let table: Vec<(&str, String, &str, u16)> = vec![
+        ("GET", "/nothing".into(), "", 404),
+        ("PUT", "/sandboxes".into(), "", 405),
+        ("GET", format!("/sandboxes/{id}/pause"), "", 405),
+        ("POST", "/v2/sandboxes".into(), "", 400),
+        ("POST", "/v2/sandboxes".into(), "{", 400),
+        ("POST", "/v2/sandboxes".into(), "[]", 400),
+        ("POST", "/v2/sandboxes".into(), &deep, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":5}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","timeout":"1"}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","timeout":0}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","timeout":9999999}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","metadata":{"a":1}}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","mcp":{}}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"unknown"}"#, 404),
+        ("POST", "/sandboxes".into(), r#"{"templateID":"unknown"}"#, 404),
+        ("GET", "/sandboxes/UPPER".into(), "", 400),
+        ("GET", "/sandboxes/a_b".into(), "", 400),
+        ("GET", "/sandboxes/%ff".into(), "", 400),
+        ("GET", "/sandboxes/..%2f..%2fetc".into(), "", 400),
+        ("GET", format!("/sandboxes/{long}"), "", 400),
+        ("GET", "/sandboxes/inone".into(), "", 404),
+        ("DELETE", "/sandboxes/inone".into(), "", 404),
+        ("POST", "/sandboxes/inone/pause".into(), "", 404),
+        ("POST", "/sandboxes/inone/resume".into(), "{}", 404),
+        ("POST", "/v2/sandboxes/inone/connect".into(), "{}", 404),
+        ("POST", "/sandboxes/inone/connect".into(), r#"{"timeout":5}"#, 404),
+        ("POST", format!("/sandboxes/{id}/connect"), "{}", 400),
+        ("POST", format!("/v2/sandboxes/{id}/connect"), r#"{"timeout":-5}"#, 400),
+        ("POST", format!("/v2/sandboxes/{id}/connect"), r#"{"memory":false}"#, 400),
+        ("POST", format!("/sandboxes/{id}/resume"), "{}", 409),
+        ("POST", format!("/sandboxes/{id}/pause"), r#"{"memory":false}"#, 400),
+        ("POST", "/sandboxes/inone/timeout".into(), r#"{"timeout":5}"#, 404),
+        ("POST", format!("/sandboxes/{id}/timeout"), "{}", 400),
+        ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":-1}"#, 400),
+        ("POST", format!("/sandboxes/{id}/refreshes"), r#"{"duration":3601}"#, 400),
+        ("POST", "/sandboxes/inone/fork".into(), "{}", 404),
+        ("POST", format!("/sandboxes/{id}/fork"), r#"{"count":0}"#, 400),
+        ("POST", format!("/sandboxes/{id}/fork"), r#"{"count":101}"#, 400),
+        ("POST", format!("/sandboxes/{id}/fork"), r#"{"count":-1}"#, 400),
+        ("POST", "/sandboxes/inone/snapshots".into(), "{}", 404),
+        ("POST", format!("/sandboxes/{id}/snapshots"), r#"{"name":"Not A Name"}"#, 400),
+        ("GET", "/sandboxes/inone/metrics".into(), "", 404),
+        ("GET", format!("/sandboxes/{id}/metrics?start=x"), "", 400),
+        ("GET", "/sandboxes/metrics".into(), "", 400),
+        ("GET", "/sandboxes/metrics?sandbox_ids=UPPER".into(), "", 400),
+        ("GET", "/v2/sandboxes?limit=0".into(), "", 400),
+        ("GET", "/v2/sandboxes?state=gone".into(), "", 400),
+        ("GET", "/v2/sandboxes?nextToken=x".into(), "", 400),
+        ("GET", "/sandboxes?metadata=a%3Db%3Dc".into(), "", 400),
+        ("GET", "/snapshots?sandboxID=UPPER".into(), "", 400),
+        ("GET", "/templates/none".into(), "", 404),
+        ("GET", "/templates/aliases/team%2Fnone".into(), "", 404),
+        ("DELETE", "/templates/none%3Av1".into(), "", 404),
+        ("DELETE", "/templates/a%20b".into(), "", 400),
+    ];
+    for (method, path, body, status) in table {
+        let answer = bench.call(method, &path, body).await;
+        assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
+        assert_eq!(answer.body["code"], status, "{method} {path}");
+        assert!(!answer.text("/message").is_empty(), "{method} {path}");
+        assert_eq!(answer.headers["content-type"], "application/json", "{method} {path}");
+    }
+    bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_may_be_chunked_but_not_endless() {
+    let bench = Bench::start().await;
+    let chunked = |pieces: Vec<Bytes>| {
+        let frames = futures::stream::iter(pieces).map(|piece| Ok::<_, std::convert::Infallible>(Frame::data(piece)));
+        let (parts, _) = bench.request("POST", "/v2/sandboxes", "").into_parts();
+        Request::from_parts(parts, StreamBody::new(frames))
+    };
+    let pieces = vec![Bytes::from_static(br#"{"templateID":"#), Bytes::from_static(br#""base"}"#)];
+    bench.answer(chunked(pieces)).await.expect(201);
+    let endless = vec![Bytes::from(vec![b' '; 16 << 10]); 64];
+    let answer = bench.answer(chunked(endless)).await.expect(413);
+    assert_eq!(answer.body["code"], 413);
+    let announced = bench.call("POST", "/v2/sandboxes", &" ".repeat(MAX_BODY + 1)).await.expect(413);
+    assert_eq!(announced.body["code"], 413);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_host_says_when_to_come_back() {
+    let bench = Bench::start().await;
+    for _ in 0..ROOM {
+        bench.create("").await;
+    }
+    let answer = bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#).await.expect(503);
+    assert_eq!(answer.body["error_code"], "sandbox_capacity_unavailable");
+    assert_eq!(
+        (&answer.headers["retry-after"], &answer.headers["should-retry"]),
+        (&"1".parse().unwrap(), &"true".parse().unwrap())
+    );
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeated_create_happens_once() {
+    let bench = Bench::start().await;
+    let create = |key: &str, body: &str| {
+        let mut request = bench.request("POST", "/v2/sandboxes", body);
+        request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+        bench.answer(request)
+    };
+    let body = r#"{"templateID":"base"}"#;
+    let first = create("k-1", body).await.expect(201);
+    assert_eq!(create("k-1", body).await.expect(201).body, first.body);
+    assert_eq!(bench.runtime.sandboxes().len(), 1);
+    let other = create("k-1", r#"{"templateID":"base","timeout":9}"#).await.expect(422);
+    assert_eq!(other.body["error_code"], "idempotency_request_mismatch");
+    create("UPPER", body).await.expect(400);
+    create("k-2", r#"{"templateID":"none"}"#).await.expect(404);
+    create("k-2", body).await.expect(201);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_anywhere() {
+    let bench = Bench::start().await;
+    let preflight = Request::builder()
+        .method("OPTIONS")
+        .uri("/v2/sandboxes")
+        .header("origin", "https://example.org")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "x-api-key, e2b-sandbox-id")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let answer = bench.answer(preflight).await.expect(200);
+    assert_eq!(answer.headers["access-control-allow-origin"], "*");
+    assert_eq!(answer.headers["access-control-allow-headers"], "x-api-key, e2b-sandbox-id");
+    bench.stop().await;
+}

@@ -1,0 +1,113 @@
+//! The data plane behind the whole server: ports of sandboxes, and what a sandbox's end does to them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::bench::{Bench, DEADLINE};
+
+/// A guest's server: answers with a head and a first piece, then keeps the stream open.
+async fn streaming_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                if stream.read(&mut head).await.is_ok_and(|read| read > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+                    stream.write_all(answer).await.unwrap();
+                }
+                // Held open until the other side closes.
+                while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn ports_are_reached_by_headers_and_by_host_name_without_a_key() {
+    let bench = Bench::start().await;
+    let (id, port) = (bench.create("").await, streaming_port().await);
+    let by_host =
+        Request::builder().uri("/").header("host", format!("{port}-{id}.e2b.test")).body(Full::<Bytes>::default()).unwrap();
+    for request in [bench.guest(&id, port, "/"), by_host] {
+        let mut response = bench.send(request).await;
+        assert_eq!(response.status().as_u16(), 200);
+        let piece = tokio::time::timeout(DEADLINE, response.frame()).await.expect("a piece at once").unwrap().unwrap();
+        assert_eq!(piece.into_data().unwrap(), "first");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_kill_cuts_streams_and_leaves_not_found() {
+    let bench = Bench::start().await;
+    let (id, port) = (bench.create("").await, streaming_port().await);
+    let mut response = bench.send(bench.guest(&id, port, "/")).await;
+    assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+    let end = tokio::time::timeout(DEADLINE, response.frame()).await.expect("the stream is cut");
+    assert!(end.expect("not a clean end").is_err());
+    let after = bench.answer(bench.guest(&id, port, "/health")).await.expect(502);
+    let expected = serde_json::json!({ "sandboxId": id, "message": "The sandbox was not found", "code": 502 });
+    assert_eq!(after.body, expected);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_closed_port_and_a_paused_sandbox_are_told_apart() {
+    let bench = Bench::start().await;
+    let id = bench.create("").await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let answer = bench.answer(bench.guest(&id, closed, "/")).await.expect(502);
+    let expected = serde_json::json!({ "sandboxId": id, "message": "The sandbox is running but port is not open", "port": closed, "code": 502 });
+    assert_eq!(answer.body, expected);
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), "").await.expect(204);
+    let answer = bench.answer(bench.guest(&id, closed, "/")).await.expect(502);
+    assert_eq!(answer.text("/message"), "The sandbox was not found");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn traffic_wakes_a_sandbox_that_asked_for_it() {
+    let bench = Bench::start().await;
+    let (id, port) = (bench.create(r#","autoPause":true,"autoResume":{"enabled":true}"#).await, streaming_port().await);
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), "").await.expect(204);
+    assert_eq!(bench.send(bench.guest(&id, port, "/")).await.status().as_u16(), 200);
+    let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    assert_eq!((detail.text("/state"), &detail.body["lifecycle"]["autoResume"]), ("running", &true.into()));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn envd_routes_of_the_host_stay_hidden() {
+    let bench = Bench::start().await;
+    let id = bench.create("").await;
+    for path in ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade", "//init", "/%69nit"] {
+        let answer = bench.answer(bench.guest(&id, 49983, path)).await.expect(404);
+        assert_eq!(answer.body["code"], 404, "{path}");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_idle_connections_and_cuts_endless_ones() {
+    let bench = Bench::start().await;
+    let (id, port) = (bench.create("").await, streaming_port().await);
+    let mut idle = TcpStream::connect(bench.address).await.unwrap();
+    let mut endless = bench.send(bench.guest(&id, port, "/")).await;
+    assert_eq!(endless.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let began = tokio::time::Instant::now();
+    bench.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "the grace of 200 ms bounds a stop");
+    assert_eq!(tokio::time::timeout(DEADLINE, idle.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0);
+    assert!(endless.frame().await.is_none_or(|frame| frame.is_err()));
+}
