@@ -1,1 +1,423 @@
-//! x
+//! What every engine promises, as one list of tests.
+//!
+//! The list runs on the fake engine in this crate and on real QEMU in the VM tests; a [`Harness`] says how instances, disks and
+//! guests come about on either. A failed promise panics, as in any test. Booting is slow where machines are emulated, so all
+//! promises but the first work on clones of one template.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use crate::{BootSpec, ControlStream, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, StartError, parts, qcow2};
+
+/// Longest wait for anything: an emulated guest on a busy host takes tens of seconds to boot.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// How machines, disks and guests come about.
+#[async_trait]
+pub trait Harness: Send + Sync {
+    /// The engine under test.
+    fn engine(&self) -> &dyn Engine;
+
+    /// A fresh instance to boot, with an overlay over the harness's base disk.
+    async fn boot_spec(&self) -> BootSpec;
+
+    /// A fresh instance to restore `snapshot`, with an overlay over its disk.
+    async fn restore_spec(&self, snapshot: &Snapshot) -> RestoreSpec;
+
+    /// Gives a file to the user that the machine of this instance runs as.
+    async fn give(&self, file: &Path, instance: &Path);
+
+    /// A new empty directory to write a snapshot into.
+    async fn snapshot_dir(&self) -> PathBuf;
+
+    /// Speaks to the guest behind a control connection.
+    fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest>;
+
+    /// Ends the machine of this instance as a fault of the engine would.
+    async fn crash(&self, machine: &dyn Machine, instance: &Path);
+
+    /// Machines that still exist, whoever holds them.
+    fn live(&self) -> usize;
+}
+
+/// A guest, seen from the host.
+#[async_trait]
+pub trait Guest: Send {
+    /// Waits until the guest answers.
+    async fn ready(&mut self);
+
+    /// Makes the guest keep a number in its memory.
+    async fn remember(&mut self, number: u64);
+
+    /// The number that it keeps.
+    async fn recall(&mut self) -> u64;
+
+    /// Makes it write to its root disk and wait until that is done.
+    async fn write_disk(&mut self);
+
+    /// Makes it power off.
+    async fn power_off(&mut self);
+
+    /// Waits until the connection ends.
+    async fn closed(&mut self);
+}
+
+/// The parts of a snapshot.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Whole memory of a booted machine.
+    pub memory: PathBuf,
+    /// Pages of a restored one.
+    pub memory_diff: Option<PathBuf>,
+    /// Device state.
+    pub state: PathBuf,
+    /// The overlay that is frozen with it.
+    pub disk: PathBuf,
+}
+
+/// Checks every promise, one after the other, and names each on standard error as it is kept.
+pub async fn check(harness: &dyn Harness) {
+    let template = kept("boot, pause, seal", boots_and_seals(harness)).await;
+    kept("a restored machine is paused and remembers", restores(harness, &template)).await;
+    kept("clones do not see each other", clones_are_apart(harness, &template)).await;
+    kept("a clone is snapshot, goes on, and has grandchildren", generations(harness, &template)).await;
+    kept("a disk is frozen where it is switched", disk_is_switched(harness, &template)).await;
+    kept("a new control connection ends the old one", reconnects(harness, &template)).await;
+    kept("a released machine lives on and is adopted", adopts(harness, &template)).await;
+    kept("nothing is adopted where nothing runs", refuses_to_adopt(harness, &template)).await;
+    kept("a crash is noticed, wherever one looks", notices_a_crash(harness, &template)).await;
+    kept("a guest may power off", powers_off(harness, &template)).await;
+    kept("damaged snapshots are refused", refuses_damage(harness, &template)).await;
+    kept("a dropped machine and a dropped start leave nothing", leaves_nothing(harness, &template)).await;
+    kept("a failed boot leaves nothing", failed_boot_leaves_nothing(harness)).await;
+    assert_eq!(harness.live(), 0, "no machine stays behind");
+}
+
+#[expect(clippy::print_stderr, reason = "a test tells what it has checked")]
+async fn kept<T>(promise: &str, test: impl Future<Output = T>) -> T {
+    let started = std::time::Instant::now();
+    let Ok(result) = tokio::time::timeout(DEADLINE, test).await else { panic!("no end within {DEADLINE:?}: {promise}") };
+    eprintln!("kept in {:>6.2} s: {promise}", started.elapsed().as_secs_f64());
+    result
+}
+
+/// A machine together with its guest and its instance.
+struct Instance {
+    machine: Box<dyn Machine>,
+    dir: PathBuf,
+    disk: PathBuf,
+}
+
+impl Instance {
+    async fn restore(harness: &dyn Harness, snapshot: &Snapshot) -> Self {
+        let spec = harness.restore_spec(snapshot).await;
+        let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+        let machine = harness.engine().restore(spec).await.expect("a whole snapshot is restored");
+        Self { machine, dir, disk }
+    }
+
+    /// Restores, resumes and greets.
+    async fn running(harness: &dyn Harness, snapshot: &Snapshot) -> (Self, Box<dyn Guest>) {
+        let mut instance = Self::restore(harness, snapshot).await;
+        instance.machine.resume().await.expect("a paused machine resumes");
+        let guest = instance.guest(harness).await;
+        (instance, guest)
+    }
+
+    async fn guest(&mut self, harness: &dyn Harness) -> Box<dyn Guest> {
+        let mut guest = harness.guest(self.machine.control().await.expect("a live machine has a control channel"));
+        guest.ready().await;
+        guest
+    }
+
+    /// Pauses, cuts a snapshot and switches to a fresh overlay, as a fork does.
+    async fn cut(&mut self, harness: &dyn Harness, base: &Snapshot) -> Snapshot {
+        self.machine.pause().await.expect("a running machine pauses");
+        let dir = harness.snapshot_dir().await;
+        let written = self.machine.snapshot(&dir).await.expect("a paused machine is snapshot");
+        assert!(matches!(written.memory, MemoryForm::Diff { .. }), "a restored machine gives a diff, not {written:?}");
+        let snapshot = Snapshot {
+            memory: base.memory.clone(),
+            memory_diff: Some(dir.join(parts::MEMORY_DIFF)),
+            state: dir.join(parts::STATE),
+            disk: self.disk.clone(),
+        };
+        self.disk = self.next_overlay(harness).await;
+        self.machine.switch_disk(&self.disk).await.expect("a paused machine switches its disk");
+        snapshot
+    }
+
+    /// A fresh overlay over the current one.
+    async fn next_overlay(&self, harness: &dyn Harness) -> PathBuf {
+        let size = qcow2::inspect(&self.disk).expect("the current overlay is one").virtual_bytes;
+        let path = self.disk.with_extension("next.qcow2");
+        let backing = qcow2::Backing { path: self.disk.clone(), format: qcow2::Format::Qcow2 };
+        qcow2::create(&path, &backing, size).expect("an overlay is created");
+        harness.give(&path, &self.dir).await;
+        path
+    }
+}
+
+async fn boots_and_seals(harness: &dyn Harness) -> Snapshot {
+    let spec = harness.boot_spec().await;
+    let (memory, disk, dir) = (spec.memory_file.clone(), spec.root_disk.clone(), spec.dir.clone());
+    let machine = harness.engine().boot(spec).await.expect("a machine boots");
+    let mut instance = Instance { machine, dir, disk };
+    let mut guest = instance.guest(harness).await;
+    guest.remember(1).await;
+    guest.write_disk().await;
+    let out = harness.snapshot_dir().await;
+    let machine = &mut instance.machine;
+    assert!(!machine.console_tail().await.expect("a live machine has a console").is_empty());
+    assert!(machine.host_use().await.expect("a live machine costs something").pss_bytes > 0);
+    wrong_state(machine.snapshot(&out).await, "running");
+    wrong_state(machine.switch_disk(&out).await, "running");
+    machine.resume().await.expect("resume of a running machine has no effect");
+    machine.pause().await.expect("a running machine pauses");
+    machine.pause().await.expect("pause of a paused machine has no effect");
+    machine.resume().await.expect("a paused machine resumes");
+    assert_eq!(guest.recall().await, 1);
+    machine.pause().await.expect("it pauses again");
+    let written = machine.snapshot(&out).await.expect("a paused machine is snapshot");
+    assert_eq!(written.memory, MemoryForm::Full);
+    wrong_state(machine.resume().await, "sealed");
+    wrong_state(machine.pause().await, "sealed");
+    wrong_state(machine.snapshot(&out).await, "sealed");
+    assert_eq!(machine.kill().await, Exit::Killed);
+    assert_eq!(machine.kill().await, Exit::Killed, "a second kill is none");
+    assert_eq!(machine.wait().await, Exit::Killed);
+    assert!(matches!(machine.resume().await, Err(MachineError::Gone(Exit::Killed))));
+    assert!(matches!(machine.control().await, Err(MachineError::Gone(Exit::Killed))));
+    assert_eq!(harness.live(), 0, "a killed machine is gone");
+    Snapshot { memory, memory_diff: None, state: out.join(parts::STATE), disk: instance.disk }
+}
+
+async fn restores(harness: &dyn Harness, template: &Snapshot) {
+    let mut instance = Instance::restore(harness, template).await;
+    instance.machine.pause().await.expect("a restored machine is paused");
+    instance.machine.resume().await.expect("it resumes");
+    let mut guest = instance.guest(harness).await;
+    assert_eq!(guest.recall().await, 1, "memory came back");
+    guest.write_disk().await;
+    guest.remember(2).await;
+    instance.machine.pause().await.expect("it pauses");
+    instance.machine.resume().await.expect("it resumes");
+    assert_eq!(guest.recall().await, 2);
+    instance.machine.pause().await.expect("it pauses");
+    assert_eq!(instance.machine.kill().await, Exit::Killed, "a paused machine is killed too");
+}
+
+async fn clones_are_apart(harness: &dyn Harness, template: &Snapshot) {
+    let before = fs_err::read(&template.disk).expect("the template's disk is there");
+    let (mut a, mut guest_a) = Instance::running(harness, template).await;
+    let (mut b, mut guest_b) = Instance::running(harness, template).await;
+    guest_a.remember(10).await;
+    guest_b.remember(20).await;
+    guest_a.write_disk().await;
+    assert_eq!((guest_a.recall().await, guest_b.recall().await), (10, 20));
+    a.machine.kill().await;
+    assert_eq!(guest_b.recall().await, 20, "a clone's end is not its sibling's");
+    b.machine.kill().await;
+    let (mut c, mut guest_c) = Instance::running(harness, template).await;
+    assert_eq!(guest_c.recall().await, 1, "the template is as it was");
+    c.machine.kill().await;
+    assert!(fs_err::read(&template.disk).expect("the template's disk is there") == before, "no clone wrote to its disk");
+}
+
+async fn generations(harness: &dyn Harness, template: &Snapshot) {
+    let (mut parent, mut guest) = Instance::running(harness, template).await;
+    guest.remember(100).await;
+    guest.write_disk().await;
+    let first = parent.cut(harness, template).await;
+    parent.machine.resume().await.expect("the parent goes on");
+    assert_eq!(guest.recall().await, 100, "over the connection that it had");
+    guest.remember(101).await;
+
+    let (mut child, mut child_guest) = Instance::running(harness, &first).await;
+    assert_eq!(child_guest.recall().await, 100, "a child begins where its parent was cut");
+    child_guest.remember(200).await;
+    child_guest.write_disk().await;
+    let second = child.cut(harness, template).await;
+    child.machine.kill().await;
+
+    let (mut grandchild, mut grandchild_guest) = Instance::running(harness, &second).await;
+    assert_eq!(grandchild_guest.recall().await, 200, "a grandchild is base plus one diff");
+    let (mut sibling, mut sibling_guest) = Instance::running(harness, &first).await;
+    assert_eq!((sibling_guest.recall().await, guest.recall().await), (100, 101), "nobody was disturbed");
+    for instance in [&mut parent, &mut grandchild, &mut sibling] {
+        instance.machine.kill().await;
+    }
+}
+
+async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut guest) = Instance::running(harness, template).await;
+    guest.write_disk().await;
+    for _ in 0..2 {
+        instance.machine.pause().await.expect("it pauses");
+        let (frozen, next) = (instance.disk.clone(), instance.next_overlay(harness).await);
+        instance.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
+        let before = fs_err::read(&frozen).expect("the frozen overlay is there");
+        let empty = fs_err::read(&next).expect("the new overlay is there");
+        instance.machine.resume().await.expect("it resumes");
+        guest.write_disk().await;
+        instance.machine.pause().await.expect("it pauses");
+        assert!(fs_err::read(&frozen).expect("the frozen overlay is there") == before, "a frozen overlay is written to");
+        assert!(fs_err::read(&next).expect("the new overlay is there") != empty, "the new overlay is not written to");
+        instance.machine.resume().await.expect("it resumes");
+        instance.disk = next;
+    }
+    instance.machine.pause().await.expect("it pauses");
+    let absent = instance.dir.join("absent.qcow2");
+    assert!(matches!(instance.machine.switch_disk(&absent).await, Err(MachineError::Refused { .. })));
+    instance.machine.resume().await.expect("a refused switch leaves the machine as it was");
+    guest.write_disk().await;
+    instance.machine.kill().await;
+}
+
+async fn reconnects(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut first) = Instance::running(harness, template).await;
+    let mut second = instance.guest(harness).await;
+    first.closed().await;
+    second.remember(3).await;
+    drop(second);
+    let mut third = instance.guest(harness).await;
+    assert_eq!(third.recall().await, 3);
+    instance.machine.kill().await;
+    third.closed().await;
+}
+
+async fn adopts(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut guest) = Instance::running(harness, template).await;
+    guest.remember(30).await;
+    let pid = instance.machine.pid();
+    instance.machine.release();
+    assert_eq!(harness.live(), 1, "a released machine lives");
+    instance.machine = harness.engine().adopt(&instance.dir).await.expect("a released machine is adopted");
+    assert_eq!(instance.machine.pid(), pid);
+    let mut guest = instance.guest(harness).await;
+    assert_eq!(guest.recall().await, 30);
+    // An adopted machine can do what any machine can, in the state that it was left in.
+    let cut = instance.cut(harness, template).await;
+    instance.machine.release();
+    instance.machine = harness.engine().adopt(&instance.dir).await.expect("a paused machine is adopted");
+    let next = instance.next_overlay(harness).await;
+    instance.machine.switch_disk(&next).await.expect("it is still paused, on the disk that it was switched to");
+    instance.machine.resume().await.expect("it resumes");
+    assert_eq!(instance.guest(harness).await.recall().await, 30);
+    assert_eq!(instance.machine.kill().await, Exit::Killed);
+    let (mut child, mut guest) = Instance::running(harness, &cut).await;
+    assert_eq!(guest.recall().await, 30);
+    child.machine.kill().await;
+}
+
+async fn refuses_to_adopt(harness: &dyn Harness, template: &Snapshot) {
+    let spec = harness.restore_spec(template).await;
+    assert!(harness.engine().adopt(&spec.dir).await.is_err(), "nothing ever ran there");
+    let (mut instance, _guest) = Instance::running(harness, template).await;
+    instance.machine.kill().await;
+    assert!(harness.engine().adopt(&instance.dir).await.is_err(), "what ran there is gone");
+    assert_eq!(harness.live(), 0);
+}
+
+async fn notices_a_crash(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut guest) = Instance::running(harness, template).await;
+    {
+        // A wait that is given up takes nothing with it.
+        let wait = instance.machine.wait();
+        assert!(tokio::time::timeout(Duration::from_millis(20), wait).await.is_err(), "a running machine does not end");
+    }
+    harness.crash(&*instance.machine, &instance.dir).await;
+    let exit = instance.machine.wait().await;
+    assert!(matches!(exit, Exit::Crashed { .. }), "{exit:?}");
+    assert_eq!(instance.machine.wait().await, exit, "an exit is told as often as one asks");
+    assert_eq!(instance.machine.kill().await, exit, "what is gone cannot be killed");
+    guest.closed().await;
+
+    let (mut instance, _guest) = Instance::running(harness, template).await;
+    harness.crash(&*instance.machine, &instance.dir).await;
+    let paused = instance.machine.pause().await;
+    assert!(matches!(paused, Err(MachineError::Gone(Exit::Crashed { .. }))), "{paused:?}");
+    assert_eq!(instance.machine.pid(), None);
+}
+
+async fn powers_off(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut guest) = Instance::running(harness, template).await;
+    guest.power_off().await;
+    assert_eq!(instance.machine.wait().await, Exit::GuestPoweroff);
+    assert_eq!(instance.machine.kill().await, Exit::GuestPoweroff);
+}
+
+async fn refuses_damage(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, _guest) = Instance::running(harness, template).await;
+    let whole = instance.cut(harness, template).await;
+    instance.machine.kill().await;
+    let refused = async |snapshot: Snapshot, what: &str| {
+        let spec = harness.restore_spec(&snapshot).await;
+        let error = harness.engine().restore(spec).await.err();
+        let typed = matches!(error, Some(StartError::Refused { .. } | StartError::File { .. }));
+        assert!(typed, "{what}: {error:?}");
+        assert_eq!(harness.live(), 0, "{what}: a process was left");
+    };
+    let damaged = |path: &Path, damage: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = fs_err::read(path).expect("a member is there");
+        damage(&mut bytes);
+        let copy = path.with_extension("damaged");
+        fs_err::write(&copy, bytes).expect("a copy is written");
+        copy
+    };
+    let flip = |bytes: &mut Vec<u8>| if let Some(byte) = bytes.last_mut() { *byte ^= 1 };
+    let halve = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
+    let diff = whole.memory_diff.clone().expect("a clone's snapshot has a diff");
+    for (damage, name) in [(&flip as &dyn Fn(&mut Vec<u8>), "flipped"), (&halve, "halved"), (&|bytes| bytes.clear(), "emptied")] {
+        let state = damaged(&whole.state, damage);
+        refused(Snapshot { state, ..whole.clone() }, &format!("{name} state")).await;
+        let memory_diff = Some(damaged(&diff, damage));
+        refused(Snapshot { memory_diff, ..whole.clone() }, &format!("{name} diff")).await;
+    }
+    refused(Snapshot { state: whole.state.with_extension("absent"), ..whole.clone() }, "absent state").await;
+    refused(Snapshot { memory_diff: Some(diff.with_extension("absent")), ..whole.clone() }, "absent diff").await;
+    refused(Snapshot { memory: whole.state.clone(), ..whole.clone() }, "memory of another size").await;
+    let (mut child, _guest) = Instance::running(harness, &whole).await;
+    child.machine.kill().await;
+}
+
+async fn leaves_nothing(harness: &dyn Harness, template: &Snapshot) {
+    let instance = Instance::restore(harness, template).await;
+    drop(instance);
+    gone(harness, "a dropped machine is killed").await;
+    // Wherever in its course a start is given up, nothing is left.
+    for milliseconds in [0, 1, 5, 10, 20, 40, 80] {
+        let spec = harness.restore_spec(template).await;
+        let start = harness.engine().restore(spec);
+        drop(tokio::time::timeout(Duration::from_millis(milliseconds), start).await);
+        gone(harness, "a start that was given up leaves no machine").await;
+    }
+}
+
+async fn failed_boot_leaves_nothing(harness: &dyn Harness) {
+    let mut spec = harness.boot_spec().await;
+    spec.root_disk = spec.dir.join("absent.qcow2");
+    let memory = spec.memory_file.clone();
+    assert!(harness.engine().boot(spec).await.is_err(), "a machine without its disk does not boot");
+    gone(harness, "a failed boot leaves no machine").await;
+    assert!(!memory.exists(), "a failed boot leaves no memory file");
+}
+
+/// Waits for the last process to go: a drop waits for nothing.
+async fn gone(harness: &dyn Harness, promise: &str) {
+    let all_gone = async {
+        while harness.live() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(30), all_gone).await.is_ok(), "{promise}");
+}
+
+fn wrong_state<T: std::fmt::Debug>(result: Result<T, MachineError>, expected: &str) {
+    assert!(matches!(&result, Err(MachineError::WrongState { state, .. }) if *state == expected), "{result:?}");
+}

@@ -1,1 +1,351 @@
-//! x
+//! A machine that is none: the whole seam in memory, for tests of everything above it.
+//!
+//! A [`FakeEngine`] keeps the contract's states, writes small files where a real one writes large ones, and speaks to an *agent*
+//! that the test supplies: a closure that is given the guest's end of every control connection. The agent's [`Guest`] has a
+//! memory that survives pauses, snapshots and restores exactly as RAM does, so a test sees whether state was carried over.
+//! Failures are injected by [`FakeEngine::inject`], crashes by [`FakeEngine::crash`]; [`FakeEngine::live`] counts what was not
+//! cleaned up. Clones of an engine are views of one host: a test of a restarted server gives a clone to the second server.
+
+mod files;
+mod machine;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::{io::DuplexStream, sync::watch};
+
+use self::machine::FakeMachine;
+use crate::{Acceleration, BootSpec, Engine, Exit, Fingerprint, Machine, RestoreSpec, StartError};
+
+/// A call that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// [`Engine::boot`].
+    Boot,
+    /// [`Engine::restore`].
+    Restore,
+    /// [`Engine::adopt`].
+    Adopt,
+    /// [`Machine::resume`] of a paused machine.
+    Resume,
+    /// [`Machine::pause`] of a running machine.
+    Pause,
+    /// [`Machine::snapshot`].
+    Snapshot,
+    /// [`Machine::switch_disk`].
+    SwitchDisk,
+    /// [`Machine::control`].
+    Control,
+}
+
+/// How it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The engine refuses; the machine stays as it was.
+    Refuse,
+    /// The engine dies during the call.
+    Crash,
+    /// The call never returns.
+    Hang,
+    /// The call takes this much longer, then works.
+    Delay(Duration),
+}
+
+/// What agents are given: one end of a control connection, and the guest behind it.
+#[derive(Debug)]
+pub struct Connection {
+    /// The guest's end. What the host writes while the machine is paused arrives when it runs again.
+    pub stream: DuplexStream,
+    /// The guest that the agent is in.
+    pub guest: Guest,
+}
+
+/// A guest, as its agent sees it.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    core: Arc<Core>,
+}
+
+impl Guest {
+    /// What the guest remembers.
+    pub fn memory(&self) -> Vec<u8> {
+        lock(&self.core.memory).clone()
+    }
+
+    /// Makes the guest remember something else.
+    pub fn remember(&self, memory: impl Into<Vec<u8>>) {
+        *lock(&self.core.memory) = memory.into();
+    }
+
+    /// The file that the guest's root disk is at the moment.
+    pub fn root_disk(&self) -> PathBuf {
+        lock(&self.core.root_disk).clone()
+    }
+
+    /// Ends the machine from within.
+    pub fn power_off(&self) {
+        self.core.end(Exit::GuestPoweroff);
+    }
+}
+
+type Agent = dyn Fn(Connection) -> BoxFuture<'static, ()> + Send + Sync;
+
+/// The engine. Cheap to clone; clones share their machines.
+#[derive(Clone)]
+pub struct FakeEngine {
+    host: Arc<Host>,
+    fingerprint: Fingerprint,
+}
+
+impl fmt::Debug for FakeEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeEngine").field("live", &self.live()).finish_non_exhaustive()
+    }
+}
+
+impl Default for FakeEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What all clones of an engine share.
+struct Host {
+    agent: Box<Agent>,
+    machines: Mutex<HashMap<PathBuf, Arc<Core>>>,
+    faults: Mutex<VecDeque<(Point, Fault)>>,
+    boots: AtomicU64,
+    restores: AtomicU64,
+}
+
+impl FakeEngine {
+    /// An engine whose guests send back what they are sent.
+    pub fn new() -> Self {
+        Self::with_agent(|connection| async move {
+            let (mut read, mut write) = tokio::io::split(connection.stream);
+            if let Err(error) = tokio::io::copy(&mut read, &mut write).await {
+                tracing::debug!(%error, "a fake guest's echo ended");
+            }
+        })
+    }
+
+    /// An engine whose guests run `agent` for every control connection. A new connection ends the one before it.
+    pub fn with_agent<F, A>(agent: F) -> Self
+    where
+        F: Fn(Connection) -> A + Send + Sync + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let host = Host {
+            agent: Box::new(move |connection| Box::pin(agent(connection))),
+            machines: Mutex::default(),
+            faults: Mutex::default(),
+            boots: AtomicU64::new(0),
+            restores: AtomicU64::new(0),
+        };
+        let fingerprint = Fingerprint {
+            engine: "fake".into(),
+            version: "1".into(),
+            machine: "none".into(),
+            acceleration: Acceleration::None,
+            cpu: "none".into(),
+        };
+        Self { host: Arc::new(host), fingerprint }
+    }
+
+    /// The same host behind another fingerprint, as after an upgrade of the engine.
+    pub fn with_fingerprint(&self, fingerprint: Fingerprint) -> Self {
+        Self { host: Arc::clone(&self.host), fingerprint }
+    }
+
+    /// Makes the next call of this kind fail. Several faults of one kind are used in order, one a call.
+    pub fn inject(&self, point: Point, fault: Fault) {
+        lock(&self.host.faults).push_back((point, fault));
+    }
+
+    /// Ends the machine in `dir` as if its process had died. Whether there was one.
+    pub fn crash(&self, dir: &Path) -> bool {
+        let core = lock(&self.host.machines).get(dir).cloned();
+        core.is_some_and(|core| core.end(crashed()))
+    }
+
+    /// Machines that are not gone.
+    pub fn live(&self) -> usize {
+        lock(&self.host.machines).len()
+    }
+
+    /// Their directories, sorted.
+    pub fn live_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<PathBuf> = lock(&self.host.machines).keys().cloned().collect();
+        dirs.sort();
+        dirs
+    }
+
+    /// Boots that succeeded.
+    pub fn boots(&self) -> u64 {
+        self.host.boots.load(Ordering::Relaxed)
+    }
+
+    /// Restores that succeeded.
+    pub fn restores(&self) -> u64 {
+        self.host.restores.load(Ordering::Relaxed)
+    }
+}
+
+impl Host {
+    /// Suffers the next fault of this kind: delays and hangs here, and gives the others to be turned into an error.
+    async fn suffer(&self, point: Point) -> Option<Failed> {
+        let fault = {
+            let mut faults = lock(&self.faults);
+            let at = faults.iter().position(|(at, _)| *at == point)?;
+            faults.remove(at)?.1
+        };
+        match fault {
+            Fault::Refuse => Some(Failed::Refused),
+            Fault::Crash => Some(Failed::Crashed),
+            Fault::Hang => std::future::pending().await,
+            Fault::Delay(delay) => {
+                tokio::time::sleep(delay).await;
+                None
+            }
+        }
+    }
+
+    /// The fault of a start, as its error.
+    async fn suffer_start(&self, point: Point) -> Result<(), StartError> {
+        match self.suffer(point).await {
+            None => Ok(()),
+            Some(Failed::Refused) => Err(StartError::Refused { phase: "its start", reason: INJECTED.into() }),
+            Some(Failed::Crashed) => Err(StartError::Died { phase: "its start", log: INJECTED.into() }),
+        }
+    }
+}
+
+enum Failed {
+    Refused,
+    Crashed,
+}
+
+const INJECTED: &str = "a test asked for it";
+
+fn crashed() -> Exit {
+    Exit::Crashed { status: "signal: 11 (SIGSEGV)".into(), log: INJECTED.into() }
+}
+
+/// Where a machine stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Paused,
+    Sealed,
+    Gone(Exit),
+}
+
+/// Whose memory a machine's is.
+#[derive(Debug)]
+enum Origin {
+    Booted { memory_file: PathBuf },
+    Restored,
+}
+
+/// A machine, apart from whoever holds it.
+#[derive(Debug)]
+struct Core {
+    dir: PathBuf,
+    origin: Origin,
+    phase: watch::Sender<Phase>,
+    memory: Mutex<Vec<u8>>,
+    root_disk: Mutex<PathBuf>,
+    host: std::sync::Weak<Host>,
+}
+
+impl Core {
+    /// Ends the machine, once. Whether this call did.
+    fn end(&self, exit: Exit) -> bool {
+        let ended = self.phase.send_if_modified(|phase| {
+            let alive = !matches!(phase, Phase::Gone(_));
+            if alive {
+                *phase = Phase::Gone(exit);
+            }
+            alive
+        });
+        if let Some(host) = self.host.upgrade() {
+            lock(&host.machines).remove(&self.dir);
+        }
+        ended
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}
+
+impl FakeEngine {
+    fn start(&self, dir: PathBuf, origin: Origin, phase: Phase, memory: Vec<u8>, root_disk: PathBuf) -> Box<dyn Machine> {
+        let core = Arc::new(Core {
+            dir: dir.clone(),
+            origin,
+            phase: watch::Sender::new(phase),
+            memory: Mutex::new(memory),
+            root_disk: Mutex::new(root_disk),
+            host: Arc::downgrade(&self.host),
+        });
+        lock(&self.host.machines).insert(dir, Arc::clone(&core));
+        Box::new(FakeMachine::new(core, Arc::clone(&self.host)))
+    }
+}
+
+#[async_trait]
+impl Engine for FakeEngine {
+    fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
+        self.host.suffer_start(Point::Boot).await?;
+        for file in [&spec.kernel, &spec.initrd, &spec.root_disk] {
+            files::exists(file)?;
+        }
+        files::create_memory(&spec.memory_file, spec.shape)?;
+        self.host.boots.fetch_add(1, Ordering::Relaxed);
+        let origin = Origin::Booted { memory_file: spec.memory_file };
+        Ok(self.start(spec.dir, origin, Phase::Running, Vec::new(), spec.root_disk))
+    }
+
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
+        self.host.suffer_start(Point::Restore).await?;
+        files::exists(&spec.root_disk)?;
+        let memory = files::read_snapshot(&spec)?;
+        self.host.restores.fetch_add(1, Ordering::Relaxed);
+        Ok(self.start(spec.dir, Origin::Restored, Phase::Paused, memory, spec.root_disk))
+    }
+
+    async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
+        self.host.suffer_start(Point::Adopt).await?;
+        let core = lock(&self.host.machines).get(dir).cloned();
+        let core = core.ok_or_else(|| StartError::File {
+            path: dir.to_path_buf(),
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, "no machine runs there"),
+        })?;
+        Ok(Box::new(FakeMachine::new(core, Arc::clone(&self.host))))
+    }
+}
+
+/// A lock that a panicking test poisoned still guards consistent data: every critical section is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
