@@ -40,9 +40,6 @@ pub(crate) enum ControlError {
     /// The device fails.
     #[error("cannot read the control port")]
     Read(#[source] io::Error),
-    /// The device fails, or the host does not read.
-    #[error("cannot write to the control port")]
-    Write(#[source] io::Error),
     /// An answer that does not fit a frame.
     #[error("cannot frame an answer")]
     Encode(#[source] EncodeError),

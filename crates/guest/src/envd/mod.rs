@@ -5,6 +5,8 @@
 
 mod auth;
 mod error;
+mod files;
+mod filesystem;
 mod keepalive;
 mod metrics;
 mod paths;
@@ -12,6 +14,7 @@ mod process;
 mod server;
 mod state;
 mod users;
+mod xattrs;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -21,13 +24,14 @@ use axum::{
     http::StatusCode,
     middleware,
     response::{IntoResponse, Response},
-    routing::{any_service, get},
+    routing::{any_service, get, post},
 };
 use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 use self::{
     error::ApiError,
+    filesystem::FilesystemService,
     process::{ProcessService, Processes},
 };
 pub(crate) use self::{
@@ -43,7 +47,9 @@ const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// envd's routes.
 pub(crate) fn routes(state: &State, reaper: Reaper, meter: Arc<Meter>) -> Router {
     let processes = Processes::new(reaper);
-    let services = connectrpc::Router::new().add_service(Arc::new(ProcessService::new(state.clone(), processes)));
+    let services = connectrpc::Router::new()
+        .add_service(Arc::new(ProcessService::new(state.clone(), processes)))
+        .add_service(Arc::new(FilesystemService::new(state.clone())));
     let connect = ConnectRpcService::new(services)
         .with_limits(Limits::default().with_max_request_body_size(MAX_MESSAGE_BYTES).with_max_message_size(MAX_MESSAGE_BYTES))
         // SDKs read event by event and do not expect encoded bodies.
@@ -58,6 +64,8 @@ pub(crate) fn routes(state: &State, reaper: Reaper, meter: Arc<Meter>) -> Router
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
         .route("/metrics", get(move || figures(meter)))
         .route("/envs", get(envs))
+        .route("/files", get(files::get).post(files::post))
+        .route("/files/compose", post(files::compose))
         .route("/process.Process/{method}", any_service(connect.clone()))
         .route("/filesystem.Filesystem/{method}", any_service(connect))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "no such route") })
