@@ -183,7 +183,7 @@ impl Slot {
     pub fn require_free(&self, bytes: u64) -> Result<(), CacheError> {
         let stat = nix::sys::statvfs::statvfs(&self.work)
             .map_err(|errno| CacheError::Begin { path: self.entry.clone(), source: errno.into() })?;
-        let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+        let free = stat.blocks_available() * stat.fragment_size();
         if free < bytes {
             return Err(CacheError::DiskFull { path: self.entry.clone(), needed_mib: bytes >> 20, free_mib: free >> 20 });
         }

@@ -32,8 +32,8 @@ rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap"
 echo 'Acquire::Languages "none";' >"$root/etc/apt/apt.conf.d/99sandbox"
 mv "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99sandbox"
 
-# Nothing that two sandboxes would share, nothing that only the build needed.
+# Nothing that two sandboxes would share, nothing that only the build needed. The package lists, apt's cache, /tmp and /run
+# are not touched here: mmdebstrap empties them after this, with an apt whose configuration for this tree still is in /tmp.
+# Without that file it would take the host's lists for the tree's.
 rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/archives "$root"/var/cache/apt/*.bin "$root"/var/cache/debconf/*-old
-rm -rf "$root"/var/log/apt "$root"/var/log/*.log "$root"/tmp/* "$root"/var/tmp/* "$root"/run/*
-install -d "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial" "$root/var/log/apt"
+rm -rf "$root"/var/cache/debconf/*-old "$root"/var/log/*.log

@@ -1,4 +1,4 @@
-//! What is asked of apt: fresh package lists, what a package's candidate is, and a package file.
+//! What is asked of apt: fresh package lists, what a package's candidate is, a package file, packages for this host.
 //!
 //! apt stays the authority on sources, pins, proxies and trust; nothing here fetches or verifies by itself.
 
@@ -6,14 +6,19 @@ use std::cmp::Ordering;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::command::{CommandError, WhenDropped, capture, command, run};
-use crate::progress::{Report, Step, say};
-use crate::sources::stanzas;
+use crate::command::{CommandError, capture, command, run, run_to_end};
+use crate::progress::{Event, Progress, Report, Step, say};
+use crate::sources::{index_targets, stanzas};
 
 /// Asking apt's own database. It may first have to rebuild its cache.
 const QUERY_DEADLINE: Duration = Duration::from_secs(120);
 /// Fetching some tens of MiB, on a slow line.
 const FETCH_DEADLINE: Duration = Duration::from_secs(20 * 60);
+/// Installing QEMU and what it needs: a hundred packages at most.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(40 * 60);
+/// How long another package manager may hold its locks, such as the daily upgrade of a host.
+const LOCK_DEADLINE: Duration = Duration::from_secs(10 * 60);
+const LISTS_LOCK: &str = "/var/lib/apt/lists/lock";
 
 /// Why apt did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,21 @@ pub enum AptError {
         #[source]
         source: CommandError,
     },
+    /// Another package manager holds apt's lists.
+    #[error("cannot lock `{LISTS_LOCK}`: another package manager has held it for {} s", LOCK_DEADLINE.as_secs())]
+    Locked,
+    /// The lock of apt's lists cannot be asked.
+    #[error("cannot ask for the lock `{LISTS_LOCK}`")]
+    Lock(#[source] std::io::Error),
+    /// Packages cannot be installed on this host.
+    #[error("cannot install {packages}; `apt-get install {packages}` by hand may say more")]
+    Install {
+        /// Their names.
+        packages: String,
+        /// What apt said.
+        #[source]
+        source: CommandError,
+    },
     /// apt fetched something, but not what was asked for.
     #[error("cannot find the file that apt fetched for `{package}`")]
     NoFile {
@@ -54,17 +74,75 @@ pub(crate) struct Candidate {
     pub(crate) version: String,
 }
 
-/// Refreshes this machine's package lists. Killed when dropped: an update cut off leaves the old lists.
+/// Refreshes this machine's package lists. A source that does not answer is passed over as long as Debian's own indexes are
+/// there, if only old ones. Killed when dropped: an update cut off leaves the old lists.
 pub async fn refresh_lists(log: &Path, report: Report<'_>) -> Result<(), AptError> {
-    let mut update = command("apt-get");
-    update.args(["-o", "DPkg::Lock::Timeout=300", "-o", "APT::Update::Error-Mode=any", "update"]);
     say(report, Step::PackageLists, "apt-get update");
+    wait_for_lists().await?;
+    let mut update = command("apt-get");
+    update.args(["-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Retries=3", "update"]);
     let mut on_line = |line: &str| {
         if line.starts_with("Get:") {
             say(report, Step::PackageLists, line);
         }
     };
-    run(update, FETCH_DEADLINE, log, WhenDropped::Kill, &mut on_line).await.map_err(AptError::Update)
+    let Err(error) = run(update, FETCH_DEADLINE, log, &mut on_line).await else { return Ok(()) };
+    let targets = index_targets().await.map_err(AptError::Update)?;
+    if !targets.iter().any(|target| target.origin == "Debian" && target.filename.is_file()) {
+        return Err(AptError::Update(error));
+    }
+    tracing::warn!(%error, "not every package source could be refreshed");
+    Ok(())
+}
+
+/// Installs packages on this host, from `release` if one is named, without what they merely recommend. Goes on to its end
+/// when dropped.
+pub async fn install(packages: &[&str], release: Option<&str>, log: &Path, report: Report<'_>) -> Result<(), AptError> {
+    let mut install = command("apt-get");
+    install.args(["install", "--yes", "--no-install-recommends", "-o", "Acquire::Retries=3"]);
+    install.arg("-o").arg(format!("DPkg::Lock::Timeout={}", LOCK_DEADLINE.as_secs()));
+    // A configuration file that was changed by hand stays as it is: nobody can be asked.
+    install.args(["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]);
+    if let Some(release) = release {
+        install.args(["--target-release", release]);
+    }
+    install.args(packages).env("NEEDRESTART_SUSPEND", "1");
+    let mut follow = PackageProgress::new(Step::Host);
+    let mut on_line = |line: &str| {
+        if let Some(event) = follow.event(line) {
+            report(event);
+        }
+    };
+    run_to_end(install, INSTALL_DEADLINE, log, &mut on_line)
+        .await
+        .map_err(|source| AptError::Install { packages: packages.join(" "), source })
+}
+
+/// Waits until nobody refreshes the lists: apt itself would give up at once. Its lock is one of fcntl(2).
+async fn wait_for_lists() -> Result<(), AptError> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let Ok(file) = fs_err::OpenOptions::new().write(true).open(LISTS_LOCK) else {
+        // Before the first update there is no file, and so nobody holds it.
+        return Ok(());
+    };
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let lock = nix::libc::flock {
+            l_type: i16::try_from(nix::libc::F_WRLCK).unwrap_or_default(),
+            l_whence: i16::try_from(nix::libc::SEEK_SET).unwrap_or_default(),
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        let taken = fcntl(file.file(), FcntlArg::F_SETLKW(&lock)).map_err(std::io::Error::from);
+        // Closing the file gives the lock back, for apt to take.
+        drop(file);
+        drop(sender.send(taken));
+    });
+    match tokio::time::timeout(LOCK_DEADLINE, receiver).await {
+        Ok(Ok(taken)) => taken.map(drop).map_err(AptError::Lock),
+        Ok(Err(_)) | Err(_) => Err(AptError::Locked),
+    }
 }
 
 /// The candidates of all packages whose name begins with `prefix` and is accepted by `wanted`.
@@ -90,9 +168,7 @@ pub(crate) async fn download(candidate: &Candidate, into: &Path, log: &Path) -> 
     let mut fetch = command("apt-get");
     // The directory is ours, not the unprivileged fetcher's.
     fetch.args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", &package]).current_dir(into);
-    run(fetch, FETCH_DEADLINE, log, WhenDropped::Kill, &mut |_| ())
-        .await
-        .map_err(|source| AptError::Fetch { package: package.clone(), source })?;
+    run(fetch, FETCH_DEADLINE, log, &mut |_| ()).await.map_err(|source| AptError::Fetch { package: package.clone(), source })?;
     let found = fs_err::read_dir(into).ok().and_then(|entries| {
         let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         paths.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -155,9 +231,62 @@ fn character_weight(byte: u8) -> i32 {
     }
 }
 
+/// Makes progress of what apt and dpkg say while they install.
+#[derive(Debug)]
+pub(crate) struct PackageProgress {
+    step: Step,
+    done: u64,
+    total: u64,
+}
+
+impl PackageProgress {
+    pub(crate) fn new(step: Step) -> Self {
+        PackageProgress { step, done: 0, total: 0 }
+    }
+
+    /// What a line tells, if it tells something.
+    pub(crate) fn event(&mut self, line: &str) -> Option<Event> {
+        let words: Vec<&str> = line.split_whitespace().take(8).collect();
+        if let Some(detail) = line.strip_prefix("I: ") {
+            return Some(Event { step: self.step, detail: detail.to_owned(), progress: None });
+        }
+        if line.contains(" newly installed, ") {
+            // Said once for every run of apt; each package is unpacked and then set up.
+            let changed = |n: usize| words.get(n).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+            self.total += 2 * (changed(0) + changed(2));
+            return None;
+        }
+        let (detail, counts) = match words.as_slice() {
+            ["Unpacking", package, ..] => (format!("unpacking {package}"), true),
+            ["Setting", "up", package, ..] => (format!("setting up {package}"), true),
+            // Number, base, suite, architecture, package: an index has no package.
+            [get, _, _, _, package, _, _, ..] if get.starts_with("Get:") => (format!("fetching {package}"), false),
+            _ => return None,
+        };
+        self.done = (self.done + u64::from(counts)).min(self.total);
+        let progress = (counts && self.total > 0).then_some(Progress { done: self.done, total: self.total });
+        Some(Event { step: self.step, detail, progress })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_counts_unpacking_and_setting_up() {
+        let mut follow = PackageProgress::new(Step::Packages);
+        assert_eq!(follow.event("I: running apt-get update...").unwrap().detail, "running apt-get update...");
+        assert_eq!(follow.event("Get:1 http://a.test/debian bookworm InRelease [151 kB]"), None);
+        assert_eq!(follow.event("1 upgraded, 1 newly installed, 0 to remove and 0 not upgraded."), None);
+        let event = follow.event("Get:1 http://a.test/debian bookworm/main amd64 bash amd64 5.2 [1 kB]").unwrap();
+        assert_eq!((event.detail.as_str(), event.progress), ("fetching bash", None));
+        let event = follow.event("Unpacking bash (5.2.15-2) ...").unwrap();
+        assert_eq!(event.progress, Some(Progress { done: 1, total: 4 }));
+        let event = follow.event("Setting up bash (5.2.15-2) ...").unwrap();
+        assert_eq!((event.detail.as_str(), event.progress), ("setting up bash", Some(Progress { done: 2, total: 4 })));
+        assert_eq!(follow.event("(Reading database ... 100%)"), None);
+    }
 
     #[test]
     fn versions_compare_as_dpkg_does() {

@@ -12,7 +12,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
-use crate::command::{CommandError, WhenDropped, command, run};
+use crate::command::{CommandError, command, run};
 use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
 use crate::progress::{Report, Step, say};
 
@@ -196,7 +196,7 @@ async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<
     let tree = slot.path().join("tree");
     let mut unpack = command("dpkg-deb");
     unpack.arg("-x").arg(&package).arg(&tree);
-    run(unpack, Duration::from_secs(300), slot.log(), WhenDropped::Kill, &mut |_| ())
+    run(unpack, Duration::from_secs(300), slot.log(), &mut |_| ())
         .await
         .map_err(|source| KernelError::Unpack { package: package.clone(), source })?;
     let release = release_of(&candidate.package).unwrap_or_default().to_owned();

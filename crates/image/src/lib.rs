@@ -11,8 +11,7 @@
 //!   base_rootfs    packages  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
 //! ```
 //!
-//! External programs ([`command`]) run with a deadline, write to a log that errors name, and die with the future that waits
-//! for them.
+//! External programs ([`command`]) run with a deadline and write to a log that errors name.
 
 mod cache;
 pub mod command;
@@ -26,7 +25,7 @@ mod rootfs;
 pub mod sources;
 
 pub use cache::{Cache, CacheError, Claim, Slot};
-pub use debian::{AptError, compare_versions, refresh_lists};
+pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
 pub use modules::ModuleError;

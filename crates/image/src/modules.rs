@@ -99,11 +99,14 @@ pub(crate) fn load(tree: &Path) -> Result<Vec<Module>, ModuleError> {
     Ok(order.into_iter().filter_map(|name| Some(Module { bytes: contents.remove(&name)?, name })).collect())
 }
 
-/// Orders modules so that each comes after its dependencies, and otherwise as wanted. `depends` gives a module's own
-/// dependencies, or `None` for one that is built in.
+/// What a module depends on; `None` for one that is built in.
+type Dependencies = Result<Option<Vec<String>>, ModuleError>;
+
+/// Orders modules so that each comes after its dependencies, and otherwise as wanted. `depends` is asked once for
+/// each module that is ordered.
 fn load_order<'a>(
     wanted: impl Iterator<Item = &'a str>,
-    mut depends: impl FnMut(&str) -> Result<Option<Vec<String>>, ModuleError>,
+    mut depends: impl FnMut(&str) -> Dependencies,
 ) -> Result<Vec<String>, ModuleError> {
     let mut order = Vec::new();
     for name in wanted {
@@ -117,7 +120,7 @@ fn visit(
     name: &str,
     above: &mut Vec<String>,
     order: &mut Vec<String>,
-    depends: &mut dyn FnMut(&str) -> Result<Option<Vec<String>>, ModuleError>,
+    depends: &mut dyn FnMut(&str) -> Dependencies,
 ) -> Result<(), ModuleError> {
     if order.iter().any(|done| done == name) {
         return Ok(());

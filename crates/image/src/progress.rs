@@ -35,6 +35,8 @@ pub enum Step {
     Wait,
     /// The package lists of this machine are refreshed.
     PackageLists,
+    /// Packages are installed on this host.
+    Host,
     /// The guest kernel.
     Kernel,
     /// The initramfs.
@@ -50,6 +52,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Step::Wait => "waiting",
             Step::PackageLists => "package lists",
+            Step::Host => "host packages",
             Step::Kernel => "guest kernel",
             Step::Initramfs => "initramfs",
             Step::Packages => "root file system",

@@ -18,8 +18,9 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
-use crate::command::{CommandError, WhenDropped, capture, command, run};
-use crate::progress::{Event, Progress, Report, Step, say};
+use crate::command::{CommandError, capture, command, run};
+use crate::debian::PackageProgress;
+use crate::progress::{Report, Step, say};
 use crate::sources::{Mirrors, SourcesError, mirrors};
 
 /// Raise it when the same recipe gives another kind of entry.
@@ -40,6 +41,8 @@ const FILE_SYSTEM_ID: &str = "6f0f5c35-3b0e-4f0e-8f75-1d4c1b3b7a11";
 /// Named one by one, so that this machine's `mke2fs.conf` and its version have no say.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
                         large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+/// Instead of the host's `mke2fs.conf`. It defines the type that is asked for, with no more to say about it.
+const MKE2FS_CONFIG: &str = "[fs_types]\n\text4 = {\n\t}\n";
 const CUSTOMISE: &str = include_str!("customise.sh");
 /// Documentation is never read in a sandbox; it is a third of the files of a package.
 const DPKG_OPTIONS: &[&str] = &[
@@ -77,6 +80,7 @@ impl Default for RootSpec {
             "git",
             "iproute2",
             "less",
+            "libnss-myhostname",
             "nano",
             "nodejs",
             "npm",
@@ -203,13 +207,13 @@ async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, r
     install.arg(&spec.suite).arg(tree).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
     install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
-    let mut follow = Packages::default();
+    let mut follow = PackageProgress::new(Step::Packages);
     let mut on_line = |line: &str| {
         if let Some(event) = follow.event(line) {
             report(event);
         }
     };
-    run(install, PACKAGES_DEADLINE, slot.log(), WhenDropped::Kill, &mut on_line).await.map_err(RootfsError::Packages)
+    run(install, PACKAGES_DEADLINE, slot.log(), &mut on_line).await.map_err(RootfsError::Packages)
 }
 
 /// The sources to install from, which the image also keeps.
@@ -236,52 +240,24 @@ async fn apt_settings() -> Result<Vec<String>, CommandError> {
     Ok(dump.lines().filter(belongs).map(str::to_owned).collect())
 }
 
-/// Makes progress of what mmdebstrap, apt and dpkg say.
-#[derive(Debug, Default)]
-struct Packages {
-    done: u64,
-    total: u64,
-}
-
-impl Packages {
-    fn event(&mut self, line: &str) -> Option<Event> {
-        let word = |n: usize| line.split_whitespace().nth(n);
-        if let Some(step) = line.strip_prefix("I: ") {
-            return Some(Event { step: Step::Packages, detail: step.to_owned(), progress: None });
-        }
-        if line.contains(" newly installed, ") {
-            // Said once for the essential packages and once for the rest; each is unpacked and then set up.
-            self.total += 2 * word(2).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-            return None;
-        }
-        let (detail, counts) = match (word(0)?, word(1)?) {
-            ("Unpacking", package) => (format!("unpacking {package}"), true),
-            ("Setting", "up") => (format!("setting up {}", word(2)?), true),
-            (get, _) if get.starts_with("Get:") => (format!("fetching {}", word(4)?), false),
-            _ => return None,
-        };
-        self.done = (self.done + u64::from(counts)).min(self.total);
-        let progress = (counts && self.total > 0).then_some(Progress { done: self.done, total: self.total });
-        Some(Event { step: Step::Packages, detail, progress })
-    }
-}
-
 /// Makes the image of the tree without mounting anything, and checks it.
 async fn make_image(slot: &Slot, tree: &Path, spec: &RootSpec, report: Report<'_>) -> Result<(), RootfsError> {
     let image = slot.path().join(IMAGE);
     say(report, Step::Image, format!("making a disk image of {} GiB", spec.virtual_bytes >> 30));
     let created = fs::File::create_new(&image).and_then(|file| file.set_len(spec.virtual_bytes));
     created.map_err(RootfsError::Store)?;
+    let config = slot.path().join("mke2fs.conf");
+    fs::write(&config, MKE2FS_CONFIG).map_err(RootfsError::Store)?;
     let mut make = command("mke2fs");
     make.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-e", "remount-ro"]);
     make.args(["-O", FEATURES, "-U", FILE_SYSTEM_ID, "-L", "sandbox", "-J", &format!("size={JOURNAL_MIB}")]);
     make.args(["-E", &format!("assume_storage_prezeroed=1,root_owner=0:0,hash_seed={FILE_SYSTEM_ID}")]);
-    make.arg("-d").arg(tree).arg(&image).env("MKE2FS_CONFIG", "/dev/null").env("PATH", SBIN_PATH);
-    run(make, IMAGE_DEADLINE, slot.log(), WhenDropped::Kill, &mut |_| ()).await.map_err(RootfsError::Image)?;
+    make.arg("-d").arg(tree).arg(&image).env("MKE2FS_CONFIG", &config).env("PATH", SBIN_PATH);
+    run(make, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Image)?;
     say(report, Step::Image, "checking the disk image");
     let mut check = command("e2fsck");
     check.args(["-f", "-n"]).arg(&image).env("PATH", SBIN_PATH);
-    run(check, IMAGE_DEADLINE, slot.log(), WhenDropped::Kill, &mut |_| ()).await.map_err(RootfsError::Check)
+    run(check, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Check)
 }
 
 const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -289,7 +265,7 @@ const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Removes all but the image, seals it, and writes the record.
 fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
     fs::remove_dir_all(work.join("tree"))?;
-    for file in ["sources", "customise.sh"] {
+    for file in ["sources", "customise.sh", "mke2fs.conf"] {
         fs::remove_file(work.join(file))?;
     }
     let image = work.join(IMAGE);
@@ -328,20 +304,6 @@ fn digest(image: &Path) -> std::io::Result<String> {
 mod tests {
     use super::*;
     use crate::sources::Mirror;
-
-    #[test]
-    fn progress_counts_unpacking_and_setting_up() {
-        let mut follow = Packages::default();
-        assert_eq!(follow.event("I: running apt-get update...").unwrap().detail, "running apt-get update...");
-        assert_eq!(follow.event("0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded."), None);
-        let event = follow.event("Get:1 http://a.test/debian bookworm/main amd64 bash amd64 5.2 [1 kB]").unwrap();
-        assert_eq!((event.detail.as_str(), event.progress), ("fetching bash", None));
-        let event = follow.event("Unpacking bash (5.2.15-2) ...").unwrap();
-        assert_eq!(event.progress, Some(Progress { done: 1, total: 4 }));
-        let event = follow.event("Setting up bash (5.2.15-2) ...").unwrap();
-        assert_eq!((event.detail.as_str(), event.progress), ("setting up bash", Some(Progress { done: 2, total: 4 })));
-        assert_eq!(follow.event("(Reading database ... 100%)"), None);
-    }
 
     #[test]
     fn the_suite_of_the_image_is_the_recipes_and_the_mirror_is_the_machines() {

@@ -371,7 +371,7 @@ Components: main
         let plain = source("http://near.test/debian/", "bookworm", None);
         let security = source("http://near.test/debian-security", "bookworm-security", None);
         let found = |sources: &[Source]| find(sources, &[], "bookworm").map(|mirrors| mirrors.main.uri);
-        assert_eq!(found(&[third.clone()]), None);
+        assert_eq!(found(std::slice::from_ref(&third)), None);
         assert_eq!(found(&[third.clone(), plain.clone()]).as_deref(), Some("http://near.test/debian/"));
         assert_eq!(found(&[third, plain.clone(), keyed]).as_deref(), Some("http://near.test/x"));
         let both = find(&[plain, security], &[], "bookworm").unwrap();

@@ -1,0 +1,366 @@
+//! The checks: what is looked at, and what it means.
+//!
+//! Each looks at one thing and cannot fail itself: what cannot be looked at is a finding too. A failure is something without
+//! which no sandbox starts; a warning is something that one will run into.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use firkin_image::command::{capture, command};
+use firkin_image::{compare_versions, sources};
+use serde::Serialize;
+
+use super::setup::Lack;
+
+/// The first QEMU whose `file:` migration restores a template as fast as we promise.
+const QEMU_WANTED: &str = "8.2";
+/// Snapshots of running sandboxes ask the kernel which pages were written; before this one they read a table for it.
+const KERNEL_WITH_PAGEMAP_SCAN: (u32, u32) = (6, 7);
+/// What Debian 11 has. Nothing older was ever tried.
+const KERNEL_LEAST: (u32, u32) = (5, 10);
+/// The guest system while it is built, and one template.
+const DISK_LEAST_GIB: u64 = 5;
+/// The floor below which no sandbox is created, and some sandboxes.
+const DISK_WANTED_GIB: u64 = 20;
+/// One sandbox, an emulator's own needs and the server.
+const MEMORY_LEAST_MIB: u64 = 1024;
+const MEMORY_WANTED_MIB: u64 = 4096;
+/// A sandbox takes some thirty descriptors of the server.
+const FILES_WANTED: u64 = 4096;
+/// How long a program may take to tell its version.
+const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// The capabilities that a server uses, by their numbers in linux/capability.h.
+const CAPABILITIES: &[(u32, &str)] = &[
+    (0, "CHOWN"),
+    (1, "DAC_OVERRIDE"),
+    (5, "KILL"),
+    (6, "SETGID"),
+    (7, "SETUID"),
+    (12, "NET_ADMIN"),
+    (19, "SYS_PTRACE"),
+    (21, "SYS_ADMIN"),
+    (27, "MKNOD"),
+];
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Check {
+    /// What was looked at.
+    pub(crate) name: &'static str,
+    /// How it stands.
+    pub(crate) status: Status,
+    /// What was found.
+    pub(crate) found: String,
+    /// What it is needed for.
+    pub(crate) why: &'static str,
+    /// What to do about it. Absent when it is in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<String>,
+    /// What [`super::plan`] can do about it.
+    #[serde(skip)]
+    pub(crate) lack: Option<Lack>,
+}
+
+/// How a checked thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// In order.
+    Ok,
+    /// Sandboxes start, but not as well or not as many as they could.
+    Warn,
+    /// No sandbox starts.
+    Fail,
+}
+
+/// The directories whose file systems are looked at. They need not exist yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) cache_dir: PathBuf,
+}
+
+/// What a single look found.
+struct Finding {
+    status: Status,
+    found: String,
+    remedy: Option<String>,
+    lack: Option<Lack>,
+}
+
+impl Finding {
+    fn ok(found: impl Into<String>) -> Self {
+        Finding { status: Status::Ok, found: found.into(), remedy: None, lack: None }
+    }
+
+    fn warn(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { status: Status::Warn, found: found.into(), remedy: Some(remedy.into()), lack: None }
+    }
+
+    fn fail(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { status: Status::Fail, ..Self::warn(found, remedy) }
+    }
+
+    fn lacks(found: impl Into<String>, lack: Lack) -> Self {
+        Finding { lack: Some(lack), ..Self::fail(found, "`firkin doctor --fix` installs it") }
+    }
+
+    fn named(self, name: &'static str, why: &'static str) -> Check {
+        Check { name, status: self.status, found: self.found, why, remedy: self.remedy, lack: self.lack }
+    }
+}
+
+/// Looks at everything, in the order in which a person would want to know.
+pub(crate) async fn check(places: &Places) -> Vec<Check> {
+    let mut checks = vec![
+        root().named("root", "namespaces, taps and separate users for every machine"),
+        kernel().named("kernel", "snapshots of running machines, and networks of their own"),
+        kvm().named("kvm", "guests at full speed; without it they are emulated"),
+        qemu().await.named("qemu", "it runs the machines"),
+    ];
+    for (name, programs, package, why) in [
+        ("mmdebstrap", &["mmdebstrap"][..], "mmdebstrap", "it makes the root file system from Debian packages"),
+        ("e2fsprogs", &["mke2fs", "e2fsck"][..], "e2fsprogs", "it makes the disk image"),
+        ("dpkg", &["dpkg-deb", "apt-get"][..], "apt", "it unpacks the guest kernel"),
+        ("mount", &["mount", "unshare", "chroot"][..], "mount", "the root file system is made in a mount namespace"),
+    ] {
+        checks.push(program(programs, package).named(name, why));
+    }
+    checks.push(package_sources().await.named("package sources", "guest kernel and root file system come from them"));
+    checks.push(tun().named("tun", "each machine's network interface"));
+    checks.push(namespaces().await.named("network namespaces", "each machine has a network of its own"));
+    checks.push(nftables().named("nftables", "guests must not reach this host, and reach the internet by masquerade"));
+    checks.push(forwarding().named("forwarding", "guests reach the internet through this host"));
+    checks.push(disk(&places.cache_dir).named("disk for the cache", "the guest system is built and kept there"));
+    checks.push(disk(&places.state_dir).named("disk for state", "templates, snapshots and sandboxes' disks"));
+    checks.push(memory().named("memory", "sandboxes live in it"));
+    checks.push(files().named("open files", "each sandbox takes some"));
+    checks
+}
+
+fn root() -> Finding {
+    if !nix::unistd::geteuid().is_root() {
+        return Finding::fail(format!("user id {}", nix::unistd::geteuid()), "run it as root, for example with `sudo`");
+    }
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(held) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else {
+        return Finding::warn("root, capabilities unknown", "mount /proc");
+    };
+    let missing: Vec<&str> = CAPABILITIES.iter().filter(|(bit, _)| held & (1 << bit) == 0).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        Finding::ok("root with all capabilities needed")
+    } else {
+        let remedy = "run it outside of the container, or give the container these capabilities";
+        Finding::fail(format!("root without {}", missing.join(", ")), remedy)
+    }
+}
+
+fn kernel() -> Finding {
+    let Ok(names) = nix::sys::utsname::uname() else { return Finding::fail("unknown", "run it on Linux") };
+    let release = names.release().to_string_lossy().into_owned();
+    match two_numbers(&release) {
+        Some(version) if version >= KERNEL_WITH_PAGEMAP_SCAN => Finding::ok(format!("Linux {release}")),
+        Some(version) if version >= KERNEL_LEAST => {
+            Finding::ok(format!("Linux {release} (from 6.7 on, snapshots of running sandboxes take less time)"))
+        }
+        _ => Finding::fail(format!("Linux {release}"), "run it on Debian 12 or newer"),
+    }
+}
+
+fn kvm() -> Finding {
+    match fs_err::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        // That it opens does not mean that it runs guests: the engine runs one to find out.
+        Ok(_) => Finding::ok("/dev/kvm is there; whether it runs guests shows when the server starts"),
+        Err(_) => Finding::warn("no /dev/kvm", "enable virtualisation on this host, or accept emulated guests"),
+    }
+}
+
+async fn qemu() -> Finding {
+    let mut ask = command("qemu-system-x86_64");
+    ask.arg("--version");
+    let Ok(answer) = capture(ask, ASK_DEADLINE).await else { return Finding::lacks("no qemu-system-x86_64", Lack::Qemu) };
+    match qemu_version(&answer) {
+        Some(version) if compare_versions(version, QEMU_WANTED).is_ge() => Finding::ok(format!("QEMU {version}")),
+        Some(version) => Finding::lacks(format!("QEMU {version}, older than {QEMU_WANTED}"), Lack::Qemu),
+        None => Finding::lacks("a qemu-system-x86_64 that does not tell its version", Lack::Qemu),
+    }
+}
+
+/// `10.0.2` of `QEMU emulator version 10.0.2 (Debian ...)`.
+fn qemu_version(answer: &str) -> Option<&str> {
+    answer.lines().next()?.split_once("version ")?.1.split_whitespace().next()
+}
+
+fn program(programs: &[&str], package: &'static str) -> Finding {
+    let missing: Vec<&str> = programs.iter().copied().filter(|program| which(program).is_none()).collect();
+    match which(programs[0]) {
+        Some(path) if missing.is_empty() => Finding::ok(path.display().to_string()),
+        _ => Finding::lacks(format!("no {}", missing.join(", ")), Lack::Package(package)),
+    }
+}
+
+/// Looks a program up as the programs that we start are looked up, and where administrators' programs are.
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
+    places.map(|place| place.join(program)).find(|candidate| candidate.is_file())
+}
+
+async fn package_sources() -> Finding {
+    match sources::mirrors(Path::new("/")).await {
+        Ok(mirrors) => Finding::ok(format!("Debian {} from {}", mirrors.codename, mirrors.main.uri)),
+        // What is installed and cached works without.
+        Err(error) => Finding::warn(chain(&error), "add Debian's own archive to /etc/apt/sources.list"),
+    }
+}
+
+fn tun() -> Finding {
+    match fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => Finding::ok("/dev/net/tun"),
+        Err(error) => Finding::fail(error.to_string(), "load the kernel module: `modprobe tun`"),
+    }
+}
+
+async fn namespaces() -> Finding {
+    let mut attempt = command("unshare");
+    attempt.args(["--net", "--", "true"]);
+    match capture(attempt, ASK_DEADLINE).await {
+        Ok(_) => Finding::ok("can be made"),
+        Err(error) => Finding::fail(chain(&error), "run it as root on the host itself, or in a privileged container"),
+    }
+}
+
+/// Asks nf_tables for the number of its rule set's generation: it answers if the kernel has it. Changes nothing.
+fn nftables() -> Finding {
+    const GET_GENERATION: u16 = (10 << 8) | 16;
+    const REQUEST: u16 = 1;
+    const ERROR: u16 = 2;
+    let asked = || -> std::io::Result<u16> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        let mut socket = std::fs::File::from(socket);
+        // Length, type, flags, sequence, sender; family, version, resource.
+        let mut message = Vec::from(20_u32.to_ne_bytes());
+        message.extend(GET_GENERATION.to_ne_bytes());
+        message.extend(REQUEST.to_ne_bytes());
+        message.extend([0; 12]);
+        socket.write_all(&message)?;
+        // The kernel has answered by the time it took the request.
+        let mut answer = [0; 256];
+        let length = socket.read(&mut answer)?;
+        let kind: [u8; 2] = answer.get(4..6).filter(|_| length >= 20).and_then(|kind| kind.try_into().ok()).unwrap_or_default();
+        Ok(u16::from_ne_bytes(kind))
+    };
+    let remedy = "run it on a kernel with nf_tables, such as Debian's: `modprobe nf_tables`";
+    match asked() {
+        Ok(ERROR | 0) => Finding::fail("the kernel refuses it", remedy),
+        Ok(_) => Finding::ok("the kernel has it"),
+        Err(error) => Finding::fail(error.to_string(), remedy),
+    }
+}
+
+/// Forwarding is switched on interface by interface when a sandbox may reach out, so it only has to be possible.
+fn forwarding() -> Finding {
+    let switch = Path::new("/proc/sys/net/ipv4/conf/all/forwarding");
+    match nix::unistd::access(switch, nix::unistd::AccessFlags::W_OK) {
+        Ok(()) => Finding::ok("can be switched on for single interfaces"),
+        Err(errno) => {
+            let remedy = "run it where /proc/sys can be written, or create sandboxes without internet access";
+            Finding::warn(format!("cannot be switched on: {}", errno.desc()), remedy)
+        }
+    }
+}
+
+fn disk(dir: &Path) -> Finding {
+    // The directory is made on first use: what counts is the file system that it will be on.
+    let Some(place) = dir.ancestors().find(|place| place.exists()) else {
+        return Finding::warn(format!("no directory above {}", dir.display()), "choose another directory");
+    };
+    let stat = match nix::sys::statvfs::statvfs(place) {
+        Ok(stat) => stat,
+        Err(errno) => return Finding::warn(format!("{}: {}", place.display(), errno.desc()), "choose another directory"),
+    };
+    let free = (stat.blocks_available() * stat.fragment_size()) >> 30;
+    let found = format!("{free} GiB free for {}", dir.display());
+    let remedy = format!("make room (at least {DISK_WANTED_GIB} GiB), or choose a directory on another file system");
+    match free {
+        ..DISK_LEAST_GIB => Finding::fail(found, remedy),
+        DISK_LEAST_GIB..DISK_WANTED_GIB => Finding::warn(found, remedy),
+        DISK_WANTED_GIB.. => Finding::ok(found),
+    }
+}
+
+fn memory() -> Finding {
+    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let Some(available) = available.map(|kib| kib >> 10) else { return Finding::warn("unknown", "mount /proc") };
+    let found = format!("{available} MiB available");
+    match available {
+        ..MEMORY_LEAST_MIB => Finding::fail(found, format!("free at least {MEMORY_WANTED_MIB} MiB")),
+        MEMORY_LEAST_MIB..MEMORY_WANTED_MIB => Finding::warn(found, format!("free at least {MEMORY_WANTED_MIB} MiB")),
+        MEMORY_WANTED_MIB.. => Finding::ok(found),
+    }
+}
+
+fn files() -> Finding {
+    let limits = fs_err::read_to_string("/proc/self/limits").unwrap_or_default();
+    let hard =
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().nth(1)?.parse::<u64>().ok());
+    match hard {
+        Some(hard) if hard >= FILES_WANTED => Finding::ok(format!("up to {hard} for a process")),
+        Some(hard) => {
+            Finding::warn(format!("up to {hard} for a process"), format!("raise the limit: `ulimit -Hn {FILES_WANTED}`"))
+        }
+        None => Finding::warn("unknown", "look at `ulimit -Hn`"),
+    }
+}
+
+/// Major and minor number at the beginning of a version.
+fn two_numbers(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split(|character: char| !character.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// An error with all its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(qemu_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"), Some("10.0.2"));
+        assert_eq!(qemu_version("QEMU emulator version 7.2.19"), Some("7.2.19"));
+        assert_eq!(qemu_version("nonsense"), None);
+        assert!(compare_versions("7.2.19", QEMU_WANTED).is_lt());
+        assert!(compare_versions("8.2.0", QEMU_WANTED).is_ge());
+        assert_eq!(two_numbers("6.1.0-50-cloud-amd64"), Some((6, 1)));
+        assert_eq!(two_numbers("x"), None);
+    }
+
+    #[tokio::test]
+    async fn every_check_says_what_it_found_and_what_to_do() {
+        let here = std::env::temp_dir().join("firkin-not-made");
+        let checks = check(&Places { state_dir: here.clone(), cache_dir: here }).await;
+        assert!(checks.len() > 10);
+        for check in checks {
+            assert!(!check.found.is_empty(), "{check:?}");
+            assert_eq!(check.remedy.is_some(), check.status != Status::Ok, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_a_lack() {
+        let finding = program(&["firkin-no-such-program"], "somepackage");
+        assert_eq!((finding.status, finding.lack), (Status::Fail, Some(Lack::Package("somepackage"))));
+        assert_eq!(program(&["sh"], "dash").status, Status::Ok);
+    }
+}

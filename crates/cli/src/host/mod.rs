@@ -1,0 +1,20 @@
+//! What this host must have and be, and how to make it so.
+//!
+//! ```text
+//!   check() ──► Vec<Check> ──► plan() ──► Vec<Action> ──► (shown, agreed to) ──► apply() ──► check() again
+//! ```
+//!
+//! Checks change nothing. A plan is a list of sentences that a person can agree to, and only packages and package sources are
+//! ever in it: what else is missing (root, memory, a kernel) has a remedy in words. Packages come from the Debian mirror that
+//! this machine already uses.
+
+mod checks;
+mod setup;
+
+pub(crate) use checks::{Check, Places, Status, check};
+pub(crate) use setup::{Action, PlanError, SetupError, apply, plan};
+
+/// The guest agent's executable, the `/init` of every guest.
+pub(crate) fn agent() -> &'static [u8] {
+    firkin_agent::GUEST_AGENT
+}
