@@ -20,8 +20,8 @@ use nix::{
 
 use crate::{run::say, workspace::Workspace};
 
-/// From start to an answer on `/health`. The template exists already, so nothing long is left to do.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+/// From start to an answer on `/health`, the probe for acceleration included, which may have to wait for a guest that hangs.
+const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// From the signal to the exit, with sandboxes to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);

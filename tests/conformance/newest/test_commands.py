@@ -80,7 +80,8 @@ def test_a_sandbox_knows_that_it_is_one(sandbox):
 
 def test_the_base_template_has_its_tools(sandbox):
     tools = "python python3 gcc make git curl sudo node npm ps ip"
-    assert sandbox.commands.run(f"command -v {tools} >/dev/null && for t in {tools}; do command -v $t >/dev/null || echo $t; done").stdout == ""
+    missing = sandbox.commands.run(f"for tool in {tools}; do command -v $tool >/dev/null || echo $tool; done")
+    assert missing.stdout == ""
     assert sandbox.commands.run("python -c 'print(6 * 7)'").stdout == "42\n"
 
 
