@@ -163,10 +163,21 @@ impl Api {
         self.exchange(request).await.map(drop)
     }
 
-    fn file_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
-        let query = with_query("/files", [("path", path.to_owned()), ("username", "user".to_owned())]);
+    /// Asks `/` of a port in a sandbox, through the data plane.
+    pub(crate) async fn get_port(&self, sandbox: &rest::Sandbox, port: u16) -> anyhow::Result<Bytes> {
         let mut request =
-            Request::builder().method(method).uri(format!("{}{query}", self.target.sandbox_url.trim_end_matches('/')));
+            self.data_request(Method::GET, sandbox, "/")?.body(Full::default()).context("cannot make the request")?;
+        request.headers_mut().insert(envd::PORT_HEADER, port.into());
+        Ok(self.exchange(request).await?.body)
+    }
+
+    fn file_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
+        self.data_request(method, sandbox, &with_query("/files", [("path", path.to_owned()), ("username", "user".to_owned())]))
+    }
+
+    fn data_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
+        let mut request =
+            Request::builder().method(method).uri(format!("{}{path}", self.target.sandbox_url.trim_end_matches('/')));
         let access = Access { sandbox_id: &sandbox.sandbox_id, token: sandbox.envd_access_token.as_deref(), user: None };
         for (name, value) in &envd::headers(&access)? {
             request = request.header(name, value);

@@ -313,7 +313,7 @@ pub(crate) struct BuildArgs {
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Virtual CPUs [default: 2]
+    /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "COUNT")]
     pub(crate) cpus: Option<u32>,
     /// Guest memory in MiB [default: 512]

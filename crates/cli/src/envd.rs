@@ -21,6 +21,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{failure::Advise as _, serverfile::Target};
 
+/// Names the port in a sandbox that a request is for.
+pub(crate) const PORT_HEADER: HeaderName = HeaderName::from_static("e2b-sandbox-port");
+
 /// envd's port in every sandbox.
 const ENVD_PORT: HeaderValue = HeaderValue::from_static("49983");
 
@@ -43,7 +46,7 @@ pub(crate) fn headers(access: &Access<'_>) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     let id = HeaderValue::from_str(access.sandbox_id).with_context(|| format!("`{}` is no sandbox id", access.sandbox_id))?;
     headers.insert(HeaderName::from_static("e2b-sandbox-id"), id);
-    headers.insert(HeaderName::from_static("e2b-sandbox-port"), ENVD_PORT);
+    headers.insert(PORT_HEADER, ENVD_PORT);
     headers.insert(HeaderName::from_static("keepalive-ping-interval"), KEEPALIVE_SECONDS);
     if let Some(token) = access.token {
         let token = HeaderValue::from_str(token).context("the access token cannot be sent")?;

@@ -8,6 +8,7 @@ mod args;
 mod command;
 mod envd;
 mod failure;
+mod host;
 mod output;
 mod progress;
 mod serverfile;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         }
     };
     let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
+    log_to_stderr(&cli.command);
     let status = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
             let result = runtime.block_on(run(cli, &settings));
@@ -49,13 +51,21 @@ fn main() -> ExitCode {
     status.into()
 }
 
+/// A server tells what it does; other commands only what goes wrong. `FIRKIN_LOG` asks for more.
+fn log_to_stderr(command: &Command) {
+    let level = if matches!(command, Command::Up(_)) { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FIRKIN_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
 async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
     match cli.command {
-        Command::Up(_) | Command::Quickstart(_) | Command::Doctor(_) | Command::Template(TemplateCommand::Build(_)) => {
-            anyhow::bail!("this build cannot run machines yet")
-        }
+        Command::Up(_) => command::up::run(settings).await,
+        Command::Quickstart(_) => command::quickstart::run(settings).await,
+        Command::Doctor(args) => command::doctor::run(settings, &args).await,
         Command::Env => command::env::run(settings, cli.global.json),
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
+        Command::Template(TemplateCommand::Build(args)) => command::template::build(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
     }

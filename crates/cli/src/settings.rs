@@ -132,6 +132,23 @@ impl Settings {
             format!(" --state-dir {}", self.state_dir.display())
         }
     }
+
+    /// The options that make another server of ours run like this one, for hints to paste.
+    pub(crate) fn serve_options(&self) -> String {
+        let mut options = String::new();
+        if self.listen_chosen {
+            options += &format!(" --listen {}", self.listen);
+        }
+        if self.cache_dir != Path::new(DEFAULT_CACHE_DIR) {
+            options += &format!(" --cache-dir {}", self.cache_dir.display());
+        }
+        match self.accel {
+            Accel::Auto => {}
+            Accel::Kvm => options += " --accel kvm",
+            Accel::Tcg => options += " --accel tcg",
+        }
+        options
+    }
 }
 
 /// Decides every value.
@@ -198,7 +215,9 @@ mod tests {
         assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
         assert_eq!(settings.accel, Accel::Auto);
         assert_eq!(settings.on_exit, OnExit::Kill);
-        assert_eq!(settings.state_option(), "");
+        assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
+        let settings = resolved("firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg", &Surroundings::default());
+        assert_eq!(settings.serve_options(), " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg");
     }
 
     #[test]

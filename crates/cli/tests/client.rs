@@ -161,10 +161,7 @@ fn create_sends_what_was_asked_and_nothing_else() {
     let output = server.run(&["sandbox", "create", "py", "--timeout", "60", "--env", "A=1", "--metadata", "k=v"]);
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
     let body: serde_json::Value = serde_json::from_slice(&server.seen.lock().unwrap()[0].body).unwrap();
-    assert_eq!(
-        body,
-        serde_json::json!({"templateID": "py", "timeout": 60, "envVars": {"A": "1"}, "metadata": {"k": "v"}})
-    );
+    assert_eq!(body, serde_json::json!({"templateID": "py", "timeout": 60, "envVars": {"A": "1"}, "metadata": {"k": "v"}}));
 }
 
 #[test]
@@ -225,10 +222,7 @@ fn env_prints_lines_for_a_shell_and_json_on_demand() {
     let server = Server::start([]);
     let output = server.run(&["env"]);
     let url = format!("http://{}", server.address);
-    assert_eq!(
-        stdout(&output),
-        format!("export E2B_API_KEY=e2b_0123\nexport E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\n")
-    );
+    assert_eq!(stdout(&output), format!("export E2B_API_KEY=e2b_0123\nexport E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\n"));
     let output = server.run(&["env", "--json"]);
     assert_eq!(
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(),
@@ -307,10 +301,7 @@ fn a_paused_sandbox_runs_nothing() {
     let server = Server::start([("GET /sandboxes/i1", json(200, PAUSED))]);
     let output = server.run(&["sandbox", "exec", "i1", "--", "true"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        stderr(&output),
-        "error: sandbox `i1` is paused\nhint: `firkin sandbox resume i1` continues it\n"
-    );
+    assert_eq!(stderr(&output), "error: sandbox `i1` is paused\nhint: `firkin sandbox resume i1` continues it\n");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The commands, one module each.
 
+pub(crate) mod doctor;
 pub(crate) mod env;
 pub(crate) mod exec;
+mod hosting;
+pub(crate) mod quickstart;
 pub(crate) mod sandbox;
 pub(crate) mod template;
+pub(crate) mod up;

@@ -1,18 +1,108 @@
-//! `firkin template ...`
+//! `firkin template ...`: lists and removes through the server, builds without one.
 
-use anyhow::Context as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use firkin_runtime::{
+    runtime::OnExit,
+    template::{BuildTemplate, TemplateInfo},
+};
 use firkin_wire::rest;
 use jiff::Timestamp;
+use serde::Serialize;
 
-use super::sandbox::{each, relative};
+use super::{
+    hosting::{self, Interrupts},
+    sandbox::{each, relative},
+};
 use crate::{
     api::Api,
-    args::RemoveArgs,
-    failure::ExitStatus,
+    args::{BuildArgs, RemoveArgs},
+    failure::{Advise as _, ExitStatus},
     output::{self, Table},
+    progress::Progress,
     serverfile,
     settings::Settings,
 };
+
+/// How long a template's own ready command may take to succeed.
+const READY_DEADLINE: Duration = Duration::from_secs(600);
+
+/// What a build made.
+#[derive(Debug, Serialize)]
+struct Built {
+    template_id: String,
+    build_id: String,
+    names: Vec<String>,
+    cpus: u32,
+    memory_mib: u64,
+    built: bool,
+}
+
+/// `firkin template build`
+pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Result<ExitStatus> {
+    let mut interrupts = Interrupts::listen()?;
+    let progress = Progress::on_stderr(settings.live_progress);
+    let force = args.force;
+    let request = request(args)?;
+    let Some(runtime) = interrupts.unless(hosting::open_runtime(settings, &progress)).await? else {
+        return Ok(ExitStatus::Interrupted);
+    };
+    let work = async {
+        if force {
+            hosting::build(&runtime, request, &progress).await.map(|template| (template, true))
+        } else {
+            hosting::ensure(&runtime, request, &progress).await
+        }
+    };
+    let built = interrupts.unless(work).await;
+    // What was paused stays paused; nothing else can be here.
+    runtime.shutdown(OnExit::Pause).await;
+    let Some((template, built)) = built? else { return Ok(ExitStatus::Interrupted) };
+    let result = shown(template, built);
+    output::result(settings.format, &result, || {
+        let mut table = Table::new(&["template", "names", "result", ">cpus", ">memory"]);
+        let outcome = if result.built { "built" } else { "unchanged" };
+        table.row([
+            result.template_id.clone(),
+            result.names.join(" "),
+            outcome.to_owned(),
+            result.cpus.to_string(),
+            format!("{} MiB", result.memory_mib),
+        ]);
+        table
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+/// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
+fn request(args: BuildArgs) -> anyhow::Result<BuildTemplate> {
+    let base = BuildTemplate::base();
+    let request = BuildTemplate {
+        ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { base.ready_deadline },
+        ready: args.ready_cmd.or_else(|| base.ready.clone()),
+        cpus: args.cpus.unwrap_or(base.cpus),
+        memory_mib: args.memory.unwrap_or(base.memory_mib),
+        start: args.start_cmd,
+        name: args.name,
+        ..base.clone()
+    };
+    if request.name == base.name && request != base {
+        return Err(anyhow!("template `{}` is built by every server as it is", base.name)).hint("give yours a name of its own");
+    }
+    Ok(request)
+}
+
+fn shown(template: TemplateInfo, built: bool) -> Built {
+    Built {
+        template_id: template.id,
+        build_id: template.build_id,
+        names: template.aliases,
+        cpus: template.budget.cpus,
+        memory_mib: template.budget.memory_mib,
+        built,
+    }
+}
 
 /// `firkin template ls`
 pub(crate) async fn list(settings: &Settings) -> anyhow::Result<ExitStatus> {
@@ -49,4 +139,27 @@ pub(crate) async fn remove(settings: &Settings, args: RemoveArgs) -> anyhow::Res
     let api = Api::new(serverfile::find(settings)?);
     let remove = async |name: &str| api.remove_template(name).await.map(|()| "removed");
     each(settings, &args.names, "removed", remove).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command, TemplateCommand};
+
+    fn requested(line: &str) -> anyhow::Result<BuildTemplate> {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Template(TemplateCommand::Build(args)) => request(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_base_template_cannot_be_another() {
+        assert_eq!(requested("firkin template build").unwrap(), BuildTemplate::base());
+        assert!(requested("firkin template build base --memory 1024").is_err());
+        let own = requested("firkin template build big --memory 1024 --ready-cmd true").unwrap();
+        assert_eq!((own.name.as_str(), own.memory_mib, own.ready.as_deref()), ("big", 1024, Some("true")));
+    }
 }

@@ -1,0 +1,390 @@
+//! What `up`, `quickstart` and `template build` share: a host made ready, a runtime opened on it, and a server in front of it.
+//!
+//! ```text
+//!   bind ─► open: host checked ─► guest system built ─► acceleration chosen ─► runtime opened ─► base template built ─► serve
+//! ```
+//!
+//! The listener comes first because a taken port should be told at once, not after minutes of building.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use firkin_engine::{
+    Engine,
+    qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
+};
+use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
+use firkin_runtime::{
+    capacity::HostCapacity,
+    config::{GuestSystem, RuntimeConfig},
+    disk::{DiskPressureProbe as _, StatvfsProbe},
+    error::OpenError,
+    link::NetworkChoice,
+    network::NetworkConfig,
+    runtime::{OnExit, Runtime},
+    template::{BuildTemplate, TemplateInfo},
+};
+use firkin_server::{ServeError, ServerConfig};
+use fs_err as fs;
+use tokio::{
+    net::TcpSocket,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::Accel,
+    failure::Advise as _,
+    progress::Progress,
+    serverfile::{self, ServerFile, Target},
+    settings::Settings,
+};
+
+/// The template that every host has.
+pub(crate) const BASE_TEMPLATE: &str = "base";
+
+/// Connections that wait to be accepted: a burst of creates is some hundreds.
+const BACKLOG: u32 = 1024;
+
+/// From power-on to power-off of the tiny guest that shows whether hardware virtualisation works: 0.2 s where it does.
+const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Ctrl-C and SIGTERM.
+pub(crate) struct Interrupts {
+    int: Signal,
+    term: Signal,
+}
+
+impl Interrupts {
+    /// From now on the signals end nothing by themselves.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        let int = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+        let term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        Ok(Self { int, term })
+    }
+
+    /// Ends with the next signal. Cancel-safe.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
+
+    /// `work`, or `None` if a signal comes first; the work is then dropped.
+    pub(crate) async fn unless<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<Option<T>> {
+        tokio::select! {
+            result = work => result.map(Some),
+            () = self.next() => Ok(None),
+        }
+    }
+}
+
+/// What to do about an address that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfTaken {
+    /// Say so.
+    Fail,
+    /// Take any free port of the same address, unless the user chose the port.
+    AnyFreePort,
+}
+
+/// Takes the address to serve on. Until it listens, clients are refused rather than kept waiting.
+pub(crate) fn bind(settings: &Settings, if_taken: IfTaken) -> anyhow::Result<TcpSocket> {
+    let wanted = settings.listen;
+    match take(wanted) {
+        Ok(socket) => Ok(socket),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && if_taken == IfTaken::AnyFreePort && !settings.listen_chosen => {
+            take(SocketAddr::new(wanted.ip(), 0)).with_context(|| format!("cannot take any port of `{}`", wanted.ip()))
+        }
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot serve on `{wanted}`"))
+            .hint("another server may run there: choose another address with `--listen`, and another `--state-dir`"),
+    }
+}
+
+fn take(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of an earlier server that linger must not keep this one from starting.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// A runtime that is open and has its base template.
+pub(crate) struct Host {
+    runtime: Runtime,
+    api_key: String,
+}
+
+/// Makes the host ready, as far as it is not, and opens the runtime with its base template.
+pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Result<Host> {
+    let runtime = open_runtime(settings, progress).await?;
+    let opened = async {
+        ensure(&runtime, BuildTemplate::base(), progress).await?;
+        api_key(&runtime, settings).await
+    };
+    match opened.await {
+        Ok(api_key) => Ok(Host { runtime, api_key }),
+        Err(error) => {
+            runtime.shutdown(OnExit::Kill).await;
+            Err(error)
+        }
+    }
+}
+
+/// Makes the host ready and opens the runtime, without any template.
+pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
+    super::doctor::ensure_ready(settings, progress).await?;
+    let guest = guest_system(settings, progress).await?;
+    let engine = engine(settings, &guest, progress).await?;
+    let step = progress.step("opening the state directory");
+    fs::create_dir_all(&settings.state_dir)?;
+    let state_dir = fs::canonicalize(&settings.state_dir)?;
+    let config = RuntimeConfig {
+        capacity: capacity(&state_dir)?,
+        disk_floor_mib: None,
+        disk_probe: Arc::new(StatvfsProbe),
+        network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
+        guest,
+        state_dir,
+    };
+    let runtime = Runtime::open(config, engine).await.map_err(|error| {
+        let hint = match &error {
+            OpenError::Locked { .. } => Some("stop that server, or choose another `--state-dir`"),
+            OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
+            OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
+            OpenError::Store(_) => None,
+        };
+        advised(error, hint)
+    })?;
+    step.done(&format!("state directory {}", settings.state_dir.display()));
+    Ok(runtime)
+}
+
+/// Builds a template unless it is there already, made of the same parts.
+pub(crate) async fn ensure(runtime: &Runtime, build: BuildTemplate, progress: &Progress) -> anyhow::Result<(TemplateInfo, bool)> {
+    let name = build.name.clone();
+    let step = progress.step(&format!("template {name}"));
+    let (template, built) = runtime
+        .ensure_template(build, &|line: &str| step.at(line))
+        .await
+        .with_context(|| format!("cannot build template `{name}`"))?;
+    step.done(&format!("template {name}{}", if built { " built" } else { "" }));
+    Ok((template, built))
+}
+
+/// Builds a template even if it is there already.
+pub(crate) async fn build(runtime: &Runtime, build: BuildTemplate, progress: &Progress) -> anyhow::Result<TemplateInfo> {
+    let name = build.name.clone();
+    let step = progress.step(&format!("template {name}"));
+    let template = runtime.build_template(build, &|line: &str| step.at(line)).await;
+    let template = template.with_context(|| format!("cannot build template `{name}`"))?;
+    step.done(&format!("template {name} built"));
+    Ok(template)
+}
+
+/// Kernel, initial RAM file system and root image, from the cache or built into it.
+async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<GuestSystem> {
+    let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    let step = progress.step("guest kernel");
+    let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
+    step.done(&format!("guest kernel {}", kernel.version));
+    let step = progress.step("initial RAM file system with the guest agent");
+    let initrd = initramfs(&cache, &kernel, crate::host::agent()).await.context("cannot make the initial RAM file system")?;
+    step.done("initial RAM file system with the guest agent");
+    let step = progress.step("guest root file system");
+    let root =
+        base_rootfs(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest root file system")?;
+    step.done("guest root file system");
+    Ok(GuestSystem {
+        kernel: kernel.kernel,
+        kernel_digest: kernel.digest,
+        initrd: initrd.path,
+        initrd_digest: initrd.digest,
+        rootfs: root.path,
+        rootfs_digest: root.digest,
+        rootfs_bytes: root.virtual_bytes,
+    })
+}
+
+fn described(event: &firkin_image::Event) -> String {
+    match event.progress {
+        Some(progress) => format!("{}: {} ({} of {})", event.step, event.detail, progress.done, progress.total),
+        None => format!("{}: {}", event.step, event.detail),
+    }
+}
+
+/// The engine, with the acceleration that a guest was seen to run with.
+async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -> anyhow::Result<Arc<dyn Engine>> {
+    let step = progress.step("trying the acceleration");
+    let request = ProbeRequest {
+        program: None,
+        kernel: guest.kernel.clone(),
+        initrd: guest.initrd.clone(),
+        requested: match settings.accel {
+            Accel::Auto => Requested::Auto,
+            Accel::Kvm => Requested::Kvm,
+            Accel::Tcg => Requested::Tcg,
+        },
+        deadline: PROBE_DEADLINE,
+        verdict_file: Some(settings.cache_dir.join("acceleration.json")),
+    };
+    let engine = probe(&request).await.map_err(|error| {
+        let hint = match &error {
+            ProbeError::Missing { .. } | ProbeError::TooOld { .. } => Some("`firkin doctor --fix` installs it"),
+            ProbeError::Unusable { .. } => Some("`--accel tcg` emulates the machine: it works everywhere, with a slow CPU"),
+            ProbeError::Start(_) | ProbeError::Io(_) => None,
+        };
+        advised(error, hint)
+    })?;
+    step.done(&match engine.fallback() {
+        Some(reason) => format!("acceleration {}: kvm does not work here: {reason}", engine.fingerprint().acceleration),
+        None => format!("acceleration {}", engine.fingerprint().acceleration),
+    });
+    Ok(Arc::new(engine))
+}
+
+fn advised(error: impl Into<anyhow::Error>, hint: Option<&str>) -> anyhow::Error {
+    match hint {
+        Some(hint) => Err::<(), _>(error).hint(hint).expect_err("it is an error"),
+        None => error.into(),
+    }
+}
+
+/// What sandboxes may use of this host together.
+fn capacity(state_dir: &Path) -> anyhow::Result<HostCapacity> {
+    let cpus = std::thread::available_parallelism().context("cannot count the processors")?;
+    let memory = nix::sys::sysinfo::sysinfo().context("cannot read the size of the memory")?.ram_total();
+    let disk =
+        StatvfsProbe.probe(state_dir).with_context(|| format!("cannot read the free space of `{}`", state_dir.display()))?;
+    Ok(HostCapacity::with_overcommit(u32::try_from(cpus.get())?, memory >> 20, disk.free >> 20))
+}
+
+/// The key that clients on this host use: the one in the state directory while the store knows it, else a new one.
+async fn api_key(runtime: &Runtime, settings: &Settings) -> anyhow::Result<String> {
+    let path = settings.api_key_file();
+    if let Some(key) = serverfile::read_api_key(&path)?
+        && runtime.authenticate(&key)
+    {
+        return Ok(key);
+    }
+    let key = runtime.issue_api_key().await.context("cannot make an API key")?;
+    serverfile::write_api_key(&path, &key)?;
+    Ok(key)
+}
+
+impl Host {
+    /// How guest instructions are executed, for people.
+    pub(crate) fn acceleration(&self) -> String {
+        self.runtime.acceleration().to_string()
+    }
+
+    /// Serves on `listener` from now on, and leaves word of it in the state directory.
+    pub(crate) async fn serve(self, settings: &Settings, socket: TcpSocket) -> anyhow::Result<Server> {
+        let path = settings.server_file();
+        let listening = || {
+            let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
+            let address = listener.local_addr().context("cannot read the address of the listener")?;
+            let file = ServerFile { url: format!("http://{}", reachable(address)), pid: std::process::id() };
+            file.write(&path)?;
+            anyhow::Ok((listener, file))
+        };
+        let (listener, file) = match listening() {
+            Ok(parts) => parts,
+            Err(error) => {
+                self.runtime.shutdown(OnExit::Kill).await;
+                return Err(error);
+            }
+        };
+        let url = file.url.clone();
+        let shutdown = CancellationToken::new();
+        let config = ServerConfig { domain: settings.domain.clone(), ..ServerConfig::default() };
+        let task = tokio::spawn(firkin_server::serve(vec![listener], self.runtime.clone(), config, shutdown.clone()));
+        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key };
+        Ok(Server { target, runtime: self.runtime, shutdown, task, file, path })
+    }
+}
+
+/// Where clients on this host reach a listener: one on every address is reached by loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    }
+}
+
+/// A server of this process.
+pub(crate) struct Server {
+    target: Target,
+    runtime: Runtime,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), ServeError>>,
+    file: ServerFile,
+    path: PathBuf,
+}
+
+impl Server {
+    /// How clients reach it.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Ends when the server does by itself, which is an error. Cancel-safe.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
+        (&mut self.task).await.context("the server ended badly")?.context("the server stopped serving")
+    }
+
+    /// Stops serving and ends or pauses every sandbox. Nothing of it is left when this returns.
+    pub(crate) async fn stop(self, on_exit: OnExit) -> anyhow::Result<()> {
+        let removed = self.file.remove(&self.path);
+        self.shutdown.cancel();
+        // A server that ended by itself has said why to whoever waited for it.
+        let served = if self.task.is_finished() { Ok(Ok(())) } else { self.task.await };
+        self.runtime.shutdown(on_exit).await;
+        served.context("the server ended badly")?.context("the server stopped serving")?;
+        removed
+    }
+}
+
+/// How this program is called from the shell that called it, for hints to paste.
+pub(crate) fn program() -> String {
+    let Ok(program) = std::env::current_exe() else { return "firkin".to_owned() };
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).map(|dir| dir.join("firkin")).find(|candidate| candidate.exists());
+    if found.and_then(|found| fs::canonicalize(found).ok()).is_some_and(|found| found == program) {
+        return "firkin".to_owned();
+    }
+    match std::env::current_dir().ok().and_then(|dir| program.strip_prefix(dir).ok().map(Path::to_owned)) {
+        Some(relative) => format!("./{}", relative.display()),
+        None => program.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_by_loopback() {
+        for (listener, expected) in
+            [("0.0.0.0:3000", "127.0.0.1:3000"), ("[::]:3000", "[::1]:3000"), ("192.0.2.1:80", "192.0.2.1:80")]
+        {
+            assert_eq!(reachable(listener.parse().unwrap()).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn this_host_has_some_capacity() {
+        let capacity = capacity(Path::new("/")).unwrap();
+        assert!(capacity.cpus > 0 && capacity.memory_mib > 0 && capacity.disk_mib > 0, "{capacity:?}");
+    }
+}

@@ -1,0 +1,91 @@
+//! `firkin up`: serve in the foreground until told to stop.
+
+use firkin_runtime::runtime;
+use serde::Serialize;
+
+use super::hosting::{self, Interrupts};
+use crate::{
+    args::OnExit,
+    failure::ExitStatus,
+    output,
+    progress::Progress,
+    settings::{Format, Settings},
+};
+
+/// What is told once the server answers.
+#[derive(Debug, Serialize)]
+struct Ready {
+    url: String,
+    acceleration: String,
+    state_dir: String,
+    api_key_file: String,
+    pid: u32,
+}
+
+/// Runs the command.
+pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
+    let mut interrupts = Interrupts::listen()?;
+    let progress = Progress::on_stderr(settings.live_progress);
+    let socket = hosting::bind(settings, hosting::IfTaken::Fail)?;
+    let Some(host) = interrupts.unless(hosting::open(settings, &progress)).await? else {
+        return Ok(ExitStatus::Interrupted);
+    };
+    let acceleration = host.acceleration();
+    let mut server = host.serve(settings, socket).await?;
+    announce(
+        settings,
+        &Ready {
+            url: server.target().api_url.clone(),
+            acceleration,
+            state_dir: settings.state_dir.display().to_string(),
+            api_key_file: settings.api_key_file().display().to_string(),
+            pid: std::process::id(),
+        },
+    )?;
+    let served = tokio::select! {
+        served = server.ended() => served,
+        () = interrupts.next() => Ok(()),
+    };
+    let (on_exit, what) = match settings.on_exit {
+        OnExit::Kill => (runtime::OnExit::Kill, "ending"),
+        OnExit::Pause => (runtime::OnExit::Pause, "pausing"),
+    };
+    output::note(&format!("stopping: {what} sandboxes; Ctrl-C again stops at once"));
+    let stopped = interrupts.unless(server.stop(on_exit)).await?;
+    served?;
+    Ok(if stopped.is_some() { ExitStatus::Success } else { ExitStatus::Interrupted })
+}
+
+fn announce(settings: &Settings, ready: &Ready) -> anyhow::Result<()> {
+    match settings.format {
+        Format::Json => output::text(&format!("{}\n", serde_json::to_string(ready)?))?,
+        Format::Table => output::text(&line(ready))?,
+    }
+    let hint = format!("hint: point the E2B SDKs at it with: eval \"$({} env{})\"", hosting::program(), settings.state_option());
+    output::note(&hint);
+    Ok(())
+}
+
+fn line(ready: &Ready) -> String {
+    format!(
+        "firkin serves at {} (acceleration: {}, state: {}, API key: {})\n",
+        ready.url, ready.acceleration, ready.state_dir, ready.api_key_file
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readiness_line_names_what_one_needs() {
+        let ready = Ready {
+            url: "http://127.0.0.1:3000".to_owned(),
+            acceleration: "kvm".to_owned(),
+            state_dir: "/s".to_owned(),
+            api_key_file: "/s/api-key".to_owned(),
+            pid: 1,
+        };
+        assert_eq!(line(&ready), "firkin serves at http://127.0.0.1:3000 (acceleration: kvm, state: /s, API key: /s/api-key)\n");
+    }
+}
