@@ -316,7 +316,7 @@ pub(crate) enum ProxyError {
     /// It is being paused or resumed.
     Transitioning(SandboxId),
     /// Traffic should have woken it, and waking failed.
-    Wake(ResumeError),
+    Wake(Box<ResumeError>),
     /// What listens on the port broke off, or does not speak HTTP.
     BadAnswer(SandboxId, u16, String),
 }
@@ -327,7 +327,7 @@ impl From<DialError> for ProxyError {
             DialError::NotFound(NoSuchSandbox(id)) => Self::NotFound(id),
             DialError::Transitioning(id) => Self::Transitioning(id),
             DialError::PortClosed { id, port, .. } => Self::PortClosed(id, port),
-            DialError::Wake { source, .. } => Self::Wake(*source),
+            DialError::Wake { source, .. } => Self::Wake(source),
         }
     }
 }
@@ -337,7 +337,7 @@ impl IntoResponse for ProxyError {
         let (status, id, port, message) = match self {
             Self::Target(message) => return ApiError::bad_request(message).into_response(),
             Self::HostOnly(path) => return ApiError::no_route(&path).into_response(),
-            Self::Wake(error) => return ApiError::from(error).into_response(),
+            Self::Wake(error) => return ApiError::from(*error).into_response(),
             Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None, "The sandbox was not found".to_owned()),
             Self::PortClosed(id, port) => {
                 (StatusCode::BAD_GATEWAY, id, Some(port), "The sandbox is running but port is not open".to_owned())

@@ -21,7 +21,7 @@ use std::{
 use axum::{
     Router,
     extract::{Request, State},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use firkin_runtime::runtime::Runtime;
@@ -36,6 +36,7 @@ mod proxy;
 mod routes;
 mod serve;
 mod shape;
+mod unread;
 
 pub use serve::{ServeError, serve};
 
@@ -53,6 +54,8 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Connections served at once; more wait in the listener's backlog.
     pub max_connections: usize,
+    /// How long a new connection may take to send the head of its first request.
+    pub head_deadline: Duration,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -65,6 +68,7 @@ impl Default for ServerConfig {
             max_body_bytes: 1 << 20,
             // Each costs a descriptor here and, in use, one more into a sandbox.
             max_connections: 8192,
+            head_deadline: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -108,7 +112,7 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any());
-    routes::control_plane(&app).layer(cors).layer(from_fn_with_state(app, choose_plane))
+    routes::control_plane(&app).layer(cors).layer(from_fn_with_state(app, choose_plane)).layer(from_fn(unread::settle))
 }
 
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

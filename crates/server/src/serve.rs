@@ -1,6 +1,14 @@
 //! Listening: connections in, bounded in number and in what each may hold, and an orderly end.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use firkin_runtime::runtime::Runtime;
@@ -20,8 +28,9 @@ use tower::ServiceExt;
 
 use crate::{App, ServerConfig, assemble};
 
-/// How long a client may take to send the head of a request.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a connection may lie idle between two requests, the head of the next included (hyper counts both as one). Longer
+/// than the 300 s that the SDKs keep idle connections, so that it is they who close them and no request meets a closing one.
+const IDLE_DEADLINE: Duration = Duration::from_secs(330);
 
 /// Headers of one request: the SDKs send about 20, browsers up to 40.
 const MAX_HEADERS: usize = 128;
@@ -71,6 +80,7 @@ pub async fn serve(
         router: assemble(Arc::clone(&app)),
         connections: TaskTracker::new(),
         permits: Arc::new(Semaphore::new(app.config.max_connections)),
+        head_deadline: app.config.head_deadline,
         // Its own token: an accept loop that fails must stop the others, but not the caller.
         drain: shutdown.child_token(),
         cut: CancellationToken::new(),
@@ -96,6 +106,7 @@ struct Server {
     router: Router,
     connections: TaskTracker,
     permits: Arc<Semaphore>,
+    head_deadline: Duration,
     drain: CancellationToken,
     cut: CancellationToken,
 }
@@ -137,12 +148,18 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot disable the delay of small packets");
         }
-        let router = self.router.clone();
-        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+        let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
+        let first = Arc::clone(&spoke);
+        let service = service_fn(move |request: Request<Incoming>| {
+            first.store(true, Ordering::Relaxed);
+            router.clone().oneshot(request.map(Body::new))
+        });
         let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let mut draining = false;
+        // Until the first head is whole, not even the protocol is known, and hyper's own deadline does not run.
+        let patience = tokio::time::sleep(self.head_deadline);
+        tokio::pin!(connection, patience);
+        let (mut draining, mut waiting) = (false, true);
         loop {
             tokio::select! {
                 biased;
@@ -150,6 +167,13 @@ impl Server {
                 () = self.drain.cancelled(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
+                }
+                () = patience.as_mut(), if waiting => {
+                    waiting = false;
+                    if !spoke.load(Ordering::Relaxed) {
+                        tracing::debug!(%peer, "no request arrived in time");
+                        break;
+                    }
                 }
                 result = connection.as_mut() => {
                     if let Err(error) = result {
@@ -181,7 +205,7 @@ fn builder() -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(IDLE_DEADLINE)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .preserve_header_case(true);

@@ -91,13 +91,17 @@ impl Bench {
         };
         let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
-        runtime.build_template(base, &|_| {}).await.unwrap();
+        Box::pin(runtime.build_template(base, &|_| {})).await.unwrap();
         let key = runtime.issue_api_key().await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let config =
-            ServerConfig { max_body_bytes: MAX_BODY, shutdown_grace: Duration::from_millis(200), ..ServerConfig::default() };
+        let config = ServerConfig {
+            max_body_bytes: MAX_BODY,
+            head_deadline: Duration::from_millis(500),
+            shutdown_grace: Duration::from_millis(200),
+            ..ServerConfig::default()
+        };
         let server = tokio::spawn(serve(vec![listener], runtime.clone(), config, shutdown.clone()));
         Self { address, runtime, shutdown, server, key, _dir: dir }
     }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -110,4 +113,61 @@ async fn a_stop_ends_idle_connections_and_cuts_endless_ones() {
     assert!(began.elapsed() < Duration::from_secs(10), "the grace of 200 ms bounds a stop");
     assert_eq!(tokio::time::timeout(DEADLINE, idle.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0);
     assert!(endless.frame().await.is_none_or(|frame| frame.is_err()));
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_is_closed() {
+    let bench = Bench::start().await;
+    for head in ["", "P", "GET /health HTTP/1.1\r\nhost: x\r\n"] {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let closed = tokio::time::timeout(DEADLINE, stream.read(&mut [0; 1])).await;
+        assert_eq!(closed.expect("the server does not wait for ever").unwrap_or(0), 0, "{head:?}");
+    }
+    bench.stop().await;
+}
+
+/// A body whose end comes a little after its beginning.
+fn late_body() -> impl http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + Unpin + 'static {
+    let frames = futures::stream::iter(["begin", "end"]).then(|piece| async move {
+        tokio::task::yield_now().await;
+        Ok(Frame::data(Bytes::from(piece)))
+    });
+    StreamBody::new(frames.boxed())
+}
+
+#[tokio::test]
+async fn an_early_refusal_leaves_the_connection_usable() {
+    let bench = Bench::start().await;
+    let stream = TcpStream::connect(bench.address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for n in 0..20 {
+        // Absent sandbox, missing key, unknown route: none of them reads the body.
+        let (id, path) = [(Some("inone"), "/"), (None, "/v2/sandboxes"), (None, "/none")][n % 3];
+        let mut request = Request::builder().method("POST").uri(path).header("host", "x");
+        if let Some(id) = id {
+            request = request.header("E2b-Sandbox-Id", id).header("E2b-Sandbox-Port", "80");
+        }
+        sender.ready().await.expect("the connection is still open");
+        let response = sender.send_request(request.body(late_body()).unwrap()).await.unwrap();
+        assert_eq!(response.status().as_u16(), [502, 401, 404][n % 3]);
+        response.into_body().collect().await.unwrap();
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_early_refusal_of_an_unfinished_body_announces_the_close() {
+    let bench = Bench::start().await;
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: inone\r\ne2b-sandbox-port: 80\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("the connection closes").unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && answer.contains("connection: close") && answer.contains("was not found"),
+        "{answer}"
+    );
+    bench.stop().await;
 }

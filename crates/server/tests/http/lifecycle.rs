@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use crate::bench::{Answer, Bench};
 
-fn lifetime_seconds(answer: &Answer) -> i64 {
+fn lifetime_seconds(answer: &Answer) -> i128 {
     let at = |pointer| answer.text(pointer).parse::<Timestamp>().unwrap();
     let life = at("/endAt").duration_since(at("/startedAt"));
-    (life.as_secs_f64()).round() as i64
+    (life.as_millis() + 500) / 1000
 }
 
 #[tokio::test]
