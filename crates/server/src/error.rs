@@ -327,7 +327,11 @@ impl From<DialError> for ProxyError {
             DialError::NotFound(NoSuchSandbox(id)) => Self::NotFound(id),
             DialError::Transitioning(id) => Self::Transitioning(id),
             DialError::PortClosed { id, port, .. } => Self::PortClosed(id, port),
-            DialError::Wake { source, .. } => Self::Wake(source),
+            DialError::Wake { source, .. } => match *source {
+                // It was killed while traffic waited for it.
+                ResumeError::NotFound(NoSuchSandbox(id)) => Self::NotFound(id),
+                other => Self::Wake(Box::new(other)),
+            },
         }
     }
 }

@@ -122,3 +122,11 @@ async fn proxy_errors_are_the_contracts() {
         assert_eq!(found, expected);
     }
 }
+
+#[test]
+fn a_sandbox_that_ends_while_it_is_woken_was_not_found() {
+    let error = DialError::Wake { id: id(), source: Box::new(ResumeError::NotFound(absent())) };
+    assert!(matches!(ProxyError::from(error), ProxyError::NotFound(_)));
+    let error = DialError::Wake { id: id(), source: Box::new(ResumeError::Restore { id: id(), source: full() }) };
+    assert_eq!(ProxyError::from(error).into_response().status().as_u16(), 503);
+}
