@@ -22,7 +22,6 @@ const OUTER: &[&str] = &[
     "CLIPPY_ARGS",
 ];
 
-#[expect(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
 fn main() {
     println!("cargo::rerun-if-env-changed=FIRKIN_GUEST");
     let binary = match std::env::var_os("FIRKIN_GUEST") {
@@ -37,7 +36,6 @@ fn finished(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|error| fail(&format!("cannot embed FIRKIN_GUEST=`{}`: {error}", path.display())))
 }
 
-#[expect(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
 fn build() -> PathBuf {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = here.ancestors().nth(2).expect("this crate is two directories below the workspace").to_path_buf();
@@ -71,7 +69,7 @@ fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| fail(&format!("cannot run outside cargo: {name} is not set")))
 }
 
-#[expect(clippy::print_stdout, clippy::exit, reason = "this is how a build script fails with a sentence")]
+#[expect(clippy::exit, reason = "this is how a build script fails with a sentence")]
 fn fail(message: &str) -> ! {
     for line in message.lines() {
         println!("cargo::error={line}");

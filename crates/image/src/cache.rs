@@ -224,8 +224,11 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
     let prefix = format!("{name}.");
     for leftover in fs::read_dir(&tmp)? {
         let leftover = leftover?;
-        if leftover.file_name().to_str().is_some_and(|file| file.starts_with(&prefix)) {
-            fs::remove_dir_all(leftover.path())?;
+        if leftover.file_name().to_str().is_some_and(|file| file.starts_with(&prefix))
+            && let Err(error) = fs::remove_dir_all(leftover.path())
+        {
+            // Programs of a killed process may not have ended yet: what they still write goes with the next build.
+            tracing::warn!(%error, "what a crashed build left stays behind until the next build");
         }
     }
     if let Some(kind) = entry.parent() {
