@@ -106,14 +106,15 @@ impl Engine for QemuEngine {
         let BootSpec { dir, shape, slot, kernel, initrd, cmdline, root_disk, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
         let (kernel, initrd) = (open(&kernel)?, open(&initrd)?);
+        let handed = duplicate(&memory, &memory_file)?;
         let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
         let start = Start {
             shape,
-            memory: Memory::File(memory.as_raw_fd()),
+            memory: Memory::File(handed.as_raw_fd()),
             begin,
             root_disk: &root_disk,
             record: MemoryRecord::Booted(memory_file.clone()),
-            extra: vec![kernel.into(), initrd.into(), duplicate(&memory, &memory_file)?],
+            extra: vec![kernel.into(), initrd.into(), handed],
         };
         let (process, monitor) = self.start(&dir, slot, start).await?;
         unfinished.finished();
@@ -129,14 +130,15 @@ impl Engine for QemuEngine {
         if base.metadata().map_err(|source| file_error(&memory, source))?.len() != memory_bytes(shape) {
             return Err(refused("the snapshot's memory", "its size is not the machine's"));
         }
+        let handed = duplicate(&base, &memory)?;
         clock.phase("checked");
         let start = Start {
             shape,
-            memory: Memory::Clone(base.as_raw_fd()),
+            memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
             root_disk: &root_disk,
             record: MemoryRecord::Cloned(memory.clone()),
-            extra: vec![state, duplicate(&base, &memory)?],
+            extra: vec![state, handed],
         };
         let (process, mut monitor) = self.start(&dir, slot, start).await?;
         clock.phase("up");

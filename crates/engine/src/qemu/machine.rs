@@ -267,13 +267,16 @@ impl QemuMachine {
         .map_err(|source| file_error(&to, source))
     }
 
-    async fn connect_control(&mut self) -> Result<UnixStream, std::io::Error> {
-        if let Some(previous) = self.control.take()
-            && let Err(error) = previous.shutdown(Shutdown::Both)
-            && error.kind() != std::io::ErrorKind::NotConnected
-        {
-            return Err(error);
+    /// Ends the connection that was given out last: QEMU accepts one at a time.
+    fn disconnect_control(&mut self) -> std::io::Result<()> {
+        match self.control.take().map(|previous| previous.shutdown(Shutdown::Both)) {
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotConnected => Err(error),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    async fn connect_control(&mut self) -> Result<UnixStream, std::io::Error> {
+        self.disconnect_control()?;
         let stream = timeout(CONNECT_DEADLINE, instance::connect(&self.dir, CONTROL_SOCKET)).await??.into_std()?;
         self.control = Some(stream.try_clone()?);
         UnixStream::from_std(stream)
@@ -377,7 +380,10 @@ impl Machine for QemuMachine {
         self.settle().await
     }
 
-    fn release(self: Box<Self>) {
+    fn release(mut self: Box<Self>) {
+        if let Err(error) = self.disconnect_control() {
+            tracing::warn!(pid = self.process.pid(), %error, "cannot end a released machine's control connection");
+        }
         self.process.release();
     }
 }
