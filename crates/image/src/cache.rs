@@ -231,6 +231,11 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
             tracing::warn!(%error, "what a crashed build left stays behind until the next build");
         }
     }
+    // The log tells of one build, not of all that ever failed.
+    match fs::remove_file(cache.join("logs").join(format!("{name}.log"))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     if let Some(kind) = entry.parent() {
         fs::create_dir_all(kind)?;
     }
