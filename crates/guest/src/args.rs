@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, net::SocketAddr};
 pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
      [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... | firkin-guest --version";
 
+/// The word that asks for the stand-alone mode.
+pub(crate) const ENVD: &str = "envd";
+
 /// What to be.
 #[derive(Debug)]
 pub(crate) enum Mode {
@@ -60,7 +63,7 @@ pub(crate) enum ArgsError {
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, ArgsError> {
     match args.next().as_deref() {
         Some("--version") => return Ok(Mode::Version),
-        Some("envd") => {}
+        Some(ENVD) => {}
         other => return Err(ArgsError::Mode(other.unwrap_or_default().to_owned())),
     }
     let mut options = Options {

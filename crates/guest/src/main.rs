@@ -14,10 +14,12 @@ mod reaper;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if nix::unistd::getpid().as_raw() == 1 {
+    let mut args = std::env::args().skip(1).peekable();
+    // A container may run the stand-alone mode as its PID 1, so the words on the command line come first.
+    if nix::unistd::getpid().as_raw() == 1 && args.peek().is_none_or(|word| word != args::ENVD) {
         return init::run();
     }
-    match args::parse(std::env::args().skip(1)) {
+    match args::parse(args) {
         Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
         Ok(args::Mode::Envd(options)) => envd::run_alone(options),
         Err(error) => {

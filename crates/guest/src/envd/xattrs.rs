@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs::File, path::Path};
 
 use rustix::{
-    fs::{XattrFlags, flistxattr, fremovexattr, fsetxattr, getxattr, listxattr},
+    fs::{XattrFlags, flistxattr, flistxattr_query, fremovexattr, fsetxattr, getxattr, listxattr, listxattr_query},
     io::Errno,
 };
 
@@ -56,7 +56,7 @@ pub(super) fn check(metadata: &BTreeMap<String, String>) -> Result<(), MetadataE
 /// The metadata of a file; empty where the file system keeps none. Follows symlinks.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, Errno> {
     // Most files have no attributes at all: ask for the size first.
-    if listxattr(path, &mut [0u8; 0]).unwrap_or(0) == 0 {
+    if listxattr_query(path).unwrap_or(0) == 0 {
         return Ok(BTreeMap::new());
     }
     let mut names = vec![0u8; XATTR_MAX_BYTES];
@@ -80,7 +80,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, Errno> {
 
 /// Makes `metadata` the whole metadata of an open file. Touches nothing when there is nothing to change.
 pub(super) fn replace(file: &File, metadata: &BTreeMap<String, String>) -> Result<(), Errno> {
-    let length = flistxattr(file, &mut [0u8; 0]).or_else(unsupported_is_empty)?;
+    let length = flistxattr_query(file).or_else(unsupported_is_empty)?;
     let mut names = vec![0u8; length];
     let length = if length == 0 { 0 } else { flistxattr(file, &mut names[..])? };
     for key in keys(&names[..length]).filter(|key| !metadata.contains_key(key)) {

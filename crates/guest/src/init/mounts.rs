@@ -25,9 +25,15 @@ const DISK_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked for; devtmpfs has no event that is cheaper than looking.
 const DISK_POLL_MS: u16 = 10;
 
+/// What an initramfs is unpacked into: ramfs or tmpfs (`linux/magic.h`).
+const INITRAMFS_MAGICS: [i64; 2] = [0x8584_58f6, 0x0102_1994];
+
 /// Why the file systems are not in place.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MountError {
+    /// PID 1, but not of a machine that was booted for this.
+    #[error("cannot be PID 1 outside an initramfs")]
+    NoInitramfs,
     /// A mount failed.
     #[error("cannot mount `{target}`")]
     Mount {
@@ -110,8 +116,12 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts what the initramfs needs.
+/// Mounts what the initramfs needs. Refuses to begin anywhere else: in a container this program would take the host's disk.
 pub(super) fn early() -> Result<(), MountError> {
+    let in_memory = |system: nix::sys::statfs::Statfs| INITRAMFS_MAGICS.contains(&system.filesystem_type().0);
+    if !nix::sys::statfs::statfs("/").is_ok_and(in_memory) {
+        return Err(MountError::NoInitramfs);
+    }
     EARLY.iter().try_for_each(put)
 }
 

@@ -37,7 +37,8 @@ pub(super) fn describe(path: &Path, db: &UserDb) -> io::Result<EntryInfo> {
         modified_time: modified(&found).into(),
         symlink_target,
         metadata: xattrs::read(path).unwrap_or_default().into_iter().collect(),
-        is_symlink,
+        // `is_symlink` stays unset: the envd version that we report does not know it, and SDKs that do would show a link's
+        // type differently.
         ..Default::default()
     })
 }
@@ -103,13 +104,13 @@ mod tests {
         let link = dir.path().join("link");
         fs_err::os::unix::fs::symlink(dir.path(), &link).unwrap();
         let entry = describe(&link, &UserDb::default()).unwrap();
-        assert_eq!((entry.name.as_str(), entry.is_symlink), ("link", true));
-        assert_eq!(entry.r#type, FileType::FILE_TYPE_DIRECTORY.into());
+        assert_eq!(entry.name, "link");
+        assert_eq!(entry.r#type, FileType::FILE_TYPE_DIRECTORY);
         assert_eq!(entry.symlink_target.as_deref(), fs_err::canonicalize(dir.path()).unwrap().to_str());
 
         let dangling = dir.path().join("dangling");
         fs_err::os::unix::fs::symlink("/does/not/exist", &dangling).unwrap();
         let entry = describe(&dangling, &UserDb::default()).unwrap();
-        assert_eq!(entry.r#type, FileType::FILE_TYPE_UNSPECIFIED.into());
+        assert_eq!(entry.r#type, FileType::FILE_TYPE_UNSPECIFIED);
     }
 }

@@ -277,7 +277,7 @@ mod tests {
         fs_err::create_dir_all(dir.path().join("a/b")).unwrap();
         fs_err::write(dir.path().join("a/b/f"), "").unwrap();
         let mut seen = names(&tree.drain().unwrap());
-        seen.sort();
+        seen.sort_by(|(left, _), (right, _)| left.cmp(right));
         let create = EventType::EVENT_TYPE_CREATE;
         assert_eq!(seen, [("a".to_owned(), create), ("a/b".to_owned(), create), ("a/b/f".to_owned(), create)]);
 
