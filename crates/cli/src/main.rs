@@ -15,7 +15,7 @@ mod serverfile;
 mod settings;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use args::{Cli, Command, TemplateCommand};
 use clap::Parser as _;
@@ -35,9 +35,9 @@ fn main() -> ExitCode {
     log_to_stderr(&cli.command);
     let status = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
+            let patience = patience(&cli.command);
             let result = runtime.block_on(run(cli, &settings));
-            // A read of standard input that nobody waits for any more must not hold the end up.
-            runtime.shutdown_background();
+            runtime.shutdown_timeout(patience);
             result
         }
         Err(error) => Err(anyhow::Error::from(error).context("cannot start the runtime")),
@@ -49,6 +49,15 @@ fn main() -> ExitCode {
         failure::status_of(&error)
     });
     status.into()
+}
+
+/// How long tasks may take to let go of what they hold once a command is over. Machines die with their tasks; a client's only
+/// leftover is a read of standard input, which must not hold the end up.
+fn patience(command: &Command) -> Duration {
+    match command {
+        Command::Up(_) | Command::Quickstart(_) | Command::Template(TemplateCommand::Build(_)) => Duration::from_secs(5),
+        Command::Doctor(_) | Command::Env | Command::Sandbox(_) | Command::Template(_) => Duration::ZERO,
+    }
 }
 
 /// A server tells what it does; other commands only what goes wrong. `FIRKIN_LOG` asks for more.

@@ -16,12 +16,14 @@ use crate::{
 
 /// What `server.json` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct ServerFile {
     /// Base URL of the control plane and of the data plane.
     pub(crate) url: String,
     /// Process id of the server.
     pub(crate) pid: u32,
+    /// How its guests' instructions are executed, for people.
+    #[serde(default)]
+    pub(crate) acceleration: String,
 }
 
 /// The largest file that is read as one of ours.
@@ -106,18 +108,15 @@ pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
             Ok(Target { api_url: api_url.clone(), sandbox_url: sandbox_url.clone(), api_key })
         }
         ServerSource::StateDir => {
-            let url = match ServerFile::read(&settings.server_file())? {
-                Some(file) => file.url,
-                None => format!("http://{}", settings.listen),
+            let Some(ServerFile { url, .. }) = ServerFile::read(&settings.server_file())? else {
+                return Err(anyhow!("no server runs with state directory `{}`", settings.state_dir.display()))
+                    .hint(start)
+                    .status(ExitStatus::Unreachable);
             };
             let api_key = match (read_api_key(&settings.api_key_file()), &settings.api_key) {
                 (Ok(Some(key)), _) => key,
                 (Ok(None) | Err(_), Some(key)) => key.clone(),
-                (Ok(None), None) => {
-                    return Err(anyhow!("no server was ever started with state directory `{}`", settings.state_dir.display()))
-                        .hint(start)
-                        .status(ExitStatus::Unreachable);
-                }
+                (Ok(None), None) => return Err(anyhow!("there is no API key in `{}`", settings.state_dir.display())).hint(start),
                 (Err(error), None) => {
                     return Err(error)
                         .context("cannot read the API key")
@@ -148,7 +147,8 @@ mod tests {
     fn what_the_server_left_is_what_clients_find() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), &Surroundings::default());
-        let file = ServerFile { url: "http://127.0.0.1:4321".to_owned(), pid: 7 };
+        let url = "http://127.0.0.1:4321".to_owned();
+        let file = ServerFile { url, pid: 7, acceleration: "kvm".to_owned() };
         file.write(&settings.server_file()).unwrap();
         write_api_key(&settings.api_key_file(), "e2b_00ff").unwrap();
         assert_eq!(fs::metadata(settings.api_key_file()).unwrap().permissions().mode() & 0o777, 0o600);
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(
             crate::failure::render(&error),
             format!(
-                "error: no server was ever started with state directory `{dir}`\n\
+                "error: no server runs with state directory `{dir}`\n\
                  hint: start a server with `firkin up --state-dir {dir}`\n"
             )
         );

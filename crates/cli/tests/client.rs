@@ -1,4 +1,5 @@
 //! The `firkin` binary against a scripted server: what it sends, what it prints, how it ends.
+#![expect(clippy::unwrap_used, reason = "a helper that cannot help ends the test")]
 
 use std::{
     collections::VecDeque,
@@ -215,6 +216,27 @@ fn no_server_is_its_own_exit_status() {
     assert_eq!(output.status.code(), Some(3));
     assert!(stderr(&output).contains(&format!("cannot reach a server at `http://{free}`")), "{}", stderr(&output));
     assert!(stderr(&output).ends_with("hint: start one with `firkin up`\n"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_server_that_never_was_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = firkin(dir.path(), &["sandbox", "ls"], b"");
+    assert_eq!(output.status.code(), Some(3));
+    let dir = dir.path().display();
+    assert_eq!(
+        stderr(&output),
+        format!("error: no server runs with state directory `{dir}`\nhint: start a server with `firkin up --state-dir {dir}`\n")
+    );
+}
+
+#[test]
+fn the_quickstart_changes_nothing_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = firkin(&dir.path().join("state"), &["quickstart"], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with("error: cannot set a host up without a terminal to ask at\n"), "{}", stderr(&output));
+    assert!(!dir.path().join("state").exists());
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! `firkin doctor`, and the same look at the host before a server starts on it.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context as _, anyhow};
 use fs_err as fs;
 
@@ -60,11 +58,8 @@ async fn look(settings: &Settings) -> Vec<Check> {
 
 /// Says what will be changed, asks, and does it.
 async fn set_up(settings: &Settings, actions: &[Action], progress: &Progress) -> anyhow::Result<()> {
-    let mut plan = "To run sandboxes, this host needs these changes:".to_owned();
-    for action in actions {
-        write!(plan, "\n  - {action}").context("cannot show the plan")?;
-    }
-    output::note(&plan);
+    let sentences: Vec<String> = actions.iter().map(|action| format!("\n  - {action}")).collect();
+    output::note(&format!("to run sandboxes, this host needs these changes:{}", sentences.concat()));
     if !output::agreed(settings.consent, "make these changes?").status(ExitStatus::HostNotReady)? {
         return Err(anyhow!("nothing was changed")).status(ExitStatus::HostNotReady);
     }

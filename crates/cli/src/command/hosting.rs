@@ -246,7 +246,10 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
         advised(error, hint)
     })?;
     step.done(&match engine.fallback() {
-        Some(reason) => format!("acceleration {}: kvm does not work here: {reason}", engine.fingerprint().acceleration),
+        Some(reason) => {
+            let reason = reason.lines().next().unwrap_or_default();
+            format!("acceleration {}; kvm does not work here: {reason}", engine.fingerprint().acceleration)
+        }
         None => format!("acceleration {}", engine.fingerprint().acceleration),
     });
     Ok(Arc::new(engine))
@@ -293,7 +296,8 @@ impl Host {
         let listening = || {
             let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
             let address = listener.local_addr().context("cannot read the address of the listener")?;
-            let file = ServerFile { url: format!("http://{}", reachable(address)), pid: std::process::id() };
+            let url = format!("http://{}", reachable(address));
+            let file = ServerFile { url, pid: std::process::id(), acceleration: self.acceleration() };
             file.write(&path)?;
             anyhow::Ok((listener, file))
         };

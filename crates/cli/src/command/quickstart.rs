@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
 use firkin_wire::rest;
 use serde::Serialize;
@@ -14,11 +14,11 @@ use super::hosting::{self, Interrupts};
 use crate::{
     api::Api,
     envd::{Access, CommandLine, Output, Processes},
-    failure::ExitStatus,
+    failure::{Advise as _, ExitStatus},
     output::{self, Table},
     progress::Progress,
-    serverfile,
-    settings::{Format, Settings},
+    serverfile::{self, ServerFile},
+    settings::{Consent, Format, ServerSource, Settings},
 };
 
 /// How long each sandbox may live: far longer than the tour takes on the slowest host, and bounded if we are killed.
@@ -65,38 +65,41 @@ struct Report {
 
 /// Runs the command.
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
+    if settings.consent == Consent::Nobody {
+        return Err(anyhow!("cannot set a host up without a terminal to ask at"))
+            .hint("`firkin quickstart --yes` agrees beforehand; `firkin doctor` shows what is missing");
+    }
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
     let report = match running_server(settings).await? {
-        Some(api) => {
+        Some((api, acceleration)) => {
             output::note(&format!("using the server that runs at {}", api.target().api_url));
-            let steps = tour(&api, &progress, &mut interrupts).await?;
-            steps.map(|steps| Report { acceleration: "as the running server says".to_owned(), steps })
+            tour(&api, &progress, &mut interrupts).await?.map(|steps| Report { acceleration, steps })
         }
         None => own_server(settings, &progress, &mut interrupts).await?,
     };
     let Some(report) = report else { return Ok(ExitStatus::Interrupted) };
     output::result(settings.format, &report, || table(&report))?;
-    if settings.format == Format::Table {
-        output::text(&farewell(settings, &report.acceleration))?;
-    } else {
-        output::note(farewell(settings, &report.acceleration).trim_end());
+    let farewell = farewell(settings, &report.acceleration);
+    match settings.format {
+        Format::Table => output::text(&farewell)?,
+        Format::Json => output::note(farewell.trim_end()),
     }
     Ok(ExitStatus::Success)
 }
 
-/// A server that uses this state directory already: two cannot.
-async fn running_server(settings: &Settings) -> anyhow::Result<Option<Api>> {
-    if serverfile::ServerFile::read(&settings.server_file())?.is_none() {
-        return Ok(None);
-    }
-    let target = serverfile::find(&Settings { server: crate::settings::ServerSource::StateDir, ..settings.clone() })?;
-    let api = Api::new(target);
-    Ok(api.list(&[]).await.is_ok().then_some(api))
+/// A server that uses this state directory already, with its acceleration: two cannot.
+async fn running_server(settings: &Settings) -> anyhow::Result<Option<(Api, String)>> {
+    let Some(file) = ServerFile::read(&settings.server_file())? else { return Ok(None) };
+    let api = Api::new(serverfile::find(&Settings { server: ServerSource::StateDir, ..settings.clone() })?);
+    // A file of a server that is gone is no server.
+    Ok(api.list(&[]).await.is_ok().then_some((api, file.acceleration)))
 }
 
 /// Takes the tour against a server of our own. `None` if interrupted.
 async fn own_server(settings: &Settings, progress: &Progress, interrupts: &mut Interrupts) -> anyhow::Result<Option<Report>> {
+    let (cache, state) = (settings.cache_dir.display(), settings.state_dir.display());
+    output::note(&format!("downloads and builds are kept in {cache}, templates and sandboxes in {state}"));
     let socket = hosting::bind(settings, hosting::IfTaken::AnyFreePort)?;
     let Some(host) = interrupts.unless(hosting::open(settings, progress)).await? else { return Ok(None) };
     let acceleration = host.acceleration();
