@@ -232,7 +232,8 @@ impl Owner {
                     Phase::Running(running) => running.session.stats().await.ok(),
                     Phase::Paused { .. } => None,
                 };
-                drop(reply.send(stats));
+                // Whoever asked may have gone.
+                reply.send(stats).ok();
             }
             Command::Kill { reply } => {
                 // Answered when everything is gone: the reply travels with the end.
