@@ -173,8 +173,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
 pub(crate) async fn ensure(runtime: &Runtime, build: BuildTemplate, progress: &Progress) -> anyhow::Result<(TemplateInfo, bool)> {
     let name = build.name.clone();
     let step = progress.step(&format!("template {name}"));
-    let (template, built) = runtime
-        .ensure_template(build, &|line: &str| step.at(line))
+    let (template, built) = Box::pin(runtime.ensure_template(build, &|line: &str| step.at(line)))
         .await
         .with_context(|| format!("cannot build template `{name}`"))?;
     step.done(&format!("template {name}{}", if built { " built" } else { "" }));
@@ -185,7 +184,7 @@ pub(crate) async fn ensure(runtime: &Runtime, build: BuildTemplate, progress: &P
 pub(crate) async fn build(runtime: &Runtime, build: BuildTemplate, progress: &Progress) -> anyhow::Result<TemplateInfo> {
     let name = build.name.clone();
     let step = progress.step(&format!("template {name}"));
-    let template = runtime.build_template(build, &|line: &str| step.at(line)).await;
+    let template = Box::pin(runtime.build_template(build, &|line: &str| step.at(line))).await;
     let template = template.with_context(|| format!("cannot build template `{name}`"))?;
     step.done(&format!("template {name} built"));
     Ok(template)

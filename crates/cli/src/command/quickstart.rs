@@ -114,7 +114,7 @@ async fn own_server(settings: &Settings, progress: &Progress, interrupts: &mut I
 /// Every part of the product once. Whatever happens, no sandbox of the tour is left running. `None` if interrupted.
 async fn tour(api: &Api, progress: &Progress, interrupts: &mut Interrupts) -> anyhow::Result<Option<Vec<Taken>>> {
     let mut tour = Tour { api, progress, taken: Vec::new(), sandboxes: Vec::new() };
-    let walked = interrupts.unless(tour.walk()).await;
+    let walked = interrupts.unless(Box::pin(tour.walk())).await;
     for sandbox in std::mem::take(&mut tour.sandboxes) {
         // Only a tour that broke off comes here. That it did is what gets reported.
         drop(api.kill(&sandbox.sandbox_id).await);

@@ -12,7 +12,7 @@ mod checks;
 mod setup;
 
 pub(crate) use checks::{Check, Places, Status, check};
-pub(crate) use setup::{Action, PlanError, SetupError, apply, plan};
+pub(crate) use setup::{Action, apply, plan};
 
 /// The guest agent's executable, the `/init` of every guest.
 pub(crate) fn agent() -> &'static [u8] {
