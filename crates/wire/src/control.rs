@@ -213,6 +213,7 @@ impl Decoder {
     }
 
     /// The next whole message, or `None` until more bytes arrive. What is not a valid frame of a `T` is skipped.
+    #[expect(clippy::should_implement_trait, reason = "the caller names the type of each message, which an iterator cannot")]
     pub fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Option<T> {
         loop {
             self.skip_to_magic();

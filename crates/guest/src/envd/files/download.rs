@@ -177,11 +177,8 @@ fn plain(file: File, length: Option<u64>) -> impl Stream<Item = io::Result<Bytes
         });
         match read.await.map_err(io::Error::other).and_then(|result: io::Result<_>| result) {
             Err(error) => Some((Err(error), None)),
-            Ok((_, chunk)) if chunk.is_empty() => match left {
-                None => None,
-                // It shrank: the length is promised already, so the connection must break.
-                Some(_) => Some((Err(io::ErrorKind::UnexpectedEof.into()), None)),
-            },
+            // It shrank: when a length has been promised, the connection must break.
+            Ok((_, chunk)) if chunk.is_empty() => left.map(|_| (Err(io::ErrorKind::UnexpectedEof.into()), None)),
             Ok((file, chunk)) => {
                 let left = left.map(|left| left - chunk.len() as u64);
                 Some((Ok(chunk), Some((file, left))))

@@ -5,9 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -59,6 +60,15 @@ pub(super) struct Change {
     pub(super) kind: EventType,
 }
 
+/// One event as the kernel gives it (inotify(7)).
+struct Event<'a> {
+    wd: i32,
+    flags: ReadFlags,
+    cookie: u32,
+    /// What it is about, inside the watched directory; absent for the directory itself.
+    name: Option<&'a OsStr>,
+}
+
 /// A watched directory.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -105,8 +115,9 @@ impl Tree {
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
-                    self.take(event.wd(), event.events(), event.cookie(), name.as_deref(), &mut changes)?;
+                    let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
+                    let event = Event { wd: event.wd(), flags: event.events(), cookie: event.cookie(), name };
+                    self.take(&event, &mut changes)?;
                 }
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -119,14 +130,8 @@ impl Tree {
         Ok(changes)
     }
 
-    fn take(
-        &mut self,
-        wd: i32,
-        flags: ReadFlags,
-        cookie: u32,
-        name: Option<&str>,
-        changes: &mut Vec<Change>,
-    ) -> Result<(), WatchError> {
+    fn take(&mut self, event: &Event<'_>, changes: &mut Vec<Change>) -> Result<(), WatchError> {
+        let &Event { wd, flags, cookie, name } = event;
         if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             return Err(WatchError::Overflow);
         }
