@@ -370,7 +370,11 @@ async fn refuses_damage(harness: &dyn Harness, template: &Snapshot) {
         fs_err::write(&copy, bytes).expect("a copy is written");
         copy
     };
-    let flip = |bytes: &mut Vec<u8>| if let Some(byte) = bytes.last_mut() { *byte ^= 1 };
+    let flip = |bytes: &mut Vec<u8>| {
+        if let Some(byte) = bytes.last_mut() {
+            *byte ^= 1
+        }
+    };
     let halve = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
     let diff = whole.memory_diff.clone().expect("a clone's snapshot has a diff");
     for (damage, name) in [(&flip as &dyn Fn(&mut Vec<u8>), "flipped"), (&halve, "halved"), (&|bytes| bytes.clear(), "emptied")] {

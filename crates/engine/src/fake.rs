@@ -292,7 +292,7 @@ impl fmt::Debug for Host {
 }
 
 impl FakeEngine {
-    fn start(&self, dir: PathBuf, origin: Origin, phase: Phase, memory: Vec<u8>, root_disk: PathBuf) -> Box<dyn Machine> {
+    fn start(&self, dir: PathBuf, root_disk: PathBuf, (origin, phase, memory): (Origin, Phase, Vec<u8>)) -> Box<dyn Machine> {
         let core = Arc::new(Core {
             dir: dir.clone(),
             origin,
@@ -320,7 +320,7 @@ impl Engine for FakeEngine {
         files::create_memory(&spec.memory_file, spec.shape)?;
         self.host.boots.fetch_add(1, Ordering::Relaxed);
         let origin = Origin::Booted { memory_file: spec.memory_file };
-        Ok(self.start(spec.dir, origin, Phase::Running, Vec::new(), spec.root_disk))
+        Ok(self.start(spec.dir, spec.root_disk, (origin, Phase::Running, Vec::new())))
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
@@ -328,7 +328,7 @@ impl Engine for FakeEngine {
         files::exists(&spec.root_disk)?;
         let memory = files::read_snapshot(&spec)?;
         self.host.restores.fetch_add(1, Ordering::Relaxed);
-        Ok(self.start(spec.dir, Origin::Restored, Phase::Paused, memory, spec.root_disk))
+        Ok(self.start(spec.dir, spec.root_disk, (Origin::Restored, Phase::Paused, memory)))
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {

@@ -337,6 +337,6 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Kills the machine and returns when it is gone and reaped. Idempotent.
     async fn kill(&mut self) -> Exit;
 
-    /// Gives the machine up without stopping it, so that a later [`Engine::adopt`] finds it.
+    /// Gives the machine up without stopping it, so that a later [`Engine::adopt`] finds it. Its control connection ends.
     fn release(self: Box<Self>);
 }

@@ -1,1 +1,3 @@
-//! Skeleton.
+//! What the tests with real virtual machines share.
+
+pub mod engine_qemu;

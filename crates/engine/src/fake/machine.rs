@@ -1,11 +1,6 @@
 //! The fake machine: the seam's states over a [`Core`], and control connections that only a running machine serves.
 
-use std::{
-    io,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;

@@ -105,7 +105,14 @@ impl Writer {
             .mode(0o600)
             .open(path)
             .map_err(|source| WriteError { path: path.to_path_buf(), source })?;
-        Ok(Self { path: path.to_path_buf(), file: file.into_parts().0, memory_bytes, runs: Vec::new(), noted_pages: 0, data_pages: 0 })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: file.into_parts().0,
+            memory_bytes,
+            runs: Vec::new(),
+            noted_pages: 0,
+            data_pages: 0,
+        })
     }
 
     /// Stores the bytes that belong to the data runs noted by [`Self::note`] since the last call, in their order.
@@ -331,7 +338,8 @@ fn decode_runs(index: &[u8], memory_pages: u64, data_pages: u64) -> Result<Vec<R
         if pages == 0 || first_page < next_page {
             return Err("its runs are not in order");
         }
-        next_page = first_page.checked_add(u64::from(pages)).filter(|&end| end <= memory_pages).ok_or("a run ends outside memory")?;
+        next_page =
+            first_page.checked_add(u64::from(pages)).filter(|&end| end <= memory_pages).ok_or("a run ends outside memory")?;
         if content == Content::Data {
             counted += u64::from(pages);
         }

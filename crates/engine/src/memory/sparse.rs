@@ -4,12 +4,7 @@
 //! copied and cached for nothing, so they are punched out once, before the file is sealed. A hole reads as zeros: a machine
 //! that has the file mapped sees no difference.
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use rustix::{
     fs::{FallocateFlags, SeekFrom, fallocate},

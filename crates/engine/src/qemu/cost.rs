@@ -64,7 +64,7 @@ mod tests {
             1000-2000 rw-p 00000000 00:00 0 [heap]\nSize: 4 kB\nPss: 4 kB\nPss_Dirty: 4 kB\n\
             5000-9000 rw-p 00000000 fe:00 7 /m\nSize: 16 kB\nPss:                  12 kB\nVmFlags: rd wr\n\
             9000-a000 r--p 00004000 fe:00 7 /m\nPss: 1 kB\n";
-        assert_eq!(pss_within(smaps.as_bytes(), &[0x5000..0x9000]).unwrap(), 12 * 1024);
+        assert_eq!(pss_within(smaps.as_bytes(), std::slice::from_ref(&(0x5000..0x9000))).unwrap(), 12 * 1024);
         assert_eq!(pss_within(smaps.as_bytes(), &[0x5000..0x9000, 0x9000..0xa000]).unwrap(), 13 * 1024);
     }
 }

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
-    cost,
     command::{self, CONSOLE, CONSOLE_BYTES, ROOT_NODE},
+    cost,
     instance::{self, CONTROL_SOCKET, STATE_OUT},
     monitor::{Event, Monitor, MonitorError},
     process::Process,
@@ -181,7 +181,11 @@ impl QemuMachine {
             }
         };
         // What it said last is still in the socket.
-        let drain = async { while let Ok(event) = self.monitor.event().await { note(&mut self.powered_off, &event) } };
+        let drain = async {
+            while let Ok(event) = self.monitor.event().await {
+                note(&mut self.powered_off, &event)
+            }
+        };
         if timeout(CONNECT_DEADLINE, drain).await.is_err() {
             tracing::warn!(pid = self.process.pid(), "the monitor of an ended machine did not close");
         }

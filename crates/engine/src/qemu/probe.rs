@@ -167,9 +167,7 @@ impl Trial {
         let kvm = open_kvm(acceleration).map_err(unusable)?;
         let files = boot.map(|request| Ok::<_, StartError>((open(&request.kernel)?, open(&request.initrd)?))).transpose()?;
         let begin = match &files {
-            Some((kernel, initrd)) => {
-                Begin::Boot { kernel: fd(kernel), initrd: fd(initrd), cmdline: PROBE_CMDLINE }
-            }
+            Some((kernel, initrd)) => Begin::Boot { kernel: fd(kernel), initrd: fd(initrd), cmdline: PROBE_CMDLINE },
             None => Begin::Stopped,
         };
         let arguments = command::arguments(&Hardware {
@@ -211,10 +209,8 @@ impl Trial {
             .map_err(|_| StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE })?
             .map_err(|error| start_error(PHASE, error, &self.process))?;
         let alias = command::machine_alias(acceleration);
-        let machine = full_name(&machines, alias).ok_or_else(|| ProbeError::Unusable {
-            acceleration,
-            reason: format!("QEMU {version} has no machine `{alias}`"),
-        })?;
+        let machine = full_name(&machines, alias)
+            .ok_or_else(|| ProbeError::Unusable { acceleration, reason: format!("QEMU {version} has no machine `{alias}`") })?;
         Ok(Fingerprint { engine: "qemu".into(), version, machine, acceleration, cpu: cpu_digest(&cpu) })
     }
 
@@ -373,13 +369,8 @@ mod tests {
 
     fn verdict(dir: &Path) -> Verdict {
         let seen = Seen::of(dir).unwrap();
-        let key = Key {
-            boot_id: "b".into(),
-            program: seen.clone(),
-            kernel: seen.clone(),
-            initrd: seen,
-            requested: Requested::Auto,
-        };
+        let key =
+            Key { boot_id: "b".into(), program: seen.clone(), kernel: seen.clone(), initrd: seen, requested: Requested::Auto };
         let fingerprint = Fingerprint {
             engine: "qemu".into(),
             version: "10.0.2".into(),

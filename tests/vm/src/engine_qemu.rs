@@ -1,0 +1,317 @@
+//! The engine contract's harness for real QEMU: the product's own kernel, agent and root file system, under throw-away users.
+
+use std::{
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use firkin_engine::{
+    BootSpec, ControlStream, Engine, Machine, RestoreSpec, Shape, Slot,
+    contract::{Guest, Harness, Snapshot},
+    qcow2,
+    qemu::{
+        QemuEngine,
+        probe::{ProbeError, ProbeRequest, Requested, probe},
+    },
+};
+use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
+use firkin_runtime::network::open_tap;
+use firkin_wire::control::{Answer, Call, Decoder, Identity, Request, Response, encode};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getuid},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The size of every machine here.
+pub const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 512 };
+/// First of the users that machines run as. Far from anybody's, so that a count of their processes counts machines.
+const FIRST_UID: u32 = 1_900_000_000;
+/// More users than one harness uses.
+const UIDS: u32 = 500;
+/// Harnesses of one process.
+const HARNESSES_MAX: u32 = 4;
+/// From power-on to power-off of an emulated guest on a busy host.
+const PROBE_DEADLINE: Duration = Duration::from_secs(60);
+/// The answer to one request; an agent that has just been resumed translates its code anew.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+static HARNESSES: AtomicU32 = AtomicU32::new(0);
+
+/// Everything that instances are made from.
+#[derive(Debug)]
+pub struct QemuHarness {
+    /// The engine under test.
+    pub engine: QemuEngine,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    rootfs: PathBuf,
+    rootfs_bytes: u64,
+    dir: tempfile::TempDir,
+    first_uid: u32,
+    next: AtomicU32,
+}
+
+impl QemuHarness {
+    /// A harness, or `None` after saying why the host cannot have one.
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
+    pub async fn open() -> Option<Self> {
+        if !getuid().is_root() {
+            eprintln!("SKIP: machines need root");
+            return None;
+        }
+        let cache = std::env::var_os("FIRKIN_CACHE_DIR").map_or_else(|| PathBuf::from("/var/cache/firkin"), PathBuf::from);
+        let cache = Cache::open(&cache).await.expect("the cache opens");
+        let kernel = guest_kernel(&cache, &|_| ()).await.expect("there is a guest kernel");
+        let initrd = initramfs(&cache, &kernel, firkin_agent::GUEST_AGENT).await.expect("an initramfs is packed");
+        let root = base_rootfs(&cache, &|_| ()).await.expect("there is a root file system");
+        let request = ProbeRequest {
+            program: None,
+            kernel: kernel.kernel.clone(),
+            initrd: initrd.path.clone(),
+            requested: Requested::Auto,
+            deadline: PROBE_DEADLINE,
+            verdict_file: Some(cache.dir().join("acceleration.json")),
+        };
+        let engine = match probe(&request).await {
+            Ok(engine) => engine,
+            Err(error @ (ProbeError::Missing { .. } | ProbeError::TooOld { .. })) => {
+                eprintln!("SKIP: {error}");
+                return None;
+            }
+            Err(error) => panic!("QEMU is there and does not work: {error:?}"),
+        };
+        eprintln!("engine: {} with {}", engine.fingerprint().version, engine.fingerprint().acceleration);
+        let dir = tempfile::Builder::new().prefix("firkin-engine-").tempdir().expect("a directory");
+        fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("machines may enter it");
+        Some(Self {
+            engine,
+            kernel: kernel.kernel,
+            initrd: initrd.path,
+            rootfs: root.path,
+            rootfs_bytes: root.virtual_bytes,
+            dir,
+            first_uid: first_uid(),
+            next: AtomicU32::new(0),
+        })
+    }
+
+    /// A directory for an instance, and its user.
+    fn instance(&self) -> (PathBuf, u32) {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let (path, uid) = (self.dir.path().join(format!("instance-{n}")), self.first_uid + n);
+        fs_err::create_dir(&path).expect("a directory");
+        chown(&path, uid);
+        (path, uid)
+    }
+
+    fn overlay(&self, dir: &Path, uid: u32, backing: &Path, format: qcow2::Format) -> PathBuf {
+        let path = dir.join("root.qcow2");
+        let backing = qcow2::Backing { path: backing.to_path_buf(), format };
+        qcow2::create(&path, &backing, self.rootfs_bytes).expect("an overlay");
+        chown(&path, uid);
+        path
+    }
+
+    /// Processes of this harness's users.
+    pub fn processes(&self) -> Vec<u32> {
+        let ours = self.first_uid..self.first_uid + UIDS;
+        let entries = fs_err::read_dir("/proc").expect("procfs").flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers
+            .filter(|pid| fs_err::metadata(format!("/proc/{pid}")).is_ok_and(|process| ours.contains(&process.uid())))
+            .collect()
+    }
+}
+
+/// Users of its own for every harness of every process that tests at the same time.
+fn first_uid() -> u32 {
+    let harness = HARNESSES.fetch_add(1, Ordering::Relaxed);
+    assert!(harness < HARNESSES_MAX, "HARNESSES_MAX has not grown with the tests");
+    FIRST_UID + (std::process::id() % 50_000 * HARNESSES_MAX + harness) * UIDS
+}
+
+fn chown(path: &Path, uid: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("root gives files away");
+}
+
+/// A namespace with a tap in it, and nothing on the other side.
+fn slot(uid: u32) -> Slot {
+    let prepare = || -> std::io::Result<(OwnedFd, OwnedFd)> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let tap = open_tap("tap0")?;
+        Ok((fs_err::File::open("/proc/thread-self/ns/net")?.into_parts().0.into(), tap))
+    };
+    let (netns, tap) = std::thread::spawn(prepare).join().expect("no panic").expect("a namespace with a tap");
+    Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
+}
+
+#[async_trait]
+impl Harness for QemuHarness {
+    fn engine(&self) -> &dyn Engine {
+        &self.engine
+    }
+
+    async fn boot_spec(&self) -> BootSpec {
+        let (dir, uid) = self.instance();
+        BootSpec {
+            root_disk: self.overlay(&dir, uid, &self.rootfs, qcow2::Format::Raw),
+            memory_file: dir.join("memory"),
+            dir,
+            shape: SHAPE,
+            slot: slot(uid),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: String::new(),
+        }
+    }
+
+    async fn restore_spec(&self, snapshot: &Snapshot) -> RestoreSpec {
+        // A frozen layer is everybody's to read and nobody's to write.
+        fs_err::set_permissions(&snapshot.disk, std::fs::Permissions::from_mode(0o444)).expect("a disk is frozen");
+        let (dir, uid) = self.instance();
+        RestoreSpec {
+            root_disk: self.overlay(&dir, uid, &snapshot.disk, qcow2::Format::Qcow2),
+            dir,
+            shape: SHAPE,
+            slot: slot(uid),
+            memory: snapshot.memory.clone(),
+            memory_diff: snapshot.memory_diff.clone(),
+            state: snapshot.state.clone(),
+        }
+    }
+
+    async fn give(&self, file: &Path, instance: &Path) {
+        chown(file, fs_err::metadata(instance).expect("the instance is there").uid());
+    }
+
+    async fn snapshot_dir(&self) -> PathBuf {
+        let path = self.dir.path().join(format!("snapshot-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        fs_err::create_dir(&path).expect("a directory");
+        path
+    }
+
+    fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest> {
+        Box::new(AgentGuest { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0 })
+    }
+
+    async fn crash(&self, machine: &dyn Machine, _instance: &Path) {
+        let pid = machine.pid().and_then(|pid| i32::try_from(pid).ok()).expect("a live machine has a process");
+        kill(Pid::from_raw(pid), Signal::SIGSEGV).expect("the process is there");
+    }
+
+    fn live(&self) -> usize {
+        self.processes().len()
+    }
+}
+
+/// Ids of one connection must not be taken for those of the one before, whose answers may still come.
+fn rand_id() -> u64 {
+    static CONNECTIONS: AtomicU32 = AtomicU32::new(1);
+    u64::from(CONNECTIONS.fetch_add(1, Ordering::Relaxed)) << 32
+}
+
+/// The real agent. The number that it remembers is its epoch, and what it writes to disk is its machine id.
+struct AgentGuest {
+    stream: Box<dyn ControlStream>,
+    decoder: Decoder,
+    last_id: u64,
+    epoch: u64,
+}
+
+impl AgentGuest {
+    async fn call(&mut self, call: Call) -> std::io::Result<Answer> {
+        self.last_id += 1;
+        let frame = encode(&Request { id: self.last_id, call }).expect("a request fits a frame");
+        self.stream.write_all(&frame).await?;
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(Response { id, answer }) = self.decoder.next() {
+                if id == self.last_id {
+                    return Ok(answer);
+                }
+            }
+            match self.stream.read(&mut buffer).await? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                n => self.decoder.push(&buffer[..n]),
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Option<(u64, bool)> {
+        match tokio::time::timeout(ANSWER_DEADLINE, self.call(Call::Hello)).await {
+            Ok(Ok(Answer::Hello { epoch, envd_ready, .. })) => Some((epoch, envd_ready)),
+            Ok(Ok(other)) => panic!("an answer to no question: {other:?}"),
+            Ok(Err(error)) => panic!("the control channel broke: {error}"),
+            Err(_) => None,
+        }
+    }
+
+    async fn resume(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        let identity = Identity {
+            epoch,
+            sandbox_id: "contract".into(),
+            template_id: String::new(),
+            entropy: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
+            realtime_ns: 1_800_000_000_000_000_000,
+            machine_id: Some(format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch))),
+            network: None,
+            env: std::collections::BTreeMap::new(),
+            access_token: None,
+            default_user: None,
+            default_workdir: None,
+        };
+        let answer = self.call(Call::Resume(Box::new(identity))).await.expect("the agent answers");
+        assert!(matches!(answer, Answer::Resumed { epoch: in_force, .. } if in_force == epoch), "{answer:?}");
+    }
+}
+
+#[async_trait]
+impl Guest for AgentGuest {
+    async fn ready(&mut self) {
+        loop {
+            if let Some((epoch, true)) = self.hello().await {
+                self.epoch = epoch;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn remember(&mut self, number: u64) {
+        self.resume(number).await;
+    }
+
+    async fn recall(&mut self) -> u64 {
+        loop {
+            if let Some((epoch, _)) = self.hello().await {
+                return epoch;
+            }
+        }
+    }
+
+    async fn write_disk(&mut self) {
+        self.resume(self.epoch).await;
+        let answer = self.call(Call::Sync).await.expect("the agent answers");
+        assert!(matches!(answer, Answer::Done), "{answer:?}");
+    }
+
+    async fn power_off(&mut self) {
+        let answer = self.call(Call::PowerOff).await.expect("the agent answers");
+        assert!(matches!(answer, Answer::Done), "{answer:?}");
+    }
+
+    async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        // Ended by the other side in one way or another.
+        drop(self.stream.read_to_end(&mut rest).await);
+    }
+}

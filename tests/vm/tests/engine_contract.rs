@@ -1,0 +1,107 @@
+//! Real QEMU keeps the engine contract, and runs without any privilege while it does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use firkin_engine::{
+    Engine, Exit, MemoryForm,
+    contract::{self, Harness},
+};
+use firkin_vm_tests::engine_qemu::QemuHarness;
+
+/// Where the child of [`a_machine_outlives_its_server`] tells which machine it has started.
+const CHILD: &str = "FIRKIN_TEST_MACHINE_FILE";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_keeps_the_contract() {
+    if let Some(harness) = QemuHarness::open().await {
+        contract::check(&harness).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_has_no_privileges() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    let spec = harness.boot_spec().await;
+    let uid = spec.slot.uid;
+    let mut machine = harness.engine.boot(spec).await.unwrap();
+    let pid = machine.pid().unwrap();
+
+    let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {status}"));
+        line[name.len()..].split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(field("Uid:"), format!("{uid} {uid} {uid} {uid}"));
+    assert_eq!(field("Gid:"), format!("{uid} {uid} {uid} {uid}"));
+    assert_eq!(field("Groups:"), "");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
+
+    let namespace = |pid: &str| fs_err::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(&pid.to_string()), namespace("self"));
+    let session = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session = session.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "it leads its own session");
+    let limits = fs_err::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+
+    machine.kill().await;
+    assert_eq!(harness.processes(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_outlives_its_server() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    let told = harness.snapshot_dir().await.join("machine");
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_server_that_will_be_killed"])
+        .env(CHILD, &told)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let dir =
+        tokio::time::timeout(Duration::from_secs(300), read_when_whole(&told)).await.expect("the server starts its machine");
+    server.kill().unwrap();
+    server.wait().unwrap();
+
+    let mut machine = harness.engine.adopt(&dir).await.unwrap();
+    let mut guest = harness.guest(machine.control().await.unwrap());
+    guest.ready().await;
+    assert_eq!(guest.recall().await, 77, "its guest did not notice");
+    machine.pause().await.unwrap();
+    let out = harness.snapshot_dir().await;
+    assert_eq!(machine.snapshot(&out).await.unwrap().memory, MemoryForm::Full);
+    harness.crash(&*machine, &dir).await;
+    assert!(matches!(machine.wait().await, Exit::Crashed { .. }), "another's child is watched like one's own");
+    fs_err::remove_dir_all(dir.parent().unwrap()).unwrap();
+}
+
+/// Not a test of its own: the process that [`a_machine_outlives_its_server`] starts and kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_will_be_killed() {
+    let Some(told) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let harness = QemuHarness::open().await.unwrap();
+    let spec = harness.boot_spec().await;
+    let dir = spec.dir.clone();
+    let mut machine = harness.engine.boot(spec).await.unwrap();
+    let mut guest = harness.guest(machine.control().await.unwrap());
+    guest.ready().await;
+    guest.remember(77).await;
+    fs_err::write(told.with_extension("new"), dir.to_str().unwrap()).unwrap();
+    fs_err::rename(told.with_extension("new"), told).unwrap();
+    machine.wait().await;
+}
+
+async fn read_when_whole(path: &Path) -> PathBuf {
+    while !path.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fs_err::read_to_string(path).unwrap().into()
+}
