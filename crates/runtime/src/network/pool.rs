@@ -1,0 +1,563 @@
+//! The pool: hands out slots, keeps fresh ones ready, and takes the leavings of used ones away.
+//!
+//! ```text
+//!             ┌── refiller ──► ready (open | sealed) ──┐
+//!   numbers ──┤                                        ├─► acquire ─► slot in use ─► dropped ─► reaper ─► numbers
+//!             └── built at once, when none is ready ───┘
+//! ```
+//!
+//! Making a slot takes milliseconds, most of it inside the kernel's one lock for interfaces, so few are made at a time and those
+//! ahead of demand. Opening a pool is one pass under a lock that all servers of the host share: take a claim, sweep what dead
+//! servers left, put the host's rules in place.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use tokio::{
+    sync::{Notify, Semaphore, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
+    claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids},
+    links::Links,
+    namespace::{self, SocketOpener, on_own_thread},
+    nft::Batch,
+    resolvers,
+    rules::{HostPolicy, host_rules, host_table},
+    slot::{self, NetworkSlot},
+    uplink,
+};
+
+/// Slots made at a time. The kernel's lock admits one; the rest is for the steps outside of it.
+const BUILDERS: u32 = 4;
+/// How long the refiller waits after a failure, and the most that this grows to.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Why a pool could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// More slots than a claim has, or more prepared than may exist.
+    #[error("cannot keep {prepared} of {slots} network slots ready; a server has at most {SLOTS_PER_CLAIM}")]
+    TooManySlots {
+        /// [`NetworkConfig::max_slots`].
+        slots: u16,
+        /// Prepared of either kind.
+        prepared: u32,
+    },
+    /// The configured user ids include root or go beyond the signed range.
+    #[error("cannot run machines under user ids from {first}: there must be 65536 between 1 and 2147483646")]
+    UserIds {
+        /// [`NetworkConfig::first_uid`].
+        first: u32,
+    },
+    /// No claim could be taken.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A step failed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+impl From<super::ThreadLost> for OpenError {
+    fn from(lost: super::ThreadLost) -> Self {
+        Self::Setup(lost.into())
+    }
+}
+
+/// What is left of a slot, for the reaper.
+#[derive(Debug)]
+pub(super) enum Remains {
+    /// A way out to delete.
+    WayOut(Arc<IndexLease>),
+    /// Answer when everything before this is done.
+    Barrier(oneshot::Sender<()>),
+}
+
+/// What slots need of the server that they belong to.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) claim: ClaimIndex,
+    uids: Uids,
+    pub(super) netns: Arc<OwnedFd>,
+    pub(super) opener: SocketOpener,
+    pub(super) resolvers: Vec<Ipv4Addr>,
+    /// Unbounded because a drop cannot wait; there is at most one entry for each slot number.
+    pub(super) remains: mpsc::UnboundedSender<Remains>,
+    changed: Notify,
+    limit: u16,
+    numbers: Mutex<Numbers>,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    used: BTreeSet<u16>,
+    /// Of those, numbers whose slot is gone and waits for the reaper.
+    leaving: usize,
+    next: u16,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while holding one of ours, and the data is valid between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// Wakes the refiller.
+    pub(super) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// The next free number, in turn, so that one is used again as late as possible.
+    fn lease(self: &Arc<Self>) -> Option<IndexLease> {
+        let mut numbers = lock(&self.numbers);
+        if numbers.used.len() - numbers.leaving >= usize::from(self.limit) {
+            return None;
+        }
+        let next = numbers.next;
+        let index = (next..SLOTS_PER_CLAIM).chain(0..next).find(|index| !numbers.used.contains(index))?;
+        numbers.used.insert(index);
+        numbers.next = (index + 1) % SLOTS_PER_CLAIM;
+        Some(IndexLease { host: Arc::clone(self), index, state: AtomicU8::new(HELD) })
+    }
+}
+
+const HELD: u8 = 0;
+const LEAVING: u8 = 1;
+const KEPT: u8 = 2;
+
+/// A slot number in use. Dropping it frees the number.
+#[derive(Debug)]
+pub(super) struct IndexLease {
+    host: Arc<Host>,
+    index: u16,
+    state: AtomicU8,
+}
+
+impl IndexLease {
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(super) fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub(super) fn uid(&self) -> u32 {
+        self.host.uids.uid(self.host.claim, self.index)
+    }
+
+    pub(super) fn interface(&self) -> String {
+        self.host.claim.interface(self.index)
+    }
+
+    /// The slot is gone: its number no longer counts, though it is not yet free.
+    pub(super) fn leave(&self) {
+        let mut numbers = lock(&self.host.numbers);
+        if self.state.swap(LEAVING, Ordering::Relaxed) == HELD {
+            numbers.leaving += 1;
+        }
+    }
+
+    /// The number stays in use after this lease: its machine lives on without us.
+    pub(super) fn keep(&self) {
+        self.state.store(KEPT, Ordering::Relaxed);
+    }
+}
+
+impl Drop for IndexLease {
+    fn drop(&mut self) {
+        let mut numbers = lock(&self.host.numbers);
+        match self.state.load(Ordering::Relaxed) {
+            KEPT => return,
+            LEAVING => numbers.leaving -= 1,
+            _ => {}
+        }
+        let was_used = numbers.used.remove(&self.index);
+        assert!(was_used, "slot number {} was freed twice", self.index);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    open: Vec<NetworkSlot>,
+    sealed: Vec<NetworkSlot>,
+    /// One is being prepared: it will be ready, or its number will be free.
+    preparing: bool,
+    closed: bool,
+}
+
+impl Ready {
+    fn of(&mut self, egress: Egress) -> &mut Vec<NetworkSlot> {
+        match egress {
+            Egress::Allowed => &mut self.open,
+            Egress::Denied => &mut self.sealed,
+        }
+    }
+}
+
+/// What there is for someone who wants a slot.
+enum Found {
+    Ready(NetworkSlot),
+    Number(IndexLease),
+    /// The last number lies in a slot that was prepared for the other kind.
+    OtherKind(NetworkSlot),
+    /// The last number lies in a slot that is not ready yet.
+    Preparing,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: Arc<Host>,
+    ready: Mutex<Ready>,
+    /// Told when `preparing` ends.
+    prepared_one: Notify,
+    builders: Arc<Semaphore>,
+    prepared: u16,
+    prepared_sealed: u16,
+}
+
+/// The slots of one server.
+///
+/// Dropping it without [`NetworkPool::close`] leaves the host's rules and the claim's name in place, for the next server of the
+/// same owner; slots that are in use stay usable.
+#[derive(Debug)]
+pub struct NetworkPool {
+    inner: Arc<Inner>,
+    config: NetworkConfig,
+    claim: Claim,
+    /// Not yet adopted.
+    survivors: Mutex<BTreeSet<u16>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for NetworkPool {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl NetworkPool {
+    /// Takes a claim, sweeps what dead servers left, puts the host's rules in place and begins to prepare slots. Needs root.
+    ///
+    /// The host's namespace is that of the calling thread. Interfaces of default routes are read now: a host whose uplink
+    /// changes later needs a new pool for new egress.
+    pub async fn open(config: NetworkConfig) -> Result<Self, OpenError> {
+        let prepared = u32::from(config.prepared) + u32::from(config.prepared_sealed);
+        if config.max_slots > SLOTS_PER_CLAIM || prepared > u32::from(config.max_slots) {
+            return Err(OpenError::TooManySlots { slots: config.max_slots, prepared });
+        }
+        let uids = Uids::new(config.first_uid).ok_or(OpenError::UserIds { first: config.first_uid })?;
+        let system = |step| move |source| OpenError::Setup(SetupError::System { step, source });
+        let netns = Arc::new(namespace::current().map_err(system("open the host's network namespace"))?);
+        let opener = SocketOpener::start(Arc::clone(&netns)).map_err(system("start the socket thread"))?;
+        let links = Links::open()?;
+        let asked = config.clone();
+        let opened = on_own_thread(move || take_claim(&asked, uids)).await?;
+
+        let (remains, leavings) = mpsc::unbounded_channel();
+        let host = Arc::new(Host {
+            claim: opened.claim.index,
+            uids,
+            netns,
+            opener,
+            resolvers: opened.resolvers,
+            remains,
+            changed: Notify::new(),
+            limit: config.max_slots,
+            numbers: Mutex::new(Numbers { used: opened.survivors.clone(), leaving: 0, next: 0 }),
+        });
+        let inner = Arc::new(Inner {
+            host,
+            ready: Mutex::default(),
+            prepared_one: Notify::new(),
+            builders: Arc::new(Semaphore::new(BUILDERS as usize)),
+            prepared: config.prepared,
+            prepared_sealed: config.prepared_sealed,
+        });
+        let tasks = [tokio::spawn(refill(Arc::clone(&inner))), tokio::spawn(reap(leavings, links))];
+        Ok(Self { inner, config, claim: opened.claim, survivors: Mutex::new(opened.survivors), tasks })
+    }
+
+    /// The number of the claim, to be remembered as [`NetworkConfig::claim_hint`].
+    #[must_use]
+    pub fn claim(&self) -> u16 {
+        self.claim.index.number()
+    }
+
+    /// Slots in which machines of an earlier server ran when the pool was opened, and that were not yet
+    /// [adopted](Self::adopt). Their numbers are not given out until then.
+    #[must_use]
+    pub fn survivors(&self) -> BTreeSet<u16> {
+        lock(&self.survivors).clone()
+    }
+
+    /// A fresh slot. Ready ones are given at once; else one is made, which takes some milliseconds.
+    ///
+    /// When the future is dropped, what was begun is undone.
+    pub async fn acquire(&self, egress: Egress) -> Result<NetworkSlot, SlotError> {
+        let inner = &self.inner;
+        loop {
+            let prepared_one = inner.prepared_one.notified();
+            tokio::pin!(prepared_one);
+            prepared_one.as_mut().enable();
+            match inner.take(egress)? {
+                Found::Ready(slot) => {
+                    inner.host.notify();
+                    return Ok(slot);
+                }
+                Found::Number(lease) => return inner.build(lease, egress).await,
+                Found::OtherKind(mut slot) => {
+                    slot.set_egress(egress).await?;
+                    return Ok(slot);
+                }
+                Found::Preparing => prepared_one.await,
+            }
+        }
+    }
+
+    /// Takes over the slot `index` of the running machine `pid`, started by an earlier server with this claim. A slot is adopted
+    /// once; when that fails or is cancelled, it stays as it is and may be tried again.
+    pub async fn adopt(&self, pid: u32, index: u16) -> Result<NetworkSlot, SlotError> {
+        let unknown = SlotError::NotOurs { pid, index, reason: "it is not among the survivors" };
+        if !lock(&self.survivors).contains(&index) {
+            return Err(unknown);
+        }
+        let lease = IndexLease { host: Arc::clone(&self.inner.host), index, state: AtomicU8::new(KEPT) };
+        let (lease, netns, way_out) = slot::find_survivor(lease, pid).await?;
+        if !lock(&self.survivors).remove(&index) {
+            return Err(unknown);
+        }
+        lease.state.store(HELD, Ordering::Relaxed);
+        Ok(slot::adopted(lease, netns, way_out))
+    }
+
+    /// Slots that are ready: with egress, and without.
+    #[must_use]
+    pub fn ready(&self) -> (usize, usize) {
+        let ready = lock(&self.inner.ready);
+        (ready.open.len(), ready.sealed.len())
+    }
+
+    /// Takes everything down: ready slots, ways out, the host's rules, the claim. Slots in use lose their way out; machines that
+    /// were [released](NetworkSlot::release) or never adopted keep it, and then the rules and the claim stay with them.
+    pub async fn close(mut self) -> Result<(), OpenError> {
+        self.tasks[0].abort();
+        let unused = {
+            let mut ready = lock(&self.inner.ready);
+            ready.closed = true;
+            (std::mem::take(&mut ready.open), std::mem::take(&mut ready.sealed))
+        };
+        drop(unused);
+        self.inner.end_preparing(Egress::Denied, None);
+        // Waits for slots that are being made for callers who may have gone; a closed semaphore would not.
+        let idle = self.inner.builders.acquire_many(BUILDERS).await;
+        drop(idle.map_err(|_| super::ThreadLost(None))?);
+        let (barrier, reaped) = oneshot::channel();
+        if self.inner.host.remains.send(Remains::Barrier(barrier)).is_ok() {
+            reaped.await.map_err(|_| super::ThreadLost(None))?;
+        }
+        let claim = self.claim.index;
+        let dir = self.config.claims_dir.clone();
+        let uids = self.inner.host.uids;
+        let forget = on_own_thread(move || take_down(&dir, claim, uids)).await?;
+        if forget {
+            let path = self.config.claims_dir.clone();
+            self.claim.forget().map_err(|source| ClaimError::File { path, source })?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Makes a slot on a thread of its own, a few at a time.
+    async fn build(&self, lease: IndexLease, egress: Egress) -> Result<NetworkSlot, SlotError> {
+        let index = lease.index;
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.builders).acquire_owned().await.map_err(|_| SlotError::Closed)?;
+        let job = move || {
+            let built = slot::build(lease, egress);
+            drop(permit);
+            built
+        };
+        on_own_thread(job).await.map_err(|source| SlotError::Setup { index, source })
+    }
+
+    /// The best way to a slot at this moment.
+    fn take(&self, egress: Egress) -> Result<Found, SlotError> {
+        let other = match egress {
+            Egress::Allowed => Egress::Denied,
+            Egress::Denied => Egress::Allowed,
+        };
+        let mut ready = lock(&self.ready);
+        if ready.closed {
+            return Err(SlotError::Closed);
+        }
+        if let Some(slot) = ready.of(egress).pop() {
+            return Ok(Found::Ready(slot));
+        }
+        if let Some(lease) = self.host.lease() {
+            return Ok(Found::Number(lease));
+        }
+        if let Some(slot) = ready.of(other).pop() {
+            return Ok(Found::OtherKind(slot));
+        }
+        if ready.preparing { Ok(Found::Preparing) } else { Err(SlotError::Exhausted { limit: self.host.limit }) }
+    }
+
+    /// Begins to prepare a slot of a kind that there are too few of.
+    fn begin_preparing(&self) -> Option<(Egress, IndexLease)> {
+        let mut ready = lock(&self.ready);
+        if ready.closed {
+            return None;
+        }
+        let kinds = [(Egress::Allowed, self.prepared), (Egress::Denied, self.prepared_sealed)];
+        let (egress, _) = kinds.into_iter().find(|(egress, depth)| ready.of(*egress).len() < usize::from(*depth))?;
+        let lease = self.host.lease()?;
+        ready.preparing = true;
+        Some((egress, lease))
+    }
+
+    /// Puts what was prepared where callers find it.
+    fn end_preparing(&self, egress: Egress, slot: Option<NetworkSlot>) {
+        let mut ready = lock(&self.ready);
+        ready.preparing = false;
+        if !ready.closed {
+            ready.of(egress).extend(slot);
+        }
+        drop(ready);
+        self.prepared_one.notify_waiters();
+    }
+}
+
+async fn refill(inner: Arc<Inner>) {
+    let mut pause = RETRY.0;
+    loop {
+        let Some((egress, lease)) = inner.begin_preparing() else {
+            inner.host.changed.notified().await;
+            continue;
+        };
+        match inner.build(lease, egress).await {
+            Ok(slot) => {
+                pause = RETRY.0;
+                inner.end_preparing(egress, Some(slot));
+            }
+            Err(error) => {
+                inner.end_preparing(egress, None);
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare a network slot");
+                tokio::time::sleep(pause).await;
+                pause = RETRY.1.min(pause * 2);
+            }
+        }
+    }
+}
+
+async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, links: Links) {
+    while let Some(remains) = leavings.recv().await {
+        match remains {
+            Remains::WayOut(lease) => {
+                if let Err(error) = links.delete("delete the way out of a used slot", &lease.interface()).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, slot = lease.index, "a network slot lingers");
+                }
+            }
+            Remains::Barrier(done) => drop(done.send(())),
+        }
+    }
+}
+
+struct Opened {
+    claim: Claim,
+    survivors: BTreeSet<u16>,
+    resolvers: Vec<Ipv4Addr>,
+}
+
+/// The part of opening that one server of a host does at a time. Runs on a thread of its own in the host's namespace.
+fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
+    let system = |step| move |source| SetupError::System { step, source };
+    let dir = config.claims_dir.as_path();
+    let lock = claim::lock_dir(dir)?;
+    let everyone = claim::survivors(uids).map_err(system("look for machines of earlier servers"))?;
+    namespace::block_on(async {
+        let links = Links::open()?;
+        let foreign = foreign_networks(&links).await?;
+        let choice = Choice { dir, owner: &config.owner, hint: config.claim_hint, survivors: &everyone, foreign: &foreign };
+        let (claim, dead) = claim::choose(&choice, &lock)?;
+        for mut claim in dead {
+            tracing::info!(claim = claim.index.number(), "sweeping the network of a server that ended without closing it");
+            sweep(&links, claim.index, &everyone).await?;
+            delete_table(claim.index)?;
+            claim.forget().map_err(|source| ClaimError::File { path: dir.to_owned(), source })?;
+        }
+        sweep(&links, claim.index, &everyone).await?;
+
+        let own = links.addresses().await?.into_iter().collect();
+        let resolvers = match &config.resolvers {
+            Some(resolvers) => resolvers.clone(),
+            None => resolvers::of_host(&own).map_err(system("read the host's resolvers"))?,
+        };
+        let guarded = uplink::enable(dir, &links.uplinks().await?, &lock)?;
+        let policy = HostPolicy { resolvers: &resolvers, reachable: &config.reachable, guarded: &guarded };
+        let installed = host_rules(claim.index, policy).commit();
+        installed.map_err(|source| SetupError::Firewall { step: "install the host's rules", source })?;
+        let survivors = everyone.get(&claim.index).cloned().unwrap_or_default();
+        Ok(Opened { claim, survivors, resolvers })
+    })
+    .map_err(system("start a runtime"))?
+}
+
+/// Networks of the host that overlap those of slots and are not slots.
+async fn foreign_networks(links: &Links) -> Result<Vec<Ipv4Net>, SetupError> {
+    let ours: BTreeSet<u32> = links.veths(INTERFACE_PREFIX).await?.into_iter().map(|veth| veth.index).collect();
+    let routes = links.routes().await?.into_iter().filter(|route| {
+        // A route to everything, or to half of it, is no claim to these addresses.
+        let specific = route.net.prefix_len() >= 8;
+        specific && (SLOT_NETWORKS.contains(&route.net) || route.net.contains(&SLOT_NETWORKS)) && !ours.contains(&route.interface)
+    });
+    Ok(routes.map(|route| route.net).collect())
+}
+
+/// Deletes ways out of slots that have no machine.
+async fn sweep(links: &Links, claim: ClaimIndex, survivors: &Survivors) -> Result<(), SetupError> {
+    let alive = survivors.get(&claim);
+    for veth in links.veths(&claim.interface_prefix()).await? {
+        let is_used = claim.slot_of(&veth.name).is_some_and(|slot| alive.is_some_and(|alive| alive.contains(&slot)));
+        if !is_used {
+            links.delete("sweep a way out without a machine", &veth.name).await?;
+        }
+    }
+    Ok(())
+}
+
+fn delete_table(claim: ClaimIndex) -> Result<(), SetupError> {
+    let deleted = Batch::delete(host_table(claim)).commit();
+    deleted.map_err(|source| SetupError::Firewall { step: "delete the host's rules", source })
+}
+
+/// The part of closing that one server of a host does at a time. Tells whether nothing of the claim is left.
+fn take_down(dir: &std::path::Path, claim: ClaimIndex, uids: Uids) -> Result<bool, OpenError> {
+    let system = |step| move |source: io::Error| SetupError::System { step, source };
+    let lock = claim::lock_dir(dir)?;
+    let everyone = claim::survivors(uids).map_err(system("look for running machines"))?;
+    namespace::block_on(async { sweep(&Links::open()?, claim, &everyone).await }).map_err(system("start a runtime"))??;
+    if everyone.contains_key(&claim) {
+        return Ok(false);
+    }
+    delete_table(claim)?;
+    if !claim::others_exist(dir, claim, &everyone, &lock)? {
+        uplink::disable(dir, &lock)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,136 @@
+//! Which packets may go where: the rules of a slot and of the host, as data.
+//!
+//! A guest is distrusted at two places. In its own namespace only its own address may leave, and only as tracked flows of a
+//! bounded number, behind the slot's address. On the host, whatever comes from a slot's interface may be routed on to the
+//! internet and nowhere else: not to the host itself on any of its addresses (asked of the routing table, so that addresses
+//! that appear later count), not to private networks, not to cloud metadata, not to another slot. The second place does not
+//! rely on the first: it holds even against someone who broke out of the virtual machine into the slot's namespace.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{
+    GUEST_ADDRESS, INTERFACE_PREFIX, SLOT_NETWORKS,
+    claim::{ClaimIndex, slot_net},
+    nft::{Batch, CtState, HookPoint, Interface, Policy, Rule, single},
+};
+
+/// The tap in a slot's namespace.
+pub(super) const TAP: &str = "tap0";
+/// The way out of a slot's namespace, there only while egress is allowed.
+pub(super) const OUT: &str = "out0";
+/// The table in a slot's namespace.
+const SLOT_TABLE: &str = "firkin";
+/// Flows that one guest may have tracked at a time. Connection tracking takes about 320 bytes of unswappable memory a flow, once
+/// in the slot and once on the host, whose table all share; browsers and package managers stay below a few hundred.
+const MAX_FLOWS: u32 = 4096;
+
+const UDP: u8 = 17;
+const TCP: u8 = 6;
+const DNS_PORT: u16 = 53;
+
+/// Destinations that guests may not reach even when egress is allowed: what the IANA special-purpose registry (RFC 6890) calls
+/// not globally reachable. Documentation networks are left out; nothing is there.
+pub(super) const BLOCKED: [Ipv4Net; 11] = [
+    net(0, 0, 8),
+    net(10, 0, 8),
+    net(100, 64, 10),
+    net(127, 0, 8),
+    net(169, 254, 16),
+    net(172, 16, 12),
+    net(192, 0, 24),
+    net(192, 168, 16),
+    SLOT_NETWORKS,
+    net(224, 0, 4),
+    net(240, 0, 4),
+];
+
+/// `a.b.0.0/prefix`.
+const fn net(a: u8, b: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix)
+}
+
+/// The rules of a slot's namespace. They do not depend on whether it has a way out.
+pub(super) fn slot_rules() -> Batch {
+    let tap = Interface::Named(TAP);
+    let out = Interface::Named(OUT);
+    Batch::replace(SLOT_TABLE)
+        // Connections are opened by the host, from inside this namespace; a guest begins none to it.
+        .chain("input", HookPoint::Input, Policy::Drop, vec![Rule::all().tracked(CtState::EstablishedOrRelated).accept()])
+        .chain(
+            "forward",
+            HookPoint::Forward,
+            Policy::Drop,
+            vec![
+                Rule::all().tracked(CtState::EstablishedOrRelated).accept(),
+                Rule::all().from(tap).tracked(CtState::New).flows_above(MAX_FLOWS).drop_packet(),
+                // What is not new is not a flow, would escape translation, and is dropped.
+                Rule::all().from(tap).to(out).ipv4().source(single(GUEST_ADDRESS)).tracked(CtState::New).accept(),
+            ],
+        )
+        .chain("outbound", HookPoint::SourceNat, Policy::Accept, vec![Rule::all().to(out).masquerade()])
+}
+
+/// What the host's rules depend on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostPolicy<'a> {
+    /// Resolvers that guests may ask even in a blocked network.
+    pub(super) resolvers: &'a [Ipv4Addr],
+    /// Blocked networks that the operator opened.
+    pub(super) reachable: &'a [Ipv4Net],
+    /// Interfaces whose forwarding we switched on.
+    pub(super) guarded: &'a [String],
+}
+
+/// Name of the host's table of one claim.
+pub(super) fn host_table(claim: ClaimIndex) -> String {
+    format!("firkin_{claim}")
+}
+
+/// The rules of the host for all slots of one claim.
+pub(super) fn host_rules(claim: ClaimIndex, policy: HostPolicy<'_>) -> Batch {
+    let prefix = claim.interface_prefix();
+    let ours = Interface::Prefixed(&prefix);
+    let any = Interface::Prefixed(INTERFACE_PREFIX);
+    let established = || Rule::all().tracked(CtState::EstablishedOrRelated);
+
+    let mut forward = vec![
+        Rule::all().from(ours).to(any).drop_packet(),
+        Rule::all().from(ours).accept(),
+        established().to(ours).accept(),
+        Rule::all().to(ours).drop_packet(),
+    ];
+    // Replies need forwarding on the interface they come by. Where it was off, the host must not become a router for others.
+    forward.extend(policy.guarded.iter().map(|name| {
+        let guarded = Rule::all().from(Interface::Named(name)).not_to(any);
+        guarded.tracked(CtState::New).not_redirected().drop_packet()
+    }));
+
+    let slots = slot_net(claim);
+    Batch::replace(host_table(claim))
+        .chain("from_guests", HookPoint::Raw, Policy::Accept, from_guests(ours, slots, policy))
+        .chain("input", HookPoint::Input, Policy::Accept, vec![Rule::all().from(ours).drop_packet()])
+        .chain("forward", HookPoint::Forward, Policy::Accept, forward)
+        .chain("outbound", HookPoint::SourceNat, Policy::Accept, vec![Rule::all().ipv4().source(slots).not_to(any).masquerade()])
+}
+
+/// Decides, before any translation by other software, where a packet from one of our slots may go.
+fn from_guests(ours: Interface<'_>, slots: Ipv4Net, policy: HostPolicy<'_>) -> Vec<Rule> {
+    let from_guest = || Rule::all().from(ours).ipv4();
+    let mut rules = vec![
+        Rule::all().not_from(ours).accept(),
+        Rule::all().not_ipv4().drop_packet(),
+        from_guest().source_outside(slots).drop_packet(),
+        from_guest().destination_not_unicast().drop_packet(),
+        from_guest().destination(SLOT_NETWORKS).drop_packet(),
+    ];
+    for resolver in policy.resolvers {
+        for protocol in [UDP, TCP] {
+            rules.push(from_guest().destination(single(*resolver)).port(protocol, DNS_PORT).accept());
+        }
+    }
+    rules.extend(policy.reachable.iter().map(|net| from_guest().destination(*net).accept()));
+    rules.extend(BLOCKED.iter().map(|net| from_guest().destination(*net).drop_packet()));
+    rules
+}

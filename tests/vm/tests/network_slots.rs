@@ -1,0 +1,12 @@
+//! Network slots: who reaches whom, and what stays behind.
+//!
+//! Guests here are namespaces pumped to a slot's tap, so no machine has to boot. Needs root and `ip`; touches nothing of the real
+//! host's network.
+#![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
+
+#[path = "network_slots/isolation.rs"]
+mod isolation;
+#[path = "network_slots/lifetimes.rs"]
+mod lifetimes;
+#[path = "network_slots/world.rs"]
+mod world;

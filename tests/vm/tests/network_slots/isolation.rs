@@ -1,0 +1,167 @@
+//! Who reaches whom: the host its guest, a guest the internet when allowed, and nobody anything else.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use firkin_runtime::network::{ConnectError, Egress, GATEWAY_ADDRESS, GUEST_ADDRESS, NetworkPool};
+use tokio::io::AsyncReadExt;
+
+use crate::world::{
+    Guest, HOST, METADATA, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, SILENCE, eventually, in_world, is_from,
+};
+
+#[test]
+fn the_host_reaches_guest_ports_and_is_told_why_not() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let slot = pool.acquire(Egress::Denied).await.unwrap();
+        let guest = Guest::start(&slot);
+        guest.inside.serve(GUEST_ADDRESS, 8080);
+
+        let mut text = String::new();
+        slot.connect(8080, PATIENCE).await.unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, GATEWAY_ADDRESS.to_string(), "the guest sees its gateway as the peer");
+
+        let refused = slot.connect(8081, PATIENCE).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::Refused { port: 8081 }), "{refused}");
+
+        drop(guest);
+        let timeout = slot.connect(8080, SILENCE).await.unwrap_err();
+        assert!(matches!(timeout, ConnectError::Timeout { port: 8080, .. }), "{timeout}");
+
+        let connector = slot.connector();
+        drop(slot);
+        let gone = connector.connect(8080, PATIENCE).await.unwrap_err();
+        assert!(matches!(gone, ConnectError::Gone { .. }), "{gone}");
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn an_allowed_guest_reaches_the_internet_and_nothing_else() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        let other = pool.acquire(Egress::Allowed).await.unwrap();
+        let other_guest = Guest::start(&other);
+        other_guest.inside.serve(Ipv4Addr::UNSPECIFIED, 80);
+        world.host.serve(Ipv4Addr::UNSPECIFIED, 80);
+        world.host.serve_udp(HOST, 80);
+        Namespace::of_slot(&slot).serve(Ipv4Addr::UNSPECIFIED, 80);
+        Namespace::of_slot(&other).serve(Ipv4Addr::UNSPECIFIED, 80);
+
+        for (address, port) in [(SERVER, 80), (RESOLVER, 53), (OPENED, 80)] {
+            let tcp = guest.inside.ask((address, port));
+            assert!(is_from(&tcp, HOST), "tcp to {address}:{port}: {tcp:?}");
+            let udp = guest.inside.ask_udp(GUEST_ADDRESS, (address, port));
+            assert!(is_from(&udp, HOST), "udp to {address}:{port}: {udp:?}");
+        }
+
+        let range = u8::try_from(pool.claim() * 8).unwrap();
+        let way_out = |slot: u16, end: u8| Ipv4Addr::new(198, 18, range, u8::try_from(slot).unwrap() * 2 + end);
+        let forbidden = [
+            ("the host", HOST),
+            ("the host's end of its way out", way_out(slot.index(), 0)),
+            ("the host's end of another's way out", way_out(other.index(), 0)),
+            ("another slot", way_out(other.index(), 1)),
+            ("its own slot", GATEWAY_ADDRESS),
+            ("its own slot's way out", way_out(slot.index(), 1)),
+            ("a private network", PRIVATE),
+            ("a resolver's other ports", RESOLVER),
+            ("cloud metadata", METADATA),
+        ];
+        for (what, address) in forbidden {
+            let tcp = guest.inside.ask((address, 80));
+            assert!(tcp.is_err(), "{what} ({address}) answered by tcp: {tcp:?}");
+            let udp = guest.inside.ask_udp(GUEST_ADDRESS, (address, 80));
+            assert!(udp.is_err(), "{what} ({address}) answered by udp: {udp:?}");
+        }
+
+        // Even someone who broke out of the machine into the slot's namespace meets the host's rules.
+        let slot_ns = Namespace::of_slot(&slot);
+        for (what, address) in [("the host", HOST), ("another slot", way_out(other.index(), 1)), ("metadata", METADATA)] {
+            assert!(slot_ns.ask((address, 80)).is_err(), "{what} answered the slot's namespace");
+        }
+        let spoofed = Ipv4Addr::new(203, 0, 113, 77);
+        guest.inside.ip(&[format!("address add {spoofed}/32 dev lo")]);
+        let answer = guest.inside.ask_udp(spoofed, (SERVER, 80));
+        assert!(answer.is_err(), "a foreign source address left the guest: {answer:?}");
+        assert!(world.host.ask((way_out(slot.index(), 1), 80)).is_err(), "the host reaches a slot by its way out");
+
+        drop((guest, other_guest, slot, other));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn egress_is_denied_by_absence_and_changes_at_run_time() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let mut slot = pool.acquire(Egress::Denied).await.unwrap();
+        let guest = Guest::start(&slot);
+        assert!(guest.inside.ask((SERVER, 80)).is_err());
+        assert_eq!(world.interfaces("fk"), Vec::<String>::new());
+
+        slot.set_egress(Egress::Allowed).await.unwrap();
+        assert_eq!(slot.egress(), Egress::Allowed);
+        let answer = guest.inside.ask((SERVER, 80));
+        assert!(is_from(&answer, HOST), "{answer:?}");
+
+        slot.set_egress(Egress::Denied).await.unwrap();
+        assert!(guest.inside.ask((SERVER, 80)).is_err());
+        assert_eq!(world.interfaces("fk"), Vec::<String>::new());
+
+        slot.set_egress(Egress::Allowed).await.unwrap();
+        let answer = guest.inside.ask((SERVER, 80));
+        assert!(is_from(&answer, HOST), "{answer:?}");
+        drop((guest, slot));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_cancelled_change_of_egress_is_not_forgotten() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let mut slot = pool.acquire(Egress::Denied).await.unwrap();
+        for microseconds in [0, 50, 200, 800, 2000] {
+            let change = slot.set_egress(Egress::Allowed);
+            drop(tokio::time::timeout(Duration::from_micros(microseconds), change).await);
+            slot.set_egress(Egress::Denied).await.unwrap();
+            assert_eq!(world.interfaces("fk"), Vec::<String>::new(), "after {microseconds} us");
+        }
+        let change = slot.set_egress(Egress::Allowed);
+        drop(tokio::time::timeout(Duration::from_micros(300), change).await);
+        drop(slot);
+        pool.close().await.unwrap();
+        eventually("no way out is left", || world.interfaces("fk").is_empty()).await;
+    });
+}
+
+#[test]
+fn the_host_routes_for_its_guests_only() {
+    in_world(async |world| {
+        // A neighbour on the uplink's network who would like to use the host as a router.
+        let inner = Namespace::new();
+        world.host.ip(&[
+            format!("link add in0 type veth peer name in1 netns {}", inner.path()),
+            "address add 172.31.0.1/24 dev in0".into(),
+            "link set in0 up".into(),
+        ]);
+        inner.ip(&[
+            "link set in1 up".into(),
+            "address add 172.31.0.2/24 dev in1".into(),
+            "route add default via 172.31.0.1".into(),
+        ]);
+        inner.serve(Ipv4Addr::UNSPECIFIED, 80);
+        world.internet.ip(&[format!("route add 172.31.0.0/24 via {HOST}")]);
+        let inner_server = Ipv4Addr::new(172, 31, 0, 2);
+
+        assert!(!world.forwards());
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        assert!(world.forwards(), "replies to guests come in by the uplink");
+        assert!(world.internet.ask((inner_server, 80)).is_err(), "the host became a router for strangers");
+        pool.close().await.unwrap();
+        assert!(!world.forwards(), "the last server leaves the host as it was");
+    });
+}

@@ -1,0 +1,321 @@
+//! A little world for network tests: a namespace that plays the host, one that plays the internet, and guests behind taps.
+//!
+//! Nothing here touches the real host's interfaces, rules or parameters: every world has its own namespaces, which vanish with
+//! its threads. Needs root and `ip`.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use firkin_runtime::network::{
+    GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
+};
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::{io::unix::AsyncFd, task::JoinHandle};
+
+/// The host's address on its uplink.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// A public server.
+pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// A server in a private network.
+pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+/// A server in a private network that the operator opened.
+pub(crate) const OPENED: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+/// A resolver in a private network.
+pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 53, 0, 53);
+/// Cloud metadata.
+pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Long enough for anything here that succeeds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long something that must not arrive is waited for.
+pub(crate) const SILENCE: Duration = Duration::from_millis(400);
+
+/// A namespace that a test made.
+#[derive(Clone)]
+pub(crate) struct Namespace(Arc<OwnedFd>);
+
+impl Namespace {
+    /// The calling thread's.
+    pub(crate) fn current() -> Self {
+        Self(Arc::new(fs_err::File::open("/proc/thread-self/ns/net").unwrap().into_parts().0.into()))
+    }
+
+    /// A new one.
+    pub(crate) fn new() -> Self {
+        std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Self::current()
+        })
+        .join()
+        .unwrap()
+    }
+
+    pub(crate) fn of_slot(slot: &NetworkSlot) -> Self {
+        Self(Arc::new(slot.netns().try_clone_to_owned().unwrap()))
+    }
+
+    /// Runs `job` inside, on a thread of its own.
+    pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let fd = Arc::clone(&self.0);
+        let job = move || {
+            setns(fd.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            job()
+        };
+        std::thread::spawn(job).join().unwrap()
+    }
+
+    pub(crate) fn ip(&self, commands: &[String]) {
+        let commands = commands.to_vec();
+        self.run(move || commands.iter().for_each(|command| ip(command)));
+    }
+
+    /// For programs that take a namespace by path.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// `net:[inode]`, as links in `/proc` show it.
+    pub(crate) fn identity(&self) -> String {
+        fs_err::read_link(self.path()).unwrap().display().to_string()
+    }
+
+    /// Answers every TCP connection to `port` with the address it came from, until the world ends.
+    pub(crate) fn serve(&self, address: Ipv4Addr, port: u16) {
+        let listener = self.run(move || TcpListener::bind((address, port)).unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                answer(stream);
+            }
+        });
+    }
+
+    /// Answers every datagram to `port` with the address it came from.
+    pub(crate) fn serve_udp(&self, address: Ipv4Addr, port: u16) {
+        let socket = self.run(move || UdpSocket::bind((address, port)).unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                // A peer that cannot be answered is what some tests are about.
+                drop(socket.send_to(peer.ip().to_string().as_bytes(), peer));
+            }
+        });
+    }
+
+    /// What a server at `to` says about the caller, or why it says nothing.
+    pub(crate) fn ask(&self, to: impl Into<SocketAddr>) -> io::Result<String> {
+        let to = to.into();
+        self.run(move || {
+            let mut stream = TcpStream::connect_timeout(&to, SILENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    }
+
+    /// The same by UDP, from the source address `from`.
+    pub(crate) fn ask_udp(&self, from: Ipv4Addr, to: impl Into<SocketAddr>) -> io::Result<String> {
+        let to = to.into();
+        self.run(move || {
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.set_read_timeout(Some(SILENCE))?;
+            socket.send_to(b"?", to)?;
+            let mut buffer = [0; 64];
+            let length = socket.recv(&mut buffer)?;
+            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })
+    }
+}
+
+fn answer(mut stream: TcpStream) {
+    let peer = stream.peer_addr().map(|peer| peer.ip().to_string());
+    // A client that hung up is no concern of the server's.
+    drop(peer.and_then(|peer| stream.write_all(peer.as_bytes())));
+}
+
+fn ip(command: &str) {
+    let status = Command::new("ip").args(command.split_whitespace()).status().expect("these tests need `ip`");
+    assert!(status.success(), "ip {command}");
+}
+
+/// The host and the internet of one test.
+pub(crate) struct World {
+    pub(crate) host: Namespace,
+    pub(crate) internet: Namespace,
+    pub(crate) claims: tempfile::TempDir,
+    /// User ids that no server outside this test looks at.
+    pub(crate) first_uid: u32,
+}
+
+/// Leak tests count the descriptors of the whole process, so they run alone.
+static PROCESS: RwLock<()> = RwLock::new(());
+
+/// [`in_world`], while no other test of this process runs.
+pub(crate) fn alone_in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
+    let _alone = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    run(test);
+}
+
+/// Runs `test` on threads whose namespace plays the host, linked to one that plays the internet.
+pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
+    let _shared = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+    run(test);
+}
+
+fn run<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
+    let body = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        let world = World {
+            host: Namespace::current(),
+            internet: Namespace::new(),
+            claims: tempfile::tempdir().unwrap(),
+            first_uid: own_uids(),
+        };
+        ip("link set lo up");
+        ip(&format!("link add up0 type veth peer name srv0 netns {}", world.internet.path()));
+        ip(&format!("address add {HOST}/24 dev up0"));
+        ip("link set up0 up");
+        ip(&format!("route add default via {SERVER}"));
+        let mut commands =
+            vec!["link set lo up".to_owned(), "link set srv0 up".into(), format!("address add {SERVER}/24 dev srv0")];
+        commands.extend([PRIVATE, OPENED, RESOLVER, METADATA].map(|address| format!("address add {address}/32 dev lo")));
+        world.internet.ip(&commands);
+        for address in [SERVER, PRIVATE, OPENED, RESOLVER, METADATA] {
+            for port in [53, 80] {
+                world.internet.serve(address, port);
+                world.internet.serve_udp(address, port);
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(test(world));
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The first of 65,536 user ids for one test of one process.
+fn own_uids() -> u32 {
+    static TESTS: AtomicU32 = AtomicU32::new(0);
+    0x7100_0000 + (std::process::id() % 128) * 0x10_0000 + TESTS.fetch_add(1, Ordering::Relaxed) % 16 * 0x1_0000
+}
+
+impl World {
+    /// A server's configuration that prepares nothing ahead.
+    pub(crate) fn config(&self, owner: &str) -> NetworkConfig {
+        NetworkConfig {
+            claims_dir: self.claims.path().to_owned(),
+            first_uid: self.first_uid,
+            prepared: 0,
+            resolvers: Some(vec![RESOLVER]),
+            reachable: vec!["192.168.77.0/24".parse().unwrap()],
+            ..NetworkConfig::new(owner)
+        }
+    }
+
+    /// Interfaces of the host whose names begin with `prefix`.
+    pub(crate) fn interfaces(&self, prefix: &'static str) -> Vec<String> {
+        let listed = self.host.run(|| Command::new("ip").args(["-brief", "link"]).output().unwrap().stdout);
+        let text = String::from_utf8(listed).unwrap();
+        text.lines()
+            .map(|line| line.split(['@', ' ']).next().unwrap().to_owned())
+            .filter(|name| name.starts_with(prefix))
+            .collect()
+    }
+
+    pub(crate) fn tables(&self) -> Vec<String> {
+        self.host.run(|| firkin_runtime::network::host_tables().unwrap())
+    }
+
+    pub(crate) fn forwards(&self) -> bool {
+        self.host.run(|| fs_err::read_to_string("/proc/sys/net/ipv4/conf/up0/forwarding").unwrap().trim() == "1")
+    }
+}
+
+/// A guest without a machine: a namespace whose interface is pumped to and from a slot's tap.
+pub(crate) struct Guest {
+    pub(crate) inside: Namespace,
+    pumps: [JoinHandle<()>; 2],
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.pumps.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Guest {
+    /// Configures itself as a real guest does from `slot.guest_network()`.
+    pub(crate) fn start(slot: &NetworkSlot) -> Self {
+        let engine = slot.engine_slot().unwrap();
+        let network = slot.guest_network();
+        assert_eq!((network.address, network.gateway, network.prefix), (GUEST_ADDRESS, GATEWAY_ADDRESS, GUEST_PREFIX));
+        assert_eq!(network.gateway_mac, mac(GATEWAY_MAC));
+        assert_eq!(engine.mac, GUEST_MAC);
+        let inside = Namespace::new();
+        let own = inside.run(|| open_tap("eth0").unwrap());
+        inside.ip(&[
+            "link set lo up".into(),
+            format!("link set eth0 address {} up", mac(GUEST_MAC)),
+            format!("address add {GUEST_ADDRESS}/{GUEST_PREFIX} dev eth0"),
+            format!("neighbour add {GATEWAY_ADDRESS} lladdr {} dev eth0 nud permanent", network.gateway_mac),
+            format!("route add default via {GATEWAY_ADDRESS}"),
+        ]);
+        let theirs = Arc::new(AsyncFd::register(engine.tap).unwrap());
+        let own = Arc::new(AsyncFd::register(own).unwrap());
+        let pumps = [tokio::spawn(pump(Arc::clone(&own), Arc::clone(&theirs))), tokio::spawn(pump(theirs, own))];
+        Self { inside, pumps }
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+async fn pump(from: Arc<AsyncFd<OwnedFd>>, to: Arc<AsyncFd<OwnedFd>>) {
+    let mut frame = [0; 2048];
+    loop {
+        let length = from.readable().await.unwrap().try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut frame)?));
+        let Ok(length) = length else { continue };
+        let Ok(length) = length else { return };
+        // A device that is down loses frames, as a wire does.
+        nix::unistd::write(to.get_ref(), &frame[..length]).ok();
+    }
+}
+
+/// Waits for a level, with a deadline.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come true");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether anything in this process or another refers to the namespace `identity`.
+pub(crate) fn is_referenced(identity: &str) -> bool {
+    let links = |dir: PathBuf| fs_err::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_it = |path: &Path| fs_err::read_link(path).is_ok_and(|target| target.as_os_str() == identity);
+    let processes = links("/proc".into()).filter(|path| path.join("task").exists());
+    processes.into_iter().any(|process| {
+        links(process.join("fd")).any(|fd| is_it(&fd)) || links(process.join("task")).any(|task| is_it(&task.join("ns/net")))
+    })
+}
+
+/// Descriptors of this process.
+pub(crate) fn open_files() -> usize {
+    fs_err::read_dir("/proc/self/fd").unwrap().count()
+}
+
+pub(crate) fn is_from(answer: &io::Result<String>, address: Ipv4Addr) -> bool {
+    answer.as_ref().is_ok_and(|peer| peer.parse() == Ok(IpAddr::V4(address)))
+}
