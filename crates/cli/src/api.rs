@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     envd::{self, Access},
-    failure::{Advise as _, ExitStatus},
+    failure::{ExitStatus, advised},
     serverfile::Target,
 };
 
@@ -216,11 +216,8 @@ impl Api {
     }
 
     fn unreachable(&self, error: hyper_util::client::legacy::Error) -> anyhow::Error {
-        Err::<(), _>(error)
-            .with_context(|| format!("cannot reach a server at `{}`", self.target.api_url))
-            .hint("start one with `firkin up`")
-            .status(ExitStatus::Unreachable)
-            .expect_err("it is an error")
+        let error = anyhow!(error).context(format!("cannot reach a server at `{}`", self.target.api_url));
+        advised(error, Some("start one with `firkin up`".to_owned()), Some(ExitStatus::Unreachable))
     }
 }
 
@@ -241,11 +238,7 @@ fn refusal(answer: &Answer) -> anyhow::Error {
         }),
         _ => None,
     };
-    let refused = Refused { status: answer.status, message };
-    match hint {
-        None => refused.into(),
-        Some(hint) => Err::<(), _>(refused).hint(hint).expect_err("it is an error"),
-    }
+    advised(Refused { status: answer.status, message }, hint, None)
 }
 
 fn sandbox_path(id: &str, rest: &str) -> String {

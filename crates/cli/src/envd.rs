@@ -19,7 +19,7 @@ use firkin_wire::envd::process::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::{failure::Advise as _, serverfile::Target};
+use crate::{failure::advised, serverfile::Target};
 
 /// Names the port in a sandbox that a request is for.
 pub(crate) const PORT_HEADER: HeaderName = HeaderName::from_static("e2b-sandbox-port");
@@ -267,10 +267,7 @@ fn refused(error: ConnectError) -> anyhow::Error {
         (Some(message), _) => message.clone(),
         (None, code) => code.as_str().to_owned(),
     };
-    match hint {
-        None => anyhow!(words),
-        Some(hint) => Err::<(), _>(anyhow!(words)).hint(hint).expect_err("it is an error"),
-    }
+    advised(anyhow!(words), hint.map(str::to_owned), None)
 }
 
 /// The exit status that a shell would give.

@@ -58,7 +58,12 @@ impl StdError for Advised {
     }
 }
 
-/// Attaches advice to an error.
+/// An error with advice, as far as there is any.
+pub(crate) fn advised(error: impl Into<anyhow::Error>, hint: Option<String>, status: Option<ExitStatus>) -> anyhow::Error {
+    Advised { error: error.into(), hint, status }.into()
+}
+
+/// Attaches advice to the error of a result.
 pub(crate) trait Advise<T> {
     /// Tells the user what to do next.
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
@@ -68,11 +73,11 @@ pub(crate) trait Advise<T> {
 
 impl<T, E: Into<anyhow::Error>> Advise<T> for Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| Advised { error: error.into(), hint: Some(hint.into()), status: None }.into())
+        self.map_err(|error| advised(error, Some(hint.into()), None))
     }
 
     fn status(self, status: ExitStatus) -> anyhow::Result<T> {
-        self.map_err(|error| Advised { error: error.into(), hint: None, status: Some(status) }.into())
+        self.map_err(|error| advised(error, None, Some(status)))
     }
 }
 
@@ -89,6 +94,14 @@ fn links(error: &anyhow::Error) -> Vec<(String, Vec<&Advised>)> {
         links.push((cause.to_string(), advice));
     }
     links
+}
+
+/// The cause of type `T`, looked for below advice too.
+pub(crate) fn cause<T: StdError + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
+    error.chain().find_map(|link| match link.downcast_ref::<Advised>() {
+        Some(advised) => cause(&advised.error),
+        None => link.downcast_ref::<T>(),
+    })
 }
 
 /// What is printed on standard error: one line for the error, one for each cause, one for each hint.
@@ -136,6 +149,16 @@ mod tests {
              hint: start it with `firkin up`\n"
         );
         assert_eq!(status_of(&error), ExitStatus::Unreachable);
+    }
+
+    #[test]
+    fn advice_hides_no_cause() {
+        let error =
+            Err::<(), _>(std::io::Error::other("gone")).context("outer").hint("a").hint("b").context("outermost").unwrap_err();
+        assert!(cause::<std::io::Error>(&error).is_some());
+        assert!(cause::<std::fmt::Error>(&error).is_none());
+        let error = advised(std::fmt::Error, Some("a".to_owned()), None);
+        assert!(cause::<std::fmt::Error>(&error).is_some());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
 use crate::{
-    failure::Advise as _,
+    failure::{self, Advise as _},
     settings::{Consent, Format},
 };
 
@@ -101,7 +101,7 @@ pub(crate) fn note(line: &str) {
 
 /// Whether the failure is a reader that went away, as `| head` does: no fault of ours and nothing to report.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    failure::cause::<io::Error>(error).is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Asks `question`. Without a terminal nothing is agreed to, and the error says how to agree beforehand.

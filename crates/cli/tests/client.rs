@@ -207,6 +207,14 @@ fn killing_everything_needs_consent() {
 }
 
 #[test]
+fn a_sandbox_that_ended_meanwhile_is_no_failure_of_killing_everything() {
+    let server = Server::start([("GET /v2/sandboxes", json(200, ONE))]);
+    let output = server.run(&["sandbox", "kill", "--all", "--yes"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    assert!(stdout(&output).contains("already gone"));
+}
+
+#[test]
 fn no_server_is_its_own_exit_status() {
     let server = Server::start([]);
     // Nobody listens on the port of a listener that is gone.

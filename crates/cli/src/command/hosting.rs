@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Accel,
-    failure::Advise as _,
+    failure::{Advise as _, advised},
     progress::Progress,
     serverfile::{self, ServerFile, Target},
     settings::Settings,
@@ -163,7 +163,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
             OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
             OpenError::Store(_) => None,
         };
-        advised(error, hint)
+        advised(error, hint.map(str::to_owned), None)
     })?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     Ok(runtime)
@@ -242,7 +242,7 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
             ProbeError::Unusable { .. } => Some("`--accel tcg` emulates the machine: it works everywhere, with a slow CPU"),
             ProbeError::Start(_) | ProbeError::Io(_) => None,
         };
-        advised(error, hint)
+        advised(error, hint.map(str::to_owned), None)
     })?;
     step.done(&match engine.fallback() {
         Some(reason) => {
@@ -252,13 +252,6 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
         None => format!("acceleration {}", engine.fingerprint().acceleration),
     });
     Ok(Arc::new(engine))
-}
-
-fn advised(error: impl Into<anyhow::Error>, hint: Option<&str>) -> anyhow::Error {
-    match hint {
-        Some(hint) => Err::<(), _>(error).hint(hint).expect_err("it is an error"),
-        None => error.into(),
-    }
 }
 
 /// What sandboxes may use of this host together.

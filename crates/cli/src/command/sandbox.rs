@@ -12,7 +12,7 @@ use super::exec;
 use crate::{
     api::{self, Api, Refused},
     args::{CreateArgs, ForkArgs, KillArgs, ListArgs, ResumeArgs, SandboxCommand, SnapshotArgs, StateFilter, TimeoutArgs},
-    failure::ExitStatus,
+    failure::{self, ExitStatus},
     output::{self, Table},
     serverfile,
     settings::{Format, Settings},
@@ -215,14 +215,14 @@ async fn kill(api: &Api, settings: &Settings, args: KillArgs) -> anyhow::Result<
     let kill = async |id: &str| match api.kill(id).await {
         Ok(()) => Ok("killed"),
         // It may have ended by itself since it was listed.
-        Err(error) if all && error.chain().any(is_not_found) => Ok("already gone"),
+        Err(error) if all && is_not_found(&error) => Ok("already gone"),
         Err(error) => Err(error),
     };
     each(settings, &ids, "killed", kill).await
 }
 
-fn is_not_found(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.downcast_ref::<Refused>().is_some_and(|refused| refused.status == http::StatusCode::NOT_FOUND)
+fn is_not_found(error: &anyhow::Error) -> bool {
+    failure::cause::<Refused>(error).is_some_and(|refused| refused.status == http::StatusCode::NOT_FOUND)
 }
 
 /// What became of one of several.
