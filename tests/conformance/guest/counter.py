@@ -21,7 +21,7 @@ def tick() -> None:
     global ticks
     while True:
         ticks += 1
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 threading.Thread(target=tick, daemon=True).start()
