@@ -4,8 +4,9 @@
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    clippy::wildcard_imports,
     reason = "generated code"
 )]
+// In tests the lint lets glob imports pass.
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "generated code"))]
 
 connectrpc::include_generated!("_envd.rs");

@@ -10,7 +10,7 @@ mod network;
 mod port;
 mod resume;
 
-use std::{io, sync::Arc, thread};
+use std::{io, thread};
 
 use firkin_wire::control::{Answer, Call, Decoder, EncodeError, GENERATION, Request, Response, encode};
 
@@ -46,9 +46,9 @@ pub(crate) enum ControlError {
 }
 
 /// Opens the port and serves it from a thread of its own.
-pub(crate) fn start(state: State, meter: Arc<Meter>) -> Result<(), ControlError> {
+pub(crate) fn start(state: State) -> Result<(), ControlError> {
     let port = Port::open()?;
-    let agent = Agent { state, meter, current: resume::Current::default() };
+    let agent = Agent { state, meter: Meter::default(), current: resume::Current::default() };
     let run = move || {
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.
@@ -62,7 +62,8 @@ pub(crate) fn start(state: State, meter: Arc<Meter>) -> Result<(), ControlError>
 
 struct Agent {
     state: State,
-    meter: Arc<Meter>,
+    /// Its own: processor use is told since the last question, and envd's clients ask too.
+    meter: Meter,
     current: resume::Current,
 }
 

@@ -45,7 +45,8 @@ use crate::{args::Options, logging, reaper::Reaper};
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 /// envd's routes.
-pub(crate) fn routes(state: &State, reaper: Reaper, meter: Arc<Meter>) -> Router {
+pub(crate) fn routes(state: &State, reaper: Reaper) -> Router {
+    let meter = Arc::new(Meter::default());
     let processes = Processes::new(reaper);
     let services = connectrpc::Router::new()
         .add_service(Arc::new(ProcessService::new(state.clone(), processes)))
@@ -104,7 +105,7 @@ pub(crate) fn run_alone(options: Options) -> ExitCode {
         let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
         let routes = {
             let _guard = runtime.enter();
-            routes(&state, reaper, Arc::new(Meter::default()))
+            routes(&state, reaper)
         };
         logging::say(&format!("listening on {address}"));
         runtime.block_on(serve(listener, routes, state.clone()))

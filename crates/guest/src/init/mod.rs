@@ -11,14 +11,14 @@ mod modules;
 mod mounts;
 pub(crate) mod power;
 
-use std::{io, net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{io, net::SocketAddr, process::ExitCode};
 
 use nix::sys::resource::{Resource, setrlimit};
 
 use self::{modules::ModuleError, mounts::MountError};
 use crate::{
     control::{self, ControlError, NetworkError},
-    envd::{self, Meter, ServeError, State},
+    envd::{self, ServeError, State},
     logging,
     reaper::Reaper,
 };
@@ -65,17 +65,17 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     mounts::switch_root()?;
     mounts::late()?;
     raise_limits();
+    raise_inotify();
     control::loopback_up()?;
 
     let state = State::default();
-    let meter = Arc::new(Meter::default());
     let reaper = Reaper::start().map_err(BootError::Reaper)?;
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
-    control::start(state.clone(), Arc::clone(&meter))?;
+    control::start(state.clone())?;
     let routes = {
         let _guard = runtime.enter();
-        envd::routes(&state, reaper, meter)
+        envd::routes(&state, reaper)
     };
     runtime.block_on(envd::serve(listener, routes, state))?;
     unreachable!("envd serves for ever")
@@ -85,5 +85,12 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
 fn raise_limits() {
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1_048_576) {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// The kernel allows a user 128 watchers; each one of envd's clients, and many a build tool, takes one.
+fn raise_inotify() {
+    if let Err(error) = fs_err::write("/proc/sys/fs/inotify/max_user_instances", "8192") {
+        tracing::warn!(%error, "cannot raise the limit of inotify instances");
     }
 }

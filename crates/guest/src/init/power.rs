@@ -21,6 +21,9 @@ const TERM_GRACE: Duration = Duration::from_secs(2);
 /// How often it is looked whether they have.
 const POLL_MS: u16 = 20;
 
+/// Marks threads of the kernel (`PF_KTHREAD` of `linux/sched.h`).
+const PF_KTHREAD: u32 = 0x0020_0000;
+
 /// Ends all processes, makes the disk consistent and powers off.
 pub(crate) fn off() -> ! {
     end_processes();
@@ -48,20 +51,49 @@ fn end(mode: RebootMode) -> ! {
 
 /// Asks every process but this one to end, then makes it. The reaper collects them.
 fn end_processes() {
-    let everyone = Pid::from_raw(-1);
-    if kill(everyone, Signal::SIGTERM) == Err(Errno::ESRCH) {
+    let everyone = |signal| match kill(Pid::from_raw(-1), signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => tracing::warn!(%error, %signal, "cannot signal the remaining processes"),
+    };
+    if !others_run() {
         return;
     }
+    everyone(Signal::SIGTERM);
     let deadline = Instant::now() + TERM_GRACE;
-    while Instant::now() < deadline && kill(everyone, None) != Err(Errno::ESRCH) {
+    while Instant::now() < deadline && others_run() {
         // There is no event for "no process is left": the reaper may be collecting for somebody else.
         if nix::poll::poll(&mut [], POLL_MS).is_err() {
             break;
         }
     }
-    if let Err(error) = kill(everyone, Signal::SIGKILL)
-        && error != Errno::ESRCH
-    {
-        tracing::warn!(%error, "cannot kill the remaining processes");
+    everyone(Signal::SIGKILL);
+}
+
+/// Whether a process runs beside this one. Threads of the kernel do not count, though signals "reach" them.
+fn others_run() -> bool {
+    let Ok(entries) = fs_err::read_dir("/proc") else { return false };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|&pid| pid != 1).any(|pid| fs_err::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| is_alive(&stat)))
+}
+
+/// Reads one `/proc/<pid>/stat` (proc(5)): neither a zombie nor of the kernel.
+fn is_alive(stat: &str) -> bool {
+    // The name, in parentheses, may hold anything; what follows the last one does not.
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let state = fields.next().unwrap_or("X");
+    let flags: u32 = fields.nth(5).and_then(|flags| flags.parse().ok()).unwrap_or(PF_KTHREAD);
+    !matches!(state, "Z" | "X") && flags & PF_KTHREAD == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zombies_and_kernel_threads_do_not_hold_the_machine() {
+        assert!(is_alive("7 (a ) b) S 1 7 7 0 -1 4194304 1 2 3"));
+        assert!(!is_alive("7 (sh) Z 1 7 7 0 -1 4194304 1 2 3"));
+        assert!(!is_alive("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0"));
+        assert!(!is_alive("garbage"));
     }
 }

@@ -194,7 +194,7 @@ async fn input_reaches_the_command_until_it_is_closed() {
     let request = StartRequest { stdin: Some(true), ..shell("cat") };
     let running = start(&client, request, CallOptions::default()).await.unwrap();
     let pid = running.pid;
-    let stdin = |text: &str| ProcessInput { input: Some(Input::Stdin(text.as_bytes().to_vec().into())), ..Default::default() };
+    let stdin = |text: &str| ProcessInput { input: Some(Input::Stdin(text.as_bytes().to_vec())), ..Default::default() };
     let send = SendInputRequest { process: select(pid).into(), input: stdin("one\n").into(), ..Default::default() };
     client.send_input(send).await.unwrap();
 
@@ -286,7 +286,7 @@ async fn a_terminal_has_a_size_that_can_change() {
     client.update(update).await.unwrap();
     let close = CloseStdinRequest { process: select(running.pid).into(), ..Default::default() };
     assert_eq!(client.close_stdin(close).await.err().unwrap().code, ErrorCode::FailedPrecondition);
-    let key = ProcessInput { input: Some(Input::Pty(b"\n".to_vec().into())), ..Default::default() };
+    let key = ProcessInput { input: Some(Input::Pty(b"\n".to_vec())), ..Default::default() };
     let send = SendInputRequest { process: select(running.pid).into(), input: key.into(), ..Default::default() };
     client.send_input(send).await.unwrap();
     running.read_until(&mut outcome, |_| false).await;

@@ -152,14 +152,18 @@ impl Processes {
         described: Described,
         deadline: Option<Instant>,
     ) -> Result<(Arc<Process>, Subscription), StartError> {
-        if self.rows().len() >= MAX_PROCESSES {
-            return Err(StartError::TooMany);
-        }
+        self.make_room()?;
         let program = described.launch.program.clone();
         let spawn_error = |source| StartError::Spawn { program: program.clone(), source };
         let launched = launch(&self.0.reaper, &described.launch).map_err(&spawn_error)?;
         let pid = pid_of(&launched.started.child).as_raw().unsigned_abs();
-        let (input, readers) = adopt(launched.ends).map_err(&spawn_error)?;
+        let (input, readers) = adopt(launched.ends).map_err(|error| {
+            // Out of descriptors: a command that nobody can hear must not run.
+            if let Err(error) = signal_group(pid, Signal::SIGKILL) {
+                tracing::warn!(pid, %error, "cannot kill a process without streams");
+            }
+            spawn_error(error)
+        })?;
         let process = Arc::new(Process {
             pid,
             config: described.config,
@@ -172,6 +176,15 @@ impl Processes {
         self.rows().insert(pid, Arc::clone(&process));
         tokio::spawn(own(self.clone(), Arc::clone(&process), readers, launched.started.exit, deadline));
         Ok((process, subscription))
+    }
+
+    /// Refuses one more command than may run; ends are forgotten early when they fill the table.
+    fn make_room(&self) -> Result<(), StartError> {
+        let mut rows = self.rows();
+        if rows.len() >= MAX_PROCESSES {
+            rows.retain(|_, process| process.is_running());
+        }
+        if rows.len() >= MAX_PROCESSES { Err(StartError::TooMany) } else { Ok(()) }
     }
 
     /// The command with this id, running or just ended.
@@ -223,12 +236,7 @@ impl Process {
 
     /// Signals the command's process group. A deadly signal also bounds how long its output is waited for.
     pub(super) fn signal(&self, signal: Signal) -> nix::Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.pid).expect("Linux process ids are below 2^22"));
-        match killpg(pid, signal) {
-            // The group is gone: whatever was to end has ended.
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => return Err(error),
-        }
+        signal_group(self.pid, signal)?;
         if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) {
             self.condemned.notify_one();
         }
@@ -275,6 +283,15 @@ impl Process {
             Input::Terminal(master, _) => pty::resize(master.get_ref(), size).map_err(InputError::Write),
             Input::Pipe(_) => Err(InputError::WrongKind { wanted: "terminal", has: "has no terminal" }),
         }
+    }
+}
+
+/// Signals a process group. One that is gone has done what the signal was for.
+fn signal_group(pid: u32, signal: Signal) -> nix::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("Linux process ids are below 2^22"));
+    match killpg(pid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
