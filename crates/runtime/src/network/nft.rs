@@ -496,3 +496,62 @@ impl Connection {
 pub(super) fn single(address: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::from(address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(rule: Rule) -> Batch {
+        Batch::replace("firkin_test").chain("first", HookPoint::Forward, Policy::Accept, vec![Rule::all().accept(), rule])
+    }
+
+    /// In a namespace of its own; `None` where we may not make one.
+    #[expect(clippy::print_stderr, reason = "a skip is told")]
+    fn in_namespace<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let job = move || super::super::namespace::enter_new().is_ok().then(job);
+        let done = std::thread::spawn(job).join().unwrap();
+        if done.is_none() {
+            eprintln!("skipped: making network namespaces needs root");
+        }
+        done
+    }
+
+    #[test]
+    fn messages_are_numbered_and_fill_the_batch() {
+        let (bytes, names) = batch(Rule::all().drop_packet()).encode();
+        let mut rest = &bytes[..];
+        for (at, name) in names.iter().enumerate() {
+            let header = NetlinkBuffer::new_checked(rest).unwrap();
+            assert_eq!(header.sequence_number() as usize, at, "{name}");
+            let is_last_of_ours = at == names.len() - 2;
+            assert_eq!(header.flags() & NLM_F_ACK != 0, is_last_of_ours, "{name}");
+            rest = &rest[(header.length() as usize).next_multiple_of(4)..];
+        }
+        assert!(rest.is_empty());
+        assert_eq!(names[names.len() - 2], "rule 1 of first");
+    }
+
+    #[test]
+    fn a_refused_rule_is_named_and_nothing_of_its_batch_stays() {
+        in_namespace(|| {
+            // Masquerading is for chains that translate.
+            let error = batch(Rule::all().masquerade()).commit().unwrap_err();
+            assert!(matches!(&error, NftError::Refused { message, .. } if message == "rule 1 of first"), "{error:?}");
+            assert_eq!(tables().unwrap(), Vec::<String>::new());
+        });
+    }
+
+    #[test]
+    fn tables_are_replaced_and_deleted_as_often_as_one_likes() {
+        in_namespace(|| {
+            for _ in 0..2 {
+                batch(Rule::all().drop_packet()).commit().unwrap();
+                assert_eq!(tables().unwrap(), ["firkin_test"]);
+            }
+            for _ in 0..2 {
+                Batch::delete("firkin_test").commit().unwrap();
+                assert_eq!(tables().unwrap(), Vec::<String>::new());
+            }
+        });
+    }
+}

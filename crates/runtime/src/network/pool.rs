@@ -114,8 +114,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    /// Wakes the refiller.
-    pub(super) fn notify(&self) {
+    /// Wakes the refiller: there may be a number for it.
+    fn notify(&self) {
         self.changed.notify_one();
     }
 
@@ -168,6 +168,8 @@ impl IndexLease {
         if self.state.swap(LEAVING, Ordering::Relaxed) == HELD {
             numbers.leaving += 1;
         }
+        drop(numbers);
+        self.host.notify();
     }
 
     /// The number stays in use after this lease: its machine lives on without us.
@@ -186,6 +188,8 @@ impl Drop for IndexLease {
         }
         let was_used = numbers.used.remove(&self.index);
         assert!(was_used, "slot number {} was freed twice", self.index);
+        drop(numbers);
+        self.host.notify();
     }
 }
 
@@ -508,10 +512,12 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
             Some(resolvers) => resolvers.clone(),
             None => resolvers::of_host(&own).map_err(system("read the host's resolvers"))?,
         };
-        let guarded = uplink::enable(dir, &links.uplinks().await?, &lock)?;
+        let uplinks = links.uplinks().await?;
+        let guarded = uplink::mark(dir, &uplinks, &lock)?;
         let policy = HostPolicy { resolvers: &resolvers, reachable: &config.reachable, guarded: &guarded };
         let installed = host_rules(claim.index, policy).commit();
         installed.map_err(|source| SetupError::Firewall { step: "install the host's rules", source })?;
+        uplink::enable(&uplinks, &lock)?;
         let survivors = everyone.get(&claim.index).cloned().unwrap_or_default();
         Ok(Opened { claim, survivors, resolvers })
     })
@@ -555,9 +561,9 @@ fn take_down(dir: &std::path::Path, claim: ClaimIndex, uids: Uids) -> Result<boo
     if everyone.contains_key(&claim) {
         return Ok(false);
     }
-    delete_table(claim)?;
     if !claim::others_exist(dir, claim, &everyone, &lock)? {
         uplink::disable(dir, &lock)?;
     }
+    delete_table(claim)?;
     Ok(true)
 }

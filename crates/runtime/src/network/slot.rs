@@ -47,7 +47,9 @@ enum WayOut {
 
 impl Drop for NetworkSlot {
     fn drop(&mut self) {
-        if self.way_out == WayOut::Absent { self.lease.host().notify() } else { self.lease.host().reap(&self.lease) }
+        if self.way_out != WayOut::Absent {
+            self.lease.host().reap(&self.lease);
+        }
     }
 }
 
@@ -348,6 +350,5 @@ impl Host {
         if self.remains.send(super::pool::Remains::WayOut(Arc::clone(lease))).is_err() {
             tracing::debug!(slot = lease.index(), "the network pool is gone; the kernel deletes the slot's way out");
         }
-        self.notify();
     }
 }

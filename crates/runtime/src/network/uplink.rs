@@ -30,20 +30,25 @@ fn is_on(parameter: impl AsRef<Path>) -> io::Result<bool> {
     Ok(fs_err::read_to_string(parameter.as_ref())?.trim() == "1")
 }
 
-/// Makes every one of `uplinks` forward, and names those that do so because of us. The claims' directory must be locked.
-pub(super) fn enable(dir: &Path, uplinks: &BTreeSet<String>, _lock: &claim::DirLock) -> Result<Vec<String>, SetupError> {
-    let failed = |source| SetupError::System { step: "enable forwarding on an uplink", source };
+/// Writes down which of `uplinks` [`enable`] will change, and names all that forward because of us. The rules that guard those
+/// must be in force before they do.
+pub(super) fn mark(dir: &Path, uplinks: &BTreeSet<String>, _lock: &claim::DirLock) -> Result<Vec<String>, SetupError> {
+    let failed = |source| SetupError::System { step: "mark an uplink for forwarding", source };
     for uplink in uplinks {
         if !is_on(forwarding(uplink)).map_err(failed)? {
-            // The marker first: a crash in between leaves one that says too much, which disabling makes true.
             fs_err::write(dir.join(format!("{MARKER}{uplink}")), "").map_err(failed)?;
-            set(forwarding(uplink), "1").map_err(failed)?;
         }
     }
     markers(dir).map_err(failed)
 }
 
-/// Undoes [`enable`] for all servers of the host. Only the last may, with the claims' directory locked.
+/// Makes every one of `uplinks` forward.
+pub(super) fn enable(uplinks: &BTreeSet<String>, _lock: &claim::DirLock) -> Result<(), SetupError> {
+    let failed = |source| SetupError::System { step: "enable forwarding on an uplink", source };
+    uplinks.iter().try_for_each(|uplink| set(forwarding(uplink), "1")).map_err(failed)
+}
+
+/// Undoes [`enable`] for all servers of the host. Only the last may, while its rules are still in force.
 pub(super) fn disable(dir: &Path, _lock: &claim::DirLock) -> Result<(), SetupError> {
     let failed = |source| SetupError::System { step: "disable forwarding on an uplink", source };
     let host_is_router = is_on("/proc/sys/net/ipv4/ip_forward").map_err(failed)?;

@@ -165,3 +165,37 @@ fn the_host_routes_for_its_guests_only() {
         assert!(!world.forwards(), "the last server leaves the host as it was");
     });
 }
+
+#[test]
+fn one_guest_cannot_fill_the_table_of_flows() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        let flows = |namespace: &Namespace| {
+            let read = || fs_err::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+            namespace.run(read).trim().parse::<u32>().unwrap()
+        };
+        let inside = guest.inside.clone();
+        let flood = move || {
+            inside.run(|| {
+                let socket = std::net::UdpSocket::bind((GUEST_ADDRESS, 0)).unwrap();
+                for port in 10_000..16_000 {
+                    // Some are lost on the way, as they may be; refusals of earlier ones come back as errors.
+                    socket.send_to(b"?", (SERVER, port)).ok();
+                }
+            });
+        };
+        let slot_ns = Namespace::of_slot(&slot);
+        eventually("the bound is reached", || {
+            flood();
+            flows(&slot_ns) >= 4000
+        })
+        .await;
+        flood();
+        assert!(flows(&slot_ns) <= 4200, "{} flows of one guest", flows(&slot_ns));
+        assert!(flows(&world.host) <= 4200, "{} flows on the host", flows(&world.host));
+        drop((guest, slot));
+        pool.close().await.unwrap();
+    });
+}

@@ -16,7 +16,7 @@ use crate::world::{
 
 #[test]
 fn many_slots_leave_nothing() {
-    alone_in_world(async |world| {
+    alone_in_world("lifetimes::many_slots_leave_nothing", async |world| {
         let config = NetworkConfig { prepared: 3, prepared_sealed: 1, ..world.config("a") };
         // Once for what a process opens only once.
         NetworkPool::open(config.clone()).await.unwrap().close().await.unwrap();
@@ -49,7 +49,7 @@ fn many_slots_leave_nothing() {
 
 #[test]
 fn cancelled_acquires_leave_nothing() {
-    alone_in_world(async |world| {
+    alone_in_world("lifetimes::cancelled_acquires_leave_nothing", async |world| {
         NetworkPool::open(world.config("a")).await.unwrap().close().await.unwrap();
         let before = (world.interfaces(""), world.tables(), open_files());
         let pool = NetworkPool::open(world.config("a")).await.unwrap();
@@ -220,9 +220,25 @@ fn a_restarted_server_adopts_its_machines() {
         let twice = pool.adopt(pid, index).await;
         assert!(twice.is_err(), "a slot was adopted twice");
 
+        // A server that ends in order can leave machines running, too.
+        slot.release();
+        drop(fresh);
+        pool.close().await.unwrap();
+        let pool = NetworkPool::open(world.config("child")).await.unwrap();
+        assert_eq!((pool.claim(), pool.survivors()), (claim, BTreeSet::from([index])));
+        let slot = pool.adopt(pid, index).await.unwrap();
+        assert!(is_from(&Namespace::of_slot(&slot).ask((SERVER, 80)), HOST), "it lost its egress to a restart");
+
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
-        drop((slot, fresh));
+        drop(slot);
+        eventually("the machine is gone", || !is_running(pid)).await;
         pool.close().await.unwrap();
         assert!(!world.forwards());
     });
+}
+
+/// Whether `pid` runs; a zombie does not.
+fn is_running(pid: u32) -> bool {
+    let status = fs_err::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| !status.contains("State:\tZ"))
 }

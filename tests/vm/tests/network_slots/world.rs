@@ -10,17 +10,20 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use firkin_runtime::network::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
 };
-use nix::sched::{CloneFlags, setns, unshare};
-use tokio::{io::unix::AsyncFd, task::JoinHandle};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// The host's address on its uplink.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -156,22 +159,21 @@ pub(crate) struct World {
     pub(crate) first_uid: u32,
 }
 
-/// Leak tests count the descriptors of the whole process, so they run alone.
-static PROCESS: RwLock<()> = RwLock::new(());
+/// Set for the process of a test that runs alone.
+const ALONE: &str = "FIRKIN_NETWORK_TEST_ALONE";
 
-/// [`in_world`], while no other test of this process runs.
-pub(crate) fn alone_in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
-    let _alone = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
-    run(test);
+/// [`in_world`] in a process of its own, for the test `name`: it counts descriptors, of which others have some too.
+pub(crate) fn alone_in_world<F: Future<Output = ()>>(name: &str, test: impl FnOnce(World) -> F + Send + 'static) {
+    if std::env::var_os(ALONE).is_some() {
+        return in_world(test);
+    }
+    let itself = std::env::current_exe().unwrap();
+    let output = Command::new(itself).args(["--exact", name]).env(ALONE, "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// Runs `test` on threads whose namespace plays the host, linked to one that plays the internet.
 pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
-    let _shared = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
-    run(test);
-}
-
-fn run<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
         let world = World {
@@ -244,12 +246,14 @@ impl World {
 /// A guest without a machine: a namespace whose interface is pumped to and from a slot's tap.
 pub(crate) struct Guest {
     pub(crate) inside: Namespace,
-    pumps: [JoinHandle<()>; 2],
+    pumping: Arc<AtomicBool>,
+    pumps: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.pumps.iter().for_each(JoinHandle::abort);
+        self.pumping.store(false, Ordering::Relaxed);
+        self.pumps.drain(..).for_each(|pump| pump.join().unwrap());
     }
 }
 
@@ -270,10 +274,14 @@ impl Guest {
             format!("neighbour add {GATEWAY_ADDRESS} lladdr {} dev eth0 nud permanent", network.gateway_mac),
             format!("route add default via {GATEWAY_ADDRESS}"),
         ]);
-        let theirs = Arc::new(AsyncFd::register(engine.tap).unwrap());
-        let own = Arc::new(AsyncFd::register(own).unwrap());
-        let pumps = [tokio::spawn(pump(Arc::clone(&own), Arc::clone(&theirs))), tokio::spawn(pump(theirs, own))];
-        Self { inside, pumps }
+        let (theirs, own) = (Arc::new(engine.tap), Arc::new(own));
+        let pumping = Arc::new(AtomicBool::new(true));
+        let start = |from: &Arc<OwnedFd>, to: &Arc<OwnedFd>| {
+            let (from, to, pumping) = (Arc::clone(from), Arc::clone(to), Arc::clone(&pumping));
+            std::thread::spawn(move || pump(&from, &to, &pumping))
+        };
+        let pumps = vec![start(&own, &theirs), start(&theirs, &own)];
+        Self { inside, pumping, pumps }
     }
 }
 
@@ -281,14 +289,20 @@ fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-async fn pump(from: Arc<AsyncFd<OwnedFd>>, to: Arc<AsyncFd<OwnedFd>>) {
+/// Carries frames until told to stop.
+fn pump(from: &OwnedFd, to: &OwnedFd, pumping: &AtomicBool) {
     let mut frame = [0; 2048];
-    loop {
-        let length = from.readable().await.unwrap().try_io(|fd| Ok(nix::unistd::read(fd.get_ref(), &mut frame)?));
-        let Ok(length) = length else { continue };
-        let Ok(length) = length else { return };
-        // A device that is down loses frames, as a wire does.
-        nix::unistd::write(to.get_ref(), &frame[..length]).ok();
+    while pumping.load(Ordering::Relaxed) {
+        let mut waiting = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, 20u8).unwrap() == 0 {
+            continue;
+        }
+        match nix::unistd::read(from, &mut frame) {
+            // A device that is down loses frames, as a wire does.
+            Ok(length) => nix::unistd::write(to, &frame[..length]).map_or((), |_| ()),
+            Err(nix::errno::Errno::EAGAIN) => {}
+            Err(error) => panic!("cannot read from a tap: {error}"),
+        }
     }
 }
 
