@@ -1,4 +1,4 @@
-//! How far a long step has come, on standard error: one line that redraws itself on a terminal, one line a step elsewhere.
+//! How far a long step has come, on standard error: one line that redraws itself on a terminal, a line now and then elsewhere.
 
 use std::{
     io::{self, Write},
@@ -9,6 +9,9 @@ use std::{
 /// How often a line is redrawn at most: a build reports far more often than anyone can read.
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
+/// How often a line is added at most where nothing can be redrawn: a log of every package fetched helps nobody.
+const LOG_EVERY: Duration = Duration::from_secs(2);
+
 /// The longest line drawn, in characters, so that redrawing needs no knowledge of the terminal's width.
 const LINE_LIMIT: usize = 78;
 
@@ -16,13 +19,15 @@ const LINE_LIMIT: usize = 78;
 #[derive(Clone)]
 pub(crate) struct Progress {
     live: bool,
+    every: Duration,
     sink: Arc<Mutex<dyn Write + Send>>,
 }
 
 impl Progress {
     /// On standard error; `live` if it is a terminal.
     pub(crate) fn on_stderr(live: bool) -> Self {
-        Self { live, sink: Arc::new(Mutex::new(io::stderr())) }
+        let every = if live { REDRAW_EVERY } else { LOG_EVERY };
+        Self { live, every, sink: Arc::new(Mutex::new(io::stderr())) }
     }
 
     /// Begins a step, named as something that goes on: "building the kernel".
@@ -32,8 +37,7 @@ impl Progress {
         } else {
             self.write(&format!("- {name}\n"));
         }
-        let now = Instant::now();
-        Step { progress: self.clone(), name: name.to_owned(), begun: now, drawn: Mutex::new((now, String::new())), ended: false }
+        Step { progress: self.clone(), name: name.to_owned(), begun: Instant::now(), drawn: Mutex::new(None), ended: false }
     }
 
     fn write(&self, text: &str) {
@@ -48,29 +52,29 @@ pub(crate) struct Step {
     progress: Progress,
     name: String,
     begun: Instant,
-    drawn: Mutex<(Instant, String)>,
+    /// When the last detail was shown, and which.
+    drawn: Mutex<Option<(Instant, String)>>,
     ended: bool,
 }
 
 impl Step {
-    /// Says what the step is at. On a terminal it is drawn behind the name; elsewhere a line is written when the text changes.
+    /// Says what the step is at. It is shown if it is news and the last news is not too fresh: on a terminal behind the name,
+    /// elsewhere as a line.
     pub(crate) fn at(&self, detail: &str) {
         let detail = detail.lines().next_back().unwrap_or_default().trim();
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
-        if detail.is_empty() || drawn.1 == detail {
+        let is_news = drawn.as_ref().is_none_or(|(when, last)| last != detail && when.elapsed() >= self.progress.every);
+        if detail.is_empty() || !is_news {
             return;
         }
         if self.progress.live {
-            if drawn.0.elapsed() < REDRAW_EVERY {
-                return;
-            }
             let line: String =
                 format!("- {}: {detail}", self.name).chars().filter(|c| !c.is_control()).take(LINE_LIMIT).collect();
             self.progress.write(&format!("\r\x1b[2K{line}"));
         } else {
             self.progress.write(&format!("  {detail}\n"));
         }
-        *drawn = (Instant::now(), detail.to_owned());
+        *drawn = Some((Instant::now(), detail.to_owned()));
     }
 
     /// Ends the step well and says how long it took.
@@ -110,9 +114,9 @@ pub(crate) fn human(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn recorded(live: bool) -> (Progress, Arc<Mutex<Vec<u8>>>) {
+    fn recorded(live: bool, every: Duration) -> (Progress, Arc<Mutex<Vec<u8>>>) {
         let sink = Arc::new(Mutex::new(Vec::new()));
-        (Progress { live, sink: sink.clone() }, sink)
+        (Progress { live, every, sink: sink.clone() }, sink)
     }
 
     fn text(sink: &Mutex<Vec<u8>>) -> String {
@@ -120,8 +124,8 @@ mod tests {
     }
 
     #[test]
-    fn a_log_gets_a_line_for_every_change() {
-        let (progress, sink) = recorded(false);
+    fn a_log_gets_no_line_twice() {
+        let (progress, sink) = recorded(false, Duration::ZERO);
         let step = progress.step("building the root file system");
         step.at("fetching\nunpacking bash");
         step.at("unpacking bash");
@@ -134,8 +138,18 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_not_flooded() {
+        let (progress, sink) = recorded(false, Duration::MAX);
+        let step = progress.step("fetching");
+        for package in ["bash", "sudo", "git"] {
+            step.at(package);
+        }
+        assert_eq!(text(&sink), "- fetching\n  bash\n");
+    }
+
+    #[test]
     fn a_terminal_gets_one_line_that_redraws() {
-        let (progress, sink) = recorded(true);
+        let (progress, sink) = recorded(true, Duration::ZERO);
         progress.step("a").done("b");
         let text = text(&sink);
         assert!(text.starts_with("\r\x1b[2K- a\r\x1b[2Kok b ("), "{text:?}");
@@ -144,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_step_that_is_dropped_has_failed() {
-        let (progress, sink) = recorded(false);
+        let (progress, sink) = recorded(false, Duration::ZERO);
         drop(progress.step("booting"));
         assert_eq!(text(&sink), "- booting\nfailed booting\n");
     }
