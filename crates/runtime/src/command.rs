@@ -82,7 +82,8 @@ impl ClientTransport for LinkTransport {
         let connector = self.connector.clone();
         Box::pin(async move {
             let stream = connector.connect(ENVD_PORT).await?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
             // Ends with the response's body, or when the guest goes away.
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -96,7 +97,11 @@ impl ClientTransport for LinkTransport {
 }
 
 /// Runs a command to its end.
-pub(crate) async fn run(connector: Connector, token: Option<&str>, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
+pub(crate) async fn run(
+    connector: Connector,
+    token: Option<&str>,
+    command: &GuestCommand,
+) -> Result<CommandOutput, CommandError> {
     use base64::Engine as _;
     let uri = http::Uri::from_static("http://localhost");
     let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri));

@@ -66,15 +66,35 @@ type Reply<T> = oneshot::Sender<T>;
 /// What an owner can be asked.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Connect { timeout: Duration, reply: Reply<Result<Connected, ResumeError>> },
-    Resume { timeout: Duration, reply: Reply<Result<RuntimeSandbox, ResumeError>> },
-    Pause { reply: Reply<Result<(), SnapshotError>> },
+    Connect {
+        timeout: Duration,
+        reply: Reply<Result<Connected, ResumeError>>,
+    },
+    Resume {
+        timeout: Duration,
+        reply: Reply<Result<RuntimeSandbox, ResumeError>>,
+    },
+    Pause {
+        reply: Reply<Result<(), SnapshotError>>,
+    },
     /// A state to start others from; the sandbox goes on.
-    Cut { reply: Reply<Result<Continuation, SnapshotError>> },
-    Kill { reply: Reply<Result<(), KillError>> },
-    Deadline { timeout: Duration, only_extend: bool, reply: Reply<Result<(), DeadlineError>> },
-    Stats { reply: Reply<Option<Stats>> },
-    Stop { on_exit: OnExit },
+    Cut {
+        reply: Reply<Result<Continuation, SnapshotError>>,
+    },
+    Kill {
+        reply: Reply<Result<(), KillError>>,
+    },
+    Deadline {
+        timeout: Duration,
+        only_extend: bool,
+        reply: Reply<Result<(), DeadlineError>>,
+    },
+    Stats {
+        reply: Reply<Option<Stats>>,
+    },
+    Stop {
+        on_exit: OnExit,
+    },
 }
 
 /// A published state of a sandbox, kept from collection until the pin is dropped.
@@ -337,10 +357,11 @@ impl Owner {
             }
             Phase::Paused { artifact } => {
                 let pin = self.core.artifacts.pin(artifact.clone());
-                let loaded = self.core.artifacts.load(artifact).map_err(|source| SnapshotError::Integrity {
-                    id: self.record.id.clone(),
-                    source,
-                })?;
+                let loaded = self
+                    .core
+                    .artifacts
+                    .load(artifact)
+                    .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
                 (loaded, pin)
             }
         };

@@ -361,7 +361,12 @@ impl Runtime {
     pub fn authenticate(&self, key: &str) -> bool {
         let digest = blake3::hash(key.as_bytes());
         // No early exit: how long this takes does not tell which key is near.
-        self.core.api_keys.lock().unwrap_or_else(PoisonError::into_inner).iter().fold(false, |found, known| found | (*known == digest))
+        self.core
+            .api_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .fold(false, |found, known| found | (*known == digest))
     }
 
     /// The acceleration in use, for output.

@@ -49,11 +49,7 @@ impl FromStr for SandboxId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let valid =
             (1..=MAX_ID_LENGTH).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidSandboxId(text.chars().take(MAX_ID_LENGTH).collect()))
-        }
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidSandboxId(text.chars().take(MAX_ID_LENGTH).collect())) }
     }
 }
 

@@ -28,6 +28,12 @@ use crate::{
 /// The guest's new identity must be in force this long after the machine resumed. Generous: an emulated guest on a busy host.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);
 
+/// A guest's clock may be this late after a restore before it is set again.
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
+
+/// How often it is set again.
+const CLOCK_ATTEMPTS: u32 = 2;
+
 /// Flushing a guest's dirty pages before a snapshot: as long as a slow disk needs for some hundred MiB.
 const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -57,8 +63,7 @@ impl InstanceDir {
 
 impl Drop for InstanceDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path)
-        {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(%error, "cannot remove an instance directory");
         }
     }
@@ -179,9 +184,18 @@ impl Session {
         }
     }
 
+    /// Gives the guest an identity with the present time. Returns how late that time may be.
+    async fn identify_now(&mut self, identity: &mut firkin_wire::control::Identity) -> Result<Duration, AgentError> {
+        let begun = Instant::now();
+        identity.realtime_ns = realtime_ns();
+        self.identify(identity).await?;
+        Ok(begun.elapsed())
+    }
+
     /// Sets the clock of a guest that keeps its identity.
     pub(crate) async fn set_clock(&mut self, identity: &firkin_wire::control::Identity) -> Result<(), AgentError> {
-        self.identify(&firkin_wire::control::Identity { machine_id: None, network: None, ..identity.clone() }).await
+        let mut identity = firkin_wire::control::Identity { machine_id: None, network: None, ..identity.clone() };
+        self.identify_now(&mut identity).await.map(|_| ())
     }
 
     /// Stops the machine, writes its state and memory into `dir` and seals its disk, all at one instant. The machine stays
@@ -281,8 +295,18 @@ impl SnapshotSessionLauncher for EngineLauncher {
         let begun = Instant::now();
         let mut identity = request.identity.clone();
         identity.network = session.link.guest_network();
-        identity.realtime_ns = realtime_ns();
-        if let Err(error) = session.identify(&identity).await {
+        let mut identified = session.identify_now(&mut identity).await;
+        // The first answer of a restored guest can take seconds on a busy host, and its clock is as late as its answer.
+        for _ in 0..CLOCK_ATTEMPTS {
+            match identified {
+                Ok(latency) if latency > CLOCK_SLACK => {
+                    (identity.machine_id, identity.network) = (None, None);
+                    identified = session.identify_now(&mut identity).await;
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        if let Err(error) = identified {
             session.end().await;
             return Err(LaunchError::Agent(error));
         }

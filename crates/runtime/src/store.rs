@@ -219,7 +219,8 @@ impl Store {
         // `<id>:default` is how unnamed snapshots are shown.
         let by_id = (tag == "default").then(|| base.to_owned());
         let records = self.templates().await?;
-        let found = records.iter().find(|r| Some(&r.id) == by_id.as_ref()).or_else(|| records.iter().find(|r| r.names.contains(&wanted)));
+        let found =
+            records.iter().find(|r| Some(&r.id) == by_id.as_ref()).or_else(|| records.iter().find(|r| r.names.contains(&wanted)));
         Ok(found.cloned())
     }
 

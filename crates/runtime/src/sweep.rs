@@ -71,4 +71,3 @@ async fn remove_orphans(core: &Arc<Core>, known: &HashSet<String>) -> Result<(),
     }
     Ok(())
 }
-

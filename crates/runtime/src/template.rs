@@ -18,7 +18,9 @@ use tokio::time::Instant;
 
 use crate::{
     agent::Agent,
-    artifact::{Artifact, ArtifactDraft, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
+    artifact::{
+        Artifact, ArtifactDraft, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest,
+    },
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     core::Core,
@@ -286,7 +288,8 @@ async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>)
     if let Some(start) = &build.start {
         report(&format!("starting: {start}"));
         // The shell returns at once; what it started is an orphan that lives on in the snapshot.
-        let mut command = GuestCommand::new(format!("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &"));
+        let mut command =
+            GuestCommand::new(format!("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &"));
         command.env.insert("FIRKIN_START".to_owned(), start.clone());
         run(booted, &command).await?;
     }
@@ -355,11 +358,7 @@ async fn publish(
         budget,
         epoch: TEMPLATE_EPOCH,
         memory: MemoryMember::Full,
-        disk: DiskMembers {
-            rootfs: guest.rootfs_digest.clone(),
-            rootfs_path: guest.rootfs.clone(),
-            layers: vec![layer.clone()],
-        },
+        disk: DiskMembers { rootfs: guest.rootfs_digest.clone(), rootfs_path: guest.rootfs.clone(), layers: vec![layer.clone()] },
     };
     let artifacts = core.artifacts.clone();
     tokio::task::spawn_blocking(move || {

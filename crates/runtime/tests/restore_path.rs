@@ -14,7 +14,9 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{Acceleration, Fingerprint, Shape};
 use firkin_runtime::{
-    artifact::{Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
+    artifact::{
+        Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest,
+    },
     capacity::{CapacityError, CapacityLedger, HostCapacity, ResourceBudget},
     disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
@@ -227,7 +229,9 @@ async fn an_artifact_of_another_host_is_refused_with_both_values() {
     let mut bench = bench();
     bench.gates.engine.cpu = "another".into();
     let error = bench.refused_untouched().await;
-    assert!(matches!(&error, SnapshotRestoreError::Incompatible { what: "CPU", made_with, here, .. } if made_with == "c" && here == "another"));
+    assert!(
+        matches!(&error, SnapshotRestoreError::Incompatible { what: "CPU", made_with, here, .. } if made_with == "c" && here == "another")
+    );
 }
 
 #[tokio::test]
@@ -261,10 +265,7 @@ async fn a_full_host_names_the_first_resource_and_launches_nothing() {
     let first = restore(bench.request(), &bench.gates, &launcher).await.unwrap();
     let second = restore(bench.request(), &bench.gates, &launcher).await.unwrap();
     let error = restore(bench.request(), &bench.gates, &launcher).await.map(|r| r.session).unwrap_err();
-    assert!(
-        matches!(error, SnapshotRestoreError::Capacity(CapacityError::Cpu { requested: 1, available: 0 })),
-        "{error:?}"
-    );
+    assert!(matches!(error, SnapshotRestoreError::Capacity(CapacityError::Cpu { requested: 1, available: 0 })), "{error:?}");
     assert_eq!(launcher.calls.load(Ordering::SeqCst), 2);
     drop((first, second));
     bench.nothing_held();

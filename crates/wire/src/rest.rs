@@ -540,7 +540,8 @@ mod tests {
     #[test]
     fn an_unknown_field_is_kept_apart_and_known_ones_are_read() {
         let body: NewSandbox =
-            serde_json::from_str(r#"{"templateID":"base","timeout":60,"network":{"denyOut":["0.0.0.0/0"],"y":2},"x":1}"#).unwrap();
+            serde_json::from_str(r#"{"templateID":"base","timeout":60,"network":{"denyOut":["0.0.0.0/0"],"y":2},"x":1}"#)
+                .unwrap();
         assert_eq!((body.template_id.as_str(), body.timeout), ("base", Some(60)));
         assert_eq!(body.unknown.keys().collect::<Vec<_>>(), ["x"]);
         let network = body.network.unwrap();
@@ -569,6 +570,9 @@ mod tests {
     #[test]
     fn a_request_writes_nothing_for_what_is_absent() {
         assert_eq!(serde_json::to_string(&ConnectSandbox::default()).unwrap(), "{}");
-        assert_eq!(serde_json::to_string(&PauseSandbox { memory: Some(false), ..Default::default() }).unwrap(), r#"{"memory":false}"#);
+        assert_eq!(
+            serde_json::to_string(&PauseSandbox { memory: Some(false), ..Default::default() }).unwrap(),
+            r#"{"memory":false}"#
+        );
     }
 }
