@@ -305,7 +305,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Replaces `table`, whatever it held, by an empty one.
+    /// Creates `table`.
+    pub(super) fn create(table: impl Into<String>) -> Self {
+        let mut batch = Self { table: table.into(), messages: Vec::new() };
+        batch.table_message("create", NfTablesMessage::NewTable, NLM_F_CREATE);
+        batch
+    }
+
+    /// Replaces `table`, whatever it held, by an empty one. Takes some milliseconds more than creating one: the kernel waits for
+    /// packets that see the old one.
     pub(super) fn replace(table: impl Into<String>) -> Self {
         let mut batch = Self::delete(table);
         batch.table_message("create", NfTablesMessage::NewTable, NLM_F_CREATE);
@@ -314,9 +322,8 @@ impl Batch {
 
     /// Deletes `table`; no error when there is none.
     pub(super) fn delete(table: impl Into<String>) -> Self {
-        let mut batch = Self { table: table.into(), messages: Vec::new() };
         // Deleting what is absent fails, so it is created first; this takes effect in one step with what follows.
-        batch.table_message("create", NfTablesMessage::NewTable, NLM_F_CREATE);
+        let mut batch = Self::create(table);
         batch.table_message("delete", NfTablesMessage::DeleteTable, 0);
         batch
     }

@@ -51,11 +51,11 @@ const fn net(a: u8, b: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix)
 }
 
-/// The rules of a slot's namespace. They do not depend on whether it has a way out.
+/// The rules of a new slot's namespace. They do not depend on whether it has a way out.
 pub(super) fn slot_rules() -> Batch {
     let tap = Interface::Named(TAP);
     let out = Interface::Named(OUT);
-    Batch::replace(SLOT_TABLE)
+    Batch::create(SLOT_TABLE)
         // Connections are opened by the host, from inside this namespace; a guest begins none to it.
         .chain("input", HookPoint::Input, Policy::Drop, vec![Rule::all().tracked(CtState::EstablishedOrRelated).accept()])
         .chain(
