@@ -40,7 +40,7 @@ impl Agent {
         let id = self.next_id;
         let frame = encode(&Request { id, call }).map_err(|source| AgentError::Encode { call: name, source })?;
         self.stream.write_all(&frame).await.map_err(channel)?;
-        let mut buffer = [0; READ_BYTES];
+        let mut buffer = vec![0; READ_BYTES];
         loop {
             while let Some(response) = self.decoder.next::<Response>() {
                 if response.id == id {

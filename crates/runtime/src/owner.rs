@@ -106,7 +106,7 @@ pub(crate) struct Continuation {
 }
 
 enum Phase {
-    Running(Running),
+    Running(Box<Running>),
     Paused { artifact: String },
 }
 
@@ -176,7 +176,7 @@ impl Owner {
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
     pub(crate) fn adopt(core: &Arc<Core>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
-        let running = Running { session, reservation, ended: CancellationToken::new() };
+        let running = Box::new(Running { session, reservation, ended: CancellationToken::new() });
         let (owner, handle) = Self::new(Arc::clone(core), record, Phase::Running(running));
         core.sandboxes().insert(owner.record.id.clone(), handle);
         core.tasks.spawn(owner.run());
@@ -509,7 +509,7 @@ async fn start(
     mut record: SandboxRecord,
     artifact: Artifact,
     fresh: bool,
-) -> Result<(SandboxRecord, Running), ResumeError> {
+) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = record.id.clone();
     let begun = Instant::now();
     let request = SnapshotRestoreRequest {
@@ -542,7 +542,7 @@ async fn start(
         vm_restore_ms = ms(launch.vm_restore), agent_ms = ms(launch.agent_connect),
         "restored a sandbox"
     );
-    Ok((record, Running { session, reservation, ended: CancellationToken::new() }))
+    Ok((record, Box::new(Running { session, reservation, ended: CancellationToken::new() })))
 }
 
 /// Who the guest of this record is: fresh entropy always, a new machine id when the sandbox is new.

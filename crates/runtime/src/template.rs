@@ -288,8 +288,7 @@ async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>)
     if let Some(start) = &build.start {
         report(&format!("starting: {start}"));
         // The shell returns at once; what it started is an orphan that lives on in the snapshot.
-        let mut command =
-            GuestCommand::new(format!("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &"));
+        let mut command = GuestCommand::new("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &");
         command.env.insert("FIRKIN_START".to_owned(), start.clone());
         run(booted, &command).await?;
     }
