@@ -142,6 +142,7 @@ fn crash_child() {
 }
 
 /// A process in the slot, as the slot's user, that waits to be killed.
+#[expect(clippy::zombie_processes, reason = "it outlives the process that starts it, which is killed: that is the test")]
 fn start_machine(netns_fd: &str, uid: u32) -> u32 {
     let child = Command::new("nsenter")
         .arg(format!("--net=/proc/{}/fd/{netns_fd}", std::process::id()))
