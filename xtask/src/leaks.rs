@@ -111,7 +111,7 @@ fn mounts(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a tool lists, if there is such a tool: without it, nobody could have used it either.
+/// What a tool lists, if there is such a tool. The product speaks netlink and needs none, so a host without it is seen less well.
 fn lines_of(program: &str, arguments: &[&str], things: &mut BTreeSet<String>) {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
     let Ok(output) = output else { return };
