@@ -23,7 +23,7 @@ fn floor(package: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&package))
 }
 
-/// A manifest's package name and the crates of ours under `[dependencies]` and its kin.
+/// A manifest's package name and the crates of ours that it is built with. What only its tests use, such as a fake, is no layer.
 fn package_and_dependencies(manifest: &str) -> (String, Vec<String>) {
     let mut section = "";
     let (mut package, mut dependencies) = (String::new(), Vec::new());
@@ -34,7 +34,7 @@ fn package_and_dependencies(manifest: &str) -> (String, Vec<String>) {
             let key = key.trim().split('.').next().unwrap_or_default();
             if section == "package" && key == "name" {
                 package = value.trim().trim_matches('"').to_owned();
-            } else if section.ends_with("dependencies") && floor(key).is_some() {
+            } else if section.ends_with("dependencies") && section != "dev-dependencies" && floor(key).is_some() {
                 dependencies.push(key.to_owned());
             }
         }
@@ -67,7 +67,7 @@ fn dependencies_point_down() {
 fn manifests_are_read_right() {
     let manifest = "[package]\nname = \"firkin-server\"\n[dependencies]\naxum = \"1\"\nfirkin-runtime = { workspace = true }\n\
                     [dev-dependencies]\nfirkin-wire.workspace = true\n[lints]\nfirkin-image = 1\n";
-    let expect = ("firkin-server".to_owned(), vec!["firkin-runtime".to_owned(), "firkin-wire".to_owned()]);
+    let expect = ("firkin-server".to_owned(), vec!["firkin-runtime".to_owned()]);
     assert_eq!(package_and_dependencies(manifest), expect);
 }
 
