@@ -50,7 +50,7 @@ pub(crate) struct ServeArgs {
     /// Address and port to serve on [default: 127.0.0.1:3000]
     #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Domain of the sandboxes' host names, <port>-<id>.<domain>
+    /// Domain of the sandboxes' host names, as in PORT-ID.DOMAIN
     #[arg(long, env = "FIRKIN_DOMAIN", hide_env_values = true)]
     pub(crate) domain: Option<String>,
     /// What becomes of running sandboxes when the server stops [default: kill]
