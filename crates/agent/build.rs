@@ -24,15 +24,17 @@ const OUTER: &[&str] = &[
 
 fn main() {
     println!("cargo::rerun-if-env-changed=FIRKIN_GUEST");
+    // A binary that this script built is not named as an input of it: it is newer than the script's start, so that the next
+    // cargo would build it again. What it is built from is named instead, and the compiler tracks the embedded file itself.
     let binary = match std::env::var_os("FIRKIN_GUEST") {
         Some(path) => finished(Path::new(&path)),
         None => build(),
     };
-    println!("cargo::rerun-if-changed={}", binary.display());
     println!("cargo::rustc-env=FIRKIN_GUEST_BINARY={}", binary.display());
 }
 
 fn finished(path: &Path) -> PathBuf {
+    println!("cargo::rerun-if-changed={}", path.display());
     std::fs::canonicalize(path).unwrap_or_else(|error| fail(&format!("cannot embed FIRKIN_GUEST=`{}`: {error}", path.display())))
 }
 
