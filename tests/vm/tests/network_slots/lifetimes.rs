@@ -20,6 +20,8 @@ fn many_slots_leave_nothing() {
         let config = NetworkConfig { prepared: 3, prepared_sealed: 1, ..world.config("a") };
         // Once for what a process opens only once.
         NetworkPool::open(config.clone()).await.unwrap().close().await.unwrap();
+        // A thread of the pool that has just closed may still hold descriptors: the count can only be too high by a few, which
+        // is why fewer are fine at the end. A slot that leaked would show with several for each of twenty.
         let before = (world.interfaces(""), world.tables(), open_files());
 
         let pool = NetworkPool::open(config).await.unwrap();
@@ -40,7 +42,7 @@ fn many_slots_leave_nothing() {
         pool.close().await.unwrap();
 
         assert_eq!((&before.0, &before.1), (&world.interfaces(""), &world.tables()));
-        eventually("threads have closed their descriptors", || open_files() == before.2).await;
+        eventually("threads have closed their descriptors", || open_files() <= before.2).await;
         for namespace in namespaces {
             assert!(!is_referenced(&namespace), "{namespace} is still referenced");
         }
@@ -59,7 +61,7 @@ fn cancelled_acquires_leave_nothing() {
         }
         pool.close().await.unwrap();
         assert_eq!((&before.0, &before.1), (&world.interfaces(""), &world.tables()));
-        eventually("threads have closed their descriptors", || open_files() == before.2).await;
+        eventually("threads have closed their descriptors", || open_files() <= before.2).await;
     });
 }
 
