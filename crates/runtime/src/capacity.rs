@@ -1,14 +1,33 @@
 //! The host's capacity and who holds it.
 //!
 //! Capacity is taken before anything is launched and comes back exactly once, when its guard is dropped. A guard cannot be
-//! copied, so what is used always equals the sum of the live guards.
+//! copied, so what is held always equals the sum of the live guards.
+//!
+//! ```text
+//!                 reserve                          drop
+//!      free ─────────────────► active session ───────────► free
+//!        │                        ▲
+//!        │ reserve_warm           │ promote: no moment in between at which the capacity is free
+//!        └───────────────► warm session ──────────────────► free
+//!                                           drop
+//! ```
+//!
+//! Warm sessions are restored and stopped, and wait for a create to claim them. They hold their whole budget, so that a claim
+//! can never fail for want of capacity, but at most a share of the host, and active work may have them ended
+//! ([`WarmEviction`]).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+mod ledger;
+mod warm;
+
+pub use ledger::{ActiveSessionReservation, CapacityLedger, WarmSessionReservation};
+pub use warm::{NoWarmSessions, WarmCapacityError, WarmEviction};
+
 /// What one session needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceBudget {
     /// Virtual CPUs.
     pub cpus: u32,
@@ -16,6 +35,14 @@ pub struct ResourceBudget {
     pub memory_mib: u64,
     /// Root disk, MiB, as the guest sees it.
     pub disk_mib: u64,
+}
+
+impl AddAssign for ResourceBudget {
+    fn add_assign(&mut self, other: Self) {
+        self.cpus += other.cpus;
+        self.memory_mib += other.memory_mib;
+        self.disk_mib += other.disk_mib;
+    }
 }
 
 /// What the host offers sandboxes, after overcommit.
@@ -27,6 +54,46 @@ pub struct HostCapacity {
     pub memory_mib: u64,
     /// Disk, MiB.
     pub disk_mib: u64,
+}
+
+impl HostCapacity {
+    /// `percent` hundredths of it, rounded down. More than all of it is all of it.
+    pub fn share(&self, percent: u8) -> Self {
+        let percent = u64::from(percent.min(100));
+        let part = |whole: u64| whole / 100 * percent + whole % 100 * percent / 100;
+        Self {
+            cpus: u32::try_from(part(u64::from(self.cpus))).expect("a share is not more than the whole"),
+            memory_mib: part(self.memory_mib),
+            disk_mib: part(self.disk_mib),
+        }
+    }
+}
+
+/// What the sessions of one class hold together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ClassUsage {
+    /// How many there are.
+    pub sessions: u64,
+    /// The sum of their budgets.
+    pub held: ResourceBudget,
+}
+
+/// What is held, by class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CapacityUsage {
+    /// Sessions that somebody uses, or that a template is being built in.
+    pub active: ClassUsage,
+    /// Sessions that wait to be claimed.
+    pub warm: ClassUsage,
+}
+
+impl CapacityUsage {
+    /// Both classes together.
+    pub fn total(&self) -> ResourceBudget {
+        let mut total = self.active.held;
+        total += self.warm.held;
+        total
+    }
 }
 
 /// The first resource that does not suffice; checked in this order.
@@ -58,105 +125,17 @@ pub enum CapacityError {
     },
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Used {
-    cpus: u64,
-    memory_mib: u64,
-    disk_mib: u64,
-}
-
-/// The host's capacity and what is used of it. Clones share one ledger.
-#[derive(Debug, Clone)]
-pub struct CapacityLedger {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    capacity: HostCapacity,
-    used: Mutex<Used>,
-}
-
-impl Shared {
-    fn used(&self) -> MutexGuard<'_, Used> {
-        // No code can panic between a lock and its unlock here, so a poisoned value is still a whole one.
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Capacity held by one live session. Given back on drop, exactly once.
-#[derive(Debug)]
-#[must_use = "dropping a reservation gives the capacity back"]
-pub struct ActiveSessionReservation {
-    shared: Arc<Shared>,
-    budget: ResourceBudget,
-}
-
-impl CapacityLedger {
-    /// An empty ledger.
-    pub fn new(capacity: HostCapacity) -> Self {
-        Self { shared: Arc::new(Shared { capacity, used: Mutex::default() }) }
-    }
-
-    /// What the host offers.
-    pub fn capacity(&self) -> HostCapacity {
-        self.shared.capacity
-    }
-
-    /// What is held now.
-    pub fn used(&self) -> ResourceBudget {
-        let used = *self.shared.used();
-        ResourceBudget {
-            cpus: u32::try_from(used.cpus).unwrap_or(u32::MAX),
-            memory_mib: used.memory_mib,
-            disk_mib: used.disk_mib,
-        }
-    }
-
-    /// Whether `budget` could be held on an idle host. What could never fit is refused at once, not queued.
-    pub fn could_ever_fit(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
-        check(&self.shared.capacity, &Used::default(), budget)
-    }
-
-    /// Takes all of `budget`, or nothing.
-    pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
-        let mut used = self.shared.used();
-        check(&self.shared.capacity, &used, &budget)?;
-        used.cpus += u64::from(budget.cpus);
-        used.memory_mib += budget.memory_mib;
-        used.disk_mib += budget.disk_mib;
-        drop(used);
-        Ok(ActiveSessionReservation { shared: Arc::clone(&self.shared), budget })
-    }
-}
-
-impl ActiveSessionReservation {
-    /// What is held.
-    pub fn budget(&self) -> ResourceBudget {
-        self.budget
-    }
-}
-
-impl Drop for ActiveSessionReservation {
-    fn drop(&mut self) {
-        let mut used = self.shared.used();
-        debug_assert!(used.cpus >= u64::from(self.budget.cpus) && used.memory_mib >= self.budget.memory_mib);
-        used.cpus -= u64::from(self.budget.cpus);
-        used.memory_mib -= self.budget.memory_mib;
-        used.disk_mib -= self.budget.disk_mib;
-    }
-}
-
-fn check(capacity: &HostCapacity, used: &Used, budget: &ResourceBudget) -> Result<(), CapacityError> {
-    let (requested, available) = (u64::from(budget.cpus), u64::from(capacity.cpus).saturating_sub(used.cpus));
+/// Whether `budget` fits into what of `capacity` is not held. More may be held than there is (see [`CapacityLedger::adopt`]).
+fn fits(capacity: &HostCapacity, held: &ResourceBudget, budget: &ResourceBudget) -> Result<(), CapacityError> {
+    let (requested, available) = (u64::from(budget.cpus), u64::from(capacity.cpus.saturating_sub(held.cpus)));
     if requested > available {
         return Err(CapacityError::Cpu { requested, available });
     }
-    let (requested, available) = (budget.memory_mib, capacity.memory_mib.saturating_sub(used.memory_mib));
+    let (requested, available) = (budget.memory_mib, capacity.memory_mib.saturating_sub(held.memory_mib));
     if requested > available {
         return Err(CapacityError::Memory { requested, available });
     }
-    let (requested, available) = (budget.disk_mib, capacity.disk_mib.saturating_sub(used.disk_mib));
+    let (requested, available) = (budget.disk_mib, capacity.disk_mib.saturating_sub(held.disk_mib));
     if requested > available {
         return Err(CapacityError::Disk { requested, available });
     }
@@ -166,53 +145,12 @@ fn check(capacity: &HostCapacity, used: &Used, budget: &ResourceBudget) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    const HOST: HostCapacity = HostCapacity { cpus: 4, memory_mib: 4096, disk_mib: 100 };
-
-    fn budget(cpus: u32, memory_mib: u64, disk_mib: u64) -> ResourceBudget {
-        ResourceBudget { cpus, memory_mib, disk_mib }
-    }
 
     #[test]
-    fn the_first_resource_that_does_not_fit_is_named_with_both_numbers() {
-        let ledger = CapacityLedger::new(HOST);
-        let held = ledger.reserve(budget(3, 1024, 10)).unwrap();
-        let table = [
-            (budget(2, 9999, 999), CapacityError::Cpu { requested: 2, available: 1 }),
-            (budget(1, 9999, 999), CapacityError::Memory { requested: 9999, available: 3072 }),
-            (budget(1, 3072, 999), CapacityError::Disk { requested: 999, available: 90 }),
-        ];
-        for (request, expected) in table {
-            assert_eq!(ledger.reserve(request).unwrap_err(), expected);
-        }
-        assert_eq!(ledger.used(), budget(3, 1024, 10), "a refusal takes nothing");
-        drop(held);
-        assert_eq!(ledger.used(), budget(0, 0, 0));
-    }
-
-    proptest! {
-        #[test]
-        fn used_is_the_sum_of_live_reservations_and_never_exceeds_capacity(
-            steps in proptest::collection::vec((any::<bool>(), 0u32..3, 0u64..2048, 0u64..60), 1..60)
-        ) {
-            let ledger = CapacityLedger::new(HOST);
-            let mut live = Vec::new();
-            for (take, cpus, memory, disk) in steps {
-                if take {
-                    if let Ok(held) = ledger.reserve(budget(cpus, memory, disk)) {
-                        live.push(held);
-                    }
-                } else {
-                    live.pop();
-                }
-                let sum = live.iter().fold(budget(0, 0, 0), |a, held| {
-                    let b = held.budget();
-                    budget(a.cpus + b.cpus, a.memory_mib + b.memory_mib, a.disk_mib + b.disk_mib)
-                });
-                prop_assert_eq!(ledger.used(), sum);
-                prop_assert!(sum.cpus <= HOST.cpus && sum.memory_mib <= HOST.memory_mib && sum.disk_mib <= HOST.disk_mib);
-            }
-        }
+    fn a_share_is_rounded_down_and_never_more_than_the_whole() {
+        let host = HostCapacity { cpus: u32::MAX, memory_mib: u64::MAX, disk_mib: 7 };
+        assert_eq!(host.share(0), HostCapacity { cpus: 0, memory_mib: 0, disk_mib: 0 });
+        assert_eq!((host.share(50).cpus, host.share(50).disk_mib), (u32::MAX / 2, 3));
+        assert_eq!((host.share(100), host.share(255)), (host, host));
     }
 }

@@ -11,6 +11,8 @@ pub struct RuntimeConfig {
     pub state_dir: PathBuf,
     /// What sandboxes may use together.
     pub capacity: HostCapacity,
+    /// Who is let in when, and what of the capacity warm sessions may hold.
+    pub admission: AdmissionConfig,
     /// Free-space floor in MiB; `None` for the default, scaled to the disk.
     pub disk_floor_mib: Option<u64>,
     /// Measures free space.
@@ -19,6 +21,23 @@ pub struct RuntimeConfig {
     pub network: NetworkChoice,
     /// What template builds start from.
     pub guest: GuestSystem,
+}
+
+/// How capacity is given out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmissionConfig {
+    /// Hundredths of the capacity that warm sessions may hold together.
+    pub warm_percent: u8,
+}
+
+/// Warm sessions make creates fast but serve nobody yet. A quarter of the host leaves the rest to those that do, without having
+/// to end a warm session for each of them.
+pub const WARM_PERCENT: u8 = 25;
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self { warm_percent: WARM_PERCENT }
+    }
 }
 
 /// Kernel, initial RAM file system and root image of guests, with their digests.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::ArtifactStore,
-    capacity::{CapacityLedger, HostCapacity, ResourceBudget},
+    capacity::{CapacityLedger, CapacityUsage, HostCapacity, ResourceBudget},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts, StateLock},
@@ -105,7 +105,7 @@ impl Runtime {
             engine: engine.fingerprint().clone(),
             artifacts: artifacts.clone(),
             disk,
-            ledger: CapacityLedger::new(config.capacity),
+            ledger: CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent)),
         };
         let launcher = EngineLauncher { engine, links, artifacts, run_dir: config.state_dir.join("run") };
         let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });
@@ -375,8 +375,8 @@ impl Runtime {
     }
 
     /// What the host offers and what is held of it.
-    pub fn capacity(&self) -> (HostCapacity, ResourceBudget) {
-        (self.core.gates.ledger.capacity(), self.core.gates.ledger.used())
+    pub fn capacity(&self) -> (HostCapacity, CapacityUsage) {
+        (self.core.gates.ledger.capacity(), self.core.gates.ledger.usage())
     }
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.

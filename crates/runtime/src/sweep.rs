@@ -41,16 +41,9 @@ pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
 
 async fn adopt(core: &Arc<Core>, record: SandboxRecord) -> Result<(), LaunchError> {
     let session = Session::adopt(core, &record).await?;
-    match core.gates.ledger.reserve(record.budget) {
-        Ok(reservation) => {
-            Owner::adopt(core, record, session, reservation);
-            Ok(())
-        }
-        Err(error) => {
-            session.end().await;
-            Err(LaunchError::Stage { path: core.run_dir(), source: std::io::Error::other(error) })
-        }
-    }
+    let reservation = core.gates.ledger.adopt(record.budget);
+    Owner::adopt(core, record, session, reservation);
+    Ok(())
 }
 
 /// Ends machines, and removes directories, that belong to no sandbox.

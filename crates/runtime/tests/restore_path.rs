@@ -28,6 +28,7 @@ use firkin_wire::control::Identity;
 use fs_err as fs;
 
 const BUDGET: ResourceBudget = ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1024 };
+const HOST: HostCapacity = HostCapacity { cpus: 2, memory_mib: 4096, disk_mib: 100_000 };
 const GIB: u64 = 1 << 30;
 
 #[derive(Debug, Default)]
@@ -123,7 +124,7 @@ fn bench() -> Bench {
         // Opened anew: nothing is remembered as proven.
         artifacts: ArtifactStore::open(dir.path()).unwrap(),
         disk: DiskPressureGuard::new(dir.path().to_owned(), None, Arc::clone(&probe) as Arc<dyn DiskPressureProbe>),
-        ledger: CapacityLedger::new(HostCapacity { cpus: 2, memory_mib: 4096, disk_mib: 100_000 }),
+        ledger: CapacityLedger::new(HOST, HOST.share(50)),
     };
     Bench { _dir: dir, probe, gates, artifact }
 }

@@ -22,7 +22,7 @@ use firkin_engine::{
 use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{GuestSystem, RuntimeConfig},
+    config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     error::OpenError,
     link::NetworkChoice,
@@ -150,6 +150,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let state_dir = fs::canonicalize(&settings.state_dir)?;
     let config = RuntimeConfig {
         capacity: capacity(&state_dir)?,
+        admission: AdmissionConfig::default(),
         disk_floor_mib: None,
         disk_probe: Arc::new(StatvfsProbe),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use firkin_engine::fake::FakeEngine;
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{GuestSystem, RuntimeConfig},
+    config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
     link::NetworkChoice,
     runtime::{OnExit, Runtime},
@@ -76,6 +76,7 @@ impl Bench {
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
             capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
+            admission: AdmissionConfig::default(),
             disk_floor_mib: Some(0),
             disk_probe: Arc::new(StatvfsProbe),
             network: NetworkChoice::Loopback,

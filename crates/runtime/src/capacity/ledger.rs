@@ -1,0 +1,285 @@
+//! The ledger and its guards.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{CapacityError, CapacityUsage, ClassUsage, HostCapacity, ResourceBudget, WarmCapacityError, fits};
+
+/// The host's capacity and what is held of it, by active and by warm sessions. Clones share one ledger.
+#[derive(Debug, Clone)]
+pub struct CapacityLedger {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: HostCapacity,
+    warm_limit: HostCapacity,
+    usage: Mutex<CapacityUsage>,
+}
+
+impl Shared {
+    fn usage(&self) -> MutexGuard<'_, CapacityUsage> {
+        // No code can panic between a lock and its unlock here, so a poisoned value is still a whole one.
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's class, which decides what its capacity counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Active,
+    Warm,
+}
+
+impl CapacityUsage {
+    fn class(&mut self, class: Class) -> &mut ClassUsage {
+        match class {
+            Class::Active => &mut self.active,
+            Class::Warm => &mut self.warm,
+        }
+    }
+}
+
+impl ClassUsage {
+    fn take(&mut self, budget: ResourceBudget) {
+        self.sessions += 1;
+        self.held += budget;
+    }
+
+    fn give_back(&mut self, budget: ResourceBudget) {
+        assert!(self.sessions > 0, "capacity comes back once");
+        self.sessions -= 1;
+        self.held.cpus -= budget.cpus;
+        self.held.memory_mib -= budget.memory_mib;
+        self.held.disk_mib -= budget.disk_mib;
+    }
+}
+
+/// What one guard holds. Given back on drop.
+#[derive(Debug)]
+struct Held {
+    shared: Arc<Shared>,
+    class: Class,
+    budget: ResourceBudget,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.usage().class(self.class).give_back(self.budget);
+    }
+}
+
+/// Capacity held by one live session. Given back on drop, exactly once.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives the capacity back"]
+pub struct ActiveSessionReservation {
+    held: Held,
+}
+
+impl ActiveSessionReservation {
+    /// What is held.
+    pub fn budget(&self) -> ResourceBudget {
+        self.held.budget
+    }
+}
+
+/// Capacity held by one warm session. Given back on drop, exactly once.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives the capacity back"]
+pub struct WarmSessionReservation {
+    held: Held,
+}
+
+impl WarmSessionReservation {
+    /// What is held.
+    pub fn budget(&self) -> ResourceBudget {
+        self.held.budget
+    }
+
+    /// The same capacity, held by a session that somebody uses from now on. It is held at every moment in between, and so
+    /// this cannot fail.
+    pub fn promote(self) -> ActiveSessionReservation {
+        let mut held = self.held;
+        let mut usage = held.shared.usage();
+        usage.warm.give_back(held.budget);
+        usage.active.take(held.budget);
+        drop(usage);
+        held.class = Class::Active;
+        ActiveSessionReservation { held }
+    }
+}
+
+impl CapacityLedger {
+    /// An empty ledger. Warm sessions may hold at most `warm_limit` of `capacity` together (see [`HostCapacity::share`]).
+    pub fn new(capacity: HostCapacity, warm_limit: HostCapacity) -> Self {
+        Self { shared: Arc::new(Shared { capacity, warm_limit, usage: Mutex::default() }) }
+    }
+
+    /// What the host offers.
+    pub fn capacity(&self) -> HostCapacity {
+        self.shared.capacity
+    }
+
+    /// What warm sessions may hold of it together.
+    pub fn warm_limit(&self) -> HostCapacity {
+        self.shared.warm_limit
+    }
+
+    /// What is held now, by class.
+    pub fn usage(&self) -> CapacityUsage {
+        *self.shared.usage()
+    }
+
+    /// What is held now, by both classes together.
+    pub fn used(&self) -> ResourceBudget {
+        self.usage().total()
+    }
+
+    /// Whether `budget` could be held on an idle host. What could never fit is refused at once, not queued.
+    pub fn could_ever_fit(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
+        fits(&self.shared.capacity, &ResourceBudget::default(), budget)
+    }
+
+    /// Takes all of `budget` for an active session, or nothing.
+    pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
+        let mut usage = self.shared.usage();
+        fits(&self.shared.capacity, &usage.total(), &budget)?;
+        usage.active.take(budget);
+        drop(usage);
+        Ok(ActiveSessionReservation { held: self.held(Class::Active, budget) })
+    }
+
+    /// Takes all of `budget` for a warm session, or nothing. Do so before anything of it is launched.
+    pub fn reserve_warm(&self, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmCapacityError> {
+        let mut usage = self.shared.usage();
+        fits(&self.shared.warm_limit, &usage.warm.held, &budget).map_err(WarmCapacityError::Share)?;
+        fits(&self.shared.capacity, &usage.total(), &budget).map_err(WarmCapacityError::Host)?;
+        usage.warm.take(budget);
+        drop(usage);
+        Ok(WarmSessionReservation { held: self.held(Class::Warm, budget) })
+    }
+
+    /// Counts a session that outlived an earlier server. It runs and uses what it uses, whatever this server's limits say:
+    /// refusing it would mean to kill it. So this never fails, and may count more than the host offers when the limits were
+    /// lowered; nothing new is let in until enough has ended.
+    pub fn adopt(&self, budget: ResourceBudget) -> ActiveSessionReservation {
+        self.shared.usage().active.take(budget);
+        ActiveSessionReservation { held: self.held(Class::Active, budget) }
+    }
+
+    fn held(&self, class: Class, budget: ResourceBudget) -> Held {
+        Held { shared: Arc::clone(&self.shared), class, budget }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOST: HostCapacity = HostCapacity { cpus: 4, memory_mib: 4096, disk_mib: 100 };
+
+    fn ledger() -> CapacityLedger {
+        CapacityLedger::new(HOST, HOST.share(50))
+    }
+
+    fn budget(cpus: u32, memory_mib: u64, disk_mib: u64) -> ResourceBudget {
+        ResourceBudget { cpus, memory_mib, disk_mib }
+    }
+
+    #[test]
+    fn the_first_resource_that_does_not_fit_is_named_with_both_numbers() {
+        let ledger = ledger();
+        let held = ledger.reserve(budget(3, 1024, 10)).unwrap();
+        let table = [
+            (budget(2, 9999, 999), CapacityError::Cpu { requested: 2, available: 1 }),
+            (budget(1, 9999, 999), CapacityError::Memory { requested: 9999, available: 3072 }),
+            (budget(1, 3072, 999), CapacityError::Disk { requested: 999, available: 90 }),
+        ];
+        for (request, expected) in table {
+            assert_eq!(ledger.reserve(request).unwrap_err(), expected);
+        }
+        assert_eq!(ledger.used(), budget(3, 1024, 10), "a refusal takes nothing");
+        drop(held);
+        assert_eq!(ledger.used(), budget(0, 0, 0));
+    }
+
+    #[test]
+    fn warm_sessions_hold_their_share_at_most_and_leave_it_when_they_are_claimed() {
+        let ledger = ledger();
+        let first = ledger.reserve_warm(budget(2, 512, 10)).unwrap();
+        let refused = ledger.reserve_warm(budget(1, 512, 10)).unwrap_err();
+        assert_eq!(refused, WarmCapacityError::Share(CapacityError::Cpu { requested: 1, available: 0 }));
+        let claimed = first.promote();
+        let usage = ledger.usage();
+        assert_eq!((usage.active.sessions, usage.active.held, usage.warm), (1, claimed.budget(), ClassUsage::default()));
+        let second = ledger.reserve_warm(budget(1, 512, 10)).unwrap();
+        let active = ledger.reserve(budget(1, 512, 10)).unwrap();
+        let refused = ledger.reserve_warm(budget(1, 512, 10)).unwrap_err();
+        assert_eq!(refused, WarmCapacityError::Host(CapacityError::Cpu { requested: 1, available: 0 }));
+        drop((claimed, second, active));
+        assert_eq!(ledger.usage(), CapacityUsage::default());
+    }
+
+    #[test]
+    fn what_outlived_a_server_is_counted_even_beyond_lowered_limits() {
+        let ledger = ledger();
+        let adopted = ledger.adopt(budget(6, 512, 10));
+        let refused = ledger.reserve(budget(1, 1, 1)).unwrap_err();
+        assert_eq!(refused, CapacityError::Cpu { requested: 1, available: 0 });
+        drop(adopted);
+        drop(ledger.reserve(budget(4, 1, 1)).unwrap());
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Reserve(ResourceBudget),
+        ReserveWarm(ResourceBudget),
+        Promote,
+        End,
+        EndWarm,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let any_budget = (0u32..3, 0u64..2048, 0u64..60).prop_map(|(cpus, memory, disk)| budget(cpus, memory, disk));
+        prop_oneof![
+            3 => any_budget.clone().prop_map(Step::Reserve),
+            3 => any_budget.prop_map(Step::ReserveWarm),
+            1 => Just(Step::Promote),
+            2 => Just(Step::End),
+            2 => Just(Step::EndWarm),
+        ]
+    }
+
+    fn sum<'a>(budgets: impl Iterator<Item = &'a ResourceBudget>) -> ClassUsage {
+        let mut sum = ClassUsage::default();
+        budgets.for_each(|budget| sum.take(*budget));
+        sum
+    }
+
+    proptest! {
+        #[test]
+        fn used_is_the_sum_of_live_reservations_and_never_exceeds_capacity(
+            steps in proptest::collection::vec(step(), 1..60)
+        ) {
+            let ledger = ledger();
+            let (mut active, mut warm) = (Vec::new(), Vec::new());
+            for step in steps {
+                match step {
+                    Step::Reserve(budget) => active.extend(ledger.reserve(budget)),
+                    Step::ReserveWarm(budget) => warm.extend(ledger.reserve_warm(budget)),
+                    Step::Promote => active.extend(warm.pop().map(WarmSessionReservation::promote)),
+                    Step::End => drop(active.pop()),
+                    Step::EndWarm => drop(warm.pop()),
+                }
+                let expected = CapacityUsage {
+                    active: sum(active.iter().map(|held| &held.held.budget)),
+                    warm: sum(warm.iter().map(|held| &held.held.budget)),
+                };
+                prop_assert_eq!(ledger.usage(), expected);
+                prop_assert!(fits(&HOST, &ResourceBudget::default(), &expected.total()).is_ok());
+                prop_assert!(fits(&HOST.share(50), &ResourceBudget::default(), &expected.warm.held).is_ok());
+            }
+        }
+    }
+}
