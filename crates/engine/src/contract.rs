@@ -149,6 +149,7 @@ impl Instance {
         };
         self.disk = self.next_overlay(harness).await;
         self.machine.switch_disk(&self.disk).await.expect("a paused machine switches its disk");
+        assert_eq!(self.machine.root_disk(), self.disk);
         snapshot
     }
 
@@ -299,12 +300,14 @@ async fn adopts(harness: &dyn Harness, template: &Snapshot) {
     assert_eq!(harness.live(), 1, "a released machine lives");
     instance.machine = harness.engine().adopt(&instance.dir).await.expect("a released machine is adopted");
     assert_eq!(instance.machine.pid(), pid);
+    assert_eq!(instance.machine.root_disk(), instance.disk);
     let mut guest = instance.guest(harness).await;
     assert_eq!(guest.recall().await, 30);
     // An adopted machine can do what any machine can, in the state that it was left in.
     let cut = instance.cut(harness, template).await;
     instance.machine.release();
     instance.machine = harness.engine().adopt(&instance.dir).await.expect("a paused machine is adopted");
+    assert_eq!(instance.machine.root_disk(), instance.disk, "the engine says which disk it was switched to");
     let next = instance.next_overlay(harness).await;
     instance.machine.switch_disk(&next).await.expect("it is still paused, on the disk that it was switched to");
     instance.machine.resume().await.expect("it resumes");

@@ -319,6 +319,10 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// current root overlay holds: seal it with [`Machine::switch_disk`] or by killing the machine.
     async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError>;
 
+    /// The file that its root disk is: the overlay that it was given last. Of an adopted machine this is what the engine says,
+    /// so that a switch is known of although whoever asked for it was killed before it was told.
+    fn root_disk(&self) -> PathBuf;
+
     /// Makes `overlay`, a fresh qcow2 file over the current root disk, the file that a *paused* machine writes from now on.
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError>;
 

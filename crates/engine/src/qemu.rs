@@ -42,7 +42,7 @@ use self::{
     command::{Begin, Hardware, Memory, Nic, ROOT_NODE},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     isolation::{Isolation, Network},
-    machine::{Parts, QemuMachine, State, blocking},
+    machine::{Parts, QemuMachine, Root, State, blocking},
     monitor::{Monitor, MonitorError},
     process::{Launch, Process},
 };
@@ -55,8 +55,9 @@ use crate::{
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Loading less than a megabyte of device state.
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
-/// A monitor that does not answer an adopting process within this time never will.
-const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
+/// A monitor that does not answer an adopting process within this time never will. As long as for its first word: after a
+/// restart, many are asked at once.
+const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Starts machines with QEMU. Made by [`probe::probe`], which finds out whether and how QEMU works on this host.
 #[derive(Debug, Clone)]
@@ -119,7 +120,7 @@ impl Engine for QemuEngine {
         let (process, monitor) = self.start(&dir, slot, start).await?;
         unfinished.finished();
         let memory = machine::Memory::Booted(memory);
-        Ok(Box::new(self.machine(process, monitor, (dir, memory, shape), State::Running)))
+        Ok(Box::new(self.machine((process, monitor), (dir, root_disk), (memory, shape), State::Running)))
     }
 
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
@@ -154,7 +155,8 @@ impl Engine for QemuEngine {
         load(&mut monitor, &process, form).await?;
         clock.phase("loaded");
         clock.report(process.pid());
-        Ok(Box::new(self.machine(process, monitor, (dir, machine::Memory::Cloned(base), shape), State::Paused)))
+        let memory = machine::Memory::Cloned(base);
+        Ok(Box::new(self.machine((process, monitor), (dir, root_disk), (memory, shape), State::Paused)))
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
@@ -165,7 +167,7 @@ impl Engine for QemuEngine {
         let outcome = timeout(ADOPT_DEADLINE, greet_again(dir)).await;
         // From here on the machine is either ours or of no use to anybody.
         process.kill_on_drop();
-        let (monitor, state, root_node) = outcome
+        let (monitor, state, root) = outcome
             .map_err(|_| StartError::Deadline { phase: "to adopt it", deadline: ADOPT_DEADLINE })?
             .map_err(|error| start_error("to adopt it", error, &process))?;
         let parts = Parts {
@@ -175,7 +177,7 @@ impl Engine for QemuEngine {
             machine: self.fingerprint.machine.clone(),
             memory,
             memory_bytes: record.memory_bytes,
-            root_node,
+            root,
         };
         Ok(Box::new(QemuMachine::new(parts, state)))
     }
@@ -228,13 +230,14 @@ impl QemuEngine {
 
     fn machine(
         &self,
-        process: Process,
-        monitor: Monitor,
-        (dir, memory, shape): (PathBuf, machine::Memory, Shape),
+        (process, monitor): (Process, Monitor),
+        (dir, root_disk): (PathBuf, PathBuf),
+        (memory, shape): (machine::Memory, Shape),
         state: State,
     ) -> QemuMachine {
         let machine = self.fingerprint.machine.clone();
-        QemuMachine::new(Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root_node: 0 }, state)
+        let root = Root { node: 0, path: root_disk };
+        QemuMachine::new(Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root }, state)
     }
 }
 
@@ -272,16 +275,19 @@ async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Re
     }
 }
 
-/// Speaks to a machine that was started before: its state, and the number of its current root disk node.
-async fn greet_again(dir: &Path) -> Result<(Monitor, State, u32), MonitorError> {
+/// Speaks to a machine that was started before: its state, and its current root disk.
+async fn greet_again(dir: &Path) -> Result<(Monitor, State, Root), MonitorError> {
     let stream = instance::connect(dir, MONITOR_SOCKET).await.map_err(MonitorError::Closed)?;
     let (mut monitor, _) = Monitor::open(stream).await?;
     let status = monitor.execute("query-status", json!({})).await?;
     let state = machine::state_of(&status).ok_or(MonitorError::Protocol("its machine was never whole"))?;
     let blocks = monitor.execute("query-block", json!({})).await?;
-    let names = blocks.as_array().into_iter().flatten().filter_map(|block| block["inserted"]["node-name"].as_str());
-    let root_node = names.filter_map(|name| name.strip_prefix(ROOT_NODE)?.parse().ok()).next();
-    Ok((monitor, state, root_node.ok_or(MonitorError::Protocol("its machine has no root disk"))?))
+    let mut disks = blocks.as_array().into_iter().flatten().map(|block| &block["inserted"]);
+    let root = disks.find_map(|disk| {
+        let node = disk["node-name"].as_str()?.strip_prefix(ROOT_NODE)?.parse().ok()?;
+        Some(Root { node, path: disk["file"].as_str()?.into() })
+    });
+    Ok((monitor, state, root.ok_or(MonitorError::Protocol("its machine has no root disk"))?))
 }
 
 /// Opens the memory file of an adopted machine. What a record says is only as good as the machine that could have forged it:

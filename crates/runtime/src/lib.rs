@@ -6,6 +6,7 @@
 mod agent;
 pub mod artifact;
 pub mod capacity;
+mod chain;
 pub mod command;
 pub mod config;
 mod core;

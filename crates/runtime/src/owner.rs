@@ -177,9 +177,13 @@ impl Owner {
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
     pub(crate) fn adopt(core: &Arc<Core>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
         let running = Box::new(Running { session, reservation, ended: CancellationToken::new() });
-        let (owner, handle) = Self::new(Arc::clone(core), record, Phase::Running(running));
+        let (mut owner, handle) = Self::new(Arc::clone(core), record, Phase::Running(running));
         core.sandboxes().insert(owner.record.id.clone(), handle);
-        core.tasks.spawn(owner.run());
+        core.tasks.spawn(async move {
+            // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
+            owner.go_on().await;
+            owner.run().await;
+        });
     }
 
     fn new(core: Arc<Core>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {

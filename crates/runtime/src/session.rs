@@ -18,6 +18,7 @@ use fs_err as fs;
 use crate::{
     agent::Agent,
     artifact::{ArtifactStore, Pin},
+    chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
     link::{Link, Links},
@@ -115,24 +116,18 @@ impl Session {
         let path = core.run_dir().join(record.id.as_str());
         let machine = core.launcher.engine.adopt(&path).await.map_err(LaunchError::Start)?;
         let link = core.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
+        let recorded = Disk { layers: layers.clone(), overlay: overlay.clone() };
+        let Disk { layers, overlay } = chain::of_machine(&path, &machine.root_disk(), recorded, &core.artifacts)?;
         let pins = std::iter::once(core.artifacts.pin(memory_base.clone()))
             .chain(layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))))
             .collect();
-        Ok(Self {
-            machine,
-            agent: None,
-            link,
-            dir: InstanceDir { path },
-            memory_base: memory_base.clone(),
-            layers: layers.clone(),
-            overlay: overlay.clone(),
-            pins,
-        })
+        let dir = InstanceDir { path };
+        Ok(Self { machine, agent: None, link, dir, memory_base: memory_base.clone(), layers, overlay, pins })
     }
 
     /// The path of the layer being written.
     fn overlay_path(&self, id: &str) -> PathBuf {
-        self.dir.path().join(format!("{id}.qcow2"))
+        chain::overlay_path(self.dir.path(), id)
     }
 
     /// One call to the guest agent. A channel that failed is opened anew by the next call.
@@ -220,6 +215,8 @@ impl Session {
         give(&next_path, self.link.uid()).map_err(file(&next_path))?;
         self.machine.switch_disk(&next_path).await?;
         artifacts.adopt_layer(&self.overlay, &current).map_err(file(&current))?;
+        // From now on the session needs it, whether or not that can be recorded.
+        self.pins.push(artifacts.pin(format!("layer:{}", self.overlay)));
         self.layers.push(std::mem::replace(&mut self.overlay, next));
         Ok(Cut { parts, layers: self.layers.clone(), freeze: begun.elapsed(), pin })
     }

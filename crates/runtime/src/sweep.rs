@@ -1,11 +1,13 @@
 //! Start-up: what an earlier server left is taken over, or ended and removed. Afterwards everything has an owner.
 //!
-//! Machines do not die with the server. Those whose sandbox is on record and whose deadline has not passed go on under the new
-//! server; every other instance directory is killed (the engine checks that the process is the one it started) and removed.
+//! Machines do not die with the server. Those whose sandbox is on record go on under the new server, which also does what their
+//! deadline asks for if that passed meanwhile; every other instance directory is killed (the engine checks that the process is
+//! the one it started) and removed.
 
 use std::{collections::HashSet, sync::Arc};
 
 use fs_err as fs;
+use futures::{StreamExt as _, stream};
 
 use crate::{
     core::Core,
@@ -15,24 +17,30 @@ use crate::{
     store::{RecordedPhase, SandboxRecord},
 };
 
+/// Machines that are greeted at a time: one that does not answer must not keep the others waiting.
+const ADOPTED_AT_ONCE: usize = 16;
+
 /// Gives every recorded sandbox its owner again and removes what has none.
 pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
-    let mut known = HashSet::new();
+    let mut running = Vec::new();
     for record in core.store.sandboxes().await.map_err(OpenError::Store)? {
         match record.phase.clone() {
             RecordedPhase::Paused { artifact } => Owner::restore_paused(core, record, artifact),
-            RecordedPhase::Running { .. } => {
-                let id = record.id.clone();
-                match adopt(core, record).await {
-                    Ok(()) => {
-                        tracing::info!(sandbox = %id, "took over a running sandbox");
-                        known.insert(id.to_string());
-                    }
-                    Err(error) => {
-                        tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
-                        core.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
-                    }
-                }
+            RecordedPhase::Running { .. } => running.push(record),
+        }
+    }
+    let mut known = HashSet::new();
+    let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(core, record).await) });
+    let mut adopted = stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
+    while let Some((id, outcome)) = adopted.next().await {
+        match outcome {
+            Ok(()) => {
+                tracing::info!(sandbox = %id, "took over a running sandbox");
+                known.insert(id.to_string());
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
+                core.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
             }
         }
     }

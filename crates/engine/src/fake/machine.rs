@@ -1,6 +1,11 @@
 //! The fake machine: the seam's states over a [`Core`], and control connections that only a running machine serves.
 
-use std::{io, path::Path, sync::Arc, time::Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -128,6 +133,10 @@ impl Machine for FakeMachine {
             self.core.phase.send_replace(Phase::Sealed);
         }
         Ok(SnapshotParts { memory: form, state_time: started.elapsed(), memory_time: started.elapsed() })
+    }
+
+    fn root_disk(&self) -> PathBuf {
+        lock(&self.core.root_disk).clone()
     }
 
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {

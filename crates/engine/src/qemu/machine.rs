@@ -73,8 +73,7 @@ pub(super) struct QemuMachine {
     machine: String,
     memory: Memory,
     memory_bytes: u64,
-    /// Number of the root disk's current block node.
-    root_node: u32,
+    root: Root,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
     /// The guest's own wish to end, seen on the monitor.
@@ -91,12 +90,21 @@ pub(super) struct Parts {
     pub(super) machine: String,
     pub(super) memory: Memory,
     pub(super) memory_bytes: u64,
-    pub(super) root_node: u32,
+    pub(super) root: Root,
+}
+
+/// The root disk's current block node.
+#[derive(Debug)]
+pub(super) struct Root {
+    /// Its number.
+    pub(super) node: u32,
+    /// The file behind it.
+    pub(super) path: PathBuf,
 }
 
 impl QemuMachine {
     pub(super) fn new(parts: Parts, state: State) -> Self {
-        let Parts { process, monitor, dir, machine, memory, memory_bytes, root_node } = parts;
+        let Parts { process, monitor, dir, machine, memory, memory_bytes, root } = parts;
         Self {
             process,
             monitor,
@@ -105,7 +113,7 @@ impl QemuMachine {
             machine,
             memory,
             memory_bytes,
-            root_node,
+            root,
             control: None,
             powered_off: false,
             killed: false,
@@ -309,10 +317,14 @@ impl Machine for QemuMachine {
         }
     }
 
+    fn root_disk(&self) -> PathBuf {
+        self.root.path.clone()
+    }
+
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {
         const PHASE: &str = "to switch its root disk";
         self.demand_paused("switch the disk of").await?;
-        let (old, new) = (format!("{ROOT_NODE}{}", self.root_node), format!("{ROOT_NODE}{}", self.root_node + 1));
+        let (old, new) = (format!("{ROOT_NODE}{}", self.root.node), format!("{ROOT_NODE}{}", self.root.node + 1));
         let mut node = command::root_node(&new, overlay);
         // The node that is to lie below it is open already.
         node["backing"] = Value::Null;
@@ -322,7 +334,7 @@ impl Machine for QemuMachine {
             self.command(PHASE, "blockdev-del", json!({"node-name": new})).await?;
         }
         switched?;
-        self.root_node += 1;
+        self.root = Root { node: self.root.node + 1, path: overlay.to_path_buf() };
         Ok(())
     }
 
