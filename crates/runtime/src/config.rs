@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use crate::{capacity::HostCapacity, disk::DiskPressureProbe, link::NetworkChoice};
+use crate::{
+    capacity::HostCapacity,
+    disk::{DiskPressureProbe, StatvfsProbe},
+    link::NetworkChoice,
+};
 
 /// Settings of one runtime.
 #[derive(Debug, Clone)]
@@ -21,6 +25,21 @@ pub struct RuntimeConfig {
     pub network: NetworkChoice,
     /// What template builds start from.
     pub guest: GuestSystem,
+}
+
+impl RuntimeConfig {
+    /// Every choice that has a default made by it.
+    pub fn new(state_dir: PathBuf, capacity: HostCapacity, network: NetworkChoice, guest: GuestSystem) -> Self {
+        Self {
+            state_dir,
+            capacity,
+            admission: AdmissionConfig::default(),
+            disk_floor_mib: None,
+            disk_probe: Arc::new(StatvfsProbe),
+            network,
+            guest,
+        }
+    }
 }
 
 /// How capacity is given out.

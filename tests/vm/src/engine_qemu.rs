@@ -20,7 +20,7 @@ use firkin_engine::{
         probe::{ProbeError, ProbeRequest, Requested, probe},
     },
 };
-use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
+use firkin_image::{Cache, GuestKernel, base_rootfs, guest_kernel, initramfs};
 use firkin_runtime::network::open_tap;
 use firkin_wire::control::{Answer, Call, Decoder, Identity, Request, Response, encode};
 use nix::{
@@ -45,15 +45,56 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
+/// What guests are made of.
+#[derive(Debug, Clone)]
+pub struct GuestFiles {
+    /// Linux kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM file system with the agent.
+    pub initrd: PathBuf,
+    /// Raw root file system, a file or a block device.
+    pub rootfs: PathBuf,
+    /// Its size.
+    pub rootfs_bytes: u64,
+}
+
+impl GuestFiles {
+    /// The product's own, built first if this machine has none yet.
+    pub async fn of_this_host(cache: &Cache) -> (Self, GuestKernel) {
+        let kernel = guest_kernel(cache, &|_| ()).await.expect("there is a guest kernel");
+        let initrd = initramfs(cache, &kernel, firkin_agent::GUEST_AGENT).await.expect("an initramfs is packed");
+        let root = base_rootfs(cache, &|_| ()).await.expect("there is a root file system");
+        let files =
+            Self { kernel: kernel.kernel.clone(), initrd: initrd.path, rootfs: root.path, rootfs_bytes: root.virtual_bytes };
+        (files, kernel)
+    }
+
+    /// Finds out how these guests run here.
+    pub async fn probe(&self, requested: Requested, verdict_file: Option<PathBuf>) -> Result<QemuEngine, ProbeError> {
+        probe(&ProbeRequest {
+            program: None,
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            requested,
+            deadline: PROBE_DEADLINE,
+            verdict_file,
+        })
+        .await
+    }
+}
+
+/// The cache that the tests of this machine share.
+pub async fn cache() -> Cache {
+    let dir = std::env::var_os("FIRKIN_CACHE_DIR").map_or_else(|| PathBuf::from("/var/cache/firkin"), PathBuf::from);
+    Cache::open(&dir).await.expect("the cache opens")
+}
+
 /// Everything that instances are made from.
 #[derive(Debug)]
 pub struct QemuHarness {
     /// The engine under test.
     pub engine: QemuEngine,
-    kernel: PathBuf,
-    initrd: PathBuf,
-    rootfs: PathBuf,
-    rootfs_bytes: u64,
+    files: GuestFiles,
     dir: tempfile::TempDir,
     first_uid: u32,
     next: AtomicU32,
@@ -67,40 +108,25 @@ impl QemuHarness {
             eprintln!("SKIP: machines need root");
             return None;
         }
-        let cache = std::env::var_os("FIRKIN_CACHE_DIR").map_or_else(|| PathBuf::from("/var/cache/firkin"), PathBuf::from);
-        let cache = Cache::open(&cache).await.expect("the cache opens");
-        let kernel = guest_kernel(&cache, &|_| ()).await.expect("there is a guest kernel");
-        let initrd = initramfs(&cache, &kernel, firkin_agent::GUEST_AGENT).await.expect("an initramfs is packed");
-        let root = base_rootfs(&cache, &|_| ()).await.expect("there is a root file system");
-        let request = ProbeRequest {
-            program: None,
-            kernel: kernel.kernel.clone(),
-            initrd: initrd.path.clone(),
-            requested: Requested::Auto,
-            deadline: PROBE_DEADLINE,
-            verdict_file: Some(cache.dir().join("acceleration.json")),
-        };
-        let engine = match probe(&request).await {
-            Ok(engine) => engine,
+        let cache = cache().await;
+        let (files, _) = GuestFiles::of_this_host(&cache).await;
+        match files.probe(Requested::Auto, Some(cache.dir().join("acceleration.json"))).await {
+            Ok(engine) => Some(Self::new(engine, files)),
             Err(error @ (ProbeError::Missing { .. } | ProbeError::TooOld { .. })) => {
                 eprintln!("SKIP: {error}");
-                return None;
+                None
             }
             Err(error) => panic!("QEMU is there and does not work: {error:?}"),
-        };
+        }
+    }
+
+    /// A harness for this engine and these guests.
+    #[expect(clippy::print_stderr, reason = "a test names what it runs on")]
+    pub fn new(engine: QemuEngine, files: GuestFiles) -> Self {
         eprintln!("engine: {} with {}", engine.fingerprint().version, engine.fingerprint().acceleration);
         let dir = tempfile::Builder::new().prefix("firkin-engine-").tempdir().expect("a directory");
         fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("machines may enter it");
-        Some(Self {
-            engine,
-            kernel: kernel.kernel,
-            initrd: initrd.path,
-            rootfs: root.path,
-            rootfs_bytes: root.virtual_bytes,
-            dir,
-            first_uid: first_uid(),
-            next: AtomicU32::new(0),
-        })
+        Self { engine, files, dir, first_uid: first_uid(), next: AtomicU32::new(0) }
     }
 
     /// A directory for an instance, and its user.
@@ -115,7 +141,7 @@ impl QemuHarness {
     fn overlay(&self, dir: &Path, uid: u32, backing: &Path, format: qcow2::Format) -> PathBuf {
         let path = dir.join("root.qcow2");
         let backing = qcow2::Backing { path: backing.to_path_buf(), format };
-        qcow2::create(&path, &backing, self.rootfs_bytes).expect("an overlay");
+        qcow2::create(&path, &backing, self.files.rootfs_bytes).expect("an overlay");
         chown(&path, uid);
         path
     }
@@ -162,13 +188,13 @@ impl Harness for QemuHarness {
     async fn boot_spec(&self) -> BootSpec {
         let (dir, uid) = self.instance();
         BootSpec {
-            root_disk: self.overlay(&dir, uid, &self.rootfs, qcow2::Format::Raw),
+            root_disk: self.overlay(&dir, uid, &self.files.rootfs, qcow2::Format::Raw),
             memory_file: dir.join("memory"),
             dir,
             shape: SHAPE,
             slot: slot(uid),
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
+            kernel: self.files.kernel.clone(),
+            initrd: self.files.initrd.clone(),
             cmdline: String::new(),
         }
     }
