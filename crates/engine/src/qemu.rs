@@ -285,7 +285,7 @@ async fn greet_again(dir: &Path) -> Result<(Monitor, State, Root), MonitorError>
     let mut disks = blocks.as_array().into_iter().flatten().map(|block| &block["inserted"]);
     let root = disks.find_map(|disk| {
         let node = disk["node-name"].as_str()?.strip_prefix(ROOT_NODE)?.parse().ok()?;
-        Some(Root { node, path: disk["file"].as_str()?.into() })
+        Some(Root { node, path: command::named_file(disk["file"].as_str()?)? })
     });
     Ok((monitor, state, root.ok_or(MonitorError::Protocol("its machine has no root disk"))?))
 }

@@ -10,7 +10,12 @@
 //! | q35 without its usual extras | emulated | microvm hangs in one of ten emulated boots: it has no HPET and loses timer ticks |
 //! | microvm, virtio-mmio | KVM | smallest device state; kvm-clock and the TSC deadline timer keep time |
 
-use std::{ffi::OsString, fmt::Write, os::fd::RawFd, path::Path};
+use std::{
+    ffi::OsString,
+    fmt::Write,
+    os::fd::RawFd,
+    path::{Path, PathBuf},
+};
 
 use serde_json::json;
 
@@ -212,6 +217,19 @@ pub(super) fn root_node(name: &str, overlay: &Path) -> serde_json::Value {
     })
 }
 
+/// The file in QEMU's name for a disk. The name is the file's own, unless opening that by itself would not give the same disk:
+/// after a switch, the layer below was open under another name than the header says. Then it is a description as for
+/// `-blockdev` (QEMU's `json:` pseudo-protocol).
+pub(super) fn named_file(name: &str) -> Option<PathBuf> {
+    match name.strip_prefix("json:") {
+        None => Some(name.into()),
+        Some(description) => {
+            let description: serde_json::Value = serde_json::from_str(description).ok()?;
+            Some(description["file"]["filename"].as_str()?.into())
+        }
+    }
+}
+
 fn begin(line: &mut Line, hardware: &Hardware<'_>) {
     match hardware.begin {
         Begin::Boot { kernel, initrd, cmdline } => {
@@ -285,6 +303,16 @@ mod tests {
         assert!(text.contains("-add-fd fd=9,set=2 -accel kvm,device=/dev/fdset/2 -cpu host"), "{text}");
         assert!(text.contains("-device virtio-net-device,netdev=net,mac=02:00:00:00:00:fc "), "{text}");
         assert!(!text.contains("-pci"), "{text}");
+    }
+
+    #[test]
+    fn a_disk_is_named_by_its_file_or_by_a_description() {
+        let described = root_node("root1", Path::new("/srv/b.qcow2"));
+        let name =
+            format!("json:{{\"backing\": {{\"file\": {{\"filename\": \"/srv/a.qcow2\"}}}}, \"file\": {}}}", described["file"]);
+        assert_eq!(named_file(&name), Some("/srv/b.qcow2".into()));
+        assert_eq!(named_file("/srv/b.qcow2"), Some("/srv/b.qcow2".into()));
+        assert_eq!(named_file("json:{}"), None);
     }
 
     #[test]
