@@ -65,6 +65,8 @@ fn against_server(
             // Variables of the person who runs this must not point the SDK elsewhere.
             .env_remove("E2B_DOMAIN")
             .env_remove("E2B_DEBUG")
+            // For tests that kill servers of their own.
+            .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
             .envs(&variables);
         step.run(&mut command).with_context(|| format!("the {} failed\n{}", sdk.name, server.log_tail()))?;
     }

@@ -1,0 +1,215 @@
+"""A server may be killed at any time: machines go on, and the next server loses nothing of what was promised.
+
+These tests have a server of their own, which they kill; the one that all other tests share must not notice.
+"""
+
+import os
+import threading
+import time
+
+import e2b
+import httpx
+import pytest
+from e2b import NotFoundException, SandboxException, SandboxState
+from own_server import OwnServer
+from support import SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wait_for_clock
+
+COUNTER_PORT = 7777
+DEADLINE_S = 3
+ROUNDS = 4
+
+BROKEN = (SandboxException, httpx.HTTPError, OSError, AssertionError)
+"""What a client sees of a server that is killed under it."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    program = os.environ.get("FIRKIN_BIN")
+    if program is None:
+        pytest.skip("FIRKIN_BIN does not name the program: these tests need a server that they may kill")
+    server = OwnServer(program)
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def create(server):
+    """Creates sandboxes on the test's own server that end with the test."""
+    created = []
+
+    def create(**options):
+        options.setdefault("timeout", SANDBOX_LIFETIME_S)
+        created.append(e2b.Sandbox.create(**options, **server.client))
+        return created[-1]
+
+    yield create
+    for sandbox in created:
+        e2b.Sandbox.kill(sandbox.sandbox_id, **server.client)
+
+
+@pytest.fixture
+def brood(api):
+    """Creates sandboxes on the server that all tests share."""
+    brood = Brood(e2b.Sandbox, api)
+    yield brood
+    brood.end()
+
+
+def connect(server, sandbox, **options):
+    """The sandbox as a client finds it that knows nothing but its id."""
+    return e2b.Sandbox.connect(sandbox.sandbox_id, **options, **server.client)
+
+
+def listed(server) -> dict[str, SandboxState]:
+    paginator = e2b.Sandbox.list(limit=100, **server.client)
+    found = {}
+    while paginator.has_next:
+        found |= {sandbox.sandbox_id: sandbox.state for sandbox in paginator.next_items()}
+    return found
+
+
+def counted(sandbox) -> list[str]:
+    """One answer of guest/counter.py: pid, secret, how often it was asked, ticks."""
+    return sandbox.commands.run(f"cat </dev/tcp/127.0.0.1/{COUNTER_PORT}").stdout.split()
+
+
+def assert_counts_on(sandbox, before: list[str]) -> list[str]:
+    """The very process of `before` answers, and has been asked once more."""
+    after = counted(sandbox)
+    assert (after[:2], int(after[2])) == (before[:2], int(before[2]) + 1)
+    return after
+
+
+def test_machines_and_commands_outlive_a_killed_server(server, create):
+    sandbox = create(envs={"FROM_CREATE": "yes"})
+    start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+    before = counted(sandbox)
+    script = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/tmp/reached; sleep 0.2; done"
+    command = sandbox.commands.run(script, background=True, timeout=0)
+    machines = server.machines()
+    server.kill()
+    assert server.machines() == machines, "the machine went with its server"
+    server.start()
+
+    assert server.machines() == machines, "the machine is another one"
+    assert listed(server) == {sandbox.sandbox_id: SandboxState.RUNNING}
+    found = connect(server, sandbox)
+    assert command.pid in [process.pid for process in found.commands.list()]
+    reached = int(found.files.read("/tmp/reached"))
+    output = []
+    handle = found.commands.connect(command.pid, timeout=0)
+    reader = threading.Thread(target=lambda: list(map(output.append, handle)))
+    reader.start()
+    wait_for(lambda: len(output) >= 3, "output of the command that went on")
+    first = next(int(out or err or pty) for out, err, pty in output)
+    assert first >= reached, "the command was started anew"
+    found.commands.kill(command.pid)
+    reader.join()
+
+    # What the old client holds still works: its token, its connection settings.
+    before = assert_counts_on(sandbox, before)
+    assert sandbox.commands.run("echo $FROM_CREATE").stdout == "yes\n"
+
+    # And the machine is whole: it can be paused and resumed, and a server can be killed again.
+    found.pause()
+    assert server.machines() == []
+    server.restart()
+    assert listed(server) == {sandbox.sandbox_id: SandboxState.PAUSED}
+    found = connect(server, sandbox, timeout=SANDBOX_LIFETIME_S)
+    before = assert_counts_on(found, before)
+    server.restart()
+    assert_counts_on(connect(server, sandbox), before)
+
+
+def test_deadlines_that_passed_without_a_server_are_honoured(server, create):
+    killed = create()
+    paused = create(lifecycle={"on_timeout": "pause"})
+    lives = create()
+    start_guest_program(paused, "counter.py", COUNTER_PORT)
+    before = counted(paused)
+    for sandbox in (killed, paused):
+        sandbox.set_timeout(DEADLINE_S)
+    server.kill()
+    wait_for_clock(time.monotonic() + DEADLINE_S + 1)
+    assert len(server.machines()) == 3, "no server, nobody to end them"
+    server.start()
+    expected = {paused.sandbox_id: SandboxState.PAUSED, lives.sandbox_id: SandboxState.RUNNING}
+    wait_for(lambda: listed(server) == expected, f"deadlines that passed to be honoured: {listed(server)}")
+    wait_for(lambda: len(server.machines()) == 1, "two machines to end")
+    with pytest.raises(NotFoundException):
+        connect(server, killed)
+    assert_counts_on(connect(server, paused, timeout=SANDBOX_LIFETIME_S), before)
+
+
+def test_a_server_killed_at_work_keeps_every_promise(server, create):
+    """Pauses, resumes, snapshots and creates go on while the server is killed, each time at another moment."""
+    template = create()
+    rounds = []
+    for number in range(ROUNDS):
+        calm, busy = create(), create()
+        for sandbox in (calm, busy):
+            start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+        rounds.append((calm, counted(calm), busy, counted(busy)))
+        promised, stop = {}, threading.Event()
+
+        def work(busy=busy, promised=promised, stop=stop):
+            """Remembers the last state that the server has promised for `busy`, and whether a change was under way."""
+            steps = [
+                (lambda: busy.create_snapshot(), SandboxState.RUNNING, False),
+                (lambda: busy.pause(), SandboxState.PAUSED, True),
+                (lambda: connect(server, busy, timeout=SANDBOX_LIFETIME_S), SandboxState.RUNNING, True),
+            ]
+            while not stop.is_set():
+                for step, state, changes in steps:
+                    promised["changing"] = changes
+                    try:
+                        step()
+                    except BROKEN:
+                        return
+                    promised.update(state=state, changing=False)
+
+        def make(stop=stop):
+            while not stop.is_set():
+                try:
+                    e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **server.client).kill()
+                except BROKEN:
+                    return
+
+        workers = [threading.Thread(target=work), threading.Thread(target=make)]
+        for worker in workers:
+            worker.start()
+        wait_for(lambda: "state" in promised, "work to begin")
+        wait_for_clock(time.monotonic() + 0.37 * number)
+        server.kill()
+        stop.set()
+        for worker in workers:
+            worker.join()
+        server.start()
+
+        states = listed(server)
+        assert states[calm.sandbox_id] == SandboxState.RUNNING
+        if not promised["changing"]:
+            assert states[busy.sandbox_id] == promised["state"]
+        running = [sandbox for sandbox, state in states.items() if state == SandboxState.RUNNING]
+        wait_for(lambda: len(server.machines()) == len(running), "machines without a sandbox to end")
+        for sandbox in states.keys() - {s.sandbox_id for r in rounds for s in (r[0], r[2])} - {template.sandbox_id}:
+            e2b.Sandbox.kill(sandbox, **server.client)  # created, but its creator was never told
+
+    for calm, calm_before, busy, busy_before in rounds:
+        for sandbox, before in ((calm, calm_before), (busy, busy_before)):
+            after = counted(connect(server, sandbox, timeout=SANDBOX_LIFETIME_S))
+            assert after[:2] == before[:2], "not the process that ran when the server was killed"
+            sandbox.kill()
+
+
+def test_the_other_server_of_this_host_did_not_notice(server, brood):
+    sandbox = brood()
+    start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+    before = counted(sandbox)
+    server.restart()
+    server.restart()
+    assert_counts_on(sandbox, before)

@@ -1,0 +1,105 @@
+"""A server that a test may kill: its own state directory, its own port, and a view of the machines that are its.
+
+The program is named by `FIRKIN_BIN`. A server that is killed is never cleaned up after: that is what the next one is for.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+
+import httpx
+from support import WAIT_S, wait_for
+
+START_S = 120
+"""From start to an answer on `/health`, the build of the base template by an emulated guest included."""
+
+
+class OwnServer:
+    """`firkin up`, as often as a test needs it, on one state directory and one port."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        # Machines run as users of their own, who must be able to enter it: not below a home directory.
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir="/var/tmp"))
+        self.dir.chmod(0o711)
+        self.state = self.dir / "state"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Starts the server and returns once it answers."""
+        assert self.process is None, "one at a time"
+        listen = self.url.removeprefix("http://")
+        with open(self.dir / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [self.program, "up", "--yes", "--listen", listen, "--state-dir", self.state],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(self._answers, f"the server to start\n{self.log()}", START_S)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"the server ended at start\n{self.log()}"
+        try:
+            return httpx.get(f"{self.url}/health", timeout=WAIT_S).is_success
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """Ends it as a crash does: at once, whatever it is doing."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(WAIT_S)
+        self.process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """Ends it as a person does, and checks that nothing of it is left."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(WAIT_S) == 0, f"the server did not stop in order\n{self.log()}"
+        self.process = None
+        wait_for(lambda: not self.machines(), f"the machines to go: {self.machines()}")
+        assert not list((self.state / "run").iterdir())
+
+    def remove(self) -> None:
+        """Whatever happened: nothing stays, not even after a failed test."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(WAIT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for pid in self.machines():
+            os.kill(pid, signal.SIGKILL)
+        print(self.log())  # shown by pytest if something failed
+        shutil.rmtree(self.dir)
+
+    @property
+    def client(self) -> dict:
+        """What the SDK needs to reach this server."""
+        key = (self.state / "api-key").read_text().strip()
+        return {"api_key": key, "api_url": self.url, "sandbox_url": self.url}
+
+    def machines(self) -> list[int]:
+        """Processes that work in an instance directory of this server, whoever started them."""
+        found = []
+        for process in pathlib.Path("/proc").iterdir():
+            if process.name.isdecimal():
+                try:
+                    if self.state / "run" in (process / "cwd").readlink().parents:
+                        found.append(int(process.name))
+                except OSError:
+                    pass  # it ended, or it is the kernel's
+        return sorted(found)
+
+    def log(self) -> str:
+        lines = (self.dir / "log").read_text(errors="replace").splitlines() if (self.dir / "log").exists() else []
+        return "\n".join(lines[-60:])
