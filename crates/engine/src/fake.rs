@@ -4,9 +4,11 @@
 //! that the test supplies: a closure that is given the guest's end of every control connection. The agent's [`Guest`] has a
 //! memory that survives pauses, snapshots and restores exactly as RAM does, so a test sees whether state was carried over.
 //! Failures are injected by [`FakeEngine::inject`], crashes by [`FakeEngine::crash`]; [`FakeEngine::live`] counts what was not
-//! cleaned up. Clones of an engine are views of one host: a test of a restarted server gives a clone to the second server.
+//! cleaned up. Clones of an engine are views of one host: a test of a restarted server gives a clone to the second server. Where
+//! the first server is to be a process that is killed, [`FakeEngine::kept_in`] has the machines live in files.
 
 mod files;
+mod kept;
 mod machine;
 
 use std::{
@@ -85,6 +87,7 @@ impl Guest {
     /// Makes the guest remember something else.
     pub fn remember(&self, memory: impl Into<Vec<u8>>) {
         *lock(&self.core.memory) = memory.into();
+        self.core.keep();
     }
 
     /// The file that the guest's root disk is at the moment.
@@ -126,6 +129,8 @@ struct Host {
     faults: Mutex<VecDeque<(Point, Fault)>>,
     boots: AtomicU64,
     restores: AtomicU64,
+    /// Where machines are written down.
+    kept_in: Option<PathBuf>,
 }
 
 impl FakeEngine {
@@ -145,21 +150,23 @@ impl FakeEngine {
         F: Fn(Connection) -> A + Send + Sync + 'static,
         A: Future<Output = ()> + Send + 'static,
     {
-        let host = Host {
-            agent: Box::new(move |connection| Box::pin(agent(connection))),
-            machines: Mutex::default(),
-            faults: Mutex::default(),
-            boots: AtomicU64::new(0),
-            restores: AtomicU64::new(0),
-        };
-        let fingerprint = Fingerprint {
-            engine: "fake".into(),
-            version: "1".into(),
-            machine: "none".into(),
-            acceleration: Acceleration::None,
-            cpu: "none".into(),
-        };
-        Self { host: Arc::new(host), fingerprint }
+        let host = Host::new(Box::new(move |connection| Box::pin(agent(connection))), None);
+        Self { host: Arc::new(host), fingerprint: fingerprint() }
+    }
+
+    /// An engine whose machines outlive its process: they live in files in `dir`, and those that an earlier engine left there
+    /// are machines of this one. Whoever kills a process with such an engine kills no machine.
+    pub fn kept_in<F, A>(dir: &Path, agent: F) -> std::io::Result<Self>
+    where
+        F: Fn(Connection) -> A + Send + Sync + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let host = Host::new(Box::new(move |connection| Box::pin(agent(connection))), Some(dir.to_owned()));
+        let host = Arc::new(host);
+        for core in kept::find(dir, &host)? {
+            lock(&host.machines).insert(core.dir.clone(), core);
+        }
+        Ok(Self { host, fingerprint: fingerprint() })
     }
 
     /// The same host behind another fingerprint, as after an upgrade of the engine.
@@ -201,7 +208,28 @@ impl FakeEngine {
     }
 }
 
+fn fingerprint() -> Fingerprint {
+    Fingerprint {
+        engine: "fake".into(),
+        version: "1".into(),
+        machine: "none".into(),
+        acceleration: Acceleration::None,
+        cpu: "none".into(),
+    }
+}
+
 impl Host {
+    fn new(agent: Box<Agent>, kept_in: Option<PathBuf>) -> Self {
+        Self {
+            agent,
+            machines: Mutex::default(),
+            faults: Mutex::default(),
+            boots: AtomicU64::new(0),
+            restores: AtomicU64::new(0),
+            kept_in,
+        }
+    }
+
     /// Suffers the next fault of this kind: delays and hangs here, and gives the others to be turned into an error.
     async fn suffer(&self, point: Point) -> Option<Failed> {
         let fault = {
@@ -281,7 +309,17 @@ impl Core {
         if let Some(host) = self.host.upgrade() {
             lock(&host.machines).remove(&self.dir);
         }
+        self.keep();
         ended
+    }
+
+    /// Writes the machine down, if it is to outlive us.
+    fn keep(&self) {
+        if let Some(host) = self.host.upgrade()
+            && let Some(path) = &host.kept_in
+        {
+            kept::keep(path, self).expect("the directory of a test's machines can be written");
+        }
     }
 }
 
@@ -301,6 +339,7 @@ impl FakeEngine {
             root_disk: Mutex::new(root_disk),
             host: Arc::downgrade(&self.host),
         });
+        core.keep();
         lock(&self.host.machines).insert(dir, Arc::clone(&core));
         Box::new(FakeMachine::new(core, Arc::clone(&self.host)))
     }

@@ -75,6 +75,7 @@ impl FakeMachine {
             }
             alive
         });
+        self.core.keep();
         match self.phase() {
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),
             Phase::Running | Phase::Paused | Phase::Sealed => Ok(()),
@@ -131,6 +132,7 @@ impl Machine for FakeMachine {
         let form = write().map_err(|source: io::Error| MachineError::File { path: dir.to_path_buf(), source })?;
         if form == MemoryForm::Full {
             self.core.phase.send_replace(Phase::Sealed);
+            self.core.keep();
         }
         Ok(SnapshotParts { memory: form, state_time: started.elapsed(), memory_time: started.elapsed() })
     }
@@ -145,6 +147,7 @@ impl Machine for FakeMachine {
         fs_err::metadata(overlay)
             .map_err(|error| MachineError::Refused { phase: "to switch its root disk", reason: error.to_string() })?;
         *lock(&self.core.root_disk) = overlay.to_path_buf();
+        self.core.keep();
         Ok(())
     }
 

@@ -241,3 +241,35 @@ async fn the_default_agent_is_an_echo() {
     assert_eq!(&answer, b"hello");
     assert_eq!(engine.live_dirs().len(), 1);
 }
+
+#[tokio::test]
+async fn a_machine_that_is_kept_outlives_its_engine() {
+    let harness = FakeHarness::new();
+    let template = harness.template().await;
+    let kept = harness.fresh();
+    let engine = FakeEngine::kept_in(&kept, agent).unwrap();
+    let spec = harness.restore_spec(&template).await;
+    let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+    let mut machine = engine.restore(spec).await.unwrap();
+    machine.resume().await.unwrap();
+    let mut stream = BufStream::new(machine.control().await.unwrap());
+    stream.write_all(b"7\n").await.unwrap();
+    stream.flush().await.unwrap();
+    stream.read_line(&mut String::new()).await.unwrap();
+    // As if the process had been killed: nothing is dropped.
+    std::mem::forget((machine, engine));
+
+    let later = FakeEngine::kept_in(&kept, agent).unwrap();
+    assert_eq!(later.live_dirs(), std::slice::from_ref(&dir));
+    let mut machine = later.adopt(&dir).await.unwrap();
+    assert_eq!(machine.root_disk(), disk);
+    let mut stream = BufStream::new(machine.control().await.unwrap());
+    stream.write_all(b"recall\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = String::new();
+    stream.read_line(&mut answer).await.unwrap();
+    assert_eq!(answer, "7\n", "it runs, and remembers");
+    machine.kill().await;
+    assert_eq!(FakeEngine::kept_in(&kept, agent).unwrap().live(), 0);
+    assert_eq!(fs_err::read_dir(&kept).unwrap().count(), 0);
+}
