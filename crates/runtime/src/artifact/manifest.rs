@@ -1,0 +1,162 @@
+//! The sidecars: what an artifact is and what its members must be.
+//!
+//! Old readers' rule: fields are only ever added, and are optional when they are; whatever would make an old reader do something
+//! wrong raises [`FORMAT`], and the reader of every released format stays, or refuses the file by its number.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use firkin_engine::{Fingerprint, Shape};
+use fs_err as fs;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    capacity::ResourceBudget,
+    error::{IntegrityError, PublishError},
+};
+
+/// The version of both sidecars that this code writes, and the only one it reads.
+pub const FORMAT: u32 = 1;
+
+/// A sidecar is at most this long: a manifest is below 16 KiB, so more is damage or malice.
+const MAX_SIDECAR_BYTES: u64 = 1 << 20;
+
+pub(super) const MANIFEST: &str = "manifest.json";
+pub(super) const INTEGRITY: &str = "integrity.json";
+
+/// Why an artifact exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArtifactKind {
+    /// A template, booted and prepared.
+    BaseTemplate,
+    /// A state of a running sandbox from which others start.
+    Continuation,
+    /// The only state of a paused sandbox.
+    Pause,
+}
+
+/// Guest memory of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum MemoryMember {
+    /// The artifact's own `memory`.
+    Full,
+    /// The `memory` of artifact `base`, with the pages of this one's `memory.diff` over it. Diffs never stack.
+    Diff {
+        /// Artifact whose memory is whole.
+        base: String,
+    },
+}
+
+/// The root disk of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMembers {
+    /// Digest of the root image at the bottom.
+    pub rootfs: String,
+    /// Where that image is.
+    pub rootfs_path: PathBuf,
+    /// Layers over it, lowest first.
+    pub layers: Vec<String>,
+}
+
+/// What runs inside the guest of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestIdentity {
+    /// Digest of the kernel.
+    pub kernel: String,
+    /// Digest of the agent.
+    pub agent: String,
+    /// Control generation that the frozen agent speaks.
+    pub agent_generation: u32,
+}
+
+/// What an artifact is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotArtifactManifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id, also the name of its directory.
+    pub id: String,
+    /// Why it exists.
+    pub kind: ArtifactKind,
+    /// Template or sandbox that it belongs to.
+    pub logical_id: String,
+    /// Artifact from which the snapshotted machine had been restored.
+    pub parent: Option<String>,
+    /// When.
+    pub created_at: Timestamp,
+    /// Which engine made it.
+    pub engine: Fingerprint,
+    /// What runs in it.
+    pub guest: GuestIdentity,
+    /// Size of the machine.
+    pub shape: Shape,
+    /// What a sandbox of it needs.
+    pub budget: ResourceBudget,
+    /// The epoch that its guest is in; whoever restores it must use a higher one.
+    pub epoch: u64,
+    /// Its memory.
+    pub memory: MemoryMember,
+    /// Its disk.
+    pub disk: DiskMembers,
+}
+
+/// Size and digest of one member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberIntegrity {
+    /// Size in bytes, holes included.
+    pub bytes: u64,
+    /// BLAKE3, hexadecimal.
+    pub blake3: String,
+}
+
+/// Size and digest of every member of an artifact, shared ones included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotArtifactIntegrity {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// By the member's name: `memory`, `memory.diff`, `state`, `layer:<id>`.
+    pub members: BTreeMap<String, MemberIntegrity>,
+}
+
+/// The one field that is read before anything else is believed.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
+/// A file of an artifact that cannot be read.
+pub(super) fn unreadable(path: &Path, source: io::Error) -> IntegrityError {
+    IntegrityError::Unreadable { path: path.to_owned(), source }
+}
+
+/// Reads a sidecar. Its size is checked before it is read, and its format before anything else in it is believed.
+pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, IntegrityError> {
+    let bytes = fs::metadata(path).map_err(|source| unreadable(path, source))?.len();
+    if bytes > MAX_SIDECAR_BYTES {
+        return Err(unreadable(path, io::Error::new(io::ErrorKind::FileTooLarge, format!("{bytes} bytes"))));
+    }
+    let text = fs::read(path).map_err(|source| unreadable(path, source))?;
+    let malformed = |source| IntegrityError::Malformed { path: path.to_owned(), source };
+    let found = serde_json::from_slice::<Versioned>(&text).map_err(malformed)?.format;
+    if found != FORMAT {
+        return Err(IntegrityError::Format { path: path.to_owned(), found, known: FORMAT });
+    }
+    serde_json::from_slice(&text).map_err(malformed)
+}
+
+/// Writes a sidecar, durable.
+pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), PublishError> {
+    let text = serde_json::to_vec_pretty(value).map_err(PublishError::Serialise)?;
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::create(path)?;
+        io::Write::write_all(&mut file, &text)?;
+        file.sync_all()
+    };
+    write().map_err(|source| PublishError::File { path: path.to_owned(), source })
+}
