@@ -179,6 +179,11 @@ impl FakeEngine {
         lock(&self.host.faults).push_back((point, fault));
     }
 
+    /// Faults that were injected and have not been met yet.
+    pub fn faults(&self) -> usize {
+        lock(&self.host.faults).len()
+    }
+
     /// Ends the machine in `dir` as if its process had died. Whether there was one.
     pub fn crash(&self, dir: &Path) -> bool {
         let core = lock(&self.host.machines).get(dir).cloned();

@@ -109,7 +109,7 @@ impl Core {
         let mut layers = Vec::new();
         for sandbox in self.store.sandboxes().await? {
             match sandbox.phase {
-                RecordedPhase::Paused { artifact } => keep.push(artifact),
+                RecordedPhase::Paused(held) => keep.push(held.artifact),
                 RecordedPhase::Running { memory_base, layers: sealed, .. } => {
                     keep.push(memory_base);
                     layers.extend(sealed);

@@ -256,6 +256,22 @@ pub enum InvalidTimeout {
     },
 }
 
+/// The artifact that a sandbox's record names does not hold the state that was recorded last.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("snapshot artifact `{artifact}` holds sandbox `{of}` in epoch {found}, on record is sandbox `{id}` in epoch {expected}")]
+pub struct StaleState {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// The artifact on its record.
+    pub artifact: String,
+    /// Whose state that is.
+    pub of: String,
+    /// The epoch of that state.
+    pub found: u64,
+    /// The epoch on record.
+    pub expected: u64,
+}
+
 /// Why a sandbox was not connected to or resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
@@ -277,6 +293,9 @@ pub enum ResumeError {
         #[source]
         source: SnapshotRestoreError,
     },
+    /// What is held of it is not its last durable state. Nothing was launched.
+    #[error("cannot resume another state than the last durable one")]
+    Stale(#[source] StaleState),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,

@@ -12,6 +12,7 @@ pub mod config;
 mod core;
 pub mod disk;
 pub mod error;
+mod generation;
 pub mod link;
 pub mod network;
 mod owner;

@@ -27,11 +27,11 @@ use crate::{
         ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     link::Links,
-    owner::{self, Access, Command, Continuation, Handle, Owner, View, check_timeout, gone},
+    owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
     restore::RestoreGates,
-    sandbox::{CreateSandbox, MAX_TIMEOUT, RuntimeSandbox, SandboxId},
+    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     session::EngineLauncher,
-    store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
+    store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep,
     template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
 };
@@ -77,6 +77,8 @@ pub struct Dialled {
     pub stream: TcpStream,
     /// Cancelled when this generation of the sandbox ends (paused, killed, crashed): connections must then be cut.
     pub ended: CancellationToken,
+    /// Cancelled when the sandbox begins to pause: nothing new should be sent over this connection from then on.
+    pub leaving: CancellationToken,
     /// Distinguishes this life of the sandbox from the one before its last pause.
     pub generation: u64,
 }
@@ -274,30 +276,46 @@ impl Runtime {
     pub async fn run(&self, id: &SandboxId, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
         let View { sandbox, access } = self.handle(id)?.view.borrow().clone();
         match access {
-            Access::Paused => Err(CommandError::NotFound(gone(id))),
-            Access::Running { connector, .. } => command::run(connector, sandbox.envd_access_token.as_deref(), command).await,
+            Access::Paused | Access::Pausing => Err(CommandError::NotFound(gone(id))),
+            Access::Running(reach) => command::run(reach.connector, sandbox.envd_access_token.as_deref(), command).await,
         }
     }
 
-    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`.
+    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`; while a
+    /// sandbox is being paused, it waits for the outcome.
     pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> {
-        let View { sandbox, access } = self.handle(id)?.view.borrow().clone();
-        let access = match access {
-            Access::Paused if sandbox.spec.auto_resume => {
-                let timeout = sandbox.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
-                self.connect(id, timeout).await.map_err(|source| DialError::Wake { id: id.clone(), source: Box::new(source) })?;
-                self.handle(id)?.view.borrow().access.clone()
+        for _ in 0..DIAL_ATTEMPTS {
+            let mut view = self.handle(id)?.view;
+            let View { sandbox, access } = view.borrow_and_update().clone();
+            match access {
+                Access::Running(reach) => tokio::select! {
+                    stream = reach.connector.connect(port) => {
+                        let stream = stream.map_err(|source| DialError::PortClosed { id: id.clone(), port, source });
+                        match stream {
+                            // A guest that was stopped for its pause did not refuse anything.
+                            Err(_) if reach.leaving.is_cancelled() => {}
+                            stream => {
+                                let Reach { ended, leaving, generation, .. } = reach;
+                                return Ok(Dialled { stream: stream?, ended, leaving, generation });
+                            }
+                        }
+                    }
+                    () = reach.leaving.cancelled() => {}
+                    () = reach.ended.cancelled() => {}
+                },
+                Access::Pausing => match tokio::time::timeout(PAUSE_PATIENCE, view.changed()).await {
+                    // A sender that is gone is a sandbox that is.
+                    Ok(_) => {}
+                    Err(_) => return Err(DialError::Transitioning(id.clone())),
+                },
+                Access::Paused if sandbox.spec.auto_resume => {
+                    let woken = self.ask(id, |reply| Command::Wake { reply }).await;
+                    woken.map_err(|source| DialError::Wake { id: id.clone(), source: Box::new(source) })?;
+                }
+                Access::Paused => return Err(DialError::NotFound(gone(id))),
             }
-            other => other,
-        };
-        let Access::Running { connector, ended, generation } = access else { return Err(DialError::NotFound(gone(id))) };
-        tokio::select! {
-            stream = connector.connect(port) => match stream {
-                Ok(stream) => Ok(Dialled { stream, ended, generation }),
-                Err(source) => Err(DialError::PortClosed { id: id.clone(), port, source }),
-            },
-            () = ended.cancelled() => Err(DialError::NotFound(gone(id))),
         }
+        Err(DialError::Transitioning(id.clone()))
     }
 
     /// Every template (snapshots excluded), newest first.
@@ -394,8 +412,11 @@ impl Runtime {
     }
 }
 
-/// A sandbox that traffic woke lives at least this long: shorter and it would pause again while it answers.
-const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Looks at a sandbox that changes under a connection: each is a whole pause or resume, so the second finds it at rest.
+const DIAL_ATTEMPTS: u32 = 8;
+
+/// Traffic waits this long for a pause to end, which is as long as the longest of its steps may take.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(60);
 
 fn access_token() -> String {
     crate::random::hex::<32>()
@@ -413,7 +434,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
         access_token: spec.secure.then(access_token),
         epoch,
         // Until it runs; the restore replaces it before anyone can see it.
-        phase: RecordedPhase::Paused { artifact: template.artifact.clone() },
+        phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None }),
         spec,
     }
 }

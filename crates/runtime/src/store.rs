@@ -57,10 +57,17 @@ pub(crate) enum RecordedPhase {
         slot: u16,
     },
     /// An artifact holds it.
-    Paused {
-        /// Which one.
-        artifact: String,
-    },
+    Paused(Held),
+}
+
+/// Where the state of a paused sandbox is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// The artifact.
+    pub(crate) artifact: String,
+    /// The epoch that its guest must be in. Absent in records of earlier servers: the sandbox's own.
+    #[serde(default)]
+    pub(crate) epoch: Option<u64>,
 }
 
 /// A template or a snapshot as it is remembered.

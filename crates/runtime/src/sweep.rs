@@ -25,7 +25,7 @@ pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
     let mut running = Vec::new();
     for record in core.store.sandboxes().await.map_err(OpenError::Store)? {
         match record.phase.clone() {
-            RecordedPhase::Paused { artifact } => Owner::restore_paused(core, record, artifact),
+            RecordedPhase::Paused(held) => Owner::restore_paused(core, record, held),
             RecordedPhase::Running { .. } => running.push(record),
         }
     }

@@ -216,6 +216,7 @@ impl From<ResumeError> for ApiError {
             ResumeError::AlreadyRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             ResumeError::InvalidTimeout(invalid) => (*invalid).into(),
             ResumeError::Restore { source, .. } => Self::restore(&error, source),
+            ResumeError::Stale(_) => Self::internal(&error),
             ResumeError::Stopping => Self::stopping(),
             ResumeError::Store(_) => Self::internal(&error),
         }

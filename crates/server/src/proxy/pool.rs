@@ -80,11 +80,12 @@ struct Idle {
 struct Connection {
     sender: SendRequest<Body>,
     ended: CancellationToken,
+    leaving: CancellationToken,
 }
 
 impl Connection {
     fn usable(&self) -> bool {
-        !self.ended.is_cancelled() && !self.sender.is_closed() && self.sender.is_ready()
+        !self.ended.is_cancelled() && !self.leaving.is_cancelled() && !self.sender.is_closed() && self.sender.is_ready()
     }
 }
 
@@ -126,7 +127,7 @@ impl Pool {
     }
 
     async fn open(self: &Arc<Self>, target: &Target) -> Result<Connection, ProxyError> {
-        let Dialled { stream, ended, .. } = self.dial.dial(&target.id, target.port).await?;
+        let Dialled { stream, ended, leaving, .. } = self.dial.dial(&target.id, target.port).await?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot disable the delay of small packets");
         }
@@ -149,7 +150,7 @@ impl Pool {
             }
             pool.sweep(&key);
         });
-        Ok(Connection { sender, ended })
+        Ok(Connection { sender, ended, leaving })
     }
 
     fn answer(self: &Arc<Self>, target: &Target, connection: Connection, response: Response<Incoming>) -> Answer {

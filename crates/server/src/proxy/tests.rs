@@ -56,7 +56,8 @@ impl Dial for Guests {
             port,
             source,
         })?;
-        Ok(Dialled { stream, ended: self.ended.lock().unwrap().clone(), generation: 1 })
+        let ended = self.ended.lock().unwrap().clone();
+        Ok(Dialled { stream, ended, leaving: CancellationToken::new(), generation: 1 })
     }
 }
 

@@ -1,0 +1,151 @@
+//! From a running sandbox to an artifact: pause, and the state that others are started from.
+
+use std::sync::Arc;
+
+use firkin_engine::MemoryForm;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
+use crate::{
+    artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
+    error::SnapshotError,
+    store::{Held, RecordedPhase},
+};
+
+impl Owner {
+    /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
+    pub(super) async fn pause(&mut self) -> Result<(), SnapshotError> {
+        let Phase::Running(running) = &mut self.phase else {
+            return Err(SnapshotError::AlreadyPaused(self.record.id.clone()));
+        };
+        running.leaving.cancel();
+        self.publish_view();
+        let result = self.try_pause().await;
+        if let Phase::Running(running) = &mut self.phase {
+            running.leaving = CancellationToken::new();
+            self.publish_view();
+        }
+        result
+    }
+
+    async fn try_pause(&mut self) -> Result<(), SnapshotError> {
+        let (artifact, pin) = self.publish_cut(ArtifactKind::Pause).await?;
+        let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch) };
+        let mut record = self.record.clone();
+        record.end_at = Timestamp::now();
+        record.phase = RecordedPhase::Paused(held.clone());
+        if let Err(error) = self.core.store.put_sandbox(record.clone()).await {
+            self.go_on().await;
+            return Err(SnapshotError::Store(error));
+        }
+        drop(pin);
+        self.record = record;
+        if let Phase::Running(running) = self.become_phase(Phase::Paused(held)) {
+            running.ended.cancel();
+            running.session.end().await;
+            drop(running.reservation);
+        }
+        Ok(())
+    }
+
+    /// A state that others can be started from.
+    pub(super) async fn cut(&mut self) -> Result<Continuation, SnapshotError> {
+        let (artifact, pin) = match &self.phase {
+            Phase::Running(_) => {
+                let result = self.publish_cut(ArtifactKind::Continuation).await?;
+                self.go_on().await;
+                result
+            }
+            Phase::Paused(held) => {
+                let pin = self.core.artifacts.pin(held.artifact.clone());
+                let loaded = self
+                    .core
+                    .artifacts
+                    .load(&held.artifact)
+                    .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
+                (loaded, pin)
+            }
+        };
+        Ok(Continuation { artifact, record: self.record.clone(), pin })
+    }
+
+    /// Cuts the running session and publishes what was cut. The machine is left paused on success, running on failure.
+    async fn publish_cut(&mut self, kind: ArtifactKind) -> Result<(Artifact, Pin), SnapshotError> {
+        let result = self.try_publish_cut(kind).await;
+        if result.is_err() {
+            self.go_on().await;
+        }
+        result
+    }
+
+    async fn try_publish_cut(&mut self, kind: ArtifactKind) -> Result<(Artifact, Pin), SnapshotError> {
+        let id = self.record.id.clone();
+        let core = Arc::clone(&self.core);
+        let Phase::Running(running) = &mut self.phase else { return Err(SnapshotError::AlreadyPaused(id)) };
+        // An earlier failure may have left it stopped; a stopped guest cannot answer.
+        running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
+        core.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
+        let draft = core.artifacts.draft().map_err(|source| SnapshotError::Publish {
+            id: id.clone(),
+            source: crate::error::PublishError::File { path: core.config.state_dir.clone(), source },
+        })?;
+        let begun = Instant::now();
+        let cut = running
+            .session
+            .cut(draft.dir(), &core.artifacts)
+            .await
+            .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
+        debug_assert!(matches!(cut.parts.memory, MemoryForm::Diff { .. }), "a restored machine is never whole");
+        let base = core.artifacts.load(&running.session.memory_base);
+        let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
+        let manifest = SnapshotArtifactManifest {
+            format: FORMAT,
+            id: draft.id().to_owned(),
+            kind,
+            logical_id: id.to_string(),
+            parent: Some(running.session.memory_base.clone()),
+            created_at: Timestamp::now(),
+            epoch: self.record.epoch,
+            memory: MemoryMember::Diff { base: running.session.memory_base.clone() },
+            disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
+            ..base
+        };
+        let pin = core.artifacts.pin(draft.id());
+        if kind == ArtifactKind::Continuation {
+            // Nothing that is still to be written is touched by the guest: it may go on while the files are made durable.
+            if let Err(error) = running.session.machine.resume().await {
+                tracing::warn!(sandbox = %id, error = chain(&error), "cannot let a sandbox go on after a snapshot");
+            }
+        }
+        let artifacts = core.artifacts.clone();
+        let published = tokio::task::spawn_blocking(move || artifacts.publish(draft, manifest))
+            .await
+            .expect("publishing does not panic and the runtime does not stop under it")
+            .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
+        tracing::info!(sandbox = %id, ?kind, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.memory, "cut a sandbox");
+        drop(cut.pin);
+        Ok((published, pin))
+    }
+
+    /// Lets a cut machine run again, with the right time.
+    pub(super) async fn go_on(&mut self) {
+        let identity = identity(&self.record, false);
+        let Phase::Running(running) = &mut self.phase else { return };
+        let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
+        layers.clone_from(&running.session.layers);
+        overlay.clone_from(&running.session.overlay);
+        if let Err(error) = running.session.machine.resume().await {
+            tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot let a sandbox go on");
+            return;
+        }
+        if let Err(error) = running.session.set_clock(&identity).await {
+            tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot set a guest's clock");
+        }
+        if let Err(error) = self.core.store.put_sandbox(self.record.clone()).await {
+            tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox's new disk layer");
+        }
+    }
+}

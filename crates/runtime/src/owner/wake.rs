@@ -1,0 +1,138 @@
+//! From an artifact to a running sandbox: the first start, connect, resume, and traffic that wakes.
+
+use std::{sync::Arc, time::Duration};
+
+use firkin_wire::control;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Owner, Phase, Running, check_timeout, ms, view::show};
+use crate::{
+    artifact::Artifact,
+    core::Core,
+    error::{DeadlineError, ResumeError, SnapshotRestoreError},
+    generation,
+    restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
+    runtime::Connected,
+    sandbox::{MAX_TIMEOUT, RuntimeSandbox},
+    store::{RecordedPhase, SandboxRecord},
+};
+
+/// A sandbox that traffic woke lives at least this long: shorter and it would pause again while it answers.
+const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+impl Owner {
+    pub(super) async fn connect(&mut self, timeout: Duration) -> Result<Connected, ResumeError> {
+        match self.phase {
+            Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout).await?, resumed: true }),
+            Phase::Running(_) => {
+                self.set_deadline(timeout, true).await.map_err(|error| match error {
+                    DeadlineError::NotFound(error) => ResumeError::NotFound(error),
+                    DeadlineError::InvalidTimeout(error) => ResumeError::InvalidTimeout(error),
+                    DeadlineError::Store(error) => ResumeError::Store(error),
+                })?;
+                Ok(Connected { sandbox: show(&self.record), resumed: false })
+            }
+        }
+    }
+
+    /// What traffic does to a paused sandbox: it resumes with the timeout that it was created with. A sandbox that runs already,
+    /// perhaps because other traffic came first, keeps its deadline.
+    pub(super) async fn wake_for_traffic(&mut self) -> Result<(), ResumeError> {
+        match self.phase {
+            Phase::Running(_) => Ok(()),
+            Phase::Paused(_) => {
+                let timeout = self.record.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
+                self.wake(timeout).await.map(drop)
+            }
+        }
+    }
+
+    /// From paused to running. The paused state stays what it is until the running one is recorded.
+    pub(super) async fn wake(&mut self, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> {
+        let Phase::Paused(held) = &self.phase else { return Err(ResumeError::AlreadyRunning(self.record.id.clone())) };
+        check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
+        let _pin = self.core.artifacts.pin(held.artifact.clone());
+        let loaded = self.core.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
+            id: self.record.id.clone(),
+            source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
+        })?;
+        generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
+        let mut record = self.record.clone();
+        record.epoch += 1;
+        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false }).await?;
+        self.record = record;
+        self.become_phase(Phase::Running(running));
+        self.core.collect();
+        Ok(show(&self.record))
+    }
+}
+
+/// What begins with a restore.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Life {
+    /// From now to its deadline.
+    pub(super) timeout: Duration,
+    /// Whether the guest becomes another machine, with its own machine id.
+    pub(super) fresh: bool,
+}
+
+/// Restores `artifact` as `record`, and records that it runs.
+pub(super) async fn start(
+    core: &Arc<Core>,
+    mut record: SandboxRecord,
+    artifact: Artifact,
+    life: Life,
+) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
+    let id = record.id.clone();
+    let begun = Instant::now();
+    let request = SnapshotRestoreRequest {
+        artifact,
+        budget: record.budget,
+        identity: identity(&record, life.fresh),
+        internet: record.spec.internet,
+    };
+    let restored = tokio::select! {
+        restored = restore::restore(request, &core.gates, &core.launcher) => restored,
+        () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
+    };
+    let report = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
+    let SnapshotRestoreReport { session, reservation, checks, launch } = report;
+    record.started_at = Timestamp::now();
+    record.end_at = record.started_at.saturating_add(life.timeout).unwrap_or(Timestamp::MAX);
+    record.phase = RecordedPhase::Running {
+        memory_base: session.memory_base.clone(),
+        layers: session.layers.clone(),
+        overlay: session.overlay.clone(),
+        slot: session.link.index(),
+    };
+    if let Err(error) = core.store.put_sandbox(record.clone()).await {
+        session.end().await;
+        return Err(ResumeError::Store(error));
+    }
+    tracing::info!(
+        sandbox = %id, epoch = record.epoch,
+        total_ms = ms(begun.elapsed()), checks_ms = ms(checks), staging_ms = ms(launch.staging),
+        vm_restore_ms = ms(launch.vm_restore), agent_ms = ms(launch.agent_connect),
+        "restored a sandbox"
+    );
+    Ok((record, Box::new(Running::new(session, reservation))))
+}
+
+/// Who the guest of this record is: fresh entropy always, a new machine id when the sandbox is new.
+pub(super) fn identity(record: &SandboxRecord, fresh: bool) -> control::Identity {
+    use base64::Engine as _;
+    control::Identity {
+        epoch: record.epoch,
+        sandbox_id: record.id.to_string(),
+        template_id: record.template_id.clone(),
+        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
+        realtime_ns: crate::session::realtime_ns(),
+        machine_id: fresh.then(crate::random::hex::<16>),
+        network: None,
+        env: record.spec.env.clone(),
+        access_token: record.access_token.clone(),
+        default_user: None,
+        default_workdir: None,
+    }
+}

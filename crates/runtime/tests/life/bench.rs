@@ -1,0 +1,233 @@
+//! A runtime on the fake engine, guests whose memory a test can read and write, and a clock that stands still.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use firkin_engine::fake::{Connection, FakeEngine, Guest};
+use firkin_runtime::{
+    capacity::HostCapacity,
+    config::{GuestSystem, RuntimeConfig},
+    link::NetworkChoice,
+    runtime::{OnExit, Runtime},
+    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
+    template::BuildTemplate,
+};
+use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Every wait for something real ends by then.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a guest under test holds in its memory.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// The highest epoch that it was given.
+    pub(crate) epoch: u64,
+    /// What the test made it remember.
+    pub(crate) word: String,
+    /// The name, tokens and seeds that it was given, in order.
+    pub(crate) identities: Vec<Given>,
+}
+
+/// What is kept of one identity.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Given {
+    pub(crate) epoch: u64,
+    pub(crate) sandbox_id: String,
+    pub(crate) entropy: String,
+    pub(crate) machine_id: Option<String>,
+    pub(crate) access_token: Option<String>,
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+impl Memory {
+    pub(crate) fn of(guest: &Guest) -> Self {
+        serde_json::from_slice(&guest.memory()).unwrap_or_default()
+    }
+
+    fn put(&self, guest: &Guest) {
+        guest.remember(serde_json::to_vec(self).unwrap());
+    }
+
+    fn take(&mut self, identity: &Identity) -> Answer {
+        if identity.epoch < self.epoch {
+            return Answer::Failed { message: format!("epoch {} after {}", identity.epoch, self.epoch) };
+        }
+        self.epoch = identity.epoch;
+        let Identity { epoch, sandbox_id, entropy, machine_id, access_token, env, .. } = identity.clone();
+        self.identities.push(Given { epoch, sandbox_id, entropy, machine_id, access_token, env });
+        Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+    }
+}
+
+type Guests = Arc<Mutex<HashMap<String, Guest>>>;
+
+/// The agent of every guest: keeps identities in the guest's memory and answers at once.
+async fn agent(connection: Connection, guests: Guests) {
+    let Connection { mut stream, guest } = connection;
+    let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(read) if read > 0 => decoder.push(&buffer[..read]),
+            Ok(_) | Err(_) => return,
+        }
+        while let Some(Request { id, call }) = decoder.next() {
+            let mut memory = Memory::of(&guest);
+            let answer = match call {
+                Call::Hello => {
+                    Answer::Hello { generation: GENERATION, version: "test".into(), epoch: memory.epoch, envd_ready: true }
+                }
+                Call::Resume(identity) => {
+                    let answer = memory.take(&identity);
+                    memory.put(&guest);
+                    guests.lock().unwrap().insert(identity.sandbox_id.clone(), guest.clone());
+                    answer
+                }
+                Call::Stats => Answer::Stats(STATS),
+                Call::Sync | Call::Shrink => Answer::Done,
+                Call::PowerOff => {
+                    guest.power_off();
+                    Answer::Done
+                }
+            };
+            if stream.write_all(&encode(&Response { id, answer }).unwrap()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+const STATS: Stats =
+    Stats { ts: 1, cpu_count: 1, cpu_used_pct: 1.0, mem_total: 2, mem_used: 1, mem_cache: 0, disk_used: 1, disk_total: 2 };
+
+/// A host with its disk: servers come and go on it.
+pub(crate) struct Host {
+    pub(crate) engine: FakeEngine,
+    guests: Guests,
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let guests = Guests::default();
+        let seen = Arc::clone(&guests);
+        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen)));
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["kernel", "initrd", "rootfs"] {
+            fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
+        }
+        Self { engine, guests, dir }
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn config(&self) -> RuntimeConfig {
+        let file = |name: &str| self.dir.path().join(name);
+        let capacity = HostCapacity { cpus: 64, memory_mib: 1 << 20, disk_mib: 1 << 30 };
+        let guest = GuestSystem {
+            kernel: file("kernel"),
+            kernel_digest: "k".into(),
+            initrd: file("initrd"),
+            initrd_digest: "i".into(),
+            rootfs: file("rootfs"),
+            rootfs_digest: "r".into(),
+            rootfs_bytes: 1 << 20,
+        };
+        let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::Loopback, guest);
+        RuntimeConfig { disk_floor_mib: Some(0), ..defaults }
+    }
+
+    /// A server on this host, with template `base`. One at a time.
+    pub(crate) async fn server(&self) -> Runtime {
+        let runtime = Runtime::open(self.config(), Arc::new(self.engine.clone())).await.unwrap();
+        let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
+        Box::pin(runtime.ensure_template(base, &|_| {})).await.unwrap();
+        runtime
+    }
+
+    /// Runs a server until `work` has ended, then kills it as `kill -9` does: nothing of it runs on and nothing of it is tidied up,
+    /// while its machines live.
+    pub(crate) fn crash_after<T>(&self, work: impl AsyncFnOnce(Runtime) -> T) -> T {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = tokio.block_on(async { work(self.server().await).await });
+        // Its tasks are never polled again, nor dropped: no guard gives anything back. A process's end would release its lock.
+        std::mem::forget(tokio);
+        fs_err::remove_file(self.state_dir().join("lock")).unwrap();
+        result
+    }
+
+    /// Runs a server to a clean end.
+    pub(crate) fn serve<T>(&self, work: impl AsyncFnOnce(&Runtime) -> T) -> T {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async {
+            let server = self.server().await;
+            let result = work(&server).await;
+            server.shutdown(OnExit::Kill).await;
+            assert_eq!(self.engine.live(), 0, "a server that stopped leaves no machine");
+            result
+        })
+    }
+
+    /// The guest of a sandbox, as it was seen last.
+    pub(crate) fn guest(&self, id: &SandboxId) -> Guest {
+        self.guests.lock().unwrap().get(id.as_str()).unwrap().clone()
+    }
+
+    pub(crate) fn memory(&self, id: &SandboxId) -> Memory {
+        Memory::of(&self.guest(id))
+    }
+
+    pub(crate) fn remember(&self, id: &SandboxId, word: &str) {
+        let guest = self.guest(id);
+        Memory { word: word.to_owned(), ..Memory::of(&guest) }.put(&guest);
+    }
+
+    /// Ids of the artifacts that are whole.
+    pub(crate) fn artifacts(&self) -> Vec<String> {
+        names(&self.state_dir().join("artifacts")).into_iter().filter(|name| !name.starts_with('.')).collect()
+    }
+}
+
+/// Names in a directory, sorted.
+pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let entries = fs_err::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// A request for a sandbox of `base` that lives long.
+pub(crate) fn base() -> CreateSandbox {
+    CreateSandbox { timeout: Duration::from_secs(3600), ..CreateSandbox::from_template("base") }
+}
+
+/// How long a sandbox lives, by what it shows.
+pub(crate) fn life(sandbox: &RuntimeSandbox) -> Duration {
+    let life = Duration::try_from(sandbox.end_at.duration_since(sandbox.started_at)).unwrap();
+    Duration::from_millis(u64::try_from(life.as_millis()).unwrap())
+}
+
+/// Waits for a level. The clock of the test stands still meanwhile.
+pub(crate) async fn until(what: &str, level: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !level() {
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come about");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Keeps a paused clock from running ahead of threads that the runtime waits for: it moves by `tokio::time::advance` alone.
+pub(crate) fn hold_the_clock() -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    })
+}

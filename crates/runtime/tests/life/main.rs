@@ -1,0 +1,8 @@
+//! The life of sandboxes through the runtime's public face, on the fake engine: pauses, wakes, crashes, and what they keep.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bench;
+mod crashes;
+mod generations;
+mod races;
