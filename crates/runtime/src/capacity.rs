@@ -20,10 +20,13 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+mod book;
 mod ledger;
 mod warm;
 
+pub(crate) use book::Denial;
 pub use ledger::{ActiveSessionReservation, CapacityLedger, WarmSessionReservation};
+pub(crate) use ledger::{Asked, Waiter};
 pub use warm::{NoWarmSessions, WarmCapacityError, WarmEviction};
 
 /// What one session needs.
@@ -94,6 +97,36 @@ impl CapacityUsage {
         total += self.warm.held;
         total
     }
+}
+
+/// What became of requests for active sessions since the ledger was opened. Those that wait now are in none of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RequestCounts {
+    /// Let in without waiting.
+    pub at_once: u64,
+    /// Let in after waiting.
+    pub after_waiting: u64,
+    /// Left the queue without: the deadline passed, or the request was cancelled.
+    pub in_vain: u64,
+    /// Found the queue full.
+    pub turned_away: u64,
+    /// Could never fit.
+    pub never_fitting: u64,
+}
+
+/// The ledger at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CapacityView {
+    /// What the host offers.
+    pub capacity: HostCapacity,
+    /// What warm sessions may hold of it together.
+    pub warm_limit: HostCapacity,
+    /// What is held.
+    pub usage: CapacityUsage,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Requests that do not wait any more.
+    pub requests: RequestCounts,
 }
 
 /// The first resource that does not suffice; checked in this order.

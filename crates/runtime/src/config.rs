@@ -1,6 +1,6 @@
 //! What a runtime is told when it is opened. Resolved by the caller; nothing here reads the environment.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     capacity::HostCapacity,
@@ -47,15 +47,27 @@ impl RuntimeConfig {
 pub struct AdmissionConfig {
     /// Hundredths of the capacity that warm sessions may hold together.
     pub warm_percent: u8,
+    /// How many requests may wait for capacity at once.
+    pub queue_length: NonZeroUsize,
+    /// How long one may wait.
+    pub queue_deadline: Duration,
 }
 
 /// Warm sessions make creates fast but serve nobody yet. A quarter of the host leaves the rest to those that do, without having
 /// to end a warm session for each of them.
 pub const WARM_PERCENT: u8 = 25;
 
+/// A queue of one sandbox's creates is short; this one holds a burst of many clients and costs nothing.
+pub const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
+
+/// A third of the shortest life that a sandbox has by default: a fork is answered when the last of its children is decided, and
+/// the others, with their 15 s, must still be alive then. Far from the SDKs' 60 s for a request, of which the restore needs the
+/// rest; and an SDK that is told so comes again by itself.
+pub const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
+
 impl Default for AdmissionConfig {
     fn default() -> Self {
-        Self { warm_percent: WARM_PERCENT }
+        Self { warm_percent: WARM_PERCENT, queue_length: QUEUE_LENGTH, queue_deadline: QUEUE_DEADLINE }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use firkin_engine::{MachineError, StartError};
 
-use crate::{capacity::CapacityError, network::SlotError, sandbox::SandboxId};
+use crate::{admission::AdmissionError, network::SlotError, sandbox::SandboxId};
 
 /// No such sandbox, or no longer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,7 +39,7 @@ pub enum SnapshotRestoreError {
     },
     /// The host has no room. Nothing was launched.
     #[error("the host has no room for this sandbox")]
-    Capacity(#[source] CapacityError),
+    Admission(#[source] AdmissionError),
     /// The disk has less free space than the floor. Nothing was launched.
     #[error("the disk is too full to start a sandbox")]
     DiskPressure(#[source] DiskPressure),
@@ -488,7 +488,7 @@ pub enum BuildError {
     InvalidName(String),
     /// The host has no room for the build.
     #[error("the host has no room for a template build")]
-    Capacity(#[source] CapacityError),
+    Admission(#[source] AdmissionError),
     /// The disk has less free space than the floor.
     #[error("the disk is too full for a template build")]
     DiskPressure(#[source] DiskPressure),

@@ -134,14 +134,14 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Restores a new sandbox and starts its owner. Runs to its end even when the caller goes away: then nobody knows the
-    /// sandbox, and it ends at once.
+    /// Restores a new sandbox and starts its owner. A caller that goes away ends the restore, in the queue for capacity or
+    /// later; from its record on it runs to its end: then nobody knows the sandbox, and it ends at once.
     pub(crate) fn create(
         core: Arc<Core>,
         record: SandboxRecord,
         artifact: Artifact,
     ) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
-        let (reply, result) = oneshot::channel();
+        let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(&core);
         core.tasks.spawn(async move {
             let life = Life { timeout: record.spec.timeout, fresh: true };
@@ -155,7 +155,7 @@ impl Owner {
                 | ResumeError::Stale(_)
                 | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
             };
-            match wake::start(&task, record, artifact, life).await {
+            match wake::start(&task, record, artifact, life, reply.closed()).await {
                 Err(error) => drop(reply.send(Err(failed(error)))),
                 Ok((record, running)) => {
                     let sandbox = show(&record);

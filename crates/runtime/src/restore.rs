@@ -13,8 +13,9 @@ use firkin_engine::Fingerprint;
 use firkin_wire::control;
 
 use crate::{
+    admission::Admission,
     artifact::{Artifact, ArtifactStore, MemoryMember, SnapshotArtifactManifest},
-    capacity::{ActiveSessionReservation, CapacityLedger, ResourceBudget},
+    capacity::{ActiveSessionReservation, ResourceBudget},
     disk::DiskPressureGuard,
     error::{LaunchError, SnapshotRestoreError},
     sandbox::InternetAccess,
@@ -65,6 +66,8 @@ pub struct SnapshotRestoreReport<S> {
     pub reservation: ActiveSessionReservation,
     /// Checks before the launch, proof of integrity included.
     pub checks: Duration,
+    /// From then until capacity was held: eviction of warm sessions and the queue.
+    pub admission: Duration,
     /// The launch.
     pub launch: LaunchTimings,
 }
@@ -78,8 +81,8 @@ pub struct RestoreGates {
     pub artifacts: ArtifactStore,
     /// Free-space floor of the file system that sessions write to.
     pub disk: DiskPressureGuard,
-    /// Capacity.
-    pub ledger: CapacityLedger,
+    /// Capacity, and the queue for it.
+    pub admission: Admission,
 }
 
 /// Restores one artifact into a session.
@@ -95,13 +98,15 @@ pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
     let request = Arc::new(request);
     verify(Arc::clone(&request), gates.artifacts.clone()).await?;
     gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
-    let reservation = gates.ledger.reserve(request.budget).map_err(SnapshotRestoreError::Capacity)?;
     let checks = begun.elapsed();
+    let begun = Instant::now();
+    let reservation = gates.admission.admit(request.budget).await.map_err(SnapshotRestoreError::Admission)?;
+    let admission = begun.elapsed();
     let (session, launch) = launcher.launch(&request).await.map_err(|error| match error {
         LaunchError::Network(source) => SnapshotRestoreError::Network(source),
         other => SnapshotRestoreError::Launch(other),
     })?;
-    Ok(SnapshotRestoreReport { session, reservation, checks, launch })
+    Ok(SnapshotRestoreReport { session, reservation, checks, admission, launch })
 }
 
 async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) -> Result<(), SnapshotRestoreError> {

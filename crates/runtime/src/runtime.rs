@@ -16,8 +16,9 @@ use tokio::{net::TcpStream, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Admission,
     artifact::ArtifactStore,
-    capacity::{CapacityLedger, CapacityUsage, HostCapacity, ResourceBudget},
+    capacity::{CapacityLedger, CapacityView, ResourceBudget},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts, StateLock},
@@ -103,11 +104,12 @@ impl Runtime {
         let artifacts = ArtifactStore::open(&config.state_dir).map_err(directory)?;
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
+        let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent));
         let gates = RestoreGates {
             engine: engine.fingerprint().clone(),
             artifacts: artifacts.clone(),
             disk,
-            ledger: CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent)),
+            admission: Admission::new(ledger, &config.admission),
         };
         let launcher = EngineLauncher { engine, links, artifacts, run_dir: config.state_dir.join("run") };
         let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });
@@ -392,9 +394,9 @@ impl Runtime {
         self.core.gates.engine.acceleration
     }
 
-    /// What the host offers and what is held of it.
-    pub fn capacity(&self) -> (HostCapacity, CapacityUsage) {
-        (self.core.gates.ledger.capacity(), self.core.gates.ledger.usage())
+    /// What the host offers, what is held of it, and who waits.
+    pub fn capacity(&self) -> CapacityView {
+        self.core.gates.admission.ledger.view()
     }
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.

@@ -141,7 +141,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
         memory_mib: u64::from(build.memory_mib),
         disk_mib: core.config.guest.rootfs_bytes >> 20,
     };
-    let reservation = core.gates.ledger.reserve(budget).map_err(BuildError::Capacity)?;
+    let reservation = core.gates.admission.admit(budget).await.map_err(BuildError::Admission)?;
     let mut booted = boot(core, &build, report).await?;
     let result = prepare(&mut booted, &build, report).await;
     let cut = match result {

@@ -15,10 +15,12 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{Acceleration, Fingerprint, Shape};
 use firkin_runtime::{
+    admission::{Admission, AdmissionError},
     artifact::{
         Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest,
     },
     capacity::{CapacityError, CapacityLedger, HostCapacity, ResourceBudget},
+    config::AdmissionConfig,
     disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
     restore::{LaunchTimings, RestoreGates, SnapshotRestoreRequest, SnapshotSessionLauncher, restore},
@@ -26,6 +28,9 @@ use firkin_runtime::{
 };
 use firkin_wire::control::Identity;
 use fs_err as fs;
+
+#[path = "restore_path/admission.rs"]
+mod admission;
 
 const BUDGET: ResourceBudget = ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1024 };
 const HOST: HostCapacity = HostCapacity { cpus: 2, memory_mib: 4096, disk_mib: 100_000 };
@@ -124,7 +129,7 @@ fn bench() -> Bench {
         // Opened anew: nothing is remembered as proven.
         artifacts: ArtifactStore::open(dir.path()).unwrap(),
         disk: DiskPressureGuard::new(dir.path().to_owned(), None, Arc::clone(&probe) as Arc<dyn DiskPressureProbe>),
-        ledger: CapacityLedger::new(HOST, HOST.share(50)),
+        admission: Admission::new(CapacityLedger::new(HOST, HOST.share(50)), &AdmissionConfig::default()),
     };
     Bench { _dir: dir, probe, gates, artifact }
 }
@@ -162,7 +167,7 @@ impl Bench {
     }
 
     fn nothing_held(&self) {
-        assert_eq!(self.gates.ledger.used(), ResourceBudget { cpus: 0, memory_mib: 0, disk_mib: 0 });
+        assert_eq!(self.gates.admission.ledger.used(), ResourceBudget { cpus: 0, memory_mib: 0, disk_mib: 0 });
     }
 }
 
@@ -177,7 +182,7 @@ async fn an_intact_artifact_is_launched_and_holds_its_budget_until_the_report_go
     let bench = bench();
     let report = restore(bench.request(), &bench.gates, &Launcher::default()).await.unwrap();
     assert_eq!(report.session, "i1");
-    assert_eq!(bench.gates.ledger.used(), BUDGET);
+    assert_eq!(bench.gates.admission.ledger.used(), BUDGET);
     drop(report);
     bench.nothing_held();
 }
@@ -260,14 +265,18 @@ async fn a_full_disk_and_a_failing_probe_refuse_before_capacity_is_taken() {
     bench.nothing_held();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_full_host_names_the_first_resource_and_launches_nothing() {
     let bench = bench();
     let launcher = Launcher::default();
     let first = restore(bench.request(), &bench.gates, &launcher).await.unwrap();
     let second = restore(bench.request(), &bench.gates, &launcher).await.unwrap();
     let error = restore(bench.request(), &bench.gates, &launcher).await.map(|r| r.session).unwrap_err();
-    assert!(matches!(error, SnapshotRestoreError::Capacity(CapacityError::Cpu { requested: 1, available: 0 })), "{error:?}");
+    let short = CapacityError::Cpu { requested: 1, available: 0 };
+    assert!(
+        matches!(error, SnapshotRestoreError::Admission(AdmissionError::Deadline { source, .. }) if source == short),
+        "{error:?}"
+    );
     assert_eq!(launcher.calls.load(Ordering::SeqCst), 2);
     drop((first, second));
     bench.nothing_held();
@@ -293,7 +302,7 @@ async fn a_cancelled_launch_gives_back_what_was_reserved() {
             () = tokio::task::yield_now() => {}
         }
     }
-    assert_eq!(bench.gates.ledger.used(), BUDGET);
+    assert_eq!(bench.gates.admission.ledger.used(), BUDGET);
     drop(restoring);
     bench.nothing_held();
 }

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::{
+    admission::AdmissionError,
     error::{
         CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, LaunchError,
         NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
@@ -19,6 +20,9 @@ use http::{HeaderValue, StatusCode, header};
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
+
+/// Seconds after which a full queue may have a place again: all who wait in it now have been let in or refused by then.
+const QUEUE_RETRY_SECONDS: u32 = 5;
 
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
@@ -136,13 +140,33 @@ impl ApiError {
         }
     }
 
+    fn admission(what: &dyn std::error::Error, refused: &AdmissionError) -> Self {
+        match refused {
+            // Not the server's state but what was asked of it: no server of this size will ever do it.
+            AdmissionError::NeverFits(_) => Self::bad_request(format!(
+                "{}; build the template smaller, or let the server promise more of its host",
+                chain(what)
+            ))
+            .code("sandbox_no_compatible_node")
+            .retry(Retry::Never),
+            AdmissionError::QueueFull { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                .code("sandbox_capacity_unavailable")
+                .retry(Retry::After(QUEUE_RETRY_SECONDS)),
+            // It has waited already.
+            AdmissionError::Deadline { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                .code("sandbox_placement_timeout")
+                .retry(Retry::After(CAPACITY_RETRY_SECONDS)),
+        }
+    }
+
     fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError) -> Self {
         match source {
-            SnapshotRestoreError::Capacity(_)
-            | SnapshotRestoreError::Network(_)
-            | SnapshotRestoreError::Launch(LaunchError::Network(_)) => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
-                .code("sandbox_capacity_unavailable")
-                .retry(Retry::After(CAPACITY_RETRY_SECONDS)),
+            SnapshotRestoreError::Admission(refused) => Self::admission(what, refused),
+            SnapshotRestoreError::Network(_) | SnapshotRestoreError::Launch(LaunchError::Network(_)) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                    .code("sandbox_capacity_unavailable")
+                    .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+            }
             SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
             SnapshotRestoreError::Incompatible { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))

@@ -1,5 +1,7 @@
 //! The table of failures and their answers.
 
+use std::time::Duration;
+
 use firkin_runtime::{capacity::CapacityError, error::IntegrityError};
 
 use super::*;
@@ -16,8 +18,14 @@ fn create(source: SnapshotRestoreError) -> ApiError {
     CreateError::Restore { template: "base".into(), source }.into()
 }
 
+const SHORT: CapacityError = CapacityError::Cpu { requested: 2, available: 1 };
+
 fn full() -> SnapshotRestoreError {
-    SnapshotRestoreError::Capacity(CapacityError::Cpu { requested: 2, available: 1 })
+    SnapshotRestoreError::Admission(AdmissionError::QueueFull { waiting: 64, source: SHORT })
+}
+
+fn waited() -> SnapshotRestoreError {
+    SnapshotRestoreError::Admission(AdmissionError::Deadline { waited: Duration::from_secs(5), source: SHORT })
 }
 
 fn pressure() -> DiskPressure {
@@ -45,6 +53,7 @@ type Row = (ApiError, u16, &'static str, Option<&'static str>, Retry);
 #[test]
 fn each_failure_has_its_status_code_and_retry_advice() {
     let capacity = Some("sandbox_capacity_unavailable");
+    let placement = Some("sandbox_placement_timeout");
     let internal = Some("internal_server_error");
     let table: Vec<Row> = vec![
         (absent().into(), 404, "Sandbox \"iabc\" doesn't exist or you don't have access to it", None, Retry::Unsaid),
@@ -57,14 +66,22 @@ fn each_failure_has_its_status_code_and_retry_advice() {
             None,
             Retry::Unsaid,
         ),
-        (create(full()), 503, "2 cpus requested, 1 available", capacity, Retry::After(1)),
+        (create(full()), 503, "64 requests wait for room already: 2 cpus requested, 1 available", capacity, Retry::After(5)),
+        (create(waited()), 503, "full for 5 s: 2 cpus requested, 1 available", placement, Retry::After(1)),
+        (
+            create(SnapshotRestoreError::Admission(AdmissionError::NeverFits(SHORT))),
+            400,
+            "never hold it: 2 cpus requested, 1 available; build the template smaller",
+            Some("sandbox_no_compatible_node"),
+            Retry::Never,
+        ),
         (create(SnapshotRestoreError::DiskPressure(pressure())), 507, "the floor is 2 MiB", capacity, Retry::Never),
         (create(damaged()), 500, "member `memory` has 1 bytes", Some("sandbox_create_failed"), Retry::Never),
         (create(incompatible()), 500, "build the template again", Some("sandbox_no_compatible_node"), Retry::Never),
         (CreateError::Stopping.into(), 503, "the server is stopping", None, Retry::After(5)),
         (CreateError::Store(StoreError::Closed).into(), 500, "the database is closed", internal, Retry::Never),
         (ResumeError::AlreadyRunning(id()).into(), 409, "already running", None, Retry::Unsaid),
-        (ResumeError::Restore { id: id(), source: full() }.into(), 503, "cannot be resumed", capacity, Retry::After(1)),
+        (ResumeError::Restore { id: id(), source: waited() }.into(), 503, "cannot be resumed", placement, Retry::After(1)),
         (SnapshotError::AlreadyPaused(id()).into(), 409, "already paused", None, Retry::Unsaid),
         (SnapshotError::InvalidName("A".into()).into(), 400, "`A`", None, Retry::Unsaid),
         (refused_guest().into(), 503, "no answer", Some("sandbox_snapshot_guest_agent_unresponsive"), Retry::Never),

@@ -1,8 +1,13 @@
-//! The ledger and its guards.
+//! The ledger and its guards: the [`Book`] behind a lock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CapacityError, CapacityUsage, ClassUsage, HostCapacity, ResourceBudget, WarmCapacityError, fits};
+use tokio::sync::oneshot;
+
+use super::{
+    CapacityError, CapacityUsage, CapacityView, HostCapacity, ResourceBudget, WarmCapacityError,
+    book::{Book, Class, Decision, Denial, Grant, Ticket},
+};
 
 /// The host's capacity and what is held of it, by active and by warm sessions. Clones share one ledger.
 #[derive(Debug, Clone)]
@@ -12,46 +17,25 @@ pub struct CapacityLedger {
 
 #[derive(Debug)]
 struct Shared {
-    capacity: HostCapacity,
-    warm_limit: HostCapacity,
-    usage: Mutex<CapacityUsage>,
+    book: Mutex<Book<oneshot::Sender<ActiveSessionReservation>>>,
 }
 
 impl Shared {
-    fn usage(&self) -> MutexGuard<'_, CapacityUsage> {
-        // No code can panic between a lock and its unlock here, so a poisoned value is still a whole one.
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn book(&self) -> MutexGuard<'_, Book<oneshot::Sender<ActiveSessionReservation>>> {
+        // The book asserts before it changes anything, so the value that a panic leaves behind is a whole one.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A session's class, which decides what its capacity counts against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Active,
-    Warm,
-}
+    fn held(self: &Arc<Self>, class: Class, budget: ResourceBudget) -> Held {
+        Held { shared: Arc::clone(self), class, budget }
+    }
 
-impl CapacityUsage {
-    fn class(&mut self, class: Class) -> &mut ClassUsage {
-        match class {
-            Class::Active => &mut self.active,
-            Class::Warm => &mut self.warm,
+    /// Hands over what was granted. Not under the lock: whoever has just stopped waiting does not take it, and it comes back.
+    fn hand_over(self: &Arc<Self>, grants: Vec<Grant<oneshot::Sender<ActiveSessionReservation>>>) {
+        for Grant { budget, waker } in grants {
+            let reservation = ActiveSessionReservation { held: self.held(Class::Active, budget) };
+            drop(waker.send(reservation));
         }
-    }
-}
-
-impl ClassUsage {
-    fn take(&mut self, budget: ResourceBudget) {
-        self.sessions += 1;
-        self.held += budget;
-    }
-
-    fn give_back(&mut self, budget: ResourceBudget) {
-        assert!(self.sessions > 0, "capacity comes back once");
-        self.sessions -= 1;
-        self.held.cpus -= budget.cpus;
-        self.held.memory_mib -= budget.memory_mib;
-        self.held.disk_mib -= budget.disk_mib;
     }
 }
 
@@ -65,7 +49,8 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.shared.usage().class(self.class).give_back(self.budget);
+        let grants = self.shared.book().give_back(self.class, self.budget);
+        self.shared.hand_over(grants);
     }
 }
 
@@ -100,34 +85,67 @@ impl WarmSessionReservation {
     /// this cannot fail.
     pub fn promote(self) -> ActiveSessionReservation {
         let mut held = self.held;
-        let mut usage = held.shared.usage();
-        usage.warm.give_back(held.budget);
-        usage.active.take(held.budget);
-        drop(usage);
+        held.shared.book().promote(held.budget);
         held.class = Class::Active;
         ActiveSessionReservation { held }
+    }
+}
+
+/// What became of a request for an active session's capacity.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Granted(ActiveSessionReservation),
+    Waiting(Waiter),
+    Denied(Denial),
+}
+
+/// A place in the queue. Dropped, it is given up, and the next one moves up; capacity that was granted in that very moment is
+/// not lost.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    granted: oneshot::Receiver<ActiveSessionReservation>,
+}
+
+impl Waiter {
+    /// Ends when it is this request's turn and its budget is free. Cancel-safe.
+    pub(crate) async fn granted(&mut self) -> ActiveSessionReservation {
+        (&mut self.granted).await.expect("a place in the queue ends by a grant or by its waiter's own drop")
+    }
+
+    /// Stops waiting. What was granted just before is taken; otherwise, what was lacking.
+    pub(crate) async fn give_up(mut self) -> Result<ActiveSessionReservation, CapacityError> {
+        let short = self.shared.book().shortage(self.ticket);
+        match short {
+            Some(short) => Err(short),
+            // Granted, and on its way from under the lock to here.
+            None => Ok(self.granted().await),
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let grants = self.shared.book().leave(self.ticket);
+        self.shared.hand_over(grants);
     }
 }
 
 impl CapacityLedger {
     /// An empty ledger. Warm sessions may hold at most `warm_limit` of `capacity` together (see [`HostCapacity::share`]).
     pub fn new(capacity: HostCapacity, warm_limit: HostCapacity) -> Self {
-        Self { shared: Arc::new(Shared { capacity, warm_limit, usage: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { book: Mutex::new(Book::new(capacity, warm_limit)) }) }
     }
 
-    /// What the host offers.
-    pub fn capacity(&self) -> HostCapacity {
-        self.shared.capacity
-    }
-
-    /// What warm sessions may hold of it together.
-    pub fn warm_limit(&self) -> HostCapacity {
-        self.shared.warm_limit
+    /// Everything about it at one instant.
+    pub fn view(&self) -> CapacityView {
+        self.shared.book().view()
     }
 
     /// What is held now, by class.
     pub fn usage(&self) -> CapacityUsage {
-        *self.shared.usage()
+        self.view().usage
     }
 
     /// What is held now, by both classes together.
@@ -137,45 +155,58 @@ impl CapacityLedger {
 
     /// Whether `budget` could be held on an idle host. What could never fit is refused at once, not queued.
     pub fn could_ever_fit(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
-        fits(&self.shared.capacity, &ResourceBudget::default(), budget)
+        self.shared.book().could_ever_fit(budget)
     }
 
-    /// Takes all of `budget` for an active session, or nothing.
+    /// Takes all of `budget` for an active session, or nothing. Does not wait, and does not pass those who do:
+    /// [`Admission`](crate::admission::Admission) is the way in for whoever may wait.
     pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
-        let mut usage = self.shared.usage();
-        fits(&self.shared.capacity, &usage.total(), &budget)?;
-        usage.active.take(budget);
-        drop(usage);
-        Ok(ActiveSessionReservation { held: self.held(Class::Active, budget) })
+        self.shared.book().take(budget)?;
+        Ok(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) })
     }
 
-    /// Takes all of `budget` for a warm session, or nothing. Do so before anything of it is launched.
+    /// Takes all of `budget` for an active session, or a place among at most `queue_length` that wait for theirs.
+    pub(crate) fn ask(&self, budget: ResourceBudget, queue_length: usize) -> Asked {
+        let mut granted = None;
+        let decision = self.shared.book().ask(budget, queue_length, || {
+            let (sender, receiver) = oneshot::channel();
+            granted = Some(receiver);
+            sender
+        });
+        match (decision, granted) {
+            (Decision::Waiting(ticket), Some(granted)) => {
+                Asked::Waiting(Waiter { shared: Arc::clone(&self.shared), ticket, granted })
+            }
+            (Decision::Waiting(_), None) => unreachable!("whoever waits left a waker"),
+            (Decision::Granted, _) => Asked::Granted(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) }),
+            (Decision::Denied(denial), _) => Asked::Denied(denial),
+        }
+    }
+
+    /// Takes all of `budget` for a warm session, or nothing. Do so before anything of it is launched. Refused while active work
+    /// waits: it comes first.
     pub fn reserve_warm(&self, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmCapacityError> {
-        let mut usage = self.shared.usage();
-        fits(&self.shared.warm_limit, &usage.warm.held, &budget).map_err(WarmCapacityError::Share)?;
-        fits(&self.shared.capacity, &usage.total(), &budget).map_err(WarmCapacityError::Host)?;
-        usage.warm.take(budget);
-        drop(usage);
-        Ok(WarmSessionReservation { held: self.held(Class::Warm, budget) })
+        self.shared.book().take_warm(budget)?;
+        Ok(WarmSessionReservation { held: self.shared.held(Class::Warm, budget) })
     }
 
     /// Counts a session that outlived an earlier server. It runs and uses what it uses, whatever this server's limits say:
     /// refusing it would mean to kill it. So this never fails, and may count more than the host offers when the limits were
     /// lowered; nothing new is let in until enough has ended.
     pub fn adopt(&self, budget: ResourceBudget) -> ActiveSessionReservation {
-        self.shared.usage().active.take(budget);
-        ActiveSessionReservation { held: self.held(Class::Active, budget) }
-    }
-
-    fn held(&self, class: Class, budget: ResourceBudget) -> Held {
-        Held { shared: Arc::clone(&self.shared), class, budget }
+        self.shared.book().adopt(budget);
+        ActiveSessionReservation { held: self.shared.held(Class::Active, budget) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::{
+        super::{ClassUsage, fits},
+        *,
+    };
 
     const HOST: HostCapacity = HostCapacity { cpus: 4, memory_mib: 4096, disk_mib: 100 };
 

@@ -1,12 +1,12 @@
 //! From an artifact to a running sandbox: the first start, connect, resume, and traffic that wakes.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Owner, Phase, Running, check_timeout, ms, view::show};
+use super::{Owner, Phase, Running, check_timeout, gone, ms, view::show};
 use crate::{
     artifact::Artifact,
     core::Core,
@@ -60,7 +60,7 @@ impl Owner {
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         let mut record = self.record.clone();
         record.epoch += 1;
-        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false }).await?;
+        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false }, pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         self.core.collect();
@@ -77,12 +77,13 @@ pub(super) struct Life {
     pub(super) fresh: bool,
 }
 
-/// Restores `artifact` as `record`, and records that it runs.
+/// Restores `artifact` as `record`, and records that it runs. Ends early when the sandbox is `abandoned` before that.
 pub(super) async fn start(
     core: &Arc<Core>,
     mut record: SandboxRecord,
     artifact: Artifact,
     life: Life,
+    abandoned: impl Future<Output = ()>,
 ) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = record.id.clone();
     let begun = Instant::now();
@@ -95,9 +96,10 @@ pub(super) async fn start(
     let restored = tokio::select! {
         restored = restore::restore(request, &core.gates, &core.launcher) => restored,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
+        () = abandoned => return Err(gone(&id).into()),
     };
     let report = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
-    let SnapshotRestoreReport { session, reservation, checks, launch } = report;
+    let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
     record.started_at = Timestamp::now();
     record.end_at = record.started_at.saturating_add(life.timeout).unwrap_or(Timestamp::MAX);
     record.phase = RecordedPhase::Running {
@@ -112,7 +114,7 @@ pub(super) async fn start(
     }
     tracing::info!(
         sandbox = %id, epoch = record.epoch,
-        total_ms = ms(begun.elapsed()), checks_ms = ms(checks), staging_ms = ms(launch.staging),
+        total_ms = ms(begun.elapsed()), checks_ms = ms(checks), admission_ms = ms(admission), staging_ms = ms(launch.staging),
         vm_restore_ms = ms(launch.vm_restore), agent_ms = ms(launch.agent_connect),
         "restored a sandbox"
     );

@@ -56,7 +56,7 @@ impl Scene {
     async fn end(self) {
         self.server.shutdown(OnExit::Kill).await;
         assert_eq!(self.host.engine.live(), 0);
-        assert_eq!(self.server.capacity().1.active.held.cpus, 0, "what was reserved came back");
+        assert_eq!(self.server.capacity().usage.active.held.cpus, 0, "what was reserved came back");
     }
 }
 

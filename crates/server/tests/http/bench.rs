@@ -67,6 +67,11 @@ impl Answer {
 impl Bench {
     /// A server with the template `base`.
     pub(crate) async fn start() -> Self {
+        Self::start_with(AdmissionConfig::default()).await
+    }
+
+    /// The same, with a queue of one's own for capacity.
+    pub(crate) async fn start_with(admission: AdmissionConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             let path = dir.path().join(name);
@@ -76,7 +81,7 @@ impl Bench {
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
             capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
-            admission: AdmissionConfig::default(),
+            admission,
             disk_floor_mib: Some(0),
             disk_probe: Arc::new(StatvfsProbe),
             network: NetworkChoice::Loopback,

@@ -1,12 +1,15 @@
 //! Who is let in, and what malformed or unsupported requests are told.
 
+use std::{num::NonZeroUsize, time::Duration};
+
 use bytes::Bytes;
+use firkin_runtime::config::AdmissionConfig;
 use futures::StreamExt;
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body::Frame;
 use http_body_util::{Full, StreamBody};
 
-use crate::bench::{Bench, MAX_BODY, ROOM};
+use crate::bench::{Bench, DEADLINE, MAX_BODY, ROOM};
 
 #[tokio::test]
 async fn only_a_valid_key_opens_the_control_plane() {
@@ -122,17 +125,73 @@ async fn bodies_may_be_chunked_but_not_endless() {
 
 #[tokio::test]
 async fn a_full_host_says_when_to_come_back() {
-    let bench = Bench::start().await;
+    let queue_deadline = Duration::from_millis(300);
+    let admission = AdmissionConfig { queue_length: NonZeroUsize::MIN, queue_deadline, ..AdmissionConfig::default() };
+    let bench = Bench::start_with(admission).await;
     for _ in 0..ROOM {
         bench.create("").await;
     }
-    let answer = bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#).await.expect(503);
-    assert_eq!(answer.body["error_code"], "sandbox_capacity_unavailable");
-    assert_eq!(
-        (&answer.headers["retry-after"], &answer.headers["should-retry"]),
-        (&"1".parse().unwrap(), &"true".parse().unwrap())
-    );
+    // One waits in vain, the other finds the only place taken; which is which, the server decides.
+    let create = || bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#);
+    let (one, other) = tokio::join!(create(), create());
+    let mut answers = [one.expect(503), other.expect(503)];
+    answers.sort_by_key(|answer| answer.text("/error_code").to_owned());
+    let table = [("sandbox_capacity_unavailable", "5"), ("sandbox_placement_timeout", "1")];
+    for (answer, (code, after)) in answers.iter().zip(table) {
+        assert_eq!(answer.text("/error_code"), code);
+        assert!(answer.text("/message").contains("1 cpus requested, 0 available"), "{answer:?}");
+        assert_eq!((&answer.headers["retry-after"], &answer.headers["should-retry"]), (&header(after), &header("true")));
+    }
     bench.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_gets_the_room_of_a_sandbox_that_ends() {
+    let admission = AdmissionConfig { queue_deadline: DEADLINE, ..AdmissionConfig::default() };
+    let bench = Bench::start_with(admission).await;
+    let mut ids = Vec::new();
+    for _ in 0..ROOM {
+        ids.push(bench.create("").await);
+    }
+    let path = format!("/sandboxes/{}", ids[0]);
+    let kill = async {
+        // Not before the other request waits.
+        while bench.runtime.capacity().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.call("DELETE", &path, "").await
+    };
+    let (created, killed) = tokio::join!(bench.create(""), kill);
+    killed.expect(204);
+    assert!(!ids.contains(&created));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_goes_away_leaves_the_queue() {
+    let bench = Bench::start_with(AdmissionConfig { queue_deadline: DEADLINE, ..AdmissionConfig::default() }).await;
+    for _ in 0..ROOM {
+        bench.create("").await;
+    }
+    let waiting = async |wanted: usize| {
+        while bench.runtime.capacity().waiting != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    {
+        let create = bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#);
+        tokio::select! {
+            answer = create => panic!("there is no room: {answer:?}"),
+            () = waiting(1) => {}
+        }
+    }
+    // The connection is gone with the request.
+    tokio::time::timeout(DEADLINE, waiting(0)).await.expect("nobody waits for nobody");
+    bench.stop().await;
+}
+
+fn header(text: &str) -> HeaderValue {
+    text.parse().unwrap()
 }
 
 #[tokio::test]
