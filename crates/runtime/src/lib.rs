@@ -11,6 +11,7 @@ mod chain;
 pub mod command;
 pub mod config;
 mod core;
+mod dependents;
 pub mod disk;
 pub mod error;
 mod generation;

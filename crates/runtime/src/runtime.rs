@@ -22,6 +22,7 @@ use crate::{
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts, StateLock},
+    dependents,
     disk::DiskPressureGuard,
     error::{
         BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NoSuchSandbox, OpenError,
@@ -29,7 +30,7 @@ use crate::{
     },
     link::Links,
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
-    restore::RestoreGates,
+    restore::{RestoreGates, memory_base},
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
@@ -351,17 +352,18 @@ impl Runtime {
         Ok((self.build_template(build, report).await?, true))
     }
 
-    /// Deletes a template or a snapshot. Refused while a sandbox is, or is held by, what it made.
+    /// Deletes a template or a snapshot. Refused while a sandbox that was created from it exists, running or paused, and while a
+    /// snapshot stands on its memory. A create that is under way succeeds, from what is then gone.
     pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
-        let short = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
-        let found = self.core.store.template(short.to_owned()).await.map_err(DeleteError::Store)?;
+        let templates = self.core.store.templates().await.map_err(DeleteError::Store)?;
+        let found = self.core.store.template(reference.to_owned()).await.map_err(DeleteError::Store)?;
         let template = found.ok_or_else(|| DeleteError::NotFound(reference.to_owned()))?;
-        if template.snapshot_of.is_none() {
-            let users: Vec<String> =
-                self.sandboxes().into_iter().filter(|s| s.template_id == template.id).map(|s| s.id.to_string()).collect();
-            if !users.is_empty() {
-                return Err(DeleteError::InUse { template: reference.to_owned(), users });
-            }
+        let sandboxes = self.core.store.sandboxes().await.map_err(DeleteError::Store)?;
+        // An artifact that cannot be read holds nothing.
+        let base_of = |artifact: &str| self.core.artifacts.load(artifact).ok().map(|loaded| memory_base(&loaded.manifest));
+        let users = dependents::of(&template, &sandboxes, &templates, base_of);
+        if !users.is_empty() {
+            return Err(DeleteError::InUse { template: reference.to_owned(), users });
         }
         self.core.store.delete_template(template.id).await.map_err(DeleteError::Store)?;
         self.core.collect();

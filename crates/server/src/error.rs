@@ -299,8 +299,8 @@ impl From<DeleteError> for ApiError {
     fn from(error: DeleteError) -> Self {
         match &error {
             DeleteError::NotFound(reference) => Self::template_not_found(reference),
-            // The contract has 400 here, not 409: clients show the message either way.
-            DeleteError::InUse { .. } => Self::bad_request(error.to_string()),
+            // The contract has 400 for templates. A conflict says more, and clients show the message either way.
+            DeleteError::InUse { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
             DeleteError::Store(_) => Self::internal(&error),
         }
     }

@@ -90,7 +90,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (KillError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
         (DeadlineError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
         (DeleteError::NotFound("s".into()).into(), 404, "template 's' not found", None, Retry::Unsaid),
-        (DeleteError::InUse { template: "t".into(), users: vec!["i1".into()] }.into(), 400, "i1", None, Retry::Unsaid),
+        (DeleteError::InUse { template: "t".into(), users: vec!["i1".into()] }.into(), 409, "i1", None, Retry::Unsaid),
         (ApiError::too_large(10), 413, "10 bytes", None, Retry::Unsaid),
         (ApiError::unauthorized("no key"), 401, "no key", None, Retry::Unsaid),
         (ApiError::idempotency_mismatch(), 422, "another request", Some("idempotency_request_mismatch"), Retry::Unsaid),

@@ -4,5 +4,6 @@
 
 mod bench;
 mod crashes;
+mod deletion;
 mod generations;
 mod races;

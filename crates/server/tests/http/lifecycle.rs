@@ -127,10 +127,17 @@ async fn forks_and_snapshots_make_new_sandboxes() {
     let page = bench.call("GET", &format!("/snapshots?limit=1&nextToken={next}"), "").await.expect(200);
     assert_eq!((page.text("/0/snapshotID"), page.headers.get("x-next-token")), (snapshot.as_str(), None));
     bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+    let mut children = Vec::new();
     for reference in [&snapshot, &snapshot, &unnamed] {
-        bench.call("POST", "/v2/sandboxes", &format!(r#"{{"templateID":"{reference}"}}"#)).await.expect(201);
+        let child = bench.call("POST", "/v2/sandboxes", &format!(r#"{{"templateID":"{reference}"}}"#)).await.expect(201);
+        children.push(child.text("/sandboxID").to_owned());
     }
     let encoded: String = form_urlencoded::byte_serialize(snapshot.as_bytes()).collect();
+    for child in &children[..2] {
+        let refused = bench.call("DELETE", &format!("/templates/{encoded}"), "").await.expect(409);
+        assert!(refused.text("/message").contains(child), "{refused:?}");
+        bench.call("DELETE", &format!("/sandboxes/{child}"), "").await.expect(204);
+    }
     bench.call("DELETE", &format!("/templates/{encoded}"), "").await.expect(204);
     bench.call("DELETE", &format!("/templates/{encoded}"), "").await.expect(404);
     bench.stop().await;
@@ -167,7 +174,7 @@ async fn templates_are_shown_and_protected() {
     assert_eq!(detail.text("/builds/0/status"), "ready");
     assert_eq!(bench.call("GET", "/v2/templates?limit=5", "").await.expect(200).text("/0/templateID"), id);
     let sandbox = bench.create("").await;
-    let refused = bench.call("DELETE", &format!("/templates/{id}"), "").await.expect(400);
+    let refused = bench.call("DELETE", &format!("/templates/{id}"), "").await.expect(409);
     assert!(refused.text("/message").contains(&sandbox));
     bench.call("DELETE", &format!("/sandboxes/{sandbox}"), "").await.expect(204);
     bench.call("DELETE", &format!("/templates/{id}"), "").await.expect(204);
