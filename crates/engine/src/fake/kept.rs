@@ -71,6 +71,8 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
     for entry in fs_err::read_dir(path)? {
         let file = entry?.path();
         if file.extension().is_none_or(|extension| extension != EXTENSION) {
+            // A change that did not come about.
+            fs_err::remove_file(&file)?;
             continue;
         }
         let kept: Kept = serde_json::from_slice(&fs_err::read(&file)?)?;

@@ -1,0 +1,251 @@
+//! A host on the fake engine whose machines outlive every server of it, and what of it may be found when a server was killed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use firkin_engine::fake::{Connection, FakeEngine};
+use firkin_runtime::{
+    capacity::{HostCapacity, ResourceBudget},
+    config::{GuestSystem, RuntimeConfig},
+    link::NetworkChoice,
+    runtime::{OnExit, Runtime},
+    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
+    template::BuildTemplate,
+};
+use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Request, Response, Stats, encode};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Every wait of these tests ends by then.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longer than any of these tests.
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// A directory that holds a host.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    dir: PathBuf,
+}
+
+/// What clients have been told. It must be so whatever happens to the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) running: BTreeSet<String>,
+    pub(crate) paused: BTreeSet<String>,
+    pub(crate) killed: BTreeSet<String>,
+    /// Templates and snapshots, by what a create names them.
+    pub(crate) templates: BTreeSet<String>,
+    /// The sandbox that something is being done to: it may be as it was, or as it is to become.
+    pub(crate) subject: Option<String>,
+    /// Whether it may be gone, too.
+    pub(crate) is_ending: bool,
+}
+
+impl Bench {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let bench = Self { dir: dir.to_owned() };
+        for name in ["machines", "guest"] {
+            fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        for name in ["kernel", "initrd", "rootfs"] {
+            fs::write(dir.join("guest").join(name), vec![0; 4096]).unwrap();
+        }
+        bench
+    }
+
+    /// The engine, with every machine that runs.
+    fn engine(&self) -> FakeEngine {
+        FakeEngine::kept_in(&self.dir.join("machines"), agent).unwrap()
+    }
+
+    async fn open_with(&self, engine: FakeEngine) -> Runtime {
+        let file = |name: &str| self.dir.join("guest").join(name);
+        let guest = GuestSystem {
+            kernel: file("kernel"),
+            kernel_digest: "k".into(),
+            initrd: file("initrd"),
+            initrd_digest: "i".into(),
+            rootfs: file("rootfs"),
+            rootfs_digest: "r".into(),
+            rootfs_bytes: 1 << 20,
+        };
+        let capacity = HostCapacity { cpus: 16, memory_mib: 1 << 20, disk_mib: 1 << 30 };
+        let mut config = RuntimeConfig::new(self.dir.join("state"), capacity, NetworkChoice::Loopback, guest);
+        config.disk_floor_mib = Some(0);
+        Runtime::open(config, Arc::new(engine)).await.unwrap()
+    }
+
+    /// A server.
+    pub(crate) async fn open(&self) -> Runtime {
+        self.open_with(self.engine()).await
+    }
+
+    fn entries(&self, name: &str) -> Vec<PathBuf> {
+        fs::read_dir(self.dir.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// Opens a server after another was killed, and checks that everything is as it was `told`, works, and has an owner.
+    pub(crate) async fn check(&self, told: &Told) {
+        let engine = self.engine();
+        let runtime = self.open_with(engine.clone()).await;
+        let found = settled(&runtime).await;
+        compare(told, &found);
+        let names: BTreeSet<String> = names_of(&runtime).await;
+        assert!(names.is_superset(&told.templates), "{:?} of {names:?}", told.templates);
+
+        let running: Vec<&RuntimeSandbox> = found.values().filter(|s| s.state == SandboxState::Running).collect();
+        assert_eq!(engine.live(), running.len(), "a machine without a sandbox, or the other way round");
+        assert_eq!(self.entries("state/run").len(), running.len());
+        let mut sum = ResourceBudget::default();
+        running.iter().for_each(|sandbox| sum += sandbox.budget);
+        assert_eq!(runtime.capacity().usage.total(), sum);
+
+        for sandbox in found.values() {
+            works(&runtime, &sandbox.id).await;
+        }
+        for name in names {
+            let sandbox = runtime.create(request(&name)).await.unwrap();
+            runtime.kill(&sandbox.id).await.unwrap();
+        }
+        self.ends(&runtime, &engine).await;
+    }
+
+    /// Ends everything, and checks that nothing is left.
+    async fn ends(&self, runtime: &Runtime, engine: &FakeEngine) {
+        for sandbox in runtime.sandboxes() {
+            runtime.kill(&sandbox.id).await.unwrap();
+        }
+        for name in names_of(runtime).await {
+            runtime.delete_template(&name).await.unwrap();
+        }
+        assert_eq!(runtime.capacity().usage.total(), ResourceBudget::default());
+        assert_eq!((engine.live(), self.entries("machines").len()), (0, 0));
+        assert_eq!(self.entries("state/run"), Vec::<PathBuf>::new());
+        let left = || [self.entries("state/artifacts"), self.entries("state/layers")].concat();
+        let gone = async {
+            while !left().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(tokio::time::timeout(DEADLINE, gone).await.is_ok(), "nobody needs {:?}", left());
+        tokio::time::timeout(DEADLINE, runtime.shutdown(OnExit::Kill)).await.expect("a server stops");
+    }
+}
+
+/// The smallest template.
+pub(crate) async fn build(runtime: &Runtime) {
+    let base = BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() };
+    Box::pin(runtime.build_template(base, &|_| {})).await.unwrap();
+}
+
+/// A sandbox that no deadline of a test ends.
+pub(crate) fn request(template: &str) -> CreateSandbox {
+    CreateSandbox { timeout: LIFETIME, ..CreateSandbox::from_template(template) }
+}
+
+/// Every sandbox, once each owner has done what it does first.
+async fn settled(runtime: &Runtime) -> BTreeMap<String, RuntimeSandbox> {
+    let mut found = BTreeMap::new();
+    for sandbox in runtime.sandboxes() {
+        let stats = runtime.stats(&sandbox.id).await.unwrap();
+        assert_eq!(stats.is_some(), sandbox.state == SandboxState::Running, "it runs and answers, or is paused: {sandbox:?}");
+        found.insert(sandbox.id.to_string(), sandbox);
+    }
+    found
+}
+
+async fn names_of(runtime: &Runtime) -> BTreeSet<String> {
+    let templates = runtime.templates().await.unwrap().into_iter().map(|template| template.id);
+    templates.chain(runtime.snapshots().await.unwrap().into_iter().map(|snapshot| snapshot.snapshot_id)).collect()
+}
+
+fn compare(told: &Told, found: &BTreeMap<String, RuntimeSandbox>) {
+    let is_subject = |id: &&String| told.subject.as_ref() == Some(*id);
+    for (ids, state) in [(&told.running, SandboxState::Running), (&told.paused, SandboxState::Paused)] {
+        for id in ids.iter().filter(|id| !is_subject(id)) {
+            assert_eq!(found.get(id).map(|sandbox| sandbox.state), Some(state), "{id} of {told:?}");
+        }
+    }
+    let subject = told.running.iter().chain(&told.paused).find(is_subject).filter(|_| !told.is_ending);
+    assert!(subject.is_none_or(|id| found.contains_key(id)), "{subject:?} is lost");
+    for id in &told.killed {
+        assert!(!found.contains_key(id), "{id} was killed, and is back");
+    }
+    // What nobody was told of either runs or is not there at all.
+    let known: BTreeSet<&String> = told.running.iter().chain(&told.paused).collect();
+    for (id, sandbox) in found.iter().filter(|(id, _)| !known.contains(id)) {
+        assert_eq!(sandbox.state, SandboxState::Running, "{id}");
+    }
+}
+
+/// How often the guest has become somebody: one more with each restore, and never less.
+async fn lives(runtime: &Runtime, id: &SandboxId) -> u64 {
+    runtime.stats(id).await.unwrap().expect("it runs").mem_used
+}
+
+/// A sandbox keeps its memory through a pause, and can be copied.
+async fn works(runtime: &Runtime, id: &SandboxId) {
+    if runtime.sandbox(id).unwrap().state == SandboxState::Paused {
+        runtime.resume(id, LIFETIME).await.unwrap();
+    }
+    let before = lives(runtime, id).await;
+    assert!(before >= 2, "its memory is the template's: it was started anew");
+    for child in runtime.fork(id, 1, LIFETIME).await.unwrap() {
+        let child = child.unwrap();
+        assert_eq!(lives(runtime, &child.id).await, before + 1);
+        runtime.kill(&child.id).await.unwrap();
+    }
+    runtime.pause(id).await.unwrap();
+    runtime.resume(id, LIFETIME).await.unwrap();
+    assert_eq!(lives(runtime, id).await, before + 1, "memory did not come back");
+}
+
+/// The guest's agent. It remembers every epoch that it was in, and shows how many those were as its memory in use.
+async fn agent(connection: Connection) {
+    let Connection { mut stream, guest } = connection;
+    let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(read) if read > 0 => decoder.push(&buffer[..read]),
+            Ok(_) | Err(_) => return,
+        }
+        while let Some(Request { id, call }) = decoder.next() {
+            let mut epochs: Vec<u64> = serde_json::from_slice(&guest.memory()).unwrap_or_default();
+            let answer = match call {
+                Call::Hello => Answer::Hello {
+                    generation: GENERATION,
+                    version: "test".into(),
+                    epoch: epochs.last().copied().unwrap_or(0),
+                    envd_ready: true,
+                },
+                Call::Resume(identity) => {
+                    if epochs.last() != Some(&identity.epoch) {
+                        epochs.push(identity.epoch);
+                        guest.remember(serde_json::to_vec(&epochs).unwrap());
+                    }
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+                }
+                Call::Stats => Answer::Stats(Stats {
+                    ts: 0,
+                    cpu_count: 1,
+                    cpu_used_pct: 0.0,
+                    mem_total: 0,
+                    mem_used: epochs.len() as u64,
+                    mem_cache: 0,
+                    disk_used: 0,
+                    disk_total: 0,
+                }),
+                Call::Sync | Call::Shrink | Call::PowerOff => Answer::Done,
+            };
+            if stream.write_all(&encode(&Response { id, answer }).unwrap()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
