@@ -7,6 +7,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::promises::CapacityArgs;
+
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]
 #[command(name = "firkin", version, disable_help_subcommand = true)]
@@ -56,6 +58,8 @@ pub(crate) struct ServeArgs {
     /// What becomes of running sandboxes when the server stops [default: kill]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_exit: Option<OnExit>,
+    #[command(flatten)]
+    pub(crate) capacity: CapacityArgs,
 }
 
 /// How guest instructions are executed.

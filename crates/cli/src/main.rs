@@ -11,6 +11,7 @@ mod failure;
 mod host;
 mod output;
 mod progress;
+mod promises;
 mod serverfile;
 mod settings;
 mod terminal;

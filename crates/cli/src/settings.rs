@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs};
+use crate::promises::Promises;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
 const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";
@@ -111,6 +112,8 @@ pub(crate) struct Settings {
     pub(crate) domain: Option<String>,
     /// What becomes of running sandboxes when the server stops.
     pub(crate) on_exit: OnExit,
+    /// What of the host is promised to sandboxes.
+    pub(crate) promises: Promises,
 }
 
 impl Settings {
@@ -147,6 +150,7 @@ impl Settings {
             Accel::Kvm => options += " --accel kvm",
             Accel::Tcg => options += " --accel tcg",
         }
+        options += &self.promises.options();
         options
     }
 }
@@ -188,6 +192,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         listen_chosen: serve.listen.is_some(),
         domain: serve.domain.clone(),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
+        promises: Promises::resolve(&serve.capacity),
     }
 }
 
@@ -216,8 +221,9 @@ mod tests {
         assert_eq!(settings.accel, Accel::Auto);
         assert_eq!(settings.on_exit, OnExit::Kill);
         assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
-        let settings = resolved("firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg", &Surroundings::default());
-        assert_eq!(settings.serve_options(), " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg");
+        let settings =
+            resolved("firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9", &Surroundings::default());
+        assert_eq!(settings.serve_options(), " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9");
     }
 
     #[test]

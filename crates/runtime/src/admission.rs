@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   could never fit ──► refused at once
+//!   the host is short of memory ──► warm sessions are ended for it; refused if that does not help
 //!   free capacity ────► let in at once
 //!   else a place in the queue (bounded; refused when it is full)
 //!        └─ warm sessions are ended, one after the other, until it is this request's turn and its budget is free
@@ -17,13 +18,21 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
+use tokio::time::MissedTickBehavior;
+
 use crate::{
     capacity::{
         ActiveSessionReservation, Asked, CapacityError, CapacityLedger, Denial, NoWarmSessions, ResourceBudget, Waiter,
-        WarmEviction,
+        WarmCapacityError, WarmEviction, WarmSessionReservation,
     },
     config::AdmissionConfig,
+    error::MemoryPressure,
+    memory::{MemoryPressureGuard, MemoryPressureProbe},
 };
+
+/// Between two looks at the memory of a host on which nothing is created. Guests write some hundred MiB in that time, which the
+/// floor has room for.
+const MEMORY_LOOKS: Duration = Duration::from_secs(2);
 
 /// Lets active work in. Clones share one queue.
 #[derive(Debug, Clone)]
@@ -36,10 +45,12 @@ pub struct Admission {
     pub queue_length: NonZeroUsize,
     /// How long one may wait.
     pub queue_deadline: Duration,
+    /// Keeps new work away from a host that is short of memory.
+    pub memory: MemoryPressureGuard,
 }
 
 /// Why active work was not let in. It holds nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
     /// The idle host has not enough: waiting and trying again are useless.
     #[error("this host can never hold it")]
@@ -62,18 +73,46 @@ pub enum AdmissionError {
         #[source]
         source: CapacityError,
     },
+    /// The host is short of memory, whatever the ledger says.
+    #[error("the host takes no new work")]
+    Memory(#[source] MemoryPressure),
+}
+
+/// Why no warm session may be made now.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmAdmissionError {
+    /// Its class or the host has no room for it.
+    #[error(transparent)]
+    Capacity(#[from] WarmCapacityError),
+    /// The host is short of memory.
+    #[error("the host takes no new work")]
+    Memory(#[source] MemoryPressure),
 }
 
 impl Admission {
     /// For a host whose sandboxes may use `ledger`'s capacity, without warm sessions.
-    pub fn new(ledger: CapacityLedger, config: &AdmissionConfig) -> Self {
-        Self { ledger, warm: Arc::new(NoWarmSessions), queue_length: config.queue_length, queue_deadline: config.queue_deadline }
+    pub fn new(ledger: CapacityLedger, memory: Arc<dyn MemoryPressureProbe>, config: &AdmissionConfig) -> Self {
+        Self {
+            ledger,
+            warm: Arc::new(NoWarmSessions),
+            queue_length: config.queue_length,
+            queue_deadline: config.queue_deadline,
+            memory: MemoryPressureGuard {
+                floor_mib: config.memory_floor_mib,
+                stall_percent: config.memory_stall_percent,
+                probe: memory,
+            },
+        }
     }
 
     /// Waits until `budget` is free and it is this request's turn.
     ///
     /// Cancel-safe: a future that is dropped leaves the queue and holds nothing; those behind it move up.
     pub async fn admit(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, AdmissionError> {
+        // What could never fit is told that below, whatever the memory.
+        if self.ledger.could_ever_fit(&budget).is_ok() {
+            self.find_memory().await.map_err(AdmissionError::Memory)?;
+        }
         let mut waiter = match self.ledger.ask(budget, self.queue_length.get()) {
             Asked::Granted(reservation) => return Ok(reservation),
             Asked::Denied(Denial::NeverFits(short)) => return Err(AdmissionError::NeverFits(short)),
@@ -82,11 +121,48 @@ impl Admission {
             }
             Asked::Waiting(waiter) => waiter,
         };
-        match tokio::time::timeout(self.queue_deadline, self.wait(&mut waiter)).await {
-            Ok(reservation) => Ok(reservation),
+        let reservation = match tokio::time::timeout(self.queue_deadline, self.wait(&mut waiter)).await {
+            Ok(reservation) => reservation,
             Err(_) => {
                 let refused = |source| AdmissionError::Deadline { waited: self.queue_deadline, source };
-                waiter.give_up().await.map_err(refused)
+                waiter.give_up().await.map_err(refused)?
+            }
+        };
+        // Much may have been written while it waited.
+        self.find_memory().await.map_err(AdmissionError::Memory)?;
+        Ok(reservation)
+    }
+
+    /// Takes all of `budget` for a warm session, or nothing: nothing is warmed while active work waits or memory is short.
+    pub fn admit_warm(&self, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmAdmissionError> {
+        self.memory.check().map_err(WarmAdmissionError::Memory)?;
+        Ok(self.ledger.reserve_warm(budget)?)
+    }
+
+    /// Ends warm sessions, one at each look, while the host is short of memory. Goes on until it is dropped.
+    pub async fn watch_memory(&self) {
+        let mut looks = tokio::time::interval(MEMORY_LOOKS);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            if let Err(pressure) = self.memory.check()
+                && self.warm.evict_one().await
+            {
+                tracing::info!(%pressure, "ended a warm session because the host is short of memory");
+            }
+        }
+    }
+
+    /// Whether there is memory for new work, if need be that of warm sessions.
+    async fn find_memory(&self) -> Result<(), MemoryPressure> {
+        loop {
+            let Err(pressure) = self.memory.check() else { return Ok(()) };
+            match pressure {
+                MemoryPressure::BelowFloor { .. } if self.warm.evict_one().await => {}
+                // An average does not fall at once. The watch ends warm sessions until it does.
+                MemoryPressure::BelowFloor { .. } | MemoryPressure::Stalled { .. } | MemoryPressure::ProbeFailed(_) => {
+                    return Err(pressure);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use crate::{
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
     link::NetworkChoice,
+    memory::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
 };
 
 /// Settings of one runtime.
@@ -21,6 +22,8 @@ pub struct RuntimeConfig {
     pub disk_floor_mib: Option<u64>,
     /// Measures free space.
     pub disk_probe: Arc<dyn DiskPressureProbe>,
+    /// Measures the host's memory.
+    pub memory_probe: Arc<dyn MemoryPressureProbe>,
     /// Network of sandboxes.
     pub network: NetworkChoice,
     /// What template builds start from.
@@ -36,6 +39,7 @@ impl RuntimeConfig {
             admission: AdmissionConfig::default(),
             disk_floor_mib: None,
             disk_probe: Arc::new(StatvfsProbe),
+            memory_probe: Arc::new(ProcProbe::new()),
             network,
             guest,
         }
@@ -51,6 +55,10 @@ pub struct AdmissionConfig {
     pub queue_length: NonZeroUsize,
     /// How long one may wait.
     pub queue_deadline: Duration,
+    /// Available memory in MiB below which no new work is taken; `None` for the default, scaled to the host.
+    pub memory_floor_mib: Option<u64>,
+    /// Per cent of ten seconds in which everything waits for memory, from which on no new work is taken.
+    pub memory_stall_percent: u8,
 }
 
 /// Warm sessions make creates fast but serve nobody yet. A quarter of the host leaves the rest to those that do, without having
@@ -67,7 +75,13 @@ pub const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Default for AdmissionConfig {
     fn default() -> Self {
-        Self { warm_percent: WARM_PERCENT, queue_length: QUEUE_LENGTH, queue_deadline: QUEUE_DEADLINE }
+        Self {
+            warm_percent: WARM_PERCENT,
+            queue_length: QUEUE_LENGTH,
+            queue_deadline: QUEUE_DEADLINE,
+            memory_floor_mib: None,
+            memory_stall_percent: MEMORY_STALL_PERCENT,
+        }
     }
 }
 
@@ -90,25 +104,33 @@ pub struct GuestSystem {
     pub rootfs_bytes: u64,
 }
 
-/// How many times the host's processors sandboxes may hold together. Most agents' sandboxes wait most of the time.
-pub const CPU_OVERCOMMIT: u32 = 16;
+/// How much more is promised to sandboxes than the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overcommit {
+    /// How many times the host's processors sandboxes may hold together.
+    pub cpus: u32,
+    /// Per cent of the host's memory that sandboxes may hold together; above 100, more than there is.
+    pub memory_percent: u32,
+    /// How many times the free space sandboxes may be promised together.
+    pub disk: u32,
+}
 
-/// Part of the host's memory that sandboxes may hold: clones share most of theirs, but each may write all of it.
-pub const MEMORY_PERCENT: u64 = 90;
-
-/// Disk is promised to guests as sparse overlays; this many times the free space may be promised together. The floor
-/// stops new work before promises can all be called in.
-pub const DISK_OVERCOMMIT: u64 = 16;
+impl Default for Overcommit {
+    /// Processors 16 times: most agents' sandboxes wait most of the time. Memory 90 %: clones share most of theirs, but each
+    /// may write all of it, and only so much of the host is left for that. Disk 16 times: it is promised as sparse overlays,
+    /// and the floor stops new work before promises can all be called in.
+    fn default() -> Self {
+        Self { cpus: 16, memory_percent: 90, disk: 16 }
+    }
+}
 
 impl HostCapacity {
-    /// What this host offers with the default overcommit.
-    ///
-    /// `memory_mib` and `free_disk_mib` are what the host has.
-    pub fn with_overcommit(cpus: u32, memory_mib: u64, free_disk_mib: u64) -> Self {
+    /// What a host with these processors, this memory and this free space offers.
+    pub fn with_overcommit(cpus: u32, memory_mib: u64, free_disk_mib: u64, overcommit: Overcommit) -> Self {
         Self {
-            cpus: cpus.saturating_mul(CPU_OVERCOMMIT),
-            memory_mib: memory_mib * MEMORY_PERCENT / 100,
-            disk_mib: free_disk_mib.saturating_mul(DISK_OVERCOMMIT),
+            cpus: cpus.saturating_mul(overcommit.cpus),
+            memory_mib: memory_mib.saturating_mul(overcommit.memory_percent.into()) / 100,
+            disk_mib: free_disk_mib.saturating_mul(overcommit.disk.into()),
         }
     }
 }

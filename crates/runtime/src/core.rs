@@ -71,6 +71,7 @@ impl Core {
             lock: parts.lock,
         });
         core.tasks.spawn(Arc::clone(&core).collector());
+        core.tasks.spawn(Arc::clone(&core).memory_watch());
         core
     }
 
@@ -87,6 +88,13 @@ impl Core {
     /// Has what nobody needs any more removed, soon.
     pub(crate) fn collect(&self) {
         self.collect.notify_one();
+    }
+
+    async fn memory_watch(self: Arc<Self>) {
+        tokio::select! {
+            () = self.gates.admission.watch_memory() => {}
+            () = self.stopping.cancelled() => {}
+        }
     }
 
     async fn collector(self: Arc<Self>) {

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod error;
 mod generation;
 pub mod link;
+pub mod memory;
 pub mod network;
 mod owner;
 mod random;

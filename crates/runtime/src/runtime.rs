@@ -110,7 +110,7 @@ impl Runtime {
             engine: engine.fingerprint().clone(),
             artifacts: artifacts.clone(),
             disk,
-            admission: Admission::new(ledger, &config.admission),
+            admission: Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission),
         };
         let launcher = EngineLauncher { engine, links, artifacts, run_dir: config.state_dir.join("run") };
         let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });

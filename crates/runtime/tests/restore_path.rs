@@ -23,6 +23,7 @@ use firkin_runtime::{
     config::AdmissionConfig,
     disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
+    memory::HostMemory,
     restore::{LaunchTimings, RestoreGates, SnapshotRestoreRequest, SnapshotSessionLauncher, restore},
     sandbox::InternetAccess,
 };
@@ -129,7 +130,11 @@ fn bench() -> Bench {
         // Opened anew: nothing is remembered as proven.
         artifacts: ArtifactStore::open(dir.path()).unwrap(),
         disk: DiskPressureGuard::new(dir.path().to_owned(), None, Arc::clone(&probe) as Arc<dyn DiskPressureProbe>),
-        admission: Admission::new(CapacityLedger::new(HOST, HOST.share(50)), &AdmissionConfig::default()),
+        admission: Admission::new(
+            CapacityLedger::new(HOST, HOST.share(50)),
+            Arc::new(HostMemory::PLENTY),
+            &AdmissionConfig::default(),
+        ),
     };
     Bench { _dir: dir, probe, gates, artifact }
 }

@@ -11,7 +11,7 @@ use firkin_runtime::{
     admission::AdmissionError,
     error::{
         CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, LaunchError,
-        NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+        MemoryPressure, NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
@@ -23,6 +23,9 @@ const CAPACITY_RETRY_SECONDS: u32 = 1;
 
 /// Seconds after which a full queue may have a place again: all who wait in it now have been let in or refused by then.
 const QUEUE_RETRY_SECONDS: u32 = 5;
+
+/// Seconds after which a host that was short of memory may have some: its pressure is an average of so many.
+const MEMORY_RETRY_SECONDS: u32 = 10;
 
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
@@ -152,6 +155,12 @@ impl ApiError {
             AdmissionError::QueueFull { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                 .code("sandbox_capacity_unavailable")
                 .retry(Retry::After(QUEUE_RETRY_SECONDS)),
+            AdmissionError::Memory(MemoryPressure::ProbeFailed(_)) => Self::internal(what),
+            AdmissionError::Memory(MemoryPressure::BelowFloor { .. } | MemoryPressure::Stalled { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                    .code("sandbox_capacity_unavailable")
+                    .retry(Retry::After(MEMORY_RETRY_SECONDS))
+            }
             // It has waited already.
             AdmissionError::Deadline { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                 .code("sandbox_placement_timeout")

@@ -28,6 +28,10 @@ fn waited() -> SnapshotRestoreError {
     SnapshotRestoreError::Admission(AdmissionError::Deadline { waited: Duration::from_secs(5), source: SHORT })
 }
 
+fn stalled() -> SnapshotRestoreError {
+    SnapshotRestoreError::Admission(AdmissionError::Memory(MemoryPressure::Stalled { percent: 12, limit_percent: 10 }))
+}
+
 fn pressure() -> DiskPressure {
     DiskPressure::BelowFloor { path: "/s".into(), free_mib: 1, floor_mib: 2 }
 }
@@ -68,6 +72,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         ),
         (create(full()), 503, "64 requests wait for room already: 2 cpus requested, 1 available", capacity, Retry::After(5)),
         (create(waited()), 503, "full for 5 s: 2 cpus requested, 1 available", placement, Retry::After(1)),
+        (create(stalled()), 503, "takes no new work: the host waited for memory in 12 %", capacity, Retry::After(10)),
         (
             create(SnapshotRestoreError::Admission(AdmissionError::NeverFits(SHORT))),
             400,

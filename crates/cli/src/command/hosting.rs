@@ -22,10 +22,11 @@ use firkin_engine::{
 use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{AdmissionConfig, GuestSystem, RuntimeConfig},
+    config::{GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     error::OpenError,
     link::NetworkChoice,
+    memory::ProcProbe,
     network::NetworkConfig,
     runtime::{OnExit, Runtime},
     template::{BuildTemplate, TemplateInfo},
@@ -149,10 +150,11 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
     let config = RuntimeConfig {
-        capacity: capacity(&state_dir)?,
-        admission: AdmissionConfig::default(),
-        disk_floor_mib: None,
+        capacity: capacity(&state_dir, settings.promises.overcommit)?,
+        admission: settings.promises.admission.clone(),
+        disk_floor_mib: settings.promises.disk_floor_mib,
         disk_probe: Arc::new(StatvfsProbe),
+        memory_probe: Arc::new(ProcProbe::new()),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
         guest,
         state_dir,
@@ -256,12 +258,12 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
 }
 
 /// What sandboxes may use of this host together.
-fn capacity(state_dir: &Path) -> anyhow::Result<HostCapacity> {
+fn capacity(state_dir: &Path, overcommit: Overcommit) -> anyhow::Result<HostCapacity> {
     let cpus = std::thread::available_parallelism().context("cannot count the processors")?;
     let memory = nix::sys::sysinfo::sysinfo().context("cannot read the size of the memory")?.ram_total();
     let disk =
         StatvfsProbe.probe(state_dir).with_context(|| format!("cannot read the free space of `{}`", state_dir.display()))?;
-    Ok(HostCapacity::with_overcommit(u32::try_from(cpus.get())?, memory >> 20, disk.free >> 20))
+    Ok(HostCapacity::with_overcommit(u32::try_from(cpus.get())?, memory >> 20, disk.free >> 20, overcommit))
 }
 
 /// The key that clients on this host use: the one in the state directory while the store knows it, else a new one.
@@ -381,7 +383,7 @@ mod tests {
 
     #[test]
     fn this_host_has_some_capacity() {
-        let capacity = capacity(Path::new("/")).unwrap();
+        let capacity = capacity(Path::new("/"), Overcommit::default()).unwrap();
         assert!(capacity.cpus > 0 && capacity.memory_mib > 0 && capacity.disk_mib > 0, "{capacity:?}");
     }
 }

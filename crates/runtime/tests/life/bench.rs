@@ -12,6 +12,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{GuestSystem, RuntimeConfig},
     link::NetworkChoice,
+    memory::HostMemory,
     runtime::{OnExit, Runtime},
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     template::BuildTemplate,
@@ -141,7 +142,7 @@ impl Host {
             rootfs_bytes: 1 << 20,
         };
         let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::Loopback, guest);
-        RuntimeConfig { disk_floor_mib: Some(0), ..defaults }
+        RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), ..defaults }
     }
 
     /// A server on this host, with template `base`. One at a time.

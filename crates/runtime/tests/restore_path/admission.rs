@@ -9,7 +9,10 @@ use std::{
 };
 
 use firkin_runtime::{
+    admission::WarmAdmissionError,
     capacity::{ActiveSessionReservation, CapacityUsage, ClassUsage, WarmEviction, WarmSessionReservation},
+    error::MemoryPressure,
+    memory::MemoryPressureProbe,
     restore::SnapshotRestoreReport,
 };
 use proptest::{prelude::*, sample::Index};
@@ -43,9 +46,14 @@ fn cpus(cpus: u32) -> ResourceBudget {
 }
 
 fn admission(config: &AdmissionConfig) -> (Admission, Arc<Pool>) {
+    admission_on(HostMemory::PLENTY, config)
+}
+
+fn admission_on(memory: impl MemoryPressureProbe + 'static, config: &AdmissionConfig) -> (Admission, Arc<Pool>) {
     let pool = Arc::new(Pool::default());
     let ledger = CapacityLedger::new(HOST, HOST.share(100));
-    (Admission { warm: Arc::clone(&pool) as Arc<dyn WarmEviction>, ..Admission::new(ledger, config) }, pool)
+    let admission = Admission::new(ledger, Arc::new(memory), config);
+    (Admission { warm: Arc::clone(&pool) as Arc<dyn WarmEviction>, ..admission }, pool)
 }
 
 type Admitting<'a> = Pin<Box<dyn Future<Output = Result<ActiveSessionReservation, AdmissionError>> + 'a>>;
@@ -102,16 +110,98 @@ async fn a_deadline_a_full_queue_and_the_impossible_are_told_apart() {
     let config = AdmissionConfig { queue_length: NonZeroUsize::MIN, ..AdmissionConfig::default() };
     let (admission, _) = admission(&config);
     let never = admission.admit(cpus(3)).await.unwrap_err();
-    assert_eq!(never, AdmissionError::NeverFits(CapacityError::Cpu { requested: 3, available: 2 }));
+    let short = CapacityError::Cpu { requested: 3, available: 2 };
+    assert!(matches!(never, AdmissionError::NeverFits(source) if source == short), "{never:?}");
     let held = admission.admit(cpus(2)).await.unwrap();
     let begun = tokio::time::Instant::now();
     let waits = asked(&admission, BUDGET).await;
-    let source = CapacityError::Cpu { requested: 1, available: 0 };
+    let short = CapacityError::Cpu { requested: 1, available: 0 };
     let refused = admission.admit(BUDGET).await.unwrap_err();
-    assert_eq!(refused, AdmissionError::QueueFull { waiting: 1, source });
-    assert_eq!(waits.await.unwrap_err(), AdmissionError::Deadline { waited: config.queue_deadline, source });
+    assert!(matches!(refused, AdmissionError::QueueFull { waiting: 1, source } if source == short), "{refused:?}");
+    let late = waits.await.unwrap_err();
+    let waited = config.queue_deadline;
+    assert!(matches!(late, AdmissionError::Deadline { waited: found, source } if (found, source) == (waited, short)), "{late:?}");
     assert_eq!(begun.elapsed(), config.queue_deadline);
     drop(held);
+}
+
+/// A host whose memory is what is free plus what each warm session that ends gives back.
+#[derive(Debug, Clone)]
+struct Memory {
+    ledger: CapacityLedger,
+    /// Available when no session is warm.
+    free_mib: u64,
+    stalled_percent: Arc<AtomicU32>,
+}
+
+impl MemoryPressureProbe for Memory {
+    fn probe(&self) -> io::Result<HostMemory> {
+        let available = self.free_mib.saturating_sub(self.ledger.usage().warm.held.memory_mib) << 20;
+        let stalled = u8::try_from(self.stalled_percent.load(Ordering::SeqCst)).unwrap();
+        Ok(HostMemory { available, total: 64 * GIB, stalled_percent: Some(stalled) })
+    }
+}
+
+/// An admission whose memory falls as sessions are warmed, and those.
+fn short_of_memory(free_mib: u64, warm: usize) -> (Admission, Arc<Pool>, Memory) {
+    let (mut admission, pool) = admission(&AdmissionConfig::default());
+    let memory = Memory { ledger: admission.ledger.clone(), free_mib, stalled_percent: Arc::default() };
+    admission.memory.probe = Arc::new(memory.clone());
+    let small = ResourceBudget { cpus: 0, memory_mib: 100, disk_mib: 0 };
+    lock(&pool.0).extend((0..warm).map(|_| admission.ledger.reserve_warm(small).unwrap()));
+    (admission, pool, memory)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_short_of_memory_ends_warm_sessions_and_then_refuses() {
+    // Two of three must end before 1024 MiB are available.
+    let (admission, pool, _) = short_of_memory(1150, 3);
+    let warm = admission.admit_warm(BUDGET).unwrap_err();
+    assert!(matches!(warm, WarmAdmissionError::Memory(MemoryPressure::BelowFloor { .. })), "{warm:?}");
+    let held = admission.admit(BUDGET).await.unwrap();
+    assert_eq!(lock(&pool.0).len(), 1, "no more than needed is ended");
+    drop(held);
+    let (admission, pool, _) = short_of_memory(1000, 3);
+    let refused = admission.admit(BUDGET).await.unwrap_err();
+    let AdmissionError::Memory(MemoryPressure::BelowFloor { available_mib: 1000, floor_mib: 1024 }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((lock(&pool.0).len(), admission.ledger.used()), (0, ResourceBudget::default()));
+    let impossible = admission.admit(cpus(3)).await.unwrap_err();
+    assert!(matches!(impossible, AdmissionError::NeverFits(_)), "{impossible:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_host_stalls_nothing_is_let_in_and_warm_sessions_end_one_by_one() {
+    let (admission, pool, memory) = short_of_memory(10_000, 3);
+    memory.stalled_percent.store(40, Ordering::SeqCst);
+    let refused = admission.admit(BUDGET).await.unwrap_err();
+    let AdmissionError::Memory(MemoryPressure::Stalled { percent: 40, limit_percent: 10 }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(lock(&pool.0).len(), 3, "an average is not mended by one request's doing");
+    let watch = admission.clone();
+    let watch = tokio::spawn(async move { watch.watch_memory().await });
+    let begun = tokio::time::Instant::now();
+    while !lock(&pool.0).is_empty() {
+        tokio::time::sleep(ENDING).await;
+    }
+    assert!(begun.elapsed() > 3 * ENDING, "not all at once: {:?}", begun.elapsed());
+    memory.stalled_percent.store(9, Ordering::SeqCst);
+    drop(admission.admit(BUDGET).await.unwrap());
+    watch.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_went_while_a_request_waited_is_noticed() {
+    let (admission, _, memory) = short_of_memory(10_000, 0);
+    let held = admission.admit(cpus(2)).await.unwrap();
+    let waits = asked(&admission, BUDGET).await;
+    memory.stalled_percent.store(99, Ordering::SeqCst);
+    drop(held);
+    let refused = waits.await.unwrap_err();
+    assert!(matches!(refused, AdmissionError::Memory(MemoryPressure::Stalled { .. })), "{refused:?}");
+    assert_eq!(admission.ledger.used(), ResourceBudget::default());
 }
 
 /// Launches end when the test says so.

@@ -9,6 +9,7 @@ use firkin_runtime::{
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
     link::NetworkChoice,
+    memory::HostMemory,
     runtime::{OnExit, Runtime},
     template::BuildTemplate,
 };
@@ -84,6 +85,7 @@ impl Bench {
             admission,
             disk_floor_mib: Some(0),
             disk_probe: Arc::new(StatvfsProbe),
+            memory_probe: Arc::new(HostMemory::PLENTY),
             network: NetworkChoice::Loopback,
             guest: GuestSystem {
                 kernel: file("kernel"),
