@@ -156,7 +156,9 @@ impl Instance {
     /// A fresh overlay over the current one.
     async fn next_overlay(&self, harness: &dyn Harness) -> PathBuf {
         let size = qcow2::inspect(&self.disk).expect("the current overlay is one").virtual_bytes;
-        let path = self.disk.with_extension("next.qcow2");
+        let taken = |n: &u32| self.disk.with_extension(format!("{n}.qcow2")).exists();
+        let n = (1..).find(|n| !taken(n)).expect("some name is free");
+        let path = self.disk.with_extension(format!("{n}.qcow2"));
         let backing = qcow2::Backing { path: self.disk.clone(), format: qcow2::Format::Qcow2 };
         qcow2::create(&path, &backing, size).expect("an overlay is created");
         harness.give(&path, &self.dir).await;
@@ -272,12 +274,35 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
         instance.machine.resume().await.expect("it resumes");
         instance.disk = next;
     }
+    cut_is_prepared(harness, &mut instance, &mut *guest).await;
     instance.machine.pause().await.expect("it pauses");
     let absent = instance.dir.join("absent.qcow2");
     assert!(matches!(instance.machine.switch_disk(&absent).await, Err(MachineError::Refused { .. })));
     instance.machine.resume().await.expect("a refused switch leaves the machine as it was");
     guest.write_disk().await;
     instance.machine.kill().await;
+}
+
+async fn cut_is_prepared(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest) {
+    guest.remember(50).await;
+    let machine = &mut instance.machine;
+    assert!(matches!(machine.prepare_cut(&instance.dir.join("absent.qcow2")).await, Err(MachineError::Refused { .. })));
+    let next = instance.next_overlay(harness).await;
+    let bytes = instance.machine.prepare_cut(&next).await.expect("a running machine prepares a cut");
+    assert!(bytes > 0, "what was written since the restore is told");
+    let frozen = instance.disk.clone();
+    guest.write_disk().await;
+    assert_eq!(instance.machine.root_disk(), frozen, "a preparation switches nothing");
+    // Prepared again, and for a machine that was given up meanwhile: the last one counts.
+    let other = instance.next_overlay(harness).await;
+    instance.machine.prepare_cut(&other).await.expect("another preparation takes the place of the first");
+    instance.machine.pause().await.expect("it pauses");
+    instance.machine.switch_disk(&other).await.expect("it switches to what was prepared");
+    instance.machine.resume().await.expect("it resumes");
+    let before = fs_err::read(&frozen).expect("the frozen overlay is there");
+    guest.write_disk().await;
+    assert!(fs_err::read(&frozen).expect("the frozen overlay is there") == before, "a frozen overlay is written to");
+    instance.disk = other;
 }
 
 async fn reconnects(harness: &dyn Harness, template: &Snapshot) {

@@ -42,6 +42,8 @@ pub enum Point {
     Resume,
     /// [`Machine::pause`] of a running machine.
     Pause,
+    /// [`Machine::prepare_cut`].
+    PrepareCut,
     /// [`Machine::snapshot`].
     Snapshot,
     /// [`Machine::switch_disk`].

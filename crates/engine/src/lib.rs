@@ -315,6 +315,12 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Stops every virtual CPU and drains the disk. No effect on a paused one.
     async fn pause(&mut self) -> Result<(), MachineError>;
 
+    /// Does what of the next cut can be done before its freeze, while the machine may run: opens `overlay`, a fresh qcow2 file
+    /// over the current root disk, so that [`Machine::switch_disk`] to it only switches. Gives the bytes of memory that a
+    /// snapshot would write now, at most: zero for a booted machine, whose memory is written already. A cut needs no preparation,
+    /// and a preparation needs no cut: the next one takes its place.
+    async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError>;
+
     /// Writes device state and memory of a *paused* machine into `dir` ([`parts`]). The disk at that instant is whatever the
     /// current root overlay holds: seal it with [`Machine::switch_disk`] or by killing the machine.
     async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError>;

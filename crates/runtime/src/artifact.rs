@@ -30,6 +30,7 @@ mod collect;
 mod manifest;
 mod proof;
 mod publish;
+mod staging;
 
 pub use collect::{Candidates, Pin};
 pub use manifest::{
@@ -41,6 +42,7 @@ pub use publish::ArtifactDraft;
 use collect::Pins;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
+use staging::Staging;
 
 /// An artifact with its files.
 #[derive(Debug, Clone)]
@@ -65,6 +67,7 @@ pub struct ArtifactStore {
     root: PathBuf,
     proofs: Proofs,
     pins: Arc<Mutex<Pins>>,
+    staging: Staging,
 }
 
 impl ArtifactStore {
@@ -76,7 +79,8 @@ impl ArtifactStore {
             // An engine may pass through, nobody but root may list: ids are unguessable.
             fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
         }
-        let store = Self { root: state_dir.to_owned(), proofs: Proofs::default(), pins: Arc::default() };
+        let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
+        let store = Self { root: state_dir.to_owned(), proofs: Proofs::default(), pins: Arc::default(), staging };
         for entry in fs::read_dir(store.root.join("artifacts"))? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {

@@ -17,11 +17,12 @@ use fs_err as fs;
 
 use crate::{
     agent::Agent,
-    artifact::{ArtifactStore, Pin},
+    artifact::{ArtifactDraft, ArtifactStore, Pin},
     chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
     link::{Link, Links},
+    owner,
     restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
     store::{RecordedPhase, SandboxRecord},
 };
@@ -95,13 +96,22 @@ pub(crate) struct Session {
     pins: Vec<Pin>,
 }
 
+/// What a machine does after a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It runs.
+    GoOn,
+    /// It waits, so that it can go on if what was cut cannot be kept.
+    StayPaused,
+}
+
 /// What was cut out of a session.
 #[derive(Debug)]
 pub(crate) struct Cut {
     pub(crate) parts: SnapshotParts,
     /// Layers of the disk at that instant, lowest first.
     pub(crate) layers: Vec<String>,
-    /// How long the guest stood still.
+    /// How long the guest stood still, or would have if it went on.
     pub(crate) freeze: Duration,
     /// Hold the new layer until the artifact that names it is recorded.
     pub(crate) pin: Pin,
@@ -193,32 +203,74 @@ impl Session {
         self.identify_now(&mut identity).await.map(|_| ())
     }
 
-    /// Stops the machine, writes its state and memory into `dir` and seals its disk, all at one instant. The machine stays
-    /// paused and writes to a new layer from then on.
-    pub(crate) async fn cut(&mut self, dir: &Path, artifacts: &ArtifactStore) -> Result<Cut, MachineError> {
+    /// Stops the machine, writes its state and memory into `draft` and seals its disk, all at one instant. The machine writes
+    /// to a new layer from then on. What can be done before the freeze is done before it, and what can wait is done after.
+    pub(crate) async fn cut(
+        &mut self,
+        draft: &mut ArtifactDraft,
+        artifacts: &ArtifactStore,
+        then: After,
+    ) -> Result<Cut, MachineError> {
+        let (next, next_path) = self.prepare_cut(draft, artifacts).await?;
+        let sealed = self.overlay.clone();
+        let pin = artifacts.pin(format!("layer:{sealed}"));
         let begun = Instant::now();
         self.machine.pause().await?;
-        let parts = self.machine.snapshot(dir).await?;
-        let next = crate::random::alphanumeric(20);
-        let sealed = artifacts.layer(&self.overlay);
-        let pin = artifacts.pin(format!("layer:{}", self.overlay));
-        let current = self.overlay_path(&self.overlay);
-        let next_path = self.overlay_path(&next);
+        let parts = self.snapshot(draft).await?;
+        self.machine.switch_disk(&next_path).await?;
+        let mut freeze = begun.elapsed();
+        // From now on the session needs it, whether or not that can be recorded.
+        self.pins.push(artifacts.pin(format!("layer:{sealed}")));
+        self.overlay = next;
+        self.layers.push(sealed.clone());
+        if then == After::GoOn {
+            // Nothing that is still to be done touches what the guest has.
+            match self.machine.resume().await {
+                Ok(()) => freeze = begun.elapsed(),
+                Err(error) => tracing::warn!(error = owner::chain(&error), "cannot let a machine go on after a cut"),
+            }
+        }
+        let path = self.overlay_path(&sealed);
+        artifacts.adopt_layer(&sealed, &path).map_err(|source| MachineError::File { path, source })?;
+        Ok(Cut { parts, layers: self.layers.clone(), freeze, pin })
+    }
+
+    /// What of a cut can be done while the guest runs: its next layer, and room in memory. Gives the layer's id and path.
+    async fn prepare_cut(
+        &mut self,
+        draft: &mut ArtifactDraft,
+        artifacts: &ArtifactStore,
+    ) -> Result<(String, PathBuf), MachineError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| MachineError::File { path, source }
         };
+        if let Some(last) = self.layers.last().filter(|last| !artifacts.layer(last).exists()) {
+            // An earlier cut could not put it there.
+            let path = self.overlay_path(last);
+            artifacts.adopt_layer(last, &path).map_err(file(&path))?;
+        }
+        let next = crate::random::alphanumeric(20);
+        let (current, path) = (self.overlay_path(&self.overlay), self.overlay_path(&next));
         let size = qcow2::inspect(&current).map_err(|e| file(&current)(io::Error::other(e)))?.virtual_bytes;
         // Named by the path that the current layer is about to have: the engine has it open already.
-        qcow2::create(&next_path, &qcow2::Backing { path: sealed, format: qcow2::Format::Qcow2 }, size)
-            .map_err(|e| file(&next_path)(io::Error::other(e)))?;
-        give(&next_path, self.link.uid()).map_err(file(&next_path))?;
-        self.machine.switch_disk(&next_path).await?;
-        artifacts.adopt_layer(&self.overlay, &current).map_err(file(&current))?;
-        // From now on the session needs it, whether or not that can be recorded.
-        self.pins.push(artifacts.pin(format!("layer:{}", self.overlay)));
-        self.layers.push(std::mem::replace(&mut self.overlay, next));
-        Ok(Cut { parts, layers: self.layers.clone(), freeze: begun.elapsed(), pin })
+        let backing = qcow2::Backing { path: artifacts.layer(&self.overlay), format: qcow2::Format::Qcow2 };
+        qcow2::create(&path, &backing, size).map_err(|e| file(&path)(io::Error::other(e)))?;
+        give(&path, self.link.uid()).map_err(file(&path))?;
+        let expected = self.machine.prepare_cut(&path).await?;
+        artifacts.stage(draft, expected);
+        Ok((next, path))
+    }
+
+    /// Writes state and memory of the stopped machine: into memory, or to the disk when they turn out not to fit.
+    async fn snapshot(&mut self, draft: &mut ArtifactDraft) -> Result<SnapshotParts, MachineError> {
+        match self.machine.snapshot(draft.cut_dir()).await {
+            Err(error @ MachineError::File { .. }) if draft.leave_memory() => {
+                tracing::warn!(error = owner::chain(&error), "a cut did not fit into memory and is written to the disk");
+                self.machine.snapshot(draft.cut_dir()).await
+            }
+            written => written,
+        }
     }
 
     /// Kills the machine and removes what it had. Returns when all of it is gone.

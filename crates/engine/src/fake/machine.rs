@@ -112,6 +112,21 @@ impl Machine for FakeMachine {
         self.switch(Phase::Paused, "pause", Point::Pause).await
     }
 
+    async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError> {
+        const PHASE: &str = "to open its next root disk";
+        match self.phase() {
+            Phase::Gone(exit) => return Err(MachineError::Gone(exit)),
+            Phase::Sealed => return Err(MachineError::WrongState { call: "prepare a cut of", state: "sealed" }),
+            Phase::Running | Phase::Paused => {}
+        }
+        self.suffer(Point::PrepareCut, PHASE).await?;
+        fs_err::metadata(overlay).map_err(|error| MachineError::Refused { phase: PHASE, reason: error.to_string() })?;
+        Ok(match &self.core.origin {
+            Origin::Booted { .. } => 0,
+            Origin::Restored => lock(&self.core.memory).len() as u64,
+        })
+    }
+
     async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
         self.demand_paused("snapshot")?;
         self.suffer(Point::Snapshot, "to save its state").await?;

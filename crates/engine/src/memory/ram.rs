@@ -132,6 +132,12 @@ impl Ram {
         Ok(pages)
     }
 
+    /// Bytes of private pages: a diff holds at most these.
+    pub(crate) fn private_bytes(&self) -> Result<u64, RamError> {
+        let pages = self.private_pages().map_err(|source| RamError::Scan { pid: self.pid, source })?;
+        Ok(pages.iter().map(|range| (range.end - range.start) * PAGE_BYTES).sum())
+    }
+
     /// Packs every private page that differs from `base` into a new file at `out`. The process must not run its guest.
     pub(crate) fn dump(&self, base: &File, out: &Path) -> Result<Written, RamError> {
         let pages = self.private_pages().map_err(|source| RamError::Scan { pid: self.pid, source })?;

@@ -74,6 +74,8 @@ pub(super) struct QemuMachine {
     memory: Memory,
     memory_bytes: u64,
     root: Root,
+    /// An overlay that is open already, for the next switch.
+    opened: Option<PathBuf>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
     /// The guest's own wish to end, seen on the monitor.
@@ -114,6 +116,7 @@ impl QemuMachine {
             memory,
             memory_bytes,
             root,
+            opened: None,
             control: None,
             powered_off: false,
             killed: false,
@@ -267,6 +270,33 @@ impl QemuMachine {
         Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, state_time, memory_time: started.elapsed() })
     }
 
+    /// The name of the root disk's block node, `later` switches from now.
+    fn node(&self, later: u32) -> String {
+        format!("{ROOT_NODE}{}", self.root.node + later)
+    }
+
+    /// Opens `overlay` as the block node that the next switch makes the current one.
+    async fn open_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {
+        const PHASE: &str = "to open its next root disk";
+        if self.opened.as_deref() == Some(overlay) {
+            return Ok(());
+        }
+        let mut node = command::root_node(&self.node(1), overlay);
+        // The node that is to lie below it is open already.
+        node["backing"] = Value::Null;
+        let added = self.command(PHASE, "blockdev-add", node.clone()).await;
+        if let Err(MachineError::Refused { .. }) = &added {
+            // The name may be taken by one that was opened for a cut that never came, perhaps under an earlier server.
+            let removed = self.command(PHASE, "blockdev-del", json!({"node-name": self.node(1)})).await;
+            match removed {
+                Ok(_) => self.command(PHASE, "blockdev-add", node).await?,
+                Err(_) => added?,
+            };
+        }
+        self.opened = Some(overlay.to_path_buf());
+        Ok(())
+    }
+
     /// Takes the state that QEMU wrote and makes it a member of the snapshot.
     async fn keep_state(&mut self, dir: &Path, form: state::Form) -> Result<(), MachineError> {
         let (from, to, machine) = (self.dir.join(STATE_OUT), dir.join(parts::STATE), self.machine.clone());
@@ -309,6 +339,21 @@ impl Machine for QemuMachine {
         self.switch("pause", "stop", State::Paused).await
     }
 
+    async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError> {
+        if self.known_state().await? == State::Sealed {
+            return Err(MachineError::WrongState { call: "prepare a cut of", state: "sealed" });
+        }
+        self.open_disk(overlay).await?;
+        let Memory::Cloned(base) = &self.memory else { return Ok(0) };
+        let inode = base.metadata().map_err(|source| file_error(&self.dir, source))?.ino();
+        let (pid, memory_bytes) = (self.process.pid(), self.memory_bytes);
+        let count = move || {
+            let ram = Ram::find(pid, inode, memory_bytes).map_err(std::io::Error::other)?;
+            ram.private_bytes().map_err(std::io::Error::other)
+        };
+        blocking(count).await.map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
+    }
+
     async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
         self.demand_paused("snapshot").await?;
         match self.memory {
@@ -324,11 +369,9 @@ impl Machine for QemuMachine {
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {
         const PHASE: &str = "to switch its root disk";
         self.demand_paused("switch the disk of").await?;
-        let (old, new) = (format!("{ROOT_NODE}{}", self.root.node), format!("{ROOT_NODE}{}", self.root.node + 1));
-        let mut node = command::root_node(&new, overlay);
-        // The node that is to lie below it is open already.
-        node["backing"] = Value::Null;
-        self.command(PHASE, "blockdev-add", node).await?;
+        self.open_disk(overlay).await?;
+        let (old, new) = (self.node(0), self.node(1));
+        self.opened = None;
         let switched = self.command(PHASE, "blockdev-snapshot", json!({"node": old, "overlay": new})).await;
         if let Err(MachineError::Refused { .. }) = &switched {
             self.command(PHASE, "blockdev-del", json!({"node-name": new})).await?;

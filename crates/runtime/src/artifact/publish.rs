@@ -13,6 +13,7 @@ use fs_err as fs;
 use super::{
     Artifact, ArtifactStore,
     manifest::{FORMAT, INTEGRITY, MANIFEST, MemoryMember, SnapshotArtifactIntegrity, SnapshotArtifactManifest, write_sidecar},
+    staging::Room,
 };
 use crate::error::PublishError;
 
@@ -23,6 +24,8 @@ pub struct ArtifactDraft {
     /// Where its members are written.
     dir: PathBuf,
     published: bool,
+    /// Where they are written first, while a guest waits for it.
+    room: Option<Room>,
 }
 
 impl ArtifactDraft {
@@ -34,6 +37,17 @@ impl ArtifactDraft {
     /// Where to write its members.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where to write its members while a guest stands still: in memory if there is room, else [`ArtifactDraft::dir`].
+    /// [`ArtifactStore::publish`] puts them where they belong.
+    pub fn cut_dir(&self) -> &Path {
+        self.room.as_ref().map_or(&self.dir, Room::path)
+    }
+
+    /// Gives the room in memory up, with what was written into it. Whether there was any.
+    pub fn leave_memory(&mut self) -> bool {
+        self.room.take().is_some()
     }
 }
 
@@ -55,7 +69,18 @@ impl ArtifactStore {
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         fs::create_dir(&dir)?;
         fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
-        Ok(ArtifactDraft { id, dir, published: false })
+        Ok(ArtifactDraft { id, dir, published: false, room: None })
+    }
+
+    /// Takes room in memory for a cut into `draft` that may write `expected` bytes of memory. Where there is none, the cut is
+    /// written to the disk, which takes longer.
+    pub fn stage(&self, draft: &mut ArtifactDraft, expected: u64) {
+        match self.staging.room(expected) {
+            Ok(room) => draft.room = Some(room),
+            Err(reason) => {
+                tracing::info!(reason = crate::owner::chain(&reason), "a cut is written to the disk, not into memory");
+            }
+        }
     }
 
     /// Takes the file at `path`, on the same file system, as layer `id`: immutable from now on. Not yet durable;
@@ -77,6 +102,9 @@ impl ArtifactStore {
             MemoryMember::Full => &[parts::STATE, parts::MEMORY],
             MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
         };
+        if let Some(room) = draft.room.take() {
+            room.settle(own, &draft.dir).map_err(file(&draft.dir))?;
+        }
         let mut members = BTreeMap::new();
         let mut digests = Vec::new();
         for name in own {

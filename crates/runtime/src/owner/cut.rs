@@ -11,6 +11,7 @@ use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
 use crate::{
     artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
     error::SnapshotError,
+    session::After,
     store::{Held, RecordedPhase},
 };
 
@@ -88,19 +89,22 @@ impl Owner {
         running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         core.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
-        let draft = core.artifacts.draft().map_err(|source| SnapshotError::Publish {
+        // Whatever can fail without the machine, or take time, stands before the freeze.
+        let base = core.artifacts.load(&running.session.memory_base);
+        let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
+        let mut draft = core.artifacts.draft().map_err(|source| SnapshotError::Publish {
             id: id.clone(),
             source: crate::error::PublishError::File { path: core.config.state_dir.clone(), source },
         })?;
+        let pin = core.artifacts.pin(draft.id());
+        let then = if kind == ArtifactKind::Continuation { After::GoOn } else { After::StayPaused };
         let begun = Instant::now();
         let cut = running
             .session
-            .cut(draft.dir(), &core.artifacts)
+            .cut(&mut draft, &core.artifacts, then)
             .await
             .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         debug_assert!(matches!(cut.parts.memory, MemoryForm::Diff { .. }), "a restored machine is never whole");
-        let base = core.artifacts.load(&running.session.memory_base);
-        let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
         let manifest = SnapshotArtifactManifest {
             format: FORMAT,
             id: draft.id().to_owned(),
@@ -113,13 +117,6 @@ impl Owner {
             disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
             ..base
         };
-        let pin = core.artifacts.pin(draft.id());
-        if kind == ArtifactKind::Continuation {
-            // Nothing that is still to be written is touched by the guest: it may go on while the files are made durable.
-            if let Err(error) = running.session.machine.resume().await {
-                tracing::warn!(sandbox = %id, error = chain(&error), "cannot let a sandbox go on after a snapshot");
-            }
-        }
         let artifacts = core.artifacts.clone();
         let published = tokio::task::spawn_blocking(move || artifacts.publish(draft, manifest))
             .await

@@ -6,4 +6,5 @@ mod bench;
 mod crashes;
 mod deletion;
 mod generations;
+mod keeping;
 mod races;
