@@ -13,6 +13,7 @@ use crate::{
     artifact::ArtifactStore,
     config::RuntimeConfig,
     link::Links,
+    metrics::Metrics,
     owner::{Handle, chain},
     restore::RestoreGates,
     sandbox::SandboxId,
@@ -28,6 +29,7 @@ pub(crate) struct Core {
     pub(crate) gates: RestoreGates,
     pub(crate) launcher: EngineLauncher,
     pub(crate) links: Arc<Links>,
+    pub(crate) metrics: Arc<Metrics>,
     /// One task per sandbox, and the collector.
     pub(crate) tasks: TaskTracker,
     /// Cancelled once: no new work.
@@ -60,6 +62,7 @@ impl Core {
             config: parts.config,
             store: parts.store,
             artifacts: parts.gates.artifacts.clone(),
+            metrics: Arc::new(Metrics::new(parts.gates.engine.acceleration)),
             gates: parts.gates,
             links: Arc::clone(&parts.launcher.links),
             launcher: parts.launcher,

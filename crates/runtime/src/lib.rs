@@ -17,6 +17,7 @@ pub mod error;
 mod generation;
 pub mod link;
 pub mod memory;
+pub mod metrics;
 pub mod network;
 mod owner;
 mod random;

@@ -31,6 +31,7 @@ use crate::{
     capacity::ActiveSessionReservation,
     core::Core,
     error::{CreateError, DeadlineError, InvalidTimeout, KillError, NoSuchSandbox, ResumeError, SnapshotError},
+    metrics::Timing,
     runtime::{Connected, OnExit},
     sandbox::{MAX_TIMEOUT, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
@@ -270,7 +271,8 @@ impl Owner {
             }
             Command::Kill { reply } => {
                 // Answered when everything is gone: the reply travels with the end.
-                let result = self.teardown("killed").await;
+                let metrics = Arc::clone(&self.core.metrics);
+                let result = metrics.measured(Timing::KillDelete, self.teardown("killed")).await;
                 drop(reply.send(result));
                 return Next::Gone;
             }

@@ -53,6 +53,8 @@ pub struct LaunchTimings {
     pub staging: Duration,
     /// The engine's restore and resume.
     pub vm_restore: Duration,
+    /// Control channel: from resume until the agent answered for the first time.
+    pub first_answer: Duration,
     /// Control channel: from resume until the guest has its new identity.
     pub agent_connect: Duration,
 }

@@ -29,9 +29,10 @@ use crate::{
         ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     link::Links,
+    metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
     restore::{RestoreGates, memory_base},
-    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
+    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep,
@@ -337,7 +338,8 @@ impl Runtime {
 
     /// Boots, prepares and snapshots a template.
     pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
-        Ok(template::show(&template::build(&self.core, build, report).await?))
+        let built = template::build(&self.core, build, report);
+        Ok(template::show(&self.core.metrics.measured(Timing::ColdTemplateBuild, built).await?))
     }
 
     /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
@@ -399,6 +401,19 @@ impl Runtime {
     /// What the host offers, what is held of it, and who waits.
     pub fn capacity(&self) -> CapacityView {
         self.core.gates.admission.ledger.view()
+    }
+
+    /// Where the code that does something takes down how long it took.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.core.metrics
+    }
+
+    /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::metrics::CONTENT_TYPE).
+    pub fn render_metrics(&self) -> String {
+        let sandboxes = self.sandboxes();
+        let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
+        let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity() };
+        self.core.metrics.render(&live)
     }
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.

@@ -345,6 +345,7 @@ impl SnapshotSessionLauncher for EngineLauncher {
         let mut identity = request.identity.clone();
         identity.network = session.link.guest_network();
         let mut identified = session.identify_now(&mut identity).await;
+        let first_answer = begun.elapsed();
         // The first answer of a restored guest can take seconds on a busy host, and its clock is as late as its answer.
         for _ in 0..CLOCK_ATTEMPTS {
             match identified {
@@ -359,7 +360,7 @@ impl SnapshotSessionLauncher for EngineLauncher {
             session.end().await;
             return Err(LaunchError::Agent(error));
         }
-        Ok((session, LaunchTimings { staging, vm_restore, agent_connect: begun.elapsed() }))
+        Ok((session, LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() }))
     }
 }
 

@@ -30,6 +30,27 @@ const MEMORY_RETRY_SECONDS: u32 = 10;
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
 
+/// The kind of a refusal, attached to its answer for whoever counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorKind(pub(crate) &'static str);
+
+impl ErrorKind {
+    fn of(status: StatusCode, error_code: Option<&'static str>) -> Self {
+        Self(error_code.unwrap_or(match status {
+            StatusCode::BAD_REQUEST => "bad_request",
+            StatusCode::UNAUTHORIZED => "unauthorized",
+            StatusCode::NOT_FOUND => "not_found",
+            StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
+            StatusCode::REQUEST_TIMEOUT => "request_timeout",
+            StatusCode::CONFLICT => "conflict",
+            StatusCode::PAYLOAD_TOO_LARGE => "payload_too_large",
+            StatusCode::BAD_GATEWAY => "sandbox_unreachable",
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            _ => "other",
+        }))
+    }
+}
+
 /// What a client should know about trying again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
@@ -321,6 +342,7 @@ impl IntoResponse for ApiError {
             tracing::warn!(status = self.status.as_u16(), error_code = self.error_code, message = %self.message, "request failed");
         }
         let mut response = json(self.status, &self.to_body());
+        response.extensions_mut().insert(ErrorKind::of(self.status, self.error_code));
         let headers = response.headers_mut();
         match self.retry {
             Retry::Unsaid => {}
@@ -392,6 +414,7 @@ impl IntoResponse for ProxyError {
             body["port"] = port.into();
         }
         let mut response = json(status, &body);
+        response.extensions_mut().insert(ErrorKind::of(status, None));
         let headers = response.headers_mut();
         // A page of another origin could not read the message otherwise.
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));

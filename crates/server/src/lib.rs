@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -31,7 +31,9 @@ mod auth;
 mod error;
 mod extract;
 mod idempotency;
+mod latency;
 mod listing;
+mod metrics;
 mod proxy;
 mod routes;
 mod serve;
@@ -42,6 +44,7 @@ pub use serve::{ServeError, serve};
 
 use error::ProxyError;
 use idempotency::Keys;
+use latency::Latency;
 use proxy::pool::Pool;
 
 /// How the edge behaves. Resolved by the caller, once.
@@ -81,6 +84,7 @@ pub(crate) struct App {
     pub(crate) config: ServerConfig,
     pub(crate) pool: Arc<Pool>,
     pub(crate) idempotency: Keys,
+    pub(crate) latency: Latency,
     /// Fields of requests that were ignored because nobody knows them.
     unknown_fields: AtomicU64,
 }
@@ -88,7 +92,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(runtime: Runtime, config: ServerConfig) -> Arc<Self> {
         let pool = Pool::new(Arc::new(runtime.clone()));
-        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), unknown_fields: AtomicU64::new(0) })
+        let latency = Latency::new(Arc::clone(runtime.metrics()));
+        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, unknown_fields: AtomicU64::new(0) })
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
@@ -116,9 +121,23 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
 }
 
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
-        None => next.run(request).await,
-        Some(Ok(target)) => proxy::forward(&app.pool, target, request).await.unwrap_or_else(IntoResponse::into_response),
+    let response = match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
+        None => {
+            let received = Instant::now();
+            let response = next.run(request).await;
+            app.latency.created(&response, received);
+            response
+        }
+        Some(Ok(target)) => {
+            let watch = app.latency.watch(&target, &request);
+            match (proxy::forward(&app.pool, target, request).await, watch) {
+                (Ok(response), Some(watch)) => watch.over(response),
+                (Ok(response), None) => response,
+                (Err(error), _) => error.into_response(),
+            }
+        }
         Some(Err(reason)) => ProxyError::Target(reason).into_response(),
-    }
+    };
+    metrics::count(&app, &response);
+    response
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, extract::ConnectInfo};
 use firkin_runtime::runtime::Runtime;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -150,7 +150,8 @@ impl Server {
         }
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
         let first = Arc::clone(&spoke);
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
             first.store(true, Ordering::Relaxed);
             router.clone().oneshot(request.map(Body::new))
         });

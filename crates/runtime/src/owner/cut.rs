@@ -11,6 +11,7 @@ use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
 use crate::{
     artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
     error::SnapshotError,
+    metrics::Timing,
     session::After,
     store::{Held, RecordedPhase},
 };
@@ -122,6 +123,8 @@ impl Owner {
             .await
             .expect("publishing does not panic and the runtime does not stop under it")
             .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
+        core.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
+        core.metrics.observe(Timing::SnapshotSave, begun.elapsed());
         tracing::info!(sandbox = %id, ?kind, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.memory, "cut a sandbox");
         drop(cut.pin);
         Ok((published, pin))

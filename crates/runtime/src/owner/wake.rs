@@ -12,6 +12,7 @@ use crate::{
     core::Core,
     error::{DeadlineError, ResumeError, SnapshotRestoreError},
     generation,
+    metrics::Timing,
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
     runtime::Connected,
     sandbox::{MAX_TIMEOUT, RuntimeSandbox},
@@ -94,7 +95,9 @@ pub(super) async fn start(
         internet: record.spec.internet,
     };
     let restored = tokio::select! {
-        restored = restore::restore(request, &core.gates, &core.launcher) => restored,
+        restored = core
+            .metrics
+            .measured(Timing::WarmSnapshotRestore, restore::restore(request, &core.gates, &core.launcher)) => restored,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
         () = abandoned => return Err(gone(&id).into()),
     };
@@ -112,6 +115,8 @@ pub(super) async fn start(
         session.end().await;
         return Err(ResumeError::Store(error));
     }
+    core.metrics.observe(Timing::ReadyProbe, launch.first_answer);
+    core.metrics.observe(Timing::FreshnessSync, launch.agent_connect);
     tracing::info!(
         sandbox = %id, epoch = record.epoch,
         total_ms = ms(begun.elapsed()), checks_ms = ms(checks), admission_ms = ms(admission), staging_ms = ms(launch.staging),

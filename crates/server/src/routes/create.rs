@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{Json as Reply, extract::State};
+use axum::{Extension, Json as Reply, extract::State};
 use firkin_runtime::sandbox::{CreateSandbox, InternetAccess, OnTimeout};
 use firkin_wire::rest;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use super::seconds;
-use crate::{App, error::ApiError, extract::Json, idempotency::Claim, shape};
+use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape};
 
 /// Life of a v1 sandbox whose creator names none, in seconds.
 const V1_TIMEOUT: i64 = 15;
@@ -23,7 +23,7 @@ const MAX_ENV_BYTES: usize = 128 << 10;
 /// Every destination, in the notation of `denyOut`.
 const ALL_TRAFFIC: &str = "0.0.0.0/0";
 
-type Created = Result<(StatusCode, Reply<rest::Sandbox>), ApiError>;
+type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Reply<rest::Sandbox>), ApiError>;
 
 /// `POST /sandboxes`.
 pub(super) async fn v1(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
@@ -43,13 +43,14 @@ async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, ti
     }
     let request = convert(body.value, timeout, secure)?;
     let attempt = match app.idempotency.claim(headers, &body.bytes)? {
-        Claim::Done(answer) => return Ok((StatusCode::CREATED, Reply(answer))),
+        Claim::Done(answer) => return Ok((StatusCode::CREATED, None, Reply(answer))),
         Claim::First(attempt) => attempt,
     };
     let sandbox = app.runtime.create(request).await?;
+    let first = FirstAnswer(sandbox.id.clone());
     let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
     attempt.done(&answer);
-    Ok((StatusCode::CREATED, Reply(answer)))
+    Ok((StatusCode::CREATED, Some(Extension(first)), Reply(answer)))
 }
 
 fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result<CreateSandbox, ApiError> {

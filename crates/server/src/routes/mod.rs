@@ -17,7 +17,7 @@ mod sandboxes;
 mod snapshots;
 mod templates;
 
-use crate::{App, auth, error::ApiError};
+use crate::{App, auth, error::ApiError, metrics};
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {
@@ -44,6 +44,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
     Router::new()
         .route("/health", get(health))
+        .route("/metrics", get(metrics::read))
         .merge(guarded)
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

@@ -1,0 +1,299 @@
+//! What is counted and timed: phases as histograms and spans, and how full the host is, as Prometheus reads it.
+//!
+//! A phase is observed by the code that went through it, and only when it came to its end: how long a failure took says
+//! nothing about speed. Labels are closed sets, so that the number of time series is known: no sandbox, template or client is
+//! ever one of them. What can be read off the runtime at any time (sandboxes, capacity, the queue) is read when it is asked
+//! for, and so cannot drift from the truth.
+
+use std::{fmt, sync::atomic::Ordering, time::Duration};
+
+use firkin_engine::Acceleration;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget};
+
+/// Upper bounds of the histograms, in seconds. Dense where restores and first outputs lie, with and without hardware
+/// virtualisation; the last is the longest that anything but a template build may take.
+const BUCKETS: [f64; 21] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Something that takes time, from one moment to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Timing {
+    /// A restore was asked for -> the guest is who it should be. Creates, resumes and forks; checks and queue included.
+    WarmSnapshotRestore,
+    /// A warm session was asked for -> it was claimed and the guest is who it should be.
+    WarmPoolCheckout,
+    /// The machine runs again -> the first answer of its agent.
+    ReadyProbe,
+    /// The machine is about to stop -> everything that was cut out of it is durable.
+    SnapshotSave,
+    /// The machine is about to stop -> its state is cut, and it could go on.
+    SnapshotFreeze,
+    /// A build was asked for -> the template is recorded.
+    ColdTemplateBuild,
+    /// A command was asked for -> the guest says that it runs.
+    CommandStart,
+    /// A command was asked for -> the first byte of its standard output. What the command does before it writes is part of it.
+    FirstStdoutByte,
+    /// The machine runs again -> entropy, clock, names and tokens are in force.
+    FreshnessSync,
+    /// A kill was asked for -> nothing of the sandbox is left.
+    KillDelete,
+    /// A create arrived -> the first byte of standard output of the sandbox's first command.
+    StartToFirstStdout,
+}
+
+impl Timing {
+    /// Every phase.
+    pub const ALL: [Self; 11] = [
+        Self::WarmSnapshotRestore,
+        Self::WarmPoolCheckout,
+        Self::ReadyProbe,
+        Self::SnapshotSave,
+        Self::SnapshotFreeze,
+        Self::ColdTemplateBuild,
+        Self::CommandStart,
+        Self::FirstStdoutByte,
+        Self::FreshnessSync,
+        Self::KillDelete,
+        Self::StartToFirstStdout,
+    ];
+
+    /// Its name in metrics, spans and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WarmSnapshotRestore => "warm_snapshot_restore",
+            Self::WarmPoolCheckout => "warm_pool_checkout",
+            Self::ReadyProbe => "ready_probe",
+            Self::SnapshotSave => "snapshot_save",
+            Self::SnapshotFreeze => "snapshot_freeze",
+            Self::ColdTemplateBuild => "cold_template_build",
+            Self::CommandStart => "command_start",
+            Self::FirstStdoutByte => "first_stdout_byte",
+            Self::FreshnessSync => "freshness_sync",
+            Self::KillDelete => "kill_delete",
+            Self::StartToFirstStdout => "start.to_first_stdout",
+        }
+    }
+}
+
+impl EncodeLabelValue for Timing {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        self.name().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TimingLabel {
+    phase: Timing,
+}
+
+/// A label whose values are words of the source text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Resource {
+    resource: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Held {
+    class: &'static str,
+    resource: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// What a runtime looks like at one instant.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Live {
+    pub(crate) running: usize,
+    pub(crate) paused: usize,
+    pub(crate) capacity: CapacityView,
+}
+
+/// Everything that is counted and timed in one runtime.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    phases: Family<TimingLabel, Histogram, fn() -> Histogram>,
+    errors: Family<Kind, Counter>,
+    gauges: Gauges,
+}
+
+/// What is read off the runtime when somebody asks.
+#[derive(Debug, Default)]
+struct Gauges {
+    sandboxes: Family<State, Gauge>,
+    total: Family<Resource, Gauge>,
+    held: Family<Held, Gauge>,
+    sessions: Family<Kind, Gauge>,
+    waiting: Gauge,
+    requests: Family<Outcome, Counter>,
+    resident: Gauge,
+}
+
+impl Metrics {
+    /// Nothing counted yet. Every series carries the acceleration, which decides what its durations mean.
+    pub(crate) fn new(acceleration: Acceleration) -> Self {
+        let labels = [("acceleration".into(), acceleration.to_string().into())];
+        let mut registry = Registry::with_prefix_and_labels("firkin", labels.into_iter());
+        let phases = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        for phase in Timing::ALL {
+            // A series that is there from the start is told apart from one that nobody writes.
+            drop(phases.get_or_create(&TimingLabel { phase }));
+        }
+        registry.register("phase_seconds", "How long phases took that came to their end", phases.clone());
+        let errors = Family::default();
+        registry.register("errors", "Requests that were refused or failed, by the kind of error", errors.clone());
+        let gauges = Gauges::default();
+        gauges.register(&mut registry);
+        Self { registry, phases, errors, gauges }
+    }
+
+    /// Takes down how long a phase took.
+    pub fn observe(&self, phase: Timing, took: Duration) {
+        self.phases.get_or_create(&TimingLabel { phase }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a request that was refused or failed. Kinds are words of the source text, so there are only so many.
+    pub fn count_error(&self, kind: &'static str) {
+        self.errors.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// Does `work` as a phase: within a span that knows how long it took, and observed if it succeeds.
+    pub(crate) async fn measured<T, E>(&self, phase: Timing, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let span = tracing::debug_span!("phase", name = phase.name(), ms = tracing::field::Empty);
+        let begun = Instant::now();
+        let result = work.instrument(span.clone()).await;
+        let took = begun.elapsed();
+        span.record("ms", took.as_secs_f64() * 1000.0);
+        if result.is_ok() {
+            self.observe(phase, took);
+        }
+        result
+    }
+
+    /// All of it in the OpenMetrics text format, which Prometheus reads.
+    pub(crate) fn render(&self, live: &Live) -> String {
+        self.gauges.set(live);
+        let mut text = String::with_capacity(32 << 10);
+        text::encode(&mut text, &self.registry).expect("a string takes everything");
+        text
+    }
+}
+
+impl Gauges {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("sandboxes", "Sandboxes by state", self.sandboxes.clone());
+        registry.register("capacity", "What the host offers sandboxes, after overcommit", self.total.clone());
+        registry.register("capacity_held", "What sessions hold of it, by class", self.held.clone());
+        registry.register("sessions", "Sessions that hold capacity, by class", self.sessions.clone());
+        registry.register("queue_length", "Requests that wait for capacity", self.waiting.clone());
+        registry.register("admissions", "What became of requests for capacity since the start", self.requests.clone());
+        registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
+    }
+
+    fn set(&self, live: &Live) {
+        let Live { running, paused, capacity } = live;
+        for (state, count) in [("running", *running), ("paused", *paused)] {
+            self.sandboxes.get_or_create(&State { state }).set(number(count));
+        }
+        let HostCapacity { cpus, memory_mib, disk_mib } = capacity.capacity;
+        for (resource, value) in resources(&ResourceBudget { cpus, memory_mib, disk_mib }) {
+            self.total.get_or_create(&Resource { resource }).set(value);
+        }
+        for (class, usage) in [("active", capacity.usage.active), ("warm", capacity.usage.warm)] {
+            self.sessions.get_or_create(&Kind { kind: class }).set(number(usage.sessions));
+            for (resource, value) in resources(&usage.held) {
+                self.held.get_or_create(&Held { class, resource }).set(value);
+            }
+        }
+        self.waiting.set(number(capacity.waiting));
+        let RequestCounts { at_once, after_waiting, in_vain, turned_away, never_fitting } = capacity.requests;
+        let outcomes = [
+            ("at_once", at_once),
+            ("after_waiting", after_waiting),
+            ("in_vain", in_vain),
+            ("turned_away", turned_away),
+            ("never_fitting", never_fitting),
+        ];
+        for (outcome, count) in outcomes {
+            self.requests.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
+        }
+        self.resident.set(number(resident_bytes()));
+    }
+}
+
+/// The resources of a budget, by the names that they have in metrics.
+fn resources(budget: &ResourceBudget) -> [(&'static str, i64); 3] {
+    [("cpus", budget.cpus.into()), ("memory_mib", number(budget.memory_mib)), ("disk_mib", number(budget.disk_mib))]
+}
+
+/// What a gauge can hold of a count. No count comes near the difference.
+fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
+/// Memory that this process has resident; 0 where the kernel does not say.
+fn resident_bytes() -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    let pages = fs_err::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * page.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_buckets_rise() {
+        let names: std::collections::BTreeSet<&str> = Timing::ALL.iter().map(|phase| phase.name()).collect();
+        assert_eq!(names.len(), Timing::ALL.len());
+        assert!(BUCKETS.is_sorted_by(|a, b| a < b));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_phase_is_observed_when_it_succeeds_and_only_then() {
+        let metrics = Metrics::new(Acceleration::Tcg);
+        let wait = |result: Result<(), ()>| async move {
+            tokio::time::advance(Duration::from_millis(40)).await;
+            result
+        };
+        assert!(metrics.measured(Timing::KillDelete, wait(Ok(()))).await.is_ok());
+        assert!(metrics.measured(Timing::KillDelete, wait(Err(()))).await.is_err());
+        let mut text = String::new();
+        text::encode(&mut text, &metrics.registry).unwrap();
+        let series =
+            |name: &str| format!("firkin_phase_seconds_{name}{{acceleration=\"{}\",phase=\"kill_delete\"}} ", Acceleration::Tcg);
+        let value = |name| text.lines().find_map(|line| line.strip_prefix(&series(name))).unwrap();
+        assert_eq!(value("count"), "1");
+        assert!((value("sum").parse::<f64>().unwrap() - 0.04).abs() < 0.001, "{text}");
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        assert!(resident_bytes() > 1 << 20);
+    }
+}

@@ -1,0 +1,168 @@
+//! `GET /metrics`: the format, who may read it, and that the numbers are those of what happened.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::bench::{Bench, DEADLINE, ROOM};
+
+/// envd's port, which on the fake engine is a port of this host.
+const ENVD_PORT: u16 = 49983;
+
+/// Reads the metrics, line by line, as strictly as a scraper does: every sample belongs to a family that was announced.
+async fn scrape(bench: &Bench) -> BTreeMap<String, f64> {
+    let request = Request::get("/metrics").header("host", bench.address.to_string()).body(Full::<Bytes>::default()).unwrap();
+    let response = bench.send(request).await;
+    assert_eq!(response.status().as_u16(), 200);
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text; version=1.0.0"));
+    let text = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let body = text.strip_suffix("# EOF\n").expect("the text is whole");
+    let (mut families, mut samples) = (Vec::new(), BTreeMap::new());
+    for line in body.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            if let Some((name, kind)) = comment.strip_prefix("TYPE ").and_then(|rest| rest.split_once(' ')) {
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                families.push(name.to_owned());
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        assert!(families.iter().any(|family| series.starts_with(family.as_str())), "{line}");
+        assert!(series.contains("acceleration=\""), "{line}");
+        samples.insert(series.replace("acceleration=\"none\"", "").replace("{,", "{").replace("{}", ""), value.parse().unwrap());
+    }
+    samples
+}
+
+#[track_caller]
+fn value(samples: &BTreeMap<String, f64>, series: &str) -> u64 {
+    let value = *samples.get(series).unwrap_or_else(|| panic!("no `{series}` in {samples:#?}"));
+    assert!(value.fract() == 0.0 && value >= 0.0, "{series} {value}");
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "just checked to be a small whole number")]
+    let whole = value as u64;
+    whole
+}
+
+fn times(samples: &BTreeMap<String, f64>, phase: &str) -> u64 {
+    let count = value(samples, &format!("firkin_phase_seconds_count{{phase=\"{phase}\"}}"));
+    let top = value(samples, &format!("firkin_phase_seconds_bucket{{le=\"+Inf\",phase=\"{phase}\"}}"));
+    assert_eq!(count, top, "the buckets of {phase} add up");
+    count
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened() {
+    let bench = Bench::start().await;
+    let before = scrape(&bench).await;
+    for phase in ["warm_snapshot_restore", "warm_pool_checkout", "snapshot_save", "kill_delete", "start.to_first_stdout"] {
+        assert_eq!(times(&before, phase), 0, "{phase} is there from the start");
+    }
+    assert_eq!(times(&before, "cold_template_build"), 1);
+    let (one, two) = (bench.create("").await, bench.create("").await);
+    bench.create("").await;
+    bench.call("POST", &format!("/sandboxes/{one}/pause"), "").await.expect(204);
+    bench.call("DELETE", &format!("/sandboxes/{two}"), "").await.expect(204);
+    bench.call("POST", "/v2/sandboxes", r#"{"templateID":"unknown"}"#).await.expect(404);
+    bench.answer(bench.guest("inone", 80, "/")).await.expect(502);
+    let after = scrape(&bench).await;
+    for (phase, count) in [
+        ("warm_snapshot_restore", 3),
+        ("ready_probe", 3),
+        ("freshness_sync", 3),
+        ("snapshot_save", 1),
+        ("snapshot_freeze", 1),
+        ("kill_delete", 1),
+        ("cold_template_build", 1),
+        ("command_start", 0),
+    ] {
+        assert_eq!(times(&after, phase), count, "{phase}");
+    }
+    for (series, expected) in [
+        ("firkin_sandboxes{state=\"running\"}", 1),
+        ("firkin_sandboxes{state=\"paused\"}", 1),
+        ("firkin_sessions{kind=\"active\"}", 1),
+        ("firkin_capacity_held{class=\"active\",resource=\"cpus\"}", 1),
+        ("firkin_capacity_held{class=\"warm\",resource=\"cpus\"}", 0),
+        ("firkin_queue_length", 0),
+        ("firkin_admissions_total{outcome=\"at_once\"}", 3 + 1),
+        ("firkin_errors_total{kind=\"not_found\"}", 1),
+        ("firkin_errors_total{kind=\"sandbox_unreachable\"}", 1),
+    ] {
+        assert_eq!(value(&after, series), expected, "{series}");
+    }
+    assert!(value(&after, "firkin_capacity{resource=\"cpus\"}") >= u64::from(ROOM));
+    assert!(value(&after, "firkin_resident_bytes") > 1 << 20);
+    assert!(!after.keys().any(|series| series.contains(&one)), "no label names a sandbox");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_for_this_host_and_for_who_has_a_key() {
+    let bench = Bench::start().await;
+    let by = |headers: &[(&str, &str)]| {
+        let mut request = Request::get("/metrics").header("host", "x");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        bench.answer(request.body(Full::<Bytes>::default()).unwrap())
+    };
+    by(&[]).await.expect(200);
+    for second_hand in ["x-forwarded-for", "forwarded", "origin"] {
+        by(&[(second_hand, "example.org")]).await.expect(401);
+    }
+    let mut request = bench.request("GET", "/metrics", "");
+    request.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
+    bench.answer(request).await.expect(200);
+    bench.stop().await;
+}
+
+/// A port of this host that other tests may hold for a moment.
+async fn wait_for_port(port: u16) -> TcpListener {
+    let mut tries = tokio::time::interval(std::time::Duration::from_millis(20));
+    loop {
+        tries.tick().await;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_output_is_timed_from_the_create_on() {
+    let bench = Bench::start().await;
+    let envd = tokio::time::timeout(DEADLINE, wait_for_port(ENVD_PORT)).await.expect("the port becomes free");
+    let guest = tokio::spawn(async move {
+        for _ in 0..2 {
+            let (mut stream, _) = envd.accept().await.unwrap();
+            let mut head = [0; 4096];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            let mut body = Vec::new();
+            for message in [r#"{"event":{"start":{"pid":7}}}"#, r#"{"event":{"data":{"stdout":"eA=="}}}"#] {
+                body.push(0);
+                body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+                body.extend(message.as_bytes());
+            }
+            let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/connect+json\r\n";
+            let answer = format!("{head}content-length: {}\r\n\r\n", body.len()).into_bytes();
+            stream.write_all(&[answer, body].concat()).await.unwrap();
+        }
+    });
+    let id = bench.create("").await;
+    for _ in 0..2 {
+        let mut request = bench.guest(&id, ENVD_PORT, "/process.Process/Start");
+        *request.method_mut() = http::Method::POST;
+        let body = bench.send(request).await.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.ends_with(br#""eA=="}}}"#), "the stream arrives as it was sent");
+    }
+    tokio::time::timeout(DEADLINE, guest).await.expect("the guest was asked").unwrap();
+    let samples = scrape(&bench).await;
+    assert_eq!((times(&samples, "command_start"), times(&samples, "first_stdout_byte")), (2, 2));
+    assert_eq!(times(&samples, "start.to_first_stdout"), 1, "only the first command counts");
+    bench.stop().await;
+}
