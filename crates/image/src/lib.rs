@@ -20,6 +20,7 @@ mod debian;
 mod initramfs;
 mod kernel;
 mod modules;
+pub mod oci;
 mod progress;
 mod rootfs;
 pub mod sources;

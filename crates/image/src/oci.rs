@@ -1,0 +1,3 @@
+//! Container images: a reference in, one root file system out.
+
+pub mod tree;
