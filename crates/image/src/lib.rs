@@ -1,14 +1,15 @@
 //! Packages in; guest kernel, initramfs and root file system out.
 //!
 //! Everything a sandbox boots from is made on this machine, from the Debian packages that this machine's own apt is set up
-//! to fetch and trust: there is no image to download and no host name in this code. Results live in a [`Cache`], keyed by
-//! what went into them, and are immutable: a result is whole or absent, is built once however many processes ask, and once
-//! it is there needs neither apt nor a network.
+//! to fetch and trust: there is no image to download and no host name in this code. Users may bring container images of their
+//! own. Results live in a [`Cache`], keyed by what went into them, and are immutable: a result is whole or absent, is built
+//! once however many processes ask, and once it is there needs neither apt nor a network.
 //!
 //! ```text
 //!   guest_kernel   linux-image-*-cloud-amd64  --download, extract (never installed)-->  vmlinuz + modules
 //!   initramfs      the guest agent + the few modules it needs to find its disk        -->  one cpio archive
 //!   base_rootfs    packages  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
+//!   oci::image     a container image's layers  --checked, merged in memory, mke2fs-->  the same kind of image
 //! ```
 //!
 //! External programs ([`command`]) run with a deadline and write to a log that errors name.

@@ -43,6 +43,8 @@ pub enum Step {
     Initramfs,
     /// The packages of the root file system.
     Packages,
+    /// The layers of a container image.
+    Pull,
     /// The disk image of the root file system.
     Image,
 }
@@ -56,6 +58,7 @@ impl fmt::Display for Step {
             Step::Kernel => "guest kernel",
             Step::Initramfs => "initramfs",
             Step::Packages => "root file system",
+            Step::Pull => "container image",
             Step::Image => "disk image",
         })
     }

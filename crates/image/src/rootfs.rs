@@ -25,6 +25,8 @@ use crate::sources::{Mirrors, SourcesError, mirrors};
 
 /// Raise it when the same recipe gives another kind of entry.
 const KIND: &str = "rootfs-v1";
+/// Where the files of an image are put together, in a slot.
+pub(crate) const TREE: &str = "tree";
 const IMAGE: &str = "rootfs.ext4";
 const RECORD: &str = "rootfs.json";
 const MAX_RECORD_BYTES: u64 = 64 << 10;
@@ -39,7 +41,7 @@ const JOURNAL_MIB: u32 = 16;
 /// The same in every image: it names a kind of file system, not one of them.
 const FILE_SYSTEM_ID: &str = "6f0f5c35-3b0e-4f0e-8f75-1d4c1b3b7a11";
 /// Named one by one, so that this machine's `mke2fs.conf` and its version have no say.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
+pub(crate) const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
                         large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 /// Instead of the host's `mke2fs.conf`. It defines the type that is asked for, with no more to say about it.
 const MKE2FS_CONFIG: &str = "[fs_types]\n\text4 = {\n\t}\n";
@@ -153,9 +155,9 @@ pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Resul
     };
     slot.require_free(NEEDED_BYTES)?;
     let mirrors = mirrors(Path::new("/")).await?;
-    let tree = slot.path().join("tree");
+    let tree = slot.path().join(TREE);
     install(&slot, &tree, spec, &mirrors, report).await?;
-    make_image(&slot, &tree, spec, report).await?;
+    make_image(&slot, &tree, spec.virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let virtual_bytes = spec.virtual_bytes;
     blocking(move || finish(&work, virtual_bytes)).await.map_err(RootfsError::Store)?;
@@ -172,7 +174,7 @@ fn key(spec: &RootSpec) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
-fn load(entry: &Path) -> Result<RootImage, CacheError> {
+pub(crate) fn load(entry: &Path) -> Result<RootImage, CacheError> {
     let damaged = |reason: String| CacheError::Damaged { path: entry.to_path_buf(), reason };
     let mut text = String::new();
     let file = fs::File::open(entry.join(RECORD)).map_err(|error| damaged(error.to_string()))?;
@@ -241,10 +243,10 @@ async fn apt_settings() -> Result<Vec<String>, CommandError> {
 }
 
 /// Makes the image of the tree without mounting anything, and checks it.
-async fn make_image(slot: &Slot, tree: &Path, spec: &RootSpec, report: Report<'_>) -> Result<(), RootfsError> {
+pub(crate) async fn make_image(slot: &Slot, tree: &Path, virtual_bytes: u64, report: Report<'_>) -> Result<(), RootfsError> {
     let image = slot.path().join(IMAGE);
-    say(report, Step::Image, format!("making a disk image of {} GiB", spec.virtual_bytes >> 30));
-    let created = fs::File::create_new(&image).and_then(|file| file.set_len(spec.virtual_bytes));
+    say(report, Step::Image, format!("making a disk image of {} GiB", virtual_bytes >> 30));
+    let created = fs::File::create_new(&image).and_then(|file| file.set_len(virtual_bytes));
     created.map_err(RootfsError::Store)?;
     let config = slot.path().join("mke2fs.conf");
     fs::write(&config, MKE2FS_CONFIG).map_err(RootfsError::Store)?;
@@ -263,10 +265,13 @@ async fn make_image(slot: &Slot, tree: &Path, spec: &RootSpec, report: Report<'_
 const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Removes all but the image, seals it, and writes the record.
-fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
-    fs::remove_dir_all(work.join("tree"))?;
+pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
+    fs::remove_dir_all(work.join(TREE))?;
     for file in ["sources", "customise.sh", "mke2fs.conf"] {
-        fs::remove_file(work.join(file))?;
+        match fs::remove_file(work.join(file)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     let image = work.join(IMAGE);
     fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444))?;

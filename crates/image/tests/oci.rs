@@ -1,0 +1,158 @@
+//! Container images from a registry on the loopback, which tells the truth or does not.
+#![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
+
+use std::{collections::HashMap, io::Write, path::Path, process::Command, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use firkin_image::{
+    Cache,
+    oci::{
+        Image, ImageError, image,
+        layer::LayerError,
+        registry::{ImageSource, Mirrors, PullError},
+    },
+};
+use sha2::{Digest, Sha256};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const IMAGE_BYTES: u64 = 64 << 20;
+
+/// Paths to a media type and a body.
+type Content = HashMap<String, (&'static str, Vec<u8>)>;
+
+/// A registry on the loopback. It ends with the test's runtime.
+async fn serve(content: Content) -> String {
+    async fn answer(State(content): State<Arc<Content>>, uri: Uri) -> Response {
+        match content.get(uri.path()) {
+            Some((kind, body)) => ([(header::CONTENT_TYPE, *kind)], body.clone()).into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new().route("/v2/", get(|| async { "{}" })).fallback(answer).with_state(Arc::new(content));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address.to_string()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A tar archive; content that begins with `-> ` makes a symbolic link.
+fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, content) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        // Written by hand: the library refuses to write what an attacker writes.
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        let content = match content.strip_prefix("-> ") {
+            Some(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_link_name(target).unwrap();
+                ""
+            }
+            None => content,
+        };
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        builder.append(&header, content.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Everything of an image `library/test:1`.
+fn repository(layers: &[Vec<u8>]) -> Content {
+    let base = "/v2/library/test";
+    let mut content = Content::new();
+    let mut blob = |bytes: Vec<u8>, kind: &str| {
+        let part = serde_json::json!({"mediaType": kind, "digest": digest(&bytes), "size": bytes.len()});
+        content.insert(format!("{base}/blobs/{}", digest(&bytes)), ("application/octet-stream", bytes));
+        part
+    };
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux",
+        "config": {"Env": ["A=b"], "WorkingDir": "/srv", "User": "1000", "Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| digest(layer)).collect::<Vec<_>>()},
+    });
+    let config = blob(config.to_string().into_bytes(), "application/vnd.oci.image.config.v1+json");
+    let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let layers: Vec<_> = layers.iter().map(|layer| blob(gzip(layer), kind)).collect();
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
+    let manifest = manifest.to_string().into_bytes();
+    content.insert(format!("{base}/manifests/1"), (MANIFEST, manifest));
+    content
+}
+
+async fn pull(cache: &Path, content: Content) -> Result<Image, ImageError> {
+    let host = serve(content).await;
+    let mirrors = Mirrors::parse([format!("docker.io={host}").as_str()]).unwrap();
+    let source = ImageSource { reference: "test:1".into(), credentials: None, mirrors };
+    image(&Cache::open(cache).await.unwrap(), &source, IMAGE_BYTES, &|_| ()).await
+}
+
+/// What `debugfs` says to a request about an image.
+fn debugfs(image: &Path, request: &str) -> String {
+    let mut debugfs = Command::new("debugfs");
+    debugfs.args(["-R", request]).arg(image).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    String::from_utf8_lossy(&debugfs.output().unwrap().stdout).into_owned()
+}
+
+#[tokio::test]
+async fn layers_become_one_root_file_system() {
+    let cache = tempfile::tempdir().unwrap();
+    let lower = layer(&[("etc/hello", "old"), ("etc/gone", "x"), ("usr/bin/tool", "t"), ("bin", "-> usr/bin")]);
+    let upper = layer(&[("etc/hello", "new"), ("etc/.wh.gone", ""), ("bin/added", "a")]);
+    let content = repository(&[lower, upper]);
+    let image = pull(cache.path(), content.clone()).await.unwrap();
+
+    assert_eq!(image.config.env, ["A=b"]);
+    assert_eq!((image.config.workdir.as_deref(), image.config.user.as_deref()), (Some("/srv"), Some("1000")));
+    assert_eq!(debugfs(&image.root.path, "cat /etc/hello"), "new");
+    assert_eq!(debugfs(&image.root.path, "cat /usr/bin/added"), "a");
+    assert!(!debugfs(&image.root.path, "ls /etc").contains("gone"));
+
+    // Only the manifest is asked for again.
+    let only_manifest = content.into_iter().filter(|(path, _)| path.contains("/manifests/")).collect();
+    assert_eq!(pull(cache.path(), only_manifest).await.unwrap(), image);
+}
+
+#[tokio::test]
+async fn what_cannot_be_trusted_is_refused_and_leaves_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+
+    let good = layer(&[("etc/hello", "x")]);
+    let mut swapped = repository(std::slice::from_ref(&good));
+    let (_, body) = swapped.get_mut(&format!("/v2/library/test/blobs/{}", digest(&gzip(&good)))).unwrap();
+    let other = gzip(&layer(&[("etc/hello", "y")]));
+    assert_eq!(other.len(), body.len(), "the digest alone tells them apart");
+    *body = other;
+    let error = pull(cache.path(), swapped).await.unwrap_err();
+    assert!(matches!(error, ImageError::Pull(PullError::Blob { .. })), "{error:?}");
+
+    let error = pull(cache.path(), repository(&[layer(&[("../../etc/cron.d/x", "x")])])).await.unwrap_err();
+    assert!(matches!(error, ImageError::Layer { number: 1, source: LayerError::Tree(_), .. }), "{error:?}");
+
+    let large = "0".repeat(usize::try_from(IMAGE_BYTES).unwrap());
+    let error = pull(cache.path(), repository(&[layer(&[("zeroes", &large)])])).await.unwrap_err();
+    assert!(matches!(error, ImageError::Layer { source: LayerError::TooLarge { .. }, .. }), "{error:?}");
+
+    let error = pull(cache.path(), Content::new()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Pull(PullError::Manifest { .. })), "{error:?}");
+
+    let kept = fs_err::read_dir(cache.path().join("image-v1")).map_or(0, Iterator::count);
+    assert_eq!(kept, 0, "nothing of a refused image is kept");
+}
