@@ -34,6 +34,27 @@ pub(crate) struct Api {
     target: Target,
 }
 
+/// What of a sandbox is kept, or resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Memory and files.
+    All,
+    /// Files; the guest boots from them.
+    Files,
+}
+
+impl Keep {
+    /// As a flag of the command line says it.
+    pub(crate) fn files_only(files_only: bool) -> Self {
+        if files_only { Self::Files } else { Self::All }
+    }
+
+    /// As requests say it; absent is the default.
+    fn memory(self) -> Option<bool> {
+        (self == Self::Files).then_some(false)
+    }
+}
+
 /// An error that the server answered.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -102,13 +123,14 @@ impl Api {
     }
 
     /// Pauses a sandbox.
-    pub(crate) async fn pause(&self, id: &str) -> anyhow::Result<()> {
-        self.send(Method::POST, &sandbox_path(id, "/pause"), Some(&rest::PauseSandbox::default())).await.map(drop)
+    pub(crate) async fn pause(&self, id: &str, keep: Keep) -> anyhow::Result<()> {
+        let body = rest::PauseSandbox { memory: keep.memory(), ..Default::default() };
+        self.send(Method::POST, &sandbox_path(id, "/pause"), Some(&body)).await.map(drop)
     }
 
     /// Resumes a sandbox. `true` if it was paused.
-    pub(crate) async fn connect(&self, id: &str, timeout: u32) -> anyhow::Result<(rest::Sandbox, bool)> {
-        let body = rest::ConnectSandbox { timeout: Some(timeout.into()), ..Default::default() };
+    pub(crate) async fn connect(&self, id: &str, timeout: u32, keep: Keep) -> anyhow::Result<(rest::Sandbox, bool)> {
+        let body = rest::ConnectSandbox { timeout: Some(timeout.into()), memory: keep.memory(), ..Default::default() };
         let path = format!("/v2{}", sandbox_path(id, "/connect"));
         let answer = self.send(Method::POST, &path, Some(&body)).await?;
         Ok((answer.json()?, answer.status == StatusCode::CREATED))
@@ -121,8 +143,8 @@ impl Api {
     }
 
     /// Snapshots a sandbox.
-    pub(crate) async fn snapshot(&self, id: &str, name: Option<String>) -> anyhow::Result<rest::SnapshotInfo> {
-        let body = rest::NewSnapshot { name, ..Default::default() };
+    pub(crate) async fn snapshot(&self, id: &str, name: Option<String>, keep: Keep) -> anyhow::Result<rest::SnapshotInfo> {
+        let body = rest::NewSnapshot { name, memory: keep.memory(), ..Default::default() };
         self.send(Method::POST, &sandbox_path(id, "/snapshots"), Some(&body)).await?.json()
     }
 

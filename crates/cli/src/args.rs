@@ -126,7 +126,7 @@ pub(crate) enum SandboxCommand {
     /// Open a login shell on this terminal
     Shell(ShellArgs),
     /// Stop sandboxes, keeping memory and files
-    Pause(SomeSandboxes),
+    Pause(PauseArgs),
     /// Continue paused sandboxes
     Resume(ResumeArgs),
     /// Copy a running sandbox, memory included; the source goes on
@@ -241,6 +241,16 @@ pub(crate) struct ShellArgs {
     pub(crate) cwd: Option<String>,
 }
 
+/// `firkin sandbox pause`
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    #[command(flatten)]
+    pub(crate) sandboxes: SomeSandboxes,
+    /// Drop the memory: only files are kept, and a resume boots from them
+    #[arg(long)]
+    pub(crate) files_only: bool,
+}
+
 /// `firkin sandbox resume`
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
@@ -249,6 +259,9 @@ pub(crate) struct ResumeArgs {
     /// Seconds until the sandbox ends, from now on
     #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) timeout: u32,
+    /// Drop the memory that was kept, and boot from the files
+    #[arg(long)]
+    pub(crate) reboot: bool,
 }
 
 /// `firkin sandbox fork`
@@ -274,6 +287,9 @@ pub(crate) struct SnapshotArgs {
     /// Name for the snapshot
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Leave the memory out: what is created from the snapshot boots from its files
+    #[arg(long)]
+    pub(crate) files_only: bool,
 }
 
 /// `firkin sandbox timeout`

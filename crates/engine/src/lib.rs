@@ -90,7 +90,7 @@ pub struct Shape {
     pub memory_mib: u32,
 }
 
-/// How to boot a machine from nothing. Only template builds do.
+/// How to boot a machine from nothing.
 #[derive(Debug)]
 pub struct BootSpec {
     /// Directory of this instance: sockets, logs, device state. Exists, is empty, and can be entered by `slot.uid`.

@@ -61,6 +61,15 @@ pub struct Artifact {
     pub layers: Vec<PathBuf>,
 }
 
+impl Artifact {
+    /// Its disk alone, as if its memory had never been kept.
+    pub(crate) fn without_memory(mut self) -> Self {
+        self.manifest.memory = MemoryMember::Absent;
+        self.memory_diff = None;
+        self
+    }
+}
+
 /// Every artifact and layer of one state directory. Clones share what has been proven.
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
@@ -109,7 +118,7 @@ impl ArtifactStore {
     fn assemble(&self, manifest: SnapshotArtifactManifest, integrity: SnapshotArtifactIntegrity) -> Artifact {
         let dir = self.dir(&manifest.id);
         let (memory, memory_diff) = match &manifest.memory {
-            MemoryMember::Full => (dir.join(parts::MEMORY), None),
+            MemoryMember::Full | MemoryMember::Absent => (dir.join(parts::MEMORY), None),
             MemoryMember::Diff { base } => (self.dir(base).join(parts::MEMORY), Some(dir.join(parts::MEMORY_DIFF))),
         };
         let layers = manifest.disk.layers.iter().map(|id| self.layer(id)).collect();
@@ -120,8 +129,12 @@ impl ArtifactStore {
     ///
     /// Blocks when a member has not been proven in this process yet.
     pub fn verify(&self, artifact: &Artifact) -> Result<(), IntegrityError> {
-        let mut members: Vec<(String, &Path)> =
-            vec![(parts::STATE.to_owned(), &artifact.state), (parts::MEMORY.to_owned(), &artifact.memory)];
+        let mut members: Vec<(String, &Path)> = match artifact.manifest.memory {
+            MemoryMember::Full | MemoryMember::Diff { .. } => {
+                vec![(parts::STATE.to_owned(), &artifact.state), (parts::MEMORY.to_owned(), &artifact.memory)]
+            }
+            MemoryMember::Absent => Vec::new(),
+        };
         if let Some(diff) = &artifact.memory_diff {
             members.push((parts::MEMORY_DIFF.to_owned(), diff));
         }

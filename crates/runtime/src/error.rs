@@ -46,9 +46,44 @@ pub enum SnapshotRestoreError {
     /// No network slot is left. Nothing was launched.
     #[error("no network slot for this sandbox")]
     Network(#[source] SlotError),
+    /// The artifact has no memory, and what was to be restored is memory.
+    #[error("snapshot artifact `{artifact}` has no memory: its guest must be booted")]
+    NoMemory {
+        /// The artifact.
+        artifact: String,
+    },
+    /// A guest without memory could not be booted from its disk.
+    #[error("the guest could not be booted from its disk")]
+    Boot(#[source] BootError),
     /// The launch failed and was undone.
     #[error("the sandbox could not be launched")]
     Launch(#[source] LaunchError),
+}
+
+/// Why no guest was booted and cut. Nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// No network slot is left.
+    #[error("no network slot to boot with")]
+    Network(#[source] SlotError),
+    /// The guest did not come up, after every attempt.
+    #[error("the guest did not come up in {attempts} attempts")]
+    Up {
+        /// How many boots were tried.
+        attempts: u32,
+        /// The last failure.
+        #[source]
+        source: LaunchError,
+    },
+    /// The guest did not get ready to be cut.
+    #[error("the guest did not get ready to be cut")]
+    Shrink(#[source] AgentError),
+    /// The machine could not be cut.
+    #[error("the booted machine could not be cut")]
+    Machine(#[source] MachineError),
+    /// The artifact could not be written.
+    #[error("what was booted could not be published")]
+    Publish(#[source] PublishError),
 }
 
 /// What is wrong with an artifact.
@@ -551,6 +586,18 @@ pub enum BuildError {
     /// The store failed.
     #[error("cannot record the template")]
     Store(#[source] StoreError),
+}
+
+impl From<BootError> for BuildError {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Network(source) => Self::Network(source),
+            BootError::Up { attempts, source } => Self::Boot { attempts, source },
+            BootError::Shrink(source) => Self::Boot { attempts: 1, source: LaunchError::Agent(source) },
+            BootError::Machine(source) => Self::Machine(source),
+            BootError::Publish(source) => Self::Publish(source),
+        }
+    }
 }
 
 /// What went wrong in the database.

@@ -6,6 +6,7 @@
 pub mod admission;
 mod agent;
 pub mod artifact;
+mod boot;
 pub mod capacity;
 mod chain;
 pub mod command;
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod network;
 mod owner;
 mod random;
+mod reboot;
 pub mod restore;
 pub mod runtime;
 pub mod sandbox;

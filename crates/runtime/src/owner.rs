@@ -33,7 +33,7 @@ use crate::{
     error::{CreateError, DeadlineError, InvalidTimeout, KillError, NoSuchSandbox, ResumeError, SnapshotError},
     metrics::Timing,
     runtime::{Connected, OnExit},
-    sandbox::{MAX_TIMEOUT, OnTimeout, RuntimeSandbox, SandboxId},
+    sandbox::{MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
     store::{Held, SandboxRecord},
 };
@@ -57,10 +57,12 @@ type Reply<T> = oneshot::Sender<T>;
 pub(crate) enum Command {
     Connect {
         timeout: Duration,
+        memory: Memory,
         reply: Reply<Result<Connected, ResumeError>>,
     },
     Resume {
         timeout: Duration,
+        memory: Memory,
         reply: Reply<Result<RuntimeSandbox, ResumeError>>,
     },
     /// Traffic has come: a paused sandbox resumes, a running one stays as it is.
@@ -68,10 +70,12 @@ pub(crate) enum Command {
         reply: Reply<Result<(), ResumeError>>,
     },
     Pause {
+        memory: Memory,
         reply: Reply<Result<(), SnapshotError>>,
     },
     /// A state to start others from; the sandbox goes on.
     Cut {
+        memory: Memory,
         reply: Reply<Result<Continuation, SnapshotError>>,
     },
     Kill {
@@ -145,7 +149,7 @@ impl Owner {
         let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(&core);
         core.tasks.spawn(async move {
-            let life = Life { timeout: record.spec.timeout, fresh: true };
+            let life = Life { timeout: record.spec.timeout, fresh: true, memory: Memory::Kept };
             let template = record.template_id.clone();
             let failed = |error| match error {
                 ResumeError::Store(source) => CreateError::Store(source),
@@ -234,14 +238,14 @@ impl Owner {
 
     async fn obey(&mut self, command: Command) -> Next {
         match command {
-            Command::Connect { timeout, reply } => {
-                let result = self.connect(timeout).await;
+            Command::Connect { timeout, memory, reply } => {
+                let result = self.connect(timeout, memory).await;
                 drop(reply.send(result));
             }
-            Command::Resume { timeout, reply } => {
+            Command::Resume { timeout, memory, reply } => {
                 let result = match self.phase {
                     Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
-                    Phase::Paused(_) => self.wake(timeout).await,
+                    Phase::Paused(_) => self.wake(timeout, memory).await,
                 };
                 drop(reply.send(result));
             }
@@ -249,12 +253,12 @@ impl Owner {
                 let result = self.wake_for_traffic().await;
                 drop(reply.send(result));
             }
-            Command::Pause { reply } => {
-                let result = self.pause().await;
+            Command::Pause { memory, reply } => {
+                let result = self.pause(memory).await;
                 drop(reply.send(result));
             }
-            Command::Cut { reply } => {
-                let result = self.cut().await;
+            Command::Cut { memory, reply } => {
+                let result = self.cut(memory).await;
                 drop(reply.send(result));
             }
             Command::Deadline { timeout, only_extend, reply } => {
@@ -276,7 +280,7 @@ impl Owner {
                 drop(reply.send(result));
                 return Next::Gone;
             }
-            Command::Stop { on_exit: OnExit::Pause } => match self.pause().await {
+            Command::Stop { on_exit: OnExit::Pause } => match self.pause(Memory::Kept).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
                 Err(error) => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it ends");
@@ -307,18 +311,20 @@ impl Owner {
     }
 
     async fn expire(&mut self) -> Next {
-        match self.record.spec.on_timeout {
-            OnTimeout::Kill => Next::Gone,
-            OnTimeout::Pause => match self.pause().await {
-                Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => Next::Continue,
-                Err(error) => {
-                    tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at its deadline; trying again");
-                    // Not lost for a full disk: another attempt follows until the snapshot succeeds or someone decides.
-                    self.retry_at = Some(Instant::now() + PAUSE_RETRY);
-                    Next::Continue
-                }
-            },
+        let memory = match self.record.spec.on_timeout {
+            OnTimeout::Kill => return Next::Gone,
+            OnTimeout::Pause => Memory::Kept,
+            OnTimeout::PauseFiles => Memory::Dropped,
+        };
+        match self.pause(memory).await {
+            Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => {}
+            Err(error) => {
+                tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at its deadline; trying again");
+                // Not lost for a full disk: another attempt follows until the snapshot succeeds or someone decides.
+                self.retry_at = Some(Instant::now() + PAUSE_RETRY);
+            }
         }
+        Next::Continue
     }
 
     async fn set_deadline(&mut self, timeout: Duration, only_extend: bool) -> Result<(), DeadlineError> {
@@ -358,7 +364,10 @@ impl Owner {
         if self.core.sandboxes().remove(&id).is_none() {
             return Ok(());
         }
-        if let Phase::Running(running) = std::mem::replace(&mut self.phase, Phase::Paused(Held::default())) {
+        if let Phase::Running(running) = std::mem::replace(
+            &mut self.phase,
+            Phase::Paused(Held { artifact: String::new(), epoch: None, memory: Memory::Dropped }),
+        ) {
             running.ended.cancel();
             let exit = running.session.end().await;
             drop(running.reservation);

@@ -96,6 +96,9 @@ pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
     launcher: &L,
 ) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
     let begun = Instant::now();
+    if request.artifact.manifest.memory == MemoryMember::Absent {
+        return Err(SnapshotRestoreError::NoMemory { artifact: request.artifact.manifest.id });
+    }
     check_compatible(&request.artifact.manifest, &gates.engine)?;
     let request = Arc::new(request);
     verify(Arc::clone(&request), gates.artifacts.clone()).await?;
@@ -148,7 +151,8 @@ fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Fingerprint) -> 
 /// The artifact whose memory a session of `manifest` maps.
 pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
     match &manifest.memory {
-        MemoryMember::Full => manifest.id.clone(),
+        // What has no memory is mapped by nobody, so its own id does no harm.
+        MemoryMember::Full | MemoryMember::Absent => manifest.id.clone(),
         MemoryMember::Diff { base } => base.clone(),
     }
 }

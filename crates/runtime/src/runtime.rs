@@ -32,7 +32,7 @@ use crate::{
     metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
     restore::{RestoreGates, memory_base},
-    sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
+    sandbox::{CreateSandbox, Memory, RuntimeSandbox, SandboxId, SandboxState},
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep,
@@ -173,17 +173,32 @@ impl Runtime {
 
     /// A running sandbox as it is (its deadline may only move outwards), or a paused one after resuming it.
     pub async fn connect(&self, id: &SandboxId, timeout: Duration) -> Result<Connected, ResumeError> {
-        self.ask(id, |reply| Command::Connect { timeout, reply }).await
+        self.connect_with(id, timeout, Memory::Kept).await
+    }
+
+    /// As [`Runtime::connect`]; with memory dropped, a paused sandbox boots from its disk. A running one is left as it is.
+    pub async fn connect_with(&self, id: &SandboxId, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
+        self.ask(id, |reply| Command::Connect { timeout, memory, reply }).await
     }
 
     /// Resumes a paused sandbox; a running one is an error.
     pub async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> {
-        self.ask(id, |reply| Command::Resume { timeout, reply }).await
+        self.resume_with(id, timeout, Memory::Kept).await
+    }
+
+    /// As [`Runtime::resume`]; with memory dropped, it boots from its disk.
+    pub async fn resume_with(&self, id: &SandboxId, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
+        self.ask(id, |reply| Command::Resume { timeout, memory, reply }).await
     }
 
     /// Pauses with memory. Returns when the state is durable.
     pub async fn pause(&self, id: &SandboxId) -> Result<(), SnapshotError> {
-        self.ask(id, |reply| Command::Pause { reply }).await
+        self.pause_with(id, Memory::Kept).await
+    }
+
+    /// As [`Runtime::pause`]; with memory dropped, only the disk is kept, and a resume boots from it.
+    pub async fn pause_with(&self, id: &SandboxId, memory: Memory) -> Result<(), SnapshotError> {
+        self.ask(id, |reply| Command::Pause { memory, reply }).await
     }
 
     /// `count` copies of a running sandbox, which goes on, or of a paused one. One result per child.
@@ -197,7 +212,7 @@ impl Runtime {
             return Err(ForkError::Count { asked: count, max: MAX_FORK });
         }
         check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
-        let source: Continuation = self.ask(id, |reply| Command::Cut { reply }).await?;
+        let source: Continuation = self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reply }).await?;
         let children = (0..count).map(|_| {
             let mut record = source.record.clone();
             record.id = SandboxId::generate();
@@ -215,6 +230,16 @@ impl Runtime {
     /// A state of a running or paused sandbox, from which others are created by its id or name. A name that exists moves to
     /// the new snapshot.
     pub async fn snapshot(&self, id: &SandboxId, name: Option<String>) -> Result<SnapshotInfo, SnapshotError> {
+        self.snapshot_with(id, name, Memory::Kept).await
+    }
+
+    /// As [`Runtime::snapshot`]; with memory dropped, only the disk is kept, and what is created from it boots.
+    pub async fn snapshot_with(
+        &self,
+        id: &SandboxId,
+        name: Option<String>,
+        memory: Memory,
+    ) -> Result<SnapshotInfo, SnapshotError> {
         if let Some(name) = &name {
             let (base, tag) = name.split_once(':').unwrap_or((name, "default"));
             let base = base.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(base);
@@ -222,7 +247,7 @@ impl Runtime {
                 return Err(SnapshotError::InvalidName(name.clone()));
             }
         }
-        let source: Continuation = self.ask(id, |reply| Command::Cut { reply }).await?;
+        let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reply }).await?;
         let now = Timestamp::now();
         let names = name.map(|name| {
             let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name).to_owned();
@@ -453,7 +478,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
         access_token: spec.secure.then(access_token),
         epoch,
         // Until it runs; the restore replaces it before anyone can see it.
-        phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None }),
+        phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None, memory: Memory::Kept }),
         spec,
     }
 }

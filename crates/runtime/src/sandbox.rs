@@ -80,6 +80,18 @@ pub enum OnTimeout {
     Kill,
     /// It is paused with its memory.
     Pause,
+    /// It is paused without its memory: its files are kept, and it boots from them when it is resumed.
+    PauseFiles,
+}
+
+/// What becomes of memory when a sandbox is paused, snapshot or resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// It is kept: processes go on where they were.
+    Kept,
+    /// It is dropped: the disk is kept, and its guest boots from it. No process lives on.
+    Dropped,
 }
 
 /// Whether the guest reaches anything outside its host.
@@ -150,6 +162,8 @@ pub struct RuntimeSandbox {
     pub alias: Option<String>,
     /// Running or paused.
     pub state: SandboxState,
+    /// Whether there is memory that a resume goes on with. A running sandbox has it.
+    pub memory: Memory,
     /// When it was created or last resumed.
     pub started_at: Timestamp,
     /// Its deadline. For a paused sandbox, when it was paused.

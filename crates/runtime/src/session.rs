@@ -24,6 +24,7 @@ use crate::{
     link::{Link, Links},
     owner,
     restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
+    sandbox::Memory,
     store::{RecordedPhase, SandboxRecord},
 };
 
@@ -108,7 +109,8 @@ pub(crate) enum After {
 /// What was cut out of a session.
 #[derive(Debug)]
 pub(crate) struct Cut {
-    pub(crate) parts: SnapshotParts,
+    /// Absent when memory was not wanted.
+    pub(crate) parts: Option<SnapshotParts>,
     /// Layers of the disk at that instant, lowest first.
     pub(crate) layers: Vec<String>,
     /// How long the guest stood still, or would have if it went on.
@@ -203,20 +205,24 @@ impl Session {
         self.identify_now(&mut identity).await.map(|_| ())
     }
 
-    /// Stops the machine, writes its state and memory into `draft` and seals its disk, all at one instant. The machine writes
+    /// Stops the machine, writes its state and memory, if wanted, into `draft` and seals its disk, all at one instant. The machine writes
     /// to a new layer from then on. What can be done before the freeze is done before it, and what can wait is done after.
     pub(crate) async fn cut(
         &mut self,
         draft: &mut ArtifactDraft,
         artifacts: &ArtifactStore,
         then: After,
+        memory: Memory,
     ) -> Result<Cut, MachineError> {
         let (next, next_path) = self.prepare_cut(draft, artifacts).await?;
         let sealed = self.overlay.clone();
         let pin = artifacts.pin(format!("layer:{sealed}"));
         let begun = Instant::now();
         self.machine.pause().await?;
-        let parts = self.snapshot(draft).await?;
+        let parts = match memory {
+            Memory::Kept => Some(self.snapshot(draft).await?),
+            Memory::Dropped => None,
+        };
         self.machine.switch_disk(&next_path).await?;
         let mut freeze = begun.elapsed();
         // From now on the session needs it, whether or not that can be recorded.

@@ -14,7 +14,7 @@ use crate::{
     capacity::ResourceBudget,
     error::StoreError,
     runtime::TEAM,
-    sandbox::{CreateSandbox, SandboxId},
+    sandbox::{CreateSandbox, Memory, SandboxId},
 };
 
 /// Version of the schema, in SQLite's `user_version`.
@@ -61,13 +61,20 @@ pub(crate) enum RecordedPhase {
 }
 
 /// Where the state of a paused sandbox is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Held {
     /// The artifact.
     pub(crate) artifact: String,
     /// The epoch that its guest must be in. Absent in records of earlier servers: the sandbox's own.
     #[serde(default)]
     pub(crate) epoch: Option<u64>,
+    /// Whether it holds memory. Absent in records of earlier servers, whose artifacts all do.
+    #[serde(default = "kept")]
+    pub(crate) memory: Memory,
+}
+
+fn kept() -> Memory {
+    Memory::Kept
 }
 
 /// A template or a snapshot as it is remembered.

@@ -1,47 +1,26 @@
 //! Templates: golden snapshots that sandboxes are restored from, and how they are built.
 //!
 //! A build boots a machine, lets it become nobody in particular, runs the template's commands, waits until it is ready, makes
-//! it small, and cuts it. It is the only thing that ever boots a kernel.
+//! it small, and cuts it.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{BootSpec, Machine, Shape, parts, qcow2};
-use firkin_wire::control::{self, Answer, Call};
+use firkin_engine::{Shape, qcow2};
+use firkin_wire::control;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    agent::Agent,
-    artifact::{
-        Artifact, ArtifactDraft, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest,
-    },
+    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
+    boot::{self, BootRequest, Booted},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     core::Core,
-    error::{AgentError, BuildError, LaunchError, PublishError},
-    link::Link,
+    error::BuildError,
     sandbox::{InternetAccess, SandboxId},
-    session::InstanceDir,
     store::TemplateRecord,
 };
-
-/// Boots are tried this often: under emulation a boot can lose a timer tick and hang.
-const BOOT_ATTEMPTS: u32 = 3;
-
-/// From the start of the machine to the agent's first answer. An emulated boot takes 3 to 10 s, on a busy host more.
-const BOOT_DEADLINE: Duration = Duration::from_secs(90);
-
-/// One try for a first answer; the port exists long before the agent listens.
-const HELLO_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Making the guest small: a trim of an almost empty disk, and a sync.
-const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
 
 /// One command of a build.
 const SETUP_DEADLINE: Duration = Duration::from_secs(3600);
@@ -142,135 +121,41 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
         disk_mib: core.config.guest.rootfs_bytes >> 20,
     };
     let reservation = core.gates.admission.admit(budget).await.map_err(BuildError::Admission)?;
-    let mut booted = boot(core, &build, report).await?;
-    let result = prepare(&mut booted, &build, report).await;
-    let cut = match result {
-        Ok(()) => cut(&mut booted, report).await,
+    let guest = &core.config.guest;
+    let request = BootRequest {
+        shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
+        disk: qcow2::Backing { path: guest.rootfs.clone(), format: qcow2::Format::Raw },
+        disk_bytes: guest.rootfs_bytes,
+        internet: InternetAccess::Allowed,
+        identity: nobody(),
+    };
+    let mut booted = boot::boot(core, &request, report).await?;
+    let cut = match prepare(&mut booted, &build, report).await {
+        Ok(()) => booted.cut(report).await.map_err(BuildError::from),
         Err(error) => Err(error),
     };
-    booted.machine.kill().await;
+    booted.end().await;
     drop(reservation);
     cut?;
     let artifact = publish(core, &build, budget, booted, report).await?;
     record(core, build, budget, artifact).await
 }
 
-/// A machine that is being made into a template.
-struct Booted {
-    machine: Box<dyn Machine>,
-    agent: Agent,
-    link: Link,
-    draft: ArtifactDraft,
-    dir: InstanceDir,
-    layer: String,
-    root_disk: PathBuf,
-}
-
-async fn boot(core: &Arc<Core>, build: &BuildTemplate, report: Report<'_>) -> Result<Booted, BuildError> {
-    for attempt in 1.. {
-        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.acceleration));
-        match try_boot(core, build).await {
-            Ok(booted) => return Ok(booted),
-            Err(LaunchError::Network(source)) => return Err(BuildError::Network(source)),
-            Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BuildError::Boot { attempts: attempt, source }),
-            Err(error) => report(&format!("the guest did not come up: {}", crate::owner::chain(&error))),
-        }
-    }
-    unreachable!("the loop ends by returning")
-}
-
-async fn try_boot(core: &Arc<Core>, build: &BuildTemplate) -> Result<Booted, LaunchError> {
-    let guest = &core.config.guest;
-    let link = core.links.acquire(InternetAccess::Allowed).await.map_err(LaunchError::Network)?;
-    let staged = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LaunchError::Stage { path, source }
-    };
-    let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
-    let path = core.run_dir().join(format!("build-{}", draft.id()));
-    let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
-    let layer = crate::random::alphanumeric(20);
-    let root_disk = dir.path().join(format!("{layer}.qcow2"));
-    let backing = qcow2::Backing { path: guest.rootfs.clone(), format: qcow2::Format::Raw };
-    qcow2::create(&root_disk, &backing, guest.rootfs_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
-    crate::session::give(&root_disk, link.uid()).map_err(staged(&root_disk))?;
-    let mut machine = core
-        .launcher
-        .engine
-        .boot(BootSpec {
-            dir: dir.path().to_owned(),
-            shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
-            slot: link.engine_slot().map_err(staged(&path))?,
-            kernel: guest.kernel.clone(),
-            initrd: guest.initrd.clone(),
-            cmdline: String::new(),
-            root_disk: root_disk.clone(),
-            memory_file: dir.path().join(parts::MEMORY),
-        })
-        .await
-        .map_err(LaunchError::Start)?;
-    match await_hello(&mut *machine).await {
-        Ok(mut agent) => match become_nobody(&mut agent, &link).await {
-            Ok(()) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
-            Err(error) => {
-                machine.kill().await;
-                Err(LaunchError::Agent(error))
-            }
-        },
-        Err(error) => {
-            machine.kill().await;
-            Err(error)
-        }
-    }
-}
-
-/// Asks until the agent answers, the machine ends, or the deadline passes.
-async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
-    let deadline = Instant::now() + BOOT_DEADLINE;
-    loop {
-        let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?);
-        let failed = tokio::select! {
-            exit = machine.wait() => return Err(LaunchError::Machine(firkin_engine::MachineError::Gone(exit))),
-            answer = agent.call(Call::Hello, HELLO_DEADLINE) => match answer {
-                Ok(Answer::Hello { generation, .. }) if generation > control::GENERATION => {
-                    return Err(LaunchError::Agent(AgentError::Generation { found: generation, known: control::GENERATION }));
-                }
-                Ok(Answer::Hello { envd_ready: true, .. }) => return Ok(agent),
-                Ok(_) => None,
-                Err(error) => Some(error),
-            },
-        };
-        if Instant::now() >= deadline {
-            let error = failed.unwrap_or(AgentError::Deadline { call: "hello", deadline_ms: BOOT_DEADLINE.as_millis() });
-            return Err(LaunchError::Agent(error));
-        }
-        if failed.is_none() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-/// The identity of a template: a clock, a network, no token.
-async fn become_nobody(agent: &mut Agent, link: &Link) -> Result<(), AgentError> {
+/// The identity of a template: nobody in particular, without a token.
+fn nobody() -> control::Identity {
     use base64::Engine as _;
-    let identity = control::Identity {
+    control::Identity {
         epoch: TEMPLATE_EPOCH,
         sandbox_id: "template".to_owned(),
         template_id: String::new(),
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
-        realtime_ns: crate::session::realtime_ns(),
+        realtime_ns: 0,
         machine_id: Some(crate::random::hex::<16>()),
-        network: link.guest_network(),
+        network: None,
         env: std::collections::BTreeMap::new(),
         access_token: None,
         default_user: None,
         default_workdir: None,
-    };
-    match agent.call(Call::Resume(Box::new(identity)), HELLO_DEADLINE * 10).await? {
-        Answer::Resumed { .. } => Ok(()),
-        Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
-            Err(AgentError::Unexpected { call: "resume" })
-        }
     }
 }
 
@@ -318,18 +203,6 @@ async fn run(booted: &Booted, command: &GuestCommand) -> Result<(), BuildError> 
     Err(failed(format!("exit status {}: {}", output.exit_code, tail.trim_end())))
 }
 
-async fn cut(booted: &mut Booted, report: Report<'_>) -> Result<(), BuildError> {
-    report("making the guest small");
-    match booted.agent.call(Call::Shrink, SHRINK_DEADLINE).await {
-        Ok(_) => {}
-        Err(error) => return Err(BuildError::Boot { attempts: 1, source: LaunchError::Agent(error) }),
-    }
-    report("taking the snapshot");
-    booted.machine.pause().await.map_err(BuildError::Machine)?;
-    booted.machine.snapshot(booted.draft.dir()).await.map_err(BuildError::Machine)?;
-    Ok(())
-}
-
 async fn publish(
     core: &Arc<Core>,
     build: &BuildTemplate,
@@ -339,10 +212,9 @@ async fn publish(
 ) -> Result<Artifact, BuildError> {
     report("writing the template");
     let guest = &core.config.guest;
-    let Booted { draft, dir, layer, root_disk, .. } = booted;
     let manifest = SnapshotArtifactManifest {
         format: FORMAT,
-        id: draft.id().to_owned(),
+        id: booted.id().to_owned(),
         kind: ArtifactKind::BaseTemplate,
         logical_id: build.name.clone(),
         parent: None,
@@ -357,20 +229,13 @@ async fn publish(
         budget,
         epoch: TEMPLATE_EPOCH,
         memory: MemoryMember::Full,
-        disk: DiskMembers { rootfs: guest.rootfs_digest.clone(), rootfs_path: guest.rootfs.clone(), layers: vec![layer.clone()] },
+        disk: DiskMembers {
+            rootfs: guest.rootfs_digest.clone(),
+            rootfs_path: guest.rootfs.clone(),
+            layers: vec![booted.layer.clone()],
+        },
     };
-    let artifacts = core.artifacts.clone();
-    tokio::task::spawn_blocking(move || {
-        let memory = dir.path().join(parts::MEMORY);
-        let target = draft.dir().join(parts::MEMORY);
-        fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
-        let _pin = artifacts.pin(format!("layer:{layer}"));
-        artifacts.adopt_layer(&layer, &root_disk).map_err(|source| PublishError::File { path: root_disk, source })?;
-        artifacts.publish(draft, manifest)
-    })
-    .await
-    .expect("publishing does not panic and the runtime does not stop under it")
-    .map_err(BuildError::Publish)
+    Ok(booted.publish(core, manifest).await?)
 }
 
 async fn record(

@@ -10,8 +10,8 @@ use axum::{
 use firkin_runtime::{
     admission::AdmissionError,
     error::{
-        CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError, LaunchError,
-        MemoryPressure, NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+        BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
+        LaunchError, MemoryPressure, NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
@@ -208,7 +208,10 @@ impl ApiError {
                     .code("sandbox_create_failed")
                     .retry(Retry::Never)
             }
-            SnapshotRestoreError::Launch(_) => {
+            SnapshotRestoreError::Boot(BootError::Network(_)) => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                .code("sandbox_capacity_unavailable")
+                .retry(Retry::After(CAPACITY_RETRY_SECONDS)),
+            SnapshotRestoreError::Launch(_) | SnapshotRestoreError::Boot(_) | SnapshotRestoreError::NoMemory { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_create_failed").retry(Retry::Never)
             }
         }

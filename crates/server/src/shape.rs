@@ -3,7 +3,7 @@
 use firkin_runtime::{
     capacity::ResourceBudget,
     runtime::SnapshotInfo,
-    sandbox::{InternetAccess, OnTimeout, RuntimeSandbox, SandboxState},
+    sandbox::{InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
     template::TemplateInfo,
 };
 use firkin_wire::{ENVD_VERSION, control::Stats, rest};
@@ -56,11 +56,14 @@ pub(crate) fn detail(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::San
             auto_resume: sandbox.spec.auto_resume,
             on_timeout: match sandbox.spec.on_timeout {
                 OnTimeout::Kill => rest::OnTimeout::Kill,
-                OnTimeout::Pause => rest::OnTimeout::Pause,
+                OnTimeout::Pause | OnTimeout::PauseFiles => rest::OnTimeout::Pause,
             },
         }),
         network: None,
-        pause_mode: (sandbox.state == SandboxState::Paused).then_some(rest::PauseMode::Full),
+        pause_mode: (sandbox.state == SandboxState::Paused).then_some(match sandbox.memory {
+            Memory::Kept => rest::PauseMode::Full,
+            Memory::Dropped => rest::PauseMode::Filesystem,
+        }),
         listed: listed(sandbox),
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::hosting::{self, Interrupts};
 use crate::{
-    api::Api,
+    api::{Api, Keep},
     envd::{Access, CommandLine, Output, Processes},
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
@@ -191,8 +191,9 @@ impl Tour<'_> {
     async fn pause_and_resume(&mut self, sandbox: &rest::Sandbox) -> anyhow::Result<()> {
         let before = count(self.api, sandbox).await?;
         let id = &sandbox.sandbox_id;
-        self.timed("pause it with its memory", self.api.pause(id), |()| format!("counter at {}", before.count)).await?;
-        let resumed = self.timed("resume it", self.api.connect(id, SANDBOX_SECONDS), |_| "running".to_owned()).await?;
+        self.timed("pause it with its memory", self.api.pause(id, Keep::All), |()| format!("counter at {}", before.count))
+            .await?;
+        let resumed = self.timed("resume it", self.api.connect(id, SANDBOX_SECONDS, Keep::All), |_| "running".to_owned()).await?;
         ensure!(resumed.1, "the sandbox was not paused");
         let after =
             self.timed("ask the counter", count(self.api, sandbox), |after| format!("went on to {}", after.count)).await?;

@@ -10,8 +10,10 @@ use serde::Serialize;
 
 use super::exec;
 use crate::{
-    api::{self, Api, Refused},
-    args::{CreateArgs, ForkArgs, KillArgs, ListArgs, ResumeArgs, SandboxCommand, SnapshotArgs, StateFilter, TimeoutArgs},
+    api::{self, Api, Keep, Refused},
+    args::{
+        CreateArgs, ForkArgs, KillArgs, ListArgs, PauseArgs, ResumeArgs, SandboxCommand, SnapshotArgs, StateFilter, TimeoutArgs,
+    },
     failure::{self, ExitStatus},
     output::{self, Table},
     serverfile,
@@ -30,12 +32,13 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
         SandboxCommand::Info(args) => info(&api, settings, &args.id).await,
         SandboxCommand::Exec(args) => exec::exec(&api, settings, args).await,
         SandboxCommand::Shell(args) => exec::shell(&api, settings, args).await,
-        SandboxCommand::Pause(args) => {
-            each(settings, &args.ids, "paused", async |id| api.pause(id).await.map(|()| "paused")).await
+        SandboxCommand::Pause(PauseArgs { sandboxes, files_only }) => {
+            let pause = async |id: &str| api.pause(id, Keep::files_only(files_only)).await.map(|()| "paused");
+            each(settings, &sandboxes.ids, "paused", pause).await
         }
-        SandboxCommand::Resume(ResumeArgs { sandboxes, timeout }) => {
+        SandboxCommand::Resume(ResumeArgs { sandboxes, timeout, reboot }) => {
             let resume = async |id: &str| {
-                let (_, was_paused) = api.connect(id, timeout).await?;
+                let (_, was_paused) = api.connect(id, timeout, Keep::files_only(reboot)).await?;
                 anyhow::Ok(if was_paused { "resumed" } else { "already running" })
             };
             each(settings, &sandboxes.ids, "resumed", resume).await
@@ -192,7 +195,10 @@ async fn fork(api: &Api, settings: &Settings, args: ForkArgs) -> anyhow::Result<
 }
 
 async fn snapshot(api: &Api, settings: &Settings, args: SnapshotArgs) -> anyhow::Result<ExitStatus> {
-    let snapshot = api.snapshot(&args.id, args.name).await.with_context(|| format!("cannot snapshot `{}`", args.id))?;
+    let snapshot = api
+        .snapshot(&args.id, args.name, Keep::files_only(args.files_only))
+        .await
+        .with_context(|| format!("cannot snapshot `{}`", args.id))?;
     output::result(settings.format, &snapshot, || {
         let mut table = Table::new(&["snapshot", "names"]);
         table.row([snapshot.snapshot_id.clone(), snapshot.names.join(" ")]);

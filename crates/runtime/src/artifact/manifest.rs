@@ -38,6 +38,8 @@ pub enum ArtifactKind {
     Continuation,
     /// The only state of a paused sandbox.
     Pause,
+    /// A sandbox's own disk, booted: the memory that this sandbox goes on from, and its later states stand on.
+    Boot,
 }
 
 /// Guest memory of an artifact.
@@ -51,6 +53,8 @@ pub enum MemoryMember {
         /// Artifact whose memory is whole.
         base: String,
     },
+    /// None: only the disk was kept, and its guest must be booted. There is no device state either.
+    Absent,
 }
 
 /// The root disk of an artifact.

@@ -101,6 +101,7 @@ impl ArtifactStore {
         let own: &[&str] = match manifest.memory {
             MemoryMember::Full => &[parts::STATE, parts::MEMORY],
             MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
+            MemoryMember::Absent => &[],
         };
         if let Some(room) = draft.room.take() {
             room.settle(own, &draft.dir).map_err(file(&draft.dir))?;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use firkin_engine::MemoryForm;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -10,21 +9,23 @@ use tokio_util::sync::CancellationToken;
 use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
 use crate::{
     artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
-    error::SnapshotError,
+    core::Core,
+    error::{PublishError, SnapshotError},
     metrics::Timing,
+    sandbox::{Memory, SandboxId},
     session::After,
     store::{Held, RecordedPhase},
 };
 
 impl Owner {
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
-    pub(super) async fn pause(&mut self) -> Result<(), SnapshotError> {
+    pub(super) async fn pause(&mut self, memory: Memory) -> Result<(), SnapshotError> {
         let Phase::Running(running) = &mut self.phase else {
             return Err(SnapshotError::AlreadyPaused(self.record.id.clone()));
         };
         running.leaving.cancel();
         self.publish_view();
-        let result = self.try_pause().await;
+        let result = self.try_pause(memory).await;
         if let Phase::Running(running) = &mut self.phase {
             running.leaving = CancellationToken::new();
             self.publish_view();
@@ -32,9 +33,9 @@ impl Owner {
         result
     }
 
-    async fn try_pause(&mut self) -> Result<(), SnapshotError> {
-        let (artifact, pin) = self.publish_cut(ArtifactKind::Pause).await?;
-        let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch) };
+    async fn try_pause(&mut self, memory: Memory) -> Result<(), SnapshotError> {
+        let (artifact, pin) = self.publish_cut(ArtifactKind::Pause, memory).await?;
+        let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch), memory };
         let mut record = self.record.clone();
         record.end_at = Timestamp::now();
         record.phase = RecordedPhase::Paused(held.clone());
@@ -53,10 +54,10 @@ impl Owner {
     }
 
     /// A state that others can be started from.
-    pub(super) async fn cut(&mut self) -> Result<Continuation, SnapshotError> {
+    pub(super) async fn cut(&mut self, memory: Memory) -> Result<Continuation, SnapshotError> {
         let (artifact, pin) = match &self.phase {
             Phase::Running(_) => {
-                let result = self.publish_cut(ArtifactKind::Continuation).await?;
+                let result = self.publish_cut(ArtifactKind::Continuation, memory).await?;
                 self.go_on().await;
                 result
             }
@@ -67,22 +68,27 @@ impl Owner {
                     .artifacts
                     .load(&held.artifact)
                     .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
-                (loaded, pin)
+                match memory {
+                    Memory::Dropped if held.memory == Memory::Kept => {
+                        publish_disk(&self.core, self.record.id.clone(), loaded).await?
+                    }
+                    Memory::Dropped | Memory::Kept => (loaded, pin),
+                }
             }
         };
         Ok(Continuation { artifact, record: self.record.clone(), pin })
     }
 
     /// Cuts the running session and publishes what was cut. The machine is left paused on success, running on failure.
-    async fn publish_cut(&mut self, kind: ArtifactKind) -> Result<(Artifact, Pin), SnapshotError> {
-        let result = self.try_publish_cut(kind).await;
+    async fn publish_cut(&mut self, kind: ArtifactKind, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
+        let result = self.try_publish_cut(kind, memory).await;
         if result.is_err() {
             self.go_on().await;
         }
         result
     }
 
-    async fn try_publish_cut(&mut self, kind: ArtifactKind) -> Result<(Artifact, Pin), SnapshotError> {
+    async fn try_publish_cut(&mut self, kind: ArtifactKind, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
         let id = self.record.id.clone();
         let core = Arc::clone(&self.core);
         let Phase::Running(running) = &mut self.phase else { return Err(SnapshotError::AlreadyPaused(id)) };
@@ -95,17 +101,16 @@ impl Owner {
         let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
         let mut draft = core.artifacts.draft().map_err(|source| SnapshotError::Publish {
             id: id.clone(),
-            source: crate::error::PublishError::File { path: core.config.state_dir.clone(), source },
+            source: PublishError::File { path: core.config.state_dir.clone(), source },
         })?;
         let pin = core.artifacts.pin(draft.id());
         let then = if kind == ArtifactKind::Continuation { After::GoOn } else { After::StayPaused };
         let begun = Instant::now();
         let cut = running
             .session
-            .cut(&mut draft, &core.artifacts, then)
+            .cut(&mut draft, &core.artifacts, then, memory)
             .await
             .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
-        debug_assert!(matches!(cut.parts.memory, MemoryForm::Diff { .. }), "a restored machine is never whole");
         let manifest = SnapshotArtifactManifest {
             format: FORMAT,
             id: draft.id().to_owned(),
@@ -114,7 +119,10 @@ impl Owner {
             parent: Some(running.session.memory_base.clone()),
             created_at: Timestamp::now(),
             epoch: self.record.epoch,
-            memory: MemoryMember::Diff { base: running.session.memory_base.clone() },
+            memory: match memory {
+                Memory::Kept => MemoryMember::Diff { base: running.session.memory_base.clone() },
+                Memory::Dropped => MemoryMember::Absent,
+            },
             disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
             ..base
         };
@@ -125,7 +133,7 @@ impl Owner {
             .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
         core.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
         core.metrics.observe(Timing::SnapshotSave, begun.elapsed());
-        tracing::info!(sandbox = %id, ?kind, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.memory, "cut a sandbox");
+        tracing::info!(sandbox = %id, ?kind, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.map(|parts| parts.memory), "cut a sandbox");
         drop(cut.pin);
         Ok((published, pin))
     }
@@ -148,4 +156,26 @@ impl Owner {
             tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox's new disk layer");
         }
     }
+}
+
+/// The disk of a paused sandbox as an artifact of its own.
+async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact) -> Result<(Artifact, Pin), SnapshotError> {
+    let failed = |source| SnapshotError::Publish { id: id.clone(), source };
+    let file = |source| failed(PublishError::File { path: core.config.state_dir.clone(), source });
+    let draft = core.artifacts.draft().map_err(file)?;
+    let pin = core.artifacts.pin(draft.id());
+    let manifest = SnapshotArtifactManifest {
+        id: draft.id().to_owned(),
+        kind: ArtifactKind::Continuation,
+        parent: Some(paused.manifest.id),
+        created_at: Timestamp::now(),
+        memory: MemoryMember::Absent,
+        ..paused.manifest
+    };
+    let artifacts = core.artifacts.clone();
+    let published = tokio::task::spawn_blocking(move || artifacts.publish(draft, manifest))
+        .await
+        .expect("publishing does not panic and the runtime does not stop under it")
+        .map_err(failed)?;
+    Ok((published, pin))
 }

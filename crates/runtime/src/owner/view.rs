@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Command, Phase};
 use crate::{
     link::Connector,
-    sandbox::{RuntimeSandbox, SandboxState},
+    sandbox::{Memory, RuntimeSandbox, SandboxState},
     store::{RecordedPhase, SandboxRecord},
 };
 
@@ -71,6 +71,10 @@ pub(super) fn show(record: &SandboxRecord) -> RuntimeSandbox {
         state: match record.phase {
             RecordedPhase::Running { .. } => SandboxState::Running,
             RecordedPhase::Paused(_) => SandboxState::Paused,
+        },
+        memory: match &record.phase {
+            RecordedPhase::Running { .. } => Memory::Kept,
+            RecordedPhase::Paused(held) => held.memory,
         },
         started_at: record.started_at,
         end_at: record.end_at,

@@ -8,14 +8,16 @@ use tokio::time::Instant;
 
 use super::{Owner, Phase, Running, check_timeout, gone, ms, view::show};
 use crate::{
-    artifact::Artifact,
+    artifact::{Artifact, MemoryMember, Pin},
     core::Core,
     error::{DeadlineError, ResumeError, SnapshotRestoreError},
     generation,
     metrics::Timing,
+    reboot,
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
     runtime::Connected,
-    sandbox::{MAX_TIMEOUT, RuntimeSandbox},
+    sandbox::{MAX_TIMEOUT, Memory, RuntimeSandbox},
+    session::Session,
     store::{RecordedPhase, SandboxRecord},
 };
 
@@ -23,9 +25,9 @@ use crate::{
 const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 impl Owner {
-    pub(super) async fn connect(&mut self, timeout: Duration) -> Result<Connected, ResumeError> {
+    pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
         match self.phase {
-            Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout).await?, resumed: true }),
+            Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
             Phase::Running(_) => {
                 self.set_deadline(timeout, true).await.map_err(|error| match error {
                     DeadlineError::NotFound(error) => ResumeError::NotFound(error),
@@ -44,13 +46,14 @@ impl Owner {
             Phase::Running(_) => Ok(()),
             Phase::Paused(_) => {
                 let timeout = self.record.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
-                self.wake(timeout).await.map(drop)
+                self.wake(timeout, Memory::Kept).await.map(drop)
             }
         }
     }
 
-    /// From paused to running. The paused state stays what it is until the running one is recorded.
-    pub(super) async fn wake(&mut self, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> {
+    /// From paused to running. The paused state stays what it is until the running one is recorded. With memory dropped, or where
+    /// none is held, the guest boots.
+    pub(super) async fn wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
         let Phase::Paused(held) = &self.phase else { return Err(ResumeError::AlreadyRunning(self.record.id.clone())) };
         check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
         let _pin = self.core.artifacts.pin(held.artifact.clone());
@@ -61,7 +64,7 @@ impl Owner {
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         let mut record = self.record.clone();
         record.epoch += 1;
-        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false }, pending()).await?;
+        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false, memory }, pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         self.core.collect();
@@ -76,9 +79,11 @@ pub(super) struct Life {
     pub(super) timeout: Duration,
     /// Whether the guest becomes another machine, with its own machine id.
     pub(super) fresh: bool,
+    /// Dropped: the guest boots although the artifact has memory.
+    pub(super) memory: Memory,
 }
 
-/// Restores `artifact` as `record`, and records that it runs. Ends early when the sandbox is `abandoned` before that.
+/// Restores `artifact` as `record`, after booting its disk where that is wanted, and records that it runs. Ends early when the sandbox is `abandoned` before that.
 pub(super) async fn start(
     core: &Arc<Core>,
     mut record: SandboxRecord,
@@ -88,20 +93,12 @@ pub(super) async fn start(
 ) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = record.id.clone();
     let begun = Instant::now();
-    let request = SnapshotRestoreRequest {
-        artifact,
-        budget: record.budget,
-        identity: identity(&record, life.fresh),
-        internet: record.spec.internet,
-    };
     let restored = tokio::select! {
-        restored = core
-            .metrics
-            .measured(Timing::WarmSnapshotRestore, restore::restore(request, &core.gates, &core.launcher)) => restored,
+        restored = boot_or_restore(core, &mut record, artifact, life) => restored,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
         () = abandoned => return Err(gone(&id).into()),
     };
-    let report = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
+    let (report, _pin) = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
     let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
     record.started_at = Timestamp::now();
     record.end_at = record.started_at.saturating_add(life.timeout).unwrap_or(Timestamp::MAX);
@@ -124,6 +121,30 @@ pub(super) async fn start(
         "restored a sandbox"
     );
     Ok((record, Box::new(Running::new(session, reservation))))
+}
+
+/// The pin keeps what was booted until the session, which keeps it too, is recorded.
+async fn boot_or_restore(
+    core: &Arc<Core>,
+    record: &mut SandboxRecord,
+    artifact: Artifact,
+    life: Life,
+) -> Result<(SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
+    let (artifact, pin) = if life.memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
+        let (booted, pin) = reboot::memory_of_disk(core, record, artifact, identity(record, life.fresh)).await?;
+        record.epoch = booted.manifest.epoch + 1;
+        (booted, Some(pin))
+    } else {
+        (artifact, None)
+    };
+    let request = SnapshotRestoreRequest {
+        artifact,
+        budget: record.budget,
+        identity: identity(record, life.fresh),
+        internet: record.spec.internet,
+    };
+    let restoring = restore::restore(request, &core.gates, &core.launcher);
+    Ok((core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
 }
 
 /// Who the guest of this record is: fresh entropy always, a new machine id when the sandbox is new.

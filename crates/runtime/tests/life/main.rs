@@ -5,6 +5,7 @@
 mod bench;
 mod crashes;
 mod deletion;
+mod files;
 mod generations;
 mod keeping;
 mod races;

@@ -62,11 +62,12 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         (asks(&body.mcp), "mcp"),
         (asks(&body.iam), "iam"),
         (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
-        (body.auto_pause_memory == Some(false), "autoPauseMemory: false"),
     ];
     if let Some((_, option)) = refused.iter().find(|(asked, _)| *asked) {
         return Err(ApiError::unsupported(option));
     }
+    let auto_resume = body.auto_resume.is_some_and(|auto_resume| auto_resume.enabled);
+    let on_timeout = on_timeout(body.auto_pause, body.auto_pause_memory, auto_resume)?;
     let denied_by_rule = denies_everything(body.network.unwrap_or_default())?;
     let denied = denied_by_rule || body.allow_internet_access == Some(false);
     let env = body.env_vars.unwrap_or_default();
@@ -74,13 +75,26 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
     Ok(CreateSandbox {
         template: body.template_id,
         timeout: seconds(body.timeout.unwrap_or(default_timeout))?,
-        on_timeout: if body.auto_pause == Some(true) { OnTimeout::Pause } else { OnTimeout::Kill },
-        auto_resume: body.auto_resume.is_some_and(|auto_resume| auto_resume.enabled),
+        on_timeout,
+        auto_resume,
         env,
         metadata: body.metadata.unwrap_or_default(),
         internet: if denied { InternetAccess::Denied } else { InternetAccess::Allowed },
         secure,
     })
+}
+
+/// What the deadline does. Traffic cannot resume what has to boot: clients would give up before it answers.
+fn on_timeout(auto_pause: Option<bool>, memory: Option<bool>, auto_resume: bool) -> Result<OnTimeout, ApiError> {
+    match (auto_pause.unwrap_or(false), memory.unwrap_or(true)) {
+        (false, true) => Ok(OnTimeout::Kill),
+        (true, true) => Ok(OnTimeout::Pause),
+        (false, false) => Err(ApiError::bad_request("`autoPauseMemory: false` needs `autoPause: true`")),
+        (true, false) if auto_resume => {
+            Err(ApiError::bad_request("`autoPauseMemory: false` and `autoResume` exclude each other"))
+        }
+        (true, false) => Ok(OnTimeout::PauseFiles),
+    }
 }
 
 /// Whether the rules deny all outbound traffic. Rules that do anything else cannot be kept yet, so they are refused.
@@ -131,7 +145,8 @@ mod tests {
             (r#"{"templateID":"base","mcp":{}}"#, "`mcp`"),
             (r#"{"templateID":"base","iam":{"tokens":{}}}"#, "`iam`"),
             (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
-            (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false}"#, "autoPauseMemory"),
+            (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
+            (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
             (r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#, "allowPublicTraffic"),
             (r#"{"templateID":"base","network":{"allowOut":["x.com"],"denyOut":["0.0.0.0/0"]}}"#, "allowOut"),
             (r#"{"templateID":"base","network":{"denyOut":["8.8.8.8"]}}"#, "denyOut"),
@@ -173,5 +188,7 @@ mod tests {
     fn life_cycle_options_arrive() {
         let request = converted(r#"{"templateID":"base","timeout":7,"autoPause":true,"autoResume":{"enabled":true}}"#).unwrap();
         assert_eq!((request.timeout.as_secs(), request.on_timeout, request.auto_resume), (7, OnTimeout::Pause, true));
+        let request = converted(r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false}"#).unwrap();
+        assert_eq!(request.on_timeout, OnTimeout::PauseFiles);
     }
 }

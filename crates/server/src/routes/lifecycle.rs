@@ -10,7 +10,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::StatusCode;
 
-use super::{demand_memory, seconds};
+use super::{memory, seconds};
 use crate::{
     App,
     error::ApiError,
@@ -42,8 +42,7 @@ pub(super) async fn connect_v2(State(app): State<Arc<App>>, Sandbox(id): Sandbox
 
 async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout: i64) -> Connected {
     app.count_unknown(&body.unknown);
-    demand_memory(body.memory)?;
-    let connected = app.runtime.connect(id, seconds(timeout)?).await?;
+    let connected = app.runtime.connect_with(id, seconds(timeout)?, memory(body.memory)).await?;
     let status = if connected.resumed { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Reply(shape::sandbox(connected.sandbox, app.config.domain.as_deref()))))
 }
@@ -52,13 +51,12 @@ async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout
 pub(super) async fn resume(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ResumedSandbox>) -> Connected {
     let body = body.value;
     app.count_unknown(&body.unknown);
-    demand_memory(body.memory)?;
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
-    let current = app.runtime.sandbox(&id)?.spec.on_timeout == OnTimeout::Pause;
+    let current = app.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill;
     if body.auto_pause.is_some_and(|auto_pause| auto_pause != current) {
         return Err(ApiError::unsupported("autoPause"));
     }
-    let sandbox = app.runtime.resume(&id, timeout).await?;
+    let sandbox = app.runtime.resume_with(&id, timeout, memory(body.memory)).await?;
     Ok((StatusCode::CREATED, Reply(shape::sandbox(sandbox, app.config.domain.as_deref()))))
 }
 
@@ -69,8 +67,7 @@ pub(super) async fn pause(
     body: Json<rest::PauseSandbox>,
 ) -> Result<StatusCode, ApiError> {
     app.count_unknown(&body.value.unknown);
-    demand_memory(body.value.memory)?;
-    app.runtime.pause(&id).await?;
+    app.runtime.pause_with(&id, memory(body.value.memory)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -8,7 +8,7 @@ use axum::{
     middleware::from_fn_with_state,
     routing::{delete, get, post},
 };
-use firkin_runtime::error::InvalidTimeout;
+use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
 use http::StatusCode;
 
 mod create;
@@ -60,7 +60,7 @@ fn seconds(timeout: i64) -> Result<Duration, InvalidTimeout> {
     u64::try_from(timeout).map(Duration::from_secs).map_err(|_| InvalidTimeout::Zero)
 }
 
-/// Options that restore, pause or snapshot without memory are refused for as long as they cannot be had.
-fn demand_memory(memory: Option<bool>) -> Result<(), ApiError> {
-    if memory == Some(false) { Err(ApiError::unsupported("memory: false")) } else { Ok(()) }
+/// The option `memory` of pause, resume and snapshot, which defaults to true.
+fn memory(option: Option<bool>) -> Memory {
+    if option == Some(false) { Memory::Dropped } else { Memory::Kept }
 }

@@ -11,7 +11,7 @@ use firkin_runtime::runtime::SnapshotInfo;
 use firkin_wire::rest;
 use http::StatusCode;
 
-use super::{demand_memory, sandboxes::next_token};
+use super::{memory, sandboxes::next_token};
 use crate::{
     App,
     error::ApiError,
@@ -28,8 +28,7 @@ pub(super) async fn take(
     body: Json<rest::NewSnapshot>,
 ) -> Result<(StatusCode, Reply<rest::SnapshotInfo>), ApiError> {
     app.count_unknown(&body.value.unknown);
-    demand_memory(body.value.memory)?;
-    let snapshot = app.runtime.snapshot(&id, body.value.name).await?;
+    let snapshot = app.runtime.snapshot_with(&id, body.value.name, memory(body.value.memory)).await?;
     Ok((StatusCode::CREATED, Reply(shape::snapshot(snapshot))))
 }
 

@@ -82,6 +82,28 @@ async fn pause_connect_and_resume_keep_the_sandbox() {
 }
 
 #[tokio::test]
+async fn memory_may_be_left_behind() {
+    let bench = Bench::start().await;
+    let id = bench.create(r#","autoPause":true,"autoPauseMemory":false"#).await;
+    let mode = async || {
+        let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+        detail.body["pauseMode"].as_str().map(str::to_owned)
+    };
+    assert_eq!(mode().await, None);
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), r#"{"memory":false}"#).await.expect(204);
+    assert_eq!(mode().await.as_deref(), Some("filesystem"));
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), "{}").await.expect(201);
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), "{}").await.expect(204);
+    assert_eq!(mode().await.as_deref(), Some("full"));
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"timeout":5,"memory":false}"#).await.expect(201);
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"memory":false}"#).await.expect(200);
+    let snapshot = bench.call("POST", &format!("/sandboxes/{id}/snapshots"), r#"{"name":"n","memory":false}"#).await.expect(201);
+    let body = format!(r#"{{"templateID":"{}"}}"#, snapshot.text("/snapshotID"));
+    bench.call("POST", "/v2/sandboxes", &body).await.expect(201);
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn deadlines_move_as_each_route_promises() {
     let bench = Bench::start().await;
     let id = bench.create(r#","timeout":100"#).await;

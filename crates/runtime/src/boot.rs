@@ -1,0 +1,196 @@
+//! Booting a guest and cutting what came up: the one way in which memory comes into being. Everything else restores it.
+//!
+//! Two boot: a template build, from the root image, and a sandbox whose memory was dropped, from its own disk. What was cut is a
+//! whole artifact, whose machine is sealed and ends; nobody ever works in a booted machine.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use firkin_engine::{BootSpec, Machine, Shape, parts, qcow2};
+use firkin_wire::control::{self, Answer, Call, Identity};
+use tokio::time::Instant;
+
+use crate::{
+    agent::Agent,
+    artifact::{Artifact, ArtifactDraft, SnapshotArtifactManifest},
+    core::Core,
+    error::{AgentError, BootError, LaunchError, PublishError},
+    link::Link,
+    sandbox::InternetAccess,
+    session::InstanceDir,
+    template::Report,
+};
+
+/// Boots are tried this often: under emulation a boot can lose a timer tick and hang.
+const BOOT_ATTEMPTS: u32 = 3;
+
+/// From the start of the machine to the agent's first answer. An emulated boot takes 3 to 10 s, on a busy host more.
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+
+/// One try for a first answer; the port exists long before the agent listens.
+const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Making the guest small: a trim of an almost empty disk, and a sync.
+const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What to boot.
+pub(crate) struct BootRequest {
+    pub(crate) shape: Shape,
+    /// What the guest's fresh overlay lies over.
+    pub(crate) disk: qcow2::Backing,
+    /// Size of the disk as the guest sees it.
+    pub(crate) disk_bytes: u64,
+    pub(crate) internet: InternetAccess,
+    /// Who the guest is until it is cut. Its time and network are filled in.
+    pub(crate) identity: Identity,
+}
+
+/// A machine that came up, and everything that exists only because of it. Fields drop in the order in which they must go.
+pub(crate) struct Booted {
+    machine: Box<dyn Machine>,
+    agent: Agent,
+    pub(crate) link: Link,
+    draft: ArtifactDraft,
+    dir: InstanceDir,
+    /// The layer that its overlay becomes.
+    pub(crate) layer: String,
+    root_disk: PathBuf,
+}
+
+/// Boots until the guest comes up, or too often.
+pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
+    for attempt in 1.. {
+        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.acceleration));
+        match try_boot(core, request).await {
+            Ok(booted) => return Ok(booted),
+            Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
+            Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BootError::Up { attempts: attempt, source }),
+            Err(error) => report(&format!("the guest did not come up: {}", crate::owner::chain(&error))),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, LaunchError> {
+    let guest = &core.config.guest;
+    let link = core.links.acquire(request.internet).await.map_err(LaunchError::Network)?;
+    let staged = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::Stage { path, source }
+    };
+    let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
+    let path = core.run_dir().join(format!("build-{}", draft.id()));
+    let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
+    let layer = crate::random::alphanumeric(20);
+    let root_disk = dir.path().join(format!("{layer}.qcow2"));
+    qcow2::create(&root_disk, &request.disk, request.disk_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
+    crate::session::give(&root_disk, link.uid()).map_err(staged(&root_disk))?;
+    let mut machine = core
+        .launcher
+        .engine
+        .boot(BootSpec {
+            dir: dir.path().to_owned(),
+            shape: request.shape,
+            slot: link.engine_slot().map_err(staged(&path))?,
+            kernel: guest.kernel.clone(),
+            initrd: guest.initrd.clone(),
+            cmdline: String::new(),
+            root_disk: root_disk.clone(),
+            memory_file: dir.path().join(parts::MEMORY),
+        })
+        .await
+        .map_err(LaunchError::Start)?;
+    match await_hello(&mut *machine).await {
+        Ok(mut agent) => match identify(&mut agent, &request.identity, &link).await {
+            Ok(()) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
+            Err(error) => {
+                machine.kill().await;
+                Err(LaunchError::Agent(error))
+            }
+        },
+        Err(error) => {
+            machine.kill().await;
+            Err(error)
+        }
+    }
+}
+
+/// Asks until the agent answers, the machine ends, or the deadline passes.
+async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
+    let deadline = Instant::now() + BOOT_DEADLINE;
+    loop {
+        let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?);
+        let failed = tokio::select! {
+            exit = machine.wait() => return Err(LaunchError::Machine(firkin_engine::MachineError::Gone(exit))),
+            answer = agent.call(Call::Hello, HELLO_DEADLINE) => match answer {
+                Ok(Answer::Hello { generation, .. }) if generation > control::GENERATION => {
+                    return Err(LaunchError::Agent(AgentError::Generation { found: generation, known: control::GENERATION }));
+                }
+                Ok(Answer::Hello { envd_ready: true, .. }) => return Ok(agent),
+                Ok(_) => None,
+                Err(error) => Some(error),
+            },
+        };
+        if Instant::now() >= deadline {
+            let error = failed.unwrap_or(AgentError::Deadline { call: "hello", deadline_ms: BOOT_DEADLINE.as_millis() });
+            return Err(LaunchError::Agent(error));
+        }
+        if failed.is_none() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Gives the guest its identity, with the present time and the network of its link.
+async fn identify(agent: &mut Agent, identity: &Identity, link: &Link) -> Result<(), AgentError> {
+    let identity = Identity { realtime_ns: crate::session::realtime_ns(), network: link.guest_network(), ..identity.clone() };
+    match agent.call(Call::Resume(Box::new(identity)), HELLO_DEADLINE * 10).await? {
+        Answer::Resumed { .. } => Ok(()),
+        Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
+            Err(AgentError::Unexpected { call: "resume" })
+        }
+    }
+}
+
+impl Booted {
+    /// The id of the artifact that it becomes.
+    pub(crate) fn id(&self) -> &str {
+        self.draft.id()
+    }
+
+    /// Makes the guest small and takes its memory and device state. The machine is sealed.
+    pub(crate) async fn cut(&mut self, report: Report<'_>) -> Result<(), BootError> {
+        report("making the guest small");
+        self.agent.call(Call::Shrink, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        report("taking the snapshot");
+        self.machine.pause().await.map_err(BootError::Machine)?;
+        self.machine.snapshot(self.draft.dir()).await.map_err(BootError::Machine)?;
+        Ok(())
+    }
+
+    /// Ends the machine. Its files stay until this is dropped, or published.
+    pub(crate) async fn end(&mut self) {
+        self.machine.kill().await;
+    }
+
+    /// Makes an artifact of what was cut, after the end.
+    pub(crate) async fn publish(self, core: &Core, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
+        let Self { draft, dir, layer, root_disk, .. } = self;
+        let artifacts = core.artifacts.clone();
+        tokio::task::spawn_blocking(move || {
+            let memory = dir.path().join(parts::MEMORY);
+            let target = draft.dir().join(parts::MEMORY);
+            fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
+            let _pin = artifacts.pin(format!("layer:{layer}"));
+            artifacts.adopt_layer(&layer, &root_disk).map_err(|source| PublishError::File { path: root_disk, source })?;
+            artifacts.publish(draft, manifest)
+        })
+        .await
+        .expect("publishing does not panic and the runtime does not stop under it")
+        .map_err(BootError::Publish)
+    }
+}

@@ -1,0 +1,103 @@
+//! How a sandbox comes back without its memory: its disk is booted, what came up is cut, and that is restored like any state.
+//!
+//! The cut makes a *private base*: a whole artifact of this sandbox alone. So what runs is always a restored machine, which can be
+//! paused, snapshot and forked like any other, with diffs that stand on that base; and identity comes over the same path. The price
+//! is one write of a booted guest's memory, a hundred-odd MiB, per reboot. Working in the booted machine itself was rejected: its
+//! snapshot seals it, so a snapshot would end it.
+//!
+//! Device state and CPU play no part in this: a disk boots under another engine or on another CPU than it was written with.
+
+use std::sync::Arc;
+
+use firkin_engine::qcow2;
+use firkin_wire::control::{self, Identity};
+use jiff::Timestamp;
+
+use crate::{
+    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
+    boot::{self, BootRequest, Booted},
+    core::Core,
+    error::{BootError, SnapshotRestoreError},
+    store::SandboxRecord,
+};
+
+/// Boots the disk of `artifact` for the sandbox of `record`, in the epoch of `identity`. What it returns has memory and can be
+/// restored in any later epoch; it is kept until the pin is dropped.
+///
+/// Cancel-safe: dropped at any point it leaves nothing and gives back what it reserved.
+pub(crate) async fn memory_of_disk(
+    core: &Arc<Core>,
+    record: &SandboxRecord,
+    artifact: Artifact,
+    identity: Identity,
+) -> Result<(Artifact, Pin), SnapshotRestoreError> {
+    let artifact = artifact.without_memory();
+    let (store, disk) = (core.artifacts.clone(), artifact.clone());
+    tokio::task::spawn_blocking(move || store.verify(&disk))
+        .await
+        .expect("verification does not panic and the runtime does not stop under it")
+        .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })?;
+    core.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
+    let reservation = core.gates.admission.admit(record.budget).await.map_err(SnapshotRestoreError::Admission)?;
+    let epoch = identity.epoch;
+    let request = BootRequest {
+        shape: artifact.manifest.shape,
+        disk: disk_of(&artifact),
+        disk_bytes: artifact.manifest.budget.disk_mib << 20,
+        internet: record.spec.internet,
+        identity,
+    };
+    let id = record.id.clone();
+    let report = move |line: &str| tracing::info!(sandbox = %id, "{line}");
+    let booted = cut(core, &request, &report).await.map_err(SnapshotRestoreError::Boot)?;
+    // The restore that follows reserves for itself: a session and its reservation begin together.
+    drop(reservation);
+    let pin = core.artifacts.pin(booted.id());
+    let manifest = manifest(core, &artifact.manifest, &booted, (record, epoch));
+    let published = booted.publish(core, manifest).await.map_err(SnapshotRestoreError::Boot)?;
+    Ok((published, pin))
+}
+
+async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::template::Report<'_>) -> Result<Booted, BootError> {
+    let mut booted = boot::boot(core, request, report).await?;
+    let cut = booted.cut(report).await;
+    booted.end().await;
+    cut.map(|()| booted)
+}
+
+fn disk_of(artifact: &Artifact) -> qcow2::Backing {
+    match artifact.layers.last() {
+        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
+        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
+    }
+}
+
+fn manifest(
+    core: &Core,
+    from: &SnapshotArtifactManifest,
+    booted: &Booted,
+    (record, epoch): (&SandboxRecord, u64),
+) -> SnapshotArtifactManifest {
+    let guest = &core.config.guest;
+    let layers = from.disk.layers.iter().chain([&booted.layer]).cloned().collect();
+    SnapshotArtifactManifest {
+        format: FORMAT,
+        id: booted.id().to_owned(),
+        kind: ArtifactKind::Boot,
+        logical_id: record.id.to_string(),
+        parent: Some(from.id.clone()),
+        created_at: Timestamp::now(),
+        engine: core.gates.engine.clone(),
+        // The kernel and the agent that booted are this server's, not those of the memory that was dropped.
+        guest: GuestIdentity {
+            kernel: guest.kernel_digest.clone(),
+            agent: guest.initrd_digest.clone(),
+            agent_generation: control::GENERATION,
+        },
+        shape: from.shape,
+        budget: from.budget,
+        epoch,
+        memory: MemoryMember::Full,
+        disk: DiskMembers { layers, ..from.disk.clone() },
+    }
+}
