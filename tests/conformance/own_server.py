@@ -68,6 +68,7 @@ class OwnServer:
         self.process = None
         wait_for(lambda: not self.machines(), f"the machines to go: {self.machines()}")
         assert not list((self.state / "run").iterdir())
+        assert not list(self.state.glob("firkin.db-*"))
 
     def remove(self) -> None:
         """Whatever happened: nothing stays, not even after a failed test."""

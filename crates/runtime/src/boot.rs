@@ -19,9 +19,9 @@ use crate::{
     artifact::{Artifact, ArtifactDraft, SnapshotArtifactManifest},
     core::Core,
     error::{AgentError, BootError, LaunchError, PublishError},
+    instances::InstanceDir,
     link::Link,
     sandbox::InternetAccess,
-    session::InstanceDir,
     template::Report,
 };
 
@@ -83,8 +83,9 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
         move |source| LaunchError::Stage { path, source }
     };
     let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
-    let path = core.run_dir().join(format!("build-{}", draft.id()));
-    let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
+    let name = format!("build-{}", draft.id());
+    let path = core.launcher.instances.path(&name);
+    let dir = core.launcher.instances.create(&name, link.uid()).map_err(staged(&path))?;
     let layer = crate::random::alphanumeric(20);
     let root_disk = dir.path().join(format!("{layer}.qcow2"));
     qcow2::create(&root_disk, &request.disk, request.disk_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -81,11 +80,6 @@ impl Core {
     /// The owners of every sandbox. Never held across a wait.
     pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where sessions live.
-    pub(crate) fn run_dir(&self) -> PathBuf {
-        self.config.state_dir.join("run")
     }
 
     /// Has what nobody needs any more removed, soon.

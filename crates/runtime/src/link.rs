@@ -13,7 +13,7 @@ use firkin_wire::control::GuestNetwork;
 use tokio::net::TcpStream;
 
 use crate::{
-    network::{Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError},
+    network::{Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork},
     sandbox::InternetAccess,
 };
 
@@ -85,6 +85,15 @@ impl Links {
             (Some(pool), Some(pid)) => Ok(Link::Isolated(pool.adopt(pid, index).await?)),
             (Some(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }),
             (None, _) => Ok(Link::Loopback),
+        }
+    }
+
+    /// Takes away what has a number of ours and no owner.
+    pub(crate) async fn sweep(&self) -> Result<SweptNetwork, OpenError> {
+        match self.pool() {
+            Ok(Some(pool)) => pool.sweep().await,
+            // There is none, or it has been taken down.
+            Ok(None) | Err(_) => Ok(SweptNetwork::default()),
         }
     }
 

@@ -34,6 +34,7 @@ mod pool;
 mod resolvers;
 mod rules;
 mod slot;
+mod sweep;
 mod tap;
 mod uplink;
 
@@ -42,6 +43,7 @@ pub use namespace::ThreadLost;
 pub use nft::NftError;
 pub use pool::{NetworkPool, OpenError};
 pub use slot::{ConnectError, NetworkSlot, SlotConnector};
+pub use sweep::SweptNetwork;
 pub use tap::open_tap;
 
 /// The guest's address, in every machine.

@@ -276,9 +276,10 @@ impl Owner {
             Command::Kill { reply } => {
                 // Answered when everything is gone: the reply travels with the end.
                 let metrics = Arc::clone(&self.core.metrics);
-                let result = metrics.measured(Timing::KillDelete, self.teardown("killed")).await;
+                let result = metrics.measured(Timing::KillDelete, self.kill()).await;
+                let stays = result.is_err() && self.core.sandboxes().contains_key(&self.record.id);
                 drop(reply.send(result));
-                return Next::Gone;
+                return if stays { Next::Continue } else { Next::Gone };
             }
             Command::Stop { on_exit: OnExit::Pause } => match self.pause(Memory::Kept).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
@@ -356,6 +357,15 @@ impl Owner {
 
     fn publish_view(&self) {
         self.view.send_replace(view(&self.record, &self.phase));
+    }
+
+    /// Ends the sandbox because its user asks for it. A paused one that cannot be forgotten stays: it would be back after a
+    /// restart. A running one ends in any case, and a restart finds no machine for its record.
+    async fn kill(&mut self) -> Result<(), KillError> {
+        if matches!(self.phase, Phase::Paused(_)) {
+            self.core.store.delete_sandbox(self.record.id.clone()).await.map_err(KillError::Store)?;
+        }
+        self.teardown("killed").await
     }
 
     /// Ends the session, if any, and forgets the sandbox. Idempotent.

@@ -28,6 +28,7 @@ use crate::{
         BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NoSuchSandbox, OpenError,
         ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
     },
+    instances::Instances,
     link::Links,
     metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
@@ -35,7 +36,7 @@ use crate::{
     sandbox::{CreateSandbox, Memory, RuntimeSandbox, SandboxId, SandboxState},
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
-    sweep,
+    sweep::{self, Swept},
     template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
 };
 
@@ -113,10 +114,11 @@ impl Runtime {
             disk,
             admission: Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission),
         };
-        let launcher = EngineLauncher { engine, links, artifacts, run_dir: config.state_dir.join("run") };
+        let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
         let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });
         sweep::take_over(&core).await?;
         core.collect();
+        core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
         Ok(Self { core })
     }
 
@@ -418,6 +420,11 @@ impl Runtime {
             .fold(false, |found, known| found | (*known == digest))
     }
 
+    /// Takes away what nobody owns. Done at the start and every minute; a session that is just being launched has an owner.
+    pub async fn sweep(&self) -> Swept {
+        sweep::sweep(&self.core).await
+    }
+
     /// The acceleration in use, for output.
     pub fn acceleration(&self) -> Acceleration {
         self.core.gates.engine.acceleration
@@ -453,6 +460,9 @@ impl Runtime {
         self.core.tasks.wait().await;
         self.core.sandboxes().clear();
         self.core.links.close().await;
+        if let Err(error) = self.core.store.close().await {
+            tracing::warn!(error = owner::chain(&error), "cannot close the database; the next server repairs it");
+        }
     }
 }
 

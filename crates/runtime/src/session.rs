@@ -4,7 +4,6 @@
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -13,7 +12,6 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{Engine, Exit, Machine, MachineError, RestoreSpec, SnapshotParts, qcow2};
 use firkin_wire::control::{Answer, Call, Stats};
-use fs_err as fs;
 
 use crate::{
     agent::Agent,
@@ -21,6 +19,7 @@ use crate::{
     chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
+    instances::{InstanceDir, Instances},
     link::{Link, Links},
     owner,
     restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
@@ -42,35 +41,6 @@ const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Reading a guest's statistics.
 const STATS_DEADLINE: Duration = Duration::from_secs(5);
-
-/// A session's own directory, removed on drop.
-#[derive(Debug)]
-pub(crate) struct InstanceDir {
-    path: PathBuf,
-}
-
-impl InstanceDir {
-    /// Makes `path`, which only root and `uid` may enter.
-    pub(crate) fn create(path: PathBuf, uid: u32) -> io::Result<Self> {
-        fs::create_dir(&path)?;
-        let dir = Self { path };
-        fs::set_permissions(&dir.path, std::fs::Permissions::from_mode(0o700))?;
-        give(&dir.path, uid)?;
-        Ok(dir)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for InstanceDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(%error, "cannot remove an instance directory");
-        }
-    }
-}
 
 /// Makes `uid` the owner of a file.
 pub(crate) fn give(path: &Path, uid: u32) -> io::Result<()> {
@@ -125,15 +95,15 @@ impl Session {
         let RecordedPhase::Running { memory_base, layers, overlay, slot } = &record.phase else {
             return Err(LaunchError::NotRecorded);
         };
-        let path = core.run_dir().join(record.id.as_str());
-        let machine = core.launcher.engine.adopt(&path).await.map_err(LaunchError::Start)?;
+        let dir = core.launcher.instances.adopt(record.id.as_str()).ok_or(LaunchError::NotRecorded)?;
+        let path = dir.path();
+        let machine = core.launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
         let link = core.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
         let recorded = Disk { layers: layers.clone(), overlay: overlay.clone() };
-        let Disk { layers, overlay } = chain::of_machine(&path, &machine.root_disk(), recorded, &core.artifacts)?;
+        let Disk { layers, overlay } = chain::of_machine(path, &machine.root_disk(), recorded, &core.artifacts)?;
         let pins = std::iter::once(core.artifacts.pin(memory_base.clone()))
             .chain(layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))))
             .collect();
-        let dir = InstanceDir { path };
         Ok(Self { machine, agent: None, link, dir, memory_base: memory_base.clone(), layers, overlay, pins })
     }
 
@@ -294,7 +264,7 @@ pub(crate) struct EngineLauncher {
     pub(crate) links: Arc<Links>,
     pub(crate) artifacts: ArtifactStore,
     /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
-    pub(crate) run_dir: PathBuf,
+    pub(crate) instances: Instances,
 }
 
 #[async_trait]
@@ -308,12 +278,12 @@ impl SnapshotSessionLauncher for EngineLauncher {
             .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
             .collect();
         let link = self.links.acquire(request.internet).await.map_err(LaunchError::Network)?;
-        let path = self.run_dir.join(&request.identity.sandbox_id);
+        let path = self.instances.path(&request.identity.sandbox_id);
         let staged = |path: &Path| {
             let path = path.to_owned();
             move |source| LaunchError::Stage { path, source }
         };
-        let dir = InstanceDir::create(path.clone(), link.uid()).map_err(staged(&path))?;
+        let dir = self.instances.create(&request.identity.sandbox_id, link.uid()).map_err(staged(&path))?;
         let overlay = crate::random::alphanumeric(20);
         let root_disk = dir.path().join(format!("{overlay}.qcow2"));
         stage_overlay(&root_disk, request, link.uid()).map_err(staged(&root_disk))?;

@@ -25,6 +25,12 @@ const QUEUE: usize = 256;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
+/// What the database's thread is asked for.
+enum Request {
+    Work(Job),
+    Close(oneshot::Sender<Result<(), StoreError>>),
+}
+
 /// A sandbox as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
@@ -99,12 +105,12 @@ pub(crate) struct TemplateRecord {
 /// The database. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    jobs: mpsc::Sender<Job>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Store {
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
+        let (requests, mut queue) = mpsc::channel(QUEUE);
         let (opened, result) = oneshot::channel();
         let path = path.to_owned();
         std::thread::Builder::new()
@@ -118,13 +124,27 @@ impl Store {
                     }
                 };
                 drop(opened.send(Ok(())));
-                while let Some(job) = queue.blocking_recv() {
-                    job(&mut connection);
+                while let Some(request) = queue.blocking_recv() {
+                    match request {
+                        Request::Work(job) => job(&mut connection),
+                        Request::Close(closed) => {
+                            let result = connection.close().map_err(|(_, error)| sqlite("close")(error));
+                            drop(closed.send(result));
+                            return;
+                        }
+                    }
                 }
             })
             .map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)??;
-        Ok(Self { jobs })
+        Ok(Self { requests })
+    }
+
+    /// Closes the database after all that was asked before, so that it is one file again. What is asked later is refused.
+    pub(crate) async fn close(&self) -> Result<(), StoreError> {
+        let (closed, result) = oneshot::channel();
+        self.requests.send(Request::Close(closed)).await.map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
     }
 
     async fn run<T: Send + 'static>(
@@ -133,7 +153,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
         let job: Job = Box::new(move |connection| drop(reply.send(work(connection))));
-        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        self.requests.send(Request::Work(job)).await.map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
     }
 

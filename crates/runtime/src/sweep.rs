@@ -1,17 +1,29 @@
-//! Start-up: what an earlier server left is taken over, or ended and removed. Afterwards everything has an owner.
+//! Nothing without an owner: what an earlier server left is taken over at the start, and what belongs to nobody is ended and
+//! removed, then and every minute.
 //!
 //! Machines do not die with the server. Those whose sandbox is on record go on under the new server, which also does what their
-//! deadline asks for if that passed meanwhile; every other instance directory is killed (the engine checks that the process is
-//! the one it started) and removed.
+//! deadline asks for if that passed meanwhile. Everything else of ours is recognised by what it is, not by a journal that would
+//! have to be written before each act and believed after each crash:
+//!
+//! ```text
+//!   what                          whose it is                              its owner
+//!   instance directory            state directory, locked by its server    the guard of its name (`instances.rs`)
+//!   process, by record            pid, start time and user in it           whoever has the directory
+//!   process, without a record     user id of a claim, locked likewise      the lease of that slot (`network/sweep.rs`)
+//!   way out, rules                name and table of the claim              the lease; the server
+//!   namespace, tap                no name: gone with the last process and descriptor
+//!   draft of an artifact          state directory; only at the start       its guard
+//! ```
 
-use std::{collections::HashSet, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use fs_err as fs;
 use futures::{StreamExt as _, stream};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     core::Core,
     error::{LaunchError, OpenError},
+    network::SweptNetwork,
     owner::{Owner, chain},
     session::Session,
     store::{RecordedPhase, SandboxRecord},
@@ -19,6 +31,21 @@ use crate::{
 
 /// Machines that are greeted at a time: one that does not answer must not keep the others waiting.
 const ADOPTED_AT_ONCE: usize = 16;
+
+/// Between two sweeps. Guards tidy up at once; this is for what a guard could not do, which nobody waits for.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Instances that one pass removes, so that it ends soon.
+const INSTANCES_PER_PASS: usize = 64;
+
+/// What a sweep took away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Directories of instances, with their machines.
+    pub instances: Vec<PathBuf>,
+    /// Processes and interfaces that had no instance.
+    pub network: SweptNetwork,
+}
 
 /// Gives every recorded sandbox its owner again and removes what has none.
 pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
@@ -29,22 +56,22 @@ pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
             RecordedPhase::Running { .. } => running.push(record),
         }
     }
-    let mut known = HashSet::new();
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(core, record).await) });
     let mut adopted = stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
     while let Some((id, outcome)) = adopted.next().await {
         match outcome {
-            Ok(()) => {
-                tracing::info!(sandbox = %id, "took over a running sandbox");
-                known.insert(id.to_string());
-            }
+            Ok(()) => tracing::info!(sandbox = %id, "took over a running sandbox"),
             Err(error) => {
                 tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
                 core.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
             }
         }
     }
-    remove_orphans(core, &known).await
+    let swept = sweep(core).await;
+    if swept != Swept::default() {
+        tracing::info!(?swept, "took away what an earlier server left");
+    }
+    Ok(())
 }
 
 async fn adopt(core: &Arc<Core>, record: SandboxRecord) -> Result<(), LaunchError> {
@@ -54,21 +81,44 @@ async fn adopt(core: &Arc<Core>, record: SandboxRecord) -> Result<(), LaunchErro
     Ok(())
 }
 
-/// Ends machines, and removes directories, that belong to no sandbox.
-async fn remove_orphans(core: &Arc<Core>, known: &HashSet<String>) -> Result<(), OpenError> {
-    let run = core.run_dir();
-    let directory = |source| OpenError::Directory { path: run.clone(), source };
-    for entry in fs::read_dir(&run).map_err(directory)? {
-        let path = entry.map_err(directory)?.path();
-        if path.file_name().is_some_and(|name| known.contains(&*name.to_string_lossy())) {
-            continue;
+/// Sweeps every minute until the runtime stops.
+pub(crate) async fn periodically(core: Arc<Core>) {
+    let mut pass = tokio::time::interval_at(Instant::now() + INTERVAL, INTERVAL);
+    pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = pass.tick() => {}
+            () = core.stopping.cancelled() => return,
         }
-        // A directory whose machine is gone, or never was, cannot be adopted; then only files are left.
-        if let Ok(mut machine) = core.launcher.engine.adopt(&path).await {
-            let exit = machine.kill().await;
-            tracing::warn!(path = %path.display(), ?exit, "ended a machine that belongs to no sandbox");
+        let swept = sweep(&core).await;
+        if swept != Swept::default() {
+            tracing::warn!(?swept, "took away what nobody owned");
         }
-        fs::remove_dir_all(&path).map_err(directory)?;
     }
-    Ok(())
+}
+
+/// Takes away what nobody owns at this moment. What cannot be taken away is logged, and tried again by the next pass.
+pub(crate) async fn sweep(core: &Core) -> Swept {
+    let mut swept = Swept::default();
+    let instances = core.launcher.instances.clone();
+    let orphans = tokio::task::spawn_blocking(move || instances.orphans(INSTANCES_PER_PASS)).await;
+    match orphans.expect("looking for orphans does not panic and the runtime does not stop under it") {
+        Ok(orphans) => {
+            for dir in orphans {
+                swept.instances.push(dir.path().to_owned());
+                // Without a machine, or with one that is gone, it cannot be adopted; then only files are left.
+                if let Ok(mut machine) = core.launcher.engine.adopt(dir.path()).await {
+                    let exit = machine.kill().await;
+                    tracing::warn!(path = %dir.path().display(), ?exit, "ended a machine that belongs to no sandbox");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot look for instances without an owner"),
+    }
+    // After the machines that could be ended in order: what has no instance any more, or none that can be read.
+    match core.links.sweep().await {
+        Ok(network) => swept.network = network,
+        Err(error) => tracing::warn!(error = chain(&error), "cannot sweep the network"),
+    }
+    swept
 }

@@ -134,12 +134,21 @@ pub(super) type Survivors = BTreeMap<ClaimIndex, BTreeSet<u16>>;
 /// Finds every process on the host that runs under a slot's user id.
 pub(super) fn survivors(uids: Uids) -> io::Result<Survivors> {
     let mut found = Survivors::new();
+    for (_, claim, slot) in processes(uids)? {
+        found.entry(claim).or_default().insert(slot);
+    }
+    Ok(found)
+}
+
+/// Every process that runs under a slot's user id, with that slot.
+pub(super) fn processes(uids: Uids) -> io::Result<Vec<(u32, ClaimIndex, u16)>> {
+    let mut found = Vec::new();
     for entry in fs_err::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process that ended meanwhile is no survivor.
+        // A process that ended meanwhile is none.
         if let Some((claim, slot)) = uid_of(pid)?.and_then(|uid| uids.slot_of(uid)) {
-            found.entry(claim).or_default().insert(slot);
+            found.push((pid, claim, slot));
         }
     }
     Ok(found)
@@ -186,9 +195,13 @@ pub enum ClaimError {
 }
 
 impl Claim {
+    fn path(dir: &Path, index: ClaimIndex) -> PathBuf {
+        dir.join(format!("claim-{index}"))
+    }
+
     /// Locks `index` unless someone else has it, and tells whose it was.
     fn lock(dir: &Path, index: ClaimIndex) -> Result<Option<(Self, String)>, ClaimError> {
-        let path = dir.join(format!("claim-{index}"));
+        let path = Self::path(dir, index);
         let failed = |source| ClaimError::File { path: path.clone(), source };
         let mut options = fs_err::OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
@@ -209,9 +222,11 @@ impl Claim {
         self.file.write_all(owner.as_bytes())
     }
 
-    /// Gives the claim up for good: nothing of it is left on the host.
-    pub(super) fn forget(&mut self) -> io::Result<()> {
-        self.write_owner("")
+    /// Gives the claim up for good: nothing of it is left on the host. Its file can go because files of claims are only opened
+    /// under the directory's lock, so nobody waits for this one.
+    pub(super) fn forget(self, dir: &Path, _lock: &DirLock) -> Result<(), ClaimError> {
+        let path = Self::path(dir, self.index);
+        fs_err::remove_file(&path).map_err(|source| ClaimError::File { path, source })
     }
 }
 
@@ -245,7 +260,7 @@ pub(super) struct Choice<'a> {
 }
 
 /// Takes a claim, and returns with it those of dead servers, locked, for the caller to sweep and let go.
-pub(super) fn choose(choice: &Choice<'_>, _lock: &DirLock) -> Result<(Claim, Vec<Claim>), ClaimError> {
+pub(super) fn choose(choice: &Choice<'_>, lock: &DirLock) -> Result<(Claim, Vec<Claim>), ClaimError> {
     let failed = |source| ClaimError::File { path: choice.dir.to_owned(), source };
     let mut locked = Vec::new();
     for index in ClaimIndex::all() {
@@ -269,8 +284,16 @@ pub(super) fn choose(choice: &Choice<'_>, _lock: &DirLock) -> Result<(Claim, Vec
     let best = (0..locked.len()).filter_map(|at| Some((rank(&locked[at])?, at))).min().ok_or(ClaimError::Exhausted)?.1;
     let (mut chosen, _) = locked.swap_remove(best);
     chosen.write_owner(choice.owner).map_err(failed)?;
-    let dead = locked.into_iter().filter(|(claim, owner)| !owner.is_empty() && !has_survivors(claim));
-    Ok((chosen, dead.map(|(claim, _)| claim).collect()))
+    let mut dead = Vec::new();
+    for (claim, owner) in locked.into_iter().filter(|(claim, _)| !has_survivors(claim)) {
+        if owner.is_empty() {
+            // It was free, and stays so.
+            claim.forget(choice.dir, lock)?;
+        } else {
+            dead.push(claim);
+        }
+    }
+    Ok((chosen, dead))
 }
 
 /// Whether any claim but `mine` belongs to a live server or keeps machines of a dead one.
@@ -279,7 +302,8 @@ pub(super) fn others_exist(dir: &Path, mine: ClaimIndex, survivors: &Survivors, 
         return Ok(true);
     }
     for index in ClaimIndex::all().filter(|index| *index != mine) {
-        if Claim::lock(dir, index)?.is_none() {
+        let path = Claim::path(dir, index);
+        if fs_err::exists(&path).map_err(|source| ClaimError::File { path, source })? && Claim::lock(dir, index)?.is_none() {
             return Ok(true);
         }
     }
@@ -316,12 +340,32 @@ mod tests {
         let (a, _) = choose_for(dir.path(), "a", None, &none, &[]);
         let (b, _) = choose_for(dir.path(), "b", None, &none, &[]);
         drop((a, b));
-        let (mut b, dead) = choose_for(dir.path(), "b", None, &none, &[]);
+        let (b, dead) = choose_for(dir.path(), "b", None, &none, &[]);
         assert_eq!((b.index.0, dead), (1, vec![0]));
-        b.forget().unwrap();
-        drop(b);
+        b.forget(dir.path(), &lock_dir(dir.path()).unwrap()).unwrap();
         let (c, dead) = choose_for(dir.path(), "c", None, &alive(0, 3), &[]);
         assert_eq!((c.index.0, dead), (1, vec![]), "machines of a dead server keep its claim");
+    }
+
+    #[test]
+    fn only_claims_that_are_held_have_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = || {
+            let mut names: Vec<_> = fs_err::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let none = Survivors::new();
+        let (a, _) = choose_for(dir.path(), "a", None, &none, &[]);
+        let (b, _) = choose_for(dir.path(), "b", None, &none, &[]);
+        assert_eq!(files(), ["claim-00", "claim-01"]);
+        let lock = lock_dir(dir.path()).unwrap();
+        assert!(others_exist(dir.path(), a.index, &none, &lock).unwrap());
+        b.forget(dir.path(), &lock).unwrap();
+        assert!(!others_exist(dir.path(), a.index, &none, &lock).unwrap());
+        assert_eq!(files(), ["claim-00"]);
+        a.forget(dir.path(), &lock).unwrap();
+        assert_eq!(files(), Vec::<std::ffi::OsString>::new());
     }
 
     #[test]

@@ -152,6 +152,15 @@ impl Links {
         }
     }
 
+    /// Deletes the interface of this index. Whether there was one.
+    pub(super) async fn delete_index(&self, step: &'static str, index: u32) -> Result<bool, SetupError> {
+        match self.handle.link().del(index).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(false),
+            Err(error) => Err(failed(step)(error)),
+        }
+    }
+
     /// Every veth interface whose name begins with `prefix`.
     pub(super) async fn veths(&self, prefix: &str) -> Result<Vec<Veth>, SetupError> {
         let mut found = Vec::new();

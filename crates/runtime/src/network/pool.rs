@@ -114,6 +114,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
+    pub(super) fn uids(&self) -> Uids {
+        self.uids
+    }
+
+    pub(super) fn uid(&self, number: u16) -> u32 {
+        self.uids.uid(self.claim, number)
+    }
+
+    /// Whether a slot, ready or in use, has this number, or a machine that was released or not yet adopted.
+    pub(super) fn is_used(&self, number: u16) -> bool {
+        lock(&self.numbers).used.contains(&number)
+    }
+
     /// Wakes the refiller: there may be a number for it.
     fn notify(&self) {
         self.changed.notify_one();
@@ -155,7 +168,7 @@ impl IndexLease {
     }
 
     pub(super) fn uid(&self) -> u32 {
-        self.host.uids.uid(self.host.claim, self.index)
+        self.host.uid(self.index)
     }
 
     pub(super) fn interface(&self) -> String {
@@ -240,7 +253,8 @@ struct Inner {
 pub struct NetworkPool {
     inner: Arc<Inner>,
     config: NetworkConfig,
-    claim: Claim,
+    /// Until the pool is closed.
+    claim: Option<Claim>,
     /// Not yet adopted.
     survivors: Mutex<BTreeSet<u16>>,
     tasks: [JoinHandle<()>; 2],
@@ -293,13 +307,13 @@ impl NetworkPool {
             prepared_sealed: config.prepared_sealed,
         });
         let tasks = [tokio::spawn(refill(Arc::clone(&inner))), tokio::spawn(reap(leavings, links))];
-        Ok(Self { inner, config, claim: opened.claim, survivors: Mutex::new(opened.survivors), tasks })
+        Ok(Self { inner, config, claim: Some(opened.claim), survivors: Mutex::new(opened.survivors), tasks })
     }
 
     /// The number of the claim, to be remembered as [`NetworkConfig::claim_hint`].
     #[must_use]
     pub fn claim(&self) -> u16 {
-        self.claim.index.number()
+        self.inner.host.claim.number()
     }
 
     /// Slots in which machines of an earlier server ran when the pool was opened, and that were not yet
@@ -307,6 +321,20 @@ impl NetworkPool {
     #[must_use]
     pub fn survivors(&self) -> BTreeSet<u16> {
         lock(&self.survivors).clone()
+    }
+
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.inner.host
+    }
+
+    /// Frees the numbers of survivors that are no more.
+    pub(super) fn forget_survivors(&self, gone: &[u16]) {
+        for number in gone {
+            if lock(&self.survivors).remove(number) {
+                lock(&self.inner.host.numbers).used.remove(number);
+                self.inner.host.notify();
+            }
+        }
     }
 
     /// A fresh slot. Ready ones are given at once; else one is made, which takes some milliseconds.
@@ -374,15 +402,10 @@ impl NetworkPool {
         if self.inner.host.remains.send(Remains::Barrier(barrier)).is_ok() {
             reaped.await.map_err(|_| super::ThreadLost(None))?;
         }
-        let claim = self.claim.index;
+        let claim = self.claim.take().expect("a pool is closed once");
         let dir = self.config.claims_dir.clone();
         let uids = self.inner.host.uids;
-        let forget = on_own_thread(move || take_down(&dir, claim, uids)).await?;
-        if forget {
-            let path = self.config.claims_dir.clone();
-            self.claim.forget().map_err(|source| ClaimError::File { path, source })?;
-        }
-        Ok(())
+        on_own_thread(move || take_down(&dir, claim, uids)).await
     }
 }
 
@@ -499,11 +522,11 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
         let foreign = foreign_networks(&links).await?;
         let choice = Choice { dir, owner: &config.owner, hint: config.claim_hint, survivors: &everyone, foreign: &foreign };
         let (claim, dead) = claim::choose(&choice, &lock)?;
-        for mut claim in dead {
+        for claim in dead {
             tracing::info!(claim = claim.index.number(), "sweeping the network of a server that ended without closing it");
             sweep(&links, claim.index, &everyone).await?;
             delete_table(claim.index)?;
-            claim.forget().map_err(|source| ClaimError::File { path: dir.to_owned(), source })?;
+            claim.forget(dir, &lock)?;
         }
         sweep(&links, claim.index, &everyone).await?;
 
@@ -552,18 +575,18 @@ fn delete_table(claim: ClaimIndex) -> Result<(), SetupError> {
     deleted.map_err(|source| SetupError::Firewall { step: "delete the host's rules", source })
 }
 
-/// The part of closing that one server of a host does at a time. Tells whether nothing of the claim is left.
-fn take_down(dir: &std::path::Path, claim: ClaimIndex, uids: Uids) -> Result<bool, OpenError> {
+/// The part of closing that one server of a host does at a time. A claim that still has machines stays its owner's.
+fn take_down(dir: &std::path::Path, claim: Claim, uids: Uids) -> Result<(), OpenError> {
     let system = |step| move |source: io::Error| SetupError::System { step, source };
     let lock = claim::lock_dir(dir)?;
     let everyone = claim::survivors(uids).map_err(system("look for running machines"))?;
-    namespace::block_on(async { sweep(&Links::open()?, claim, &everyone).await }).map_err(system("start a runtime"))??;
-    if everyone.contains_key(&claim) {
-        return Ok(false);
+    namespace::block_on(async { sweep(&Links::open()?, claim.index, &everyone).await }).map_err(system("start a runtime"))??;
+    if everyone.contains_key(&claim.index) {
+        return Ok(());
     }
-    if !claim::others_exist(dir, claim, &everyone, &lock)? {
+    if !claim::others_exist(dir, claim.index, &everyone, &lock)? {
         uplink::disable(dir, &lock)?;
     }
-    delete_table(claim)?;
-    Ok(true)
+    delete_table(claim.index)?;
+    Ok(claim.forget(dir, &lock)?)
 }

@@ -9,3 +9,4 @@ mod files;
 mod generations;
 mod keeping;
 mod races;
+mod survival;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_runtime::network::{Egress, NetworkConfig, NetworkPool, OpenError, SlotError};
+use firkin_runtime::network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork};
 
 use crate::world::{
     Guest, HOST, Namespace, SERVER, World, alone_in_world, eventually, in_world, is_from, is_referenced, open_files,
@@ -232,7 +232,7 @@ fn a_restarted_server_adopts_its_machines() {
         let slot = pool.adopt(pid, index).await.unwrap();
         assert!(is_from(&Namespace::of_slot(&slot).ask((SERVER, 80)), HOST), "it lost its egress to a restart");
 
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
+        kill(pid);
         drop(slot);
         eventually("the machine is gone", || !is_running(pid)).await;
         pool.close().await.unwrap();
@@ -244,4 +244,85 @@ fn a_restarted_server_adopts_its_machines() {
 fn is_running(pid: u32) -> bool {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status"));
     status.is_ok_and(|status| !status.contains("State:\tZ"))
+}
+
+/// Starts a machine in a slot, as an engine would.
+fn machine_in(slot: &NetworkSlot) -> u32 {
+    let pid = start_machine(&slot.netns().as_raw_fd().to_string(), slot.uid());
+    while fs_err::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() != "sleep") {
+        std::thread::yield_now();
+    }
+    pid
+}
+
+#[test]
+fn a_sweep_ends_what_nobody_owns_and_nothing_else() {
+    in_world(async |world| {
+        let (claim, index, orphan) = crash(&world, "machine");
+        let (other_claim, _, stranger) = {
+            let dead = NetworkPool::open(world.config("stranger")).await.unwrap();
+            let slot = dead.acquire(Egress::Allowed).await.unwrap();
+            let found = (dead.claim(), slot.index(), machine_in(&slot));
+            slot.release();
+            dead.close().await.unwrap();
+            found
+        };
+        assert_ne!(other_claim, claim);
+        let pool = NetworkPool::open(world.config("child")).await.unwrap();
+        assert_eq!((pool.claim(), pool.survivors()), (claim, BTreeSet::from([index])));
+        let owned = pool.acquire(Egress::Allowed).await.unwrap();
+        let released = pool.acquire(Egress::Allowed).await.unwrap();
+        let machines = [machine_in(&owned), machine_in(&released)];
+        released.release();
+
+        let swept = pool.sweep().await.unwrap();
+        assert_eq!((swept.processes, swept.numbers), (vec![orphan], vec![index]));
+        assert!(!is_running(orphan));
+        eventually("the orphan's way out is gone", || !world.interfaces("fk").contains(&format!("fk{claim:02}-{index}"))).await;
+        assert!(machines.into_iter().all(is_running), "a machine with an owner was ended");
+        assert!(is_running(stranger), "another server's machine was ended");
+        assert!(pool.survivors().is_empty());
+        assert_eq!(pool.sweep().await.unwrap(), SweptNetwork::default(), "a second sweep finds nothing");
+
+        for pid in machines.into_iter().chain([stranger]) {
+            kill(pid);
+            eventually("a machine is gone", || !is_running(pid)).await;
+        }
+        drop(owned);
+        pool.close().await.unwrap();
+        NetworkPool::open(world.config("stranger")).await.unwrap().close().await.unwrap();
+        assert_eq!(fs_err::read_dir(world.claims.path()).unwrap().count(), 0, "claims that nobody holds have no files");
+    });
+}
+
+#[test]
+fn a_sweep_never_takes_a_machine_that_is_being_launched() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(NetworkConfig { max_slots: 8, ..world.config("a") }).await.unwrap();
+        let launches = async {
+            for _ in 0..20 {
+                let slot = pool.acquire(Egress::Allowed).await.unwrap();
+                let pid = tokio::task::block_in_place(|| machine_in(&slot));
+                tokio::task::yield_now().await;
+                assert!(is_running(pid), "a machine was taken while its owner had it");
+                kill(pid);
+                drop(slot);
+            }
+        };
+        let sweeps = async {
+            loop {
+                let swept = pool.sweep().await.unwrap();
+                assert_eq!((swept.processes, swept.numbers), (vec![], vec![]));
+            }
+        };
+        tokio::select! {
+            () = launches => {}
+            () = sweeps => {}
+        }
+        pool.close().await.unwrap();
+    });
+}
+
+fn kill(pid: u32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
