@@ -177,6 +177,7 @@ async fn boots_and_seals(harness: &dyn Harness) -> Snapshot {
     let out = harness.snapshot_dir().await;
     let machine = &mut instance.machine;
     assert!(!machine.console_tail().await.expect("a live machine has a console").is_empty());
+    machine.answer().await.expect("a live machine gives a sign of life");
     assert!(machine.host_use().await.expect("a live machine costs something").pss_bytes > 0);
     wrong_state(machine.snapshot(&out).await, "running");
     wrong_state(machine.switch_disk(&out).await, "running");

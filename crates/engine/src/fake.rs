@@ -50,6 +50,8 @@ pub enum Point {
     SwitchDisk,
     /// [`Machine::control`].
     Control,
+    /// [`Machine::answer`].
+    Answer,
 }
 
 /// How it fails.

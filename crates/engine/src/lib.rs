@@ -341,6 +341,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// What it costs now.
     async fn host_use(&self) -> Result<HostUse, MachineError>;
 
+    /// Asks the engine itself for a sign of life, whatever its guest does.
+    async fn answer(&mut self) -> Result<(), MachineError>;
+
     /// Ends when the machine does. Cancel-safe, and may be called again.
     async fn wait(&mut self) -> Exit;
 

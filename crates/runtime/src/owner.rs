@@ -13,7 +13,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::Exit;
 use firkin_wire::control::Stats;
 use jiff::Timestamp;
 use tokio::{
@@ -23,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    pulse::{End, Pulse},
     view::{show, view},
     wake::Life,
 };
@@ -39,6 +39,7 @@ use crate::{
 };
 
 mod cut;
+mod pulse;
 mod view;
 mod wake;
 
@@ -114,11 +115,13 @@ struct Running {
     ended: CancellationToken,
     /// Cancelled while it is being paused.
     leaving: CancellationToken,
+    pulse: Pulse,
 }
 
 impl Running {
     fn new(session: Session, reservation: ActiveSessionReservation) -> Self {
-        Self { session, reservation, ended: CancellationToken::new(), leaving: CancellationToken::new() }
+        let (ended, leaving) = (CancellationToken::new(), CancellationToken::new());
+        Self { session, reservation, ended, leaving, pulse: Pulse::new() }
     }
 }
 
@@ -216,7 +219,7 @@ impl Owner {
                             Some(command) => Wake::Command(command),
                             None => return,
                         },
-                        exit = running.session.machine.wait() => Wake::Exited(exit),
+                        end = pulse::watch(&mut running.session, &mut running.pulse, &self.record.id) => Wake::Ended(end),
                         () = tokio::time::sleep_until(deadline) => Wake::Deadline,
                     }
                 }
@@ -224,7 +227,11 @@ impl Owner {
             let next = match next {
                 Wake::Command(command) => self.obey(command).await,
                 Wake::Deadline => self.deadline().await,
-                Wake::Exited(exit) => {
+                Wake::Ended(End::Silent) => {
+                    tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
+                    Next::Gone
+                }
+                Wake::Ended(End::Exited(exit)) => {
                     tracing::warn!(sandbox = %self.record.id, ?exit, "the machine of a sandbox ended");
                     Next::Gone
                 }
@@ -397,7 +404,7 @@ impl Owner {
 
 enum Wake {
     Command(Command),
-    Exited(Exit),
+    Ended(End),
     Deadline,
 }
 

@@ -141,6 +141,16 @@ impl Session {
         }
     }
 
+    /// Whether the guest's agent answers at all.
+    pub(crate) async fn hello(&mut self, deadline: Duration) -> Result<(), AgentError> {
+        match self.call(Call::Hello, deadline).await? {
+            Answer::Hello { .. } => Ok(()),
+            Answer::Resumed { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
+                Err(AgentError::Unexpected { call: "hello" })
+            }
+        }
+    }
+
     /// The guest's own statistics.
     pub(crate) async fn stats(&mut self) -> Result<Stats, AgentError> {
         match self.call(Call::Stats, STATS_DEADLINE).await? {

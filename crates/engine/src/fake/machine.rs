@@ -202,6 +202,13 @@ impl Machine for FakeMachine {
         }
     }
 
+    async fn answer(&mut self) -> Result<(), MachineError> {
+        if let Phase::Gone(exit) = self.phase() {
+            return Err(MachineError::Gone(exit));
+        }
+        self.suffer(Point::Answer, "to give a sign of life").await
+    }
+
     async fn wait(&mut self) -> Exit {
         let mut phase = self.core.phase.subscribe();
         let gone = phase.wait_for(|phase| matches!(phase, Phase::Gone(_))).await.map(|phase| phase.clone());

@@ -413,6 +413,13 @@ impl Machine for QemuMachine {
             .map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
     }
 
+    async fn answer(&mut self) -> Result<(), MachineError> {
+        if let State::Gone(exit) = &self.state {
+            return Err(MachineError::Gone(exit.clone()));
+        }
+        self.command("to give a sign of life", "query-status", json!({})).await.map(drop)
+    }
+
     async fn wait(&mut self) -> Exit {
         if let State::Gone(exit) = &self.state {
             return exit.clone();

@@ -1,4 +1,4 @@
-//! A store that cannot be written loses nothing, and sweeps meet nothing that has an owner.
+//! A store that cannot be written loses nothing, sweeps meet nothing that has an owner, and silent guests are not ended in haste.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use firkin_runtime::{
     sweep::Swept,
 };
 
-use crate::bench::{Host, base, names};
+use crate::bench::{DEAF, Host, base, hold_the_clock, names};
 
 /// Longer than any of these tests.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -155,4 +155,43 @@ async fn sweeps_take_what_nobody_owns_and_no_session_that_is_being_launched() {
     }
     server.shutdown(OnExit::Kill).await;
     assert_eq!((host.engine.live(), names(&host.state_dir().join("run")).len()), (0, 0));
+}
+
+/// Moves the clock on in steps, and lets everything happen that is due, until `level` holds. Gives the time that it took.
+async fn moved_on(limit: Duration, level: impl Fn() -> bool) -> Duration {
+    let begun = tokio::time::Instant::now();
+    while !level() && begun.elapsed() < limit {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_guest_lives_on_and_ends_only_when_its_engine_is_silent_too() {
+    hold_the_clock();
+    let host = Host::new();
+    let server = host.server().await;
+    let id = server.create(base()).await.unwrap().id;
+    let lives = || server.sandbox(&id).is_ok();
+
+    host.remember(&id, DEAF);
+    moved_on(Duration::from_secs(900), || !lives()).await;
+    assert!(lives(), "a silent guest is its user's");
+
+    // An engine that is silent for a moment is only slow.
+    host.engine.inject(Point::Answer, Fault::Hang);
+    host.engine.inject(Point::Answer, Fault::Hang);
+    moved_on(Duration::from_secs(300), || !lives()).await;
+    assert!(lives());
+
+    for _ in 0..3 {
+        host.engine.inject(Point::Answer, Fault::Hang);
+    }
+    let took = moved_on(Duration::from_secs(900), || !lives()).await;
+    assert!(!lives() && took > Duration::from_secs(60), "{took:?}");
+    server.shutdown(OnExit::Kill).await;
+    assert_eq!((host.engine.live(), server.capacity().usage.total().cpus), (0, 0));
 }
