@@ -148,6 +148,12 @@ impl Api {
         self.send(Method::POST, &sandbox_path(id, "/snapshots"), Some(&body)).await?.json()
     }
 
+    /// Takes a sandbox back to one of its snapshots.
+    pub(crate) async fn rollback(&self, id: &str, snapshot: &str) -> anyhow::Result<()> {
+        let body = rest::RollbackSandbox { snapshot_id: snapshot.to_owned(), unknown: rest::Unknown::default() };
+        self.send(Method::POST, &sandbox_path(id, "/rollback"), Some(&body)).await.map(drop)
+    }
+
     /// Sets how long a sandbox lives from now on.
     pub(crate) async fn set_timeout(&self, id: &str, seconds: u32) -> anyhow::Result<()> {
         let body = rest::SetTimeout { timeout: seconds.into(), unknown: rest::Unknown::default() };

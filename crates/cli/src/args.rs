@@ -133,6 +133,8 @@ pub(crate) enum SandboxCommand {
     Fork(ForkArgs),
     /// Snapshot a running sandbox; new sandboxes can be created from the snapshot
     Snapshot(SnapshotArgs),
+    /// Take a sandbox back to one of its own snapshots; it keeps its id and deadline
+    Rollback(RollbackArgs),
     /// Set how long a sandbox lives from now on
     Timeout(TimeoutArgs),
     /// End sandboxes for good
@@ -290,6 +292,17 @@ pub(crate) struct SnapshotArgs {
     /// Leave the memory out: what is created from the snapshot boots from its files
     #[arg(long)]
     pub(crate) files_only: bool,
+}
+
+/// `firkin sandbox rollback`
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Id or name of the snapshot
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) snapshot: String,
 }
 
 /// `firkin sandbox timeout`

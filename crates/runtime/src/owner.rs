@@ -24,13 +24,13 @@ use tokio_util::sync::CancellationToken;
 use self::{
     pulse::{End, Pulse},
     view::{show, view},
-    wake::Life,
+    wake::{Life, Until},
 };
 use crate::{
     artifact::{Artifact, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
-    error::{CreateError, DeadlineError, InvalidTimeout, KillError, NoSuchSandbox, ResumeError, SnapshotError},
+    error::{CreateError, DeadlineError, InvalidTimeout, KillError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError},
     metrics::Timing,
     runtime::{Connected, OnExit},
     sandbox::{MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
@@ -40,6 +40,7 @@ use crate::{
 
 mod cut;
 mod pulse;
+mod rollback;
 mod view;
 mod wake;
 
@@ -78,6 +79,11 @@ pub(crate) enum Command {
     Cut {
         memory: Memory,
         reply: Reply<Result<Continuation, SnapshotError>>,
+    },
+    /// To become what one of its own snapshots holds.
+    Rollback {
+        checkpoint: Box<Artifact>,
+        reply: Reply<Result<RuntimeSandbox, RollbackError>>,
     },
     Kill {
         reply: Reply<Result<(), KillError>>,
@@ -139,6 +145,8 @@ pub(crate) struct Owner {
     view: watch::Sender<View>,
     /// After a pause at the deadline failed: when it is tried again.
     retry_at: Option<Instant>,
+    /// Between two lives of one operation: what comes from outside waits for its end.
+    changing: bool,
 }
 
 impl Owner {
@@ -152,7 +160,7 @@ impl Owner {
         let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(&core);
         core.tasks.spawn(async move {
-            let life = Life { timeout: record.spec.timeout, fresh: true, memory: Memory::Kept };
+            let life = Life { until: Until::After(record.spec.timeout), fresh: true, memory: Memory::Kept };
             let template = record.template_id.clone();
             let failed = |error| match error {
                 ResumeError::Store(source) => CreateError::Store(source),
@@ -201,8 +209,8 @@ impl Owner {
 
     fn new(core: Arc<Core>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (view, watched) = watch::channel(view(&record, &phase));
-        (Self { core, record, phase, commands: queue, view, retry_at: None }, Handle { commands, view: watched })
+        let (view, watched) = watch::channel(view(&record, &phase, false));
+        (Self { core, record, phase, commands: queue, view, retry_at: None, changing: false }, Handle { commands, view: watched })
     }
 
     async fn run(mut self) {
@@ -266,6 +274,10 @@ impl Owner {
             }
             Command::Cut { memory, reply } => {
                 let result = self.cut(memory).await;
+                drop(reply.send(result));
+            }
+            Command::Rollback { checkpoint, reply } => {
+                let result = self.rollback(*checkpoint).await;
                 drop(reply.send(result));
             }
             Command::Deadline { timeout, only_extend, reply } => {
@@ -363,7 +375,7 @@ impl Owner {
     }
 
     fn publish_view(&self) {
-        self.view.send_replace(view(&self.record, &self.phase));
+        self.view.send_replace(view(&self.record, &self.phase, self.changing));
     }
 
     /// Ends the sandbox because its user asks for it. A paused one that cannot be forgotten stays: it would be back after a

@@ -123,7 +123,7 @@ async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) 
 }
 
 /// Refuses what this host cannot restore faithfully.
-fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Fingerprint) -> Result<(), SnapshotRestoreError> {
+pub(crate) fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Fingerprint) -> Result<(), SnapshotRestoreError> {
     let made = &manifest.engine;
     let properties = [
         ("engine", made.engine.clone(), here.engine.clone()),

@@ -26,7 +26,7 @@ use crate::{
     disk::DiskPressureGuard,
     error::{
         BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NoSuchSandbox, OpenError,
-        ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+        ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     instances::Instances,
     link::Links,
@@ -271,6 +271,24 @@ impl Runtime {
         self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
         drop(source.pin);
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
+    }
+
+    /// Takes a sandbox back to one of its own snapshots, in place: it keeps its id, token and deadline, and connections into it are
+    /// cut. A paused sandbox stays paused. On failure it is what it was.
+    pub async fn rollback(&self, id: &SandboxId, snapshot: &str) -> Result<RuntimeSandbox, RollbackError> {
+        self.handle(id)?;
+        let found = self.core.store.template(snapshot.to_owned()).await.map_err(RollbackError::Store)?;
+        let found = found.ok_or_else(|| RollbackError::SnapshotNotFound(snapshot.to_owned()))?;
+        if found.snapshot_of.as_ref() != Some(id) {
+            return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
+        }
+        let pin = self.core.artifacts.pin(found.artifact.clone());
+        let checkpoint = self.core.artifacts.load(&found.artifact).map_err(|source| {
+            RollbackError::Checkpoint(SnapshotRestoreError::Integrity { artifact: found.artifact.clone(), source })
+        })?;
+        let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(checkpoint), reply }).await;
+        drop(pin);
+        result
     }
 
     /// Every snapshot, newest first.

@@ -11,7 +11,7 @@ use firkin_runtime::{
     admission::AdmissionError,
     error::{
         BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
-        LaunchError, MemoryPressure, NoSuchSandbox, ResumeError, SnapshotError, SnapshotRestoreError, StoreError,
+        LaunchError, MemoryPressure, NoSuchSandbox, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
@@ -276,6 +276,20 @@ impl From<ResumeError> for ApiError {
             ResumeError::Stale(_) => Self::internal(&error),
             ResumeError::Stopping => Self::stopping(),
             ResumeError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RollbackError> for ApiError {
+    fn from(error: RollbackError) -> Self {
+        match error {
+            RollbackError::NotFound(absent) => absent.into(),
+            RollbackError::SnapshotNotFound(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            RollbackError::NotItsOwn { .. } => Self::bad_request(error.to_string()),
+            RollbackError::Checkpoint(ref source) => Self::restore(&error, source),
+            RollbackError::Save(error) => error.into(),
+            RollbackError::Restore { source, .. } => source.into(),
+            RollbackError::Store(_) => Self::internal(&error),
         }
     }
 }

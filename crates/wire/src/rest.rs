@@ -165,6 +165,17 @@ pub struct PauseSandbox {
     pub unknown: Unknown,
 }
 
+/// `POST /sandboxes/{id}/rollback`, which is Firkin's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RollbackSandbox {
+    /// Id or name of one of the sandbox's own snapshots.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
 /// `POST /sandboxes/{id}/fork`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ForkSandbox {

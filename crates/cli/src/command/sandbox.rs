@@ -12,7 +12,8 @@ use super::exec;
 use crate::{
     api::{self, Api, Keep, Refused},
     args::{
-        CreateArgs, ForkArgs, KillArgs, ListArgs, PauseArgs, ResumeArgs, SandboxCommand, SnapshotArgs, StateFilter, TimeoutArgs,
+        CreateArgs, ForkArgs, KillArgs, ListArgs, PauseArgs, ResumeArgs, RollbackArgs, SandboxCommand, SnapshotArgs, StateFilter,
+        TimeoutArgs,
     },
     failure::{self, ExitStatus},
     output::{self, Table},
@@ -45,6 +46,10 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
         }
         SandboxCommand::Fork(args) => fork(&api, settings, args).await,
         SandboxCommand::Snapshot(args) => snapshot(&api, settings, args).await,
+        SandboxCommand::Rollback(RollbackArgs { id, snapshot }) => {
+            let rollback = async |id: &str| api.rollback(id, &snapshot).await.map(|()| "rolled back");
+            each(settings, &[id], "rolled back", rollback).await
+        }
         SandboxCommand::Timeout(TimeoutArgs { id, seconds }) => {
             let set = async |id: &str| api.set_timeout(id, seconds).await.map(|()| "timeout set");
             each(settings, &[id], "changed", set).await

@@ -28,7 +28,7 @@ pub(crate) struct View {
 #[derive(Debug, Clone)]
 pub(crate) enum Access {
     Running(Reach),
-    /// It is being paused: what comes now waits for the outcome.
+    /// It is being paused, or rolled back: what comes now waits for the outcome.
     Pausing,
     Paused,
 }
@@ -44,9 +44,10 @@ pub(crate) struct Reach {
     pub(crate) generation: u64,
 }
 
-/// The view of a record in a phase.
-pub(super) fn view(record: &SandboxRecord, phase: &Phase) -> View {
+/// The view of a record in a phase, or of one that is `changing` from one life to the next.
+pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> View {
     let access = match phase {
+        _ if changing => Access::Pausing,
         Phase::Paused(_) => Access::Paused,
         Phase::Running(running) if running.leaving.is_cancelled() => Access::Pausing,
         Phase::Running(running) => Access::Running(Reach {

@@ -64,7 +64,8 @@ impl Owner {
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         let mut record = self.record.clone();
         record.epoch += 1;
-        let (record, running) = start(&self.core, record, loaded, Life { timeout, fresh: false, memory }, pending()).await?;
+        let (record, running) =
+            start(&self.core, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         self.core.collect();
@@ -75,12 +76,21 @@ impl Owner {
 /// What begins with a restore.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Life {
-    /// From now to its deadline.
-    pub(super) timeout: Duration,
+    /// Its deadline.
+    pub(super) until: Until,
     /// Whether the guest becomes another machine, with its own machine id.
     pub(super) fresh: bool,
     /// Dropped: the guest boots although the artifact has memory.
     pub(super) memory: Memory,
+}
+
+/// When a life ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// So long after it began.
+    After(Duration),
+    /// When an earlier one would have.
+    At(Timestamp),
 }
 
 /// Restores `artifact` as `record`, after booting its disk where that is wanted, and records that it runs. Ends early when the sandbox is `abandoned` before that.
@@ -101,7 +111,10 @@ pub(super) async fn start(
     let (report, _pin) = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
     let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
     record.started_at = Timestamp::now();
-    record.end_at = record.started_at.saturating_add(life.timeout).unwrap_or(Timestamp::MAX);
+    record.end_at = match life.until {
+        Until::After(timeout) => record.started_at.saturating_add(timeout).unwrap_or(Timestamp::MAX),
+        Until::At(end_at) => end_at,
+    };
     record.phase = RecordedPhase::Running {
         memory_base: session.memory_base.clone(),
         layers: session.layers.clone(),

@@ -10,3 +10,4 @@ mod generations;
 mod keeping;
 mod races;
 mod survival;
+mod rollback;

@@ -90,6 +90,17 @@ pub(super) async fn fork(
     Ok((StatusCode::CREATED, Reply(results.collect())))
 }
 
+/// `POST /sandboxes/{id}/rollback`, a route of our own.
+pub(super) async fn rollback(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::RollbackSandbox>,
+) -> Result<Reply<rest::Sandbox>, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    let sandbox = app.runtime.rollback(&id, &body.value.snapshot_id).await?;
+    Ok(Reply(shape::sandbox(sandbox, app.config.domain.as_deref())))
+}
+
 /// `POST /sandboxes/{id}/timeout`.
 pub(super) async fn set_timeout(
     State(app): State<Arc<App>>,

@@ -32,6 +32,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/sandboxes/{id}/resume", post(lifecycle::resume))
         .route("/sandboxes/{id}/pause", post(lifecycle::pause))
         .route("/sandboxes/{id}/fork", post(lifecycle::fork))
+        // Ours: the contract has no way back.
+        .route("/sandboxes/{id}/rollback", post(lifecycle::rollback))
         .route("/sandboxes/{id}/timeout", post(lifecycle::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))

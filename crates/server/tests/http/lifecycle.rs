@@ -82,6 +82,24 @@ async fn pause_connect_and_resume_keep_the_sandbox() {
 }
 
 #[tokio::test]
+async fn a_sandbox_goes_back_to_its_own_snapshot() {
+    let bench = Bench::start().await;
+    let (id, other) = (bench.create("").await, bench.create("").await);
+    let snapshot = bench.call("POST", &format!("/sandboxes/{id}/snapshots"), "{}").await.expect(201);
+    let body = format!(r#"{{"snapshotID":"{}"}}"#, snapshot.text("/snapshotID"));
+    let before = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    let back = bench.call("POST", &format!("/sandboxes/{id}/rollback"), &body).await.expect(200);
+    assert_eq!((back.text("/sandboxID"), back.text("/envdAccessToken")), (id.as_str(), before.text("/envdAccessToken")));
+    let after = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    assert_eq!((after.text("/state"), after.text("/endAt")), ("running", before.text("/endAt")));
+    bench.call("POST", &format!("/sandboxes/{other}/rollback"), &body).await.expect(400);
+    bench.call("POST", &format!("/sandboxes/{id}/rollback"), r#"{"snapshotID":"none"}"#).await.expect(404);
+    bench.call("POST", "/sandboxes/inone/rollback", &body).await.expect(404);
+    bench.call("POST", &format!("/sandboxes/{id}/rollback"), "{}").await.expect(400);
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn memory_may_be_left_behind() {
     let bench = Bench::start().await;
     let id = bench.create(r#","autoPause":true,"autoPauseMemory":false"#).await;

@@ -1,0 +1,102 @@
+//! Back to a checkpoint in place: the sandbox keeps its id, its token and its deadline, and becomes what its snapshot holds.
+//!
+//! ```text
+//!   running ──► paused, durable ──► restored from the checkpoint ──► running
+//!                     │                       │ failed
+//!                     └──── restored again ◄──┘
+//! ```
+//!
+//! What can be refused is refused before the sandbox is touched. What it is now is made durable before the checkpoint is restored,
+//! so that a failure, or a crash of everything, costs no state: at worst the sandbox is paused, as it was. Two machines of one
+//! sandbox never exist at once.
+
+use jiff::Timestamp;
+
+use super::{
+    Owner, Phase,
+    view::show,
+    wake::{self, Life, Until},
+};
+use crate::{
+    artifact::{Artifact, MemoryMember},
+    core::Core,
+    error::{ResumeError, RollbackError, SnapshotRestoreError},
+    restore,
+    sandbox::{Memory, RuntimeSandbox},
+    store::{Held, RecordedPhase},
+};
+
+impl Owner {
+    /// Becomes what `checkpoint` holds. Whoever asks keeps it from being collected.
+    pub(super) async fn rollback(&mut self, checkpoint: Artifact) -> Result<RuntimeSandbox, RollbackError> {
+        prove(&self.core, &checkpoint).await.map_err(RollbackError::Checkpoint)?;
+        match self.phase {
+            Phase::Paused(_) => self.hold(&checkpoint).await?,
+            Phase::Running(_) => {
+                self.changing = true;
+                let result = self.restart_from(checkpoint).await;
+                self.changing = false;
+                self.publish_view();
+                result?;
+            }
+        }
+        self.core.collect();
+        Ok(show(&self.record))
+    }
+
+    /// A paused sandbox stays paused; what it is held by changes. The epoch counts this like a restore.
+    async fn hold(&mut self, checkpoint: &Artifact) -> Result<(), RollbackError> {
+        let manifest = &checkpoint.manifest;
+        let memory = if manifest.memory == MemoryMember::Absent { Memory::Dropped } else { Memory::Kept };
+        let held = Held { artifact: manifest.id.clone(), epoch: Some(manifest.epoch), memory };
+        let mut record = self.record.clone();
+        record.epoch += 1;
+        record.phase = RecordedPhase::Paused(held.clone());
+        self.core.store.put_sandbox(record.clone()).await.map_err(RollbackError::Store)?;
+        self.record = record;
+        self.become_phase(Phase::Paused(held));
+        Ok(())
+    }
+
+    async fn restart_from(&mut self, checkpoint: Artifact) -> Result<(), RollbackError> {
+        let end_at = self.record.end_at;
+        self.pause(Memory::Kept).await?;
+        let Err(source) = self.run_from(checkpoint, end_at).await else { return Ok(()) };
+        let id = self.record.id.clone();
+        // What it was is durable; it goes on from there, or at worst stays paused.
+        let Phase::Paused(held) = &self.phase else { return Err(RollbackError::Restore { id, source }) };
+        let back = match self.core.artifacts.load(&held.artifact) {
+            Ok(now) => self.run_from(now, end_at).await,
+            Err(source) => {
+                let source = SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source };
+                Err(ResumeError::Restore { id: id.clone(), source })
+            }
+        };
+        if let Err(error) = back {
+            tracing::error!(sandbox = %id, error = super::chain(&error), "a rollback failed, and the sandbox stays paused as it was");
+        }
+        Err(RollbackError::Restore { id, source })
+    }
+
+    async fn run_from(&mut self, artifact: Artifact, end_at: Timestamp) -> Result<(), ResumeError> {
+        let mut record = self.record.clone();
+        record.epoch += 1;
+        let life = Life { until: Until::At(end_at), fresh: false, memory: Memory::Kept };
+        let (record, running) = wake::start(&self.core, record, artifact, life, std::future::pending()).await?;
+        self.record = record;
+        self.become_phase(Phase::Running(running));
+        Ok(())
+    }
+}
+
+/// Refuses what a restore would refuse.
+async fn prove(core: &Core, checkpoint: &Artifact) -> Result<(), SnapshotRestoreError> {
+    if checkpoint.manifest.memory != MemoryMember::Absent {
+        restore::check_compatible(&checkpoint.manifest, &core.gates.engine)?;
+    }
+    let (artifacts, artifact) = (core.artifacts.clone(), checkpoint.clone());
+    tokio::task::spawn_blocking(move || artifacts.verify(&artifact))
+        .await
+        .expect("verification does not panic and the runtime does not stop under it")
+        .map_err(|source| SnapshotRestoreError::Integrity { artifact: checkpoint.manifest.id.clone(), source })
+}

@@ -1,0 +1,128 @@
+//! Back to a checkpoint in place: same id, token and deadline, older state; or exactly what it was.
+
+use std::time::Duration;
+
+use firkin_engine::fake::{Fault, Point};
+use firkin_runtime::{
+    error::RollbackError,
+    runtime::Runtime,
+    sandbox::{Memory, SandboxId, SandboxState},
+};
+
+use crate::bench::{Host, base};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A sandbox that remembers "later", with a checkpoint of when it remembered "then".
+async fn scene(host: &Host, server: &Runtime) -> (SandboxId, String) {
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, "then");
+    let checkpoint = server.snapshot(&id, Some(format!("then-{id}"))).await.unwrap().snapshot_id;
+    host.remember(&id, "later");
+    (id, checkpoint)
+}
+
+#[test]
+fn a_running_sandbox_goes_back_and_keeps_who_it_is() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let (id, checkpoint) = scene(&host, server).await;
+        let before = server.sandbox(&id).unwrap();
+        // As often as one likes, by id or by name.
+        for reference in [checkpoint.as_str(), &format!("then-{id}"), checkpoint.as_str()] {
+            let back = server.rollback(&id, reference).await.unwrap();
+            assert_eq!(back, server.sandbox(&id).unwrap());
+            assert_eq!((back.state, back.end_at), (SandboxState::Running, before.end_at));
+            assert_eq!((&back.id, &back.envd_access_token), (&before.id, &before.envd_access_token));
+            assert_eq!(host.memory(&id).word, "then");
+            host.remember(&id, "elsewhere");
+        }
+        // It is a sandbox like any other, with a history of its own from here.
+        server.pause(&id).await.unwrap();
+        server.connect(&id, MINUTE).await.unwrap();
+        assert_eq!(host.memory(&id).word, "elsewhere");
+        let epochs: Vec<u64> = host.memory(&id).identities.iter().map(|given| given.epoch).collect();
+        assert!(epochs.is_sorted(), "no life repeats an earlier one's number: {epochs:?}");
+    });
+}
+
+#[test]
+fn a_paused_sandbox_goes_back_and_stays_paused() {
+    let host = Host::new();
+    let id = host.crash_after(async |server| {
+        let (id, checkpoint) = scene(&host, &server).await;
+        server.pause(&id).await.unwrap();
+        let back = server.rollback(&id, &checkpoint).await.unwrap();
+        assert_eq!(back.state, SandboxState::Paused);
+        id
+    });
+    host.serve(async |server| {
+        server.connect(&id, MINUTE).await.unwrap();
+        assert_eq!(host.memory(&id).word, "then");
+    });
+}
+
+#[test]
+fn a_checkpoint_without_memory_is_booted() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let id = server.create(base()).await.unwrap().id;
+        let checkpoint = server.snapshot_with(&id, None, Memory::Dropped).await.unwrap().snapshot_id;
+        host.remember(&id, "later");
+        let boots = host.engine.boots();
+        server.rollback(&id, &checkpoint).await.unwrap();
+        assert_eq!((host.engine.boots(), host.memory(&id).word.as_str()), (boots + 1, ""));
+    });
+}
+
+#[test]
+fn what_cannot_be_gone_back_to_is_refused_before_anything_happens() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let (id, checkpoint) = scene(&host, server).await;
+        let (other, _) = scene(&host, server).await;
+        let restores = host.engine.restores();
+        let error = server.rollback(&other, &checkpoint).await.unwrap_err();
+        assert!(matches!(error, RollbackError::NotItsOwn { .. }), "{error:?}");
+        let error = server.rollback(&id, "base").await.unwrap_err();
+        assert!(matches!(error, RollbackError::NotItsOwn { .. }), "{error:?}");
+        let error = server.rollback(&id, "nothing").await.unwrap_err();
+        assert!(matches!(error, RollbackError::SnapshotNotFound(_)), "{error:?}");
+        server.delete_template(&checkpoint).await.unwrap();
+        let error = server.rollback(&id, &checkpoint).await.unwrap_err();
+        assert!(matches!(error, RollbackError::SnapshotNotFound(_)), "{error:?}");
+        assert_eq!((host.engine.restores(), host.memory(&id).word.as_str()), (restores, "later"));
+        assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
+    });
+}
+
+#[test]
+fn a_rollback_that_fails_leaves_the_sandbox_what_it_was() {
+    // Fails: saving what it is; restoring the checkpoint; restoring the checkpoint and then what it was.
+    for (faults, state) in [
+        (vec![(Point::Snapshot, 1)], SandboxState::Running),
+        (vec![(Point::Restore, 1)], SandboxState::Running),
+        (vec![(Point::Restore, 2)], SandboxState::Paused),
+    ] {
+        let host = Host::new();
+        host.serve(async |server| {
+            let (id, checkpoint) = scene(&host, server).await;
+            let before = server.sandbox(&id).unwrap();
+            for &(point, times) in &faults {
+                for _ in 0..times {
+                    host.engine.inject(point, Fault::Refuse);
+                }
+            }
+            let error = server.rollback(&id, &checkpoint).await.unwrap_err();
+            assert!(matches!(error, RollbackError::Save(_) | RollbackError::Restore { .. }), "{faults:?}: {error:?}");
+            let after = server.sandbox(&id).unwrap();
+            assert_eq!(after.state, state, "{faults:?}");
+            if state == SandboxState::Running {
+                assert_eq!(after.end_at, before.end_at, "{faults:?}");
+            } else {
+                server.connect(&id, MINUTE).await.unwrap();
+            }
+            assert_eq!(host.memory(&id).word, "later", "{faults:?}");
+        });
+    }
+}
