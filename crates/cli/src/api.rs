@@ -154,6 +154,11 @@ impl Api {
         self.send(Method::POST, &sandbox_path(id, "/rollback"), Some(&body)).await.map(drop)
     }
 
+    /// Everything below what it came from.
+    pub(crate) async fn lineage(&self) -> anyhow::Result<Vec<rest::LineageNode>> {
+        self.send::<()>(Method::GET, "/lineage", None).await?.json()
+    }
+
     /// Sets how long a sandbox lives from now on.
     pub(crate) async fn set_timeout(&self, id: &str, seconds: u32) -> anyhow::Result<()> {
         let body = rest::SetTimeout { timeout: seconds.into(), unknown: rest::Unknown::default() };

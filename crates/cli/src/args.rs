@@ -135,6 +135,8 @@ pub(crate) enum SandboxCommand {
     Snapshot(SnapshotArgs),
     /// Take a sandbox back to one of its own snapshots; it keeps its id and deadline
     Rollback(RollbackArgs),
+    /// Show templates, sandboxes and snapshots below what they came from
+    Tree,
     /// Set how long a sandbox lives from now on
     Timeout(TimeoutArgs),
     /// End sandboxes for good

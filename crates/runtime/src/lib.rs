@@ -17,6 +17,7 @@ pub mod disk;
 pub mod error;
 mod generation;
 mod instances;
+pub mod lineage;
 pub mod link;
 pub mod memory;
 pub mod metrics;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     pulse::{End, Pulse},
-    view::{show, view},
+    view::view,
     wake::{Life, Until},
 };
 use crate::{
@@ -44,7 +44,7 @@ mod rollback;
 mod view;
 mod wake;
 
-pub(crate) use self::view::{Access, Handle, Reach, View};
+pub(crate) use self::view::{Access, Handle, Reach, View, show};
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;

@@ -29,6 +29,7 @@ use crate::{
         ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     instances::Instances,
+    lineage::{self, LineageNode},
     link::Links,
     metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
@@ -217,7 +218,7 @@ impl Runtime {
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reply }).await?;
         let children = (0..count).map(|_| {
             let mut record = source.record.clone();
-            record.id = SandboxId::generate();
+            record.forked_from = Some(std::mem::replace(&mut record.id, SandboxId::generate()));
             record.spec.timeout = timeout;
             record.epoch = source.artifact.manifest.epoch + 1;
             record.access_token = record.access_token.map(|_| access_token());
@@ -265,6 +266,7 @@ impl Runtime {
             spawn_count: 0,
             last_spawned_at: None,
             snapshot_of: Some(id.clone()),
+            made_from: Some(source.record.template_id.clone()),
             recipe: None,
             names: names.into_iter().collect(),
         };
@@ -289,6 +291,11 @@ impl Runtime {
         let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(checkpoint), reply }).await;
         drop(pin);
         result
+    }
+
+    /// Everything on record, as a forest: each template, snapshot and sandbox below what it came from.
+    pub async fn lineage(&self) -> Result<Vec<LineageNode>, StoreError> {
+        Ok(lineage::of(&self.core.store.templates().await?, &self.core.store.sandboxes().await?))
     }
 
     /// Every snapshot, newest first.
@@ -505,16 +512,22 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
         end_at: now,
         access_token: spec.secure.then(access_token),
         epoch,
+        forked_from: None,
         // Until it runs; the restore replaces it before anyone can see it.
         phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None, memory: Memory::Kept }),
         spec,
     }
 }
 
+/// Names with the team.
+pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
+    record.names.iter().map(|name| format!("{TEAM}/{name}")).collect()
+}
+
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
         snapshot_id: record.names.first().map_or_else(|| format!("{}:default", record.id), |name| format!("{TEAM}/{name}")),
-        names: record.names.iter().map(|name| format!("{TEAM}/{name}")).collect(),
+        names: full_names(record),
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,
     })

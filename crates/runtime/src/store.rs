@@ -44,6 +44,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) access_token: Option<String>,
     /// Counts the restores. A resume with a lower number than the last durable one is impossible.
     pub(crate) epoch: u64,
+    /// The sandbox that it is a fork of. Absent in records of earlier servers.
+    #[serde(default)]
+    pub(crate) forked_from: Option<SandboxId>,
     pub(crate) phase: RecordedPhase,
 }
 
@@ -96,6 +99,9 @@ pub(crate) struct TemplateRecord {
     pub(crate) last_spawned_at: Option<Timestamp>,
     /// The sandbox that a snapshot was taken of; absent for a template.
     pub(crate) snapshot_of: Option<SandboxId>,
+    /// The template or snapshot that this sandbox had been created from. Absent for a template, and in records of earlier servers.
+    #[serde(default)]
+    pub(crate) made_from: Option<String>,
     /// Digest of everything that the build was made from: an equal one need not be built again.
     pub(crate) recipe: Option<String>,
     /// `name:tag`, each unique in the whole database.

@@ -259,6 +259,7 @@ async fn record(
         spawn_count: earlier.as_ref().map_or(0, |e| e.spawn_count),
         last_spawned_at: earlier.and_then(|e| e.last_spawned_at),
         snapshot_of: None,
+        made_from: None,
         recipe: Some(recipe(core, &build)),
         names: vec![name],
     };

@@ -2,6 +2,7 @@
 
 use firkin_runtime::{
     capacity::ResourceBudget,
+    lineage::{LineageKind, LineageNode},
     runtime::SnapshotInfo,
     sandbox::{InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
     template::TemplateInfo,
@@ -36,10 +37,7 @@ pub(crate) fn listed(sandbox: RuntimeSandbox) -> rest::ListedSandbox {
         cpu_count: sandbox.budget.cpus,
         memory_mb: memory_mb(sandbox.budget),
         disk_size_mb: sandbox.budget.disk_mib,
-        state: match sandbox.state {
-            SandboxState::Running => rest::SandboxState::Running,
-            SandboxState::Paused => rest::SandboxState::Paused,
-        },
+        state: state(sandbox.state),
         envd_version: ENVD_VERSION.to_owned(),
         alias: sandbox.alias,
         metadata: sandbox.spec.metadata,
@@ -81,6 +79,29 @@ pub(crate) fn metric(stats: &Stats) -> Option<rest::SandboxMetric> {
         disk_used: stats.disk_used,
         disk_total: stats.disk_total,
     })
+}
+
+/// A node of the tree of who came from whom, with all below it.
+pub(crate) fn lineage(node: LineageNode) -> rest::LineageNode {
+    rest::LineageNode {
+        kind: match node.kind {
+            LineageKind::Template => rest::LineageKind::Template,
+            LineageKind::Snapshot => rest::LineageKind::Snapshot,
+            LineageKind::Sandbox => rest::LineageKind::Sandbox,
+        },
+        id: node.id,
+        names: node.names,
+        state: node.state.map(state),
+        since: node.since,
+        children: node.children.into_iter().map(lineage).collect(),
+    }
+}
+
+fn state(state: SandboxState) -> rest::SandboxState {
+    match state {
+        SandboxState::Running => rest::SandboxState::Running,
+        SandboxState::Paused => rest::SandboxState::Paused,
+    }
 }
 
 /// A snapshot.

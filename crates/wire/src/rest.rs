@@ -361,6 +361,36 @@ pub struct SandboxDetail {
     pub pause_mode: Option<PauseMode>,
 }
 
+/// What a node of `GET /lineage` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LineageKind {
+    /// A template.
+    Template,
+    /// A snapshot.
+    Snapshot,
+    /// A sandbox.
+    Sandbox,
+}
+
+/// A node of `GET /lineage`, which is Firkin's own: something, and what came from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineageNode {
+    /// What it is.
+    pub kind: LineageKind,
+    /// Its id.
+    pub id: String,
+    /// Its full names.
+    pub names: Vec<String>,
+    /// Present for a sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<SandboxState>,
+    /// When it was made; of a sandbox, when it was last started.
+    pub since: Timestamp,
+    /// What came from it, oldest first.
+    pub children: Vec<LineageNode>,
+}
+
 /// One child of a fork: exactly one of the two is present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkResult {

@@ -50,6 +50,7 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
             let rollback = async |id: &str| api.rollback(id, &snapshot).await.map(|()| "rolled back");
             each(settings, &[id], "rolled back", rollback).await
         }
+        SandboxCommand::Tree => tree(&api, settings).await,
         SandboxCommand::Timeout(TimeoutArgs { id, seconds }) => {
             let set = async |id: &str| api.set_timeout(id, seconds).await.map(|()| "timeout set");
             each(settings, &[id], "changed", set).await
@@ -212,6 +213,34 @@ async fn snapshot(api: &Api, settings: &Settings, args: SnapshotArgs) -> anyhow:
     Ok(ExitStatus::Success)
 }
 
+async fn tree(api: &Api, settings: &Settings) -> anyhow::Result<ExitStatus> {
+    let roots = api.lineage().await.context("cannot tell who came from whom")?;
+    output::result(settings.format, &roots, || {
+        let mut table = Table::new(&["tree", "kind", "state", "names", "since"]);
+        branches(&roots, 0, &mut table, Timestamp::now());
+        table
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+fn branches(nodes: &[rest::LineageNode], depth: usize, table: &mut Table, now: Timestamp) {
+    for node in nodes {
+        let kind = match node.kind {
+            rest::LineageKind::Template => "template",
+            rest::LineageKind::Snapshot => "snapshot",
+            rest::LineageKind::Sandbox => "sandbox",
+        };
+        table.row([
+            format!("{}{}", "  ".repeat(depth), node.id),
+            kind.to_owned(),
+            node.state.map_or("-", state_name).to_owned(),
+            node.names.join(" "),
+            relative(node.since, now),
+        ]);
+        branches(&node.children, depth + 1, table, now);
+    }
+}
+
 async fn kill(api: &Api, settings: &Settings, args: KillArgs) -> anyhow::Result<ExitStatus> {
     let ids = if args.all {
         let ids: Vec<String> = api.list(&[]).await?.into_iter().map(|sandbox| sandbox.sandbox_id).collect();
@@ -319,6 +348,31 @@ mod tests {
             "SANDBOX  TEMPLATE  STATE    STARTED    ENDS     CPUS   MEMORY  METADATA\n\
              i0123    base      running  3 min ago  in 45 s     2  512 MiB  who=me\n\
              i4       t1        paused   3 min ago  -           2  512 MiB\n"
+        );
+    }
+
+    #[test]
+    fn a_tree_is_indented() {
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let node = |kind, id: &str, names: &[&str], state, children| rest::LineageNode {
+            kind,
+            id: id.to_owned(),
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            state,
+            since: "2026-01-01T11:57:00Z".parse().unwrap(),
+            children,
+        };
+        let snapshot = node(rest::LineageKind::Snapshot, "s1", &[], None, vec![]);
+        let sandbox = node(rest::LineageKind::Sandbox, "i1", &[], Some(rest::SandboxState::Paused), vec![snapshot]);
+        let template = node(rest::LineageKind::Template, "t1", &["firkin/base:default"], None, vec![sandbox]);
+        let mut table = Table::new(&["tree", "kind", "state", "names", "since"]);
+        branches(&[template], 0, &mut table, now);
+        assert_eq!(
+            table.render(),
+            "TREE    KIND      STATE   NAMES                SINCE\n\
+             t1      template  -       firkin/base:default  3 min ago\n  \
+             i1    sandbox   paused                       3 min ago\n    \
+             s1  snapshot  -                            3 min ago\n"
         );
     }
 

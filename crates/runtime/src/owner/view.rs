@@ -64,7 +64,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Vie
     View { sandbox, access }
 }
 
-pub(super) fn show(record: &SandboxRecord) -> RuntimeSandbox {
+pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
     RuntimeSandbox {
         id: record.id.clone(),
         template_id: record.template_id.clone(),

@@ -38,6 +38,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/snapshots", get(snapshots::list))
+        // Ours, too.
+        .route("/lineage", get(snapshots::lineage))
         .route("/templates", get(templates::list))
         .route("/v2/templates", get(templates::list_pages))
         .route("/templates/aliases/{alias}", get(templates::alias))

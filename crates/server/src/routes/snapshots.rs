@@ -46,6 +46,11 @@ pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Re
     Ok((next_token(next.as_ref()), Reply(shown.into_iter().map(shape::snapshot).collect::<Vec<_>>())).into_response())
 }
 
+/// `GET /lineage`, a route of our own.
+pub(super) async fn lineage(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::LineageNode>>, ApiError> {
+    Ok(Reply(app.runtime.lineage().await?.into_iter().map(shape::lineage).collect()))
+}
+
 /// Whether a snapshot is called `name`, which may leave out the team, the tag, or both.
 fn bears(snapshot: &SnapshotInfo, name: &str) -> bool {
     snapshot.snapshot_id == name

@@ -1,0 +1,101 @@
+//! Who came from whom: templates, the sandboxes created from them, their snapshots, and what was created from those.
+//!
+//! ```text
+//!   base
+//!   ├─ i1 ── mine ── i3       a snapshot of i1, a sandbox created from it
+//!   │   └─── i2               a fork of i1
+//!   └─ i4
+//! ```
+//!
+//! It is read from the records, so it shows what exists. What came from something that is gone hangs where that had hung: a
+//! snapshot whose sandbox was killed, below that sandbox's template; a fork whose source was killed, below the template of both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    owner::show,
+    runtime::full_names,
+    sandbox::SandboxState,
+    store::{SandboxRecord, TemplateRecord},
+};
+
+/// What a node of the tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LineageKind {
+    /// A template.
+    Template,
+    /// A snapshot of a sandbox.
+    Snapshot,
+    /// A sandbox.
+    Sandbox,
+}
+
+/// Something, and what came from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LineageNode {
+    /// What it is.
+    pub kind: LineageKind,
+    /// Its id.
+    pub id: String,
+    /// Its names, if it has any.
+    pub names: Vec<String>,
+    /// Whether it runs, if it is a sandbox.
+    pub state: Option<SandboxState>,
+    /// When it was made; of a sandbox, when it was last started.
+    pub since: Timestamp,
+    /// What came from it, oldest first.
+    pub children: Vec<LineageNode>,
+}
+
+type Key = (LineageKind, String);
+
+/// The forest of everything on record, oldest first.
+pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> Vec<LineageNode> {
+    let made: BTreeMap<&str, LineageKind> = templates.iter().map(|record| (record.id.as_str(), kind(record))).collect();
+    let alive: BTreeSet<&str> = sandboxes.iter().map(|record| record.id.as_str()).collect();
+    let made_by = |id: &str| made.get(id).map(|kind| (*kind, id.to_owned()));
+    let lives = |id: &str| alive.contains(id).then(|| (LineageKind::Sandbox, id.to_owned()));
+    let mut below: BTreeMap<Option<Key>, Vec<LineageNode>> = BTreeMap::new();
+    for record in templates {
+        let source = record.snapshot_of.as_ref().and_then(|id| lives(id.as_str()));
+        let parent = source.or_else(|| record.made_from.as_ref().and_then(|id| made_by(id)));
+        below.entry(parent).or_default().push(LineageNode {
+            kind: kind(record),
+            id: record.id.clone(),
+            names: full_names(record),
+            state: None,
+            since: record.created_at,
+            children: Vec::new(),
+        });
+    }
+    for record in sandboxes {
+        let source = record.forked_from.as_ref().and_then(|id| lives(id.as_str()));
+        below.entry(source.or_else(|| made_by(&record.template_id))).or_default().push(LineageNode {
+            kind: LineageKind::Sandbox,
+            id: record.id.to_string(),
+            names: Vec::new(),
+            state: Some(show(record).state),
+            since: record.started_at,
+            children: Vec::new(),
+        });
+    }
+    grow(None, &mut below)
+}
+
+fn kind(record: &TemplateRecord) -> LineageKind {
+    if record.snapshot_of.is_some() { LineageKind::Snapshot } else { LineageKind::Template }
+}
+
+/// Takes what hangs below `parent` out of the map. Each node is in it once, so this ends.
+fn grow(parent: Option<Key>, below: &mut BTreeMap<Option<Key>, Vec<LineageNode>>) -> Vec<LineageNode> {
+    let mut nodes = below.remove(&parent).unwrap_or_default();
+    nodes.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
+    for node in &mut nodes {
+        node.children = grow(Some((node.kind, node.id.clone())), below);
+    }
+    nodes
+}

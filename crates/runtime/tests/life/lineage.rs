@@ -1,0 +1,47 @@
+//! Who came from whom, as long as it exists.
+
+use std::time::Duration;
+
+use firkin_runtime::{
+    lineage::{LineageKind, LineageNode},
+    sandbox::{CreateSandbox, SandboxState},
+};
+
+use crate::bench::{Host, base};
+
+/// A tree as nested text: kind and id of each node, its children in braces.
+fn text(nodes: &[LineageNode]) -> String {
+    let one = |node: &LineageNode| {
+        let letter = match node.kind {
+            LineageKind::Template => 't',
+            LineageKind::Snapshot => 's',
+            LineageKind::Sandbox => 'b',
+        };
+        format!("{letter}:{}{{{}}}", node.id, text(&node.children))
+    };
+    nodes.iter().map(one).collect()
+}
+
+#[test]
+fn a_tree_shows_what_exists_below_what_it_came_from() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let template = server.template("base").await.unwrap().unwrap().id;
+        let first = server.create(base()).await.unwrap().id;
+        let fork = server.fork(&first, 1, Duration::from_secs(60)).await.unwrap().remove(0).unwrap().id;
+        let info = server.snapshot(&first, Some("mine".into())).await.unwrap();
+        let child = server.create(CreateSandbox { template: info.snapshot_id.clone(), ..base() }).await.unwrap().id;
+        let snapshot = server.template("mine").await.unwrap().unwrap().id;
+        let tree = server.lineage().await.unwrap();
+        assert_eq!(text(&tree), format!("t:{template}{{b:{first}{{b:{fork}{{}}s:{snapshot}{{b:{child}{{}}}}}}}}"),);
+        assert_eq!(tree[0].names, ["firkin/base:default"]);
+        assert_eq!(tree[0].children[0].state, Some(SandboxState::Running));
+
+        // What came from something that is gone hangs where that had hung.
+        server.kill(&first).await.unwrap();
+        assert_eq!(text(&server.lineage().await.unwrap()), format!("t:{template}{{b:{fork}{{}}s:{snapshot}{{b:{child}{{}}}}}}"),);
+        server.kill(&child).await.unwrap();
+        server.delete_template("mine").await.unwrap();
+        assert_eq!(text(&server.lineage().await.unwrap()), format!("t:{template}{{b:{fork}{{}}}}"));
+    });
+}
