@@ -93,12 +93,39 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Print the export lines that point the E2B SDKs at the server: eval "$(firkin env)"
     Env,
+    /// Measure creates, pauses, forks and density
+    Bench(BenchArgs),
     /// Create, use and end sandboxes
     #[command(subcommand, visible_alias = "sbx")]
     Sandbox(SandboxCommand),
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(TemplateCommand),
+}
+
+/// `firkin bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Template of the sandboxes
+    #[arg(long, default_value = "base")]
+    pub(crate) template: String,
+    /// Samples of each kind; p95 needs 100, p99 needs 500 [default: 100]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) samples: Option<u32>,
+    /// Five samples of each kind, to see that everything works
+    #[arg(long, conflicts_with = "samples")]
+    pub(crate) quick: bool,
+    /// Sandboxes created at the same time
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) burst: u32,
+    /// Idle sandboxes whose memory is counted
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) clones: u32,
+    /// Measure nothing: print two earlier reports, made with --json, and their ratio
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["samples", "quick", "burst", "clones"])]
+    pub(crate) compare: Option<Vec<PathBuf>>,
 }
 
 /// `firkin doctor`

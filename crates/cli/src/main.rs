@@ -56,7 +56,9 @@ fn main() -> ExitCode {
 /// leftover is a read of standard input, which must not hold the end up.
 fn patience(command: &Command) -> Duration {
     match command {
-        Command::Up(_) | Command::Quickstart(_) | Command::Template(TemplateCommand::Build(_)) => Duration::from_secs(5),
+        Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) | Command::Template(TemplateCommand::Build(_)) => {
+            Duration::from_secs(5)
+        }
         Command::Doctor(_) | Command::Env | Command::Sandbox(_) | Command::Template(_) => Duration::ZERO,
     }
 }
@@ -73,6 +75,7 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Up(_) => command::up::run(settings).await,
         Command::Quickstart(_) => command::quickstart::run(settings).await,
         Command::Doctor(args) => command::doctor::run(settings, &args).await,
+        Command::Bench(args) => command::bench::run(settings, args).await,
         Command::Env => command::env::run(settings, cli.global.json),
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => command::template::build(settings, args).await,

@@ -162,6 +162,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
     let (serve, host): (&ServeArgs, &HostArgs) = match &cli.command {
         Command::Up(serve) | Command::Quickstart(serve) => (serve, &serve.host),
         Command::Doctor(doctor) => (&no_serve, &doctor.host),
+        Command::Bench(bench) => (&no_serve, &bench.host),
         Command::Template(crate::args::TemplateCommand::Build(build)) => (&no_serve, &build.host),
         Command::Env | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
     };

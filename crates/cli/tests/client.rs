@@ -349,6 +349,7 @@ fn help_names_every_command() {
            quickstart  Set up this host, try every part of the product once, say how to go on\n  \
            doctor      Say whether this host is ready, and what is missing\n  \
            env         Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
+           bench       Measure creates, pauses, forks and density\n  \
            sandbox     Create, use and end sandboxes [alias: sbx]\n  \
            template    Build, list and remove templates\n\
          \n\
@@ -365,4 +366,44 @@ fn help_names_every_command() {
 #[test]
 fn a_wrong_command_line_is_status_2() {
     assert_eq!(firkin(Path::new("/nonexistent"), &["sandbox", "kill"], b"").status.code(), Some(2));
+}
+
+fn bench_report(p50: f64) -> String {
+    let host = r#"{"cpu":"c","cpus":2,"memory_mib":1,"kernel":"6"}"#;
+    let row = format!(r#"{{"name":"create, ms","samples":100,"failed":0,"min":1,"p50":{p50},"p95":{p50},"p99":null,"max":9}}"#);
+    format!(r#"{{"firkin":"0 a","acceleration":"kvm","server":"s","host":{host},"template":"base","burst":20,"rows":[{row}]}}"#)
+}
+
+#[test]
+fn bench_compares_two_reports_without_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs_err::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (a, b) = (file("a.json", &bench_report(40.0)), file("b.json", &bench_report(10.0)));
+    let output = firkin(dir.path(), &["bench", "--compare", &a, &b], b"");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let compared: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&compared[0]["p50_ratio"], &compared[0]["p95_ratio"]), (&0.25.into(), &0.25.into()));
+    let output = firkin(dir.path(), &["bench", "--compare", &a, &file("c.json", "{}")], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).ends_with("hint: `firkin bench --json` writes such files\n"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_bench_that_fails_leaves_no_sandbox() {
+    let server = Server::start([
+        ("GET /v2/sandboxes", json(200, "[]")),
+        ("POST /v2/sandboxes", json(201, SANDBOX)),
+        // The command cannot be started; what the run made is ended all the same.
+        ("DELETE /sandboxes/i9", (204, vec![], Bytes::new())),
+    ]);
+    let output = server.run(&["bench", "--quick"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = server.lines();
+    assert!(lines.iter().any(|line| line == "POST /process.Process/Start"), "{lines:?}");
+    assert!(lines.iter().any(|line| line == "DELETE /sandboxes/i9"), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("GET /v2/sandboxes?metadata=firkin-bench")), "{lines:?}");
 }

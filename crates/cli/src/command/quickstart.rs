@@ -89,7 +89,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
 }
 
 /// A server that uses this state directory already, with its acceleration: two cannot.
-async fn running_server(settings: &Settings) -> anyhow::Result<Option<(Api, String)>> {
+pub(super) async fn running_server(settings: &Settings) -> anyhow::Result<Option<(Api, String)>> {
     let Some(file) = ServerFile::read(&settings.server_file())? else { return Ok(None) };
     let api = Api::new(serverfile::find(&Settings { server: ServerSource::StateDir, ..settings.clone() })?);
     // A file of a server that is gone is no server.
