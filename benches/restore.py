@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pathlib
+import sqlite3
 import statistics
 import time
 
@@ -34,7 +35,9 @@ def first_stdout(sandbox, since):
 
 def engine_of(state_dir, sandbox_id):
     """Process id of the machine that runs a sandbox: the one whose command line names its directory."""
-    directory = os.fsencode(pathlib.Path(state_dir) / "run" / sandbox_id)
+    with sqlite3.connect(f"file:{state_dir}/firkin.db?mode=ro", uri=True) as store:
+        (record,) = store.execute("SELECT body FROM sandboxes WHERE id = ?", [sandbox_id]).fetchone()
+    directory = os.fsencode(pathlib.Path(state_dir) / "run" / json.loads(record)["phase"]["instance"])
     for process in pathlib.Path("/proc").iterdir():
         if process.name.isdigit():
             try:

@@ -37,7 +37,8 @@ class OwnServer:
         listen = self.url.removeprefix("http://")
         with open(self.dir / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [self.program, "up", "--yes", "--listen", listen, "--state-dir", self.state],
+                # Nothing kept warm: these tests count the machines of sandboxes.
+                [self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -55,6 +55,10 @@ pub(crate) struct ServeArgs {
     /// Domain of the sandboxes' host names, as in PORT-ID.DOMAIN
     #[arg(long, env = "FIRKIN_DOMAIN", hide_env_values = true)]
     pub(crate) domain: Option<String>,
+    /// Sandboxes to keep restored and ready, of each template or of one; more under demand, none for 0; may be repeated
+    /// [default: 2 for up, else 0]
+    #[arg(long, value_name = "[TEMPLATE=]COUNT", value_parser = warm)]
+    pub(crate) warm: Vec<Warm>,
     /// What becomes of running sandboxes when the server stops [default: kill]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_exit: Option<OnExit>,
@@ -71,6 +75,14 @@ pub(crate) enum Accel {
     Kvm,
     /// QEMU's emulator: works everywhere, slow CPU
     Tcg,
+}
+
+/// How many sandboxes to keep ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Warm {
+    /// Of this template, or of all that are not named.
+    pub(crate) template: Option<String>,
+    pub(crate) count: u32,
 }
 
 /// What becomes of running sandboxes when the server stops.
@@ -400,6 +412,19 @@ pub(crate) struct RemoveArgs {
     pub(crate) names: Vec<String>,
 }
 
+/// More warm sandboxes than network slots cannot be.
+const MAX_WARM: u32 = 1024;
+
+fn warm(text: &str) -> Result<Warm, String> {
+    let (template, count) = match text.rsplit_once('=') {
+        Some(("", _)) => return Err("expected a template's name before `=`".to_owned()),
+        Some((template, count)) => (Some(template.to_owned()), count),
+        None => (None, text),
+    };
+    let count = count.parse().ok().filter(|count| *count <= MAX_WARM);
+    Ok(Warm { template, count: count.ok_or_else(|| format!("expected a count up to {MAX_WARM}"))? })
+}
+
 /// Parses `KEY=VALUE`; the value may hold more `=`, the key may not be empty.
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -448,6 +473,9 @@ mod tests {
             ("firkin sandbox fork i1 --count 101", ErrorKind::ValueValidation),
             ("firkin up --listen nowhere", ErrorKind::ValueValidation),
             ("firkin up --on-exit explode", ErrorKind::InvalidValue),
+            ("firkin up --warm =3", ErrorKind::ValueValidation),
+            ("firkin up --warm base=many", ErrorKind::ValueValidation),
+            ("firkin up --warm 1025", ErrorKind::ValueValidation),
             ("firkin frobnicate", ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(parse(line).map(|_| ()), Err(kind), "{line}");

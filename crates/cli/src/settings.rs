@@ -8,11 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs};
+use firkin_runtime::pool::{Depth, WarmConfig};
+
+use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm};
 use crate::promises::Promises;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
 const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";
+/// One create is answered from the pool while the next session is being made. The other commands make few sandboxes, or none.
+const DEFAULT_WARM: u32 = 2;
 const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
 
 /// What the program reads of its surroundings, so that resolution is a pure function.
@@ -110,6 +114,8 @@ pub(crate) struct Settings {
     pub(crate) listen_chosen: bool,
     /// Domain of the sandboxes' host names.
     pub(crate) domain: Option<String>,
+    /// Sandboxes to keep restored and ready.
+    pub(crate) warm: WarmConfig,
     /// What becomes of running sandboxes when the server stops.
     pub(crate) on_exit: OnExit,
     /// What of the host is promised to sandboxes.
@@ -192,9 +198,22 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
         listen_chosen: serve.listen.is_some(),
         domain: serve.domain.clone(),
+        warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         promises: Promises::resolve(&serve.capacity),
     }
+}
+
+/// How deep the warm pool is. Of what is said twice, the last counts.
+fn warm(serve: &ServeArgs, default: u32) -> WarmConfig {
+    let mut config = WarmConfig { depth: Depth::at_least(default), ..WarmConfig::default() };
+    for Warm { template, count } in &serve.warm {
+        match template {
+            Some(name) => drop(config.templates.insert(name.clone(), Depth::at_least(*count))),
+            None => config.depth = Depth::at_least(*count),
+        }
+    }
+    config
 }
 
 /// The engine's processes run elsewhere: no path may depend on the working directory.
@@ -220,11 +239,21 @@ mod tests {
         assert_eq!(settings.state_dir, Path::new("/var/lib/firkin"));
         assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
         assert_eq!(settings.accel, Accel::Auto);
-        assert_eq!(settings.on_exit, OnExit::Kill);
+        assert_eq!((settings.on_exit, settings.warm.depth), (OnExit::Kill, Depth::at_least(2)));
+        assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());
         assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
         let settings =
             resolved("firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9", &Surroundings::default());
         assert_eq!(settings.serve_options(), " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9");
+    }
+
+    #[test]
+    fn the_pools_depth_is_said_for_all_and_for_one() {
+        let settings = resolved("firkin up --warm 4 --warm ci=8 --warm big=0", &Surroundings::default());
+        assert_eq!(settings.warm.depth, Depth::at_least(4));
+        assert_eq!(settings.warm.templates["ci"], Depth::at_least(8));
+        assert_eq!(settings.warm.templates["big"], Depth::NONE);
+        assert_eq!(resolved("firkin up --warm 0", &Surroundings::default()).warm, WarmConfig::default());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     disk::{DiskPressureProbe, StatvfsProbe},
     link::NetworkChoice,
     memory::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
+    pool::WarmConfig,
 };
 
 /// Settings of one runtime.
@@ -18,6 +19,8 @@ pub struct RuntimeConfig {
     pub capacity: HostCapacity,
     /// Who is let in when, and what of the capacity warm sessions may hold.
     pub admission: AdmissionConfig,
+    /// Sessions kept ready for creates.
+    pub warm: WarmConfig,
     /// Free-space floor in MiB; `None` for the default, scaled to the disk.
     pub disk_floor_mib: Option<u64>,
     /// Measures free space.
@@ -37,6 +40,7 @@ impl RuntimeConfig {
             state_dir,
             capacity,
             admission: AdmissionConfig::default(),
+            warm: WarmConfig::default(),
             disk_floor_mib: None,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),

@@ -14,6 +14,7 @@ use crate::{
     link::Links,
     metrics::Metrics,
     owner::{Handle, chain},
+    pool::WarmPool,
     restore::RestoreGates,
     sandbox::SandboxId,
     session::EngineLauncher,
@@ -29,7 +30,8 @@ pub(crate) struct Core {
     pub(crate) launcher: EngineLauncher,
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
-    /// One task per sandbox, and the collector.
+    pub(crate) pool: Arc<WarmPool>,
+    /// One task per sandbox and per warm session, the pool's keeper, and the collector.
     pub(crate) tasks: TaskTracker,
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
@@ -51,6 +53,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) gates: RestoreGates,
     pub(crate) launcher: EngineLauncher,
+    pub(crate) pool: Arc<WarmPool>,
     pub(crate) api_keys: Vec<blake3::Hash>,
     pub(crate) lock: StateLock,
 }
@@ -58,6 +61,7 @@ pub(crate) struct Parts {
 impl Core {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let core = Arc::new(Self {
+            pool: parts.pool,
             config: parts.config,
             store: parts.store,
             artifacts: parts.gates.artifacts.clone(),

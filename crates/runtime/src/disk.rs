@@ -11,6 +11,9 @@ use crate::error::DiskPressure;
 /// The floor for work on a large disk, MiB.
 pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
 
+/// What nobody has asked for yet, as sessions of the warm pool, stops at this many times the floor: 20 GiB on a large disk.
+pub const REFILL_FACTOR: u64 = 2;
+
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
 const SMALL_DISK_DIVISOR: u64 = 20;
 
@@ -57,10 +60,20 @@ impl DiskPressureGuard {
 
     /// Free space at or above the floor passes; a probe that fails does not.
     pub fn check(&self) -> Result<(), DiskPressure> {
+        self.check_floor(1)
+    }
+
+    /// As [`DiskPressureGuard::check`] with [`REFILL_FACTOR`] times the floor.
+    pub fn check_for_refill(&self) -> Result<(), DiskPressure> {
+        self.check_floor(REFILL_FACTOR)
+    }
+
+    fn check_floor(&self, factor: u64) -> Result<(), DiskPressure> {
         let space =
             self.probe.probe(&self.path).map_err(|source| DiskPressure::ProbeFailed { path: self.path.clone(), source })?;
         let free_mib = space.free >> 20;
         let floor_mib = self.floor_mib.unwrap_or_else(|| WORK_FLOOR_MIB.min((space.total >> 20) / SMALL_DISK_DIVISOR));
+        let floor_mib = floor_mib.saturating_mul(factor);
         if free_mib < floor_mib {
             return Err(DiskPressure::BelowFloor { path: self.path.clone(), free_mib, floor_mib });
         }
@@ -102,6 +115,16 @@ mod tests {
     #[test]
     fn a_small_disk_has_a_small_floor() {
         assert!(guard(None, Ok(DiskSpace { free: GIB, total: 20 * GIB })).check().is_ok());
+    }
+
+    #[test]
+    fn refills_stop_at_twice_the_floor() {
+        let space = |free| Ok(DiskSpace { free, total: 1000 * GIB });
+        assert!(guard(None, space(20 * GIB)).check_for_refill().is_ok());
+        let error = guard(None, space(20 * GIB - 1)).check_for_refill().unwrap_err();
+        assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 20479, floor_mib: 20480, .. }), "{error}");
+        assert!(guard(Some(100), space(GIB)).check_for_refill().is_ok());
+        assert!(guard(None, Ok(DiskSpace { free: 2 * GIB, total: 20 * GIB })).check_for_refill().is_ok());
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod network;
 mod owner;
+pub mod pool;
 mod random;
 mod reboot;
 pub mod restore;

@@ -69,12 +69,8 @@ impl Links {
     }
 
     pub(crate) async fn acquire(&self, internet: InternetAccess) -> Result<Link, SlotError> {
-        let egress = match internet {
-            InternetAccess::Allowed => Egress::Allowed,
-            InternetAccess::Denied => Egress::Denied,
-        };
         match self.pool()? {
-            Some(pool) => Ok(Link::Isolated(pool.acquire(egress).await?)),
+            Some(pool) => Ok(Link::Isolated(pool.acquire(egress(internet)).await?)),
             None => Ok(Link::Loopback),
         }
     }
@@ -145,11 +141,26 @@ impl Link {
         }
     }
 
+    /// Opens or closes the way out.
+    pub(crate) async fn set_internet(&mut self, internet: InternetAccess) -> Result<(), SlotError> {
+        match self {
+            Self::Isolated(slot) => slot.set_egress(egress(internet)).await,
+            Self::Loopback => Ok(()),
+        }
+    }
+
     pub(crate) fn connector(&self) -> Connector {
         match self {
             Self::Isolated(slot) => Connector::Isolated(slot.connector()),
             Self::Loopback => Connector::Loopback,
         }
+    }
+}
+
+fn egress(internet: InternetAccess) -> Egress {
+    match internet {
+        InternetAccess::Allowed => Egress::Allowed,
+        InternetAccess::Denied => Egress::Denied,
     }
 }
 

@@ -96,6 +96,15 @@ pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
     launcher: &L,
 ) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
     let begun = Instant::now();
+    let request = check(request, gates).await?;
+    launch(&request, gates, launcher, begun).await
+}
+
+/// What comes before capacity is taken: the artifact fits this host and is intact, and the disk is not too full.
+pub(crate) async fn check(
+    request: SnapshotRestoreRequest,
+    gates: &RestoreGates,
+) -> Result<Arc<SnapshotRestoreRequest>, SnapshotRestoreError> {
     if request.artifact.manifest.memory == MemoryMember::Absent {
         return Err(SnapshotRestoreError::NoMemory { artifact: request.artifact.manifest.id });
     }
@@ -103,11 +112,21 @@ pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
     let request = Arc::new(request);
     verify(Arc::clone(&request), gates.artifacts.clone()).await?;
     gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
+    Ok(request)
+}
+
+/// Takes capacity for what has been [checked](check) since `begun`, and launches it.
+pub(crate) async fn launch<L: SnapshotSessionLauncher + ?Sized>(
+    request: &SnapshotRestoreRequest,
+    gates: &RestoreGates,
+    launcher: &L,
+    begun: Instant,
+) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
     let checks = begun.elapsed();
     let begun = Instant::now();
     let reservation = gates.admission.admit(request.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let admission = begun.elapsed();
-    let (session, launch) = launcher.launch(&request).await.map_err(|error| match error {
+    let (session, launch) = launcher.launch(request).await.map_err(|error| match error {
         LaunchError::Network(source) => SnapshotRestoreError::Network(source),
         other => SnapshotRestoreError::Launch(other),
     })?;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::Admission,
     artifact::ArtifactStore,
-    capacity::{CapacityLedger, CapacityView, ResourceBudget},
+    capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts, StateLock},
@@ -33,6 +33,7 @@ use crate::{
     link::Links,
     metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
+    pool::{self, PoolStatus, WarmPool},
     restore::{RestoreGates, memory_base},
     sandbox::{CreateSandbox, Memory, RuntimeSandbox, SandboxId, SandboxState},
     session::EngineLauncher,
@@ -109,17 +110,23 @@ impl Runtime {
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent));
+        let pool = WarmPool::new(config.warm.clone());
         let gates = RestoreGates {
             engine: engine.fingerprint().clone(),
             artifacts: artifacts.clone(),
             disk,
-            admission: Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission),
+            admission: Admission {
+                warm: Arc::clone(&pool) as Arc<dyn WarmEviction>,
+                ..Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission)
+            },
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
-        let core = Core::new(Parts { config, store, gates, launcher, api_keys, lock });
+        let core = Core::new(Parts { config, store, gates, launcher, pool, api_keys, lock });
         sweep::take_over(&core).await?;
         core.collect();
         core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
+        // Not before: what an earlier server kept warm has been swept by now.
+        core.tasks.spawn(pool::keep(Arc::clone(&core)));
         Ok(Self { core })
     }
 
@@ -268,6 +275,7 @@ impl Runtime {
             snapshot_of: Some(id.clone()),
             made_from: Some(source.record.template_id.clone()),
             recipe: None,
+            warm_up: None,
             names: names.into_iter().collect(),
         };
         self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
@@ -398,9 +406,15 @@ impl Runtime {
     pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
         let recipe = template::recipe(&self.core, &build);
         let existing = self.core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
-        if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
+        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
             && self.core.artifacts.load(&existing.artifact).is_ok()
         {
+            // An earlier version may have built it, which did not remember this.
+            if existing.warm_up != build.ready {
+                existing.warm_up = build.ready;
+                self.core.store.put_template(existing.clone()).await.map_err(BuildError::Store)?;
+                self.core.pool.templates_changed();
+            }
             return Ok((template::show(&existing), false));
         }
         Ok((self.build_template(build, report).await?, true))
@@ -420,6 +434,7 @@ impl Runtime {
             return Err(DeleteError::InUse { template: reference.to_owned(), users });
         }
         self.core.store.delete_template(template.id).await.map_err(DeleteError::Store)?;
+        self.core.pool.templates_changed();
         self.core.collect();
         Ok(())
     }
@@ -471,6 +486,11 @@ impl Runtime {
         let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
         let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity() };
         self.core.metrics.render(&live)
+    }
+
+    /// The warm pool in numbers.
+    pub fn pool(&self) -> PoolStatus {
+        self.core.pool.status()
     }
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.

@@ -50,7 +50,7 @@ pub(crate) fn give(path: &Path, uid: u32) -> io::Result<()> {
     Ok(nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(uid)), Some(nix::unistd::Gid::from_raw(uid)))?)
 }
 
-/// A running or paused machine that a sandbox owns.
+/// A running or paused machine that a sandbox owns, or that waits in the warm pool.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) machine: Box<dyn Machine>,
@@ -92,10 +92,10 @@ pub(crate) struct Cut {
 impl Session {
     /// Takes over the session that an earlier server started for this record.
     pub(crate) async fn adopt(core: &Core, record: &SandboxRecord) -> Result<Self, LaunchError> {
-        let RecordedPhase::Running { memory_base, layers, overlay, slot } = &record.phase else {
+        let RecordedPhase::Running { memory_base, layers, overlay, slot, .. } = &record.phase else {
             return Err(LaunchError::NotRecorded);
         };
-        let dir = core.launcher.instances.adopt(record.id.as_str()).ok_or(LaunchError::NotRecorded)?;
+        let dir = core.launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
         let path = dir.path();
         let machine = core.launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
         let link = core.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
@@ -105,6 +105,11 @@ impl Session {
             .chain(layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))))
             .collect();
         Ok(Self { machine, agent: None, link, dir, memory_base: memory_base.clone(), layers, overlay, pins })
+    }
+
+    /// The name of its directory.
+    pub(crate) fn instance(&self) -> String {
+        self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// The path of the layer being written.
@@ -177,6 +182,22 @@ impl Session {
         identity.realtime_ns = realtime_ns();
         self.identify(identity).await?;
         Ok(begun.elapsed())
+    }
+
+    /// Makes the guest of a machine that has just begun to run become `identity`, with the present time. Returns how long its first
+    /// answer took.
+    pub(crate) async fn take_identity(&mut self, mut identity: firkin_wire::control::Identity) -> Result<Duration, AgentError> {
+        let first_answer = self.identify_now(&mut identity).await?;
+        let mut late = first_answer;
+        // The first answer of a restored guest can take seconds on a busy host, and its clock is as late as its answer.
+        for _ in 0..CLOCK_ATTEMPTS {
+            if late <= CLOCK_SLACK {
+                break;
+            }
+            (identity.machine_id, identity.network) = (None, None);
+            late = self.identify_now(&mut identity).await?;
+        }
+        Ok(first_answer)
     }
 
     /// Sets the clock of a guest that keeps its identity.
@@ -330,22 +351,13 @@ impl SnapshotSessionLauncher for EngineLauncher {
         let begun = Instant::now();
         let mut identity = request.identity.clone();
         identity.network = session.link.guest_network();
-        let mut identified = session.identify_now(&mut identity).await;
-        let first_answer = begun.elapsed();
-        // The first answer of a restored guest can take seconds on a busy host, and its clock is as late as its answer.
-        for _ in 0..CLOCK_ATTEMPTS {
-            match identified {
-                Ok(latency) if latency > CLOCK_SLACK => {
-                    (identity.machine_id, identity.network) = (None, None);
-                    identified = session.identify_now(&mut identity).await;
-                }
-                Ok(_) | Err(_) => break,
+        let first_answer = match session.take_identity(identity).await {
+            Ok(first_answer) => first_answer,
+            Err(error) => {
+                session.end().await;
+                return Err(LaunchError::Agent(error));
             }
-        }
-        if let Err(error) = identified {
-            session.end().await;
-            return Err(LaunchError::Agent(error));
-        }
+        };
         Ok((session, LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() }))
     }
 }

@@ -64,6 +64,9 @@ pub(crate) enum RecordedPhase {
         overlay: String,
         /// Network slot.
         slot: u16,
+        /// Name of the machine's directory. Absent in records of earlier servers: the sandbox's id.
+        #[serde(default)]
+        instance: Option<String>,
     },
     /// An artifact holds it.
     Paused(Held),
@@ -86,6 +89,16 @@ fn kept() -> Memory {
     Memory::Kept
 }
 
+impl SandboxRecord {
+    /// The name of its machine's directory, if it has one.
+    pub(crate) fn instance(&self) -> &str {
+        match &self.phase {
+            RecordedPhase::Running { instance: Some(instance), .. } => instance,
+            RecordedPhase::Running { instance: None, .. } | RecordedPhase::Paused { .. } => self.id.as_str(),
+        }
+    }
+}
+
 /// A template or a snapshot as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TemplateRecord {
@@ -104,6 +117,9 @@ pub(crate) struct TemplateRecord {
     pub(crate) made_from: Option<String>,
     /// Digest of everything that the build was made from: an equal one need not be built again.
     pub(crate) recipe: Option<String>,
+    /// What runs once in every warm session: the template's ready command. Absent for snapshots and in older records.
+    #[serde(default)]
+    pub(crate) warm_up: Option<String>,
     /// `name:tag`, each unique in the whole database.
     pub(crate) names: Vec<String>,
 }

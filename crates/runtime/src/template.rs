@@ -261,10 +261,12 @@ async fn record(
         snapshot_of: None,
         made_from: None,
         recipe: Some(recipe(core, &build)),
+        warm_up: build.ready,
         names: vec![name],
     };
     core.store.put_template(record.clone()).await.map_err(BuildError::Store)?;
     drop(pin);
+    core.pool.templates_changed();
     core.collect();
     Ok(record)
 }

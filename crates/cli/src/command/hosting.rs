@@ -153,6 +153,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         capacity: capacity(&state_dir, settings.promises.overcommit)?,
         admission: settings.promises.admission.clone(),
         disk_floor_mib: settings.promises.disk_floor_mib,
+        warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),

@@ -13,7 +13,7 @@ use crate::{
     error::{DeadlineError, ResumeError, SnapshotRestoreError},
     generation,
     metrics::Timing,
-    reboot,
+    pool, reboot,
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
     runtime::Connected,
     sandbox::{MAX_TIMEOUT, Memory, RuntimeSandbox},
@@ -120,6 +120,7 @@ pub(super) async fn start(
         layers: session.layers.clone(),
         overlay: session.overlay.clone(),
         slot: session.link.index(),
+        instance: Some(session.instance()),
     };
     if let Err(error) = core.store.put_sandbox(record.clone()).await {
         session.end().await;
@@ -156,6 +157,10 @@ async fn boot_or_restore(
         identity: identity(record, life.fresh),
         internet: record.spec.internet,
     };
+    // A new sandbox may get a warm session; one that goes on never does.
+    if life.fresh {
+        return Ok((pool::create(core, request).await?, pin));
+    }
     let restoring = restore::restore(request, &core.gates, &core.launcher);
     Ok((core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
 }

@@ -10,6 +10,7 @@ use firkin_runtime::{
     disk::StatvfsProbe,
     link::NetworkChoice,
     memory::HostMemory,
+    pool::WarmConfig,
     runtime::{OnExit, Runtime},
     template::BuildTemplate,
 };
@@ -83,6 +84,7 @@ impl Bench {
             state_dir: dir.path().join("state"),
             capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
             admission,
+            warm: WarmConfig::default(),
             disk_floor_mib: Some(0),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),

@@ -1,0 +1,446 @@
+//! The warm pool: per template, sessions that are restored, warmed up and stopped, and wait for a create to claim them.
+//!
+//! ```text
+//!              reserve warm capacity        identity of nobody,        stop
+//!   (demand) ─────────────────────► launch ─────────────────► warm-up ──────► ready ──► claimed: promote, run, renew identity
+//!                                      │                         │              │
+//!                                      └── failed, given up ─────┴── evicted ───┴─► ended, then the capacity returns
+//! ```
+//!
+//! Decisions:
+//! * A claim is the same restore path as any create: compatibility, integrity and the disk floor come first, and the guest has
+//!   its own entropy, clock, name, machine id, environment and token before any user code of the sandbox runs.
+//! * The warm-up runs the template's own ready command and nothing else: a claimed session is one in which that command has run
+//!   once more than in the template. Snapshots of sandboxes are not pooled: their programs would run for nobody.
+//! * How many are kept follows demand between a minimum and a maximum ([`Depth`]); making them yields to creates, and capacity
+//!   and disk that active work needs are never taken for them.
+//! * One task owns each warm session, so that one that dies is noticed before somebody is given it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::demand::Demand;
+use crate::{
+    artifact::ArtifactKind,
+    capacity::{WarmEviction, WarmSessionReservation},
+    restore::SnapshotRestoreRequest,
+    session::Session,
+    store::TemplateRecord,
+};
+
+mod claim;
+mod demand;
+mod keeper;
+
+pub(crate) use self::{claim::create, keeper::keep};
+
+/// Between the starts of two refills. Faster than any host restores, so it bounds nothing but a loop of failures.
+const REFILL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// After an eviction nothing is refilled for this long: what was freed is for whoever it was freed for.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// How often a pool without any event looks whether demand has gone down, or room has come.
+const TICK: Duration = Duration::from_secs(10);
+
+/// How long a template waits after its first failed refill; doubled with each further one.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The most that [`RETRY`] grows to.
+const MAX_RETRY: Duration = Duration::from_secs(300);
+
+/// How many sessions of one template are kept warm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Always.
+    pub min: u32,
+    /// After as many creates came at once. A smaller number than `min` means `min`.
+    pub max: u32,
+}
+
+impl Depth {
+    /// No pool.
+    pub const NONE: Self = Self { min: 0, max: 0 };
+
+    /// `min` always, and up to 16 under demand: a burst of creates of one agent program. None at all for 0.
+    pub fn at_least(min: u32) -> Self {
+        Self { min, max: if min == 0 { 0 } else { min.max(16) } }
+    }
+
+    /// How many to keep after `peak` creates came at once.
+    fn wanted(self, peak: usize) -> usize {
+        let (min, max) = (self.min as usize, self.max.max(self.min) as usize);
+        peak.clamp(min, max)
+    }
+}
+
+/// How deep the pool is. The default keeps nothing warm.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WarmConfig {
+    /// For every template that is not named below.
+    pub depth: Depth,
+    /// By a template's name or id.
+    pub templates: BTreeMap<String, Depth>,
+}
+
+impl WarmConfig {
+    fn depth_of(&self, template: &TemplateRecord) -> Depth {
+        let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name));
+        let mut known = names.chain([template.id.as_str()]);
+        known.find_map(|name| self.templates.get(name).copied()).unwrap_or(self.depth)
+    }
+}
+
+/// The pool in numbers. Counters begin with the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PoolStatus {
+    /// By template id; only templates that are pooled.
+    pub templates: BTreeMap<String, ShelfStatus>,
+    /// Creates that claimed a warm session.
+    pub hits: u64,
+    /// Creates of pooled templates that found none ready.
+    pub misses: u64,
+    /// Creates that claimed a warm session which then failed, and were restored instead.
+    pub failed_claims: u64,
+    /// Warm sessions that became ready.
+    pub refills: u64,
+    /// Warm sessions that did not become ready.
+    pub failed_refills: u64,
+    /// Warm sessions ended because active work needed their capacity.
+    pub evictions: u64,
+    /// Warm sessions ended because demand went down, or their template changed.
+    pub retired: u64,
+    /// Warm sessions that died while they waited.
+    pub lost: u64,
+}
+
+impl PoolStatus {
+    /// Hits among the creates of pooled templates, 0 to 1; `None` before the first.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let creates = self.hits + self.misses;
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
+        let rate = self.hits as f64 / creates as f64;
+        (creates > 0).then_some(rate)
+    }
+}
+
+/// One template's part of the pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ShelfStatus {
+    /// How many there should be.
+    pub wanted: usize,
+    /// How many can be claimed.
+    pub ready: usize,
+    /// How many are being made.
+    pub making: usize,
+}
+
+/// A session that is restored, warmed up and stopped, and the capacity that it holds. Dropping it kills the machine.
+#[derive(Debug)]
+pub(crate) struct Warm {
+    // Before the reservation: the machine goes first.
+    session: Session,
+    reservation: WarmSessionReservation,
+}
+
+/// A warm session as the pool knows it. Its own task has the rest, and ends it when this is dropped.
+#[derive(Debug)]
+struct Item {
+    id: u64,
+    /// Names where the session is to go.
+    claim: oneshot::Sender<oneshot::Sender<Warm>>,
+    /// Cancelled after the session has ended and its capacity was given back.
+    ended: CancellationToken,
+    ready: bool,
+}
+
+/// One template's warm sessions.
+#[derive(Debug)]
+struct Shelf {
+    artifact: String,
+    warm_up: Option<String>,
+    depth: Depth,
+    demand: Demand,
+    /// Oldest first.
+    items: VecDeque<Item>,
+    /// Failed refills since the last that succeeded.
+    failures: u32,
+    /// Nothing is refilled before.
+    retry_at: Option<Instant>,
+}
+
+impl Shelf {
+    fn wanted(&self, now: Instant) -> usize {
+        self.depth.wanted(self.demand.peak(now))
+    }
+
+    fn making(&self) -> usize {
+        self.items.iter().filter(|item| !item.ready).count()
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    shelves: BTreeMap<String, Shelf>,
+    /// The templates are to be read again.
+    stale: bool,
+    closed: bool,
+    next_item: u64,
+    /// Creates that are being restored.
+    creating: usize,
+    last_start: Option<Instant>,
+    quiet_until: Option<Instant>,
+    counters: PoolStatus,
+}
+
+/// What a maker is to make.
+#[derive(Debug)]
+struct Order {
+    template: String,
+    artifact: String,
+    warm_up: Option<String>,
+    item: u64,
+    claimed: oneshot::Receiver<oneshot::Sender<Warm>>,
+    ended: CancellationToken,
+}
+
+/// What the keeper does next.
+#[derive(Debug)]
+enum Step {
+    Make(Order),
+    WaitUntil(Instant),
+}
+
+/// Every template's warm sessions.
+#[derive(Debug)]
+pub(crate) struct WarmPool {
+    config: WarmConfig,
+    /// Sessions made at a time, and creates beyond which none is begun.
+    cpus: usize,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl WarmPool {
+    pub(crate) fn new(config: WarmConfig) -> Arc<Self> {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let state = Mutex::new(State { stale: true, ..State::default() });
+        Arc::new(Self { config, cpus, state, changed: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves a whole state behind, also one that panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A template was built, rebuilt or deleted.
+    pub(crate) fn templates_changed(&self) {
+        self.state().stale = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let now = Instant::now();
+        let state = self.state();
+        let shelf = |shelf: &Shelf| {
+            let making = shelf.making();
+            ShelfStatus { wanted: shelf.wanted(now), ready: shelf.items.len() - making, making }
+        };
+        let templates = state.shelves.iter().map(|(id, found)| (id.clone(), shelf(found))).collect();
+        PoolStatus { templates, ..state.counters.clone() }
+    }
+
+    /// A ready session of the request's template, if it is pooled and there is one. Counts the create as demand.
+    async fn claim(&self, request: &SnapshotRestoreRequest) -> Option<Warm> {
+        let manifest = &request.artifact.manifest;
+        if manifest.kind != ArtifactKind::BaseTemplate {
+            return None;
+        }
+        let template = &request.identity.template_id;
+        let mut first = true;
+        loop {
+            let item = {
+                let mut state = self.state();
+                let shelf = state.shelves.get_mut(template)?;
+                if std::mem::take(&mut first) {
+                    shelf.demand.record(Instant::now());
+                }
+                let fits = shelf.artifact == manifest.id;
+                let at = shelf.items.iter().position(|item| item.ready && fits);
+                let item = at.and_then(|at| shelf.items.remove(at));
+                if item.is_none() {
+                    state.counters.misses += 1;
+                }
+                item
+            };
+            self.changed.notify_one();
+            let (reply, session) = oneshot::channel();
+            // A session that has just died is passed over.
+            if item?.claim.send(reply).is_ok()
+                && let Ok(warm) = session.await
+            {
+                return Some(warm);
+            }
+        }
+    }
+
+    /// Takes the templates that there are now. Sessions of others, and of earlier builds, end.
+    fn reconcile(&self, templates: &[TemplateRecord]) {
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        let mut before = std::mem::take(&mut state.shelves);
+        for template in templates.iter().filter(|template| template.snapshot_of.is_none()) {
+            let depth = self.config.depth_of(template);
+            if depth == Depth::NONE {
+                continue;
+            }
+            let earlier = before.remove(&template.id);
+            let (demand, items) = earlier.map(|shelf| (shelf.demand, (shelf.artifact, shelf.items))).unzip();
+            let (kept, old) = match items {
+                Some((artifact, items)) if artifact == template.artifact => (items, 0),
+                Some((_, items)) => (VecDeque::new(), items.len()),
+                None => (VecDeque::new(), 0),
+            };
+            state.counters.retired += old as u64;
+            let shelf = Shelf {
+                artifact: template.artifact.clone(),
+                warm_up: template.warm_up.clone(),
+                depth,
+                demand: demand.unwrap_or_default(),
+                items: kept,
+                failures: 0,
+                retry_at: None,
+            };
+            state.shelves.insert(template.id.clone(), shelf);
+        }
+        state.counters.retired += before.values().map(|shelf| shelf.items.len() as u64).sum::<u64>();
+    }
+
+    /// Decides what is to be done at `now`, and ends what is too many.
+    fn plan(&self, now: Instant) -> Step {
+        let mut state = self.state();
+        let state = &mut *state;
+        for shelf in state.shelves.values_mut() {
+            let surplus = shelf.items.len().saturating_sub(shelf.wanted(now));
+            // The youngest go first: if one is still being made, least is lost.
+            shelf.items.truncate(shelf.items.len() - surplus);
+            state.counters.retired += surplus as u64;
+        }
+        let interval_over = state.last_start.map(|last| last + REFILL_INTERVAL);
+        let not_before = [interval_over, state.quiet_until].into_iter().flatten().filter(|at| *at > now).max();
+        let makers = (self.cpus / 4).max(2);
+        let making: usize = state.shelves.values().map(Shelf::making).sum();
+        if let Some(at) = not_before {
+            return Step::WaitUntil(at);
+        }
+        if state.closed || making >= makers || state.creating >= self.cpus {
+            return Step::WaitUntil(now + TICK);
+        }
+        // One maker is left for the other templates: a warm-up that hangs must not stop them all.
+        let may = |shelf: &Shelf| {
+            let lacking = shelf.wanted(now).saturating_sub(shelf.items.len());
+            (lacking > 0 && shelf.making() < makers - 1 && shelf.retry_at.is_none_or(|at| at <= now)).then_some(lacking)
+        };
+        let empty_first = |shelf: &Shelf| Some((shelf.items.is_empty(), may(shelf)?));
+        let chosen = state.shelves.iter_mut().filter_map(|(id, shelf)| Some((empty_first(shelf)?, id, shelf)));
+        let Some((_, template, shelf)) = chosen.max_by_key(|(rank, ..)| *rank) else {
+            let retries = state.shelves.values().filter_map(|shelf| shelf.retry_at).filter(|at| *at > now);
+            return Step::WaitUntil(retries.min().unwrap_or(now + TICK).min(now + TICK));
+        };
+        let (claim, claimed) = oneshot::channel();
+        let (item, ended) = (state.next_item, CancellationToken::new());
+        state.next_item += 1;
+        state.last_start = Some(now);
+        shelf.items.push_back(Item { id: item, claim, ended: ended.clone(), ready: false });
+        let (artifact, warm_up) = (shelf.artifact.clone(), shelf.warm_up.clone());
+        Step::Make(Order { template: template.clone(), artifact, warm_up, item, claimed, ended })
+    }
+
+    /// What was being made can be claimed.
+    fn made(&self, template: &str, item: u64) {
+        let mut state = self.state();
+        if let Some(shelf) = state.shelves.get_mut(template)
+            && let Some(item) = shelf.items.iter_mut().find(|found| found.id == item)
+        {
+            item.ready = true;
+            (shelf.failures, shelf.retry_at) = (0, None);
+            state.counters.refills += 1;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// What was being made will not be. `for_now`: for want of room, not for a fault.
+    fn not_made(&self, template: &str, item: u64, for_now: bool, now: Instant) {
+        let mut state = self.state();
+        if let Some(shelf) = state.shelves.get_mut(template) {
+            shelf.items.retain(|found| found.id != item);
+            let pause = if for_now { TICK } else { RETRY * 2u32.saturating_pow(shelf.failures.min(16)) };
+            shelf.failures += u32::from(!for_now);
+            shelf.retry_at = Some(now + pause.min(MAX_RETRY));
+            state.counters.failed_refills += u64::from(!for_now);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A ready session died.
+    fn lost(&self, template: &str, item: u64) {
+        let mut state = self.state();
+        if let Some(shelf) = state.shelves.get_mut(template) {
+            shelf.items.retain(|found| found.id != item);
+        }
+        state.counters.lost += 1;
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Ends every warm session and makes no more.
+    fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.shelves.clear();
+    }
+
+    /// Takes the least valuable session off its shelf: of the template that has most beyond what it wants, else of the one that
+    /// is asked for least; one that is being made before one that is ready.
+    fn take_least(&self, now: Instant) -> Option<Item> {
+        let mut state = self.state();
+        let stocked = state.shelves.values_mut().filter(|shelf| !shelf.items.is_empty());
+        let shelf = stocked.min_by_key(|shelf| {
+            let beyond = shelf.items.len().saturating_sub(shelf.wanted(now));
+            (std::cmp::Reverse(beyond), shelf.demand.peak(now), std::cmp::Reverse(shelf.items.len()))
+        })?;
+        let at = shelf.items.iter().position(|item| !item.ready).unwrap_or(shelf.items.len() - 1);
+        let item = shelf.items.remove(at);
+        state.counters.evictions += 1;
+        state.quiet_until = Some(now + QUIET);
+        item
+    }
+}
+
+#[async_trait]
+impl WarmEviction for WarmPool {
+    async fn evict_one(&self) -> bool {
+        let Some(Item { claim, ended, .. }) = self.take_least(Instant::now()) else { return false };
+        drop(claim);
+        ended.cancelled().await;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

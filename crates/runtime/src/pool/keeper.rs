@@ -1,0 +1,216 @@
+//! Making warm sessions, and watching over each until it is claimed or ends.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use firkin_engine::{Exit, MachineError};
+use firkin_wire::control;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Order, Step, Warm, WarmPool};
+use crate::{
+    admission::WarmAdmissionError,
+    command::{self, CommandError, GuestCommand},
+    core::Core,
+    error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
+    owner::chain,
+    restore::{self, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
+    sandbox::InternetAccess,
+    session::Session,
+};
+
+/// A ready command that takes longer in a restored guest would not make a create faster.
+const WARM_UP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why a warm session was not made. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+enum RefillError {
+    #[error("cannot read the template's artifact")]
+    Integrity(#[source] IntegrityError),
+    #[error("the template cannot be restored")]
+    Check(#[source] SnapshotRestoreError),
+    #[error("the disk is too full for warm sessions")]
+    Disk(#[source] DiskPressure),
+    #[error(transparent)]
+    Admission(#[from] WarmAdmissionError),
+    #[error("cannot launch a warm session")]
+    Launch(#[source] LaunchError),
+    #[error("the template's ready command did not end in a warm session")]
+    WarmUp(#[source] CommandError),
+    #[error("the template's ready command ended with status {0} in a warm session")]
+    NotReady(i32),
+    #[error("cannot stop a warm session")]
+    Stop(#[source] MachineError),
+    #[error("it is not needed any more")]
+    GivenUp,
+}
+
+impl RefillError {
+    /// The host has no room now; nothing is wrong with the template.
+    fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::Disk(_) | Self::Admission(_) | Self::Check(SnapshotRestoreError::DiskPressure(_)) => true,
+            Self::Integrity(_)
+            | Self::Check(_)
+            | Self::Launch(_)
+            | Self::WarmUp(_)
+            | Self::NotReady(_)
+            | Self::Stop(_)
+            | Self::GivenUp => false,
+        }
+    }
+}
+
+/// Keeps the pool as deep as it is wanted until the runtime stops, then ends every warm session.
+pub(crate) async fn keep(core: Arc<Core>) {
+    let pool = Arc::clone(&core.pool);
+    loop {
+        if std::mem::take(&mut pool.state().stale) {
+            match core.store.templates().await {
+                Ok(templates) => pool.reconcile(&templates),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "cannot read which templates are to be kept warm");
+                    pool.state().stale = true;
+                }
+            }
+        }
+        let until = match pool.plan(Instant::now()) {
+            Step::Make(order) => {
+                core.tasks.spawn(tend(Arc::clone(&core), order));
+                continue;
+            }
+            Step::WaitUntil(until) => until,
+        };
+        tokio::select! {
+            () = pool.changed.notified() => {}
+            () = tokio::time::sleep_until(until) => {}
+            () = core.stopping.cancelled() => break,
+        }
+    }
+    pool.close();
+}
+
+/// One warm session's life.
+async fn tend(core: Arc<Core>, mut order: Order) {
+    // Told last, whatever happens: whoever evicts waits for it.
+    let _ended = order.ended.clone().drop_guard();
+    let begun = Instant::now();
+    let warm = match make(&core, &mut order).await {
+        Ok(warm) => warm,
+        Err(error) => {
+            if matches!(error, RefillError::GivenUp) {
+                return;
+            }
+            let (template, reason, for_now) = (&order.template, chain(&error), error.is_want_of_room());
+            if for_now {
+                tracing::debug!(template, reason, "no room for a warm session");
+            } else {
+                tracing::warn!(template, reason, "cannot make a warm session");
+            }
+            core.pool.not_made(template, order.item, for_now, Instant::now());
+            return;
+        }
+    };
+    let took_ms = begun.elapsed().as_millis();
+    tracing::debug!(template = order.template, took_ms, "a session is warm");
+    core.pool.made(&order.template, order.item);
+    wait(&core.pool, order, warm).await;
+}
+
+/// Until it is claimed, not wanted any more, or dead.
+async fn wait(pool: &WarmPool, order: Order, mut warm: Warm) {
+    let Order { template, item, claimed, .. } = order;
+    tokio::select! {
+        biased;
+        claimed = claimed => match claimed {
+            // Whoever claimed it may have gone away meanwhile.
+            Ok(claimant) => if let Err(unclaimed) = claimant.send(warm) {
+                unclaimed.end().await;
+            },
+            Err(_) => drop(warm.end().await),
+        },
+        exit = warm.session.machine.wait() => {
+            tracing::warn!(template, ?exit, "the machine of a warm session ended");
+            pool.lost(&template, item);
+            warm.end().await;
+        }
+    }
+}
+
+impl Warm {
+    /// Ends the session, and gives its capacity back after that.
+    pub(super) async fn end(self) -> Exit {
+        let exit = self.session.end().await;
+        drop(self.reservation);
+        exit
+    }
+}
+
+async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Warm, RefillError> {
+    let _pin = core.artifacts.pin(order.artifact.clone());
+    let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
+    let token = crate::random::hex::<32>();
+    let request = SnapshotRestoreRequest {
+        budget: artifact.manifest.budget,
+        identity: nobody(&order.template, artifact.manifest.epoch, &token),
+        internet: InternetAccess::Allowed,
+        artifact,
+    };
+    let request = restore::check(request, &core.gates).await.map_err(RefillError::Check)?;
+    core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
+    let reservation = core.gates.admission.admit_warm(request.budget)?;
+    let launched = tokio::select! {
+        launched = core.launcher.launch(&request) => launched,
+        () = unwanted(&mut order.claimed) => return Err(RefillError::GivenUp),
+    };
+    let (session, _) = launched.map_err(RefillError::Launch)?;
+    let mut warm = Warm { session, reservation };
+    let warmed = tokio::select! {
+        warmed = warm_up(&mut warm.session, order.warm_up.as_deref(), &token) => warmed,
+        () = unwanted(&mut order.claimed) => Err(RefillError::GivenUp),
+    };
+    match warmed {
+        Ok(()) => Ok(warm),
+        Err(error) => {
+            warm.end().await;
+            Err(error)
+        }
+    }
+}
+
+/// Ends when the pool has given an item up. One that is being made is claimed by nobody.
+async fn unwanted(claimed: &mut oneshot::Receiver<oneshot::Sender<Warm>>) {
+    drop(claimed.await);
+}
+
+/// Runs the template's ready command, then stops the machine.
+async fn warm_up(session: &mut Session, ready: Option<&str>, token: &str) -> Result<(), RefillError> {
+    if let Some(ready) = ready {
+        let mut command = GuestCommand::new(ready);
+        command.deadline = WARM_UP_DEADLINE;
+        let output = command::run(session.link.connector(), Some(token), &command).await.map_err(RefillError::WarmUp)?;
+        if output.exit_code != 0 {
+            return Err(RefillError::NotReady(output.exit_code));
+        }
+    }
+    session.machine.pause().await.map_err(RefillError::Stop)
+}
+
+/// Who a warm guest is: it has random state, a clock, a network and a token of its own, but no sandbox yet. Its name is that of
+/// its instance.
+fn nobody(template: &str, epoch: u64, token: &str) -> control::Identity {
+    use base64::Engine as _;
+    control::Identity {
+        // The template's own: the claim's is higher, and so begins a new life for envd's clients.
+        epoch,
+        sandbox_id: format!("w{}", crate::random::alphanumeric(20)),
+        template_id: template.to_owned(),
+        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
+        realtime_ns: crate::session::realtime_ns(),
+        machine_id: None,
+        network: None,
+        env: BTreeMap::new(),
+        access_token: Some(token.to_owned()),
+        default_user: None,
+        default_workdir: None,
+    }
+}

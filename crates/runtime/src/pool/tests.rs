@@ -1,0 +1,185 @@
+//! What the pool decides, without any machine: depth, order, patience.
+
+use super::*;
+use crate::{capacity::ResourceBudget, sandbox::SandboxId};
+
+fn template(id: &str, artifact: &str) -> TemplateRecord {
+    TemplateRecord {
+        id: id.into(),
+        build_id: "b".into(),
+        artifact: artifact.into(),
+        budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1 },
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        updated_at: jiff::Timestamp::UNIX_EPOCH,
+        spawn_count: 0,
+        last_spawned_at: None,
+        snapshot_of: None,
+        made_from: None,
+        recipe: None,
+        warm_up: None,
+        names: vec![format!("{id}:default")],
+    }
+}
+
+fn pool(depth: Depth) -> WarmPool {
+    let state = Mutex::new(State { stale: true, ..State::default() });
+    WarmPool { config: WarmConfig { depth, ..WarmConfig::default() }, cpus: 8, state, changed: Notify::new() }
+}
+
+/// Makes whatever is planned at `now` and in the second after, and gives the makers' ends.
+fn fill(pool: &WarmPool, now: &mut Instant) -> Vec<Order> {
+    let mut orders = Vec::new();
+    let end = *now + Duration::from_secs(1);
+    while *now < end {
+        match pool.plan(*now) {
+            Step::Make(order) => {
+                pool.made(&order.template, order.item);
+                orders.push(order);
+            }
+            Step::WaitUntil(at) => *now = at,
+        }
+    }
+    orders
+}
+
+fn ready(pool: &WarmPool) -> BTreeMap<String, usize> {
+    pool.status().templates.into_iter().map(|(id, shelf)| (id, shelf.ready)).collect()
+}
+
+#[test]
+fn wanted_follows_demand_between_its_bounds() {
+    let table = [
+        (Depth { min: 1, max: 4 }, [(0, 1), (1, 1), (3, 3), (9, 4)]),
+        (Depth { min: 0, max: 2 }, [(0, 0), (1, 1), (2, 2), (9, 2)]),
+        (Depth { min: 3, max: 0 }, [(0, 3), (1, 3), (3, 3), (9, 3)]),
+        (Depth::NONE, [(0, 0), (1, 0), (3, 0), (9, 0)]),
+    ];
+    for (depth, cases) in table {
+        for (peak, wanted) in cases {
+            assert_eq!(depth.wanted(peak), wanted, "{depth:?} after {peak}");
+        }
+    }
+}
+
+#[test]
+fn a_pool_fills_to_its_minimum_and_grows_and_shrinks_with_demand() {
+    let pool = pool(Depth { min: 1, max: 5 });
+    pool.reconcile(&[template("t", "a")]);
+    let mut now = Instant::now();
+    let mut orders = fill(&pool, &mut now);
+    assert_eq!(orders.len(), 1);
+    for _ in 0..3 {
+        pool.state().shelves.get_mut("t").unwrap().demand.record(now);
+    }
+    orders.extend(fill(&pool, &mut now));
+    assert_eq!(orders.len(), 3, "three came at once");
+    now += Duration::from_secs(600);
+    assert!(fill(&pool, &mut now).is_empty());
+    assert_eq!((ready(&pool)["t"], pool.status().retired), (1, 2));
+    let ended = orders.iter_mut().filter_map(|order| order.claimed.try_recv().err());
+    let ended = ended.filter(|error| *error == oneshot::error::TryRecvError::Closed).count();
+    assert_eq!(ended, 2, "those that were too many are told to end");
+}
+
+#[test]
+fn templates_have_depths_of_their_own_and_snapshots_have_none() {
+    let mut pool = pool(Depth::at_least(2));
+    pool.config.templates = BTreeMap::from([("big".to_owned(), Depth::NONE), ("ci".to_owned(), Depth::at_least(3))]);
+    let mut snapshot = template("snap", "s");
+    snapshot.snapshot_of = Some(SandboxId::generate());
+    pool.reconcile(&[template("base", "a"), template("big", "b"), template("ci", "c"), snapshot]);
+    let orders = fill(&pool, &mut Instant::now());
+    assert_eq!(ready(&pool), BTreeMap::from([("base".to_owned(), 2), ("ci".to_owned(), 3)]));
+    assert_ne!(orders[0].template, orders[1].template, "an empty shelf comes first");
+}
+
+#[test]
+fn sessions_of_a_rebuilt_or_deleted_template_end() {
+    let pool = pool(Depth { min: 1, max: 1 });
+    pool.reconcile(&[template("t", "a"), template("u", "b")]);
+    let orders = fill(&pool, &mut Instant::now());
+    assert_eq!(orders.len(), 2);
+    pool.reconcile(&[template("t", "a2")]);
+    assert_eq!((ready(&pool), pool.status().retired), (BTreeMap::from([("t".to_owned(), 0)]), 2));
+    for mut order in orders {
+        assert_eq!(order.claimed.try_recv().unwrap_err(), oneshot::error::TryRecvError::Closed);
+    }
+}
+
+#[test]
+fn one_template_that_hangs_leaves_a_maker_to_the_others() {
+    let mut pool = pool(Depth { min: 9, max: 9 });
+    pool.cpus = 2;
+    pool.config.templates = BTreeMap::from([("u".to_owned(), Depth { min: 1, max: 1 })]);
+    pool.reconcile(&[template("t", "a"), template("u", "b")]);
+    let now = Instant::now();
+    let Step::Make(first) = pool.plan(now) else { panic!("nothing is made") };
+    let Step::WaitUntil(at) = pool.plan(now) else { panic!("refills have no rate limit") };
+    let Step::Make(second) = pool.plan(at) else { panic!("the other template waits") };
+    assert_ne!(first.template, second.template);
+    let Step::WaitUntil(_) = pool.plan(at + TICK) else { panic!("more are made than there are makers") };
+}
+
+#[test]
+fn refills_yield_to_creates() {
+    let pool = pool(Depth { min: 1, max: 1 });
+    pool.reconcile(&[template("t", "a")]);
+    pool.state().creating = pool.cpus;
+    assert!(matches!(pool.plan(Instant::now()), Step::WaitUntil(_)));
+    pool.state().creating -= 1;
+    assert!(matches!(pool.plan(Instant::now()), Step::Make(_)));
+}
+
+#[test]
+fn a_refill_that_fails_is_tried_again_ever_later() {
+    let pool = pool(Depth { min: 1, max: 1 });
+    pool.reconcile(&[template("t", "a")]);
+    let (mut pauses, mut now) = (Vec::new(), Instant::now());
+    for _ in 0..12 {
+        let Step::Make(order) = pool.plan(now) else { panic!("never tried again") };
+        pool.not_made("t", order.item, false, now);
+        let begun = now;
+        while pool.state().shelves["t"].retry_at.is_some_and(|at| at > now) {
+            let Step::WaitUntil(at) = pool.plan(now) else { panic!("tried again too early") };
+            now = at;
+        }
+        pauses.push((now - begun).as_secs());
+    }
+    assert_eq!((pauses[0], pauses[1], pauses[2], pauses[11]), (1, 2, 4, 300));
+    assert_eq!(pool.status().failed_refills, 12);
+    pool.not_made("t", 99, true, now);
+    assert_eq!(pool.status().failed_refills, 12, "want of room is no failure");
+}
+
+#[tokio::test]
+async fn the_least_valuable_session_is_evicted_and_its_end_is_waited_for() {
+    let pool = Arc::new(pool(Depth { min: 1, max: 4 }));
+    assert!(!pool.evict_one().await, "there is none");
+    pool.reconcile(&[template("busy", "a"), template("idle", "b")]);
+    let mut now = Instant::now();
+    for _ in 0..2 {
+        pool.state().shelves.get_mut("busy").unwrap().demand.record(now);
+    }
+    let orders = fill(&pool, &mut now);
+    assert_eq!(orders.len(), 3);
+    let evicting = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { pool.evict_one().await }
+    });
+    let mut told = None;
+    for order in orders {
+        let (template, ended) = (order.template.clone(), order.ended.clone());
+        if template == "idle" {
+            assert!(order.claimed.await.is_err(), "the session of the idle template is told to end");
+            assert!(!evicting.is_finished(), "it has not ended yet");
+            told = Some(ended);
+        }
+    }
+    told.unwrap().cancel();
+    assert!(evicting.await.unwrap());
+    assert_eq!((ready(&pool)["busy"], ready(&pool)["idle"], pool.status().evictions), (2, 0, 1));
+    assert!(
+        matches!(pool.plan(Instant::now()), Step::WaitUntil(at) if at > Instant::now() + QUIET / 2),
+        "no refill takes what was freed"
+    );
+}
