@@ -2,6 +2,7 @@
 //! loopback.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
@@ -27,69 +28,81 @@ pub enum NetworkChoice {
     Isolated(NetworkConfig),
     /// None at all: a port of a session is that port of the host's loopback. For engines whose guests are not real.
     Loopback,
+    /// The same, but these ports of a session are others of the host, which need not have the numbers free that guests use.
+    LoopbackPorts(BTreeMap<u16, u16>),
 }
+
+/// Ports of sessions that are other ports of the host.
+type Ports = Arc<BTreeMap<u16, u16>>;
 
 /// Where links come from.
 #[derive(Debug)]
 pub(crate) enum Links {
     Isolated(Mutex<Option<Arc<NetworkPool>>>),
-    Loopback,
+    Loopback(Ports),
+}
+
+/// Where one link comes from.
+enum Source {
+    Pool(Arc<NetworkPool>),
+    Host(Ports),
 }
 
 /// One session's link.
 #[derive(Debug)]
 pub(crate) enum Link {
     Isolated(NetworkSlot),
-    Loopback,
+    Loopback(Ports),
 }
 
 /// Reaches the ports of one session for as long as its link lives.
 #[derive(Debug, Clone)]
 pub(crate) enum Connector {
     Isolated(SlotConnector),
-    Loopback,
+    Loopback(Ports),
 }
 
 impl Links {
     pub(crate) async fn open(choice: NetworkChoice) -> Result<Self, OpenError> {
         Ok(match choice {
             NetworkChoice::Isolated(config) => Self::Isolated(Mutex::new(Some(Arc::new(NetworkPool::open(config).await?)))),
-            NetworkChoice::Loopback => Self::Loopback,
+            NetworkChoice::Loopback => Self::Loopback(Ports::default()),
+            NetworkChoice::LoopbackPorts(ports) => Self::Loopback(Arc::new(ports)),
         })
     }
 
-    /// The pool, or `None` where there is none.
-    fn pool(&self) -> Result<Option<Arc<NetworkPool>>, SlotError> {
+    /// Where the next link comes from.
+    fn source(&self) -> Result<Source, SlotError> {
         match self {
             Self::Isolated(pool) => {
-                pool.lock().unwrap_or_else(PoisonError::into_inner).clone().map(Some).ok_or(SlotError::Closed)
+                pool.lock().unwrap_or_else(PoisonError::into_inner).clone().map(Source::Pool).ok_or(SlotError::Closed)
             }
-            Self::Loopback => Ok(None),
+            Self::Loopback(ports) => Ok(Source::Host(Arc::clone(ports))),
         }
     }
 
     pub(crate) async fn acquire(&self, internet: InternetAccess) -> Result<Link, SlotError> {
-        match self.pool()? {
-            Some(pool) => Ok(Link::Isolated(pool.acquire(egress(internet)).await?)),
-            None => Ok(Link::Loopback),
+        match self.source()? {
+            Source::Pool(pool) => Ok(Link::Isolated(pool.acquire(egress(internet)).await?)),
+            Source::Host(ports) => Ok(Link::Loopback(ports)),
         }
     }
 
     /// The link of a session whose machine, process `pid`, outlived an earlier server.
     pub(crate) async fn adopt(&self, pid: Option<u32>, index: u16) -> Result<Link, SlotError> {
-        match (self.pool()?, pid) {
-            (Some(pool), Some(pid)) => Ok(Link::Isolated(pool.adopt(pid, index).await?)),
-            (Some(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }),
-            (None, _) => Ok(Link::Loopback),
+        match (self.source()?, pid) {
+            (Source::Pool(pool), Some(pid)) => Ok(Link::Isolated(pool.adopt(pid, index).await?)),
+            (Source::Pool(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }),
+            (Source::Host(ports), _) => Ok(Link::Loopback(ports)),
         }
     }
 
     /// Takes away what has a number of ours and no owner.
     pub(crate) async fn sweep(&self) -> Result<SweptNetwork, OpenError> {
-        match self.pool() {
-            Ok(Some(pool)) => pool.sweep().await,
+        match self.source() {
+            Ok(Source::Pool(pool)) => pool.sweep().await,
             // There is none, or it has been taken down.
-            Ok(None) | Err(_) => Ok(SweptNetwork::default()),
+            Ok(Source::Host(_)) | Err(_) => Ok(SweptNetwork::default()),
         }
     }
 
@@ -110,14 +123,14 @@ impl Link {
     pub(crate) fn uid(&self) -> u32 {
         match self {
             Self::Isolated(slot) => slot.uid(),
-            Self::Loopback => nix::unistd::getuid().as_raw(),
+            Self::Loopback(_) => nix::unistd::getuid().as_raw(),
         }
     }
 
     pub(crate) fn index(&self) -> u16 {
         match self {
             Self::Isolated(slot) => slot.index(),
-            Self::Loopback => 0,
+            Self::Loopback(_) => 0,
         }
     }
 
@@ -125,7 +138,7 @@ impl Link {
     pub(crate) fn engine_slot(&self) -> io::Result<Slot> {
         match self {
             Self::Isolated(slot) => slot.engine_slot(),
-            Self::Loopback => {
+            Self::Loopback(_) => {
                 let null = fs_err::File::open("/dev/null")?;
                 let null = null.file().as_fd();
                 Ok(Slot { uid: self.uid(), netns: null.try_clone_to_owned()?, tap: null.try_clone_to_owned()?, mac: GUEST_MAC })
@@ -137,7 +150,7 @@ impl Link {
     pub(crate) fn guest_network(&self) -> Option<GuestNetwork> {
         match self {
             Self::Isolated(slot) => Some(slot.guest_network()),
-            Self::Loopback => None,
+            Self::Loopback(_) => None,
         }
     }
 
@@ -145,14 +158,14 @@ impl Link {
     pub(crate) async fn set_internet(&mut self, internet: InternetAccess) -> Result<(), SlotError> {
         match self {
             Self::Isolated(slot) => slot.set_egress(egress(internet)).await,
-            Self::Loopback => Ok(()),
+            Self::Loopback(_) => Ok(()),
         }
     }
 
     pub(crate) fn connector(&self) -> Connector {
         match self {
             Self::Isolated(slot) => Connector::Isolated(slot.connector()),
-            Self::Loopback => Connector::Loopback,
+            Self::Loopback(ports) => Connector::Loopback(Arc::clone(ports)),
         }
     }
 }
@@ -168,7 +181,10 @@ impl Connector {
     pub(crate) async fn connect(&self, port: u16) -> io::Result<TcpStream> {
         match self {
             Self::Isolated(slot) => slot.connect(port, CONNECT_DEADLINE).await.map_err(io::Error::other),
-            Self::Loopback => TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await,
+            Self::Loopback(ports) => {
+                let port = ports.get(&port).copied().unwrap_or(port);
+                TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await
+            }
         }
     }
 }

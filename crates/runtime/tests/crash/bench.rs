@@ -12,6 +12,7 @@ use firkin_runtime::{
     capacity::{HostCapacity, ResourceBudget},
     config::{GuestSystem, RuntimeConfig},
     link::NetworkChoice,
+    memory::HostMemory,
     runtime::{OnExit, Runtime},
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
     template::BuildTemplate,
@@ -78,6 +79,7 @@ impl Bench {
         let capacity = HostCapacity { cpus: 16, memory_mib: 1 << 20, disk_mib: 1 << 30 };
         let mut config = RuntimeConfig::new(self.dir.join("state"), capacity, NetworkChoice::Loopback, guest);
         config.disk_floor_mib = Some(0);
+        config.memory_probe = Arc::new(HostMemory::PLENTY);
         Runtime::open(config, Arc::new(engine)).await.unwrap()
     }
 
