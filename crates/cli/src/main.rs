@@ -59,7 +59,7 @@ fn patience(command: &Command) -> Duration {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) | Command::Template(TemplateCommand::Build(_)) => {
             Duration::from_secs(5)
         }
-        Command::Doctor(_) | Command::Env | Command::Sandbox(_) | Command::Template(_) => Duration::ZERO,
+        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => Duration::ZERO,
     }
 }
 
@@ -77,6 +77,7 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Doctor(args) => command::doctor::run(settings, &args).await,
         Command::Bench(args) => command::bench::run(settings, args).await,
         Command::Env => command::env::run(settings, cli.global.json),
+        Command::Verify => command::verify::run(settings).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => command::template::build(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,

@@ -170,7 +170,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         Command::Doctor(doctor) => (&no_serve, &doctor.host),
         Command::Bench(bench) => (&no_serve, &bench.host),
         Command::Template(crate::args::TemplateCommand::Build(build)) => (&no_serve, &build.host),
-        Command::Env | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
+        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
     };
     // A state directory that was named is more to the point than variables left over in a shell.
     let server = match (&state_dir, &around.api_url) {

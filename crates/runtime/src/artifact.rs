@@ -27,21 +27,26 @@ use fs_err as fs;
 use crate::error::IntegrityError;
 
 mod collect;
+mod examine;
 mod manifest;
 mod proof;
 mod publish;
+mod quarantine;
 mod staging;
 
 pub use collect::{Candidates, Pin};
+pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
 pub use manifest::{
     ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
     SnapshotArtifactManifest,
 };
 pub use publish::ArtifactDraft;
+pub use quarantine::QuarantineMark;
 
 use collect::Pins;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
+use quarantine::Quarantine;
 use staging::Staging;
 
 /// An artifact with its files.
@@ -68,6 +73,23 @@ impl Artifact {
         self.memory_diff = None;
         self
     }
+
+    /// Its members, shared ones included, by the names that they have in the integrity record.
+    fn members(&self) -> Vec<(String, &Path)> {
+        let mut members: Vec<(String, &Path)> = match self.manifest.memory {
+            MemoryMember::Full | MemoryMember::Diff { .. } => {
+                vec![(parts::STATE.to_owned(), &self.state), (parts::MEMORY.to_owned(), &self.memory)]
+            }
+            MemoryMember::Absent => Vec::new(),
+        };
+        if let Some(diff) = &self.memory_diff {
+            members.push((parts::MEMORY_DIFF.to_owned(), diff));
+        }
+        for (id, path) in self.manifest.disk.layers.iter().zip(&self.layers) {
+            members.push((format!("layer:{id}"), path));
+        }
+        members
+    }
 }
 
 /// Every artifact and layer of one state directory. Clones share what has been proven.
@@ -75,6 +97,7 @@ impl Artifact {
 pub struct ArtifactStore {
     root: PathBuf,
     proofs: Proofs,
+    quarantine: Quarantine,
     pins: Arc<Mutex<Pins>>,
     staging: Staging,
 }
@@ -89,7 +112,9 @@ impl ArtifactStore {
             fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
         }
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
-        let store = Self { root: state_dir.to_owned(), proofs: Proofs::default(), pins: Arc::default(), staging };
+        let proofs = Proofs::open(state_dir.join("proofs"));
+        let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
+        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins: Arc::default(), staging };
         for entry in fs::read_dir(store.root.join("artifacts"))? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {
@@ -108,11 +133,14 @@ impl ArtifactStore {
         self.root.join("layers").join(format!("{id}.qcow2"))
     }
 
-    /// Reads the sidecars of an artifact. Proves nothing yet.
+    /// Reads the sidecars of an artifact. Proves nothing yet, but a sidecar that is damaged puts it into quarantine.
     pub fn load(&self, id: &str) -> Result<Artifact, IntegrityError> {
-        let manifest: SnapshotArtifactManifest = read_sidecar(&self.dir(id).join(MANIFEST))?;
-        let integrity = read_sidecar(&self.dir(id).join(INTEGRITY))?;
-        Ok(self.assemble(manifest, integrity))
+        let read = || {
+            let manifest: SnapshotArtifactManifest = read_sidecar(&self.dir(id).join(MANIFEST))?;
+            let integrity = read_sidecar(&self.dir(id).join(INTEGRITY))?;
+            Ok(self.assemble(manifest, integrity))
+        };
+        read().map_err(|error| self.judged(id, error))
     }
 
     fn assemble(&self, manifest: SnapshotArtifactManifest, integrity: SnapshotArtifactIntegrity) -> Artifact {
@@ -125,23 +153,19 @@ impl ArtifactStore {
         Artifact { state: dir.join(parts::STATE), memory, memory_diff, layers, manifest, integrity }
     }
 
-    /// Proves that every member is what was recorded: all sizes first, then all digests.
+    /// Proves that every member is what was recorded: all sizes first, then all digests. One that is not puts the artifact into
+    /// quarantine, and an artifact in quarantine is refused unread.
     ///
-    /// Blocks when a member has not been proven in this process yet.
+    /// Blocks when a member has not been proven since it was written last.
     pub fn verify(&self, artifact: &Artifact) -> Result<(), IntegrityError> {
-        let mut members: Vec<(String, &Path)> = match artifact.manifest.memory {
-            MemoryMember::Full | MemoryMember::Diff { .. } => {
-                vec![(parts::STATE.to_owned(), &artifact.state), (parts::MEMORY.to_owned(), &artifact.memory)]
-            }
-            MemoryMember::Absent => Vec::new(),
-        };
-        if let Some(diff) = &artifact.memory_diff {
-            members.push((parts::MEMORY_DIFF.to_owned(), diff));
-        }
-        for (id, path) in artifact.manifest.disk.layers.iter().zip(&artifact.layers) {
-            members.push((format!("layer:{id}"), path));
-        }
-        let mut expected = Vec::with_capacity(members.len());
+        let id = &artifact.manifest.id;
+        self.refuse_quarantined(id)?;
+        self.prove(artifact).map_err(|error| self.judged(id, error))
+    }
+
+    fn prove(&self, artifact: &Artifact) -> Result<(), IntegrityError> {
+        let members = artifact.members();
+        let mut recorded = Vec::with_capacity(members.len());
         for (member, path) in &members {
             let record =
                 artifact.integrity.members.get(member).ok_or_else(|| IntegrityError::Unrecorded { member: member.clone() })?;
@@ -149,16 +173,19 @@ impl ArtifactStore {
             if found != record.bytes {
                 return Err(IntegrityError::Size { member: member.clone(), expected: record.bytes, found });
             }
-            expected.push(&record.blake3);
+            recorded.push(record);
         }
-        for ((member, path), expected) in members.iter().zip(expected) {
-            let (found, _) = self.proofs.digest(path).map_err(|source| unreadable(path, source))?;
-            if found.blake3 != *expected {
-                self.proofs.forget(path);
-                return Err(IntegrityError::Digest { member: member.clone(), expected: expected.clone(), found: found.blake3 });
-            }
+        for ((member, path), recorded) in members.iter().zip(recorded) {
+            let found = self.proofs.digest(path).map_err(|source| unreadable(path, source))?;
+            recorded.matches(member, &found).inspect_err(|_| self.proofs.forget(path))?;
         }
+        self.proofs.save();
         Ok(())
+    }
+
+    /// Bytes of members that were read to prove them since the store was opened.
+    pub fn bytes_read(&self) -> u64 {
+        self.proofs.bytes_read()
     }
 
     /// Every artifact's id, in no order.

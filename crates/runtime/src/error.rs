@@ -26,7 +26,9 @@ pub enum SnapshotRestoreError {
         source: IntegrityError,
     },
     /// The artifact was made by another engine, kernel, CPU or agent generation. Nothing was launched.
-    #[error("snapshot artifact `{artifact}` cannot be restored here: it has {what} `{made_with}`, this host has `{here}`")]
+    #[error(
+        "snapshot artifact `{artifact}` cannot be restored here: it has {what} `{made_with}`, this host has `{here}`; {remedy}"
+    )]
     Incompatible {
         /// The artifact.
         artifact: String,
@@ -36,6 +38,8 @@ pub enum SnapshotRestoreError {
         made_with: String,
         /// This host's value.
         here: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// The host has no room. Nothing was launched.
     #[error("the host has no room for this sandbox")]
@@ -132,6 +136,14 @@ pub enum IntegrityError {
         expected: u64,
         /// Found.
         found: u64,
+    },
+    /// It was found damaged before, and has not been read since.
+    #[error("it is in quarantine since {since} ({reason}); `firkin verify` reads it again and lets it out if it is intact")]
+    Quarantined {
+        /// When it was found damaged.
+        since: jiff::Timestamp,
+        /// What was found then.
+        reason: String,
     },
     /// A member has other content than was recorded.
     #[error("member `{member}` has digest `{found}`, `{expected}` was recorded")]
@@ -477,6 +489,15 @@ pub enum PublishError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A member that the artifact would share is damaged.
+    #[error("snapshot artifact `{base}`, which it builds on, is not intact")]
+    Base {
+        /// The artifact whose memory it would share.
+        base: String,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
     },
     /// A sidecar does not serialise.
     #[error("cannot serialise a sidecar")]

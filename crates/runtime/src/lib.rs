@@ -33,3 +33,4 @@ mod session;
 mod store;
 pub mod sweep;
 pub mod template;
+pub mod verify;

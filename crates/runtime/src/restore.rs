@@ -14,7 +14,7 @@ use firkin_wire::control;
 
 use crate::{
     admission::Admission,
-    artifact::{Artifact, ArtifactStore, MemoryMember, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember, SnapshotArtifactManifest},
     capacity::{ActiveSessionReservation, ResourceBudget},
     disk::DiskPressureGuard,
     error::{LaunchError, SnapshotRestoreError},
@@ -153,7 +153,13 @@ pub(crate) fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Finge
     ];
     for (what, made_with, here) in properties {
         if made_with != here {
-            return Err(SnapshotRestoreError::Incompatible { artifact: manifest.id.clone(), what, made_with, here });
+            return Err(SnapshotRestoreError::Incompatible {
+                artifact: manifest.id.clone(),
+                what,
+                made_with,
+                here,
+                remedy: remedy(manifest.kind),
+            });
         }
     }
     if manifest.guest.agent_generation > control::GENERATION {
@@ -162,9 +168,20 @@ pub(crate) fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Finge
             what: "guest agent generation",
             made_with: manifest.guest.agent_generation.to_string(),
             here: format!("up to {}", control::GENERATION),
+            remedy: remedy(manifest.kind),
         });
     }
     Ok(())
+}
+
+/// What to do about an artifact that cannot be restored here.
+fn remedy(kind: ArtifactKind) -> &'static str {
+    match kind {
+        ArtifactKind::BaseTemplate => "build the template again with `firkin template build --force`",
+        ArtifactKind::Continuation | ArtifactKind::Pause | ArtifactKind::Boot => {
+            "resume it on a host that has what it was made with, or create a new sandbox from a template"
+        }
+    }
 }
 
 /// The artifact whose memory a session of `manifest` maps.

@@ -407,7 +407,7 @@ impl Runtime {
         let recipe = template::recipe(&self.core, &build);
         let existing = self.core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
         if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
-            && self.core.artifacts.load(&existing.artifact).is_ok()
+            && self.core.artifacts.is_usable(&existing.artifact)
         {
             // An earlier version may have built it, which did not remember this.
             if existing.warm_up != build.ready {
@@ -554,7 +554,7 @@ fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
 }
 
 /// Makes the state directory and locks it for this process.
-fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
+pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
     let directory = |source| OpenError::Directory { path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(directory)?;
     // Engines run as other users and must pass through; what lies below is either theirs or unguessable.

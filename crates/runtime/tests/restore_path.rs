@@ -231,6 +231,7 @@ async fn a_truncated_or_missing_member_is_refused_by_size_without_being_read() {
         matches!(error, SnapshotRestoreError::Integrity { source: IntegrityError::Size { expected: 8192, found: 5, .. }, .. }),
         "{error:?}"
     );
+    let bench = self::bench();
     fs::remove_file(&bench.artifact.memory).unwrap();
     let error = bench.refused_untouched().await;
     assert!(matches!(error, SnapshotRestoreError::Integrity { source: IntegrityError::Unreadable { .. }, .. }), "{error:?}");

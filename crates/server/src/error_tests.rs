@@ -44,7 +44,7 @@ fn damaged() -> SnapshotRestoreError {
 }
 
 fn incompatible() -> SnapshotRestoreError {
-    SnapshotRestoreError::Incompatible { artifact: "a".into(), what: "cpu", made_with: "x".into(), here: "y".into() }
+    SnapshotRestoreError::Incompatible { artifact: "a".into(), what: "cpu", made_with: "x".into(), here: "y".into(), remedy: "z" }
 }
 
 fn refused_guest() -> SnapshotError {

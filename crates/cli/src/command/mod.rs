@@ -9,3 +9,4 @@ pub(crate) mod quickstart;
 pub(crate) mod sandbox;
 pub(crate) mod template;
 pub(crate) mod up;
+pub(crate) mod verify;

@@ -107,6 +107,7 @@ impl ArtifactStore {
             let doomed = self.root.join("artifacts").join(format!(".{id}"));
             fs::rename(self.dir(id), &doomed)?;
             fs::remove_dir_all(&doomed)?;
+            self.release(id)?;
             removed.push(id.clone());
         }
         for id in candidates.layers.iter().filter(|id| !layers.contains(*id) && !used(&format!("layer:{id}"))) {

@@ -12,10 +12,13 @@ use fs_err as fs;
 
 use super::{
     Artifact, ArtifactStore,
-    manifest::{FORMAT, INTEGRITY, MANIFEST, MemoryMember, SnapshotArtifactIntegrity, SnapshotArtifactManifest, write_sidecar},
+    manifest::{
+        FORMAT, INTEGRITY, MANIFEST, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity, SnapshotArtifactManifest,
+        write_sidecar,
+    },
     staging::Room,
 };
-use crate::error::PublishError;
+use crate::{error::PublishError, restore::memory_base};
 
 /// A new artifact that is still invisible. Dropping it removes what was written.
 #[derive(Debug)]
@@ -107,26 +110,12 @@ impl ArtifactStore {
             room.settle(own, &draft.dir).map_err(file(&draft.dir))?;
         }
         let mut members = BTreeMap::new();
-        let mut digests = Vec::new();
         for name in own {
             let path = draft.dir.join(name);
             seal(&path).map_err(file(&path))?;
-            let (integrity, _) = self.proofs.digest(&path).map_err(file(&path))?;
-            digests.push((*name, integrity.blake3.clone()));
-            members.insert((*name).to_owned(), integrity);
+            members.insert((*name).to_owned(), self.proofs.digest(&path).map_err(file(&path))?);
         }
-        if let MemoryMember::Diff { base } = &manifest.memory {
-            let path = self.dir(base).join(parts::MEMORY);
-            members.insert(parts::MEMORY.to_owned(), self.proofs.digest(&path).map_err(file(&path))?.0);
-        }
-        for layer in &manifest.disk.layers {
-            let path = self.layer(layer);
-            let (integrity, fresh) = self.proofs.digest(&path).map_err(file(&path))?;
-            if fresh {
-                fs::File::open(&path).and_then(|f| f.sync_all()).map_err(file(&path))?;
-            }
-            members.insert(format!("layer:{layer}"), integrity);
-        }
+        members.extend(self.shared_members(&manifest)?);
         let integrity = SnapshotArtifactIntegrity { format: FORMAT, members };
         write_sidecar(&draft.dir.join(MANIFEST), &manifest)?;
         write_sidecar(&draft.dir.join(INTEGRITY), &integrity)?;
@@ -139,7 +128,45 @@ impl ArtifactStore {
         let parent = self.root.join("artifacts");
         sync_dir(&parent).map_err(file(&parent))?;
         // The change time moved with the seal, not with the directory's rename, so what was digested is still proven.
+        for name in own {
+            let path = target.join(name);
+            self.proofs.digest(&path).map_err(file(&path))?;
+        }
+        self.proofs.save();
         Ok(self.assemble(manifest, integrity))
+    }
+
+    /// Memory and layers that the artifact shares with others. They are recorded as what they were when they were published: a
+    /// member that was damaged since must not become what is expected of it.
+    fn shared_members(&self, manifest: &SnapshotArtifactManifest) -> Result<BTreeMap<String, MemberIntegrity>, PublishError> {
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PublishError::File { path, source }
+        };
+        let mut shared = BTreeMap::new();
+        let mut recorded = BTreeMap::new();
+        if let MemoryMember::Diff { base } = &manifest.memory {
+            let damaged = |source| PublishError::Base { base: base.clone(), source };
+            let base = self.load(base).map_err(damaged)?;
+            assert_eq!(base.manifest.memory, MemoryMember::Full, "diffs do not stack: a session's memory is always a whole one");
+            recorded = base.integrity.members;
+            shared.insert(parts::MEMORY.to_owned(), self.proofs.digest(&base.memory).map_err(file(&base.memory))?);
+        }
+        for layer in &manifest.disk.layers {
+            let path = self.layer(layer);
+            if !self.proofs.knows(&path).map_err(file(&path))? {
+                // A new one is durable before anything says that it is proven.
+                fs::File::open(&path).and_then(|f| f.sync_all()).map_err(file(&path))?;
+            }
+            shared.insert(format!("layer:{layer}"), self.proofs.digest(&path).map_err(file(&path))?);
+        }
+        for (name, found) in &shared {
+            if let Some(recorded) = recorded.get(name) {
+                let judged = recorded.matches(name, found);
+                judged.map_err(|source| PublishError::Base { base: memory_base(manifest), source })?;
+            }
+        }
+        Ok(shared)
     }
 }
 

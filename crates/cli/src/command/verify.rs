@@ -1,0 +1,57 @@
+//! `firkin verify`: reads every artifact of a state directory that no server uses, and says what is damaged and who needs it.
+
+use firkin_runtime::{
+    artifact::ArtifactKind,
+    error::OpenError,
+    verify::{VerifiedArtifact, VerifyReport, verify},
+};
+
+use crate::{
+    failure::{ExitStatus, advised},
+    output::{self, Table},
+    settings::Settings,
+};
+
+/// Runs the command. Damage is a failure.
+pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
+    let report = verify(&settings.state_dir).await.map_err(|error| {
+        let hint = match &error {
+            OpenError::Locked { .. } => Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes)"),
+            OpenError::Directory { .. } => Some("`--state-dir` names the directory that a server used"),
+            OpenError::Network(_) | OpenError::Store(_) => None,
+        };
+        advised(error, hint.map(str::to_owned), None)
+    })?;
+    output::result(settings.format, &report, || table(&report))?;
+    for artifact in &report.artifacts {
+        for problem in &artifact.examined.problems {
+            output::note(&format!("artifact {}: {problem}", artifact.examined.id));
+        }
+    }
+    Ok(if report.is_intact() { ExitStatus::Success } else { ExitStatus::Failure })
+}
+
+fn table(report: &VerifyReport) -> Table {
+    let mut table = Table::new(&["artifact", "kind", "of", ">members", ">MiB", "result", "needed by"]);
+    for artifact in &report.artifacts {
+        let VerifiedArtifact { examined, needed_by, .. } = artifact;
+        let kind = match examined.kind {
+            Some(ArtifactKind::BaseTemplate) => "template",
+            Some(ArtifactKind::Continuation) => "snapshot",
+            Some(ArtifactKind::Pause) => "pause",
+            Some(ArtifactKind::Boot) => "boot",
+            None => "-",
+        };
+        let bytes: u64 = examined.members.iter().map(|member| member.bytes).sum();
+        table.row([
+            examined.id.clone(),
+            kind.to_owned(),
+            examined.logical_id.clone().unwrap_or_else(|| "-".to_owned()),
+            examined.members.len().to_string(),
+            (bytes >> 20).to_string(),
+            if examined.problems.is_empty() { "intact".to_owned() } else { "damaged".to_owned() },
+            needed_by.join(", "),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,96 @@
+//! `firkin verify`: is what this state directory holds what was written into it, and who would miss what is not?
+//!
+//! Works on a state directory that no server uses, and holds its lock meanwhile. Nothing that is remembered of an earlier
+//! reading counts. What is damaged goes into quarantine, what is intact comes out of it.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
+    error::OpenError,
+    runtime::prepare_state_dir,
+    store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
+};
+
+/// What was found in a state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Every artifact, by id.
+    pub artifacts: Vec<VerifiedArtifact>,
+}
+
+/// One artifact and who needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifiedArtifact {
+    /// What an examination of it found.
+    #[serde(flatten)]
+    pub examined: ExaminedArtifact,
+    /// Since when it is in quarantine.
+    pub quarantined_since: Option<Timestamp>,
+    /// Sandboxes, templates, snapshots and artifacts that cannot be restored without it.
+    pub needed_by: Vec<String>,
+}
+
+impl VerifyReport {
+    /// Whether nothing is damaged.
+    pub fn is_intact(&self) -> bool {
+        self.artifacts.iter().all(|artifact| artifact.examined.problems.is_empty())
+    }
+}
+
+/// Reads every member of every artifact below `state_dir`.
+pub async fn verify(state_dir: &Path) -> Result<VerifyReport, OpenError> {
+    let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
+    // Nothing is made where nothing is.
+    fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
+    let _lock = prepare_state_dir(state_dir)?;
+    let store = Store::open(&state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
+    let sandboxes = store.sandboxes().await.map_err(OpenError::Store)?;
+    let templates = store.templates().await.map_err(OpenError::Store)?;
+    let root = state_dir.to_owned();
+    let examine = move || {
+        let artifacts = ArtifactStore::open(&root)?;
+        let mut ids = artifacts.ids()?;
+        ids.sort();
+        let mut readings = Readings::default();
+        let examined: Vec<ExaminedArtifact> = ids.iter().map(|id| artifacts.examine(id, &mut readings)).collect();
+        Ok((examined, artifacts.quarantined(), over_bases(&artifacts, &ids)))
+    };
+    let examined = tokio::task::spawn_blocking(examine).await.expect("an examination does not panic");
+    let (examined, marks, over) = examined.map_err(directory)?;
+    let artifacts = examined.into_iter().map(|examined| VerifiedArtifact {
+        quarantined_since: since(&marks, &examined.id),
+        needed_by: needed_by(&examined.id, &sandboxes, &templates, &over),
+        examined,
+    });
+    Ok(VerifyReport { artifacts: artifacts.collect() })
+}
+
+/// Artifacts whose memory lies over another's: (artifact, base).
+fn over_bases(artifacts: &ArtifactStore, ids: &[String]) -> Vec<(String, String)> {
+    let base = |id: &String| match artifacts.load(id).ok()?.manifest.memory {
+        MemoryMember::Diff { base } => Some((id.clone(), base)),
+        MemoryMember::Full | MemoryMember::Absent => None,
+    };
+    ids.iter().filter_map(base).collect()
+}
+
+fn since(marks: &[QuarantineMark], id: &str) -> Option<Timestamp> {
+    marks.iter().find(|mark| mark.artifact == id).map(|mark| mark.since)
+}
+
+fn needed_by(id: &str, sandboxes: &[SandboxRecord], templates: &[TemplateRecord], over: &[(String, String)]) -> Vec<String> {
+    let sandboxes = sandboxes.iter().filter(|sandbox| match &sandbox.phase {
+        RecordedPhase::Paused(held) => held.artifact == id,
+        RecordedPhase::Running { memory_base, .. } => memory_base == id,
+    });
+    let templates = templates.iter().filter(|template| template.artifact == id).map(|template| {
+        let kind = if template.snapshot_of.is_some() { "snapshot" } else { "template" };
+        format!("{kind} {}", template.names.first().unwrap_or(&template.id))
+    });
+    let over = over.iter().filter(|(_, base)| base == id).map(|(artifact, _)| format!("artifact {artifact}"));
+    sandboxes.map(|sandbox| format!("sandbox {}", sandbox.id)).chain(templates).chain(over).collect()
+}
