@@ -57,9 +57,9 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
     if body.template_id.is_empty() {
         return Err(ApiError::bad_request("`templateID` must not be empty"));
     }
+    // `mcp` is not refused: the client itself starts the gateway, with a command inside the sandbox, and tells its failure.
     let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
     let refused = [
-        (asks(&body.mcp), "mcp"),
         (asks(&body.iam), "iam"),
         (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
     ];
@@ -142,7 +142,6 @@ mod tests {
         let table = [
             (r#"{"templateID":""}"#, "templateID"),
             (r#"{"templateID":"base","timeout":-1}"#, "Timeout must be greater than 0"),
-            (r#"{"templateID":"base","mcp":{}}"#, "`mcp`"),
             (r#"{"templateID":"base","iam":{"tokens":{}}}"#, "`iam`"),
             (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
             (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
@@ -168,7 +167,7 @@ mod tests {
 
     #[test]
     fn options_that_ask_for_nothing_are_accepted() {
-        let body = r#"{"templateID":"base","mcp":null,"iam":null,"volumeMounts":[],"autoPauseMemory":true,
+        let body = r#"{"templateID":"base","mcp":{"any":{}},"iam":null,"volumeMounts":[],"autoPauseMemory":true,
             "network":{"allowPublicTraffic":true,"allowOut":[],"denyOut":[],"egressProxy":null,"rules":{}},"newer":1}"#;
         let expected = CreateSandbox { timeout: std::time::Duration::from_secs(300), ..CreateSandbox::from_template("base") };
         assert_eq!(converted(body).unwrap(), expected);
