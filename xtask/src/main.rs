@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod conformance;
+mod e2b_suite;
 mod leaks;
 mod python;
 mod run;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
+    /// E2B's own Python test suites, from a checkout, against a server of our own
+    E2bSuite(e2b_suite::Suite),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,11 @@ fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> 
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             conformance::run(workspace, report, &pytest)
+        }
+        Command::E2bSuite(suite) => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            e2b_suite::run(workspace, report, &suite)
         }
     }
 }

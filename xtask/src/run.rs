@@ -93,6 +93,11 @@ impl Step {
     pub(crate) fn passed(&mut self, checks: u64) {
         self.counts.passed += checks;
     }
+
+    /// Counts tests that could not be run to success here, for reasons that were printed.
+    pub(crate) fn skipped(&mut self, tests: u64) {
+        self.counts.skipped += tests;
+    }
 }
 
 /// All steps of a run.

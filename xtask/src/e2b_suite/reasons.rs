@@ -1,0 +1,67 @@
+//! Why a test of E2B's suites cannot pass here. A failure that is not listed is a defect.
+
+/// What a test needs and does not get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reason {
+    /// A server on the internet, which hosts of tests may not have.
+    Internet,
+    /// `https://<port>-<id>.<domain>`: a wildcard name and certificate.
+    HostNames,
+    /// The API that builds templates.
+    TemplateBuilds,
+    /// A template that serves the code interpreter.
+    CodeInterpreter,
+    /// Pauses and snapshots without memory.
+    FileSystemOnly,
+}
+
+impl Reason {
+    /// In words, for the table.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Internet => "needs the internet",
+            Self::HostNames => "needs host names of sandboxes (wildcard DNS and TLS)",
+            Self::TemplateBuilds => "needs template builds through the API, which are not there yet",
+            Self::CodeInterpreter => "needs the code interpreter's template, which is not there yet",
+            Self::FileSystemOnly => "needs pauses and snapshots without memory, which are not there yet",
+        }
+    }
+}
+
+/// Parts of test names, the first that matches counts.
+const KNOWN: [(&str, Reason); 15] = [
+    ("interpreter:", Reason::CodeInterpreter),
+    ("test_network.py::test_allow_public_traffic", Reason::HostNames),
+    ("test_network.py::test_mask_request_host", Reason::HostNames),
+    ("test_network.py::", Reason::Internet),
+    ("test_internet_access.py::", Reason::Internet),
+    ("test_host.py::", Reason::HostNames),
+    ("::test_auto_resume_wakes_on_http_request", Reason::HostNames),
+    ("test_snapshot_filesystem_only.py::", Reason::FileSystemOnly),
+    ("::test_auto_pause_filesystem_only_reboots", Reason::FileSystemOnly),
+    ("/methods/test_make_symlink.py::", Reason::TemplateBuilds),
+    ("/methods/test_run_cmd.py::", Reason::TemplateBuilds),
+    ("/test_background_build.py::", Reason::TemplateBuilds),
+    ("/test_build.py::", Reason::TemplateBuilds),
+    ("/test_stacktrace.py::", Reason::TemplateBuilds),
+    ("/test_tags.py::TestTagsIntegration::", Reason::TemplateBuilds),
+];
+
+/// Why this test cannot pass, if that is known.
+pub(super) fn of(test: &str) -> Option<Reason> {
+    KNOWN.iter().find(|(part, _)| test.contains(part)).map(|(_, reason)| *reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_is_excused() {
+        assert_eq!(of("sdk:tests/sync/sandbox_sync/test_host.py::test_ping_server"), Some(Reason::HostNames));
+        assert_eq!(of("tests/async/sandbox_async/test_network.py::test_deny_specific_ip"), Some(Reason::Internet));
+        assert_eq!(of("sdk:tests/sync/sandbox_sync/commands/test_run.py::test_run"), None);
+        assert_eq!(of("interpreter:tests/sync/test_basic.py::test_basic"), Some(Reason::CodeInterpreter));
+        assert_eq!(of("tests/sync/sandbox_sync/files/test_secured.py::test_download_url_with_signing"), None);
+    }
+}
