@@ -4,7 +4,7 @@
 //! E2B's JSON. Entry points are [`serve`] for a program and [`router`] for an embedding or a test.
 //!
 //! ```text
-//!             ┌ host `<port>-<id>.<domain>` or routing headers ─► proxy ─► Runtime::dial
+//!             ┌ host `<port>-<id>.<domain>`, routing headers or a signed URL ─► proxy ─► Runtime::dial
 //!   request ──┤
 //!             └ everything else ─► CORS ─► API key ─► routes ─► Runtime
 //! ```
@@ -37,6 +37,7 @@ mod metrics;
 mod proxy;
 mod routes;
 mod serve;
+mod sever;
 mod shape;
 mod unread;
 
@@ -45,7 +46,7 @@ pub use serve::{ServeError, serve};
 use error::ProxyError;
 use idempotency::Keys;
 use latency::Latency;
-use proxy::pool::Pool;
+use proxy::{pool::Pool, target::Target};
 
 /// How the edge behaves. Resolved by the caller, once.
 #[derive(Debug, Clone)]
@@ -122,22 +123,27 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
 
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let response = match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
-        None => {
-            let received = Instant::now();
-            let response = next.run(request).await;
-            app.latency.created(&response, received);
-            response
-        }
-        Some(Ok(target)) => {
-            let watch = app.latency.watch(&target, &request);
-            match (proxy::forward(&app.pool, target, request).await, watch) {
-                (Ok(response), Some(watch)) => watch.over(response),
-                (Ok(response), None) => response,
-                (Err(error), _) => error.into_response(),
+        None => match proxy::signed::target(request.method(), request.uri(), || app.runtime.sandboxes()) {
+            Some(target) => forward(&app, target, request).await,
+            None => {
+                let received = Instant::now();
+                let response = next.run(request).await;
+                app.latency.created(&response, received);
+                response
             }
-        }
+        },
+        Some(Ok(target)) => forward(&app, target, request).await,
         Some(Err(reason)) => ProxyError::Target(reason).into_response(),
     };
     metrics::count(&app, &response);
     response
+}
+
+async fn forward(app: &App, target: Target, request: Request) -> Response {
+    let watch = app.latency.watch(&target, &request);
+    match (proxy::forward(&app.pool, target, request).await, watch) {
+        (Ok(response), Some(watch)) => watch.over(response),
+        (Ok(response), None) => response,
+        (Err(error), _) => error.into_response(),
+    }
 }

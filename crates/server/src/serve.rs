@@ -26,7 +26,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use crate::{App, ServerConfig, assemble};
+use crate::{
+    App, ServerConfig, assemble,
+    sever::{Sever, Severable},
+};
 
 /// How long a connection may lie idle between two requests, the head of the next included (hyper counts both as one). Longer
 /// than the 300 s that the SDKs keep idle connections, so that it is they who close them and no request meets a closing one.
@@ -149,10 +152,12 @@ impl Server {
             tracing::debug!(%error, "cannot disable the delay of small packets");
         }
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
-        let first = Arc::clone(&spoke);
+        let (first, sever) = (Arc::clone(&spoke), Sever::default());
+        let stream = Severable::new(stream, sever.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
             first.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(sever.clone());
             router.clone().oneshot(request.map(Body::new))
         });
         let builder = builder();

@@ -12,10 +12,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ur
 use hyper::upgrade::OnUpgrade;
 
 pub(crate) mod pool;
+pub(crate) mod signed;
 pub(crate) mod target;
 mod upgrade;
 
-use crate::error::ProxyError;
+use crate::{error::ProxyError, sever::Sever};
 use pool::{Answer, Pool};
 use target::Target;
 
@@ -40,9 +41,10 @@ pub(crate) async fn forward(pool: &Arc<Pool>, target: Target, mut request: Reque
     }
     let protocol = upgrade_protocol(request.headers());
     let client = protocol.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let sever = Sever::of(&request);
     let request = for_guest(&target, request, protocol)?;
     let Answer { response, ended } = pool.send(&target, request).await?;
-    let mut response = response.map(Body::new);
+    let mut response = response.map(|body| Body::new(body.severing(sever)));
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = client else {
             return Err(ProxyError::BadAnswer(target.id, target.port, "it switched protocols unasked".to_owned()));

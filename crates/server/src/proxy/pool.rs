@@ -34,7 +34,7 @@ use tokio_util::{
 };
 
 use super::target::Target;
-use crate::error::ProxyError;
+use crate::{error::ProxyError, sever::Sever};
 
 /// How long a connection may lie idle. Shorter than what servers in guests commonly allow, so that the guest rarely closes first.
 const IDLE: Duration = Duration::from_secs(4);
@@ -157,7 +157,8 @@ impl Pool {
         let ended = connection.ended.clone();
         let lease = Lease { pool: Arc::clone(self), key: (target.id.clone(), target.port), connection };
         let cut = Box::pin(ended.clone().cancelled_owned());
-        let response = response.map(|inner| GuestBody { finished: inner.is_end_stream(), inner, cut, lease: Some(lease) });
+        let response =
+            response.map(|inner| GuestBody { finished: inner.is_end_stream(), inner, cut, lease: Some(lease), sever: None });
         Answer { response, ended }
     }
 
@@ -252,6 +253,22 @@ pub(crate) struct GuestBody {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     lease: Option<Lease>,
     finished: bool,
+    /// The client's connection, which must not end in order when this does not.
+    sever: Option<Sever>,
+}
+
+impl GuestBody {
+    /// The body, for a client whose connection is reset when the body breaks off.
+    pub(crate) fn severing(mut self, sever: Option<Sever>) -> Self {
+        self.sever = sever;
+        self
+    }
+
+    fn broken(&self) {
+        if let Some(sever) = &self.sever {
+            sever.sever();
+        }
+    }
 }
 
 impl http_body::Body for GuestBody {
@@ -263,10 +280,14 @@ impl http_body::Body for GuestBody {
         if this.cut.as_mut().poll(cx).is_ready() {
             // An error, not an end: the client must see that its stream was cut.
             this.lease = None;
+            this.broken();
             return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::ConnectionReset).into())));
         }
         let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
         this.finished = frame.is_none() || this.inner.is_end_stream();
+        if matches!(frame, Some(Err(_))) {
+            this.broken();
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 

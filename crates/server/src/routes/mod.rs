@@ -17,7 +17,7 @@ mod sandboxes;
 mod snapshots;
 mod templates;
 
-use crate::{App, auth, error::ApiError, metrics};
+use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {
@@ -49,6 +49,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics::read))
+        .route("/files", get(files).post(files))
         .merge(guarded)
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
@@ -57,6 +58,14 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
 
 async fn health() -> (StatusCode, &'static str) {
     (StatusCode::OK, "Health check successful")
+}
+
+/// A file of no sandbox: envd would say the same, but whose envd nobody knows. Signed URLs of sandboxes never come here.
+async fn files(query: Query) -> ApiError {
+    match query.get("signature") {
+        Some(_) => ApiError::unauthorized("invalid signature"),
+        None => ApiError::unauthorized("missing signature query parameter"),
+    }
 }
 
 /// Seconds as they are on the wire. The runtime refuses what is too long, and zero where that is senseless.

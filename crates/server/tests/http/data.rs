@@ -66,6 +66,72 @@ async fn a_kill_cuts_streams_and_leaves_not_found() {
 }
 
 #[tokio::test]
+async fn a_cut_is_a_reset_never_an_orderly_end() {
+    let bench = Bench::start().await;
+    let (id, port) = (bench.create("").await, streaming_port().await);
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: {id}\r\ne2b-sandbox-port: {port}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut got = Vec::new();
+    while !got.ends_with(b"first\r\n") {
+        let read = tokio::time::timeout(DEADLINE, stream.read_buf(&mut got)).await.expect("the first piece").unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&got));
+    }
+    bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+    let end = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut got)).await.expect("the stream is cut");
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    bench.stop().await;
+}
+
+/// What a client signs, as the contract has it.
+fn signature(token: &str, path: &str, operation: &str, expiration: &str) -> String {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(format!("{path}:{operation}:user:{token}{expiration}"));
+    format!("v1_{}", base64::engine::general_purpose::STANDARD_NO_PAD.encode(digest))
+}
+
+#[tokio::test]
+async fn a_signed_url_finds_its_sandbox_without_naming_it() {
+    let bench = Bench::start().await;
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        let id = bench.create("").await;
+        let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+        tokens.push((id, detail.text("/envdAccessToken").to_owned()));
+    }
+    let ask = async |method: &str, signature: &str, expiration: &str| {
+        let mut pairs = vec![("path", "/a b"), ("username", "user"), ("signature", signature)];
+        if !expiration.is_empty() {
+            pairs.push(("signature_expiration", expiration));
+        }
+        let uri = format!("/files?{}", crate::bench::query(&pairs));
+        let request = Request::builder().method(method).uri(uri).header("host", "127.0.0.1").body(Full::<Bytes>::default());
+        bench.answer(request.unwrap()).await
+    };
+    for (id, token) in &tokens {
+        // Guests of this bench have no envd: that its port is closed says that the request went there.
+        for (method, operation) in [("GET", "read"), ("POST", "write")] {
+            let answer = ask(method, &signature(token, "/a b", operation, ""), "").await.expect(502);
+            assert_eq!((answer.text("/sandboxId"), &answer.body["port"]), (id.as_str(), &49983.into()));
+        }
+        let answer = ask("GET", &signature(token, "/a b", "read", ":17"), "17").await.expect(502);
+        assert_eq!(answer.text("/sandboxId"), id);
+        for (signature, expiration) in [
+            (signature(token, "/a b", "write", ""), ""),
+            (signature(token, "/other", "read", ""), ""),
+            (signature(token, "/a b", "read", ":17"), "18"),
+            ("v1_".to_owned(), ""),
+        ] {
+            let answer = ask("GET", &signature, expiration).await.expect(401);
+            assert_eq!((&answer.body["code"], answer.text("/message")), (&401.into(), "invalid signature"));
+        }
+    }
+    assert_eq!(ask("GET", "", "").await.expect(401).text("/message"), "missing signature query parameter");
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_closed_port_and_a_paused_sandbox_are_told_apart() {
     let bench = Bench::start().await;
     let id = bench.create("").await;
