@@ -77,7 +77,7 @@ pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report
 
 async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, LaunchError> {
     let guest = &core.config.guest;
-    let link = core.links.acquire(request.internet).await.map_err(LaunchError::Network)?;
+    let link = core.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::Stage { path, source }

@@ -718,3 +718,26 @@ pub enum OpenError {
     #[error("cannot prepare the network")]
     Network(#[source] crate::network::OpenError),
 }
+
+/// Why a sandbox's network was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// It is paused.
+    #[error("cannot change the network of sandbox `{0}`: it does not run; resume it first")]
+    NotRunning(SandboxId),
+    /// The new rules are recorded, but may not be in force. Asking again is safe.
+    #[error("cannot change the network of sandbox `{id}`")]
+    Apply {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: SlotError,
+    },
+    /// The change could not be recorded, and was not made.
+    #[error("cannot record the change of a sandbox's network")]
+    Store(#[source] StoreError),
+}

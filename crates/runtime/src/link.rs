@@ -81,9 +81,15 @@ impl Links {
         }
     }
 
-    pub(crate) async fn acquire(&self, internet: InternetAccess) -> Result<Link, SlotError> {
+    pub(crate) async fn acquire(&self, internet: &InternetAccess) -> Result<Link, SlotError> {
         match self.source()? {
-            Source::Pool(pool) => Ok(Link::Isolated(pool.acquire(egress(internet)).await?)),
+            Source::Pool(pool) => {
+                let mut slot = pool.acquire(egress(internet)).await?;
+                if let InternetAccess::Filtered(filter) = internet {
+                    slot.set_filter(Some(filter)).await?;
+                }
+                Ok(Link::Isolated(slot))
+            }
             Source::Host(ports) => Ok(Link::Loopback(ports)),
         }
     }
@@ -119,6 +125,18 @@ impl Links {
 }
 
 impl Link {
+    /// Changes what the session reaches. No moment in between is looser than both what was and what is to be.
+    pub(crate) async fn set_internet(&mut self, internet: &InternetAccess) -> Result<(), SlotError> {
+        let Self::Isolated(slot) = self else { return Ok(()) };
+        let filter = match internet {
+            InternetAccess::Denied => return slot.set_egress(egress(internet)).await,
+            InternetAccess::Allowed => None,
+            InternetAccess::Filtered(filter) => Some(filter),
+        };
+        slot.set_filter(filter).await?;
+        slot.set_egress(egress(internet)).await
+    }
+
     /// User id of the session's process.
     pub(crate) fn uid(&self) -> u32 {
         match self {
@@ -154,14 +172,6 @@ impl Link {
         }
     }
 
-    /// Opens or closes the way out.
-    pub(crate) async fn set_internet(&mut self, internet: InternetAccess) -> Result<(), SlotError> {
-        match self {
-            Self::Isolated(slot) => slot.set_egress(egress(internet)).await,
-            Self::Loopback(_) => Ok(()),
-        }
-    }
-
     pub(crate) fn connector(&self) -> Connector {
         match self {
             Self::Isolated(slot) => Connector::Isolated(slot.connector()),
@@ -170,9 +180,9 @@ impl Link {
     }
 }
 
-fn egress(internet: InternetAccess) -> Egress {
+fn egress(internet: &InternetAccess) -> Egress {
     match internet {
-        InternetAccess::Allowed => Egress::Allowed,
+        InternetAccess::Allowed | InternetAccess::Filtered(_) => Egress::Allowed,
         InternetAccess::Denied => Egress::Denied,
     }
 }

@@ -27,6 +27,7 @@ use std::{io, net::Ipv4Addr, path::PathBuf};
 use ipnet::Ipv4Net;
 
 mod claim;
+mod filter;
 mod links;
 mod namespace;
 mod nft;
@@ -39,6 +40,7 @@ mod tap;
 mod uplink;
 
 pub use claim::ClaimError;
+pub use filter::{EgressFilter, MAX_RULES};
 pub use namespace::ThreadLost;
 pub use nft::NftError;
 pub use pool::{NetworkPool, OpenError};

@@ -30,15 +30,19 @@ use crate::{
     artifact::{Artifact, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
-    error::{CreateError, DeadlineError, InvalidTimeout, KillError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError},
+    error::{
+        CreateError, DeadlineError, InvalidTimeout, KillError, NetworkError, NoSuchSandbox, ResumeError, RollbackError,
+        SnapshotError,
+    },
     metrics::Timing,
     runtime::{Connected, OnExit},
-    sandbox::{MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
+    sandbox::{InternetAccess, MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
     store::{Held, SandboxRecord},
 };
 
 mod cut;
+mod internet;
 mod pulse;
 mod rollback;
 mod view;
@@ -92,6 +96,10 @@ pub(crate) enum Command {
         timeout: Duration,
         only_extend: bool,
         reply: Reply<Result<(), DeadlineError>>,
+    },
+    Network {
+        internet: InternetAccess,
+        reply: Reply<Result<(), NetworkError>>,
     },
     Stats {
         reply: Reply<Option<Stats>>,
@@ -282,6 +290,10 @@ impl Owner {
             }
             Command::Deadline { timeout, only_extend, reply } => {
                 let result = self.set_deadline(timeout, only_extend).await;
+                drop(reply.send(result));
+            }
+            Command::Network { internet, reply } => {
+                let result = self.set_internet(internet).await;
                 drop(reply.send(result));
             }
             Command::Stats { reply } => {

@@ -44,7 +44,7 @@ pub(crate) async fn memory_of_disk(
         shape: artifact.manifest.shape,
         disk: disk_of(&artifact),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
-        internet: record.spec.internet,
+        internet: record.spec.internet.clone(),
         identity,
     };
     let id = record.id.clone();

@@ -25,8 +25,8 @@ use crate::{
     dependents,
     disk::DiskPressureGuard,
     error::{
-        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NoSuchSandbox, OpenError,
-        ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
+        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox,
+        OpenError, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     instances::Instances,
     lineage::{self, LineageNode},
@@ -35,7 +35,7 @@ use crate::{
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
     pool::{self, PoolStatus, WarmPool},
     restore::{RestoreGates, memory_base},
-    sandbox::{CreateSandbox, Memory, RuntimeSandbox, SandboxId, SandboxState},
+    sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep::{self, Swept},
@@ -229,6 +229,7 @@ impl Runtime {
             record.spec.timeout = timeout;
             record.epoch = source.artifact.manifest.epoch + 1;
             record.access_token = record.access_token.map(|_| access_token());
+            record.traffic_token = record.traffic_token.map(|_| access_token());
             Owner::create(Arc::clone(&self.core), record, source.artifact.clone())
         });
         let results = futures::future::join_all(children).await;
@@ -326,6 +327,20 @@ impl Runtime {
     /// Moves the deadline to `timeout` from now, but never inwards.
     pub async fn extend_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> {
         self.ask(id, |reply| Command::Deadline { timeout, only_extend: true, reply }).await
+    }
+
+    /// Replaces the outbound network of a running sandbox. What is not allowed any more is cut, also where it was under way.
+    ///
+    /// Recorded first: whatever fails then, a later resume has the new rules.
+    pub async fn set_internet(&self, id: &SandboxId, internet: InternetAccess) -> Result<(), NetworkError> {
+        self.ask(id, |reply| Command::Network { internet, reply }).await
+    }
+
+    /// Who may reach the ports of a sandbox and by which token, without copying the rest of it.
+    pub fn ingress(&self, id: &SandboxId) -> Result<(Ingress, Option<String>), NoSuchSandbox> {
+        let view = self.handle(id)?.view;
+        let View { sandbox, .. } = &*view.borrow();
+        Ok((sandbox.spec.ingress.clone(), sandbox.traffic_access_token.clone()))
     }
 
     /// Current resource use as the guest agent sees it; `None` when it is paused or does not answer.
@@ -531,6 +546,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
         started_at: now,
         end_at: now,
         access_token: spec.secure.then(access_token),
+        traffic_token: spec.ingress.private.then(access_token),
         epoch,
         forked_from: None,
         // Until it runs; the restore replaces it before anyone can see it.

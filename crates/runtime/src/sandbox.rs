@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::capacity::ResourceBudget;
+use crate::{capacity::ResourceBudget, network::EgressFilter};
 
 /// Life of a sandbox whose creator names none, in seconds.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -95,13 +95,26 @@ pub enum Memory {
 }
 
 /// Whether the guest reaches anything outside its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InternetAccess {
     /// Through the host, masqueraded. Never the host itself, never another guest.
     Allowed,
     /// Nothing.
     Denied,
+    /// As `Allowed`, but only where the filter lets it.
+    Filtered(EgressFilter),
+}
+
+/// Who may reach the ports of a sandbox, other than envd's, and as whom they come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// Whether callers must show the sandbox's own traffic token.
+    #[serde(default)]
+    pub private: bool,
+    /// `Host` header that servers in the guest see; `${PORT}` stands for the port. `None` leaves it as it came.
+    #[serde(default)]
+    pub mask_host: Option<String>,
 }
 
 /// What a sandbox is created with. Kept for its whole life, through pauses.
@@ -121,6 +134,9 @@ pub struct CreateSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Outbound network.
     pub internet: InternetAccess,
+    /// Inbound network.
+    #[serde(default)]
+    pub ingress: Ingress,
     /// Whether envd demands an access token. The v2 API always does.
     pub secure: bool,
 }
@@ -136,6 +152,7 @@ impl CreateSandbox {
             env: BTreeMap::new(),
             metadata: BTreeMap::new(),
             internet: InternetAccess::Allowed,
+            ingress: Ingress::default(),
             secure: true,
         }
     }
@@ -172,6 +189,8 @@ pub struct RuntimeSandbox {
     pub budget: ResourceBudget,
     /// What envd demands in `X-Access-Token`, when it demands one.
     pub envd_access_token: Option<String>,
+    /// What callers of other ports must show, when they must.
+    pub traffic_access_token: Option<String>,
     /// What it was created with.
     pub spec: CreateSandbox,
 }

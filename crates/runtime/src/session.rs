@@ -308,7 +308,7 @@ impl SnapshotSessionLauncher for EngineLauncher {
         let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
             .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
             .collect();
-        let link = self.links.acquire(request.internet).await.map_err(LaunchError::Network)?;
+        let link = self.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
         let path = self.instances.path(&request.identity.sandbox_id);
         let staged = |path: &Path| {
             let path = path.to_owned();

@@ -42,6 +42,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) started_at: Timestamp,
     pub(crate) end_at: Timestamp,
     pub(crate) access_token: Option<String>,
+    /// For the other ports, when they are private. Absent in records of earlier servers.
+    #[serde(default)]
+    pub(crate) traffic_token: Option<String>,
     /// Counts the restores. A resume with a lower number than the last durable one is impossible.
     pub(crate) epoch: u64,
     /// The sandbox that it is a fork of. Absent in records of earlier servers.

@@ -11,12 +11,15 @@ use firkin_runtime::{
     admission::AdmissionError,
     error::{
         BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
-        LaunchError, MemoryPressure, NoSuchSandbox, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
+        LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError,
+        SnapshotRestoreError, StoreError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
+
+use crate::proxy::page;
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
@@ -342,6 +345,16 @@ impl From<DeadlineError> for ApiError {
     }
 }
 
+impl From<NetworkError> for ApiError {
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::NotFound(absent) => absent.into(),
+            NetworkError::NotRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            NetworkError::Apply { .. } | NetworkError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
 impl From<DeleteError> for ApiError {
     fn from(error: DeleteError) -> Self {
         match &error {
@@ -384,6 +397,13 @@ pub(crate) enum ProxyError {
     HostOnly(String),
     /// No such sandbox, or it ended meanwhile.
     NotFound(SandboxId),
+    /// It lets in only who shows its traffic token.
+    Private {
+        /// The sandbox.
+        id: SandboxId,
+        /// Whether a token was shown, and a wrong one.
+        shown: bool,
+    },
     /// Nothing listens on the port.
     PortClosed(SandboxId, u16),
     /// It is being paused or resumed.
@@ -409,6 +429,23 @@ impl From<DialError> for ProxyError {
     }
 }
 
+impl ProxyError {
+    /// The refusal as a page for people.
+    pub(crate) fn into_page(self) -> Response {
+        let message = match &self {
+            Self::Target(message) => message.clone(),
+            Self::HostOnly(path) => format!("no route `{path}`"),
+            Self::NotFound(_) => "The sandbox was not found".to_owned(),
+            Self::PortClosed(_, port) => format!("The sandbox is running but port is not open: {port}"),
+            Self::Private { .. } => "The sandbox is private".to_owned(),
+            Self::Transitioning(_) | Self::Wake(_) | Self::BadAnswer(..) => {
+                "The sandbox cannot answer now, please try again".to_owned()
+            }
+        };
+        page::of(self.into_response(), &message)
+    }
+}
+
 impl IntoResponse for ProxyError {
     fn into_response(self) -> Response {
         let (status, id, port, message) = match self {
@@ -418,6 +455,10 @@ impl IntoResponse for ProxyError {
             Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None, "The sandbox was not found".to_owned()),
             Self::PortClosed(id, port) => {
                 (StatusCode::BAD_GATEWAY, id, Some(port), "The sandbox is running but port is not open".to_owned())
+            }
+            Self::Private { id, shown } => {
+                let what = if shown { "is not valid" } else { "is missing" };
+                (StatusCode::FORBIDDEN, id, None, format!("The sandbox is private: header `e2b-traffic-access-token` {what}"))
             }
             Self::Transitioning(id) => {
                 (StatusCode::CONFLICT, id, None, "The sandbox is changing its state, please try again".to_owned())

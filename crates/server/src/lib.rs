@@ -139,11 +139,15 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
     response
 }
 
-async fn forward(app: &App, target: Target, request: Request) -> Response {
+async fn forward(app: &App, target: Target, mut request: Request) -> Response {
+    let refuse = if proxy::page::wanted(request.headers()) { ProxyError::into_page } else { IntoResponse::into_response };
+    if let Err(error) = proxy::ingress::admit(&app.runtime, &target, &mut request) {
+        return refuse(error);
+    }
     let watch = app.latency.watch(&target, &request);
     match (proxy::forward(&app.pool, target, request).await, watch) {
         (Ok(response), Some(watch)) => watch.over(response),
         (Ok(response), None) => response,
-        (Err(error), _) => error.into_response(),
+        (Err(error), _) => refuse(error),
     }
 }

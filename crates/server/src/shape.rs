@@ -4,10 +4,11 @@ use firkin_runtime::{
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
     runtime::SnapshotInfo,
-    sandbox::{InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
+    sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
     template::TemplateInfo,
 };
 use firkin_wire::{ENVD_VERSION, control::Stats, rest};
+use ipnet::Ipv4Net;
 
 /// Clients demand a client id and do nothing with it but append it to ids, where we cut it off again.
 const CLIENT_ID: &str = "firkin";
@@ -21,7 +22,7 @@ pub(crate) fn sandbox(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::Sa
         envd_version: ENVD_VERSION.to_owned(),
         alias: sandbox.alias,
         envd_access_token: sandbox.envd_access_token,
-        traffic_access_token: None,
+        traffic_access_token: sandbox.traffic_access_token,
         domain: domain.map(str::to_owned),
     }
 }
@@ -48,7 +49,7 @@ pub(crate) fn listed(sandbox: RuntimeSandbox) -> rest::ListedSandbox {
 pub(crate) fn detail(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::SandboxDetail {
     rest::SandboxDetail {
         envd_access_token: sandbox.envd_access_token.clone(),
-        allow_internet_access: Some(sandbox.spec.internet == InternetAccess::Allowed),
+        allow_internet_access: Some(sandbox.spec.internet != InternetAccess::Denied),
         domain: domain.map(str::to_owned),
         lifecycle: Some(rest::Lifecycle {
             auto_resume: sandbox.spec.auto_resume,
@@ -57,13 +58,34 @@ pub(crate) fn detail(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::San
                 OnTimeout::Pause | OnTimeout::PauseFiles => rest::OnTimeout::Pause,
             },
         }),
-        network: None,
+        network: network(&sandbox.spec),
         pause_mode: (sandbox.state == SandboxState::Paused).then_some(match sandbox.memory {
             Memory::Kept => rest::PauseMode::Full,
             Memory::Dropped => rest::PauseMode::Filesystem,
         }),
         listed: listed(sandbox),
     }
+}
+
+/// The rules that a sandbox has, if it has any.
+fn network(spec: &CreateSandbox) -> Option<rest::NetworkConfig> {
+    let texts = |nets: &[Ipv4Net]| {
+        let text = |net: &Ipv4Net| if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() };
+        nets.iter().map(text).collect::<Vec<_>>()
+    };
+    let (allow_out, deny_out) = match &spec.internet {
+        InternetAccess::Allowed => (None, None),
+        InternetAccess::Denied => (None, Some(vec![Ipv4Net::default().to_string()])),
+        InternetAccess::Filtered(filter) => (Some(texts(&filter.allow)), Some(texts(&filter.deny))),
+    };
+    let rules = rest::NetworkConfig {
+        allow_public_traffic: spec.ingress.private.then_some(false),
+        mask_request_host: spec.ingress.mask_host.clone(),
+        allow_out,
+        deny_out,
+        ..Default::default()
+    };
+    (rules != rest::NetworkConfig::default()).then_some(rules)
 }
 
 /// One sample of a sandbox's use. `None` when the guest's clock makes no sense.

@@ -120,6 +120,17 @@ pub struct NetworkConfig {
     pub unknown: Unknown,
 }
 
+/// `PUT /sandboxes/{id}/network`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateNetwork {
+    /// `false` denies every destination that is not allowed by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_internet_access: Option<bool>,
+    /// The rules.
+    #[serde(flatten)]
+    pub network: NetworkConfig,
+}
+
 /// `POST /sandboxes/{id}/connect` and its v2.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConnectSandbox {

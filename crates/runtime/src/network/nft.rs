@@ -31,7 +31,8 @@ use rtnetlink::{
 const SUBSYSTEM: u16 = 10;
 /// Answers to a batch are acknowledgements and errors, which echo at most the message they answer: 64 KiB hold any of ours.
 const ANSWER_BYTES: usize = 64 << 10;
-/// Datagrams read for one request before we call it a protocol error. A batch of ours has fewer than 64 messages.
+/// Datagrams read for one request before we call it a protocol error. Of a batch, only what is refused is
+/// answered, and its end; the first refusal ends the reading.
 const MAX_ANSWERS: usize = 256;
 
 /// Why the kernel did not take a transaction, or did not answer a question.
@@ -61,6 +62,8 @@ pub(super) enum HookPoint {
     Raw,
     /// For the namespace's own sockets.
     Input,
+    /// Routed through, before the chains of `Forward`.
+    EarlyForward,
     /// Routed through.
     Forward,
     /// After routing, where source addresses are translated.
@@ -70,7 +73,7 @@ pub(super) enum HookPoint {
 impl HookPoint {
     fn kind(self) -> &'static str {
         match self {
-            Self::Raw | Self::Input | Self::Forward => "filter",
+            Self::Raw | Self::Input | Self::EarlyForward | Self::Forward => "filter",
             Self::SourceNat => "nat",
         }
     }
@@ -80,6 +83,7 @@ impl HookPoint {
         match self {
             Self::Raw => (InetHookNumber::PreRouting, -300),
             Self::Input => (InetHookNumber::LocalIn, 0),
+            Self::EarlyForward => (InetHookNumber::Forward, -10),
             Self::Forward => (InetHookNumber::Forward, 0),
             Self::SourceNat => (InetHookNumber::PostRouting, 100),
         }

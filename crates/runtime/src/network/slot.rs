@@ -17,6 +17,7 @@ use tokio::{net::TcpStream, sync::Mutex};
 use super::{
     Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError,
     claim::{slot_addresses, uid_of},
+    filter::{EgressFilter, filter_rules},
     links::Links,
     namespace::{self, SocketOpener},
     pool::{Host, IndexLease},
@@ -33,6 +34,8 @@ pub struct NetworkSlot {
     /// Absent in an adopted slot, whose machine holds the only descriptor.
     tap: Option<OwnedFd>,
     way_out: WayOut,
+    /// Whether there may be a filter.
+    filtered: bool,
     /// Held by a job that changes the way out, also when nobody waits for that job any more.
     changing: Arc<Mutex<()>>,
 }
@@ -199,6 +202,26 @@ impl NetworkSlot {
         Ok(())
     }
 
+    /// Lets the guest reach only what `filter` allows, among what it could reach anyway; `None` for all of that.
+    ///
+    /// Takes effect in one step. When it is cancelled, the filter may be the old or the new one.
+    pub async fn set_filter(&mut self, filter: Option<&EgressFilter>) -> Result<(), SlotError> {
+        if filter.is_none() && !self.filtered {
+            return Ok(());
+        }
+        let changing = Arc::clone(&self.changing).lock_owned().await;
+        self.filtered = true;
+        let (netns, index, batch) = (Arc::clone(&self.netns), self.lease.index(), filter_rules(filter));
+        let job = move || {
+            let _changing = changing;
+            namespace::enter(netns.as_fd()).map_err(system("enter a slot"))?;
+            batch.commit().map_err(|source| SetupError::Firewall { step: "install a slot's filter", source })
+        };
+        namespace::on_own_thread(job).await.map_err(|source| SlotError::Setup { index, source })?;
+        self.filtered = filter.is_some();
+        Ok(())
+    }
+
     /// Gives the slot up without taking it apart, for a machine that outlives this server. The next server adopts it.
     pub fn release(mut self) {
         self.way_out = WayOut::Absent;
@@ -232,7 +255,8 @@ pub(super) fn build(lease: IndexLease, egress: Egress) -> Result<NetworkSlot, Se
         slot.address("give the tap its address", index, (GATEWAY_ADDRESS, GUEST_PREFIX)).await?;
         slot.neighbour("enter the guest as a neighbour", index, GUEST_ADDRESS, GUEST_MAC).await?;
 
-        let mut built = NetworkSlot { lease, netns, tap: Some(tap), way_out: WayOut::Absent, changing: Arc::default() };
+        let mut built =
+            NetworkSlot { lease, netns, tap: Some(tap), way_out: WayOut::Absent, filtered: false, changing: Arc::default() };
         if egress == Egress::Allowed {
             built.way_out = WayOut::Unknown;
             attach(&built.lease, &built.netns, &Ends { host, slot }).await?;
@@ -271,6 +295,7 @@ pub(super) fn adopted(lease: IndexLease, netns: OwnedFd, has_way_out: bool) -> N
         netns: Arc::new(netns),
         tap: None,
         way_out: if has_way_out { WayOut::Present } else { WayOut::Absent },
+        filtered: true,
         changing: Arc::default(),
     }
 }

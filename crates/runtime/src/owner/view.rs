@@ -81,6 +81,7 @@ pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
         end_at: record.end_at,
         budget: record.budget,
         envd_access_token: record.access_token.clone(),
+        traffic_access_token: record.traffic_token.clone(),
         spec: record.spec.clone(),
     }
 }

@@ -155,7 +155,7 @@ async fn boot_or_restore(
         artifact,
         budget: record.budget,
         identity: identity(record, life.fresh),
-        internet: record.spec.internet,
+        internet: record.spec.internet.clone(),
     };
     // A new sandbox may get a warm session; one that goes on never does.
     if life.fresh {

@@ -85,7 +85,7 @@ async fn become_sandbox(
 async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Result<LaunchTimings, LaunchError> {
     let begun = Instant::now();
     // Before the machine runs: a sandbox without internet never has any.
-    session.link.set_internet(request.internet).await.map_err(LaunchError::Network)?;
+    session.link.set_internet(&request.internet).await.map_err(LaunchError::Network)?;
     let staging = begun.elapsed();
     let begun = Instant::now();
     session.machine.resume().await.map_err(LaunchError::Machine)?;

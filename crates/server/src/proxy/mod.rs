@@ -11,6 +11,8 @@ use firkin_runtime::sandbox::ENVD_PORT;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::upgrade::OnUpgrade;
 
+pub(crate) mod ingress;
+pub(crate) mod page;
 pub(crate) mod pool;
 pub(crate) mod signed;
 pub(crate) mod target;

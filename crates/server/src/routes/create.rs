@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, Json as Reply, extract::State};
-use firkin_runtime::sandbox::{CreateSandbox, InternetAccess, OnTimeout};
+use firkin_runtime::sandbox::{CreateSandbox, OnTimeout};
 use firkin_wire::rest;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-use super::seconds;
+use super::{network, seconds};
 use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape};
 
 /// Life of a v1 sandbox whose creator names none, in seconds.
@@ -19,9 +19,6 @@ const V2_TIMEOUT: i64 = 300;
 
 /// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
 const MAX_ENV_BYTES: usize = 128 << 10;
-
-/// Every destination, in the notation of `denyOut`.
-const ALL_TRAFFIC: &str = "0.0.0.0/0";
 
 type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Reply<rest::Sandbox>), ApiError>;
 
@@ -59,17 +56,14 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
     }
     // `mcp` is not refused: the client itself starts the gateway, with a command inside the sandbox, and tells its failure.
     let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
-    let refused = [
-        (asks(&body.iam), "iam"),
-        (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts"),
-    ];
+    let refused =
+        [(asks(&body.iam), "iam"), (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts")];
     if let Some((_, option)) = refused.iter().find(|(asked, _)| *asked) {
         return Err(ApiError::unsupported(option));
     }
     let auto_resume = body.auto_resume.is_some_and(|auto_resume| auto_resume.enabled);
     let on_timeout = on_timeout(body.auto_pause, body.auto_pause_memory, auto_resume)?;
-    let denied_by_rule = denies_everything(body.network.unwrap_or_default())?;
-    let denied = denied_by_rule || body.allow_internet_access == Some(false);
+    let network = body.network.unwrap_or_default();
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
     Ok(CreateSandbox {
@@ -79,7 +73,8 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         auto_resume,
         env,
         metadata: body.metadata.unwrap_or_default(),
-        internet: if denied { InternetAccess::Denied } else { InternetAccess::Allowed },
+        internet: network::internet(body.allow_internet_access, &network)?,
+        ingress: network::ingress(&network, secure)?,
         secure,
     })
 }
@@ -97,26 +92,6 @@ fn on_timeout(auto_pause: Option<bool>, memory: Option<bool>, auto_resume: bool)
     }
 }
 
-/// Whether the rules deny all outbound traffic. Rules that do anything else cannot be kept yet, so they are refused.
-fn denies_everything(network: rest::NetworkConfig) -> Result<bool, ApiError> {
-    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let denies_all = network.deny_out.as_ref().is_some_and(|deny| deny.iter().any(|rule| rule == ALL_TRAFFIC));
-    let refused = [
-        (network.allow_public_traffic == Some(false), "network.allowPublicTraffic: false"),
-        (some(&network.allow_out), "network.allowOut"),
-        (some(&network.deny_out) && !denies_all, "network.denyOut"),
-        (network.dns_servers.is_some(), "network.dnsServers"),
-        (network.egress_proxy.is_some_and(|proxy| !proxy.is_null()), "network.egressProxy"),
-        (network.mask_request_host.is_some(), "network.maskRequestHost"),
-        (network.https_ports.is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
-        (network.rules.is_some_and(|rules| !rules.is_empty()), "network.rules"),
-    ];
-    match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, option)) => Err(ApiError::unsupported(option)),
-        None => Ok(denies_all),
-    }
-}
-
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), ApiError> {
     let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
     if bytes > MAX_ENV_BYTES {
@@ -131,6 +106,8 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use firkin_runtime::sandbox::InternetAccess;
+
     use super::*;
 
     fn converted(body: &str) -> Result<CreateSandbox, ApiError> {
@@ -146,14 +123,8 @@ mod tests {
             (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
             (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
             (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
-            (r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#, "allowPublicTraffic"),
-            (r#"{"templateID":"base","network":{"allowOut":["x.com"],"denyOut":["0.0.0.0/0"]}}"#, "allowOut"),
-            (r#"{"templateID":"base","network":{"denyOut":["8.8.8.8"]}}"#, "denyOut"),
             (r#"{"templateID":"base","network":{"dnsServers":[]}}"#, "dnsServers"),
-            (r#"{"templateID":"base","network":{"egressProxy":{"address":"p:1"}}}"#, "egressProxy"),
-            (r#"{"templateID":"base","network":{"maskRequestHost":"x"}}"#, "maskRequestHost"),
-            (r#"{"templateID":"base","network":{"httpsPorts":[3000]}}"#, "httpsPorts"),
-            (r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#, "rules"),
+            (r#"{"templateID":"base","network":{"maskRequestHost":"a b"}}"#, "maskRequestHost"),
             (r#"{"templateID":"base","envVars":{"":"x"}}"#, "envVars"),
             (r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars"),
             (r#"{"templateID":"base","envVars":{"A":"x\u0000"}}"#, "envVars"),

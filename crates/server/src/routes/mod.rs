@@ -6,13 +6,14 @@ use axum::{
     Router,
     extract::OriginalUri,
     middleware::from_fn_with_state,
-    routing::{delete, get, post},
+    routing::{delete, get, post, put},
 };
 use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
 use http::StatusCode;
 
 mod create;
 mod lifecycle;
+mod network;
 mod sandboxes;
 mod snapshots;
 mod templates;
@@ -36,6 +37,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/sandboxes/{id}/rollback", post(lifecycle::rollback))
         .route("/sandboxes/{id}/timeout", post(lifecycle::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
+        .route("/sandboxes/{id}/network", put(network::update))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/snapshots", get(snapshots::list))
         // Ours, too.

@@ -9,3 +9,4 @@ mod data;
 mod lifecycle;
 mod listing;
 mod metrics;
+mod network;

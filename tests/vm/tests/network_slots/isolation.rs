@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use firkin_runtime::network::{ConnectError, Egress, GATEWAY_ADDRESS, GUEST_ADDRESS, NetworkPool};
+use firkin_runtime::network::{ConnectError, Egress, EgressFilter, GATEWAY_ADDRESS, GUEST_ADDRESS, MAX_RULES, NetworkPool};
 use tokio::io::AsyncReadExt;
 
 use crate::world::{
@@ -114,6 +114,71 @@ fn egress_is_denied_by_absence_and_changes_at_run_time() {
         slot.set_egress(Egress::Allowed).await.unwrap();
         let answer = guest.inside.ask((SERVER, 80));
         assert!(is_from(&answer, HOST), "{answer:?}");
+        drop((guest, slot));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_filter_takes_away_and_never_gives() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let mut slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let (server, opened) = (format!("{SERVER}/32"), format!("{OPENED}/32"));
+        let private = format!("{PRIVATE}/32");
+        // allowed, denied, whether the server and whether the opened network answer
+        let table: [(&[&str], &[&str], bool, bool); 6] = [
+            (&[], &[&server], false, true),
+            (&[], &["203.0.113.0/24"], false, true),
+            (&[&server], &["0.0.0.0/0"], true, false),
+            (&[&server, &opened], &[&server, &opened, "0.0.0.0/0"], true, true),
+            (&[], &["0.0.0.0/0"], false, false),
+            (&[&private], &[], true, true),
+        ];
+        for (allow, deny, to_server, to_opened) in table {
+            let filter = EgressFilter { allow: nets(allow), deny: nets(deny) };
+            slot.set_filter(Some(&filter)).await.unwrap();
+            for (address, reached) in [(SERVER, to_server), (OPENED, to_opened), (PRIVATE, false)] {
+                assert_eq!(guest.inside.ask((address, 80)).is_ok(), reached, "{address} with {filter:?}");
+            }
+        }
+        slot.set_filter(None).await.unwrap();
+        let answer = guest.inside.ask((SERVER, 80));
+        assert!(is_from(&answer, HOST), "{answer:?}");
+
+        // The longest lists that are accepted fit one transaction.
+        let many = |third: u8| (0..=127).map(|last| format!("9.9.{third}.{last}/32").parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(many(0).len(), MAX_RULES);
+        slot.set_filter(Some(&EgressFilter { allow: many(1), deny: many(2) })).await.unwrap();
+        assert!(guest.inside.ask((SERVER, 80)).is_ok());
+        drop((guest, slot));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_filter_ends_what_was_under_way() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let mut slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        let socket = guest.inside.run(|| {
+            let socket = std::net::UdpSocket::bind((GUEST_ADDRESS, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+            socket.connect((SERVER, 80)).unwrap();
+            socket
+        });
+        let asks = || {
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0; 64]).is_ok()
+        };
+        assert!(asks());
+        slot.set_filter(Some(&EgressFilter { allow: Vec::new(), deny: vec!["203.0.113.1/32".parse().unwrap()] })).await.unwrap();
+        assert!(!asks(), "an established flow went on");
+        slot.set_filter(None).await.unwrap();
+        assert!(asks());
         drop((guest, slot));
         pool.close().await.unwrap();
     });

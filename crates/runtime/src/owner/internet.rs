@@ -1,0 +1,22 @@
+//! Outbound network that changes while the sandbox runs.
+
+use super::{Owner, Phase};
+use crate::{error::NetworkError, sandbox::InternetAccess};
+
+impl Owner {
+    /// Records the new rules, then puts them in force: a resume never has looser ones than its caller was told.
+    pub(super) async fn set_internet(&mut self, internet: InternetAccess) -> Result<(), NetworkError> {
+        let Phase::Running(running) = &mut self.phase else {
+            return Err(NetworkError::NotRunning(self.record.id.clone()));
+        };
+        let mut record = self.record.clone();
+        record.spec.internet = internet;
+        self.core.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
+        self.record = record;
+        let id = &self.record.id;
+        let applied = running.session.link.set_internet(&self.record.spec.internet).await;
+        let applied = applied.map_err(|source| NetworkError::Apply { id: id.clone(), source });
+        self.publish_view();
+        applied
+    }
+}

@@ -1,0 +1,192 @@
+//! Network options: what of E2B's rules becomes which access, and what is refused because it could not be kept.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use firkin_runtime::{
+    network::{EgressFilter, MAX_RULES},
+    sandbox::{Ingress, InternetAccess},
+};
+use firkin_wire::rest;
+use http::{StatusCode, uri::Authority};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    App,
+    error::ApiError,
+    extract::{Json, Sandbox},
+};
+
+/// Every destination, in the notation of `denyOut`.
+const ALL_TRAFFIC: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0);
+
+/// `PUT /sandboxes/{id}/network`: replaces the outbound rules; what is left out is cleared.
+pub(super) async fn update(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+    body: Json<rest::UpdateNetwork>,
+) -> Result<StatusCode, ApiError> {
+    let body = body.value;
+    app.count_unknown(&body.network.unknown);
+    if body.network.allow_public_traffic.is_some() || body.network.mask_request_host.is_some() {
+        return Err(ApiError::bad_request("only the outbound rules of a sandbox can be changed after it was created"));
+    }
+    app.runtime.set_internet(&id, internet(body.allow_internet_access, &body.network)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The outbound access that the rules describe.
+pub(super) fn internet(allow_internet: Option<bool>, rules: &rest::NetworkConfig) -> Result<InternetAccess, ApiError> {
+    refuse_unsupported(rules)?;
+    let mut deny = denied(rules.deny_out.as_deref().unwrap_or_default())?;
+    if allow_internet == Some(false) {
+        deny.push(ALL_TRAFFIC);
+    }
+    let allow = allowed(rules.allow_out.as_deref().unwrap_or_default(), deny.contains(&ALL_TRAFFIC))?;
+    for (list, name) in [(&allow, "allowOut"), (&deny, "denyOut")] {
+        if list.len() > MAX_RULES {
+            return Err(ApiError::bad_request(format!("`network.{name}` has {} entries, the limit is {MAX_RULES}", list.len())));
+        }
+    }
+    Ok(match (allow.is_empty(), deny.is_empty()) {
+        (_, true) => InternetAccess::Allowed,
+        // No way out at all is stronger than a rule.
+        (true, false) if deny.contains(&ALL_TRAFFIC) => InternetAccess::Denied,
+        _ => InternetAccess::Filtered(EgressFilter { allow, deny }),
+    })
+}
+
+/// The rules for traffic to the sandbox.
+pub(super) fn ingress(rules: &rest::NetworkConfig, secure: bool) -> Result<Ingress, ApiError> {
+    let private = rules.allow_public_traffic == Some(false);
+    if private && !secure {
+        return Err(ApiError::bad_request("`network.allowPublicTraffic: false` needs a secure sandbox"));
+    }
+    if let Some(mask) = &rules.mask_request_host {
+        // Any port will do to see whether a host name comes out.
+        let host = mask.replace("${PORT}", "1").parse::<Authority>();
+        if mask.is_empty() || mask.contains('@') || host.is_err() {
+            return Err(ApiError::bad_request(format!("`network.maskRequestHost` is not a host: `{mask}`")));
+        }
+    }
+    Ok(Ingress { private, mask_host: rules.mask_request_host.clone() })
+}
+
+fn refuse_unsupported(rules: &rest::NetworkConfig) -> Result<(), ApiError> {
+    let refused = [
+        (rules.dns_servers.is_some(), "network.dnsServers"),
+        (rules.egress_proxy.as_ref().is_some_and(|proxy| !proxy.is_null()), "network.egressProxy"),
+        (rules.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
+        (rules.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
+    ];
+    match refused.iter().find(|(asked, _)| *asked) {
+        Some((_, option)) => Err(ApiError::unsupported(option)),
+        None => Ok(()),
+    }
+}
+
+/// An address or a network.
+fn parse(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+fn denied(texts: &[String]) -> Result<Vec<Ipv4Net>, ApiError> {
+    let nets = texts.iter().map(|text| match parse(text) {
+        Some(IpNet::V4(net)) => Ok(Some(net.trunc())),
+        // Guests have no IPv6: it is denied whether or not someone says so.
+        Some(IpNet::V6(_)) => Ok(None),
+        None => Err(ApiError::bad_request(format!("invalid denied CIDR {text}"))),
+    });
+    nets.filter_map(Result::transpose).collect()
+}
+
+fn allowed(texts: &[String], all_denied: bool) -> Result<Vec<Ipv4Net>, ApiError> {
+    let nets = texts.iter().map(|text| match parse(text) {
+        Some(IpNet::V4(net)) => Ok(net.trunc()),
+        Some(IpNet::V6(_)) => Err(ApiError::bad_request(format!("`network.allowOut`: sandboxes have no IPv6, so no `{text}`"))),
+        None if !all_denied => Err(ApiError::bad_request(
+            "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic.",
+        )),
+        None => Err(ApiError::bad_request(format!(
+            "`network.allowOut` with domain names is not supported by this server (`{text}`); list addresses"
+        ))),
+    });
+    nets.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(body: &str) -> Result<InternetAccess, ApiError> {
+        let body: rest::UpdateNetwork = serde_json::from_str(body).unwrap();
+        internet(body.allow_internet_access, &body.network)
+    }
+
+    fn filtered(allow: &[&str], deny: &[&str]) -> InternetAccess {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        InternetAccess::Filtered(EgressFilter { allow: nets(allow), deny: nets(deny) })
+    }
+
+    #[test]
+    fn rules_become_the_access_they_describe() {
+        let table = [
+            ("{}", InternetAccess::Allowed),
+            (r#"{"allow_internet_access":true,"allowOut":[],"denyOut":[]}"#, InternetAccess::Allowed),
+            (r#"{"allowOut":["1.1.1.1"]}"#, InternetAccess::Allowed),
+            (r#"{"denyOut":["::/0"]}"#, InternetAccess::Allowed),
+            (r#"{"denyOut":["0.0.0.0/0"]}"#, InternetAccess::Denied),
+            (r#"{"denyOut":["0.0.0.0/0","8.8.8.8"]}"#, InternetAccess::Denied),
+            (r#"{"allow_internet_access":false}"#, InternetAccess::Denied),
+            (r#"{"denyOut":["8.8.8.8","10.1.2.3/8"]}"#, filtered(&[], &["8.8.8.8/32", "10.0.0.0/8"])),
+            (r#"{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"]}"#, filtered(&["1.1.1.1/32"], &["0.0.0.0/0"])),
+            (r#"{"allowOut":["1.1.1.0/24"],"allow_internet_access":false}"#, filtered(&["1.1.1.0/24"], &["0.0.0.0/0"])),
+        ];
+        for (body, expected) in table {
+            assert_eq!(parsed(body).unwrap(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused_and_named() {
+        let many = format!(r#"{{"denyOut":{:?}}}"#, vec!["8.8.8.8"; MAX_RULES + 1]);
+        let table = [
+            (r#"{"denyOut":["x.com"]}"#, "invalid denied CIDR x.com"),
+            (r#"{"denyOut":["8.8.8.8/33"]}"#, "invalid denied CIDR"),
+            (r#"{"allowOut":["x.com"]}"#, "ALL_TRAFFIC"),
+            (r#"{"allowOut":["*.x.com"],"denyOut":["0.0.0.0/0"]}"#, "domain names"),
+            (r#"{"allowOut":["2606:4700::1"],"denyOut":["0.0.0.0/0"]}"#, "IPv6"),
+            (r#"{"dnsServers":[]}"#, "dnsServers"),
+            (r#"{"egressProxy":{"address":"p:1"}}"#, "egressProxy"),
+            (r#"{"httpsPorts":[3000]}"#, "httpsPorts"),
+            (r#"{"rules":{"a.com":[]}}"#, "rules"),
+            (many.as_str(), "limit"),
+        ];
+        for (body, named) in table {
+            let error = parsed(body).unwrap_err().to_body();
+            assert_eq!(error.code, 400, "{body}");
+            assert!(error.message.contains(named), "{body}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_mask_must_be_a_host_and_privacy_needs_a_token() {
+        let rules = |mask: &str| rest::NetworkConfig { mask_request_host: Some(mask.into()), ..Default::default() };
+        for (mask, good) in [
+            ("custom.example.com", true),
+            ("custom.example.com:${PORT}", true),
+            ("${PORT}-x.example.com", true),
+            ("localhost:80", true),
+            ("", false),
+            ("a b", false),
+            ("a/b", false),
+            ("user@host", false),
+            ("a\r\nb: c", false),
+        ] {
+            assert_eq!(ingress(&rules(mask), true).is_ok(), good, "{mask:?}");
+        }
+        let private = rest::NetworkConfig { allow_public_traffic: Some(false), ..Default::default() };
+        assert!(ingress(&private, true).unwrap().private);
+        assert!(ingress(&private, false).is_err());
+    }
+}

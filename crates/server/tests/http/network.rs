@@ -1,0 +1,111 @@
+//! Network options through the API: what is kept and shown, who is let in, and what people see.
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::bench::Bench;
+
+/// A guest's server that answers with the head of the request it got.
+async fn echo_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 4096];
+            let read = stream.read(&mut head).await.unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {read}\r\nconnection: close\r\n\r\n");
+            stream.write_all(&[answer.as_bytes(), &head[..read]].concat()).await.unwrap();
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_private_sandbox_lets_in_only_who_shows_its_token() {
+    let bench = Bench::start().await;
+    let port = echo_port().await;
+    let body = r#"{"templateID":"base","network":{"allowPublicTraffic":false}}"#;
+    let created = bench.call("POST", "/v2/sandboxes", body).await.expect(201);
+    let (id, token) = (created.text("/sandboxID"), created.text("/trafficAccessToken"));
+    let ask = async |token: Option<&str>, port: u16| {
+        let mut request = bench.guest(id, port, "/");
+        if let Some(token) = token {
+            request.headers_mut().insert("e2b-traffic-access-token", token.parse().unwrap());
+        }
+        bench.answer(request).await
+    };
+    for (shown, what) in [(None, "missing"), (Some("wrong"), "not valid")] {
+        let answer = ask(shown, port).await.expect(403);
+        assert_eq!((answer.text("/sandboxId"), &answer.body["code"]), (id, &403.into()));
+        assert!(answer.text("/message").contains(what), "{answer:?}");
+    }
+    let answer = ask(Some(token), port).await.expect(200);
+    assert!(!answer.body.to_string().contains(token), "the guest must not see the token: {answer:?}");
+    // envd has a token of its own; nothing listens there in this bench.
+    ask(None, 49983).await.expect(502);
+
+    let (pause, connect) = (format!("/sandboxes/{id}/pause"), format!("/v2/sandboxes/{id}/connect"));
+    bench.call("POST", &pause, "").await.expect(204);
+    assert_eq!(bench.call("POST", &connect, "{}").await.expect(201).text("/trafficAccessToken"), token);
+    let forks = bench.call("POST", &format!("/sandboxes/{id}/fork"), "{}").await.expect(201);
+    assert_ne!(forks.text("/0/sandbox/trafficAccessToken"), token);
+    let public = bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#).await.expect(201);
+    assert!(public.body.get("trafficAccessToken").is_none());
+    let insecure = r#"{"templateID":"base","secure":false,"network":{"allowPublicTraffic":false}}"#;
+    bench.call("POST", "/sandboxes", insecure).await.expect(400);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn servers_in_a_guest_see_the_masked_host() {
+    let bench = Bench::start().await;
+    let (port, id) = (echo_port().await, bench.create(r#","network":{"maskRequestHost":"x.example:${PORT}"}"#).await);
+    let answer = bench.answer(bench.guest(&id, port, "/")).await.expect(200);
+    let head = answer.body.as_str().unwrap().to_lowercase();
+    assert!(head.contains(&format!("host: x.example:{port}\r\n")), "{head}");
+    let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    assert_eq!(detail.text("/network/maskRequestHost"), "x.example:${PORT}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn outbound_rules_are_kept_replaced_and_shown() {
+    let bench = Bench::start().await;
+    let id = bench.create(r#","network":{"allowOut":["1.1.1.1"],"denyOut":["0.0.0.0/0"]}"#).await;
+    let (path, network) = (format!("/sandboxes/{id}"), format!("/sandboxes/{id}/network"));
+    let shown = async || bench.call("GET", &path, "").await.expect(200).body["network"].clone();
+    assert_eq!(shown().await, serde_json::json!({ "allowOut": ["1.1.1.1"], "denyOut": ["0.0.0.0/0"] }));
+    bench.call("PUT", &network, r#"{"denyOut":["8.8.0.0/16"]}"#).await.expect(204);
+    assert_eq!(shown().await, serde_json::json!({ "allowOut": [], "denyOut": ["8.8.0.0/16"] }));
+    bench.call("PUT", &network, r#"{"allow_internet_access":false}"#).await.expect(204);
+    assert_eq!(bench.call("GET", &path, "").await.body["allowInternetAccess"], false);
+    bench.call("PUT", &network, "{}").await.expect(204);
+    assert!(shown().await.is_null());
+
+    bench.call("PUT", &network, r#"{"allowOut":["x.com"]}"#).await.expect(400);
+    bench.call("PUT", &network, r#"{"maskRequestHost":"x"}"#).await.expect(400);
+    bench.call("PUT", "/sandboxes/inone/network", "{}").await.expect(404);
+    bench.call("PUT", &network, r#"{"denyOut":["8.8.8.8"]}"#).await.expect(204);
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), "").await.expect(204);
+    bench.call("PUT", &network, "{}").await.expect(409);
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), "{}").await.expect(201);
+    assert_eq!(shown().await["denyOut"], serde_json::json!(["8.8.8.8"]));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_browser_gets_a_page_and_a_program_gets_json() {
+    let bench = Bench::start().await;
+    let ask = async |accept: &str| {
+        let mut request = bench.guest("inone", 3000, "/");
+        request.headers_mut().insert("accept", accept.parse().unwrap());
+        bench.answer(request).await.expect(502)
+    };
+    let page = ask("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8").await;
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    assert!(page.body.as_str().unwrap().contains("The sandbox was not found"), "{page:?}");
+    assert_eq!(ask("*/*").await.text("/message"), "The sandbox was not found");
+    bench.stop().await;
+}
