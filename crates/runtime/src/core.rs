@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     artifact::ArtifactStore,
     config::RuntimeConfig,
+    history::History,
     link::Links,
     metrics::Metrics,
     owner::{Handle, chain},
@@ -36,6 +37,7 @@ pub(crate) struct Core {
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
     pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
+    pub(crate) history: History,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
     /// Held for the life of the process: one server per state directory.
@@ -72,6 +74,7 @@ impl Core {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             api_keys: Mutex::new(parts.api_keys),
+            history: History::default(),
             sandboxes: Mutex::default(),
             collect: Notify::new(),
             lock: parts.lock,

@@ -741,3 +741,37 @@ pub enum NetworkError {
     #[error("cannot record the change of a sandbox's network")]
     Store(#[source] StoreError),
 }
+
+/// Why tags were not assigned or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TagError {
+    /// Nothing has this id or name.
+    #[error("template `{0}` does not exist")]
+    NotFound(String),
+    /// Not `name` or `name:tag`.
+    #[error("`{0}` is not the name of a template")]
+    InvalidName(String),
+    /// Not a tag.
+    #[error("`{0}` is not a tag: it must be lower-case letters, digits, `-`, `_` and `.`, and not a build's id")]
+    InvalidTag(String),
+    /// Too many tags at once, or none.
+    #[error("cannot change tags: name 1 to {max} of them")]
+    Count {
+        /// The most.
+        max: usize,
+    },
+    /// The tag that stands for a name without one.
+    #[error("cannot remove tag `default`")]
+    Default,
+    /// The name has no such tag.
+    #[error("tag `{tag}` of template `{name}` does not exist")]
+    NoSuchTag {
+        /// The tag.
+        tag: String,
+        /// The name.
+        name: String,
+    },
+    /// The database failed.
+    #[error("cannot change tags")]
+    Store(#[source] StoreError),
+}

@@ -34,6 +34,7 @@ use crate::{
         CreateError, DeadlineError, InvalidTimeout, KillError, NetworkError, NoSuchSandbox, ResumeError, RollbackError,
         SnapshotError,
     },
+    history::{Event, Level},
     metrics::Timing,
     runtime::{Connected, OnExit},
     sandbox::{InternetAccess, MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
@@ -185,6 +186,7 @@ impl Owner {
                     let sandbox = show(&record);
                     let (owner, handle) = Self::new(task, record, Phase::Running(running));
                     owner.core.sandboxes().insert(owner.record.id.clone(), handle);
+                    owner.note(Event::new(Level::Info, "sandbox created").with("template", &owner.record.template_id));
                     if reply.send(Ok(sandbox)).is_err() {
                         owner.end("its creator went away").await;
                     } else {
@@ -200,6 +202,7 @@ impl Owner {
     pub(crate) fn restore_paused(core: &Arc<Core>, record: SandboxRecord, held: Held) {
         let (owner, handle) = Self::new(Arc::clone(core), record, Phase::Paused(held));
         core.sandboxes().insert(owner.record.id.clone(), handle);
+        owner.note(Event::new(Level::Info, "sandbox found paused by a new server"));
         core.tasks.spawn(owner.run());
     }
 
@@ -208,6 +211,7 @@ impl Owner {
         let running = Box::new(Running::new(session, reservation));
         let (mut owner, handle) = Self::new(Arc::clone(core), record, Phase::Running(running));
         core.sandboxes().insert(owner.record.id.clone(), handle);
+        owner.note(Event::new(Level::Info, "sandbox taken over by a new server"));
         core.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
             owner.go_on().await;
@@ -245,10 +249,12 @@ impl Owner {
                 Wake::Deadline => self.deadline().await,
                 Wake::Ended(End::Silent) => {
                     tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
+                    self.note(Event::new(Level::Error, "neither the guest nor its machine answers; the sandbox ends"));
                     Next::Gone
                 }
                 Wake::Ended(End::Exited(exit)) => {
                     tracing::warn!(sandbox = %self.record.id, ?exit, "the machine of a sandbox ended");
+                    self.note(Event::new(Level::Warn, "the machine of the sandbox ended").with("exit", format!("{exit:?}")));
                     Next::Gone
                 }
             };
@@ -352,6 +358,7 @@ impl Owner {
             Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => {}
             Err(error) => {
                 tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at its deadline; trying again");
+                self.note(Event::new(Level::Error, "cannot pause the sandbox at its deadline").with("error", chain(&error)));
                 // Not lost for a full disk: another attempt follows until the snapshot succeeds or someone decides.
                 self.retry_at = Some(Instant::now() + PAUSE_RETRY);
             }
@@ -386,6 +393,11 @@ impl Owner {
         old
     }
 
+    /// Remembers what happened, for those who ask later.
+    fn note(&self, event: Event) {
+        self.core.history.note(&self.record.id, event);
+    }
+
     fn publish_view(&self) {
         self.view.send_replace(view(&self.record, &self.phase, self.changing));
     }
@@ -414,6 +426,7 @@ impl Owner {
             drop(running.reservation);
             tracing::info!(sandbox = %id, why, ?exit, "a sandbox ended");
         }
+        self.core.history.close(&id, Event::new(Level::Info, "sandbox ended").with("reason", why));
         let deleted = self.core.store.delete_sandbox(id).await.map_err(KillError::Store);
         self.core.collect();
         deleted

@@ -26,8 +26,9 @@ use crate::{
     disk::DiskPressureGuard,
     error::{
         BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox,
-        OpenError, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
+        OpenError, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError, TagError,
     },
+    history::{self, Event},
     instances::Instances,
     lineage::{self, LineageNode},
     link::Links,
@@ -39,6 +40,7 @@ use crate::{
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep::{self, Swept},
+    tags::{self, Tagged},
     template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
 };
 
@@ -349,6 +351,39 @@ impl Runtime {
         let (reply, result) = oneshot::channel();
         handle.commands.send(Command::Stats { reply }).await.map_err(|_| gone(id))?;
         result.await.map_err(|_| gone(id))
+    }
+
+    /// Resource use of a sandbox over the last half hour, oldest first. The newest sample is taken now where there is none of the
+    /// last seconds.
+    pub async fn samples(&self, id: &SandboxId) -> Result<Vec<firkin_wire::control::Stats>, NoSuchSandbox> {
+        let handle = self.handle(id)?;
+        let recent = |stats: &firkin_wire::control::Stats| {
+            Timestamp::now().as_second() - stats.ts < history::SAMPLE_EVERY.as_secs().cast_signed()
+        };
+        if !self.core.history.samples(id).last().is_some_and(recent) {
+            history::sample(&self.core.history, id, &handle).await;
+        }
+        Ok(self.core.history.samples(id))
+    }
+
+    /// Samples every running sandbox at an interval, until `stop` or the end of the runtime.
+    pub async fn sample_all(&self, stop: CancellationToken) {
+        history::sample_all(Arc::clone(&self.core), stop).await;
+    }
+
+    /// What happened to a sandbox, oldest first; also to one that ended, for a while.
+    pub fn events(&self, id: &SandboxId) -> Result<Vec<Event>, NoSuchSandbox> {
+        self.core.history.events(id).ok_or_else(|| gone(id))
+    }
+
+    /// Gives what `target` names further names: its own with each of `tags`. A tag that is in use moves.
+    pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
+        tags::assign(&self.core.store, target, tags).await
+    }
+
+    /// Takes tags of `name` away. All of them, or none when one is not there.
+    pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
+        tags::remove(&self.core.store, name, &tags).await
     }
 
     /// Runs a command in a running sandbox to its end.

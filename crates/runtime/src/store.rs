@@ -222,6 +222,34 @@ impl Store {
         .await
     }
 
+    /// Gives a template further names, taking them from whoever had them.
+    pub(crate) async fn add_names(&self, id: String, names: Vec<String>) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for name in &names {
+                tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, id])
+                    .map_err(sqlite("add a name"))?;
+            }
+            tx.commit().map_err(sqlite("commit names"))
+        })
+        .await
+    }
+
+    /// Removes names. When one of them is not there, it is returned and all stay.
+    pub(crate) async fn remove_names(&self, names: Vec<String>) -> Result<Option<String>, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for name in names {
+                if tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))? == 0 {
+                    return Ok(Some(name));
+                }
+            }
+            tx.commit().map_err(sqlite("commit names"))?;
+            Ok(None)
+        })
+        .await
+    }
+
     /// Counts one more sandbox of a template.
     pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
         self.run(move |c| {

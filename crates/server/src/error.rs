@@ -12,7 +12,7 @@ use firkin_runtime::{
     error::{
         BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
         LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError,
-        SnapshotRestoreError, StoreError,
+        SnapshotRestoreError, StoreError, TagError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
 };
@@ -341,6 +341,21 @@ impl From<DeadlineError> for ApiError {
             DeadlineError::NotFound(absent) => absent.into(),
             DeadlineError::InvalidTimeout(invalid) => invalid.into(),
             DeadlineError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<TagError> for ApiError {
+    fn from(error: TagError) -> Self {
+        match &error {
+            TagError::NotFound(reference) => Self::template_not_found(reference),
+            TagError::NoSuchTag { tag, name } => {
+                Self::new(StatusCode::NOT_FOUND, format!("tag '{tag}' does not exist for template '{name}'"))
+            }
+            TagError::InvalidName(_) | TagError::InvalidTag(_) | TagError::Count { .. } | TagError::Default => {
+                Self::bad_request(error.to_string())
+            }
+            TagError::Store(_) => Self::internal(&error),
         }
     }
 }

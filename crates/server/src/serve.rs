@@ -88,6 +88,10 @@ pub async fn serve(
         drain: shutdown.child_token(),
         cut: CancellationToken::new(),
     };
+    let sampler = tokio::spawn({
+        let (runtime, stop) = (app.runtime.clone(), server.drain.clone());
+        async move { runtime.sample_all(stop).await }
+    });
     let mut loops = JoinSet::new();
     for listener in listeners {
         loops.spawn(server.clone().accept(listener));
@@ -101,6 +105,8 @@ pub async fn serve(
         }
     }
     server.finish(&app).await;
+    // It was told to stop with the listeners, and does not panic.
+    drop(sampler.await);
     result
 }
 

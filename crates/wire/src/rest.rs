@@ -461,6 +461,122 @@ pub struct SandboxesMetrics {
     pub sandboxes: BTreeMap<String, SandboxMetric>,
 }
 
+/// How much a line of a log matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// For those who look for a fault.
+    Debug,
+    /// The ordinary.
+    Info,
+    /// Something is odd.
+    Warn,
+    /// Something failed.
+    Error,
+}
+
+/// One line of a log, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// When.
+    pub timestamp: Timestamp,
+    /// For people.
+    pub message: String,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// For programs.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// One line of a log as the first generation has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When.
+    pub timestamp: Timestamp,
+    /// A JSON object with `level`, `message`, `logger` and fields.
+    pub line: String,
+}
+
+/// `GET /sandboxes/{id}/logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLogs {
+    /// The lines.
+    pub logs: Vec<LogLine>,
+    /// The same, taken apart.
+    #[serde(rename = "logEntries")]
+    pub log_entries: Vec<LogEntry>,
+}
+
+/// `GET /v2/sandboxes/{id}/logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLogsV2 {
+    /// The lines.
+    pub logs: Vec<LogEntry>,
+}
+
+/// A team, in `GET /teams`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    /// Its id.
+    #[serde(rename = "teamID")]
+    pub team_id: String,
+    /// Its name.
+    pub name: String,
+    /// A key of it.
+    #[serde(rename = "apiKey")]
+    pub api_key: String,
+    /// Whether it is used when none is named.
+    #[serde(rename = "isDefault")]
+    pub is_default: bool,
+}
+
+/// `POST /templates/tags`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssignTags {
+    /// `name` or `name:tag`.
+    pub target: String,
+    /// What it shall be called too.
+    pub tags: Vec<String>,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedTags {
+    /// The tags.
+    pub tags: Vec<String>,
+    /// The build that they name.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+}
+
+/// `DELETE /templates/tags`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoveTags {
+    /// The name.
+    pub name: String,
+    /// Its tags that go.
+    pub tags: Vec<String>,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// One tag of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateTag {
+    /// The tag.
+    pub tag: String,
+    /// The build that it names.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// When that was made.
+    #[serde(rename = "createdAt")]
+    pub created_at: Timestamp,
+}
+
 /// How far a template build has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

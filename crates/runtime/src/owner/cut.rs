@@ -11,6 +11,7 @@ use crate::{
     artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
     core::Core,
     error::{PublishError, SnapshotError},
+    history::{Event, Level},
     metrics::Timing,
     sandbox::{Memory, SandboxId},
     session::After,
@@ -50,6 +51,7 @@ impl Owner {
             running.session.end().await;
             drop(running.reservation);
         }
+        self.note(Event::new(Level::Info, "sandbox paused").with("memory", (memory == Memory::Kept).to_string()));
         Ok(())
     }
 
@@ -59,6 +61,7 @@ impl Owner {
             Phase::Running(_) => {
                 let result = self.publish_cut(ArtifactKind::Continuation, memory).await?;
                 self.go_on().await;
+                self.note(Event::new(Level::Info, "state of the sandbox cut for a snapshot or forks"));
                 result
             }
             Phase::Paused(held) => {

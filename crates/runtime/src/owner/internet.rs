@@ -1,7 +1,11 @@
 //! Outbound network that changes while the sandbox runs.
 
 use super::{Owner, Phase};
-use crate::{error::NetworkError, sandbox::InternetAccess};
+use crate::{
+    error::NetworkError,
+    history::{Event, Level},
+    sandbox::InternetAccess,
+};
 
 impl Owner {
     /// Records the new rules, then puts them in force: a resume never has looser ones than its caller was told.
@@ -17,6 +21,9 @@ impl Owner {
         let applied = running.session.link.set_internet(&self.record.spec.internet).await;
         let applied = applied.map_err(|source| NetworkError::Apply { id: id.clone(), source });
         self.publish_view();
+        if applied.is_ok() {
+            self.note(Event::new(Level::Info, "outbound network changed"));
+        }
         applied
     }
 }

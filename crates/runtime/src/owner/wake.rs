@@ -12,6 +12,7 @@ use crate::{
     core::Core,
     error::{DeadlineError, ResumeError, SnapshotRestoreError},
     generation,
+    history::{Event, Level},
     metrics::Timing,
     pool, reboot,
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
@@ -68,6 +69,7 @@ impl Owner {
             start(&self.core, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
+        self.note(Event::new(Level::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.core.collect();
         Ok(show(&self.record))
     }

@@ -6,16 +6,19 @@ use axum::{
     Router,
     extract::OriginalUri,
     middleware::from_fn_with_state,
-    routing::{delete, get, post, put},
+    routing::{any, delete, get, post, put},
 };
 use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
 use http::StatusCode;
 
 mod create;
 mod lifecycle;
+mod logs;
 mod network;
 mod sandboxes;
 mod snapshots;
+mod tags;
+mod teams;
 mod templates;
 
 use crate::{App, auth, error::ApiError, listing::Query, metrics};
@@ -45,11 +48,20 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/templates", get(templates::list))
         .route("/v2/templates", get(templates::list_pages))
         .route("/templates/aliases/{alias}", get(templates::alias))
+        .route("/sandboxes/{id}/logs", get(logs::v1))
+        .route("/v2/sandboxes/{id}/logs", get(logs::v2))
+        .route("/templates/tags", post(tags::assign).delete(tags::remove))
+        .route("/templates/{id}/tags", get(tags::list))
         .route("/templates/{id}", get(templates::detail))
         .route("/templates/{id}", delete(templates::remove))
+        .route("/secrets", any(async || ApiError::unsupported("secrets")))
+        .route("/secrets/{id}", any(async || ApiError::unsupported("secrets")))
+        .route("/volumes", any(async || ApiError::unsupported("volumes")))
+        .route("/volumes/{id}", any(async || ApiError::unsupported("volumes")))
         .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
     Router::new()
         .route("/health", get(health))
+        .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))
         .route("/files", get(files).post(files))
         .merge(guarded)

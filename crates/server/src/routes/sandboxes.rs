@@ -66,7 +66,7 @@ pub(super) async fn kill(State(app): State<Arc<App>>, Sandbox(id): Sandbox) -> R
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `GET /sandboxes/{id}/metrics`: the present sample, if it lies in the window that was asked for.
+/// `GET /sandboxes/{id}/metrics`: the samples in the window that was asked for, oldest first. A paused sandbox has those of before.
 pub(super) async fn metrics(
     State(app): State<Arc<App>>,
     Sandbox(id): Sandbox,
@@ -78,14 +78,14 @@ pub(super) async fn metrics(
         Some(Err(_)) => Err(ApiError::bad_request(format!("`{name}` must be a number of seconds since 1970"))),
     };
     let (start, end) = (bound("start")?, bound("end")?);
-    let mut samples: Vec<_> = app.runtime.stats(&id).await?.as_ref().and_then(shape::metric).into_iter().collect();
+    let mut samples: Vec<_> = app.runtime.samples(&id).await?.iter().filter_map(shape::metric).collect();
     samples.retain(|sample| {
         start.is_none_or(|start| sample.timestamp_unix >= start) && end.is_none_or(|end| sample.timestamp_unix <= end)
     });
     Ok(Reply(samples))
 }
 
-/// `GET /sandboxes/metrics?sandbox_ids=`. Sandboxes that do not run are left out.
+/// `GET /sandboxes/metrics?sandbox_ids=`: the newest sample of each. Sandboxes without one are left out.
 pub(super) async fn metrics_of_many(
     State(app): State<Arc<App>>,
     query: Query,
@@ -97,8 +97,8 @@ pub(super) async fn metrics_of_many(
     let ids: Vec<SandboxId> = ids.into_iter().map(sandbox_id).collect::<Result<_, _>>()?;
     let app = &app;
     let sample = async |id: SandboxId| {
-        let stats = app.runtime.stats(&id).await.ok()??;
-        Some((id.to_string(), shape::metric(&stats)?))
+        let newest = app.runtime.samples(&id).await.ok()?.pop()?;
+        Some((id.to_string(), shape::metric(&newest)?))
     };
     let samples = futures::future::join_all(ids.into_iter().map(sample)).await;
     Ok(Reply(rest::SandboxesMetrics { sandboxes: samples.into_iter().flatten().collect() }))

@@ -6,6 +6,7 @@ mod agent;
 mod bench;
 mod control;
 mod data;
+mod history;
 mod lifecycle;
 mod listing;
 mod metrics;

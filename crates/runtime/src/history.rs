@@ -1,0 +1,253 @@
+//! What happened to each sandbox and what it used: two bounded rings, in memory.
+//!
+//! A question about the past is answered without asking the sandbox. The rings outlive it for a while, so that one that just ended
+//! can still be understood; they do not outlive the server.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use firkin_wire::control::Stats;
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    core::Core,
+    owner::{Access, Command, Handle},
+    sandbox::SandboxId,
+};
+
+/// Between two samples. E2B's clients ask every few seconds and wait half a minute for the first.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Samples kept of one sandbox: half an hour, 30 KiB.
+const MAX_SAMPLES: usize = 360;
+
+/// Events kept of one sandbox. A life has a handful; pausing and resuming for days has hundreds.
+const MAX_EVENTS: usize = 512;
+
+/// Sandboxes that ended and are still remembered.
+const MAX_ENDED: usize = 256;
+
+/// A guest that needs longer for its statistics is left alone for a while.
+const SAMPLE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// For how long: its owner waits for the answer, and has better things to do.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Sandboxes that are asked at once: each answer wakes a guest.
+const ASKED_AT_ONCE: usize = 8;
+
+/// How much an event matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What was asked for happened.
+    Info,
+    /// Something ended that nobody asked to end.
+    Warn,
+    /// Something that was asked for did not happen.
+    Error,
+}
+
+/// Something that happened to a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// How much it matters.
+    pub level: Level,
+    /// For people.
+    pub message: String,
+    /// For programs.
+    pub fields: BTreeMap<&'static str, String>,
+}
+
+impl Event {
+    pub(crate) fn new(level: Level, message: impl Into<String>) -> Self {
+        Self { at: Timestamp::now(), level, message: message.into(), fields: BTreeMap::new() }
+    }
+
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.fields.insert(name, value.into());
+        self
+    }
+}
+
+/// The rings of every sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct History(Mutex<Rings>);
+
+#[derive(Debug, Default)]
+struct Rings {
+    sandboxes: HashMap<SandboxId, Ring>,
+    /// Those that ended, the first that did in front.
+    ended: VecDeque<SandboxId>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    samples: VecDeque<Stats>,
+    /// Until when the guest is not asked.
+    quiet: Option<Instant>,
+}
+
+impl History {
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        // Nothing panics between a lock and its unlock here, so poisoned rings are still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note(&self, id: &SandboxId, event: Event) {
+        push(&mut self.rings().sandboxes.entry(id.clone()).or_default().events, event, MAX_EVENTS);
+    }
+
+    /// Notes the last event of a sandbox; the oldest of those that ended may be forgotten for it.
+    pub(crate) fn close(&self, id: &SandboxId, event: Event) {
+        self.note(id, event);
+        let mut rings = self.rings();
+        rings.ended.push_back(id.clone());
+        if rings.ended.len() > MAX_ENDED
+            && let Some(oldest) = rings.ended.pop_front()
+        {
+            rings.sandboxes.remove(&oldest);
+        }
+    }
+
+    /// `None` when the sandbox was never known, or is no longer.
+    pub(crate) fn events(&self, id: &SandboxId) -> Option<Vec<Event>> {
+        Some(self.rings().sandboxes.get(id)?.events.iter().cloned().collect())
+    }
+
+    pub(crate) fn samples(&self, id: &SandboxId) -> Vec<Stats> {
+        self.rings().sandboxes.get(id).map(|ring| ring.samples.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Remembers what the guest answered; one that did not is left alone for a while.
+    fn sampled(&self, id: &SandboxId, answer: Option<Stats>) {
+        let mut rings = self.rings();
+        let ring = rings.sandboxes.entry(id.clone()).or_default();
+        match answer {
+            // A guest's clock has whole seconds: asked twice within one, it says the same twice.
+            Some(stats) if ring.samples.back().is_some_and(|last| last.ts == stats.ts) => ring.quiet = None,
+            Some(stats) => {
+                push(&mut ring.samples, stats, MAX_SAMPLES);
+                ring.quiet = None;
+            }
+            None => ring.quiet = Some(Instant::now() + QUIET),
+        }
+    }
+
+    fn is_quiet(&self, id: &SandboxId) -> bool {
+        let rings = self.rings();
+        rings.sandboxes.get(id).and_then(|ring| ring.quiet).is_some_and(|until| Instant::now() < until)
+    }
+}
+
+fn push<T>(ring: &mut VecDeque<T>, item: T, most: usize) {
+    if ring.len() == most {
+        ring.pop_front();
+    }
+    ring.push_back(item);
+}
+
+/// Samples every running sandbox until `stop`.
+pub(crate) async fn sample_all(core: Arc<Core>, stop: CancellationToken) {
+    let mut ticks = interval(SAMPLE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+            () = core.stopping.cancelled() => return,
+        }
+        let handles: Vec<(SandboxId, Handle)> =
+            core.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
+        let history = &core.history;
+        let round = futures::stream::iter(handles).for_each_concurrent(ASKED_AT_ONCE, |(id, handle)| async move {
+            sample(history, &id, &handle).await;
+        });
+        tokio::select! {
+            () = round => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Takes one sample, unless the sandbox does not run, has something better to do or did not answer lately.
+pub(crate) async fn sample(history: &History, id: &SandboxId, handle: &Handle) {
+    let running = matches!(handle.view.borrow().access, Access::Running(_));
+    if !running || history.is_quiet(id) {
+        return;
+    }
+    let (reply, answer) = oneshot::channel();
+    // A full queue is an owner that has enough to do.
+    if handle.commands.try_send(Command::Stats { reply }).is_err() {
+        return;
+    }
+    match timeout(SAMPLE_DEADLINE, answer).await {
+        Ok(Ok(Some(stats))) => history.sampled(id, Some(stats)),
+        // It ended, or is paused by now.
+        Ok(Err(_)) => {}
+        Ok(Ok(None)) if !matches!(handle.view.borrow().access, Access::Running(_)) => {}
+        Ok(Ok(None)) | Err(_) => history.sampled(id, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> SandboxId {
+        format!("i{number}").parse().unwrap()
+    }
+
+    fn stats(ts: i64) -> Stats {
+        Stats { ts, cpu_count: 1, cpu_used_pct: 0.0, mem_total: 1, mem_used: 1, mem_cache: 0, disk_used: 0, disk_total: 1 }
+    }
+
+    #[test]
+    fn rings_keep_the_newest_and_nothing_twice() {
+        let history = History::default();
+        for n in 0..MAX_EVENTS + 3 {
+            history.note(&id(1), Event::new(Level::Info, n.to_string()));
+        }
+        let events = history.events(&id(1)).unwrap();
+        assert_eq!((events.len(), events[0].message.as_str()), (MAX_EVENTS, "3"));
+        for ts in 0..i64::try_from(MAX_SAMPLES).unwrap() + 2 {
+            history.sampled(&id(1), Some(stats(ts)));
+            history.sampled(&id(1), Some(stats(ts)));
+        }
+        let samples = history.samples(&id(1));
+        assert_eq!((samples.len(), samples[0].ts), (MAX_SAMPLES, 2));
+    }
+
+    #[test]
+    fn those_that_ended_are_remembered_for_a_while() {
+        let history = History::default();
+        for n in 0..=MAX_ENDED {
+            history.close(&id(n), Event::new(Level::Info, "ended"));
+        }
+        assert_eq!(history.events(&id(0)), None);
+        assert!(history.events(&id(1)).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_answer_is_left_alone_for_a_while() {
+        let history = History::default();
+        history.sampled(&id(1), None);
+        assert!(history.is_quiet(&id(1)));
+        tokio::time::advance(QUIET).await;
+        assert!(!history.is_quiet(&id(1)));
+        history.sampled(&id(2), None);
+        history.sampled(&id(2), Some(stats(1)));
+        assert!(!history.is_quiet(&id(2)));
+    }
+}

@@ -1,0 +1,59 @@
+"""Network options of a sandbox: who is let in, under which name they come, and which rules are taken."""
+
+import httpx
+import pytest
+from support import start_guest_program
+
+PORT = 8000
+
+
+def test_a_signed_url_needs_no_sandbox_id(driver, spawn):
+    sandbox = spawn()
+    sandbox.files.write("/home/user/signed.txt", "signed")
+    url = sandbox.download_url("/home/user/signed.txt")
+    # As a person would open it: nothing but the URL.
+    assert httpx.get(url).text == "signed"
+    assert httpx.get(url.replace("signed.txt", "other.txt")).status_code == 401
+    expired = sandbox.download_url("/home/user/signed.txt", use_signature_expiration=-10)
+    refused = httpx.get(expired)
+    assert (refused.status_code, refused.json()["message"]) == (401, "signature is already expired")
+
+
+def test_a_private_sandbox_wants_its_traffic_token(driver, spawn, api):
+    sandbox = spawn(network={"allow_public_traffic": False})
+    start_guest_program(sandbox, "peer.py", PORT, str(PORT))
+    with api.through_proxy(sandbox.sandbox_id, PORT) as web:
+        assert web.get("/").status_code == 403
+        assert web.get("/", headers={"e2b-traffic-access-token": "wrong"}).status_code == 403
+        answer = web.get("/", headers={"e2b-traffic-access-token": sandbox.traffic_access_token})
+    assert answer.status_code == 200
+    assert sandbox.traffic_access_token not in answer.text
+
+
+def test_servers_in_the_guest_see_the_masked_host(driver, spawn, api):
+    sandbox = spawn(network={"mask_request_host": "masked.example:${PORT}"})
+    start_guest_program(sandbox, "peer.py", PORT, str(PORT))
+    with api.through_proxy(sandbox.sandbox_id, PORT) as web:
+        headers = {name.lower(): value for name, value in web.get("/").json()["headers"].items()}
+    assert headers["host"] == f"masked.example:{PORT}"
+
+
+def test_rules_are_replaced_and_survive_a_pause(driver, spawn, api):
+    sandbox = spawn(network={"deny_out": ["0.0.0.0/0"], "allow_out": ["192.0.2.1"]})
+    shown = lambda: api.http.get(f"/sandboxes/{sandbox.sandbox_id}").json().get("network")
+    assert shown() == {"allowOut": ["192.0.2.1"], "denyOut": ["0.0.0.0/0"]}
+    sandbox.update_network({"deny_out": ["198.51.100.0/24"]})
+    sandbox.pause()
+    sandbox.connect()
+    assert shown() == {"allowOut": [], "denyOut": ["198.51.100.0/24"]}
+    assert sandbox.commands.run("echo still here").stdout == "still here\n"
+    sandbox.update_network({})
+    assert shown() is None
+
+
+@pytest.mark.parametrize("network", [{"allow_out": ["example.com"]}, {"deny_out": ["example.com"]}])
+def test_rules_that_cannot_be_kept_are_refused(driver, spawn, network):
+    import e2b
+
+    with pytest.raises(e2b.SandboxException, match="400"):
+        spawn(network=network)
