@@ -39,9 +39,11 @@ mod routes;
 mod serve;
 mod sever;
 mod shape;
+mod tls;
 mod unread;
 
 pub use serve::{ServeError, serve};
+pub use tls::{Listener, TlsError, TlsIdentity};
 
 use error::ProxyError;
 use idempotency::Keys;

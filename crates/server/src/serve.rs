@@ -19,6 +19,7 @@ use hyper_util::{
     server::conn::auto::Builder,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
@@ -29,6 +30,7 @@ use tower::ServiceExt;
 use crate::{
     App, ServerConfig, assemble,
     sever::{Sever, Severable},
+    tls::{Listener, TlsIdentity},
 };
 
 /// How long a connection may lie idle between two requests, the head of the next included (hyper counts both as one). Longer
@@ -70,7 +72,7 @@ pub enum ServeError {
 /// Serves both planes on every listener until `shutdown` is cancelled, then lets requests under way finish for
 /// [`ServerConfig::shutdown_grace`] and cuts the rest. The runtime goes on: stopping it is the caller's next step.
 pub async fn serve(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     runtime: Runtime,
     config: ServerConfig,
     shutdown: CancellationToken,
@@ -94,7 +96,11 @@ pub async fn serve(
     });
     let mut loops = JoinSet::new();
     for listener in listeners {
-        loops.spawn(server.clone().accept(listener));
+        let (listener, identity) = match listener {
+            Listener::Plain(listener) => (listener, None),
+            Listener::Tls(listener, identity) => (listener, Some(identity)),
+        };
+        loops.spawn(server.clone().accept(listener, identity));
     }
     let mut result = Ok(());
     while let Some(ended) = loops.join_next().await {
@@ -121,7 +127,7 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener) -> Result<(), ServeError> {
+    async fn accept(self, listener: TcpListener, identity: Option<TlsIdentity>) -> Result<(), ServeError> {
         loop {
             let next = async {
                 // The semaphore is never closed; without a permit there would be no connection to serve.
@@ -138,7 +144,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.connections.spawn(self.clone().connection(stream, peer, permit));
+                    self.connections.spawn(self.clone().greet(stream, peer, identity.clone(), permit));
                 }
                 Err(error) if is_passing(&error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -153,13 +159,34 @@ impl Server {
         }
     }
 
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    /// Serves a connection, after its handshake if it is an encrypted one.
+    async fn greet(self, stream: TcpStream, peer: SocketAddr, identity: Option<TlsIdentity>, permit: OwnedSemaphorePermit) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot disable the delay of small packets");
         }
-        let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
-        let (first, sever) = (Arc::clone(&spoke), Sever::default());
+        let sever = Sever::default();
         let stream = Severable::new(stream, sever.clone());
+        match identity {
+            None => self.connection(stream, peer, sever).await,
+            Some(TlsIdentity(acceptor)) => {
+                let handshake = tokio::time::timeout(self.head_deadline, acceptor.accept(stream));
+                let handshake = tokio::select! {
+                    () = self.drain.cancelled() => return,
+                    handshake = handshake => handshake,
+                };
+                match handshake {
+                    Ok(Ok(stream)) => self.connection(stream, peer, sever).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "a handshake failed"),
+                    Err(_) => tracing::debug!(%peer, "a handshake did not end in time"),
+                }
+            }
+        }
+        drop(permit);
+    }
+
+    async fn connection(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: SocketAddr, sever: Sever) {
+        let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
+        let first = Arc::clone(&spoke);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
             first.store(true, Ordering::Relaxed);
@@ -195,7 +222,6 @@ impl Server {
                 }
             }
         }
-        drop(permit);
     }
 
     /// Waits for what is under way, but not for ever.
