@@ -52,13 +52,22 @@ pub(crate) struct ServeArgs {
     /// Address and port to serve on [default: 127.0.0.1:3000]
     #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Domain of the sandboxes' host names, as in PORT-ID.DOMAIN
+    /// Domain of the sandboxes' host names, as in PORT-ID.DOMAIN [default with --tls-listen: firkin.localhost]
     #[arg(long, env = "FIRKIN_DOMAIN", hide_env_values = true)]
     pub(crate) domain: Option<String>,
     /// Sandboxes to keep restored and ready, of each template or of one; more under demand, none for 0; may be repeated
     /// [default: 2 for up, else 0]
     #[arg(long, value_name = "[TEMPLATE=]COUNT", value_parser = warm)]
     pub(crate) warm: Vec<Warm>,
+    /// Serve HTTPS here too, for <https://PORT-ID.DOMAIN>
+    #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_TLS_LISTEN", hide_env_values = true)]
+    pub(crate) tls_listen: Option<SocketAddr>,
+    /// Certificate chain for *.DOMAIN, PEM [default: one by an authority of the server's own]
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_listen", "domain"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// What becomes of running sandboxes when the server stops [default: kill]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_exit: Option<OnExit>,

@@ -3,7 +3,10 @@
 //! `server.json` names the address of the server that runs now; `api-key` holds the key in plain for whoever may read a file of
 //! mode 0600 there. Both are hints for clients only: the server itself trusts neither, it compares keys with its store.
 
-use std::{io::Write as _, path::Path};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
@@ -24,7 +27,22 @@ pub(crate) struct ServerFile {
     /// How its guests' instructions are executed, for people.
     #[serde(default)]
     pub(crate) acceleration: String,
+    /// HTTPS by host names, if it is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) https: Option<Https>,
 }
+
+/// How clients on this host use HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Https {
+    /// Domain of the sandboxes' host names, with its port.
+    pub(crate) domain: String,
+    /// Certificates to trust: this host's and the server's own authority's. Absent when the server has the operator's.
+    pub(crate) bundle: Option<PathBuf>,
+}
+
+/// Where Debian keeps the certificates that programs trust.
+const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// The largest file that is read as one of ours.
 const SIZE_LIMIT: u64 = 4096;
@@ -76,6 +94,15 @@ fn read_small(path: &Path) -> anyhow::Result<Option<String>> {
     }
 }
 
+/// Keeps what clients on this host must trust: what they trusted before, and the server's own authority.
+pub(crate) fn write_bundle(path: &Path, authority: &Path) -> anyhow::Result<()> {
+    let mut text = fs::read_to_string(authority)?;
+    if let Ok(system) = fs::read_to_string(SYSTEM_BUNDLE) {
+        text.push_str(&system);
+    }
+    replace(path, &text, 0o644)
+}
+
 fn replace(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
@@ -94,6 +121,8 @@ pub(crate) struct Target {
     pub(crate) sandbox_url: String,
     /// API key.
     pub(crate) api_key: String,
+    /// HTTPS by host names, if it is served.
+    pub(crate) https: Option<Https>,
 }
 
 /// Finds the server that client commands talk to.
@@ -105,10 +134,10 @@ pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
                 .clone()
                 .ok_or_else(|| anyhow!("E2B_API_URL is set, but E2B_API_KEY is not"))
                 .hint("`eval \"$(firkin env)\"` sets both")?;
-            Ok(Target { api_url: api_url.clone(), sandbox_url: sandbox_url.clone(), api_key })
+            Ok(Target { api_url: api_url.clone(), sandbox_url: sandbox_url.clone(), api_key, https: None })
         }
         ServerSource::StateDir => {
-            let Some(ServerFile { url, .. }) = ServerFile::read(&settings.server_file())? else {
+            let Some(ServerFile { url, https, .. }) = ServerFile::read(&settings.server_file())? else {
                 return Err(anyhow!("no server runs with state directory `{}`", settings.state_dir.display()))
                     .hint(start)
                     .status(ExitStatus::Unreachable);
@@ -123,7 +152,7 @@ pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
                         .hint("run as the user that runs the server, or set E2B_API_KEY and E2B_API_URL");
                 }
             };
-            Ok(Target { api_url: url.clone(), sandbox_url: url, api_key })
+            Ok(Target { api_url: url.clone(), sandbox_url: url, api_key, https })
         }
     }
 }
@@ -148,13 +177,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), &Surroundings::default());
         let url = "http://127.0.0.1:4321".to_owned();
-        let file = ServerFile { url, pid: 7, acceleration: "kvm".to_owned() };
+        let file = ServerFile { url, pid: 7, acceleration: "kvm".to_owned(), https: None };
         file.write(&settings.server_file()).unwrap();
         write_api_key(&settings.api_key_file(), "e2b_00ff").unwrap();
         assert_eq!(fs::metadata(settings.api_key_file()).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(
             find(&settings).unwrap(),
-            Target { api_url: file.url.clone(), sandbox_url: file.url.clone(), api_key: "e2b_00ff".to_owned() }
+            Target { api_url: file.url.clone(), sandbox_url: file.url.clone(), api_key: "e2b_00ff".to_owned(), https: None }
         );
 
         let newer = ServerFile { pid: 8, ..file.clone() };

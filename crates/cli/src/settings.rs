@@ -17,6 +17,8 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr
 const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";
 /// One create is answered from the pool while the next session is being made. The other commands make few sandboxes, or none.
 const DEFAULT_WARM: u32 = 2;
+/// Below `localhost` (RFC 6761), so that names need no server: the C library's `myhostname` module resolves them.
+pub(crate) const LOCAL_DOMAIN: &str = "firkin.localhost";
 const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
 
 /// What the program reads of its surroundings, so that resolution is a pure function.
@@ -87,6 +89,15 @@ pub(crate) enum ServerSource {
     },
 }
 
+/// How HTTPS is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tls {
+    /// Where.
+    pub(crate) listen: SocketAddr,
+    /// The operator's certificate chain and key; absent for an authority of the server's own.
+    pub(crate) files: Option<(PathBuf, PathBuf)>,
+}
+
 /// Everything that is decided before a command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -112,10 +123,12 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     /// The address was chosen by the user, so no other will do.
     pub(crate) listen_chosen: bool,
-    /// Domain of the sandboxes' host names.
+    /// Domain of the sandboxes' host names, with the port of HTTPS unless that is 443.
     pub(crate) domain: Option<String>,
     /// Sandboxes to keep restored and ready.
     pub(crate) warm: WarmConfig,
+    /// HTTPS, if it is served.
+    pub(crate) tls: Option<Tls>,
     /// What becomes of running sandboxes when the server stops.
     pub(crate) on_exit: OnExit,
     /// What of the host is promised to sandboxes.
@@ -199,6 +212,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         listen_chosen: serve.listen.is_some(),
         domain: serve.domain.clone(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
+        domain: domain(serve),
+        tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         promises: Promises::resolve(&serve.capacity),
     }
@@ -214,6 +229,12 @@ fn warm(serve: &ServeArgs, default: u32) -> WarmConfig {
         }
     }
     config
+/// The domain that clients are told. With HTTPS it names the port too, because clients make URLs of it.
+fn domain(serve: &ServeArgs) -> Option<String> {
+    let Some(tls) = serve.tls_listen else { return serve.domain.clone() };
+    let domain = serve.domain.as_deref().unwrap_or(LOCAL_DOMAIN);
+    let named = tls.port() == 443 || domain.contains(':');
+    Some(if named { domain.to_owned() } else { format!("{domain}:{}", tls.port()) })
 }
 
 /// The engine's processes run elsewhere: no path may depend on the working directory.
@@ -290,6 +311,16 @@ mod tests {
         let named = resolved("firkin sandbox ls --state-dir /s", &around);
         assert_eq!(named.server, ServerSource::StateDir);
         assert_eq!(named.state_option(), " --state-dir /s");
+    }
+
+    #[test]
+    fn with_https_the_domain_names_its_port() {
+        let domain = |line: &str| resolved(line, &Surroundings::default()).domain;
+        assert_eq!(domain("firkin up"), None);
+        assert_eq!(domain("firkin up --domain a.test").as_deref(), Some("a.test"));
+        assert_eq!(domain("firkin up --tls-listen 127.0.0.1:3443").as_deref(), Some("firkin.localhost:3443"));
+        assert_eq!(domain("firkin up --tls-listen 0.0.0.0:443 --domain a.test").as_deref(), Some("a.test"));
+        assert_eq!(domain("firkin up --tls-listen 0.0.0.0:8443 --domain a.test:443").as_deref(), Some("a.test:443"));
     }
 
     #[test]

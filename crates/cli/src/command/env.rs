@@ -22,13 +22,25 @@ pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<ExitStatus>
     Ok(ExitStatus::Success)
 }
 
-fn variables(target: &Target) -> BTreeMap<&'static str, &str> {
-    [("E2B_API_KEY", &target.api_key), ("E2B_API_URL", &target.api_url), ("E2B_SANDBOX_URL", &target.sandbox_url)]
-        .map(|(name, value)| (name, value.as_str()))
-        .into()
+fn variables(target: &Target) -> BTreeMap<&'static str, String> {
+    let mut variables = BTreeMap::from([
+        ("E2B_API_KEY", target.api_key.clone()),
+        ("E2B_API_URL", target.api_url.clone()),
+        ("E2B_SANDBOX_URL", target.sandbox_url.clone()),
+    ]);
+    if let Some(https) = &target.https {
+        variables.insert("E2B_DOMAIN", https.domain.clone());
+        if let Some(bundle) = &https.bundle {
+            // OpenSSL and Python by the one, Node.js by the other; so that `https://` of `get_host()` is trusted.
+            for name in ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"] {
+                variables.insert(name, bundle.display().to_string());
+            }
+        }
+    }
+    variables
 }
 
-fn exports(variables: &BTreeMap<&str, &str>) -> String {
+fn exports(variables: &BTreeMap<&str, String>) -> String {
     variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
 }
 
@@ -41,17 +53,22 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serverfile::Https;
 
     #[test]
     fn the_lines_are_what_a_shell_evaluates() {
         let url = "http://127.0.0.1:3000".to_owned();
-        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: "e2b_0a".to_owned() };
+        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: "e2b_0a".to_owned(), https: None };
         assert_eq!(
             exports(&variables(&target)),
             "export E2B_API_KEY=e2b_0a\n\
              export E2B_API_URL=http://127.0.0.1:3000\n\
              export E2B_SANDBOX_URL=http://127.0.0.1:3000\n"
         );
+        let https = Https { domain: "firkin.localhost:3443".to_owned(), bundle: Some("/s/tls/bundle.pem".into()) };
+        let secure = exports(&variables(&Target { https: Some(https), ..target }));
+        assert!(secure.contains("export E2B_DOMAIN=firkin.localhost:3443\n"), "{secure}");
+        assert!(secure.contains("export SSL_CERT_FILE=/s/tls/bundle.pem\n"), "{secure}");
         assert_eq!(quoted("a b'c;$d"), r"'a b'\''c;$d'");
         assert_eq!(quoted("[::1]"), "'[::1]'");
     }

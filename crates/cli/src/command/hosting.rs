@@ -31,7 +31,7 @@ use firkin_runtime::{
     runtime::{OnExit, Runtime},
     template::{BuildTemplate, TemplateInfo},
 };
-use firkin_server::{ServeError, ServerConfig};
+use firkin_server::{Listener, ServeError, ServerConfig, TlsIdentity};
 use fs_err as fs;
 use tokio::{
     net::TcpSocket,
@@ -44,8 +44,8 @@ use crate::{
     args::Accel,
     failure::{Advise as _, advised},
     progress::Progress,
-    serverfile::{self, ServerFile, Target},
-    settings::Settings,
+    serverfile::{self, Https, ServerFile, Target},
+    settings::{Settings, Tls},
 };
 
 /// The template that every host has.
@@ -293,11 +293,12 @@ impl Host {
             let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
             let address = listener.local_addr().context("cannot read the address of the listener")?;
             let url = format!("http://{}", reachable(address));
-            let file = ServerFile { url, pid: std::process::id(), acceleration: self.acceleration() };
+            let (https, secure) = https(settings)?.unzip();
+            let file = ServerFile { url, pid: std::process::id(), acceleration: self.acceleration(), https };
             file.write(&path)?;
-            anyhow::Ok((listener, file))
+            anyhow::Ok((std::iter::once(Listener::from(listener)).chain(secure).collect(), file))
         };
-        let (listener, file) = match listening() {
+        let (listeners, file) = match listening() {
             Ok(parts) => parts,
             Err(error) => {
                 self.runtime.shutdown(OnExit::Kill).await;
@@ -307,10 +308,31 @@ impl Host {
         let url = file.url.clone();
         let shutdown = CancellationToken::new();
         let config = ServerConfig { domain: settings.domain.clone(), ..ServerConfig::default() };
-        let task = tokio::spawn(firkin_server::serve(vec![listener], self.runtime.clone(), config, shutdown.clone()));
-        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key };
+        let task = tokio::spawn(firkin_server::serve(listeners, self.runtime.clone(), config, shutdown.clone()));
+        let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key, https: file.https.clone() };
         Ok(Server { target, runtime: self.runtime, shutdown, task, file, path })
     }
+}
+
+/// HTTPS, if it is to be served: what clients are told, and where it comes in.
+fn https(settings: &Settings) -> anyhow::Result<Option<(Https, Listener)>> {
+    let (Some(Tls { listen, files }), Some(domain)) = (&settings.tls, &settings.domain) else { return Ok(None) };
+    let name = domain.split(':').next().unwrap_or(domain);
+    let (identity, bundle) = match files {
+        Some((chain, key)) => (TlsIdentity::from_files(chain, key)?, None),
+        None => {
+            let dir = settings.state_dir.join("tls");
+            let (identity, authority) = TlsIdentity::internal(&dir, name)?;
+            let bundle = dir.join("bundle.pem");
+            serverfile::write_bundle(&bundle, &authority)?;
+            (identity, Some(bundle))
+        }
+    };
+    let taken = take(*listen).and_then(|socket| socket.listen(BACKLOG));
+    let listener = taken
+        .with_context(|| format!("cannot serve HTTPS on `{listen}`"))
+        .hint("another program may use it: choose another address with `--tls-listen`")?;
+    Ok(Some((Https { domain: domain.clone(), bundle }, Listener::Tls(listener, identity))))
 }
 
 /// Where clients on this host reach a listener: one on every address is reached by loopback.

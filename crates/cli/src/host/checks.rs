@@ -132,6 +132,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     checks.push(namespaces().await.named("network namespaces", "each machine has a network of its own"));
     checks.push(nftables().named("nftables", "guests must not reach this host, and reach the internet by masquerade"));
     checks.push(forwarding().named("forwarding", "guests reach the internet through this host"));
+    checks.push(host_names().await.named("host names", "`https://PORT-ID.firkin.localhost` on this host"));
     checks.push(disk(&places.cache_dir).named("disk for the cache", "the guest system is built and kept there"));
     checks.push(disk(&places.state_dir).named("disk for state", "templates, snapshots and sandboxes' disks"));
     checks.push(memory().named("memory", "sandboxes live in it"));
@@ -206,6 +207,21 @@ fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
     places.map(|place| place.join(program)).find(|candidate| candidate.is_file())
+}
+
+/// Whether names below the local domain are this host's, which RFC 6761 asks for and the C library leaves to a module.
+async fn host_names() -> Finding {
+    let name = format!("3000-iabc.{}", crate::settings::LOCAL_DOMAIN);
+    let found = tokio::time::timeout(ASK_DEADLINE, tokio::net::lookup_host((name.as_str(), 443))).await;
+    let local = found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.any(|address| address.ip().is_loopback())));
+    if local {
+        Finding::ok(format!("{name} is this host"))
+    } else {
+        Finding {
+            lack: Some(Lack::Package("libnss-myhostname")),
+            ..Finding::warn(format!("{name} is not resolved"), "`firkin doctor --fix` installs libnss-myhostname")
+        }
+    }
 }
 
 async fn package_sources() -> Finding {

@@ -112,7 +112,7 @@ impl Bench {
             shutdown_grace: Duration::from_millis(200),
             ..ServerConfig::default()
         };
-        let server = tokio::spawn(serve(vec![listener], runtime.clone(), config, shutdown.clone()));
+        let server = tokio::spawn(serve(vec![listener.into()], runtime.clone(), config, shutdown.clone()));
         Self { address, runtime, shutdown, server, key, _dir: dir }
     }
 
