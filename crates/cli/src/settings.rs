@@ -210,7 +210,6 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         accel: host.accel.unwrap_or(Accel::Auto),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
         listen_chosen: serve.listen.is_some(),
-        domain: serve.domain.clone(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
         domain: domain(serve),
         tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
@@ -229,6 +228,8 @@ fn warm(serve: &ServeArgs, default: u32) -> WarmConfig {
         }
     }
     config
+}
+
 /// The domain that clients are told. With HTTPS it names the port too, because clients make URLs of it.
 fn domain(serve: &ServeArgs) -> Option<String> {
     let Some(tls) = serve.tls_listen else { return serve.domain.clone() };

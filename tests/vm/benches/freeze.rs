@@ -1,5 +1,6 @@
-//! How long a guest stands still while its state is cut, against the simplest thing that QEMU offers for the same.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! How long a guest stands still while its state is cut, against the simplest thing that QEMU offers for the same:
+//! `cargo bench -p firkin-vm-tests --bench freeze`, on a machine that does nothing else.
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends by panicking")]
 
 use std::{
     io::{BufRead, BufReader, IoSlice, Write},
@@ -29,12 +30,10 @@ const DIRTY_BYTES: usize = 20 << 20;
 const STRETCH_BYTES: usize = 2 << 20;
 /// Cuts that are measured; the median counts.
 const CUTS: usize = 5;
-/// The freeze may take this part of a full migration.
-const PART: u32 = 20;
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::main]
 #[expect(clippy::print_stderr, reason = "a measurement is shown")]
-async fn a_freeze_is_a_small_part_of_a_full_migration() {
+async fn main() {
     let Some(harness) = QemuHarness::open().await else { return };
     let template = template(&harness).await;
     let spec = harness.restore_spec(&template).await;
@@ -80,7 +79,6 @@ async fn a_freeze_is_a_small_part_of_a_full_migration() {
     let mut machine = harness.engine.adopt(&dir).await.unwrap();
     machine.kill().await;
     eprintln!("freeze {freeze:?}, full migration to a file {migration:?}: {:.4}", freeze.as_secs_f64() / migration.as_secs_f64());
-    assert!(freeze * PART <= migration, "the freeze took {freeze:?}, a full migration {migration:?}");
 }
 
 async fn template(harness: &QemuHarness) -> Snapshot {
