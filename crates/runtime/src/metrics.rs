@@ -16,7 +16,10 @@ use prometheus_client::{
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget};
+use crate::{
+    capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget},
+    pool::PoolStatus,
+};
 
 /// Upper bounds of the histograms, in seconds. Dense where restores and first outputs lie, with and without hardware
 /// virtualisation; the last is the longest that anything but a template build may take.
@@ -126,11 +129,12 @@ struct Outcome {
 }
 
 /// What a runtime looks like at one instant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) running: usize,
     pub(crate) paused: usize,
     pub(crate) capacity: CapacityView,
+    pub(crate) pool: PoolStatus,
 }
 
 /// Everything that is counted and timed in one runtime.
@@ -151,6 +155,8 @@ struct Gauges {
     sessions: Family<Kind, Gauge>,
     waiting: Gauge,
     requests: Family<Outcome, Counter>,
+    shelved: Family<State, Gauge>,
+    pooled: Family<Outcome, Counter>,
     resident: Gauge,
 }
 
@@ -212,11 +218,13 @@ impl Gauges {
         registry.register("sessions", "Sessions that hold capacity, by class", self.sessions.clone());
         registry.register("queue_length", "Requests that wait for capacity", self.waiting.clone());
         registry.register("admissions", "What became of requests for capacity since the start", self.requests.clone());
+        registry.register("pool_sessions", "Warm sessions of all templates: wanted, ready, being made", self.shelved.clone());
+        registry.register("pool_events", "What became of claims and of warm sessions since the start", self.pooled.clone());
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
     }
 
     fn set(&self, live: &Live) {
-        let Live { running, paused, capacity } = live;
+        let Live { running, paused, capacity, pool } = live;
         for (state, count) in [("running", *running), ("paused", *paused)] {
             self.sandboxes.get_or_create(&State { state }).set(number(count));
         }
@@ -242,7 +250,31 @@ impl Gauges {
         for (outcome, count) in outcomes {
             self.requests.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
         }
+        self.set_pool(pool);
         self.resident.set(number(resident_bytes()));
+    }
+
+    fn set_pool(&self, pool: &PoolStatus) {
+        let shelves = || pool.templates.values();
+        for (state, count) in [
+            ("wanted", shelves().map(|shelf| shelf.wanted).sum::<usize>()),
+            ("ready", shelves().map(|shelf| shelf.ready).sum()),
+            ("making", shelves().map(|shelf| shelf.making).sum()),
+        ] {
+            self.shelved.get_or_create(&State { state }).set(number(count));
+        }
+        for (outcome, count) in [
+            ("hit", pool.hits),
+            ("miss", pool.misses),
+            ("failed_claim", pool.failed_claims),
+            ("refill", pool.refills),
+            ("failed_refill", pool.failed_refills),
+            ("eviction", pool.evictions),
+            ("retired", pool.retired),
+            ("lost", pool.lost),
+        ] {
+            self.pooled.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
+        }
     }
 }
 

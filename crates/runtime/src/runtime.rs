@@ -534,7 +534,7 @@ impl Runtime {
     pub fn render_metrics(&self) -> String {
         let sandboxes = self.sandboxes();
         let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
-        let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity() };
+        let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity(), pool: self.pool() };
         self.core.metrics.render(&live)
     }
 

@@ -90,6 +90,8 @@ async fn metrics_count_what_happened() {
         ("firkin_capacity_held{class=\"active\",resource=\"cpus\"}", 1),
         ("firkin_capacity_held{class=\"warm\",resource=\"cpus\"}", 0),
         ("firkin_queue_length", 0),
+        ("firkin_pool_sessions{state=\"ready\"}", 0),
+        ("firkin_pool_events_total{outcome=\"hit\"}", 0),
         ("firkin_admissions_total{outcome=\"at_once\"}", 3 + 1),
         ("firkin_errors_total{kind=\"not_found\"}", 1),
         ("firkin_errors_total{kind=\"sandbox_unreachable\"}", 1),
