@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use firkin_engine::parts;
-use fs_err as fs;
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
 
 use super::{
     Artifact, ArtifactStore,
@@ -89,8 +89,14 @@ impl ArtifactStore {
     /// Takes the file at `path`, on the same file system, as layer `id`: immutable from now on. Not yet durable;
     /// [`ArtifactStore::publish`] of the artifact that names it makes it so.
     pub fn adopt_layer(&self, id: &str, path: &Path) -> io::Result<()> {
-        freeze(path)?;
-        fs::rename(path, self.layer(id))
+        let target = self.layer(id);
+        // Out of the machine's reach first: there it could be exchanged between a look and the change.
+        fs::rename(path, &target)?;
+        freeze(&target).map(drop).inspect_err(|_| {
+            if let Err(error) = fs::remove_file(&target) {
+                tracing::warn!(%error, "cannot remove what was no layer");
+            }
+        })
     }
 
     /// Digests every member, writes both sidecars, syncs all of it and makes the artifact visible.
@@ -172,19 +178,55 @@ impl ArtifactStore {
 
 /// Makes a member durable and read-only.
 fn seal(path: &Path) -> io::Result<()> {
-    let file = fs::File::open(path)?;
-    file.sync_all()?;
-    freeze(path)
+    freeze(path)?.sync_all()
 }
 
 /// Takes a file away from the machine that wrote it. Without root, machines are the same user as we are.
-fn freeze(path: &Path) -> io::Result<()> {
-    if nix::unistd::geteuid().is_root() {
-        nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(0)), Some(nix::unistd::Gid::from_raw(0)))?;
+///
+/// The machine may have been taken over by its guest, and what lies at `path` may be anything that its user could make: a link
+/// to a file of the host, a second name of another file, a pipe. Only a plain file of one name is taken, and what was looked at
+/// is what is changed.
+fn freeze(path: &Path) -> io::Result<fs::File> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(io::Error::other("it is not a plain file of one name"));
     }
-    fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::fchown(file.file(), Some(0), Some(0))?;
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+    Ok(file)
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_file_of_one_name_becomes_a_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("secret"), "of the host").unwrap();
+        fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
+
+        std::os::unix::fs::symlink(path("secret"), path("link")).unwrap();
+        fs::hard_link(path("secret"), path("second")).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for hostile in ["link", "second", "pipe"] {
+            store.adopt_layer(hostile, &path(hostile)).unwrap_err();
+            assert!(!store.layer(hostile).exists(), "{hostile}");
+        }
+        assert_eq!(fs::metadata(path("secret")).unwrap().permissions().mode() & 0o777, 0o600, "nothing of the host was touched");
+
+        fs::write(path("layer"), "x").unwrap();
+        store.adopt_layer("layer", &path("layer")).unwrap();
+        assert_eq!(fs::metadata(store.layer("layer")).unwrap().permissions().mode() & 0o777, 0o444);
+    }
 }
