@@ -31,14 +31,14 @@ class OwnServer:
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self.process: subprocess.Popen | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Starts the server and returns once it answers."""
         assert self.process is None, "one at a time"
         listen = self.url.removeprefix("http://")
         with open(self.dir / "log", "ab") as log:
             self.process = subprocess.Popen(
                 # Nothing kept warm: these tests count the machines of sandboxes.
-                [self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state],
+                [self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -56,6 +56,12 @@ class OwnServer:
         """Ends it as a crash does: at once, whatever it is doing."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(WAIT_S)
+        self.process = None
+
+    def leave(self) -> None:
+        """Ends it as an upgrade does. It was started with `--on-exit leave`."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(WAIT_S) == 0, f"the server did not stop in order\n{self.log()}"
         self.process = None
 
     def restart(self) -> None:

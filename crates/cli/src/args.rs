@@ -101,6 +101,8 @@ pub(crate) enum OnExit {
     Kill,
     /// They are paused with their memory and can be resumed later
     Pause,
+    /// They go on, and the next server takes them over: for an upgrade
+    Leave,
 }
 
 /// The commands.

@@ -27,6 +27,7 @@ pub(crate) struct InstanceDir {
     path: PathBuf,
     name: String,
     owned: Arc<Mutex<HashSet<String>>>,
+    stays: bool,
 }
 
 impl Instances {
@@ -79,7 +80,7 @@ impl Instances {
     }
 
     fn guard(&self, name: &str) -> InstanceDir {
-        InstanceDir { path: self.root.join(name), name: name.to_owned(), owned: Arc::clone(&self.owned) }
+        InstanceDir { path: self.root.join(name), name: name.to_owned(), owned: Arc::clone(&self.owned), stays: false }
     }
 }
 
@@ -87,11 +88,18 @@ impl InstanceDir {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Gives it up without removing it, with a machine that lives on.
+    pub(crate) fn release(mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for InstanceDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if !self.stays
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
             tracing::warn!(%error, "cannot remove an instance directory");
         }
         lock(&self.owned).remove(&self.name);

@@ -145,6 +145,14 @@ impl Link {
         }
     }
 
+    /// Gives it up without taking it apart, for a machine that lives on.
+    pub(crate) fn release(self) {
+        match self {
+            Self::Isolated(slot) => slot.release(),
+            Self::Loopback(_) => {}
+        }
+    }
+
     pub(crate) fn index(&self) -> u16 {
         match self {
             Self::Isolated(slot) => slot.index(),

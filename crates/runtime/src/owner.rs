@@ -144,6 +144,8 @@ impl Running {
 enum Next {
     Continue,
     Gone,
+    /// The machine goes on without an owner, until the next server.
+    Left,
 }
 
 pub(crate) struct Owner {
@@ -258,9 +260,19 @@ impl Owner {
                     Next::Gone
                 }
             };
-            if let Next::Gone = next {
-                self.end("gone").await;
-                return;
+            match next {
+                Next::Continue => {}
+                Next::Gone => {
+                    self.end("gone").await;
+                    return;
+                }
+                Next::Left => {
+                    if let Phase::Running(running) = self.phase {
+                        running.ended.cancel();
+                        running.session.release();
+                    }
+                    return;
+                }
             }
         }
     }
@@ -325,6 +337,7 @@ impl Owner {
                     return Next::Gone;
                 }
             },
+            Command::Stop { on_exit: OnExit::Leave } => return Next::Left,
             Command::Stop { on_exit: OnExit::Kill } => match self.phase {
                 Phase::Running(_) => return Next::Gone,
                 Phase::Paused(_) => self.commands.close(),
@@ -338,8 +351,9 @@ impl Owner {
         let due = self.record.end_at;
         for _ in 0..self.commands.len() {
             let Ok(command) = self.commands.try_recv() else { break };
-            if let Next::Gone = self.obey(command).await {
-                return Next::Gone;
+            match self.obey(command).await {
+                Next::Continue => {}
+                last => return last,
             }
         }
         match self.phase {

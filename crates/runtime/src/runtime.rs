@@ -98,6 +98,8 @@ pub enum OnExit {
     Kill,
     /// They are paused, and can be resumed by the next server with this state directory.
     Pause,
+    /// They go on without a server, and the next one with this state directory takes them over.
+    Leave,
 }
 
 impl Runtime {

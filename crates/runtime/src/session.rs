@@ -280,6 +280,14 @@ impl Session {
         }
     }
 
+    /// Gives the machine up without stopping it, for a later server to take over.
+    pub(crate) fn release(self) {
+        let Self { machine, link, dir, .. } = self;
+        machine.release();
+        link.release();
+        dir.release();
+    }
+
     /// Kills the machine and removes what it had. Returns when all of it is gone.
     pub(crate) async fn end(mut self) -> Exit {
         let exit = self.machine.kill().await;

@@ -125,6 +125,21 @@ def test_machines_and_commands_outlive_a_killed_server(server, create):
     assert_counts_on(connect(server, sandbox), before)
 
 
+def test_an_upgrade_leaves_machines_running(server, create):
+    sandbox = create()
+    start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+    before = counted(sandbox)
+    machines = server.machines()
+    server.kill()
+    server.start("--on-exit", "leave")
+    server.leave()
+    assert server.machines() == machines, "the machine went with its server"
+    server.start()
+    before = assert_counts_on(connect(server, sandbox), before)
+    sandbox.pause()
+    assert_counts_on(connect(server, sandbox, timeout=SANDBOX_LIFETIME_S), before)
+
+
 def test_deadlines_that_passed_without_a_server_are_honoured(server, create):
     killed = create()
     paused = create(lifecycle={"on_timeout": "pause"})

@@ -135,7 +135,8 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
     match opened.await {
         Ok(api_key) => Ok(Host { runtime, api_key }),
         Err(error) => {
-            runtime.shutdown(OnExit::Kill).await;
+            // What ran before must not end because this server cannot begin.
+            runtime.shutdown(OnExit::Leave).await;
             Err(error)
         }
     }
@@ -301,7 +302,7 @@ impl Host {
         let (listeners, file) = match listening() {
             Ok(parts) => parts,
             Err(error) => {
-                self.runtime.shutdown(OnExit::Kill).await;
+                self.runtime.shutdown(OnExit::Leave).await;
                 return Err(error);
             }
         };

@@ -49,6 +49,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
     let (on_exit, what) = match settings.on_exit {
         OnExit::Kill => (runtime::OnExit::Kill, "ending"),
         OnExit::Pause => (runtime::OnExit::Pause, "pausing"),
+        OnExit::Leave => (runtime::OnExit::Leave, "leaving"),
     };
     output::note(&format!("stopping: {what} sandboxes; Ctrl-C again stops at once"));
     let stopped = interrupts.unless(server.stop(on_exit)).await?;

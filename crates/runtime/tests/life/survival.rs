@@ -121,6 +121,24 @@ async fn a_database_is_one_file_after_an_orderly_end() {
     server.shutdown(OnExit::Kill).await;
 }
 
+#[tokio::test]
+async fn a_server_that_leaves_its_sandboxes_is_followed_by_one_that_takes_them_over() {
+    let host = Host::new();
+    let server = host.server().await;
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, "kept");
+    server.shutdown(OnExit::Leave).await;
+    assert_eq!((host.engine.live(), server.capacity().usage.total().cpus), (1, 0));
+    drop(server);
+    let server = host.server().await;
+    assert_eq!(state(&server, &id), Some(SandboxState::Running));
+    server.pause(&id).await.unwrap();
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(host.memory(&id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+    assert_eq!(host.engine.live(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sweeps_take_what_nobody_owns_and_no_session_that_is_being_launched() {
     let host = Host::new();
