@@ -118,7 +118,7 @@ pub(crate) enum Command {
     Env,
     /// Measure creates, pauses, forks and density
     Bench(BenchArgs),
-    /// Read every template and snapshot of a state directory that no server uses, and say what is damaged and who needs it
+    /// Read every template and snapshot, and say what is damaged and who needs it
     Verify,
     /// Create, use and end sandboxes
     #[command(subcommand, visible_alias = "sbx")]

@@ -350,6 +350,7 @@ fn help_names_every_command() {
            doctor      Say whether this host is ready, and what is missing\n  \
            env         Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
            bench       Measure creates, pauses, forks and density\n  \
+           verify      Read every template and snapshot, and say what is damaged and who needs it\n  \
            sandbox     Create, use and end sandboxes [alias: sbx]\n  \
            template    Build, list and remove templates\n\
          \n\
