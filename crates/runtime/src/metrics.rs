@@ -26,7 +26,7 @@ use crate::{
 const BUCKETS: [f64; 21] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// The media type of [`Metrics::render`].
+/// The media type of what [`crate::runtime::Runtime::render_metrics`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Something that takes time, from one moment to another.

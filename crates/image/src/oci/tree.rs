@@ -2,7 +2,7 @@
 //!
 //! Entries come from strangers. They are placed in a tree that exists in memory only, where a symbolic link is a value and not
 //! something that the kernel follows: an entry can name nothing outside of the tree, whatever `..`, links and order its author
-//! chose. What is written to a disk afterwards ([`super::write`]) has real directories above everything and follows no link.
+//! chose. What is written to a disk afterwards (`write.rs`) has real directories above everything and follows no link.
 //!
 //! Layers are merged as the OCI image specification says (layer.md, "Changeset over existing filesystem", "Whiteouts"): an entry
 //! replaces what had its name, but a directory over a directory only changes the attributes; `.wh.NAME` hides `NAME` of the
