@@ -343,17 +343,20 @@ mod scan {
             // SAFETY: `argument` is the kernel's structure and says so by its size; `regions` has `region_count` elements of
             // the kernel's layout, is writable, and outlives the call.
             let count = unsafe { pagemap_scan(pagemap.as_fd().as_raw_fd(), &raw mut argument) }?;
-            let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
-            for region in &regions[..count.min(REGIONS)] {
+            let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?.min(REGIONS);
+            for region in &regions[..count] {
                 match found.last_mut() {
                     Some(range) if range.end == region.start => range.end = region.end,
                     _ => found.push(region.start..region.end),
                 }
             }
-            if argument.walk_end <= at {
-                return Err(Errno::EIO);
-            }
-            at = argument.walk_end;
+            // How far the walk came is told by the regions: once there are more than 512, the kernel (6.18 at least) leaves
+            // `walk_end` where it last emptied its own buffer, and walking on from there finds the same pages again.
+            at = match regions[..count].last() {
+                Some(last) if count == REGIONS && last.end <= at => return Err(Errno::EIO),
+                Some(last) if count == REGIONS => last.end,
+                _ => addresses.end,
+            };
         }
         Ok(found)
     }
@@ -361,7 +364,10 @@ mod scan {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use proptest::prelude::*;
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
     use super::*;
 
@@ -372,6 +378,30 @@ mod tests {
         assert_eq!(parse_mapping(line, 4711), Some(segment));
         assert_eq!(parse_mapping(line, 4712), None);
         assert_eq!(parse_mapping("7ff0-7ff1 rw-p 0 00:00 0 [heap]", 0), None);
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "a private mapping of a file has no safe wrapper")]
+    fn scattered_private_pages_are_found_once_and_in_order() {
+        // More regions than the kernel gathers before it hands them over, and more than one call gives.
+        for pages in [600, 66_000] {
+            let memory_bytes = 2 * pages * PAGE_BYTES;
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(memory_bytes).unwrap();
+            let length = usize::try_from(memory_bytes).unwrap();
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to its memory.
+            let address = unsafe { mmap(std::ptr::null_mut(), length, access, flags, &file, 0) }.unwrap();
+            let ram = Ram::find(std::process::id(), file.metadata().unwrap().ino(), memory_bytes).unwrap();
+            let scattered: Vec<Range<u64>> = (0..pages).map(|n| 2 * n..2 * n + 1).collect();
+            for batch in batches(scattered.iter().cloned()) {
+                ram.copy_in(&batch, &vec![1; batch_bytes(&batch)]).unwrap();
+            }
+            let found = ram.private_pages().unwrap();
+            // SAFETY: it is the mapping from above, and nothing refers to its memory.
+            unsafe { munmap(address, length) }.unwrap();
+            assert!(found == scattered, "{} ranges instead of {pages}", found.len());
+        }
     }
 
     proptest! {
