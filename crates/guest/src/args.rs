@@ -1,10 +1,12 @@
 //! The command line of the stand-alone mode. PID 1 takes none: the kernel's parameters are not ours.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use crate::interpreter::Setup;
 
 /// How the program is called.
 pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
-     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... | firkin-guest --version";
+     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... [--interpreter DIR] | firkin-guest --version";
 
 /// The word that asks for the stand-alone mode.
 pub(crate) const ENVD: &str = "envd";
@@ -13,7 +15,7 @@ pub(crate) const ENVD: &str = "envd";
 #[derive(Debug)]
 pub(crate) enum Mode {
     /// envd alone, on an ordinary host.
-    Envd(Options),
+    Envd(Box<Options>),
     /// Print the version.
     Version,
 }
@@ -35,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) template_id: String,
     /// Environment given to every command.
     pub(crate) env: BTreeMap<String, String>,
+    /// Serve the code interpreter too, on a free port, with its programs in this directory.
+    pub(crate) interpreter: Option<Setup>,
 }
 
 /// Why the command line was not understood.
@@ -74,7 +78,9 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, Args
         sandbox_id: "standalone".to_owned(),
         template_id: "standalone".to_owned(),
         env: BTreeMap::new(),
+        interpreter: None,
     };
+    let mut programs = None;
     while let Some(flag) = args.next() {
         let value = args.next().ok_or_else(|| ArgsError::NoValue(flag.clone()))?;
         match flag.as_str() {
@@ -85,6 +91,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, Args
             "--default-workdir" => options.default_workdir = Some(value),
             "--sandbox-id" => options.sandbox_id = value,
             "--template-id" => options.template_id = value,
+            "--interpreter" => programs = Some(PathBuf::from(value)),
             "--env" => match value.split_once('=') {
                 Some((key, text)) => {
                     options.env.insert(key.to_owned(), text.to_owned());
@@ -94,7 +101,12 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, Args
             _ => return Err(ArgsError::Flag(flag)),
         }
     }
-    Ok(Mode::Envd(options))
+    options.interpreter = programs.map(|programs| Setup {
+        programs,
+        user: options.default_user.clone().unwrap_or_else(|| "root".to_owned()),
+        workdir: options.default_workdir.clone().unwrap_or_else(|| "/".to_owned()),
+    });
+    Ok(Mode::Envd(Box::new(options)))
 }
 
 #[cfg(test)]

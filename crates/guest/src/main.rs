@@ -1,4 +1,4 @@
-//! The agent inside a sandbox: PID 1, the control channel, envd.
+//! The agent inside a sandbox: PID 1, the control channel, envd, the code interpreter.
 //!
 //! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
 //! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
@@ -7,6 +7,7 @@ mod args;
 mod control;
 mod envd;
 mod init;
+mod interpreter;
 mod logging;
 mod readiness;
 mod reaper;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     }
     match args::parse(args) {
         Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
-        Ok(args::Mode::Envd(options)) => envd::run_alone(options),
+        Ok(args::Mode::Envd(options)) => envd::run_alone(*options),
         Err(error) => {
             logging::complain(&format!("{error}\nusage: {}", args::USAGE));
             ExitCode::from(2)

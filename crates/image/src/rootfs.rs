@@ -101,6 +101,17 @@ impl Default for RootSpec {
     }
 }
 
+impl RootSpec {
+    /// The root file system of the code interpreter: `base`, and what its kernels and their users import. The guest agent
+    /// serves the interpreter where it finds IPython.
+    pub fn code_interpreter() -> Self {
+        let more = ["node-typescript", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-pil"];
+        let mut spec = Self::default();
+        spec.packages.extend(more.map(str::to_owned));
+        spec
+    }
+}
+
 /// A root file system to put under sandboxes' disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootImage {
@@ -329,6 +340,7 @@ mod tests {
         let larger = RootSpec { virtual_bytes: 20 << 30, ..base.clone() };
         assert_eq!(key(&base), key(&base.clone()));
         assert_ne!(key(&base), key(&larger));
+        assert_ne!(key(&base), key(&RootSpec::code_interpreter()));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
+use serde::Serialize;
+
 use crate::{
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
@@ -106,6 +108,25 @@ pub struct GuestSystem {
     pub rootfs_digest: String,
     /// Its size as the guest sees it, bytes.
     pub rootfs_bytes: u64,
+}
+
+/// A root image, immutable and readable by everyone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RootDisk {
+    /// The file, raw ext4. Where it is changes nothing of what is made of it.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// Its digest.
+    pub digest: String,
+    /// Its size as the guest sees it, bytes.
+    pub bytes: u64,
+}
+
+impl GuestSystem {
+    /// The root image of templates that name no other.
+    pub(crate) fn root(&self) -> RootDisk {
+        RootDisk { path: self.rootfs.clone(), digest: self.rootfs_digest.clone(), bytes: self.rootfs_bytes }
+    }
 }
 
 /// How much more is promised to sandboxes than the host has.

@@ -16,6 +16,7 @@ use crate::{
     boot::{self, BootRequest, Booted},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
+    config::RootDisk,
     core::Core,
     error::BuildError,
     sandbox::{InternetAccess, SandboxId},
@@ -63,6 +64,9 @@ pub struct BuildTemplate {
     pub cpus: u32,
     /// Memory of its sandboxes in MiB.
     pub memory_mib: u32,
+    /// Root image to build on; none: the one of the host's guest system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<RootDisk>,
     /// Commands run as root, in order, before the snapshot.
     pub setup: Vec<String>,
     /// Command left running in the snapshot, as the default user.
@@ -73,6 +77,9 @@ pub struct BuildTemplate {
     pub ready_deadline: Duration,
 }
 
+/// The template that E2B's code interpreter SDK asks for.
+pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
+
 impl BuildTemplate {
     /// The template that every server has. Its ready command runs what most first commands need, so that those pages are
     /// in the snapshot's memory.
@@ -81,10 +88,27 @@ impl BuildTemplate {
             name: "base".to_owned(),
             cpus: 1,
             memory_mib: 512,
+            root: None,
             setup: Vec::new(),
             start: None,
             ready: Some("python3 -c 'import json, sys' && true | cat".to_owned()),
             ready_deadline: Duration::from_secs(120),
+        }
+    }
+
+    /// The template of E2B's code interpreter SDK, with its processors and memory. Its root image has IPython, so its guest
+    /// serves the interpreter, which is healthy once Python's kernel is warm: then it is warm in the snapshot.
+    pub fn code_interpreter(root: RootDisk) -> Self {
+        let base = Self::base();
+        let warm = "curl -sf http://127.0.0.1:49999/health";
+        Self {
+            name: CODE_INTERPRETER.to_owned(),
+            cpus: 2,
+            memory_mib: 2048,
+            root: Some(root),
+            ready: base.ready.as_ref().map(|ready| format!("{warm} && {ready}")),
+            ready_deadline: Duration::from_secs(600),
+            ..base
         }
     }
 }
@@ -109,23 +133,24 @@ pub(crate) fn recipe(core: &Core, build: &BuildTemplate) -> String {
     blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
 }
 
+/// The root image that a build stands on.
+fn root_of(core: &Core, build: &BuildTemplate) -> RootDisk {
+    build.root.clone().unwrap_or_else(|| core.config.guest.root())
+}
+
 /// Builds a template and records it under its name.
 pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report<'_>) -> Result<TemplateRecord, BuildError> {
     if !valid_name(&build.name) {
         return Err(BuildError::InvalidName(build.name));
     }
     core.gates.disk.check().map_err(BuildError::DiskPressure)?;
-    let budget = ResourceBudget {
-        cpus: build.cpus,
-        memory_mib: u64::from(build.memory_mib),
-        disk_mib: core.config.guest.rootfs_bytes >> 20,
-    };
+    let root = root_of(core, &build);
+    let budget = ResourceBudget { cpus: build.cpus, memory_mib: u64::from(build.memory_mib), disk_mib: root.bytes >> 20 };
     let reservation = core.gates.admission.admit(budget).await.map_err(BuildError::Admission)?;
-    let guest = &core.config.guest;
     let request = BootRequest {
         shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
-        disk: qcow2::Backing { path: guest.rootfs.clone(), format: qcow2::Format::Raw },
-        disk_bytes: guest.rootfs_bytes,
+        disk: qcow2::Backing { path: root.path, format: qcow2::Format::Raw },
+        disk_bytes: root.bytes,
         internet: InternetAccess::Allowed,
         identity: nobody(),
     };
@@ -212,6 +237,7 @@ async fn publish(
 ) -> Result<Artifact, BuildError> {
     report("writing the template");
     let guest = &core.config.guest;
+    let root = root_of(core, build);
     let manifest = SnapshotArtifactManifest {
         format: FORMAT,
         id: booted.id().to_owned(),
@@ -229,11 +255,7 @@ async fn publish(
         budget,
         epoch: TEMPLATE_EPOCH,
         memory: MemoryMember::Full,
-        disk: DiskMembers {
-            rootfs: guest.rootfs_digest.clone(),
-            rootfs_path: guest.rootfs.clone(),
-            layers: vec![booted.layer.clone()],
-        },
+        disk: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: vec![booted.layer.clone()] },
     };
     Ok(booted.publish(core, manifest).await?)
 }

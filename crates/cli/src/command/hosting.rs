@@ -19,10 +19,10 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{Cache, base_rootfs, guest_kernel, initramfs};
+use firkin_image::{Cache, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{GuestSystem, Overcommit, RuntimeConfig},
+    config::{GuestSystem, Overcommit, RootDisk, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     error::OpenError,
     link::NetworkChoice,
@@ -217,6 +217,16 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
         rootfs_digest: root.digest,
         rootfs_bytes: root.virtual_bytes,
     })
+}
+
+/// The root image of the code interpreter, from the cache or built into it.
+pub(crate) async fn interpreter_root(settings: &Settings, progress: &Progress) -> anyhow::Result<RootDisk> {
+    let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    let step = progress.step("root file system of the code interpreter");
+    let root = rootfs(&cache, &RootSpec::code_interpreter(), &|event| step.at(&described(&event))).await;
+    let root = root.context("cannot make the root file system of the code interpreter")?;
+    step.done("root file system of the code interpreter");
+    Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })
 }
 
 fn described(event: &firkin_image::Event) -> String {

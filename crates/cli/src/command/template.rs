@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use firkin_runtime::{
     runtime::OnExit,
-    template::{BuildTemplate, TemplateInfo},
+    template::{BuildTemplate, CODE_INTERPRETER, TemplateInfo},
 };
 use firkin_wire::rest;
 use jiff::Timestamp;
@@ -44,7 +44,16 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
     let force = args.force;
-    let request = request(args)?;
+    let standard = match args.name.as_str() {
+        CODE_INTERPRETER => {
+            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &progress)).await? else {
+                return Ok(ExitStatus::Interrupted);
+            };
+            BuildTemplate::code_interpreter(root)
+        }
+        _ => BuildTemplate::base(),
+    };
+    let request = request(args, standard)?;
     let Some(runtime) = interrupts.unless(hosting::open_runtime(settings, &progress)).await? else {
         return Ok(ExitStatus::Interrupted);
     };
@@ -76,16 +85,16 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
 }
 
 /// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
-fn request(args: BuildArgs) -> anyhow::Result<BuildTemplate> {
+fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
     let base = BuildTemplate::base();
     let request = BuildTemplate {
-        ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { base.ready_deadline },
-        ready: args.ready_cmd.or_else(|| base.ready.clone()),
-        cpus: args.cpus.unwrap_or(base.cpus),
-        memory_mib: args.memory.unwrap_or(base.memory_mib),
+        ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { standard.ready_deadline },
+        ready: args.ready_cmd.or_else(|| standard.ready.clone()),
+        cpus: args.cpus.unwrap_or(standard.cpus),
+        memory_mib: args.memory.unwrap_or(standard.memory_mib),
         start: args.start_cmd,
         name: args.name,
-        ..base.clone()
+        ..standard
     };
     if request.name == base.name && request != base {
         return Err(anyhow!("template `{}` is built by every server as it is", base.name)).hint("give yours a name of its own");
@@ -146,11 +155,17 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use firkin_runtime::config::RootDisk;
+
     use crate::args::{Cli, Command, TemplateCommand};
 
     fn requested(line: &str) -> anyhow::Result<BuildTemplate> {
+        requested_of(line, BuildTemplate::base())
+    }
+
+    fn requested_of(line: &str, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Template(TemplateCommand::Build(args)) => request(args),
+            Command::Template(TemplateCommand::Build(args)) => request(args, standard),
             other => panic!("{other:?}"),
         }
     }
@@ -161,5 +176,15 @@ mod tests {
         assert!(requested("firkin template build base --memory 1024").is_err());
         let own = requested("firkin template build big --memory 1024 --ready-cmd true").unwrap();
         assert_eq!((own.name.as_str(), own.memory_mib, own.ready.as_deref()), ("big", 1024, Some("true")));
+    }
+
+    #[test]
+    fn the_code_interpreter_has_its_own_root_image_and_size() {
+        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
+        let standard = BuildTemplate::code_interpreter(root);
+        let asked = requested_of("firkin template build code-interpreter-v1", standard.clone()).unwrap();
+        assert_eq!(asked, standard);
+        let larger = requested_of("firkin template build code-interpreter-v1 --memory 4096", standard.clone()).unwrap();
+        assert_eq!((larger.cpus, larger.memory_mib, larger.ready), (standard.cpus, 4096, standard.ready));
     }
 }

@@ -40,7 +40,7 @@ pub(super) async fn require_token(Extract(state): Extract<State>, request: Reque
 
 /// What a request's token header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
+pub(crate) enum Token {
     /// No header, or an empty one.
     Missing,
     /// It is the sandbox's token.
@@ -50,7 +50,7 @@ pub(super) enum Token {
 }
 
 /// Compares the request's token with the sandbox's.
-pub(super) fn token_of(headers: &HeaderMap, settings: &Settings) -> Token {
+pub(crate) fn token_of(headers: &HeaderMap, settings: &Settings) -> Token {
     let given = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
     match settings.access_token.as_deref() {
         _ if given.is_empty() => Token::Missing,

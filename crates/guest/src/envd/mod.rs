@@ -16,7 +16,7 @@ mod state;
 mod users;
 mod xattrs;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -29,17 +29,20 @@ use axum::{
 use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
+pub(crate) use self::{
+    auth::{Token, token_of},
+    metrics::Meter,
+    process::{Ends, Launch, Streams, launch, nonblocking},
+    server::{ServeError, accept, bind, runtime, serve},
+    state::{Settings, State, sandbox_env},
+    users::{UserDb, UserError},
+};
 use self::{
     error::ApiError,
     filesystem::FilesystemService,
     process::{ProcessService, Processes},
 };
-pub(crate) use self::{
-    metrics::Meter,
-    server::{ServeError, bind, runtime, serve},
-    state::{Settings, State, sandbox_env},
-};
-use crate::{args::Options, logging, reaper::Reaper};
+use crate::{args::Options, interpreter, logging, reaper::Reaper};
 
 /// The largest Connect message taken, in bytes. Standard input is sent whole by some clients; file contents are not.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
@@ -105,6 +108,12 @@ pub(crate) fn run_alone(options: Options) -> ExitCode {
         let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
         let routes = {
             let _guard = runtime.enter();
+            if let Some(setup) = options.interpreter {
+                let listener = server::bind(SocketAddr::new(address.ip(), 0))?;
+                let also = listener.local_addr().map_err(server::ServeError::Runtime)?;
+                interpreter::spawn(setup, listener, &state, reaper.clone()).map_err(server::ServeError::Runtime)?;
+                logging::say(&format!("interpreter on {also}"));
+            }
             routes(&state, reaper)
         };
         logging::say(&format!("listening on {address}"));

@@ -57,11 +57,16 @@ pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ServeEr
     bind().map_err(|source| ServeError::Listen { address, source })
 }
 
-/// Serves for ever.
+/// Serves envd for ever.
 pub(crate) async fn serve(listener: std::net::TcpListener, routes: Router, state: State) -> Result<(), ServeError> {
+    state.set_serving();
+    accept(listener, routes, state).await
+}
+
+/// Serves routes for ever. Their connections end with the era too.
+pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, state: State) -> Result<(), ServeError> {
     let listener = TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    state.set_serving();
     loop {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {

@@ -19,7 +19,7 @@ use self::{modules::ModuleError, mounts::MountError};
 use crate::{
     control::{self, ControlError, NetworkError},
     envd::{self, ServeError, State},
-    logging,
+    interpreter, logging,
     reaper::Reaper,
 };
 
@@ -75,10 +75,23 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     control::start(state.clone())?;
     let routes = {
         let _guard = runtime.enter();
+        interpret(&state, &reaper);
         envd::routes(&state, reaper)
     };
     runtime.block_on(envd::serve(listener, routes, state))?;
     unreachable!("envd serves for ever")
+}
+
+/// Serves the code interpreter where the root file system is made for it. A sandbox without one is still a sandbox.
+fn interpret(state: &State, reaper: &Reaper) {
+    let Some(setup) = interpreter::Setup::of_sandbox() else { return };
+    let listener = match envd::bind(interpreter::address()) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(error = logging::chain(&error), "cannot serve the code interpreter"),
+    };
+    if let Err(error) = interpreter::spawn(setup, listener, state, reaper.clone()) {
+        tracing::error!(%error, "cannot set up the code interpreter");
+    }
 }
 
 /// The kernel gives PID 1 1024 files. Commands inherit the limit, and servers among them want more.

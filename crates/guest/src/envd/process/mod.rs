@@ -40,9 +40,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::output::{Chunk, End, Output, Subscription};
 pub(crate) use self::pty::Size;
-pub(super) use self::spawn::Streams;
-use self::spawn::{Ends, launch};
-pub(super) use self::{service::ProcessService, spawn::Launch};
+pub(super) use self::service::ProcessService;
+pub(crate) use self::spawn::{Ends, Launch, Streams, launch};
 use crate::{
     readiness,
     reaper::{Exit, Reaper, pid_of},
@@ -339,7 +338,8 @@ fn adopt(ends: Ends) -> io::Result<(Input, Vec<Reader>)> {
     }
 }
 
-fn nonblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
+/// The same descriptor, which no longer blocks.
+pub(crate) fn nonblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
     fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(fd)

@@ -1,0 +1,157 @@
+//! The interpreter's routes. Errors are plain text, as the contract has it.
+//!
+//! Only `/execute` carries the sandbox's token: with it, or where the sandbox has none, a cell gets the sandbox's variables.
+
+use std::{collections::BTreeMap, convert::Infallible};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, State as Extract},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tower_http::cors::CorsLayer;
+
+use super::{
+    contexts::{ContextError, Contexts},
+    execution::execute,
+    kernel::{Cell, StartError},
+    language::{Language, UnknownLanguage},
+};
+use crate::{
+    envd::{Token, token_of},
+    logging,
+};
+
+/// The largest request: code with its data in it.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// Lines on their way to the client.
+const LINES_IN_FLIGHT: usize = 4;
+
+/// The interpreter's routes.
+pub(super) fn routes(contexts: Contexts) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/execute", post(run))
+        .route("/contexts", get(list).post(create))
+        .route("/contexts/{id}/restart", post(restart))
+        .route("/contexts/{id}", axum::routing::delete(remove))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(CorsLayer::permissive())
+        .with_state(contexts)
+}
+
+/// What a client is told instead of an answer.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("cannot read the request")]
+    Malformed(#[source] serde_json::Error),
+    #[error("Only one of context_id or language can be provided")]
+    ContextAndLanguage,
+    #[error("Context {0} not found")]
+    NoContext(String),
+    #[error("cannot execute: the access token is not this sandbox's")]
+    Token,
+    #[error(transparent)]
+    Language(#[from] UnknownLanguage),
+    #[error(transparent)]
+    Context(#[from] ContextError),
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Malformed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ContextAndLanguage => StatusCode::BAD_REQUEST,
+            Self::NoContext(_) => StatusCode::NOT_FOUND,
+            Self::Token => StatusCode::UNAUTHORIZED,
+            Self::Context(ContextError::TooMany) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Context(ContextError::Start(StartError::Workdir(_))) | Self::Language(_) | Self::Context(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, logging::chain(&self)).into_response()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Execute {
+    code: String,
+    #[serde(default)]
+    context_id: Option<String>,
+    #[serde(default)]
+    language: Option<String>,
+    #[serde(default)]
+    env_vars: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Create {
+    #[serde(default)]
+    language: Option<String>,
+    #[serde(default)]
+    cwd: Option<String>,
+}
+
+async fn health(Extract(contexts): Extract<Contexts>) -> Response {
+    if contexts.is_ready() {
+        return Json("OK").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "the Python kernel is starting").into_response()
+}
+
+async fn run(Extract(contexts): Extract<Contexts>, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
+    let request: Execute = parse(&body)?;
+    let context = match (request.context_id, request.language) {
+        (Some(_), Some(_)) => return Err(Refusal::ContextAndLanguage),
+        (Some(id), None) => contexts.find(&id).ok_or(Refusal::NoContext(id))?,
+        (None, language) => contexts.default_of(Language::named(language.as_deref())?),
+    };
+    let settings = contexts.settings();
+    let knows = match token_of(&headers, &settings) {
+        _ if settings.access_token.is_none() => true,
+        Token::Matches => true,
+        Token::Missing => false,
+        Token::Differs => return Err(Refusal::Token),
+    };
+    let globals = knows.then(|| settings.env.clone());
+    let cell = Cell { code: request.code, env: request.env_vars.unwrap_or_default(), globals };
+    let (lines, receiver) = mpsc::channel(LINES_IN_FLIGHT);
+    // Not joined: it frees the context when the cell is over, long after a client that has gone.
+    tokio::spawn(execute(contexts, context, cell, lines));
+    let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+async fn list(Extract(contexts): Extract<Contexts>) -> Response {
+    Json(contexts.shown()).into_response()
+}
+
+async fn create(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Response, Refusal> {
+    let request: Create = if body.is_empty() { Create::default() } else { parse(&body)? };
+    let language = Language::named(request.language.as_deref())?;
+    Ok(Json(contexts.create(language, request.cwd).await?).into_response())
+}
+
+async fn restart(Extract(contexts): Extract<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let context = contexts.find(&id).ok_or(Refusal::NoContext(id))?;
+    contexts.restart(&context).await?;
+    Ok(Json(()).into_response())
+}
+
+async fn remove(Extract(contexts): Extract<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    if contexts.remove(&id) { Ok(Json(()).into_response()) } else { Err(Refusal::NoContext(id)) }
+}
+
+/// Whatever the content type says: clients differ.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(Refusal::Malformed)
+}

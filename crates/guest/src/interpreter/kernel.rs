@@ -1,0 +1,337 @@
+//! One kernel: a process group that takes cells on its standard input and tells events on its standard output.
+//!
+//! ```text
+//!   start ──► ready ──► idle ◄──► a cell, interrupted by SIGINT ──► dead: its output ends, or it is killed by drop
+//! ```
+//!
+//! Its events are always read, so that what a cell left running never waits for a reader; those of no cell, or of an earlier
+//! one, are dropped. The process is user code's own and may write what it likes: a line that is no event is passed over, one
+//! that is too long is too.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+    sync::mpsc,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    sync::CancellationToken,
+};
+
+use super::{Setup, language::Language};
+use crate::{
+    envd::{Ends, Launch, State, Streams, UserDb, UserError, launch, nonblocking},
+    reaper::{Reaper, pid_of},
+};
+
+/// The longest line of a kernel: the kernels' own limit of an event, 24 MiB, and room for its frame.
+const MAX_LINE_BYTES: usize = 25 << 20;
+
+/// Events on their way to a client that reads slowly; then the kernel waits, and with it whoever prints.
+const EVENTS_IN_FLIGHT: usize = 4;
+
+/// From start to readiness. Python loads its libraries, which takes an emulated guest most of a minute.
+const START_DEADLINE: Duration = Duration::from_secs(240);
+
+/// How much of what a kernel says when it does not start is passed on.
+const MAX_COMPLAINT_BYTES: u64 = 16 << 10;
+
+/// What a kernel tells.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct Event {
+    /// The cell it belongs to.
+    #[serde(default)]
+    pub(super) cell: Option<u64>,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub(super) kind: Kind,
+    /// What it says.
+    #[serde(flatten)]
+    pub(super) fields: Map<String, Value>,
+}
+
+/// What an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// The kernel takes cells.
+    Ready,
+    /// The number of the cell that begins.
+    Count,
+    /// Output.
+    Stdout,
+    /// Output about trouble.
+    Stderr,
+    /// A value, or something displayed.
+    Result,
+    /// What the cell failed with.
+    Error,
+    /// The cell is over.
+    Done,
+}
+
+/// A cell to run.
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    /// Its text.
+    pub(super) code: String,
+    /// Variables for this cell only.
+    pub(super) env: BTreeMap<String, String>,
+    /// Variables of the sandbox; none: the client may not know them.
+    pub(super) globals: Option<BTreeMap<String, String>>,
+}
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// Nobody to run it as.
+    #[error("cannot start the kernel")]
+    User(#[from] UserError),
+    /// The directory is not there.
+    #[error("cannot work in `{0}`: it is not a directory")]
+    Workdir(PathBuf),
+    /// The process does not start.
+    #[error("cannot start the kernel's process")]
+    Spawn(#[source] io::Error),
+    /// The process ended at once.
+    #[error("cannot start the kernel: {complaint}")]
+    Ended {
+        /// The end of what it said.
+        complaint: String,
+    },
+    /// It takes too long.
+    #[error("cannot start the kernel within {} s", START_DEADLINE.as_secs())]
+    Deadline,
+}
+
+/// What is needed to start one.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    /// Programs and user.
+    pub(super) setup: Setup,
+    /// Settings of the sandbox.
+    pub(super) state: State,
+    /// Who starts processes.
+    pub(super) reaper: Reaper,
+}
+
+/// A kernel that takes cells. Dropping it kills its process group.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    group: Group,
+    input: pipe::Sender,
+    listener: Listener,
+    reader: JoinHandle<()>,
+    cells: u64,
+    told: Option<BTreeMap<String, String>>,
+    /// The era it was started in: a later one began with the restore of a snapshot that holds it.
+    era: CancellationToken,
+}
+
+/// A process group, to be signalled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group(Pid);
+
+impl Group {
+    /// Sends a signal. A group that is gone has done what the signal was for.
+    pub(super) fn signal(self, signal: Signal) {
+        match killpg(self.0, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => tracing::warn!(group = %self.0, %error, "cannot signal a kernel"),
+        }
+    }
+}
+
+/// Who hears the events of the cell that runs. Closed with the kernel's output.
+#[derive(Debug, Clone, Default)]
+struct Listener(Arc<Mutex<Hearing>>);
+
+#[derive(Debug, Default)]
+struct Hearing {
+    cell: Option<u64>,
+    sender: Option<mpsc::Sender<Event>>,
+    closed: bool,
+}
+
+impl Listener {
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears the events of a cell, and none of any other; those of no cell if `cell` is none.
+    fn listen(&self, cell: Option<u64>) -> mpsc::Receiver<Event> {
+        let (sender, receiver) = mpsc::channel(EVENTS_IN_FLIGHT);
+        let mut hearing = self.hearing();
+        hearing.cell = cell;
+        hearing.sender = (!hearing.closed).then_some(sender);
+        receiver
+    }
+
+    fn of(&self, event: &Event) -> Option<mpsc::Sender<Event>> {
+        let hearing = self.hearing();
+        (hearing.cell == event.cell).then(|| hearing.sender.clone()).flatten()
+    }
+
+    fn close(&self) {
+        let mut hearing = self.hearing();
+        (hearing.sender, hearing.closed) = (None, true);
+    }
+}
+
+impl Launcher {
+    /// Starts a kernel and waits until it takes cells. `started` is told its group at once.
+    pub(super) async fn start(&self, language: Language, cwd: &str, started: impl FnOnce(Group)) -> Result<Kernel, StartError> {
+        let launch_it = self.launch(language, cwd)?;
+        let reaper = self.reaper.clone();
+        let launched = tokio::task::spawn_blocking(move || launch(&reaper, &launch_it));
+        let launched = launched.await.map_err(io::Error::other).and_then(|result| result).map_err(StartError::Spawn)?;
+        let group = Group(pid_of(&launched.started.child));
+        started(group);
+        let Ends::Pipes { stdin: Some(stdin), stdout, stderr } = launched.ends else {
+            unreachable!("pipes were asked for");
+        };
+        let (mut kernel, complaints) = self.adopt(group, [stdin, stdout, stderr]).map_err(StartError::Spawn)?;
+        match timeout(START_DEADLINE, kernel.ready()).await {
+            Ok(true) => Ok(kernel),
+            Ok(false) => Err(StartError::Ended { complaint: complaint(complaints).await }),
+            Err(_) => Err(StartError::Deadline),
+        }
+    }
+
+    fn launch(&self, language: Language, cwd: &str) -> Result<Launch, StartError> {
+        let cwd = PathBuf::from(cwd);
+        if !cwd.is_dir() {
+            return Err(StartError::Workdir(cwd));
+        }
+        let mut args = language.command(&self.setup.programs);
+        if language == Language::Python {
+            args.push("--warm".to_owned());
+        }
+        Ok(Launch {
+            program: "python3".to_owned(),
+            args,
+            request_env: BTreeMap::new(),
+            sandbox_env: self.state.settings().env.clone(),
+            cwd,
+            user: UserDb::load()?.user(&self.setup.user)?,
+            streams: Streams::Pipes { stdin: true },
+        })
+    }
+
+    fn adopt(&self, group: Group, [stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<(Kernel, pipe::Receiver)> {
+        let adopt = || {
+            let input = pipe::Sender::from_owned_fd(nonblocking(stdin)?)?;
+            let output = pipe::Receiver::from_owned_fd(nonblocking(stdout)?)?;
+            Ok((input, output, pipe::Receiver::from_owned_fd(nonblocking(stderr)?)?))
+        };
+        let (input, output, complaints) = adopt().inspect_err(|_: &io::Error| group.signal(Signal::SIGKILL))?;
+        let listener = Listener::default();
+        let reader = tokio::spawn(read(output, listener.clone()));
+        let kernel = Kernel { group, input, listener, reader, cells: 0, told: None, era: self.state.era() };
+        Ok((kernel, complaints))
+    }
+}
+
+impl Kernel {
+    /// Whether it becomes ready rather than ends.
+    async fn ready(&mut self) -> bool {
+        let mut events = self.listener.listen(None);
+        while let Some(event) = events.recv().await {
+            if event.kind == Kind::Ready {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Its process group.
+    pub(super) fn group(&self) -> Group {
+        self.group
+    }
+
+    /// Whether its output has ended.
+    pub(super) fn is_dead(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// Gives it a cell. The events end with [`Kind::Done`], or without when the kernel ends.
+    pub(super) async fn run(&mut self, cell: &Cell) -> mpsc::Receiver<Event> {
+        #[derive(Serialize)]
+        struct Request<'a> {
+            cell: u64,
+            code: &'a str,
+            env: &'a BTreeMap<String, String>,
+            globals: Option<&'a BTreeMap<String, String>>,
+            reseed: bool,
+        }
+        self.cells += 1;
+        // What has been told once stays; a restore may have brought other values.
+        let globals = cell.globals.as_ref().filter(|globals| self.told.as_ref() != Some(globals));
+        // Later cells have drawn from a state that is theirs; a fork of the sandbox forks it like everything else.
+        let reseed = self.cells == 1 && self.era.is_cancelled();
+        let request = Request { cell: self.cells, code: &cell.code, env: &cell.env, globals, reseed };
+        let mut line = serde_json::to_vec(&request).expect("strings and numbers serialise");
+        line.push(b'\n');
+        let events = self.listener.listen(Some(self.cells));
+        if let Some(globals) = globals {
+            self.told = Some(globals.clone());
+        }
+        // A kernel that takes nothing has ended, or will be found so: its events end.
+        if let Err(error) = self.input.write_all(&line).await {
+            tracing::debug!(%error, "a kernel does not take a cell");
+        }
+        events
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.group.signal(Signal::SIGKILL);
+        self.reader.abort();
+    }
+}
+
+/// Reads a kernel's events until its output ends.
+async fn read(output: pipe::Receiver, listener: Listener) {
+    let mut lines = FramedRead::new(output, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
+    while let Some(line) = lines.next().await {
+        // Too long, or not UTF-8: the codec goes on with the next line.
+        let Ok(line) = line else { continue };
+        let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
+        if let Some(sender) = listener.of(&event) {
+            // Whoever listened may have stopped.
+            sender.send(event).await.ok();
+        }
+    }
+    listener.close();
+}
+
+/// The end of what a kernel that ended has said.
+async fn complaint(output: pipe::Receiver) -> String {
+    let mut text = Vec::new();
+    match timeout(Duration::from_secs(1), output.take(MAX_COMPLAINT_BYTES).read_to_end(&mut text)).await {
+        Ok(Ok(_)) | Err(_) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "cannot read what a kernel said"),
+    }
+    let text = String::from_utf8_lossy(&text);
+    text.trim().lines().next_back().unwrap_or("it ended without a word").to_owned()
+}

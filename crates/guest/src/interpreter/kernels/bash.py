@@ -1,0 +1,103 @@
+"""The Bash kernel: one shell that lives as long as the context, so that variables, functions and directories stay.
+
+The shell is an interactive one without a terminal, because an interrupt then ends the command and not the shell. It reads its
+commands from standard input, which cells never see: theirs is `/dev/null`. On a pipe of its own it says that a cell is over.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+
+from firkin_channel import Capture, Channel, Environment
+
+STATUS_FD = 9
+"""The shell's end of the pipe on which it says that it is done. Bash leaves single digits to scripts."""
+
+START = ["bash", "--norc", "--noprofile", "--noediting", "-i"]
+
+QUIET = "PS1= PS2=; set +o history; set +H +m; shopt -s expand_aliases"
+"""No prompts, no history with its `!`, no word about jobs."""
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+"""What the shell takes as a variable."""
+
+
+class Bash:
+    """The shell and the pipes through which it is driven."""
+
+    def __init__(self, streams: list[Capture]):
+        self._streams = streams
+        commands, self._commands = os.pipe()
+        self._status, status = os.pipe()
+        # What it says about its missing terminal is no cell's business: only afterwards its errors go where they belong.
+        errors = streams[1].fileno()
+        ends = {"stdin": commands, "stdout": streams[0], "stderr": subprocess.DEVNULL, "pass_fds": [status, errors]}
+        self._process = subprocess.Popen(START, **ends)
+        os.close(commands)
+        os.close(status)
+        self._write(f"exec {STATUS_FD}>&{status} {status}>&- 2>&{errors} {errors}>&-; {QUIET}")
+        self.wait()
+
+    def _write(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        while data:
+            data = data[os.write(self._commands, data):]
+
+    def put_variable(self, name: str, value: str | None) -> None:
+        if NAME.match(name):
+            self._write(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
+
+    def run(self, code: str) -> bool:
+        """Runs a cell to its end; false if that was the shell's end too."""
+        try:
+            self._write(f"eval {shlex.quote(code)} </dev/null")
+        except BrokenPipeError:
+            return False
+        return self.wait()
+
+    def wait(self) -> bool:
+        """Returns once the shell has done what it was told."""
+        try:
+            self._write(f"builtin printf . >&{STATUS_FD}")
+        except BrokenPipeError:
+            return False
+        return bool(os.read(self._status, 1))
+
+    def bury(self) -> int:
+        """The exit status of a shell that has ended."""
+        os.close(self._commands)
+        os.close(self._status)
+        return self._process.wait()
+
+
+def main():
+    channel = Channel()
+    streams = [Capture(channel, "stdout"), Capture(channel, "stderr")]
+    bash = Bash(streams)
+    environment = Environment(lambda name, value: bash.put_variable(name, value))
+    requests = channel.queue()
+    channel.send({"type": "ready"})
+    count = 0
+    while True:
+        request = requests.get()
+        channel.begin(request)
+        count += 1
+        channel.send({"type": "count", "execution_count": count})
+        environment.enter(request)
+        if bash.run(request["code"]):
+            environment.leave(request)
+        else:
+            status = bash.bury()
+            bash = Bash(streams)
+            environment.again()
+            if status:
+                channel.send({"type": "error", "name": "ExitStatus", "value": str(status),
+                              "traceback": f"the shell exited with status {status}; the next cell gets a new one"})
+        for stream in streams:
+            stream.flush()
+        channel.send({"type": "done"})
+        channel.cell = None
+
+
+main()

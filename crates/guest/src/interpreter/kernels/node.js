@@ -1,0 +1,142 @@
+// Runs cells of JavaScript, or of TypeScript with its types removed, as node's own prompt does: declarations stay, `await`
+// works at the top level, the value of the last expression is the result.
+//
+//     node node.js <descriptor of cells> <descriptor of events> <javascript | typescript>
+
+'use strict';
+
+const fs = require('fs');
+const module_ = require('module');
+const net = require('net');
+const path = require('path');
+const readline = require('readline');
+const repl = require('repl');
+const stream = require('stream');
+const util = require('util');
+
+const [cells, events, language] = [Number(process.argv[2]), Number(process.argv[3]), process.argv[4]];
+process.argv.length = 1;
+
+// Deeper values are cut by inspect itself; longer texts than this are no longer for reading.
+const SHOWN = { depth: 4, maxArrayLength: 1000, maxStringLength: 1 << 20 };
+
+function tell(event) {
+  let rest = Buffer.from(JSON.stringify(event) + '\n');
+  while (rest.length > 0) {
+    try {
+      rest = rest.subarray(fs.writeSync(events, rest));
+    } catch (error) {
+      if (error.code !== 'EAGAIN') throw error;
+    }
+  }
+}
+
+const silent = new stream.PassThrough();
+silent.resume();
+const prompt = repl.start({ prompt: '', input: new stream.PassThrough(), output: silent, terminal: false, useGlobal: true,
+  ignoreUndefined: true, breakEvalOnSigint: true });
+// What is required is looked for where the cell works, as node's prompt does.
+global.require = module_.createRequire(path.join(process.cwd(), 'cell.js'));
+// Between cells an interrupt means nothing; while a cell waits, it ends the wait. While it computes, the prompt's own watchdog
+// must be the only one who listens: taking our listener away then would take the watchdog's handler with it.
+const interrupt = () => prompt.emit('SIGINT');
+process.on('SIGINT', interrupt);
+prompt.removeAllListeners('exit');
+
+// An error that a cell throws, or that comes of what a cell has left behind.
+let refuse = null;
+function unexpected(error) {
+  if (refuse) refuse(error);
+  else process.stderr.write(`Uncaught ${util.inspect(error)}\n`);
+}
+process.on('uncaughtException', unexpected);
+prompt._domain?.removeAllListeners('error');
+prompt._domain?.on('error', unexpected);
+
+let typescript;
+function withoutTypes(code) {
+  typescript ??= require('typescript');
+  const options = { target: 'ES2022', module: 'ESNext', isolatedModules: true, importsNotUsedAsValues: 'preserve',
+    preserveValueImports: true };
+  const made = typescript.transpileModule(code, { compilerOptions: options, reportDiagnostics: true });
+  const wrong = (made.diagnostics ?? []).find((one) => one.category === typescript.DiagnosticCategory.Error);
+  if (wrong) {
+    throw new SyntaxError(typescript.flattenDiagnosticMessageText(wrong.messageText, '\n'));
+  }
+  // The compiler makes a module of everything that imports.
+  return made.outputText.replace(/^export \{\};\s*$/m, '');
+}
+
+// `import` statements of one line, as declarations that may stand in a cell, and in a later cell again.
+const IMPORT = /^([ \t]*)import\s+(?:([^'"();]+?)\s+from\s+)?(['"])([^'"]+)\3\s*;?/gm;
+
+function withoutImports(code) {
+  return code.replace(IMPORT, (_, space, names, quote, from) => {
+    const load = `await import(${quote}${from}${quote})`;
+    if (names === undefined) return `${space}${load};`;
+    const parts = [];
+    let rest = names.trim();
+    const whole = /(?:^|,)\s*\*\s+as\s+([\w$]+)\s*$/.exec(rest);
+    if (whole) {
+      parts.push(`${whole[1]} = ${load}`);
+      rest = rest.slice(0, whole.index);
+    }
+    const some = /\{([^}]*)\}/.exec(rest);
+    if (some) {
+      parts.push(`{${some[1].replace(/([\w$]+)\s+as\s+([\w$]+)/g, '$1: $2')}} = ${load}`);
+      rest = rest.replace(some[0], '');
+    }
+    const plain = /^[\w$]+/.exec(rest.trim());
+    if (plain) parts.push(`{default: ${plain[0]}} = ${load}`);
+    return `${space}var ${parts.join(', ')};`;
+  });
+}
+
+function evaluate(code) {
+  return new Promise((resolve, reject) => {
+    refuse = reject;
+    const done = (error, value) => (error ? reject(error) : resolve(value));
+    process.off('SIGINT', interrupt);
+    try {
+      prompt.eval(code.endsWith('\n') ? code : code + '\n', prompt.context, 'cell.js', done);
+    } finally {
+      process.on('SIGINT', interrupt);
+    }
+  });
+}
+
+function failed(error) {
+  // Whoever wrote an unfinished statement is told what node says, not that more lines are wanted.
+  const cause = error instanceof repl.Recoverable ? error.err : error;
+  if (!util.types.isNativeError(cause)) {
+    return { type: 'error', name: 'Error', value: String(cause), traceback: `Uncaught ${util.inspect(cause)}` };
+  }
+  return { type: 'error', name: cause.name, value: cause.message, traceback: String(cause.stack ?? cause) };
+}
+
+async function cell(code) {
+  try {
+    let ready = language === 'typescript' ? withoutTypes(code) : code;
+    if (/^[ \t]*import[\s{*'"]/m.test(ready)) ready = withoutImports(ready);
+    const value = await evaluate(ready);
+    if (value !== undefined) tell({ type: 'result', is_main_result: true, text: util.inspect(value, SHOWN) });
+  } catch (error) {
+    tell(failed(error));
+  } finally {
+    refuse = null;
+  }
+  tell({ type: 'done' });
+}
+
+let queue = Promise.resolve();
+// Not a stream of a file: its reads block a thread that node waits for when a cell ends the process.
+readline.createInterface({ input: new net.Socket({ fd: cells, readable: true, writable: false }) }).on('line', (line) => {
+  const message = JSON.parse(line);
+  queue = queue.then(() => {
+    if (message.code !== undefined) return cell(message.code);
+    if (message.value === null) delete process.env[message.variable];
+    else process.env[message.variable] = message.value;
+    return undefined;
+  });
+}).on('close', () => process.exit(0));
+tell({ type: 'ready' });

@@ -1,0 +1,61 @@
+"""The kernel of JavaScript and TypeScript: drives node, whose standard streams belong to user code.
+
+Node cannot move its own descriptors away, so this process stands between: cells go to node on one pipe, results come back on
+another, and what is written to node's standard streams is told as output.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from firkin_channel import Capture, Channel, Environment
+
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node.js")
+
+
+def main():
+    channel = Channel()
+    streams = [Capture(channel, "stdout"), Capture(channel, "stderr")]
+    commands, write = os.pipe()
+    read, results = os.pipe()
+    arguments = ["node", PROGRAM, str(commands), str(results), sys.argv[1]]
+    subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1], pass_fds=[commands, results])
+    os.close(commands)
+    os.close(results)
+    events = open(read, "rb")
+
+    def tell(message: dict) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(write, data):]
+
+    environment = Environment(lambda name, value: tell({"variable": name, "value": value}))
+    requests = channel.queue()
+    channel.send(json.loads(events.readline()))
+    count = 0
+    while True:
+        request = requests.get()
+        channel.begin(request)
+        count += 1
+        channel.send({"type": "count", "execution_count": count})
+        environment.enter(request)
+        tell({"code": request["code"]})
+        # The end of node is the end of its kernel: the agent starts another.
+        for line in events:
+            event = json.loads(line)
+            if event["type"] == "done":
+                break
+            channel.send(event)
+        else:
+            for stream in streams:
+                stream.flush()
+            os._exit(1)
+        environment.leave(request)
+        for stream in streams:
+            stream.flush()
+        channel.send({"type": "done"})
+        channel.cell = None
+
+
+main()

@@ -1,0 +1,99 @@
+//! The code interpreter: what `run_code` of E2B's code interpreter SDK talks to, on port 49999.
+//!
+//! ```text
+//!   POST /execute ─► context ─► kernel: a process group that reads cells and writes events, one JSON object a line
+//!                                 ├─ python.py   IPython's shell
+//!                                 ├─ bash.py     drives one interactive bash
+//!                                 └─ node.py     drives node.js: JavaScript, and TypeScript without its types
+//! ```
+//!
+//! There is no Jupyter between: its messages would be translated twice to end as the same lines, and its server is one more
+//! thing to start, restore and keep alive. What a notebook shows comes from IPython either way. Kernels run as root in
+//! `/home/user`, as the contract has it. The interpreter is served where IPython is installed; Python's default kernel is
+//! started and has run some cells before `/health` says so, so that a template's snapshot holds it warm.
+
+mod contexts;
+mod execution;
+mod http;
+mod kernel;
+mod language;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+};
+
+use fs_err as fs;
+
+use crate::{
+    envd::{self, State},
+    logging,
+    reaper::Reaper,
+};
+
+/// Port of the interpreter.
+pub(crate) const PORT: u16 = 49_999;
+
+/// Debian's place of IPython.
+const IPYTHON: &str = "/usr/lib/python3/dist-packages/IPython";
+
+/// Where the kernels' programs are put in a sandbox: a file system in memory.
+const KERNELS: &str = "/run/firkin-kernels";
+
+/// Working directory of contexts that name none.
+const WORKDIR: &str = "/home/user";
+
+/// The kernels' programs.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("firkin_channel.py", include_str!("kernels/firkin_channel.py")),
+    ("firkin_charts.py", include_str!("kernels/firkin_charts.py")),
+    ("python.py", include_str!("kernels/python.py")),
+    ("bash.py", include_str!("kernels/bash.py")),
+    ("node.py", include_str!("kernels/node.py")),
+    ("node.js", include_str!("kernels/node.js")),
+];
+
+/// How kernels are started.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// Where their programs are.
+    pub(crate) programs: PathBuf,
+    /// Who runs them.
+    pub(crate) user: String,
+    /// Where contexts work that name no directory.
+    pub(crate) workdir: String,
+}
+
+impl Setup {
+    /// In a sandbox whose root file system is made for it; none elsewhere.
+    pub(crate) fn of_sandbox() -> Option<Self> {
+        let setup = || Self { programs: PathBuf::from(KERNELS), user: "root".to_owned(), workdir: WORKDIR.to_owned() };
+        std::path::Path::new(IPYTHON).is_dir().then(setup)
+    }
+
+    /// Puts the programs where kernels are started from.
+    fn install(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.programs)?;
+        PROGRAMS.iter().try_for_each(|(name, text)| fs::write(self.programs.join(name), text))
+    }
+}
+
+/// Where it listens in a sandbox.
+pub(crate) fn address() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], PORT))
+}
+
+/// Serves it from now on and starts the default Python kernel. Needs a runtime.
+pub(crate) fn spawn(setup: Setup, listener: TcpListener, state: &State, reaper: Reaper) -> io::Result<()> {
+    setup.install()?;
+    let routes = http::routes(contexts::Contexts::new(setup, state.clone(), reaper));
+    let state = state.clone();
+    // Not joined: it lives as long as the process.
+    tokio::spawn(async move {
+        if let Err(error) = envd::accept(listener, routes, state).await {
+            tracing::error!(error = logging::chain(&error), "the code interpreter is no longer served");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Contexts and refusals.
+
+use serde_json::{Value, json};
+
+use crate::harness::Interpreter;
+
+#[tokio::test]
+async fn refusals_are_the_contracts() {
+    let interpreter = Interpreter::start(&[]);
+    let both = interpreter.send("POST", "/execute", json!({"code": "", "context_id": "x", "language": "bash"})).await;
+    assert_eq!((both.0.as_u16(), both.1.as_str()), (400, "Only one of context_id or language can be provided"));
+    for (method, path) in [("POST", "/contexts/none/restart"), ("DELETE", "/contexts/none")] {
+        let missing = interpreter.send(method, path, Value::Null).await;
+        assert_eq!((missing.0.as_u16(), missing.1.as_str()), (404, "Context none not found"), "{path}");
+    }
+    let missing = interpreter.send("POST", "/execute", json!({"code": "", "context_id": "none"})).await;
+    assert_eq!((missing.0.as_u16(), missing.1.as_str()), (404, "Context none not found"));
+    for (path, body) in [("/execute", json!({"code": "", "language": "cobol"})), ("/contexts", json!({"language": "cobol"}))] {
+        let unknown = interpreter.send("POST", path, body).await;
+        assert!(unknown.0 == 500 && unknown.1.contains("`cobol`"), "{unknown:?}");
+    }
+    let nowhere = interpreter.send("POST", "/contexts", json!({"language": "bash", "cwd": "/no/where"})).await;
+    assert!(nowhere.0 == 500 && nowhere.1.contains("`/no/where`"), "{nowhere:?}");
+    assert_eq!(interpreter.send("POST", "/execute", json!({"cod": ""})).await.0, 422);
+}
+
+#[tokio::test]
+async fn contexts_are_listed_in_order_and_keep_to_themselves() {
+    let interpreter = Interpreter::start(&[]);
+    let (_, made) = interpreter.send("POST", "/contexts", json!({"language": "bash", "cwd": "/tmp"})).await;
+    let made: Value = serde_json::from_str(&made).unwrap();
+    assert_eq!((made["language"].as_str(), made["cwd"].as_str()), (Some("bash"), Some("/tmp")));
+    let id = made["id"].as_str().unwrap();
+    interpreter.bash("x=default").await;
+    let here = |code: &str| json!({"code": code, "context_id": id});
+    assert_eq!(interpreter.run(here("x=own; pwd")).await.text("stdout"), "/tmp\n");
+    assert_eq!(interpreter.bash("echo $x").await.text("stdout"), "default\n");
+    assert_eq!(interpreter.run(here("echo $x")).await.text("stdout"), "own\n");
+
+    let (_, list) = interpreter.send("GET", "/contexts", Value::Null).await;
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    let languages: Vec<&str> = list.iter().map(|one| one["language"].as_str().unwrap()).collect();
+    assert_eq!(languages, ["python", "javascript", "bash", "bash"]);
+    assert_eq!(list[2]["id"], id);
+
+    let restarted = interpreter.send("POST", &format!("/contexts/{id}/restart"), Value::Null).await;
+    assert_eq!((restarted.0.as_u16(), restarted.1.as_str()), (200, "null"));
+    assert_eq!(interpreter.run(here("echo ${x:-none}; pwd")).await.text("stdout"), "none\n/tmp\n");
+
+    let removed = interpreter.send("DELETE", &format!("/contexts/{id}"), Value::Null).await;
+    assert_eq!((removed.0.as_u16(), removed.1.as_str()), (200, "null"));
+    assert_eq!(interpreter.send("POST", "/execute", here("true")).await.0, 404);
+    assert_eq!(interpreter.send("DELETE", &format!("/contexts/{id}"), Value::Null).await.0, 404);
+}
+
+#[tokio::test]
+async fn only_who_holds_the_token_gets_the_sandboxs_variables() {
+    let interpreter = Interpreter::start(&["--token", "secret"]);
+    // The kernel is started with them: what a client without the token must not see are those of a later restore.
+    let cell = json!({"code": "echo $FROM_SANDBOX", "language": "bash"});
+    let with = interpreter.run_with(&[("x-access-token", "secret")], cell.clone()).await;
+    assert_eq!(with.text("stdout"), "yes\n");
+    assert_eq!(interpreter.run(cell.clone()).await.of("end_of_execution").count(), 1);
+    let wrong = interpreter.send_with("POST", "/execute", &[("x-access-token", "other")], cell).await;
+    assert_eq!(wrong.0, 401);
+    assert_eq!(interpreter.send("GET", "/contexts", Value::Null).await.0, 200);
+}
