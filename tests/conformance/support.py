@@ -108,7 +108,8 @@ class Blocking:
     def _wrap(self, value):
         if isinstance(value, list):
             return [self._wrap(item) for item in value]
-        asynchronous = type(value).__module__.startswith("e2b.sandbox_async") or hasattr(value, "__anext__")
+        modules = ("e2b.sandbox_async", "e2b_code_interpreter.code_interpreter_async")
+        asynchronous = type(value).__module__.startswith(modules) or hasattr(value, "__anext__")
         return Blocking(value, self._loop) if asynchronous else value
 
 

@@ -22,13 +22,14 @@ struct Sdk {
 
 const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
 const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
+const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requirements-interpreter.txt", tests: "interpreter" };
 
 /// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String]) -> anyhow::Result<()> {
     let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
     report.step("python environments", |step| {
         python::set_up(step)?;
-        for sdk in sdks {
+        for sdk in sdks.iter().chain(pytest.is_empty().then_some(&INTERPRETER)) {
             python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
         }
         Ok(())
@@ -37,11 +38,17 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String])
     let state =
         tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
     fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
-    report.step("base template", |step| {
-        step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()))
-    })?;
+    let build =
+        |step: &mut Step, name| step.run(workspace.firkin().args(["template", "build", name, "--state-dir"]).arg(state.path()));
+    report.step("base template", |step| build(step, "base"))?;
     let before = leaks::Host::observe()?;
     report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
+    // Only now: a server keeps sandboxes of every template warm, and these are large.
+    if pytest.is_empty() {
+        report.step("code interpreter template", |step| build(step, "code-interpreter-v1"))?;
+        report
+            .step("code interpreter conformance", |step| against_server(workspace, state.path(), &[INTERPRETER], pytest, step))?;
+    }
     report.step("nothing left by the server", |step| leaks::check(&before, step))
 }
 
