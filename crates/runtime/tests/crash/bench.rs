@@ -123,6 +123,10 @@ impl Bench {
         for sandbox in runtime.sandboxes() {
             runtime.kill(&sandbox.id).await.unwrap();
         }
+        // What stands on a template keeps it.
+        for snapshot in runtime.snapshots().await.unwrap() {
+            runtime.delete_template(&snapshot.snapshot_id).await.unwrap();
+        }
         for name in names_of(runtime).await {
             runtime.delete_template(&name).await.unwrap();
         }
