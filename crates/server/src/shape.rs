@@ -94,13 +94,18 @@ pub(crate) fn metric(stats: &Stats) -> Option<rest::SandboxMetric> {
         timestamp: jiff::Timestamp::from_second(stats.ts).ok()?,
         timestamp_unix: stats.ts,
         cpu_count: stats.cpu_count,
-        cpu_used_pct: f64::from(stats.cpu_used_pct),
+        cpu_used_pct: percent(stats.cpu_used_pct),
         mem_used: stats.mem_used,
         mem_total: stats.mem_total,
         mem_cache: stats.mem_cache,
         disk_used: stats.disk_used,
         disk_total: stats.disk_total,
     })
+}
+
+/// A share as guests measure it, to two places: widened, it would show digits that nobody measured.
+fn percent(share: f32) -> f64 {
+    (f64::from(share) * 100.0).round() / 100.0
 }
 
 /// A node of the tree of who came from whom, with all below it.
