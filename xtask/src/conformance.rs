@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use fs_err as fs;
 
 use crate::{
-    leaks, python,
+    leaks,
+    node::{self, Packages},
+    python,
     run::{Report, Step, say},
     server::{self, Server},
     workspace::Workspace,
@@ -22,7 +24,11 @@ struct Sdk {
 
 const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
 const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
+const CLI: Sdk = Sdk { name: "E2B's command line", requirements: "requirements-cli.txt", tests: "cli" };
 const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requirements-interpreter.txt", tests: "interpreter" };
+
+/// The directory with the JavaScript packages and the tests of the JavaScript SDK.
+const JAVASCRIPT: &str = "js";
 
 /// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String]) -> anyhow::Result<()> {
@@ -34,6 +40,9 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String])
         }
         Ok(())
     })?;
+    if pytest.is_empty() {
+        report.step("node packages", |step| node_packages(workspace, step).map(drop))?;
+    }
     // Machines run as users of their own, who must be able to enter it: not below a home directory.
     let state =
         tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
@@ -43,6 +52,9 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String])
     report.step("base template", |step| build(step, "base"))?;
     let before = leaks::Host::observe()?;
     report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
+    if pytest.is_empty() {
+        report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
+    }
     // Only now: a server keeps sandboxes of every template warm, and these are large.
     if pytest.is_empty() {
         report.step("code interpreter template", |step| build(step, "code-interpreter-v1"))?;
@@ -60,28 +72,50 @@ fn against_server(
     step: &mut Step,
 ) -> anyhow::Result<()> {
     let server = Server::start(workspace, state_dir)?;
-    let variables = server::variables(workspace, state_dir)?;
     for sdk in sdks {
         say(&format!("{}:", sdk.name));
-        let python = python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
-        let mut command = Command::new(python);
-        command
-            .args(["-B", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", sdk.tests])
-            .args(pytest)
-            .current_dir(directory(workspace))
-            // Variables of the person who runs this must not point the SDK elsewhere.
-            .env_remove("E2B_DOMAIN")
-            .env_remove("E2B_DEBUG")
-            // For tests that kill servers of their own.
-            .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
-            .envs(&variables);
-        step.run(&mut command).with_context(|| format!("the {} failed\n{}", sdk.name, server.log_tail()))?;
+        let mut command = suite(workspace, state_dir, *sdk, step)?;
+        step.run(command.args(pytest)).with_context(|| format!("the {} failed\n{}", sdk.name, server.log_tail()))?;
     }
     // Two sandboxes are still there when the server is told to stop: ending them is its own business.
     for _ in 0..2 {
         step.run(workspace.firkin().args(["sandbox", "create", "--json", "--state-dir"]).arg(state_dir))?;
     }
     server.stop()
+}
+
+/// The JavaScript SDK under Node's own test runner, then E2B's command line, which is written with it, under pytest.
+fn javascript(workspace: &Workspace, state_dir: &Path, step: &mut Step) -> anyhow::Result<()> {
+    let packages = node_packages(workspace, step)?;
+    let server = Server::start(workspace, state_dir)?;
+    let mut tests = packages.tests(&directory(workspace).join(JAVASCRIPT))?;
+    tests.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
+    step.run(&mut tests).with_context(|| format!("the JavaScript SDK failed\n{}", server.log_tail()))?;
+    let mut tests = suite(workspace, state_dir, CLI, step)?;
+    tests.env("NODE_MODULES", packages.modules()).env("PATH", &packages.path);
+    step.run(&mut tests).with_context(|| format!("{} failed\n{}", CLI.name, server.log_tail()))?;
+    server.stop()
+}
+
+fn node_packages(workspace: &Workspace, step: &mut Step) -> anyhow::Result<Packages> {
+    let python = python::environment(&workspace.cache(), &requirements(workspace, CLI), step)?;
+    node::packages(&workspace.cache(), &directory(workspace).join(JAVASCRIPT), &python, step)
+}
+
+/// pytest over the tests of one SDK, pointed at the server of this state directory.
+fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mut Step) -> anyhow::Result<Command> {
+    let python = python::environment(&workspace.cache(), &requirements(workspace, sdk), step)?;
+    let mut command = Command::new(python);
+    command
+        .args(["-B", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", sdk.tests])
+        .current_dir(directory(workspace))
+        // Variables of the person who runs this must not point the SDK elsewhere.
+        .env_remove("E2B_DOMAIN")
+        .env_remove("E2B_DEBUG")
+        // For tests that kill servers of their own.
+        .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
+        .envs(server::variables(workspace, state_dir)?);
+    Ok(command)
 }
 
 fn directory(workspace: &Workspace) -> std::path::PathBuf {

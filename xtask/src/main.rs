@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod conformance;
 mod e2b_suite;
 mod leaks;
+mod node;
 mod python;
 mod run;
 mod server;

@@ -29,14 +29,29 @@ impl Counts {
         self.skipped += other.skipped;
     }
 
-    /// Reads the closing line of cargo's test harness or of pytest; other lines count nothing.
+    /// Reads the closing line of cargo's test harness or of pytest, or one of Node's closing lines; others count nothing.
     fn of_line(line: &str) -> Self {
         let line = line.trim();
+        if let Some((word, number)) = line.strip_prefix("ℹ ").and_then(|rest| rest.split_once(' ')) {
+            return Self::of_node(word, number);
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             return Self::of_words(counts);
         }
         let bare = line.trim_matches('=').trim();
         if bare.len() < line.len() && bare.contains(" in ") { Self::of_words(bare) } else { Self::default() }
+    }
+
+    /// Node's runner gives each number a line, after the word that says what it counts.
+    fn of_node(word: &str, number: &str) -> Self {
+        let (mut counts, number) = (Self::default(), number.parse().unwrap_or(0));
+        match word {
+            "pass" => counts.passed = number,
+            "fail" | "cancelled" => counts.failed = number,
+            "skipped" | "todo" => counts.skipped = number,
+            _ => {}
+        }
+        counts
     }
 
     /// Sums the pairs of a number and a word that says what it counts.
@@ -174,13 +189,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closing_lines_of_both_runners_are_counted() {
+    fn closing_lines_of_every_runner_are_counted() {
         let counts = |passed, failed, skipped| Counts { passed, failed, skipped };
         for (line, expect) in [
             ("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 1 filtered out; finished in 0.01s", counts(12, 0, 3)),
             ("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out", counts(1, 2, 0)),
             ("======= 236 passed in 101.43s (0:01:41) =======", counts(236, 0, 0)),
             ("==== 1 failed, 5 passed, 2 skipped, 3 errors in 9.10s ====", counts(5, 4, 2)),
+            ("ℹ pass 16", counts(16, 0, 0)),
+            ("ℹ cancelled 1", counts(0, 1, 0)),
+            ("ℹ duration_ms 81398.7", counts(0, 0, 0)),
             ("1 passed, 2 failed in a line that some test printed", counts(0, 0, 0)),
             ("==== short test summary info ====", counts(0, 0, 0)),
             ("test tests::x ... ok", counts(0, 0, 0)),
