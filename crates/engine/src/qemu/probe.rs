@@ -15,7 +15,7 @@ use std::{
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::{
@@ -44,7 +44,7 @@ const PROBE_UID: u32 = 65_534;
 /// Between the answers of a QEMU that runs no guest.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// Raised when a verdict's meaning changes.
-const VERDICT_VERSION: u32 = 1;
+const VERDICT_VERSION: u32 = 2;
 /// A verdict has some 500 bytes.
 const MAX_VERDICT_BYTES: u64 = 64 << 10;
 
@@ -200,7 +200,9 @@ impl Trial {
         let version = version(&self.greeting)?;
         let asking = async {
             let machines = self.monitor.execute("query-machines", json!({})).await?;
-            let model = json!({"type": "full", "model": {"name": command::cpu_model(acceleration)}});
+            let left_out: Map<String, Value> =
+                command::features_left_out(acceleration).iter().map(|&feature| (feature.to_owned(), false.into())).collect();
+            let model = json!({"type": "full", "model": {"name": command::cpu_model(acceleration), "props": left_out}});
             Ok::<_, MonitorError>((machines, self.monitor.execute("query-cpu-model-expansion", model).await?))
         };
         const PHASE: &str = "describing itself";
