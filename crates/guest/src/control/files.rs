@@ -1,26 +1,95 @@
 //! Small files of `/etc` that say who the machine is.
+//!
+//! They live in memory and are bound over those of the disk, as container engines do it: a restore rewrites them with a handful of
+//! system calls and no disk page, where a rename on the disk is most of what an emulated guest does to become somebody. What
+//! programs write to them stays in them until the next restore says otherwise.
 
 use std::{
-    io::{self, Write},
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
+use nix::mount::{MsFlags, mount};
 
-/// Makes `path` hold `content`, mode 644, unless it does already: an unchanged file costs a clone no disk page. A symlink is
-/// replaced, never followed.
-pub(super) fn put(path: &str, content: &str) -> io::Result<()> {
-    let plain = fs_err::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    if plain && fs_err::read(path).is_ok_and(|old| old == content.as_bytes()) {
-        return Ok(());
+/// Where the files are; root's alone to write.
+const DIRECTORY: &str = "/run/firkin/etc";
+
+/// The most that is taken over of a file of the disk, and compared before a write. All that we write is shorter.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// One file, held open: whatever is mounted or renamed later, it is the one that was bound.
+#[derive(Debug)]
+pub(super) struct Bound(File);
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) hostname: Bound,
+    pub(super) hosts: Bound,
+    pub(super) machine_id: Bound,
+    pub(super) resolv_conf: Bound,
+}
+
+impl Files {
+    /// Binds a file of our own over each file of `/etc`, with the same content.
+    pub(super) fn bind() -> io::Result<Self> {
+        let directory = Path::new(DIRECTORY);
+        fs_err::create_dir_all(directory)?;
+        let bound = |name: &str| {
+            let (own, shown) = (directory.join(name), Path::new("/etc").join(name));
+            let file = Bound::create(&own, &take_over(&shown)?)?;
+            mount(Some(&own), &shown, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            Ok::<_, io::Error>(file)
+        };
+        Ok(Self {
+            hostname: bound("hostname")?,
+            hosts: bound("hosts")?,
+            machine_id: bound("machine-id")?,
+            resolv_conf: bound("resolv.conf")?,
+        })
     }
-    let fresh = format!("{path}.firkin-new");
-    if Path::new(&fresh).symlink_metadata().is_ok() {
-        fs_err::remove_file(&fresh)?;
+}
+
+/// Makes `path` a plain file that can be bound over, and gives what it holds. Images have links there, to services that do not
+/// run here.
+fn take_over(path: &Path) -> io::Result<Vec<u8>> {
+    match fs_err::symlink_metadata(path) {
+        Ok(found) if found.is_file() => {
+            let mut content = Vec::new();
+            fs_err::File::open(path)?.take(MAX_BYTES).read_to_end(&mut content)?;
+            return Ok(content);
+        }
+        Ok(_) => fs_err::remove_file(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&fresh)?;
-    file.write_all(content.as_bytes())?;
-    fs_err::rename(&fresh, path)
+    fs_err::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    Ok(Vec::new())
+}
+
+impl Bound {
+    fn create(path: &Path, content: &[u8]) -> io::Result<Self> {
+        let mut options = fs_err::OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).mode(0o644).open(path)?.into_file();
+        file.write_all_at(content, 0)?;
+        Ok(Self(file))
+    }
+
+    /// Makes the file hold `content`, unless it does already.
+    pub(super) fn put(&self, content: &str) -> io::Result<()> {
+        if self.0.metadata()?.len() == content.len() as u64 {
+            let mut old = vec![0; content.len()];
+            self.0.read_exact_at(&mut old, 0)?;
+            if old == content.as_bytes() {
+                return Ok(());
+            }
+        }
+        self.0.write_all_at(content.as_bytes(), 0)?;
+        self.0.set_len(content.len() as u64)
+    }
 }
 
 #[cfg(test)]
@@ -28,21 +97,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_change_is_written_and_a_link_is_replaced() {
+    fn only_a_change_is_written_and_nothing_old_stays_behind_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hosts");
-        let text = path.to_str().unwrap();
-        put(text, "a").unwrap();
-        let before = fs_err::metadata(&path).unwrap().modified().unwrap();
-        put(text, "a").unwrap();
-        assert_eq!(fs_err::metadata(&path).unwrap().modified().unwrap(), before);
-        put(text, "b").unwrap();
-        assert_eq!(fs_err::read_to_string(&path).unwrap(), "b");
+        let file = Bound::create(&path, b"as the image had it").unwrap();
+        file.put("a longer text than that of the image").unwrap();
+        let written = || fs_err::metadata(&path).unwrap().modified().unwrap();
+        let before = written();
+        file.put("a longer text than that of the image").unwrap();
+        assert_eq!(written(), before);
+        file.put("short").unwrap();
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), "short");
+    }
 
-        let link = dir.path().join("link");
-        fs_err::os::unix::fs::symlink(&path, &link).unwrap();
-        put(link.to_str().unwrap(), "c").unwrap();
-        assert_eq!(fs_err::read_to_string(&path).unwrap(), "b");
-        assert!(fs_err::symlink_metadata(&link).unwrap().is_file());
+    #[test]
+    fn a_link_is_replaced_never_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link, missing) = (dir.path().join("target"), dir.path().join("link"), dir.path().join("missing"));
+        fs_err::write(&target, "elsewhere").unwrap();
+        fs_err::os::unix::fs::symlink(&target, &link).unwrap();
+        assert_eq!(take_over(&target).unwrap(), b"elsewhere");
+        assert_eq!(take_over(&link).unwrap(), b"");
+        assert_eq!(take_over(&missing).unwrap(), b"");
+        assert!(fs_err::symlink_metadata(&link).unwrap().is_file() && fs_err::symlink_metadata(&missing).unwrap().is_file());
+        assert_eq!(fs_err::read_to_string(&target).unwrap(), "elsewhere");
     }
 }

@@ -34,6 +34,9 @@ pub(crate) enum ControlError {
     /// The device does not open.
     #[error("cannot open the control port")]
     Open(#[source] io::Error),
+    /// The files that say who the machine is cannot be bound.
+    #[error("cannot bind the machine's files")]
+    Files(#[source] io::Error),
     /// The thread does not start.
     #[error("cannot start the control thread")]
     Thread(#[source] io::Error),
@@ -48,7 +51,8 @@ pub(crate) enum ControlError {
 /// Opens the port and serves it from a thread of its own.
 pub(crate) fn start(state: State) -> Result<(), ControlError> {
     let port = Port::open()?;
-    let agent = Agent { state, meter: Meter::default(), current: resume::Current::default() };
+    let files = files::Files::bind().map_err(ControlError::Files)?;
+    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files) };
     let run = move || {
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.

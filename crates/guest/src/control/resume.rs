@@ -15,7 +15,7 @@ use nix::{
 
 use super::{
     entropy::{self, SEED_BYTES},
-    files,
+    files::Files,
     network::{self, NetworkError},
 };
 use crate::envd::{Settings, State, sandbox_env};
@@ -61,13 +61,19 @@ pub(super) enum ResumeError {
 }
 
 /// What is in force.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
+    files: Files,
 }
 
 impl Current {
+    /// Nobody, before the first epoch.
+    pub(super) fn new(files: Files) -> Self {
+        Self { epoch: 0, network: None, files }
+    }
+
     /// The highest epoch given; 0 before the first.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
@@ -77,10 +83,7 @@ impl Current {
     ///
     /// An equal epoch is a repetition after a lost answer and is carried out again, without cutting connections.
     pub(super) fn resume(&mut self, identity: &Identity, state: &State) -> Result<i64, ResumeError> {
-        if identity.epoch < self.epoch {
-            return Err(ResumeError::OldEpoch { asked: identity.epoch, seen: self.epoch });
-        }
-        let seed = check(identity)?;
+        let seed = check(identity, self.epoch)?;
         if identity.epoch > self.epoch {
             state.begin_era();
         }
@@ -88,7 +91,7 @@ impl Current {
         entropy::add(seed).map_err(ResumeError::Entropy)?;
         let clock_behind_ns = set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?;
         nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
-        write_files(identity).map_err(ResumeError::Files)?;
+        write_files(identity, &self.files).map_err(ResumeError::Files)?;
         if identity.network.is_some() && identity.network != self.network {
             network::apply(identity.network.as_ref(), self.network.as_ref()).map_err(ResumeError::Network)?;
             self.network.clone_from(&identity.network);
@@ -103,8 +106,11 @@ impl Current {
     }
 }
 
-/// Refuses what is malformed before anything has changed.
-fn check(identity: &Identity) -> Result<[u8; SEED_BYTES], ResumeError> {
+/// Refuses what is malformed or of an older life before anything has changed.
+fn check(identity: &Identity, seen: u64) -> Result<[u8; SEED_BYTES], ResumeError> {
+    if identity.epoch < seen {
+        return Err(ResumeError::OldEpoch { asked: identity.epoch, seen });
+    }
     let name = &identity.sandbox_id;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if name.is_empty() || name.len() > MAX_HOST_NAME || !name.chars().all(plain) {
@@ -125,18 +131,18 @@ fn set_clock(realtime_ns: u64) -> nix::Result<i64> {
     Ok(i64::try_from(behind).unwrap_or(if behind < 0 { i64::MIN } else { i64::MAX }))
 }
 
-fn write_files(identity: &Identity) -> io::Result<()> {
+fn write_files(identity: &Identity, files: &Files) -> io::Result<()> {
     let name = &identity.sandbox_id;
-    files::put("/etc/hostname", &format!("{name}\n"))?;
-    files::put("/etc/hosts", &hosts(name))?;
+    files.hostname.put(&format!("{name}\n"))?;
+    files.hosts.put(&hosts(name))?;
     if let Some(id) = &identity.machine_id {
-        files::put("/etc/machine-id", &format!("{id}\n"))?;
+        files.machine_id.put(&format!("{id}\n"))?;
     }
     if let Some(network) = &identity.network
         && !network.dns.is_empty()
     {
         let lines: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-        files::put("/etc/resolv.conf", &lines)?;
+        files.resolv_conf.put(&lines)?;
     }
     Ok(())
 }
@@ -169,17 +175,15 @@ mod tests {
 
     #[test]
     fn malformed_identities_are_refused_before_anything_changes() {
-        assert_eq!(check(&identity()).unwrap(), [7; 32]);
-        assert!(matches!(check(&Identity { entropy: "AAAA".to_owned(), ..identity() }), Err(ResumeError::Seed)));
-        assert!(matches!(check(&Identity { sandbox_id: "a/b".to_owned(), ..identity() }), Err(ResumeError::Name(_))));
+        assert_eq!(check(&identity(), 3).unwrap(), [7; 32]);
+        assert!(matches!(check(&Identity { entropy: "AAAA".to_owned(), ..identity() }, 3), Err(ResumeError::Seed)));
+        assert!(matches!(check(&Identity { sandbox_id: "a/b".to_owned(), ..identity() }, 3), Err(ResumeError::Name(_))));
         let machine_id = Some("ABC".to_owned());
-        assert!(matches!(check(&Identity { machine_id, ..identity() }), Err(ResumeError::MachineId(_))));
+        assert!(matches!(check(&Identity { machine_id, ..identity() }, 3), Err(ResumeError::MachineId(_))));
     }
 
     #[test]
     fn an_older_epoch_is_refused() {
-        let mut current = Current { epoch: 4, network: None };
-        let error = current.resume(&identity(), &State::default()).unwrap_err();
-        assert!(matches!(error, ResumeError::OldEpoch { asked: 3, seen: 4 }));
+        assert!(matches!(check(&identity(), 4), Err(ResumeError::OldEpoch { asked: 3, seen: 4 })));
     }
 }
