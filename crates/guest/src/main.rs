@@ -11,6 +11,7 @@ mod interpreter;
 mod logging;
 mod readiness;
 mod reaper;
+mod spawner;
 
 use std::process::ExitCode;
 

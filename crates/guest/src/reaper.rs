@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    process::{Child, Command},
+    process::Command,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
@@ -18,6 +18,8 @@ use rustix::{
     process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid},
 };
 use tokio::sync::oneshot;
+
+use crate::spawner::{Order, Spawner};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,15 +33,18 @@ pub(crate) enum Exit {
 /// A child and the promise of its exit.
 #[derive(Debug)]
 pub(crate) struct Started {
-    /// The child; `wait` must not be called on it.
-    pub(crate) child: Child,
+    /// The child; nobody else may wait for it.
+    pub(crate) pid: Pid,
     /// Resolves when the child has been reaped.
     pub(crate) exit: oneshot::Receiver<Exit>,
 }
 
 /// Hands exit statuses to whom they belong.
 #[derive(Debug, Clone)]
-pub(crate) struct Reaper(Arc<Shared>);
+pub(crate) struct Reaper {
+    shared: Arc<Shared>,
+    spawner: Spawner,
+}
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -56,31 +61,39 @@ impl Shared {
 }
 
 impl Reaper {
-    /// Starts the reaper's thread.
+    /// Starts the reaper's thread, and the one that starts children.
     pub(crate) fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let inside = Arc::clone(&shared);
         thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(&inside))?;
-        Ok(Self(shared))
+        Ok(Self { shared, spawner: Spawner::start()? })
     }
 
     /// Starts a command. Blocks for the time of a fork and an exec: call it where blocking is allowed.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Started> {
-        let (sender, exit) = oneshot::channel();
-        // Held across the fork, so that the reaper cannot collect the child before its owner is known, and so that the
-        // standard library itself collects a child whose exec failed.
-        let mut owners = self.0.owners();
-        let child = command.spawn()?;
-        owners.insert(pid_of(&child).as_raw(), sender);
-        drop(owners);
-        self.0.spawned.notify_one();
-        Ok(Started { child, exit })
+        self.spawn_by(|| {
+            let child = command.spawn()?;
+            Ok(Pid::from_raw(i32::try_from(child.id()).expect("Linux process ids are below 2^22")))
+        })
     }
-}
 
-/// The process id of a child.
-pub(crate) fn pid_of(child: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(child.id()).expect("Linux process ids are below 2^22"))
+    /// Starts a command without a copy of this process, in a session of its own. Blocks for the time of an exec.
+    pub(crate) fn spawn_order(&self, order: Order) -> io::Result<Started> {
+        self.spawn_by(|| self.spawner.spawn(order))
+    }
+
+    /// Starts a child by any means. One that cannot be started must be gone when `spawn` returns.
+    fn spawn_by(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Started> {
+        let (sender, exit) = oneshot::channel();
+        // Held across the fork, so that the reaper cannot collect the child before its owner is known, and so that whoever
+        // starts it collects a child whose exec failed.
+        let mut owners = self.shared.owners();
+        let pid = spawn()?;
+        owners.insert(pid.as_raw(), sender);
+        drop(owners);
+        self.shared.spawned.notify_one();
+        Ok(Started { pid, exit })
+    }
 }
 
 fn reap(shared: &Shared) {

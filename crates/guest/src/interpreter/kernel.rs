@@ -40,7 +40,7 @@ use tokio_util::{
 use super::{Setup, language::Language};
 use crate::{
     envd::{Ends, Launch, State, Streams, UserDb, UserError, launch, nonblocking},
-    reaper::{Reaper, pid_of},
+    reaper::Reaper,
 };
 
 /// The longest line of a kernel: the kernels' own limit of an event, 24 MiB, and room for its frame.
@@ -204,7 +204,7 @@ impl Launcher {
         let reaper = self.reaper.clone();
         let launched = tokio::task::spawn_blocking(move || launch(&reaper, &launch_it));
         let launched = launched.await.map_err(io::Error::other).and_then(|result| result).map_err(StartError::Spawn)?;
-        let group = Group(pid_of(&launched.started.child));
+        let group = Group(launched.started.pid);
         started(group);
         let Ends::Pipes { stdin: Some(stdin), stdout, stderr } = launched.ends else {
             unreachable!("pipes were asked for");

@@ -44,7 +44,7 @@ pub(super) use self::service::ProcessService;
 pub(crate) use self::spawn::{Ends, Launch, Streams, launch};
 use crate::{
     readiness,
-    reaper::{Exit, Reaper, pid_of},
+    reaper::{Exit, Reaper},
 };
 
 /// How long the end of a command stays known to those who connect late.
@@ -155,7 +155,7 @@ impl Processes {
         let program = described.launch.program.clone();
         let spawn_error = |source| StartError::Spawn { program: program.clone(), source };
         let launched = launch(&self.0.reaper, &described.launch).map_err(&spawn_error)?;
-        let pid = pid_of(&launched.started.child).as_raw().unsigned_abs();
+        let pid = launched.started.pid.as_raw().unsigned_abs();
         let (input, readers) = adopt(launched.ends).map_err(|error| {
             // Out of descriptors: a command that nobody can hear must not run.
             if let Err(error) = signal_group(pid, Signal::SIGKILL) {

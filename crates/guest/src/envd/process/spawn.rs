@@ -10,10 +10,10 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
     },
-    path::PathBuf,
-    process::{Command, Stdio},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use nix::{
@@ -25,6 +25,7 @@ use super::pty::{self, Size, Terminal};
 use crate::{
     envd::users::User,
     reaper::{Reaper, Started},
+    spawner::{Credentials, Order},
 };
 
 /// `PATH` of commands whose sandbox sets none.
@@ -86,56 +87,66 @@ pub(crate) enum Ends {
     Terminal(OwnedFd),
 }
 
-/// The child's sides of its standard streams, before the fork.
-struct ChildSides {
-    stdin: Stdio,
-    stdout: Stdio,
-    stderr: Stdio,
-    ends: Ends,
-    controlling_terminal: bool,
+/// Starts the command. Blocks for an exec, and with a terminal for a fork too.
+pub(crate) fn launch(reaper: &Reaper, launch: &Launch) -> io::Result<Launched> {
+    match launch.streams {
+        Streams::Pipes { stdin } => launch_with_pipes(reaper, launch, stdin),
+        Streams::Terminal(size) => launch_on_terminal(reaper, launch, size),
+    }
 }
 
-/// Starts the command. Blocks for a fork and an exec.
-pub(crate) fn launch(reaper: &Reaper, launch: &Launch) -> io::Result<Launched> {
-    let sides = open_streams(launch)?;
+fn launch_with_pipes(reaper: &Reaper, launch: &Launch, stdin: bool) -> io::Result<Launched> {
+    let (our_out, child_out) = pipe2(OFlag::O_CLOEXEC)?;
+    let (our_err, child_err) = pipe2(OFlag::O_CLOEXEC)?;
+    let (our_in, child_in) = if stdin {
+        let (child, ours) = pipe2(OFlag::O_CLOEXEC)?;
+        (Some(ours), child)
+    } else {
+        (None, fs_err::File::open("/dev/null")?.into_parts().0.into())
+    };
+    let env = environment(launch);
+    let User { uid, gid, groups, .. } = launch.user.clone();
+    let order = Order {
+        program: c_string(find(&launch.program, env.get("PATH"))?.as_os_str().as_bytes())?,
+        args: std::iter::once(&launch.program)
+            .chain(&launch.args)
+            .map(|text| c_string(text.as_str()))
+            .collect::<io::Result<_>>()?,
+        env: env.iter().map(|(key, value)| c_string(format!("{key}={value}"))).collect::<io::Result<_>>()?,
+        cwd: c_string(launch.cwd.as_os_str().as_bytes())?,
+        user: nix::unistd::geteuid().is_root().then_some(Credentials { uid, gid, groups }),
+        streams: [child_in, child_out, child_err],
+    };
+    let started = reaper.spawn_order(order)?;
+    Ok(Launched { started, ends: Ends::Pipes { stdin: our_in, stdout: our_out, stderr: our_err } })
+}
+
+/// Where a program is: a name without a slash is looked for in the child's `PATH` (execvp(3)).
+fn find(program: &str, path: Option<&String>) -> io::Result<PathBuf> {
+    if program.contains('/') {
+        return Ok(program.into());
+    }
+    let directories = path.map(String::as_str).unwrap_or(DEFAULT_PATH).split(':').filter(|directory| !directory.is_empty());
+    let found = directories.map(|directory| Path::new(directory).join(program)).find(|path| {
+        let executable = |found: std::fs::Metadata| found.is_file() && found.permissions().mode() & 0o111 != 0;
+        fs_err::metadata(path).is_ok_and(executable)
+    });
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn c_string(text: impl Into<Vec<u8>>) -> io::Result<CString> {
+    CString::new(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// A terminal becomes the child's own by a call that only the child can make, so this child begins as a copy of the agent.
+fn launch_on_terminal(reaper: &Reaper, launch: &Launch, size: Size) -> io::Result<Launched> {
+    let Terminal { master, slave } = pty::open(size, &launch.user)?;
     let mut command = Command::new(&launch.program);
     command.args(&launch.args).env_clear().envs(environment(launch));
-    command.stdin(sides.stdin).stdout(sides.stdout).stderr(sides.stderr);
-    enter_identity(&mut command, launch, sides.controlling_terminal)?;
+    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+    enter_identity(&mut command, launch)?;
     let started = reaper.spawn(&mut command)?;
-    Ok(Launched { started, ends: sides.ends })
-}
-
-fn open_streams(launch: &Launch) -> io::Result<ChildSides> {
-    match launch.streams {
-        Streams::Terminal(size) => {
-            let Terminal { master, slave } = pty::open(size, &launch.user)?;
-            Ok(ChildSides {
-                stdin: slave.try_clone()?.into(),
-                stdout: slave.try_clone()?.into(),
-                stderr: slave.into(),
-                ends: Ends::Terminal(master),
-                controlling_terminal: true,
-            })
-        }
-        Streams::Pipes { stdin } => {
-            let (our_out, child_out) = pipe2(OFlag::O_CLOEXEC)?;
-            let (our_err, child_err) = pipe2(OFlag::O_CLOEXEC)?;
-            let (our_in, child_in) = if stdin {
-                let (child, ours) = pipe2(OFlag::O_CLOEXEC)?;
-                (Some(ours), child.into())
-            } else {
-                (None, Stdio::null())
-            };
-            Ok(ChildSides {
-                stdin: child_in,
-                stdout: child_out.into(),
-                stderr: child_err.into(),
-                ends: Ends::Pipes { stdin: our_in, stdout: our_out, stderr: our_err },
-                controlling_terminal: false,
-            })
-        }
-    }
+    Ok(Launched { started, ends: Ends::Terminal(master) })
 }
 
 /// Login variables, then the sandbox's, then the request's: later ones win.
@@ -154,7 +165,7 @@ fn environment(launch: &Launch) -> BTreeMap<String, String> {
     env
 }
 
-fn enter_identity(command: &mut Command, launch: &Launch, controlling_terminal: bool) -> io::Result<()> {
+fn enter_identity(command: &mut Command, launch: &Launch) -> io::Result<()> {
     let cwd = CString::new(launch.cwd.as_os_str().as_bytes())?;
     let User { uid, gid, groups, .. } = launch.user.clone();
     // SAFETY: between fork and exec only async-signal-safe calls may be made and nothing may be allocated. The closure makes
@@ -162,9 +173,7 @@ fn enter_identity(command: &mut Command, launch: &Launch, controlling_terminal: 
     unsafe {
         command.pre_exec(move || {
             setsid()?;
-            if controlling_terminal {
-                rustix::process::ioctl_tiocsctty(io::stdin().as_fd())?;
-            }
+            rustix::process::ioctl_tiocsctty(io::stdin().as_fd())?;
             if nix::unistd::geteuid().is_root() {
                 setgroups(&groups)?;
                 setgid(gid)?;
