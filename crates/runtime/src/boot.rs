@@ -163,11 +163,16 @@ impl Booted {
         self.draft.id()
     }
 
-    /// Makes the guest small and takes its memory and device state. The machine is sealed.
-    pub(crate) async fn cut(&mut self, report: Report<'_>) -> Result<(), BootError> {
+    /// Makes the guest small: nothing is dirty, and what its caches hold can be read again.
+    pub(crate) async fn shrink(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("making the guest small");
-        self.agent.call(Call::Shrink, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        self.agent.call(Call::Shrink, SHRINK_DEADLINE).await.map(drop).map_err(BootError::Shrink)
+    }
+
+    /// Takes its memory and device state. The machine is sealed.
+    pub(crate) async fn cut(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("taking the snapshot");
+        self.agent.call(Call::Sync, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
         self.machine.pause().await.map_err(BootError::Machine)?;
         self.machine.snapshot(self.draft.dir()).await.map_err(BootError::Machine)?;
         Ok(())

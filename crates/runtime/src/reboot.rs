@@ -60,7 +60,10 @@ pub(crate) async fn memory_of_disk(
 
 async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::template::Report<'_>) -> Result<Booted, BootError> {
     let mut booted = boot::boot(core, request, report).await?;
-    let cut = booted.cut(report).await;
+    let cut = match booted.shrink(report).await {
+        Ok(()) => booted.cut(report).await,
+        Err(error) => Err(error),
+    };
     booted.end().await;
     cut.map(|()| booted)
 }

@@ -155,10 +155,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
         identity: nobody(),
     };
     let mut booted = boot::boot(core, &request, report).await?;
-    let cut = match prepare(&mut booted, &build, report).await {
-        Ok(()) => booted.cut(report).await.map_err(BuildError::from),
-        Err(error) => Err(error),
-    };
+    let cut = make(&mut booted, &build, report).await;
     booted.end().await;
     drop(reservation);
     cut?;
@@ -187,6 +184,16 @@ fn nobody() -> control::Identity {
 /// The epoch that every template's guest is in.
 const TEMPLATE_EPOCH: u64 = 1;
 
+/// From a machine that came up to one that is cut.
+async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
+    prepare(booted, build, report).await?;
+    booted.shrink(report).await?;
+    // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
+    // would read and keep them for itself.
+    wait_until_ready(booted, build, report).await?;
+    Ok(booted.cut(report).await?)
+}
+
 async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
     for script in &build.setup {
         report(&format!("running: {script}"));
@@ -202,6 +209,10 @@ async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>)
         command.env.insert("FIRKIN_START".to_owned(), start.clone());
         run(booted, &command).await?;
     }
+    wait_until_ready(booted, build, report).await
+}
+
+async fn wait_until_ready(booted: &Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
     if let Some(ready) = &build.ready {
         report("waiting until the template is ready");
         let deadline = Instant::now() + build.ready_deadline;
