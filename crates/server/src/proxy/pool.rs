@@ -126,6 +126,21 @@ impl Pool {
         }
     }
 
+    /// Opens a connection before anybody asks for it, so that the first request finds it. One that cannot be opened is not missed.
+    pub(crate) fn open_ahead(self: &Arc<Self>, target: Target) {
+        let pool = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let opened = tokio::select! {
+                opened = pool.open(&target) => opened,
+                () = pool.stop.cancelled() => return,
+            };
+            match opened {
+                Ok(connection) => pool.put((target.id, target.port), connection),
+                Err(error) => tracing::debug!(?error, sandbox = %target.id, "cannot connect ahead"),
+            }
+        });
+    }
+
     async fn open(self: &Arc<Self>, target: &Target) -> Result<Connection, ProxyError> {
         let Dialled { stream, ended, leaving, .. } = self.dial.dial(&target.id, target.port).await?;
         if let Err(error) = stream.set_nodelay(true) {

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, Json as Reply, extract::State};
-use firkin_runtime::sandbox::{CreateSandbox, OnTimeout};
+use firkin_runtime::sandbox::{CreateSandbox, ENVD_PORT, OnTimeout};
 use firkin_wire::rest;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use super::{network, seconds};
-use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape};
+use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, proxy::target::Target, shape};
 
 /// Life of a v1 sandbox whose creator names none, in seconds.
 const V1_TIMEOUT: i64 = 15;
@@ -44,6 +44,8 @@ async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, ti
         Claim::First(attempt) => attempt,
     };
     let sandbox = app.runtime.create(request).await?;
+    // The first command follows at once, mostly. Connecting takes the guest some milliseconds, and the answer the client some.
+    app.pool.open_ahead(Target { id: sandbox.id.clone(), port: ENVD_PORT });
     let first = FirstAnswer(sandbox.id.clone());
     let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
     attempt.done(&answer);
