@@ -27,7 +27,9 @@ def _write(outcome, nodeid, why):
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" or report.outcome != "passed":
+    if report.outcome == "rerun":
+        _write("rerun", report.nodeid, _crash(report))
+    elif report.when == "call" or report.outcome != "passed":
         outcome = report.outcome if report.when == "call" or report.outcome == "skipped" else "failed"
         _write(outcome, report.nodeid, "" if outcome == "passed" else _crash(report))
 

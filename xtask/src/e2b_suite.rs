@@ -20,23 +20,33 @@ use crate::{
     workspace::Workspace,
 };
 
+mod candidate;
 mod reasons;
 mod tally;
 
+use candidate::Candidate;
 use tally::Tally;
 
 /// What the suites need beside the SDK: the versions that their own project files allow.
-const RUNNERS: [&str; 6] = [
+const RUNNERS: [&str; 7] = [
     "pytest>=9.0.3,<10",
     "pytest-asyncio>=1.3.0,<2",
     "pytest-dotenv>=0.5.2,<0.6",
     "pytest-timeout>=2.4.0,<3",
+    "pytest-rerunfailures>=16,<17",
     "pytest-xdist>=3.3.1,<4",
     "python-dotenv>=1.0.0,<2",
 ];
 
 /// Seconds that a test may take. The suites' own limit is 30 on E2B's machines; an emulated guest boots no faster than it does.
 const TEST_DEADLINE: &str = "90";
+
+/// How often a test that failed is run again. The suites give commands seconds that an emulated guest on a busy host may not keep; how
+/// many tests passed only then is told.
+const RERUNS: &str = "2";
+
+/// The word that stands for the checkout's own SDK.
+const CHECKOUT: &str = "checkout";
 
 /// Tests that assert the default addresses, in the directories of those that talk to a server.
 const WITHOUT_SERVER: &str = "test_config_propagation.py";
@@ -50,9 +60,9 @@ pub(crate) struct Suite {
     /// A checkout of e2b-dev/code-interpreter
     #[arg(long, value_name = "PATH")]
     code_interpreter: Option<PathBuf>,
-    /// A release of `e2b` from PyPI instead of the checkout's own SDK
+    /// A release of `e2b` from PyPI, or `checkout` for the checkout's own SDK; repeated, a matrix [default: checkout]
     #[arg(long, value_name = "VERSION")]
-    sdk: Option<String>,
+    sdk: Vec<String>,
     /// Passed to pytest, after `--`
     #[arg(last = true)]
     pytest: Vec<String>,
@@ -69,68 +79,88 @@ struct Part<'a> {
     against_server: bool,
 }
 
-/// Everything from the environment to the table of results. Fails when a test failed for no known reason.
+/// Everything from the environments to the table of results. Fails when a test failed for no known reason.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> anyhow::Result<()> {
-    let sdk = suite.checkout.join("packages/python-sdk").canonicalize().context("the checkout has no `packages/python-sdk`")?;
     let interpreter = suite.code_interpreter.as_ref().map(|path| path.join("python").canonicalize()).transpose();
     let interpreter = interpreter.context("the code interpreter's checkout has no `python`")?;
-    let mut pythons = Vec::new();
-    report.step("python environment", |step| {
+    let mut candidates = Vec::new();
+    let mut interpreter_python = None;
+    report.step("python environments", |step| {
         python::set_up(step)?;
-        let from = suite.sdk.as_ref().map_or_else(|| sdk.display().to_string(), |version| format!("e2b=={version}"));
-        let name = suite.sdk.as_ref().map_or_else(|| "e2b-checkout".to_owned(), |version| format!("e2b-{version}"));
-        pythons.push(environment(workspace, step, &name, &[from], &sdk)?);
-        if let Some(interpreter) = &interpreter {
-            let from = interpreter.display().to_string();
-            pythons.push(environment(workspace, step, "e2b-code-interpreter", &[from], interpreter)?);
+        for sdk in &suite.sdk {
+            candidates.push(match sdk.as_str() {
+                CHECKOUT => Candidate::of_checkout(workspace, step, &suite.checkout)?,
+                version => Candidate::of_release(workspace, step, &suite.checkout, version)?,
+            });
+        }
+        if candidates.is_empty() {
+            candidates.push(Candidate::of_checkout(workspace, step, &suite.checkout)?);
+        }
+        if let Some(directory) = &interpreter {
+            let state = candidate::commit(directory, "HEAD").unwrap_or_default();
+            let from = directory.display().to_string();
+            interpreter_python = Some(candidate::environment(workspace, step, "e2b-code-interpreter", &from, &state)?);
         }
         Ok(())
     })?;
     // Machines run as users of their own, who must be able to enter it: not below a home directory.
     let state = tempfile::Builder::new().prefix("firkin-suite-").tempdir_in("/var/tmp").context("cannot make a directory")?;
     fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
-    let outcomes = state.path().join("outcomes");
     report.step("base template", |step| {
         step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()))
     })?;
-    report.step("e2b suite", |step| {
-        let server = Server::start(workspace, state.path())?;
-        let mut parts = vec![without_server(&pythons[0], &sdk)?, against_server(&pythons[0], &sdk)];
-        if let (Some(python), Some(interpreter)) = (pythons.get(1), &interpreter) {
-            parts.push(code_interpreter(python, interpreter));
-        }
-        for part in &parts {
-            run_part(workspace, state.path(), &outcomes, part, &suite.pytest)?;
-        }
-        let tally = Tally::read(&outcomes)?;
-        say(&tally.table());
-        step.passed(tally.passed);
-        step.skipped(tally.excused());
-        server.stop()?;
-        let unexplained = tally.unexplained();
-        if unexplained == 0 { Ok(()) } else { bail!("{unexplained} tests failed for no known reason") }
-    })
+    let (mut rows, mut unexplained) = (Vec::new(), 0);
+    for candidate in &candidates {
+        report.step(&format!("suite of {}", candidate.sdk), |step| {
+            let tally = against(workspace, state.path(), &parts(candidate)?, &suite.pytest)?;
+            rows.push(tally.row(&candidate.sdk, &candidate.tests));
+            unexplained += settle(step, &tally);
+            Ok(())
+        })?;
+    }
+    if let (Some(python), Some(directory)) = (&interpreter_python, &interpreter) {
+        report.step("suite of the code interpreter", |step| {
+            let tally = against(workspace, state.path(), &[code_interpreter(python, directory)], &suite.pytest)?;
+            rows.push(tally.row("code interpreter", "its checkout"));
+            unexplained += settle(step, &tally);
+            Ok(())
+        })?;
+    }
+    say(&tally::matrix(&rows));
+    if unexplained == 0 { Ok(()) } else { bail!("{unexplained} tests failed for no known reason") }
 }
 
-/// An interpreter with the SDK at `from` and what runs the tests, made anew when the checkout has moved.
-fn environment(workspace: &Workspace, step: &mut Step, name: &str, from: &[String], tree: &Path) -> anyhow::Result<PathBuf> {
-    let cache = workspace.cache().join("e2b-suite");
-    fs::create_dir_all(&cache)?;
-    let file = cache.join(format!("{name}.txt"));
-    let lines: Vec<&str> = from.iter().map(String::as_str).chain(RUNNERS).collect();
-    fs::write(&file, format!("# checkout {}\n{}\n", head(tree), lines.join("\n")))?;
-    python::environment(&workspace.cache(), &file, step)
+/// Runs these parts against a server of their own.
+fn against(workspace: &Workspace, state: &Path, parts: &[Part<'_>], pytest: &[String]) -> anyhow::Result<Tally> {
+    let outcomes = tempfile::NamedTempFile::new().context("cannot make a file for outcomes")?;
+    let server = Server::start_with_https(workspace, state)?;
+    for part in parts {
+        run_part(workspace, state, outcomes.path(), part, pytest)?;
+    }
+    server.stop()?;
+    Tally::read(outcomes.path())
 }
 
-/// The commit that a checkout is at.
-fn head(tree: &Path) -> String {
-    let output = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(tree).stderr(Stdio::null()).output();
-    output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// Tells and counts what became of the tests. Returns how many failed for no known reason.
+fn settle(step: &mut Step, tally: &Tally) -> usize {
+    say(&tally.table());
+    step.passed(tally.passed);
+    step.skipped(tally.excused());
+    tally.unexplained()
 }
 
-fn without_server<'a>(python: &'a Path, sdk: &'a Path) -> anyhow::Result<Part<'a>> {
+fn parts(candidate: &Candidate) -> anyhow::Result<Vec<Part<'_>>> {
+    let mut parts = Vec::new();
+    if candidate.own_tests {
+        parts.push(without_server(candidate)?);
+    }
+    parts.push(against_server(candidate));
+    Ok(parts)
+}
+
+fn without_server(candidate: &Candidate) -> anyhow::Result<Part<'_>> {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(sdk.join("tests"))? {
+    for entry in fs::read_dir(candidate.directory.join("tests"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.starts_with("test_") {
             paths.push(format!("tests/{name}"));
@@ -140,16 +170,25 @@ fn without_server<'a>(python: &'a Path, sdk: &'a Path) -> anyhow::Result<Part<'a
         paths.push(format!("{half}/{WITHOUT_SERVER}"));
     }
     paths.sort();
-    paths.retain(|path| sdk.join(path).exists());
-    Ok(Part { name: "sdk-alone", python, directory: sdk, paths, arguments: Vec::new(), against_server: false })
+    paths.retain(|path| candidate.directory.join(path).exists());
+    Ok(Part {
+        name: "sdk-alone",
+        python: &candidate.python,
+        directory: &candidate.directory,
+        paths,
+        arguments: Vec::new(),
+        against_server: false,
+    })
 }
 
-fn against_server<'a>(python: &'a Path, sdk: &'a Path) -> Part<'a> {
+fn against_server(candidate: &Candidate) -> Part<'_> {
+    let mut paths = ["tests/shared", "tests/sync", "tests/async"].map(str::to_owned).to_vec();
+    paths.retain(|path| candidate.directory.join(path).exists());
     Part {
         name: "sdk",
-        python,
-        directory: sdk,
-        paths: ["tests/shared", "tests/sync", "tests/async"].map(str::to_owned).to_vec(),
+        python: &candidate.python,
+        directory: &candidate.directory,
+        paths,
         arguments: vec![format!("--ignore-glob=*/{WITHOUT_SERVER}")],
         against_server: true,
     }
@@ -175,9 +214,12 @@ fn run_part(workspace: &Workspace, state: &Path, outcomes: &Path, part: &Part<'_
             "-p",
             "outcomes",
             "-q",
-            "--tb=no",
+            "--tb=short",
+            "--continue-on-collection-errors",
             "--timeout",
             TEST_DEADLINE,
+            "--reruns",
+            RERUNS,
         ])
         .args(&part.arguments)
         .args(&part.paths)

@@ -48,6 +48,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with this state directory and returns once it answers.
     pub(crate) fn start(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
+        Self::start_with(workspace, state_dir, &[])
+    }
+
+    /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.
+    pub(crate) fn start_with_https(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
+        let address = free_address()?.to_string();
+        Self::start_with(workspace, state_dir, &["--tls-listen", &address])
+    }
+
+    fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
         let address = free_address()?;
         fs::create_dir_all(workspace.cache())?;
         let log = workspace.cache().join("server.log");
@@ -57,6 +67,7 @@ impl Server {
             .firkin()
             .args(["up", "--yes", "--listen", &address.to_string(), "--state-dir"])
             .arg(state_dir)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)

@@ -1,6 +1,10 @@
 //! What became of each test, read from the lines that the plugin `outcomes` writes.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::Path,
+};
 
 use fs_err as fs;
 
@@ -11,6 +15,8 @@ use super::reasons::{self, Reason};
 pub(super) struct Tally {
     /// Tests that passed.
     pub(super) passed: u64,
+    /// How many of them only when they were run again.
+    again: usize,
     /// Test and the suite's own words.
     skipped: Vec<(String, String)>,
     /// Test and what went wrong.
@@ -29,9 +35,14 @@ impl Tally {
     fn parse(text: &str) -> Self {
         // A test may be told of twice, when its own part and its end both went wrong.
         let mut tests: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+        let mut again: BTreeSet<&str> = BTreeSet::new();
         for line in text.lines() {
             let mut fields = line.splitn(3, '\t');
             let (Some(outcome), Some(test)) = (fields.next(), fields.next()) else { continue };
+            if outcome == "rerun" {
+                again.insert(test);
+                continue;
+            }
             let known = tests.entry(test).or_insert((outcome, fields.next().unwrap_or_default()));
             if outcome == "failed" && known.0 != "failed" {
                 *known = (outcome, line.rsplit('\t').next().unwrap_or_default());
@@ -41,7 +52,10 @@ impl Tally {
         for (test, (outcome, why)) in tests {
             let entry = (test.to_owned(), why.to_owned());
             match outcome {
-                "passed" => tally.passed += 1,
+                "passed" => {
+                    tally.passed += 1;
+                    tally.again += usize::from(again.contains(test));
+                }
                 "skipped" => tally.skipped.push(entry),
                 _ => tally.failed.push(entry),
             }
@@ -60,6 +74,20 @@ impl Tally {
         self.failed.iter().filter(|(test, _)| reasons::of(test).is_none()).count()
     }
 
+    /// The results as a line of the table of several SDKs.
+    pub(super) fn row(&self, sdk: &str, tests: &str) -> String {
+        let mut by_reason: BTreeMap<Option<Reason>, usize> = BTreeMap::new();
+        for (test, _) in &self.failed {
+            *by_reason.entry(reasons::of(test)).or_default() += 1;
+        }
+        let named = |(reason, count): (&Option<Reason>, &usize)| {
+            format!("{count} {}", reason.map_or("for no known reason", Reason::words))
+        };
+        let failed: Vec<_> = by_reason.iter().map(named).collect();
+        let failed = if failed.is_empty() { "0".to_owned() } else { failed.join("; ") };
+        format!("| {sdk} | {tests} | {} | {} | {failed} | {} |", self.passed, self.again, self.skipped.len())
+    }
+
     /// The results as a person reads them: counts by reason, then each test that did not pass.
     pub(super) fn table(&self) -> String {
         let mut by_reason: BTreeMap<Option<Reason>, Vec<&(String, String)>> = BTreeMap::new();
@@ -67,7 +95,12 @@ impl Tally {
             by_reason.entry(reasons::of(&entry.0)).or_default().push(entry);
         }
         let words = |reason: &Option<Reason>| reason.map_or("for no known reason", Reason::words);
-        let mut text = format!("\npassed {:>5}\nskipped{:>5}  by the suite itself\n", self.passed, self.skipped.len());
+        let mut text = format!(
+            "\npassed {:>5}  of them {} when run again\nskipped{:>5}  by the suite itself\n",
+            self.passed,
+            self.again,
+            self.skipped.len()
+        );
         for (reason, tests) in &by_reason {
             text.push_str(&format!("failed {:>5}  {}\n", tests.len(), words(reason)));
         }
@@ -84,6 +117,11 @@ impl Tally {
     }
 }
 
+/// The rows of several SDKs as a table in Markdown, for the document that keeps them.
+pub(super) fn matrix(rows: &[String]) -> String {
+    format!("\n| SDK | tests | passed | of them run again | failed | skipped |\n|---|---|---|---|---|---|\n{}\n", rows.join("\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,12 +129,12 @@ mod tests {
     #[test]
     fn each_test_counts_once_and_a_failure_wins() {
         let tally = Tally::parse(
-            "passed\ta::x\t\nskipped\ta::y\tnot here\nfailed\ttests/sync/sandbox_sync/test_host.py::z\tno name\n\
-             passed\ta::w\t\nfailed\ta::w\tteardown broke\nnonsense\n",
+            "passed\ta::x\t\nskipped\ta::y\tnot here\nfailed\ttests/sync/sandbox_sync/test_network.py::z\tno name\n\
+             passed\ta::w\t\nfailed\ta::w\tteardown broke\nnonsense\nrerun\ta::v\ttoo slow\npassed\ta::v\t\n",
         );
-        assert_eq!((tally.passed, tally.excused(), tally.unexplained()), (1, 2, 1));
+        assert_eq!((tally.passed, tally.again, tally.excused(), tally.unexplained()), (2, 1, 2, 1));
         let table = tally.table();
         assert!(table.contains("a::w\n        for no known reason: teardown broke"), "{table}");
-        assert!(table.contains("skipped a::y: not here") && table.contains("needs host names"), "{table}");
+        assert!(table.contains("skipped a::y: not here") && table.contains("needs the internet"), "{table}");
     }
 }
