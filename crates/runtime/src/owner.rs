@@ -11,7 +11,7 @@
 //!
 //! What the rest of the program may know is published by a `watch` channel: readers never wait for the owner.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use firkin_wire::control::Stats;
 use jiff::Timestamp;
@@ -100,6 +100,7 @@ pub(crate) enum Command {
     },
     Network {
         internet: InternetAccess,
+        dns_servers: Option<Vec<Ipv4Addr>>,
         reply: Reply<Result<(), NetworkError>>,
     },
     Stats {
@@ -310,8 +311,8 @@ impl Owner {
                 let result = self.set_deadline(timeout, only_extend).await;
                 drop(reply.send(result));
             }
-            Command::Network { internet, reply } => {
-                let result = self.set_internet(internet).await;
+            Command::Network { internet, dns_servers, reply } => {
+                let result = self.set_internet(internet, dns_servers).await;
                 drop(reply.send(result));
             }
             Command::Stats { reply } => {

@@ -3,6 +3,7 @@
 //! Each method finds the owner task of the sandbox it concerns and talks to it; nothing here holds a lock across a wait.
 
 use std::{
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Arc, PoisonError},
@@ -89,6 +90,8 @@ pub struct Dialled {
     pub leaving: CancellationToken,
     /// Distinguishes this life of the sandbox from the one before its last pause.
     pub generation: u64,
+    /// Whether the server in the guest speaks TLS, as the sandbox's creator said.
+    pub https: bool,
 }
 
 /// What happens to running sandboxes when the runtime stops.
@@ -336,8 +339,13 @@ impl Runtime {
     /// Replaces the outbound network of a running sandbox. What is not allowed any more is cut, also where it was under way.
     ///
     /// Recorded first: whatever fails then, a later resume has the new rules.
-    pub async fn set_internet(&self, id: &SandboxId, internet: InternetAccess) -> Result<(), NetworkError> {
-        self.ask(id, |reply| Command::Network { internet, reply }).await
+    pub async fn set_internet(
+        &self,
+        id: &SandboxId,
+        internet: InternetAccess,
+        dns_servers: Option<Vec<Ipv4Addr>>,
+    ) -> Result<(), NetworkError> {
+        self.ask(id, |reply| Command::Network { internet, dns_servers, reply }).await
     }
 
     /// Who may reach the ports of a sandbox and by which token, without copying the rest of it.
@@ -412,7 +420,8 @@ impl Runtime {
                             Err(_) if reach.leaving.is_cancelled() => {}
                             stream => {
                                 let Reach { ended, leaving, generation, .. } = reach;
-                                return Ok(Dialled { stream: stream?, ended, leaving, generation });
+                                let https = sandbox.spec.ingress.https_ports.contains(&port);
+                                return Ok(Dialled { stream: stream?, ended, leaving, generation, https });
                             }
                         }
                     }

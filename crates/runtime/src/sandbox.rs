@@ -1,6 +1,12 @@
 //! What a sandbox is to those outside: its id, what it was created with, and the state that is published of it.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    str::FromStr,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -115,6 +121,9 @@ pub struct Ingress {
     /// `Host` header that servers in the guest see; `${PORT}` stands for the port. `None` leaves it as it came.
     #[serde(default)]
     pub mask_host: Option<String>,
+    /// Ports whose servers in the guest speak TLS: they are spoken to in it, and whatever certificate they show is taken.
+    #[serde(default)]
+    pub https_ports: BTreeSet<u16>,
 }
 
 /// What a sandbox is created with. Kept for its whole life, through pauses.
@@ -134,6 +143,9 @@ pub struct CreateSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Outbound network.
     pub internet: InternetAccess,
+    /// Resolvers that names in the outbound rules may be asked of. Kept and shown, and of no effect where rules have no names.
+    #[serde(default)]
+    pub dns_servers: Option<Vec<Ipv4Addr>>,
     /// Inbound network.
     #[serde(default)]
     pub ingress: Ingress,
@@ -152,6 +164,7 @@ impl CreateSandbox {
             env: BTreeMap::new(),
             metadata: BTreeMap::new(),
             internet: InternetAccess::Allowed,
+            dns_servers: None,
             ingress: Ingress::default(),
             secure: true,
         }

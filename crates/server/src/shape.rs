@@ -81,6 +81,8 @@ fn network(spec: &CreateSandbox) -> Option<rest::NetworkConfig> {
     let rules = rest::NetworkConfig {
         allow_public_traffic: spec.ingress.private.then_some(false),
         mask_request_host: spec.ingress.mask_host.clone(),
+        https_ports: (!spec.ingress.https_ports.is_empty()).then(|| spec.ingress.https_ports.iter().copied().collect()),
+        dns_servers: spec.dns_servers.as_ref().map(|servers| servers.iter().map(ToString::to_string).collect()),
         allow_out,
         deny_out,
         ..Default::default()

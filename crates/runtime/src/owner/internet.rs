@@ -1,5 +1,7 @@
 //! Outbound network that changes while the sandbox runs.
 
+use std::net::Ipv4Addr;
+
 use super::{Owner, Phase};
 use crate::{
     error::NetworkError,
@@ -9,12 +11,17 @@ use crate::{
 
 impl Owner {
     /// Records the new rules, then puts them in force: a resume never has looser ones than its caller was told.
-    pub(super) async fn set_internet(&mut self, internet: InternetAccess) -> Result<(), NetworkError> {
+    pub(super) async fn set_internet(
+        &mut self,
+        internet: InternetAccess,
+        dns_servers: Option<Vec<Ipv4Addr>>,
+    ) -> Result<(), NetworkError> {
         let Phase::Running(running) = &mut self.phase else {
             return Err(NetworkError::NotRunning(self.record.id.clone()));
         };
         let mut record = self.record.clone();
         record.spec.internet = internet;
+        record.spec.dns_servers = dns_servers;
         self.core.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
         self.record = record;
         let id = &self.record.id;

@@ -11,6 +11,7 @@ use firkin_runtime::sandbox::ENVD_PORT;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::upgrade::OnUpgrade;
 
+mod guest_tls;
 pub(crate) mod ingress;
 pub(crate) mod page;
 pub(crate) mod pool;

@@ -33,7 +33,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::target::Target;
+use super::{guest_tls, target::Target};
 use crate::{error::ProxyError, sever::Sever};
 
 /// How long a connection may lie idle. Shorter than what servers in guests commonly allow, so that the guest rarely closes first.
@@ -44,6 +44,11 @@ const IDLE_PER_TARGET: usize = 8;
 
 /// Longest head of a guest's answer.
 const MAX_ANSWER_HEAD_BYTES: usize = 256 << 10;
+
+/// A connection into a sandbox, in the clear or not.
+trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Io for T {}
 
 /// How a connection into a sandbox is opened. The runtime, or a test.
 #[async_trait]
@@ -142,10 +147,18 @@ impl Pool {
     }
 
     async fn open(self: &Arc<Self>, target: &Target) -> Result<Connection, ProxyError> {
-        let Dialled { stream, ended, leaving, .. } = self.dial.dial(&target.id, target.port).await?;
+        let Dialled { stream, ended, leaving, https, .. } = self.dial.dial(&target.id, target.port).await?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot disable the delay of small packets");
         }
+        let stream: Box<dyn Io> = if https {
+            let greeted = until_ended(&ended, target, guest_tls::greet(stream)).await?;
+            let unspoken =
+                |error| ProxyError::BadAnswer(target.id.clone(), target.port, format!("it does not speak TLS: {error}"));
+            Box::new(greeted.map_err(unspoken)?)
+        } else {
+            Box::new(stream)
+        };
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_ANSWER_HEAD_BYTES)
             .preserve_header_case(true)

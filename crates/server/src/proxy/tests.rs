@@ -41,6 +41,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Guests {
     ended: Mutex<CancellationToken>,
     gone: std::sync::atomic::AtomicBool,
+    /// Whether they speak TLS.
+    https: std::sync::atomic::AtomicBool,
     dials: AtomicUsize,
 }
 
@@ -57,7 +59,7 @@ impl Dial for Guests {
             source,
         })?;
         let ended = self.ended.lock().unwrap().clone();
-        Ok(Dialled { stream, ended, leaving: CancellationToken::new(), generation: 1 })
+        Ok(Dialled { stream, ended, leaving: CancellationToken::new(), generation: 1, https: self.https.load(Ordering::SeqCst) })
     }
 }
 
@@ -165,6 +167,44 @@ async fn a_request_reaches_the_guest_as_it_was_sent() {
          host: localhost:3000\nx-end: 2\n\nhello"
     );
     assert_eq!(text(response.into_body()).await, expected);
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_tls_is_spoken_to_in_it() {
+    let (guests, proxy) = {
+        let (proxy, guests, _) = proxy().await;
+        (guests, proxy)
+    };
+    guests.https.store(true, Ordering::SeqCst);
+    // Its certificate is nobody's, and for another name.
+    let made = rcgen::generate_simple_self_signed(["elsewhere.test".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let guest = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut head = vec![0; 4096];
+            let read = stream.read(&mut head).await.unwrap();
+            assert!(head[..read].starts_with(b"GET /x HTTP/1.1\r\n"));
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret").await.unwrap();
+        }
+    });
+    let response = send(proxy, request(guest, "GET", "/x", Body::empty())).await.unwrap();
+    assert_eq!(text(response.into_body()).await, "secret");
+
+    // One that does not is told apart from one that is not there.
+    let plain = serve(echo).await;
+    let response = send(proxy, request(plain, "GET", "/x", Body::empty())).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert!(text(response.into_body()).await.contains("does not speak TLS"));
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         env,
         metadata: body.metadata.unwrap_or_default(),
         internet: network::internet(body.allow_internet_access, &network)?,
+        dns_servers: network::dns_servers(&network)?,
         ingress: network::ingress(&network, secure)?,
         secure,
     })
@@ -125,7 +126,9 @@ mod tests {
             (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
             (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
             (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
-            (r#"{"templateID":"base","network":{"dnsServers":[]}}"#, "dnsServers"),
+            (r#"{"templateID":"base","network":{"dnsServers":["x"]}}"#, "dnsServers"),
+            (r#"{"templateID":"base","network":{"httpsPorts":[49983]}}"#, "httpsPorts"),
+            (r#"{"templateID":"base","network":{"egressProxy":{"address":"p:1"}}}"#, "egressProxy"),
             (r#"{"templateID":"base","network":{"maskRequestHost":"a b"}}"#, "maskRequestHost"),
             (r#"{"templateID":"base","envVars":{"":"x"}}"#, "envVars"),
             (r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars"),

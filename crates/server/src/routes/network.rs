@@ -1,11 +1,11 @@
 //! Network options: what of E2B's rules becomes which access, and what is refused because it could not be kept.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use axum::extract::State;
 use firkin_runtime::{
     network::{EgressFilter, MAX_RULES},
-    sandbox::{Ingress, InternetAccess},
+    sandbox::{ENVD_PORT, Ingress, InternetAccess},
 };
 use firkin_wire::rest;
 use http::{StatusCode, uri::Authority};
@@ -16,6 +16,9 @@ use crate::{
     error::ApiError,
     extract::{Json, Sandbox},
 };
+
+/// Entries of `dnsServers`, by contract.
+const MAX_DNS_SERVERS: usize = 10;
 
 /// Every destination, in the notation of `denyOut`.
 const ALL_TRAFFIC: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0);
@@ -28,10 +31,12 @@ pub(super) async fn update(
 ) -> Result<StatusCode, ApiError> {
     let body = body.value;
     app.count_unknown(&body.network.unknown);
-    if body.network.allow_public_traffic.is_some() || body.network.mask_request_host.is_some() {
+    let network = &body.network;
+    if network.allow_public_traffic.is_some() || network.mask_request_host.is_some() || network.https_ports.is_some() {
         return Err(ApiError::bad_request("only the outbound rules of a sandbox can be changed after it was created"));
     }
-    app.runtime.set_internet(&id, internet(body.allow_internet_access, &body.network)?).await?;
+    let access = internet(body.allow_internet_access, network)?;
+    app.runtime.set_internet(&id, access, dns_servers(network)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -69,14 +74,31 @@ pub(super) fn ingress(rules: &rest::NetworkConfig, secure: bool) -> Result<Ingre
             return Err(ApiError::bad_request(format!("`network.maskRequestHost` is not a host: `{mask}`")));
         }
     }
-    Ok(Ingress { private, mask_host: rules.mask_request_host.clone() })
+    let https_ports: BTreeSet<u16> = rules.https_ports.iter().flatten().copied().collect();
+    if let Some(port) = https_ports.iter().find(|&&port| port == ENVD_PORT || port == 0) {
+        return Err(ApiError::bad_request(format!("`network.httpsPorts` cannot have {port}")));
+    }
+    Ok(Ingress { private, mask_host: rules.mask_request_host.clone(), https_ports })
+}
+
+/// Resolvers for names in the outbound rules.
+pub(super) fn dns_servers(rules: &rest::NetworkConfig) -> Result<Option<Vec<Ipv4Addr>>, ApiError> {
+    let Some(texts) = &rules.dns_servers else { return Ok(None) };
+    if texts.len() > MAX_DNS_SERVERS {
+        return Err(ApiError::bad_request(format!(
+            "`network.dnsServers` has {} entries, the limit is {MAX_DNS_SERVERS}",
+            texts.len()
+        )));
+    }
+    let address = |text: &String| {
+        text.parse().map_err(|_| ApiError::bad_request(format!("`network.dnsServers` takes IPv4 addresses, not `{text}`")))
+    };
+    texts.iter().map(address).collect::<Result<_, _>>().map(Some)
 }
 
 fn refuse_unsupported(rules: &rest::NetworkConfig) -> Result<(), ApiError> {
     let refused = [
-        (rules.dns_servers.is_some(), "network.dnsServers"),
         (rules.egress_proxy.as_ref().is_some_and(|proxy| !proxy.is_null()), "network.egressProxy"),
-        (rules.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()), "network.httpsPorts"),
         (rules.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
@@ -156,9 +178,7 @@ mod tests {
             (r#"{"allowOut":["x.com"]}"#, "ALL_TRAFFIC"),
             (r#"{"allowOut":["*.x.com"],"denyOut":["0.0.0.0/0"]}"#, "domain names"),
             (r#"{"allowOut":["2606:4700::1"],"denyOut":["0.0.0.0/0"]}"#, "IPv6"),
-            (r#"{"dnsServers":[]}"#, "dnsServers"),
             (r#"{"egressProxy":{"address":"p:1"}}"#, "egressProxy"),
-            (r#"{"httpsPorts":[3000]}"#, "httpsPorts"),
             (r#"{"rules":{"a.com":[]}}"#, "rules"),
             (many.as_str(), "limit"),
         ];
@@ -166,6 +186,20 @@ mod tests {
             let error = parsed(body).unwrap_err().to_body();
             assert_eq!(error.code, 400, "{body}");
             assert!(error.message.contains(named), "{body}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn resolvers_are_a_few_addresses() {
+        let parsed = |texts: &[&str]| {
+            let texts = Some(texts.iter().map(|text| (*text).to_owned()).collect());
+            dns_servers(&rest::NetworkConfig { dns_servers: texts, ..Default::default() })
+        };
+        assert_eq!(dns_servers(&rest::NetworkConfig::default()).unwrap(), None);
+        assert_eq!(parsed(&[]).unwrap(), Some(vec![]));
+        assert_eq!(parsed(&["1.1.1.1"]).unwrap(), Some(vec![Ipv4Addr::new(1, 1, 1, 1)]));
+        for bad in [vec!["dns.example"], vec!["2606:4700::1111"], vec!["1.1.1.1"; MAX_DNS_SERVERS + 1]] {
+            assert_eq!(parsed(&bad).unwrap_err().to_body().code, 400, "{bad:?}");
         }
     }
 
@@ -185,6 +219,10 @@ mod tests {
         ] {
             assert_eq!(ingress(&rules(mask), true).is_ok(), good, "{mask:?}");
         }
+        let ports = |ports: &[u16]| rest::NetworkConfig { https_ports: Some(ports.to_vec()), ..Default::default() };
+        assert_eq!(ingress(&ports(&[3000, 8443, 3000]), true).unwrap().https_ports, [3000, 8443].into());
+        assert!(ingress(&ports(&[3000, ENVD_PORT]), true).is_err());
+        assert!(ingress(&ports(&[0]), true).is_err());
         let private = rest::NetworkConfig { allow_public_traffic: Some(false), ..Default::default() };
         assert!(ingress(&private, true).unwrap().private);
         assert!(ingress(&private, false).is_err());

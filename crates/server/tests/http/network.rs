@@ -81,6 +81,9 @@ async fn outbound_rules_are_kept_replaced_and_shown() {
     assert_eq!(shown().await, serde_json::json!({ "allowOut": [], "denyOut": ["8.8.0.0/16"] }));
     bench.call("PUT", &network, r#"{"allow_internet_access":false}"#).await.expect(204);
     assert_eq!(bench.call("GET", &path, "").await.body["allowInternetAccess"], false);
+    bench.call("PUT", &network, r#"{"dnsServers":["1.1.1.1"]}"#).await.expect(204);
+    assert_eq!(shown().await, serde_json::json!({ "dnsServers": ["1.1.1.1"] }));
+    bench.call("PUT", &network, r#"{"httpsPorts":[3000]}"#).await.expect(400);
     bench.call("PUT", &network, "{}").await.expect(204);
     assert!(shown().await.is_null());
 
