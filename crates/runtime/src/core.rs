@@ -18,8 +18,10 @@ use crate::{
     pool::WarmPool,
     restore::RestoreGates,
     sandbox::SandboxId,
+    secrets::Secrets,
     session::EngineLauncher,
     store::{RecordedPhase, Store},
+    volumes::Volumes,
 };
 
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Core {
     pub(crate) stopping: CancellationToken,
     pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
     pub(crate) history: History,
+    pub(crate) secrets: Secrets,
+    pub(crate) volumes: Volumes,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
     /// Held for the life of the process: one server per state directory.
@@ -63,6 +67,8 @@ pub(crate) struct Parts {
 impl Core {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let core = Arc::new(Self {
+            secrets: Secrets::of(&parts.config.state_dir),
+            volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
             pool: parts.pool,
             config: parts.config,
             store: parts.store,

@@ -143,6 +143,7 @@ pub struct Metrics {
     registry: Registry,
     phases: Family<TimingLabel, Histogram, fn() -> Histogram>,
     errors: Family<Kind, Counter>,
+    unknown_fields: Counter,
     gauges: Gauges,
 }
 
@@ -175,12 +176,20 @@ impl Metrics {
         registry.register("errors", "Requests that were refused or failed, by the kind of error", errors.clone());
         let gauges = Gauges::default();
         gauges.register(&mut registry);
-        Self { registry, phases, errors, gauges }
+        let unknown_fields = Counter::default();
+        let help = "Fields of requests that were ignored because nobody knows them";
+        registry.register("unknown_fields", help, unknown_fields.clone());
+        Self { registry, phases, errors, unknown_fields, gauges }
     }
 
     /// Takes down how long a phase took.
     pub fn observe(&self, phase: Timing, took: Duration) {
         self.phases.get_or_create(&TimingLabel { phase }).observe(took.as_secs_f64());
+    }
+
+    /// Counts fields of a request that were ignored. Returns how many there were in all.
+    pub fn count_unknown_fields(&self, fields: u64) -> u64 {
+        self.unknown_fields.inc_by(fields) + fields
     }
 
     /// Counts a request that was refused or failed. Kinds are words of the source text, so there are only so many.

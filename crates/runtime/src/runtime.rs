@@ -38,11 +38,13 @@ use crate::{
     pool::{self, PoolStatus, WarmPool},
     restore::{RestoreGates, memory_base},
     sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
+    secrets::Secrets,
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep::{self, Swept},
     tags::{self, Tagged},
     template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
+    volumes::Volumes,
 };
 
 /// The most children of one fork.
@@ -524,6 +526,16 @@ impl Runtime {
     /// Takes away what nobody owns. Done at the start and every minute; a session that is just being launched has an owner.
     pub async fn sweep(&self) -> Swept {
         sweep::sweep(&self.core).await
+    }
+
+    /// Secrets, which outlive sandboxes.
+    pub fn secrets(&self) -> &Secrets {
+        &self.core.secrets
+    }
+
+    /// Volumes, which do too.
+    pub fn volumes(&self) -> &Volumes {
+        &self.core.volumes
     }
 
     /// The acceleration in use, for output.

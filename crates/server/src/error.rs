@@ -129,6 +129,21 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, format!("template '{reference}' not found"))
     }
 
+    /// Something that is named is not there.
+    pub(crate) fn not_found(message: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// Something that is there stands in the way.
+    pub(crate) fn conflict(message: String) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    /// There are as many secrets as there may be.
+    pub(crate) fn secret_limit(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message).code("secret_limit_reached")
+    }
+
     /// An idempotency key was used before with another body.
     pub(crate) fn idempotency_mismatch() -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "this idempotency key was used before with another request")
@@ -147,7 +162,7 @@ impl ApiError {
         rest::Error { code: self.status.as_u16(), message: self.message.clone(), error_code: self.error_code.map(str::to_owned) }
     }
 
-    fn internal(error: &dyn std::error::Error) -> Self {
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(error)).code("internal_server_error").retry(Retry::Never)
     }
 
@@ -155,7 +170,7 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").retry(Retry::After(RESTART_RETRY_SECONDS))
     }
 
-    fn disk(what: &dyn std::error::Error, pressure: &DiskPressure) -> Self {
+    pub(crate) fn disk(what: &dyn std::error::Error, pressure: &DiskPressure) -> Self {
         match pressure {
             DiskPressure::BelowFloor { .. } => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,

@@ -11,10 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -88,21 +85,19 @@ pub(crate) struct App {
     pub(crate) pool: Arc<Pool>,
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
-    /// Fields of requests that were ignored because nobody knows them.
-    unknown_fields: AtomicU64,
 }
 
 impl App {
     pub(crate) fn new(runtime: Runtime, config: ServerConfig) -> Arc<Self> {
         let pool = Pool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
-        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, unknown_fields: AtomicU64::new(0) })
+        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency })
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
     pub(crate) fn count_unknown(&self, fields: &BTreeMap<String, serde_json::Value>) {
         if !fields.is_empty() {
-            let total = self.unknown_fields.fetch_add(fields.len() as u64, Ordering::Relaxed) + fields.len() as u64;
+            let total = self.runtime.metrics().count_unknown_fields(fields.len() as u64);
             tracing::debug!(fields = ?fields.keys(), total, "unknown fields ignored");
         }
     }

@@ -10,6 +10,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub mod storage;
+pub mod tags;
+
 /// Fields of a request that this crate does not know.
 pub type Unknown = BTreeMap<String, Value>;
 

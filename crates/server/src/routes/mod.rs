@@ -6,7 +6,7 @@ use axum::{
     Router,
     extract::OriginalUri,
     middleware::from_fn_with_state,
-    routing::{any, delete, get, post, put},
+    routing::{delete, get, post, put},
 };
 use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
 use http::StatusCode;
@@ -16,10 +16,12 @@ mod lifecycle;
 mod logs;
 mod network;
 mod sandboxes;
+mod secrets;
 mod snapshots;
 mod tags;
 mod teams;
 mod templates;
+mod volumes;
 
 use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
@@ -54,16 +56,25 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/templates/{id}/tags", get(tags::list))
         .route("/templates/{id}", get(templates::detail))
         .route("/templates/{id}", delete(templates::remove))
-        .route("/secrets", any(async || ApiError::unsupported("secrets")))
-        .route("/secrets/{id}", any(async || ApiError::unsupported("secrets")))
-        .route("/volumes", any(async || ApiError::unsupported("volumes")))
-        .route("/volumes/{id}", any(async || ApiError::unsupported("volumes")))
+        .route("/default-templates", get(templates::default))
+        .route("/templates/{id}/tags/count", get(tags::count))
+        .route("/templates/{id}/tags/exists", get(tags::exists))
+        .route("/templates/{id}/tags/groups", get(tags::groups))
+        .route("/templates/{id}/tags/{tag}/assignments", get(tags::assignments))
+        .route("/secrets", post(secrets::create).get(secrets::list))
+        .route("/secrets/{id}", get(secrets::detail).post(secrets::update).delete(secrets::destroy))
+        .route("/volumes", post(volumes::create).get(volumes::list))
+        .route("/volumes/{id}", get(volumes::detail).delete(volumes::destroy))
         .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
     Router::new()
         .route("/health", get(health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))
         .route("/files", get(files).post(files))
+        // Guarded by the token of each volume.
+        .route("/volumecontent/{id}/path", get(volumes::stat).patch(volumes::change).delete(volumes::remove))
+        .route("/volumecontent/{id}/dir", get(volumes::entries).post(volumes::make_dir))
+        .route("/volumecontent/{id}/file", get(volumes::read).put(volumes::write))
         .merge(guarded)
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

@@ -20,9 +20,19 @@ use crate::{
     shape,
 };
 
+/// Templates that SDKs name when their users do not.
+const DEFAULT: [&str; 3] = ["base", "code-interpreter-v1", "mcp-gateway"];
+
 /// `GET /templates`: all of them. There is one team, so its id is not looked at.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::Template>>, ApiError> {
     Ok(Reply(app.runtime.templates().await?.into_iter().map(shape::template).collect()))
+}
+
+/// `GET /default-templates`: what a create without a choice of one's own starts from.
+pub(super) async fn default(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::Template>>, ApiError> {
+    let mut found = app.runtime.templates().await?;
+    found.retain(|template| template.aliases.iter().any(|name| DEFAULT.contains(&name.as_str())));
+    Ok(Reply(found.into_iter().map(shape::template).collect()))
 }
 
 /// `GET /v2/templates`: the same by pages.

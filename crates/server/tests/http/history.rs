@@ -51,6 +51,20 @@ async fn tags_name_a_template_until_they_are_removed() {
     assert_eq!(tags, ["default", "stable", "v1"]);
     assert_eq!(listed.text("/0/buildID"), assigned.text("/buildID"));
 
+    let ask = async |path: &str| bench.call("GET", &format!("/templates/base/tags/{path}"), "").await;
+    assert_eq!(ask("count").await.expect(200).body, serde_json::json!({ "total": 3 }));
+    let exists = ask("exists?tag=V1").await.expect(200);
+    assert_eq!((exists.text("/normalizedTag"), &exists.body["exists"]), ("v1", &true.into()));
+    assert_eq!(ask("exists?tag=v2").await.expect(200).body["exists"], false);
+    ask("exists").await.expect(400);
+    let groups = ask("groups?tagsLimit=2").await.expect(200);
+    assert_eq!((groups.text("/tags/0/tag"), groups.text("/tags/1/tag")), ("default", "stable"));
+    let rest = ask(&format!("groups?tagsLimit=2&tagsCursor={}", groups.text("/nextCursor"))).await.expect(200);
+    assert_eq!((rest.text("/tags/0/tag"), rest.text("/tags/0/assignments/0/buildId")), ("v1", assigned.text("/buildID")));
+    assert!(rest.body["nextCursor"].is_null());
+    assert_eq!(ask("v1/assignments").await.expect(200).text("/data/0/buildId"), assigned.text("/buildID"));
+    assert_eq!(bench.call("GET", "/default-templates", "").await.expect(200).text("/0/names/0"), "base");
+
     let remove =
         async |tags: &str| bench.call("DELETE", "/templates/tags", &format!(r#"{{"name":"base","tags":[{tags}]}}"#)).await;
     remove(r#""v1""#).await.expect(204);
@@ -81,15 +95,5 @@ async fn the_one_team_is_shown_to_who_has_a_key() {
     assert_eq!((teams.text("/0/name"), &teams.body[0]["isDefault"]), ("firkin", &true.into()));
     ask("Bearer wrong").await.expect(401);
     ask("Basic x").await.expect(401);
-    bench.stop().await;
-}
-
-#[tokio::test]
-async fn services_that_are_not_there_say_so() {
-    let bench = Bench::start().await;
-    for (method, path) in [("GET", "/secrets"), ("POST", "/secrets"), ("GET", "/volumes"), ("DELETE", "/volumes/v1")] {
-        let answer = bench.call(method, path, "").await.expect(400);
-        assert!(answer.text("/message").contains("not supported"), "{answer:?}");
-    }
     bench.stop().await;
 }

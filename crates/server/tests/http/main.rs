@@ -11,3 +11,4 @@ mod lifecycle;
 mod listing;
 mod metrics;
 mod network;
+mod storage;

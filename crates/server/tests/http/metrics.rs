@@ -93,6 +93,7 @@ async fn metrics_count_what_happened() {
         ("firkin_pool_sessions{state=\"ready\"}", 0),
         ("firkin_pool_events_total{outcome=\"hit\"}", 0),
         ("firkin_admissions_total{outcome=\"at_once\"}", 3 + 1),
+        ("firkin_unknown_fields_total", 0),
         ("firkin_errors_total{kind=\"not_found\"}", 1),
         ("firkin_errors_total{kind=\"sandbox_unreachable\"}", 1),
     ] {

@@ -1,0 +1,283 @@
+//! Volumes: directories that belong to no sandbox, filled and read through the API.
+//!
+//! ```text
+//!   volumes/<id>/volume.json   name, token, when it was made
+//!               /content/      what the user sees
+//!               /aside/        uploads under way, and what is being removed
+//! ```
+//!
+//! A volume appears by the rename of a directory that is whole, and goes by a rename too, so that none is ever half there. The token
+//! opens one volume's content and nothing else; whoever has an API key may ask for it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use fs_err as fs;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::{disk::DiskPressureGuard, error::DiskPressure, template};
+
+mod content;
+
+pub use content::{Attributes, Content, Entry, Kind, MAX_ENTRIES, Upload};
+
+/// Version of `volume.json`.
+const FORMAT: u32 = 1;
+
+/// The largest `volume.json` that is read.
+const MAX_SIDECAR_BYTES: u64 = 4096;
+
+/// Volumes of a server: each is a directory that every list reads.
+pub const MAX_VOLUMES: usize = 1000;
+
+/// Bytes of a name.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// Before the id of a directory that is not a volume yet, or not any more.
+const UNFINISHED: char = '.';
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    format: u32,
+    /// Its id.
+    pub id: String,
+    /// Its name, unique.
+    pub name: String,
+    /// Opens its content.
+    pub token: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// Why something was not done with a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The name cannot be one.
+    #[error("a volume's name has 1 to {MAX_NAME_BYTES} letters, digits, `-` and `_`")]
+    Name,
+    /// The name is in use.
+    #[error("a volume with the name `{0}` exists already")]
+    NameTaken(String),
+    /// There are too many.
+    #[error("cannot keep more than {MAX_VOLUMES} volumes")]
+    Limit,
+    /// There is none with this id.
+    #[error("volume `{0}` not found")]
+    NotFound(String),
+    /// No token, or one of another volume.
+    #[error("the token does not open volume `{0}`")]
+    Token(String),
+    /// The path cannot be one.
+    #[error("the path has at most 4096 bytes, and none of them is NUL")]
+    Path,
+    /// The mode cannot be one.
+    #[error("the mode `{0:o}` is not among 0 to 1777: no program of a volume runs as another user")]
+    Mode(u32),
+    /// Nothing is there.
+    #[error("Path {0} not found")]
+    PathNotFound(String),
+    /// Something is there.
+    #[error("Path {0} already exists")]
+    Exists(String),
+    /// Something else is there than what is wanted.
+    #[error("Path {path} is not a {wanted}")]
+    Kind {
+        /// Where.
+        path: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A listing would be too long.
+    #[error("the directory has more than {MAX_ENTRIES} entries; list it in parts")]
+    TooMany,
+    /// The disk is nearly full.
+    #[error("cannot write to the volume")]
+    Disk(#[source] DiskPressure),
+    /// A file cannot be used.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// All volumes of a state directory.
+#[derive(Debug)]
+pub struct Volumes {
+    dir: PathBuf,
+    disk: DiskPressureGuard,
+    /// Held while a name is looked for and taken.
+    naming: Mutex<()>,
+}
+
+impl Volumes {
+    /// Those of this directory. Nothing is read yet.
+    pub(crate) fn of(state_dir: &Path, disk: DiskPressureGuard) -> Self {
+        Self { dir: state_dir.join("volumes"), disk, naming: Mutex::default() }
+    }
+
+    /// Makes an empty volume. Durable when this returns.
+    pub async fn create(&self, name: &str) -> Result<Volume, VolumeError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(allowed) {
+            return Err(VolumeError::Name);
+        }
+        self.disk.check().map_err(VolumeError::Disk)?;
+        let naming = self.naming.lock().await;
+        let existing = self.list().await?;
+        if existing.iter().any(|volume| volume.name == name) {
+            return Err(VolumeError::NameTaken(name.to_owned()));
+        }
+        if existing.len() >= MAX_VOLUMES {
+            return Err(VolumeError::Limit);
+        }
+        let volume = Volume {
+            format: FORMAT,
+            id: template::uuid(),
+            name: name.to_owned(),
+            token: crate::random::hex::<32>(),
+            created_at: Timestamp::now(),
+        };
+        let (dir, made) = (self.dir.clone(), volume.clone());
+        blocking(move || make(&dir, &made)).await?;
+        drop(naming);
+        Ok(volume)
+    }
+
+    /// Every volume, oldest first.
+    pub async fn list(&self) -> Result<Vec<Volume>, VolumeError> {
+        let dir = self.dir.clone();
+        blocking(move || list(&dir)).await
+    }
+
+    /// One volume.
+    pub async fn get(&self, id: &str) -> Result<Volume, VolumeError> {
+        let (dir, id) = (self.dir.clone(), id.to_owned());
+        blocking(move || read(&dir, &id)).await
+    }
+
+    /// Ends a volume with everything in it. Uploads under way fail.
+    pub async fn destroy(&self, id: &str) -> Result<(), VolumeError> {
+        let (dir, id) = (self.dir.clone(), id.to_owned());
+        blocking(move || {
+            read(&dir, &id)?;
+            let gone = dir.join(format!("{UNFINISHED}{id}"));
+            let file = |source| VolumeError::File { path: dir.join(&id), source };
+            fs::rename(dir.join(&id), &gone).map_err(file)?;
+            sync(&dir)?;
+            fs::remove_dir_all(gone).map_err(file)
+        })
+        .await
+    }
+
+    /// The content of a volume, for who has its token.
+    pub async fn open(&self, id: &str, token: Option<&str>) -> Result<Content, VolumeError> {
+        let refused = || VolumeError::Token(id.to_owned());
+        // Whoever has no token is not told which volumes there are.
+        let volume = self.get(id).await.map_err(|error| match error {
+            VolumeError::NotFound(_) => refused(),
+            other => other,
+        })?;
+        let digest = |token: &str| blake3::hash(token.as_bytes());
+        // Digests are compared in constant time.
+        if token.is_none_or(|token| digest(token) != digest(&volume.token)) {
+            return Err(refused());
+        }
+        let (dir, disk) = (self.dir.join(id), self.disk.clone());
+        blocking(move || Content::open(dir, disk)).await
+    }
+}
+
+/// Runs file work where it may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static) -> Result<T, VolumeError> {
+    let broken = |error| VolumeError::File { path: PathBuf::from("volumes"), source: io::Error::other(error) };
+    tokio::task::spawn_blocking(work).await.map_err(broken)?
+}
+
+fn make(dir: &Path, volume: &Volume) -> Result<(), VolumeError> {
+    let (draft, target) = (dir.join(format!("{UNFINISHED}{}", volume.id)), dir.join(&volume.id));
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        sweep(dir)?;
+        fs::create_dir(&draft)?;
+        fs::create_dir(draft.join("content"))?;
+        fs::create_dir(draft.join("aside"))?;
+        fs::write(draft.join("volume.json"), serde_json::to_vec(volume)?)?;
+        for path in [draft.join("volume.json"), draft.clone()] {
+            fs::File::open(path)?.sync_all()?;
+        }
+        fs::rename(&draft, &target)
+    };
+    write().map_err(|source| VolumeError::File { path: target.clone(), source })?;
+    sync(dir)
+}
+
+/// Takes away what a crash left of a volume that came or went.
+fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn sync(dir: &Path) -> Result<(), VolumeError> {
+    let synced = fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| VolumeError::File { path: dir.to_owned(), source })
+}
+
+fn list(dir: &Path) -> Result<Vec<Volume>, VolumeError> {
+    let file = |source| VolumeError::File { path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file)?,
+    };
+    let mut volumes = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(file)?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(UNFINISHED) {
+            continue;
+        }
+        match read(dir, &name) {
+            Ok(volume) => volumes.push(volume),
+            // It went while we looked.
+            Err(VolumeError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    volumes.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    Ok(volumes)
+}
+
+fn read(dir: &Path, id: &str) -> Result<Volume, VolumeError> {
+    let absent = || VolumeError::NotFound(id.to_owned());
+    // An id is a name of our own making, never a path.
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(absent());
+    }
+    let path = dir.join(id).join("volume.json");
+    let file = |source| VolumeError::File { path: path.clone(), source };
+    let text = match fs::metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(absent()),
+        Err(error) => return Err(file(error)),
+        Ok(meta) if meta.len() > MAX_SIDECAR_BYTES => return Err(file(io::ErrorKind::InvalidData.into())),
+        Ok(_) => fs::read(&path).map_err(file)?,
+    };
+    let volume: Volume = serde_json::from_slice(&text).map_err(|error| file(error.into()))?;
+    if volume.format == FORMAT {
+        Ok(volume)
+    } else {
+        Err(file(io::Error::new(io::ErrorKind::InvalidData, format!("format {} is not {FORMAT}", volume.format))))
+    }
+}

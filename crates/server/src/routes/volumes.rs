@@ -1,0 +1,198 @@
+//! Volumes, and their content, which is guarded by each volume's own token.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json as Reply,
+    body::Body,
+    extract::{FromRequestParts, Path, State},
+    response::{IntoResponse, Response},
+};
+use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, VolumeError};
+use firkin_wire::rest::storage::{NewVolume, Volume, VolumeAndToken, VolumeEntry, VolumeEntryChange, VolumeEntryKind};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http_body_util::BodyExt;
+use tokio_util::io::ReaderStream;
+
+use crate::{App, error::ApiError, extract::Json, listing::Query};
+
+/// The client of an upload may be silent for so long.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Bytes that a download has in hand.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// `POST /volumes`.
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    body: Json<NewVolume>,
+) -> Result<(StatusCode, Reply<VolumeAndToken>), ApiError> {
+    app.count_unknown(&body.value.unknown);
+    let made = app.runtime.volumes().create(&body.value.name).await?;
+    Ok((StatusCode::CREATED, Reply(with_token(&app, made))))
+}
+
+/// `GET /volumes`.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Reply<Vec<Volume>>, ApiError> {
+    let shown = app.runtime.volumes().list().await?.into_iter();
+    Ok(Reply(shown.map(|volume| Volume { volume_id: volume.id, name: volume.name }).collect()))
+}
+
+/// `GET /volumes/{id}`.
+pub(super) async fn detail(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Reply<VolumeAndToken>, ApiError> {
+    let volume = app.runtime.volumes().get(&id).await?;
+    Ok(Reply(with_token(&app, volume)))
+}
+
+/// `DELETE /volumes/{id}`.
+pub(super) async fn destroy(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    app.runtime.volumes().destroy(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn with_token(app: &App, volume: firkin_runtime::volumes::Volume) -> VolumeAndToken {
+    let shown = Volume { volume_id: volume.id, name: volume.name };
+    VolumeAndToken { volume: shown, token: volume.token, domain: app.config.domain.clone() }
+}
+
+/// The volume that a path names, opened by the token that the request bears.
+pub(super) struct Opened(Content);
+
+impl FromRequestParts<Arc<App>> for Opened {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let malformed = |_| ApiError::bad_request("the path is malformed");
+        let Path(id) = Path::<String>::from_request_parts(parts, app).await.map_err(malformed)?;
+        let token = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        Ok(Self(app.runtime.volumes().open(&id, token).await?))
+    }
+}
+
+/// `GET /volumecontent/{id}/path`.
+pub(super) async fn stat(Opened(content): Opened, query: Query) -> Result<Reply<VolumeEntry>, ApiError> {
+    Ok(Reply(shown(content.stat(path(&query)?).await?)))
+}
+
+/// `PATCH /volumecontent/{id}/path`.
+pub(super) async fn change(
+    State(app): State<Arc<App>>,
+    Opened(content): Opened,
+    query: Query,
+    body: Json<VolumeEntryChange>,
+) -> Result<Reply<VolumeEntry>, ApiError> {
+    let body = body.value;
+    app.count_unknown(&body.unknown);
+    let attributes = Attributes { uid: body.uid, gid: body.gid, mode: body.mode };
+    Ok(Reply(shown(content.set(path(&query)?, attributes).await?)))
+}
+
+/// `DELETE /volumecontent/{id}/path`.
+pub(super) async fn remove(Opened(content): Opened, query: Query) -> Result<StatusCode, ApiError> {
+    content.remove(path(&query)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /volumecontent/{id}/dir`.
+pub(super) async fn entries(Opened(content): Opened, query: Query) -> Result<Reply<Vec<VolumeEntry>>, ApiError> {
+    let depth = number(&query, "depth")?.unwrap_or(1);
+    Ok(Reply(content.list(path(&query)?, depth).await?.into_iter().map(shown).collect()))
+}
+
+/// `POST /volumecontent/{id}/dir`.
+pub(super) async fn make_dir(Opened(content): Opened, query: Query) -> Result<(StatusCode, Reply<VolumeEntry>), ApiError> {
+    let made = content.make_dir(path(&query)?, attributes(&query)?, force(&query)?).await?;
+    Ok((StatusCode::CREATED, Reply(shown(made))))
+}
+
+/// `GET /volumecontent/{id}/file`.
+pub(super) async fn read(Opened(content): Opened, query: Query) -> Result<Response, ApiError> {
+    let (file, length) = content.read(path(&query)?).await?;
+    // What is appended meanwhile is not announced, so it is not sent.
+    let body = Body::from_stream(ReaderStream::with_capacity(tokio::io::AsyncReadExt::take(file, length), CHUNK_BYTES));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    Ok((headers, body).into_response())
+}
+
+/// `PUT /volumecontent/{id}/file`. Nothing of the body is collected: it goes to the disk as it comes.
+pub(super) async fn write(
+    Opened(content): Opened,
+    query: Query,
+    body: Body,
+) -> Result<(StatusCode, Reply<VolumeEntry>), ApiError> {
+    let mut upload = content.write(path(&query)?, attributes(&query)?, force(&query)?).await?;
+    let mut body = std::pin::pin!(body);
+    loop {
+        let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| ApiError::request_timeout())?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
+        if let Some(bytes) = frame.data_ref() {
+            upload.push(bytes).await?;
+        }
+    }
+    Ok((StatusCode::CREATED, Reply(shown(upload.finish().await?))))
+}
+
+fn path(query: &Query) -> Result<&str, ApiError> {
+    query.get("path").ok_or_else(|| ApiError::bad_request("`path` is required"))
+}
+
+fn attributes(query: &Query) -> Result<Attributes, ApiError> {
+    let (uid, gid, mode) = (number(query, "uid")?, number(query, "gid")?, number(query, "mode")?);
+    Ok(Attributes { uid, gid, mode })
+}
+
+fn number(query: &Query, name: &str) -> Result<Option<u32>, ApiError> {
+    let parse = |text: &str| text.parse().map_err(|_| ApiError::bad_request(format!("`{name}` must be a number, not `{text}`")));
+    query.get(name).map(parse).transpose()
+}
+
+fn force(query: &Query) -> Result<bool, ApiError> {
+    match query.get("force").map(str::to_ascii_lowercase).as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(ApiError::bad_request(format!("`force` must be `true` or `false`, not `{other}`"))),
+    }
+}
+
+fn shown(entry: Entry) -> VolumeEntry {
+    VolumeEntry {
+        name: entry.name,
+        kind: match entry.kind {
+            Kind::File => VolumeEntryKind::File,
+            Kind::Directory => VolumeEntryKind::Directory,
+            Kind::Symlink => VolumeEntryKind::Symlink,
+            Kind::Unknown => VolumeEntryKind::Unknown,
+        },
+        path: entry.path,
+        size: entry.size,
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        atime: entry.accessed,
+        mtime: entry.modified,
+        ctime: entry.changed,
+        target: entry.target,
+    }
+}
+
+impl From<VolumeError> for ApiError {
+    fn from(error: VolumeError) -> Self {
+        match &error {
+            VolumeError::Name | VolumeError::Path | VolumeError::Mode(_) | VolumeError::TooMany | VolumeError::Limit => {
+                Self::bad_request(error.to_string())
+            }
+            VolumeError::NameTaken(_) | VolumeError::Exists(_) | VolumeError::Kind { wanted: "file", .. } => {
+                Self::conflict(error.to_string())
+            }
+            VolumeError::NotFound(_) | VolumeError::PathNotFound(_) | VolumeError::Kind { .. } => {
+                Self::not_found(error.to_string())
+            }
+            VolumeError::Token(_) => Self::unauthorized("the token does not open this volume"),
+            VolumeError::Disk(pressure) => Self::disk(&error, pressure),
+            VolumeError::File { .. } => Self::internal(&error),
+        }
+    }
+}
