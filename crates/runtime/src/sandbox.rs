@@ -194,6 +194,8 @@ pub struct RuntimeSandbox {
     pub state: SandboxState,
     /// Whether there is memory that a resume goes on with. A running sandbox has it.
     pub memory: Memory,
+    /// Whether it runs in a machine that had been kept warm for it.
+    pub claimed: bool,
     /// When it was created or last resumed.
     pub started_at: Timestamp,
     /// Its deadline. For a paused sandbox, when it was paused.

@@ -77,6 +77,8 @@ pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
             RecordedPhase::Running { .. } => Memory::Kept,
             RecordedPhase::Paused(held) => held.memory,
         },
+        // Such a machine got its name before there was a sandbox.
+        claimed: record.instance() != record.id.as_str(),
         started_at: record.started_at,
         end_at: record.end_at,
         budget: record.budget,

@@ -44,8 +44,11 @@ async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, ti
         Claim::First(attempt) => attempt,
     };
     let sandbox = app.runtime.create(request).await?;
-    // The first command follows at once, mostly. Connecting takes the guest some milliseconds, and the answer the client some.
-    app.pool.open_ahead(Target { id: sandbox.id.clone(), port: ENVD_PORT });
+    // The first command follows at once, mostly. Connecting takes a guest some milliseconds, and the answer the client some. One that
+    // was not kept warm has more to do than that, and pays for what it does in memory.
+    if sandbox.claimed {
+        app.pool.open_ahead(Target { id: sandbox.id.clone(), port: ENVD_PORT });
+    }
     let first = FirstAnswer(sandbox.id.clone());
     let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
     attempt.done(&answer);
