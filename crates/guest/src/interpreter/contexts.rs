@@ -14,7 +14,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde::Serialize;
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Setup,
@@ -27,8 +27,11 @@ use crate::{
     reaper::Reaper,
 };
 
-/// Contexts at once: each holds a process of 50 MB and more.
+/// Contexts at once beside the default ones: each holds a process of 50 MB and more.
 const MAX_CONTEXTS: usize = 64;
+
+/// The name of Python's default context, beside its id.
+const DEFAULT: &str = "default";
 
 /// How long a restart waits for the cell that it has cut off.
 const CUT_DEADLINE: Duration = Duration::from_secs(10);
@@ -43,6 +46,8 @@ pub(super) struct Context {
     /// Where its kernel starts.
     pub(super) cwd: String,
     is_default: bool,
+    /// Its place among [`MAX_CONTEXTS`]; the default contexts need none.
+    _place: Option<OwnedSemaphorePermit>,
     /// The kernel; whoever holds the lock runs a cell. Cells wait here in order.
     kernel: AsyncMutex<Option<Kernel>>,
     /// To signal a kernel whose lock another holds.
@@ -79,14 +84,16 @@ pub(super) struct Contexts(Arc<Inner>);
 struct Inner {
     launcher: Launcher,
     list: Mutex<Vec<Arc<Context>>>,
+    places: Arc<Semaphore>,
     ready: AtomicBool,
 }
 
 impl Contexts {
     /// The contexts of a fresh interpreter. Starts the default Python kernel; needs a runtime.
     pub(super) fn new(setup: Setup, state: State, reaper: Reaper) -> Self {
-        let inner = Inner { launcher: Launcher { setup, state, reaper }, list: Mutex::default(), ready: AtomicBool::new(false) };
-        let contexts = Self(Arc::new(inner));
+        let launcher = Launcher::new(setup, state, reaper);
+        let places = Arc::new(Semaphore::new(MAX_CONTEXTS));
+        let contexts = Self(Arc::new(Inner { launcher, list: Mutex::default(), places, ready: AtomicBool::new(false) }));
         let python = contexts.default_of(Language::Python);
         contexts.default_of(Language::JavaScript);
         let starting = contexts.clone();
@@ -122,6 +129,9 @@ impl Contexts {
 
     /// The context of this id.
     pub(super) fn find(&self, id: &str) -> Option<Arc<Context>> {
+        if id == DEFAULT {
+            return Some(self.default_of(Language::Python));
+        }
         self.list().iter().find(|context| context.id == id).cloned()
     }
 
@@ -131,18 +141,16 @@ impl Contexts {
         if let Some(found) = list.iter().find(|context| context.is_default && context.language == language) {
             return Arc::clone(found);
         }
-        let context = Arc::new(Context::new(language, self.0.launcher.setup.workdir.clone(), true));
+        let context = Arc::new(Context::new(language, self.0.launcher.setup.workdir.clone(), None));
         list.push(Arc::clone(&context));
         context
     }
 
     /// Makes a context whose kernel is running.
     pub(super) async fn create(&self, language: Language, cwd: Option<String>) -> Result<Shown, ContextError> {
-        if self.list().len() >= MAX_CONTEXTS {
-            return Err(ContextError::TooMany);
-        }
+        let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| ContextError::TooMany)?;
         let cwd = cwd.unwrap_or_else(|| self.0.launcher.setup.workdir.clone());
-        let context = Arc::new(Context::new(language, cwd, false));
+        let context = Arc::new(Context::new(language, cwd, Some(place)));
         self.ensure(&context, &mut *context.kernel.lock().await).await?;
         self.list().push(Arc::clone(&context));
         Ok(context.shown())
@@ -179,8 +187,9 @@ impl Contexts {
 }
 
 impl Context {
-    fn new(language: Language, cwd: String, is_default: bool) -> Self {
-        Self { id: uuid(), language, cwd, is_default, kernel: AsyncMutex::default(), group: Mutex::default() }
+    fn new(language: Language, cwd: String, place: Option<OwnedSemaphorePermit>) -> Self {
+        let (is_default, id) = (place.is_none(), uuid());
+        Self { id, language, cwd, is_default, _place: place, kernel: AsyncMutex::default(), group: Mutex::default() }
     }
 
     fn group(&self) -> MutexGuard<'_, Option<Group>> {

@@ -38,6 +38,7 @@ pub(super) async fn execute(contexts: Contexts, context: Arc<Context>, cell: Cel
         None => return,
     };
     match (started, turn.as_mut()) {
+        (Ok(()), Some(kernel)) if cell.warm && kernel.is_used() => tell(&lines, &json!({"type": "end_of_execution"})).await,
         (Ok(()), Some(kernel)) => run(kernel, &cell, &lines).await,
         (Ok(()), None) => unreachable!("a kernel that was started is there"),
         (Err(error), _) => {

@@ -1,8 +1,10 @@
 //! The interpreter's routes. Errors are plain text, as the contract has it.
 //!
 //! Only `/execute` carries the sandbox's token: with it, or where the sandbox has none, a cell gets the sandbox's variables.
+//! `/warm-up` is ours, for the template's ready command: it goes the way of a cell and leaves no trace, so that the first cell of
+//! a user finds code and memory that have been used. Under emulation only what has run since the restore is translated.
 
-use std::{collections::BTreeMap, convert::Infallible};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -20,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tower_http::cors::CorsLayer;
 
 use super::{
-    contexts::{ContextError, Contexts},
+    contexts::{Context, ContextError, Contexts},
     execution::execute,
     kernel::{Cell, StartError},
     language::{Language, UnknownLanguage},
@@ -41,6 +43,7 @@ pub(super) fn routes(contexts: Contexts) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/execute", post(run))
+        .route("/warm-up", post(warm_up))
         .route("/contexts", get(list).post(create))
         .route("/contexts/{id}/restart", post(restart))
         .route("/contexts/{id}", axum::routing::delete(remove))
@@ -58,6 +61,8 @@ enum Refusal {
     ContextAndLanguage,
     #[error("Context {0} not found")]
     NoContext(String),
+    #[error("cannot set the variable `{0}`: no program can be given it")]
+    Variable(String),
     #[error("cannot execute: the access token is not this sandbox's")]
     Token,
     #[error(transparent)]
@@ -69,7 +74,7 @@ enum Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Malformed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Malformed(_) | Self::Variable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::ContextAndLanguage => StatusCode::BAD_REQUEST,
             Self::NoContext(_) => StatusCode::NOT_FOUND,
             Self::Token => StatusCode::UNAUTHORIZED,
@@ -122,13 +127,32 @@ async fn run(Extract(contexts): Extract<Contexts>, headers: HeaderMap, body: Byt
         Token::Missing => false,
         Token::Differs => return Err(Refusal::Token),
     };
-    let globals = knows.then(|| settings.env.clone());
-    let cell = Cell { code: request.code, env: request.env_vars.unwrap_or_default(), globals };
+    let env = request.env_vars.unwrap_or_default();
+    if let Some((name, _)) = env.iter().find(|(name, value)| !can_be_set(name, value)) {
+        return Err(Refusal::Variable(name.clone()));
+    }
+    let known = || settings.env.iter().filter(|(name, value)| can_be_set(name, value));
+    let globals = knows.then(|| known().map(|(name, value)| (name.clone(), value.clone())).collect());
+    Ok(stream(contexts, context, Cell { code: request.code, env, globals, warm: false }))
+}
+
+async fn warm_up(Extract(contexts): Extract<Contexts>) -> Response {
+    let context = contexts.default_of(Language::Python);
+    stream(contexts, context, Cell::warm())
+}
+
+/// What `execve` and `setenv` take.
+fn can_be_set(name: &str, value: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+}
+
+/// Runs a cell; the answer is what it tells.
+fn stream(contexts: Contexts, context: Arc<Context>, cell: Cell) -> Response {
     let (lines, receiver) = mpsc::channel(LINES_IN_FLIGHT);
     // Not joined: it frees the context when the cell is over, long after a client that has gone.
     tokio::spawn(execute(contexts, context, cell, lines));
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, Infallible>));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
 async fn list(Extract(contexts): Extract<Contexts>) -> Response {

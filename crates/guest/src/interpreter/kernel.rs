@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,9 +26,9 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::unix::pipe,
-    sync::mpsc,
+    sync::{Mutex as AsyncMutex, mpsc},
     task::JoinHandle,
     time::timeout,
 };
@@ -37,9 +37,13 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-use super::{Setup, language::Language};
+use super::{
+    Setup,
+    language::Language,
+    zygote::{Forked, Wanted, Zygote, complaint},
+};
 use crate::{
-    envd::{Ends, Launch, State, Streams, UserDb, UserError, launch, nonblocking},
+    envd::{State, UserError, nonblocking},
     reaper::Reaper,
 };
 
@@ -49,11 +53,11 @@ const MAX_LINE_BYTES: usize = 25 << 20;
 /// Events on their way to a client that reads slowly; then the kernel waits, and with it whoever prints.
 const EVENTS_IN_FLIGHT: usize = 4;
 
-/// From start to readiness. Python loads its libraries, which takes an emulated guest most of a minute.
+/// From the fork to readiness. Java's compiler takes an emulated guest most of a minute.
 const START_DEADLINE: Duration = Duration::from_secs(240);
 
-/// How much of what a kernel says when it does not start is passed on.
-const MAX_COMPLAINT_BYTES: u64 = 16 << 10;
+/// What is run to be warm: all that the simplest of cells needs, and so all that any cell needs.
+const WARM_CELL: &str = "1 + 1";
 
 /// What a kernel tells.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -98,6 +102,15 @@ pub(super) struct Cell {
     pub(super) env: BTreeMap<String, String>,
     /// Variables of the sandbox; none: the client may not know them.
     pub(super) globals: Option<BTreeMap<String, String>>,
+    /// Only to have run: a kernel that has run a user's cell does not run it, and any other is afterwards as it was.
+    pub(super) warm: bool,
+}
+
+impl Cell {
+    /// The cell that changes nothing.
+    pub(super) fn warm() -> Self {
+        Self { code: WARM_CELL.to_owned(), env: BTreeMap::new(), globals: Some(BTreeMap::new()), warm: true }
+    }
 }
 
 /// Why there is no kernel.
@@ -131,7 +144,9 @@ pub(super) struct Launcher {
     /// Settings of the sandbox.
     pub(super) state: State,
     /// Who starts processes.
-    pub(super) reaper: Reaper,
+    reaper: Reaper,
+    /// What kernels are forked from, once there is one.
+    zygote: AsyncMutex<Option<Zygote>>,
 }
 
 /// A kernel that takes cells. Dropping it kills its process group.
@@ -142,6 +157,8 @@ pub(super) struct Kernel {
     listener: Listener,
     reader: JoinHandle<()>,
     cells: u64,
+    /// Whether a user's cell has run.
+    used: bool,
     told: Option<BTreeMap<String, String>>,
     /// The era it was started in: a later one began with the restore of a snapshot that holds it.
     era: CancellationToken,
@@ -149,7 +166,7 @@ pub(super) struct Kernel {
 
 /// A process group, to be signalled.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Group(Pid);
+pub(super) struct Group(pub(super) Pid);
 
 impl Group {
     /// Sends a signal. A group that is gone has done what the signal was for.
@@ -198,56 +215,53 @@ impl Listener {
 }
 
 impl Launcher {
-    /// Starts a kernel and waits until it takes cells. `started` is told its group at once.
-    pub(super) async fn start(&self, language: Language, cwd: &str, started: impl FnOnce(Group)) -> Result<Kernel, StartError> {
-        let launch_it = self.launch(language, cwd)?;
-        let reaper = self.reaper.clone();
-        let launched = tokio::task::spawn_blocking(move || launch(&reaper, &launch_it));
-        let launched = launched.await.map_err(io::Error::other).and_then(|result| result).map_err(StartError::Spawn)?;
-        let group = Group(launched.started.pid);
-        started(group);
-        let Ends::Pipes { stdin: Some(stdin), stdout, stderr } = launched.ends else {
-            unreachable!("pipes were asked for");
-        };
-        let (mut kernel, complaints) = self.adopt(group, [stdin, stdout, stderr]).map_err(StartError::Spawn)?;
-        match timeout(START_DEADLINE, kernel.ready()).await {
-            Ok(true) => Ok(kernel),
-            Ok(false) => Err(StartError::Ended { complaint: complaint(complaints).await }),
-            Err(_) => Err(StartError::Deadline),
-        }
+    /// How kernels are started with this; nothing is started yet.
+    pub(super) fn new(setup: Setup, state: State, reaper: Reaper) -> Self {
+        Self { setup, state, reaper, zygote: AsyncMutex::default() }
     }
 
-    fn launch(&self, language: Language, cwd: &str) -> Result<Launch, StartError> {
+    /// Starts a kernel and waits until it takes cells. `started` is told its group at once.
+    pub(super) async fn start(&self, language: Language, cwd: &str, started: impl FnOnce(Group)) -> Result<Kernel, StartError> {
         let cwd = PathBuf::from(cwd);
         if !cwd.is_dir() {
             return Err(StartError::Workdir(cwd));
         }
-        let mut args = language.command(&self.setup.programs);
-        if language == Language::Python {
-            args.push("--warm".to_owned());
+        let forked = self.fork(language, &cwd).await?;
+        started(forked.group);
+        let (mut kernel, stderr) = self.adopt(forked).map_err(StartError::Spawn)?;
+        match timeout(START_DEADLINE, kernel.ready()).await {
+            Ok(true) => Ok(kernel),
+            Ok(false) => Err(StartError::Ended { complaint: complaint(&stderr).await }),
+            Err(_) => Err(StartError::Deadline),
         }
-        Ok(Launch {
-            program: "python3".to_owned(),
-            args,
-            request_env: BTreeMap::new(),
-            sandbox_env: self.state.settings().env.clone(),
-            cwd,
-            user: UserDb::load()?.user(&self.setup.user)?,
-            streams: Streams::Pipes { stdin: true },
-        })
     }
 
-    fn adopt(&self, group: Group, [stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<(Kernel, pipe::Receiver)> {
-        let adopt = || {
-            let input = pipe::Sender::from_owned_fd(nonblocking(stdin)?)?;
-            let output = pipe::Receiver::from_owned_fd(nonblocking(stdout)?)?;
-            Ok((input, output, pipe::Receiver::from_owned_fd(nonblocking(stderr)?)?))
-        };
-        let (input, output, complaints) = adopt().inspect_err(|_: &io::Error| group.signal(Signal::SIGKILL))?;
+    /// Forks a kernel off a zygote; of a new one if that which was there is gone.
+    async fn fork(&self, language: Language, cwd: &Path) -> Result<Forked, StartError> {
+        let wanted = || Wanted { language: language.name(), cwd: cwd.to_owned(), env: self.state.settings().env.clone() };
+        let mut zygote = self.zygote.lock().await;
+        if let Some(running) = zygote.as_ref() {
+            match running.fork(wanted()).await {
+                Ok(forked) => return Ok(forked),
+                Err(error) => tracing::warn!(%error, "the process that kernels are forked from does not answer"),
+            }
+        }
+        // The old one's end comes first: both have one socket.
+        *zygote = None;
+        let running = zygote.insert(Zygote::start(&self.setup, &self.state, &self.reaper).await?);
+        running.fork(wanted()).await.map_err(StartError::Spawn)
+    }
+
+    /// A kernel with our ends of its pipes; the last is that of its standard error.
+    fn adopt(&self, forked: Forked) -> io::Result<(Kernel, OwnedFd)> {
+        let Forked { group, ends: [stdin, stdout, stderr] } = forked;
+        let adopt =
+            || Ok((pipe::Sender::from_owned_fd(nonblocking(stdin)?)?, pipe::Receiver::from_owned_fd(nonblocking(stdout)?)?));
+        let (input, output) = adopt().inspect_err(|_: &io::Error| group.signal(Signal::SIGKILL))?;
         let listener = Listener::default();
         let reader = tokio::spawn(read(output, listener.clone()));
-        let kernel = Kernel { group, input, listener, reader, cells: 0, told: None, era: self.state.era() };
-        Ok((kernel, complaints))
+        let kernel = Kernel { group, input, listener, reader, cells: 0, used: false, told: None, era: self.state.era() };
+        Ok((kernel, stderr))
     }
 }
 
@@ -273,6 +287,11 @@ impl Kernel {
         self.reader.is_finished()
     }
 
+    /// Whether it has run a user's cell.
+    pub(super) fn is_used(&self) -> bool {
+        self.used
+    }
+
     /// Gives it a cell. The events end with [`Kind::Done`], or without when the kernel ends.
     pub(super) async fn run(&mut self, cell: &Cell) -> mpsc::Receiver<Event> {
         #[derive(Serialize)]
@@ -282,13 +301,15 @@ impl Kernel {
             env: &'a BTreeMap<String, String>,
             globals: Option<&'a BTreeMap<String, String>>,
             reseed: bool,
+            warm: bool,
         }
         self.cells += 1;
         // What has been told once stays; a restore may have brought other values.
         let globals = cell.globals.as_ref().filter(|globals| self.told.as_ref() != Some(globals));
         // Later cells have drawn from a state that is theirs; a fork of the sandbox forks it like everything else.
-        let reseed = self.cells == 1 && self.era.is_cancelled();
-        let request = Request { cell: self.cells, code: &cell.code, env: &cell.env, globals, reseed };
+        let reseed = cell.warm || !self.used && self.era.is_cancelled();
+        self.used |= !cell.warm;
+        let request = Request { cell: self.cells, code: &cell.code, env: &cell.env, globals, reseed, warm: cell.warm };
         let mut line = serde_json::to_vec(&request).expect("strings and numbers serialise");
         line.push(b'\n');
         let events = self.listener.listen(Some(self.cells));
@@ -323,15 +344,4 @@ async fn read(output: pipe::Receiver, listener: Listener) {
         }
     }
     listener.close();
-}
-
-/// The end of what a kernel that ended has said.
-async fn complaint(output: pipe::Receiver) -> String {
-    let mut text = Vec::new();
-    match timeout(Duration::from_secs(1), output.take(MAX_COMPLAINT_BYTES).read_to_end(&mut text)).await {
-        Ok(Ok(_)) | Err(_) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "cannot read what a kernel said"),
-    }
-    let text = String::from_utf8_lossy(&text);
-    text.trim().lines().next_back().unwrap_or("it ended without a word").to_owned()
 }

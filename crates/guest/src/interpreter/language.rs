@@ -1,7 +1,5 @@
 //! The languages that have a kernel, by the names that the contract knows.
 
-use std::path::Path;
-
 /// A language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
@@ -13,11 +11,15 @@ pub(super) enum Language {
     TypeScript,
     /// Bash.
     Bash,
+    /// R.
+    R,
+    /// Java.
+    Java,
 }
 
 /// There is no kernel for it.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot run `{0}`: this sandbox has kernels for python, javascript, typescript and bash")]
+#[error("cannot run `{0}`: this sandbox has kernels for python, javascript, typescript, bash, r and java")]
 pub(super) struct UnknownLanguage(String);
 
 impl Language {
@@ -29,6 +31,8 @@ impl Language {
             "javascript" | "js" => Ok(Self::JavaScript),
             "typescript" | "ts" => Ok(Self::TypeScript),
             "bash" => Ok(Self::Bash),
+            "r" => Ok(Self::R),
+            "java" => Ok(Self::Java),
             _ => Err(UnknownLanguage(name)),
         }
     }
@@ -40,16 +44,8 @@ impl Language {
             Self::JavaScript => "javascript",
             Self::TypeScript => "typescript",
             Self::Bash => "bash",
-        }
-    }
-
-    /// The command line of its kernel, whose program is Python's: it is what the template has for certain.
-    pub(super) fn command(self, programs: &Path) -> Vec<String> {
-        let program = |name: &str| programs.join(name).to_string_lossy().into_owned();
-        match self {
-            Self::Python => vec![program("python.py")],
-            Self::JavaScript | Self::TypeScript => vec![program("node.py"), self.name().to_owned()],
-            Self::Bash => vec![program("bash.py")],
+            Self::R => "r",
+            Self::Java => "java",
         }
     }
 }
@@ -60,7 +56,7 @@ mod tests {
 
     #[test]
     fn names_and_short_names_are_known_and_others_are_named_in_the_refusal() {
-        for (name, language) in [("", "python"), ("JS", "javascript"), (" ts ", "typescript"), ("bash", "bash")] {
+        for (name, language) in [("", "python"), ("JS", "javascript"), (" ts ", "typescript"), ("bash", "bash"), ("R", "r")] {
             assert_eq!(Language::named(Some(name)).unwrap().name(), language);
         }
         assert_eq!(Language::named(None).unwrap(), Language::Python);

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!   POST /execute ─► context ─► kernel: a process group that reads cells and writes events, one JSON object a line
-//!                                 ├─ python.py   IPython's shell
-//!                                 ├─ bash.py     drives one interactive bash
-//!                                 └─ node.py     drives node.js: JavaScript, and TypeScript without its types
+//!                                 ├─ firkin_python.py   IPython's shell
+//!                                 ├─ firkin_bash.py     drives one interactive bash
+//!                                 ├─ firkin_node.py     drives cells.js: JavaScript, and TypeScript without its types
+//!                                 └─ firkin_framed.py   drives cells.R, or Cells.java with the JDK's own shell
 //! ```
+//!
+//! All are forked from one process, `zygote.py`, that has loaded what they need: a new context takes no longer than a fork.
 //!
 //! There is no Jupyter between: its messages would be translated twice to end as the same lines, and its server is one more
 //! thing to start, restore and keep alive. What a notebook shows comes from IPython either way. Kernels run as root in
@@ -17,6 +20,7 @@ mod execution;
 mod http;
 mod kernel;
 mod language;
+mod zygote;
 
 use std::{
     io,
@@ -48,10 +52,15 @@ const WORKDIR: &str = "/home/user";
 const PROGRAMS: &[(&str, &str)] = &[
     ("firkin_channel.py", include_str!("kernels/firkin_channel.py")),
     ("firkin_charts.py", include_str!("kernels/firkin_charts.py")),
-    ("python.py", include_str!("kernels/python.py")),
-    ("bash.py", include_str!("kernels/bash.py")),
-    ("node.py", include_str!("kernels/node.py")),
-    ("node.js", include_str!("kernels/node.js")),
+    ("firkin_python.py", include_str!("kernels/firkin_python.py")),
+    ("firkin_bash.py", include_str!("kernels/firkin_bash.py")),
+    ("firkin_node.py", include_str!("kernels/firkin_node.py")),
+    ("firkin_framed.py", include_str!("kernels/firkin_framed.py")),
+    ("keep.py", include_str!("kernels/keep.py")),
+    ("zygote.py", include_str!("kernels/zygote.py")),
+    ("cells.js", include_str!("kernels/cells.js")),
+    ("cells.R", include_str!("kernels/cells.R")),
+    ("Cells.java", include_str!("kernels/Cells.java")),
 ];
 
 /// How kernels are started.

@@ -1,6 +1,6 @@
 //! Cells: what they tell, how they end.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Interpreter, has};
 
@@ -8,14 +8,17 @@ use crate::harness::{Interpreter, has};
 async fn a_shell_lives_from_cell_to_cell() {
     let interpreter = Interpreter::start(&[]);
     let first = interpreter.bash("x=5; f() { echo in $1; }; cd /usr").await;
-    let kinds: Vec<&str> = first.0.iter().map(|line| line["type"].as_str().unwrap()).collect();
+    // A first kernel may take longer to start than a client is left without a word.
+    let kinds = first.0.iter().map(|line| line["type"].as_str().unwrap()).filter(|kind| *kind != "keepalive");
+    let kinds: Vec<&str> = kinds.collect();
     assert_eq!(kinds, ["number_of_executions", "end_of_execution"]);
     let second = interpreter.bash("f $x; pwd; echo oh >&2").await;
     assert_eq!((second.text("stdout").as_str(), second.text("stderr").as_str()), ("in 5\n/usr\n", "oh\n"));
     assert_eq!(second.of("number_of_executions").next().unwrap()["execution_count"], 2);
     // Nothing that a cell reads is the next cell.
     assert_eq!(interpreter.bash("cat; read line; echo \"[$line]\"").await.text("stdout"), "[]\n");
-    let ended = interpreter.bash("exit 3").await;
+    // What is left running holds nothing up.
+    let ended = interpreter.bash("sleep 1000 & exit 3").await;
     assert_eq!(ended.error(), Some("ExitStatus"));
     assert_eq!(interpreter.bash("echo ${x:-new}").await.text("stdout"), "new\n");
 }
@@ -51,6 +54,7 @@ async fn a_kernel_that_ends_is_told_and_replaced() {
 #[tokio::test]
 async fn a_long_silence_is_filled_and_much_output_arrives_whole() {
     let interpreter = Interpreter::start(&[]);
+    interpreter.bash("true").await;
     let silent = interpreter.bash("sleep 6").await;
     assert_eq!(silent.of("keepalive").count(), 1);
     let much = interpreter.bash("head -c 20000000 /dev/zero | tr '\\0' x; printf '\\303'; sleep 0.1; printf '\\251'").await;
@@ -80,8 +84,64 @@ async fn javascript_has_values_awaits_imports_and_errors() {
         interpreter.abandon(json!({"code": code, "language": "js"}), "begun").await;
         assert_eq!(run("a").await.result(), Some("4"));
     }
-    assert_eq!(run("process.exit(1)").await.error(), Some("UnexpectedEndOfExecution"));
+    let leave = "require('child_process').spawn('sleep', ['1000'], {stdio: 'ignore', detached: true}).unref(); process.exit(1)";
+    assert_eq!(run(leave).await.error(), Some("UnexpectedEndOfExecution"));
     assert_eq!(run("typeof a").await.result(), Some("undefined"));
+}
+
+#[tokio::test]
+async fn r_shows_what_is_visible_and_what_is_drawn() {
+    if !has("R", &["--version"]) {
+        return;
+    }
+    let interpreter = Interpreter::start(&[]);
+    let run = async |code: &str| interpreter.run(json!({"code": code, "language": "r", "env_vars": {"OF_CELL": "é"}})).await;
+    let first = run("x <- 5; print(x); Sys.getenv('FROM_SANDBOX'); Sys.getenv('OF_CELL')").await;
+    assert_eq!((first.text("stdout").as_str(), first.result()), ("[1] 5\n", Some("[1] \"é\"")));
+    assert_eq!(first.of("result").next().unwrap()["text"], "[1] \"yes\"");
+    let unset = interpreter.run(json!({"code": "Sys.getenv('OF_CELL', unset = 'none')", "language": "r"})).await;
+    assert_eq!(unset.result(), Some("[1] \"none\""));
+    let failed = run("f <- function() stop('no'); f()").await;
+    let error = failed.of("error").next().unwrap();
+    assert_eq!((error["name"].as_str(), error["value"].as_str()), (Some("ERROR"), Some("Error in f(): no")));
+    assert_eq!(run("if (").await.error(), Some("ERROR"));
+    assert_eq!(run("tryCatch(stop('a'), error = function(e) 'caught')").await.result(), Some("[1] \"caught\""));
+    assert!(run("plot(1:3)").await.of("result").next().unwrap()["png"].as_str().unwrap().starts_with("iVBOR"));
+    for code in ["cat('begun\n'); while (TRUE) {}", "cat('begun\n'); Sys.sleep(1000)"] {
+        interpreter.abandon(json!({"code": code, "language": "r"}), "begun").await;
+        assert_eq!(run("x").await.result(), Some("[1] 5"));
+    }
+    assert_eq!(run("system('sleep 1000 &'); quit()").await.error(), Some("UnexpectedEndOfExecution"));
+    assert_eq!(run("exists('x')").await.result(), Some("[1] FALSE"));
+}
+
+#[tokio::test]
+async fn java_keeps_declarations_and_tells_what_the_compiler_says() {
+    if !has("java", &["--list-modules"]) || !has("javac", &["-version"]) {
+        return;
+    }
+    let interpreter = Interpreter::start(&[]);
+    let run = async |code: &str| interpreter.run(json!({"code": code, "language": "java", "env_vars": {"OF_CELL": "é"}})).await;
+    let first =
+        run("System.out.println(\"a\");\nint x = 5;\nSystem.getProperty(\"FROM_SANDBOX\") + System.getProperty(\"OF_CELL\")");
+    let first = first.await;
+    let told: Vec<&str> = first.of("stdout").map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!((told.as_slice(), first.result()), (["a", "\n"].as_slice(), Some("yesé")));
+    let unset = interpreter.run(json!({"code": "System.getProperty(\"OF_CELL\", \"none\")", "language": "java"})).await;
+    assert_eq!(unset.result(), Some("none"));
+    let declared = run("record Point(int a, int b) {}\nint twice(int of) { return 2 * of; }\nnew Point(1, twice(x))").await;
+    assert_eq!(declared.result(), Some("Point[a=1, b=10]"));
+    assert_eq!(run("throw new IllegalStateException(\"no\");").await.error(), Some("java.lang.IllegalStateException"));
+    let wrong = run("int y = \"a\";").await;
+    assert_eq!(wrong.error(), Some("CompilationException"));
+    assert!(wrong.of("error").next().unwrap()["value"].as_str().unwrap().contains("incompatible types"));
+    assert_eq!(run("if (").await.error(), Some("CompilationException"));
+    for code in ["System.out.println(\"begun\"); while (true) {}", "System.out.println(\"begun\"); Thread.sleep(1000000)"] {
+        interpreter.abandon(json!({"code": code, "language": "java"}), "begun").await;
+        assert_eq!(run("x").await.result(), Some("5"));
+    }
+    assert_eq!(run("System.exit(3)").await.error(), Some("UnexpectedEndOfExecution"));
+    assert_eq!(run("1 + 1").await.result(), Some("2"));
 }
 
 #[tokio::test]
@@ -91,7 +151,15 @@ async fn python_is_ipython() {
     }
     let interpreter = Interpreter::start(&[]);
     let run = async |code: &str| interpreter.run(json!({"code": code})).await;
-    assert_eq!(run("x = 'a'; x").await.result(), Some("a"));
+    let (status, _) = interpreter.send("POST", "/warm-up", Value::Null).await;
+    assert_eq!(status, 200);
+    let first = run("x = 'a'; (x, [name for name in dir() if name[0] != '_'], _)").await;
+    assert_eq!(first.of("number_of_executions").next().unwrap()["execution_count"], 1);
+    assert_eq!(first.result(), Some("('a', ['In', 'Out', 'exit', 'get_ipython', 'quit', 'x'], '')"));
+    // Once a user's cell has run, nothing else runs.
+    let (_, told) = interpreter.send("POST", "/warm-up", Value::Null).await;
+    assert_eq!(told, "{\"type\":\"end_of_execution\"}\n");
+    assert_eq!(run("x").await.result(), Some("a"));
     assert_eq!(run("print('hello')").await.of("stdout").next().unwrap()["text"], "hello\n");
     assert_eq!(run("!echo $FROM_SANDBOX").await.text("stdout").trim(), "yes");
     assert_eq!(run("import asyncio; await asyncio.sleep(0, 7)").await.result(), Some("7"));
@@ -99,6 +167,13 @@ async fn python_is_ipython() {
     assert_eq!(refused.error(), Some("StdinNotImplementedError"));
     let table = run("import pandas; pandas.DataFrame({'a': [1, float('nan')]})").await;
     assert_eq!(table.of("result").next().unwrap()["data"], json!({"a": [1.0, null]}));
+    // What JSON has is told as JSON too, what it has not is replaced, and a copy of the kernel says nothing for it.
+    let list = run("[1, {'a': [2]}]").await;
+    assert_eq!(list.of("result").next().unwrap()["json"], json!([1, {"a": [2]}]));
+    let failed = run("raise ValueError('\\ud800')").await;
+    assert_eq!(failed.of("error").next().unwrap()["value"], "?");
+    let forked = run("import os\nif os.fork() == 0: print('child')\nelse: os.wait()\n").await;
+    assert_eq!((forked.text("stdout").as_str(), forked.of("end_of_execution").count()), ("child\n", 1));
     let figure = run("import matplotlib.pyplot as plt; plt.pie([3, 1], labels=['p', 'q']); plt.title('t'); plt.show()").await;
     let result = figure.of("result").next().unwrap();
     assert!(result["png"].as_str().unwrap().starts_with("iVBOR"));

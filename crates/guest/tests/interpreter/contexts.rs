@@ -21,7 +21,16 @@ async fn refusals_are_the_contracts() {
     }
     let nowhere = interpreter.send("POST", "/contexts", json!({"language": "bash", "cwd": "/no/where"})).await;
     assert!(nowhere.0 == 500 && nowhere.1.contains("`/no/where`"), "{nowhere:?}");
-    assert_eq!(interpreter.send("POST", "/execute", json!({"cod": ""})).await.0, 422);
+    for body in [json!({"cod": ""}), json!([]), json!({"code": 5}), json!({"code": "", "env_vars": {"A=B": ""}})] {
+        assert_eq!(interpreter.send("POST", "/execute", body.clone()).await.0, 422, "{body}");
+    }
+    for body in ["{", "\"", "\u{0}", "[1", "{\"code\": \"\\ud800\", \"language\": \"\\ud800\"}"] {
+        for path in ["/execute", "/contexts"] {
+            let refused = interpreter.send_text(path, body).await;
+            assert_eq!(refused.0, 422, "{path} {body}: {}", refused.1);
+        }
+    }
+    assert_eq!(interpreter.bash("echo healthy").await.text("stdout"), "healthy\n");
 }
 
 #[tokio::test]

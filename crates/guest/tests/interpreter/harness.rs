@@ -91,6 +91,11 @@ impl Interpreter {
         self.send_with(method, path, &[], body).await
     }
 
+    /// Posts a body as it is.
+    pub(crate) async fn send_text(&self, path: &str, body: &str) -> (StatusCode, String) {
+        answer(self.request("POST", path, &[], body.to_owned()).await).await
+    }
+
     pub(crate) async fn send_with(
         &self,
         method: &str,
@@ -99,10 +104,7 @@ impl Interpreter {
         body: Value,
     ) -> (StatusCode, String) {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let answer = self.request(method, path, headers, body).await;
-        let status = answer.status();
-        let text = tokio::time::timeout(WAIT, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
-        (status, String::from_utf8(text.to_vec()).unwrap())
+        answer(self.request(method, path, headers, body).await).await
     }
 
     /// Runs a cell to its end.
@@ -136,6 +138,13 @@ impl Drop for Interpreter {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// All of an answer.
+async fn answer(answer: http::Response<Incoming>) -> (StatusCode, String) {
+    let status = answer.status();
+    let text = tokio::time::timeout(WAIT, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    (status, String::from_utf8(text.to_vec()).unwrap())
 }
 
 /// The user that the tests run as.

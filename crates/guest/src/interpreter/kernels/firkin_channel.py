@@ -45,8 +45,14 @@ class Channel:
         self._late = False
         self.interruptible = False
         self.muted = False
+        self.is_copy = False
         self.cell = None
         signal.signal(signal.SIGINT, self._interrupt)
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self):
+        """A process that a cell has forked off speaks for nobody, and ends where the cell ends."""
+        self.muted = self.is_copy = True
 
     def _interrupt(self, _signal, _frame):
         """Ends the cell; between cells, and in the middle of an event, it does nothing, or nothing yet."""
@@ -58,11 +64,10 @@ class Channel:
     def send(self, event: dict) -> None:
         if self.muted:
             return
-        line = json.dumps({"cell": self.cell, **event}, separators=(",", ":"), default=str).encode() + b"\n"
-        if len(line) > MAX_EVENT_BYTES:
-            text = f"a {event.get('type')} of {len(line) >> 20} MiB is not shown: the limit is {MAX_EVENT_BYTES >> 20} MiB\n"
-            self.send({"type": "stderr", "text": text})
-            return
+        line = self._line(event)
+        while len(line) > MAX_EVENT_BYTES:
+            event = self._without_largest(event)
+            line = self._line(event)
         main = threading.current_thread() is threading.main_thread()
         self._protected += main
         try:
@@ -76,6 +81,21 @@ class Channel:
             self._late = False
             if self.interruptible:
                 raise KeyboardInterrupt
+
+    def _line(self, event: dict) -> bytes:
+        # Half a surrogate pair is no character, but Python's texts may hold one.
+        text = json.dumps({"cell": self.cell, **event}, ensure_ascii=False, separators=(",", ":"), default=str)
+        return text.encode("utf-8", "replace") + b"\n"
+
+    def _without_largest(self, event: dict) -> dict:
+        """What is too large is said to be; all else is told."""
+        sizes = {name: len(json.dumps(value, default=str)) for name, value in event.items() if name != "type"}
+        largest = max(sizes, key=sizes.get)
+        limit = f"the limit of a {event['type']} is {MAX_EVENT_BYTES >> 20} MiB"
+        self.send({"type": "stderr", "text": f"{largest} of {sizes[largest] >> 20} MiB is not shown: {limit}\n"})
+        kept = {name: value for name, value in event.items() if name != largest}
+        # Whoever waits for an error is told of one.
+        return {**kept, largest: ""} if event["type"] == "error" else kept
 
     def begin(self, request: dict) -> None:
         """Events belong to this cell from now on, and the cell may be interrupted."""
@@ -102,9 +122,10 @@ class Channel:
 class Capture:
     """What is written to one stream, told as events while it comes."""
 
-    def __init__(self, channel: Channel, kind: str):
+    def __init__(self, channel: Channel, kind: str, newline_apart: bool = False):
         self._channel = channel
         self._kind = kind
+        self._newline_apart = newline_apart
         read, write = os.pipe()
         self._read = fcntl.fcntl(read, fcntl.F_DUPFD_CLOEXEC, PRIVATE_FD)
         self._write = fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, PRIVATE_FD)
@@ -156,8 +177,9 @@ class Capture:
 
     def _send(self, data: bytes, final: bool = False) -> None:
         text = self._decode(data, final)
-        if text:
-            self._channel.send({"type": self._kind, "text": text})
+        parts = [text[:-1], "\n"] if self._newline_apart and text.endswith("\n") else [text]
+        for part in filter(None, parts):
+            self._channel.send({"type": self._kind, "text": part})
 
 
 def part_of_mark(data: bytes, mark: bytes) -> int:

@@ -1,7 +1,8 @@
 // Runs cells of JavaScript, or of TypeScript with its types removed, as node's own prompt does: declarations stay, `await`
 // works at the top level, the value of the last expression is the result.
 //
-//     node node.js <descriptor of cells> <descriptor of events> <javascript | typescript>
+//     node cells.js <descriptor of cells> <descriptor of events> <javascript | typescript>
+//     node cells.js keep-code
 
 'use strict';
 
@@ -13,6 +14,29 @@ const readline = require('readline');
 const repl = require('repl');
 const stream = require('stream');
 const util = require('util');
+const vm = require('vm');
+
+// The compiler is ten megabytes of text: its code, as node makes it, is kept beside the template's other files.
+const CODE = '/var/lib/firkin/typescript.code';
+
+function loadTypescript() {
+  const file = module_.createRequire(path.join(process.cwd(), 'cell.js')).resolve('typescript');
+  const cachedData = fs.existsSync(CODE) ? fs.readFileSync(CODE) : undefined;
+  // Code of another compiler or node is rejected, and then made as if there were none.
+  const script = new vm.Script(module_.wrap(fs.readFileSync(file, 'utf8')), { filename: file, cachedData });
+  const made = { exports: {} };
+  script.runInThisContext().call(made.exports, made.exports, module_.createRequire(file), made, file, path.dirname(file));
+  return { exports: made.exports, script };
+}
+
+if (process.argv[2] === 'keep-code') {
+  const { exports: compiler, script } = loadTypescript();
+  // What a cell uses is in it too.
+  compiler.transpileModule('const a: number = 1; interface B { c: string }', { compilerOptions: { target: 'ES2022' } });
+  fs.mkdirSync(path.dirname(CODE), { recursive: true });
+  fs.writeFileSync(CODE, script.createCachedData());
+  process.exit(0);
+}
 
 const [cells, events, language] = [Number(process.argv[2]), Number(process.argv[3]), process.argv[4]];
 process.argv.length = 1;
@@ -55,7 +79,7 @@ prompt._domain?.on('error', unexpected);
 
 let typescript;
 function withoutTypes(code) {
-  typescript ??= require('typescript');
+  typescript ??= loadTypescript().exports;
   const options = { target: 'ES2022', module: 'ESNext', isolatedModules: true, importsNotUsedAsValues: 'preserve',
     preserveValueImports: true };
   const made = typescript.transpileModule(code, { compilerOptions: options, reportDiagnostics: true });

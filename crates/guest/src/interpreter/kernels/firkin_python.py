@@ -7,7 +7,9 @@ run on an event loop that also runs between them: tasks that a cell leaves behin
 import asyncio
 import base64
 import builtins
+import gc
 import getpass
+import itertools
 import os
 import random
 import sys
@@ -41,6 +43,12 @@ except ImportError:
 MAX_DATA_CELLS = 1_000_000
 """A larger DataFrame is shown as text and HTML, which pandas abridges, and not as data."""
 
+MAX_JSON_VALUES = 100_000
+"""A list or dictionary of more values is shown as text, which IPython abridges, and not as JSON."""
+
+MAX_JSON_DEPTH = 100
+"""Deeper JSON is refused by those who read it, among them the agent."""
+
 FIELDS = {
     "text/plain": "text",
     "text/html": "html",
@@ -57,6 +65,9 @@ FIELDS = {
 }
 """Where the contract has a field for a format; all others are `extra`."""
 
+METHODS = {"e2b/data": "_repr_e2b_data_", "e2b/chart": "_repr_e2b_chart_"}
+"""By which a class of the user's own shows itself in the contract's formats."""
+
 WARM_UP = [
     "1 + 1",
     "print(end='')",
@@ -64,7 +75,26 @@ WARM_UP = [
     "pandas.DataFrame({'a': [1, 2]})",
     "unknown_name",
 ]
-"""Cells that a new kernel runs for itself, so that what they load is loaded when the first cell of a user comes."""
+"""Cells that are run for nobody, so that what they load is loaded when the first cell of a user comes."""
+
+
+def prepare():
+    """Does once, before kernels are forked, what all of them need."""
+    builtins.input = refuse_input
+    getpass.getpass = refuse_input
+    shell = Shell.instance(config=settings())
+    shell.channel = Silence()
+    if charts:
+        charts.install()
+        shell.enable_matplotlib("inline")
+    if PIL:
+        show_images()
+    for cell in WARM_UP:
+        shell.run_cell(cell, silent=True, store_history=False)
+    shell.forget()
+    # What is there now stays. A collection that looked at it would touch the memory of every fork, and of every sandbox.
+    gc.collect()
+    gc.freeze()
 
 
 def main():
@@ -86,29 +116,15 @@ class Kernel:
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.environment = Environment(put_variable)
-        builtins.input = refuse_input
-        getpass.getpass = refuse_input
         sys.path[0] = ""
         sys.argv = [""]
-        self.shell = Shell.instance(config=settings())
+        self.shell = Shell.instance()
         self.shell.channel = self.channel
         sys.modules["__main__"] = self.shell.user_module
-        self.integrate()
-
-    def integrate(self) -> None:
-        if charts:
-            charts.install()
-            self.shell.enable_matplotlib("inline")
-        if PIL:
-            show_images()
+        # Forks of one process have one random state.
+        reseed()
 
     def run(self) -> None:
-        self.channel.muted = True
-        for cell in WARM_UP if "--warm" in sys.orig_argv else WARM_UP[:2]:
-            self.shell.run_cell(cell, silent=True, store_history=False)
-            self.flush()
-        self.shell.reset(new_session=True, aggressive=False)
-        self.channel.muted = False
         self.channel.send({"type": "ready"})
         requests = asyncio.Queue()
         self.channel.serve(lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request))
@@ -131,8 +147,12 @@ class Kernel:
         except KeyboardInterrupt:
             # It came at the edge of the cell, where the shell no longer catches it.
             self.channel.send({"type": "error", "name": "KeyboardInterrupt", "value": "", "traceback": "KeyboardInterrupt"})
+        if self.channel.is_copy:
+            os._exit(0)
         self.environment.leave(request)
         self.flush()
+        if request.get("warm"):
+            self.shell.forget()
         self.channel.send({"type": "done"})
         self.channel.cell = None
 
@@ -158,16 +178,30 @@ class Kernel:
             stream.flush()
 
 
+class Silence:
+    """The channel of what is run for nobody."""
+
+    def send(self, event: dict) -> None:
+        """Nobody is there."""
+
+
 class Formatter(DisplayFormatter):
     """IPython's formats, and two of the contract: what is in a table, what is in a figure."""
 
     def format(self, obj, include=None, exclude=None):
         formats, metadata = super().format(obj, include, exclude)
         try:
-            if pandas and isinstance(obj, pandas.DataFrame) and obj.size <= MAX_DATA_CELLS:
+            if type(obj) in (int, str, float, bool):
+                pass  # Most values are, and have no more to show.
+            elif pandas and isinstance(obj, pandas.DataFrame) and obj.size <= MAX_DATA_CELLS:
                 formats["e2b/data"] = table(obj)
-            if charts and isinstance(obj, matplotlib.figure.Figure) and (chart := charts.chart_of(obj)):
+            elif charts and isinstance(obj, matplotlib.figure.Figure) and (chart := charts.chart_of(obj)):
                 formats["e2b/chart"] = chart
+            elif isinstance(obj, (list, dict)) and is_small(obj):
+                formats.setdefault("application/json", obj)
+            for mime, method in METHODS.items():
+                if callable(own := getattr(type(obj), method, None)) and (made := own(obj)) is not None:
+                    formats[mime] = made
         except Exception as error:  # Foreign objects do what they want; their other formats remain.
             print(f"cannot extract the data of a {type(obj).__name__}: {error!r}", file=sys.stderr)
         return formats, metadata
@@ -220,6 +254,13 @@ class Shell(InteractiveShell):
         name = "KeyboardInterrupt" if etype is asyncio.CancelledError else etype.__name__
         self.channel.send({"type": "error", "name": name, "value": str(evalue), "traceback": traceback})
 
+    def forget(self) -> None:
+        """As if no cell had run."""
+        self.reset(new_session=True, aggressive=False)
+        hook = self.displayhook
+        hook._ = hook.__ = hook.___ = ""
+        self.user_ns.update({"_": "", "__": "", "___": ""})
+
     async def run(self, code: str) -> None:
         """One cell, which may use `await` at its top level."""
         try:
@@ -264,6 +305,20 @@ def table(frame) -> dict:
     return {str(name): charts.plain(column.tolist()) for name, column in frame.items()}
 
 
+def is_small(value) -> bool:
+    """Whether it is worth being told as JSON."""
+    layer, values = [value], 0
+    for _ in range(MAX_JSON_DEPTH):
+        if not layer:
+            return True
+        values += len(layer)
+        if values > MAX_JSON_VALUES:
+            return False
+        inside = (one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, (list, tuple, dict)))
+        layer = list(itertools.islice(itertools.chain.from_iterable(inside), MAX_JSON_VALUES + 1))
+    return False
+
+
 def show_images() -> None:
     """`image.show()` has no screen to show it on, and what is saved under a name is also shown; figures show themselves."""
     from IPython.display import display
@@ -296,6 +351,3 @@ def reseed() -> None:
 
 def refuse_input(prompt="", *_args, **_options):
     raise StdinNotImplementedError("input() was called, but there is nobody to answer: run_code takes no input")
-
-
-main()

@@ -8,11 +8,15 @@ import os
 import re
 import shlex
 import subprocess
+import threading
 
 from firkin_channel import Capture, Channel, Environment
 
 STATUS_FD = 9
 """The shell's end of the pipe on which it says that it is done. Bash leaves single digits to scripts."""
+
+ENDED = b"!"
+"""What its kernel writes there when the shell is no more."""
 
 START = ["bash", "--norc", "--noprofile", "--noediting", "-i"]
 
@@ -35,9 +39,16 @@ class Bash:
         ends = {"stdin": commands, "stdout": streams[0], "stderr": subprocess.DEVNULL, "pass_fds": [status, errors]}
         self._process = subprocess.Popen(START, **ends)
         os.close(commands)
-        os.close(status)
+        self._ended = status
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
         self._write(f"exec {STATUS_FD}>&{status} {status}>&- 2>&{errors} {errors}>&-; {QUIET}")
         self.wait()
+
+    def _watch(self) -> None:
+        """Tells the shell's end: what it has left running may hold the pipe open for long."""
+        self._process.wait()
+        os.write(self._ended, ENDED)
 
     def _write(self, line: str) -> None:
         data = line.encode() + b"\n"
@@ -62,13 +73,14 @@ class Bash:
             self._write(f"builtin printf . >&{STATUS_FD}")
         except BrokenPipeError:
             return False
-        return bool(os.read(self._status, 1))
+        return os.read(self._status, 1) != ENDED
 
     def bury(self) -> int:
         """The exit status of a shell that has ended."""
-        os.close(self._commands)
-        os.close(self._status)
-        return self._process.wait()
+        self._watcher.join()
+        for end in (self._commands, self._status, self._ended):
+            os.close(end)
+        return self._process.returncode
 
 
 def main():
@@ -98,6 +110,3 @@ def main():
             stream.flush()
         channel.send({"type": "done"})
         channel.cell = None
-
-
-main()
