@@ -105,7 +105,16 @@ impl RootSpec {
     /// The root file system of the code interpreter: `base`, and what its kernels and their users import. The guest agent
     /// serves the interpreter where it finds IPython.
     pub fn code_interpreter() -> Self {
-        let more = ["node-typescript", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-pil"];
+        let more = [
+            "node-typescript",
+            "openjdk-17-jdk-headless",
+            "python3-ipython",
+            "python3-matplotlib",
+            "python3-numpy",
+            "python3-pandas",
+            "python3-pil",
+            "r-base-core",
+        ];
         let mut spec = Self::default();
         spec.packages.extend(more.map(str::to_owned));
         spec
@@ -216,6 +225,8 @@ async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, r
     install.args(settings.iter().map(|setting| format!("--aptopt={setting}")));
     install.arg("--aptopt=Acquire::Languages \"none\";");
     install.arg(format!("--include={}", spec.packages.join(",")));
+    // Java's packages link into a directory that others bring with the manuals that are left out.
+    install.arg("--essential-hook=mkdir -p \"$1/usr/share/man/man1\"");
     install.arg(format!("--customize-hook={}", customise.display()));
     install.arg(&spec.suite).arg(tree).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.

@@ -100,13 +100,16 @@ impl BuildTemplate {
     /// serves the interpreter, which is healthy once Python's kernel is warm: then it is warm in the snapshot.
     pub fn code_interpreter(root: RootDisk) -> Self {
         let base = Self::base();
-        let warm = "curl -sf http://127.0.0.1:49999/health";
+        // Healthy says that Python's kernel is warm; the rest is for warm sessions, whose emulator has forgotten what it translated.
+        let warm = "curl -sf http://127.0.0.1:49999/health && curl -sfX POST http://127.0.0.1:49999/warm-up";
+        let keep = "python3 -B /run/firkin-kernels/keep.py";
         Self {
             name: CODE_INTERPRETER.to_owned(),
             cpus: 2,
             memory_mib: 2048,
             root: Some(root),
-            ready: base.ready.as_ref().map(|ready| format!("{warm} && {ready}")),
+            setup: vec![keep.to_owned()],
+            ready: base.ready.as_ref().map(|ready| format!("{ready} && {warm}")),
             ready_deadline: Duration::from_secs(600),
             ..base
         }
