@@ -38,8 +38,8 @@ pub trait Harness: Send + Sync {
     /// Speaks to the guest behind a control connection.
     fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest>;
 
-    /// Ends the machine of this instance as a fault of the engine would.
-    async fn crash(&self, machine: &dyn Machine, instance: &Path);
+    /// Ends the engine of this instance, process `pid` if it has one, as a fault of it would.
+    async fn crash(&self, pid: Option<u32>, instance: &Path);
 
     /// Machines that still exist, whoever holds them.
     fn live(&self) -> usize;
@@ -92,6 +92,9 @@ pub async fn check(harness: &dyn Harness) {
     kept("nothing is adopted where nothing runs", refuses_to_adopt(harness, &template)).await;
     kept("a crash is noticed, wherever one looks", notices_a_crash(harness, &template)).await;
     kept("a guest may power off", powers_off(harness, &template)).await;
+    kept("a prepared engine loads the same as a restore", prepares(harness, &template)).await;
+    kept("a prepared engine that dies is noticed, and one that is given up leaves nothing", prepared_ends(harness, &template))
+        .await;
     kept("damaged snapshots are refused", refuses_damage(harness, &template)).await;
     kept("a dropped machine and a dropped start leave nothing", leaves_nothing(harness, &template)).await;
     kept("a failed boot leaves nothing", failed_boot_leaves_nothing(harness)).await;
@@ -360,7 +363,7 @@ async fn notices_a_crash(harness: &dyn Harness, template: &Snapshot) {
         let wait = instance.machine.wait();
         assert!(tokio::time::timeout(Duration::from_millis(20), wait).await.is_err(), "a running machine does not end");
     }
-    harness.crash(&*instance.machine, &instance.dir).await;
+    harness.crash(instance.machine.pid(), &instance.dir).await;
     let exit = instance.machine.wait().await;
     assert!(matches!(exit, Exit::Crashed { .. }), "{exit:?}");
     assert_eq!(instance.machine.wait().await, exit, "an exit is told as often as one asks");
@@ -368,7 +371,7 @@ async fn notices_a_crash(harness: &dyn Harness, template: &Snapshot) {
     guest.closed().await;
 
     let (mut instance, _guest) = Instance::running(harness, template).await;
-    harness.crash(&*instance.machine, &instance.dir).await;
+    harness.crash(instance.machine.pid(), &instance.dir).await;
     let paused = instance.machine.pause().await;
     assert!(matches!(paused, Err(MachineError::Gone(Exit::Crashed { .. }))), "{paused:?}");
     assert_eq!(instance.machine.pid(), None);
@@ -379,6 +382,80 @@ async fn powers_off(harness: &dyn Harness, template: &Snapshot) {
     guest.power_off().await;
     assert_eq!(instance.machine.wait().await, Exit::GuestPoweroff);
     assert_eq!(instance.machine.kill().await, Exit::GuestPoweroff);
+}
+
+async fn prepares(harness: &dyn Harness, template: &Snapshot) {
+    let (mut parent, mut guest) = Instance::running(harness, template).await;
+    guest.remember(60).await;
+    let cut = parent.cut(harness, template).await;
+    parent.machine.kill().await;
+    for (snapshot, number) in [(template, 1), (&cut, 60)] {
+        let mut waiting = Vec::new();
+        for _ in 0..2 {
+            let spec = harness.restore_spec(snapshot).await;
+            let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+            waiting.push((harness.engine().prepare(spec).await.expect("a whole snapshot is prepared"), dir, disk));
+        }
+        assert_eq!(harness.live(), 2, "both engines are up");
+        let mut clones = Vec::new();
+        for (prepared, dir, disk) in waiting {
+            let pid = prepared.pid();
+            let machine = prepared.load().await.expect("what is prepared is loaded");
+            assert_eq!((machine.pid(), machine.root_disk()), (pid, disk.clone()), "in the engine that waited");
+            clones.push(Instance { machine, dir, disk });
+        }
+        for (clone, other) in clones.iter_mut().zip([600, 601]) {
+            clone.machine.pause().await.expect("a loaded machine is paused");
+            clone.machine.resume().await.expect("it resumes");
+            let mut guest = clone.guest(harness).await;
+            assert_eq!(guest.recall().await, number, "memory came back, and its sibling's did not");
+            guest.remember(other).await;
+            guest.write_disk().await;
+        }
+        for (mut clone, other) in clones.into_iter().zip([600, 601]) {
+            assert_eq!(clone.guest(harness).await.recall().await, other);
+            let grandchild = clone.cut(harness, snapshot).await;
+            clone.machine.kill().await;
+            let (mut grandchild, mut guest) = Instance::running(harness, &grandchild).await;
+            assert_eq!(guest.recall().await, other, "a machine that was prepared is cut as any other");
+            grandchild.machine.kill().await;
+        }
+    }
+    assert_eq!(harness.live(), 0);
+}
+
+async fn prepared_ends(harness: &dyn Harness, template: &Snapshot) {
+    let prepared = async || {
+        let spec = harness.restore_spec(template).await;
+        let dir = spec.dir.clone();
+        (harness.engine().prepare(spec).await.expect("a whole snapshot is prepared"), dir)
+    };
+    let (mut dies, dir) = prepared().await;
+    assert!(tokio::time::timeout(Duration::from_millis(20), dies.wait()).await.is_err(), "it waits as long as one likes");
+    harness.crash(dies.pid(), &dir).await;
+    let exit = dies.wait().await;
+    assert!(matches!(exit, Exit::Crashed { .. }), "{exit:?}");
+    assert_eq!((dies.wait().await, dies.kill().await, dies.pid()), (exit.clone(), exit, None));
+    let error = dies.load().await.err();
+    assert!(matches!(error, Some(StartError::Died { .. })), "{error:?}");
+
+    let (dies, dir) = prepared().await;
+    harness.crash(dies.pid(), &dir).await;
+    let error = dies.load().await.err();
+    assert!(matches!(error, Some(StartError::Died { .. })), "although nobody waited for its end: {error:?}");
+    gone(harness, "an engine that died is gone").await;
+
+    let (mut killed, _dir) = prepared().await;
+    assert_eq!((killed.kill().await, killed.kill().await), (Exit::Killed, Exit::Killed));
+    assert_eq!(harness.live(), 0, "a killed engine is gone");
+
+    drop(prepared().await);
+    gone(harness, "a dropped engine is killed").await;
+    for milliseconds in [0, 1, 5, 20] {
+        let (prepared, _dir) = prepared().await;
+        drop(tokio::time::timeout(Duration::from_millis(milliseconds), prepared.load()).await);
+        gone(harness, "a load that was given up leaves no machine").await;
+    }
 }
 
 async fn refuses_damage(harness: &dyn Harness, template: &Snapshot) {

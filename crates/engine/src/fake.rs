@@ -10,6 +10,7 @@
 mod files;
 mod kept;
 mod machine;
+mod prepared;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,16 +27,18 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use tokio::{io::DuplexStream, sync::watch};
 
-use self::machine::FakeMachine;
-use crate::{Acceleration, BootSpec, Engine, Exit, Fingerprint, Machine, RestoreSpec, StartError};
+use self::{machine::FakeMachine, prepared::FakePrepared};
+use crate::{Acceleration, BootSpec, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     /// [`Engine::boot`].
     Boot,
-    /// [`Engine::restore`].
+    /// [`Engine::prepare`], and so [`Engine::restore`], before anything is done.
     Restore,
+    /// [`Prepared::load`], and so the second half of [`Engine::restore`].
+    Load,
     /// [`Engine::adopt`].
     Adopt,
     /// [`Machine::resume`] of a paused machine.
@@ -188,13 +191,13 @@ impl FakeEngine {
         lock(&self.host.faults).len()
     }
 
-    /// Ends the machine in `dir` as if its process had died. Whether there was one.
+    /// Ends the machine or prepared engine in `dir` as if its process had died. Whether there was one.
     pub fn crash(&self, dir: &Path) -> bool {
         let core = lock(&self.host.machines).get(dir).cloned();
         core.is_some_and(|core| core.end(crashed()))
     }
 
-    /// Machines that are not gone.
+    /// Machines and prepared engines that are not gone.
     pub fn live(&self) -> usize {
         lock(&self.host.machines).len()
     }
@@ -281,6 +284,8 @@ fn crashed() -> Exit {
 /// Where a machine stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
+    /// Without the state of its snapshot.
+    Prepared,
     Running,
     Paused,
     Sealed,
@@ -339,7 +344,7 @@ impl fmt::Debug for Host {
 }
 
 impl FakeEngine {
-    fn start(&self, dir: PathBuf, root_disk: PathBuf, (origin, phase, memory): (Origin, Phase, Vec<u8>)) -> Box<dyn Machine> {
+    fn start(&self, dir: PathBuf, root_disk: PathBuf, (origin, phase, memory): (Origin, Phase, Vec<u8>)) -> Arc<Core> {
         let core = Arc::new(Core {
             dir: dir.clone(),
             origin,
@@ -350,7 +355,7 @@ impl FakeEngine {
         });
         core.keep();
         lock(&self.host.machines).insert(dir, Arc::clone(&core));
-        Box::new(FakeMachine::new(core, Arc::clone(&self.host)))
+        core
     }
 }
 
@@ -368,15 +373,16 @@ impl Engine for FakeEngine {
         files::create_memory(&spec.memory_file, spec.shape)?;
         self.host.boots.fetch_add(1, Ordering::Relaxed);
         let origin = Origin::Booted { memory_file: spec.memory_file };
-        Ok(self.start(spec.dir, spec.root_disk, (origin, Phase::Running, Vec::new())))
+        let core = self.start(spec.dir, spec.root_disk, (origin, Phase::Running, Vec::new()));
+        Ok(Box::new(FakeMachine::new(core, Arc::clone(&self.host))))
     }
 
-    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
+    async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
         self.host.suffer_start(Point::Restore).await?;
         files::exists(&spec.root_disk)?;
         let memory = files::read_snapshot(&spec)?;
-        self.host.restores.fetch_add(1, Ordering::Relaxed);
-        Ok(self.start(spec.dir, spec.root_disk, (Origin::Restored, Phase::Paused, memory)))
+        let core = self.start(spec.dir, spec.root_disk, (Origin::Restored, Phase::Prepared, memory));
+        Ok(Box::new(FakePrepared::new(FakeMachine::new(core, Arc::clone(&self.host)))))
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
@@ -386,6 +392,10 @@ impl Engine for FakeEngine {
             path: dir.to_path_buf(),
             source: std::io::Error::new(std::io::ErrorKind::NotFound, "no machine runs there"),
         })?;
+        if *core.phase.borrow() == Phase::Prepared {
+            core.end(Exit::Killed);
+            return Err(StartError::Refused { phase: "to be adopted", reason: "its machine was never whole".into() });
+        }
         Ok(Box::new(FakeMachine::new(core, Arc::clone(&self.host))))
     }
 }

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!   boot ──────────► running ◄──────── resume ──────┐
-//!                      │  └────────── pause ───► paused ◄──────── restore
-//!                      │                            │
+//!                      │  └────────── pause ───► paused ◄── load ── prepared ◄── prepare
+//!                      │                            │       (restore does both)
 //!                      └── exit / kill ─► gone ◄────┤
 //!                                                   └─ snapshot ─► paused  (CopyOnWrite machines)
 //!                                                              └─► sealed  (Shared machines: only kill is left)
@@ -294,13 +294,36 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Starts a machine from a kernel. It runs when this returns; whether the guest comes up is seen on the control channel.
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError>;
 
+    /// Does all of a restore that needs no guest memory of its own: the files are checked, then the engine starts. What it gives
+    /// waits for [`Prepared::load`], as long as one likes.
+    async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError>;
+
     /// Brings a snapshot back. The machine is paused when this returns.
-    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError>;
+    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
+        self.prepare(spec).await?.load().await
+    }
 
     /// Takes over a machine that an earlier process of ours started in `dir` and that still runs. Its slot stays as it was.
     /// A future that is dropped leaves the machine as it is; one that fails because the machine can no longer be talked to
     /// has killed it.
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError>;
+}
+
+/// An engine that is up and waits for the state of its snapshot. Dropping it kills the engine and waits for nothing;
+/// [`Prepared::kill`] also reaps it. It cannot be adopted: an [`Engine::adopt`] of its directory fails and kills it.
+#[async_trait]
+pub trait Prepared: Send + Sync + fmt::Debug {
+    /// Process id of the engine.
+    fn pid(&self) -> Option<u32>;
+
+    /// Brings the snapshot back. The machine is paused when this returns. Cancel-safe as [`Engine::restore`] is.
+    async fn load(self: Box<Self>) -> Result<Box<dyn Machine>, StartError>;
+
+    /// Ends when the engine does. Cancel-safe, and may be called again.
+    async fn wait(&mut self) -> Exit;
+
+    /// Kills the engine and returns when it is gone and reaped. Idempotent.
+    async fn kill(&mut self) -> Exit;
 }
 
 /// One machine, owned by one task. Dropping it kills the machine and waits for nothing; [`Machine::kill`] also reaps it.

@@ -6,7 +6,7 @@
 //! chosen is [`probe`]'s matter; how a process is kept from doing harm is that of its isolation.
 //!
 //! ```text
-//!   restore:  check files ─► listen ─► spawn ─► greet ─► [write the diff's pages] ─► load device state ─► paused
+//!   restore:  check files ─► listen ─► spawn ─► greet ─► prepared ─► [write the diff's pages] ─► load device state ─► paused
 //! ```
 //!
 //! Sockets are listened on by us and accepted from by QEMU: there is no socket file to wait for, no connection to race, and a
@@ -18,6 +18,7 @@ mod instance;
 mod isolation;
 mod machine;
 mod monitor;
+mod prepared;
 pub mod probe;
 mod process;
 mod state;
@@ -30,7 +31,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -44,17 +45,15 @@ use self::{
     isolation::{Isolation, Network},
     machine::{Parts, QemuMachine, Root, State, blocking},
     monitor::{Monitor, MonitorError},
+    prepared::{Phases, QemuPrepared, Snapshot},
     process::{Launch, Process},
 };
 use crate::{
-    Acceleration, BootSpec, Engine, Fingerprint, Machine, RestoreSpec, Shape, Slot, StartError,
-    memory::{diff::Diff, ram::Ram},
+    Acceleration, BootSpec, Engine, Fingerprint, Machine, Prepared, RestoreSpec, Shape, Slot, StartError, memory::diff::Diff,
 };
 
 /// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Loading less than a megabyte of device state.
-const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 /// A monitor that does not answer an adopting process within this time never will. As long as for its first word: after a
 /// restart, many are asked at once.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
@@ -119,11 +118,11 @@ impl Engine for QemuEngine {
         };
         let (process, monitor) = self.start(&dir, slot, start).await?;
         unfinished.finished();
-        let memory = machine::Memory::Booted(memory);
-        Ok(Box::new(self.machine((process, monitor), (dir, root_disk), (memory, shape), State::Running)))
+        let parts = self.parts((process, monitor), (dir, root_disk), (machine::Memory::Booted(memory), shape));
+        Ok(Box::new(QemuMachine::new(parts, State::Running)))
     }
 
-    async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
+    async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
         let RestoreSpec { dir, shape, slot, memory, memory_diff, state, root_disk } = spec;
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
@@ -132,31 +131,23 @@ impl Engine for QemuEngine {
             return Err(refused("the snapshot's memory", "its size is not the machine's"));
         }
         let handed = duplicate(&base, &memory)?;
+        let diff = match diff {
+            Some(diff) => Some((diff, duplicate(&base, &memory)?.into())),
+            None => None,
+        };
         clock.phase("checked");
         let start = Start {
             shape,
             memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
             root_disk: &root_disk,
-            record: MemoryRecord::Cloned(memory.clone()),
+            record: MemoryRecord::Cloned(memory),
             extra: vec![state, handed],
         };
-        let (process, mut monitor) = self.start(&dir, slot, start).await?;
+        let (process, monitor) = self.start(&dir, slot, start).await?;
         clock.phase("up");
-        if let Some(diff) = diff {
-            let (pid, base) = (process.pid(), base.try_clone().map_err(|source| file_error(&memory, source))?);
-            let apply = move || {
-                let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes(shape)).map_err(io::Error::other)?;
-                ram.apply(&diff).map_err(io::Error::other)
-            };
-            blocking(apply).await.map_err(|source| file_error(&memory, source))?;
-            clock.phase("diff");
-        }
-        load(&mut monitor, &process, form).await?;
-        clock.phase("loaded");
-        clock.report(process.pid());
-        let memory = machine::Memory::Cloned(base);
-        Ok(Box::new(self.machine((process, monitor), (dir, root_disk), (memory, shape), State::Paused)))
+        let parts = self.parts((process, monitor), (dir, root_disk), (machine::Memory::Cloned(base), shape));
+        Ok(Box::new(QemuPrepared::new(parts, Snapshot { form, diff }, clock)))
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
@@ -228,16 +219,15 @@ impl QemuEngine {
         Ok((process, monitor))
     }
 
-    fn machine(
+    fn parts(
         &self,
         (process, monitor): (Process, Monitor),
         (dir, root_disk): (PathBuf, PathBuf),
         (memory, shape): (machine::Memory, Shape),
-        state: State,
-    ) -> QemuMachine {
+    ) -> Parts {
         let machine = self.fingerprint.machine.clone();
         let root = Root { node: 0, path: root_disk };
-        QemuMachine::new(Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root }, state)
+        Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root }
     }
 }
 
@@ -257,22 +247,6 @@ async fn greet(dir: &Path, process: &mut Process) -> Result<(Monitor, serde_json
     opened
         .map_err(|_| StartError::Deadline { phase: PHASE, deadline: START_DEADLINE })?
         .map_err(|error| start_error(PHASE, error, process))
-}
-
-/// Loads the device state that the process was given at its start.
-async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Result<(), StartError> {
-    const PHASE: &str = "loading its device state";
-    let loading = async {
-        monitor.execute("migrate-set-capabilities", machine::capabilities(form == state::Form::MemoryByReference)).await?;
-        monitor.execute("migrate-incoming", json!({"uri": command::STATE_URI})).await?;
-        machine::migrated(monitor, &mut false).await
-    };
-    match timeout(LOAD_DEADLINE, loading).await {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(refused(PHASE, &process.log_tail())),
-        Ok(Err(error)) => Err(start_error(PHASE, error, process)),
-        Err(_) => Err(StartError::Deadline { phase: PHASE, deadline: LOAD_DEADLINE }),
-    }
 }
 
 /// Speaks to a machine that was started before: its state, and its current root disk.
@@ -390,30 +364,5 @@ impl Drop for Unfinished {
         {
             tracing::warn!(%error, "cannot remove the memory file of a machine that did not start");
         }
-    }
-}
-
-/// Where the time of a restore went.
-struct Phases {
-    began: Instant,
-    last: Instant,
-    text: String,
-}
-
-impl Phases {
-    fn begin() -> Self {
-        let now = Instant::now();
-        Self { began: now, last: now, text: String::new() }
-    }
-
-    fn phase(&mut self, name: &str) {
-        use std::fmt::Write;
-        let now = Instant::now();
-        write!(self.text, "{name} {:.1} ms, ", (now - self.last).as_secs_f64() * 1e3).expect("a string takes everything");
-        self.last = now;
-    }
-
-    fn report(&self, pid: u32) {
-        tracing::debug!(pid, "restored: {}total {:.1} ms", self.text, self.began.elapsed().as_secs_f64() * 1e3);
     }
 }

@@ -228,8 +228,8 @@ impl Harness for QemuHarness {
         Box::new(AgentGuest { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0 })
     }
 
-    async fn crash(&self, machine: &dyn Machine, _instance: &Path) {
-        let pid = machine.pid().and_then(|pid| i32::try_from(pid).ok()).expect("a live machine has a process");
+    async fn crash(&self, pid: Option<u32>, _instance: &Path) {
+        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).expect("a live machine has a process");
         kill(Pid::from_raw(pid), Signal::SIGSEGV).expect("the process is there");
     }
 

@@ -78,7 +78,7 @@ async fn a_machine_outlives_its_server() {
     machine.pause().await.unwrap();
     let out = harness.snapshot_dir().await;
     assert_eq!(machine.snapshot(&out).await.unwrap().memory, MemoryForm::Full);
-    harness.crash(&*machine, &dir).await;
+    harness.crash(machine.pid(), &dir).await;
     assert!(matches!(machine.wait().await, Exit::Crashed { .. }), "another's child is watched like one's own");
     fs_err::remove_dir_all(dir.parent().unwrap()).unwrap();
 }

@@ -28,6 +28,7 @@ struct Kept {
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Standing {
+    Prepared,
     Running,
     Paused,
     Sealed,
@@ -45,6 +46,7 @@ fn file_of(host: &Path, dir: &Path) -> PathBuf {
 pub(super) fn keep(host: &Path, core: &Core) -> io::Result<()> {
     let path = file_of(host, &core.dir);
     let standing = match &*core.phase.borrow() {
+        Phase::Prepared => Standing::Prepared,
         Phase::Running => Standing::Running,
         Phase::Paused => Standing::Paused,
         Phase::Sealed => Standing::Sealed,
@@ -77,6 +79,7 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
         }
         let kept: Kept = serde_json::from_slice(&fs_err::read(&file)?)?;
         let phase = match kept.standing {
+            Standing::Prepared => Phase::Prepared,
             Standing::Running => Phase::Running,
             Standing::Paused => Phase::Paused,
             Standing::Sealed => Phase::Sealed,

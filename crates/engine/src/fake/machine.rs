@@ -23,8 +23,8 @@ const PIPE_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct FakeMachine {
-    core: Arc<Core>,
-    host: Arc<Host>,
+    pub(super) core: Arc<Core>,
+    pub(super) host: Arc<Host>,
     /// The agent of the last connection and its two pumps.
     connection: Vec<AbortHandle>,
     released: bool,
@@ -42,6 +42,7 @@ impl FakeMachine {
     fn demand_paused(&self, call: &'static str) -> Result<(), MachineError> {
         match self.phase() {
             Phase::Paused => Ok(()),
+            Phase::Prepared => Err(MachineError::WrongState { call, state: "prepared" }),
             Phase::Running => Err(MachineError::WrongState { call, state: "running" }),
             Phase::Sealed => Err(MachineError::WrongState { call, state: "sealed" }),
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),
@@ -62,6 +63,7 @@ impl FakeMachine {
     async fn switch(&mut self, to: Phase, call: &'static str, point: Point) -> Result<(), MachineError> {
         match self.phase() {
             Phase::Gone(exit) => return Err(MachineError::Gone(exit)),
+            Phase::Prepared => return Err(MachineError::WrongState { call, state: "prepared" }),
             Phase::Sealed => return Err(MachineError::WrongState { call, state: "sealed" }),
             from if from == to => return Ok(()),
             Phase::Running | Phase::Paused => {}
@@ -78,7 +80,7 @@ impl FakeMachine {
         self.core.keep();
         match self.phase() {
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),
-            Phase::Running | Phase::Paused | Phase::Sealed => Ok(()),
+            Phase::Prepared | Phase::Running | Phase::Paused | Phase::Sealed => Ok(()),
         }
     }
 
@@ -116,6 +118,7 @@ impl Machine for FakeMachine {
         const PHASE: &str = "to open its next root disk";
         match self.phase() {
             Phase::Gone(exit) => return Err(MachineError::Gone(exit)),
+            Phase::Prepared => return Err(MachineError::WrongState { call: "prepare a cut of", state: "prepared" }),
             Phase::Sealed => return Err(MachineError::WrongState { call: "prepare a cut of", state: "sealed" }),
             Phase::Running | Phase::Paused => {}
         }
@@ -189,14 +192,14 @@ impl Machine for FakeMachine {
     async fn console_tail(&mut self) -> Result<String, MachineError> {
         match self.phase() {
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),
-            Phase::Running | Phase::Paused | Phase::Sealed => Ok(String::from("a fake guest has no console\n")),
+            Phase::Prepared | Phase::Running | Phase::Paused | Phase::Sealed => Ok(String::from("a fake guest has no console\n")),
         }
     }
 
     async fn host_use(&self) -> Result<HostUse, MachineError> {
         match self.phase() {
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),
-            Phase::Running | Phase::Paused | Phase::Sealed => {
+            Phase::Prepared | Phase::Running | Phase::Paused | Phase::Sealed => {
                 Ok(HostUse { pss_bytes: 32 << 20, guest_pss_bytes: 4 << 20, cpu_ms: 1 })
             }
         }
@@ -215,7 +218,9 @@ impl Machine for FakeMachine {
         match gone {
             Ok(Phase::Gone(exit)) => exit,
             // The sender is in the core, which we hold.
-            Ok(Phase::Running | Phase::Paused | Phase::Sealed) | Err(_) => unreachable!("only an end is waited for"),
+            Ok(Phase::Prepared | Phase::Running | Phase::Paused | Phase::Sealed) | Err(_) => {
+                unreachable!("only an end is waited for")
+            }
         }
     }
 

@@ -138,7 +138,7 @@ impl Harness for FakeHarness {
         Box::new(LineGuest(BufStream::new(stream)))
     }
 
-    async fn crash(&self, _machine: &dyn Machine, instance: &Path) {
+    async fn crash(&self, _pid: Option<u32>, instance: &Path) {
         assert!(self.engine.crash(instance));
     }
 
@@ -227,6 +227,23 @@ async fn faults_are_suffered_once_and_in_order() {
     assert_eq!(began.elapsed(), Duration::from_secs(3));
     assert!(matches!(machine.resume().await, Err(MachineError::Gone(Exit::Crashed { .. }))));
     assert_eq!(harness.engine.live(), 0);
+}
+
+#[tokio::test]
+async fn what_is_prepared_is_adopted_by_nobody() {
+    let harness = FakeHarness::new();
+    let template = harness.template().await;
+    let kept = harness.fresh();
+    let engine = FakeEngine::kept_in(&kept, agent).unwrap();
+    let spec = harness.restore_spec(&template).await;
+    let dir = spec.dir.clone();
+    let prepared = engine.prepare(spec).await.unwrap();
+    // As if the process had been killed: nothing is dropped.
+    std::mem::forget((prepared, engine));
+    let later = FakeEngine::kept_in(&kept, agent).unwrap();
+    assert_eq!(later.live_dirs(), std::slice::from_ref(&dir));
+    assert!(matches!(later.adopt(&dir).await, Err(StartError::Refused { .. })));
+    assert_eq!((later.live(), fs_err::read_dir(&kept).unwrap().count()), (0, 0), "it is ended");
 }
 
 #[tokio::test]
