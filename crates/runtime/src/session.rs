@@ -1,16 +1,14 @@
-//! A session: one restored machine with everything that exists only because of it, and the launcher that makes one.
+//! A session: one restored machine with everything that exists only because of it. The launcher makes one, in two halves.
 //!
 //! Fields drop in the order in which they must go: the machine is killed first, then its network, then its files.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Machine, MachineError, RestoreSpec, SnapshotParts, qcow2};
+use firkin_engine::{Exit, Machine, MachineError, SnapshotParts, qcow2};
 use firkin_wire::control::{Answer, Call, Stats};
 
 use crate::{
@@ -19,13 +17,16 @@ use crate::{
     chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
-    instances::{InstanceDir, Instances},
-    link::{Link, Links},
+    instances::InstanceDir,
+    link::Link,
     owner,
-    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
     sandbox::Memory,
     store::{RecordedPhase, SandboxRecord},
 };
+
+mod launcher;
+
+pub(crate) use self::launcher::{EngineLauncher, Staged};
 
 /// The guest's new identity must be in force this long after the machine resumed. Generous: an emulated guest on a busy host.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);
@@ -294,90 +295,6 @@ impl Session {
         drop(self.pins);
         exit
     }
-}
-
-/// Launches sessions on an engine.
-#[derive(Debug, Clone)]
-pub(crate) struct EngineLauncher {
-    pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) links: Arc<Links>,
-    pub(crate) artifacts: ArtifactStore,
-    /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
-    pub(crate) instances: Instances,
-}
-
-#[async_trait]
-impl SnapshotSessionLauncher for EngineLauncher {
-    type Session = Session;
-
-    async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
-        let begun = Instant::now();
-        let manifest = &request.artifact.manifest;
-        let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
-            .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
-            .collect();
-        let link = self.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
-        let path = self.instances.path(&request.identity.sandbox_id);
-        let staged = |path: &Path| {
-            let path = path.to_owned();
-            move |source| LaunchError::Stage { path, source }
-        };
-        let dir = self.instances.create(&request.identity.sandbox_id, link.uid()).map_err(staged(&path))?;
-        let overlay = crate::random::alphanumeric(20);
-        let root_disk = dir.path().join(format!("{overlay}.qcow2"));
-        stage_overlay(&root_disk, request, link.uid()).map_err(staged(&root_disk))?;
-        let slot = link.engine_slot().map_err(staged(&path))?;
-        let staging = begun.elapsed();
-
-        let begun = Instant::now();
-        let machine = self
-            .engine
-            .restore(RestoreSpec {
-                dir: dir.path().to_owned(),
-                shape: manifest.shape,
-                slot,
-                memory: request.artifact.memory.clone(),
-                memory_diff: request.artifact.memory_diff.clone(),
-                state: request.artifact.state.clone(),
-                root_disk,
-            })
-            .await
-            .map_err(LaunchError::Start)?;
-        let mut session = Session {
-            machine,
-            agent: None,
-            link,
-            dir,
-            memory_base: memory_base(manifest),
-            layers: manifest.disk.layers.clone(),
-            overlay,
-            pins,
-        };
-        session.machine.resume().await.map_err(LaunchError::Machine)?;
-        let vm_restore = begun.elapsed();
-
-        let begun = Instant::now();
-        let mut identity = request.identity.clone();
-        identity.network = session.link.guest_network();
-        let first_answer = match session.take_identity(identity).await {
-            Ok(first_answer) => first_answer,
-            Err(error) => {
-                session.end().await;
-                return Err(LaunchError::Agent(error));
-            }
-        };
-        Ok((session, LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() }))
-    }
-}
-
-fn stage_overlay(path: &Path, request: &SnapshotRestoreRequest, uid: u32) -> io::Result<()> {
-    let artifact = &request.artifact;
-    let backing = match artifact.layers.last() {
-        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
-        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
-    };
-    qcow2::create(path, &backing, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)?;
-    give(path, uid)
 }
 
 /// Host real time for [`firkin_wire::control::Identity::realtime_ns`].

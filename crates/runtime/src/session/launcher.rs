@@ -1,0 +1,154 @@
+//! The launcher: how a session comes about, in two halves.
+//!
+//! ```text
+//!   stage: network slot ─► directory ─► overlay ─► engine prepared          start: load ─► run ─► identity
+//! ```
+//!
+//! The first half needs to know the template only, so the warm pool does it before anybody asks. The second decides who the
+//! guest is, and is the same whether the first was just done or long ago.
+
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, qcow2};
+use firkin_wire::control;
+
+use super::{Session, give};
+use crate::{
+    artifact::{Artifact, ArtifactStore, Pin},
+    error::LaunchError,
+    instances::{InstanceDir, Instances},
+    link::{Link, Links},
+    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
+    sandbox::InternetAccess,
+};
+
+/// Launches sessions on an engine.
+#[derive(Debug, Clone)]
+pub(crate) struct EngineLauncher {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) artifacts: ArtifactStore,
+    /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
+    pub(crate) instances: Instances,
+}
+
+/// A session without its guest: an engine that waits for state, and all that it runs in. Fields drop in the order in which they
+/// must go, as a session's do.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    engine: Box<dyn Prepared>,
+    pub(crate) link: Link,
+    dir: InstanceDir,
+    memory_base: String,
+    layers: Vec<String>,
+    overlay: String,
+    pins: Vec<Pin>,
+}
+
+impl EngineLauncher {
+    /// The first half of a launch: all that is the same for every session of `artifact`, in the instance `name`. Gives it with
+    /// the timings of this half.
+    ///
+    /// Cancel-safe: a future that is dropped, or that fails, leaves no process, network slot or file.
+    pub(crate) async fn stage(
+        &self,
+        artifact: &Artifact,
+        name: &str,
+        internet: &InternetAccess,
+    ) -> Result<(Staged, LaunchTimings), LaunchError> {
+        let begun = Instant::now();
+        let manifest = &artifact.manifest;
+        let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
+            .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
+            .collect();
+        let link = self.links.acquire(internet).await.map_err(LaunchError::Network)?;
+        let path = self.instances.path(name);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LaunchError::Stage { path, source }
+        };
+        let dir = self.instances.create(name, link.uid()).map_err(failed(&path))?;
+        let overlay = crate::random::alphanumeric(20);
+        let root_disk = dir.path().join(format!("{overlay}.qcow2"));
+        stage_overlay(&root_disk, artifact, link.uid()).map_err(failed(&root_disk))?;
+        let slot = link.engine_slot().map_err(failed(&path))?;
+        let staging = begun.elapsed();
+
+        let begun = Instant::now();
+        let spec = RestoreSpec {
+            dir: dir.path().to_owned(),
+            shape: manifest.shape,
+            slot,
+            memory: artifact.memory.clone(),
+            memory_diff: artifact.memory_diff.clone(),
+            state: artifact.state.clone(),
+            root_disk,
+        };
+        let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
+        let (memory_base, layers) = (memory_base(manifest), manifest.disk.layers.clone());
+        let staged = Staged { engine, link, dir, memory_base, layers, overlay, pins };
+        Ok((staged, LaunchTimings { staging, vm_restore: begun.elapsed(), ..LaunchTimings::default() }))
+    }
+}
+
+impl Staged {
+    /// The second half of a launch: the machine gets its state, runs, and its guest becomes `identity`. Gives the session with
+    /// the timings of this half.
+    pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
+        let begun = Instant::now();
+        let Self { engine, link, dir, memory_base, layers, overlay, pins } = self;
+        let machine = engine.load().await.map_err(LaunchError::Start)?;
+        let mut session = Session { machine, agent: None, link, dir, memory_base, layers, overlay, pins };
+        session.machine.resume().await.map_err(LaunchError::Machine)?;
+        let vm_restore = begun.elapsed();
+
+        let begun = Instant::now();
+        let identity = control::Identity { network: session.link.guest_network(), ..identity.clone() };
+        let first_answer = match session.take_identity(identity).await {
+            Ok(first_answer) => first_answer,
+            Err(error) => {
+                session.end().await;
+                return Err(LaunchError::Agent(error));
+            }
+        };
+        Ok((session, LaunchTimings { staging: Duration::ZERO, vm_restore, first_answer, agent_connect: begun.elapsed() }))
+    }
+
+    /// Ends when its engine does. Cancel-safe.
+    pub(crate) async fn died(&mut self) -> Exit {
+        self.engine.wait().await
+    }
+
+    /// Kills the engine and removes what it had. Returns when all of it is gone.
+    pub(crate) async fn end(mut self) -> Exit {
+        let exit = self.engine.kill().await;
+        drop(self);
+        exit
+    }
+}
+
+#[async_trait]
+impl SnapshotSessionLauncher for EngineLauncher {
+    type Session = Session;
+
+    async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
+        let (staged, first) = self.stage(&request.artifact, &request.identity.sandbox_id, &request.internet).await?;
+        let (session, second) = staged.start(&request.identity).await?;
+        Ok((session, LaunchTimings { staging: first.staging, vm_restore: first.vm_restore + second.vm_restore, ..second }))
+    }
+}
+
+fn stage_overlay(path: &Path, artifact: &Artifact, uid: u32) -> io::Result<()> {
+    let backing = match artifact.layers.last() {
+        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
+        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
+    };
+    qcow2::create(path, &backing, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)?;
+    give(path, uid)
+}
