@@ -51,7 +51,8 @@ def create_alone(server):
 
 def wait_for_warm(server, depth):
     """Waits until the pool is full and what filled it has come to rest."""
-    wait_for(lambda: (server.metric('firkin_pool_sessions{state="ready"}') or 0) >= depth, "a full warm pool", seconds=120, pause=0.05)
+    of = lambda state: server.metric('firkin_pool_sessions{state="%s"}' % state) or 0
+    wait_for(lambda: of("ready") >= depth and not of("making"), "a full warm pool", seconds=120, pause=0.05)
     time.sleep(1.0)
 
 

@@ -59,6 +59,10 @@ pub(crate) struct ServeArgs {
     /// [default: 2 for up, else 0]
     #[arg(long, value_name = "[TEMPLATE=]COUNT", value_parser = warm)]
     pub(crate) warm: Vec<Warm>,
+    /// Engines to keep prepared for creates that find no such sandbox, of each template or of one; may be repeated
+    /// [default: as many as --warm, at most 2]
+    #[arg(long, value_name = "[TEMPLATE=]COUNT", value_parser = warm)]
+    pub(crate) prepared: Vec<Warm>,
     /// Serve HTTPS here too, for <https://PORT-ID.DOMAIN>
     #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_TLS_LISTEN", hide_env_values = true)]
     pub(crate) tls_listen: Option<SocketAddr>,
@@ -86,7 +90,7 @@ pub(crate) enum Accel {
     Tcg,
 }
 
-/// How many sandboxes to keep ready.
+/// How many sandboxes to keep ready, or engines prepared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Warm {
     /// Of this template, or of all that are not named.
@@ -489,6 +493,7 @@ mod tests {
             ("firkin up --warm =3", ErrorKind::ValueValidation),
             ("firkin up --warm base=many", ErrorKind::ValueValidation),
             ("firkin up --warm 1025", ErrorKind::ValueValidation),
+            ("firkin up --prepared base=", ErrorKind::ValueValidation),
             ("firkin frobnicate", ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(parse(line).map(|_| ()), Err(kind), "{line}");

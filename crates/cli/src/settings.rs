@@ -227,6 +227,12 @@ fn warm(serve: &ServeArgs, default: u32) -> WarmConfig {
             None => config.depth = Depth::at_least(*count),
         }
     }
+    for Warm { template, count } in &serve.prepared {
+        match template {
+            Some(name) => drop(config.prepared_templates.insert(name.clone(), *count)),
+            None => config.prepared = Some(*count),
+        }
+    }
     config
 }
 
@@ -276,6 +282,8 @@ mod tests {
         assert_eq!(settings.warm.templates["ci"], Depth::at_least(8));
         assert_eq!(settings.warm.templates["big"], Depth::NONE);
         assert_eq!(resolved("firkin up --warm 0", &Surroundings::default()).warm, WarmConfig::default());
+        let warm = resolved("firkin up --prepared 4 --prepared ci=0 --prepared 3", &Surroundings::default()).warm;
+        assert_eq!((warm.depth, warm.prepared, warm.prepared_templates["ci"]), (Depth::at_least(2), Some(3), 0));
     }
 
     #[test]

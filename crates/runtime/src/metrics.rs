@@ -227,8 +227,12 @@ impl Gauges {
         registry.register("sessions", "Sessions that hold capacity, by class", self.sessions.clone());
         registry.register("queue_length", "Requests that wait for capacity", self.waiting.clone());
         registry.register("admissions", "What became of requests for capacity since the start", self.requests.clone());
-        registry.register("pool_sessions", "Warm sessions of all templates: wanted, ready, being made", self.shelved.clone());
-        registry.register("pool_events", "What became of claims and of warm sessions since the start", self.pooled.clone());
+        registry.register(
+            "pool_sessions",
+            "Of all templates: warm sessions wanted and ready, prepared engines ready, either being made",
+            self.shelved.clone(),
+        );
+        registry.register("pool_events", "What became of claims and of what waits for them since the start", self.pooled.clone());
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
     }
 
@@ -268,12 +272,14 @@ impl Gauges {
         for (state, count) in [
             ("wanted", shelves().map(|shelf| shelf.wanted).sum::<usize>()),
             ("ready", shelves().map(|shelf| shelf.ready).sum()),
+            ("prepared", shelves().map(|shelf| shelf.prepared).sum()),
             ("making", shelves().map(|shelf| shelf.making).sum()),
         ] {
             self.shelved.get_or_create(&State { state }).set(number(count));
         }
         for (outcome, count) in [
             ("hit", pool.hits),
+            ("hit_prepared", pool.prepared_hits),
             ("miss", pool.misses),
             ("failed_claim", pool.failed_claims),
             ("refill", pool.refills),

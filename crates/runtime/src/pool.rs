@@ -1,8 +1,10 @@
-//! The warm pool: per template, sessions that are restored, warmed up and stopped, and wait for a create to claim them.
+//! The warm pool: per template, sessions that are restored, warmed up and stopped, and engines that are prepared for a restore,
+//! both waiting for a create to claim them.
 //!
 //! ```text
 //!              reserve warm capacity        identity of nobody,        stop
-//!   (demand) ─────────────────────► launch ─────────────────► warm-up ──────► ready ──► claimed: promote, run, renew identity
+//!   (demand) ─────────────────────► launch ─────────────────► warm-up ──────► warm ──► claimed: promote, run, renew identity
+//!            ─────────────────────► stage ──────────────────────────────► prepared ──► claimed: promote, load, run, identity
 //!                                      │                         │              │
 //!                                      └── failed, given up ─────┴── evicted ───┴─► ended, then the capacity returns
 //! ```
@@ -14,7 +16,9 @@
 //!   once more than in the template. Snapshots of sandboxes are not pooled: their programs would run for nobody.
 //! * How many are kept follows demand between a minimum and a maximum ([`Depth`]); making them yields to creates, and capacity
 //!   and disk that active work needs are never taken for them.
-//! * One task owns each warm session, so that one that dies is noticed before somebody is given it.
+//! * Prepared engines are for the creates that find no warm session, as in a burst: they are made in a fraction of the time, of
+//!   templates that cannot be warmed up too, and cost no page of a guest. They are the first to go, also for a warm session.
+//! * One task owns whatever waits, so that what dies is noticed before somebody is given it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -30,18 +34,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::demand::Demand;
+use self::shelf::{Item, Shelf, Stage};
 use crate::{
     artifact::ArtifactKind,
-    capacity::{WarmEviction, WarmSessionReservation},
+    capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
     restore::SnapshotRestoreRequest,
-    session::Session,
+    session::{Session, Staged},
     store::TemplateRecord,
 };
 
 mod claim;
 mod demand;
 mod keeper;
+mod shelf;
 
 pub(crate) use self::{claim::create, keeper::keep};
 
@@ -59,6 +64,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The most that [`RETRY`] grows to.
 const MAX_RETRY: Duration = Duration::from_secs(300);
+
+/// The most engines that are prepared for a template unless it is said otherwise. Each costs some 16 MiB.
+const MAX_PREPARED: u32 = 2;
 
 /// How many sessions of one template are kept warm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,14 +100,28 @@ pub struct WarmConfig {
     pub depth: Depth,
     /// By a template's name or id.
     pub templates: BTreeMap<String, Depth>,
+    /// Engines that are kept prepared for each template that is not named below. Absent: as many as its sessions that are always
+    /// kept warm, at most two.
+    pub prepared: Option<u32>,
+    /// By a template's name or id.
+    pub prepared_templates: BTreeMap<String, u32>,
 }
 
 impl WarmConfig {
     fn depth_of(&self, template: &TemplateRecord) -> Depth {
-        let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name));
-        let mut known = names.chain([template.id.as_str()]);
-        known.find_map(|name| self.templates.get(name).copied()).unwrap_or(self.depth)
+        named(&self.templates, template).unwrap_or(self.depth)
     }
+
+    fn prepared_of(&self, template: &TemplateRecord) -> u32 {
+        let unsaid = || self.depth_of(template).min.min(MAX_PREPARED);
+        named(&self.prepared_templates, template).or(self.prepared).unwrap_or_else(unsaid)
+    }
+}
+
+/// What is said of this template by any of its names.
+fn named<T: Copy>(said: &BTreeMap<String, T>, template: &TemplateRecord) -> Option<T> {
+    let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name));
+    names.chain([template.id.as_str()]).find_map(|name| said.get(name).copied())
 }
 
 /// The pool in numbers. Counters begin with the process.
@@ -109,26 +131,28 @@ pub struct PoolStatus {
     pub templates: BTreeMap<String, ShelfStatus>,
     /// Creates that claimed a warm session.
     pub hits: u64,
-    /// Creates of pooled templates that found none ready.
+    /// Creates that found no warm session ready and claimed a prepared engine.
+    pub prepared_hits: u64,
+    /// Creates of pooled templates that found neither.
     pub misses: u64,
-    /// Creates that claimed a warm session which then failed, and were restored instead.
+    /// Creates that claimed what then failed, and were restored instead.
     pub failed_claims: u64,
-    /// Warm sessions that became ready.
+    /// Warm sessions and prepared engines that became ready. So are all below.
     pub refills: u64,
-    /// Warm sessions that did not become ready.
+    /// That did not become ready.
     pub failed_refills: u64,
-    /// Warm sessions ended because active work needed their capacity.
+    /// That ended because active work needed their capacity.
     pub evictions: u64,
-    /// Warm sessions ended because demand went down, or their template changed.
+    /// That ended because demand went down, their template changed, or a warm session needed a prepared engine's capacity.
     pub retired: u64,
-    /// Warm sessions that died while they waited.
+    /// That died while they waited.
     pub lost: u64,
 }
 
 impl PoolStatus {
-    /// Hits among the creates of pooled templates, 0 to 1; `None` before the first.
+    /// Creates of pooled templates that claimed a warm session, 0 to 1; `None` before the first.
     pub fn hit_rate(&self) -> Option<f64> {
-        let creates = self.hits + self.misses;
+        let creates = self.hits + self.prepared_hits + self.misses;
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
         let rate = self.hits as f64 / creates as f64;
         (creates > 0).then_some(rate)
@@ -138,56 +162,29 @@ impl PoolStatus {
 /// One template's part of the pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ShelfStatus {
-    /// How many there should be.
+    /// How many warm sessions there should be.
     pub wanted: usize,
-    /// How many can be claimed.
+    /// How many of them can be claimed.
     pub ready: usize,
-    /// How many are being made.
+    /// How many prepared engines can be claimed.
+    pub prepared: usize,
+    /// How many of either are being made.
     pub making: usize,
 }
 
-/// A session that is restored, warmed up and stopped, and the capacity that it holds. Dropping it kills the machine.
+/// What waits for a claim, and the capacity that it holds. Dropping it kills the machine.
 #[derive(Debug)]
-pub(crate) struct Warm {
+pub(crate) struct Waiting {
     // Before the reservation: the machine goes first.
-    session: Session,
+    what: Staging,
     reservation: WarmSessionReservation,
 }
 
-/// A warm session as the pool knows it. Its own task has the rest, and ends it when this is dropped.
+/// What waits, by its [`Stage`].
 #[derive(Debug)]
-struct Item {
-    id: u64,
-    /// Names where the session is to go.
-    claim: oneshot::Sender<oneshot::Sender<Warm>>,
-    /// Cancelled after the session has ended and its capacity was given back.
-    ended: CancellationToken,
-    ready: bool,
-}
-
-/// One template's warm sessions.
-#[derive(Debug)]
-struct Shelf {
-    artifact: String,
-    warm_up: Option<String>,
-    depth: Depth,
-    demand: Demand,
-    /// Oldest first.
-    items: VecDeque<Item>,
-    /// Failed refills since the last that succeeded.
-    failures: u32,
-    /// Nothing is refilled before.
-    retry_at: Option<Instant>,
-}
-
-impl Shelf {
-    fn wanted(&self, now: Instant) -> usize {
-        self.depth.wanted(self.demand.peak(now))
-    }
-
-    fn making(&self) -> usize {
-        self.items.iter().filter(|item| !item.ready).count()
-    }
+enum Staging {
+    Prepared(Box<Staged>),
+    Warm(Box<Session>),
 }
 
 #[derive(Debug, Default)]
@@ -209,9 +206,10 @@ struct State {
 struct Order {
     template: String,
     artifact: String,
+    stage: Stage,
     warm_up: Option<String>,
     item: u64,
-    claimed: oneshot::Receiver<oneshot::Sender<Warm>>,
+    claimed: oneshot::Receiver<oneshot::Sender<Waiting>>,
     ended: CancellationToken,
 }
 
@@ -253,16 +251,19 @@ impl WarmPool {
     pub(crate) fn status(&self) -> PoolStatus {
         let now = Instant::now();
         let state = self.state();
-        let shelf = |shelf: &Shelf| {
-            let making = shelf.making();
-            ShelfStatus { wanted: shelf.wanted(now), ready: shelf.items.len() - making, making }
+        let shelf = |shelf: &Shelf| ShelfStatus {
+            wanted: shelf.wanted(Stage::Warm, now),
+            ready: shelf.ready(Stage::Warm),
+            prepared: shelf.ready(Stage::Prepared),
+            making: shelf.making(),
         };
         let templates = state.shelves.iter().map(|(id, found)| (id.clone(), shelf(found))).collect();
         PoolStatus { templates, ..state.counters.clone() }
     }
 
-    /// A ready session of the request's template, if it is pooled and there is one. Counts the create as demand.
-    async fn claim(&self, request: &SnapshotRestoreRequest) -> Option<Warm> {
+    /// A ready session of the request's template, if it is pooled and there is one, else a prepared engine. Counts the create as
+    /// demand.
+    async fn claim(&self, request: &SnapshotRestoreRequest) -> Option<Waiting> {
         let manifest = &request.artifact.manifest;
         if manifest.kind != ArtifactKind::BaseTemplate {
             return None;
@@ -277,7 +278,8 @@ impl WarmPool {
                     shelf.demand.record(Instant::now());
                 }
                 let fits = shelf.artifact == manifest.id;
-                let at = shelf.items.iter().position(|item| item.ready && fits);
+                let oldest = |stage| shelf.items.iter().position(|item| item.stage == stage && item.ready && fits);
+                let at = oldest(Stage::Warm).or_else(|| oldest(Stage::Prepared));
                 let item = at.and_then(|at| shelf.items.remove(at));
                 if item.is_none() {
                     state.counters.misses += 1;
@@ -285,17 +287,17 @@ impl WarmPool {
                 item
             };
             self.changed.notify_one();
-            let (reply, session) = oneshot::channel();
-            // A session that has just died is passed over.
+            let (reply, claimed) = oneshot::channel();
+            // What has just died is passed over.
             if item?.claim.send(reply).is_ok()
-                && let Ok(warm) = session.await
+                && let Ok(waiting) = claimed.await
             {
-                return Some(warm);
+                return Some(waiting);
             }
         }
     }
 
-    /// Takes the templates that there are now. Sessions of others, and of earlier builds, end.
+    /// Takes the templates that there are now. What waits of others, and of earlier builds, ends.
     fn reconcile(&self, templates: &[TemplateRecord]) {
         let mut state = self.state();
         if state.closed {
@@ -303,8 +305,8 @@ impl WarmPool {
         }
         let mut before = std::mem::take(&mut state.shelves);
         for template in templates.iter().filter(|template| template.snapshot_of.is_none()) {
-            let depth = self.config.depth_of(template);
-            if depth == Depth::NONE {
+            let (depth, prepared) = (self.config.depth_of(template), self.config.prepared_of(template));
+            if depth == Depth::NONE && prepared == 0 {
                 continue;
             }
             let earlier = before.remove(&template.id);
@@ -317,12 +319,13 @@ impl WarmPool {
             state.counters.retired += old as u64;
             let shelf = Shelf {
                 artifact: template.artifact.clone(),
+                budget: template.budget,
                 warm_up: template.warm_up.clone(),
                 depth,
+                prepared: prepared as usize,
                 demand: demand.unwrap_or_default(),
                 items: kept,
-                failures: 0,
-                retry_at: None,
+                patience: BTreeMap::new(),
             };
             state.shelves.insert(template.id.clone(), shelf);
         }
@@ -334,10 +337,7 @@ impl WarmPool {
         let mut state = self.state();
         let state = &mut *state;
         for shelf in state.shelves.values_mut() {
-            let surplus = shelf.items.len().saturating_sub(shelf.wanted(now));
-            // The youngest go first: if one is still being made, least is lost.
-            shelf.items.truncate(shelf.items.len() - surplus);
-            state.counters.retired += surplus as u64;
+            state.counters.retired += Stage::ALL.map(|stage| shelf.retire(stage, now)).iter().sum::<u64>();
         }
         let interval_over = state.last_start.map(|last| last + REFILL_INTERVAL);
         let not_before = [interval_over, state.quiet_until].into_iter().flatten().filter(|at| *at > now).max();
@@ -350,23 +350,21 @@ impl WarmPool {
             return Step::WaitUntil(now + TICK);
         }
         // One maker is left for the other templates: a warm-up that hangs must not stop them all.
-        let may = |shelf: &Shelf| {
-            let lacking = shelf.wanted(now).saturating_sub(shelf.items.len());
-            (lacking > 0 && shelf.making() < makers - 1 && shelf.retry_at.is_none_or(|at| at <= now)).then_some(lacking)
-        };
-        let empty_first = |shelf: &Shelf| Some((shelf.items.is_empty(), may(shelf)?));
-        let chosen = state.shelves.iter_mut().filter_map(|(id, shelf)| Some((empty_first(shelf)?, id, shelf)));
-        let Some((_, template, shelf)) = chosen.max_by_key(|(rank, ..)| *rank) else {
-            let retries = state.shelves.values().filter_map(|shelf| shelf.retry_at).filter(|at| *at > now);
+        let lacks = |shelf: &Shelf| shelf.lacks(now).filter(|_| shelf.making() < makers - 1);
+        let chosen = state.shelves.iter_mut().filter_map(|(id, shelf)| Some((lacks(shelf)?, id, shelf)));
+        let Some(((stage, ..), template, shelf)) = chosen.max_by_key(|((stage, empty, lacking), ..)| (*stage, *empty, *lacking))
+        else {
+            let patience = state.shelves.values().flat_map(|shelf| shelf.patience.values());
+            let retries = patience.filter_map(|patience| patience.retry_at).filter(|at| *at > now);
             return Step::WaitUntil(retries.min().unwrap_or(now + TICK).min(now + TICK));
         };
         let (claim, claimed) = oneshot::channel();
         let (item, ended) = (state.next_item, CancellationToken::new());
         state.next_item += 1;
         state.last_start = Some(now);
-        shelf.items.push_back(Item { id: item, claim, ended: ended.clone(), ready: false });
+        shelf.items.push_back(Item { id: item, stage, claim, ended: ended.clone(), ready: false });
         let (artifact, warm_up) = (shelf.artifact.clone(), shelf.warm_up.clone());
-        Step::Make(Order { template: template.clone(), artifact, warm_up, item, claimed, ended })
+        Step::Make(Order { template: template.clone(), artifact, stage, warm_up, item, claimed, ended })
     }
 
     /// What was being made can be claimed.
@@ -376,7 +374,7 @@ impl WarmPool {
             && let Some(item) = shelf.items.iter_mut().find(|found| found.id == item)
         {
             item.ready = true;
-            (shelf.failures, shelf.retry_at) = (0, None);
+            shelf.patience.remove(&item.stage);
             state.counters.refills += 1;
         }
         drop(state);
@@ -384,20 +382,21 @@ impl WarmPool {
     }
 
     /// What was being made will not be. `for_now`: for want of room, not for a fault.
-    fn not_made(&self, template: &str, item: u64, for_now: bool, now: Instant) {
+    fn not_made(&self, order: &Order, for_now: bool, now: Instant) {
         let mut state = self.state();
-        if let Some(shelf) = state.shelves.get_mut(template) {
-            shelf.items.retain(|found| found.id != item);
-            let pause = if for_now { TICK } else { RETRY * 2u32.saturating_pow(shelf.failures.min(16)) };
-            shelf.failures += u32::from(!for_now);
-            shelf.retry_at = Some(now + pause.min(MAX_RETRY));
+        if let Some(shelf) = state.shelves.get_mut(&order.template) {
+            shelf.items.retain(|found| found.id != order.item);
+            let patience = shelf.patience.entry(order.stage).or_default();
+            let pause = if for_now { TICK } else { RETRY * 2u32.saturating_pow(patience.failures.min(16)) };
+            patience.failures += u32::from(!for_now);
+            patience.retry_at = Some(now + pause.min(MAX_RETRY));
             state.counters.failed_refills += u64::from(!for_now);
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// A ready session died.
+    /// What was ready died.
     fn lost(&self, template: &str, item: u64) {
         let mut state = self.state();
         if let Some(shelf) = state.shelves.get_mut(template) {
@@ -408,27 +407,48 @@ impl WarmPool {
         self.changed.notify_one();
     }
 
-    /// Ends every warm session and makes no more.
+    /// Ends all that waits and makes no more.
     fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         state.shelves.clear();
     }
 
-    /// Takes the least valuable session off its shelf: of the template that has most beyond what it wants, else of the one that
-    /// is asked for least; one that is being made before one that is ready.
+    /// Takes what is least valuable off its shelf: a prepared engine while there is one; of the template that has most beyond what
+    /// it wants, else of the one that is asked for least.
     fn take_least(&self, now: Instant) -> Option<Item> {
         let mut state = self.state();
-        let stocked = state.shelves.values_mut().filter(|shelf| !shelf.items.is_empty());
-        let shelf = stocked.min_by_key(|shelf| {
-            let beyond = shelf.items.len().saturating_sub(shelf.wanted(now));
-            (std::cmp::Reverse(beyond), shelf.demand.peak(now), std::cmp::Reverse(shelf.items.len()))
+        let item = Stage::ALL.into_iter().find_map(|stage| {
+            let stocked = state.shelves.values_mut().filter(|shelf| shelf.count(stage) > 0);
+            let least = stocked.min_by_key(|shelf| {
+                let beyond = shelf.count(stage).saturating_sub(shelf.wanted(stage, now));
+                (std::cmp::Reverse(beyond), shelf.demand.peak(now), std::cmp::Reverse(shelf.count(stage)))
+            });
+            least?.take_least(stage)
         })?;
-        let at = shelf.items.iter().position(|item| !item.ready).unwrap_or(shelf.items.len() - 1);
-        let item = shelf.items.remove(at);
         state.counters.evictions += 1;
         state.quiet_until = Some(now + QUIET);
-        item
+        Some(item)
+    }
+
+    /// Ends a prepared engine whose capacity is enough for `budget`, so that a warm session of `template` can have it: one of the
+    /// same template rather than of another. Whether there was one; it has ended when this returns.
+    async fn end_prepared(&self, template: &str, budget: &ResourceBudget) -> bool {
+        let item = {
+            let mut state = self.state();
+            let fits = |has: &ResourceBudget| {
+                has.cpus >= budget.cpus && has.memory_mib >= budget.memory_mib && has.disk_mib >= budget.disk_mib
+            };
+            let stocked = state.shelves.iter_mut().filter(|(_, shelf)| shelf.count(Stage::Prepared) > 0 && fits(&shelf.budget));
+            let shelf = stocked.max_by_key(|(id, _)| id.as_str() == template).map(|(_, shelf)| shelf);
+            let item = shelf.and_then(|shelf| shelf.take_least(Stage::Prepared));
+            state.counters.retired += u64::from(item.is_some());
+            item
+        };
+        let Some(Item { claim, ended, .. }) = item else { return false };
+        drop(claim);
+        ended.cancelled().await;
+        true
     }
 }
 

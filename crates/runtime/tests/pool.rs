@@ -84,7 +84,7 @@ fn config(dir: &Path, capacity: HostCapacity, depth: Depth) -> RuntimeConfig {
     };
     RuntimeConfig {
         admission: AdmissionConfig { warm_percent: 100, ..AdmissionConfig::default() },
-        warm: WarmConfig { depth, ..WarmConfig::default() },
+        warm: WarmConfig { depth, prepared: Some(0), ..WarmConfig::default() },
         disk_floor_mib: Some(0),
         memory_probe: Arc::new(HostMemory::PLENTY),
         ..RuntimeConfig::new(dir.join("state"), capacity, NetworkChoice::Loopback, guest)
@@ -93,6 +93,12 @@ fn config(dir: &Path, capacity: HostCapacity, depth: Depth) -> RuntimeConfig {
 
 fn base() -> BuildTemplate {
     BuildTemplate { ready: None, ..BuildTemplate::base() }
+}
+
+/// The first stage of the pool alone, or beside the second.
+fn prepared(dir: &Path, depth: Depth, count: u32) -> RuntimeConfig {
+    let warm = WarmConfig { depth, prepared: Some(count), ..WarmConfig::default() };
+    RuntimeConfig { warm, ..config(dir, NEVER, depth) }
 }
 
 impl Bench {
@@ -104,10 +110,30 @@ impl Bench {
     async fn with_capacity(capacity: HostCapacity, depth: Depth) -> Self {
         let (taken, dir) = (Taken::default(), tempfile::tempdir().unwrap());
         let engine = engine(&taken);
-        let runtime = Runtime::open(config(dir.path(), capacity, depth), Arc::new(engine.clone())).await.unwrap();
+        Self::with_config(config(dir.path(), capacity, depth), engine, taken, dir).await
+    }
+
+    async fn with_config(config: RuntimeConfig, engine: FakeEngine, taken: Taken, dir: tempfile::TempDir) -> Self {
+        let runtime = Runtime::open(config, Arc::new(engine.clone())).await.unwrap();
         Box::pin(runtime.build_template(base(), &|_| {})).await.unwrap();
         taken.lock().unwrap().clear();
         Self { runtime, engine, taken, dir }
+    }
+
+    /// A runtime with the template `base` on a host for so many, with so many engines prepared.
+    async fn with_prepared(sandboxes: u32, depth: Depth, count: u32) -> Self {
+        let (taken, dir) = (Taken::default(), tempfile::tempdir().unwrap());
+        let engine = engine(&taken);
+        let config = RuntimeConfig { capacity: room_for(sandboxes), ..prepared(dir.path(), depth, count) };
+        Self::with_config(config, engine, taken, dir).await
+    }
+
+    async fn waiting(&self, warm: usize, prepared: usize) -> PoolStatus {
+        let reached = |status: &PoolStatus| {
+            let of = status.templates.values().next();
+            of.is_some_and(|shelf| (shelf.ready, shelf.prepared, shelf.making) == (warm, prepared, 0))
+        };
+        self.until("both stages fill", reached).await
     }
 
     /// The next server on the same host, with the same template and another pool.
@@ -377,6 +403,151 @@ fn a_restarted_server_keeps_claimed_sandboxes_and_removes_what_waited() {
         assert_eq!(runtime.sandbox(&sandbox.id).unwrap().envd_access_token, sandbox.envd_access_token);
         runtime.pause(&sandbox.id).await.unwrap();
         runtime.resume(&sandbox.id, Duration::from_secs(60)).await.unwrap();
+        Bench { runtime, engine, taken, dir }.stop().await;
+    });
+}
+
+#[tokio::test]
+async fn a_create_without_a_warm_session_takes_a_prepared_engine_and_its_guest_is_its_own() {
+    let bench = Bench::with_prepared(9, Depth::NONE, 2).await;
+    let status = bench.waiting(0, 2).await;
+    assert_eq!((status.refills, bench.engine.restores(), bench.taken().len()), (2, 0, 0), "there is no guest yet");
+    let usage = bench.runtime.capacity().usage;
+    assert_eq!((usage.active.sessions, usage.warm.sessions), (0, 2));
+    let waited = bench.engine.live_dirs();
+    let sandboxes = [bench.create().await, bench.create().await];
+    assert!(waited.iter().all(|dir| bench.engine.live_dirs().contains(dir)), "the engines are those that waited");
+    let taken = bench.taken();
+    let own = sandboxes.each_ref().map(|sandbox| {
+        let found: Vec<_> = taken.iter().filter(|(_, identity)| identity.sandbox_id == sandbox.id.as_str()).collect();
+        let [(_, identity)] = &found[..] else { panic!("not one identity of {}: {found:?}", sandbox.id) };
+        assert_eq!(identity.access_token, sandbox.envd_access_token);
+        identity.clone()
+    });
+    assert_ne!(own[0].entropy, own[1].entropy);
+    assert!(own[0].machine_id.is_some() && own[0].machine_id != own[1].machine_id);
+    assert_eq!(taken.len(), 2, "the guests were nobody before");
+    let status = bench.waiting(0, 2).await;
+    assert_eq!((status.hits, status.prepared_hits, status.misses), (0, 2, 0));
+    let usage = bench.runtime.capacity().usage;
+    assert_eq!((usage.active.sessions, usage.warm.sessions), (2, 2));
+    for sandbox in sandboxes {
+        bench.runtime.pause(&sandbox.id).await.unwrap();
+        bench.runtime.resume(&sandbox.id, Duration::from_secs(60)).await.unwrap();
+    }
+    assert_eq!(bench.runtime.pool().prepared_hits, 2, "a resume is no create of a template");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_warm_session_is_taken_before_a_prepared_engine() {
+    let bench = Bench::with_prepared(9, Depth { min: 1, max: 1 }, 1).await;
+    bench.waiting(1, 1).await;
+    bench.create().await;
+    let status = bench.waiting(1, 1).await;
+    assert_eq!((status.hits, status.prepared_hits), (1, 0));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_prepared_engine_that_dies_is_replaced_and_never_handed_out() {
+    let bench = Bench::with_prepared(9, Depth::NONE, 1).await;
+    bench.waiting(0, 1).await;
+    let dead = bench.engine.live_dirs();
+    assert!(bench.engine.crash(&dead[0]));
+    bench.create().await;
+    let status = bench.until("another is made", |status| status.refills >= 2).await;
+    assert_eq!((status.lost, status.failed_claims), (1, 0), "its end was seen before its claim");
+    assert!(!bench.engine.live_dirs().contains(&dead[0]));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_prepared_engine_that_cannot_be_loaded_is_discarded_and_the_create_is_restored() {
+    for fault in [Fault::Refuse, Fault::Crash] {
+        for point in [Point::Load, Point::Resume] {
+            let bench = Bench::with_prepared(9, Depth::NONE, 1).await;
+            bench.waiting(0, 1).await;
+            bench.engine.inject(point, fault);
+            let sandbox = bench.create().await;
+            let status = bench.waiting(0, 1).await;
+            assert_eq!((status.prepared_hits, status.failed_claims), (0, 1), "{point:?} {fault:?}");
+            assert!(bench.taken().iter().any(|(_, identity)| identity.sandbox_id == sandbox.id.as_str()));
+            assert_eq!(bench.engine.live(), 2, "the failed one is gone");
+            bench.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_engine_that_hangs_at_its_claim_leaves_nothing_when_the_create_is_given_up() {
+    let bench = Bench::with_prepared(9, Depth::NONE, 1).await;
+    bench.waiting(0, 1).await;
+    bench.engine.inject(Point::Load, Fault::Hang);
+    let create = bench.runtime.create(CreateSandbox::from_template("base"));
+    let hanging = async {
+        while bench.engine.faults() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        created = create => panic!("a load that hangs ended: {created:?}"),
+        () = hanging => {}
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn active_work_ends_prepared_engines_before_warm_sessions() {
+    let bench = Bench::with_prepared(3, Depth { min: 1, max: 1 }, 1).await;
+    bench.waiting(1, 1).await;
+    let usage = bench.runtime.capacity().usage;
+    assert_eq!((usage.active.sessions, usage.warm.sessions), (0, 2));
+    let sandbox = bench.create().await;
+    bench.waiting(1, 1).await;
+    let forks = bench.runtime.fork(&sandbox.id, 1, Duration::from_secs(60)).await.unwrap();
+    assert!(forks.iter().all(Result::is_ok), "{forks:?}");
+    let status = bench.runtime.pool();
+    let shelf = status.templates.values().next().unwrap();
+    assert_eq!((shelf.ready, shelf.prepared, status.evictions), (1, 0, 1));
+    let usage = bench.runtime.capacity().usage;
+    assert_eq!((usage.active.sessions, usage.warm.sessions, bench.engine.live()), (2, 1, 3));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_warm_session_is_made_in_the_room_of_a_prepared_engine() {
+    let bench = Bench::with_prepared(2, Depth { min: 0, max: 1 }, 2).await;
+    bench.waiting(0, 2).await;
+    let sandbox = bench.create().await;
+    // It was demanded once, so from now on a session is kept warm, and the host has room for no engine besides.
+    let status = bench.waiting(1, 0).await;
+    assert_eq!((status.prepared_hits, status.retired, status.evictions, status.failed_refills), (1, 1, 0, 0));
+    let usage = bench.runtime.capacity().usage;
+    assert_eq!((usage.active.sessions, usage.warm.sessions, bench.engine.live()), (1, 1, 2));
+    bench.runtime.kill(&sandbox.id).await.unwrap();
+    bench.stop().await;
+}
+
+#[test]
+fn a_restarted_server_ends_the_engines_that_waited() {
+    let tokio = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = tokio();
+    let bench = first.block_on(async {
+        let bench = Bench::with_prepared(9, Depth::NONE, 2).await;
+        bench.waiting(0, 2).await;
+        bench
+    });
+    // As `kill -9` does.
+    std::mem::forget(first);
+    let Bench { runtime, engine, taken, dir } = bench;
+    std::mem::forget(runtime);
+    fs_err::remove_file(dir.path().join("state/lock")).unwrap();
+    assert_eq!(engine.live(), 2);
+    tokio().block_on(async {
+        let config = config(dir.path(), NEVER, Depth::NONE);
+        let runtime = Runtime::open(config, Arc::new(engine.clone())).await.unwrap();
+        assert_eq!(engine.live(), 0, "nobody takes over what has no guest");
         Bench { runtime, engine, taken, dir }.stop().await;
     });
 }

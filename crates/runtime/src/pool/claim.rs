@@ -1,11 +1,11 @@
-//! A create: by claiming a warm session where there is one, else by restoring the template.
+//! A create: by claiming a warm session or a prepared engine where there is one, else by restoring the template.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Warm, WarmPool};
+use super::{Staging, Waiting, WarmPool};
 use crate::{
     capacity::ActiveSessionReservation,
     core::Core,
@@ -13,7 +13,7 @@ use crate::{
     metrics::Timing,
     owner::chain,
     restore::{self, LaunchTimings, SnapshotRestoreReport, SnapshotRestoreRequest},
-    session::Session,
+    session::{Session, Staged},
 };
 
 /// Counts a create that is being restored, for as long as it lives: making warm sessions yields to it.
@@ -34,7 +34,7 @@ impl Drop for Creating<'_> {
 }
 
 /// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch. A
-/// warm session's capacity is its own, so there is none to wait for.
+/// claimed session's capacity is its own, so there is none to wait for.
 ///
 /// Cancel-safe, as [`restore::restore`] is.
 pub(crate) async fn create(
@@ -44,17 +44,17 @@ pub(crate) async fn create(
     let _creating = Creating::new(&core.pool);
     let begun = Instant::now();
     let request = restore::check(request, &core.gates).await?;
-    if let Some(warm) = core.pool.claim(&request).await {
+    if let Some(waiting) = core.pool.claim(&request).await {
         let checks = begun.elapsed();
-        match become_sandbox(warm, &request).await {
+        let is_warm = matches!(waiting.what, Staging::Warm(_));
+        match become_sandbox(waiting, &request).await {
             Ok((session, reservation, launch)) => {
-                core.pool.state().counters.hits += 1;
-                core.metrics.observe(Timing::WarmPoolCheckout, begun.elapsed());
+                count_hit(core, is_warm, begun);
                 return Ok(SnapshotRestoreReport { session, reservation, checks, admission: Duration::ZERO, launch });
             }
             Err(error) => {
                 core.pool.state().counters.failed_claims += 1;
-                tracing::warn!(error = chain(&error), "a warm session could not be claimed; restoring instead");
+                tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
             }
         }
     }
@@ -63,25 +63,41 @@ pub(crate) async fn create(
     Ok(report)
 }
 
-/// Lets a warm machine run, as the sandbox of the request. One that fails is gone when this returns.
-async fn become_sandbox(
-    warm: Warm,
-    request: &SnapshotRestoreRequest,
-) -> Result<(Session, ActiveSessionReservation, LaunchTimings), LaunchError> {
-    let Warm { session, reservation } = warm;
-    // In this order, so that a drop ends the machine before its capacity returns.
-    let reservation = reservation.promote();
-    let mut session = session;
-    match renew(&mut session, request).await {
-        Ok(timings) => Ok((session, reservation, timings)),
-        Err(error) => {
-            session.end().await;
-            drop(reservation);
-            Err(error)
-        }
-    }
+fn count_hit(core: &Core, is_warm: bool, begun: Instant) {
+    let mut state = core.pool.state();
+    let (hits, timing) = if is_warm {
+        (&mut state.counters.hits, Timing::WarmPoolCheckout)
+    } else {
+        // A restore as any other, the first half of which was done before.
+        (&mut state.counters.prepared_hits, Timing::WarmSnapshotRestore)
+    };
+    *hits += 1;
+    drop(state);
+    core.metrics.observe(timing, begun.elapsed());
 }
 
+/// Lets what waited run, as the sandbox of the request. One that fails is gone when this returns.
+async fn become_sandbox(
+    waiting: Waiting,
+    request: &SnapshotRestoreRequest,
+) -> Result<(Session, ActiveSessionReservation, LaunchTimings), LaunchError> {
+    let Waiting { what, reservation } = waiting;
+    // In this order, so that a drop ends the machine before its capacity returns.
+    let reservation = reservation.promote();
+    let (session, timings) = match what {
+        Staging::Prepared(staged) => start(*staged, request).await?,
+        Staging::Warm(mut session) => match renew(&mut session, request).await {
+            Ok(timings) => (*session, timings),
+            Err(error) => {
+                session.end().await;
+                return Err(error);
+            }
+        },
+    };
+    Ok((session, reservation, timings))
+}
+
+/// A warm session becomes the sandbox's.
 async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Result<LaunchTimings, LaunchError> {
     let begun = Instant::now();
     // Before the machine runs: a sandbox without internet never has any.
@@ -93,4 +109,17 @@ async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Resul
     let begun = Instant::now();
     let first_answer = session.take_identity(request.identity.clone()).await.map_err(LaunchError::Agent)?;
     Ok(LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() })
+}
+
+/// A prepared engine gets the sandbox's guest.
+async fn start(mut staged: Staged, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
+    let begun = Instant::now();
+    // Before there is a guest: a sandbox without internet never has any.
+    if let Err(error) = staged.link.set_internet(&request.internet).await {
+        staged.end().await;
+        return Err(LaunchError::Network(error));
+    }
+    let staging = begun.elapsed();
+    let (session, timings) = staged.start(&request.identity).await?;
+    Ok((session, LaunchTimings { staging, ..timings }))
 }

@@ -1,4 +1,4 @@
-//! Making warm sessions, and watching over each until it is claimed or ends.
+//! Making warm sessions and prepared engines, and watching over each until it is claimed or ends.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -6,9 +6,10 @@ use firkin_engine::{Exit, MachineError};
 use firkin_wire::control;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Order, Step, Warm, WarmPool};
+use super::{Order, Stage, Staging, Step, Waiting, WarmPool};
 use crate::{
     admission::WarmAdmissionError,
+    capacity::{ResourceBudget, WarmSessionReservation},
     command::{self, CommandError, GuestCommand},
     core::Core,
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
@@ -21,7 +22,7 @@ use crate::{
 /// A ready command that takes longer in a restored guest would not make a create faster.
 const WARM_UP_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why a warm session was not made. Nothing of it is left.
+/// Why a warm session or prepared engine was not made. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 enum RefillError {
     #[error("cannot read the template's artifact")]
@@ -34,6 +35,8 @@ enum RefillError {
     Admission(#[from] WarmAdmissionError),
     #[error("cannot launch a warm session")]
     Launch(#[source] LaunchError),
+    #[error("cannot prepare an engine")]
+    Prepare(#[source] LaunchError),
     #[error("the template's ready command did not end in a warm session")]
     WarmUp(#[source] CommandError),
     #[error("the template's ready command ended with status {0} in a warm session")]
@@ -52,6 +55,7 @@ impl RefillError {
             Self::Integrity(_)
             | Self::Check(_)
             | Self::Launch(_)
+            | Self::Prepare(_)
             | Self::WarmUp(_)
             | Self::NotReady(_)
             | Self::Stop(_)
@@ -60,7 +64,7 @@ impl RefillError {
     }
 }
 
-/// Keeps the pool as deep as it is wanted until the runtime stops, then ends every warm session.
+/// Keeps the pool as deep as it is wanted until the runtime stops, then ends all that waits.
 pub(crate) async fn keep(core: Arc<Core>) {
     let pool = Arc::clone(&core.pool);
     loop {
@@ -89,63 +93,75 @@ pub(crate) async fn keep(core: Arc<Core>) {
     pool.close();
 }
 
-/// One warm session's life.
+/// The life of one that waits.
 async fn tend(core: Arc<Core>, mut order: Order) {
     // Told last, whatever happens: whoever evicts waits for it.
     let _ended = order.ended.clone().drop_guard();
     let begun = Instant::now();
-    let warm = match make(&core, &mut order).await {
-        Ok(warm) => warm,
+    let waiting = match make(&core, &mut order).await {
+        Ok(waiting) => waiting,
         Err(error) => {
             if matches!(error, RefillError::GivenUp) {
                 return;
             }
-            let (template, reason, for_now) = (&order.template, chain(&error), error.is_want_of_room());
+            let (template, stage, reason, for_now) = (&order.template, order.stage, chain(&error), error.is_want_of_room());
             if for_now {
-                tracing::debug!(template, reason, "no room for a warm session");
+                tracing::debug!(template, ?stage, reason, "no room in the pool");
             } else {
-                tracing::warn!(template, reason, "cannot make a warm session");
+                tracing::warn!(template, ?stage, reason, "cannot refill the pool");
             }
-            core.pool.not_made(template, order.item, for_now, Instant::now());
+            core.pool.not_made(&order, for_now, Instant::now());
             return;
         }
     };
     let took_ms = begun.elapsed().as_millis();
-    tracing::debug!(template = order.template, took_ms, "a session is warm");
+    tracing::debug!(template = order.template, stage = ?order.stage, took_ms, "one more waits in the pool");
     core.pool.made(&order.template, order.item);
-    wait(&core.pool, order, warm).await;
+    wait(&core.pool, order, waiting).await;
 }
 
 /// Until it is claimed, not wanted any more, or dead.
-async fn wait(pool: &WarmPool, order: Order, mut warm: Warm) {
-    let Order { template, item, claimed, .. } = order;
+async fn wait(pool: &WarmPool, order: Order, mut waiting: Waiting) {
+    let Order { template, stage, item, claimed, .. } = order;
     tokio::select! {
+        // What is dead is not given to anybody: whoever claimed it meanwhile sees that it is gone.
         biased;
+        exit = waiting.died() => {
+            tracing::warn!(template, ?stage, ?exit, "what waited in the pool ended by itself");
+            pool.lost(&template, item);
+            waiting.end().await;
+        }
         claimed = claimed => match claimed {
             // Whoever claimed it may have gone away meanwhile.
-            Ok(claimant) => if let Err(unclaimed) = claimant.send(warm) {
+            Ok(claimant) => if let Err(unclaimed) = claimant.send(waiting) {
                 unclaimed.end().await;
             },
-            Err(_) => drop(warm.end().await),
+            Err(_) => drop(waiting.end().await),
         },
-        exit = warm.session.machine.wait() => {
-            tracing::warn!(template, ?exit, "the machine of a warm session ended");
-            pool.lost(&template, item);
-            warm.end().await;
-        }
     }
 }
 
-impl Warm {
-    /// Ends the session, and gives its capacity back after that.
+impl Waiting {
+    /// Ends when its machine or engine does. Cancel-safe.
+    async fn died(&mut self) -> Exit {
+        match &mut self.what {
+            Staging::Prepared(staged) => staged.died().await,
+            Staging::Warm(session) => session.machine.wait().await,
+        }
+    }
+
+    /// Ends it, and gives its capacity back after that.
     pub(super) async fn end(self) -> Exit {
-        let exit = self.session.end().await;
+        let exit = match self.what {
+            Staging::Prepared(staged) => staged.end().await,
+            Staging::Warm(session) => session.end().await,
+        };
         drop(self.reservation);
         exit
     }
 }
 
-async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Warm, RefillError> {
+async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillError> {
     let _pin = core.artifacts.pin(order.artifact.clone());
     let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
     let token = crate::random::hex::<32>();
@@ -157,37 +173,78 @@ async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Warm, RefillError> 
     };
     let request = restore::check(request, &core.gates).await.map_err(RefillError::Check)?;
     core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
-    let reservation = core.gates.admission.admit_warm(request.budget)?;
-    let launched = tokio::select! {
-        launched = core.launcher.launch(&request) => launched,
+    let reservation = reserve(core, order, request.budget).await?;
+    match order.stage {
+        Stage::Prepared => prepare(core, order, &request, reservation).await,
+        Stage::Warm => warm(core, order, &request, reservation).await,
+    }
+}
+
+/// Takes capacity for it. A warm session is worth a prepared engine, if that is all that is in its way.
+async fn reserve(core: &Core, order: &Order, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmAdmissionError> {
+    match core.gates.admission.admit_warm(budget) {
+        Err(WarmAdmissionError::Capacity(_))
+            if order.stage == Stage::Warm && core.pool.end_prepared(&order.template, &budget).await =>
+        {
+            core.gates.admission.admit_warm(budget)
+        }
+        decided => decided,
+    }
+}
+
+/// Stages the template, and leaves its engine waiting.
+async fn prepare(
+    core: &Core,
+    order: &mut Order,
+    request: &SnapshotRestoreRequest,
+    reservation: WarmSessionReservation,
+) -> Result<Waiting, RefillError> {
+    let staged = tokio::select! {
+        staged = core.launcher.stage(&request.artifact, &request.identity.sandbox_id, &request.internet) => staged,
         () = unwanted(&mut order.claimed) => return Err(RefillError::GivenUp),
     };
-    let (session, _) = launched.map_err(RefillError::Launch)?;
-    let mut warm = Warm { session, reservation };
+    let (staged, _) = staged.map_err(RefillError::Prepare)?;
+    Ok(Waiting { what: Staging::Prepared(Box::new(staged)), reservation })
+}
+
+/// Restores the template, warms its guest up and stops it.
+async fn warm(
+    core: &Core,
+    order: &mut Order,
+    request: &SnapshotRestoreRequest,
+    reservation: WarmSessionReservation,
+) -> Result<Waiting, RefillError> {
+    let launched = tokio::select! {
+        launched = core.launcher.launch(request) => launched,
+        () = unwanted(&mut order.claimed) => return Err(RefillError::GivenUp),
+    };
+    let (mut session, _) = launched.map_err(RefillError::Launch)?;
+    let token = request.identity.access_token.as_deref();
     let warmed = tokio::select! {
-        warmed = warm_up(&mut warm.session, order.warm_up.as_deref(), &token) => warmed,
+        warmed = warm_up(&mut session, order.warm_up.as_deref(), token) => warmed,
         () = unwanted(&mut order.claimed) => Err(RefillError::GivenUp),
     };
+    let waiting = Waiting { what: Staging::Warm(Box::new(session)), reservation };
     match warmed {
-        Ok(()) => Ok(warm),
+        Ok(()) => Ok(waiting),
         Err(error) => {
-            warm.end().await;
+            waiting.end().await;
             Err(error)
         }
     }
 }
 
 /// Ends when the pool has given an item up. One that is being made is claimed by nobody.
-async fn unwanted(claimed: &mut oneshot::Receiver<oneshot::Sender<Warm>>) {
+async fn unwanted(claimed: &mut oneshot::Receiver<oneshot::Sender<Waiting>>) {
     drop(claimed.await);
 }
 
 /// Runs the template's ready command, then stops the machine.
-async fn warm_up(session: &mut Session, ready: Option<&str>, token: &str) -> Result<(), RefillError> {
+async fn warm_up(session: &mut Session, ready: Option<&str>, token: Option<&str>) -> Result<(), RefillError> {
     if let Some(ready) = ready {
         let mut command = GuestCommand::new(ready);
         command.deadline = WARM_UP_DEADLINE;
-        let output = command::run(session.link.connector(), Some(token), &command).await.map_err(RefillError::WarmUp)?;
+        let output = command::run(session.link.connector(), token, &command).await.map_err(RefillError::WarmUp)?;
         if output.exit_code != 0 {
             return Err(RefillError::NotReady(output.exit_code));
         }

@@ -23,7 +23,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
 
 fn pool(depth: Depth) -> WarmPool {
     let state = Mutex::new(State { stale: true, ..State::default() });
-    WarmPool { config: WarmConfig { depth, ..WarmConfig::default() }, cpus: 8, state, changed: Notify::new() }
+    WarmPool { config: WarmConfig { depth, prepared: Some(0), ..WarmConfig::default() }, cpus: 8, state, changed: Notify::new() }
 }
 
 /// Makes whatever is planned at `now` and in the second after, and gives the makers' ends.
@@ -137,9 +137,9 @@ fn a_refill_that_fails_is_tried_again_ever_later() {
     let (mut pauses, mut now) = (Vec::new(), Instant::now());
     for _ in 0..12 {
         let Step::Make(order) = pool.plan(now) else { panic!("never tried again") };
-        pool.not_made("t", order.item, false, now);
+        pool.not_made(&order, false, now);
         let begun = now;
-        while pool.state().shelves["t"].retry_at.is_some_and(|at| at > now) {
+        while pool.state().shelves["t"].patience[&Stage::Warm].retry_at.is_some_and(|at| at > now) {
             let Step::WaitUntil(at) = pool.plan(now) else { panic!("tried again too early") };
             now = at;
         }
@@ -147,7 +147,8 @@ fn a_refill_that_fails_is_tried_again_ever_later() {
     }
     assert_eq!((pauses[0], pauses[1], pauses[2], pauses[11]), (1, 2, 4, 300));
     assert_eq!(pool.status().failed_refills, 12);
-    pool.not_made("t", 99, true, now);
+    let Step::Make(order) = pool.plan(now) else { panic!("never tried again") };
+    pool.not_made(&order, true, now);
     assert_eq!(pool.status().failed_refills, 12, "want of room is no failure");
 }
 
@@ -182,4 +183,74 @@ async fn the_least_valuable_session_is_evicted_and_its_end_is_waited_for() {
         matches!(pool.plan(Instant::now()), Step::WaitUntil(at) if at > Instant::now() + QUIET / 2),
         "no refill takes what was freed"
     );
+}
+
+fn stages(orders: &[Order]) -> Vec<(&str, Stage)> {
+    orders.iter().map(|order| (order.template.as_str(), order.stage)).collect()
+}
+
+#[test]
+fn engines_are_prepared_after_sessions_are_warm_and_without_them() {
+    let mut pool = pool(Depth { min: 3, max: 3 });
+    pool.config.prepared = None;
+    pool.config.templates = BTreeMap::from([("one".to_owned(), Depth::at_least(1)), ("none".to_owned(), Depth::NONE)]);
+    pool.config.prepared_templates = BTreeMap::from([("bare".to_owned(), 1)]);
+    pool.config.templates.insert("bare".to_owned(), Depth::NONE);
+    pool.reconcile(&[template("three", "a"), template("one", "b"), template("none", "c"), template("bare", "d")]);
+    let orders = fill(&pool, &mut Instant::now());
+    let made = stages(&orders);
+    let count = |of: (&str, Stage)| made.iter().filter(|made| **made == of).count();
+    assert_eq!([count(("three", Stage::Warm)), count(("one", Stage::Warm)), count(("bare", Stage::Warm))], [3, 1, 0]);
+    assert_eq!(
+        [count(("three", Stage::Prepared)), count(("one", Stage::Prepared)), count(("bare", Stage::Prepared))],
+        [2, 1, 1],
+        "as many as are always warm, at most two, unless it is said"
+    );
+    assert!(made[..4].iter().all(|(_, stage)| *stage == Stage::Warm), "{made:?}");
+    assert_eq!(pool.status().templates["three"], ShelfStatus { wanted: 3, ready: 3, prepared: 2, making: 0 });
+    assert_eq!(pool.status().templates.len(), 3);
+}
+
+#[test]
+fn a_template_that_cannot_be_warmed_up_is_prepared_all_the_same() {
+    let mut pool = pool(Depth { min: 1, max: 1 });
+    pool.config.prepared = Some(1);
+    pool.reconcile(&[template("t", "a")]);
+    let now = Instant::now();
+    let Step::Make(warm) = pool.plan(now) else { panic!("nothing is made") };
+    pool.not_made(&warm, false, now);
+    let Step::WaitUntil(at) = pool.plan(now) else { panic!("refills have no rate limit") };
+    let Step::Make(prepared) = pool.plan(at) else { panic!("nothing is prepared") };
+    assert_eq!((warm.stage, prepared.stage), (Stage::Warm, Stage::Prepared));
+}
+
+#[tokio::test]
+async fn prepared_engines_are_evicted_before_any_warm_session() {
+    let mut pool = pool(Depth { min: 1, max: 1 });
+    pool.config.prepared = Some(1);
+    pool.reconcile(&[template("t", "a"), template("u", "b")]);
+    let mut orders = fill(&pool, &mut Instant::now());
+    assert_eq!(orders.len(), 4);
+    let mut evicted = Vec::new();
+    while let Some(item) = pool.take_least(Instant::now()) {
+        evicted.push(item.stage);
+    }
+    assert_eq!(evicted, [Stage::Prepared, Stage::Prepared, Stage::Warm, Stage::Warm]);
+    assert!(orders.iter_mut().all(|order| matches!(order.claimed.try_recv(), Err(oneshot::error::TryRecvError::Closed))));
+}
+
+#[tokio::test]
+async fn a_warm_session_takes_the_room_of_a_prepared_engine_that_is_large_enough() {
+    let mut pool = pool(Depth::NONE);
+    pool.config.prepared = Some(1);
+    pool.reconcile(&[template("t", "a"), template("u", "b")]);
+    let orders = fill(&pool, &mut Instant::now());
+    orders.iter().for_each(|order| order.ended.cancel());
+    let has = template("t", "a").budget;
+    assert!(!pool.end_prepared("u", &ResourceBudget { memory_mib: has.memory_mib + 1, ..has }).await, "it would not help");
+    assert!(pool.end_prepared("u", &has).await);
+    assert_eq!(pool.status().templates["u"].prepared, 0, "of the same template, if there is one");
+    assert!(pool.end_prepared("u", &has).await);
+    assert!(!pool.end_prepared("u", &has).await);
+    assert_eq!((pool.status().retired, pool.status().evictions), (2, 0));
 }
