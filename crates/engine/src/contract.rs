@@ -35,8 +35,8 @@ pub trait Harness: Send + Sync {
     /// A new empty directory to write a snapshot into.
     async fn snapshot_dir(&self) -> PathBuf;
 
-    /// Speaks to the guest behind a control connection.
-    fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest>;
+    /// Speaks to the guest of this instance, behind its control connection.
+    fn guest(&self, stream: Box<dyn ControlStream>, instance: &Path) -> Box<dyn Guest>;
 
     /// Ends the engine of this instance, process `pid` if it has one, as a fault of it would.
     async fn crash(&self, pid: Option<u32>, instance: &Path);
@@ -57,7 +57,7 @@ pub trait Guest: Send {
     /// The number that it keeps.
     async fn recall(&mut self) -> u64;
 
-    /// Makes it write to its root disk and wait until that is done.
+    /// Makes it write what it had not to its root disk, and wait until that is done.
     async fn write_disk(&mut self);
 
     /// Makes it power off.
@@ -133,7 +133,8 @@ impl Instance {
     }
 
     async fn guest(&mut self, harness: &dyn Harness) -> Box<dyn Guest> {
-        let mut guest = harness.guest(self.machine.control().await.expect("a live machine has a control channel"));
+        let stream = self.machine.control().await.expect("a live machine has a control channel");
+        let mut guest = harness.guest(stream, &self.dir);
         guest.ready().await;
         guest
     }

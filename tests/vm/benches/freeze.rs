@@ -40,7 +40,7 @@ async fn main() {
     let (dir, mut disk) = (spec.dir.clone(), spec.root_disk.clone());
     let mut machine = harness.engine.restore(spec).await.unwrap();
     machine.resume().await.unwrap();
-    harness.guest(machine.control().await.unwrap()).ready().await;
+    harness.guest(machine.control().await.unwrap(), &dir).ready().await;
 
     let mut freezes = Vec::new();
     for n in 0..CUTS {
@@ -83,9 +83,9 @@ async fn main() {
 
 async fn template(harness: &QemuHarness) -> Snapshot {
     let spec = harness.boot_spec().await;
-    let (memory, disk) = (spec.memory_file.clone(), spec.root_disk.clone());
+    let (dir, memory, disk) = (spec.dir.clone(), spec.memory_file.clone(), spec.root_disk.clone());
     let mut machine = harness.engine.boot(spec).await.unwrap();
-    harness.guest(machine.control().await.unwrap()).ready().await;
+    harness.guest(machine.control().await.unwrap(), &dir).ready().await;
     machine.pause().await.unwrap();
     let out = harness.snapshot_dir().await;
     machine.snapshot(&out).await.unwrap();

@@ -1,18 +1,22 @@
 //! The engine contract's harness for real QEMU: the product's own kernel, agent and root file system, under throw-away users.
 
 use std::{
+    collections::BTreeMap,
     os::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootSpec, ControlStream, Engine, Machine, RestoreSpec, Shape, Slot,
+    BootSpec, ControlStream, Engine, RestoreSpec, Shape, Slot,
     contract::{Guest, Harness, Snapshot},
     qcow2,
     qemu::{
@@ -21,14 +25,14 @@ use firkin_engine::{
     },
 };
 use firkin_image::{Cache, GuestKernel, base_rootfs, guest_kernel, initramfs};
-use firkin_runtime::network::open_tap;
 use firkin_wire::control::{Answer, Call, Decoder, Identity, Request, Response, encode};
 use nix::{
-    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::{Pid, getuid},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::guest_link::{guest_network, namespace, write_file};
 
 /// The size of every machine here.
 pub const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 512 };
@@ -98,6 +102,8 @@ pub struct QemuHarness {
     dir: tempfile::TempDir,
     first_uid: u32,
     next: AtomicU32,
+    /// Network namespace of each instance, by its directory.
+    networks: Mutex<BTreeMap<PathBuf, Arc<OwnedFd>>>,
 }
 
 impl QemuHarness {
@@ -126,7 +132,7 @@ impl QemuHarness {
         eprintln!("engine: {} with {}", engine.fingerprint().version, engine.fingerprint().acceleration);
         let dir = tempfile::Builder::new().prefix("firkin-engine-").tempdir().expect("a directory");
         fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("machines may enter it");
-        Self { engine, files, dir, first_uid: first_uid(), next: AtomicU32::new(0) }
+        Self { engine, files, dir, first_uid: first_uid(), next: AtomicU32::new(0), networks: Mutex::default() }
     }
 
     /// A directory for an instance, and its user.
@@ -136,6 +142,13 @@ impl QemuHarness {
         fs_err::create_dir(&path).expect("a directory");
         chown(&path, uid);
         (path, uid)
+    }
+
+    fn slot(&self, instance: &Path, uid: u32) -> Slot {
+        let (netns, tap) = namespace().expect("a namespace with a tap");
+        let ours = Arc::new(netns.try_clone().expect("a descriptor is duplicated"));
+        self.networks.lock().expect("no panic").insert(instance.to_path_buf(), ours);
+        Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
     }
 
     fn overlay(&self, dir: &Path, uid: u32, backing: &Path, format: qcow2::Format) -> PathBuf {
@@ -168,17 +181,6 @@ fn chown(path: &Path, uid: u32) {
     std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("root gives files away");
 }
 
-/// A namespace with a tap in it, and nothing on the other side.
-fn slot(uid: u32) -> Slot {
-    let prepare = || -> std::io::Result<(OwnedFd, OwnedFd)> {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        let tap = open_tap("tap0")?;
-        Ok((fs_err::File::open("/proc/thread-self/ns/net")?.into_parts().0.into(), tap))
-    };
-    let (netns, tap) = std::thread::spawn(prepare).join().expect("no panic").expect("a namespace with a tap");
-    Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
-}
-
 #[async_trait]
 impl Harness for QemuHarness {
     fn engine(&self) -> &dyn Engine {
@@ -190,9 +192,9 @@ impl Harness for QemuHarness {
         BootSpec {
             root_disk: self.overlay(&dir, uid, &self.files.rootfs, qcow2::Format::Raw),
             memory_file: dir.join("memory"),
+            slot: self.slot(&dir, uid),
             dir,
             shape: SHAPE,
-            slot: slot(uid),
             kernel: self.files.kernel.clone(),
             initrd: self.files.initrd.clone(),
             cmdline: String::new(),
@@ -205,9 +207,9 @@ impl Harness for QemuHarness {
         let (dir, uid) = self.instance();
         RestoreSpec {
             root_disk: self.overlay(&dir, uid, &snapshot.disk, qcow2::Format::Qcow2),
+            slot: self.slot(&dir, uid),
             dir,
             shape: SHAPE,
-            slot: slot(uid),
             memory: snapshot.memory.clone(),
             memory_diff: snapshot.memory_diff.clone(),
             state: snapshot.state.clone(),
@@ -224,8 +226,9 @@ impl Harness for QemuHarness {
         path
     }
 
-    fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest> {
-        Box::new(AgentGuest { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0 })
+    fn guest(&self, stream: Box<dyn ControlStream>, instance: &Path) -> Box<dyn Guest> {
+        let network = self.networks.lock().expect("no panic").get(instance).cloned();
+        Box::new(AgentGuest { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0, network })
     }
 
     async fn crash(&self, pid: Option<u32>, _instance: &Path) {
@@ -244,12 +247,14 @@ fn rand_id() -> u64 {
     u64::from(CONNECTIONS.fetch_add(1, Ordering::Relaxed)) << 32
 }
 
-/// The real agent. The number that it remembers is its epoch, and what it writes to disk is its machine id.
+/// The real agent. The number that it remembers is its epoch, and what it writes to disk is a file that envd is given.
 struct AgentGuest {
     stream: Box<dyn ControlStream>,
     decoder: Decoder,
     last_id: u64,
     epoch: u64,
+    /// Absent: another process made the instance.
+    network: Option<Arc<OwnedFd>>,
 }
 
 impl AgentGuest {
@@ -289,7 +294,7 @@ impl AgentGuest {
             entropy: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
             realtime_ns: 1_800_000_000_000_000_000,
             machine_id: Some(format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch))),
-            network: None,
+            network: Some(guest_network()),
             env: std::collections::BTreeMap::new(),
             access_token: None,
             default_user: None,
@@ -326,6 +331,11 @@ impl Guest for AgentGuest {
 
     async fn write_disk(&mut self) {
         self.resume(self.epoch).await;
+        let network = self.network.clone().expect("this process made the instance");
+        // What is in it is new each time: a page that is clean is not written.
+        let content = rand_id().to_be_bytes();
+        let written = tokio::task::spawn_blocking(move || write_file(&network, "/root/written", &content)).await;
+        written.expect("no panic").expect("envd writes a file");
         let answer = self.call(Call::Sync).await.expect("the agent answers");
         assert!(matches!(answer, Answer::Done), "{answer:?}");
     }

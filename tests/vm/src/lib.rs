@@ -1,3 +1,4 @@
 //! What the tests with real virtual machines share.
 
 pub mod engine_qemu;
+pub mod guest_link;

@@ -72,7 +72,7 @@ async fn a_machine_outlives_its_server() {
     server.wait().unwrap();
 
     let mut machine = harness.engine.adopt(&dir).await.unwrap();
-    let mut guest = harness.guest(machine.control().await.unwrap());
+    let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
     guest.ready().await;
     assert_eq!(guest.recall().await, 77, "its guest did not notice");
     machine.pause().await.unwrap();
@@ -91,7 +91,7 @@ async fn a_server_that_will_be_killed() {
     let spec = harness.boot_spec().await;
     let dir = spec.dir.clone();
     let mut machine = harness.engine.boot(spec).await.unwrap();
-    let mut guest = harness.guest(machine.control().await.unwrap());
+    let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
     guest.ready().await;
     guest.remember(77).await;
     fs_err::write(told.with_extension("new"), dir.to_str().unwrap()).unwrap();

@@ -134,7 +134,7 @@ impl Harness for FakeHarness {
         self.fresh()
     }
 
-    fn guest(&self, stream: Box<dyn ControlStream>) -> Box<dyn Guest> {
+    fn guest(&self, stream: Box<dyn ControlStream>, _instance: &Path) -> Box<dyn Guest> {
         Box::new(LineGuest(BufStream::new(stream)))
     }
 
@@ -195,7 +195,7 @@ async fn a_paused_guest_answers_once_it_runs() {
     let harness = FakeHarness::new();
     let template = harness.template().await;
     let mut machine = harness.running(&template).await;
-    let mut guest = harness.guest(machine.control().await.unwrap());
+    let mut guest = harness.guest(machine.control().await.unwrap(), Path::new(""));
     guest.remember(5).await;
     machine.pause().await.unwrap();
     let recalled = tokio::spawn(async move { guest.recall().await });
