@@ -187,6 +187,28 @@ def test_forks_go_on_each_for_itself(spawn):
         assert clock_error_s(fork) < CLOCK_SLACK_S
 
 
+def test_programs_of_the_image_learn_of_each_life_before_users_do(spawn):
+    sandbox = spawn()
+    hook = "#!/bin/sh\necho $FIRKIN_EPOCH $E2B_SANDBOX_ID $(cat /run/firkin/epoch) >> /var/lives\n"
+    sandbox.files.write("/etc/firkin/resumed.d/50-tell", hook, user="root")
+    sandbox.files.write("/etc/firkin/resumed.d/10-fails", "#!/bin/sh\nexit 1\n", user="root")
+    sandbox.commands.run("chmod +x /etc/firkin/resumed.d/*", user="root")
+    sandbox.pause()
+    sandbox.connect(timeout=600)
+    (fork,) = sandbox.fork()
+    spawn.adopt(fork)
+
+    def lives(member) -> list[list[str]]:
+        return [line.split() for line in member.files.read("/var/lives").splitlines()]
+
+    for member, count in [(sandbox, 1), (fork, 2)]:
+        own = lives(member)
+        assert len(own) == count
+        epoch, sandbox_id, in_file = own[-1]
+        assert sandbox_id == member.sandbox_id
+        assert epoch == in_file == member.files.read("/run/firkin/epoch").strip()
+
+
 def test_forks_share_no_files_with_each_other(spawn):
     sandbox = spawn()
     sandbox.files.write("/home/user/file", "source")

@@ -6,6 +6,7 @@
 mod disk;
 mod entropy;
 mod files;
+mod hooks;
 mod network;
 mod port;
 mod resume;
@@ -20,6 +21,7 @@ use crate::{
     envd::{Meter, State},
     init::power,
     logging,
+    reaper::Reaper,
 };
 
 /// Why the channel cannot be served.
@@ -49,10 +51,10 @@ pub(crate) enum ControlError {
 }
 
 /// Opens the port and serves it from a thread of its own.
-pub(crate) fn start(state: State) -> Result<(), ControlError> {
+pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
     let port = Port::open()?;
     let files = files::Files::bind().map_err(ControlError::Files)?;
-    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files) };
+    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files, reaper) };
     let run = move || {
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.

@@ -1,7 +1,7 @@
 //! Becoming a sandbox: everything that two clones of one snapshot must not share, in the order that keeps user code from seeing
 //! the old self.
 //!
-//! Random bytes come first, because every later step might draw some. Nothing is spawned and nothing unchanged is written: under
+//! Random bytes come first, because every later step might draw some. Nothing is spawned but the image's own hooks, and nothing unchanged is written: under
 //! emulation this path is the latency of a create.
 
 use std::{io, time::Duration};
@@ -16,9 +16,13 @@ use nix::{
 use super::{
     entropy::{self, SEED_BYTES},
     files::Files,
+    hooks,
     network::{self, NetworkError},
 };
-use crate::envd::{Settings, State, sandbox_env};
+use crate::{
+    envd::{Settings, State, sandbox_env},
+    reaper::Reaper,
+};
 
 /// Name length that `sethostname(2)` takes.
 const MAX_HOST_NAME: usize = 64;
@@ -66,12 +70,13 @@ pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
     files: Files,
+    reaper: Reaper,
 }
 
 impl Current {
     /// Nobody, before the first epoch.
-    pub(super) fn new(files: Files) -> Self {
-        Self { epoch: 0, network: None, files }
+    pub(super) fn new(files: Files, reaper: Reaper) -> Self {
+        Self { epoch: 0, network: None, files, reaper }
     }
 
     /// The highest epoch given; 0 before the first.
@@ -81,10 +86,12 @@ impl Current {
 
     /// Takes the identity; all of it is in force on return. Answers how far the clock was behind, in nanoseconds.
     ///
-    /// An equal epoch is a repetition after a lost answer and is carried out again, without cutting connections.
+    /// An equal epoch is a repetition, after a lost answer or for the clock's sake, and is carried out again without cutting
+    /// connections and without the image's hooks, which have run.
     pub(super) fn resume(&mut self, identity: &Identity, state: &State) -> Result<i64, ResumeError> {
         let seed = check(identity, self.epoch)?;
-        if identity.epoch > self.epoch {
+        let new_life = identity.epoch > self.epoch;
+        if new_life {
             state.begin_era();
         }
         self.epoch = identity.epoch;
@@ -102,6 +109,9 @@ impl Current {
             default_workdir: identity.default_workdir.clone(),
             env: sandbox_env(&identity.sandbox_id, &identity.template_id, &identity.env),
         });
+        if new_life {
+            hooks::run(identity, &self.reaper);
+        }
         Ok(clock_behind_ns)
     }
 }
@@ -135,6 +145,7 @@ fn write_files(identity: &Identity, files: &Files) -> io::Result<()> {
     let name = &identity.sandbox_id;
     files.hostname.put(&format!("{name}\n"))?;
     files.hosts.put(&hosts(name))?;
+    files.epoch.put(&format!("{}\n", identity.epoch))?;
     if let Some(id) = &identity.machine_id {
         files.machine_id.put(&format!("{id}\n"))?;
     }

@@ -72,7 +72,7 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     let reaper = Reaper::start().map_err(BootError::Reaper)?;
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
-    control::start(state.clone())?;
+    control::start(state.clone(), reaper.clone())?;
     let routes = {
         let _guard = runtime.enter();
         interpret(&state, &reaper);
