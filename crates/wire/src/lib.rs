@@ -2,6 +2,7 @@
 //!
 //! Definitions only. Nothing here opens a file or a socket, so both the static guest binary and the host link it.
 
+pub mod builds;
 pub mod control;
 pub mod envd;
 pub mod rest;

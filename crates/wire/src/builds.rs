@@ -1,0 +1,225 @@
+//! Bodies of E2B's API for template builds. In requests, what is not known is kept apart, so that it can be counted.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::rest::{BuildStatus, Unknown};
+
+/// `POST /v3/templates`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestBuild {
+    /// `name` or `name:tag`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What older clients call the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Further tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Vec<String>>,
+    /// Virtual CPUs.
+    #[serde(rename = "cpuCount", default, skip_serializing_if = "Option::is_none")]
+    pub cpu_count: Option<i64>,
+    /// Memory, MiB.
+    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    /// Free disk that sandboxes must have at least, MiB.
+    #[serde(rename = "minFreeDiskMb", default, skip_serializing_if = "Option::is_none")]
+    pub min_free_disk_mb: Option<i64>,
+    /// Not looked at: there is one team.
+    #[serde(rename = "teamID", default, skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<String>,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestedBuild {
+    /// The template that the build becomes.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// UUID.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// Whether other teams may use it.
+    pub public: bool,
+    /// Names with the team.
+    pub names: Vec<String>,
+    /// Tags of this build.
+    pub tags: Vec<String>,
+    /// Names without the team.
+    pub aliases: Vec<String>,
+}
+
+/// `GET /templates/{id}/files/{hash}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileUpload {
+    /// Whether the files are there already.
+    pub present: bool,
+    /// Where to `PUT` them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Headers to send with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<BTreeMap<String, String>>,
+}
+
+/// `POST /v2/templates/{id}/builds/{build}`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StartBuild {
+    /// Image to stand on.
+    #[serde(rename = "fromImage", default, skip_serializing_if = "Option::is_none")]
+    pub from_image: Option<String>,
+    /// Template to stand on.
+    #[serde(rename = "fromTemplate", default, skip_serializing_if = "Option::is_none")]
+    pub from_template: Option<String>,
+    /// How to log in to the image's registry.
+    #[serde(rename = "fromImageRegistry", default, skip_serializing_if = "Option::is_none")]
+    pub from_image_registry: Option<Registry>,
+    /// Whether every step is carried out although its result is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+    /// In order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<Step>>,
+    /// Left running in the template.
+    #[serde(rename = "startCmd", default, skip_serializing_if = "Option::is_none")]
+    pub start_cmd: Option<String>,
+    /// Exits 0 when that is ready.
+    #[serde(rename = "readyCmd", default, skip_serializing_if = "Option::is_none")]
+    pub ready_cmd: Option<String>,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// One step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// `RUN`, `COPY`, `WORKDIR`, `USER`, `ENV`, or an alias.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// By kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// Names uploaded files.
+    #[serde(rename = "filesHash", default, skip_serializing_if = "Option::is_none")]
+    pub files_hash: Option<String>,
+    /// Whether this and what follows are carried out although their result is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+}
+
+/// How to log in to a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Registry {
+    /// By name and password.
+    Registry {
+        /// Name.
+        username: String,
+        /// Password or token.
+        password: String,
+    },
+    /// Amazon's, by keys.
+    Aws {
+        /// Region of the registry.
+        #[serde(rename = "awsRegion")]
+        region: String,
+    },
+    /// Google's, by a service account.
+    Gcp {
+        /// Its key file.
+        #[serde(rename = "serviceAccountJson")]
+        service_account: String,
+    },
+}
+
+/// `GET /templates/{id}/builds/{build}/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildInfo {
+    /// What older clients read: the messages alone.
+    pub logs: Vec<String>,
+    /// What has been said from the offset on.
+    #[serde(rename = "logEntries")]
+    pub log_entries: Vec<BuildLogEntry>,
+    /// The template.
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    /// The build.
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// How far it has come.
+    pub status: BuildStatus,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<BuildReason>,
+}
+
+/// Why a build failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildReason {
+    /// In words.
+    pub message: String,
+    /// `base`, a number from 1, or `finalize`.
+    pub step: String,
+    /// The last that this step said.
+    #[serde(rename = "logEntries")]
+    pub log_entries: Vec<BuildLogEntry>,
+}
+
+/// One entry of a build's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLogEntry {
+    /// When.
+    pub timestamp: Timestamp,
+    /// What.
+    pub message: String,
+    /// How grave.
+    pub level: LogLevel,
+    /// In which step.
+    pub step: String,
+}
+
+/// How grave something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// For those who look for a cause.
+    Debug,
+    /// What goes on.
+    Info,
+    /// Doubtful.
+    Warn,
+    /// Wrong.
+    Error,
+}
+
+/// `GET /templates/{id}/builds/{build}/logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLogs {
+    /// A part of the log.
+    pub logs: Vec<BuildLogEntry>,
+}
+
+/// `PATCH /templates/{id}`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateTemplate {
+    /// Whether other teams may use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public: Option<bool>,
+    /// What was not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The answer to `PATCH /v2/templates/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdatedTemplate {
+    /// Full names of the template.
+    pub names: Vec<String>,
+}
