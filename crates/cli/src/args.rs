@@ -6,8 +6,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use firkin_image::oci::registry::MirrorError;
 
-use crate::promises::CapacityArgs;
+use crate::{images::ImageSettings, promises::CapacityArgs};
 
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]
@@ -77,6 +78,19 @@ pub(crate) struct ServeArgs {
     pub(crate) on_exit: Option<OnExit>,
     #[command(flatten)]
     pub(crate) capacity: CapacityArgs,
+    #[command(flatten)]
+    pub(crate) images: ImageArgs,
+}
+
+/// Where images come from that templates are built on.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ImageArgs {
+    /// Ask this host for images of a registry [default registry: docker.io]; may be repeated
+    #[arg(long, value_name = "[REGISTRY=]HOST[:PORT]", value_parser = mirror)]
+    pub(crate) registry_mirror: Vec<String>,
+    /// Image that this host's own root image stands for, beside e2bdev/base; may be repeated
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) own_image: Vec<String>,
 }
 
 /// How guest instructions are executed.
@@ -431,6 +445,10 @@ pub(crate) struct RemoveArgs {
 
 /// More warm sandboxes than network slots cannot be.
 const MAX_WARM: u32 = 1024;
+
+fn mirror(text: &str) -> Result<String, MirrorError> {
+    ImageSettings::parse(&[text.to_owned()], &[]).map(|_| text.to_owned())
+}
 
 fn warm(text: &str) -> Result<Warm, String> {
     let (template, count) = match text.rsplit_once('=') {

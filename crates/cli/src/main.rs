@@ -9,6 +9,7 @@ mod command;
 mod envd;
 mod failure;
 mod host;
+mod images;
 mod output;
 mod progress;
 mod promises;

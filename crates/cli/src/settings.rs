@@ -11,6 +11,7 @@ use std::{
 use firkin_runtime::pool::{Depth, WarmConfig};
 
 use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm};
+use crate::images::ImageSettings;
 use crate::promises::Promises;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
@@ -133,6 +134,8 @@ pub(crate) struct Settings {
     pub(crate) on_exit: OnExit,
     /// What of the host is promised to sandboxes.
     pub(crate) promises: Promises,
+    /// Where images come from that templates are built on.
+    pub(crate) images: ImageSettings,
 }
 
 impl Settings {
@@ -170,6 +173,7 @@ impl Settings {
             Accel::Tcg => options += " --accel tcg",
         }
         options += &self.promises.options();
+        options += &self.images.options();
         options
     }
 }
@@ -215,6 +219,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         promises: Promises::resolve(&serve.capacity),
+        images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
+            .expect("each mirror was understood when it was read from the command line"),
     }
 }
 

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use connectrpc::client::{BoxFuture, CallOptions, ClientBody, ClientConfig, ClientTransport};
 use firkin_wire::envd::process::{
-    __buffa::oneof::process_event::{Event, data_event::Output as Data},
+    __buffa::{
+        oneof::process_event::{Event, data_event::Output as Data},
+        view::StartResponseView,
+    },
     ProcessClient, ProcessConfig, StartRequest, StartResponse,
 };
 use http::{HeaderValue, Request, Response, header};
@@ -102,10 +105,46 @@ pub(crate) async fn run(
     token: Option<&str>,
     command: &GuestCommand,
 ) -> Result<CommandOutput, CommandError> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut running = start(connector, token, command, Some(command.deadline)).await?;
+    let exit_code = running
+        .end(&mut |stream, bytes| match stream {
+            OutputStream::Stdout => keep(&mut stdout, bytes),
+            OutputStream::Stderr => keep(&mut stderr, bytes),
+        })
+        .await?;
+    Ok(CommandOutput { exit_code, stdout, stderr })
+}
+
+/// Where a command wrote something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+/// Takes output as it comes.
+pub(crate) type OnOutput<'a> = &'a mut (dyn FnMut(OutputStream, &[u8]) + Send);
+
+/// A command that has been started. Dropped, it goes on in the guest and nobody hears of it.
+pub(crate) struct Running {
+    stream: connectrpc::client::ServerStream<Incoming, StartResponseView<'static>>,
+}
+
+/// Starts a command. Without a deadline it may run for ever; that of `command` is not looked at.
+pub(crate) async fn start(
+    connector: Connector,
+    token: Option<&str>,
+    command: &GuestCommand,
+    deadline: Option<Duration>,
+) -> Result<Running, CommandError> {
     use base64::Engine as _;
     let uri = http::Uri::from_static("http://localhost");
     let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri));
-    let mut options = CallOptions::default().with_timeout(command.deadline);
+    let mut options = CallOptions::default();
+    if let Some(deadline) = deadline {
+        options = options.with_timeout(deadline);
+    }
     if let Some(user) = &command.user {
         let credentials = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));
         options = options.with_header("authorization", format!("Basic {credentials}"));
@@ -125,24 +164,26 @@ pub(crate) async fn run(
         stdin: Some(false),
         ..Default::default()
     };
-    let mut stream = client.start_with_options(request, options).await.map_err(rpc)?;
-    let mut output = CommandOutput { exit_code: -1, stdout: Vec::new(), stderr: Vec::new() };
-    while let Some(message) = stream.message::<StartResponse>().await.map_err(rpc)? {
-        let Some(event) = message.to_owned_message().event.into_option().and_then(|e| e.event) else { continue };
-        match event {
-            Event::Data(data) => match data.output {
-                Some(Data::Stdout(bytes)) => keep(&mut output.stdout, &bytes),
-                Some(Data::Stderr(bytes) | Data::Pty(bytes)) => keep(&mut output.stderr, &bytes),
-                None => {}
-            },
-            Event::End(end) => {
-                output.exit_code = end.exit_code;
-                return Ok(output);
+    Ok(Running { stream: client.start_with_options(request, options).await.map_err(rpc)? })
+}
+
+impl Running {
+    /// Its exit status, once it has ended. Cancel-safe: what was not waited for can be waited for again.
+    pub(crate) async fn end(&mut self, output: OnOutput<'_>) -> Result<i32, CommandError> {
+        while let Some(message) = self.stream.message::<StartResponse>().await.map_err(rpc)? {
+            let Some(event) = message.to_owned_message().event.into_option().and_then(|e| e.event) else { continue };
+            match event {
+                Event::Data(data) => match data.output {
+                    Some(Data::Stdout(bytes)) => output(OutputStream::Stdout, &bytes),
+                    Some(Data::Stderr(bytes) | Data::Pty(bytes)) => output(OutputStream::Stderr, &bytes),
+                    None => {}
+                },
+                Event::End(end) => return Ok(end.exit_code),
+                Event::Start(_) | Event::Keepalive(_) => {}
             }
-            Event::Start(_) | Event::Keepalive(_) => {}
         }
+        Err(CommandError::Cut)
     }
-    Err(CommandError::Cut)
 }
 
 fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {

@@ -5,6 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 use serde::Serialize;
 
 use crate::{
+    build::images::{ImageSource, OwnImage},
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
     link::NetworkChoice,
@@ -33,6 +34,8 @@ pub struct RuntimeConfig {
     pub network: NetworkChoice,
     /// What template builds start from.
     pub guest: GuestSystem,
+    /// Where container images come from that builds start from.
+    pub images: Arc<dyn ImageSource>,
 }
 
 impl RuntimeConfig {
@@ -47,6 +50,7 @@ impl RuntimeConfig {
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
             network,
+            images: Arc::new(OwnImage(guest.root())),
             guest,
         }
     }
@@ -124,7 +128,7 @@ pub struct RootDisk {
 
 impl GuestSystem {
     /// The root image of templates that name no other.
-    pub(crate) fn root(&self) -> RootDisk {
+    pub fn root(&self) -> RootDisk {
         RootDisk { path: self.rootfs.clone(), digest: self.rootfs_digest.clone(), bytes: self.rootfs_bytes }
     }
 }

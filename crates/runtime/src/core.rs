@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
+    build::{Builds, Files},
     config::RuntimeConfig,
     history::History,
     link::Links,
@@ -34,7 +35,10 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pool: Arc<WarmPool>,
-    /// One task per sandbox and per warm session, the pool's keeper, and the collector.
+    pub(crate) builds: Builds,
+    /// What clients bring for builds.
+    pub(crate) files: Files,
+    /// One task per sandbox, per warm session and per build, the pool's keeper, and the collector.
     pub(crate) tasks: TaskTracker,
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
@@ -60,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) gates: RestoreGates,
     pub(crate) launcher: EngineLauncher,
     pub(crate) pool: Arc<WarmPool>,
+    pub(crate) files: Files,
     pub(crate) api_keys: Vec<blake3::Hash>,
     pub(crate) lock: StateLock,
 }
@@ -70,6 +75,8 @@ impl Core {
             secrets: Secrets::of(&parts.config.state_dir),
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
             pool: parts.pool,
+            builds: Builds::default(),
+            files: parts.files,
             config: parts.config,
             store: parts.store,
             artifacts: parts.gates.artifacts.clone(),
@@ -124,6 +131,7 @@ impl Core {
         let artifacts = self.artifacts.clone();
         let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
         let mut keep: Vec<String> = self.store.templates().await?.into_iter().map(|t| t.artifact).collect();
+        keep.extend(self.store.layers().await?.into_iter().map(|layer| layer.artifact));
         let mut layers = Vec::new();
         for sandbox in self.store.sandboxes().await? {
             match sandbox.phase {

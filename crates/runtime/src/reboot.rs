@@ -68,7 +68,7 @@ async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::template::R
     cut.map(|()| booted)
 }
 
-fn disk_of(artifact: &Artifact) -> qcow2::Backing {
+pub(crate) fn disk_of(artifact: &Artifact) -> qcow2::Backing {
     match artifact.layers.last() {
         Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
         None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },

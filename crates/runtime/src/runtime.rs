@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::Admission,
     artifact::ArtifactStore,
+    build::{self, Files},
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
@@ -116,6 +117,7 @@ impl Runtime {
         let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
         let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
         let artifacts = ArtifactStore::open(&config.state_dir).map_err(directory)?;
+        let files = Files::open(&config.state_dir).map_err(directory)?;
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent));
@@ -130,8 +132,9 @@ impl Runtime {
             },
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
-        let core = Core::new(Parts { config, store, gates, launcher, pool, api_keys, lock });
+        let core = Core::new(Parts { config, store, gates, launcher, pool, files, api_keys, lock });
         sweep::take_over(&core).await?;
+        build::recover(&core).await.map_err(OpenError::Store)?;
         core.collect();
         core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
         // Not before: what an earlier server kept warm has been swept by now.
@@ -162,6 +165,10 @@ impl Runtime {
             }
         });
         Ok(created)
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, NoSuchSandbox> {
@@ -286,6 +293,7 @@ impl Runtime {
             made_from: Some(source.record.template_id.clone()),
             recipe: None,
             warm_up: None,
+            setup: source.record.setup(),
             names: names.into_iter().collect(),
         };
         self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
@@ -453,10 +461,9 @@ impl Runtime {
         Ok(templates)
     }
 
-    /// A template or snapshot by id, name, or `name:tag`.
+    /// A template or snapshot by id, name, or `name:tag`. A name without a tag that nothing stands for is the newest of that name.
     pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        let reference = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
-        Ok(self.core.store.template(reference.to_owned()).await?.as_ref().map(template::show))
+        Ok(build::family_member(&self.core, reference).await?.as_ref().map(template::show))
     }
 
     /// Boots, prepares and snapshots a template.
@@ -484,19 +491,28 @@ impl Runtime {
     }
 
     /// Deletes a template or a snapshot. Refused while a sandbox that was created from it exists, running or paused, and while a
-    /// snapshot stands on its memory. A create that is under way succeeds, from what is then gone.
+    /// snapshot stands on its memory. A create that is under way succeeds, from what is then gone; a build that is, ends.
     pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
         let templates = self.core.store.templates().await.map_err(DeleteError::Store)?;
-        let found = self.core.store.template(reference.to_owned()).await.map_err(DeleteError::Store)?;
-        let template = found.ok_or_else(|| DeleteError::NotFound(reference.to_owned()))?;
+        let found = build::family_member(&self.core, reference).await.map_err(DeleteError::Store)?;
+        let Some(template) = found else {
+            let had_builds = build::cancel_all(&self.core, reference).await.map_err(DeleteError::Store)?;
+            return if had_builds { Ok(()) } else { Err(DeleteError::NotFound(reference.to_owned())) };
+        };
         let sandboxes = self.core.store.sandboxes().await.map_err(DeleteError::Store)?;
-        // An artifact that cannot be read holds nothing.
-        let base_of = |artifact: &str| self.core.artifacts.load(artifact).ok().map(|loaded| memory_base(&loaded.manifest));
+        let shared = build::keeps(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
+        // An artifact that cannot be read holds nothing, and one that builds stand on is not this template's alone.
+        let base_of = |artifact: &str| {
+            let loaded = self.core.artifacts.load(artifact).ok().filter(|_| !shared)?;
+            Some(memory_base(&loaded.manifest))
+        };
         let users = dependents::of(&template, &sandboxes, &templates, base_of);
         if !users.is_empty() {
             return Err(DeleteError::InUse { template: reference.to_owned(), users });
         }
+        build::cancel_all(&self.core, &template.id).await.map_err(DeleteError::Store)?;
         self.core.store.delete_template(template.id).await.map_err(DeleteError::Store)?;
+        build::drop_artifact(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
         self.core.pool.templates_changed();
         self.core.collect();
         Ok(())
@@ -607,6 +623,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
         traffic_token: spec.ingress.private.then(access_token),
         epoch,
         forked_from: None,
+        defaults: template.setup.defaults.clone(),
         // Until it runs; the restore replaces it before anyone can see it.
         phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None, memory: Memory::Kept }),
         spec,

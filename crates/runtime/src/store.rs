@@ -11,11 +11,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    build::{Defaults, Setup},
     capacity::ResourceBudget,
     error::StoreError,
     runtime::TEAM,
     sandbox::{CreateSandbox, Memory, SandboxId},
 };
+
+mod builds;
+
+pub(crate) use builds::LayerRecord;
 
 /// Version of the schema, in SQLite's `user_version`.
 const SCHEMA: i64 = 1;
@@ -50,6 +55,9 @@ pub(crate) struct SandboxRecord {
     /// The sandbox that it is a fork of. Absent in records of earlier servers.
     #[serde(default)]
     pub(crate) forked_from: Option<SandboxId>,
+    /// What its template's build left as defaults for commands. Absent in records of earlier servers.
+    #[serde(default)]
+    pub(crate) defaults: Defaults,
     pub(crate) phase: RecordedPhase,
 }
 
@@ -93,6 +101,11 @@ fn kept() -> Memory {
 }
 
 impl SandboxRecord {
+    /// What a snapshot of it passes on.
+    pub(crate) fn setup(&self) -> Setup {
+        Setup { defaults: self.defaults.clone(), ..Setup::default() }
+    }
+
     /// The name of its machine's directory, if it has one.
     pub(crate) fn instance(&self) -> &str {
         match &self.phase {
@@ -123,6 +136,9 @@ pub(crate) struct TemplateRecord {
     /// What runs once in every warm session: the template's ready command. Absent for snapshots and in older records.
     #[serde(default)]
     pub(crate) warm_up: Option<String>,
+    /// What its build left. Absent in records of earlier servers.
+    #[serde(default)]
+    pub(crate) setup: Setup,
     /// `name:tag`, each unique in the whole database.
     pub(crate) names: Vec<String>,
 }
@@ -369,5 +385,6 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         SCHEMA => {}
         found => return Err(StoreError::Schema { found, known: SCHEMA }),
     }
+    builds::create_tables(&connection)?;
     Ok(connection)
 }

@@ -6,10 +6,10 @@
 use crate::{error::TagError, runtime::TEAM, store::Store, template::valid_name};
 
 /// The tag that a name without one means. It cannot be removed: the template would have no name.
-const DEFAULT: &str = "default";
+pub(crate) const DEFAULT: &str = "default";
 
 /// Tags in one request.
-const MAX_TAGS: usize = 64;
+pub(crate) const MAX_TAGS: usize = 64;
 
 /// Longest tag.
 const MAX_TAG_BYTES: usize = 128;
@@ -70,7 +70,7 @@ fn names(base: &str, tags: &[String]) -> Result<Vec<String>, TagError> {
 }
 
 /// Lower-case letters, digits, `-`, `_` and `.`, and not the form of a build's id.
-fn valid_tag(tag: &str) -> bool {
+pub(crate) fn valid_tag(tag: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
     let is_uuid = tag.len() == 36 && tag.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
     (1..=MAX_TAG_BYTES).contains(&tag.len()) && tag.bytes().all(allowed) && !is_uuid

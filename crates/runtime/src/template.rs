@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
+    build::Setup,
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     config::RootDisk,
@@ -53,6 +54,8 @@ pub struct TemplateInfo {
     pub last_spawned_at: Option<Timestamp>,
     /// The sandbox that it is a snapshot of; absent for a template.
     pub snapshot_of: Option<SandboxId>,
+    /// Whether it is marked as public. There is one team, so that changes nothing.
+    pub public: bool,
 }
 
 /// What to build.
@@ -167,7 +170,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
 }
 
 /// The identity of a template: nobody in particular, without a token.
-fn nobody() -> control::Identity {
+pub(crate) fn nobody() -> control::Identity {
     use base64::Engine as _;
     control::Identity {
         epoch: TEMPLATE_EPOCH,
@@ -284,6 +287,8 @@ async fn record(
     let pin = core.artifacts.pin(artifact.manifest.id.clone());
     let name = format!("{}:default", build.name);
     let earlier = core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
+    let public = earlier.as_ref().is_some_and(|e| e.setup.public);
+    let setup = Setup { public, start: build.start.clone(), ready: build.ready.clone(), ..Setup::default() };
     let record = TemplateRecord {
         // A rebuilt template keeps its id: those who name it by id get the new build, like those who name it by name.
         id: earlier.as_ref().map_or_else(|| crate::random::alphanumeric(20), |e| e.id.clone()),
@@ -298,6 +303,7 @@ async fn record(
         made_from: None,
         recipe: Some(recipe(core, &build)),
         warm_up: build.ready,
+        setup,
         names: vec![name],
     };
     core.store.put_template(record.clone()).await.map_err(BuildError::Store)?;
@@ -328,5 +334,6 @@ pub(crate) fn show(record: &TemplateRecord) -> TemplateInfo {
         spawn_count: record.spawn_count,
         last_spawned_at: record.last_spawned_at,
         snapshot_of: record.snapshot_of.clone(),
+        public: record.setup.public,
     }
 }

@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::Accel,
     failure::{Advise as _, advised},
+    images::Images,
     progress::Progress,
     serverfile::{self, Https, ServerFile, Target},
     settings::{Settings, Tls},
@@ -150,7 +151,13 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
+    let images = Arc::new(Images {
+        cache: Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?,
+        settings: settings.images.clone(),
+        own: guest.root(),
+    });
     let config = RuntimeConfig {
+        images,
         capacity: capacity(&state_dir, settings.promises.overcommit)?,
         admission: settings.promises.admission.clone(),
         disk_floor_mib: settings.promises.disk_floor_mib,

@@ -170,6 +170,9 @@ async fn boot_or_restore(
 /// Who the guest of this record is: fresh entropy always, a new machine id when the sandbox is new.
 pub(super) fn identity(record: &SandboxRecord, fresh: bool) -> control::Identity {
     use base64::Engine as _;
+    // What the creator says stands above what the template's build said.
+    let mut env = record.defaults.env.clone();
+    env.extend(record.spec.env.clone());
     control::Identity {
         epoch: record.epoch,
         sandbox_id: record.id.to_string(),
@@ -178,9 +181,9 @@ pub(super) fn identity(record: &SandboxRecord, fresh: bool) -> control::Identity
         realtime_ns: crate::session::realtime_ns(),
         machine_id: fresh.then(crate::random::hex::<16>),
         network: None,
-        env: record.spec.env.clone(),
+        env,
         access_token: record.access_token.clone(),
-        default_user: None,
-        default_workdir: None,
+        default_user: record.defaults.user.clone(),
+        default_workdir: record.defaults.workdir.clone(),
     }
 }

@@ -17,6 +17,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
         made_from: None,
         recipe: None,
         warm_up: None,
+        setup: crate::build::Setup::default(),
         names: vec![format!("{id}:default")],
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -117,6 +120,17 @@ pub(crate) struct Host {
     pub(crate) engine: FakeEngine,
     guests: Guests,
     dir: tempfile::TempDir,
+    /// Ports of guests that are others of the host.
+    ports: BTreeMap<u16, u16>,
+}
+
+/// What stands for envd in every guest: it is called and says nothing, for ever.
+pub(crate) struct SilentEnvd(Arc<AtomicBool>);
+
+impl SilentEnvd {
+    pub(crate) fn was_called(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Host {
@@ -128,7 +142,24 @@ impl Host {
         for name in ["kernel", "initrd", "rootfs"] {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
         }
-        Self { engine, guests, dir }
+        Self { engine, guests, dir, ports: BTreeMap::new() }
+    }
+
+    /// The same, with an envd in its guests that never answers.
+    pub(crate) fn with_silent_envd() -> (Self, SilentEnvd) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ports = BTreeMap::from([(49983, listener.local_addr().unwrap().port())]);
+        let called = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&called);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming() {
+                seen.store(true, Ordering::SeqCst);
+                open.push(stream);
+            }
+        });
+        (Self { ports, ..Self::new() }, SilentEnvd(called))
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -147,7 +178,7 @@ impl Host {
             rootfs_digest: "r".into(),
             rootfs_bytes: 1 << 20,
         };
-        let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::Loopback, guest);
+        let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::LoopbackPorts(self.ports.clone()), guest);
         RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), ..defaults }
     }
 

@@ -1,0 +1,135 @@
+//! Where container images come from that templates are built on: registries, by way of mirrors; and this host's own root image,
+//! under the name that E2B's SDKs build on by default.
+//!
+//! A mirror that has an image of that name is believed. Without one, or without a mirror, the own root image is what the name
+//! stands for here: it holds what the SDKs expect of it, and needs no network.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use firkin_image::{
+    Cache,
+    oci::{
+        self, ImageError as OciError,
+        registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
+    },
+};
+use firkin_runtime::{
+    build::images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, SDK_BASE_IMAGE, same_image},
+    config::RootDisk,
+    template::Report,
+};
+
+/// The registry of references that name none.
+const HUB: &str = "docker.io";
+
+/// Where images are looked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ImageSettings {
+    /// Registries that are asked at another address.
+    pub(crate) mirrors: Mirrors,
+    /// As they were given.
+    given: Vec<String>,
+    /// Further names of the host's own root image.
+    pub(crate) own: Vec<String>,
+}
+
+impl ImageSettings {
+    /// Understands `[REGISTRY=]HOST[:PORT]` each; without a registry, Docker's.
+    pub(crate) fn parse(mirrors: &[String], own: &[String]) -> Result<Self, MirrorError> {
+        let whole: Vec<String> =
+            mirrors.iter().map(|text| if text.contains('=') { text.clone() } else { format!("{HUB}={text}") }).collect();
+        let parsed = Mirrors::parse(whole.iter().map(String::as_str))?;
+        Ok(Self { mirrors: parsed, given: mirrors.to_vec(), own: own.to_vec() })
+    }
+
+    /// The options that make another server of ours find the same images.
+    pub(crate) fn options(&self) -> String {
+        let mirrors = self.given.iter().map(|mirror| format!(" --registry-mirror {mirror}"));
+        mirrors.chain(self.own.iter().map(|own| format!(" --own-image {own}"))).collect()
+    }
+}
+
+/// The images of one host.
+#[derive(Debug)]
+pub(crate) struct Images {
+    pub(crate) cache: Cache,
+    pub(crate) settings: ImageSettings,
+    pub(crate) own: RootDisk,
+}
+
+/// AWS gives a registry's password only for a signed request to another of its services.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "logging in with AWS keys is not supported: get a password with `aws ecr get-login-password` and give user `AWS` with it"
+)]
+struct AwsLogin;
+
+impl Images {
+    async fn pull(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
+        let failed = |source| ImageError { reference: request.reference.clone(), source };
+        let credentials = match &request.login {
+            None => None,
+            Some(RegistryLogin::Password { username, password }) => {
+                Some(Credentials { username: username.clone(), password: password.clone() })
+            }
+            Some(RegistryLogin::Aws) => return Err(failed(Box::new(AwsLogin))),
+        };
+        let source = OciSource { reference: request.reference.clone(), credentials, mirrors: self.settings.mirrors.clone() };
+        let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
+        let image = oci::image(&self.cache, &source, self.own.bytes, &told).await;
+        let image = image.map_err(|error| failed(Box::new(error) as _))?;
+        let env = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+        Ok(BuildImage {
+            root: RootDisk { path: image.root.path, digest: image.root.digest, bytes: image.root.virtual_bytes },
+            provisioned: false,
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        })
+    }
+
+    fn own(&self) -> BuildImage {
+        BuildImage { root: self.own.clone(), provisioned: true, env: BTreeMap::new() }
+    }
+}
+
+#[async_trait]
+impl ImageSource for Images {
+    async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
+        if self.settings.own.iter().any(|own| same_image(own, &request.reference)) {
+            return Ok(self.own());
+        }
+        if !same_image(&request.reference, SDK_BASE_IMAGE) {
+            return self.pull(request, report).await;
+        }
+        if self.settings.given.is_empty() {
+            return Ok(self.own());
+        }
+        match self.pull(request, report).await {
+            Err(error) if has_none(&error) => {
+                report("the mirror does not have it: this host's own root image stands for it");
+                Ok(self.own())
+            }
+            result => result,
+        }
+    }
+}
+
+/// Whether a registry answered that it has no such image, or did not answer.
+fn has_none(error: &ImageError) -> bool {
+    matches!(error.source.downcast_ref::<OciError>(), Some(OciError::Pull(PullError::Manifest { .. })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_without_a_registry_is_the_hubs() {
+        let short = ImageSettings::parse(&["127.0.0.1:5000".to_owned()], &[]).unwrap();
+        let long = ImageSettings::parse(&["docker.io=127.0.0.1:5000".to_owned()], &[]).unwrap();
+        assert_eq!(short.mirrors, long.mirrors);
+        assert!(ImageSettings::parse(&["http://127.0.0.1:5000".to_owned()], &[]).is_err());
+        let given = ImageSettings::parse(&["m".to_owned()], &["ubuntu:22.04".to_owned()]).unwrap();
+        assert_eq!(given.options(), " --registry-mirror m --own-image ubuntu:22.04");
+    }
+}

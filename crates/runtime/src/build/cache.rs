@@ -1,0 +1,128 @@
+//! States between steps, by the content of all that led to them. A build goes on from the deepest one that it finds.
+//!
+//! Not every step gets a state of its own: each costs a cut and lengthens the disk's chain. A state is kept of a prepared source, of
+//! the end of all steps, and between steps whenever enough work has been done that it is worth more than a cut.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{StepSpec, context::Defaults};
+use crate::{
+    artifact::{Artifact, MemoryMember, Pin},
+    core::Core,
+    error::StoreError,
+    restore::check_compatible,
+    store::LayerRecord,
+};
+
+/// Work that is worth a state of its own: several times what a cut takes on an emulated guest.
+pub(super) const WORTH: Duration = Duration::from_secs(8);
+
+/// States of one build between its steps, however long they take: each is one layer more on the disk's chain.
+pub(super) const MAX_PER_BUILD: usize = 6;
+
+/// States that are kept. What was not gone on from for the longest time goes first.
+const MAX_LAYERS: usize = 64;
+
+/// The digest of whatever something is made of.
+pub(super) fn key(parts: &impl Serialize) -> String {
+    let text = serde_json::to_vec(parts).expect("strings and numbers serialise");
+    blake3::hash(&text).to_hex().to_string()
+}
+
+/// The key after a step, given that before it.
+pub(super) fn after(before: &str, step: &StepSpec) -> String {
+    key(&(before, step.kind.to_uppercase(), &step.args, &step.files_hash))
+}
+
+/// A state that a build can go on from.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) context: Defaults,
+    pub(super) artifact: Artifact,
+    /// Keeps it until it is on record that somebody stands on it.
+    pub(super) pin: Pin,
+}
+
+/// The state of this key, if it is there and this host can go on from it. Counts as use.
+pub(super) async fn find(core: &Core, key: &str) -> Result<Option<Found>, StoreError> {
+    let Some(mut record) = core.store.layer(key.to_owned()).await? else { return Ok(None) };
+    // Pinned before it is looked at: what is there then stays.
+    let pin = core.artifacts.pin(record.artifact.clone());
+    let usable = |artifact: &Artifact| {
+        artifact.manifest.memory != MemoryMember::Absent && check_compatible(&artifact.manifest, &core.gates.engine).is_ok()
+    };
+    let loaded = core.artifacts.load(&record.artifact).ok().filter(|_| core.artifacts.is_usable(&record.artifact));
+    let Some(artifact) = loaded.filter(usable) else {
+        core.store.delete_layers(vec![key.to_owned()]).await?;
+        return Ok(None);
+    };
+    record.used_at = Timestamp::now();
+    core.store.put_layer(record.clone()).await?;
+    Ok(Some(Found { context: record.context, artifact, pin }))
+}
+
+/// Keeps a state. Its artifact must be pinned until this returns.
+pub(super) async fn keep(core: &Core, key: String, artifact: &str, context: Defaults) -> Result<(), StoreError> {
+    core.store.put_layer(LayerRecord { key, artifact: artifact.to_owned(), context, used_at: Timestamp::now() }).await
+}
+
+/// Lets go what is too much, or everything when the disk is short.
+pub(super) async fn trim(core: &Core) -> Result<(), StoreError> {
+    let keep = if core.gates.disk.check().is_ok() { MAX_LAYERS } else { 0 };
+    let mut layers = core.store.layers().await?;
+    if layers.len() <= keep {
+        return Ok(());
+    }
+    layers.sort_by_key(|layer| layer.used_at);
+    layers.truncate(layers.len() - keep);
+    core.store.delete_layers(layers.into_iter().map(|layer| layer.key).collect()).await?;
+    core.collect();
+    Ok(())
+}
+
+/// Lets go the states between steps that are what a template was: it is deleted, and its room is wanted back. Prepared sources
+/// stay: others stand on them.
+pub(crate) async fn drop_artifact(core: &Core, artifact: &str) -> Result<(), StoreError> {
+    if core.artifacts.load(artifact).is_ok_and(|found| found.manifest.memory == MemoryMember::Full) {
+        return Ok(());
+    }
+    let layers = core.store.layers().await?;
+    let keys = layers.into_iter().filter(|layer| layer.artifact == artifact).map(|layer| layer.key).collect();
+    core.store.delete_layers(keys).await
+}
+
+/// Whether an artifact is kept here too. Then a template that is no more than it holds nobody.
+pub(crate) async fn keeps(core: &Core, artifact: &str) -> Result<bool, StoreError> {
+    Ok(core.store.layers().await?.iter().any(|layer| layer.artifact == artifact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_everything_apart_that_leads_to_another_state() {
+        let step = |kind: &str, args: &[&str], files: Option<&str>| StepSpec {
+            kind: kind.to_owned(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            files_hash: files.map(str::to_owned),
+            force: false,
+        };
+        let keys = [
+            after("a", &step("RUN", &["x"], None)),
+            after("b", &step("RUN", &["x"], None)),
+            after("a", &step("RUN", &["x", "root"], None)),
+            after("a", &step("RUN", &["x root"], None)),
+            after("a", &step("COPY", &["x"], None)),
+            after("a", &step("COPY", &["x"], Some("h"))),
+        ];
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[..index].contains(key), "{index}");
+        }
+        let forced = StepSpec { force: true, ..step("run", &["x"], None) };
+        assert_eq!(after("a", &forced), keys[0], "whether it is forced changes nothing of the result");
+    }
+}

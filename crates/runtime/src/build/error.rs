@@ -1,0 +1,239 @@
+//! Why a build was not taken, and why one that was taken failed. Sources carry the causes; a client is told the whole chain.
+
+use std::path::PathBuf;
+
+use firkin_engine::MachineError;
+
+use super::images::ImageError;
+use crate::{
+    command::CommandError,
+    error::{AgentError, BootError, DiskPressure, IntegrityError, PublishError, SnapshotRestoreError, StoreError},
+};
+
+/// Why no place was made for a build.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Not a name.
+    #[error("`{0}` is not a template name: it must be lower-case letters, digits, `-` and `_`, and may have `:tag`")]
+    Name(String),
+    /// Not a tag.
+    #[error("`{0}` is not a tag: it must be lower-case letters, digits, `-`, `_` and `.`, and not a build's id")]
+    Tag(String),
+    /// Too many tags.
+    #[error("a build cannot have more than {max} tags")]
+    Tags {
+        /// The most.
+        max: usize,
+    },
+    /// No processor.
+    #[error("CPU count must be at least 1")]
+    FewCpus,
+    /// Too many processors.
+    #[error("CPU count must be at most {max}")]
+    ManyCpus {
+        /// The most.
+        max: i64,
+    },
+    /// Three processors, for instance.
+    #[error("CPU count must be 1 or an even number")]
+    OddCpus,
+    /// Too little memory.
+    #[error("Memory must be at least {min_mib} MiB")]
+    LittleMemory {
+        /// The least.
+        min_mib: i64,
+    },
+    /// Half of a page table's worth, for instance.
+    #[error("Memory must be divisible by 2")]
+    OddMemory,
+    /// More memory than the host gives to sandboxes.
+    #[error("Memory can't be higher than {max_mib} MiB")]
+    MuchMemory {
+        /// What the host gives.
+        max_mib: u64,
+    },
+    /// The store failed.
+    #[error("cannot record the build")]
+    Store(#[source] StoreError),
+}
+
+/// Why a build cannot be found or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NoBuild {
+    /// Nothing has this id.
+    #[error("build '{build}' of template '{template}' not found")]
+    NotFound {
+        /// The template that was named.
+        template: String,
+        /// The build that was named.
+        build: String,
+    },
+    /// It was started before.
+    #[error("build '{0}' has been started already")]
+    Started(String),
+    /// The server is going away.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The store failed.
+    #[error("cannot record the build")]
+    Store(#[source] StoreError),
+}
+
+/// Why a file was not received.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// Not a digest.
+    #[error("`{0}` is not a SHA-256 digest in lower-case hexadecimal")]
+    Hash(String),
+    /// More than is taken.
+    #[error("the files are more than {max} bytes")]
+    TooLarge {
+        /// The most.
+        max: u64,
+    },
+    /// It cannot be stored.
+    #[error("cannot store the files of a build in `{}`", path.display())]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The disk is too full.
+    #[error("the disk is too full for files of a build")]
+    DiskPressure(#[source] DiskPressure),
+}
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildFailure {
+    /// Its image is not to be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its template is not there.
+    #[error("template '{0}' not found")]
+    NoTemplate(String),
+    /// Its template, or a state that it was to go on from, is damaged.
+    #[error("cannot use artifact `{artifact}`")]
+    Artifact {
+        /// Which.
+        artifact: String,
+        /// Why.
+        #[source]
+        source: IntegrityError,
+    },
+    /// The disk has less free space than the floor.
+    #[error("the disk is too full for a template build")]
+    DiskPressure(#[source] DiskPressure),
+    /// The host has no room, or the machine was not restored.
+    #[error("cannot start the machine of the build")]
+    Restore(#[source] SnapshotRestoreError),
+    /// The source does not boot.
+    #[error("cannot boot the source of the build")]
+    Boot(#[source] BootError),
+    /// The image is not one that a sandbox can be made of.
+    #[error("cannot make a sandbox of the image: {0}")]
+    Provision(String),
+    /// A step is not understood.
+    #[error("cannot understand {kind} {args:?}: {reason}")]
+    Malformed {
+        /// Its kind.
+        kind: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A command failed.
+    #[error("failed to run command '{command}'")]
+    Command {
+        /// As it was asked for.
+        command: String,
+        /// Why.
+        #[source]
+        source: CommandFailed,
+    },
+    /// A step that is not a command of the user failed.
+    #[error("cannot {what}")]
+    Step {
+        /// What could not be done.
+        what: String,
+        /// Why.
+        #[source]
+        source: CommandFailed,
+    },
+    /// The files of a step are not those that it needs.
+    #[error("cannot copy '{src}'")]
+    Copy {
+        /// What was to be copied.
+        src: String,
+        /// Why.
+        #[source]
+        source: super::copy::CopyError,
+    },
+    /// Files were not brought into the guest.
+    #[error("cannot bring files into the guest")]
+    Transfer(#[source] std::io::Error),
+    /// The start command ended with a failure before the template was ready.
+    #[error("the start command failed")]
+    Start(#[source] CommandFailed),
+    /// The template was not ready in time.
+    #[error("the template was not ready within {} s", deadline.as_secs())]
+    NotReady {
+        /// The deadline.
+        deadline: std::time::Duration,
+        /// The last answer of the ready command.
+        #[source]
+        source: CommandFailed,
+    },
+    /// The guest did not answer.
+    #[error("the guest of the build did not answer")]
+    Guest(#[source] AgentError),
+    /// The machine could not be cut.
+    #[error("the machine of the build could not be cut")]
+    Machine(#[source] MachineError),
+    /// The artifact could not be written.
+    #[error("the result of the build could not be written")]
+    Publish(#[source] PublishError),
+    /// The store failed.
+    #[error("cannot record the build")]
+    Store(#[source] StoreError),
+    /// Its template was deleted meanwhile.
+    #[error("the build was cancelled")]
+    Cancelled,
+    /// The server stopped.
+    #[error("the server stopped before the build ended; build it again")]
+    Stopping,
+}
+
+/// Why a command in a guest did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandFailed {
+    /// It ended with another status than 0.
+    #[error("command failed: exit status {0}")]
+    Exit(i32),
+    /// It said why.
+    #[error("{0}")]
+    Said(String),
+    /// envd refused it.
+    #[error("command failed: {code}: {message}")]
+    Refused {
+        /// The code, e.g. `unauthenticated`.
+        code: String,
+        /// envd's words.
+        message: String,
+    },
+    /// It has no end.
+    #[error("command failed")]
+    Broken(#[source] CommandError),
+}
+
+impl From<CommandError> for CommandFailed {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Rpc { code, message } => Self::Refused { code, message },
+            other @ (CommandError::NotFound(_) | CommandError::Cut) => Self::Broken(other),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Files that clients bring for `COPY`: kept by the digest that the client names them with, for as long as builds may want them.
+//!
+//! A digest is the client's, over what it copies and not over the archive, so it proves nothing here; the archive is a stranger's
+//! until [`copy`](super::copy) has looked at all of it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use fs_err as fs;
+use tokio::io::AsyncWriteExt;
+
+use super::error::FilesError;
+
+/// One archive. A build's context is some MiB, with models in it some GiB.
+const MAX_FILE_BYTES: u64 = 8 << 30;
+
+/// All archives together; the ones not used for the longest time go first.
+const MAX_TOTAL_BYTES: u64 = 16 << 30;
+
+/// What nobody has used for so long is gone: the client brings it again.
+const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The archives of one state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    dir: PathBuf,
+}
+
+/// An archive that is arriving. What has not been finished is gone when this is dropped.
+#[derive(Debug)]
+pub struct FileUpload {
+    file: tokio::fs::File,
+    temporary: tempfile::TempPath,
+    target: PathBuf,
+    left: u64,
+}
+
+impl Files {
+    /// Opens the directory, without what a crash left half.
+    pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
+        let dir = state_dir.join("uploads");
+        fs::create_dir_all(&dir)?;
+        let files = Self { dir };
+        for entry in fs::read_dir(&files.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(files)
+    }
+
+    fn path(&self, hash: &str) -> Result<PathBuf, FilesError> {
+        let digest = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if digest { Ok(self.dir.join(hash)) } else { Err(FilesError::Hash(hash.chars().take(64).collect())) }
+    }
+
+    /// Whether there is an archive of this digest.
+    pub(super) fn contains(&self, hash: &str) -> Result<bool, FilesError> {
+        Ok(self.path(hash)?.exists())
+    }
+
+    /// The archive of this digest, if it is there. Counts as use.
+    pub(super) fn get(&self, hash: &str) -> Result<Option<fs::File>, FilesError> {
+        let path = self.path(hash)?;
+        match fs::File::open(&path) {
+            Ok(file) => {
+                if let Err(error) = file.file().set_modified(SystemTime::now()) {
+                    tracing::debug!(%error, "cannot note the use of a build's files");
+                }
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FilesError::Store { path, source }),
+        }
+    }
+
+    /// Begins to receive an archive.
+    pub(super) fn receive(&self, hash: &str) -> Result<FileUpload, FilesError> {
+        let target = self.path(hash)?;
+        let failed = |source| FilesError::Store { path: self.dir.clone(), source };
+        self.prune().map_err(failed)?;
+        let (file, temporary) = tempfile::Builder::new().prefix(".").tempfile_in(&self.dir).map_err(failed)?.into_parts();
+        Ok(FileUpload { file: tokio::fs::File::from_std(file), temporary, target, left: MAX_FILE_BYTES })
+    }
+
+    /// A file of our own, which has no name.
+    pub(super) fn scratch(&self) -> io::Result<std::fs::File> {
+        tempfile::tempfile_in(&self.dir)
+    }
+
+    /// Removes what is old, and the oldest of what is too much.
+    fn prune(&self) -> io::Result<()> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().starts_with('.') {
+                let metadata = entry.metadata()?;
+                found.push((metadata.modified()?, metadata.len(), entry.path()));
+            }
+        }
+        found.sort();
+        let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        for (modified, bytes, path) in found {
+            let old = modified.elapsed().is_ok_and(|age| age > MAX_AGE);
+            if !old && total <= MAX_TOTAL_BYTES {
+                continue;
+            }
+            fs::remove_file(path)?;
+            total -= bytes;
+        }
+        Ok(())
+    }
+}
+
+impl FileUpload {
+    fn failed(&self) -> impl FnOnce(io::Error) -> FilesError + use<> {
+        let path = self.target.clone();
+        |source| FilesError::Store { path, source }
+    }
+
+    /// Takes the next bytes.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FilesError> {
+        let left = self.left.checked_sub(bytes.len() as u64);
+        self.left = left.ok_or(FilesError::TooLarge { max: MAX_FILE_BYTES })?;
+        let failed = self.failed();
+        self.file.write_all(bytes).await.map_err(failed)
+    }
+
+    /// All of it has arrived.
+    pub async fn finish(mut self) -> Result<(), FilesError> {
+        let failed = self.failed();
+        self.file.flush().await.map_err(failed)?;
+        let failed = self.failed();
+        self.temporary.persist(&self.target).map_err(|error| failed(error.error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_archive_is_there_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let hash = "a".repeat(64);
+        let mut cut_off = files.receive(&hash).unwrap();
+        cut_off.write(b"half").await.unwrap();
+        drop(cut_off);
+        assert!(!files.contains(&hash).unwrap());
+        let mut whole = files.receive(&hash).unwrap();
+        whole.write(b"whole").await.unwrap();
+        whole.finish().await.unwrap();
+        assert!(files.contains(&hash).unwrap() && files.get(&hash).unwrap().is_some());
+        assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_a_digest_is_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        for bad in ["", "../../etc/passwd", &"A".repeat(64), &"a".repeat(63)] {
+            assert!(matches!(files.contains(bad), Err(FilesError::Hash(_))), "{bad}");
+        }
+    }
+}

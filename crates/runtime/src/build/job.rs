@@ -1,0 +1,282 @@
+//! One build from its start to its end, whatever that is.
+//!
+//! Everything that it holds is a guard: a build that is cancelled, or whose server stops, is dropped where it stands, and its machine,
+//! drafts and capacity go with it.
+
+use std::{sync::Arc, time::Duration};
+
+use firkin_engine::Shape;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{
+    BuildPlan, BuildReason, BuildState, StepSpec,
+    cache::{self, Found},
+    command::Shell,
+    context::Defaults,
+    error::{BuildFailure, CommandFailed},
+    log::{BuildLog, LogLevel},
+    machine::BuildMachine,
+    record::{self, Finished},
+    registry::{self, Live},
+    source::{self, Inherited, Prepared},
+    step::{self, Step},
+};
+use crate::{
+    artifact::{Artifact, Pin},
+    command::Running,
+    core::Core,
+    metrics::Timing,
+    owner::chain,
+    session::After,
+};
+
+/// How long a template may take to be ready.
+const READY_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Between two runs of the ready command.
+const READY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a template without a ready command gets: time for the start command to come up.
+const DEFAULT_READY: &str = "sleep 20";
+
+/// The names of the parts of a build that are not steps.
+pub(super) const BASE: &str = "base";
+pub(super) const FINALIZE: &str = "finalize";
+
+/// Runs a build and records how it ended.
+pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
+    let begun = Instant::now();
+    live.log.enter(BASE);
+    let outcome = tokio::select! {
+        outcome = Box::pin(build(&core, &live, &plan)) => outcome,
+        () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
+        () = core.stopping.cancelled() => Err(BuildFailure::Stopping),
+    };
+    if outcome.is_ok() {
+        core.metrics.observe(Timing::ColdTemplateBuild, begun.elapsed());
+    }
+    if matches!(outcome, Err(BuildFailure::Cancelled)) {
+        // Whoever cancelled it removes its record.
+        core.builds.end(&live);
+        core.collect();
+        return;
+    }
+    let mut record = live.record.clone();
+    let now = Timestamp::now();
+    (record.updated_at, record.finished_at) = (now, Some(now));
+    match &outcome {
+        Ok(disk_mib) => {
+            record.state = BuildState::Ready;
+            record.disk_mib = Some(*disk_mib);
+            live.log.info("the template is ready");
+        }
+        Err(failure) => {
+            let message = chain(failure);
+            tracing::info!(build = record.id, message, "a template build failed");
+            record.state = BuildState::Error;
+            live.log.push(LogLevel::Error, &message);
+            record.reason = Some(BuildReason { message, step: live.log.step() });
+        }
+    }
+    if let Err(error) = core.store.end_build(record, live.log.entries()).await {
+        tracing::error!(error = chain(&error), "cannot record how a build ended");
+    }
+    core.builds.end(&live);
+    let tidied = async {
+        cache::trim(&core).await?;
+        registry::forget_old(&core).await
+    };
+    if let Err(error) = tidied.await {
+        tracing::warn!(error = chain(&error), "cannot let go what builds have left");
+    }
+    core.collect();
+}
+
+/// Gives the size of the template's disk in MiB.
+async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<u64, BuildFailure> {
+    let _permit = core.builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
+    let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
+    let prepared = source::prepare(core, &plan.source, shape, &live.log).await?;
+    let build = Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone() };
+    let (artifact, context, _pin) = build.work(prepared).await?;
+    live.log.enter(FINALIZE);
+    let disk_mib = artifact.manifest.budget.disk_mib;
+    let (start, ready) = build.commands();
+    let finished = Finished { artifact, defaults: context, start, ready, warm_up: build.inherited.warm_up };
+    record::template(core, &live.record, finished).await.map_err(BuildFailure::Store)?;
+    Ok(disk_mib)
+}
+
+/// The key of the source, then the one after each step.
+fn keys(source: &str, plan: &BuildPlan) -> Vec<String> {
+    let mut keys = vec![source.to_owned()];
+    for step in &plan.steps {
+        let last = keys.last().map_or(source, String::as_str);
+        keys.push(cache::after(last, step));
+    }
+    keys
+}
+
+/// A build whose source is there.
+struct Build<'a> {
+    core: &'a Arc<Core>,
+    log: &'a BuildLog,
+    plan: &'a BuildPlan,
+    keys: Vec<String>,
+    inherited: Inherited,
+}
+
+impl Build<'_> {
+    /// What to leave running, and what says that it is ready: the plan's own, else its template's.
+    fn commands(&self) -> (Option<String>, Option<String>) {
+        let given = |command: &Option<String>| command.clone().filter(|command| !command.is_empty());
+        let (start, ready) = (given(&self.plan.start), given(&self.plan.ready));
+        match (start, ready) {
+            (None, ready) => {
+                let ready = ready.or_else(|| self.inherited.start.as_ref().and(self.inherited.ready.clone()));
+                (self.inherited.start.clone(), ready)
+            }
+            given => given,
+        }
+    }
+
+    /// The key of the finished template.
+    fn final_key(&self) -> String {
+        let steps = self.keys.last().cloned().unwrap_or_default();
+        match self.commands() {
+            (None, None) => steps,
+            commands => cache::key(&("finalized-v1", steps, commands)),
+        }
+    }
+
+    async fn work(&self, prepared: Prepared) -> Result<(Artifact, Defaults, Pin), BuildFailure> {
+        let steps = self.plan.steps.len();
+        let known = self.known_steps();
+        let forced = known < steps || self.plan.force;
+        if !forced && let Some(found) = self.find(&self.final_key()).await? {
+            self.tell_known(steps);
+            return Ok((found.artifact, found.context, found.pin));
+        }
+        let (mut done, mut at) = (0, prepared.found);
+        for index in (1..=known).rev() {
+            if let Some(found) = self.find(&self.keys[index]).await? {
+                (done, at) = (index, found);
+                break;
+            }
+        }
+        self.tell_known(done);
+        let (start, ready) = self.commands();
+        if done == steps && start.is_none() && ready.is_none() {
+            return Ok((at.artifact, at.context, at.pin));
+        }
+        let Found { context, artifact, pin } = at;
+        let mut machine = BuildMachine::restore(self.core, artifact, self.log).await?;
+        let result = self.go_on(&mut machine, done, context).await;
+        machine.end().await;
+        // Not before: it keeps what was restored until somebody's record names what came of it.
+        drop(pin);
+        result
+    }
+
+    /// How many steps may be taken from what is known.
+    fn known_steps(&self) -> usize {
+        if self.plan.force { 0 } else { self.plan.steps.iter().position(|step| step.force).unwrap_or(self.plan.steps.len()) }
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<Found>, BuildFailure> {
+        cache::find(self.core, key).await.map_err(BuildFailure::Store)
+    }
+
+    fn tell(&self, number: usize, step: &StepSpec, known: &str) {
+        self.log.enter(number.to_string());
+        self.log.info(format!("[{number}/{}] {}{known}", self.plan.steps.len(), step::title(step)));
+    }
+
+    fn tell_known(&self, steps: usize) {
+        for (index, step) in self.plan.steps.iter().take(steps).enumerate() {
+            self.tell(index + 1, step, " (known)");
+        }
+    }
+
+    /// Carries out the steps after the first `done`, starts what is to run, and cuts.
+    async fn go_on(
+        &self,
+        machine: &mut BuildMachine,
+        done: usize,
+        mut context: Defaults,
+    ) -> Result<(Artifact, Defaults, Pin), BuildFailure> {
+        let mut worked = Instant::now();
+        let mut kept = 0;
+        let (start, ready) = self.commands();
+        let ends_here = start.is_none() && ready.is_none();
+        for (index, spec) in self.plan.steps.iter().enumerate().skip(done) {
+            self.tell(index + 1, spec, "");
+            let shell = machine.shell(self.log);
+            context = Step::parse(spec)?.run(&shell, &context, &self.core.files, machine.disk_bytes()).await?;
+            let last = index + 1 == self.plan.steps.len();
+            let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;
+            if worth && !(last && ends_here) {
+                let (artifact, pin) = machine.cut(After::GoOn).await?;
+                self.keep(self.keys[index + 1].clone(), &artifact, &context).await?;
+                drop(pin);
+                (worked, kept) = (Instant::now(), kept + 1);
+            }
+        }
+        self.log.enter(FINALIZE);
+        let running = finalize(&machine.shell(self.log), &context, start, ready).await?;
+        self.log.info("taking the snapshot");
+        // What runs goes on in the snapshot without anybody listening.
+        drop(running);
+        let (artifact, pin) = machine.cut(After::StayPaused).await?;
+        self.keep(self.final_key(), &artifact, &context).await?;
+        Ok((artifact, context, pin))
+    }
+
+    async fn keep(&self, key: String, artifact: &Artifact, context: &Defaults) -> Result<(), BuildFailure> {
+        cache::keep(self.core, key, &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)
+    }
+}
+
+/// Starts the command, and waits until it is ready, or has failed.
+async fn finalize(
+    shell: &Shell<'_>,
+    context: &Defaults,
+    start: Option<String>,
+    ready: Option<String>,
+) -> Result<Option<Running>, BuildFailure> {
+    let Some(start) = start else {
+        if let Some(ready) = ready {
+            until_ready(shell, context, &ready).await?;
+        }
+        return Ok(None);
+    };
+    shell.log.info(format!("starting: {start}"));
+    let mut running = shell.start(context, &start, context.user(), None).await.map_err(BuildFailure::Start)?;
+    let ready = ready.unwrap_or_else(|| DEFAULT_READY.to_owned());
+    let mut waiting = Box::pin(until_ready(shell, context, &ready));
+    tokio::select! {
+        ready = &mut waiting => return ready.map(|()| Some(running)),
+        // One that has ended well has done what it was to do, or has left something running.
+        ended = shell.follow(&mut running) => ended.map_err(BuildFailure::Start)?,
+    }
+    waiting.await.map(|()| None)
+}
+
+/// Runs the ready command until it succeeds.
+pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: &str) -> Result<(), BuildFailure> {
+    shell.log.info(format!("waiting until it is ready: {ready}"));
+    let deadline = Instant::now() + READY_DEADLINE;
+    loop {
+        let attempt = tokio::time::timeout_at(deadline, shell.run(context, ready, context.user())).await;
+        let source = match attempt {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failed)) => failed,
+            Err(_) => CommandFailed::Said("the ready command did not end".to_owned()),
+        };
+        if Instant::now() + READY_INTERVAL > deadline {
+            return Err(BuildFailure::NotReady { deadline: READY_DEADLINE, source });
+        }
+        tokio::time::sleep(READY_INTERVAL).await;
+    }
+}

@@ -1,0 +1,218 @@
+//! The machine of a build: a state restored, worked in, and cut. Also the one way to a state that nobody has restored: a boot.
+
+use std::{sync::Arc, time::Duration};
+
+use firkin_engine::{Shape, qcow2};
+use firkin_wire::control;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{
+    command::Shell,
+    error::BuildFailure,
+    log::{BuildLog, LogLevel},
+};
+use crate::{
+    admission::AdmissionError,
+    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
+    boot::{self, BootRequest, Booted},
+    capacity::{ActiveSessionReservation, ResourceBudget},
+    core::Core,
+    error::{PublishError, SnapshotRestoreError},
+    restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
+    sandbox::{InternetAccess, Memory},
+    session::{After, Session},
+    template::nobody,
+};
+
+/// How long a build waits for room on the host: nobody waits at the other end of a line for it.
+const ROOM_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Between two attempts to get room, beside the time that each waits in the queue.
+const ROOM_INTERVAL: Duration = Duration::from_secs(3);
+
+/// A restored machine that a build works in. Fields drop in the order in which they must go.
+pub(super) struct BuildMachine {
+    session: Session,
+    /// Held until the machine has ended.
+    #[expect(dead_code, reason = "held, not read")]
+    reservation: ActiveSessionReservation,
+    core: Arc<Core>,
+    identity: control::Identity,
+    /// What was restored.
+    from: SnapshotArtifactManifest,
+}
+
+impl BuildMachine {
+    /// Restores a state to work in.
+    pub(super) async fn restore(core: &Arc<Core>, artifact: Artifact, log: &BuildLog) -> Result<Self, BuildFailure> {
+        let from = artifact.manifest.clone();
+        let identity = control::Identity {
+            epoch: from.epoch + 1,
+            sandbox_id: format!("build-{}", crate::random::alphanumeric(16)),
+            ..nobody()
+        };
+        let report = with_room(log, || {
+            let request = SnapshotRestoreRequest {
+                artifact: artifact.clone(),
+                budget: from.budget,
+                identity: identity.clone(),
+                internet: InternetAccess::Allowed,
+            };
+            restore::restore(request, &core.gates, &core.launcher)
+        });
+        let SnapshotRestoreReport { session, reservation, .. } = report.await?;
+        Ok(Self { session, reservation, core: Arc::clone(core), identity, from })
+    }
+
+    pub(super) fn shell<'a>(&self, log: &'a BuildLog) -> Shell<'a> {
+        Shell { connector: self.session.link.connector(), log }
+    }
+
+    /// Size of its disk, bytes.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.from.budget.disk_mib << 20
+    }
+
+    /// Makes an artifact of its state. The pin keeps it until somebody's record names it.
+    pub(super) async fn cut(&mut self, then: After) -> Result<(Artifact, Pin), BuildFailure> {
+        let core = Arc::clone(&self.core);
+        core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
+        self.session.sync().await.map_err(BuildFailure::Guest)?;
+        let failed = |source| PublishError::File { path: core.config.state_dir.clone(), source };
+        let mut draft = core.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
+        let pin = core.artifacts.pin(draft.id());
+        let cut = self.session.cut(&mut draft, &core.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
+        let base = self.session.memory_base.clone();
+        let manifest = SnapshotArtifactManifest {
+            format: FORMAT,
+            id: draft.id().to_owned(),
+            kind: ArtifactKind::BaseTemplate,
+            parent: Some(self.from.id.clone()),
+            created_at: Timestamp::now(),
+            epoch: self.identity.epoch,
+            memory: MemoryMember::Diff { base },
+            disk: DiskMembers { layers: cut.layers, ..self.from.disk.clone() },
+            ..self.from.clone()
+        };
+        let published = publish(&core, move |artifacts| artifacts.publish(draft, manifest)).await?;
+        drop(cut.pin);
+        if then == After::GoOn {
+            self.session.set_clock(&self.identity).await.map_err(BuildFailure::Guest)?;
+        }
+        Ok((published, pin))
+    }
+
+    /// Ends the machine; all of it is gone on return.
+    pub(super) async fn end(self) {
+        self.session.end().await;
+    }
+}
+
+async fn publish(
+    core: &Core,
+    work: impl FnOnce(crate::artifact::ArtifactStore) -> Result<Artifact, PublishError> + Send + 'static,
+) -> Result<Artifact, BuildFailure> {
+    let artifacts = core.artifacts.clone();
+    tokio::task::spawn_blocking(move || work(artifacts))
+        .await
+        .expect("publishing does not panic and the runtime does not stop under it")
+        .map_err(BuildFailure::Publish)
+}
+
+/// Tries until the host has room, as long as it might.
+async fn with_room<T, F: Future<Output = Result<T, SnapshotRestoreError>>>(
+    log: &BuildLog,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, BuildFailure> {
+    let deadline = Instant::now() + ROOM_PATIENCE;
+    let mut told = false;
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(SnapshotRestoreError::Admission(
+                AdmissionError::Deadline { .. } | AdmissionError::QueueFull { .. } | AdmissionError::Memory(_),
+            )) if Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    log.push(LogLevel::Warn, "the host is full: waiting for room");
+                }
+                tokio::time::sleep(ROOM_INTERVAL).await;
+            }
+            Err(error) => return Err(BuildFailure::Restore(error)),
+        }
+    }
+}
+
+/// What to boot.
+pub(super) struct Origin {
+    /// Names it in the artifact.
+    pub(super) name: String,
+    pub(super) shape: Shape,
+    pub(super) disk: qcow2::Backing,
+    pub(super) disk_mib: u64,
+    /// The root image, and the layers over it that the disk has.
+    pub(super) members: DiskMembers,
+}
+
+/// Boots an origin, has `work` done in it, and makes an artifact of it.
+pub(super) async fn boot(
+    core: &Arc<Core>,
+    origin: Origin,
+    log: &BuildLog,
+    work: impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>,
+) -> Result<(Artifact, Pin), BuildFailure> {
+    core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
+    let Shape { vcpus, memory_mib } = origin.shape;
+    let budget = ResourceBudget { cpus: vcpus, memory_mib: u64::from(memory_mib), disk_mib: origin.disk_mib };
+    let admit = || async { core.gates.admission.admit(budget).await.map_err(SnapshotRestoreError::Admission) };
+    let reservation = with_room(log, admit).await?;
+    let request = BootRequest {
+        shape: origin.shape,
+        disk: origin.disk,
+        disk_bytes: origin.disk_mib << 20,
+        internet: InternetAccess::Allowed,
+        identity: nobody(),
+    };
+    let report = |line: &str| log.info(line);
+    let mut booted = boot::boot(core, &request, &report).await.map_err(BuildFailure::Boot)?;
+    let worked = match work(Shell { connector: booted.link.connector(), log }).await {
+        Ok(()) => booted.cut(&report).await.map_err(BuildFailure::Boot),
+        Err(error) => Err(error),
+    };
+    booted.end().await;
+    drop(reservation);
+    worked?;
+    let pin = core.artifacts.pin(booted.id());
+    let manifest = manifest(core, &booted, (origin.name, origin.shape, budget), origin.members);
+    let published = booted.publish(core, manifest).await.map_err(BuildFailure::Boot)?;
+    Ok((published, pin))
+}
+
+fn manifest(
+    core: &Core,
+    booted: &Booted,
+    (logical_id, shape, budget): (String, Shape, ResourceBudget),
+    members: DiskMembers,
+) -> SnapshotArtifactManifest {
+    let guest = &core.config.guest;
+    let layers = members.layers.iter().chain([&booted.layer]).cloned().collect();
+    SnapshotArtifactManifest {
+        format: FORMAT,
+        id: booted.id().to_owned(),
+        kind: ArtifactKind::BaseTemplate,
+        logical_id,
+        parent: None,
+        created_at: Timestamp::now(),
+        engine: core.gates.engine.clone(),
+        guest: GuestIdentity {
+            kernel: guest.kernel_digest.clone(),
+            agent: guest.initrd_digest.clone(),
+            agent_generation: control::GENERATION,
+        },
+        shape,
+        budget,
+        epoch: nobody().epoch,
+        memory: MemoryMember::Full,
+        disk: DiskMembers { layers, ..members },
+    }
+}

@@ -1,0 +1,166 @@
+//! Template builds as E2B's SDKs ask for them: a source, steps, a command to leave running, and what came of it.
+//!
+//! ```text
+//!   request ─► waiting ─ start ─► building ──► ready
+//!                 │                  └───────► error (names the step)
+//!                 └── delete: gone, with whatever it had made
+//!
+//!   source ─► prepared source ─┬─ restore ─► steps ─ cut ─► steps ─ cut ─► start, ready ─ cut ─► template
+//!     image, template          └─ or the deepest layer that is known by content
+//! ```
+//!
+//! A build is a restore like any other: it takes the deepest state that was made of the same parts, does what is left, and is cut.
+//! Only a source that nobody has prepared in that shape is booted. So a second build of a source takes as long as its own steps,
+//! and shares memory and disk with the first. What is kept between builds is in [`cache`]; it is never needed, only faster.
+
+mod api;
+mod cache;
+mod command;
+mod context;
+mod copy;
+pub mod error;
+mod files;
+mod gap;
+pub mod images;
+mod job;
+mod log;
+mod machine;
+mod names;
+mod provision;
+mod record;
+mod registry;
+mod source;
+mod step;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::{
+    api::{cancel_all, family_member},
+    cache::{drop_artifact, keeps},
+    files::Files,
+    record::Setup,
+    registry::{BuildRecord, Builds, recover},
+};
+pub use self::{
+    context::Defaults,
+    files::FileUpload,
+    log::{BuildLogEntry, LogLevel},
+};
+
+/// What is asked for before a build: a place for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildRequest {
+    /// `name` or `name:tag`.
+    pub name: String,
+    /// Further tags.
+    pub tags: Vec<String>,
+    /// Virtual CPUs; the SDKs' default when absent.
+    pub cpus: Option<i64>,
+    /// Memory in MiB; the SDKs' default when absent.
+    pub memory_mib: Option<i64>,
+}
+
+/// The place that a build got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedBuild {
+    /// The template that it becomes.
+    pub template_id: String,
+    /// Its own id, a UUID.
+    pub build_id: String,
+    /// Name of the template, without tag.
+    pub name: String,
+    /// Tags that will name it.
+    pub tags: Vec<String>,
+    /// Whether the template is marked as public.
+    pub public: bool,
+}
+
+/// What to build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildPlan {
+    /// What it stands on.
+    pub source: Source,
+    /// Whether every step is carried out although its result is known.
+    pub force: bool,
+    /// In order.
+    pub steps: Vec<StepSpec>,
+    /// Left running in the template.
+    pub start: Option<String>,
+    /// Exits 0 when that is ready.
+    pub ready: Option<String>,
+}
+
+/// What a build stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A container image.
+    Image(images::ImageRequest),
+    /// A template or snapshot: name, `name:tag` or id.
+    Template(String),
+}
+
+/// One step as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepSpec {
+    /// `RUN`, `COPY`, `WORKDIR`, `USER`, `ENV`, or an alias.
+    pub kind: String,
+    /// By kind.
+    pub args: Vec<String>,
+    /// Names the uploaded files of a `COPY`.
+    pub files_hash: Option<String>,
+    /// Whether this step and what follows are carried out although their result is known.
+    pub force: bool,
+}
+
+/// How far a build has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildState {
+    /// Not started.
+    Waiting,
+    /// Under way.
+    Building,
+    /// Its template can be used.
+    Ready,
+    /// It failed, or the server that ran it is gone.
+    Error,
+}
+
+/// Why a build failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildReason {
+    /// In words.
+    pub message: String,
+    /// `base`, the number of a step from 1, or `finalize`.
+    pub step: String,
+}
+
+/// A build as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildInfo {
+    /// Its id.
+    pub id: String,
+    /// The template that it becomes.
+    pub template_id: String,
+    /// Name of the template, without tag.
+    pub name: String,
+    /// Tags that name it.
+    pub tags: Vec<String>,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk in MiB, once that is known.
+    pub disk_mib: Option<u64>,
+    /// How far it has come.
+    pub state: BuildState,
+    /// Why it failed.
+    pub reason: Option<BuildReason>,
+    /// Requested.
+    pub created_at: Timestamp,
+    /// Last changed.
+    pub updated_at: Timestamp,
+    /// Ended.
+    pub finished_at: Option<Timestamp>,
+}

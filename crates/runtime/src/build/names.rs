@@ -1,0 +1,115 @@
+//! What a build may be called and how large its sandboxes may be. The words of the refusals are the contract's.
+
+use super::{BuildRequest, error::RequestError};
+use crate::{
+    runtime::TEAM,
+    tags::{DEFAULT, MAX_TAGS, valid_tag},
+    template::valid_name,
+};
+
+/// What the SDKs ask for unless told otherwise.
+const DEFAULT_CPUS: i64 = 2;
+const DEFAULT_MEMORY_MIB: i64 = 1024;
+
+/// More processors than this make no guest faster.
+const MAX_CPUS: i64 = 32;
+
+/// A guest kernel with its agent does not come up in less.
+const MIN_MEMORY_MIB: i64 = 128;
+
+/// A request that makes sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) tags: Vec<String>,
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u32,
+}
+
+/// Understands a request on a host of so much memory.
+pub(super) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
+    let given = request.name.to_lowercase();
+    let bare = given.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&given);
+    let (name, own) = bare.split_once(':').map_or((bare, None), |(name, tag)| (name, Some(tag)));
+    if !valid_name(name) {
+        return Err(RequestError::Name(request.name.clone()));
+    }
+    let mut tags: Vec<String> = Vec::new();
+    for tag in own.into_iter().chain(request.tags.iter().map(String::as_str)) {
+        let tag = tag.to_lowercase();
+        if !valid_tag(&tag) {
+            return Err(RequestError::Tag(tag));
+        }
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    if tags.len() > MAX_TAGS {
+        return Err(RequestError::Tags { max: MAX_TAGS });
+    }
+    if tags.is_empty() {
+        tags.push(DEFAULT.to_owned());
+    }
+    let cpus = request.cpus.unwrap_or(DEFAULT_CPUS);
+    let memory = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
+    let (cpus, memory_mib) = (check_cpus(cpus)?, check_memory(memory, host_memory_mib)?);
+    Ok(Named { name: name.to_owned(), tags, cpus, memory_mib })
+}
+
+fn check_cpus(cpus: i64) -> Result<u32, RequestError> {
+    match cpus {
+        ..1 => Err(RequestError::FewCpus),
+        _ if cpus > MAX_CPUS => Err(RequestError::ManyCpus { max: MAX_CPUS }),
+        _ if cpus != 1 && cpus % 2 != 0 => Err(RequestError::OddCpus),
+        _ => u32::try_from(cpus).map_err(|_| RequestError::ManyCpus { max: MAX_CPUS }),
+    }
+}
+
+fn check_memory(memory_mib: i64, host_mib: u64) -> Result<u32, RequestError> {
+    if memory_mib < MIN_MEMORY_MIB {
+        return Err(RequestError::LittleMemory { min_mib: MIN_MEMORY_MIB });
+    }
+    if memory_mib % 2 != 0 {
+        return Err(RequestError::OddMemory);
+    }
+    let much = RequestError::MuchMemory { max_mib: host_mib };
+    u32::try_from(memory_mib).ok().filter(|mib| u64::from(*mib) <= host_mib).ok_or(much)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(name: &str) -> BuildRequest {
+        BuildRequest { name: name.to_owned(), ..BuildRequest::default() }
+    }
+
+    fn message(request: &BuildRequest) -> String {
+        parse(request, 4096).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn names_and_tags_are_put_together() {
+        let named = parse(&request("firkin/My-App:V1.0"), 4096).unwrap();
+        assert_eq!((named.name.as_str(), named.tags.as_slice()), ("my-app", ["v1.0".to_owned()].as_slice()));
+        assert_eq!((named.cpus, named.memory_mib), (2, 1024));
+        let named = parse(&BuildRequest { tags: vec!["a".into(), "b".into(), "a".into()], ..request("x") }, 4096).unwrap();
+        assert_eq!(named.tags, ["a", "b"]);
+        assert_eq!(parse(&request("x"), 4096).unwrap().tags, ["default"]);
+        for bad in ["", ":v1", "x:", "a b", "other/x", "x:a:b", "ä"] {
+            assert!(parse(&request(bad), 4096).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_refused_in_the_contracts_words() {
+        let cpus = |cpus| message(&BuildRequest { cpus: Some(cpus), ..request("x") });
+        assert_eq!(cpus(0), "CPU count must be at least 1");
+        assert_eq!(cpus(64), "CPU count must be at most 32");
+        assert_eq!(cpus(3), "CPU count must be 1 or an even number");
+        let memory = |memory_mib| message(&BuildRequest { memory_mib: Some(memory_mib), ..request("x") });
+        assert_eq!(memory(64), "Memory must be at least 128 MiB");
+        assert_eq!(memory(1023), "Memory must be divisible by 2");
+        assert_eq!(memory(1 << 40), "Memory can't be higher than 4096 MiB");
+    }
+}

@@ -1,0 +1,174 @@
+//! Which builds there are: those under way in memory, with what they say; all of them in the store, also after they ended.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{BuildInfo, BuildReason, BuildState, log::BuildLog};
+use crate::{core::Core, error::StoreError};
+
+/// Builds that run at a time. Most wait for commands of theirs; capacity is admitted besides.
+const AT_ONCE: usize = 8;
+
+/// Builds that are remembered after their end.
+const MAX_ENDED: usize = 500;
+
+/// A build as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BuildRecord {
+    pub(crate) id: String,
+    pub(crate) template_id: String,
+    /// Without tag.
+    pub(crate) name: String,
+    pub(crate) tags: Vec<String>,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: Option<u64>,
+    pub(crate) state: BuildState,
+    pub(crate) reason: Option<BuildReason>,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) finished_at: Option<Timestamp>,
+}
+
+impl BuildRecord {
+    pub(super) fn ended(&self) -> bool {
+        matches!(self.state, BuildState::Ready | BuildState::Error)
+    }
+
+    pub(super) fn show(&self) -> BuildInfo {
+        BuildInfo {
+            id: self.id.clone(),
+            template_id: self.template_id.clone(),
+            name: self.name.clone(),
+            tags: self.tags.clone(),
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            disk_mib: self.disk_mib,
+            state: self.state,
+            reason: self.reason.clone(),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            finished_at: self.finished_at,
+        }
+    }
+
+    /// `name:tag` of each tag.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.tags.iter().map(|tag| format!("{}:{tag}", self.name)).collect()
+    }
+}
+
+/// A build that is under way.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) record: BuildRecord,
+    pub(super) log: BuildLog,
+    /// Asks it to end.
+    pub(super) cancel: CancellationToken,
+    /// Cancelled once it has, and all of its machine is gone.
+    pub(super) ended: CancellationToken,
+}
+
+/// Who prepares a source, by its key.
+type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
+
+/// The builds of one runtime.
+#[derive(Debug)]
+pub(crate) struct Builds {
+    live: Mutex<HashMap<String, Arc<Live>>>,
+    pub(super) permits: Semaphore,
+    turns: Turns,
+    /// Signs what lets files in.
+    pub(super) signing_key: [u8; 32],
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self {
+            live: Mutex::default(),
+            permits: Semaphore::new(AT_ONCE),
+            turns: Turns::default(),
+            signing_key: crate::random::bytes::<32>(),
+        }
+    }
+}
+
+impl Builds {
+    fn all_live(&self) -> MutexGuard<'_, HashMap<String, Arc<Live>>> {
+        // Each holder makes one change, so a poisoned map is a whole one.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a build that begins; `None` if it has begun.
+    pub(super) fn begin(&self, record: BuildRecord) -> Option<Arc<Live>> {
+        let mut live = self.all_live();
+        if live.contains_key(&record.id) {
+            return None;
+        }
+        let id = record.id.clone();
+        let begun = Arc::new(Live {
+            record,
+            log: BuildLog::default(),
+            cancel: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        });
+        live.insert(id, Arc::clone(&begun));
+        Some(begun)
+    }
+
+    pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
+        self.all_live().get(id).cloned()
+    }
+
+    /// Those of one template.
+    pub(super) fn live_of(&self, template: &str) -> Vec<Arc<Live>> {
+        self.all_live().values().filter(|live| live.record.template_id == template).cloned().collect()
+    }
+
+    /// Its record is in the store from now on, or nowhere.
+    pub(super) fn end(&self, live: &Live) {
+        self.all_live().remove(&live.record.id);
+        live.ended.cancel();
+    }
+
+    /// One at a time prepares what has this key.
+    pub(super) fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(key.to_owned()).or_default())
+    }
+}
+
+/// Has builds of an earlier server end: their machines are gone with it.
+pub(crate) async fn recover(core: &Core) -> Result<(), StoreError> {
+    for mut record in core.store.builds().await?.into_iter().filter(|record| record.state == BuildState::Building) {
+        let now = Timestamp::now();
+        record.state = BuildState::Error;
+        let message = "the server stopped before the build ended; build it again".to_owned();
+        record.reason = Some(BuildReason { message, step: "base".to_owned() });
+        (record.updated_at, record.finished_at) = (now, Some(now));
+        core.store.put_build(record).await?;
+    }
+    Ok(())
+}
+
+/// Forgets the oldest builds that ended, beyond what is kept, but none that a template stands on.
+pub(super) async fn forget_old(core: &Core) -> Result<(), StoreError> {
+    let mut ended = core.store.builds().await?;
+    ended.retain(BuildRecord::ended);
+    if ended.len() <= MAX_ENDED {
+        return Ok(());
+    }
+    let needed: HashSet<String> = core.store.templates().await?.into_iter().map(|template| template.build_id).collect();
+    ended.sort_by_key(|record| record.updated_at);
+    let surplus = ended.len() - MAX_ENDED;
+    let old = ended.into_iter().take(surplus).map(|record| record.id).filter(|id| !needed.contains(id)).collect();
+    core.store.delete_builds(old).await
+}

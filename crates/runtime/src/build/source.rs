@@ -1,0 +1,178 @@
+//! What a build stands on: an image or a template, as a state of the wanted shape that steps can go on from.
+//!
+//! A template of that shape, in which nothing of its own has been started, is such a state. Everything else is booted once and the
+//! result kept: an image, a template of another shape, and one with a start command, which would otherwise run on beneath the
+//! build's own. What is kept is named by digests, so it is never stale, and a forced build uses it too.
+
+use std::sync::Arc;
+
+use firkin_engine::{Shape, qcow2};
+
+use super::{
+    Source,
+    cache::{self, Found},
+    command::Shell,
+    context::Defaults,
+    error::{BuildFailure, CommandFailed},
+    images::{BuildImage, ImageRequest},
+    log::{BuildLog, LogLevel},
+    machine::{self, Origin},
+    provision::Script,
+};
+use crate::{
+    artifact::{Artifact, DiskMembers, MemoryMember},
+    core::Core,
+    error::SnapshotRestoreError,
+    reboot::disk_of,
+    restore::check_compatible,
+    store::TemplateRecord,
+};
+
+/// A state to go on from, and what its template has that the build's own may inherit.
+pub(super) struct Prepared {
+    /// Names all that it was made of.
+    pub(super) key: String,
+    pub(super) found: Found,
+    pub(super) inherited: Inherited,
+}
+
+/// What a template passes on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inherited {
+    /// Its start command, which does not run in the state.
+    pub(super) start: Option<String>,
+    /// What says that this is ready.
+    pub(super) ready: Option<String>,
+    /// What runs once in every warm session.
+    pub(super) warm_up: Option<String>,
+}
+
+/// Gives the state, booting it if nobody has before.
+pub(super) async fn prepare(core: &Arc<Core>, source: &Source, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
+    match source {
+        Source::Image(request) => of_image(core, request, shape, log).await,
+        Source::Template(reference) => {
+            let found = core.store.template(reference.clone()).await.map_err(BuildFailure::Store)?;
+            let record = found.ok_or_else(|| BuildFailure::NoTemplate(reference.clone()))?;
+            of_template(core, record, shape, log).await
+        }
+    }
+}
+
+/// What is the same for every state that is booted here.
+fn key(core: &Core, kind: &str, source: &impl serde::Serialize, shape: Shape) -> String {
+    let guest = &core.config.guest;
+    cache::key(&(
+        "source-v1",
+        kind,
+        source,
+        (shape.vcpus, shape.memory_mib),
+        (&guest.kernel_digest, &guest.initrd_digest),
+        &core.gates.engine,
+    ))
+}
+
+async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
+    log.info(format!("FROM {}", request.reference));
+    let report = |line: &str| log.push(LogLevel::Debug, line);
+    let BuildImage { root, provisioned, env } = core.config.images.image(request, &report).await?;
+    let key = key(core, "image", &(&root, provisioned, &env), shape);
+    let origin = Origin {
+        name: request.reference.clone(),
+        shape,
+        disk: qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw },
+        disk_mib: root.bytes >> 20,
+        members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
+    };
+    let context = Defaults { env, ..Defaults::default() }.of_builds();
+    let work = async |shell: Shell<'_>| if provisioned { Ok(()) } else { provision(&shell).await };
+    let found = booted(core, &key, context, origin, (log, work)).await?;
+    Ok(Prepared { key, found, inherited: Inherited::default() })
+}
+
+async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
+    log.info(format!("FROM template {}", record.names.first().unwrap_or(&record.id)));
+    let pin = core.artifacts.pin(record.artifact.clone());
+    let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
+    let artifact = core.artifacts.load(&record.artifact).map_err(damaged)?;
+    let context = record.setup.defaults.clone().of_builds();
+    let inherited =
+        Inherited { start: record.setup.start.clone(), ready: record.setup.ready.clone(), warm_up: record.warm_up.clone() };
+    let manifest = &artifact.manifest;
+    let as_it_is = manifest.shape == shape
+        && inherited.start.is_none()
+        && manifest.memory != MemoryMember::Absent
+        && check_compatible(manifest, &core.gates.engine).is_ok();
+    if as_it_is {
+        let key = cache::key(&("template-v1", &record.artifact, &context));
+        return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
+    }
+    let key = key(core, "template", &(&record.artifact, &context), shape);
+    let origin = disk_origin(core, artifact, record.id.clone(), shape).await?;
+    // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
+    let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
+    let work = async |shell: Shell<'_>| match ready {
+        Some(ready) => super::job::until_ready(&shell, &Defaults::default().of_builds(), &ready).await,
+        None => Ok(()),
+    };
+    let found = booted(core, &key, context, origin, (log, work)).await?;
+    drop(pin);
+    Ok(Prepared { key, found, inherited })
+}
+
+/// The disk of a template, proven, as something to boot.
+async fn disk_origin(core: &Core, artifact: Artifact, name: String, shape: Shape) -> Result<Origin, BuildFailure> {
+    let artifact = artifact.without_memory();
+    let (store, disk) = (core.artifacts.clone(), artifact.clone());
+    tokio::task::spawn_blocking(move || store.verify(&disk))
+        .await
+        .expect("verification does not panic and the runtime does not stop under it")
+        .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })
+        .map_err(BuildFailure::Restore)?;
+    Ok(Origin {
+        name,
+        shape,
+        disk: disk_of(&artifact),
+        disk_mib: artifact.manifest.budget.disk_mib,
+        members: artifact.manifest.disk,
+    })
+}
+
+/// The kept state of this key, or what comes of booting the origin and doing the work. One build does it, the others wait.
+async fn booted(
+    core: &Arc<Core>,
+    key: &str,
+    context: Defaults,
+    origin: Origin,
+    (log, work): (&BuildLog, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
+) -> Result<Found, BuildFailure> {
+    let turn = core.builds.turn(key);
+    let _turn = turn.lock().await;
+    if let Some(found) = cache::find(core, key).await.map_err(BuildFailure::Store)? {
+        return Ok(found);
+    }
+    let (artifact, pin) = machine::boot(core, origin, log, work).await?;
+    cache::keep(core, key.to_owned(), &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)?;
+    Ok(Found { context, artifact, pin })
+}
+
+/// Makes a sandbox's guest of an image that was made for something else.
+async fn provision(shell: &Shell<'_>) -> Result<(), BuildFailure> {
+    shell.log.info("making the image a sandbox: user, sudo, directories");
+    match shell.script(Script::Provision, "root", &[]).await {
+        Ok(said) => {
+            for line in String::from_utf8_lossy(&said).lines() {
+                shell.log.push(LogLevel::Warn, line);
+            }
+            Ok(())
+        }
+        Err(CommandFailed::Said(line)) => Err(BuildFailure::Provision(line)),
+        Err(CommandFailed::Refused { code, .. }) if code == "unauthenticated" => {
+            Err(BuildFailure::Provision("it has no user `root` in `/etc/passwd`".to_owned()))
+        }
+        Err(CommandFailed::Refused { message, .. }) => {
+            Err(BuildFailure::Provision(format!("it has no `/bin/bash` that runs, which sandboxes need ({message})")))
+        }
+        Err(source) => Err(BuildFailure::Step { what: "prepare the image".to_owned(), source }),
+    }
+}

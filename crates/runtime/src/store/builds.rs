@@ -1,0 +1,125 @@
+//! Builds, their logs, and the states between their steps. The tables came after the first release of the schema and change
+//! nothing in it, so they are made where they are missing.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Store, bodies, from_json, sqlite, to_json};
+use crate::{
+    build::{BuildLogEntry, BuildRecord},
+    error::StoreError,
+};
+
+pub(super) fn create_tables(c: &Connection) -> Result<(), StoreError> {
+    c.execute_batch(
+        "CREATE TABLE IF NOT EXISTS builds (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS build_logs (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS build_layers (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;",
+    )
+    .map_err(sqlite("create the tables of builds"))
+}
+
+impl Store {
+    /// Inserts or replaces a build.
+    pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let body = to_json("builds", &record)?;
+            c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
+                .map_err(sqlite("put a build"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {
+        self.run(|c| bodies(c, "builds", "SELECT body FROM builds ORDER BY id")).await
+    }
+
+    pub(crate) async fn build(&self, id: String) -> Result<Option<BuildRecord>, StoreError> {
+        self.run(move |c| one(c, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
+    }
+
+    /// Removes builds with their logs.
+    pub(crate) async fn delete_builds(&self, ids: Vec<String>) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for id in &ids {
+                tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
+                tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
+            }
+            tx.commit().map_err(sqlite("commit a deletion"))
+        })
+        .await
+    }
+
+    /// Records how a build ended, with its log.
+    pub(crate) async fn end_build(&self, record: BuildRecord, log: Vec<BuildLogEntry>) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let (body, log) = (to_json("builds", &record)?, to_json("build_logs", &log)?);
+            tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
+                .map_err(sqlite("put a build"))?;
+            tx.execute("INSERT OR REPLACE INTO build_logs (id, body) VALUES (?1, ?2)", params![record.id, log])
+                .map_err(sqlite("put a build's log"))?;
+            tx.commit().map_err(sqlite("commit a build"))
+        })
+        .await
+    }
+
+    pub(crate) async fn build_log(&self, id: String) -> Result<Vec<BuildLogEntry>, StoreError> {
+        let found = self.run(move |c| one(c, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", &id)).await?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Inserts or replaces a state between two steps.
+    pub(crate) async fn put_layer(&self, record: LayerRecord) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let body = to_json("build_layers", &record)?;
+            c.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
+                .map_err(sqlite("put a layer"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn layer(&self, key: String) -> Result<Option<LayerRecord>, StoreError> {
+        self.run(move |c| one(c, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
+    }
+
+    pub(crate) async fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
+        self.run(|c| bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
+    }
+
+    pub(crate) async fn delete_layers(&self, keys: Vec<String>) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for key in &keys {
+                tx.execute("DELETE FROM build_layers WHERE key = ?1", params![key]).map_err(sqlite("delete a layer"))?;
+            }
+            tx.commit().map_err(sqlite("commit a deletion"))
+        })
+        .await
+    }
+}
+
+/// A state of a build's machine that others may go on from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct LayerRecord {
+    /// Digest of all that it was made of.
+    pub(crate) key: String,
+    /// Where it is.
+    pub(crate) artifact: String,
+    /// What the next step finds.
+    pub(crate) context: crate::build::Defaults,
+    /// When it was made or last gone on from.
+    pub(crate) used_at: jiff::Timestamp,
+}
+
+fn one<T: for<'de> serde::Deserialize<'de>>(
+    c: &Connection,
+    table: &'static str,
+    query: &str,
+    id: &str,
+) -> Result<Option<T>, StoreError> {
+    let body: Option<String> = c.query_row(query, params![id], |row| row.get(0)).optional().map_err(sqlite("read a row"))?;
+    body.map(|body| from_json(table, &body)).transpose()
+}

@@ -1,0 +1,127 @@
+//! Template builds and what must hold whatever becomes of them: nothing is left of one that is cancelled or cut off, and names
+//! stand for what they were built as.
+
+use std::time::Duration;
+
+use firkin_runtime::{
+    build::{BuildInfo, BuildPlan, BuildRequest, BuildState, RequestedBuild, Source, StepSpec, images::ImageRequest},
+    runtime::Runtime,
+    sandbox::CreateSandbox,
+};
+
+use crate::bench::{Host, until};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn request(server: &Runtime, name: &str, memory_mib: i64) -> RequestedBuild {
+    let request = BuildRequest { name: name.to_owned(), cpus: Some(1), memory_mib: Some(memory_mib), ..BuildRequest::default() };
+    server.request_build(&request).await.unwrap()
+}
+
+fn plan(source: Source, commands: &[&str]) -> BuildPlan {
+    let step = |command: &&str| StepSpec { kind: "RUN".into(), args: vec![(*command).to_owned()], ..StepSpec::default() };
+    BuildPlan { source, force: false, steps: commands.iter().map(step).collect(), start: None, ready: None }
+}
+
+fn own_image() -> Source {
+    Source::Image(ImageRequest { reference: "e2bdev/base".into(), login: None })
+}
+
+async fn start(server: &Runtime, place: &RequestedBuild, plan: BuildPlan) {
+    server.start_build(&place.template_id, &place.build_id, plan).await.unwrap();
+}
+
+async fn ended(server: &Runtime, place: &RequestedBuild) -> BuildInfo {
+    let ended = async {
+        loop {
+            let info = server.build(&place.template_id, &place.build_id).await.unwrap();
+            if info.state != BuildState::Building {
+                return info;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the build ends")
+}
+
+async fn built(server: &Runtime, name: &str, source: Source, memory_mib: i64) -> RequestedBuild {
+    let place = request(server, name, memory_mib).await;
+    start(server, &place, plan(source, &[])).await;
+    let info = ended(server, &place).await;
+    assert_eq!(info.state, BuildState::Ready, "{info:?}");
+    place
+}
+
+#[test]
+fn a_source_is_booted_once_for_each_shape() {
+    let host = Host::new();
+    host.serve(async |server| {
+        built(server, "one", own_image(), 1024).await;
+        let before = host.artifacts();
+        built(server, "two", own_image(), 1024).await;
+        built(server, "three", Source::Template("two".into()), 1024).await;
+        assert_eq!(host.artifacts(), before, "the same state serves all of them");
+        built(server, "four", Source::Template("two".into()), 512).await;
+        assert_ne!(host.artifacts(), before);
+        for name in ["one", "two", "three", "four"] {
+            let sandbox = server.create(CreateSandbox::from_template(name)).await.unwrap();
+            server.kill(&sandbox.id).await.unwrap();
+        }
+        server.delete_template("one").await.unwrap();
+        server.create(CreateSandbox::from_template("two")).await.unwrap();
+    });
+}
+
+#[test]
+fn a_build_that_is_deleted_leaves_nothing() {
+    let (host, envd) = Host::with_silent_envd();
+    host.serve(async |server| {
+        let before = host.artifacts();
+        let place = request(server, "gone", 512).await;
+        start(server, &place, plan(Source::Template("base".into()), &["sleep 1000"])).await;
+        until("the command was sent", || envd.was_called()).await;
+        assert_eq!(host.engine.live(), 1);
+        server.delete_template(&place.template_id).await.unwrap();
+        assert_eq!(host.engine.live(), 0, "its machine");
+        assert!(server.builds().await.unwrap().is_empty(), "its record");
+        assert!(server.build(&place.template_id, &place.build_id).await.is_err());
+        assert_eq!(host.artifacts(), before, "its states");
+        assert_eq!(server.capacity().usage.active.held.memory_mib, 0, "what it had reserved");
+    });
+}
+
+#[test]
+fn a_build_that_a_crash_cuts_off_is_an_error_and_leaves_nothing() {
+    let (host, envd) = Host::with_silent_envd();
+    let place = host.crash_after(async |server| {
+        let place = request(&server, "cut-off", 512).await;
+        start(&server, &place, plan(Source::Template("base".into()), &["sleep 1000"])).await;
+        until("the command was sent", || envd.was_called()).await;
+        place
+    });
+    assert_eq!(host.engine.live(), 1);
+    host.serve(async |server| {
+        assert_eq!(host.engine.live(), 0, "a machine of no sandbox is swept");
+        let info = server.build(&place.template_id, &place.build_id).await.unwrap();
+        assert_eq!(info.state, BuildState::Error);
+        assert!(info.reason.unwrap().message.contains("build it again"));
+    });
+}
+
+#[test]
+fn a_name_stands_for_what_it_was_built_as() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let first = built(server, "app", own_image(), 512).await;
+        server.assign_tags("app", vec!["v1".into()]).await.unwrap();
+        let second = built(server, "app", own_image(), 1024).await;
+        assert_eq!(first.template_id, second.template_id, "a name that is built again keeps its id");
+        let memory = async |name: &str| server.template(name).await.unwrap().unwrap().budget.memory_mib;
+        assert_eq!((memory("app").await, memory("app:v1").await), (1024, 512));
+        built(server, "app:v1", own_image(), 2048).await;
+        assert_eq!((memory("app").await, memory("app:v1").await), (1024, 2048));
+        let of_name = server.templates().await.unwrap().into_iter().filter(|t| t.aliases.iter().any(|a| a.starts_with("app")));
+        assert_eq!(of_name.count(), 2, "what no name stands for any more is gone");
+        assert_eq!(memory("app").await, 1024);
+    });
+}
