@@ -9,6 +9,7 @@ use axum::{
 };
 use firkin_runtime::{
     admission::AdmissionError,
+    build::error::{FilesError, NoBuild, RequestError},
     error::{
         BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
         LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError,
@@ -371,6 +372,45 @@ impl From<TagError> for ApiError {
                 Self::bad_request(error.to_string())
             }
             TagError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Store(_) => Self::internal(&error),
+            RequestError::Name(_)
+            | RequestError::Tag(_)
+            | RequestError::Tags { .. }
+            | RequestError::FewCpus
+            | RequestError::ManyCpus { .. }
+            | RequestError::OddCpus
+            | RequestError::LittleMemory { .. }
+            | RequestError::OddMemory
+            | RequestError::MuchMemory { .. } => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+impl From<NoBuild> for ApiError {
+    fn from(error: NoBuild) -> Self {
+        match error {
+            NoBuild::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            NoBuild::Started(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            NoBuild::Stopping => Self::stopping(),
+            NoBuild::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<FilesError> for ApiError {
+    fn from(error: FilesError) -> Self {
+        match &error {
+            FilesError::Hash(_) => Self::bad_request(error.to_string()),
+            FilesError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            FilesError::Store { .. } => Self::internal(&error),
+            FilesError::DiskPressure(pressure) => Self::disk(&error, pressure),
         }
     }
 }

@@ -116,6 +116,10 @@ pub async fn serve(
     result
 }
 
+/// Whether a request came in over TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Encrypted(pub(crate) bool);
+
 #[derive(Debug, Clone)]
 struct Server {
     router: Router,
@@ -167,7 +171,7 @@ impl Server {
         let sever = Sever::default();
         let stream = Severable::new(stream, sever.clone());
         match identity {
-            None => self.connection(stream, peer, sever).await,
+            None => self.connection(stream, peer, (sever, Encrypted(false))).await,
             Some(TlsIdentity(acceptor)) => {
                 let handshake = tokio::time::timeout(self.head_deadline, acceptor.accept(stream));
                 let handshake = tokio::select! {
@@ -175,7 +179,7 @@ impl Server {
                     handshake = handshake => handshake,
                 };
                 match handshake {
-                    Ok(Ok(stream)) => self.connection(stream, peer, sever).await,
+                    Ok(Ok(stream)) => self.connection(stream, peer, (sever, Encrypted(true))).await,
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "a handshake failed"),
                     Err(_) => tracing::debug!(%peer, "a handshake did not end in time"),
                 }
@@ -184,13 +188,19 @@ impl Server {
         drop(permit);
     }
 
-    async fn connection(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: SocketAddr, sever: Sever) {
+    async fn connection(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: SocketAddr,
+        (sever, encrypted): (Sever, Encrypted),
+    ) {
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
         let first = Arc::clone(&spoke);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(peer));
             first.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(sever.clone());
+            request.extensions_mut().insert(encrypted);
             router.clone().oneshot(request.map(Body::new))
         });
         let builder = builder();

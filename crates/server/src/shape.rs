@@ -138,7 +138,7 @@ pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
     rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names: snapshot.names }
 }
 
-/// A template. Templates are visible here only when they are whole, so their build is always ready.
+/// A template. What has not been built whole is shown by its builds, so this one is always ready.
 pub(crate) fn template(template: TemplateInfo) -> rest::Template {
     rest::Template {
         template_id: template.id,
@@ -146,7 +146,7 @@ pub(crate) fn template(template: TemplateInfo) -> rest::Template {
         cpu_count: template.budget.cpus,
         memory_mb: memory_mb(template.budget),
         disk_size_mb: template.budget.disk_mib,
-        public: false,
+        public: template.public,
         names: template.aliases.clone(),
         aliases: template.aliases,
         created_at: template.created_at,

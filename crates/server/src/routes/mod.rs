@@ -6,11 +6,12 @@ use axum::{
     Router,
     extract::OriginalUri,
     middleware::from_fn_with_state,
-    routing::{delete, get, post, put},
+    routing::{delete, get, patch, post, put},
 };
 use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
 use http::StatusCode;
 
+mod builds;
 mod create;
 mod lifecycle;
 mod logs;
@@ -54,7 +55,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/v2/sandboxes/{id}/logs", get(logs::v2))
         .route("/templates/tags", post(tags::assign).delete(tags::remove))
         .route("/templates/{id}/tags", get(tags::list))
-        .route("/templates/{id}", get(templates::detail))
+        .route("/templates/{id}", get(templates::detail).patch(builds::update_v1))
         .route("/templates/{id}", delete(templates::remove))
         .route("/default-templates", get(templates::default))
         .route("/templates/{id}/tags/count", get(tags::count))
@@ -65,6 +66,12 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/secrets/{id}", get(secrets::detail).post(secrets::update).delete(secrets::destroy))
         .route("/volumes", post(volumes::create).get(volumes::list))
         .route("/volumes/{id}", get(volumes::detail).delete(volumes::destroy))
+        .route("/v2/templates/{id}", patch(builds::update_v2))
+        .route("/v3/templates", post(builds::request))
+        .route("/templates/{id}/files/{hash}", get(builds::upload_link))
+        .route("/v2/templates/{id}/builds/{build}", post(builds::start))
+        .route("/templates/{id}/builds/{build}/status", get(builds::status))
+        .route("/templates/{id}/builds/{build}/logs", get(builds::logs))
         .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
     Router::new()
         .route("/health", get(health))
@@ -75,6 +82,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/volumecontent/{id}/path", get(volumes::stat).patch(volumes::change).delete(volumes::remove))
         .route("/volumecontent/{id}/dir", get(volumes::entries).post(volumes::make_dir))
         .route("/volumecontent/{id}/file", get(volumes::read).put(volumes::write))
+        // Guarded by its signature.
+        .route("/templates/{id}/files/{hash}", put(builds::upload))
         .merge(guarded)
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())

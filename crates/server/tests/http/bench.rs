@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use firkin_engine::fake::FakeEngine;
 use firkin_runtime::{
+    build::images::OwnImage,
     capacity::HostCapacity,
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
@@ -80,6 +81,15 @@ impl Bench {
             fs_err::write(&path, vec![0; 4096]).unwrap();
             path
         };
+        let guest = GuestSystem {
+            kernel: file("kernel"),
+            kernel_digest: "k".into(),
+            initrd: file("initrd"),
+            initrd_digest: "i".into(),
+            rootfs: file("rootfs"),
+            rootfs_digest: "r".into(),
+            rootfs_bytes: 1 << 20,
+        };
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
             capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
@@ -89,15 +99,8 @@ impl Bench {
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
             network: NetworkChoice::Loopback,
-            guest: GuestSystem {
-                kernel: file("kernel"),
-                kernel_digest: "k".into(),
-                initrd: file("initrd"),
-                initrd_digest: "i".into(),
-                rootfs: file("rootfs"),
-                rootfs_digest: "r".into(),
-                rootfs_bytes: 1 << 20,
-            },
+            images: Arc::new(OwnImage(guest.root())),
+            guest,
         };
         let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };

@@ -4,6 +4,7 @@
 
 mod agent;
 mod bench;
+mod builds;
 mod control;
 mod data;
 mod history;

@@ -1,0 +1,318 @@
+//! Template builds as E2B's SDKs ask for them: a place, files, a start, and looking at how it goes.
+
+use std::sync::Arc;
+
+use axum::{
+    Json as Reply,
+    extract::{Path, Request, State},
+};
+use firkin_runtime::{
+    build::{
+        BuildInfo, BuildLogEntry, BuildPlan, BuildReason, BuildRequest, BuildState, LogLevel, Source, StepSpec,
+        images::{ImageRequest, RegistryLogin},
+    },
+    runtime::TEAM,
+};
+use firkin_wire::{builds, rest};
+use futures::StreamExt;
+use http::{StatusCode, header};
+use jiff::Timestamp;
+
+use crate::{
+    App, auth,
+    error::ApiError,
+    extract::{Json, Reference},
+    listing::Query,
+    serve::Encrypted,
+};
+
+/// Log entries of one answer, at most and by default. The SDKs count on no more.
+const MAX_ENTRIES: usize = 100;
+
+/// What a failed step said last, in the reason.
+const REASON_ENTRIES: usize = 20;
+
+/// How long an upload may begin after it was announced: the SDKs' own deadline for one.
+const UPLOAD_SECONDS: i64 = 3600;
+
+/// A path of a template and something of it.
+type Pair = Path<(String, String)>;
+
+/// `POST /v3/templates`.
+pub(super) async fn request(
+    State(app): State<Arc<App>>,
+    body: Json<builds::RequestBuild>,
+) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
+    let body = body.value;
+    app.count_unknown(&body.unknown);
+    if body.min_free_disk_mb.is_some_and(|mib| mib < 0) {
+        return Err(ApiError::bad_request("`minFreeDiskMb` must not be negative"));
+    }
+    let name = body.name.or(body.alias).ok_or_else(|| ApiError::bad_request("`name` is missing"))?;
+    let request = BuildRequest { name, tags: body.tags.unwrap_or_default(), cpus: body.cpu_count, memory_mib: body.memory_mb };
+    let place = app.runtime.request_build(&request).await?;
+    let answer = builds::RequestedBuild {
+        template_id: place.template_id,
+        build_id: place.build_id,
+        public: place.public,
+        names: vec![format!("{TEAM}/{}", place.name)],
+        tags: place.tags,
+        aliases: vec![place.name],
+    };
+    Ok((StatusCode::ACCEPTED, Reply(answer)))
+}
+
+/// `GET /templates/{id}/files/{hash}`: whether the files are there, and where to bring them.
+pub(super) async fn upload_link(
+    State(app): State<Arc<App>>,
+    Path((template, hash)): Pair,
+    request: Request,
+) -> Result<(StatusCode, Reply<builds::FileUpload>), ApiError> {
+    let present = app.runtime.has_files(&hash)?;
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let encrypted = request.extensions().get() == Some(&Encrypted(true));
+    let host = text(header::HOST.as_str()).ok_or_else(|| ApiError::bad_request("header `Host` is missing"))?;
+    // A proxy in front of us knows how its clients came.
+    let scheme = text("x-forwarded-proto").unwrap_or(if encrypted { "https" } else { "http" });
+    let expires = Timestamp::now().as_second() + UPLOAD_SECONDS;
+    let signature = app.runtime.sign_upload(&template, &hash, expires);
+    let url = format!("{scheme}://{host}/templates/{template}/files/{hash}?expires={expires}&signature={signature}");
+    Ok((StatusCode::CREATED, Reply(builds::FileUpload { present, url: Some(url), headers: None })))
+}
+
+/// `PUT` on the same: by whoever holds the link, or a key.
+pub(super) async fn upload(
+    State(app): State<Arc<App>>,
+    Path((template, hash)): Pair,
+    query: Query,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let signed = || {
+        let (expires, signature) = (query.get("expires")?.parse().ok()?, query.get("signature")?);
+        app.runtime.upload_is_signed(&template, &hash, expires, signature).then_some(())
+    };
+    if signed().is_none() {
+        auth::check(&app, request.headers())?;
+    }
+    let mut upload = app.runtime.receive_files(&hash)?;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the files did not arrive whole: {error}")))?;
+        upload.write(&chunk).await?;
+    }
+    upload.finish().await?;
+    Ok(StatusCode::OK)
+}
+
+/// `POST /v2/templates/{id}/builds/{build}`.
+pub(super) async fn start(
+    State(app): State<Arc<App>>,
+    Path((template, build)): Pair,
+    body: Json<builds::StartBuild>,
+) -> Result<StatusCode, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    let plan = plan(body.value)?;
+    app.runtime.start_build(&template, &build, plan).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let source = match (given(body.from_image), given(body.from_template)) {
+        (Some(reference), None) => {
+            let login = body.from_image_registry.map(|registry| match registry {
+                builds::Registry::Registry { username, password } => RegistryLogin::Password { username, password },
+                // What Google's registries document for service accounts.
+                builds::Registry::Gcp { service_account } => {
+                    RegistryLogin::Password { username: "_json_key".to_owned(), password: service_account }
+                }
+                builds::Registry::Aws { .. } => RegistryLogin::Aws,
+            });
+            Source::Image(ImageRequest { reference, login })
+        }
+        (None, Some(template)) => Source::Template(template),
+        (Some(_), Some(_)) => return Err(ApiError::bad_request("give `fromImage` or `fromTemplate`, not both")),
+        (None, None) => return Err(ApiError::bad_request("`fromImage` or `fromTemplate` is missing")),
+    };
+    let step = |step: builds::Step| StepSpec {
+        kind: step.kind,
+        args: step.args.unwrap_or_default(),
+        files_hash: step.files_hash,
+        force: step.force == Some(true),
+    };
+    Ok(BuildPlan {
+        source,
+        force: body.force == Some(true),
+        steps: body.steps.unwrap_or_default().into_iter().map(step).collect(),
+        start: given(body.start_cmd),
+        ready: given(body.ready_cmd),
+    })
+}
+
+/// `GET /templates/{id}/builds/{build}/status`.
+pub(super) async fn status(
+    State(app): State<Arc<App>>,
+    Path((template, build)): Pair,
+    query: Query,
+) -> Result<Reply<builds::BuildInfo>, ApiError> {
+    // The state first: whatever an ended build said is in the log that is read after it.
+    let info = app.runtime.build(&template, &build).await?;
+    let log = app.runtime.build_log(&template, &build).await?;
+    let offset = number(&query, "logsOffset")?.unwrap_or(0);
+    let shown: Vec<_> = at_level(&log, &query)?.skip(offset).take(limit(&query)?).map(entry).collect();
+    Ok(Reply(builds::BuildInfo {
+        logs: shown.iter().map(|entry| entry.message.clone()).collect(),
+        log_entries: shown,
+        template_id: info.template_id,
+        build_id: info.id,
+        status: state(info.state),
+        reason: info.reason.map(|reason| told(reason, &log)),
+    }))
+}
+
+fn told(reason: BuildReason, log: &[BuildLogEntry]) -> builds::BuildReason {
+    let mut last: Vec<_> = log.iter().rev().filter(|entry| entry.step == reason.step).take(REASON_ENTRIES).map(entry).collect();
+    last.reverse();
+    builds::BuildReason { message: reason.message, step: reason.step, log_entries: last }
+}
+
+/// `GET /templates/{id}/builds/{build}/logs`: forwards from, or backwards to, a time in milliseconds.
+pub(super) async fn logs(
+    State(app): State<Arc<App>>,
+    Path((template, build)): Pair,
+    query: Query,
+) -> Result<Reply<builds::BuildLogs>, ApiError> {
+    let log = app.runtime.build_log(&template, &build).await?;
+    let cursor = query.get("cursor").map(str::parse::<i64>).transpose();
+    let cursor = cursor.map_err(|_| ApiError::bad_request("`cursor` must be a time in milliseconds"))?;
+    let backward = match query.get("direction") {
+        None | Some("forward") => false,
+        Some("backward") => true,
+        Some(other) => return Err(ApiError::bad_request(format!("`direction` must be `forward` or `backward`, not `{other}`"))),
+    };
+    let limit = limit(&query)?;
+    let within = |entry: &&BuildLogEntry| {
+        let at = entry.at.as_millisecond();
+        cursor.is_none_or(|cursor| if backward { at <= cursor } else { at >= cursor })
+    };
+    let wanted = at_level(&log, &query)?.filter(within);
+    let logs = if backward {
+        let all: Vec<_> = wanted.collect();
+        all.into_iter().rev().take(limit).map(entry).collect()
+    } else {
+        wanted.take(limit).map(entry).collect()
+    };
+    Ok(Reply(builds::BuildLogs { logs }))
+}
+
+fn at_level<'a>(log: &'a [BuildLogEntry], query: &Query) -> Result<impl Iterator<Item = &'a BuildLogEntry> + use<'a>, ApiError> {
+    let least = match query.get("level") {
+        None | Some("debug") => LogLevel::Debug,
+        Some("info") => LogLevel::Info,
+        Some("warn") => LogLevel::Warn,
+        Some("error") => LogLevel::Error,
+        Some(other) => return Err(ApiError::bad_request(format!("`level` must not be `{other}`"))),
+    };
+    Ok(log.iter().filter(move |entry| entry.level >= least))
+}
+
+fn limit(query: &Query) -> Result<usize, ApiError> {
+    match number(query, "limit")? {
+        None => Ok(MAX_ENTRIES),
+        Some(limit) if limit <= MAX_ENTRIES => Ok(limit),
+        Some(_) => Err(ApiError::bad_request(format!("`limit` must be at most {MAX_ENTRIES}"))),
+    }
+}
+
+fn number(query: &Query, name: &str) -> Result<Option<usize>, ApiError> {
+    let parsed = query.get(name).map(str::parse).transpose();
+    parsed.map_err(|_| ApiError::bad_request(format!("`{name}` must be a number")))
+}
+
+fn entry(entry: &BuildLogEntry) -> builds::BuildLogEntry {
+    builds::BuildLogEntry {
+        timestamp: entry.at,
+        message: entry.message.clone(),
+        level: match entry.level {
+            LogLevel::Debug => builds::LogLevel::Debug,
+            LogLevel::Info => builds::LogLevel::Info,
+            LogLevel::Warn => builds::LogLevel::Warn,
+            LogLevel::Error => builds::LogLevel::Error,
+        },
+        step: entry.step.clone(),
+    }
+}
+
+fn state(state: BuildState) -> rest::BuildStatus {
+    match state {
+        BuildState::Waiting => rest::BuildStatus::Waiting,
+        BuildState::Building => rest::BuildStatus::Building,
+        BuildState::Ready => rest::BuildStatus::Ready,
+        BuildState::Error => rest::BuildStatus::Error,
+    }
+}
+
+/// A build in the list of its template.
+pub(super) fn listed(build: BuildInfo) -> rest::TemplateBuild {
+    rest::TemplateBuild {
+        build_id: build.id,
+        status: state(build.state),
+        created_at: build.created_at,
+        updated_at: build.updated_at,
+        finished_at: build.finished_at,
+        cpu_count: build.cpus,
+        memory_mb: build.memory_mib,
+        disk_size_mb: build.disk_mib,
+        envd_version: Some(firkin_wire::ENVD_VERSION.to_owned()),
+    }
+}
+
+/// A template that has not come to be, as its newest build shows it.
+pub(super) fn pending(build: BuildInfo, count: usize) -> rest::Template {
+    let names: Vec<String> = build
+        .tags
+        .iter()
+        .map(|tag| if tag == "default" { build.name.clone() } else { format!("{}:{tag}", build.name) })
+        .collect();
+    rest::Template {
+        template_id: build.template_id,
+        build_id: build.id,
+        cpu_count: build.cpus,
+        memory_mb: build.memory_mib,
+        disk_size_mb: build.disk_mib.unwrap_or_default(),
+        public: false,
+        aliases: names.clone(),
+        names,
+        created_at: build.created_at,
+        updated_at: build.updated_at,
+        created_by: None,
+        last_spawned_at: None,
+        spawn_count: 0,
+        build_count: u64::try_from(count).unwrap_or(u64::MAX),
+        envd_version: firkin_wire::ENVD_VERSION.to_owned(),
+        build_status: state(build.state),
+    }
+}
+
+/// `PATCH /v2/templates/{id}`.
+pub(super) async fn update_v2(
+    State(app): State<Arc<App>>,
+    Reference(reference): Reference,
+    body: Json<builds::UpdateTemplate>,
+) -> Result<Reply<builds::UpdatedTemplate>, ApiError> {
+    app.count_unknown(&body.value.unknown);
+    let names = match body.value.public {
+        Some(public) => app.runtime.set_public(&reference, public).await?,
+        None => app.runtime.template(&reference).await?.map(|found| found.aliases),
+    };
+    Ok(Reply(builds::UpdatedTemplate { names: names.ok_or_else(|| ApiError::template_not_found(&reference))? }))
+}
+
+/// `PATCH /templates/{id}`: the same for older clients.
+pub(super) async fn update_v1(
+    app: State<Arc<App>>,
+    reference: Reference,
+    body: Json<builds::UpdateTemplate>,
+) -> Result<Reply<serde_json::Value>, ApiError> {
+    update_v2(app, reference, body).await.map(|_| Reply(serde_json::json!({})))
+}
