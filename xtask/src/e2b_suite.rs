@@ -51,6 +51,9 @@ const CHECKOUT: &str = "checkout";
 /// Tests that assert the default addresses, in the directories of those that talk to a server.
 const WITHOUT_SERVER: &str = "test_config_propagation.py";
 
+/// The suites build on Ubuntu's image, which the internet has; what they do with it works on our root image as well.
+const OPTIONS: [&str; 2] = ["--own-image", "ubuntu:22.04"];
+
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Suite {
@@ -133,7 +136,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> 
 /// Runs these parts against a server of their own.
 fn against(workspace: &Workspace, state: &Path, parts: &[Part<'_>], pytest: &[String]) -> anyhow::Result<Tally> {
     let outcomes = tempfile::NamedTempFile::new().context("cannot make a file for outcomes")?;
-    let server = Server::start_with_https(workspace, state)?;
+    let server = Server::start_with_https(workspace, state, &OPTIONS)?;
     for part in parts {
         run_part(workspace, state, outcomes.path(), part, pytest)?;
     }

@@ -52,9 +52,9 @@ impl Server {
     }
 
     /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.
-    pub(crate) fn start_with_https(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
+    pub(crate) fn start_with_https(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
         let address = free_address()?.to_string();
-        Self::start_with(workspace, state_dir, &["--tls-listen", &address])
+        Self::start_with(workspace, state_dir, &[&["--tls-listen", &address], options].concat())
     }
 
     fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {

@@ -7,8 +7,6 @@ pub(super) enum Reason {
     Internet,
     /// Another release of the SDK than the one that is tested.
     OtherRelease,
-    /// The API that builds templates.
-    TemplateBuilds,
     /// A template that serves the code interpreter.
     CodeInterpreter,
     /// A guest that is as fast as hardware is.
@@ -21,7 +19,6 @@ impl Reason {
         match self {
             Self::Internet => "needs the internet",
             Self::OtherRelease => "tests what another release of the SDK has",
-            Self::TemplateBuilds => "needs template builds through the API, which are not there yet",
             Self::CodeInterpreter => "needs the code interpreter's template, which is not there yet",
             Self::Pace => "gives a shell 300 ms to start and answer, which an emulated guest on a busy host does not keep",
         }
@@ -29,17 +26,11 @@ impl Reason {
 }
 
 /// Parts of test names, the first that matches counts.
-const KNOWN: [(&str, Reason); 10] = [
+const KNOWN: [(&str, Reason); 4] = [
     ("interpreter:", Reason::CodeInterpreter),
     ("test_network.py::", Reason::Internet),
     ("test_internet_access.py::", Reason::Internet),
     ("/pty/test_pty_connect.py::test_connect_to_pty", Reason::Pace),
-    ("/methods/test_make_symlink.py::", Reason::TemplateBuilds),
-    ("/methods/test_run_cmd.py::", Reason::TemplateBuilds),
-    ("/test_background_build.py::", Reason::TemplateBuilds),
-    ("/test_build.py::", Reason::TemplateBuilds),
-    ("/test_stacktrace.py::", Reason::TemplateBuilds),
-    ("/test_tags.py::TestTagsIntegration::", Reason::TemplateBuilds),
 ];
 
 /// Why this test cannot pass, if that is known.
