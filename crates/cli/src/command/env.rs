@@ -22,6 +22,10 @@ pub(crate) fn run(settings: &Settings, json: bool) -> anyhow::Result<ExitStatus>
     Ok(ExitStatus::Success)
 }
 
+/// What names the certificates that programs trust, so that `https://` of `get_host()` is: OpenSSL and Python, curl, Python's `requests`,
+/// Node.js. The middle two come before the first where a shell has them already, and `requests` knows no other.
+const TRUST: [&str; 4] = ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"];
+
 fn variables(target: &Target) -> BTreeMap<&'static str, String> {
     let mut variables = BTreeMap::from([
         ("E2B_API_KEY", target.api_key.clone()),
@@ -31,8 +35,7 @@ fn variables(target: &Target) -> BTreeMap<&'static str, String> {
     if let Some(https) = &target.https {
         variables.insert("E2B_DOMAIN", https.domain.clone());
         if let Some(bundle) = &https.bundle {
-            // OpenSSL and Python by the one, Node.js by the other; so that `https://` of `get_host()` is trusted.
-            for name in ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"] {
+            for name in TRUST {
                 variables.insert(name, bundle.display().to_string());
             }
         }
@@ -68,7 +71,9 @@ mod tests {
         let https = Https { domain: "firkin.localhost:3443".to_owned(), bundle: Some("/s/tls/bundle.pem".into()) };
         let secure = exports(&variables(&Target { https: Some(https), ..target }));
         assert!(secure.contains("export E2B_DOMAIN=firkin.localhost:3443\n"), "{secure}");
-        assert!(secure.contains("export SSL_CERT_FILE=/s/tls/bundle.pem\n"), "{secure}");
+        for name in TRUST {
+            assert!(secure.contains(&format!("export {name}=/s/tls/bundle.pem\n")), "{secure}");
+        }
         assert_eq!(quoted("a b'c;$d"), r"'a b'\''c;$d'");
         assert_eq!(quoted("[::1]"), "'[::1]'");
     }
