@@ -30,8 +30,34 @@ const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requ
 /// The directory with the JavaScript packages and the tests of the JavaScript SDK.
 const JAVASCRIPT: &str = "js";
 
+/// The same of the code interpreter's JavaScript SDK.
+const JAVASCRIPT_INTERPRETER: &str = "js-interpreter";
+
+/// Which languages the code interpreter's template has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Languages {
+    /// All.
+    All,
+    /// Those that cost little to install: a fresh host spends minutes on the others. Tests of the guest run them all, where the
+    /// host has them.
+    Light,
+}
+
+impl Languages {
+    /// The others, as the command line and the tests are told of them.
+    fn without(self) -> Option<&'static str> {
+        match self {
+            Self::All => None,
+            Self::Light => Some("r,java"),
+        }
+    }
+}
+
+/// What the tests of the code interpreter read: the languages that the template lacks.
+const WITHOUT_LANGUAGES: &str = "WITHOUT_LANGUAGES";
+
 /// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
-pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String]) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languages, pytest: &[String]) -> anyhow::Result<()> {
     let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
     report.step("python environments", |step| {
         python::set_up(step)?;
@@ -41,15 +67,21 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String])
         Ok(())
     })?;
     if pytest.is_empty() {
-        report.step("node packages", |step| node_packages(workspace, step).map(drop))?;
+        report.step("node packages", |step| {
+            node_packages(workspace, JAVASCRIPT_INTERPRETER, step)?;
+            node_packages(workspace, JAVASCRIPT, step).map(drop)
+        })?;
     }
     // Machines run as users of their own, who must be able to enter it: not below a home directory.
     let state =
         tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
     fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
-    let build =
-        |step: &mut Step, name| step.run(workspace.firkin().args(["template", "build", name, "--state-dir"]).arg(state.path()));
-    report.step("base template", |step| build(step, "base"))?;
+    let build = |name| {
+        let mut command = workspace.firkin();
+        command.args(["template", "build", name, "--state-dir"]).arg(state.path());
+        command
+    };
+    report.step("base template", |step| step.run(&mut build("base")))?;
     let before = leaks::Host::observe()?;
     report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
     if pytest.is_empty() {
@@ -57,9 +89,10 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, pytest: &[String])
     }
     // Only now: a server keeps sandboxes of every template warm, and these are large.
     if pytest.is_empty() {
-        report.step("code interpreter template", |step| build(step, "code-interpreter-v1"))?;
-        report
-            .step("code interpreter conformance", |step| against_server(workspace, state.path(), &[INTERPRETER], pytest, step))?;
+        let without = languages.without();
+        let options = without.iter().flat_map(|names| ["--without", names]);
+        report.step("code interpreter template", |step| step.run(build("code-interpreter-v1").args(options)))?;
+        report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(&before, step))
 }
@@ -86,7 +119,7 @@ fn against_server(
 
 /// The JavaScript SDK under Node's own test runner, then E2B's command line, which is written with it, under pytest.
 fn javascript(workspace: &Workspace, state_dir: &Path, step: &mut Step) -> anyhow::Result<()> {
-    let packages = node_packages(workspace, step)?;
+    let packages = node_packages(workspace, JAVASCRIPT, step)?;
     let server = Server::start(workspace, state_dir)?;
     let mut tests = packages.tests(&directory(workspace).join(JAVASCRIPT))?;
     tests.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
@@ -97,9 +130,24 @@ fn javascript(workspace: &Workspace, state_dir: &Path, step: &mut Step) -> anyho
     server.stop()
 }
 
-fn node_packages(workspace: &Workspace, step: &mut Step) -> anyhow::Result<Packages> {
+/// The code interpreter's SDKs: Python's under pytest, then JavaScript's under Node's own test runner.
+fn interpreter(workspace: &Workspace, state_dir: &Path, without: Option<&str>, step: &mut Step) -> anyhow::Result<()> {
+    let packages = node_packages(workspace, JAVASCRIPT_INTERPRETER, step)?;
+    let server = Server::start(workspace, state_dir)?;
+    let mut python = suite(workspace, state_dir, INTERPRETER, step)?;
+    let mut javascript = packages.tests(&directory(workspace).join(JAVASCRIPT_INTERPRETER))?;
+    javascript.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
+    for (name, tests) in [(INTERPRETER.name, &mut python), ("code interpreter's JavaScript SDK", &mut javascript)] {
+        say(&format!("{name}:"));
+        tests.env(WITHOUT_LANGUAGES, without.unwrap_or_default());
+        step.run(tests).with_context(|| format!("the {name} failed\n{}", server.log_tail()))?;
+    }
+    server.stop()
+}
+
+fn node_packages(workspace: &Workspace, name: &str, step: &mut Step) -> anyhow::Result<Packages> {
     let python = python::environment(&workspace.cache(), &requirements(workspace, CLI), step)?;
-    node::packages(&workspace.cache(), &directory(workspace).join(JAVASCRIPT), &python, step)
+    node::packages(&workspace.cache(), &directory(workspace).join(name), &python, step)
 }
 
 /// pytest over the tests of one SDK, pointed at the server of this state directory.

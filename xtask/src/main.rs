@@ -17,6 +17,7 @@ mod run;
 mod server;
 mod workspace;
 
+use conformance::Languages;
 use run::Report;
 use workspace::Workspace;
 
@@ -77,7 +78,7 @@ fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> 
         Command::Conformance { pytest } => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
-            conformance::run(workspace, report, &pytest)
+            conformance::run(workspace, report, Languages::All, &pytest)
         }
         Command::E2bSuite(suite) => {
             report.step("build", |step| workspace.build(step))?;
@@ -96,6 +97,6 @@ fn test(workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
     let before = leaks::Host::observe()?;
     report.step("all rust tests", |step| workspace.all_rust_tests(step))?;
     report.step("documentation", |step| workspace.documentation(step))?;
-    conformance::run(workspace, report, &[])?;
+    conformance::run(workspace, report, Languages::Light, &[])?;
     report.step("nothing left on the host", |step| leaks::check(&before, step))
 }

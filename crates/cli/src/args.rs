@@ -424,6 +424,9 @@ pub(crate) struct BuildArgs {
     /// Guest memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory: Option<u32>,
+    /// Languages to leave out of the code interpreter, which has all of them otherwise
+    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
+    pub(crate) without: Vec<Language>,
     /// Command to start before the snapshot; it is running in every sandbox
     #[arg(long, value_name = "CMD")]
     pub(crate) start_cmd: Option<String>,
@@ -433,6 +436,15 @@ pub(crate) struct BuildArgs {
     /// Build again even if nothing changed
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// A language of the code interpreter that can be left out
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Language {
+    /// R
+    R,
+    /// Java
+    Java,
 }
 
 /// `firkin template rm`

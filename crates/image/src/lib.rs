@@ -32,4 +32,4 @@ pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
 pub use modules::ModuleError;
 pub use progress::{Event, Progress, Report, Step};
-pub use rootfs::{RootImage, RootSpec, RootfsError, base_rootfs, rootfs};
+pub use rootfs::{HeavyLanguage, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

@@ -101,22 +101,39 @@ impl Default for RootSpec {
     }
 }
 
+/// A language of the code interpreter that is worth leaving out: it is large, and nothing else needs its packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeavyLanguage {
+    /// R.
+    R,
+    /// Java, with its compiler.
+    Java,
+}
+
+impl HeavyLanguage {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::R, Self::Java];
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::R => "r-base-core",
+            Self::Java => "openjdk-17-jdk-headless",
+        }
+    }
+}
+
 impl RootSpec {
-    /// The root file system of the code interpreter: `base`, and what its kernels and their users import. The guest agent
-    /// serves the interpreter where it finds IPython.
-    pub fn code_interpreter() -> Self {
-        let more = [
-            "node-typescript",
-            "openjdk-17-jdk-headless",
-            "python3-ipython",
-            "python3-matplotlib",
-            "python3-numpy",
-            "python3-pandas",
-            "python3-pil",
-            "r-base-core",
-        ];
+    /// The root file system of the code interpreter: `base`, what its kernels and their users import, and these languages. The
+    /// guest agent serves the interpreter where it finds IPython.
+    pub fn code_interpreter(languages: &[HeavyLanguage]) -> Self {
+        let mut more =
+            vec!["node-typescript", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-pil"];
+        more.extend(languages.iter().map(|language| language.package()));
+        // The order is a part of the recipe.
+        more.sort_unstable();
+        more.dedup();
         let mut spec = Self::default();
-        spec.packages.extend(more.map(str::to_owned));
+        spec.packages.extend(more.into_iter().map(str::to_owned));
         spec
     }
 }
@@ -351,7 +368,10 @@ mod tests {
         let larger = RootSpec { virtual_bytes: 20 << 30, ..base.clone() };
         assert_eq!(key(&base), key(&base.clone()));
         assert_ne!(key(&base), key(&larger));
-        assert_ne!(key(&base), key(&RootSpec::code_interpreter()));
+        assert_ne!(key(&base), key(&RootSpec::code_interpreter(&[])));
+        let both = key(&RootSpec::code_interpreter(&HeavyLanguage::ALL));
+        assert_ne!(both, key(&RootSpec::code_interpreter(&[HeavyLanguage::R])));
+        assert_eq!(both, key(&RootSpec::code_interpreter(&[HeavyLanguage::Java, HeavyLanguage::R])));
     }
 
     #[test]

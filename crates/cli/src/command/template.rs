@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use firkin_image::HeavyLanguage;
 use firkin_runtime::{
     runtime::OnExit,
     template::{BuildTemplate, CODE_INTERPRETER, TemplateInfo},
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     api::Api,
-    args::{BuildArgs, RemoveArgs},
+    args::{BuildArgs, Language, RemoveArgs},
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
     progress::Progress,
@@ -46,7 +47,8 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     let force = args.force;
     let standard = match args.name.as_str() {
         CODE_INTERPRETER => {
-            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &progress)).await? else {
+            let languages = languages(&args.without);
+            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &languages, &progress)).await? else {
                 return Ok(ExitStatus::Interrupted);
             };
             BuildTemplate::code_interpreter(root)
@@ -84,8 +86,20 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     Ok(ExitStatus::Success)
 }
 
+/// Those that were not left out.
+fn languages(without: &[Language]) -> Vec<HeavyLanguage> {
+    let left_out = |language: HeavyLanguage| match language {
+        HeavyLanguage::R => without.contains(&Language::R),
+        HeavyLanguage::Java => without.contains(&Language::Java),
+    };
+    HeavyLanguage::ALL.into_iter().filter(|language| !left_out(*language)).collect()
+}
+
 /// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
 fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
+    if !args.without.is_empty() && args.name != CODE_INTERPRETER {
+        return Err(anyhow!("template `{}` has no languages to leave out", args.name)).hint("only `code-interpreter-v1` has");
+    }
     let base = BuildTemplate::base();
     let request = BuildTemplate {
         ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { standard.ready_deadline },
@@ -186,5 +200,15 @@ mod tests {
         assert_eq!(asked, standard);
         let larger = requested_of("firkin template build code-interpreter-v1 --memory 4096", standard.clone()).unwrap();
         assert_eq!((larger.cpus, larger.memory_mib, larger.ready), (standard.cpus, 4096, standard.ready));
+    }
+
+    #[test]
+    fn languages_are_left_out_of_the_code_interpreter_only() {
+        assert_eq!(languages(&[]), HeavyLanguage::ALL);
+        assert_eq!(languages(&[Language::Java]), [HeavyLanguage::R]);
+        assert!(requested("firkin template build --without r,java").is_err());
+        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
+        let standard = BuildTemplate::code_interpreter(root);
+        assert!(requested_of("firkin template build code-interpreter-v1 --without r,java", standard).is_ok());
     }
 }
