@@ -109,9 +109,9 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> 
     // Machines run as users of their own, who must be able to enter it: not below a home directory.
     let state = tempfile::Builder::new().prefix("firkin-suite-").tempdir_in("/var/tmp").context("cannot make a directory")?;
     fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
-    report.step("base template", |step| {
-        step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()))
-    })?;
+    let build =
+        |step: &mut Step, name| step.run(workspace.firkin().args(["template", "build", name, "--state-dir"]).arg(state.path()));
+    report.step("base template", |step| build(step, "base"))?;
     let (mut rows, mut unexplained) = (Vec::new(), 0);
     for candidate in &candidates {
         report.step(&format!("suite of {}", candidate.sdk), |step| {
@@ -122,6 +122,8 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> 
         })?;
     }
     if let (Some(python), Some(directory)) = (&interpreter_python, &interpreter) {
+        // Only now: a server keeps sandboxes of every template warm, and these are large.
+        report.step("code interpreter template", |step| build(step, "code-interpreter-v1"))?;
         report.step("suite of the code interpreter", |step| {
             let tally = against(workspace, state.path(), &[code_interpreter(python, directory)], &suite.pytest)?;
             rows.push(tally.row("code interpreter", "its checkout"));
