@@ -23,14 +23,23 @@ struct PoolInfo {
 ioctl_write_ptr!(add_entropy, b'R', 3, [i32; 2]);
 ioctl_none!(reseed, b'R', 7);
 
-/// Adds the seed, credits it in full and makes the generator use it now.
-pub(super) fn add(seed: [u8; SEED_BYTES]) -> io::Result<()> {
-    let device = fs_err::OpenOptions::new().write(true).open("/dev/urandom")?;
-    let info = PoolInfo { entropy_bits: 256, size_bytes: 32, seed };
-    // SAFETY: the kernel reads two ints and then `size_bytes` bytes behind them, which is the layout and size of `PoolInfo`,
-    // alive for the call.
-    unsafe { add_entropy(device.as_raw_fd(), std::ptr::from_ref(&info).cast()) }?;
-    // SAFETY: takes no argument.
-    unsafe { reseed(device.as_raw_fd()) }?;
-    Ok(())
+/// The generator, held open: looking for its device in each life would take longer than seeding it.
+#[derive(Debug)]
+pub(super) struct Generator(fs_err::File);
+
+impl Generator {
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self(fs_err::OpenOptions::new().write(true).open("/dev/urandom")?))
+    }
+
+    /// Adds the seed, credits it in full and makes the generator use it now.
+    pub(super) fn add(&self, seed: [u8; SEED_BYTES]) -> io::Result<()> {
+        let info = PoolInfo { entropy_bits: 256, size_bytes: 32, seed };
+        // SAFETY: the kernel reads two ints and then `size_bytes` bytes behind them, which is the layout and size of `PoolInfo`,
+        // alive for the call.
+        unsafe { add_entropy(self.0.as_raw_fd(), std::ptr::from_ref(&info).cast()) }?;
+        // SAFETY: takes no argument.
+        unsafe { reseed(self.0.as_raw_fd()) }?;
+        Ok(())
+    }
 }

@@ -39,6 +39,9 @@ pub(crate) enum ControlError {
     /// The files that say who the machine is cannot be bound.
     #[error("cannot bind the machine's files")]
     Files(#[source] io::Error),
+    /// The random generator's device does not open.
+    #[error("cannot open the random generator")]
+    Generator(#[source] io::Error),
     /// The thread does not start.
     #[error("cannot start the control thread")]
     Thread(#[source] io::Error),
@@ -54,7 +57,8 @@ pub(crate) enum ControlError {
 pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
     let port = Port::open()?;
     let files = files::Files::bind().map_err(ControlError::Files)?;
-    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files, reaper) };
+    let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
+    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files, generator, reaper) };
     let run = move || {
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.
@@ -115,7 +119,7 @@ impl Agent {
                 nix::unistd::sync();
                 Answer::Done
             }
-            Call::Shrink => done(disk::shrink()),
+            Call::Shrink => done(disk::shrink().inspect(|()| hooks::look())),
             Call::Stats => match self.meter.read() {
                 Ok(stats) => Answer::Stats(stats),
                 Err(error) => Answer::Failed { message: logging::chain(&error) },

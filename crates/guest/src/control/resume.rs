@@ -1,8 +1,8 @@
 //! Becoming a sandbox: everything that two clones of one snapshot must not share, in the order that keeps user code from seeing
 //! the old self.
 //!
-//! Random bytes come first, because every later step might draw some. Nothing is spawned but the image's own hooks, and nothing unchanged is written: under
-//! emulation this path is the latency of a create.
+//! Random bytes come first, because every later step might draw some. Nothing is spawned but the image's own hooks, and nothing is opened
+//! or looked for that can be held: under emulation this path is the latency of a create.
 
 use std::{io, time::Duration};
 
@@ -14,7 +14,7 @@ use nix::{
 };
 
 use super::{
-    entropy::{self, SEED_BYTES},
+    entropy::{Generator, SEED_BYTES},
     files::Files,
     hooks,
     network::{self, NetworkError},
@@ -70,13 +70,14 @@ pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
     files: Files,
+    generator: Generator,
     reaper: Reaper,
 }
 
 impl Current {
     /// Nobody, before the first epoch.
-    pub(super) fn new(files: Files, reaper: Reaper) -> Self {
-        Self { epoch: 0, network: None, files, reaper }
+    pub(super) fn new(files: Files, generator: Generator, reaper: Reaper) -> Self {
+        Self { epoch: 0, network: None, files, generator, reaper }
     }
 
     /// The highest epoch given; 0 before the first.
@@ -95,7 +96,7 @@ impl Current {
             state.begin_era();
         }
         self.epoch = identity.epoch;
-        entropy::add(seed).map_err(ResumeError::Entropy)?;
+        self.generator.add(seed).map_err(ResumeError::Entropy)?;
         let clock_behind_ns = set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?;
         nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
         write_files(identity, &self.files).map_err(ResumeError::Files)?;
