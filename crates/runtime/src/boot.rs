@@ -21,6 +21,7 @@ use crate::{
     error::{AgentError, BootError, LaunchError, PublishError},
     instances::InstanceDir,
     link::Link,
+    rest::come_to_rest,
     sandbox::InternetAccess,
     template::Report,
 };
@@ -169,10 +170,22 @@ impl Booted {
         self.agent.call(Call::Shrink, SHRINK_DEADLINE).await.map(drop).map_err(BootError::Shrink)
     }
 
+    /// Takes its memory and device state, as [`cut`](Self::cut) does, once the guest has nothing left to do. For what is restored often.
+    pub(crate) async fn cut_at_rest(&mut self, report: Report<'_>) -> Result<(), BootError> {
+        report("letting the guest come to rest");
+        self.agent.call(Call::Sync, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        come_to_rest(&mut *self.machine).await.map_err(BootError::Machine)?;
+        self.take(report).await
+    }
+
     /// Takes its memory and device state. The machine is sealed.
     pub(crate) async fn cut(&mut self, report: Report<'_>) -> Result<(), BootError> {
-        report("taking the snapshot");
         self.agent.call(Call::Sync, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        self.take(report).await
+    }
+
+    async fn take(&mut self, report: Report<'_>) -> Result<(), BootError> {
+        report("taking the snapshot");
         self.machine.pause().await.map_err(BootError::Machine)?;
         self.machine.snapshot(self.draft.dir()).await.map_err(BootError::Machine)?;
         Ok(())

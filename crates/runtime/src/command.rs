@@ -139,8 +139,9 @@ pub(crate) async fn start(
     deadline: Option<Duration>,
 ) -> Result<Running, CommandError> {
     use base64::Engine as _;
+    // In JSON, as E2B's SDKs speak: a ready command warms the guest's agent up for them too.
     let uri = http::Uri::from_static("http://localhost");
-    let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri));
+    let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri).json());
     let mut options = CallOptions::default();
     if let Some(deadline) = deadline {
         options = options.with_timeout(deadline);

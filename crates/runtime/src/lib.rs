@@ -28,6 +28,7 @@ mod owner;
 pub mod pool;
 mod random;
 mod reboot;
+mod rest;
 pub mod restore;
 pub mod runtime;
 pub mod sandbox;

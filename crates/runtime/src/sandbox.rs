@@ -38,9 +38,12 @@ pub struct SandboxId(String);
 pub struct InvalidSandboxId(String);
 
 impl SandboxId {
+    /// Characters of an id.
+    pub(crate) const LENGTH: usize = 21;
+
     /// A new id: `i` and 20 random characters, 103 bits.
     pub fn generate() -> Self {
-        Self(format!("i{}", crate::random::alphanumeric(20)))
+        Self(format!("i{}", crate::random::alphanumeric(Self::LENGTH - 1)))
     }
 
     /// The text of the id.

@@ -94,7 +94,7 @@ impl BuildTemplate {
             root: None,
             setup: Vec::new(),
             start: None,
-            ready: Some("python3 -c 'import json, sys' && true | cat".to_owned()),
+            ready: Some("python3 -c 'import json, sys' && true | cat && echo ready".to_owned()),
             ready_deadline: Duration::from_secs(120),
         }
     }
@@ -174,7 +174,8 @@ pub(crate) fn nobody() -> control::Identity {
     use base64::Engine as _;
     control::Identity {
         epoch: TEMPLATE_EPOCH,
-        sandbox_id: "template".to_owned(),
+        // As long as the name of any sandbox: who becomes another writes over this one and cuts nothing off.
+        sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
         template_id: String::new(),
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
         realtime_ns: 0,
@@ -197,7 +198,10 @@ async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) ->
     // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
     // would read and keep them for itself.
     wait_until_ready(booted, build, report).await?;
-    Ok(booted.cut(report).await?)
+    if build.setup.is_empty() && build.start.is_none() && build.ready.is_none() {
+        return Ok(booted.cut(report).await?);
+    }
+    Ok(booted.cut_at_rest(report).await?)
 }
 
 async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {

@@ -19,6 +19,7 @@ use crate::{
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
     error::{PublishError, SnapshotRestoreError},
+    rest::come_to_rest,
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
     sandbox::{InternetAccess, Memory},
     session::{After, Session},
@@ -79,6 +80,9 @@ impl BuildMachine {
         let core = Arc::clone(&self.core);
         core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
         self.session.sync().await.map_err(BuildFailure::Guest)?;
+        if then == After::StayPaused {
+            come_to_rest(&mut *self.session.machine).await.map_err(BuildFailure::Machine)?;
+        }
         let failed = |source| PublishError::File { path: core.config.state_dir.clone(), source };
         let mut draft = core.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
         let pin = core.artifacts.pin(draft.id());

@@ -14,6 +14,7 @@ use crate::{
     core::Core,
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
     owner::chain,
+    rest::come_to_rest,
     restore::{self, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     sandbox::InternetAccess,
     session::Session,
@@ -249,6 +250,7 @@ async fn warm_up(session: &mut Session, ready: Option<&str>, token: Option<&str>
             return Err(RefillError::NotReady(output.exit_code));
         }
     }
+    come_to_rest(&mut *session.machine).await.map_err(RefillError::Stop)?;
     session.machine.pause().await.map_err(RefillError::Stop)
 }
 
