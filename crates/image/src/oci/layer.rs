@@ -3,6 +3,7 @@
 //! Compression is told by the first bytes and not by the media type, which registries get wrong. What comes out is hashed on
 //! the way and must be what the image's configuration promised (its *diff id*).
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,6 +23,9 @@ const MAX_ATTRIBUTE_BYTES: usize = 64 << 10;
 /// Attributes of one file: ext4 keeps them in one block.
 const MAX_ATTRIBUTES: usize = 32;
 const COPY_BYTES: usize = 128 << 10;
+/// From the content of one entry to that of the next. Whoever reads an archive takes long names and attributes into memory whole,
+/// whatever size they claim; this is room for a few of the largest attributes.
+const MAX_HEADER_BYTES: u64 = 512 << 10;
 
 /// Why a layer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -98,9 +102,11 @@ fn decoder(mut file: File) -> io::Result<Box<dyn Read>> {
 /// Adds every entry of an unpacked layer to the tree. Returns how many device nodes and pipes were left out: a guest has its own.
 pub(super) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64, LayerError> {
     let mut left_out = 0;
-    let mut archive = tar::Archive::new(archive);
+    let left = Cell::new(MAX_HEADER_BYTES);
+    let mut archive = tar::Archive::new(Headers { archive, left: &left });
     for entry in archive.entries_with_seek().map_err(LayerError::Unpack)? {
         let mut entry = entry.map_err(LayerError::Unpack)?;
+        left.set(MAX_HEADER_BYTES);
         let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
         let kind = entry.header().entry_type();
         let link = || {
@@ -129,6 +135,33 @@ pub(super) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64,
         tree.add(layer, &path, entry)?;
     }
     Ok(left_out)
+}
+
+/// More stands before an entry than an entry needs to be told.
+#[derive(Debug, thiserror::Error)]
+#[error("there are more than {} KiB before an entry", MAX_HEADER_BYTES >> 10)]
+struct LongHeader;
+
+/// What stands between the contents of an archive: those are skipped, and not read here.
+struct Headers<'a> {
+    archive: &'a File,
+    /// Bytes that may be read until the next entry.
+    left: &'a Cell<u64>,
+}
+
+impl Read for Headers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.archive.read(buffer)?;
+        let left = self.left.get().checked_sub(read as u64).ok_or_else(|| io::Error::other(LongHeader))?;
+        self.left.set(left);
+        Ok(read)
+    }
+}
+
+impl Seek for Headers<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.archive.seek(to)
+    }
 }
 
 fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
@@ -228,6 +261,30 @@ mod tests {
         let Kind::File(content) = node.kind else { panic!() };
         let at = usize::try_from(content.offset).unwrap();
         assert_eq!(&tar[at..at + 5], b"hello");
+    }
+
+    #[test]
+    fn a_header_takes_no_more_memory_than_headers_need() {
+        use tar::EntryType as T;
+        let said = |kind: T, bytes: usize| {
+            let mut builder = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(bytes as u64);
+            header.set_path("said").unwrap();
+            header.set_cksum();
+            builder.append(&header, &*vec![b'n'; bytes]).unwrap();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, "a", io::empty()).unwrap();
+            read(&file(&builder.into_inner().unwrap()), 0, &mut Tree::default())
+        };
+        assert_eq!(said(T::GNULongName, 200).unwrap(), 0);
+        for kind in [T::GNULongName, T::GNULongLink, T::XHeader] {
+            let error = said(kind, 2 << 20).unwrap_err();
+            assert!(matches!(&error, LayerError::Unpack(source) if source.to_string().contains("KiB")), "{kind:?}: {error:?}");
+        }
     }
 
     #[test]
