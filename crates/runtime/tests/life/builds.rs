@@ -93,18 +93,41 @@ fn a_build_that_is_deleted_leaves_nothing() {
 #[test]
 fn a_build_that_a_crash_cuts_off_is_an_error_and_leaves_nothing() {
     let (host, envd) = Host::with_silent_envd();
-    let place = host.crash_after(async |server| {
+    let (place, before) = host.crash_after(async |server| {
+        let before = host.artifacts();
         let place = request(&server, "cut-off", 512).await;
         start(&server, &place, plan(Source::Template("base".into()), &["sleep 1000"])).await;
         until("the command was sent", || envd.was_called()).await;
-        place
+        (place, before)
     });
     assert_eq!(host.engine.live(), 1);
     host.serve(async |server| {
         assert_eq!(host.engine.live(), 0, "a machine of no sandbox is swept");
+        assert_eq!(host.artifacts(), before, "its states");
+        assert_eq!(server.capacity().usage.active.held.memory_mib, 0, "what it had reserved");
         let info = server.build(&place.template_id, &place.build_id).await.unwrap();
         assert_eq!(info.state, BuildState::Error);
         assert!(info.reason.unwrap().message.contains("build it again"));
+    });
+}
+
+#[test]
+fn a_build_whose_server_stops_is_an_error_and_can_be_built_again() {
+    let (host, envd) = Host::with_silent_envd();
+    let (place, before) = host.serve(async |server| {
+        let before = host.artifacts();
+        let place = request(server, "stopped", 512).await;
+        start(server, &place, plan(Source::Template("base".into()), &["true", "sleep 1000"])).await;
+        until("the command was sent", || envd.was_called()).await;
+        (place, before)
+    });
+    host.serve(async |server| {
+        let info = server.build(&place.template_id, &place.build_id).await.unwrap();
+        assert_eq!(info.state, BuildState::Error);
+        assert_eq!(info.reason.unwrap().step, "1");
+        assert_eq!(host.artifacts(), before, "its states");
+        assert!(server.create(CreateSandbox::from_template("stopped")).await.is_err(), "no template came of it");
+        built(server, "stopped", Source::Template("base".into()), 512).await;
     });
 }
 
