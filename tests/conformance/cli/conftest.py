@@ -16,9 +16,9 @@ class Cli:
         self.program = os.path.join(node_modules, ".bin", "e2b")
         self.environment = os.environ | {"HOME": str(home), "NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1"}
 
-    def run(self, *words: str, status: int = 0, stdin: bytes = b"") -> str:
+    def run(self, *words: str, status: int = 0, stdin: bytes = b"", wait_s: float = WAIT_S) -> str:
         """The standard output of a call that has to end with `status`. Standard input is a pipe."""
-        result = subprocess.run([self.program, *words], input=stdin, capture_output=True, env=self.environment, timeout=WAIT_S)
+        result = subprocess.run([self.program, *words], input=stdin, capture_output=True, env=self.environment, timeout=wait_s)
         said = f"e2b {' '.join(words)}: {result.returncode}\n{result.stdout.decode()}\n{result.stderr.decode()}"
         assert result.returncode == status, said
         return result.stdout.decode()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import uuid
 
 import pexpect
 
@@ -97,3 +98,32 @@ def test_templates_are_listed(cli):
     templates = json.loads(cli.run("template", "list", "--format", "json"))
     assert "base" in [name for each in templates for name in each["aliases"]], templates
     assert "not found" in cli.fails("template", "delete", "-y", "no-such-template")
+
+
+BUILD_WAIT_S = 300
+"""A build that is the first on its image boots it, and an emulated guest on a busy machine takes its time."""
+
+DOCKERFILE = """\
+FROM e2bdev/base
+WORKDIR /srv
+ENV WORD=kept
+COPY note .
+RUN echo $WORD > made
+"""
+
+
+def test_a_dockerfile_becomes_a_template(cli, api, tmp_path):
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    (tmp_path / "note").write_text("from the context\n")
+    name = f"cli-{uuid.uuid4().hex}"
+    try:
+        cli.run("template", "create", name, "--path", str(tmp_path), "--cpu-count", "1", "--memory-mb", "512", wait_s=BUILD_WAIT_S)
+        assert name in [alias for each in json.loads(cli.run("template", "list", "--format", "json")) for alias in each["aliases"]]
+        sandbox_id = cli.run("sandbox", "create", name, "--detach").split()[-1]
+        try:
+            assert cli.run("sandbox", "exec", sandbox_id, "cat", "/srv/note", "/srv/made") == "from the context\nkept\n"
+        finally:
+            api.kill(sandbox_id)
+    finally:
+        cli.run("template", "delete", "-y", name)
+    assert name not in cli.run("template", "list")

@@ -4,9 +4,23 @@
 // `e2b` is found beside this file: `cargo xtask conformance` copies it to where npm has installed the packages.
 
 import assert from 'node:assert/strict'
+import { randomUUID } from 'node:crypto'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 
-import { CommandExitError, FileNotFoundError, FileType, NotFoundError, Sandbox, SandboxNotFoundError, TimeoutError } from 'e2b'
+import {
+  BuildError,
+  CommandExitError,
+  FileNotFoundError,
+  FileType,
+  NotFoundError,
+  Sandbox,
+  SandboxNotFoundError,
+  Template,
+  TimeoutError,
+} from 'e2b'
 
 // Longer than the whole suite: a sandbox that ends early fails a test for the wrong reason.
 const LIFETIME_MS = 600_000
@@ -208,6 +222,50 @@ describe('lives', () => {
       assert.deepEqual(names, sandboxes.map((each) => each.sandboxId))
     } finally {
       await Promise.all(sandboxes.map((each) => each.kill()))
+    }
+  })
+})
+
+describe('templates', () => {
+  // The shape of `base`, which a build on it then goes on from without a boot.
+  const shape = { cpuCount: 1, memoryMB: 512 }
+  const name = `js-${randomUUID()}`
+
+  after(async () => {
+    const headers = { 'X-API-Key': process.env.E2B_API_KEY }
+    const answer = await fetch(`${process.env.E2B_API_URL}/templates/${name}`, { method: 'DELETE', headers })
+    assert.equal(answer.status, 204)
+  })
+
+  test('are built of steps and files, and a step that fails is named', async () => {
+    const context = await mkdtemp(join(tmpdir(), 'firkin-js-'))
+    try {
+      await writeFile(join(context, 'note'), 'from the context')
+      const template = Template({ fileContextPath: context })
+        .fromTemplate('base')
+        .setEnvs({ FROM_BUILD: 'build' })
+        .copy('note', 'kept')
+        .runCmd('cat kept; whoami > made')
+      const logs = []
+      const built = await Template.build(template, name, { ...shape, onBuildLogs: (entry) => logs.push(entry.message) })
+      assert.equal(await Template.exists(name), true)
+      assert.ok(logs.includes('from the context'), logs.join('\n'))
+      const sandbox = await Sandbox.create(name, { timeoutMs: LIFETIME_MS })
+      try {
+        assert.equal((await sandbox.getInfo()).templateId, built.templateId)
+        const seen = await sandbox.commands.run('cat made kept; echo $FROM_BUILD')
+        assert.equal(seen.stdout, 'user\nfrom the contextbuild\n')
+      } finally {
+        await sandbox.kill()
+      }
+      const failing = Template().fromTemplate('base').runCmd('exit 3')
+      await assert.rejects(Template.build(failing, name, shape), (error) => {
+        assert.ok(error instanceof BuildError, String(error))
+        assert.match(error.message, /failed to run command 'exit 3': command failed: exit status 3/)
+        return true
+      })
+    } finally {
+      await rm(context, { recursive: true })
     }
   })
 })
