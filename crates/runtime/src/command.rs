@@ -71,6 +71,9 @@ pub enum CommandError {
     Cut,
 }
 
+/// Where envd is, as it is told.
+const ENVD: &str = "http://localhost";
+
 /// Speaks HTTP/1.1 to envd of one session, a connection for each call.
 #[derive(Debug, Clone)]
 struct LinkTransport {
@@ -105,8 +108,22 @@ pub(crate) async fn run(
     token: Option<&str>,
     command: &GuestCommand,
 ) -> Result<CommandOutput, CommandError> {
+    let config = ClientConfig::new(http::Uri::from_static(ENVD));
+    to_end(start_with(config, connector, token, command, Some(command.deadline)).await?).await
+}
+
+/// Runs a command to its end, said in JSON as E2B's SDKs say it: what the guest's agent does for them is warm afterwards.
+pub(crate) async fn run_as_clients_do(
+    connector: Connector,
+    token: Option<&str>,
+    command: &GuestCommand,
+) -> Result<CommandOutput, CommandError> {
+    let config = ClientConfig::new(http::Uri::from_static(ENVD)).json();
+    to_end(start_with(config, connector, token, command, Some(command.deadline)).await?).await
+}
+
+async fn to_end(mut running: Running) -> Result<CommandOutput, CommandError> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let mut running = start(connector, token, command, Some(command.deadline)).await?;
     let exit_code = running
         .end(&mut |stream, bytes| match stream {
             OutputStream::Stdout => keep(&mut stdout, bytes),
@@ -138,10 +155,18 @@ pub(crate) async fn start(
     command: &GuestCommand,
     deadline: Option<Duration>,
 ) -> Result<Running, CommandError> {
+    start_with(ClientConfig::new(http::Uri::from_static(ENVD)), connector, token, command, deadline).await
+}
+
+async fn start_with(
+    config: ClientConfig,
+    connector: Connector,
+    token: Option<&str>,
+    command: &GuestCommand,
+    deadline: Option<Duration>,
+) -> Result<Running, CommandError> {
     use base64::Engine as _;
-    // In JSON, as E2B's SDKs speak: a ready command warms the guest's agent up for them too.
-    let uri = http::Uri::from_static("http://localhost");
-    let client = ProcessClient::new(LinkTransport { connector }, ClientConfig::new(uri).json());
+    let client = ProcessClient::new(LinkTransport { connector }, config);
     let mut options = CallOptions::default();
     if let Some(deadline) = deadline {
         options = options.with_timeout(deadline);

@@ -245,7 +245,7 @@ async fn warm_up(session: &mut Session, ready: Option<&str>, token: Option<&str>
     if let Some(ready) = ready {
         let mut command = GuestCommand::new(ready);
         command.deadline = WARM_UP_DEADLINE;
-        let output = command::run(session.link.connector(), token, &command).await.map_err(RefillError::WarmUp)?;
+        let output = command::run_as_clients_do(session.link.connector(), token, &command).await.map_err(RefillError::WarmUp)?;
         if output.exit_code != 0 {
             return Err(RefillError::NotReady(output.exit_code));
         }
