@@ -3,17 +3,25 @@
 //! Every machine writes to its own overlay over a disk that it shares with others. Starting `qemu-img` for it would cost more
 //! than the rest of a restore's disk work, and a fresh overlay is only a header, an empty mapping table and a refcount block.
 //! [`inspect`] reads back what an overlay says of itself; the file was in the hands of an engine, so nothing in it is
-//! believed unchecked. Format: the qcow2 section of QEMU's interoperability documents, version 3.
+//! believed unchecked. [`merge`] makes one layer of several, and [`rebase`] puts a layer over another. Format: the qcow2 section of QEMU's interoperability documents, version 3.
 
 use std::{
     fs::File,
     io,
-    os::unix::{ffi::OsStrExt, fs::FileExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
+
+mod map;
+mod merge;
+
+pub use merge::{MergeError, Merged, merge};
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 const CLUSTER_BITS: u32 = 16;
@@ -102,12 +110,23 @@ pub fn create(path: &Path, backing: &Backing, virtual_bytes: u64) -> Result<(), 
     if virtual_bytes == 0 || !virtual_bytes.is_multiple_of(512) || virtual_bytes > MAX_VIRTUAL_BYTES {
         return Err(CreateError::Size { bytes: virtual_bytes });
     }
-    write(path, &header(name, backing.format, virtual_bytes), virtual_bytes)
-        .map_err(|source| CreateError::Write { path: path.to_path_buf(), source })
+    let header = header(name, backing.format, virtual_bytes, FRESH);
+    write(path, &header, virtual_bytes).map_err(|source| CreateError::Write { path: path.to_path_buf(), source })
 }
 
+/// Where the tables of a file are.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    l1_offset: u64,
+    refcount_offset: u64,
+    refcount_clusters: u32,
+}
+
+/// As [`write`] lays a fresh overlay out.
+const FRESH: Layout = Layout { l1_offset: 3 * CLUSTER, refcount_offset: CLUSTER, refcount_clusters: 1 };
+
 /// First cluster of the file: header, the backing format extension, the end extension, the backing name.
-fn header(name: &[u8], format: Format, virtual_bytes: u64) -> Vec<u8> {
+fn header(name: &[u8], format: Format, virtual_bytes: u64, layout: Layout) -> Vec<u8> {
     let format = format.name().as_bytes();
     let padded = format.len().next_multiple_of(8);
     let name_offset = u64::from(HEADER_BYTES) + 8 + padded as u64 + 8;
@@ -123,9 +142,9 @@ fn header(name: &[u8], format: Format, virtual_bytes: u64) -> Vec<u8> {
     bytes.extend(virtual_bytes.to_be_bytes());
     bytes.extend(0u32.to_be_bytes()); // no encryption
     bytes.extend(u32::try_from(l1_entries).expect("bounded by MAX_VIRTUAL_BYTES").to_be_bytes());
-    bytes.extend((3 * CLUSTER).to_be_bytes()); // first-level table
-    bytes.extend(CLUSTER.to_be_bytes()); // refcount table
-    bytes.extend(1u32.to_be_bytes()); // of one cluster
+    bytes.extend(layout.l1_offset.to_be_bytes()); // first-level table
+    bytes.extend(layout.refcount_offset.to_be_bytes());
+    bytes.extend(layout.refcount_clusters.to_be_bytes());
     bytes.extend(0u32.to_be_bytes()); // no internal snapshots
     bytes.extend(0u64.to_be_bytes());
     bytes.extend([0; 24]); // no incompatible, compatible or autoclear features
@@ -181,6 +200,44 @@ pub fn inspect(path: &Path) -> Result<Overlay, InspectError> {
     let file = fs_err::OpenOptions::new().read(true).custom_flags(libc_nofollow()).open(path).map_err(read)?;
     let bytes = first_cluster(file.file()).map_err(read)?;
     parse(&bytes).map_err(|problem| InspectError::Malformed { path: path.to_path_buf(), problem })
+}
+
+/// Has the layer `path` lie over `backing`, of the same format as what it lies over now. Nothing else of it changes, so what
+/// `backing` holds must be what was under it. One write, none where it lies over that already.
+///
+/// The caller sees to it that nobody writes to the file meanwhile, except a machine that never writes its header.
+pub fn rebase(path: &Path, backing: &Backing) -> Result<(), InspectError> {
+    let malformed = |problem| InspectError::Malformed { path: path.to_path_buf(), problem };
+    let read = |source| InspectError::Read { path: path.to_path_buf(), source };
+    let file = fs_err::OpenOptions::new().read(true).write(true).custom_flags(libc_nofollow()).open(path).map_err(read)?;
+    // In its directory an engine could have put a second name of another file there.
+    let metadata = file.metadata().map_err(read)?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(malformed("it is not a plain file of one name"));
+    }
+    let mut bytes = first_cluster(file.file()).map_err(read)?;
+    let now = parse(&bytes).map_err(malformed)?.backing.ok_or(malformed("it lies over nothing"))?;
+    if now == *backing {
+        return Ok(());
+    }
+    if now.format != backing.format {
+        return Err(malformed("it lies over a file of another format"));
+    }
+    let name = backing.path.as_os_str().as_bytes();
+    let word: [u8; 8] = bytes[8..16].try_into().map_err(|_| malformed("it ends within its header"))?;
+    let start = usize::try_from(u64::from_be_bytes(word)).map_err(|_| malformed("its backing file's name lies elsewhere"))?;
+    let (old, new) = (now.path.as_os_str().len(), name.len());
+    // The name is the last thing in the header's cluster, so that a longer one overwrites nothing.
+    if new > MAX_NAME_BYTES
+        || start + new > bytes.len()
+        || bytes[start + old..(start + new).max(start + old)].iter().any(|&b| b != 0)
+    {
+        return Err(malformed("its header has no room for the name of its backing file"));
+    }
+    bytes[16..20].copy_from_slice(&u32::try_from(new).expect("at most MAX_NAME_BYTES").to_be_bytes());
+    bytes[start..start + old].fill(0);
+    bytes[start..start + new].copy_from_slice(name);
+    file.file().write_all_at(&bytes[..start + old.max(new)], 0).map_err(read)
 }
 
 /// A link in an instance directory could have been put there by its engine.
@@ -300,7 +357,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_hostile_header_is_refused_or_bounded(noise in proptest::collection::vec(any::<u8>(), 0..160), at in 0usize..160) {
-            let mut bytes = header(b"/base", Format::Qcow2, 1 << 30);
+            let mut bytes = header(b"/base", Format::Qcow2, 1 << 30, FRESH);
             bytes.truncate(at.max(4));
             bytes.extend(noise);
             if let Ok(Overlay { backing: Some(backing), .. }) = parse(&bytes) {
