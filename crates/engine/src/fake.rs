@@ -296,7 +296,7 @@ enum Phase {
 #[derive(Debug)]
 enum Origin {
     Booted { memory_file: PathBuf },
-    Restored,
+    Restored { memory_bytes: u64 },
 }
 
 /// A machine, apart from whoever holds it.
@@ -381,7 +381,8 @@ impl Engine for FakeEngine {
         self.host.suffer_start(Point::Restore).await?;
         files::exists(&spec.root_disk)?;
         let memory = files::read_snapshot(&spec)?;
-        let core = self.start(spec.dir, spec.root_disk, (Origin::Restored, Phase::Prepared, memory));
+        let origin = Origin::Restored { memory_bytes: u64::from(spec.shape.memory_mib) << 20 };
+        let core = self.start(spec.dir, spec.root_disk, (origin, Phase::Prepared, memory));
         Ok(Box::new(FakePrepared::new(FakeMachine::new(core, Arc::clone(&self.host)))))
     }
 

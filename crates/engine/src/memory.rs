@@ -2,11 +2,15 @@
 //!
 //! A template's memory is one sparse file that every clone maps copy-on-write. A clone's snapshot is then only the pages that
 //! the kernel has copied for it, found through `/proc/<pid>/pagemap` and packed by [`diff`], always relative to the mapped
-//! file and never to an earlier diff: a grandchild is again base plus one diff. [`sparse`] gives a template's zero pages back.
+//! file and never to an earlier diff: a grandchild is again base plus one diff. [`flatten`] makes a new base of both when the diff
+//! has become large. [`sparse`] gives a template's zero pages back.
 
 pub mod diff;
+mod flatten;
 pub(crate) mod ram;
 pub mod sparse;
+
+pub use flatten::{FlattenError, flatten};
 
 /// Size of a page, everywhere in this crate: QEMU's x86 machines know no other for a private mapping of a file.
 pub const PAGE_BYTES: u64 = 4096;

@@ -1,7 +1,7 @@
 //! The fake's snapshot files: as small as a test's memory, as strict as the real ones.
 //!
-//! `state` and `memory.diff` begin with a digest of what follows; a booted machine's `memory` holds its length first, because
-//! it is as large as the machine's memory, and sparse.
+//! `state` begins with a digest of what follows. Memory is laid out as a real one is, so that what is done to memory files above
+//! the engine can be tested: what the guest remembers stands at its start, after its length, and `memory.diff` is a real diff.
 
 use std::{
     io::{self, Read, Write},
@@ -10,7 +10,13 @@ use std::{
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 
-use crate::{RestoreSpec, Shape, StartError};
+use crate::{
+    RestoreSpec, Shape, StartError,
+    memory::{
+        PAGE_BYTES,
+        diff::{Content, Diff, Writer},
+    },
+};
 
 const STATE_FULL: &[u8] = b"state of a booted machine";
 const STATE_DIFF: &[u8] = b"state of a restored machine";
@@ -32,8 +38,7 @@ pub(super) fn create_memory(path: &Path, shape: Shape) -> Result<(), StartError>
 /// Puts a booted machine's memory where it belongs.
 pub(super) fn write_memory(path: &Path, memory: &[u8]) -> io::Result<()> {
     let mut file = fs_err::OpenOptions::new().write(true).open(path)?;
-    file.write_all(&(memory.len() as u64).to_le_bytes())?;
-    file.write_all(memory)?;
+    file.write_all(&pages(memory))?;
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))
 }
 
@@ -41,16 +46,35 @@ pub(super) fn write_state(path: &Path, booted: bool) -> io::Result<()> {
     write_digested(path, if booted { STATE_FULL } else { STATE_DIFF })
 }
 
-pub(super) fn write_diff(path: &Path, memory: &[u8]) -> io::Result<()> {
-    write_digested(path, memory)
+pub(super) fn write_diff(path: &Path, memory: &[u8], memory_bytes: u64) -> io::Result<()> {
+    let pages = pages(memory);
+    let mut writer = Writer::create(path, memory_bytes).map_err(io::Error::other)?;
+    for page in 0..pages.len() as u64 / PAGE_BYTES {
+        writer.note(page, Content::Data);
+    }
+    writer.append(&pages).map_err(io::Error::other)?;
+    writer.finish().map(drop).map_err(io::Error::other)
+}
+
+/// The first pages of a guest that remembers this.
+fn pages(memory: &[u8]) -> Vec<u8> {
+    let mut pages = (memory.len() as u64).to_le_bytes().to_vec();
+    pages.extend(memory);
+    pages.resize(pages.len().next_multiple_of(4096), 0);
+    pages
 }
 
 /// What the guest of a snapshot remembers.
 pub(super) fn read_snapshot(spec: &RestoreSpec) -> Result<Vec<u8>, StartError> {
     let refuse = |phase, reason: &str| StartError::Refused { phase, reason: reason.to_owned() };
     let state = read_digested(&spec.state).map_err(|source| error(&spec.state, source))?;
-    let expected = if spec.memory_diff.is_some() { STATE_DIFF } else { STATE_FULL };
-    if state.as_deref() != Some(expected) {
+    // What was a diff may have been flattened since.
+    let is_one_of_ours = match state.as_deref() {
+        Some(state) if spec.memory_diff.is_none() => state == STATE_FULL || state == STATE_DIFF,
+        Some(state) => state == STATE_DIFF,
+        None => false,
+    };
+    if !is_one_of_ours {
         return Err(refuse("the snapshot's device state", "it is damaged, or of another kind of snapshot"));
     }
     let length = fs_err::metadata(&spec.memory).map_err(|source| error(&spec.memory, source))?.len();
@@ -58,19 +82,24 @@ pub(super) fn read_snapshot(spec: &RestoreSpec) -> Result<Vec<u8>, StartError> {
         return Err(refuse("the snapshot's memory", "its size is not the machine's"));
     }
     match &spec.memory_diff {
-        Some(path) => read_digested(path)
-            .map_err(|source| error(path, source))?
-            .ok_or_else(|| refuse("the snapshot's memory diff", "it is damaged")),
-        None => read_memory(&spec.memory).map_err(|source| error(&spec.memory, source)),
+        Some(path) => {
+            let diff = Diff::open(path, length).map_err(|error| refuse("the snapshot's memory diff", &error.to_string()))?;
+            let stored = usize::try_from(diff.data_pages().min(MAX_MEMORY_BYTES / PAGE_BYTES) * PAGE_BYTES).unwrap_or_default();
+            let mut pages = vec![0; stored];
+            diff.read_data(0, &mut pages).and_then(|()| read_memory(&pages[..])).map_err(|source| error(path, source))
+        }
+        None => {
+            let read = || read_memory(fs_err::File::open(&spec.memory)?);
+            read().map_err(|source| error(&spec.memory, source))
+        }
     }
 }
 
-fn read_memory(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = fs_err::File::open(path)?;
+fn read_memory(mut from: impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 8];
-    file.read_exact(&mut length)?;
+    from.read_exact(&mut length)?;
     let mut memory = Vec::new();
-    file.take(u64::from_le_bytes(length).min(MAX_MEMORY_BYTES)).read_to_end(&mut memory)?;
+    from.take(u64::from_le_bytes(length).min(MAX_MEMORY_BYTES)).read_to_end(&mut memory)?;
     Ok(memory)
 }
 

@@ -21,6 +21,8 @@ struct Kept {
     dir: PathBuf,
     /// The memory file of a machine that was booted.
     booted: Option<PathBuf>,
+    /// Memory of a machine that was restored.
+    restored_bytes: u64,
     standing: Standing,
     memory: Vec<u8>,
     root_disk: PathBuf,
@@ -56,7 +58,11 @@ pub(super) fn keep(host: &Path, core: &Core) -> io::Result<()> {
         dir: core.dir.clone(),
         booted: match &core.origin {
             Origin::Booted { memory_file } => Some(memory_file.clone()),
-            Origin::Restored => None,
+            Origin::Restored { .. } => None,
+        },
+        restored_bytes: match &core.origin {
+            Origin::Booted { .. } => 0,
+            Origin::Restored { memory_bytes } => *memory_bytes,
         },
         standing,
         memory: lock(&core.memory).clone(),
@@ -86,7 +92,10 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
         };
         found.push(Arc::new(Core {
             dir: kept.dir,
-            origin: kept.booted.map_or(Origin::Restored, |memory_file| Origin::Booted { memory_file }),
+            origin: match kept.booted {
+                Some(memory_file) => Origin::Booted { memory_file },
+                None => Origin::Restored { memory_bytes: kept.restored_bytes },
+            },
             phase: watch::Sender::new(phase),
             memory: Mutex::new(kept.memory),
             root_disk: Mutex::new(kept.root_disk),

@@ -126,7 +126,7 @@ impl Machine for FakeMachine {
         fs_err::metadata(overlay).map_err(|error| MachineError::Refused { phase: PHASE, reason: error.to_string() })?;
         Ok(match &self.core.origin {
             Origin::Booted { .. } => 0,
-            Origin::Restored => lock(&self.core.memory).len() as u64,
+            Origin::Restored { .. } => lock(&self.core.memory).len() as u64,
         })
     }
 
@@ -141,9 +141,9 @@ impl Machine for FakeMachine {
                 files::write_memory(memory_file, &memory)?;
                 Ok(MemoryForm::Full)
             }
-            Origin::Restored => {
+            Origin::Restored { memory_bytes } => {
                 files::write_state(&dir.join(parts::STATE), false)?;
-                files::write_diff(&dir.join(parts::MEMORY_DIFF), &memory)?;
+                files::write_diff(&dir.join(parts::MEMORY_DIFF), &memory, *memory_bytes)?;
                 Ok(MemoryForm::Diff { bytes: memory.len() as u64 })
             }
         };

@@ -36,7 +36,7 @@ pub fn punch_zero_pages(file: &File) -> io::Result<u64> {
 }
 
 /// The next stretch that has blocks, from page boundary to page boundary.
-fn next_data(file: &File, from: u64, length: u64) -> io::Result<Option<Range<u64>>> {
+pub(super) fn next_data(file: &File, from: u64, length: u64) -> io::Result<Option<Range<u64>>> {
     if from >= length {
         return Ok(None);
     }
