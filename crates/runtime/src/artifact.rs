@@ -29,6 +29,7 @@ use crate::error::IntegrityError;
 mod collect;
 mod examine;
 mod manifest;
+mod merge;
 mod proof;
 mod publish;
 mod quarantine;
@@ -42,6 +43,8 @@ pub use manifest::{
 };
 pub use publish::ArtifactDraft;
 pub use quarantine::QuarantineMark;
+
+pub(crate) use merge::{MAX_DEPTH, MergedLayers, put_over};
 
 use collect::Pins;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};

@@ -12,7 +12,10 @@ use std::{
 use firkin_engine::qcow2;
 use fs_err as fs;
 
-use crate::{artifact::ArtifactStore, error::LaunchError};
+use crate::{
+    artifact::{ArtifactStore, put_over},
+    error::LaunchError,
+};
 
 /// Cuts that were not recorded, one after the other, because each time the store failed. More are no accident.
 const MAX_UNRECORDED: usize = 64;
@@ -41,7 +44,9 @@ pub(crate) fn of_machine(dir: &Path, current: &Path, recorded: Disk, artifacts: 
         let below = qcow2::inspect(&at.1).map_err(|error| failed(&at.1, io::Error::other(error)))?.backing;
         let below = below.ok_or_else(|| failed(&at.1, invalid("it lies over nothing")))?;
         let id = layer_id(&below.path).map_err(|source| failed(&at.1, source))?;
-        let layer = settled(dir, &id, artifacts).map_err(|source| failed(&below.path, source))?;
+        // The lowest of them was written over what is on record, under whatever name that had then.
+        let under = recorded.layers.last().filter(|_| id == recorded.overlay);
+        let layer = settled(dir, &id, under, artifacts).map_err(|source| failed(&below.path, source))?;
         unrecorded.push(id.clone());
         at = (id, layer);
     }
@@ -50,13 +55,16 @@ pub(crate) fn of_machine(dir: &Path, current: &Path, recorded: Disk, artifacts: 
 }
 
 /// Puts a sealed layer where it belongs, unless it is there.
-fn settled(dir: &Path, id: &str, artifacts: &ArtifactStore) -> io::Result<PathBuf> {
+fn settled(dir: &Path, id: &str, under: Option<&String>, artifacts: &ArtifactStore) -> io::Result<PathBuf> {
     let layer = artifacts.layer(id);
     if !fs::exists(&layer)? {
         let sealed = overlay_path(dir, id);
         // The directory is the machine's own: what it made of its file since must not be followed.
         if !fs::symlink_metadata(&sealed)?.is_file() {
             return Err(invalid("a sealed layer is not a file"));
+        }
+        if let Some(under) = under {
+            put_over(&sealed, &artifacts.layer(under))?;
         }
         artifacts.adopt_layer(id, &sealed)?;
     }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -24,6 +24,9 @@ use crate::{
     store::{RecordedPhase, Store},
     volumes::Volumes,
 };
+
+/// Merges and the like at once: they read and write whole layers, and nobody waits for them.
+const UPKEEP_AT_ONCE: usize = 1;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -48,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) volumes: Volumes,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
+    /// Whose turn it is for work that nobody waits for.
+    pub(crate) upkeep: Semaphore,
     /// Held for the life of the process: one server per state directory.
     #[expect(dead_code, reason = "held, not read")]
     lock: StateLock,
@@ -90,6 +95,7 @@ impl Core {
             history: History::default(),
             sandboxes: Mutex::default(),
             collect: Notify::new(),
+            upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });
         core.tasks.spawn(Arc::clone(&core).collector());

@@ -504,6 +504,29 @@ pub enum PublishError {
     Serialise(#[source] serde_json::Error),
 }
 
+/// Why layers of a disk were not merged. They stay as they are.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MergeLayersError {
+    /// A file could not be read, written or renamed.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A layer is not known to be what it was when it was published.
+    #[error("layer `{layer}` has not been proven since it was written last")]
+    Unproven {
+        /// Its id.
+        layer: String,
+    },
+    /// What they hold cannot be merged.
+    #[error(transparent)]
+    Merge(#[from] firkin_engine::qcow2::MergeError),
+}
+
 /// Why a fork produced no children at all. A child's own failure stands in the list of results instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {

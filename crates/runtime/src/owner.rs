@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     pulse::{End, Pulse},
+    upkeep::Upkeep,
     view::view,
     wake::{Life, Until},
 };
@@ -46,6 +47,7 @@ mod cut;
 mod internet;
 mod pulse;
 mod rollback;
+mod upkeep;
 mod view;
 mod wake;
 
@@ -159,6 +161,7 @@ pub(crate) struct Owner {
     retry_at: Option<Instant>,
     /// Between two lives of one operation: what comes from outside waits for its end.
     changing: bool,
+    upkeep: Upkeep,
 }
 
 impl Owner {
@@ -225,15 +228,21 @@ impl Owner {
     fn new(core: Arc<Core>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (view, watched) = watch::channel(view(&record, &phase, false));
-        (Self { core, record, phase, commands: queue, view, retry_at: None, changing: false }, Handle { commands, view: watched })
+        let owner =
+            Self { core, record, phase, commands: queue, view, retry_at: None, changing: false, upkeep: Upkeep::default() };
+        (owner, Handle { commands, view: watched })
     }
 
     async fn run(mut self) {
         loop {
+            self.keep_up().await;
             let next = match &mut self.phase {
-                Phase::Paused(_) => match self.commands.recv().await {
-                    Some(command) => Wake::Command(command),
-                    None => return,
+                Phase::Paused(_) => tokio::select! {
+                    command = self.commands.recv() => match command {
+                        Some(command) => Wake::Command(command),
+                        None => return,
+                    },
+                    () = self.upkeep.progress() => Wake::Upkeep,
                 },
                 Phase::Running(running) => {
                     let deadline = until(self.record.end_at).max(self.retry_at.unwrap_or_else(Instant::now));
@@ -244,12 +253,14 @@ impl Owner {
                         },
                         end = pulse::watch(&mut running.session, &mut running.pulse, &self.record.id) => Wake::Ended(end),
                         () = tokio::time::sleep_until(deadline) => Wake::Deadline,
+                        () = self.upkeep.progress() => Wake::Upkeep,
                     }
                 }
             };
             let next = match next {
                 Wake::Command(command) => self.obey(command).await,
                 Wake::Deadline => self.deadline().await,
+                Wake::Upkeep => Next::Continue,
                 Wake::Ended(End::Silent) => {
                     tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
                     self.note(Event::new(Level::Error, "neither the guest nor its machine answers; the sandbox ends"));
@@ -458,6 +469,8 @@ enum Wake {
     Command(Command),
     Ended(End),
     Deadline,
+    /// What was done in the background is done.
+    Upkeep,
 }
 
 /// A life that can be had.

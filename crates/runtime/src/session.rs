@@ -13,7 +13,7 @@ use firkin_wire::control::{Answer, Call, Stats};
 
 use crate::{
     agent::Agent,
-    artifact::{ArtifactDraft, ArtifactStore, Pin},
+    artifact::{ArtifactDraft, ArtifactStore, Pin, put_over},
     chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
@@ -238,9 +238,27 @@ impl Session {
                 Err(error) => tracing::warn!(error = owner::chain(&error), "cannot let a machine go on after a cut"),
             }
         }
-        let path = self.overlay_path(&sealed);
-        artifacts.adopt_layer(&sealed, &path).map_err(|source| MachineError::File { path, source })?;
+        self.settle_layer(artifacts)?;
         Ok(Cut { parts, layers: self.layers.clone(), freeze, pin })
+    }
+
+    /// Puts the layer that was sealed last where layers are, over the one that is below it by now.
+    fn settle_layer(&self, artifacts: &ArtifactStore) -> Result<(), MachineError> {
+        let sealed = self.layers.last().expect("a cut has sealed one");
+        let path = self.overlay_path(sealed);
+        let below = self.layers.iter().rev().nth(1).map(|id| artifacts.layer(id));
+        let settle = || {
+            below.map_or(Ok(()), |below| put_over(&path, &below))?;
+            artifacts.adopt_layer(sealed, &path)
+        };
+        settle().map_err(|source| MachineError::File { path: path.clone(), source })
+    }
+
+    /// Names `layers` from now on, which hold the same as those that it names: some of them were merged. The machine goes on with
+    /// the files that it has open.
+    pub(crate) fn name_layers(&mut self, layers: Vec<String>, merged: Pin) {
+        self.layers = layers;
+        self.pins.push(merged);
     }
 
     /// What of a cut can be done while the guest runs: its next layer, and room in memory. Gives the layer's id and path.
@@ -253,10 +271,9 @@ impl Session {
             let path = path.to_owned();
             move |source| MachineError::File { path, source }
         };
-        if let Some(last) = self.layers.last().filter(|last| !artifacts.layer(last).exists()) {
+        if self.layers.last().is_some_and(|last| !artifacts.layer(last).exists()) {
             // An earlier cut could not put it there.
-            let path = self.overlay_path(last);
-            artifacts.adopt_layer(last, &path).map_err(file(&path))?;
+            self.settle_layer(artifacts)?;
         }
         let next = crate::random::alphanumeric(20);
         let (current, path) = (self.overlay_path(&self.overlay), self.overlay_path(&next));

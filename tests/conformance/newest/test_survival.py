@@ -3,6 +3,7 @@
 These tests have a server of their own, which they kill; the one that all other tests share must not notice.
 """
 
+import json
 import os
 import threading
 import time
@@ -17,6 +18,9 @@ from support import SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wa
 COUNTER_PORT = 7777
 DEADLINE_S = 3
 ROUNDS = 4
+CUTS = 16
+DEEPEST = 17
+"""Layers of a disk whose merge could not keep up with its cuts."""
 
 BROKEN = (SandboxException, httpx.HTTPError, OSError, AssertionError)
 """What a client sees of a server that is killed under it."""
@@ -228,3 +232,40 @@ def test_the_other_server_of_this_host_did_not_notice(server, brood):
     server.restart()
     server.restart()
     assert_counts_on(sandbox, before)
+
+
+def deepest_layers(server) -> int:
+    """Layers of the deepest disk that any snapshot of the server names."""
+    manifests = [json.loads(path.read_text()) for path in server.state.glob("artifacts/*/manifest.json")]
+    return max(len(manifest["disk"]["layers"]) for manifest in manifests)
+
+
+def test_a_disk_that_is_cut_again_and_again_stays_shallow_and_whole(server, create):
+    sandbox = create()
+    sandbox.commands.run("head -c 3000000 /dev/urandom > old; : > rounds; sync")
+    old = sandbox.commands.run("sha256sum < old").stdout
+    snapshot = None
+    for round in range(CUTS):
+        sandbox.commands.run(f"echo {round} >> rounds; head -c 200000 /dev/urandom > new-{round}; rm -f new-{round - 2}; sync")
+        if round == 4:
+            snapshot = sandbox.create_snapshot(**server.client)
+        if round == CUTS - 4:
+            # The record names what was merged, and the machine still has open what was there before.
+            server.restart()
+        sandbox.pause(**server.client)
+        sandbox = connect(server, sandbox)
+    assert deepest_layers(server) <= DEEPEST
+    wait_for(lambda: list(server.state.glob("layers/*.qcow2")), "layers")
+    # What is in the guest's cache says nothing of its disk.
+    sandbox.commands.run("sync; echo 3 > /proc/sys/vm/drop_caches", user="root")
+    assert sandbox.commands.run("sha256sum < old").stdout == old
+    assert sandbox.commands.run("cat rounds").stdout.split() == [str(round) for round in range(CUTS)]
+    assert sandbox.commands.run("ls new-*").stdout.split() == sorted(f"new-{round}" for round in (CUTS - 2, CUTS - 1))
+    assert "clean" in sandbox.commands.run("dumpe2fs -h /dev/vda 2>/dev/null | grep 'Filesystem state'", user="root").stdout
+
+    # A sibling that shares layers which were merged since has what it had.
+    follower = create(template=snapshot.snapshot_id)
+    assert follower.commands.run("sha256sum < old").stdout == old
+    assert follower.commands.run("cat rounds").stdout.split() == [str(round) for round in range(5)]
+    e2b.Sandbox.kill(follower.sandbox_id, **server.client)
+    e2b.Sandbox.delete_snapshot(snapshot.snapshot_id, **server.client)

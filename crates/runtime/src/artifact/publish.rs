@@ -200,7 +200,7 @@ fn freeze(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
 

@@ -111,11 +111,32 @@ impl Bench {
         for sandbox in found.values() {
             works(&runtime, &sandbox.id).await;
         }
+        self.check_chains();
         for name in names {
             let sandbox = runtime.create(request(&name)).await.unwrap();
             runtime.kill(&sandbox.id).await.unwrap();
         }
         self.ends(&runtime, &engine).await;
+    }
+
+    /// Whether layers were merged: the name of the result is a digest in hexadecimal.
+    pub(crate) fn has_merged_layer(&self) -> bool {
+        let is_digest = |path: &PathBuf| path.file_stem().unwrap().as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+        self.entries("state/layers").iter().any(is_digest)
+    }
+
+    /// Each layer of every artifact lies over the one below it.
+    fn check_chains(&self) {
+        for artifact in self.entries("state/artifacts") {
+            let Ok(text) = fs::read(artifact.join("manifest.json")) else { continue };
+            let manifest: firkin_runtime::artifact::SnapshotArtifactManifest = serde_json::from_slice(&text).unwrap();
+            let layer = |id: &String| self.dir.join("state/layers").join(format!("{id}.qcow2"));
+            for pair in manifest.disk.layers.windows(2) {
+                // It may be collected just now, after its artifact; a restore proves that those that are needed are there.
+                let Ok(above) = firkin_engine::qcow2::inspect(&layer(&pair[1])) else { continue };
+                assert_eq!(above.backing.unwrap().path, layer(&pair[0]), "{manifest:?}");
+            }
+        }
     }
 
     /// Ends everything, and checks that nothing is left.

@@ -40,6 +40,8 @@ enum Act {
     KillRunning,
     KillPaused,
     DeleteTemplate,
+    /// A pause and a resume after which the disk is too deep, and is merged.
+    Merge,
     /// Takes over what an earlier server left: a running sandbox, one that it was cutting, a paused one.
     Open,
 }
@@ -86,6 +88,11 @@ fn a_server_killed_at_any_step_of_a_deletion() {
 }
 
 #[test]
+fn a_server_killed_at_any_step_of_a_merge() {
+    at_every_step(Act::Merge);
+}
+
+#[test]
 fn a_server_killed_at_any_step_of_taking_over() {
     at_every_step(Act::Open);
 }
@@ -127,6 +134,9 @@ fn at_every_step(act: Act) {
 
 /// Behind the switch of the disk and the rename of the sealed layer, long before the record of either.
 const PAUSE_HALF_DONE: usize = 13;
+
+/// Pauses after which a disk is as deep as it may be: one more, and it is merged.
+const DEEP: usize = 7;
 
 /// A server in a process of its own.
 struct Server {
@@ -191,7 +201,11 @@ fn a_server_that_will_be_killed() {
         fs_err::write(dir.join("told"), serde_json::to_vec(&told).unwrap()).unwrap();
         tell(&told);
         steps::mark();
-        carry_out(&runtime, act, &mut told).await;
+        if act == Act::Merge {
+            merge(&bench, &runtime, &mut told).await;
+        } else {
+            carry_out(&runtime, act, &mut told).await;
+        }
         tell(&told);
         steps::mark();
         std::future::pending::<()>().await;
@@ -214,6 +228,13 @@ async fn prepare(runtime: &Runtime, act: Act) -> Told {
     told.subject = match act {
         Act::Resume | Act::KillPaused => Some(paused.clone()),
         Act::Pause | Act::Snapshot | Act::Fork | Act::KillRunning => told.running.first().cloned(),
+        Act::Merge => {
+            let deep = told.running.first().unwrap();
+            for _ in 0..DEEP {
+                again(runtime, deep).await;
+            }
+            Some(deep.clone())
+        }
         Act::DeleteTemplate => {
             let of = told.running.first().unwrap();
             let snapshot = runtime.snapshot(&id(of), Some("state".into())).await.unwrap();
@@ -259,8 +280,25 @@ async fn carry_out(runtime: &Runtime, act: Act, told: &mut Told) {
             told.killed.insert(subject);
         }
         Act::DeleteTemplate => runtime.delete_template(subject.as_ref().unwrap()).await.unwrap(),
-        Act::Open => unreachable!("it is done before there is a server"),
+        Act::Open | Act::Merge => unreachable!("they are done elsewhere"),
     }
+    told.subject = None;
+}
+
+async fn again(runtime: &Runtime, sandbox: &str) {
+    runtime.pause(&id(sandbox)).await.unwrap();
+    runtime.resume(&id(sandbox), std::time::Duration::from_secs(3600)).await.unwrap();
+}
+
+/// Makes a disk too deep and waits until it is shallow.
+async fn merge(bench: &Bench, runtime: &Runtime, told: &mut Told) {
+    let deep = told.subject.clone().unwrap();
+    again(runtime, &deep).await;
+    while !bench.has_merged_layer() {
+        tokio::task::yield_now().await;
+    }
+    // Now it is, or is about to be, on record.
+    again(runtime, &deep).await;
     told.subject = None;
 }
 

@@ -10,6 +10,7 @@ mod files;
 mod generations;
 mod identity;
 mod keeping;
+mod layers;
 mod lineage;
 mod races;
 mod rollback;

@@ -1,0 +1,166 @@
+//! How deep a disk may become, and how its upper layers are made one.
+//!
+//! Each cut adds a layer, and each layer costs the engine half a millisecond of every restore, memory and a descriptor. So the
+//! upper layers of a chain that became too deep are merged into a new one. Layers that are in use elsewhere stay what they are:
+//! whoever wants the shallow chain names the new layer, and the old ones go when nobody names them any more.
+//!
+//! A layer that is larger than all above it is left alone, so that what is large is copied rarely: each byte is copied a number
+//! of times that grows with the logarithm of the disk's size, not with the number of cuts. The lowest layer, a template's, always
+//! stays shared.
+
+use std::{io, ops::Range, os::unix::fs::MetadataExt, path::Path};
+
+use firkin_engine::qcow2;
+use fs_err as fs;
+
+use super::{ArtifactStore, Pin, publish::sync_dir};
+use crate::error::MergeLayersError;
+
+/// Layers that a chain may have before its upper ones are merged.
+pub(crate) const MAX_DEPTH: usize = 8;
+
+/// Layers that are left at most: far enough below [`MAX_DEPTH`] that not every cut is followed by a merge.
+const MERGED_DEPTH: usize = 4;
+
+/// A layer that holds what several held together.
+#[derive(Debug)]
+pub(crate) struct MergedLayers {
+    /// Its id.
+    pub(crate) layer: String,
+    /// What it stands for, lowest first.
+    pub(crate) replaces: Vec<String>,
+    /// Keeps it until somebody is on record who names it.
+    pub(crate) pin: Pin,
+}
+
+impl MergedLayers {
+    /// The chain `layers` with this layer for what it stands for. `None` where that is not the upper end of it: what is sealed
+    /// names the layer below it for ever.
+    pub(crate) fn splice(&self, layers: &[String]) -> Option<Vec<String>> {
+        let below = layers.strip_suffix(&self.replaces[..])?;
+        Some(below.iter().chain([&self.layer]).cloned().collect())
+    }
+}
+
+impl ArtifactStore {
+    /// Merges the upper ones of `layers`, lowest first, and keeps the result from being collected. The same merge that was made
+    /// for another chain is used again: its name is a digest of what it was made of. Given up when `goes_on` says no.
+    ///
+    /// Blocks for as long as the layers take to be copied.
+    pub(crate) fn merge_layers(&self, layers: &[String], goes_on: &dyn Fn() -> bool) -> Result<MergedLayers, MergeLayersError> {
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| MergeLayersError::File { path, source }
+        };
+        let sizes = layers.iter().map(|id| {
+            let path = self.layer(id);
+            fs::metadata(&path).map(|metadata| metadata.blocks()).map_err(file(&path))
+        });
+        let range = upper(&sizes.collect::<Result<Vec<u64>, _>>()?);
+        let replaces = layers[range.clone()].to_vec();
+        let layer = name_of(&replaces);
+        // Before it is looked for: from then on it stays.
+        let pin = self.pin(format!("layer:{layer}"));
+        let target = self.layer(&layer);
+        if !fs::exists(&target).map_err(file(&target))? {
+            let below = qcow2::Backing { path: self.layer(&layers[range.start - 1]), format: qcow2::Format::Qcow2 };
+            let draft = self.draft().map_err(file(&self.root))?;
+            let path = draft.dir().join("layer");
+            let sources: Vec<_> = replaces.iter().map(|id| self.layer(id)).collect();
+            self.demand_proven(&replaces)?;
+            qcow2::merge(&sources, &below, &path, goes_on)?;
+            // What was damaged meanwhile must not pass for intact in the copy.
+            self.demand_proven(&replaces)?;
+            fs::File::open(&path).and_then(|copy| copy.sync_all()).map_err(file(&path))?;
+            self.adopt_layer(&layer, &path).map_err(file(&path))?;
+            let dir = self.root.join("layers");
+            sync_dir(&dir).map_err(file(&dir))?;
+        }
+        self.proofs.digest(&target).map_err(file(&target))?;
+        Ok(MergedLayers { layer, replaces, pin })
+    }
+
+    /// Refuses layers that are not the files that were proven last.
+    fn demand_proven(&self, layers: &[String]) -> Result<(), MergeLayersError> {
+        for layer in layers {
+            let path = self.layer(layer);
+            match self.proofs.knows(&path) {
+                Ok(true) => {}
+                Ok(false) => return Err(MergeLayersError::Unproven { layer: layer.clone() }),
+                Err(source) => return Err(MergeLayersError::File { path, source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts a sealed layer over `below`, where it belongs by now: what it was made over may have been merged since.
+pub(crate) fn put_over(path: &Path, below: &Path) -> io::Result<()> {
+    let backing = qcow2::Backing { path: below.to_owned(), format: qcow2::Format::Qcow2 };
+    qcow2::rebase(path, &backing).map_err(io::Error::other)
+}
+
+/// Which layers of a chain to merge, given their sizes, lowest first.
+fn upper(sizes: &[u64]) -> Range<usize> {
+    assert!(sizes.len() > MERGED_DEPTH, "a chain that is not deep is left alone");
+    let mut start = MERGED_DEPTH - 1;
+    let mut total: u64 = sizes[start..].iter().sum();
+    while start > 1 && sizes[start - 1] <= total {
+        start -= 1;
+        total += sizes[start];
+    }
+    start..sizes.len()
+}
+
+/// As hard to guess as the names that it is made of.
+fn name_of(layers: &[String]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for layer in layers {
+        hasher.update(layer.as_bytes()).update(b"\n");
+    }
+    hasher.finalize().to_hex()[..20].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_large_is_left_alone_and_the_template_always() {
+        assert_eq!(upper(&[100, 1, 1, 1, 1, 1, 1, 1, 1]), 1..9, "small ones below are taken along");
+        assert_eq!(upper(&[0, 0, 0, 0, 0, 0, 0, 0, 0]), 1..9);
+        assert_eq!(upper(&[1, 1000, 1, 1, 1, 1, 1, 1, 1]), 2..9);
+        assert_eq!(upper(&[1, 1000, 100, 10, 1, 1, 1, 1, 1]), 3..9, "however large, the chain becomes shallow");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_disk_that_is_cut_for_ever_copies_each_byte_a_few_times(cuts in proptest::collection::vec(1u64..1000, 1..400)) {
+            let (mut chain, mut copied, mut written) = (vec![50_000], 0, 0);
+            for cut in cuts {
+                chain.push(cut);
+                written += cut;
+                if chain.len() > MAX_DEPTH {
+                    let range = upper(&chain);
+                    let merged = chain.drain(range).sum();
+                    copied += merged;
+                    chain.push(merged);
+                    proptest::prop_assert!(chain.len() <= MERGED_DEPTH);
+                }
+            }
+            proptest::prop_assert!(copied <= written * 24, "{} {}", copied, written);
+        }
+    }
+
+    #[test]
+    fn a_merged_layer_takes_the_place_of_what_it_stands_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        let ids = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let merged = MergedLayers { layer: "m".into(), replaces: ids("b c"), pin: store.pin("layer:m") };
+        assert_eq!(merged.splice(&ids("a b c")), Some(ids("a m")));
+        assert_eq!(merged.splice(&ids("a b c d")), None, "`d` lies over `c`, not over `m`");
+        assert_eq!(merged.splice(&ids("a b d c")), None);
+        assert_eq!(merged.splice(&ids("a")), None);
+    }
+}
