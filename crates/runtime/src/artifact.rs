@@ -28,6 +28,7 @@ use crate::error::IntegrityError;
 
 mod collect;
 mod examine;
+mod flatten;
 mod manifest;
 mod merge;
 mod proof;

@@ -30,6 +30,8 @@ pub struct RuntimeConfig {
     pub disk_probe: Arc<dyn DiskPressureProbe>,
     /// Measures the host's memory.
     pub memory_probe: Arc<dyn MemoryPressureProbe>,
+    /// When a paused sandbox gets a memory of its own.
+    pub flatten: FlattenConfig,
     /// Network of sandboxes.
     pub network: NetworkChoice,
     /// What template builds start from.
@@ -49,10 +51,29 @@ impl RuntimeConfig {
             disk_floor_mib: None,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
+            flatten: FlattenConfig::default(),
             network,
             images: Arc::new(OwnImage(guest.root())),
             guest,
         }
+    }
+}
+
+/// When the memory diff of a paused sandbox counts as large, so that base and diff are made one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlattenConfig {
+    /// Bytes that it may have whatever the size of its machine.
+    pub floor_bytes: u64,
+    /// Hundredths of the machine's memory that it may have.
+    pub percent: u64,
+    /// From the pause on. What is resumed before that costs nothing.
+    pub after: Duration,
+}
+
+impl Default for FlattenConfig {
+    fn default() -> Self {
+        // 64 MiB are written into a machine in some 40 ms, as long as the rest of a restore takes.
+        Self { floor_bytes: 64 << 20, percent: 25, after: Duration::from_secs(10) }
     }
 }
 

@@ -504,6 +504,20 @@ pub enum PublishError {
     Serialise(#[source] serde_json::Error),
 }
 
+/// Why a state did not get a memory of its own. It stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FlattenArtifactError {
+    /// It is not what was published.
+    #[error("the snapshot artifact is not intact")]
+    Integrity(#[source] IntegrityError),
+    /// Base and diff could not be made one.
+    #[error(transparent)]
+    Memory(#[from] firkin_engine::memory::FlattenError),
+    /// The new artifact could not be published.
+    #[error("cannot publish the flattened state")]
+    Publish(#[from] PublishError),
+}
+
 /// Why layers of a disk were not merged. They stay as they are.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MergeLayersError {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     pulse::{End, Pulse},
-    upkeep::Upkeep,
+    upkeep::{Progress, Upkeep},
     view::view,
     wake::{Life, Until},
 };
@@ -242,7 +242,7 @@ impl Owner {
                         Some(command) => Wake::Command(command),
                         None => return,
                     },
-                    () = self.upkeep.progress() => Wake::Upkeep,
+                    progress = self.upkeep.progress() => Wake::Upkeep(progress),
                 },
                 Phase::Running(running) => {
                     let deadline = until(self.record.end_at).max(self.retry_at.unwrap_or_else(Instant::now));
@@ -253,14 +253,17 @@ impl Owner {
                         },
                         end = pulse::watch(&mut running.session, &mut running.pulse, &self.record.id) => Wake::Ended(end),
                         () = tokio::time::sleep_until(deadline) => Wake::Deadline,
-                        () = self.upkeep.progress() => Wake::Upkeep,
+                        progress = self.upkeep.progress() => Wake::Upkeep(progress),
                     }
                 }
             };
             let next = match next {
                 Wake::Command(command) => self.obey(command).await,
                 Wake::Deadline => self.deadline().await,
-                Wake::Upkeep => Next::Continue,
+                Wake::Upkeep(progress) => {
+                    self.advance(progress).await;
+                    Next::Continue
+                }
                 Wake::Ended(End::Silent) => {
                     tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
                     self.note(Event::new(Level::Error, "neither the guest nor its machine answers; the sandbox ends"));
@@ -470,7 +473,7 @@ enum Wake {
     Ended(End),
     Deadline,
     /// What was done in the background is done.
-    Upkeep,
+    Upkeep(Progress),
 }
 
 /// A life that can be had.

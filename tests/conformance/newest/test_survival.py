@@ -19,8 +19,8 @@ COUNTER_PORT = 7777
 DEADLINE_S = 3
 ROUNDS = 4
 CUTS = 16
-DEEPEST = 17
-"""Layers of a disk whose merge could not keep up with its cuts."""
+DEEPEST = 10
+"""Layers of a disk that is being merged: the one too many, and one that was cut meanwhile."""
 
 BROKEN = (SandboxException, httpx.HTTPError, OSError, AssertionError)
 """What a client sees of a server that is killed under it."""
@@ -240,6 +240,7 @@ def deepest_layers(server) -> int:
     return max(len(manifest["disk"]["layers"]) for manifest in manifests)
 
 
+@pytest.mark.timeout(600)  # sixteen pauses and resumes of an emulated guest, and more
 def test_a_disk_that_is_cut_again_and_again_stays_shallow_and_whole(server, create):
     sandbox = create()
     sandbox.commands.run("head -c 3000000 /dev/urandom > old; : > rounds; sync")
@@ -255,13 +256,12 @@ def test_a_disk_that_is_cut_again_and_again_stays_shallow_and_whole(server, crea
         sandbox.pause(**server.client)
         sandbox = connect(server, sandbox)
     assert deepest_layers(server) <= DEEPEST
-    wait_for(lambda: list(server.state.glob("layers/*.qcow2")), "layers")
     # What is in the guest's cache says nothing of its disk.
     sandbox.commands.run("sync; echo 3 > /proc/sys/vm/drop_caches", user="root")
     assert sandbox.commands.run("sha256sum < old").stdout == old
     assert sandbox.commands.run("cat rounds").stdout.split() == [str(round) for round in range(CUTS)]
     assert sandbox.commands.run("ls new-*").stdout.split() == sorted(f"new-{round}" for round in (CUTS - 2, CUTS - 1))
-    assert "clean" in sandbox.commands.run("dumpe2fs -h /dev/vda 2>/dev/null | grep 'Filesystem state'", user="root").stdout
+    assert sandbox.commands.run("cat /sys/fs/ext4/vda/errors_count").stdout == "0\n"
 
     # A sibling that shares layers which were merged since has what it had.
     follower = create(template=snapshot.snapshot_id)

@@ -22,7 +22,7 @@ use firkin_engine::{
 use firkin_image::{Cache, HeavyLanguage, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{GuestSystem, Overcommit, RootDisk, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     error::OpenError,
     link::NetworkChoice,
@@ -164,6 +164,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
+        flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
         guest,
         state_dir,

@@ -1,4 +1,4 @@
-//! What is done for a sandbox that nobody asks for: its disk is kept shallow.
+//! What is done for a sandbox that nobody asks for: its disk is kept shallow, and its memory diff small.
 //!
 //! ```text
 //!   cut, cut, cut ... ──► too deep ──► upper layers are merged, in the background ──► recorded, then named by the next cut
@@ -12,6 +12,9 @@
 //! The record comes first: until then nothing needs the merged layer, and a crash leaves it to be collected; from then on a later
 //! server names it, too. A sandbox that is cut faster than its layers can be merged waits for them in the end: the depth is
 //! bounded.
+//!
+//! A memory is flattened only while its sandbox is paused, and given up when it wakes: a machine cannot change what it maps, and
+//! whoever wakes it is not to wait. It begins a while after the pause, so that what is paused and resumed at once costs nothing.
 
 use std::sync::Arc;
 
@@ -20,9 +23,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Owner, Phase, chain};
 use crate::{
-    artifact::{MAX_DEPTH, MergedLayers},
+    artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
     core::Core,
-    store::RecordedPhase,
+    store::{Held, RecordedPhase},
 };
 
 /// At this depth a sandbox waits for its merge: before it is cut again, it is shallow.
@@ -33,33 +36,70 @@ const WAITING_DEPTH: usize = 2 * MAX_DEPTH;
 pub(super) struct Upkeep {
     /// The artifact that holds the sandbox while it is paused, and its layers.
     held: Option<(String, Vec<String>)>,
-    merge: Option<Merge>,
+    flattening: Option<Work<Flat>>,
+    merge: Option<Work<MergedLayers>>,
     /// What was merged, until it is named.
     merged: Option<MergedLayers>,
     /// The depth at which a merge failed: there it is not tried again.
     failed_at: Option<usize>,
 }
 
-/// Layers that are being merged.
+/// Something that is under way. Dropped, it is given up.
 #[derive(Debug)]
-struct Merge {
-    task: JoinHandle<Option<MergedLayers>>,
+struct Work<T> {
+    task: JoinHandle<Option<T>>,
+    /// Layers under the sandbox when it began.
     depth: usize,
     _given_up: DropGuard,
 }
 
+/// The state of a paused sandbox with a memory of its own.
+#[derive(Debug)]
+pub(super) struct Flat {
+    /// What it is made of.
+    of: String,
+    artifact: Artifact,
+    pin: Pin,
+}
+
+/// What has come to an end.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Layers were merged, or not.
+    Merge,
+    /// There is a flat state, unless that failed.
+    Flat(Option<Box<Flat>>),
+}
+
 impl Upkeep {
-    /// Ends when the merge does, never where there is none. Cancel-safe.
-    pub(super) async fn progress(&mut self) {
-        let Some(merge) = &mut self.merge else { return std::future::pending().await };
-        let outcome = (&mut merge.task).await;
-        self.failed_at = None;
-        match outcome {
-            Ok(Some(merged)) => self.merged = Some(merged),
-            // It has said why, or was stopped with the runtime.
-            Ok(None) | Err(_) => self.failed_at = Some(merge.depth),
+    /// The sandbox is being woken: what can only be done while it is paused is given up.
+    pub(super) fn wake(&mut self) {
+        (self.flattening, self.held) = (None, None);
+    }
+
+    /// Ends when something does that is under way. Cancel-safe.
+    pub(super) async fn progress(&mut self) -> Progress {
+        tokio::select! {
+            merged = finished(self.merge.as_mut()) => {
+                // It has said why it failed, or was stopped with the runtime.
+                self.failed_at = self.merge.take().filter(|_| merged.is_none()).map(|work| work.depth);
+                self.merged = merged;
+                Progress::Merge
+            }
+            flat = finished(self.flattening.as_mut()) => {
+                self.flattening = None;
+                Progress::Flat(flat.map(Box::new))
+            }
         }
-        self.merge = None;
+    }
+}
+
+/// Ends when the work does, never where there is none. Cancel-safe.
+async fn finished<T>(work: Option<&mut Work<T>>) -> Option<T> {
+    match work {
+        // One that panicked has failed like any other.
+        Some(work) => (&mut work.task).await.ok().flatten(),
+        None => std::future::pending().await,
     }
 }
 
@@ -67,31 +107,72 @@ impl Owner {
     /// Begins what is due and puts to use what is done.
     pub(super) async fn keep_up(&mut self) {
         self.name_merged().await;
+        self.begin_flattening();
         self.begin_merge();
         if let Phase::Running(running) = &self.phase
             && running.session.layers.len() >= WAITING_DEPTH
         {
             // One that was overtaken by a cut is followed by one that is not: nothing is cut meanwhile.
             while self.upkeep.merge.is_some() {
-                self.upkeep.progress().await;
+                let progress = self.upkeep.progress().await;
+                self.advance(progress).await;
                 self.name_merged().await;
                 self.begin_merge();
             }
         }
     }
 
+    /// Looks at what holds the sandbox, once, when it has been paused.
+    fn begin_flattening(&mut self) {
+        let Phase::Paused(held) = &self.phase else {
+            self.upkeep.wake();
+            return;
+        };
+        if self.upkeep.held.as_ref().is_some_and(|(artifact, _)| *artifact == held.artifact) {
+            return;
+        }
+        // One that cannot be read is not for us to complain about.
+        let loaded = self.core.artifacts.load(&held.artifact).ok();
+        let layers = loaded.as_ref().map(|artifact| artifact.manifest.disk.layers.clone()).unwrap_or_default();
+        let depth = layers.len();
+        self.upkeep.held = Some((held.artifact.clone(), layers));
+        let is_bulky = |artifact: &Artifact| ArtifactStore::is_bulky(artifact, self.core.config.flatten);
+        self.upkeep.flattening = loaded.filter(is_bulky).map(|artifact| {
+            let stop = self.core.stopping.child_token();
+            let task = self.core.tasks.spawn(flatten(Arc::clone(&self.core), artifact, stop.clone()));
+            Work { task, depth, _given_up: stop.drop_guard() }
+        });
+    }
+
+    /// Takes note of what has come to an end.
+    pub(super) async fn advance(&mut self, progress: Progress) {
+        let Progress::Flat(Some(flat)) = progress else { return };
+        let Phase::Paused(held) = &self.phase else { return };
+        if held.artifact != flat.of {
+            return;
+        }
+        let held = Held { artifact: flat.artifact.manifest.id.clone(), ..held.clone() };
+        let mut record = self.record.clone();
+        record.phase = RecordedPhase::Paused(held.clone());
+        match self.core.store.put_sandbox(record.clone()).await {
+            Ok(()) => {
+                tracing::info!(sandbox = %self.record.id, artifact = held.artifact, "a paused sandbox has a memory of its own");
+                self.record = record;
+                self.become_phase(Phase::Paused(held));
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot record a flattened state");
+            }
+        }
+        drop(flat.pin);
+        self.core.collect();
+    }
+
     /// The sealed layers of the disk as it is now.
-    fn layers(&mut self) -> &[String] {
+    fn layers(&self) -> &[String] {
         match &self.phase {
             Phase::Running(running) => &running.session.layers,
-            Phase::Paused(held) => {
-                if self.upkeep.held.as_ref().is_none_or(|(artifact, _)| *artifact != held.artifact) {
-                    // One that cannot be read is not for us to complain about.
-                    let loaded = self.core.artifacts.load(&held.artifact).map(|artifact| artifact.manifest.disk.layers);
-                    self.upkeep.held = Some((held.artifact.clone(), loaded.unwrap_or_default()));
-                }
-                self.upkeep.held.as_ref().map(|(_, layers)| &layers[..]).unwrap_or_default()
-            }
+            Phase::Paused(_) => self.upkeep.held.as_ref().map(|(_, layers)| &layers[..]).unwrap_or_default(),
         }
     }
 
@@ -104,7 +185,7 @@ impl Owner {
         }
         let stop = self.core.stopping.child_token();
         let task = self.core.tasks.spawn(merge(Arc::clone(&self.core), layers, stop.clone()));
-        self.upkeep.merge = Some(Merge { task, depth, _given_up: stop.drop_guard() });
+        self.upkeep.merge = Some(Work { task, depth, _given_up: stop.drop_guard() });
     }
 
     /// Has the record, and then the running session, name what was merged. What does not fit is dropped.
@@ -145,12 +226,40 @@ async fn merge(core: Arc<Core>, layers: Vec<String>, stop: CancellationToken) ->
         tracing::warn!(error = chain(&error), "the layers of a disk are not merged");
         return None;
     }
-    let artifacts = core.artifacts.clone();
-    let merged = tokio::task::spawn_blocking(move || artifacts.merge_layers(&layers, &|| !stop.is_cancelled())).await;
+    let (artifacts, stopped) = (core.artifacts.clone(), stop.clone());
+    let merged = tokio::task::spawn_blocking(move || artifacts.merge_layers(&layers, &|| !stopped.is_cancelled())).await;
     match merged.expect("a merge does not panic and the runtime does not stop under it") {
         Ok(merged) => Some(merged),
+        Err(_) if stop.is_cancelled() => None,
         Err(error) => {
             tracing::warn!(error = chain(&error), "the layers of a disk are not merged");
+            None
+        }
+    }
+}
+
+/// Gives the state of a paused sandbox a memory of its own, some time after the pause, when it is its turn.
+async fn flatten(core: Arc<Core>, artifact: Artifact, stop: CancellationToken) -> Option<Flat> {
+    let work = async {
+        tokio::time::sleep(core.config.flatten.after).await;
+        core.upkeep.acquire().await.ok()
+    };
+    let _turn = tokio::select! {
+        turn = work => turn?,
+        () = stop.cancelled() => return None,
+    };
+    if let Err(error) = core.gates.disk.check() {
+        tracing::warn!(error = chain(&error), "the memory of a paused sandbox is not flattened");
+        return None;
+    }
+    let (artifacts, of, stopped) = (core.artifacts.clone(), artifact.manifest.id.clone(), stop.clone());
+    let flat = tokio::task::spawn_blocking(move || artifacts.flatten(&artifact, &|| !stopped.is_cancelled())).await;
+    match flat.expect("flattening does not panic and the runtime does not stop under it") {
+        Ok((artifact, pin)) => Some(Flat { of, artifact, pin }),
+        // It was woken, or is gone.
+        Err(_) if stop.is_cancelled() => None,
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the memory of a paused sandbox is not flattened");
             None
         }
     }

@@ -63,6 +63,7 @@ impl Owner {
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
+        self.upkeep.wake();
         let mut record = self.record.clone();
         record.epoch += 1;
         let (record, running) =

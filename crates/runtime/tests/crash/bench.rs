@@ -9,8 +9,9 @@ use std::{
 
 use firkin_engine::fake::{Connection, FakeEngine};
 use firkin_runtime::{
+    artifact::{ArtifactKind, MemoryMember, SnapshotArtifactManifest},
     capacity::{HostCapacity, ResourceBudget},
-    config::{GuestSystem, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, RuntimeConfig},
     link::NetworkChoice,
     memory::HostMemory,
     runtime::{OnExit, Runtime},
@@ -32,6 +33,8 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Bench {
     dir: PathBuf,
+    /// Whether each paused sandbox gets a memory of its own at once.
+    pub(crate) flattens: bool,
 }
 
 /// What clients have been told. It must be so whatever happens to the server.
@@ -50,7 +53,7 @@ pub(crate) struct Told {
 
 impl Bench {
     pub(crate) fn new(dir: &Path) -> Self {
-        let bench = Self { dir: dir.to_owned() };
+        let bench = Self { dir: dir.to_owned(), flattens: false };
         for name in ["machines", "guest"] {
             fs::create_dir_all(dir.join(name)).unwrap();
         }
@@ -80,6 +83,9 @@ impl Bench {
         let mut config = RuntimeConfig::new(self.dir.join("state"), capacity, NetworkChoice::Loopback, guest);
         config.disk_floor_mib = Some(0);
         config.memory_probe = Arc::new(HostMemory::PLENTY);
+        if self.flattens {
+            config.flatten = FlattenConfig { floor_bytes: 0, percent: 0, after: Duration::ZERO };
+        }
         Runtime::open(config, Arc::new(engine)).await.unwrap()
     }
 
@@ -119,6 +125,17 @@ impl Bench {
         self.ends(&runtime, &engine).await;
     }
 
+    /// Whether a sandbox is held by a memory of its own.
+    pub(crate) fn has_flat_state(&self) -> bool {
+        let manifests = self.entries("state/artifacts").into_iter().filter_map(|dir| fs::read(dir.join("manifest.json")).ok());
+        // One that is being written is not there yet.
+        let is_flat = |text: Vec<u8>| {
+            serde_json::from_slice::<SnapshotArtifactManifest>(&text)
+                .is_ok_and(|manifest| manifest.kind == ArtifactKind::Pause && manifest.memory == MemoryMember::Full)
+        };
+        manifests.into_iter().any(is_flat)
+    }
+
     /// Whether layers were merged: the name of the result is a digest in hexadecimal.
     pub(crate) fn has_merged_layer(&self) -> bool {
         let is_digest = |path: &PathBuf| path.file_stem().unwrap().as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
@@ -129,7 +146,7 @@ impl Bench {
     fn check_chains(&self) {
         for artifact in self.entries("state/artifacts") {
             let Ok(text) = fs::read(artifact.join("manifest.json")) else { continue };
-            let manifest: firkin_runtime::artifact::SnapshotArtifactManifest = serde_json::from_slice(&text).unwrap();
+            let manifest: SnapshotArtifactManifest = serde_json::from_slice(&text).unwrap();
             let layer = |id: &String| self.dir.join("state/layers").join(format!("{id}.qcow2"));
             for pair in manifest.disk.layers.windows(2) {
                 // It may be collected just now, after its artifact; a restore proves that those that are needed are there.

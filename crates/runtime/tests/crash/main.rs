@@ -42,6 +42,8 @@ enum Act {
     DeleteTemplate,
     /// A pause and a resume after which the disk is too deep, and is merged.
     Merge,
+    /// A pause, after which the sandbox gets a memory of its own, and a resume from that.
+    Flatten,
     /// Takes over what an earlier server left: a running sandbox, one that it was cutting, a paused one.
     Open,
 }
@@ -90,6 +92,11 @@ fn a_server_killed_at_any_step_of_a_deletion() {
 #[test]
 fn a_server_killed_at_any_step_of_a_merge() {
     at_every_step(Act::Merge);
+}
+
+#[test]
+fn a_server_killed_at_any_step_of_a_flattening() {
+    at_every_step(Act::Flatten);
 }
 
 #[test]
@@ -186,7 +193,8 @@ fn a_server_that_will_be_killed() {
     let mut tell = move |told: &Told| writeln!(parent, "{}", serde_json::to_string(told).unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let bench = Bench::new(&dir);
+        let mut bench = Bench::new(&dir);
+        bench.flattens = act == Act::Flatten;
         if act == Act::Open {
             // What the one before told is what holds.
             let told: Told = serde_json::from_slice(&fs_err::read(dir.join("told")).unwrap()).unwrap();
@@ -201,10 +209,10 @@ fn a_server_that_will_be_killed() {
         fs_err::write(dir.join("told"), serde_json::to_vec(&told).unwrap()).unwrap();
         tell(&told);
         steps::mark();
-        if act == Act::Merge {
-            merge(&bench, &runtime, &mut told).await;
-        } else {
-            carry_out(&runtime, act, &mut told).await;
+        match act {
+            Act::Merge => merge(&bench, &runtime, &mut told).await,
+            Act::Flatten => flatten(&bench, &runtime, &mut told).await,
+            _ => carry_out(&runtime, act, &mut told).await,
         }
         tell(&told);
         steps::mark();
@@ -224,10 +232,12 @@ async fn prepare(runtime: &Runtime, act: Act) -> Told {
         told.running.insert(runtime.create(request("base")).await.unwrap().id.to_string());
     }
     let paused = told.running.pop_first().unwrap();
-    runtime.pause(&id(&paused)).await.unwrap();
+    if act != Act::Flatten {
+        runtime.pause(&id(&paused)).await.unwrap();
+    }
     told.subject = match act {
         Act::Resume | Act::KillPaused => Some(paused.clone()),
-        Act::Pause | Act::Snapshot | Act::Fork | Act::KillRunning => told.running.first().cloned(),
+        Act::Pause | Act::Snapshot | Act::Fork | Act::KillRunning | Act::Flatten => told.running.first().cloned(),
         Act::Merge => {
             let deep = told.running.first().unwrap();
             for _ in 0..DEEP {
@@ -242,7 +252,11 @@ async fn prepare(runtime: &Runtime, act: Act) -> Told {
         }
         Act::Build | Act::Create | Act::Open => None,
     };
-    told.paused.insert(paused);
+    if act == Act::Flatten {
+        told.running.insert(paused);
+    } else {
+        told.paused.insert(paused);
+    }
     told.is_ending = matches!(act, Act::KillRunning | Act::KillPaused);
     told
 }
@@ -280,7 +294,7 @@ async fn carry_out(runtime: &Runtime, act: Act, told: &mut Told) {
             told.killed.insert(subject);
         }
         Act::DeleteTemplate => runtime.delete_template(subject.as_ref().unwrap()).await.unwrap(),
-        Act::Open | Act::Merge => unreachable!("they are done elsewhere"),
+        Act::Open | Act::Merge | Act::Flatten => unreachable!("they are done elsewhere"),
     }
     told.subject = None;
 }
@@ -299,6 +313,17 @@ async fn merge(bench: &Bench, runtime: &Runtime, told: &mut Told) {
     }
     // Now it is, or is about to be, on record.
     again(runtime, &deep).await;
+    told.subject = None;
+}
+
+/// Pauses a sandbox, waits until it has a memory of its own, and resumes it from that.
+async fn flatten(bench: &Bench, runtime: &Runtime, told: &mut Told) {
+    let subject = told.subject.clone().unwrap();
+    runtime.pause(&id(&subject)).await.unwrap();
+    while !bench.has_flat_state() {
+        tokio::task::yield_now().await;
+    }
+    runtime.resume(&id(&subject), std::time::Duration::from_secs(3600)).await.unwrap();
     told.subject = None;
 }
 

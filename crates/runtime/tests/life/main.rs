@@ -7,6 +7,7 @@ mod builds;
 mod crashes;
 mod deletion;
 mod files;
+mod flatten;
 mod generations;
 mod identity;
 mod keeping;

@@ -7,7 +7,7 @@ use firkin_engine::fake::FakeEngine;
 use firkin_runtime::{
     build::images::OwnImage,
     capacity::HostCapacity,
-    config::{AdmissionConfig, GuestSystem, RuntimeConfig},
+    config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
     link::NetworkChoice,
     memory::HostMemory,
@@ -98,6 +98,7 @@ impl Bench {
             disk_floor_mib: Some(0),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
+            flatten: FlattenConfig::default(),
             network: NetworkChoice::Loopback,
             images: Arc::new(OwnImage(guest.root())),
             guest,

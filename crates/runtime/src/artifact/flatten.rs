@@ -1,0 +1,48 @@
+//! A state whose memory diff has become large gets a memory of its own.
+//!
+//! A diff is relative to the memory that the machine was restored over, and cumulative: it grows with everything that the sandbox
+//! ever wrote, and each restore has to write all of it into the new machine. So the same state is published once more as a new
+//! artifact, whose memory is whole: what is restored from it starts with an empty diff. The price is disk, which is why it is paid
+//! only for a diff that is large by itself and in proportion.
+
+use std::io;
+
+use firkin_engine::{memory, parts};
+use fs_err as fs;
+
+use super::{Artifact, ArtifactStore, MemoryMember, Pin, SnapshotArtifactManifest};
+use crate::{
+    config::FlattenConfig,
+    error::{FlattenArtifactError, PublishError},
+};
+
+impl ArtifactStore {
+    /// Whether the diff of this artifact is so large that it should be flattened.
+    pub(crate) fn is_bulky(artifact: &Artifact, config: FlattenConfig) -> bool {
+        let part = (u64::from(artifact.manifest.shape.memory_mib) << 20) / 100 * config.percent;
+        let diff = artifact.memory_diff.as_ref().and_then(|path| fs::metadata(path).ok());
+        diff.is_some_and(|metadata| metadata.len() > config.floor_bytes.max(part))
+    }
+
+    /// Publishes the state of `artifact` once more, with a memory of its own. Given up when `goes_on` says no.
+    ///
+    /// Blocks for as long as its memory takes to be copied.
+    pub(crate) fn flatten(
+        &self,
+        artifact: &Artifact,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<(Artifact, Pin), FlattenArtifactError> {
+        // Damage is not passed on: what is copied was proven to be what was published.
+        self.verify(artifact).map_err(FlattenArtifactError::Integrity)?;
+        let file = |source: io::Error| PublishError::File { path: self.root.clone(), source };
+        let draft = self.draft().map_err(file)?;
+        let pin = self.pin(draft.id());
+        if let Some(diff) = &artifact.memory_diff {
+            memory::flatten(&artifact.memory, diff, &draft.dir().join(parts::MEMORY), goes_on)?;
+        }
+        fs::copy(&artifact.state, draft.dir().join(parts::STATE)).map_err(file)?;
+        let manifest =
+            SnapshotArtifactManifest { id: draft.id().to_owned(), memory: MemoryMember::Full, ..artifact.manifest.clone() };
+        Ok((self.publish(draft, manifest)?, pin))
+    }
+}
