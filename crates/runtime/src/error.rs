@@ -504,43 +504,6 @@ pub enum PublishError {
     Serialise(#[source] serde_json::Error),
 }
 
-/// Why a state did not get a memory of its own. It stays as it is.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FlattenArtifactError {
-    /// It is not what was published.
-    #[error("the snapshot artifact is not intact")]
-    Integrity(#[source] IntegrityError),
-    /// Base and diff could not be made one.
-    #[error(transparent)]
-    Memory(#[from] firkin_engine::memory::FlattenError),
-    /// The new artifact could not be published.
-    #[error("cannot publish the flattened state")]
-    Publish(#[from] PublishError),
-}
-
-/// Why layers of a disk were not merged. They stay as they are.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum MergeLayersError {
-    /// A file could not be read, written or renamed.
-    #[error("cannot use `{}`", path.display())]
-    File {
-        /// Which one.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A layer is not known to be what it was when it was published.
-    #[error("layer `{layer}` has not been proven since it was written last")]
-    Unproven {
-        /// Its id.
-        layer: String,
-    },
-    /// What they hold cannot be merged.
-    #[error(transparent)]
-    Merge(#[from] firkin_engine::qcow2::MergeError),
-}
-
 /// Why a fork produced no children at all. A child's own failure stands in the list of results instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {

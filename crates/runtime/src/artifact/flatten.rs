@@ -13,8 +13,22 @@ use fs_err as fs;
 use super::{Artifact, ArtifactStore, MemoryMember, Pin, SnapshotArtifactManifest};
 use crate::{
     config::FlattenConfig,
-    error::{FlattenArtifactError, PublishError},
+    error::{IntegrityError, PublishError},
 };
+
+/// Why a state did not get a memory of its own. It stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FlattenArtifactError {
+    /// It is not what was published.
+    #[error("the snapshot artifact is not intact")]
+    Integrity(#[source] IntegrityError),
+    /// Base and diff could not be made one.
+    #[error(transparent)]
+    Memory(#[from] firkin_engine::memory::FlattenError),
+    /// The new artifact could not be published.
+    #[error("cannot publish the flattened state")]
+    Publish(#[from] PublishError),
+}
 
 impl ArtifactStore {
     /// Whether the diff of this artifact is so large that it should be flattened.

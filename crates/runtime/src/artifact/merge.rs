@@ -8,13 +8,17 @@
 //! of times that grows with the logarithm of the disk's size, not with the number of cuts. The lowest layer, a template's, always
 //! stays shared.
 
-use std::{io, ops::Range, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    io,
+    ops::Range,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use firkin_engine::qcow2;
 use fs_err as fs;
 
 use super::{ArtifactStore, Pin, publish::sync_dir};
-use crate::error::MergeLayersError;
 
 /// Layers that a chain may have before its upper ones are merged.
 pub(crate) const MAX_DEPTH: usize = 8;
@@ -40,6 +44,29 @@ impl MergedLayers {
         let below = layers.strip_suffix(&self.replaces[..])?;
         Some(below.iter().chain([&self.layer]).cloned().collect())
     }
+}
+
+/// Why layers of a disk were not merged. They stay as they are.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MergeLayersError {
+    /// A file could not be read, written or renamed.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A layer is not known to be what it was when it was published.
+    #[error("layer `{layer}` has not been proven since it was written last")]
+    Unproven {
+        /// Its id.
+        layer: String,
+    },
+    /// What they hold cannot be merged.
+    #[error(transparent)]
+    Merge(#[from] firkin_engine::qcow2::MergeError),
 }
 
 impl ArtifactStore {
