@@ -622,6 +622,9 @@ pub enum BuildError {
         #[source]
         source: LaunchError,
     },
+    /// A file cannot be put into the guest.
+    #[error("cannot put a file into the template")]
+    File(#[source] crate::guest_file::PutError),
     /// A command of the build failed.
     #[error("failed to run command '{command}': {reason}")]
     Command {

@@ -17,6 +17,7 @@ mod dependents;
 pub mod disk;
 pub mod error;
 mod generation;
+pub mod guest_file;
 pub mod history;
 mod instances;
 pub mod lineage;

@@ -20,6 +20,7 @@ use crate::{
     config::RootDisk,
     core::Core,
     error::BuildError,
+    guest_file::{self, GuestFile},
     sandbox::{InternetAccess, SandboxId},
     store::TemplateRecord,
 };
@@ -70,6 +71,9 @@ pub struct BuildTemplate {
     /// Root image to build on; none: the one of the host's guest system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<RootDisk>,
+    /// Files put there before the commands are run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GuestFile>,
     /// Commands run as root, in order, before the snapshot.
     pub setup: Vec<String>,
     /// Command left running in the snapshot, as the default user.
@@ -83,6 +87,9 @@ pub struct BuildTemplate {
 /// The template that E2B's code interpreter SDK asks for.
 pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
 
+/// The template that E2B's SDKs ask for when a sandbox is created with `mcp`.
+pub const MCP_GATEWAY: &str = "mcp-gateway";
+
 impl BuildTemplate {
     /// The template that every server has. Its ready command runs what most first commands need, so that those pages are
     /// in the snapshot's memory.
@@ -92,6 +99,7 @@ impl BuildTemplate {
             cpus: 1,
             memory_mib: 512,
             root: None,
+            files: Vec::new(),
             setup: Vec::new(),
             start: None,
             ready: Some("python3 -c 'import json, sys' && true | cat && echo ready".to_owned()),
@@ -116,6 +124,12 @@ impl BuildTemplate {
             ready_deadline: Duration::from_secs(600),
             ..base
         }
+    }
+
+    /// The template of sandboxes with MCP servers: `base` with the gateway, which the SDK starts, and memory for servers.
+    pub fn mcp_gateway(program: &'static [u8]) -> Self {
+        let gateway = GuestFile { path: "/usr/local/bin/mcp-gateway".to_owned(), mode: 0o755, content: program };
+        Self { name: MCP_GATEWAY.to_owned(), memory_mib: 1024, files: vec![gateway], ..Self::base() }
     }
 }
 
@@ -205,6 +219,11 @@ async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) ->
 }
 
 async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
+    for file in &build.files {
+        report(&format!("writing {}", file.path));
+        guest_file::put(&booted.link.connector(), file).await.map_err(BuildError::File)?;
+        run(booted, &GuestCommand { user: Some("root".to_owned()), ..GuestCommand::new(file.permit()) }).await?;
+    }
     for script in &build.setup {
         report(&format!("running: {script}"));
         let mut command = GuestCommand::new(script);

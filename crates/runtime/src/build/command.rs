@@ -8,10 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use http::{Request, header};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::StreamBody;
 use hyper::body::Frame;
-use hyper_util::rt::TokioIo;
 use tokio_util::io::ReaderStream;
 
 use super::{
@@ -22,8 +20,8 @@ use super::{
 };
 use crate::{
     command::{self, GuestCommand, OutputStream, Running},
+    guest_file::GuestUpload,
     link::Connector,
-    sandbox::ENVD_PORT,
 };
 
 /// One command of a build. Compilations of hours happen.
@@ -34,9 +32,6 @@ const SCRIPT_DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Bringing one archive into the guest.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(3600);
-
-/// envd's answer to an upload is a line.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// Speaks to the guest of one build.
 #[derive(Debug, Clone)]
@@ -118,31 +113,7 @@ impl Shell<'_> {
     pub(super) async fn send(&self, path: &str, mut file: std::fs::File) -> io::Result<()> {
         let length = file.seek(io::SeekFrom::End(0))?;
         file.rewind()?;
-        let stream = self.connector.connect(ENVD_PORT).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let request = Request::post(format!("/files?path={path}&username=root"))
-            .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/octet-stream")
-            .header(header::CONTENT_LENGTH, length)
-            .body(StreamBody::new(ReaderStream::new(tokio::fs::File::from_std(file)).map_ok(Frame::<Bytes>::data)))
-            .map_err(io::Error::other)?;
-        let exchange = async {
-            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-            let status = answer.status();
-            let body = http_body_util::Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let body = body.map_err(io::Error::other)?.to_bytes();
-            if status.is_success() {
-                return Ok(());
-            }
-            Err(io::Error::other(format!("envd answered {status}: {}", String::from_utf8_lossy(&body).trim())))
-        };
-        tokio::select! {
-            result = tokio::time::timeout(TRANSFER_DEADLINE, exchange) => result.map_err(io::Error::other)?,
-            result = connection => match result {
-                Ok(()) => Err(io::Error::other("envd closed the connection")),
-                Err(error) => Err(io::Error::other(error)),
-            },
-        }
+        let content = StreamBody::new(ReaderStream::new(tokio::fs::File::from_std(file)).map_ok(Frame::<Bytes>::data));
+        GuestUpload { path, length, deadline: TRANSFER_DEADLINE }.send(&self.connector, content).await
     }
 }
