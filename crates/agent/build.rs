@@ -1,8 +1,9 @@
-//! Builds the guest agent with a cargo of its own.
+//! Builds the guest agent and the guest's MCP gateway with a cargo of its own.
 //!
 //! The agent is static (there is no C library in an initramfs), small, and made for the guest whatever the host's profile is,
 //! so it cannot be an ordinary dependency. It gets a target directory of its own, below that of the outer cargo: that one is
-//! locked while this runs. `FIRKIN_GUEST` names a finished agent to embed instead.
+//! locked while this runs. `FIRKIN_GUEST` names a finished agent to embed instead; the gateway
+//! is then the file `mcp-gateway` beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -30,7 +31,9 @@ fn main() {
         Some(path) => finished(Path::new(&path)),
         None => build(),
     };
+    let gateway = binary.with_file_name("mcp-gateway");
     println!("cargo::rustc-env=FIRKIN_GUEST_BINARY={}", binary.display());
+    println!("cargo::rustc-env=FIRKIN_MCP_GATEWAY_BINARY={}", gateway.display());
 }
 
 fn finished(path: &Path) -> PathBuf {
@@ -41,21 +44,32 @@ fn finished(path: &Path) -> PathBuf {
 fn build() -> PathBuf {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = here.ancestors().nth(2).expect("this crate is two directories below the workspace").to_path_buf();
-    for input in ["crates/guest", "crates/wire", "Cargo.toml", "Cargo.lock"] {
+    for input in ["crates/guest", "crates/mcp", "crates/wire", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     let target_dir = outer_target_dir().join("guest");
     let mut cargo = Command::new(variable("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "firkin-guest", "--profile", PROFILE, "--target", TARGET]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--package",
+        "firkin-guest",
+        "--package",
+        "firkin-mcp",
+        "--profile",
+        PROFILE,
+        "--target",
+        TARGET,
+    ]);
     cargo.arg("--target-dir").arg(&target_dir).current_dir(&workspace);
     for name in OUTER {
         cargo.env_remove(name);
     }
     // The job server's variables stay: both cargos together use the machine's cores once.
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    let output = cargo.output().unwrap_or_else(|error| fail(&format!("cannot start cargo for the guest agent: {error}")));
+    let output = cargo.output().unwrap_or_else(|error| fail(&format!("cannot start cargo for the guest's programs: {error}")));
     if !output.status.success() {
-        fail(&format!("cannot build the guest agent:\n{}", String::from_utf8_lossy(&output.stderr)));
+        fail(&format!("cannot build the guest's programs:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
     target_dir.join(TARGET).join(PROFILE).join("firkin-guest")
 }

@@ -25,6 +25,7 @@ struct Sdk {
 const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
 const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
 const CLI: Sdk = Sdk { name: "E2B's command line", requirements: "requirements-cli.txt", tests: "cli" };
+const MCP: Sdk = Sdk { name: "MCP gateway", requirements: "requirements-gateway.txt", tests: "gateway" };
 const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requirements-interpreter.txt", tests: "interpreter" };
 
 /// The directory with the JavaScript packages and the tests of the JavaScript SDK.
@@ -61,7 +62,8 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languag
     let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
     report.step("python environments", |step| {
         python::set_up(step)?;
-        for sdk in sdks.iter().chain(pytest.is_empty().then_some(&INTERPRETER)) {
+        let more: &[Sdk] = if pytest.is_empty() { &[INTERPRETER, MCP] } else { &[] };
+        for sdk in sdks.iter().chain(more) {
             python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
         }
         Ok(())
@@ -93,6 +95,8 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languag
         let options = without.iter().flat_map(|names| ["--without", names]);
         report.step("code interpreter template", |step| step.run(build("code-interpreter-v1").args(options)))?;
         report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
+        report.step("mcp gateway template", |step| step.run(&mut build("mcp-gateway")))?;
+        report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(&before, step))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use firkin_image::HeavyLanguage;
 use firkin_runtime::{
     runtime::OnExit,
-    template::{BuildTemplate, CODE_INTERPRETER, TemplateInfo},
+    template::{BuildTemplate, CODE_INTERPRETER, MCP_GATEWAY, TemplateInfo},
 };
 use firkin_wire::rest;
 use jiff::Timestamp;
@@ -53,6 +53,7 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
             };
             BuildTemplate::code_interpreter(root)
         }
+        MCP_GATEWAY => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
         _ => BuildTemplate::base(),
     };
     let request = request(args, standard)?;

@@ -1,0 +1,210 @@
+//! The servers behind the gateway: children that speak MCP on their standard input and output.
+//!
+//! They run as the sandbox's ordinary user, each in a directory of its own, and cannot read the gateway's token. One that ends
+//! stays ended: its tools are still listed, and say so when they are called.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use fs_err as fs;
+use rmcp::{
+    RoleClient, ServiceExt as _,
+    model::Tool,
+    service::{Peer, RunningService},
+};
+use tokio::process::{Child, Command};
+
+use crate::{
+    config::Server,
+    limits::{FETCH_DEADLINE, INSTALL_DEADLINE, SHOWN_BYTES, START_DEADLINE},
+    serve::TOKEN,
+};
+
+/// Who servers and commands run as.
+pub(crate) const USER: &str = "user";
+
+/// Where the servers' directories are.
+const SERVERS: &str = "/opt/mcp-servers";
+
+/// A server that has been started.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// Its name in the configuration.
+    pub(crate) name: String,
+    /// What its tools' names begin with.
+    pub(crate) prefix: String,
+    /// What it offers, as it names it.
+    pub(crate) tools: Vec<Tool>,
+    /// Where calls go.
+    pub(crate) peer: Peer<RoleClient>,
+    // Both end the server when they are dropped.
+    _service: RunningService<RoleClient, ()>,
+    _child: Child,
+}
+
+/// Why a server does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// It has no directory.
+    #[error("cannot make the directory of MCP server `{name}`")]
+    Directory {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its install command failed.
+    #[error("cannot install MCP server `{name}`: {reason}{fetched}")]
+    Install {
+        /// Its name.
+        name: String,
+        /// How it ended, and its last words.
+        reason: String,
+        /// What became of its repository, if that is worth telling.
+        fetched: Fetched,
+    },
+    /// It did not become a server.
+    #[error("cannot start MCP server `{name}`: {reason}{fetched}")]
+    Start {
+        /// Its name.
+        name: String,
+        /// What happened instead.
+        reason: String,
+        /// What became of its repository, if that is worth telling.
+        fetched: Fetched,
+    },
+}
+
+/// What became of a server's repository. Its commands may do without, so only when they fail does it matter.
+#[derive(Debug, Clone)]
+pub(crate) enum Fetched {
+    /// There is none, or it is there.
+    Fine,
+    /// It could not be fetched.
+    Failed(String),
+}
+
+impl std::fmt::Display for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fine => Ok(()),
+            Self::Failed(why) => write!(f, " (its repository could not be fetched: {why})"),
+        }
+    }
+}
+
+/// Starts all servers at once, and returns when each has listed its tools. The first that fails ends the others.
+pub(crate) async fn start_all(servers: Vec<Server>) -> Result<Vec<Upstream>, UpstreamError> {
+    let mut starting = tokio::task::JoinSet::new();
+    for server in servers {
+        starting.spawn(start(server));
+    }
+    let mut started = Vec::new();
+    while let Some(outcome) = starting.join_next().await {
+        started.push(outcome.expect("starting a server does not panic and is not aborted while it is waited for")?);
+    }
+    started.sort_by(|a: &Upstream, b| a.prefix.cmp(&b.prefix));
+    Ok(started)
+}
+
+async fn start(server: Server) -> Result<Upstream, UpstreamError> {
+    let directory = Path::new(SERVERS).join(&server.prefix);
+    prepare(&directory).await.map_err(|source| UpstreamError::Directory { name: server.name.clone(), source })?;
+    let fetched = fetch(&server, &directory).await;
+    if let Some(install) = &server.install {
+        let mut command = as_user(&["/bin/bash", "-c", install], &directory);
+        command.envs(&server.env);
+        if let Err(reason) = finish(&mut command, INSTALL_DEADLINE).await {
+            return Err(UpstreamError::Install { name: server.name, reason, fetched });
+        }
+    }
+    match connect(&server, &directory).await {
+        Ok(upstream) => Ok(upstream),
+        Err(reason) => Err(UpstreamError::Start { name: server.name, reason, fetched }),
+    }
+}
+
+/// Makes a directory that belongs to the user.
+async fn prepare(directory: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let owner = Command::new("chown").arg(USER).arg(directory).stdin(Stdio::null()).status().await?;
+    if owner.success() { Ok(()) } else { Err(std::io::Error::other(format!("`chown {USER}` failed"))) }
+}
+
+/// Gets the repository that a server is named after, unless its directory has something already.
+async fn fetch(server: &Server, directory: &PathBuf) -> Fetched {
+    let Some(repository) = &server.repository else { return Fetched::Fine };
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Fetched::Fine;
+    }
+    let from = format!("https://github.com/{repository}");
+    let mut command = as_user(&["git", "clone", "--quiet", "--depth=1", &from, "."], directory);
+    match finish(command.env("GIT_TERMINAL_PROMPT", "0"), FETCH_DEADLINE).await {
+        Ok(()) => Fetched::Fine,
+        Err(reason) => Fetched::Failed(reason),
+    }
+}
+
+async fn connect(server: &Server, directory: &Path) -> Result<Upstream, String> {
+    let words: Vec<&str> = server.run.iter().map(String::as_str).collect();
+    let mut command = as_user(&words, directory);
+    // Its complaints go where the gateway's own go.
+    command.envs(&server.env).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err("its input and output are not piped".to_owned());
+    };
+    let greeted = async {
+        let service = ().serve((output, input)).await.map_err(|error| error.to_string())?;
+        let tools = service.list_all_tools().await.map_err(|error| error.to_string())?;
+        Ok::<_, String>((service, tools))
+    };
+    let outcome = tokio::time::timeout(START_DEADLINE, greeted).await;
+    let (service, tools) = match outcome {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(said)) => return Err(ended(&mut child, said)),
+        Err(_) => return Err(format!("it did not list its tools within {} s", START_DEADLINE.as_secs())),
+    };
+    Ok(Upstream {
+        name: server.name.clone(),
+        prefix: server.prefix.clone(),
+        peer: service.peer().clone(),
+        tools,
+        _service: service,
+        _child: child,
+    })
+}
+
+/// Why a server was not understood: most often because it has ended.
+fn ended(child: &mut Child, said: String) -> String {
+    match child.try_wait() {
+        Ok(Some(status)) => format!("it ended: {status}; see /var/log/mcp-gateway.log"),
+        Ok(None) | Err(_) => said,
+    }
+}
+
+/// A command as the ordinary user, with that user's groups and home, ended with its owner.
+pub(crate) fn as_user(words: &[&str], directory: &Path) -> Command {
+    let mut command = Command::new("runuser");
+    command.args(["-u", USER, "--"]).args(words).current_dir(directory);
+    command.env("HOME", format!("/home/{USER}")).env("USER", USER).env("LOGNAME", USER).env_remove(TOKEN);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a command to its end; what it said when it failed.
+async fn finish(command: &mut Command, deadline: Duration) -> Result<(), String> {
+    let output = tokio::time::timeout(deadline, command.output()).await;
+    let output =
+        output.map_err(|_| format!("it did not end within {} s", deadline.as_secs()))?.map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(()) } else { Err(told(output.status, &output.stderr)) }
+}
+
+fn told(status: ExitStatus, stderr: &[u8]) -> String {
+    let tail = &stderr[stderr.len().saturating_sub(SHOWN_BYTES)..];
+    format!("{status}: {}", String::from_utf8_lossy(tail).trim())
+}
