@@ -39,7 +39,7 @@ mod staging;
 pub use collect::{Candidates, Pin};
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
 pub use manifest::{
-    ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
+    ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
     SnapshotArtifactManifest,
 };
 pub use publish::ArtifactDraft;

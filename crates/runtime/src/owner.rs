@@ -28,7 +28,7 @@ use self::{
     wake::{Life, Until},
 };
 use crate::{
-    artifact::{Artifact, Pin},
+    artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
     error::{
@@ -85,6 +85,7 @@ pub(crate) enum Command {
     /// A state to start others from; the sandbox goes on.
     Cut {
         memory: Memory,
+        reason: CutReason,
         reply: Reply<Result<Continuation, SnapshotError>>,
     },
     /// To become what one of its own snapshots holds.
@@ -310,11 +311,11 @@ impl Owner {
                 drop(reply.send(result));
             }
             Command::Pause { memory, reply } => {
-                let result = self.pause(memory).await;
+                let result = self.pause(memory, CutReason::Asked).await;
                 drop(reply.send(result));
             }
-            Command::Cut { memory, reply } => {
-                let result = self.cut(memory).await;
+            Command::Cut { memory, reason, reply } => {
+                let result = self.cut(memory, reason).await;
                 drop(reply.send(result));
             }
             Command::Rollback { checkpoint, reply } => {
@@ -345,7 +346,7 @@ impl Owner {
                 drop(reply.send(result));
                 return if stays { Next::Continue } else { Next::Gone };
             }
-            Command::Stop { on_exit: OnExit::Pause } => match self.pause(Memory::Kept).await {
+            Command::Stop { on_exit: OnExit::Pause } => match self.pause(Memory::Kept, CutReason::Stopped).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
                 Err(error) => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it ends");
@@ -383,7 +384,7 @@ impl Owner {
             OnTimeout::Pause => Memory::Kept,
             OnTimeout::PauseFiles => Memory::Dropped,
         };
-        match self.pause(memory).await {
+        match self.pause(memory, CutReason::Idle).await {
             Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => {}
             Err(error) => {
                 tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at its deadline; trying again");

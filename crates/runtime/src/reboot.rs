@@ -87,6 +87,7 @@ fn manifest(
         format: FORMAT,
         id: booted.id().to_owned(),
         kind: ArtifactKind::Boot,
+        reason: None,
         logical_id: record.id.to_string(),
         parent: Some(from.id.clone()),
         created_at: Timestamp::now(),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Admission,
-    artifact::ArtifactStore,
+    artifact::{ArtifactStore, CutReason},
     build::{self, Files},
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
@@ -238,7 +238,8 @@ impl Runtime {
             return Err(ForkError::Count { asked: count, max: MAX_FORK });
         }
         check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
-        let source: Continuation = self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reply }).await?;
+        let source: Continuation =
+            self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
         let children = (0..count).map(|_| {
             let mut record = source.record.clone();
             record.forked_from = Some(std::mem::replace(&mut record.id, SandboxId::generate()));
@@ -274,7 +275,7 @@ impl Runtime {
                 return Err(SnapshotError::InvalidName(name.clone()));
             }
         }
-        let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reply }).await?;
+        let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
         let names = name.map(|name| {
             let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name).to_owned();

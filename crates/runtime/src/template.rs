@@ -282,6 +282,7 @@ async fn publish(
         format: FORMAT,
         id: booted.id().to_owned(),
         kind: ArtifactKind::BaseTemplate,
+        reason: None,
         logical_id: build.name.clone(),
         parent: None,
         created_at: Timestamp::now(),

@@ -23,6 +23,7 @@ fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifact
         format: FORMAT,
         id: id.to_owned(),
         kind: if memory == MemoryMember::Full { ArtifactKind::BaseTemplate } else { ArtifactKind::Pause },
+        reason: None,
         logical_id: "base".into(),
         parent: None,
         created_at: jiff::Timestamp::now(),

@@ -105,6 +105,7 @@ fn publish(store: &ArtifactStore) -> Artifact {
         format: FORMAT,
         id: draft.id().to_owned(),
         kind: ArtifactKind::BaseTemplate,
+        reason: None,
         logical_id: "base".into(),
         parent: None,
         created_at: jiff::Timestamp::now(),

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +40,47 @@ pub enum ArtifactKind {
     Pause,
     /// A sandbox's own disk, booted: the memory that this sandbox goes on from, and its later states stand on.
     Boot,
+}
+
+/// Why a sandbox's state was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CutReason {
+    /// Somebody asked for a pause.
+    Asked,
+    /// Its deadline passed.
+    Idle,
+    /// The server ended.
+    Stopped,
+    /// It went back to a snapshot of its own.
+    RolledBack,
+    /// Somebody asked for a snapshot.
+    Snapshot,
+    /// It was forked.
+    Fork,
+}
+
+impl CutReason {
+    /// What is made for this reason: a sandbox's only state, or one that others start from while it goes on.
+    pub(crate) fn kind(self) -> ArtifactKind {
+        match self {
+            Self::Asked | Self::Idle | Self::Stopped | Self::RolledBack => ArtifactKind::Pause,
+            Self::Snapshot | Self::Fork => ArtifactKind::Continuation,
+        }
+    }
+}
+
+impl fmt::Display for CutReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "asked",
+            Self::Idle => "idle",
+            Self::Stopped => "stopped",
+            Self::RolledBack => "rolled_back",
+            Self::Snapshot => "snapshot",
+            Self::Fork => "fork",
+        })
+    }
 }
 
 /// Guest memory of an artifact.
@@ -88,6 +129,9 @@ pub struct SnapshotArtifactManifest {
     pub id: String,
     /// Why it exists.
     pub kind: ArtifactKind,
+    /// Why the sandbox was cut; none for what was booted or built, and for artifacts of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<CutReason>,
     /// Template or sandbox that it belongs to.
     pub logical_id: String,
     /// Artifact from which the snapshotted machine had been restored.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
 use crate::{
-    artifact::{Artifact, ArtifactKind, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactKind, CutReason, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
     core::Core,
     error::{PublishError, SnapshotError},
     history::{Event, Level},
@@ -20,13 +20,13 @@ use crate::{
 
 impl Owner {
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
-    pub(super) async fn pause(&mut self, memory: Memory) -> Result<(), SnapshotError> {
+    pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
         let Phase::Running(running) = &mut self.phase else {
             return Err(SnapshotError::AlreadyPaused(self.record.id.clone()));
         };
         running.leaving.cancel();
         self.publish_view();
-        let result = self.try_pause(memory).await;
+        let result = self.try_pause(memory, reason).await;
         if let Phase::Running(running) = &mut self.phase {
             running.leaving = CancellationToken::new();
             self.publish_view();
@@ -34,8 +34,8 @@ impl Owner {
         result
     }
 
-    async fn try_pause(&mut self, memory: Memory) -> Result<(), SnapshotError> {
-        let (artifact, pin) = self.publish_cut(ArtifactKind::Pause, memory).await?;
+    async fn try_pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
+        let (artifact, pin) = self.publish_cut(reason, memory).await?;
         let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch), memory };
         let mut record = self.record.clone();
         record.end_at = Timestamp::now();
@@ -51,15 +51,19 @@ impl Owner {
             running.session.end().await;
             drop(running.reservation);
         }
-        self.note(Event::new(Level::Info, "sandbox paused").with("memory", (memory == Memory::Kept).to_string()));
+        self.note(
+            Event::new(Level::Info, "sandbox paused")
+                .with("memory", (memory == Memory::Kept).to_string())
+                .with("reason", reason.to_string()),
+        );
         Ok(())
     }
 
     /// A state that others can be started from.
-    pub(super) async fn cut(&mut self, memory: Memory) -> Result<Continuation, SnapshotError> {
+    pub(super) async fn cut(&mut self, memory: Memory, reason: CutReason) -> Result<Continuation, SnapshotError> {
         let (artifact, pin) = match &self.phase {
             Phase::Running(_) => {
-                let result = self.publish_cut(ArtifactKind::Continuation, memory).await?;
+                let result = self.publish_cut(reason, memory).await?;
                 self.go_on().await;
                 self.note(Event::new(Level::Info, "state of the sandbox cut for a snapshot or forks"));
                 result
@@ -73,7 +77,7 @@ impl Owner {
                     .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
                 match memory {
                     Memory::Dropped if held.memory == Memory::Kept => {
-                        publish_disk(&self.core, self.record.id.clone(), loaded).await?
+                        publish_disk(&self.core, self.record.id.clone(), loaded, reason).await?
                     }
                     Memory::Dropped | Memory::Kept => (loaded, pin),
                 }
@@ -83,15 +87,15 @@ impl Owner {
     }
 
     /// Cuts the running session and publishes what was cut. The machine is left paused on success, running on failure.
-    async fn publish_cut(&mut self, kind: ArtifactKind, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
-        let result = self.try_publish_cut(kind, memory).await;
+    async fn publish_cut(&mut self, reason: CutReason, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
+        let result = self.try_publish_cut(reason, memory).await;
         if result.is_err() {
             self.go_on().await;
         }
         result
     }
 
-    async fn try_publish_cut(&mut self, kind: ArtifactKind, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
+    async fn try_publish_cut(&mut self, reason: CutReason, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
         let id = self.record.id.clone();
         let core = Arc::clone(&self.core);
         let Phase::Running(running) = &mut self.phase else { return Err(SnapshotError::AlreadyPaused(id)) };
@@ -107,7 +111,10 @@ impl Owner {
             source: PublishError::File { path: core.config.state_dir.clone(), source },
         })?;
         let pin = core.artifacts.pin(draft.id());
-        let then = if kind == ArtifactKind::Continuation { After::GoOn } else { After::StayPaused };
+        let then = match reason.kind() {
+            ArtifactKind::Continuation => After::GoOn,
+            ArtifactKind::Pause | ArtifactKind::Boot | ArtifactKind::BaseTemplate => After::StayPaused,
+        };
         let begun = Instant::now();
         let cut = running
             .session
@@ -117,7 +124,8 @@ impl Owner {
         let manifest = SnapshotArtifactManifest {
             format: FORMAT,
             id: draft.id().to_owned(),
-            kind,
+            kind: reason.kind(),
+            reason: Some(reason),
             logical_id: id.to_string(),
             parent: Some(running.session.memory_base.clone()),
             created_at: Timestamp::now(),
@@ -136,7 +144,7 @@ impl Owner {
             .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
         core.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
         core.metrics.observe(Timing::SnapshotSave, begun.elapsed());
-        tracing::info!(sandbox = %id, ?kind, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.map(|parts| parts.memory), "cut a sandbox");
+        tracing::info!(sandbox = %id, %reason, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.map(|parts| parts.memory), "cut a sandbox");
         drop(cut.pin);
         Ok((published, pin))
     }
@@ -162,14 +170,15 @@ impl Owner {
 }
 
 /// The disk of a paused sandbox as an artifact of its own.
-async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact) -> Result<(Artifact, Pin), SnapshotError> {
+async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact, reason: CutReason) -> Result<(Artifact, Pin), SnapshotError> {
     let failed = |source| SnapshotError::Publish { id: id.clone(), source };
     let file = |source| failed(PublishError::File { path: core.config.state_dir.clone(), source });
     let draft = core.artifacts.draft().map_err(file)?;
     let pin = core.artifacts.pin(draft.id());
     let manifest = SnapshotArtifactManifest {
         id: draft.id().to_owned(),
-        kind: ArtifactKind::Continuation,
+        kind: reason.kind(),
+        reason: Some(reason),
         parent: Some(paused.manifest.id),
         created_at: Timestamp::now(),
         memory: MemoryMember::Absent,

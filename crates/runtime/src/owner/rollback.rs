@@ -18,7 +18,7 @@ use super::{
     wake::{self, Life, Until},
 };
 use crate::{
-    artifact::{Artifact, MemoryMember},
+    artifact::{Artifact, CutReason, MemoryMember},
     core::Core,
     error::{ResumeError, RollbackError, SnapshotRestoreError},
     restore,
@@ -60,7 +60,7 @@ impl Owner {
 
     async fn restart_from(&mut self, checkpoint: Artifact) -> Result<(), RollbackError> {
         let end_at = self.record.end_at;
-        self.pause(Memory::Kept).await?;
+        self.pause(Memory::Kept, CutReason::RolledBack).await?;
         let Err(source) = self.run_from(checkpoint, end_at).await else { return Ok(()) };
         let id = self.record.id.clone();
         // What it was is durable; it goes on from there, or at worst stays paused.

@@ -45,3 +45,23 @@ fn a_tree_shows_what_exists_below_what_it_came_from() {
         assert_eq!(text(&server.lineage().await.unwrap()), format!("t:{template}{{b:{fork}{{}}}}"));
     });
 }
+
+#[test]
+fn every_state_of_a_sandbox_says_why_it_was_taken() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let of = |artifact: &str| {
+            let manifest = fs_err::read(host.state_dir().join("artifacts").join(artifact).join("manifest.json")).unwrap();
+            let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+            manifest["reason"].as_str().map(str::to_owned)
+        };
+        let before = host.artifacts();
+        assert_eq!(before.iter().filter_map(|artifact| of(artifact)).count(), 0, "a template was not taken of a sandbox");
+        let id = server.create(base()).await.unwrap().id;
+        server.snapshot(&id, None).await.unwrap();
+        server.pause(&id).await.unwrap();
+        let mut reasons: Vec<String> = host.artifacts().iter().filter_map(|artifact| of(artifact)).collect();
+        reasons.sort();
+        assert_eq!(reasons, ["asked", "snapshot"]);
+    });
+}
