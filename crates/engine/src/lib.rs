@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod memory;
 pub mod qcow2;
 pub mod qemu;

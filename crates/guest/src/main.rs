@@ -1,32 +1,7 @@
-//! The agent inside a sandbox: PID 1, the control channel, envd, the code interpreter.
-//!
-//! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
-//! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
-
-mod args;
-mod control;
-mod envd;
-mod init;
-mod interpreter;
-mod logging;
-mod readiness;
-mod reaper;
-mod spawner;
+//! The agent's binary: all of it is in the library, where a fuzzer reaches it too.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1).peekable();
-    // A container may run the stand-alone mode as its PID 1, so the words on the command line come first.
-    if nix::unistd::getpid().as_raw() == 1 && args.peek().is_none_or(|word| word != args::ENVD) {
-        return init::run();
-    }
-    match args::parse(args) {
-        Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
-        Ok(args::Mode::Envd(options)) => envd::run_alone(*options),
-        Err(error) => {
-            logging::complain(&format!("{error}\nusage: {}", args::USAGE));
-            ExitCode::from(2)
-        }
-    }
+    firkin_guest::run()
 }

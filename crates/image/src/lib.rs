@@ -18,6 +18,8 @@ mod cache;
 pub mod command;
 mod cpio;
 mod debian;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod initramfs;
 mod kernel;
 mod modules;

@@ -29,6 +29,8 @@ use crate::error::IntegrityError;
 mod collect;
 mod examine;
 mod flatten;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod manifest;
 mod merge;
 mod proof;

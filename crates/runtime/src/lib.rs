@@ -16,6 +16,8 @@ mod core;
 mod dependents;
 pub mod disk;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod generation;
 pub mod guest_file;
 pub mod history;

@@ -5,6 +5,8 @@
 pub mod builds;
 pub mod control;
 pub mod envd;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod rest;
 
 /// The envd version whose contract the guest serves; SDKs gate features on it.

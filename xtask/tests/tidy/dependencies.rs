@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 6] = [
     &["firkin-runtime"],
     &["firkin-server"],
     &["firkin"],
-    &["firkin-vm-tests", "xtask"],
+    &["firkin-vm-tests", "firkin-fuzz", "xtask"],
 ];
 
 /// Dependencies that the floors alone would let through.

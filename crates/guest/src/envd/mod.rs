@@ -7,6 +7,8 @@ mod auth;
 mod error;
 mod files;
 mod filesystem;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keepalive;
 mod metrics;
 mod paths;

@@ -61,7 +61,7 @@ pub enum LayerError {
 }
 
 /// Unpacks `from` into `to`, at most `limit` bytes. Returns how many.
-pub(super) fn unpack(from: File, to: &mut File, limit: u64, diff_id: &str) -> Result<u64, LayerError> {
+pub(crate) fn unpack(from: File, to: &mut File, limit: u64, diff_id: &str) -> Result<u64, LayerError> {
     let mut reader = decoder(from).map_err(LayerError::Unpack)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; COPY_BYTES];
@@ -100,7 +100,7 @@ fn decoder(mut file: File) -> io::Result<Box<dyn Read>> {
 }
 
 /// Adds every entry of an unpacked layer to the tree. Returns how many device nodes and pipes were left out: a guest has its own.
-pub(super) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64, LayerError> {
+pub(crate) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64, LayerError> {
     let mut left_out = 0;
     let left = Cell::new(MAX_HEADER_BYTES);
     let mut archive = tar::Archive::new(Headers { archive, left: &left });

@@ -20,6 +20,8 @@ mod context;
 mod copy;
 pub mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gap;
 pub mod images;
 mod job;

@@ -178,7 +178,7 @@ async fn expand(shell: &Shell<'_>, context: &Defaults, text: &str) -> Result<Str
 }
 
 /// An absolute path without `.`, `..`, doubled and trailing slashes.
-fn clean(path: &str) -> String {
+pub(super) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

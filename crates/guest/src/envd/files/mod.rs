@@ -6,6 +6,8 @@
 mod compose;
 mod download;
 mod encoding;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod signature;
 mod upload;
 

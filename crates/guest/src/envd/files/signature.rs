@@ -53,7 +53,7 @@ pub(super) fn authorise(
     }
 }
 
-fn sign(query: &FilesQuery, operation: Operation, token: &str) -> String {
+pub(super) fn sign(query: &FilesQuery, operation: Operation, token: &str) -> String {
     let path = query.path.as_deref().unwrap_or_default();
     let user = query.username.as_deref().unwrap_or_default();
     let mut text = format!("{path}:{}:{user}:{token}", operation.word());

@@ -1,0 +1,35 @@
+//! The agent inside a sandbox: PID 1, the control channel, envd, the code interpreter.
+//!
+//! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
+//! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
+
+mod args;
+mod control;
+mod envd;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod init;
+mod interpreter;
+mod logging;
+mod readiness;
+mod reaper;
+mod spawner;
+
+use std::process::ExitCode;
+
+/// Runs as what its process id and its command line say.
+pub fn run() -> ExitCode {
+    let mut args = std::env::args().skip(1).peekable();
+    // A container may run the stand-alone mode as its PID 1, so the words on the command line come first.
+    if nix::unistd::getpid().as_raw() == 1 && args.peek().is_none_or(|word| word != args::ENVD) {
+        return init::run();
+    }
+    match args::parse(args) {
+        Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
+        Ok(args::Mode::Envd(options)) => envd::run_alone(*options),
+        Err(error) => {
+            logging::complain(&format!("{error}\nusage: {}", args::USAGE));
+            ExitCode::from(2)
+        }
+    }
+}
