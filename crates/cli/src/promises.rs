@@ -23,6 +23,9 @@ pub(crate) struct CapacityArgs {
     /// Start nothing while less disk space is free [default: 10240, or a twentieth of a small disk]
     #[arg(long, value_name = "MIB", env = "FIRKIN_DISK_FLOOR", hide_env_values = true)]
     disk_floor: Option<u64>,
+    /// Let the state directory hold so much, volumes aside; what can be made again goes first [default: all above the floor]
+    #[arg(long, value_name = "MIB", env = "FIRKIN_DISK_BUDGET", hide_env_values = true)]
+    disk_budget: Option<u64>,
     /// Start nothing while less memory is available [default: 1024, or a twentieth of a small host]
     #[arg(long, value_name = "MIB", env = "FIRKIN_MEMORY_FLOOR", hide_env_values = true)]
     memory_floor: Option<u64>,
@@ -47,6 +50,8 @@ pub(crate) struct Promises {
     pub(crate) overcommit: Overcommit,
     /// Free disk space below which nothing starts.
     pub(crate) disk_floor_mib: Option<u64>,
+    /// What the state directory may hold.
+    pub(crate) disk_budget_mib: Option<u64>,
     /// Who is let in when.
     pub(crate) admission: AdmissionConfig,
 }
@@ -62,6 +67,7 @@ impl Promises {
                 disk: args.disk_overcommit.unwrap_or(overcommit.disk),
             },
             disk_floor_mib: args.disk_floor,
+            disk_budget_mib: args.disk_budget,
             admission: AdmissionConfig {
                 warm_percent: args.warm_share.unwrap_or(admission.warm_percent),
                 queue_length: args.queue_length.unwrap_or(admission.queue_length),
@@ -89,6 +95,7 @@ impl Promises {
             ),
             option("disk-overcommit", self.overcommit.disk.to_string(), default.overcommit.disk.to_string()),
             floor("disk-floor", self.disk_floor_mib),
+            floor("disk-budget", self.disk_budget_mib),
             floor("memory-floor", ours.memory_floor_mib),
             option("memory-stall", ours.memory_stall_percent.to_string(), theirs.memory_stall_percent.to_string()),
             option("warm-share", ours.warm_percent.to_string(), theirs.warm_percent.to_string()),

@@ -26,6 +26,8 @@ pub struct RuntimeConfig {
     pub warm: WarmConfig,
     /// Free-space floor in MiB; `None` for the default, scaled to the disk.
     pub disk_floor_mib: Option<u64>,
+    /// Disk that the state directory may hold in MiB, volumes aside; `None` for all above the floor.
+    pub disk_budget_mib: Option<u64>,
     /// Measures free space.
     pub disk_probe: Arc<dyn DiskPressureProbe>,
     /// Measures the host's memory.
@@ -49,6 +51,7 @@ impl RuntimeConfig {
             admission: AdmissionConfig::default(),
             warm: WarmConfig::default(),
             disk_floor_mib: None,
+            disk_budget_mib: None,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
             flatten: FlattenConfig::default(),

@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
+    budget::{self, Turn},
     build::{Builds, Files},
     config::RuntimeConfig,
     history::History,
@@ -51,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) volumes: Volumes,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
+    /// Who collects.
+    pub(crate) turn: Turn,
     /// Whose turn it is for work that nobody waits for.
     pub(crate) upkeep: Semaphore,
     /// Held for the life of the process: one server per state directory.
@@ -95,6 +98,7 @@ impl Core {
             history: History::default(),
             sandboxes: Mutex::default(),
             collect: Notify::new(),
+            turn: Turn::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });
@@ -126,13 +130,13 @@ impl Core {
                 () = self.collect.notified() => {}
                 () = self.stopping.cancelled() => return,
             }
-            if let Err(error) = self.collect_now().await {
+            if let Err(error) = budget::keep(&self).await {
                 tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
             }
         }
     }
 
-    /// Candidates first, then what is in use: whatever comes into use in between is not a candidate.
+    /// Only in its turn, see [`budget::keep`]. Candidates first, then what is in use: whatever comes into use in between is not a candidate.
     pub(crate) async fn collect_now(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let artifacts = self.artifacts.clone();
         let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;

@@ -170,6 +170,16 @@ pub enum DiskPressure {
         /// The floor.
         floor_mib: u64,
     },
+    /// More is held than the budget, and nothing of it can be made again.
+    #[error("`{}` holds {held_mib} MiB that are needed, the disk budget is {budget_mib} MiB", path.display())]
+    OverBudget {
+        /// The state directory.
+        path: PathBuf,
+        /// What it holds.
+        held_mib: u64,
+        /// What it may.
+        budget_mib: u64,
+    },
     /// The probe failed, which is not the same as a full disk.
     #[error("cannot measure the free space of `{}`", path.display())]
     ProbeFailed {

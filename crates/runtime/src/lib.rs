@@ -7,6 +7,7 @@ pub mod admission;
 mod agent;
 pub mod artifact;
 mod boot;
+mod budget;
 pub mod build;
 pub mod capacity;
 mod chain;

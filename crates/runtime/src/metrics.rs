@@ -159,6 +159,7 @@ struct Gauges {
     shelved: Family<State, Gauge>,
     pooled: Family<Outcome, Counter>,
     resident: Gauge,
+    disk: Family<State, Gauge>,
 }
 
 impl Metrics {
@@ -190,6 +191,13 @@ impl Metrics {
     /// Counts fields of a request that were ignored. Returns how many there were in all.
     pub fn count_unknown_fields(&self, fields: u64) -> u64 {
         self.unknown_fields.inc_by(fields) + fields
+    }
+
+    /// What the state directory may hold, and held when that was looked at last.
+    pub(crate) fn disk(&self, budget: u64, held: u64) {
+        for (state, bytes) in [("budget", budget), ("held", held)] {
+            self.gauges.disk.get_or_create(&State { state }).set(number(bytes));
+        }
     }
 
     /// Counts a request that was refused or failed. Kinds are words of the source text, so there are only so many.
@@ -233,6 +241,7 @@ impl Gauges {
             self.shelved.clone(),
         );
         registry.register("pool_events", "What became of claims and of what waits for them since the start", self.pooled.clone());
+        registry.register("disk_bytes", "What the state directory holds and may hold, where it has a budget", self.disk.clone());
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
     }
 

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
+    budget,
     build::{self, Files},
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
@@ -224,7 +225,9 @@ impl Runtime {
 
     /// As [`Runtime::pause`]; with memory dropped, only the disk is kept, and a resume boots from it.
     pub async fn pause_with(&self, id: &SandboxId, memory: Memory) -> Result<(), SnapshotError> {
-        self.ask(id, |reply| Command::Pause { memory, reply }).await
+        self.ask(id, |reply| Command::Pause { memory, reply }).await?;
+        self.core.collect();
+        Ok(())
     }
 
     /// `count` copies of a running sandbox, which goes on, or of a paused one. One result per child.
@@ -275,6 +278,8 @@ impl Runtime {
                 return Err(SnapshotError::InvalidName(name.clone()));
             }
         }
+        self.handle(id)?;
+        budget::admit(&self.core).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
         let names = name.map(|name| {
@@ -299,6 +304,7 @@ impl Runtime {
         };
         self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
         drop(source.pin);
+        self.core.collect();
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
     }
 

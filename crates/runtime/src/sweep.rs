@@ -90,6 +90,7 @@ pub(crate) async fn periodically(core: Arc<Core>) {
             _ = pass.tick() => {}
             () = core.stopping.cancelled() => return,
         }
+        core.collect();
         let swept = sweep(&core).await;
         if swept != Swept::default() {
             tracing::warn!(?swept, "took away what nobody owned");

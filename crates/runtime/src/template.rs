@@ -164,6 +164,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
         return Err(BuildError::InvalidName(build.name));
     }
     core.gates.disk.check().map_err(BuildError::DiskPressure)?;
+    crate::budget::admit(core).await.map_err(BuildError::DiskPressure)?;
     let root = root_of(core, &build);
     let budget = ResourceBudget { cpus: build.cpus, memory_mib: u64::from(build.memory_mib), disk_mib: root.bytes >> 20 };
     let reservation = core.gates.admission.admit(budget).await.map_err(BuildError::Admission)?;

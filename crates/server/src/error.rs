@@ -173,7 +173,7 @@ impl ApiError {
 
     pub(crate) fn disk(what: &dyn std::error::Error, pressure: &DiskPressure) -> Self {
         match pressure {
-            DiskPressure::BelowFloor { .. } => Self::new(
+            DiskPressure::BelowFloor { .. } | DiskPressure::OverBudget { .. } => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 format!("{}; free space, or delete templates and snapshots", chain(what)),
             )

@@ -23,6 +23,9 @@ const MAX_TOTAL_BYTES: u64 = 16 << 30;
 /// What nobody has used for so long is gone: the client brings it again.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// A client asks for its build when all archives are here: so long after the last it does not come any more.
+const SETTLED: Duration = Duration::from_secs(3600);
+
 /// The archives of one state directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
@@ -90,6 +93,19 @@ impl Files {
     /// A file of our own, which has no name.
     pub(super) fn scratch(&self) -> io::Result<std::fs::File> {
         tempfile::tempfile_in(&self.dir)
+    }
+
+    /// Archives that nobody has brought or used just now, with their last use.
+    pub(crate) fn at_rest(&self) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let used = entry.metadata()?.modified()?;
+            if !entry.file_name().to_string_lossy().starts_with('.') && used.elapsed().is_ok_and(|age| age > SETTLED) {
+                found.push((used, entry.path()));
+            }
+        }
+        Ok(found)
     }
 
     /// Removes what is old, and the oldest of what is too much.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
+    budget,
     command::Running,
     core::Core,
     metrics::Timing,
@@ -96,6 +97,7 @@ pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
 /// Gives the size of the template's disk in MiB.
 async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<u64, BuildFailure> {
     let _permit = core.builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
+    budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
     let prepared = source::prepare(core, &plan.source, shape, &live.log).await?;
     let build = Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone() };

@@ -101,6 +101,11 @@ impl Default for Builds {
 }
 
 impl Builds {
+    /// Whether anything is being built.
+    pub(crate) fn any_live(&self) -> bool {
+        !self.all_live().is_empty()
+    }
+
     fn all_live(&self) -> MutexGuard<'_, HashMap<String, Arc<Live>>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)

@@ -186,7 +186,13 @@ impl Host {
 
     /// A server on this host, with template `base`. One at a time.
     pub(crate) async fn server(&self) -> Runtime {
-        let runtime = Runtime::open(self.config(), Arc::new(self.engine.clone())).await.unwrap();
+        self.server_within(None).await
+    }
+
+    /// The same, with a disk budget.
+    pub(crate) async fn server_within(&self, disk_budget_mib: Option<u64>) -> Runtime {
+        let config = RuntimeConfig { disk_budget_mib, ..self.config() };
+        let runtime = Runtime::open(config, Arc::new(self.engine.clone())).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
         Box::pin(runtime.ensure_template(base, &|_| {})).await.unwrap();
         runtime
@@ -205,9 +211,14 @@ impl Host {
 
     /// Runs a server to a clean end.
     pub(crate) fn serve<T>(&self, work: impl AsyncFnOnce(&Runtime) -> T) -> T {
+        self.serve_within(None, work)
+    }
+
+    /// The same, with a disk budget.
+    pub(crate) fn serve_within<T>(&self, disk_budget_mib: Option<u64>, work: impl AsyncFnOnce(&Runtime) -> T) -> T {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio.block_on(async {
-            let server = self.server().await;
+            let server = self.server_within(disk_budget_mib).await;
             let result = work(&server).await;
             server.shutdown(OnExit::Kill).await;
             assert_eq!(self.engine.live(), 0, "a server that stopped leaves no machine");

@@ -13,25 +13,25 @@ use crate::bench::{Host, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn request(server: &Runtime, name: &str, memory_mib: i64) -> RequestedBuild {
+pub(crate) async fn request(server: &Runtime, name: &str, memory_mib: i64) -> RequestedBuild {
     let request = BuildRequest { name: name.to_owned(), cpus: Some(1), memory_mib: Some(memory_mib), ..BuildRequest::default() };
     server.request_build(&request).await.unwrap()
 }
 
-fn plan(source: Source, commands: &[&str]) -> BuildPlan {
+pub(crate) fn plan(source: Source, commands: &[&str]) -> BuildPlan {
     let step = |command: &&str| StepSpec { kind: "RUN".into(), args: vec![(*command).to_owned()], ..StepSpec::default() };
     BuildPlan { source, force: false, steps: commands.iter().map(step).collect(), start: None, ready: None }
 }
 
-fn own_image() -> Source {
+pub(crate) fn own_image() -> Source {
     Source::Image(ImageRequest { reference: "e2bdev/base".into(), login: None })
 }
 
-async fn start(server: &Runtime, place: &RequestedBuild, plan: BuildPlan) {
+pub(crate) async fn start(server: &Runtime, place: &RequestedBuild, plan: BuildPlan) {
     server.start_build(&place.template_id, &place.build_id, plan).await.unwrap();
 }
 
-async fn ended(server: &Runtime, place: &RequestedBuild) -> BuildInfo {
+pub(crate) async fn ended(server: &Runtime, place: &RequestedBuild) -> BuildInfo {
     let ended = async {
         loop {
             let info = server.build(&place.template_id, &place.build_id).await.unwrap();
@@ -44,7 +44,7 @@ async fn ended(server: &Runtime, place: &RequestedBuild) -> BuildInfo {
     tokio::time::timeout(PATIENCE, ended).await.expect("the build ends")
 }
 
-async fn built(server: &Runtime, name: &str, source: Source, memory_mib: i64) -> RequestedBuild {
+pub(crate) async fn built(server: &Runtime, name: &str, source: Source, memory_mib: i64) -> RequestedBuild {
     let place = request(server, name, memory_mib).await;
     start(server, &place, plan(source, &[])).await;
     let info = ended(server, &place).await;

@@ -96,6 +96,7 @@ impl Bench {
             admission,
             warm: WarmConfig::default(),
             disk_floor_mib: Some(0),
+            disk_budget_mib: None,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
             flatten: FlattenConfig::default(),
