@@ -21,6 +21,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
+    build::cache,
     core::Core,
     error::{LaunchError, OpenError},
     network::SweptNetwork,
@@ -89,6 +90,10 @@ pub(crate) async fn periodically(core: Arc<Core>) {
         tokio::select! {
             _ = pass.tick() => {}
             () = core.stopping.cancelled() => return,
+        }
+        // States of builds go before anybody is refused for want of disk.
+        if let Err(error) = cache::trim(&core).await {
+            tracing::warn!(error = chain(&error), "cannot let states of builds go");
         }
         core.collect();
         let swept = sweep(&core).await;

@@ -70,7 +70,7 @@ pub(super) async fn keep(core: &Core, key: String, artifact: &str, context: Defa
 }
 
 /// Lets go what is too much, or everything when the disk is short.
-pub(super) async fn trim(core: &Core) -> Result<(), StoreError> {
+pub(crate) async fn trim(core: &Core) -> Result<(), StoreError> {
     let keep = if core.gates.disk.check().is_ok() { MAX_LAYERS } else { 0 };
     let mut layers = core.store.layers().await?;
     if layers.len() <= keep {

@@ -14,7 +14,7 @@
 //! and shares memory and disk with the first. What is kept between builds is in [`cache`]; it is never needed, only faster.
 
 mod api;
-mod cache;
+pub(crate) mod cache;
 mod command;
 mod context;
 mod copy;
