@@ -53,7 +53,11 @@ pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error:
         for spare in spares(core).await? {
             match spare {
                 Spare::Layer(key) => core.store.delete_layers(vec![key]).await?,
-                Spare::Upload(path) => fs::remove_file(path)?,
+                Spare::Upload(path) => match fs::remove_file(path) {
+                    // A build's end tidies up too.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
+                },
             }
             core.collect_now().await?;
             held = measure(core).await?;
