@@ -135,8 +135,9 @@ fn a_damaged_disk_is_not_booted() {
         let layer = layers.join(&names(&layers)[0]);
         let mut bytes = fs_err::read(&layer).unwrap();
         bytes[100] ^= 1;
-        fs_err::remove_file(&layer).unwrap();
-        fs_err::write(&layer, bytes).unwrap();
+        let damaged = layer.with_extension("damaged");
+        fs_err::write(&damaged, bytes).unwrap();
+        fs_err::rename(&damaged, &layer).unwrap();
         let boots = host.engine.boots();
         let error = server.connect(&id, MINUTE).await.unwrap_err();
         assert!(
