@@ -56,6 +56,10 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(50);
 /// After an eviction nothing is refilled for this long: what was freed is for whoever it was freed for.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// After a create began nothing is refilled for this long, so that the sandbox's first command has the host's processors. Not put
+/// off again while it lasts: creates without end do not empty the pool.
+const BREATH: Duration = Duration::from_millis(150);
+
 /// How often a pool without any event looks whether demand has gone down, or room has come.
 const TICK: Duration = Duration::from_secs(10);
 
@@ -198,6 +202,7 @@ struct State {
     creating: usize,
     last_start: Option<Instant>,
     quiet_until: Option<Instant>,
+    breath_until: Option<Instant>,
     counters: PoolStatus,
 }
 
@@ -340,7 +345,8 @@ impl WarmPool {
             state.counters.retired += Stage::ALL.map(|stage| shelf.retire(stage, now)).iter().sum::<u64>();
         }
         let interval_over = state.last_start.map(|last| last + REFILL_INTERVAL);
-        let not_before = [interval_over, state.quiet_until].into_iter().flatten().filter(|at| *at > now).max();
+        let not_before =
+            [interval_over, state.quiet_until, state.breath_until].into_iter().flatten().filter(|at| *at > now).max();
         let makers = (self.cpus / 4).max(2);
         let making: usize = state.shelves.values().map(Shelf::making).sum();
         if let Some(at) = not_before {
@@ -365,6 +371,15 @@ impl WarmPool {
         shelf.items.push_back(Item { id: item, stage, claim, ended: ended.clone(), ready: false });
         let (artifact, warm_up) = (shelf.artifact.clone(), shelf.warm_up.clone());
         Step::Make(Order { template: template.clone(), artifact, stage, warm_up, item, claimed, ended })
+    }
+
+    /// Somebody is about to have a sandbox and to use it.
+    fn creating(&self, now: Instant) {
+        let mut state = self.state();
+        state.creating += 1;
+        if state.breath_until.is_none_or(|until| until <= now) {
+            state.breath_until = Some(now + BREATH);
+        }
     }
 
     /// What was being made can be claimed.

@@ -21,7 +21,7 @@ struct Creating<'a>(&'a WarmPool);
 
 impl<'a> Creating<'a> {
     fn new(pool: &'a WarmPool) -> Self {
-        pool.state().creating += 1;
+        pool.creating(tokio::time::Instant::now());
         Self(pool)
     }
 }

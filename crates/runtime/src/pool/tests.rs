@@ -132,6 +132,18 @@ fn refills_yield_to_creates() {
 }
 
 #[test]
+fn a_sandbox_that_was_just_asked_for_has_the_host_to_itself_for_a_breath() {
+    let pool = pool(Depth { min: 1, max: 1 });
+    pool.reconcile(&[template("t", "a")]);
+    let now = Instant::now();
+    pool.creating(now);
+    let Step::WaitUntil(over) = pool.plan(now) else { panic!("a refill competes with the sandbox's first command") };
+    assert!(over > now && over <= now + BREATH);
+    pool.creating(now + BREATH / 2);
+    assert!(matches!(pool.plan(over), Step::Make(_)), "creates without end put refills off for ever");
+}
+
+#[test]
 fn a_refill_that_fails_is_tried_again_ever_later() {
     let pool = pool(Depth { min: 1, max: 1 });
     pool.reconcile(&[template("t", "a")]);
