@@ -388,6 +388,7 @@ impl From<RequestError> for ApiError {
             | RequestError::OddCpus
             | RequestError::LittleMemory { .. }
             | RequestError::OddMemory
+            | RequestError::NegativeFreeDisk
             | RequestError::MuchMemory { .. } => Self::bad_request(error.to_string()),
         }
     }

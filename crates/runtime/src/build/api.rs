@@ -43,6 +43,7 @@ impl Runtime {
             tags: named.tags,
             cpus: named.cpus,
             memory_mib: named.memory_mib,
+            min_free_disk_mib: named.min_free_disk_mib,
             disk_mib: None,
             state: BuildState::Waiting,
             reason: None,

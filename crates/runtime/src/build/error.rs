@@ -46,6 +46,9 @@ pub enum RequestError {
     /// Half of a page table's worth, for instance.
     #[error("Memory must be divisible by 2")]
     OddMemory,
+    /// Less free space than none.
+    #[error("Free disk must not be negative")]
+    NegativeFreeDisk,
     /// More memory than the host gives to sandboxes.
     #[error("Memory can't be higher than {max_mib} MiB")]
     MuchMemory {
@@ -126,6 +129,22 @@ pub enum BuildFailure {
     /// The disk has less free space than the floor.
     #[error("the disk is too full for a template build")]
     DiskPressure(#[source] DiskPressure),
+    /// The disk of the source could not have that much free space if it were empty.
+    #[error("the disk of the template has {disk_mib} MiB, and {asked_mib} MiB of it were asked to be free")]
+    SmallDisk {
+        /// Its size.
+        disk_mib: u64,
+        /// What was asked for.
+        asked_mib: u64,
+    },
+    /// What was built leaves less free space than was asked for.
+    #[error("the root file system of the template has {free_mib} MiB free, and at least {asked_mib} MiB were asked for")]
+    LittleFreeDisk {
+        /// What the guest found.
+        free_mib: u64,
+        /// What was asked for.
+        asked_mib: u64,
+    },
     /// The host has no room, or the machine was not restored.
     #[error("cannot start the machine of the build")]
     Restore(#[source] SnapshotRestoreError),

@@ -19,6 +19,7 @@ use super::{
     machine::BuildMachine,
     record::{self, Finished},
     registry::{self, Live},
+    room::Room,
     source::{self, Inherited, Prepared},
     step::{self, Step},
 };
@@ -100,7 +101,10 @@ async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<u64, B
     budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
     let prepared = source::prepare(core, &plan.source, shape, &live.log).await?;
-    let build = Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone() };
+    let room = Room { asked_mib: live.record.min_free_disk_mib };
+    room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
+    let build =
+        Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone(), room };
     let (artifact, context, _pin) = build.work(prepared).await?;
     live.log.enter(FINALIZE);
     let disk_mib = artifact.manifest.budget.disk_mib;
@@ -127,6 +131,7 @@ struct Build<'a> {
     plan: &'a BuildPlan,
     keys: Vec<String>,
     inherited: Inherited,
+    room: Room,
 }
 
 impl Build<'_> {
@@ -158,7 +163,7 @@ impl Build<'_> {
         let forced = known < steps || self.plan.force;
         if !forced && let Some(found) = self.find(&self.final_key()).await? {
             self.tell_known(steps);
-            return Ok((found.artifact, found.context, found.pin));
+            return self.as_it_is(found).await;
         }
         let (mut done, mut at) = (0, prepared.found);
         for index in (1..=known).rev() {
@@ -170,7 +175,7 @@ impl Build<'_> {
         self.tell_known(done);
         let (start, ready) = self.commands();
         if done == steps && start.is_none() && ready.is_none() {
-            return Ok((at.artifact, at.context, at.pin));
+            return self.as_it_is(at).await;
         }
         let Found { context, artifact, pin } = at;
         let mut machine = BuildMachine::restore(self.core, artifact, self.log).await?;
@@ -179,6 +184,19 @@ impl Build<'_> {
         // Not before: it keeps what was restored until somebody's record names what came of it.
         drop(pin);
         result
+    }
+
+    /// A state to which nothing is to be added.
+    async fn as_it_is(&self, Found { context, artifact, pin }: Found) -> Result<(Artifact, Defaults, Pin), BuildFailure> {
+        if self.room.asked() {
+            self.log.enter(FINALIZE);
+            // How much is free is not kept with a state: few ask, and the guest says it within a moment.
+            let mut machine = BuildMachine::restore(self.core, artifact.clone(), self.log).await?;
+            let checked = self.room.check(&mut machine, self.log).await;
+            machine.end().await;
+            checked?;
+        }
+        Ok((artifact, context, pin))
     }
 
     /// How many steps may be taken from what is known.
@@ -227,6 +245,7 @@ impl Build<'_> {
         }
         self.log.enter(FINALIZE);
         let running = finalize(&machine.shell(self.log), &context, start, ready).await?;
+        self.room.check(machine, self.log).await?;
         self.log.info("taking the snapshot");
         // What runs goes on in the snapshot without anybody listening.
         drop(running);

@@ -75,6 +75,12 @@ impl BuildMachine {
         self.from.budget.disk_mib << 20
     }
 
+    /// Free space of its root file system as users other than root find it, bytes.
+    pub(super) async fn free_disk_bytes(&mut self) -> Result<u64, BuildFailure> {
+        let stats = self.session.stats().await.map_err(BuildFailure::Guest)?;
+        Ok(stats.disk_total.saturating_sub(stats.disk_used))
+    }
+
     /// Makes an artifact of its state. The pin keeps it until somebody's record names it.
     pub(super) async fn cut(&mut self, then: After) -> Result<(Artifact, Pin), BuildFailure> {
         let core = Arc::clone(&self.core);

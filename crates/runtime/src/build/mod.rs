@@ -31,6 +31,7 @@ mod names;
 mod provision;
 mod record;
 mod registry;
+mod room;
 mod source;
 mod step;
 
@@ -61,6 +62,8 @@ pub struct BuildRequest {
     pub cpus: Option<i64>,
     /// Memory in MiB; the SDKs' default when absent.
     pub memory_mib: Option<i64>,
+    /// Free space in MiB that the template's root file system must have, else the build fails; nothing is asked when absent.
+    pub min_free_disk_mib: Option<i64>,
 }
 
 /// The place that a build got.

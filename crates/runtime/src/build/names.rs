@@ -24,6 +24,8 @@ pub(super) struct Named {
     pub(super) tags: Vec<String>,
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
+    /// Absent as well when it is none.
+    pub(super) min_free_disk_mib: Option<u64>,
 }
 
 /// Understands a request on a host of so much memory.
@@ -53,7 +55,8 @@ pub(super) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Name
     let cpus = request.cpus.unwrap_or(DEFAULT_CPUS);
     let memory = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let (cpus, memory_mib) = (check_cpus(cpus)?, check_memory(memory, host_memory_mib)?);
-    Ok(Named { name: name.to_owned(), tags, cpus, memory_mib })
+    let min_free = u64::try_from(request.min_free_disk_mib.unwrap_or_default()).map_err(|_| RequestError::NegativeFreeDisk)?;
+    Ok(Named { name: name.to_owned(), tags, cpus, memory_mib, min_free_disk_mib: (min_free > 0).then_some(min_free) })
 }
 
 fn check_cpus(cpus: i64) -> Result<u32, RequestError> {
@@ -111,5 +114,8 @@ mod tests {
         assert_eq!(memory(64), "Memory must be at least 128 MiB");
         assert_eq!(memory(1023), "Memory must be divisible by 2");
         assert_eq!(memory(1 << 40), "Memory can't be higher than 4096 MiB");
+        let free = |mib| parse(&BuildRequest { min_free_disk_mib: Some(mib), ..request("x") }, 4096);
+        assert_eq!(free(-1).unwrap_err().to_string(), "Free disk must not be negative");
+        assert_eq!((free(0).unwrap().min_free_disk_mib, free(7).unwrap().min_free_disk_mib), (None, Some(7)));
     }
 }

@@ -29,6 +29,9 @@ pub(crate) struct BuildRecord {
     pub(crate) tags: Vec<String>,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
+    /// What its root file system must have free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_free_disk_mib: Option<u64>,
     pub(crate) disk_mib: Option<u64>,
     pub(crate) state: BuildState,
     pub(crate) reason: Option<BuildReason>,

@@ -112,8 +112,17 @@ async fn agent(connection: Connection, guests: Guests) {
 /// A guest that remembers this word answers nothing.
 pub(crate) const DEAF: &str = "deaf";
 
-const STATS: Stats =
-    Stats { ts: 1, cpu_count: 1, cpu_used_pct: 1.0, mem_total: 2, mem_used: 1, mem_cache: 0, disk_used: 1, disk_total: 2 };
+/// Of the 8 MiB that a guest's root image has, 5 are free.
+const STATS: Stats = Stats {
+    ts: 1,
+    cpu_count: 1,
+    cpu_used_pct: 1.0,
+    mem_total: 2,
+    mem_used: 1,
+    mem_cache: 0,
+    disk_used: 3 << 20,
+    disk_total: 8 << 20,
+};
 
 /// A host with its disk: servers come and go on it.
 pub(crate) struct Host {
@@ -176,7 +185,7 @@ impl Host {
             initrd_digest: "i".into(),
             rootfs: file("rootfs"),
             rootfs_digest: "r".into(),
-            rootfs_bytes: 1 << 20,
+            rootfs_bytes: 8 << 20,
         };
         let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::LoopbackPorts(self.ports.clone()), guest);
         // What tests remember is small; a part of the smallest machine's memory is not.

@@ -73,6 +73,40 @@ fn a_source_is_booted_once_for_each_shape() {
 }
 
 #[test]
+fn a_template_leaves_as_much_free_disk_as_was_asked_for_or_is_none() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let variable = StepSpec { kind: "ENV".into(), args: vec!["A".into(), "1".into()], ..StepSpec::default() };
+        let plans = [
+            ("taken as it is", plan(Source::Template("base".into()), &[])),
+            ("cut", BuildPlan { steps: vec![variable], ..plan(own_image(), &[]) }),
+        ];
+        for (what, plan) in plans {
+            // Twice: what the first has made is known to the second.
+            for _ in 0..2 {
+                let ask = async |free: i64| {
+                    let request = BuildRequest { name: "roomy".into(), min_free_disk_mib: Some(free), ..BuildRequest::default() };
+                    let place = server.request_build(&request).await.unwrap();
+                    start(server, &place, plan.clone()).await;
+                    ended(server, &place).await.reason.map(|reason| (reason.step, reason.message))
+                };
+                assert_eq!((ask(0).await, ask(5).await), (None, None), "{what}");
+                let (step, message) = ask(6).await.unwrap();
+                assert_eq!(step, "finalize", "{what}: {message}");
+                let told = "the root file system of the template has 5 MiB free, and at least 6 MiB were asked for";
+                assert_eq!(message, told, "{what}");
+                // What no step could change is refused before the first.
+                let (step, message) = ask(9).await.unwrap();
+                assert_eq!(step, "base", "{what}: {message}");
+                assert_eq!(message, "the disk of the template has 8 MiB, and 9 MiB of it were asked to be free", "{what}");
+                assert_eq!(host.engine.live(), 0, "{what}: no machine of a build is left");
+            }
+        }
+        server.create(CreateSandbox::from_template("roomy")).await.unwrap();
+    });
+}
+
+#[test]
 fn a_build_that_is_deleted_leaves_nothing() {
     let (host, envd) = Host::with_silent_envd();
     host.serve(async |server| {

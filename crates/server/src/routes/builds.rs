@@ -45,11 +45,14 @@ pub(super) async fn request(
 ) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
     let body = body.value;
     app.count_unknown(&body.unknown);
-    if body.min_free_disk_mb.is_some_and(|mib| mib < 0) {
-        return Err(ApiError::bad_request("`minFreeDiskMb` must not be negative"));
-    }
     let name = body.name.or(body.alias).ok_or_else(|| ApiError::bad_request("`name` is missing"))?;
-    let request = BuildRequest { name, tags: body.tags.unwrap_or_default(), cpus: body.cpu_count, memory_mib: body.memory_mb };
+    let request = BuildRequest {
+        name,
+        tags: body.tags.unwrap_or_default(),
+        cpus: body.cpu_count,
+        memory_mib: body.memory_mb,
+        min_free_disk_mib: body.min_free_disk_mb,
+    };
     let place = app.runtime.request_build(&request).await?;
     let answer = builds::RequestedBuild {
         template_id: place.template_id,

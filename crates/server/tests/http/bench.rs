@@ -88,7 +88,7 @@ impl Bench {
             initrd_digest: "i".into(),
             rootfs: file("rootfs"),
             rootfs_digest: "r".into(),
-            rootfs_bytes: 1 << 20,
+            rootfs_bytes: 1 << 30,
         };
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),

@@ -74,6 +74,32 @@ async fn a_build_that_fails_names_its_step() {
 }
 
 #[tokio::test]
+async fn free_disk_that_is_asked_for_is_there_or_the_build_fails_with_the_figures() {
+    let bench = Bench::start().await;
+    // The guest says that it has used 1 MiB of its 1024.
+    for (asked, status, step, message) in [
+        (1023, "ready", "", ""),
+        (
+            1024,
+            "error",
+            "finalize",
+            "the root file system of the template has 1023 MiB free, and at least 1024 MiB were asked for",
+        ),
+        (1025, "error", "base", "the disk of the template has 1024 MiB, and 1025 MiB of it were asked to be free"),
+    ] {
+        let body = format!(r#"{{"name":"roomy","cpuCount":1,"memoryMB":512,"minFreeDiskMb":{asked}}}"#);
+        let answer = bench.call("POST", "/v3/templates", &body).await.expect(202);
+        let place = (answer.text("/templateID").to_owned(), answer.text("/buildID").to_owned());
+        let ended = build(&bench, &place, r#"{"fromImage":"e2bdev/base"}"#).await;
+        assert_eq!(ended.text("/status"), status, "{ended:?}");
+        if status == "error" {
+            assert_eq!((ended.text("/reason/step"), ended.text("/reason/message")), (step, message));
+        }
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn requests_are_refused_in_the_contracts_words() {
     let bench = Bench::start().await;
     for (fields, message) in [
@@ -81,6 +107,7 @@ async fn requests_are_refused_in_the_contracts_words() {
         (r#""name":"x","cpuCount":3"#, "CPU count must be 1 or an even number"),
         (r#""name":"x","cpuCount":64"#, "CPU count must be at most 32"),
         (r#""name":"x","memoryMB":1023"#, "Memory must be divisible by 2"),
+        (r#""name":"x","minFreeDiskMb":-1"#, "Free disk must not be negative"),
     ] {
         let refused = bench.call("POST", "/v3/templates", &format!("{{{fields}}}")).await.expect(400);
         assert_eq!(refused.text("/message"), message);
