@@ -3,6 +3,9 @@
 //! A body that breaks off must look broken. In HTTP/2 a stream is reset; in HTTP/1.1 the connection is all there is, and closing
 //! it in order (with a FIN) leaves it to each client's parser to notice what is missing: some call that a protocol error, not a
 //! lost connection, and then do not ask whether the sandbox is still there. So the connection is reset.
+//!
+//! Clients that E2B released earlier have it the other way round: they take what they call a protocol error for the loss, and a
+//! reset for something that they do not know. They say who they are, and get an end that is early but in order.
 
 use std::{
     io::{self, IoSlice},
@@ -14,26 +17,54 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Version};
+use http::{Request, Version, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+
+/// What E2B's Python SDK calls itself, before its release.
+const PYTHON_SDK: &str = "e2b-python-sdk/";
+
+/// The first release whose calls of envd's services (not its files) know a reset, as (major, minor): from there on they go through
+/// pyqwest instead of httpcore, and one that ends early is a protocol error.
+const CALLS_KNOW_RESETS: (u32, u32) = (2, 35);
+
+/// The first release that knows both ends of `/files` for a loss.
+const FILES_KNOW_RESETS: (u32, u32) = (2, 53);
+
+/// The route of envd that sends files.
+const FILES: &str = "/files";
 
 /// Has the connection of a request be reset instead of closed. Clones are for the same connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sever(Arc<AtomicBool>);
 
 impl Sever {
-    /// Of the request's own connection. A stream of an HTTP/2 connection is reset by itself, and its connection is not touched.
+    /// Of the request's own connection, if that is to be reset. A stream of an HTTP/2 connection is reset by itself, and its
+    /// connection is not touched.
     pub(crate) fn of<B>(request: &Request<B>) -> Option<Self> {
-        (request.version() <= Version::HTTP_11).then(|| request.extensions().get().cloned()).flatten()
+        let resets = request.version() <= Version::HTTP_11 && knows_resets(request);
+        resets.then(|| request.extensions().get().cloned()).flatten()
     }
 
     /// From now on the end of the connection is a reset.
     pub(crate) fn sever(&self) {
         self.0.store(true, Ordering::Release);
     }
+}
+
+/// Whether the client takes a reset for a lost connection. Only releases of E2B's Python SDK are known that do not.
+fn knows_resets<B>(request: &Request<B>) -> bool {
+    let Some(release) = python_sdk(request) else { return true };
+    release >= if request.uri().path() == FILES { FILES_KNOW_RESETS } else { CALLS_KNOW_RESETS }
+}
+
+/// The release of E2B's Python SDK that sent this, as (major, minor).
+fn python_sdk<B>(request: &Request<B>) -> Option<(u32, u32)> {
+    let agent = request.headers().get(header::USER_AGENT)?.to_str().ok()?;
+    let mut numbers = agent.strip_prefix(PYTHON_SDK)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// A client's connection that can be severed.

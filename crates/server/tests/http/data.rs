@@ -65,12 +65,13 @@ async fn a_kill_cuts_streams_and_leaves_not_found() {
     bench.stop().await;
 }
 
-#[tokio::test]
-async fn a_cut_is_a_reset_never_an_orderly_end() {
-    let bench = Bench::start().await;
+/// How a client's connection ends when its sandbox is killed under a stream: by an error, or in order with what came until then.
+async fn end_of_cut(bench: &Bench, path: &str, agent: &str) -> Result<Vec<u8>, std::io::ErrorKind> {
     let (id, port) = (bench.create("").await, streaming_port().await);
     let mut stream = TcpStream::connect(bench.address).await.unwrap();
-    let head = format!("GET / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: {id}\r\ne2b-sandbox-port: {port}\r\n\r\n");
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nhost: x\r\nuser-agent: {agent}\r\ne2b-sandbox-id: {id}\r\ne2b-sandbox-port: {port}\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut got = Vec::new();
     while !got.ends_with(b"first\r\n") {
@@ -79,7 +80,37 @@ async fn a_cut_is_a_reset_never_an_orderly_end() {
     }
     bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
     let end = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut got)).await.expect("the stream is cut");
-    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    end.map(|_| got).map_err(|error| error.kind())
+}
+
+#[tokio::test]
+async fn a_cut_is_a_reset_for_every_client_that_knows_one() {
+    let bench = Bench::start().await;
+    for (path, agent) in [
+        ("/", "curl/8.5.0"),
+        ("/files?path=/x", "e2b-js-sdk/2.30.0"),
+        ("/process.Process/Start", "e2b-python-sdk/2.35.0"),
+        ("/process.Process/Start", "e2b-python-sdk/3.0.0 source/x"),
+        ("/files?path=/x", "e2b-python-sdk/2.53.1"),
+    ] {
+        assert_eq!(end_of_cut(&bench, path, agent).await, Err(std::io::ErrorKind::ConnectionReset), "{path} {agent}");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_cut_is_an_early_end_for_releases_that_know_no_reset() {
+    let bench = Bench::start().await;
+    for (path, agent) in [
+        ("/process.Process/Start", "e2b-python-sdk/2.30.0"),
+        ("/process.Process/Start", "e2b-python-sdk/2.34.1 source/x"),
+        ("/files?path=/x", "e2b-python-sdk/2.30.0"),
+        ("/files?path=/x", "e2b-python-sdk/2.45.1"),
+    ] {
+        let got = end_of_cut(&bench, path, agent).await.expect(agent);
+        // It is not whole: the chunk that would end it is missing.
+        assert!(got.ends_with(b"5\r\nfirst\r\n"), "{path} {agent}: {}", String::from_utf8_lossy(&got));
+    }
     bench.stop().await;
 }
 
