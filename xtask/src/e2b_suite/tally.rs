@@ -65,20 +65,20 @@ impl Tally {
 
     /// Tests that were skipped or that failed for a known reason.
     pub(super) fn excused(&self) -> u64 {
-        let known = self.failed.iter().filter(|(test, _)| reasons::of(test).is_some()).count();
+        let known = self.failed.iter().filter(|(test, why)| reasons::of(test, why).is_some()).count();
         (known + self.skipped.len()) as u64
     }
 
     /// Tests that failed for no known reason.
     pub(super) fn unexplained(&self) -> usize {
-        self.failed.iter().filter(|(test, _)| reasons::of(test).is_none()).count()
+        self.failed.iter().filter(|(test, why)| reasons::of(test, why).is_none()).count()
     }
 
     /// The results as a line of the table of several SDKs.
     pub(super) fn row(&self, sdk: &str, tests: &str) -> String {
         let mut by_reason: BTreeMap<Option<Reason>, usize> = BTreeMap::new();
-        for (test, _) in &self.failed {
-            *by_reason.entry(reasons::of(test)).or_default() += 1;
+        for (test, why) in &self.failed {
+            *by_reason.entry(reasons::of(test, why)).or_default() += 1;
         }
         let named = |(reason, count): (&Option<Reason>, &usize)| {
             format!("{count} {}", reason.map_or("for no known reason", Reason::words))
@@ -92,7 +92,7 @@ impl Tally {
     pub(super) fn table(&self) -> String {
         let mut by_reason: BTreeMap<Option<Reason>, Vec<&(String, String)>> = BTreeMap::new();
         for entry in &self.failed {
-            by_reason.entry(reasons::of(&entry.0)).or_default().push(entry);
+            by_reason.entry(reasons::of(&entry.0, &entry.1)).or_default().push(entry);
         }
         let words = |reason: &Option<Reason>| reason.map_or("for no known reason", Reason::words);
         let mut text = format!(
