@@ -507,8 +507,10 @@ impl Runtime {
             return if had_builds { Ok(()) } else { Err(DeleteError::NotFound(reference.to_owned())) };
         };
         let sandboxes = self.core.store.sandboxes().await.map_err(DeleteError::Store)?;
-        let shared = build::keeps(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
-        // An artifact that cannot be read holds nothing, and one that builds stand on is not this template's alone.
+        let is_other = |other: &TemplateRecord| other.id != template.id && other.artifact == template.artifact;
+        let shared =
+            templates.iter().any(is_other) || build::keeps(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
+        // An artifact that cannot be read holds nothing, and one that others or builds stand on is not this template's alone.
         let base_of = |artifact: &str| {
             let loaded = self.core.artifacts.load(artifact).ok().filter(|_| !shared)?;
             Some(memory_base(&loaded.manifest))

@@ -1,8 +1,11 @@
 //! Deleting templates and snapshots: refused while others depend on them, by name; free as soon as nobody does.
 
-use firkin_runtime::{error::DeleteError, runtime::Runtime, sandbox::CreateSandbox};
+use firkin_runtime::{build::Source, error::DeleteError, runtime::Runtime, sandbox::CreateSandbox};
 
-use crate::bench::{Host, base};
+use crate::{
+    bench::{Host, base},
+    builds::built,
+};
 
 async fn in_use(server: &Runtime, reference: &str) -> Vec<String> {
     match server.delete_template(reference).await {
@@ -55,6 +58,22 @@ fn what_others_depend_on_is_not_deleted_and_they_are_named() {
         }
         server.delete_template("base").await.unwrap();
         assert!(matches!(server.delete_template("base").await, Err(DeleteError::NotFound(_))));
+    });
+}
+
+#[test]
+fn a_template_that_is_the_same_as_another_is_held_by_nobody_while_that_stays() {
+    let host = Host::new();
+    host.serve(async |server| {
+        built(server, "same", Source::Template("base".into()), 512).await;
+        assert_eq!(host.artifacts().len(), 1, "both are one state");
+        let id = server.create(CreateSandbox::from_template("same")).await.unwrap().id;
+        let snapshot = server.snapshot(&id, Some("mine".into())).await.unwrap().snapshot_id;
+        server.kill(&id).await.unwrap();
+        server.delete_template("same").await.unwrap();
+        assert_eq!(in_use(server, "base").await, ["snapshot `mine:default`"]);
+        server.delete_template(&snapshot).await.unwrap();
+        server.delete_template("base").await.unwrap();
     });
 }
 
