@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,7 +20,7 @@ use crate::{
 
 mod builds;
 
-pub(crate) use builds::LayerRecord;
+pub(crate) use builds::{Became, LayerRecord};
 
 /// Version of the schema, in SQLite's `user_version`.
 const SCHEMA: i64 = 1;
@@ -225,14 +225,7 @@ impl Store {
     pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;
-            let body = to_json("templates", &record)?;
-            tx.execute("INSERT OR REPLACE INTO templates (id, body) VALUES (?1, ?2)", params![record.id, body])
-                .map_err(sqlite("put a template"))?;
-            tx.execute("DELETE FROM names WHERE template_id = ?1", params![record.id]).map_err(sqlite("clear names"))?;
-            for name in &record.names {
-                tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, record.id])
-                    .map_err(sqlite("put a name"))?;
-            }
+            put_template(&tx, &record)?;
             tx.commit().map_err(sqlite("commit a template"))
         })
         .await
@@ -287,8 +280,7 @@ impl Store {
     pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;
-            tx.execute("DELETE FROM names WHERE template_id = ?1", params![id]).map_err(sqlite("delete names"))?;
-            tx.execute("DELETE FROM templates WHERE id = ?1", params![id]).map_err(sqlite("delete a template"))?;
+            delete_template(&tx, &id)?;
             tx.commit().map_err(sqlite("commit a deletion"))
         })
         .await
@@ -347,6 +339,24 @@ impl Store {
 
 fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
     move |source| StoreError::Sqlite { operation, source }
+}
+
+fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<(), StoreError> {
+    let body = to_json("templates", record)?;
+    tx.execute("INSERT OR REPLACE INTO templates (id, body) VALUES (?1, ?2)", params![record.id, body])
+        .map_err(sqlite("put a template"))?;
+    tx.execute("DELETE FROM names WHERE template_id = ?1", params![record.id]).map_err(sqlite("clear names"))?;
+    for name in &record.names {
+        tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, record.id])
+            .map_err(sqlite("put a name"))?;
+    }
+    Ok(())
+}
+
+fn delete_template(tx: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM names WHERE template_id = ?1", params![id]).map_err(sqlite("delete names"))?;
+    tx.execute("DELETE FROM templates WHERE id = ?1", params![id]).map_err(sqlite("delete a template"))?;
+    Ok(())
 }
 
 fn to_json<T: Serialize>(table: &'static str, record: &T) -> Result<String, StoreError> {

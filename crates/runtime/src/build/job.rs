@@ -31,6 +31,7 @@ use crate::{
     metrics::Timing,
     owner::chain,
     session::After,
+    store::Became,
 };
 
 /// How long a template may take to be ready.
@@ -67,23 +68,29 @@ pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let mut record = live.record.clone();
     let now = Timestamp::now();
     (record.updated_at, record.finished_at) = (now, Some(now));
-    match &outcome {
-        Ok(disk_mib) => {
+    let made = match outcome {
+        Ok(made) => {
             record.state = BuildState::Ready;
-            record.disk_mib = Some(*disk_mib);
+            record.disk_mib = Some(made.became.template.budget.disk_mib);
             live.log.info("the template is ready");
+            Some(made)
         }
         Err(failure) => {
-            let message = chain(failure);
+            let message = chain(&failure);
             tracing::info!(build = record.id, message, "a template build failed");
             record.state = BuildState::Error;
             live.log.push(LogLevel::Error, &message);
             record.reason = Some(BuildReason { message, step: live.log.step() });
+            None
         }
-    }
-    if let Err(error) = core.store.end_build(record, live.log.entries()).await {
+    };
+    let (became, pin) = made.map(|Made { became, pin }| (became, pin)).unzip();
+    // In one piece: a build that is told as failed has changed nothing, wherever a crash cuts it off.
+    if let Err(error) = core.store.end_build(record, live.log.entries(), became).await {
         tracing::error!(error = chain(&error), "cannot record how a build ended");
     }
+    drop(pin);
+    core.pool.templates_changed();
     core.builds.end(&live);
     let tidied = async {
         cache::trim(&core).await?;
@@ -95,8 +102,14 @@ pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     core.collect();
 }
 
-/// Gives the size of the template's disk in MiB.
-async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<u64, BuildFailure> {
+/// What a build has made and is not recorded yet.
+struct Made {
+    became: Became,
+    /// Keeps its artifact until it is.
+    pin: Pin,
+}
+
+async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
     let _permit = core.builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
     budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
@@ -105,13 +118,12 @@ async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<u64, B
     room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
     let build =
         Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone(), room };
-    let (artifact, context, _pin) = build.work(prepared).await?;
+    let (artifact, context, pin) = build.work(prepared).await?;
     live.log.enter(FINALIZE);
-    let disk_mib = artifact.manifest.budget.disk_mib;
     let (start, ready) = build.commands();
     let finished = Finished { artifact, defaults: context, start, ready, warm_up: build.inherited.warm_up };
-    record::template(core, &live.record, finished).await.map_err(BuildFailure::Store)?;
-    Ok(disk_mib)
+    let became = record::template(core, &live.record, finished).await.map_err(BuildFailure::Store)?;
+    Ok(Made { became, pin })
 }
 
 /// The key of the source, then the one after each step.

@@ -8,7 +8,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Defaults, registry::BuildRecord};
-use crate::{artifact::Artifact, core::Core, error::StoreError, store::TemplateRecord};
+use crate::{
+    artifact::Artifact,
+    core::Core,
+    error::StoreError,
+    store::{Became, TemplateRecord},
+};
 
 /// What a template has besides its artifact.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,22 +41,19 @@ pub(super) struct Finished {
     pub(super) warm_up: Option<String>,
 }
 
-/// Records a build as the template of its names.
-pub(super) async fn template(core: &Core, build: &BuildRecord, finished: Finished) -> Result<(), StoreError> {
+/// What is to be recorded of a build: the template of its names.
+pub(super) async fn template(core: &Core, build: &BuildRecord, finished: Finished) -> Result<Became, StoreError> {
     let now = Timestamp::now();
     let names = build.names();
     let all = core.store.templates().await?;
     let earlier = all.iter().find(|record| record.id == build.template_id);
-    if let Some(earlier) = earlier {
+    let parted = earlier.and_then(|earlier| {
         let others: Vec<String> = earlier.names.iter().filter(|name| !names.contains(name)).cloned().collect();
-        if !others.is_empty() {
-            let id = crate::random::alphanumeric(20);
-            core.store.put_template(TemplateRecord { id, names: others, ..earlier.clone() }).await?;
-        }
-    }
+        (!others.is_empty()).then(|| TemplateRecord { id: crate::random::alphanumeric(20), names: others, ..earlier.clone() })
+    });
     // A wait for nothing in particular warms nothing.
     let ready = finished.ready.clone().filter(|ready| !ready.trim_start().starts_with("sleep"));
-    let record = TemplateRecord {
+    let template = TemplateRecord {
         id: build.template_id.clone(),
         build_id: build.id.clone(),
         artifact: finished.artifact.manifest.id.clone(),
@@ -72,17 +74,14 @@ pub(super) async fn template(core: &Core, build: &BuildRecord, finished: Finishe
         },
         names: names.clone(),
     };
-    core.store.put_template(record).await?;
-    let bereft = all.iter().filter(|other| {
+    let is_bereft = |other: &&TemplateRecord| {
         other.id != build.template_id
             && other.snapshot_of.is_none()
             && !other.names.is_empty()
             && other.names.iter().all(|name| names.contains(name))
-    });
+    };
     let sandboxes = core.store.sandboxes().await?;
-    for other in bereft.filter(|other| !sandboxes.iter().any(|sandbox| sandbox.template_id == other.id)) {
-        core.store.delete_template(other.id.clone()).await?;
-    }
-    core.pool.templates_changed();
-    Ok(())
+    let is_used = |other: &&TemplateRecord| sandboxes.iter().any(|sandbox| sandbox.template_id == other.id);
+    let bereft = all.iter().filter(is_bereft).filter(|other| !is_used(other)).map(|other| other.id.clone()).collect();
+    Ok(Became { template, parted, bereft })
 }

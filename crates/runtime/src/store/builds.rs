@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Store, bodies, from_json, sqlite, to_json};
+use super::{Store, TemplateRecord, bodies, delete_template, from_json, put_template, sqlite, to_json};
 use crate::{
     build::{BuildLogEntry, BuildRecord},
     error::StoreError,
@@ -51,10 +51,23 @@ impl Store {
         .await
     }
 
-    /// Records how a build ended, with its log.
-    pub(crate) async fn end_build(&self, record: BuildRecord, log: Vec<BuildLogEntry>) -> Result<(), StoreError> {
+    /// Records how a build ended, with its log and with what became of it: all of that or nothing.
+    pub(crate) async fn end_build(
+        &self,
+        record: BuildRecord,
+        log: Vec<BuildLogEntry>,
+        became: Option<Became>,
+    ) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;
+            if let Some(Became { template, parted, bereft }) = &became {
+                for record in parted.iter().chain([template]) {
+                    put_template(&tx, record)?;
+                }
+                for id in bereft {
+                    delete_template(&tx, id)?;
+                }
+            }
             let (body, log) = (to_json("builds", &record)?, to_json("build_logs", &log)?);
             tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
                 .map_err(sqlite("put a build"))?;
@@ -99,6 +112,17 @@ impl Store {
         })
         .await
     }
+}
+
+/// What a build changes among the templates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Became {
+    /// The template that it became.
+    pub(crate) template: TemplateRecord,
+    /// What that was, under the names that were not built, as a template of its own.
+    pub(crate) parted: Option<TemplateRecord>,
+    /// Templates that have lost their names to it and are gone.
+    pub(crate) bereft: Vec<String>,
 }
 
 /// A state of a build's machine that others may go on from.

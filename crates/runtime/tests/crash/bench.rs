@@ -12,7 +12,6 @@ use firkin_runtime::{
     artifact::{ArtifactKind, MemoryMember, SnapshotArtifactManifest},
     capacity::{HostCapacity, ResourceBudget},
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
-    link::NetworkChoice,
     memory::HostMemory,
     runtime::{OnExit, Runtime},
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
@@ -23,8 +22,13 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::{
+    builds::{self, ToldBuild},
+    envd,
+};
+
 /// Every wait of these tests ends by then.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longer than any of these tests.
 const LIFETIME: Duration = Duration::from_secs(3600);
@@ -49,6 +53,8 @@ pub(crate) struct Told {
     pub(crate) subject: Option<String>,
     /// Whether it may be gone, too.
     pub(crate) is_ending: bool,
+    /// A build through the API, where that is what is being done.
+    pub(crate) build: Option<ToldBuild>,
 }
 
 impl Bench {
@@ -68,7 +74,7 @@ impl Bench {
         FakeEngine::kept_in(&self.dir.join("machines"), agent).unwrap()
     }
 
-    async fn open_with(&self, engine: FakeEngine) -> Runtime {
+    async fn open_with(&self, engine: FakeEngine, disk_budget_mib: Option<u64>) -> Runtime {
         let file = |name: &str| self.dir.join("guest").join(name);
         let guest = GuestSystem {
             kernel: file("kernel"),
@@ -80,8 +86,9 @@ impl Bench {
             rootfs_bytes: 1 << 20,
         };
         let capacity = HostCapacity { cpus: 16, memory_mib: 1 << 20, disk_mib: 1 << 30 };
-        let mut config = RuntimeConfig::new(self.dir.join("state"), capacity, NetworkChoice::Loopback, guest);
+        let mut config = RuntimeConfig::new(self.dir.join("state"), capacity, envd::serve().await, guest);
         config.disk_floor_mib = Some(0);
+        config.disk_budget_mib = disk_budget_mib;
         config.memory_probe = Arc::new(HostMemory::PLENTY);
         if self.flattens {
             config.flatten = FlattenConfig { floor_bytes: 0, percent: 0, after: Duration::ZERO };
@@ -91,7 +98,7 @@ impl Bench {
 
     /// A server.
     pub(crate) async fn open(&self) -> Runtime {
-        self.open_with(self.engine()).await
+        self.open_with(self.engine(), None).await
     }
 
     fn entries(&self, name: &str) -> Vec<PathBuf> {
@@ -101,11 +108,12 @@ impl Bench {
     /// Opens a server after another was killed, and checks that everything is as it was `told`, works, and has an owner.
     pub(crate) async fn check(&self, told: &Told) {
         let engine = self.engine();
-        let runtime = self.open_with(engine.clone()).await;
+        let runtime = self.open_with(engine.clone(), None).await;
         let found = settled(&runtime).await;
         compare(told, &found);
         let names: BTreeSet<String> = names_of(&runtime).await;
         assert!(names.is_superset(&told.templates), "{:?} of {names:?}", told.templates);
+        self.check_half_written();
 
         let running: Vec<&RuntimeSandbox> = found.values().filter(|s| s.state == SandboxState::Running).collect();
         assert_eq!(engine.live(), running.len(), "a machine without a sandbox, or the other way round");
@@ -118,11 +126,14 @@ impl Bench {
             works(&runtime, &sandbox.id).await;
         }
         self.check_chains();
-        for name in names {
+        if let Some(build) = &told.build {
+            builds::check(&runtime, build).await;
+        }
+        for name in names_of(&runtime).await {
             let sandbox = runtime.create(request(&name)).await.unwrap();
             runtime.kill(&sandbox.id).await.unwrap();
         }
-        self.ends(&runtime, &engine).await;
+        self.ends(runtime, &engine, told.build.is_some()).await;
     }
 
     /// Whether a sandbox is held by a memory of its own.
@@ -156,8 +167,22 @@ impl Bench {
         }
     }
 
+    /// Nothing is left of what was arriving or being cut. Drafts of artifacts are looked for at the end: what is being collected
+    /// looks like one.
+    fn check_half_written(&self) {
+        let is_hidden = |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes().starts_with(b".");
+        let uploads = self.entries("state/uploads");
+        assert!(!uploads.iter().any(is_hidden), "{uploads:?}");
+        let state = fs::canonicalize(self.dir.join("state")).unwrap();
+        let digest = blake3::hash(state.as_os_str().as_encoded_bytes()).to_hex();
+        // A host without shared memory has nothing there.
+        let rooms = fs::read_dir("/dev/shm").into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        let ours: Vec<_> = rooms.filter(|name| name.to_string_lossy().contains(&digest[..16])).collect();
+        assert!(ours.is_empty(), "{ours:?}");
+    }
+
     /// Ends everything, and checks that nothing is left.
-    async fn ends(&self, runtime: &Runtime, engine: &FakeEngine) {
+    async fn ends(&self, mut runtime: Runtime, engine: &FakeEngine, was_built: bool) {
         for sandbox in runtime.sandboxes() {
             runtime.kill(&sandbox.id).await.unwrap();
         }
@@ -165,21 +190,35 @@ impl Bench {
         for snapshot in runtime.snapshots().await.unwrap() {
             runtime.delete_template(&snapshot.snapshot_id).await.unwrap();
         }
-        for name in names_of(runtime).await {
-            runtime.delete_template(&name).await.unwrap();
+        if was_built {
+            builds::end(&runtime).await;
+        } else {
+            for name in names_of(&runtime).await {
+                runtime.delete_template(&name).await.unwrap();
+            }
         }
         assert_eq!(runtime.capacity().usage.total(), ResourceBudget::default());
         assert_eq!((engine.live(), self.entries("machines").len()), (0, 0));
         assert_eq!(self.entries("state/run"), Vec::<PathBuf>::new());
-        let left = || [self.entries("state/artifacts"), self.entries("state/layers")].concat();
+        // What a build kept for others goes when there is no room for it.
+        let kept = if was_built { 1 } else { 0 };
+        if was_built {
+            stop(runtime).await;
+            runtime = self.open_with(engine.clone(), Some(0)).await;
+        }
+        let left = || [self.entries("state/artifacts"), self.entries("state/layers")];
         let gone = async {
-            while !left().is_empty() {
+            while left().iter().any(|entries| entries.len() > kept) {
                 tokio::task::yield_now().await;
             }
         };
         assert!(tokio::time::timeout(DEADLINE, gone).await.is_ok(), "nobody needs {:?}", left());
-        tokio::time::timeout(DEADLINE, runtime.shutdown(OnExit::Kill)).await.expect("a server stops");
+        stop(runtime).await;
     }
+}
+
+async fn stop(runtime: Runtime) {
+    tokio::time::timeout(DEADLINE, runtime.shutdown(OnExit::Kill)).await.expect("a server stops");
 }
 
 /// The smallest template.

@@ -17,6 +17,8 @@ use firkin_runtime::{runtime::Runtime, sandbox::SandboxId};
 use serde::{Deserialize, Serialize};
 
 mod bench;
+mod builds;
+mod envd;
 mod steps;
 
 use bench::{Bench, Told, build, request};
@@ -32,6 +34,8 @@ const MAX_STEPS: usize = 500;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Act {
     Build,
+    /// A build through the API, of steps, over names that stand for something.
+    ApiBuild,
     Create,
     Pause,
     Resume,
@@ -51,6 +55,11 @@ enum Act {
 #[test]
 fn a_server_killed_at_any_step_of_a_template_build() {
     at_every_step(Act::Build);
+}
+
+#[test]
+fn a_server_killed_at_any_step_of_a_build_through_the_api() {
+    at_every_step(Act::ApiBuild);
 }
 
 #[test]
@@ -107,8 +116,13 @@ fn a_server_killed_at_any_step_of_taking_over() {
 /// Does `act` again and again, and kills the server one step later each time.
 #[expect(clippy::print_stderr, reason = "a test tells what it has checked, and what it cannot")]
 fn at_every_step(act: Act) {
+    let mut dir = tempfile::tempdir().unwrap();
+    // What all builds stand on takes long to make, so the host that a build was checked on is used again.
+    let host_is_kept = act == Act::ApiBuild;
     for stop in 0..MAX_STEPS {
-        let dir = tempfile::tempdir().unwrap();
+        if !host_is_kept {
+            dir = tempfile::tempdir().unwrap();
+        }
         let bench = Bench::new(dir.path());
         if act == Act::Open {
             // One that is killed in the middle of a pause leaves the most to do.
@@ -124,8 +138,7 @@ fn at_every_step(act: Act) {
         };
         let (stopped, told) = server.killed_at(stop);
         eprintln!("{act:?}: killed {stopped:?} ({stop})");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(bench.check(&told));
+        with_threads().block_on(bench.check(&told));
         match stopped {
             Stopped::Before(_) => {}
             Stopped::AtTheEnd(steps) => {
@@ -191,7 +204,7 @@ fn a_server_that_will_be_killed() {
     let mut parent = UnixStream::from(parent);
     steps::submit(&parent).unwrap();
     let mut tell = move |told: &Told| writeln!(parent, "{}", serde_json::to_string(told).unwrap()).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = if act == Act::ApiBuild { with_a_clock_that_moves() } else { with_threads() };
     runtime.block_on(async {
         let mut bench = Bench::new(&dir);
         bench.flattens = act == Act::Flatten;
@@ -212,6 +225,7 @@ fn a_server_that_will_be_killed() {
         match act {
             Act::Merge => merge(&bench, &runtime, &mut told).await,
             Act::Flatten => flatten(&bench, &runtime, &mut told).await,
+            Act::ApiBuild => builds::carry_out(&runtime, &mut told, &mut tell).await,
             _ => carry_out(&runtime, act, &mut told).await,
         }
         tell(&told);
@@ -220,10 +234,23 @@ fn a_server_that_will_be_killed() {
     });
 }
 
+fn with_threads() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// One in which a command may take its time although nobody waits for it.
+fn with_a_clock_that_moves() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 /// A host on which `act` can be done, with others that must not notice.
 async fn prepare(runtime: &Runtime, act: Act) -> Told {
     let mut told = Told::default();
     if act == Act::Build {
+        return told;
+    }
+    if act == Act::ApiBuild {
+        told.build = Some(builds::prepare(runtime).await);
         return told;
     }
     build(runtime).await;
@@ -250,7 +277,7 @@ async fn prepare(runtime: &Runtime, act: Act) -> Told {
             let snapshot = runtime.snapshot(&id(of), Some("state".into())).await.unwrap();
             Some(snapshot.snapshot_id)
         }
-        Act::Build | Act::Create | Act::Open => None,
+        Act::Build | Act::ApiBuild | Act::Create | Act::Open => None,
     };
     if act == Act::Flatten {
         told.running.insert(paused);
@@ -294,7 +321,7 @@ async fn carry_out(runtime: &Runtime, act: Act, told: &mut Told) {
             told.killed.insert(subject);
         }
         Act::DeleteTemplate => runtime.delete_template(subject.as_ref().unwrap()).await.unwrap(),
-        Act::Open | Act::Merge | Act::Flatten => unreachable!("they are done elsewhere"),
+        Act::Open | Act::Merge | Act::Flatten | Act::ApiBuild => unreachable!("they are done elsewhere"),
     }
     told.subject = None;
 }
