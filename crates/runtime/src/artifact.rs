@@ -130,7 +130,8 @@ impl ArtifactStore {
         Ok(store)
     }
 
-    fn dir(&self, id: &str) -> PathBuf {
+    /// Where an artifact is, whether or not it exists.
+    pub(crate) fn dir(&self, id: &str) -> PathBuf {
         self.root.join("artifacts").join(id)
     }
 

@@ -1,19 +1,15 @@
 //! The disk budget: what can be made again goes, oldest use first, until the state directory fits. When even that is not enough,
 //! nothing new is kept; what users have is never touched, and pausing goes on down to the floor.
 //!
-//! Volumes are not counted: they are their users', and may have more files than can be walked every time.
+//! Volumes are not counted: they are their users', and may have more files than can be walked every time. Nor is the directory
+//! walked for each thing that goes: one walk tells what each would free, and so how many must go. Only what cannot be foreseen, as
+//! a machine that writes or a build that uses something just now, makes another round necessary.
 
-use std::{
-    collections::HashSet,
-    io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{collections::HashSet, io, path::PathBuf, time::SystemTime};
 
-use fs_err as fs;
 use tokio::sync::Mutex;
 
+use self::plan::{Candidate, Held, Spare, What};
 use crate::{
     artifact::MemoryMember,
     core::Core,
@@ -22,24 +18,11 @@ use crate::{
     store::RecordedPhase,
 };
 
-/// The directory that is not counted.
-const VOLUMES: &str = "volumes";
-
-/// Bytes of a block as `stat` counts them, whatever the file system's own are.
-const BLOCK_BYTES: u64 = 512;
+mod plan;
 
 /// One collection at a time, with what it does for the budget.
 #[derive(Debug, Default)]
 pub(crate) struct Turn(Mutex<()>);
-
-/// Something that can be made again.
-#[derive(Debug)]
-enum Spare {
-    /// A state between steps of a build, by its key.
-    Layer(String),
-    /// An archive that a client can bring again.
-    Upload(PathBuf),
-}
 
 /// Collects what nobody needs, then lets go what can be made again until the rest fits. Gives the bytes that are held then, or
 /// nothing when there is no budget.
@@ -48,26 +31,17 @@ pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error:
     core.collect_now().await?;
     let Some(budget_mib) = core.config.disk_budget_mib else { return Ok(None) };
     let budget = budget_mib.saturating_mul(1 << 20);
-    let mut held = measure(core).await?;
-    if held > budget {
-        for spare in spares(core).await? {
-            match spare {
-                Spare::Layer(key) => core.store.delete_layers(vec![key]).await?,
-                Spare::Upload(path) => match fs::remove_file(path) {
-                    // A build's end tidies up too.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    removed => removed?,
-                },
-            }
-            core.collect_now().await?;
-            held = measure(core).await?;
-            if held <= budget {
-                break;
-            }
+    loop {
+        let held = look(core).await?;
+        let needed = needed(core).await?;
+        let plan = held.plan(&needed_parts(core, &needed).await?, candidates(core, &needed).await?);
+        core.metrics.disk(budget, held.bytes, plan.iter().map(|spare| spare.bytes).sum());
+        // Each round lets something go, so there is a last one.
+        if held.bytes <= budget || !let_go(core, plan, held.bytes - budget).await? {
+            return Ok(Some(held.bytes));
         }
+        core.collect_now().await?;
     }
-    core.metrics.disk(budget, held);
-    Ok(Some(held))
 }
 
 /// Refuses what would be kept besides what already exceeds the budget.
@@ -85,19 +59,61 @@ pub(crate) async fn admit(core: &Core) -> Result<(), DiskPressure> {
     Ok(())
 }
 
-/// What can be made again and nobody stands on, oldest use first.
-async fn spares(core: &Core) -> Result<Vec<Spare>, Box<dyn std::error::Error + Send + Sync>> {
-    let needed = needed(core).await?;
+/// What the state directory holds now.
+async fn look(core: &Core) -> io::Result<Held> {
+    let root = core.config.state_dir.clone();
+    tokio::task::spawn_blocking(move || Held::below(&root)).await.map_err(io::Error::other)?
+}
+
+/// What can be made again and nobody stands on.
+async fn candidates(core: &Core, needed: &HashSet<String>) -> Result<Vec<Candidate>, Box<dyn std::error::Error + Send + Sync>> {
     let layers = core.store.layers().await?.into_iter().filter(|layer| !needed.contains(&layer.artifact));
-    let mut found: Vec<(SystemTime, Spare)> =
-        layers.map(|layer| (SystemTime::from(layer.used_at), Spare::Layer(layer.key))).collect();
+    let mut found: Vec<Candidate> = layers
+        .map(|layer| {
+            let (used, parts) = (SystemTime::from(layer.used_at), parts_of(core, &layer.artifact));
+            Candidate { used, what: What::Layer(layer), parts }
+        })
+        .collect();
     // A build that runs may still come to a step that copies any of them.
     if !core.builds.any_live() {
-        let uploads = core.files.at_rest()?;
-        found.extend(uploads.into_iter().map(|(used, path)| (used, Spare::Upload(path))));
+        let uploads = core.files.at_rest()?.into_iter();
+        found.extend(uploads.map(|(used, path)| Candidate {
+            used,
+            parts: HashSet::from([path.clone()]),
+            what: What::Upload(path, used),
+        }));
     }
-    found.sort_by_key(|(used, _)| *used);
-    Ok(found.into_iter().map(|(_, spare)| spare).collect())
+    Ok(found)
+}
+
+/// Lets go the first of `plan` until they free `excess` bytes. Whether anything went.
+async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut any, mut freed) = (false, 0);
+    for Spare { what, bytes } in plan {
+        if freed >= excess {
+            break;
+        }
+        // Only if it is what it was: whoever has come to use it meanwhile has noted that.
+        let went = match what {
+            What::Layer(layer) => core.store.delete_layer_as(layer).await?,
+            What::Upload(path, used) => !core.builds.any_live() && core.files.remove_unused(&path, used)?,
+        };
+        if went {
+            (any, freed) = (true, freed + bytes);
+        }
+    }
+    Ok(any)
+}
+
+/// What needed artifacts and running sandboxes keep.
+async fn needed_parts(core: &Core, needed: &HashSet<String>) -> Result<HashSet<PathBuf>, StoreError> {
+    let mut parts: HashSet<PathBuf> = needed.iter().flat_map(|artifact| parts_of(core, artifact)).collect();
+    for sandbox in core.store.sandboxes().await? {
+        if let RecordedPhase::Running { layers, .. } = sandbox.phase {
+            parts.extend(layers.iter().map(|layer| core.artifacts.layer(layer)));
+        }
+    }
+    Ok(parts)
 }
 
 /// Artifacts that stay whether or not builds know them: to forget those would free nothing.
@@ -107,61 +123,31 @@ async fn needed(core: &Core) -> Result<HashSet<String>, StoreError> {
         RecordedPhase::Paused(held) => held.artifact,
         RecordedPhase::Running { memory_base, .. } => memory_base,
     }));
-    let bases = needed.iter().filter_map(|id| match core.artifacts.load(id).ok()?.manifest.memory {
-        MemoryMember::Diff { base } => Some(base),
-        MemoryMember::Full | MemoryMember::Absent => None,
-    });
-    let bases: Vec<String> = bases.collect();
+    let bases: Vec<String> = needed.iter().filter_map(|id| base_of(core, id)).collect();
     needed.extend(bases);
     Ok(needed)
 }
 
-async fn measure(core: &Core) -> io::Result<u64> {
-    let root = core.config.state_dir.clone();
-    let walk = move || held(&root, &root.join(VOLUMES));
-    tokio::task::spawn_blocking(walk).await.map_err(io::Error::other)?
+/// The artifact on whose memory this one stands.
+fn base_of(core: &Core, id: &str) -> Option<String> {
+    match core.artifacts.load(id).ok()?.manifest.memory {
+        MemoryMember::Diff { base } => Some(base),
+        MemoryMember::Full | MemoryMember::Absent => None,
+    }
 }
 
-/// Bytes of all files below `root`, as they lie on the disk; files with several names once. What goes meanwhile counts nothing.
-fn held(root: &Path, without: &Path) -> io::Result<u64> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let mut seen = HashSet::new();
-    let mut bytes = 0;
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if gone(&error) => continue,
-            entries => entries?,
-        };
-        for entry in entries {
-            let path = entry?.path();
-            let metadata = match fs::symlink_metadata(&path) {
-                Err(error) if gone(&error) => continue,
-                metadata => metadata?,
-            };
-            if metadata.is_dir() && path != without {
-                dirs.push(path);
-            } else if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) {
-                bytes += metadata.blocks() * BLOCK_BYTES;
-            }
+/// Everything that an artifact keeps from being collected. Of one that cannot be read that is itself.
+fn parts_of(core: &Core, id: &str) -> HashSet<PathBuf> {
+    let mut parts = HashSet::new();
+    // Diffs do not stack, so this has two rounds at most.
+    let mut next = Some(id.to_owned());
+    while let Some(id) = next.take() {
+        if parts.insert(core.artifacts.dir(&id))
+            && let Ok(artifact) = core.artifacts.load(&id)
+        {
+            parts.extend(artifact.layers);
+            next = base_of(core, &id);
         }
     }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_held_is_counted_once_and_without_volumes() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["layers", VOLUMES] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-            fs::write(dir.path().join(name).join("file"), vec![1; 1 << 20]).unwrap();
-        }
-        fs::hard_link(dir.path().join("layers/file"), dir.path().join("layers/again")).unwrap();
-        let held = held(dir.path(), &dir.path().join(VOLUMES)).unwrap();
-        assert!((1 << 20..2 << 20).contains(&held), "{held}");
-    }
+    parts
 }

@@ -193,9 +193,9 @@ impl Metrics {
         self.unknown_fields.inc_by(fields) + fields
     }
 
-    /// What the state directory may hold, and held when that was looked at last.
-    pub(crate) fn disk(&self, budget: u64, held: u64) {
-        for (state, bytes) in [("budget", budget), ("held", held)] {
+    /// What the state directory may hold, and held when that was looked at last, with what of it could be made again.
+    pub(crate) fn disk(&self, budget: u64, held: u64, reclaimable: u64) {
+        for (state, bytes) in [("budget", budget), ("held", held), ("reclaimable", reclaimable)] {
             self.gauges.disk.get_or_create(&State { state }).set(number(bytes));
         }
     }
@@ -241,7 +241,11 @@ impl Gauges {
             self.shelved.clone(),
         );
         registry.register("pool_events", "What became of claims and of what waits for them since the start", self.pooled.clone());
-        registry.register("disk_bytes", "What the state directory holds and may hold, where it has a budget", self.disk.clone());
+        registry.register(
+            "disk_bytes",
+            "What the state directory holds, could let go and may hold, where it has a budget",
+            self.disk.clone(),
+        );
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
     }
 

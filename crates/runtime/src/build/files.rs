@@ -108,6 +108,21 @@ impl Files {
         Ok(found)
     }
 
+    /// Removes an archive unless it has been brought or used since `used`. Whether it is gone.
+    pub(crate) fn remove_unused(&self, path: &Path, used: SystemTime) -> io::Result<bool> {
+        let remove = || {
+            if fs::metadata(path)?.modified()? != used {
+                return Ok(false);
+            }
+            fs::remove_file(path).map(|()| true)
+        };
+        match remove() {
+            // A client that brings another tidies up too.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            removed => removed,
+        }
+    }
+
     /// Removes what is old, and the oldest of what is too much.
     fn prune(&self) -> io::Result<()> {
         let mut found = Vec::new();
@@ -173,6 +188,22 @@ mod tests {
         whole.finish().await.unwrap();
         assert!(files.contains(&hash).unwrap() && files.get(&hash).unwrap().is_some());
         assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_used_meanwhile_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let hash = "a".repeat(64);
+        let path = files.path(&hash).unwrap();
+        fs::write(&path, b"archive").unwrap();
+        let used = SystemTime::UNIX_EPOCH;
+        fs::File::options().write(true).open(&path).unwrap().file().set_modified(used).unwrap();
+        files.get(&hash).unwrap().unwrap();
+        assert!(!files.remove_unused(&path, used).unwrap() && path.exists());
+        let used = fs::metadata(&path).unwrap().modified().unwrap();
+        assert!(files.remove_unused(&path, used).unwrap() && !path.exists());
+        assert!(files.remove_unused(&path, used).unwrap(), "somebody else removed it");
     }
 
     #[test]

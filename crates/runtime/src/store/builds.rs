@@ -102,6 +102,22 @@ impl Store {
         self.run(|c| bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
     }
 
+    /// Removes a state if it is on record as `record`, which a use since would have changed. Whether it was.
+    pub(crate) async fn delete_layer_as(&self, record: LayerRecord) -> Result<bool, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let found: Option<LayerRecord> =
+                one(&tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &record.key)?;
+            if found.as_ref() != Some(&record) {
+                return Ok(false);
+            }
+            tx.execute("DELETE FROM build_layers WHERE key = ?1", params![record.key]).map_err(sqlite("delete a layer"))?;
+            tx.commit().map_err(sqlite("commit a deletion"))?;
+            Ok(true)
+        })
+        .await
+    }
+
     pub(crate) async fn delete_layers(&self, keys: Vec<String>) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use firkin_runtime::{
     build::BuildState,
     error::{DiskPressure, SnapshotError},
+    runtime::Runtime,
     sandbox::SandboxState,
 };
 
@@ -25,9 +26,47 @@ fn what_can_be_made_again_goes_oldest_first() {
         fs_err::write(&path, vec![1; 64 << 20]).unwrap();
         fs_err::File::options().write(true).open(&path).unwrap().file().set_modified(SystemTime::now() - DAY * age).unwrap();
     }
-    host.serve_within(Some(160), async |_| {
+    host.serve_within(Some(160), async |server| {
         until("the oldest is gone", || names(&uploads).len() == 2).await;
         assert_eq!(names(&uploads), ["a".repeat(64), "c".repeat(64)]);
+        until("it is told what may go", || (128 << 20..160 << 20).contains(&disk_bytes(server, "reclaimable"))).await;
+        assert!((128 << 20..160 << 20).contains(&disk_bytes(server, "held")));
+        assert_eq!(disk_bytes(server, "budget"), 160 << 20);
+    });
+}
+
+/// What the metrics tell of the disk, bytes; 0 before anybody has looked.
+fn disk_bytes(server: &Runtime, state: &str) -> u64 {
+    let text = server.render_metrics();
+    let label = format!("state=\"{state}\"");
+    let series = text.lines().find(|line| line.starts_with("firkin_disk_bytes{") && line.contains(&label));
+    series.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn what_is_kept_for_builds_goes_as_far_as_it_must() {
+    let host = Host::new();
+    let (mut stay, newer) = host.serve(async |server| {
+        let mut known = host.artifacts();
+        let mut kept = Vec::new();
+        for (name, memory_mib) in [("older", 1024), ("newer", 256)] {
+            built(server, name, own_image(), memory_mib).await;
+            server.delete_template(name).await.unwrap();
+            let source = host.artifacts().into_iter().find(|id| !known.contains(id)).expect("the state of the source is kept");
+            // Memory of these guests is all holes.
+            fs_err::write(host.state_dir().join("artifacts").join(&source).join("weight"), vec![1; 2 << 20]).unwrap();
+            known = host.artifacts();
+            kept.push(source);
+        }
+        (known.into_iter().filter(|id| !kept.contains(id)).collect::<Vec<_>>(), kept.pop().unwrap())
+    });
+    stay.push(newer);
+    stay.sort();
+    host.serve_within(Some(3), async |server| {
+        until("the older one went, and no more", || host.artifacts() == stay).await;
+        until("it is told what may go still", || (2 << 20..3 << 20).contains(&disk_bytes(server, "reclaimable"))).await;
+        built(server, "again", own_image(), 256).await;
+        assert_eq!(host.artifacts(), stay, "the newer one was gone on from");
     });
 }
 
