@@ -15,7 +15,7 @@
 //! [`Decoder`] that does not find a valid frame slides on to the next magic instead of failing, and a host drops responses
 //! whose id it is not waiting for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
@@ -200,15 +200,43 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, EncodeError> {
     Ok(frame)
 }
 
-/// Finds frames in a stream of bytes that may begin, or be cut, anywhere. Holds at most one frame and one read.
+/// How many bytes a decoder hashes at most for each that it has received. An intact frame is hashed once, and once more for each torn
+/// one whose head stands before it and claims its bytes; a stream has one of those where a restore cut it. Without a bound, a guest
+/// that fills a frame with heads of frames has each of them hashed to the end: 43 GiB for one MiB.
+const HASHED_PER_BYTE: u64 = 4;
+
+/// Finds frames in a stream of bytes that may begin, or be cut, anywhere. Holds at most twice a frame and a read.
+///
+/// Its work grows with the stream's length alone, whatever is in it: whoever has taken a guest over writes what it likes.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
+    /// Bytes at the beginning of the buffer that are done with.
+    done: usize,
+    /// Bytes that have left the buffer.
+    gone: u64,
+    /// The end, in the stream, of the furthest frame that was looked at. What may be hashed is counted from here and not from what
+    /// was received, so that the same stream gives the same messages however it is cut.
+    reached: u64,
+    hashed: u64,
+    /// Bytes that were moved within the buffer.
+    #[cfg(test)]
+    moved: u64,
 }
 
 impl Decoder {
     /// Takes bytes as they were read.
     pub fn push(&mut self, bytes: &[u8]) {
+        // Only once as much is done with as is left: then what is moved was paid for.
+        if self.done >= self.buffer.len() - self.done {
+            self.buffer.drain(..self.done);
+            self.gone += self.done as u64;
+            self.done = 0;
+            #[cfg(test)]
+            {
+                self.moved += self.buffer.len() as u64;
+            }
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -217,33 +245,49 @@ impl Decoder {
     pub fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Option<T> {
         loop {
             self.skip_to_magic();
-            let length = u32::from_be_bytes(self.buffer.get(4..8)?.try_into().ok()?) as usize;
-            let checksum = u32::from_be_bytes(self.buffer.get(8..HEADER_BYTES)?.try_into().ok()?);
+            let rest = &self.buffer[self.done..];
+            let length = u32::from_be_bytes(rest.get(4..8)?.try_into().ok()?) as usize;
+            let checksum = u32::from_be_bytes(rest.get(8..HEADER_BYTES)?.try_into().ok()?);
             if length > MAX_PAYLOAD_BYTES {
-                self.buffer.drain(..1);
+                self.done += 1;
                 continue;
             }
-            let payload = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length)?;
-            if crc32fast::hash(payload) != checksum {
-                self.buffer.drain(..1);
+            let frame_bytes = HEADER_BYTES + length;
+            if rest.len() < frame_bytes {
+                return None;
+            }
+            let payload = self.done + HEADER_BYTES..self.done + frame_bytes;
+            if !self.may_hash(payload.clone()) || crc32fast::hash(&self.buffer[payload.clone()]) != checksum {
+                self.done += 1;
                 continue;
             }
-            let message = serde_json::from_slice(payload).ok();
-            self.buffer.drain(..HEADER_BYTES + length);
+            let message = serde_json::from_slice(&self.buffer[payload]).ok();
+            self.done += frame_bytes;
             if message.is_some() {
                 return message;
             }
         }
     }
 
+    /// Whether these bytes of the buffer may be hashed; if so, they count as hashed.
+    fn may_hash(&mut self, payload: Range<usize>) -> bool {
+        self.reached = self.reached.max(self.gone + payload.end as u64);
+        let hashed = self.hashed + payload.len() as u64;
+        let may = hashed <= self.reached * HASHED_PER_BYTE;
+        if may {
+            self.hashed = hashed;
+        }
+        may
+    }
+
     /// Drops what precedes the first magic, keeping a tail that may be the beginning of one.
     fn skip_to_magic(&mut self) {
-        let start = self.buffer.windows(MAGIC.len()).position(|window| window == MAGIC);
-        let drop = start.unwrap_or_else(|| {
-            let tail = (1..MAGIC.len()).rev().find(|&n| self.buffer.ends_with(&MAGIC[..n])).unwrap_or(0);
-            self.buffer.len() - tail
+        let rest = &self.buffer[self.done..];
+        let start = rest.windows(MAGIC.len()).position(|window| window == MAGIC);
+        self.done += start.unwrap_or_else(|| {
+            let tail = (1..MAGIC.len()).rev().find(|&n| rest.ends_with(&MAGIC[..n])).unwrap_or(0);
+            rest.len() - tail
         });
-        self.buffer.drain(..drop);
     }
 }
 
@@ -287,6 +331,63 @@ mod tests {
         decoder.push(&frame);
         decoder.push(&encode(&request(4)).unwrap());
         assert_eq!(decoder.next::<Request>(), Some(request(4)));
+    }
+
+    /// The head of a frame of so many bytes that is none.
+    fn false_head(length: usize) -> Vec<u8> {
+        let mut head = MAGIC.to_vec();
+        head.extend_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
+        head.extend_from_slice(&[0; 4]);
+        head
+    }
+
+    /// What a decoder finds in a stream that comes in pieces of this size, having done no more work than its length allows.
+    fn found_with_little_work(stream: &[u8], piece_bytes: usize) -> Vec<u64> {
+        let mut decoder = Decoder::default();
+        let mut found = Vec::new();
+        for piece in stream.chunks(piece_bytes) {
+            decoder.push(piece);
+            while let Some(Request { id, .. }) = decoder.next() {
+                found.push(id);
+            }
+        }
+        let length = stream.len() as u64;
+        assert!(decoder.hashed <= length * HASHED_PER_BYTE, "{} bytes were hashed of {length}", decoder.hashed);
+        assert!(decoder.moved <= length, "{} bytes were moved of {length}", decoder.moved);
+        found
+    }
+
+    #[test]
+    fn heads_upon_heads_cost_no_more_than_other_bytes() {
+        const LENGTH: usize = 128 << 10;
+        // Every head claims all that follows it: each is whole, at once, when the last byte has come.
+        let flood = |bytes: usize| -> Vec<u8> {
+            (0..bytes / HEADER_BYTES).rev().flat_map(|left| false_head(left * HEADER_BYTES)).collect()
+        };
+        // Every head claims equally much: from the first that is whole, another one is with every twelve bytes.
+        let rolling = false_head(LENGTH).repeat(2 * LENGTH / HEADER_BYTES);
+        let magics = MAGIC.repeat(LENGTH / MAGIC.len());
+        for hostile in [flood(LENGTH), rolling, magics] {
+            for piece_bytes in [HEADER_BYTES, 16 << 10, hostile.len()] {
+                found_with_little_work(&hostile, piece_bytes);
+            }
+        }
+        // What comes after it is found.
+        let mut stream = flood(LENGTH);
+        stream.extend((1..4).flat_map(|id| encode(&request(id)).unwrap()));
+        assert_eq!(found_with_little_work(&stream, 4096), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_long_torn_frame_hides_none_of_those_that_it_claims() {
+        let mut stream = false_head(100 << 10);
+        stream.extend(false_head(50 << 10));
+        let mut ids = 0;
+        while stream.len() < 150 << 10 {
+            stream.extend(encode(&request(ids)).unwrap());
+            ids += 1;
+        }
+        assert_eq!(found_with_little_work(&stream, 16 << 10), (0..ids).collect::<Vec<_>>());
     }
 
     proptest! {
