@@ -13,11 +13,12 @@ use fs_err as fs;
 use rmcp::{
     RoleClient, ServiceExt as _,
     model::Tool,
-    service::{Peer, RunningService},
+    service::{ClientInitializeError, Peer, RunningService, ServiceError},
 };
 use tokio::process::{Child, Command};
 
 use crate::{
+    chain,
     config::Server,
     limits::{FETCH_DEADLINE, INSTALL_DEADLINE, SHOWN_BYTES, START_DEADLINE},
     serve::TOKEN,
@@ -58,41 +59,95 @@ pub(crate) enum UpstreamError {
         source: std::io::Error,
     },
     /// Its install command failed.
-    #[error("cannot install MCP server `{name}`: {reason}{fetched}")]
+    #[error("cannot install MCP server `{name}`{fetched}")]
     Install {
         /// Its name.
         name: String,
-        /// How it ended, and its last words.
-        reason: String,
         /// What became of its repository, if that is worth telling.
         fetched: Fetched,
+        /// How the command ended.
+        #[source]
+        source: CommandError,
     },
     /// It did not become a server.
-    #[error("cannot start MCP server `{name}`: {reason}{fetched}")]
+    #[error("cannot start MCP server `{name}`{fetched}")]
     Start {
         /// Its name.
         name: String,
-        /// What happened instead.
-        reason: String,
         /// What became of its repository, if that is worth telling.
         fetched: Fetched,
+        /// What happened instead.
+        #[source]
+        source: ConnectError,
+    },
+}
+
+/// Why a command that is run to its end did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// It could not be started, or not be waited for.
+    #[error("it cannot be run")]
+    Run(#[source] std::io::Error),
+    /// It took too long.
+    #[error("it did not end within {} s", deadline.as_secs())]
+    Deadline {
+        /// The deadline.
+        deadline: Duration,
+    },
+    /// It said that it failed.
+    #[error("{status}: {said}")]
+    Failed {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last words.
+        said: String,
+    },
+}
+
+/// Why a process is no MCP server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// It could not be started.
+    #[error("it cannot be run")]
+    Run(#[source] std::io::Error),
+    /// Its input and output are not ours.
+    #[error("its input and output are not piped")]
+    NoPipes,
+    /// It ended instead.
+    #[error("it ended: {status}; see /var/log/mcp-gateway.log")]
+    Ended {
+        /// How.
+        status: ExitStatus,
+    },
+    /// It did not greet as a server does.
+    #[error("it does not speak MCP")]
+    Greeting(#[source] Box<ClientInitializeError>),
+    /// It did not say what it offers.
+    #[error("it does not list its tools")]
+    Tools(#[source] ServiceError),
+    /// It took too long for both.
+    #[error("it did not list its tools within {} s", deadline.as_secs())]
+    Deadline {
+        /// The deadline.
+        deadline: Duration,
     },
 }
 
 /// What became of a server's repository. Its commands may do without, so only when they fail does it matter.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Fetched {
     /// There is none, or it is there.
     Fine,
     /// It could not be fetched.
-    Failed(String),
+    Failed(CommandError),
 }
 
 impl std::fmt::Display for Fetched {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fine => Ok(()),
-            Self::Failed(why) => write!(f, " (its repository could not be fetched: {why})"),
+            // A second cause beside the failure's own, so no source of it: its chain is told here.
+            Self::Failed(why) => write!(f, " (its repository could not be fetched: {})", chain(why)),
         }
     }
 }
@@ -118,13 +173,13 @@ async fn start(server: Server) -> Result<Upstream, UpstreamError> {
     if let Some(install) = &server.install {
         let mut command = as_user(&["/bin/bash", "-c", install], &directory);
         command.envs(&server.env);
-        if let Err(reason) = finish(&mut command, INSTALL_DEADLINE).await {
-            return Err(UpstreamError::Install { name: server.name, reason, fetched });
+        if let Err(source) = finish(&mut command, INSTALL_DEADLINE).await {
+            return Err(UpstreamError::Install { name: server.name, fetched, source });
         }
     }
     match connect(&server, &directory).await {
         Ok(upstream) => Ok(upstream),
-        Err(reason) => Err(UpstreamError::Start { name: server.name, reason, fetched }),
+        Err(source) => Err(UpstreamError::Start { name: server.name, fetched, source }),
     }
 }
 
@@ -145,29 +200,27 @@ async fn fetch(server: &Server, directory: &PathBuf) -> Fetched {
     let mut command = as_user(&["git", "clone", "--quiet", "--depth=1", &from, "."], directory);
     match finish(command.env("GIT_TERMINAL_PROMPT", "0"), FETCH_DEADLINE).await {
         Ok(()) => Fetched::Fine,
-        Err(reason) => Fetched::Failed(reason),
+        Err(error) => Fetched::Failed(error),
     }
 }
 
-async fn connect(server: &Server, directory: &Path) -> Result<Upstream, String> {
+async fn connect(server: &Server, directory: &Path) -> Result<Upstream, ConnectError> {
     let words: Vec<&str> = server.run.iter().map(String::as_str).collect();
     let mut command = as_user(&words, directory);
     // Its complaints go where the gateway's own go.
     command.envs(&server.env).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err("its input and output are not piped".to_owned());
-    };
+    let mut child = command.spawn().map_err(ConnectError::Run)?;
+    let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { return Err(ConnectError::NoPipes) };
     let greeted = async {
-        let service = ().serve((output, input)).await.map_err(|error| error.to_string())?;
-        let tools = service.list_all_tools().await.map_err(|error| error.to_string())?;
-        Ok::<_, String>((service, tools))
+        let service = ().serve((output, input)).await.map_err(|error| ConnectError::Greeting(Box::new(error)))?;
+        let tools = service.list_all_tools().await.map_err(ConnectError::Tools)?;
+        Ok::<_, ConnectError>((service, tools))
     };
     let outcome = tokio::time::timeout(START_DEADLINE, greeted).await;
     let (service, tools) = match outcome {
         Ok(Ok(greeted)) => greeted,
-        Ok(Err(said)) => return Err(ended(&mut child, said)),
-        Err(_) => return Err(format!("it did not list its tools within {} s", START_DEADLINE.as_secs())),
+        Ok(Err(error)) => return Err(ended(&mut child, error)),
+        Err(_) => return Err(ConnectError::Deadline { deadline: START_DEADLINE }),
     };
     Ok(Upstream {
         name: server.name.clone(),
@@ -180,10 +233,10 @@ async fn connect(server: &Server, directory: &Path) -> Result<Upstream, String> 
 }
 
 /// Why a server was not understood: most often because it has ended.
-fn ended(child: &mut Child, said: String) -> String {
+fn ended(child: &mut Child, error: ConnectError) -> ConnectError {
     match child.try_wait() {
-        Ok(Some(status)) => format!("it ended: {status}; see /var/log/mcp-gateway.log"),
-        Ok(None) | Err(_) => said,
+        Ok(Some(status)) => ConnectError::Ended { status },
+        Ok(None) | Err(_) => error,
     }
 }
 
@@ -196,15 +249,44 @@ pub(crate) fn as_user(words: &[&str], directory: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end; what it said when it failed.
-async fn finish(command: &mut Command, deadline: Duration) -> Result<(), String> {
+/// Runs a command to its end.
+async fn finish(command: &mut Command, deadline: Duration) -> Result<(), CommandError> {
     let output = tokio::time::timeout(deadline, command.output()).await;
-    let output =
-        output.map_err(|_| format!("it did not end within {} s", deadline.as_secs()))?.map_err(|error| error.to_string())?;
-    if output.status.success() { Ok(()) } else { Err(told(output.status, &output.stderr)) }
+    let output = output.map_err(|_| CommandError::Deadline { deadline })?.map_err(CommandError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let tail = &output.stderr[output.stderr.len().saturating_sub(SHOWN_BYTES)..];
+    Err(CommandError::Failed { status: output.status, said: String::from_utf8_lossy(tail).trim().to_owned() })
 }
 
-fn told(status: ExitStatus, stderr: &[u8]) -> String {
-    let tail = &stderr[stderr.len().saturating_sub(SHOWN_BYTES)..];
-    format!("{status}: {}", String::from_utf8_lossy(tail).trim())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_fails_says_how() {
+        let run = async |words: &str| {
+            let mut command = Command::new("/bin/sh");
+            finish(command.args(["-c", words]).kill_on_drop(true), Duration::from_secs(60)).await
+        };
+        run("true").await.unwrap();
+        assert_eq!(chain(&run("echo why >&2; exit 3").await.unwrap_err()), "exit status: 3: why");
+        let absent = finish(&mut Command::new("/no/such/program"), Duration::from_secs(60)).await.unwrap_err();
+        assert!(chain(&absent).starts_with("it cannot be run: No such file"), "{absent:?}");
+        let late = finish(Command::new("cat").stdin(Stdio::piped()).kill_on_drop(true), Duration::ZERO).await.unwrap_err();
+        assert_eq!(chain(&late), "it did not end within 0 s");
+    }
+
+    #[test]
+    fn every_cause_of_a_failed_start_is_told_once() {
+        let late = CommandError::Deadline { deadline: Duration::from_secs(5) };
+        let denied = CommandError::Run(std::io::ErrorKind::PermissionDenied.into());
+        let error = UpstreamError::Install { name: "a".to_owned(), fetched: Fetched::Failed(denied), source: late };
+        let told = "cannot install MCP server `a` (its repository could not be fetched: it cannot be run: permission denied): \
+                    it did not end within 5 s";
+        assert_eq!(chain(&error), told);
+        let error = UpstreamError::Start { name: "a".to_owned(), fetched: Fetched::Fine, source: ConnectError::NoPipes };
+        assert_eq!(chain(&error), "cannot start MCP server `a`: its input and output are not piped");
+    }
 }
