@@ -57,11 +57,15 @@ struct World {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    run(&arguments).await
+}
+
+async fn run(arguments: &[PathBuf]) -> Result<()> {
     let dir = tempfile::tempdir()?;
     // Machines run as users of their own and must pass through.
     fs_err::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let world = match arguments.as_slice() {
+    let world = match arguments {
         [] => World::stand_in(dir.path()).await?,
         [kernel, initrd, rootfs] => World::qemu(kernel, initrd, rootfs, dir.path()).await?,
         _ => return Err("usage: lifecycle [<kernel> <initramfs> <root image>]".into()),
@@ -166,7 +170,8 @@ fn digest(path: &Path) -> Result<String> {
     Ok(blake3::hash(&fs_err::read(path)?).to_hex().to_string())
 }
 
-#[test]
-fn sandboxes_live_without_a_server() {
-    main().expect("the example runs");
+/// On guests that are not real. The arguments of a test's process are the test harness's.
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_live_without_a_server() {
+    run(&[]).await.expect("the example runs");
 }
