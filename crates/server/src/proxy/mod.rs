@@ -11,6 +11,8 @@ use firkin_runtime::sandbox::ENVD_PORT;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::upgrade::OnUpgrade;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod guest_tls;
 pub(crate) mod ingress;
 pub(crate) mod page;
