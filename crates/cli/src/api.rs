@@ -150,7 +150,7 @@ impl Api {
 
     /// Takes a sandbox back to one of its snapshots.
     pub(crate) async fn rollback(&self, id: &str, snapshot: &str) -> anyhow::Result<()> {
-        let body = rest::RollbackSandbox { snapshot_id: snapshot.to_owned(), unknown: rest::Unknown::default() };
+        let body = rest::RollbackSandbox { snapshot_id: snapshot.to_owned() };
         self.send(Method::POST, &sandbox_path(id, "/rollback"), Some(&body)).await.map(drop)
     }
 
@@ -161,7 +161,7 @@ impl Api {
 
     /// Sets how long a sandbox lives from now on.
     pub(crate) async fn set_timeout(&self, id: &str, seconds: u32) -> anyhow::Result<()> {
-        let body = rest::SetTimeout { timeout: seconds.into(), unknown: rest::Unknown::default() };
+        let body = rest::SetTimeout { timeout: seconds.into() };
         self.send(Method::POST, &sandbox_path(id, "/timeout"), Some(&body)).await.map(drop)
     }
 

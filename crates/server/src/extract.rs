@@ -35,10 +35,36 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
         }
         let bytes = collect(request.into_body(), limit).await?;
         let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
-        let value =
-            serde_json::from_slice(text).map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
+        let (value, ignored) = read(text).map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
+        app.count_unknown(&ignored);
         Ok(Self { value, bytes })
     }
+}
+
+/// Fields that are named in the log, of those that one request sends in vain.
+const MAX_NAMED_FIELDS: usize = 8;
+
+/// What of a body meant nothing to us, at any depth.
+#[derive(Debug, Default)]
+pub(crate) struct Ignored {
+    /// How many fields.
+    pub(crate) count: u64,
+    /// Paths of the first of them.
+    pub(crate) first: Vec<String>,
+}
+
+/// Here and nowhere else, so that no route can forget to look at what it does not know.
+fn read<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Ignored), serde_json::Error> {
+    let mut ignored = Ignored::default();
+    let mut source = serde_json::Deserializer::from_slice(text);
+    let value = serde_ignored::deserialize(&mut source, |path| {
+        ignored.count += 1;
+        if ignored.first.len() < MAX_NAMED_FIELDS {
+            ignored.first.push(path.to_string());
+        }
+    })?;
+    source.end()?;
+    Ok((value, ignored))
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {

@@ -10,7 +10,6 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,6 +44,7 @@ pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 
 use error::ProxyError;
+use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
 use proxy::{pool::Pool, target::Target};
@@ -97,10 +97,10 @@ impl App {
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
-    pub(crate) fn count_unknown(&self, fields: &BTreeMap<String, serde_json::Value>) {
-        if !fields.is_empty() {
-            let total = self.runtime.metrics().count_unknown_fields(fields.len() as u64);
-            tracing::debug!(fields = ?fields.keys(), total, "unknown fields ignored");
+    pub(crate) fn count_unknown(&self, fields: &Ignored) {
+        if fields.count > 0 {
+            let total = self.runtime.metrics().count_unknown_fields(fields.count);
+            tracing::debug!(fields = ?fields.first, count = fields.count, total, "unknown fields ignored");
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Bodies of E2B's API for template builds. In requests, what is not known is kept apart, so that it can be counted.
+//! Bodies of E2B's API for template builds.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::rest::{BuildStatus, Unknown};
+use crate::rest::BuildStatus;
 
 /// `POST /v3/templates`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,9 +32,6 @@ pub struct RequestBuild {
     /// Not looked at: there is one team.
     #[serde(rename = "teamID", default, skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// The answer to it.
@@ -69,32 +67,29 @@ pub struct FileUpload {
 }
 
 /// `POST /v2/templates/{id}/builds/{build}`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct StartBuild {
     /// Image to stand on.
-    #[serde(rename = "fromImage", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "fromImage", default)]
     pub from_image: Option<String>,
     /// Template to stand on.
-    #[serde(rename = "fromTemplate", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "fromTemplate", default)]
     pub from_template: Option<String>,
     /// How to log in to the image's registry.
-    #[serde(rename = "fromImageRegistry", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "fromImageRegistry", default)]
     pub from_image_registry: Option<Registry>,
     /// Whether every step is carried out although its result is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub force: Option<bool>,
     /// In order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub steps: Option<Vec<Step>>,
     /// Left running in the template.
-    #[serde(rename = "startCmd", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "startCmd", default)]
     pub start_cmd: Option<String>,
     /// Exits 0 when that is ready.
-    #[serde(rename = "readyCmd", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "readyCmd", default)]
     pub ready_cmd: Option<String>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// One step.
@@ -115,8 +110,8 @@ pub struct Step {
 }
 
 /// How to log in to a registry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RegistryFields")]
 pub enum Registry {
     /// By name and password.
     Registry {
@@ -128,15 +123,59 @@ pub enum Registry {
     /// Amazon's, by keys.
     Aws {
         /// Region of the registry.
-        #[serde(rename = "awsRegion")]
         region: String,
     },
     /// Google's, by a service account.
     Gcp {
         /// Its key file.
-        #[serde(rename = "serviceAccountJson")]
         service_account: String,
     },
+}
+
+/// A registry as it is sent: by `type`, which says what else there must be.
+#[derive(Deserialize)]
+struct RegistryFields {
+    #[serde(rename = "type")]
+    kind: RegistryKind,
+    username: Option<String>,
+    password: Option<String>,
+    #[serde(rename = "awsRegion")]
+    aws_region: Option<String>,
+    /// Known, and not looked at: AWS keys are refused.
+    #[serde(rename = "awsAccessKeyId")]
+    _aws_access_key_id: Option<Value>,
+    #[serde(rename = "awsSecretAccessKey")]
+    _aws_secret_access_key: Option<Value>,
+    #[serde(rename = "serviceAccountJson")]
+    service_account_json: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RegistryKind {
+    Registry,
+    Aws,
+    Gcp,
+}
+
+/// Why a registry is none.
+#[derive(Debug, thiserror::Error)]
+#[error("missing field `{0}`")]
+struct MissingField(&'static str);
+
+impl TryFrom<RegistryFields> for Registry {
+    type Error = MissingField;
+
+    fn try_from(fields: RegistryFields) -> Result<Self, MissingField> {
+        let needed = |field: Option<String>, name| field.ok_or(MissingField(name));
+        Ok(match fields.kind {
+            RegistryKind::Registry => {
+                Self::Registry { username: needed(fields.username, "username")?, password: needed(fields.password, "password")? }
+            }
+            RegistryKind::Aws => Self::Aws { region: needed(fields.aws_region, "awsRegion")? },
+            RegistryKind::Gcp => Self::Gcp { service_account: needed(fields.service_account_json, "serviceAccountJson")? },
+        })
+    }
 }
 
 /// `GET /templates/{id}/builds/{build}/status`.
@@ -212,9 +251,6 @@ pub struct UpdateTemplate {
     /// Whether other teams may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// The answer to `PATCH /v2/templates/{id}`.

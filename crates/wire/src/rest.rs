@@ -1,7 +1,8 @@
 //! The bodies of E2B's control plane, as they are on the wire.
 //!
-//! Field names follow the wire, not our vocabulary. Requests keep what they do not know in `unknown`, so that the edge can
-//! count it: the contract is that unknown fields are ignored. Options are `Option` wherever the wire may omit them; defaults
+//! Field names follow the wire, not our vocabulary. The contract is that unknown fields are ignored. The edge counts them while it
+//! reads, which it can only where serde does not read ahead: so the body of a request flattens nothing, and no enum of it finds its
+//! variant by a tag among its fields. Options are `Option` wherever the wire may omit them; defaults
 //! differ between the two generations of routes and therefore belong to the edge, not here.
 
 use std::collections::BTreeMap;
@@ -12,9 +13,6 @@ use serde_json::Value;
 
 pub mod storage;
 pub mod tags;
-
-/// Fields of a request that this crate does not know.
-pub type Unknown = BTreeMap<String, Value>;
 
 /// The body of every error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +68,6 @@ pub struct NewSandbox {
     /// Volumes to mount.
     #[serde(rename = "volumeMounts", default, skip_serializing_if = "Option::is_none")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// Whether traffic resumes a paused sandbox.
@@ -118,9 +113,6 @@ pub struct NetworkConfig {
     /// Header transforms by domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<BTreeMap<String, Value>>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `PUT /sandboxes/{id}/network`.
@@ -129,9 +121,47 @@ pub struct UpdateNetwork {
     /// `false` denies every destination that is not allowed by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_internet_access: Option<bool>,
-    /// The rules.
-    #[serde(flatten)]
-    pub network: NetworkConfig,
+    /// As in [`NetworkConfig`], like all that follow.
+    #[serde(rename = "allowPublicTraffic", default, skip_serializing_if = "Option::is_none")]
+    pub allow_public_traffic: Option<bool>,
+    /// Destinations that are allowed even when denied below.
+    #[serde(rename = "allowOut", default, skip_serializing_if = "Option::is_none")]
+    pub allow_out: Option<Vec<String>>,
+    /// Destinations that are denied.
+    #[serde(rename = "denyOut", default, skip_serializing_if = "Option::is_none")]
+    pub deny_out: Option<Vec<String>>,
+    /// Resolvers.
+    #[serde(rename = "dnsServers", default, skip_serializing_if = "Option::is_none")]
+    pub dns_servers: Option<Vec<String>>,
+    /// SOCKS5 proxy for outbound traffic.
+    #[serde(rename = "egressProxy", default, skip_serializing_if = "Option::is_none")]
+    pub egress_proxy: Option<Value>,
+    /// `Host` header that guests see.
+    #[serde(rename = "maskRequestHost", default, skip_serializing_if = "Option::is_none")]
+    pub mask_request_host: Option<String>,
+    /// Guest ports that speak TLS themselves.
+    #[serde(rename = "httpsPorts", default, skip_serializing_if = "Option::is_none")]
+    pub https_ports: Option<Vec<u16>>,
+    /// Header transforms by domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<BTreeMap<String, Value>>,
+}
+
+impl UpdateNetwork {
+    /// Whether the internet is allowed at all, and the rules.
+    pub fn split(self) -> (Option<bool>, NetworkConfig) {
+        let rules = NetworkConfig {
+            allow_public_traffic: self.allow_public_traffic,
+            allow_out: self.allow_out,
+            deny_out: self.deny_out,
+            dns_servers: self.dns_servers,
+            egress_proxy: self.egress_proxy,
+            mask_request_host: self.mask_request_host,
+            https_ports: self.https_ports,
+            rules: self.rules,
+        };
+        (self.allow_internet_access, rules)
+    }
 }
 
 /// `POST /sandboxes/{id}/connect` and its v2.
@@ -143,9 +173,6 @@ pub struct ConnectSandbox {
     /// `false` boots the file system afresh instead of restoring memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<bool>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/resume`.
@@ -160,9 +187,6 @@ pub struct ResumedSandbox {
     /// `false` boots the file system afresh instead of restoring memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<bool>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/pause`; the body may be absent.
@@ -174,9 +198,6 @@ pub struct PauseSandbox {
     /// Refuse when the guest does not answer. Default false.
     #[serde(rename = "requireHealthyGuest", default, skip_serializing_if = "Option::is_none")]
     pub require_healthy_guest: Option<bool>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/rollback`, which is Firkin's own.
@@ -185,9 +206,6 @@ pub struct RollbackSandbox {
     /// Id or name of one of the sandbox's own snapshots.
     #[serde(rename = "snapshotID")]
     pub snapshot_id: String,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/fork`.
@@ -199,9 +217,6 @@ pub struct ForkSandbox {
     /// Number of children, 1 to 100. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<i64>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/snapshots`.
@@ -213,9 +228,6 @@ pub struct NewSnapshot {
     /// Whether memory is kept. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<bool>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/timeout`.
@@ -223,9 +235,6 @@ pub struct NewSnapshot {
 pub struct SetTimeout {
     /// Seconds to live from now; 0 ends it now.
     pub timeout: i64,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /sandboxes/{id}/refreshes`.
@@ -234,9 +243,6 @@ pub struct Refresh {
     /// Seconds to live from now, at most 3600; never shortens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<i64>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// A sandbox as create, connect, resume and fork answer it.
@@ -540,9 +546,6 @@ pub struct AssignTags {
     pub target: String,
     /// What it shall be called too.
     pub tags: Vec<String>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// The answer to it.
@@ -562,9 +565,6 @@ pub struct RemoveTags {
     pub name: String,
     /// Its tags that go.
     pub tags: Vec<String>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// One tag of a template.
@@ -709,15 +709,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_field_is_kept_apart_and_known_ones_are_read() {
+    fn an_unknown_field_is_ignored_and_known_ones_are_read() {
         let body: NewSandbox =
             serde_json::from_str(r#"{"templateID":"base","timeout":60,"network":{"denyOut":["0.0.0.0/0"],"y":2},"x":1}"#)
                 .unwrap();
         assert_eq!((body.template_id.as_str(), body.timeout), ("base", Some(60)));
-        assert_eq!(body.unknown.keys().collect::<Vec<_>>(), ["x"]);
-        let network = body.network.unwrap();
-        assert_eq!(network.deny_out, Some(vec!["0.0.0.0/0".to_owned()]));
-        assert_eq!(network.unknown.keys().collect::<Vec<_>>(), ["y"]);
+        assert_eq!(body.network.unwrap().deny_out, Some(vec!["0.0.0.0/0".to_owned()]));
     }
 
     #[test]

@@ -44,7 +44,6 @@ pub(super) async fn request(
     body: Json<builds::RequestBuild>,
 ) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     let name = body.name.or(body.alias).ok_or_else(|| ApiError::bad_request("`name` is missing"))?;
     let request = BuildRequest {
         name,
@@ -113,7 +112,6 @@ pub(super) async fn start(
     Path((template, build)): Pair,
     body: Json<builds::StartBuild>,
 ) -> Result<StatusCode, ApiError> {
-    app.count_unknown(&body.value.unknown);
     let plan = plan(body.value)?;
     app.runtime.start_build(&template, &build, plan).await?;
     Ok(StatusCode::ACCEPTED)
@@ -303,7 +301,6 @@ pub(super) async fn update_v2(
     Reference(reference): Reference,
     body: Json<builds::UpdateTemplate>,
 ) -> Result<Reply<builds::UpdatedTemplate>, ApiError> {
-    app.count_unknown(&body.value.unknown);
     let names = match body.value.public {
         Some(public) => app.runtime.set_public(&reference, public).await?,
         None => app.runtime.template(&reference).await?.map(|found| found.aliases),

@@ -34,10 +34,6 @@ pub(super) async fn v2(State(app): State<Arc<App>>, headers: HeaderMap, body: Js
 }
 
 async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, timeout: i64, secure: bool) -> Created {
-    app.count_unknown(&body.value.unknown);
-    if let Some(network) = &body.value.network {
-        app.count_unknown(&network.unknown);
-    }
     let request = convert(body.value, timeout, secure)?;
     let attempt = match app.idempotency.claim(headers, &body.bytes)? {
         Claim::Done(answer) => return Ok((StatusCode::CREATED, None, Reply(answer))),

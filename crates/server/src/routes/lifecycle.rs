@@ -41,7 +41,6 @@ pub(super) async fn connect_v2(State(app): State<Arc<App>>, Sandbox(id): Sandbox
 }
 
 async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout: i64) -> Connected {
-    app.count_unknown(&body.unknown);
     let connected = app.runtime.connect_with(id, seconds(timeout)?, memory(body.memory)).await?;
     let status = if connected.resumed { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Reply(shape::sandbox(connected.sandbox, app.config.domain.as_deref()))))
@@ -50,7 +49,6 @@ async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout
 /// `POST /sandboxes/{id}/resume`.
 pub(super) async fn resume(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ResumedSandbox>) -> Connected {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
     let current = app.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill;
     if body.auto_pause.is_some_and(|auto_pause| auto_pause != current) {
@@ -66,7 +64,6 @@ pub(super) async fn pause(
     Sandbox(id): Sandbox,
     body: Json<rest::PauseSandbox>,
 ) -> Result<StatusCode, ApiError> {
-    app.count_unknown(&body.value.unknown);
     app.runtime.pause_with(&id, memory(body.value.memory)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -78,7 +75,6 @@ pub(super) async fn fork(
     body: Json<rest::ForkSandbox>,
 ) -> Result<(StatusCode, Reply<Vec<rest::ForkResult>>), ApiError> {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     let count = body.count.unwrap_or(1);
     let count = u32::try_from(count).map_err(|_| ApiError::bad_request(format!("`count` cannot be {count}")))?;
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
@@ -96,7 +92,6 @@ pub(super) async fn rollback(
     Sandbox(id): Sandbox,
     body: Json<rest::RollbackSandbox>,
 ) -> Result<Reply<rest::Sandbox>, ApiError> {
-    app.count_unknown(&body.value.unknown);
     let sandbox = app.runtime.rollback(&id, &body.value.snapshot_id).await?;
     Ok(Reply(shape::sandbox(sandbox, app.config.domain.as_deref())))
 }
@@ -107,7 +102,6 @@ pub(super) async fn set_timeout(
     Sandbox(id): Sandbox,
     body: Json<rest::SetTimeout>,
 ) -> Result<StatusCode, ApiError> {
-    app.count_unknown(&body.value.unknown);
     app.runtime.set_timeout(&id, seconds(body.value.timeout)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -118,7 +112,6 @@ pub(super) async fn refresh(
     Sandbox(id): Sandbox,
     body: Json<rest::Refresh>,
 ) -> Result<StatusCode, ApiError> {
-    app.count_unknown(&body.value.unknown);
     let duration = body.value.duration.unwrap_or(SHORT_TIMEOUT);
     if duration > MAX_REFRESH {
         return Err(InvalidTimeout::TooLong { max_hours: 1 }.into());

@@ -29,14 +29,12 @@ pub(super) async fn update(
     Sandbox(id): Sandbox,
     body: Json<rest::UpdateNetwork>,
 ) -> Result<StatusCode, ApiError> {
-    let body = body.value;
-    app.count_unknown(&body.network.unknown);
-    let network = &body.network;
+    let (allow_internet, network) = body.value.split();
     if network.allow_public_traffic.is_some() || network.mask_request_host.is_some() || network.https_ports.is_some() {
         return Err(ApiError::bad_request("only the outbound rules of a sandbox can be changed after it was created"));
     }
-    let access = internet(body.allow_internet_access, network)?;
-    app.runtime.set_internet(&id, access, dns_servers(network)?).await?;
+    let access = internet(allow_internet, &network)?;
+    app.runtime.set_internet(&id, access, dns_servers(&network)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -141,8 +139,8 @@ mod tests {
     use super::*;
 
     fn parsed(body: &str) -> Result<InternetAccess, ApiError> {
-        let body: rest::UpdateNetwork = serde_json::from_str(body).unwrap();
-        internet(body.allow_internet_access, &body.network)
+        let (allow_internet, rules) = serde_json::from_str::<rest::UpdateNetwork>(body).unwrap().split();
+        internet(allow_internet, &rules)
     }
 
     fn filtered(allow: &[&str], deny: &[&str]) -> InternetAccess {

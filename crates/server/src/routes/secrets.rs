@@ -22,7 +22,6 @@ use crate::{
 /// `POST /secrets`.
 pub(super) async fn create(State(app): State<Arc<App>>, body: Json<NewSecret>) -> Result<(StatusCode, Reply<Secret>), ApiError> {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     let made = app.runtime.secrets().create(&body.name, body.value, body.metadata.unwrap_or_default()).await?;
     Ok((StatusCode::CREATED, Reply(shown(made))))
 }
@@ -47,7 +46,6 @@ pub(super) async fn update(
     body: Json<SecretUpdate>,
 ) -> Result<Reply<Secret>, ApiError> {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     Ok(Reply(shown(app.runtime.secrets().update(&reference, body.value, body.metadata).await?)))
 }
 

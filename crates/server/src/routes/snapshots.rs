@@ -27,7 +27,6 @@ pub(super) async fn take(
     Sandbox(id): Sandbox,
     body: Json<rest::NewSnapshot>,
 ) -> Result<(StatusCode, Reply<rest::SnapshotInfo>), ApiError> {
-    app.count_unknown(&body.value.unknown);
     let snapshot = app.runtime.snapshot_with(&id, body.value.name, memory(body.value.memory)).await?;
     Ok((StatusCode::CREATED, Reply(shape::snapshot(snapshot))))
 }

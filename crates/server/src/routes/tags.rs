@@ -28,14 +28,12 @@ pub(super) async fn assign(
     State(app): State<Arc<App>>,
     body: Json<rest::AssignTags>,
 ) -> Result<(StatusCode, Reply<rest::AssignedTags>), ApiError> {
-    app.count_unknown(&body.value.unknown);
     let tagged = app.runtime.assign_tags(&body.value.target, body.value.tags).await?;
     Ok((StatusCode::CREATED, Reply(rest::AssignedTags { tags: tagged.tags, build_id: tagged.build_id })))
 }
 
 /// `DELETE /templates/tags`, with a body.
 pub(super) async fn remove(State(app): State<Arc<App>>, body: Json<rest::RemoveTags>) -> Result<StatusCode, ApiError> {
-    app.count_unknown(&body.value.unknown);
     app.runtime.remove_tags(&body.value.name, body.value.tags).await?;
     Ok(StatusCode::NO_CONTENT)
 }

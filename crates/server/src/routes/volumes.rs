@@ -27,7 +27,6 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     body: Json<NewVolume>,
 ) -> Result<(StatusCode, Reply<VolumeAndToken>), ApiError> {
-    app.count_unknown(&body.value.unknown);
     let made = app.runtime.volumes().create(&body.value.name).await?;
     Ok((StatusCode::CREATED, Reply(with_token(&app, made))))
 }
@@ -76,13 +75,11 @@ pub(super) async fn stat(Opened(content): Opened, query: Query) -> Result<Reply<
 
 /// `PATCH /volumecontent/{id}/path`.
 pub(super) async fn change(
-    State(app): State<Arc<App>>,
     Opened(content): Opened,
     query: Query,
     body: Json<VolumeEntryChange>,
 ) -> Result<Reply<VolumeEntry>, ApiError> {
     let body = body.value;
-    app.count_unknown(&body.unknown);
     let attributes = Attributes { uid: body.uid, gid: body.gid, mode: body.mode };
     Ok(Reply(shown(content.set(path(&query)?, attributes).await?)))
 }

@@ -117,6 +117,17 @@ async fn requests_are_refused_in_the_contracts_words() {
     let start = format!("/v2/templates/{template}/builds/{build}");
     bench.call("POST", &start, "{}").await.expect(400);
     bench.call("POST", &start, r#"{"fromImage":"a","fromTemplate":"b"}"#).await.expect(400);
+    for (registry, message) in [
+        (r#"{"type":"registry","username":"u"}"#, "missing field `password`"),
+        (r#"{"type":"aws"}"#, "missing field `awsRegion`"),
+        (r#"{"type":"gcp"}"#, "missing field `serviceAccountJson`"),
+        (r#"{"username":"u"}"#, "missing field `type`"),
+        (r#"{"type":"other"}"#, "unknown variant `other`"),
+    ] {
+        let body = format!(r#"{{"fromImage":"a","fromImageRegistry":{registry}}}"#);
+        let refused = bench.call("POST", &start, &body).await.expect(400);
+        assert!(refused.text("/message").contains(message), "{refused:?}");
+    }
     bench.call("DELETE", &format!("/templates/{template}"), "").await.expect(204);
     bench.call("DELETE", &format!("/templates/{template}"), "").await.expect(404);
     bench.stop().await;

@@ -169,3 +169,43 @@ async fn the_first_output_is_timed_from_the_create_on() {
     assert_eq!(times(&samples, "start.to_first_stdout"), 1, "only the first command counts");
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn fields_that_nobody_knows_are_ignored_and_counted_at_any_depth() {
+    let bench = Bench::start().await;
+    let created = bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base","newer":1}"#).await.expect(201);
+    let counted = async || value(&scrape(&bench).await, "firkin_unknown_fields_total");
+    assert_eq!(counted().await, 1);
+    let network = format!("/sandboxes/{}/network", created.text("/sandboxID"));
+    let start = "/v2/templates/none/builds/none";
+    for (method, path, body, status, fields) in [
+        ("PUT", network.as_str(), r#"{"denyOut":[],"allow_internet_access":true,"newer":1}"#, 204, 1),
+        ("POST", "/sandboxes", r#"{"templateID":"none","autoResume":{"enabled":true,"newer":1}}"#, 404, 1),
+        ("POST", "/v2/sandboxes", r#"{"templateID":"none","newer":1,"network":{"newer":{"deep":1},"newest":[]}}"#, 404, 3),
+        ("POST", "/v2/sandboxes", r#"{"templateID":"none","volumeMounts":[{"name":"a","path":"/b","newer":1}]}"#, 400, 1),
+        ("POST", "/v3/templates", r#"{"name":"x","newer":1}"#, 202, 1),
+        ("POST", start, r#"{"steps":[{"type":"RUN","args":[],"newer":1},{"type":"RUN","newer":1}]}"#, 400, 2),
+        ("POST", start, r#"{"fromImageRegistry":{"type":"registry","username":"u","password":"p","newer":1}}"#, 400, 1),
+        // These are known, even where they change nothing.
+        (
+            "POST",
+            start,
+            r#"{"fromImageRegistry":{"type":"aws","awsRegion":"r","awsAccessKeyId":"i","awsSecretAccessKey":"k"}}"#,
+            400,
+            0,
+        ),
+        (
+            "POST",
+            "/v2/sandboxes",
+            r#"{"templateID":"none","mcp":{"any":{"x":1}},"metadata":{"a":"b"},"envVars":{"A":"b"}}"#,
+            404,
+            0,
+        ),
+        ("POST", "/sandboxes", r#"{"templateID":"none","network":{"denyOut":[],"allowPublicTraffic":true}}"#, 404, 0),
+    ] {
+        let before = counted().await;
+        bench.call(method, path, body).await.expect(status);
+        assert_eq!(counted().await - before, fields, "{body}");
+    }
+    bench.stop().await;
+}

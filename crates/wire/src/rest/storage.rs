@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Unknown;
-
 /// `POST /secrets`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewSecret {
@@ -17,9 +15,6 @@ pub struct NewSecret {
     /// Free labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `POST /secrets/{id or name}`.
@@ -30,9 +25,6 @@ pub struct SecretUpdate {
     /// New labels; absent keeps them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// A secret without its value, which is never told.
@@ -61,9 +53,6 @@ pub struct Secret {
 pub struct NewVolume {
     /// Its name.
     pub name: String,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// A volume as lists show it.
@@ -144,7 +133,4 @@ pub struct VolumeEntryChange {
     /// New permissions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
-    /// What was not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
