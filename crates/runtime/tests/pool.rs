@@ -21,7 +21,7 @@ use firkin_runtime::{
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 /// A host that is never full.
 const NEVER: HostCapacity = HostCapacity { cpus: 1000, memory_mib: 1 << 20, disk_mib: 1 << 30 };
 

@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::LinkUnspec;
 
 /// For a connection, a request and an answer of a guest that translates its code anew on a busy host.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a guest is told about this network.
 pub fn guest_network() -> GuestNetwork {

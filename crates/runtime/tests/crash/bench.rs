@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Every wait of these tests ends by then.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Longer than any of these tests.
 const LIFETIME: Duration = Duration::from_secs(3600);

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Every wait for something real ends by then.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a guest under test holds in its memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,9 @@ use firkin_runtime::{
 
 use crate::bench::{Host, until};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at a build.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) async fn request(server: &Runtime, name: &str, memory_mib: i64) -> RequestedBuild {
     let request = BuildRequest { name: name.to_owned(), cpus: Some(1), memory_mib: Some(memory_mib), ..BuildRequest::default() };
@@ -33,12 +35,14 @@ pub(crate) async fn start(server: &Runtime, place: &RequestedBuild, plan: BuildP
 
 pub(crate) async fn ended(server: &Runtime, place: &RequestedBuild) -> BuildInfo {
     let ended = async {
+        // As clients do: who asks without a pause takes a processor from the build.
+        let mut looks = tokio::time::interval(LOOK);
         loop {
+            looks.tick().await;
             let info = server.build(&place.template_id, &place.build_id).await.unwrap();
             if info.state != BuildState::Building {
                 return info;
             }
-            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, ended).await.expect("the build ends")

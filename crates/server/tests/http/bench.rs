@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Every wait of these tests ends by then.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Longest body that the server under test takes.
 pub(crate) const MAX_BODY: usize = 64 << 10;

@@ -38,7 +38,7 @@ pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 53, 0, 53);
 /// Cloud metadata.
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Long enough for anything here that succeeds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long something that must not arrive is waited for.
 pub(crate) const SILENCE: Duration = Duration::from_millis(400);
 
