@@ -269,8 +269,8 @@ def reads(cold):
     }]  # fmt: skip
 
 
-def soak(cold, cycles, warm_up=10):
-    """(g) Create, pause, kill, again and again: nothing may become more."""
+def soak(cold, cycles, warm_up=100):
+    """(g) Create, pause, kill, again and again: nothing may become more. The warm-up is as long as the allocator takes to hold what it will."""
 
     def cycle(n):
         sandbox = cold.create()
