@@ -130,7 +130,7 @@ impl Api {
 
     /// Resumes a sandbox. `true` if it was paused.
     pub(crate) async fn connect(&self, id: &str, timeout: u32, keep: Keep) -> anyhow::Result<(rest::Sandbox, bool)> {
-        let body = rest::ConnectSandbox { timeout: Some(timeout.into()), memory: keep.memory(), ..Default::default() };
+        let body = rest::ConnectSandbox { timeout: Some(timeout.into()), memory: keep.memory() };
         let path = format!("/v2{}", sandbox_path(id, "/connect"));
         let answer = self.send(Method::POST, &path, Some(&body)).await?;
         Ok((answer.json()?, answer.status == StatusCode::CREATED))
@@ -138,13 +138,13 @@ impl Api {
 
     /// Copies a sandbox.
     pub(crate) async fn fork(&self, id: &str, count: u32, timeout: u32) -> anyhow::Result<Vec<rest::ForkResult>> {
-        let body = rest::ForkSandbox { timeout: Some(timeout.into()), count: Some(count.into()), ..Default::default() };
+        let body = rest::ForkSandbox { timeout: Some(timeout.into()), count: Some(count.into()) };
         self.send(Method::POST, &sandbox_path(id, "/fork"), Some(&body)).await?.json()
     }
 
     /// Snapshots a sandbox.
     pub(crate) async fn snapshot(&self, id: &str, name: Option<String>, keep: Keep) -> anyhow::Result<rest::SnapshotInfo> {
-        let body = rest::NewSnapshot { name, memory: keep.memory(), ..Default::default() };
+        let body = rest::NewSnapshot { name, memory: keep.memory() };
         self.send(Method::POST, &sandbox_path(id, "/snapshots"), Some(&body)).await?.json()
     }
 
