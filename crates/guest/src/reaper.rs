@@ -61,8 +61,20 @@ impl Shared {
 }
 
 impl Reaper {
-    /// Starts the reaper's thread, and the one that starts children.
-    pub(crate) fn start() -> io::Result<Self> {
+    /// The reaper of this process: its thread, and the one that starts children, are started by whoever asks first. There is no
+    /// second one, which would take the children of the first and drop what became of them.
+    pub(crate) fn of_process() -> io::Result<Self> {
+        static ONLY: Mutex<Option<Reaper>> = Mutex::new(None);
+        let mut only = ONLY.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reaper) = &*only {
+            return Ok(reaper.clone());
+        }
+        let reaper = Self::start()?;
+        *only = Some(reaper.clone());
+        Ok(reaper)
+    }
+
+    fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let inside = Arc::clone(&shared);
         thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(&inside))?;
@@ -138,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_owner_gets_its_own_status() {
-        let reaper = Reaper::start().unwrap();
+        let reaper = Reaper::of_process().unwrap();
         let mut waits = Vec::new();
         for code in 0..20 {
             let started = reaper.spawn(Command::new("/bin/sh").args(["-c", &format!("exit {code}")])).unwrap();

@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_hook_knows_its_life_and_its_failures_have_names() {
         let dir = tempfile::tempdir().unwrap();
-        let reaper = Reaper::start().unwrap();
+        let reaper = Reaper::of_process().unwrap();
         let until = || Instant::now() + Duration::from_secs(60);
         let out = dir.path().join("out");
         let tells = hook(dir.path(), "tells", 0o755, &format!("echo $E2B_SANDBOX_ID $FIRKIN_EPOCH > {}", out.display()));

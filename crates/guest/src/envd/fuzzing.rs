@@ -75,7 +75,7 @@ fn envd() -> &'static Router {
     ENVD.get_or_init(|| {
         let state = State::default();
         state.set(Settings { default_user: Some("nobody of this name".to_owned()), ..Settings::default() });
-        routes(&state, Reaper::start().expect("a thread can be had"))
+        routes(&state, Reaper::of_process().expect("a thread can be had"))
     })
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn run_alone(options: Options) -> ExitCode {
     });
     let run = || -> Result<(), server::ServeError> {
         let runtime = server::runtime()?;
-        let reaper = Reaper::start().map_err(server::ServeError::Runtime)?;
+        let reaper = Reaper::of_process().map_err(server::ServeError::Runtime)?;
         let listener = server::bind(options.listen)?;
         let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
         let routes = {

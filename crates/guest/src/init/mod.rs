@@ -69,7 +69,7 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     control::loopback_up()?;
 
     let state = State::default();
-    let reaper = Reaper::start().map_err(BootError::Reaper)?;
+    let reaper = Reaper::of_process().map_err(BootError::Reaper)?;
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
     control::start(state.clone(), reaper.clone())?;
