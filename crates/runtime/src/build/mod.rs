@@ -11,7 +11,7 @@
 //!
 //! A build is a restore like any other: it takes the deepest state that was made of the same parts, does what is left, and is cut.
 //! Only a source that nobody has prepared in that shape is booted. So a second build of a source takes as long as its own steps,
-//! and shares memory and disk with the first. What is kept between builds is in [`cache`]; it is never needed, only faster.
+//! and shares memory and disk with the first. What is kept between builds is in `cache`; it is never needed, only faster.
 
 mod api;
 pub(crate) mod cache;
