@@ -286,7 +286,7 @@ def soak(cold, cycles, warm_up=100):
     begun = time.monotonic()
     for n in range(cycles):
         if n % 100 == 0:
-            say(f"soak: {n} of {cycles}")
+            say(f"soak: {n} of {cycles}, server memory {cold.resident_kib() / 1024:.1f} MiB")
         cycle(n)
     took = time.monotonic() - begun
     settled = lambda: host.counts(cold.process.pid, cold.state_dir) == before

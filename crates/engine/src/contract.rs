@@ -139,10 +139,17 @@ impl Instance {
         guest
     }
 
-    /// Pauses, cuts a snapshot and switches to a fresh overlay, as a fork does.
+    /// Takes room, pauses, cuts a snapshot, switches to a fresh overlay and packs what was cut, as a fork does.
     async fn cut(&mut self, harness: &dyn Harness, base: &Snapshot) -> Snapshot {
-        self.machine.pause().await.expect("a running machine pauses");
         let dir = harness.snapshot_dir().await;
+        // Less than it turns out to take.
+        self.machine.make_room(&dir, 0).await.expect("a running machine takes room for its cut");
+        self.cut_into(dir, harness, base).await
+    }
+
+    /// The same without room.
+    async fn cut_into(&mut self, dir: PathBuf, harness: &dyn Harness, base: &Snapshot) -> Snapshot {
+        self.machine.pause().await.expect("a running machine pauses");
         let written = self.machine.snapshot(&dir).await.expect("a paused machine is snapshot");
         assert!(matches!(written.memory, MemoryForm::Diff { .. }), "a restored machine gives a diff, not {written:?}");
         let snapshot = Snapshot {
@@ -154,6 +161,9 @@ impl Instance {
         self.disk = self.next_overlay(harness).await;
         self.machine.switch_disk(&self.disk).await.expect("a paused machine switches its disk");
         assert_eq!(self.machine.root_disk(), self.disk);
+        if let Some(captured) = written.captured {
+            captured.pack(&dir.join(parts::MEMORY_DIFF)).expect("what was captured is packed");
+        }
         snapshot
     }
 
@@ -250,7 +260,7 @@ async fn generations(harness: &dyn Harness, template: &Snapshot) {
     assert_eq!(child_guest.recall().await, 100, "a child begins where its parent was cut");
     child_guest.remember(200).await;
     child_guest.write_disk().await;
-    let second = child.cut(harness, template).await;
+    let second = child.cut_into(harness.snapshot_dir().await, harness, template).await;
     child.machine.kill().await;
 
     let (mut grandchild, mut grandchild_guest) = Instance::running(harness, &second).await;

@@ -140,16 +140,19 @@ pub enum MemoryForm {
     Full,
     /// `memory.diff` in the snapshot's directory holds every page that differs from the base the machine was restored from.
     Diff {
-        /// Bytes of pages in it.
+        /// Bytes of pages in it, at most.
         bytes: u64,
     },
 }
 
 /// What [`Machine::snapshot`] wrote, and how long its parts took.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct SnapshotParts {
     /// Form of the memory.
     pub memory: MemoryForm,
+    /// Memory that is yet to be packed into [`parts::MEMORY_DIFF`], which the machine may run for: only where
+    /// [`Machine::make_room`] was called before.
+    pub captured: Option<memory::Captured>,
     /// Saving the device state.
     pub state_time: Duration,
     /// Finding and copying pages.
@@ -345,6 +348,14 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// snapshot would write now, at most: zero for a booted machine, whose memory is written already. A cut needs no preparation,
     /// and a preparation needs no cut: the next one takes its place.
     async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError>;
+
+    /// Takes room in `dir` for `bytes` of memory, so that a snapshot into that directory has only to copy them. The snapshot then
+    /// leaves the memory as it found it, and [`SnapshotParts::captured`] is to be packed when the machine runs again. An engine
+    /// that would gain nothing by it does nothing.
+    async fn make_room(&mut self, dir: &Path, bytes: u64) -> Result<(), MachineError> {
+        let _ = (dir, bytes);
+        Ok(())
+    }
 
     /// Writes device state and memory of a *paused* machine into `dir` ([`parts`]). The disk at that instant is whatever the
     /// current root overlay holds: seal it with [`Machine::switch_disk`] or by killing the machine.

@@ -216,7 +216,7 @@ impl Session {
         then: After,
         memory: Memory,
     ) -> Result<Cut, MachineError> {
-        let (next, next_path) = self.prepare_cut(draft, artifacts).await?;
+        let (next, next_path) = self.prepare_cut(draft, artifacts, memory).await?;
         let sealed = self.overlay.clone();
         let pin = artifacts.pin(format!("layer:{sealed}"));
         let begun = Instant::now();
@@ -266,6 +266,7 @@ impl Session {
         &mut self,
         draft: &mut ArtifactDraft,
         artifacts: &ArtifactStore,
+        memory: Memory,
     ) -> Result<(String, PathBuf), MachineError> {
         let file = |path: &Path| {
             let path = path.to_owned();
@@ -283,19 +284,28 @@ impl Session {
         qcow2::create(&path, &backing, size).map_err(|e| file(&path)(io::Error::other(e)))?;
         give(&path, self.link.uid()).map_err(file(&path))?;
         let expected = self.machine.prepare_cut(&path).await?;
+        if memory == Memory::Dropped {
+            return Ok((next, path));
+        }
         artifacts.stage(draft, expected);
+        if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
+            // The snapshot makes its own way, which takes longer.
+            tracing::warn!(error = owner::chain(&error), "cannot take room for a cut");
+        }
         Ok((next, path))
     }
 
     /// Writes state and memory of the stopped machine: into memory, or to the disk when they turn out not to fit.
     async fn snapshot(&mut self, draft: &mut ArtifactDraft) -> Result<SnapshotParts, MachineError> {
-        match self.machine.snapshot(draft.cut_dir()).await {
+        let mut written = match self.machine.snapshot(draft.cut_dir()).await {
             Err(error @ MachineError::File { .. }) if draft.leave_memory() => {
                 tracing::warn!(error = owner::chain(&error), "a cut did not fit into memory and is written to the disk");
                 self.machine.snapshot(draft.cut_dir()).await
             }
             written => written,
-        }
+        }?;
+        draft.keep(written.captured.take());
+        Ok(written)
     }
 
     /// Gives the machine up without stopping it, for a later server to take over.

@@ -49,6 +49,7 @@ async fn main() {
         let next = next_overlay(&harness, &dir, &disk, n).await;
         let begun = Instant::now();
         let expected = machine.prepare_cut(&next).await.unwrap();
+        machine.make_room(room.path(), expected).await.unwrap();
         let prepared = begun.elapsed();
         let begun = Instant::now();
         machine.pause().await.unwrap();
@@ -59,11 +60,14 @@ async fn main() {
         let switched = begun.elapsed();
         machine.resume().await.unwrap();
         freezes.push(begun.elapsed());
+        let begun = Instant::now();
+        cut.captured.unwrap().pack(&room.path().join(parts::MEMORY_DIFF)).unwrap();
+        let packed = begun.elapsed();
         let MemoryForm::Diff { bytes } = cut.memory else { panic!("a clone gives a diff") };
         assert!(bytes >= DIRTY_BYTES as u64 && bytes <= expected + (8 << 20), "{bytes} of {expected} expected");
         eprintln!(
             "freeze {:?} of {} MiB: stopped at {paused:?}, state {:?}, memory {:?}, written at {written:?}, switched at \
-             {switched:?}; prepared in {prepared:?}",
+             {switched:?}; prepared in {prepared:?}, packed in {packed:?}",
             freezes[n],
             bytes >> 20,
             cut.state_time,

@@ -152,7 +152,7 @@ impl Machine for FakeMachine {
             self.core.phase.send_replace(Phase::Sealed);
             self.core.keep();
         }
-        Ok(SnapshotParts { memory: form, state_time: started.elapsed(), memory_time: started.elapsed() })
+        Ok(SnapshotParts { memory: form, captured: None, state_time: started.elapsed(), memory_time: started.elapsed() })
     }
 
     fn root_disk(&self) -> PathBuf {

@@ -71,6 +71,8 @@ pub(crate) enum RamError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot take room for guest memory")]
+    Room(#[source] io::Error),
     #[error("cannot read the base of guest memory")]
     Base(#[source] io::Error),
     #[error("cannot read the pages of the memory diff")]
@@ -114,8 +116,16 @@ impl Ram {
         self.segments.iter().filter_map(overlap).collect()
     }
 
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// Private pages, as ascending ranges of page numbers.
-    fn private_pages(&self) -> io::Result<Vec<Range<u64>>> {
+    pub(super) fn private_pages(&self) -> Result<Vec<Range<u64>>, RamError> {
+        self.scan().map_err(|source| RamError::Scan { pid: self.pid, source })
+    }
+
+    fn scan(&self) -> io::Result<Vec<Range<u64>>> {
         let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
         let mut pages = Vec::new();
         for segment in &self.segments {
@@ -134,30 +144,19 @@ impl Ram {
 
     /// Bytes of private pages: a diff holds at most these.
     pub(crate) fn private_bytes(&self) -> Result<u64, RamError> {
-        let pages = self.private_pages().map_err(|source| RamError::Scan { pid: self.pid, source })?;
+        let pages = self.private_pages()?;
         Ok(pages.iter().map(|range| (range.end - range.start) * PAGE_BYTES).sum())
     }
 
     /// Packs every private page that differs from `base` into a new file at `out`. The process must not run its guest.
     pub(crate) fn dump(&self, base: &File, out: &Path) -> Result<Written, RamError> {
-        let pages = self.private_pages().map_err(|source| RamError::Scan { pid: self.pid, source })?;
+        let pages = self.private_pages()?;
         let mut writer = Writer::create(out, self.memory_bytes)?;
         let mut buffer = vec![0; BATCH_BYTES];
-        for batch in batches(pages.into_iter()) {
-            let bytes = batch_bytes(&batch);
-            self.copy_out(&batch, &mut buffer[..bytes])?;
-            let mut kept = 0;
-            for (slot, page) in batch.iter().cloned().flatten().enumerate() {
-                let content = slot * 4096..(slot + 1) * 4096;
-                if !is_zero(&buffer[content.clone()]) {
-                    writer.note(page, Content::Data);
-                    buffer.copy_within(content, kept);
-                    kept += 4096;
-                } else if !base_is_zero(base, page).map_err(RamError::Base)? {
-                    writer.note(page, Content::Zero);
-                }
-            }
-            writer.append(&buffer[..kept])?;
+        for batch in batches(pages.into_iter(), BATCH_BYTES) {
+            let held = &mut buffer[..batch_bytes(&batch)];
+            self.copy_out(&batch, held)?;
+            pack(&mut writer, base, &batch, held)?;
         }
         Ok(writer.finish()?)
     }
@@ -166,11 +165,11 @@ impl Ram {
     pub(crate) fn apply(&self, diff: &Diff) -> Result<(), RamError> {
         let of = |content| diff.runs().iter().filter(move |run| run.content == content).map(Run::range);
         let mut buffer = vec![0; BATCH_BYTES];
-        for batch in batches(of(Content::Zero)) {
+        for batch in batches(of(Content::Zero), BATCH_BYTES) {
             self.copy_in(&batch, &buffer[..batch_bytes(&batch)])?;
         }
         let mut stored = 0;
-        for batch in batches(of(Content::Data)) {
+        for batch in batches(of(Content::Data), BATCH_BYTES) {
             let bytes = batch_bytes(&batch);
             diff.read_data(stored, &mut buffer[..bytes]).map_err(RamError::Diff)?;
             self.copy_in(&batch, &buffer[..bytes])?;
@@ -179,7 +178,7 @@ impl Ram {
         Ok(())
     }
 
-    fn copy_out(&self, batch: &[Range<u64>], buffer: &mut [u8]) -> Result<(), RamError> {
+    pub(super) fn copy_out(&self, batch: &[Range<u64>], buffer: &mut [u8]) -> Result<(), RamError> {
         let expected = buffer.len();
         let remote = self.remote(batch);
         let copied = process_vm_readv(self.nix_pid(), &mut [IoSliceMut::new(buffer)], &remote);
@@ -224,23 +223,41 @@ fn parse_mapping(line: &str, inode: u64) -> Option<Segment> {
     Some(Segment { address: start, bytes: end.checked_sub(start)?, offset: hex(offset)? })
 }
 
+/// Adds the pages of `batch`, which `held` holds in their order, to a diff over `base`.
+pub(super) fn pack(writer: &mut Writer, base: &File, batch: &[Range<u64>], held: &mut [u8]) -> Result<(), RamError> {
+    let mut kept = 0;
+    for (slot, page) in batch.iter().cloned().flatten().enumerate() {
+        let content = slot * 4096..(slot + 1) * 4096;
+        if !is_zero(&held[content.clone()]) {
+            writer.note(page, Content::Data);
+            if kept < content.start {
+                held.copy_within(content, kept);
+            }
+            kept += 4096;
+        } else if !base_is_zero(base, page).map_err(RamError::Base)? {
+            writer.note(page, Content::Zero);
+        }
+    }
+    Ok(writer.append(&held[..kept])?)
+}
+
 fn base_is_zero(base: &File, page: u64) -> io::Result<bool> {
     let mut content = [0; 4096];
     base.read_exact_at(&mut content, page * PAGE_BYTES)?;
     Ok(is_zero(&content))
 }
 
-fn batch_bytes(batch: &[Range<u64>]) -> usize {
-    batch.iter().map(|pages| usize::try_from((pages.end - pages.start) * PAGE_BYTES).expect("below BATCH_BYTES")).sum()
+pub(super) fn batch_bytes(batch: &[Range<u64>]) -> usize {
+    batch.iter().map(|pages| usize::try_from((pages.end - pages.start) * PAGE_BYTES).expect("a batch fits into memory")).sum()
 }
 
-/// Groups page ranges, cut where needed, so that a group fits the buffer and one system call. Half of the kernel's limit of
-/// ranges is left for those that cross from one mapping into the next.
-fn batches(pages: impl Iterator<Item = Range<u64>>) -> impl Iterator<Item = Vec<Range<u64>>> {
+/// Groups page ranges, cut where needed, so that a group has at most `most` bytes and fits one system call. Half of the kernel's
+/// limit of ranges is left for those that cross from one mapping into the next.
+pub(super) fn batches(pages: impl Iterator<Item = Range<u64>>, most: usize) -> impl Iterator<Item = Vec<Range<u64>>> {
     let mut pages = pages.peekable();
     let mut rest: Option<Range<u64>> = None;
     std::iter::from_fn(move || {
-        let (mut batch, mut room) = (Vec::new(), BATCH_BYTES as u64 / PAGE_BYTES);
+        let (mut batch, mut room) = (Vec::new(), most as u64 / PAGE_BYTES);
         while room > 0 && batch.len() < MAX_RANGES / 2 {
             let Some(range) = rest.take().or_else(|| pages.next()) else { break };
             let cut = range.end.min(range.start + room);
@@ -291,8 +308,8 @@ mod scan {
     const PAGE_IS_FILE: u64 = 1 << 2;
     const PAGE_IS_PRESENT: u64 = 1 << 3;
     const PAGE_IS_SWAPPED: u64 = 1 << 4;
-    /// Regions that one call can give: 1.5 MiB of them.
-    const REGIONS: usize = 65_536;
+    /// Regions that one call can give: 192 KiB of them.
+    const REGIONS: usize = 8192;
 
     #[repr(C)]
     #[derive(Clone, Copy)]
@@ -394,7 +411,7 @@ mod tests {
             let address = unsafe { mmap(std::ptr::null_mut(), length, access, flags, &file, 0) }.unwrap();
             let ram = Ram::find(std::process::id(), file.metadata().unwrap().ino(), memory_bytes).unwrap();
             let scattered: Vec<Range<u64>> = (0..pages).map(|n| 2 * n..2 * n + 1).collect();
-            for batch in batches(scattered.iter().cloned()) {
+            for batch in batches(scattered.iter().cloned(), BATCH_BYTES) {
                 ram.copy_in(&batch, &vec![1; batch_bytes(&batch)]).unwrap();
             }
             let found = ram.private_pages().unwrap();
@@ -413,7 +430,7 @@ mod tests {
                 at = start + pages;
                 start..at
             }).collect();
-            let batches: Vec<_> = batches(ranges.clone().into_iter()).collect();
+            let batches: Vec<_> = batches(ranges.clone().into_iter(), BATCH_BYTES).collect();
             for batch in &batches {
                 prop_assert!(batch_bytes(batch) <= BATCH_BYTES && batch.len() <= MAX_RANGES / 2);
             }

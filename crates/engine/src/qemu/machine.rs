@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
-    memory::{PAGE_BYTES, ram::Ram, sparse},
+    memory::{PAGE_BYTES, Room, ram::Ram, sparse},
     parts,
 };
 
@@ -36,6 +36,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// Device state has less than a megabyte.
 const SAVE_DEADLINE: Duration = Duration::from_secs(60);
+/// Room beyond what a cut is expected to write.
+const ROOM_SLACK_BYTES: u64 = 2 << 20;
 /// Connecting to a socket that already listens.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Between a monitor's hang-up and the end of its process. What takes longer is killed.
@@ -76,6 +78,8 @@ pub(super) struct QemuMachine {
     root: Root,
     /// An overlay that is open already, for the next switch.
     opened: Option<PathBuf>,
+    /// Room for the next snapshot into this directory.
+    room: Option<(PathBuf, Room)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
     /// The guest's own wish to end, seen on the monitor.
@@ -117,6 +121,7 @@ impl QemuMachine {
             memory_bytes,
             root,
             opened: None,
+            room: None,
             control: None,
             powered_off: false,
             killed: false,
@@ -245,29 +250,42 @@ impl QemuMachine {
         .await
         .map_err(|source| file_error(&dir.join(parts::MEMORY), source))?;
         tracing::debug!(pid = self.process.pid(), freed_bytes = sealed, "sealed a template's memory");
-        Ok(SnapshotParts { memory: MemoryForm::Full, state_time, memory_time: started.elapsed() })
+        Ok(SnapshotParts { memory: MemoryForm::Full, captured: None, state_time, memory_time: started.elapsed() })
     }
 
     async fn snapshot_clone(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
-        let started = Instant::now();
-        let arguments = json!({"filename": STATE_OUT, "live": false});
-        self.command("to save its device state", "xen-save-devices-state", arguments).await?;
-        self.keep_state(dir, state::Form::DevicesOnly).await?;
-        let state_time = started.elapsed();
         let Memory::Cloned(base) = &self.memory else { unreachable!("the caller looked") };
         let out = dir.join(parts::MEMORY_DIFF);
         let base = base.try_clone().map_err(|source| file_error(&out, source))?;
+        let room = self.room.take().filter(|(place, _)| place == dir).map(|(_, room)| room);
         let (pid, memory_bytes, path) = (self.process.pid(), self.memory_bytes, out.clone());
-        let started = Instant::now();
-        let written = blocking(move || {
+        // Saving the state touches no guest memory, or only what a machine that loads the state makes again: a migration of
+        // QEMU's own copies the memory before it.
+        let memory = blocking(move || {
+            let started = Instant::now();
             let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes).map_err(std::io::Error::other)?;
-            ram.dump(&base, &path).map_err(std::io::Error::other)
-        })
-        .await
-        .map_err(|source| file_error(&out, source))?;
-        let bytes = written.data_pages * PAGE_BYTES;
-        tracing::debug!(pid, bytes, runs = written.runs, "packed a clone's private pages");
-        Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, state_time, memory_time: started.elapsed() })
+            let (bytes, captured) = match room {
+                Some(room) => {
+                    let captured = ram.capture(base, room).map_err(std::io::Error::other)?;
+                    (captured.bytes(), Some(captured))
+                }
+                None => (ram.dump(&base, &path).map_err(std::io::Error::other)?.data_pages * PAGE_BYTES, None),
+            };
+            Ok((bytes, captured, started.elapsed()))
+        });
+        let started = Instant::now();
+        let (memory, state) = tokio::join!(memory, self.save_devices(dir));
+        state?;
+        let state_time = started.elapsed();
+        let (bytes, captured, memory_time) = memory.map_err(|source| file_error(&out, source))?;
+        tracing::debug!(pid, bytes, ?state_time, ?memory_time, "copied a clone's private pages");
+        Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, captured, state_time, memory_time })
+    }
+
+    async fn save_devices(&mut self, dir: &Path) -> Result<(), MachineError> {
+        let arguments = json!({"filename": STATE_OUT, "live": false});
+        self.command("to save its device state", "xen-save-devices-state", arguments).await?;
+        self.keep_state(dir, state::Form::DevicesOnly).await
     }
 
     /// The name of the root disk's block node, `later` switches from now.
@@ -352,6 +370,17 @@ impl Machine for QemuMachine {
             ram.private_bytes().map_err(std::io::Error::other)
         };
         blocking(count).await.map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
+    }
+
+    async fn make_room(&mut self, dir: &Path, bytes: u64) -> Result<(), MachineError> {
+        self.room = None;
+        if matches!(self.memory, Memory::Cloned(_)) {
+            // The guest runs on, so there may be more of them by then.
+            let (place, bytes) = (dir.to_path_buf(), bytes + bytes / 8 + ROOM_SLACK_BYTES);
+            let room = blocking(move || Room::take(&place, bytes)).await.map_err(|source| file_error(dir, source))?;
+            self.room = Some((dir.to_path_buf(), room));
+        }
+        Ok(())
     }
 
     async fn snapshot(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::parts;
+use firkin_engine::{memory::Captured, parts};
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
 
 use super::{
@@ -29,6 +29,8 @@ pub struct ArtifactDraft {
     published: bool,
     /// Where they are written first, while a guest waits for it.
     room: Option<Room>,
+    /// Its memory, while that is not packed into the member yet.
+    captured: Option<Captured>,
 }
 
 impl ArtifactDraft {
@@ -50,7 +52,24 @@ impl ArtifactDraft {
 
     /// Gives the room in memory up, with what was written into it. Whether there was any.
     pub fn leave_memory(&mut self) -> bool {
+        self.captured = None;
         self.room.take().is_some()
+    }
+
+    /// Takes the memory of a cut, which [`ArtifactStore::publish`] packs into the member that it becomes.
+    pub(crate) fn keep(&mut self, captured: Option<Captured>) {
+        self.captured = captured;
+    }
+
+    /// Puts what was written into memory where members belong.
+    fn settle(&mut self, members: &[&str]) -> io::Result<()> {
+        if let Some(captured) = self.captured.take() {
+            captured.pack(&self.dir.join(parts::MEMORY_DIFF))?;
+        }
+        if let Some(room) = self.room.take() {
+            room.settle(members, &self.dir)?;
+        }
+        Ok(())
     }
 }
 
@@ -72,7 +91,7 @@ impl ArtifactStore {
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         fs::create_dir(&dir)?;
         fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
-        Ok(ArtifactDraft { id, dir, published: false, room: None })
+        Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None })
     }
 
     /// Takes room in memory for a cut into `draft` that may write `expected` bytes of memory. Where there is none, the cut is
@@ -112,9 +131,7 @@ impl ArtifactStore {
             MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
             MemoryMember::Absent => &[],
         };
-        if let Some(room) = draft.room.take() {
-            room.settle(own, &draft.dir).map_err(file(&draft.dir))?;
-        }
+        draft.settle(own).map_err(file(&draft.dir))?;
         let mut members = BTreeMap::new();
         for name in own {
             let path = draft.dir.join(name);

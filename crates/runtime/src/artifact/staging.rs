@@ -126,10 +126,13 @@ impl Room {
         &self.path
     }
 
-    /// Copies these files of the room to `dir`, on a disk. Not durable yet.
+    /// Copies these files to `dir`, on a disk, those that are in the room. Not durable yet.
     pub(super) fn settle(&self, files: &[&str], dir: &Path) -> io::Result<()> {
         for name in files {
-            fs::copy(self.path.join(name), dir.join(name))?;
+            let from = self.path.join(name);
+            if from.exists() {
+                fs::copy(from, dir.join(name))?;
+            }
         }
         Ok(())
     }
