@@ -2,8 +2,8 @@
 //!
 //! A template's memory is one sparse file that every clone maps copy-on-write. A clone's snapshot is then only the pages that
 //! the kernel has copied for it, found through `/proc/<pid>/pagemap` and packed by [`diff`], always relative to the mapped
-//! file and never to an earlier diff: a grandchild is again base plus one diff. [`Captured`] has them while they are not packed yet. [`flatten`] makes a new base of both when the diff
-//! has become large. [`sparse`] gives a template's zero pages back.
+//! file and never to an earlier diff: a grandchild is again base plus one diff. [`Captured`] has them while they are not packed
+//! yet. [`flatten`] makes a new base of both when the diff has become large. [`sparse`] gives a template's zero pages back.
 
 mod capture;
 pub mod diff;

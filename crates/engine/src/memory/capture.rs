@@ -124,7 +124,7 @@ impl Ram {
             let own = copy();
             others.into_iter().map(|other| other.join().expect("a copy does not panic")).fold(own, Result::and)
         })?;
-        Ok(Captured { room, pages, base, memory_bytes: self.memory_bytes() })
+        Ok(Captured { room, pages, base, memory_bytes: self.memory_bytes })
     }
 }
 

@@ -44,7 +44,7 @@ struct Segment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ram {
     pid: u32,
-    memory_bytes: u64,
+    pub(super) memory_bytes: u64,
     segments: Vec<Segment>,
 }
 
@@ -114,10 +114,6 @@ impl Ram {
             (start < end).then(|| segment.address + (start - segment.offset)..segment.address + (end - segment.offset))
         };
         self.segments.iter().filter_map(overlap).collect()
-    }
-
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
     }
 
     /// Private pages, as ascending ranges of page numbers.

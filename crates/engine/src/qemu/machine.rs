@@ -273,19 +273,20 @@ impl QemuMachine {
             };
             Ok((bytes, captured, started.elapsed()))
         });
-        let started = Instant::now();
-        let (memory, state) = tokio::join!(memory, self.save_devices(dir));
-        state?;
-        let state_time = started.elapsed();
+        let (memory, state_time) = tokio::join!(memory, self.save_devices(dir));
+        let state_time = state_time?;
         let (bytes, captured, memory_time) = memory.map_err(|source| file_error(&out, source))?;
         tracing::debug!(pid, bytes, ?state_time, ?memory_time, "copied a clone's private pages");
         Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, captured, state_time, memory_time })
     }
 
-    async fn save_devices(&mut self, dir: &Path) -> Result<(), MachineError> {
+    /// Saves the device state, and gives how long that took.
+    async fn save_devices(&mut self, dir: &Path) -> Result<Duration, MachineError> {
+        let started = Instant::now();
         let arguments = json!({"filename": STATE_OUT, "live": false});
         self.command("to save its device state", "xen-save-devices-state", arguments).await?;
-        self.keep_state(dir, state::Form::DevicesOnly).await
+        self.keep_state(dir, state::Form::DevicesOnly).await?;
+        Ok(started.elapsed())
     }
 
     /// The name of the root disk's block node, `later` switches from now.
