@@ -21,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::runtime::Runtime;
+use firkin_wire::unread;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
 mod auth;
@@ -38,7 +39,6 @@ mod serve;
 mod sever;
 mod shape;
 mod tls;
-mod unread;
 
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};

@@ -8,6 +8,8 @@ pub mod envd;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod rest;
+#[cfg(feature = "unread")]
+pub mod unread;
 
 /// The envd version whose contract the guest serves; SDKs gate features on it.
 pub const ENVD_VERSION: &str = "0.6.13";

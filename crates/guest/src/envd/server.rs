@@ -2,7 +2,8 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, middleware::from_fn};
+use firkin_wire::unread;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -66,6 +67,7 @@ pub(crate) async fn serve(listener: std::net::TcpListener, routes: Router, state
 /// Serves routes for ever. Their connections end with the era too.
 pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, state: State) -> Result<(), ServeError> {
     let listener = TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
+    let routes = routes.layer(from_fn(unread::settle));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");

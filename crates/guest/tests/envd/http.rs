@@ -1,5 +1,10 @@
 //! The plain routes, the token and the two codecs.
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::harness::Envd;
 
 #[tokio::test]
@@ -70,4 +75,37 @@ async fn an_oversized_message_is_refused_and_the_server_lives() {
         assert!(answer.status.is_client_error(), "{}", answer.status);
     }
     assert_eq!(envd.get("/health", &[]).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_head_alone_leaves_a_connection_that_works_or_says_that_it_closes() {
+    let envd = Envd::start_with(&["--token", "secret"]);
+    let mut stream = TcpStream::connect(envd.url.trim_start_matches("http://")).await.unwrap();
+    // The body comes behind the head, as clients send it that write both apart.
+    let head = b"POST /process.Process/List HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    stream.write_all(b"{}").await.unwrap();
+    let refused = head_and_body(&mut stream).await;
+    assert!(refused.starts_with("http/1.1 401 "), "{refused}");
+    if refused.contains("\r\nconnection: close\r\n") {
+        return;
+    }
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let next = head_and_body(&mut stream).await;
+    assert!(next.starts_with("http/1.1 204 "), "{next}");
+}
+
+/// One answer with the length it announces, in lower case.
+async fn head_and_body(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
+                return text;
+            }
+        }
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "closed after {text:?}");
+    }
 }

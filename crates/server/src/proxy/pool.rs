@@ -113,10 +113,10 @@ impl Pool {
     /// An idle connection may turn out to be dead. The request is sent again only where nothing of it can have had an effect:
     /// it was not written at all, or it has neither a body nor an effect by its method.
     pub(crate) async fn send(self: &Arc<Self>, target: &Target, mut request: Request<Body>) -> Result<Answer, ProxyError> {
-        let replay = replayable(&request);
+        let (replay, bodied) = (replayable(&request), !request.body().is_end_stream());
         while let Some(mut connection) = self.take(target) {
             match until_ended(&connection.ended.clone(), target, connection.sender.try_send_request(request)).await? {
-                Ok(response) => return Ok(self.answer(target, connection, response)),
+                Ok(response) => return Ok(self.answer(target, connection, response, bodied)),
                 Err(mut error) => match (error.take_message(), &replay) {
                     (Some(unsent), _) => request = unsent,
                     (None, Some(copy)) => request = copy.clone_request(),
@@ -126,7 +126,7 @@ impl Pool {
         }
         let mut connection = self.open(target).await?;
         match until_ended(&connection.ended.clone(), target, connection.sender.send_request(request)).await? {
-            Ok(response) => Ok(self.answer(target, connection, response)),
+            Ok(response) => Ok(self.answer(target, connection, response, bodied)),
             Err(error) => Err(broken(target, &connection.ended, &error)),
         }
     }
@@ -181,12 +181,15 @@ impl Pool {
         Ok(Connection { sender, ended, leaving })
     }
 
-    fn answer(self: &Arc<Self>, target: &Target, connection: Connection, response: Response<Incoming>) -> Answer {
+    /// An answer and its connection, which is used no more after a refusal of a request with a body (`bodied`): many servers
+    /// refuse by the head alone, leave the body unread and close without a word, and the next request would run into that.
+    fn answer(self: &Arc<Self>, target: &Target, connection: Connection, response: Response<Incoming>, bodied: bool) -> Answer {
         let ended = connection.ended.clone();
+        let refused = response.status().is_client_error() || response.status().is_server_error();
         let lease = Lease { pool: Arc::clone(self), key: (target.id.clone(), target.port), connection };
+        let lease = (!(bodied && refused)).then_some(lease);
         let cut = Box::pin(ended.clone().cancelled_owned());
-        let response =
-            response.map(|inner| GuestBody { finished: inner.is_end_stream(), inner, cut, lease: Some(lease), sever: None });
+        let response = response.map(|inner| GuestBody { finished: inner.is_end_stream(), inner, cut, lease, sever: None });
         Answer { response, ended }
     }
 

@@ -312,6 +312,29 @@ async fn a_dead_idle_connection_is_not_the_clients_problem() {
 }
 
 #[tokio::test]
+async fn a_connection_is_used_no_more_after_a_refusal_that_left_the_body_unread() {
+    // A guest that refuses by the head and goes away once it sees the next request: late, so the proxy cannot have noticed.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let guest = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
+                while stream.read(&mut request).await.is_ok_and(|read| !request[..read].starts_with(b"POST")) {}
+            });
+        }
+    });
+    let (proxy, guests, _pool) = proxy().await;
+    for turn in 1..=5 {
+        let response = send(proxy, request(guest, "POST", "/", Body::from("{}"))).await.unwrap();
+        assert_eq!((response.status().as_u16(), text(response.into_body()).await), (401, "no".to_owned()));
+        assert_eq!(guests.dials.load(Ordering::SeqCst), turn);
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_speaks_no_http_is_neither_closed_nor_absent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let guest = listener.local_addr().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1 can go on with a connection only behind the end of a body; hyper closes the connection otherwise, without having
 //! said so, and a client that took it for reusable loses its next request. So a little is read and thrown away, and where that
-//! does not reach the end, the answer announces that the connection closes.
+//! does not reach the end, the answer announces that the connection closes. Server and guest both do so: `axum::middleware::from_fn(settle)`.
 
 use std::{
     pin::Pin,
@@ -24,7 +24,7 @@ const MAX_DRAIN_BYTES: usize = 256 << 10;
 const DRAIN_DEADLINE: Duration = Duration::from_millis(250);
 
 /// Deals with what is left of a request's body when its answer is there.
-pub(crate) async fn settle(request: Request, next: Next) -> Response {
+pub async fn settle(request: Request, next: Next) -> Response {
     if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
         return next.run(request).await;
     }
