@@ -78,21 +78,28 @@ async fn an_oversized_message_is_refused_and_the_server_lives() {
 }
 
 #[tokio::test]
-async fn a_refusal_by_the_head_alone_leaves_a_connection_that_works_or_says_that_it_closes() {
+async fn a_refusal_by_the_head_alone_says_that_it_closes_unless_the_body_comes() {
+    const HEAD: &[u8] =
+        b"POST /process.Process/List HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    const CLOSES: &str = "\r\nconnection: close\r\n";
     let envd = Envd::start_with(&["--token", "secret"]);
-    let mut stream = TcpStream::connect(envd.url.trim_start_matches("http://")).await.unwrap();
-    // The body comes behind the head, as clients send it that write both apart.
-    let head = b"POST /process.Process/List HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
-    stream.write_all(head).await.unwrap();
+    let connect = async || TcpStream::connect(envd.url.trim_start_matches("http://")).await.unwrap();
+    let mut stream = connect().await;
+    stream.write_all(HEAD).await.unwrap();
+    let refused = head_and_body(&mut stream).await;
+    assert!(refused.starts_with("http/1.1 401 ") && refused.contains(CLOSES), "{refused}");
+
+    let mut stream = connect().await;
+    stream.write_all(HEAD).await.unwrap();
     stream.write_all(b"{}").await.unwrap();
     let refused = head_and_body(&mut stream).await;
     assert!(refused.starts_with("http/1.1 401 "), "{refused}");
-    if refused.contains("\r\nconnection: close\r\n") {
-        return;
+    // On a busy machine the two halves may lie too far apart.
+    if !refused.contains(CLOSES) {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let next = head_and_body(&mut stream).await;
+        assert!(next.starts_with("http/1.1 204 "), "{next}");
     }
-    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    let next = head_and_body(&mut stream).await;
-    assert!(next.starts_with("http/1.1 204 "), "{next}");
 }
 
 /// One answer with the length it announces, in lower case.
