@@ -160,6 +160,7 @@ struct Gauges {
     pooled: Family<Outcome, Counter>,
     resident: Gauge,
     disk: Family<State, Gauge>,
+    short_of_disk: Gauge,
 }
 
 impl Metrics {
@@ -241,6 +242,8 @@ impl Gauges {
             self.shelved.clone(),
         );
         registry.register("pool_events", "What became of claims and of what waits for them since the start", self.pooled.clone());
+        let help = "1 while nothing more is kept warm because too little of the disk is free";
+        registry.register("pool_short_of_disk", help, self.short_of_disk.clone());
         registry.register(
             "disk_bytes",
             "What the state directory holds, could let go and may hold, where it has a budget",
@@ -281,6 +284,7 @@ impl Gauges {
     }
 
     fn set_pool(&self, pool: &PoolStatus) {
+        self.short_of_disk.set(pool.short_of_disk.into());
         let shelves = || pool.templates.values();
         for (state, count) in [
             ("wanted", shelves().map(|shelf| shelf.wanted).sum::<usize>()),

@@ -151,6 +151,8 @@ pub struct PoolStatus {
     pub retired: u64,
     /// That died while they waited.
     pub lost: u64,
+    /// Whether none is made now because too little of the disk is free: [`crate::disk::REFILL_FACTOR`] times the floor it must be.
+    pub short_of_disk: bool,
 }
 
 impl PoolStatus {
@@ -262,8 +264,10 @@ impl WarmPool {
             prepared: shelf.ready(Stage::Prepared),
             making: shelf.making(),
         };
-        let templates = state.shelves.iter().map(|(id, found)| (id.clone(), shelf(found))).collect();
-        PoolStatus { templates, ..state.counters.clone() }
+        let templates: BTreeMap<_, _> = state.shelves.iter().map(|(id, found)| (id.clone(), shelf(found))).collect();
+        // Where nothing is kept warm, nothing looks whether there is room again.
+        let short_of_disk = state.counters.short_of_disk && !templates.is_empty();
+        PoolStatus { templates, short_of_disk, ..state.counters.clone() }
     }
 
     /// A ready session of the request's template, if it is pooled and there is one, else a prepared engine. Counts the create as
@@ -409,6 +413,12 @@ impl WarmPool {
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Whether there was too little free space for a refill just now. Gives whether that is news.
+    fn note_disk(&self, short: bool) -> bool {
+        let counters = &mut self.state().counters;
+        std::mem::replace(&mut counters.short_of_disk, short) != short
     }
 
     /// What was ready died.

@@ -3,7 +3,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,6 +14,7 @@ use firkin_engine::fake::{Connection, FakeEngine, Fault, Point};
 use firkin_runtime::{
     capacity::{CapacityUsage, HostCapacity},
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
+    disk::{DiskPressureProbe, DiskSpace},
     link::NetworkChoice,
     memory::HostMemory,
     pool::{Depth, PoolStatus, WarmConfig},
@@ -551,4 +555,74 @@ fn a_restarted_server_ends_the_engines_that_waited() {
         assert_eq!(engine.live(), 0, "nobody takes over what has no guest");
         Bench { runtime, engine, taken, dir }.stop().await;
     });
+}
+
+/// A disk that is as full as a test says.
+#[derive(Debug, Default)]
+struct Disk {
+    free_mib: AtomicU64,
+}
+
+impl DiskPressureProbe for Disk {
+    fn probe(&self, _: &Path) -> std::io::Result<DiskSpace> {
+        Ok(DiskSpace { free: self.free_mib.load(Ordering::SeqCst) << 20, total: 1 << 50 })
+    }
+}
+
+/// What the pool's keeper says aloud.
+#[derive(Debug, Default, Clone)]
+struct Said(Arc<Mutex<Vec<tracing::Level>>>);
+
+impl tracing::Subscriber for Said {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "firkin_runtime::pool::keeper" && *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().unwrap().push(*event.metadata().level());
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_disk_too_full_for_warm_sessions_is_told_once_and_its_end_too() {
+    let said = Said::default();
+    // All of the runtime is on this thread.
+    let _listening = tracing::subscriber::set_default(said.clone());
+    let (taken, dir, disk) = (Taken::default(), tempfile::tempdir().unwrap(), Arc::new(Disk::default()));
+    // Enough for a create, not for a warm session.
+    disk.free_mib.store(150, Ordering::SeqCst);
+    let engine = engine(&taken);
+    let config = RuntimeConfig {
+        disk_floor_mib: Some(100),
+        disk_probe: Arc::clone(&disk) as Arc<dyn DiskPressureProbe>,
+        ..config(dir.path(), NEVER, Depth { min: 1, max: 1 })
+    };
+    let bench = Bench::with_config(config, engine, taken, dir).await;
+    bench.until("the disk is found too full", |status| status.short_of_disk).await;
+    // A template that is built anew is tried at once.
+    Box::pin(bench.runtime.build_template(base(), &|_| {})).await.unwrap();
+    let metrics = bench.runtime.render_metrics();
+    let told = metrics.lines().find(|line| line.starts_with("firkin_pool_short_of_disk{"));
+    assert!(told.is_some_and(|line| line.ends_with(" 1")), "{told:?}");
+    disk.free_mib.store(200, Ordering::SeqCst);
+    Box::pin(bench.runtime.build_template(base(), &|_| {})).await.unwrap();
+    bench.ready(1).await;
+    assert!(!bench.runtime.pool().short_of_disk);
+    disk.free_mib.store(150, Ordering::SeqCst);
+    bench.create().await;
+    bench.until("the disk is found too full again", |status| status.short_of_disk).await;
+    assert_eq!(*said.0.lock().unwrap(), [tracing::Level::WARN, tracing::Level::INFO, tracing::Level::WARN]);
+    bench.stop().await;
 }

@@ -12,6 +12,7 @@ use crate::{
     capacity::{ResourceBudget, WarmSessionReservation},
     command::{self, CommandError, GuestCommand},
     core::Core,
+    disk::REFILL_FACTOR,
     error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
     owner::chain,
     rest::come_to_rest,
@@ -49,12 +50,17 @@ enum RefillError {
 }
 
 impl RefillError {
+    /// The disk is too full, or it cannot be told how full it is.
+    fn is_want_of_disk(&self) -> bool {
+        matches!(self, Self::Disk(_) | Self::Check(SnapshotRestoreError::DiskPressure(_)))
+    }
+
     /// The host has no room now; nothing is wrong with the template.
     fn is_want_of_room(&self) -> bool {
         match self {
-            Self::Disk(_) | Self::Admission(_) | Self::Check(SnapshotRestoreError::DiskPressure(_)) => true,
+            Self::Admission(_) => true,
+            Self::Disk(_) | Self::Check(_) => self.is_want_of_disk(),
             Self::Integrity(_)
-            | Self::Check(_)
             | Self::Launch(_)
             | Self::Prepare(_)
             | Self::WarmUp(_)
@@ -106,7 +112,14 @@ async fn tend(core: Arc<Core>, mut order: Order) {
                 return;
             }
             let (template, stage, reason, for_now) = (&order.template, order.stage, chain(&error), error.is_want_of_room());
-            if for_now {
+            if error.is_want_of_disk() && core.pool.note_disk(true) {
+                // Once, not with each attempt: nothing else says why creates are slower than they were.
+                tracing::warn!(
+                    reason,
+                    "nothing more is kept warm until {REFILL_FACTOR} times the disk floor is free: free space there, or lower the \
+                     floor (`firkin up --disk-floor MIB`)"
+                );
+            } else if for_now {
                 tracing::debug!(template, ?stage, reason, "no room in the pool");
             } else {
                 tracing::warn!(template, ?stage, reason, "cannot refill the pool");
@@ -174,6 +187,9 @@ async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillErro
     };
     let request = restore::check(request, &core.gates).await.map_err(RefillError::Check)?;
     core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
+    if core.pool.note_disk(false) {
+        tracing::info!("the disk has room for warm sessions again");
+    }
     let reservation = reserve(core, order, request.budget).await?;
     match order.stage {
         Stage::Prepared => prepare(core, order, &request, reservation).await,

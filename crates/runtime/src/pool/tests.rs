@@ -267,3 +267,13 @@ async fn a_warm_session_takes_the_room_of_a_prepared_engine_that_is_large_enough
     assert!(!pool.end_prepared("u", &has).await);
     assert_eq!((pool.status().retired, pool.status().evictions), (2, 0));
 }
+
+#[test]
+fn a_full_disk_is_news_once_and_so_is_its_end() {
+    let pool = pool(Depth { min: 1, max: 1 });
+    let news: Vec<bool> = [false, true, true, false, false, true].map(|short| pool.note_disk(short)).into();
+    assert_eq!(news, [false, true, false, true, false, true]);
+    assert!(!pool.status().short_of_disk, "nothing is to be kept warm");
+    pool.reconcile(&[template("a", "x")]);
+    assert!(pool.status().short_of_disk);
+}
