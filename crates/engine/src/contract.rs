@@ -12,7 +12,10 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::{BootSpec, ControlStream, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, StartError, parts, qcow2};
+use crate::{
+    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, SnapshotParts, StartError, parts,
+    qcow2,
+};
 
 /// Longest wait for anything: an emulated guest on a busy host takes tens of seconds to boot.
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -144,13 +147,22 @@ impl Instance {
         let dir = harness.snapshot_dir().await;
         // Less than it turns out to take.
         self.machine.make_room(&dir, 0).await.expect("a running machine takes room for its cut");
-        self.cut_into(dir, harness, base).await
+        self.machine.pause().await.expect("a running machine pauses");
+        let next = self.next_overlay(harness).await;
+        let written = self.machine.cut(&dir, &next).await.expect("a paused machine is cut");
+        self.sealed(&dir, next, written, base)
     }
 
-    /// The same without room.
+    /// The same without room, one after the other.
     async fn cut_into(&mut self, dir: PathBuf, harness: &dyn Harness, base: &Snapshot) -> Snapshot {
         self.machine.pause().await.expect("a running machine pauses");
         let written = self.machine.snapshot(&dir).await.expect("a paused machine is snapshot");
+        let next = self.next_overlay(harness).await;
+        self.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
+        self.sealed(&dir, next, written, base)
+    }
+
+    fn sealed(&mut self, dir: &Path, next: PathBuf, written: SnapshotParts, base: &Snapshot) -> Snapshot {
         assert!(matches!(written.memory, MemoryForm::Diff { .. }), "a restored machine gives a diff, not {written:?}");
         let snapshot = Snapshot {
             memory: base.memory.clone(),
@@ -158,8 +170,7 @@ impl Instance {
             state: dir.join(parts::STATE),
             disk: self.disk.clone(),
         };
-        self.disk = self.next_overlay(harness).await;
-        self.machine.switch_disk(&self.disk).await.expect("a paused machine switches its disk");
+        self.disk = next;
         assert_eq!(self.machine.root_disk(), self.disk);
         if let Some(captured) = written.captured {
             captured.pack(&dir.join(parts::MEMORY_DIFF)).expect("what was captured is packed");
@@ -295,7 +306,25 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
     assert!(matches!(instance.machine.switch_disk(&absent).await, Err(MachineError::Refused { .. })));
     instance.machine.resume().await.expect("a refused switch leaves the machine as it was");
     guest.write_disk().await;
+    cut_fails(harness, &mut instance, &mut *guest, template).await;
     instance.machine.kill().await;
+}
+
+/// Of a cut that fails, the machine says what it has done.
+async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest, template: &Snapshot) {
+    guest.remember(60).await;
+    instance.machine.pause().await.expect("it pauses");
+    let (absent, next) = (instance.dir.join("absent"), instance.next_overlay(harness).await);
+    assert!(matches!(instance.machine.cut(&absent, &next).await, Err(MachineError::File { .. })));
+    let (disk, other) = (instance.machine.root_disk(), if instance.machine.root_disk() == next { &instance.disk } else { &next });
+    let before = fs_err::read(other).expect("it is there");
+    instance.machine.resume().await.expect("a failed cut leaves the machine able to go on");
+    guest.write_disk().await;
+    assert!(fs_err::read(other).expect("it is still there") == before, "it writes to another disk than it says");
+    instance.disk = disk;
+    instance.cut(harness, template).await;
+    instance.machine.resume().await.expect("it resumes after one that succeeds");
+    assert_eq!(guest.recall().await, 60);
 }
 
 async fn cut_is_prepared(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest) {

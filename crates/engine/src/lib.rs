@@ -367,6 +367,10 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Makes `overlay`, a fresh qcow2 file over the current root disk, the file that a *paused* machine writes from now on.
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError>;
 
+    /// [`Machine::snapshot`] and [`Machine::switch_disk`] of one instant, in whatever order or beside each other. Where it fails,
+    /// [`Machine::root_disk`] tells whether the disk was switched.
+    async fn cut(&mut self, dir: &Path, overlay: &Path) -> Result<SnapshotParts, MachineError>;
+
     /// A fresh connection to the guest agent's port. The previous one, if any, is dead from then on.
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError>;
 

@@ -222,15 +222,17 @@ impl Session {
         let begun = Instant::now();
         self.machine.pause().await?;
         let parts = match memory {
-            Memory::Kept => Some(self.snapshot(draft).await?),
-            Memory::Dropped => None,
+            Memory::Kept => self.snapshot(draft, &next_path).await.map(Some),
+            Memory::Dropped => self.machine.switch_disk(&next_path).await.map(|()| None),
         };
-        self.machine.switch_disk(&next_path).await?;
         let mut freeze = begun.elapsed();
-        // From now on the session needs it, whether or not that can be recorded.
-        self.pins.push(artifacts.pin(format!("layer:{sealed}")));
-        self.overlay = next;
-        self.layers.push(sealed.clone());
+        if self.machine.root_disk() == next_path {
+            // From now on the session needs it, whether or not that can be recorded, and also if the rest of the cut failed.
+            self.pins.push(artifacts.pin(format!("layer:{sealed}")));
+            self.overlay = next;
+            self.layers.push(sealed);
+        }
+        let parts = parts?;
         if then == After::GoOn {
             // Nothing that is still to be done touches what the guest has.
             match self.machine.resume().await {
@@ -295,12 +297,17 @@ impl Session {
         Ok((next, path))
     }
 
-    /// Writes state and memory of the stopped machine: into memory, or to the disk when they turn out not to fit.
-    async fn snapshot(&mut self, draft: &mut ArtifactDraft) -> Result<SnapshotParts, MachineError> {
-        let mut written = match self.machine.snapshot(draft.cut_dir()).await {
+    /// Writes state and memory of the stopped machine, into memory, or to the disk when they turn out not to fit; it goes on with
+    /// the layer at `next`.
+    async fn snapshot(&mut self, draft: &mut ArtifactDraft, next: &Path) -> Result<SnapshotParts, MachineError> {
+        let mut written = match self.machine.cut(draft.cut_dir(), next).await {
             Err(error @ MachineError::File { .. }) if draft.leave_memory() => {
                 tracing::warn!(error = owner::chain(&error), "a cut did not fit into memory and is written to the disk");
-                self.machine.snapshot(draft.cut_dir()).await
+                if self.machine.root_disk() == next {
+                    self.machine.snapshot(draft.cut_dir()).await
+                } else {
+                    self.machine.cut(draft.cut_dir(), next).await
+                }
             }
             written => written,
         }?;

@@ -54,10 +54,8 @@ async fn main() {
         let begun = Instant::now();
         machine.pause().await.unwrap();
         let paused = begun.elapsed();
-        let cut = machine.snapshot(room.path()).await.unwrap();
+        let cut = machine.cut(room.path(), &next).await.unwrap();
         let written = begun.elapsed();
-        machine.switch_disk(&next).await.unwrap();
-        let switched = begun.elapsed();
         machine.resume().await.unwrap();
         freezes.push(begun.elapsed());
         let begun = Instant::now();
@@ -66,8 +64,8 @@ async fn main() {
         let MemoryForm::Diff { bytes } = cut.memory else { panic!("a clone gives a diff") };
         assert!(bytes >= DIRTY_BYTES as u64 && bytes <= expected + (8 << 20), "{bytes} of {expected} expected");
         eprintln!(
-            "freeze {:?} of {} MiB: stopped at {paused:?}, state {:?}, memory {:?}, written at {written:?}, switched at \
-             {switched:?}; prepared in {prepared:?}, packed in {packed:?}",
+            "freeze {:?} of {} MiB: stopped at {paused:?}, state {:?}, memory {:?}, written and switched at {written:?}; \
+             prepared in {prepared:?}, packed in {packed:?}",
             freezes[n],
             bytes >> 20,
             cut.state_time,

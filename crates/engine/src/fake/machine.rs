@@ -169,6 +169,12 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    /// The disk first: a cut that fails then is one whose disk was switched.
+    async fn cut(&mut self, dir: &Path, overlay: &Path) -> Result<SnapshotParts, MachineError> {
+        self.switch_disk(overlay).await?;
+        self.snapshot(dir).await
+    }
+
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError> {
         if let Phase::Gone(exit) = self.phase() {
             return Err(MachineError::Gone(exit));

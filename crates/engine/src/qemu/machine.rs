@@ -78,8 +78,8 @@ pub(super) struct QemuMachine {
     root: Root,
     /// An overlay that is open already, for the next switch.
     opened: Option<PathBuf>,
-    /// Room for the next snapshot into this directory.
-    room: Option<(PathBuf, Room)>,
+    /// Where the guest's memory is, and room for the next snapshot of it into this directory.
+    room: Option<(PathBuf, Ram, Room)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
     /// The guest's own wish to end, seen on the monitor.
@@ -253,40 +253,61 @@ impl QemuMachine {
         Ok(SnapshotParts { memory: MemoryForm::Full, captured: None, state_time, memory_time: started.elapsed() })
     }
 
-    async fn snapshot_clone(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
+    /// Also switches the disk to `overlay`, if there is one.
+    async fn snapshot_clone(&mut self, dir: &Path, overlay: Option<&Path>) -> Result<SnapshotParts, MachineError> {
         let Memory::Cloned(base) = &self.memory else { unreachable!("the caller looked") };
         let out = dir.join(parts::MEMORY_DIFF);
         let base = base.try_clone().map_err(|source| file_error(&out, source))?;
-        let room = self.room.take().filter(|(place, _)| place == dir).map(|(_, room)| room);
+        let room = self.room.take().filter(|(place, ..)| place == dir);
         let (pid, memory_bytes, path) = (self.process.pid(), self.memory_bytes, out.clone());
         // Saving the state touches no guest memory, or only what a machine that loads the state makes again: a migration of
-        // QEMU's own copies the memory before it.
+        // QEMU's own copies the memory before it. The disk is no concern of either.
         let memory = blocking(move || {
             let started = Instant::now();
-            let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes).map_err(std::io::Error::other)?;
             let (bytes, captured) = match room {
-                Some(room) => {
+                Some((_, ram, room)) => {
                     let captured = ram.capture(base, room).map_err(std::io::Error::other)?;
                     (captured.bytes(), Some(captured))
                 }
-                None => (ram.dump(&base, &path).map_err(std::io::Error::other)?.data_pages * PAGE_BYTES, None),
+                None => {
+                    let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes).map_err(std::io::Error::other)?;
+                    (ram.dump(&base, &path).map_err(std::io::Error::other)?.data_pages * PAGE_BYTES, None)
+                }
             };
             Ok((bytes, captured, started.elapsed()))
         });
-        let (memory, state_time) = tokio::join!(memory, self.save_devices(dir));
+        let (memory, state_time) = tokio::join!(memory, self.save_devices(dir, overlay));
         let state_time = state_time?;
         let (bytes, captured, memory_time) = memory.map_err(|source| file_error(&out, source))?;
         tracing::debug!(pid, bytes, ?state_time, ?memory_time, "copied a clone's private pages");
         Ok(SnapshotParts { memory: MemoryForm::Diff { bytes }, captured, state_time, memory_time })
     }
 
-    /// Saves the device state, and gives how long that took.
-    async fn save_devices(&mut self, dir: &Path) -> Result<Duration, MachineError> {
+    /// Saves the device state, and gives how long that took; switches the disk to `overlay`, if there is one.
+    async fn save_devices(&mut self, dir: &Path, overlay: Option<&Path>) -> Result<Duration, MachineError> {
         let started = Instant::now();
         let arguments = json!({"filename": STATE_OUT, "live": false});
         self.command("to save its device state", "xen-save-devices-state", arguments).await?;
-        self.keep_state(dir, state::Form::DevicesOnly).await?;
-        Ok(started.elapsed())
+        let kept = self.keep_state(dir, state::Form::DevicesOnly);
+        let (kept, switched) = tokio::join!(kept, async {
+            match overlay {
+                Some(overlay) => self.switch_disk(overlay).await,
+                None => Ok(()),
+            }
+        });
+        kept.and(switched).map(|()| started.elapsed())
+    }
+
+    /// Finds a clone's memory in its process. Blocks.
+    fn find_memory(&self) -> Result<Option<impl FnOnce() -> std::io::Result<Ram> + Send + 'static>, MachineError> {
+        let Memory::Cloned(base) = &self.memory else { return Ok(None) };
+        let inode = base.metadata().map_err(|source| file_error(&self.dir, source))?.ino();
+        let (pid, memory_bytes) = (self.process.pid(), self.memory_bytes);
+        Ok(Some(move || Ram::find(pid, inode, memory_bytes).map_err(std::io::Error::other)))
+    }
+
+    fn process_error(&self, source: std::io::Error) -> MachineError {
+        file_error(&PathBuf::from(format!("/proc/{}", self.process.pid())), source)
     }
 
     /// The name of the root disk's block node, `later` switches from now.
@@ -317,15 +338,14 @@ impl QemuMachine {
     }
 
     /// Takes the state that QEMU wrote and makes it a member of the snapshot.
-    async fn keep_state(&mut self, dir: &Path, form: state::Form) -> Result<(), MachineError> {
+    fn keep_state(&self, dir: &Path, form: state::Form) -> impl Future<Output = Result<(), MachineError>> + use<> {
         let (from, to, machine) = (self.dir.join(STATE_OUT), dir.join(parts::STATE), self.machine.clone());
         let path = to.clone();
-        blocking(move || {
+        let kept = blocking(move || {
             let state = state::State::collect(&from, form, &machine).map_err(std::io::Error::other)?;
             state.write(&path)
-        })
-        .await
-        .map_err(|source| file_error(&to, source))
+        });
+        async move { kept.await.map_err(|source| file_error(&to, source)) }
     }
 
     /// Ends the connection that was given out last: QEMU accepts one at a time.
@@ -363,23 +383,19 @@ impl Machine for QemuMachine {
             return Err(MachineError::WrongState { call: "prepare a cut of", state: "sealed" });
         }
         self.open_disk(overlay).await?;
-        let Memory::Cloned(base) = &self.memory else { return Ok(0) };
-        let inode = base.metadata().map_err(|source| file_error(&self.dir, source))?.ino();
-        let (pid, memory_bytes) = (self.process.pid(), self.memory_bytes);
-        let count = move || {
-            let ram = Ram::find(pid, inode, memory_bytes).map_err(std::io::Error::other)?;
-            ram.private_bytes().map_err(std::io::Error::other)
-        };
-        blocking(count).await.map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
+        let Some(find) = self.find_memory()? else { return Ok(0) };
+        let count = move || find()?.private_bytes().map_err(std::io::Error::other);
+        blocking(count).await.map_err(|source| self.process_error(source))
     }
 
     async fn make_room(&mut self, dir: &Path, bytes: u64) -> Result<(), MachineError> {
         self.room = None;
-        if matches!(self.memory, Memory::Cloned(_)) {
+        if let Some(find) = self.find_memory()? {
+            let ram = blocking(find).await.map_err(|source| self.process_error(source))?;
             // The guest runs on, so there may be more of them by then.
             let (place, bytes) = (dir.to_path_buf(), bytes + bytes / 8 + ROOM_SLACK_BYTES);
             let room = blocking(move || Room::take(&place, bytes)).await.map_err(|source| file_error(dir, source))?;
-            self.room = Some((dir.to_path_buf(), room));
+            self.room = Some((dir.to_path_buf(), ram, room));
         }
         Ok(())
     }
@@ -388,7 +404,7 @@ impl Machine for QemuMachine {
         self.demand_paused("snapshot").await?;
         match self.memory {
             Memory::Booted(_) => self.snapshot_booted(dir).await,
-            Memory::Cloned(_) => self.snapshot_clone(dir).await,
+            Memory::Cloned(_) => self.snapshot_clone(dir, None).await,
         }
     }
 
@@ -409,6 +425,16 @@ impl Machine for QemuMachine {
         switched?;
         self.root = Root { node: self.root.node + 1, path: overlay.to_path_buf() };
         Ok(())
+    }
+
+    async fn cut(&mut self, dir: &Path, overlay: &Path) -> Result<SnapshotParts, MachineError> {
+        self.demand_paused("cut").await?;
+        if let Memory::Cloned(_) = self.memory {
+            return self.snapshot_clone(dir, Some(overlay)).await;
+        }
+        // A snapshot ends a booted machine.
+        self.switch_disk(overlay).await?;
+        self.snapshot_booted(dir).await
     }
 
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError> {
