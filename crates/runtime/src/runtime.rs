@@ -13,7 +13,7 @@ use std::{
 use firkin_engine::{Acceleration, Engine};
 use fs_err as fs;
 use jiff::Timestamp;
-use tokio::{net::TcpStream, sync::oneshot};
+use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
     history::{self, Event},
     instances::Instances,
     lineage::{self, LineageNode},
-    link::Links,
+    link::{Connector, Links},
     metrics::{Live, Metrics, Timing},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
     pool::{self, PoolStatus, WarmPool},
@@ -422,15 +422,17 @@ impl Runtime {
         }
     }
 
-    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`; while a
-    /// sandbox is being paused, it waits for the outcome.
+    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`, and gives
+    /// what it woke ten seconds to open the port, since its pause may have come before that; while a sandbox is being paused, it
+    /// waits for the outcome.
     pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> {
+        let mut patience = None;
         for _ in 0..DIAL_ATTEMPTS {
             let mut view = self.handle(id)?.view;
             let View { sandbox, access } = view.borrow_and_update().clone();
             match access {
                 Access::Running(reach) => tokio::select! {
-                    stream = reach.connector.connect(port) => {
+                    stream = connect(&reach.connector, port, patience) => {
                         let stream = stream.map_err(|source| DialError::PortClosed { id: id.clone(), port, source });
                         match stream {
                             // A guest that was stopped for its pause did not refuse anything.
@@ -453,6 +455,7 @@ impl Runtime {
                 Access::Paused if sandbox.spec.auto_resume => {
                     let woken = self.ask(id, |reply| Command::Wake { reply }).await;
                     woken.map_err(|source| DialError::Wake { id: id.clone(), source: Box::new(source) })?;
+                    patience.get_or_insert_with(|| Instant::now() + WAKE_PATIENCE);
                 }
                 Access::Paused => return Err(DialError::NotFound(gone(id))),
             }
@@ -611,6 +614,22 @@ impl Runtime {
 
 /// Looks at a sandbox that changes under a connection: each is a whole pause or resume, so the second finds it at rest.
 const DIAL_ATTEMPTS: u32 = 8;
+
+/// How long a port of a sandbox that traffic woke may stay closed.
+const WAKE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between attempts to reach a port that is not open yet.
+const WAKE_RETRY: Duration = Duration::from_millis(100);
+
+/// Connects, again and again until `patience` has passed, if there is any.
+async fn connect(connector: &Connector, port: u16, patience: Option<Instant>) -> std::io::Result<TcpStream> {
+    loop {
+        match connector.connect(port).await {
+            Err(_) if patience.is_some_and(|until| Instant::now() < until) => tokio::time::sleep(WAKE_RETRY).await,
+            connected => return connected,
+        }
+    }
+}
 
 /// Traffic waits this long for a pause to end, which is as long as the longest of its steps may take.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(60);

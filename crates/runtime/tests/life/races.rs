@@ -87,6 +87,41 @@ async fn a_short_first_timeout_is_raised_to_the_floor_when_traffic_wakes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_traffic_woke_is_given_time_to_open_its_port() {
+    let scene = Scene::with(auto_pause(600)).await;
+    let (listener, port) = port().await;
+    drop(listener);
+    let is_closed = |dialled| matches!(dialled, Err(DialError::PortClosed { .. }));
+    assert!(is_closed(scene.server.dial(&scene.id, port).await.map(drop)), "a sandbox that runs refuses at once");
+
+    let dial = async || {
+        scene.server.pause(&scene.id).await.unwrap();
+        let (server, id) = (scene.server.clone(), scene.id.clone());
+        let dialled = tokio::spawn(async move { server.dial(&id, port).await.map(drop) });
+        until("the wake", || scene.state() == Some(SandboxState::Running)).await;
+        advance(Duration::from_secs(5)).await;
+        assert!(!dialled.is_finished(), "its program may not have come to listen before the pause");
+        dialled
+    };
+    let dialled = dial().await;
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    ended(dialled).await.unwrap();
+
+    drop(listener);
+    let dialled = dial().await;
+    assert!(is_closed(ended(dialled).await));
+    scene.end().await;
+}
+
+/// The outcome of a task that takes the clock's time.
+async fn ended<T>(task: tokio::task::JoinHandle<T>) -> T {
+    while !task.is_finished() {
+        advance(Duration::from_millis(100)).await;
+    }
+    task.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
 async fn traffic_that_comes_during_a_pause_waits_and_then_resumes() {
     let scene = Scene::with(auto_pause(100)).await;
     let (_listener, port) = port().await;
