@@ -94,22 +94,18 @@ async fn what_traffic_woke_is_given_time_to_open_its_port() {
     let is_closed = |dialled| matches!(dialled, Err(DialError::PortClosed { .. }));
     assert!(is_closed(scene.server.dial(&scene.id, port).await.map(drop)), "a sandbox that runs refuses at once");
 
-    let dial = async || {
+    let dial = async |meanwhile: &dyn Fn() -> Option<std::net::TcpListener>| {
         scene.server.pause(&scene.id).await.unwrap();
         let (server, id) = (scene.server.clone(), scene.id.clone());
         let dialled = tokio::spawn(async move { server.dial(&id, port).await.map(drop) });
         until("the wake", || scene.state() == Some(SandboxState::Running)).await;
         advance(Duration::from_secs(5)).await;
         assert!(!dialled.is_finished(), "its program may not have come to listen before the pause");
-        dialled
+        let _listener = meanwhile();
+        ended(dialled).await
     };
-    let dialled = dial().await;
-    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-    ended(dialled).await.unwrap();
-
-    drop(listener);
-    let dialled = dial().await;
-    assert!(is_closed(ended(dialled).await));
+    dial(&|| Some(std::net::TcpListener::bind(("127.0.0.1", port)).unwrap())).await.unwrap();
+    assert!(is_closed(dial(&|| None).await));
     scene.end().await;
 }
 
