@@ -162,6 +162,7 @@ impl Pool {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_ANSWER_HEAD_BYTES)
             .preserve_header_case(true)
+            .title_case_headers(true)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken(target, &ended, &error))?;

@@ -170,6 +170,23 @@ async fn a_request_reaches_the_guest_as_it_was_sent() {
 }
 
 #[tokio::test]
+async fn names_of_headers_reach_the_guest_in_title_case() {
+    // As E2B's proxy sends them: programs that read a request by themselves look for `Host:`.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let guest = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = vec![0; 4096];
+        let read = stream.read(&mut head).await.unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {read}\r\n\r\n");
+        stream.write_all(&[answer.as_bytes(), &head[..read]].concat()).await.unwrap();
+    });
+    let (proxy, ..) = proxy().await;
+    let head = text(send(proxy, request(guest, "GET", "/x", Body::empty())).await.unwrap().into_body()).await;
+    assert!(head.contains("\r\nHost: localhost:3000\r\n") && head.contains("\r\nE2b-Sandbox-Id: iabc\r\n"), "{head}");
+}
+
+#[tokio::test]
 async fn a_port_that_speaks_tls_is_spoken_to_in_it() {
     let (guests, proxy) = {
         let (proxy, guests, _) = proxy().await;
