@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(chain(&run("echo why >&2; exit 3").await.unwrap_err()), "exit status: 3: why");
         let absent = finish(&mut Command::new("/no/such/program"), Duration::from_secs(60)).await.unwrap_err();
         assert!(chain(&absent).starts_with("it cannot be run: No such file"), "{absent:?}");
-        let late = finish(Command::new("cat").stdin(Stdio::piped()).kill_on_drop(true), Duration::ZERO).await.unwrap_err();
+        let late = finish(Command::new("sleep").arg("3600").kill_on_drop(true), Duration::ZERO).await.unwrap_err();
         assert_eq!(chain(&late), "it did not end within 0 s");
     }
 
