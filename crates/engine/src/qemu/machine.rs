@@ -255,11 +255,11 @@ impl QemuMachine {
 
     /// Also switches the disk to `overlay`, if there is one.
     async fn snapshot_clone(&mut self, dir: &Path, overlay: Option<&Path>) -> Result<SnapshotParts, MachineError> {
-        let Memory::Cloned(base) = &self.memory else { unreachable!("the caller looked") };
+        let (Memory::Cloned(base), Some(find)) = (&self.memory, self.find_memory()?) else { unreachable!("the caller looked") };
         let out = dir.join(parts::MEMORY_DIFF);
         let base = base.try_clone().map_err(|source| file_error(&out, source))?;
         let room = self.room.take().filter(|(place, ..)| place == dir);
-        let (pid, memory_bytes, path) = (self.process.pid(), self.memory_bytes, out.clone());
+        let (pid, path) = (self.process.pid(), out.clone());
         // Saving the state touches no guest memory, or only what a machine that loads the state makes again: a migration of
         // QEMU's own copies the memory before it. The disk is no concern of either.
         let memory = blocking(move || {
@@ -269,10 +269,7 @@ impl QemuMachine {
                     let captured = ram.capture(base, room).map_err(std::io::Error::other)?;
                     (captured.bytes(), Some(captured))
                 }
-                None => {
-                    let ram = Ram::find(pid, base.metadata()?.ino(), memory_bytes).map_err(std::io::Error::other)?;
-                    (ram.dump(&base, &path).map_err(std::io::Error::other)?.data_pages * PAGE_BYTES, None)
-                }
+                None => (find()?.dump(&base, &path).map_err(std::io::Error::other)?.data_pages * PAGE_BYTES, None),
             };
             Ok((bytes, captured, started.elapsed()))
         });
