@@ -20,7 +20,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::proxy::page;
+use crate::proxy::{page, target::InvalidTarget};
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
@@ -463,7 +463,7 @@ impl IntoResponse for ApiError {
 #[derive(Debug)]
 pub(crate) enum ProxyError {
     /// The routing headers or the host name are malformed.
-    Target(String),
+    Target(InvalidTarget),
     /// A route of envd that only the host may call.
     HostOnly(String),
     /// No such sandbox, or it ended meanwhile.
@@ -504,7 +504,7 @@ impl ProxyError {
     /// The refusal as a page for people.
     pub(crate) fn into_page(self) -> Response {
         let message = match &self {
-            Self::Target(message) => message.clone(),
+            Self::Target(reason) => reason.to_string(),
             Self::HostOnly(path) => format!("no route `{path}`"),
             Self::NotFound(_) => "The sandbox was not found".to_owned(),
             Self::PortClosed(_, port) => format!("The sandbox is running but port is not open: {port}"),
@@ -520,7 +520,7 @@ impl ProxyError {
 impl IntoResponse for ProxyError {
     fn into_response(self) -> Response {
         let (status, id, port, message) = match self {
-            Self::Target(message) => return ApiError::bad_request(message).into_response(),
+            Self::Target(reason) => return ApiError::bad_request(reason.to_string()).into_response(),
             Self::HostOnly(path) => return ApiError::no_route(&path).into_response(),
             Self::Wake(error) => return ApiError::from(*error).into_response(),
             Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None, "The sandbox was not found".to_owned()),

@@ -128,7 +128,7 @@ async fn proxy_errors_are_the_contracts() {
             r#"{"code":502,"message":"The sandbox is running but port is not open","port":8080,"sandboxId":"iabc"}"#,
         ),
         (ProxyError::HostOnly("/init".into()), 404, r#"{"code":404,"message":"no route `/init`"}"#),
-        (ProxyError::Target("bad".into()), 400, r#"{"code":400,"message":"bad"}"#),
+        (ProxyError::Target(InvalidTarget::Host), 400, r#"{"code":400,"message":"the host is not text"}"#),
         (
             ProxyError::Transitioning(id()),
             409,

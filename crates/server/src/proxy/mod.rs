@@ -23,7 +23,7 @@ mod upgrade;
 
 use crate::{error::ProxyError, sever::Sever};
 use pool::{Answer, Pool};
-use target::Target;
+use target::{InvalidTarget, Target};
 
 /// Headers that concern one connection, not the message (RFC 9110 section 7.6.1, and the two older ones in use).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -70,11 +70,11 @@ pub(crate) async fn forward(pool: &Arc<Pool>, target: Target, mut request: Reque
 fn for_guest(target: &Target, request: Request<Body>, protocol: Option<HeaderValue>) -> Result<Request<Body>, ProxyError> {
     let (mut parts, body) = request.into_parts();
     if parts.method == http::Method::CONNECT {
-        return Err(ProxyError::Target("method CONNECT is not supported".to_owned()));
+        return Err(ProxyError::Target(InvalidTarget::Connect));
     }
     if !parts.headers.contains_key(header::HOST) {
         let authority = parts.uri.authority().map_or("localhost", |authority| authority.as_str());
-        let host = HeaderValue::from_str(authority).map_err(|_| ProxyError::Target("the host is not text".to_owned()))?;
+        let host = HeaderValue::from_str(authority).map_err(|_| ProxyError::Target(InvalidTarget::Host))?;
         parts.headers.insert(header::HOST, host);
     }
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));

@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::sandbox::{InvalidSandboxId, SandboxId};
 use http::{HeaderMap, HeaderName, Uri, header};
 
 /// Names the sandbox.
@@ -23,8 +23,25 @@ pub(crate) struct Target {
     pub(crate) port: u16,
 }
 
+/// Why a request of the data plane names no target.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InvalidTarget {
+    #[error("header `{0}` is missing")]
+    Missing(HeaderName),
+    #[error("header `{0}` is not text")]
+    NotText(HeaderName),
+    #[error(transparent)]
+    Sandbox(#[from] InvalidSandboxId),
+    #[error("header `{name}` is not a port: `{0}`", name = *SANDBOX_PORT)]
+    Port(String),
+    #[error("method CONNECT is not supported")]
+    Connect,
+    #[error("the host is not text")]
+    Host,
+}
+
 /// The target of a request: `None` is the control plane, an error is a data plane request that names nothing.
-pub(crate) fn target(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Option<Result<Target, String>> {
+pub(crate) fn target(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Option<Result<Target, InvalidTarget>> {
     let host = uri.authority().map(|authority| authority.as_str()).or_else(|| headers.get(header::HOST)?.to_str().ok());
     if let Some(target) = host.and_then(|host| from_host(host, domain)) {
         return Some(Ok(target));
@@ -36,14 +53,14 @@ pub(crate) fn target(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> Op
     Some(from_headers(id.map(http::HeaderValue::as_bytes), port.map(http::HeaderValue::as_bytes)))
 }
 
-fn from_headers(id: Option<&[u8]>, port: Option<&[u8]>) -> Result<Target, String> {
+fn from_headers(id: Option<&[u8]>, port: Option<&[u8]>) -> Result<Target, InvalidTarget> {
     let text = |value: Option<&[u8]>, name: &HeaderName| {
-        let value = value.ok_or_else(|| format!("header `{name}` is missing"))?;
-        std::str::from_utf8(value).map(str::to_owned).map_err(|_| format!("header `{name}` is not text"))
+        let value = value.ok_or_else(|| InvalidTarget::Missing(name.clone()))?;
+        std::str::from_utf8(value).map(str::to_owned).map_err(|_| InvalidTarget::NotText(name.clone()))
     };
-    let id = sandbox_id(&text(id, &SANDBOX_ID)?).map_err(|error| error.to_string())?;
+    let id = sandbox_id(&text(id, &SANDBOX_ID)?)?;
     let port = text(port, &SANDBOX_PORT)?;
-    let port = port_number(&port).ok_or_else(|| format!("header `{}` is not a port: `{port}`", *SANDBOX_PORT))?;
+    let port = port_number(&port).ok_or(InvalidTarget::Port(port))?;
     Ok(Target { id, port })
 }
 
@@ -61,7 +78,7 @@ fn from_host(host: &str, domain: Option<&str>) -> Option<Target> {
 }
 
 /// A sandbox id; the older form `<id>-<client>` is cut.
-pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, firkin_runtime::sandbox::InvalidSandboxId> {
+pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, InvalidSandboxId> {
     text.split_once('-').map_or(text, |(id, _)| id).parse()
 }
 
