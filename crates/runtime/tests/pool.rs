@@ -24,6 +24,11 @@ use firkin_runtime::{
 };
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
+};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 /// A host that is never full.
@@ -573,33 +578,20 @@ impl DiskPressureProbe for Disk {
 #[derive(Debug, Default, Clone)]
 struct Said(Arc<Mutex<Vec<tracing::Level>>>);
 
-impl tracing::Subscriber for Said {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "firkin_runtime::pool::keeper" && *metadata.level() <= tracing::Level::INFO
+impl<S: tracing::Subscriber> Layer<S> for Said {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        if metadata.target() == "firkin_runtime::pool::keeper" && *metadata.level() <= tracing::Level::INFO {
+            self.0.lock().unwrap().push(*metadata.level());
+        }
     }
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        self.0.lock().unwrap().push(*event.metadata().level());
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[tokio::test]
 async fn a_disk_too_full_for_warm_sessions_is_told_once_and_its_end_too() {
     let said = Said::default();
     // All of the runtime is on this thread.
-    let _listening = tracing::subscriber::set_default(said.clone());
+    let _listening = tracing_subscriber::registry().with(said.clone()).set_default();
     let (taken, dir, disk) = (Taken::default(), tempfile::tempdir().unwrap(), Arc::new(Disk::default()));
     // Enough for a create, not for a warm session.
     disk.free_mib.store(150, Ordering::SeqCst);

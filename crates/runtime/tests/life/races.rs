@@ -9,7 +9,10 @@ use firkin_runtime::{
     runtime::{OnExit, Runtime},
     sandbox::{CreateSandbox, OnTimeout, SandboxId, SandboxState},
 };
-use tokio::{net::TcpListener, time::advance};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    time::advance,
+};
 
 use crate::bench::{Host, base, hold_the_clock, life, until};
 
@@ -89,32 +92,39 @@ async fn a_short_first_timeout_is_raised_to_the_floor_when_traffic_wakes() {
 #[tokio::test(start_paused = true)]
 async fn what_traffic_woke_is_given_time_to_open_its_port() {
     let scene = Scene::with(auto_pause(600)).await;
-    let (listener, port) = port().await;
-    drop(listener);
+    // Taken, so that nobody else opens it, but not open.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
     let is_closed = |dialled| matches!(dialled, Err(DialError::PortClosed { .. }));
     assert!(is_closed(scene.server.dial(&scene.id, port).await.map(drop)), "a sandbox that runs refuses at once");
 
-    let dial = async |meanwhile: &dyn Fn() -> Option<std::net::TcpListener>| {
+    let wake = async || {
         scene.server.pause(&scene.id).await.unwrap();
         let (server, id) = (scene.server.clone(), scene.id.clone());
         let dialled = tokio::spawn(async move { server.dial(&id, port).await.map(drop) });
         until("the wake", || scene.state() == Some(SandboxState::Running)).await;
         advance(Duration::from_secs(5)).await;
         assert!(!dialled.is_finished(), "its program may not have come to listen before the pause");
-        let _listener = meanwhile();
-        ended(dialled).await
+        Woken(dialled)
     };
-    dial(&|| Some(std::net::TcpListener::bind(("127.0.0.1", port)).unwrap())).await.unwrap();
-    assert!(is_closed(dial(&|| None).await));
+    assert!(is_closed(wake().await.outcome().await));
+    let woken = wake().await;
+    let _listener = socket.listen(1).unwrap();
+    woken.outcome().await.unwrap();
     scene.end().await;
 }
 
-/// The outcome of a task that takes the clock's time.
-async fn ended<T>(task: tokio::task::JoinHandle<T>) -> T {
-    while !task.is_finished() {
-        advance(Duration::from_millis(100)).await;
+/// Traffic on its way into a sandbox that it woke.
+struct Woken(tokio::task::JoinHandle<Result<(), DialError>>);
+
+impl Woken {
+    async fn outcome(self) -> Result<(), DialError> {
+        while !self.0.is_finished() {
+            advance(Duration::from_millis(100)).await;
+        }
+        self.0.await.unwrap()
     }
-    task.await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
