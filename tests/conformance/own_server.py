@@ -24,7 +24,7 @@ class OwnServer:
     def __init__(self, program: str) -> None:
         self.program = program
         # Machines run as users of their own, who must be able to enter it: not below a home directory.
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir="/var/tmp"))
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir=os.environ.get("FIRKIN_TEST_DIR", "/var/tmp")))
         self.dir.chmod(0o711)
         self.state = self.dir / "state"
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use fs_err as fs;
 
 use crate::{
+    household::Household,
     leaks,
     node::{self, Packages},
     python,
@@ -58,7 +59,13 @@ impl Languages {
 const WITHOUT_LANGUAGES: &str = "WITHOUT_LANGUAGES";
 
 /// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
-pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languages, pytest: &[String]) -> anyhow::Result<()> {
+pub(crate) fn run(
+    workspace: &Workspace,
+    household: &Household,
+    report: &mut Report,
+    languages: Languages,
+    pytest: &[String],
+) -> anyhow::Result<()> {
     let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
     report.step("python environments", |step| {
         python::set_up(step)?;
@@ -76,7 +83,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languag
     }
     // Machines run as users of their own, who must be able to enter it: not below a home directory.
     let state =
-        tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
+        tempfile::Builder::new().prefix("state-").tempdir_in(household.directory()).context("cannot make a state directory")?;
     fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
     let build = |name| {
         let mut command = workspace.firkin();
@@ -84,7 +91,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languag
         command
     };
     report.step("base template", |step| step.run(&mut build("base")))?;
-    let before = leaks::Host::observe()?;
+    let before = leaks::Host::observe(household)?;
     report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
     if pytest.is_empty() {
         report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
@@ -98,7 +105,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, languages: Languag
         report.step("mcp gateway template", |step| step.run(&mut build("mcp-gateway")))?;
         report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
     }
-    report.step("nothing left by the server", |step| leaks::check(&before, step))
+    report.step("nothing left by the server", |step| leaks::check(household, &before, step))
 }
 
 fn against_server(

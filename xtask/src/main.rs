@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod conformance;
 mod e2b_suite;
+mod household;
 mod leaks;
 mod node;
 mod python;
@@ -18,6 +19,7 @@ mod server;
 mod workspace;
 
 use conformance::Languages;
+use household::Household;
 use run::Report;
 use workspace::Workspace;
 
@@ -57,14 +59,21 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut report = Report::default();
-    let outcome = Workspace::find().and_then(|workspace| run_command(cli.command, &workspace, &mut report));
-    report.close(outcome)
+    let outcome = match Household::ours() {
+        Ok(Some(household)) => {
+            let mut report = Report::default();
+            let outcome = Workspace::find().and_then(|workspace| run_command(cli.command, &workspace, &household, &mut report));
+            return report.close(outcome);
+        }
+        Ok(None) => household::keep(),
+        Err(error) => Err(error),
+    };
+    outcome.unwrap_or_else(|error| Report::default().close(Err(error)))
 }
 
-fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
+fn run_command(command: Command, workspace: &Workspace, household: &Household, report: &mut Report) -> anyhow::Result<()> {
     match command {
-        Command::Test => test(workspace, report),
+        Command::Test => test(workspace, household, report),
         Command::Fmt => report.step("formatting", |step| workspace.formatting(step)),
         Command::Lint => report.step("lints", |step| workspace.lints(step)),
         Command::Tidy => report.step("tidiness", |step| workspace.tidiness(step)),
@@ -78,7 +87,7 @@ fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> 
         Command::Conformance { pytest } => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
-            conformance::run(workspace, report, Languages::All, &pytest)
+            conformance::run(workspace, household, report, Languages::All, &pytest)
         }
         Command::E2bSuite(suite) => {
             report.step("build", |step| workspace.build(step))?;
@@ -89,14 +98,14 @@ fn run_command(command: Command, workspace: &Workspace, report: &mut Report) -> 
 }
 
 /// Cheap checks first: what fails in seconds should not fail after ten minutes.
-fn test(workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
+fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> anyhow::Result<()> {
     report.step("formatting", |step| workspace.formatting(step))?;
     report.step("lints", |step| workspace.lints(step))?;
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
-    let before = leaks::Host::observe()?;
+    let before = leaks::Host::observe(household)?;
     report.step("all rust tests", |step| workspace.all_rust_tests(step))?;
     report.step("documentation", |step| workspace.documentation(step))?;
-    conformance::run(workspace, report, Languages::Light, &[])?;
-    report.step("nothing left on the host", |step| leaks::check(&before, step))
+    conformance::run(workspace, household, report, Languages::Light, &[])?;
+    report.step("nothing left on the host", |step| leaks::check(household, &before, step))
 }
