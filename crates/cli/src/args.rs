@@ -43,6 +43,9 @@ pub(crate) struct HostArgs {
     /// How guest instructions are executed [default: auto]
     #[arg(long, value_enum, env = "FIRKIN_ACCEL", hide_env_values = true)]
     pub(crate) accel: Option<Accel>,
+    /// How long a guest may take to show that KVM works, in seconds; more for a very busy host [default: 20]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600), env = "FIRKIN_KVM_DEADLINE", hide_env_values = true)]
+    pub(crate) kvm_deadline: Option<u64>,
 }
 
 /// Options of the commands that serve.

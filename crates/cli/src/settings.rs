@@ -6,6 +6,7 @@ use std::{
     io::{IsTerminal as _, stderr, stdin, stdout},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use firkin_runtime::pool::{Depth, WarmConfig};
@@ -20,6 +21,8 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";
 const DEFAULT_WARM: u32 = 2;
 /// Below `localhost` (RFC 6761), so that names need no server: the C library's `myhostname` module resolves them.
 pub(crate) const LOCAL_DOMAIN: &str = "firkin.localhost";
+/// From power-on to power-off of the guest that shows whether hardware virtualisation works: 0.2 s where it does.
+const DEFAULT_KVM_DEADLINE: Duration = Duration::from_secs(20);
 const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
 
 /// What the program reads of its surroundings, so that resolution is a pure function.
@@ -120,6 +123,8 @@ pub(crate) struct Settings {
     pub(crate) cache_dir: PathBuf,
     /// How guest instructions are executed.
     pub(crate) accel: Accel,
+    /// How long a guest may take to show that KVM works.
+    pub(crate) kvm_deadline: Duration,
     /// Address to serve on.
     pub(crate) listen: SocketAddr,
     /// The address was chosen by the user, so no other will do.
@@ -149,6 +154,11 @@ impl Settings {
         self.state_dir.join("api-key")
     }
 
+    /// What the last start found out about this host's acceleration.
+    pub(crate) fn acceleration_file(&self) -> PathBuf {
+        self.cache_dir.join("acceleration.json")
+    }
+
     /// The options that make another command of ours find the same directories, for hints to paste.
     pub(crate) fn state_option(&self) -> String {
         if self.state_dir == Path::new(DEFAULT_STATE_DIR) {
@@ -171,6 +181,9 @@ impl Settings {
             Accel::Auto => {}
             Accel::Kvm => options += " --accel kvm",
             Accel::Tcg => options += " --accel tcg",
+        }
+        if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
+            options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
         }
         options += &self.promises.options();
         options += &self.images.options();
@@ -212,6 +225,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         api_key: around.api_key.clone(),
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
         accel: host.accel.unwrap_or(Accel::Auto),
+        kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
         listen_chosen: serve.listen.is_some(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
@@ -273,12 +287,18 @@ mod tests {
         assert_eq!(settings.state_dir, Path::new("/var/lib/firkin"));
         assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
         assert_eq!(settings.accel, Accel::Auto);
+        assert_eq!(settings.kvm_deadline, DEFAULT_KVM_DEADLINE);
         assert_eq!((settings.on_exit, settings.warm.depth), (OnExit::Kill, Depth::at_least(2)));
         assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());
         assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
-        let settings =
-            resolved("firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9", &Surroundings::default());
-        assert_eq!(settings.serve_options(), " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --warm-share 9");
+        let settings = resolved(
+            "firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --warm-share 9",
+            &Surroundings::default(),
+        );
+        assert_eq!(
+            settings.serve_options(),
+            " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --warm-share 9"
+        );
     }
 
     #[test]

@@ -52,7 +52,12 @@ pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> an
 }
 
 async fn look(settings: &Settings) -> Vec<Check> {
-    let places = Places { state_dir: settings.state_dir.clone(), cache_dir: settings.cache_dir.clone() };
+    let places = Places {
+        state_dir: settings.state_dir.clone(),
+        cache_dir: settings.cache_dir.clone(),
+        acceleration_file: settings.acceleration_file(),
+        kvm_deadline: settings.kvm_deadline,
+    };
     host::check(&places).await
 }
 

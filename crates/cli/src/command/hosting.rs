@@ -11,7 +11,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -54,9 +53,6 @@ pub(crate) const BASE_TEMPLATE: &str = "base";
 
 /// Connections that wait to be accepted: a burst of creates is some hundreds.
 const BACKLOG: u32 = 1024;
-
-/// From power-on to power-off of the tiny guest that shows whether hardware virtualisation works: 0.2 s where it does.
-const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Ctrl-C and SIGTERM.
 pub(crate) struct Interrupts {
@@ -261,8 +257,8 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
             Accel::Kvm => Requested::Kvm,
             Accel::Tcg => Requested::Tcg,
         },
-        deadline: PROBE_DEADLINE,
-        verdict_file: Some(settings.cache_dir.join("acceleration.json")),
+        deadline: settings.kvm_deadline,
+        verdict_file: Some(settings.acceleration_file()),
     };
     let engine = probe(&request).await.map_err(|error| {
         let hint = match &error {

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use firkin_engine::qemu::probe::{ProbeError, last_fallback, try_smallest_guest};
 use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 use serde::Serialize;
@@ -29,6 +30,8 @@ const MEMORY_LEAST_MIB: u64 = 1024;
 const MEMORY_WANTED_MIB: u64 = 4096;
 /// A sandbox takes some thirty descriptors of the server.
 const FILES_WANTED: u64 = 4096;
+/// Ten instructions, on a host that may have much else to do.
+const SMALLEST_GUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a program may take to tell its version.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
 /// The capabilities that a server uses, by their numbers in linux/capability.h.
@@ -75,11 +78,15 @@ pub(crate) enum Status {
     Fail,
 }
 
-/// The directories whose file systems are looked at. They need not exist yet.
+/// What is looked at beside the host itself. The directories need not exist yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     pub(crate) state_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
+    /// What the last start found out about the acceleration.
+    pub(crate) acceleration_file: PathBuf,
+    /// How long a guest may take to show that KVM works.
+    pub(crate) kvm_deadline: Duration,
 }
 
 /// What a single look found.
@@ -117,7 +124,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     let mut checks = vec![
         root().named("root", "namespaces, taps and separate users for every machine"),
         kernel().named("kernel", "snapshots of running machines, and networks of their own"),
-        kvm().named("kvm", "guests at full speed; without it they are emulated"),
+        kvm(places).await.named("kvm", "guests at full speed; without it they are emulated"),
         qemu().await.named("qemu", "it runs the machines"),
     ];
     for (name, programs, package, why) in [
@@ -175,12 +182,38 @@ fn kernel() -> Finding {
     }
 }
 
-fn kvm() -> Finding {
-    match fs_err::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        // That it opens does not mean that it runs guests: the engine runs one to find out.
-        Ok(_) => Finding::ok("/dev/kvm is there; whether it runs guests shows when the server starts"),
-        Err(_) => Finding::warn("no /dev/kvm", "enable virtualisation on this host, or accept emulated guests"),
+/// That the device opens proves nothing, so a guest is run: the smallest there is, since the product's own may not be made yet.
+async fn kvm(places: &Places) -> Finding {
+    const ACCEPT: &str = "or accept emulated guests";
+    if let Err(error) = fs_err::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return if error.kind() == std::io::ErrorKind::NotFound {
+            Finding::warn("no /dev/kvm", format!("enable virtualisation on this host, {ACCEPT}"))
+        } else {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Finding::warn(format!("/dev/kvm cannot be opened: {reason}"), format!("mend what is behind it, {ACCEPT}"))
+        };
     }
+    if !nix::unistd::geteuid().is_root() {
+        return Finding::warn("/dev/kvm opens; only root can try a guest", "run it as root, for example with `sudo`");
+    }
+    match try_smallest_guest(None, places.kvm_deadline.min(SMALLEST_GUEST_DEADLINE)).await {
+        Ok(()) => match last_fallback(&places.acceleration_file) {
+            None => Finding::ok("a guest ran with KVM"),
+            Some(reason) => Finding::warn(
+                format!("a small guest ran with KVM, but at the last start Linux did not: {}", first_line(&reason)),
+                format!("start again; raise `--kvm-deadline` if this host is slow, {ACCEPT}"),
+            ),
+        },
+        Err(ProbeError::Missing { .. }) => Finding::warn("/dev/kvm opens; there is no QEMU to try it with", "install QEMU"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+            Finding::warn(first_line(&cause), format!("see whether other programs can use KVM here, {ACCEPT}"))
+        }
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 async fn qemu() -> Finding {
@@ -385,7 +418,13 @@ mod tests {
     #[tokio::test]
     async fn every_check_says_what_it_found_and_what_to_do() {
         let here = std::env::temp_dir().join("firkin-not-made");
-        let checks = check(&Places { state_dir: here.clone(), cache_dir: here }).await;
+        let places = Places {
+            state_dir: here.clone(),
+            acceleration_file: here.join("acceleration.json"),
+            cache_dir: here,
+            kvm_deadline: Duration::from_secs(1),
+        };
+        let checks = check(&places).await;
         assert!(checks.len() > 10);
         for check in checks {
             assert!(!check.found.is_empty(), "{check:?}");

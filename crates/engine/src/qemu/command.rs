@@ -63,6 +63,8 @@ pub(super) enum Begin<'a> {
     Boot { kernel: RawFd, initrd: RawFd, cmdline: &'a str },
     /// By waiting for this device state.
     Incoming { state: RawFd },
+    /// By this firmware, and with nothing else to run.
+    Firmware { image: RawFd },
     /// Stopped, before its first instruction.
     Stopped,
 }
@@ -257,6 +259,7 @@ fn begin(line: &mut Line, hardware: &Hardware<'_>) {
             line.pair("-add-fd", format!("fd={state},set={STATE_SET}"));
             line.flags("-incoming defer -S");
         }
+        Begin::Firmware { image } => line.pair("-bios", format!("/proc/self/fd/{image}")),
         Begin::Stopped => line.flags("-S"),
     }
 }

@@ -3,50 +3,30 @@
 //! That `/dev/kvm` opens proves nothing: there are hosts where a virtual machine can be made and its guest then hangs or
 //! aborts. So a kernel is booted with `firkin.probe=1`, on which the guest's init powers off at once, and only a clean power-off
 //! within the deadline counts. Emulation depends on nothing but the binary and is believed once the binary answers. The
-//! verdict is remembered for as long as the host has not been rebooted and none of the files involved has changed.
+//! [`verdict`] says what of this is remembered.
+
+mod trial;
+mod verdict;
 
 use std::{
-    collections::BTreeMap,
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tokio::time::timeout;
 
-use super::{
-    QemuEngine,
-    command::{self, Begin, Hardware, Memory},
-    greet, instance,
-    isolation::{Isolation, Network},
-    listen,
-    monitor::{Event, Monitor, MonitorError},
-    open, open_kvm,
-    process::{Launch, Process},
-    spawn, start_error,
+use self::{
+    trial::{Guest, Trial},
+    verdict::{Key, Verdict},
 };
-use crate::{Acceleration, Fingerprint, Shape, StartError};
+use super::QemuEngine;
+use crate::{Acceleration, Fingerprint, StartError};
+
+pub use self::verdict::last_fallback;
 
 /// The binary that is looked for.
 const PROGRAM: &str = "qemu-system-x86_64";
-/// `file:` migration and descriptor sets with it came together in this version.
-const OLDEST: (u64, u64) = (8, 2);
-/// On the kernel's command line: power off at once.
-const PROBE_CMDLINE: &str = "firkin.probe=1";
-/// Enough for a kernel and an initial RAM file system.
-const PROBE_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
-/// `nobody`: the probe has no slot and needs no rights.
-const PROBE_UID: u32 = 65_534;
-/// Between the answers of a QEMU that runs no guest.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
-/// Raised when a verdict's meaning changes.
-const VERDICT_VERSION: u32 = 2;
-/// A verdict has some 500 bytes.
-const MAX_VERDICT_BYTES: u64 = 64 << 10;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,12 +88,13 @@ pub enum ProbeError {
     Io(#[from] io::Error),
 }
 
-/// Finds out how guests run on this host. Takes seconds the first time and nothing after that.
+/// Finds out how guests run on this host. Takes seconds the first time and nothing after that, once a guest ran as asked for.
 pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
     let program = find_program(request.program.as_deref())?;
-    let key = Key::of(request, &program)?;
-    if let Some(verdict) = request.verdict_file.as_deref().and_then(|path| Verdict::recall(path, &key)) {
-        return Ok(QemuEngine { program, fingerprint: verdict.fingerprint, fallback: verdict.fallback });
+    let key = Key::of(request, std::slice::from_ref(&program))?;
+    let known = request.verdict_file.as_deref().and_then(|path| Verdict::recall(path, &key));
+    if let Some(verdict) = known.as_ref().filter(|verdict| verdict.is_proven()) {
+        return Ok(engine(verdict));
     }
     let (fingerprint, fallback) = match request.requested {
         Requested::Kvm => (try_kvm(request, &program).await?, None),
@@ -123,18 +104,39 @@ pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
             Err(error @ (ProbeError::Unusable { .. } | ProbeError::Start(_))) => {
                 let reason = chain(&error);
                 tracing::info!(reason, "guests are emulated");
-                (try_tcg(&program).await?, Some(reason))
+                let emulated = match known {
+                    Some(verdict) => verdict.fingerprint,
+                    None => try_tcg(&program).await?,
+                };
+                (emulated, Some(reason))
             }
             Err(error) => return Err(error),
         },
     };
-    let verdict = Verdict { version: VERDICT_VERSION, key, fingerprint: fingerprint.clone(), fallback: fallback.clone() };
+    let verdict = Verdict::new(key, program, fingerprint, fallback);
     if let Some(path) = &request.verdict_file
         && let Err(error) = verdict.remember(path)
     {
         tracing::warn!(%error, "the next start will probe again");
     }
-    Ok(QemuEngine { program, fingerprint, fallback })
+    Ok(engine(&verdict))
+}
+
+fn engine(verdict: &Verdict) -> QemuEngine {
+    let Verdict { program, fingerprint, fallback, .. } = verdict.clone();
+    QemuEngine { program, fingerprint, fallback }
+}
+
+/// Runs the smallest guest there is with KVM. Needs nothing of the product, remembers nothing, and proves less than [`probe`].
+pub async fn try_smallest_guest(program: Option<&Path>, deadline: Duration) -> Result<(), ProbeError> {
+    smallest_guest(&find_program(program)?, Acceleration::Kvm, deadline).await
+}
+
+async fn smallest_guest(program: &Path, acceleration: Acceleration, deadline: Duration) -> Result<(), ProbeError> {
+    let mut trial = Trial::start(program, acceleration, Guest::Smallest).await?;
+    let spoke = trial.word(acceleration, deadline).await;
+    trial.end().await;
+    spoke
 }
 
 fn find_program(given: Option<&Path>) -> Result<PathBuf, ProbeError> {
@@ -149,103 +151,8 @@ fn find_program(given: Option<&Path>) -> Result<PathBuf, ProbeError> {
     }
 }
 
-/// A QEMU that runs for the probe, in a directory that goes away with it.
-struct Trial {
-    process: Process,
-    monitor: Monitor,
-    greeting: Value,
-    _dir: tempfile::TempDir,
-}
-
-impl Trial {
-    async fn start(program: &Path, acceleration: Acceleration, boot: Option<&ProbeRequest>) -> Result<Self, ProbeError> {
-        let dir = tempfile::Builder::new().prefix("firkin-probe-").tempdir()?;
-        std::os::unix::fs::chown(dir.path(), Some(PROBE_UID), Some(PROBE_UID))?;
-        let monitor = listen(dir.path(), instance::MONITOR_SOCKET)?;
-        let control = listen(dir.path(), instance::CONTROL_SOCKET)?;
-        let unusable = |error: io::Error| ProbeError::Unusable { acceleration, reason: error.to_string() };
-        let kvm = open_kvm(acceleration).map_err(unusable)?;
-        let files = boot.map(|request| Ok::<_, StartError>((open(&request.kernel)?, open(&request.initrd)?))).transpose()?;
-        let begin = match &files {
-            Some((kernel, initrd)) => Begin::Boot { kernel: fd(kernel), initrd: fd(initrd), cmdline: PROBE_CMDLINE },
-            None => Begin::Stopped,
-        };
-        let arguments = command::arguments(&Hardware {
-            machine: command::machine_alias(acceleration),
-            acceleration,
-            kvm: kvm.as_ref().map(fd),
-            shape: PROBE_SHAPE,
-            memory: Memory::Anonymous,
-            begin,
-            monitor: fd(&monitor),
-            control: fd(&control),
-            nic: None,
-            root_disk: None,
-        });
-        let files = files.into_iter().flat_map(|(kernel, initrd)| [kernel.into(), initrd.into()]);
-        let launch = Launch {
-            program: program.to_path_buf(),
-            arguments,
-            descriptors: [monitor, control].into_iter().chain(kvm).chain(files).collect(),
-            isolation: Isolation { uid: PROBE_UID, network: Network::Fresh },
-            dir: dir.path().to_path_buf(),
-        };
-        let mut process = spawn(launch).await?;
-        let (monitor, greeting) = greet(dir.path(), &mut process).await?;
-        Ok(Self { process, monitor, greeting, _dir: dir })
-    }
-
-    /// What snapshots of this binary and acceleration must agree with.
-    async fn fingerprint(&mut self, acceleration: Acceleration) -> Result<Fingerprint, ProbeError> {
-        let version = version(&self.greeting)?;
-        let asking = async {
-            let machines = self.monitor.execute("query-machines", json!({})).await?;
-            let left_out: Map<String, Value> =
-                command::features_left_out(acceleration).iter().map(|&feature| (feature.to_owned(), false.into())).collect();
-            let model = json!({"type": "full", "model": {"name": command::cpu_model(acceleration), "props": left_out}});
-            Ok::<_, MonitorError>((machines, self.monitor.execute("query-cpu-model-expansion", model).await?))
-        };
-        const PHASE: &str = "describing itself";
-        let (machines, cpu) = timeout(ANSWER_DEADLINE, asking)
-            .await
-            .map_err(|_| StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE })?
-            .map_err(|error| start_error(PHASE, error, &self.process))?;
-        let alias = command::machine_alias(acceleration);
-        let machine = full_name(&machines, alias)
-            .ok_or_else(|| ProbeError::Unusable { acceleration, reason: format!("QEMU {version} has no machine `{alias}`") })?;
-        Ok(Fingerprint { engine: "qemu".into(), version, machine, acceleration, cpu: cpu_digest(&cpu) })
-    }
-
-    /// Waits for the guest to power off.
-    async fn power_off(&mut self, acceleration: Acceleration, deadline: Duration) -> Result<(), ProbeError> {
-        let unusable = |reason: String| ProbeError::Unusable { acceleration, reason };
-        let event = async {
-            loop {
-                if let Event::Shutdown { guest, reason } = self.monitor.event().await? {
-                    return Ok::<_, MonitorError>((guest, reason));
-                }
-            }
-        };
-        match timeout(deadline, event).await {
-            Ok(Ok((true, reason))) if reason == "guest-shutdown" => Ok(()),
-            Ok(Ok((_, reason))) => Err(unusable(format!("the guest did not power off but ended by `{reason}`"))),
-            Ok(Err(_)) => {
-                self.process.ended().await;
-                Err(unusable(format!("QEMU ended under the guest: {}", self.process.log_tail())))
-            }
-            Err(_) => Err(unusable(format!("the guest did not power off within {} s", deadline.as_secs_f32()))),
-        }
-    }
-
-    /// Ends it and waits for that.
-    async fn end(mut self) {
-        self.process.kill();
-        self.process.ended().await;
-    }
-}
-
 async fn try_kvm(request: &ProbeRequest, program: &Path) -> Result<Fingerprint, ProbeError> {
-    let mut trial = Trial::start(program, Acceleration::Kvm, Some(request)).await?;
+    let mut trial = Trial::start(program, Acceleration::Kvm, Guest::Linux(request)).await?;
     // The guest runs already and may end while QEMU is asked, which is why its end is looked for in any case.
     let fingerprint = trial.fingerprint(Acceleration::Kvm).await;
     let powered_off = trial.power_off(Acceleration::Kvm, request.deadline).await;
@@ -254,39 +161,10 @@ async fn try_kvm(request: &ProbeRequest, program: &Path) -> Result<Fingerprint, 
 }
 
 async fn try_tcg(program: &Path) -> Result<Fingerprint, ProbeError> {
-    let mut trial = Trial::start(program, Acceleration::Tcg, None).await?;
+    let mut trial = Trial::start(program, Acceleration::Tcg, Guest::None).await?;
     let fingerprint = trial.fingerprint(Acceleration::Tcg).await;
     trial.end().await;
     fingerprint
-}
-
-fn fd(file: &impl std::os::fd::AsRawFd) -> std::os::fd::RawFd {
-    file.as_raw_fd()
-}
-
-/// The version in a greeting, with the distribution's own; an error when it is too old.
-fn version(greeting: &Value) -> Result<String, ProbeError> {
-    let number = |field: &str| greeting["version"]["qemu"][field].as_u64().unwrap_or_default();
-    let (major, minor) = (number("major"), number("minor"));
-    let package = greeting["version"]["package"].as_str().unwrap_or_default();
-    let version = format!("{major}.{minor}.{}{}{package}", number("micro"), if package.is_empty() { "" } else { " " });
-    if (major, minor) < OLDEST { Err(ProbeError::TooOld { version }) } else { Ok(version) }
-}
-
-/// The machine that an alias stands for; a name stands for itself.
-fn full_name(machines: &Value, alias: &str) -> Option<String> {
-    let matches = |machine: &&Value| machine["alias"] == alias || machine["name"] == alias;
-    Some(machines.as_array()?.iter().find(matches)?["name"].as_str()?.to_owned())
-}
-
-/// A digest of every property of a CPU model, in an order of our own.
-fn cpu_digest(expansion: &Value) -> String {
-    let properties: BTreeMap<&String, &Value> = expansion["model"]["props"].as_object().into_iter().flatten().collect();
-    let mut hasher = blake3::Hasher::new();
-    for (name, value) in properties {
-        hasher.update(format!("{name}={value}\n").as_bytes());
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 /// An error and its causes on one line, for a person who asks why the machine is emulated.
@@ -300,115 +178,18 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A file as it was when it was probed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
-    path: PathBuf,
-    bytes: u64,
-    inode: u64,
-    modified_ns: i128,
-}
-
-impl Seen {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs_err::metadata(path)?;
-        let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Ok(Self { path: path.to_path_buf(), bytes: metadata.len(), inode: metadata.ino(), modified_ns })
-    }
-}
-
-/// What a verdict depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Key {
-    boot_id: String,
-    program: Seen,
-    kernel: Seen,
-    initrd: Seen,
-    requested: Requested,
-}
-
-impl Key {
-    fn of(request: &ProbeRequest, program: &Path) -> io::Result<Self> {
-        Ok(Self {
-            boot_id: fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-            program: Seen::of(program)?,
-            kernel: Seen::of(&request.kernel)?,
-            initrd: Seen::of(&request.initrd)?,
-            requested: request.requested,
-        })
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Verdict {
-    version: u32,
-    key: Key,
-    fingerprint: Fingerprint,
-    fallback: Option<String>,
-}
-
-impl Verdict {
-    /// The verdict in `path`, if it is about the same host, files and wish. A damaged one is none.
-    fn recall(path: &Path, key: &Key) -> Option<Self> {
-        if fs_err::metadata(path).ok()?.len() > MAX_VERDICT_BYTES {
-            return None;
-        }
-        let verdict: Self = serde_json::from_slice(&fs_err::read(path).ok()?).ok()?;
-        (verdict.version == VERDICT_VERSION && verdict.key == *key).then_some(verdict)
-    }
-
-    fn remember(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_extension(format!("new-{}", std::process::id()));
-        let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        fs_err::rename(temporary, path)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn verdict(dir: &Path) -> Verdict {
-        let seen = Seen::of(dir).unwrap();
-        let key =
-            Key { boot_id: "b".into(), program: seen.clone(), kernel: seen.clone(), initrd: seen, requested: Requested::Auto };
-        let fingerprint = Fingerprint {
-            engine: "qemu".into(),
-            version: "10.0.2".into(),
-            machine: "pc-q35-10.0".into(),
-            acceleration: Acceleration::Tcg,
-            cpu: "c".into(),
-        };
-        Verdict { version: VERDICT_VERSION, key, fingerprint, fallback: Some("no /dev/kvm".into()) }
-    }
-
-    #[test]
-    fn a_verdict_is_recalled_until_something_changes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("verdict.json");
-        let verdict = verdict(dir.path());
-        verdict.remember(&path).unwrap();
-        assert_eq!(Verdict::recall(&path, &verdict.key), Some(verdict.clone()));
-        let rebooted = Key { boot_id: "c".into(), ..verdict.key.clone() };
-        assert_eq!(Verdict::recall(&path, &rebooted), None);
-        fs_err::write(&path, b"{").unwrap();
-        assert_eq!(Verdict::recall(&path, &verdict.key), None);
-    }
-
-    #[test]
-    fn an_old_qemu_is_named_and_refused() {
-        let greeting = |minor| json!({"version": {"qemu": {"major": 8, "minor": minor, "micro": 1}, "package": "Debian"}});
-        assert_eq!(version(&greeting(2)).unwrap(), "8.2.1 Debian");
-        assert!(matches!(version(&greeting(1)), Err(ProbeError::TooOld { version }) if version == "8.1.1 Debian"));
-    }
-
-    #[test]
-    fn an_alias_is_resolved() {
-        let machines = json!([{"name": "microvm"}, {"name": "pc-q35-10.0", "alias": "q35"}]);
-        assert_eq!(full_name(&machines, "q35").unwrap(), "pc-q35-10.0");
-        assert_eq!(full_name(&machines, "microvm").unwrap(), "microvm");
-        assert_eq!(full_name(&machines, "virt"), None);
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
+    #[tokio::test]
+    async fn the_smallest_guest_says_its_word() {
+        if !nix::unistd::geteuid().is_root() || find_program(None).is_err() {
+            eprintln!("SKIP: machines need root and QEMU");
+            return;
+        }
+        smallest_guest(&find_program(None).unwrap(), Acceleration::Tcg, Duration::from_secs(60)).await.unwrap();
     }
 
     #[tokio::test]
