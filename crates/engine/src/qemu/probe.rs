@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     trial::{Guest, Trial},
-    verdict::{Key, Verdict},
+    verdict::{Fallback, Key, Verdict},
 };
 use super::QemuEngine;
 use crate::{Acceleration, Fingerprint, StartError};
@@ -88,12 +88,13 @@ pub enum ProbeError {
     Io(#[from] io::Error),
 }
 
-/// Finds out how guests run on this host. Takes seconds the first time and nothing after that, once a guest ran as asked for.
+/// Finds out how guests run on this host. Takes seconds the first time and nothing after that, unless KVM failed for
+/// the first time.
 pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
     let program = find_program(request.program.as_deref())?;
     let key = Key::of(request, std::slice::from_ref(&program))?;
     let known = request.verdict_file.as_deref().and_then(|path| Verdict::recall(path, &key));
-    if let Some(verdict) = known.as_ref().filter(|verdict| verdict.is_proven()) {
+    if let Some(verdict) = known.as_ref().filter(|verdict| verdict.is_believed(request.deadline)) {
         return Ok(engine(verdict));
     }
     let (fingerprint, fallback) = match request.requested {
@@ -104,11 +105,13 @@ pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
             Err(error @ (ProbeError::Unusable { .. } | ProbeError::Start(_))) => {
                 let reason = chain(&error);
                 tracing::info!(reason, "guests are emulated");
+                let known_failure = known.as_ref().and_then(|verdict| verdict.fallback.as_ref());
+                let fallback = Fallback::of(reason, known_failure, request.deadline);
                 let emulated = match known {
                     Some(verdict) => verdict.fingerprint,
                     None => try_tcg(&program).await?,
                 };
-                (emulated, Some(reason))
+                (emulated, Some(fallback))
             }
             Err(error) => return Err(error),
         },
@@ -124,7 +127,7 @@ pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
 
 fn engine(verdict: &Verdict) -> QemuEngine {
     let Verdict { program, fingerprint, fallback, .. } = verdict.clone();
-    QemuEngine { program, fingerprint, fallback }
+    QemuEngine { program, fingerprint, fallback: fallback.map(|fallback| fallback.reason) }
 }
 
 /// Runs the smallest guest there is with KVM. Needs nothing of the product, remembers nothing, and proves less than [`probe`].

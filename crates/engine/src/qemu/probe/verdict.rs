@@ -1,15 +1,17 @@
 //! What an earlier probe found, and when it may be believed.
 //!
 //! That guests run is proven by one that ran, and holds for as long as the host, its files and its KVM are what they were. That
-//! they do not run is never proven: a deadline is missed on a busy host, an administrator loads a module or repairs a permission
-//! that no file shows. So a failure is written down for people, and KVM is tried again at the next start. A host whose device
-//! cannot even be opened loses nothing by that; one whose guests hang waits for the deadline each time, and is told how to spare it.
+//! they do not run is never proven: a deadline is missed on a busy host, an administrator repairs what no file shows. But there are
+//! hosts whose guests hang, and each start would wait for the deadline. So a failure is believed once it has come twice in a row, for
+//! an hour, and by nobody who gives a guest more time; and forgotten like everything else when KVM changes. A device that cannot be
+//! opened is no failure: there is nothing to try.
 
 use std::{
     collections::BTreeMap,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -19,7 +21,11 @@ use super::{ProbeRequest, Requested};
 use crate::{Fingerprint, qemu::KVM};
 
 /// Raised when a verdict's meaning changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
+/// Failures in a row that are believed.
+const FAILURES_BELIEVED: u32 = 2;
+/// How long they are.
+const FAILURE_LASTS: Duration = Duration::from_secs(3600);
 /// A verdict has some 1,500 bytes.
 const MAX_BYTES: u64 = 64 << 10;
 /// Where the kernel shows its modules.
@@ -130,17 +136,48 @@ pub(super) struct Verdict {
     pub(super) program: PathBuf,
     pub(super) fingerprint: Fingerprint,
     /// Why guests are emulated although KVM was to be used if possible.
-    pub(super) fallback: Option<String>,
+    pub(super) fallback: Option<Fallback>,
+}
+
+/// A failure of KVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fallback {
+    pub(super) reason: String,
+    /// How often in a row it has failed.
+    failures: u32,
+    /// When it did last, in seconds since 1970.
+    at: u64,
+    /// How long the guest was given.
+    deadline: Duration,
+}
+
+impl Fallback {
+    /// A failure of now, after the one that is known.
+    pub(super) fn of(reason: String, known: Option<&Self>, deadline: Duration) -> Self {
+        Self { reason, failures: known.map_or(1, |known| known.failures.saturating_add(1)), at: now(), deadline }
+    }
+
+    /// Whether another try with this deadline would be in vain. A clock that was set back shows no age, and nothing is believed.
+    fn is_believed(&self, deadline: Duration) -> bool {
+        let age = now().checked_sub(self.at).map(Duration::from_secs);
+        self.failures >= FAILURES_BELIEVED && deadline <= self.deadline && age.is_some_and(|age| age < FAILURE_LASTS)
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Verdict {
-    pub(super) fn new(key: Key, program: PathBuf, fingerprint: Fingerprint, fallback: Option<String>) -> Self {
+    pub(super) fn new(key: Key, program: PathBuf, fingerprint: Fingerprint, fallback: Option<Fallback>) -> Self {
         Self { version: VERSION, key, program, fingerprint, fallback }
     }
 
-    /// Whether nothing would be learned by trying again: a guest ran as asked for, or there is no KVM to try.
-    pub(super) fn is_proven(&self) -> bool {
-        self.fallback.is_none() || !self.key.kvm.as_ref().is_some_and(Kvm::opens)
+    /// Whether nothing would be learned by trying again: a guest ran as asked for, there is no KVM to try, or it has failed often
+    /// enough.
+    pub(super) fn is_believed(&self, deadline: Duration) -> bool {
+        let there_is_kvm = self.key.kvm.as_ref().is_some_and(Kvm::opens);
+        self.fallback.as_ref().is_none_or(|fallback| !there_is_kvm || fallback.is_believed(deadline))
     }
 
     /// The verdict in `path`, if it is about the same host, files and wish. A damaged one is none.
@@ -167,7 +204,7 @@ impl Verdict {
 /// Why the last start that wrote to `path` emulated its guests, if KVM has not changed since.
 pub fn last_fallback(path: &Path) -> Option<String> {
     let verdict = Verdict::read(path)?;
-    verdict.fallback.filter(|_| verdict.key.kvm == Some(Kvm::of_host()))
+    verdict.fallback.filter(|_| verdict.key.kvm == Some(Kvm::of_host())).map(|fallback| fallback.reason)
 }
 
 #[cfg(test)]
@@ -177,7 +214,7 @@ mod tests {
     use super::*;
     use crate::Acceleration;
 
-    fn verdict(dir: &Path, kvm: Kvm, fallback: Option<&str>) -> Verdict {
+    fn verdict(dir: &Path, kvm: Kvm, fallback: Option<Fallback>) -> Verdict {
         let seen = Seen::of(dir).unwrap();
         let key = Key {
             boot_id: "b".into(),
@@ -194,7 +231,7 @@ mod tests {
             acceleration: Acceleration::Tcg,
             cpu: "c".into(),
         };
-        Verdict::new(key, "/usr/bin/qemu".into(), fingerprint, fallback.map(str::to_owned))
+        Verdict::new(key, "/usr/bin/qemu".into(), fingerprint, fallback)
     }
 
     /// A directory with a device, which is a file here, and modules.
@@ -242,15 +279,33 @@ mod tests {
         assert_ne!(permitted, Kvm::of(&device, &modules));
     }
 
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn failure(known: Option<&Fallback>) -> Fallback {
+        Fallback::of("the guest did not power off within 20 s".into(), known, DEADLINE)
+    }
+
     #[test]
-    fn a_failure_is_not_proven_while_there_is_kvm_to_try() {
+    fn one_missed_deadline_does_not_stick() {
         let (dir, device, modules) = host();
         let absent = Kvm::of(&device, &modules);
         fs_err::write(&device, b"").unwrap();
         let there = Kvm::of(&device, &modules);
-        let late = Some("the guest did not power off within 20 s");
-        assert!(verdict(dir.path(), there.clone(), None).is_proven(), "a guest ran");
-        assert!(verdict(dir.path(), absent, late).is_proven(), "there is nothing to try");
-        assert!(!verdict(dir.path(), there, late).is_proven(), "one missed deadline does not stick");
+        let believed = |kvm: &Kvm, fallback| verdict(dir.path(), kvm.clone(), fallback).is_believed(DEADLINE);
+        assert!(believed(&there, None), "a guest ran");
+        assert!(believed(&absent, Some(failure(None))), "there is nothing to try");
+        assert!(!believed(&there, Some(failure(None))), "it is tried again");
+    }
+
+    #[test]
+    fn failures_in_a_row_are_believed_for_an_hour_by_those_who_are_as_patient() {
+        let twice = failure(Some(&failure(None)));
+        assert!(twice.is_believed(DEADLINE));
+        assert!(twice.is_believed(DEADLINE / 2));
+        assert!(!twice.is_believed(DEADLINE * 2), "who gives it more time may see another thing");
+        let aged = |seconds: i64| Fallback { at: now().saturating_add_signed(-seconds), ..twice.clone() };
+        assert!(aged(3500).is_believed(DEADLINE));
+        assert!(!aged(3601).is_believed(DEADLINE));
+        assert!(!aged(-60).is_believed(DEADLINE), "the clock was set back");
     }
 }
