@@ -59,6 +59,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("keep.py", include_str!("kernels/keep.py")),
     ("zygote.py", include_str!("kernels/zygote.py")),
     ("cells.js", include_str!("kernels/cells.js")),
+    ("imports.js", include_str!("kernels/imports.js")),
     ("cells.R", include_str!("kernels/cells.R")),
     ("Cells.java", include_str!("kernels/Cells.java")),
 ];

@@ -7,3 +7,4 @@
 mod cells;
 mod contexts;
 mod harness;
+mod javascript;

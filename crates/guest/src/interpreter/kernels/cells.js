@@ -16,6 +16,8 @@ const stream = require('stream');
 const util = require('util');
 const vm = require('vm');
 
+const { withoutImports } = require('./imports.js');
+
 // The compiler is ten megabytes of text: its code, as node makes it, is kept beside the template's other files.
 const CODE = '/var/lib/firkin/typescript.code';
 
@@ -87,33 +89,7 @@ function withoutTypes(code) {
   if (wrong) {
     throw new SyntaxError(typescript.flattenDiagnosticMessageText(wrong.messageText, '\n'));
   }
-  // The compiler makes a module of everything that imports.
-  return made.outputText.replace(/^export \{\};\s*$/m, '');
-}
-
-// `import` statements of one line, as declarations that may stand in a cell, and in a later cell again.
-const IMPORT = /^([ \t]*)import\s+(?:([^'"();]+?)\s+from\s+)?(['"])([^'"]+)\3\s*;?/gm;
-
-function withoutImports(code) {
-  return code.replace(IMPORT, (_, space, names, quote, from) => {
-    const load = `await import(${quote}${from}${quote})`;
-    if (names === undefined) return `${space}${load};`;
-    const parts = [];
-    let rest = names.trim();
-    const whole = /(?:^|,)\s*\*\s+as\s+([\w$]+)\s*$/.exec(rest);
-    if (whole) {
-      parts.push(`${whole[1]} = ${load}`);
-      rest = rest.slice(0, whole.index);
-    }
-    const some = /\{([^}]*)\}/.exec(rest);
-    if (some) {
-      parts.push(`{${some[1].replace(/([\w$]+)\s+as\s+([\w$]+)/g, '$1: $2')}} = ${load}`);
-      rest = rest.replace(some[0], '');
-    }
-    const plain = /^[\w$]+/.exec(rest.trim());
-    if (plain) parts.push(`{default: ${plain[0]}} = ${load}`);
-    return `${space}var ${parts.join(', ')};`;
-  });
+  return made.outputText;
 }
 
 function evaluate(code) {
@@ -129,6 +105,13 @@ function evaluate(code) {
   });
 }
 
+// The modules of a cell's imports, loaded as the cell would load them; each has what is wanted of it.
+async function load({ load: loading, from, wanted }) {
+  const module = await evaluate(`await ${loading}`);
+  const missing = wanted.find((name) => !(name in module));
+  if (missing !== undefined) throw new SyntaxError(`The requested module '${from}' does not provide an export named '${missing}'`);
+}
+
 function failed(error) {
   // Whoever wrote an unfinished statement is told what node says, not that more lines are wanted.
   const cause = error instanceof repl.Recoverable ? error.err : error;
@@ -140,8 +123,8 @@ function failed(error) {
 
 async function cell(code) {
   try {
-    let ready = language === 'typescript' ? withoutTypes(code) : code;
-    if (/^[ \t]*import[\s{*'"]/m.test(ready)) ready = withoutImports(ready);
+    const { code: ready, loads } = withoutImports(language === 'typescript' ? withoutTypes(code) : code);
+    for (const one of loads) await load(one);
     const value = await evaluate(ready);
     if (value !== undefined) tell({ type: 'result', is_main_result: true, text: util.inspect(value, SHOWN) });
   } catch (error) {
