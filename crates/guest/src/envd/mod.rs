@@ -34,7 +34,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders}
 pub(crate) use self::{
     auth::{Token, token_of},
     metrics::Meter,
-    process::{Ends, Launch, Streams, launch, nonblocking},
+    process::{Ends, Launch, Streams, find, launch, nonblocking},
     server::{ServeError, accept, bind, runtime, serve},
     state::{Settings, State, sandbox_env},
     users::{UserDb, UserError},

@@ -1,8 +1,8 @@
 //! Contexts: a language, a directory and the kernel that keeps what cells have made; in the order of their creation.
 //!
 //! Each language has a default context, made when it is first wanted. Those of Python and JavaScript are there from the start,
-//! as the contract has it, and Python's kernel is running: it draws its random numbers from the kernel of the guest or is
-//! reseeded after a restore. Node keeps random state that cannot be renewed from outside, so no snapshot may hold one.
+//! as the contract has it, and Python's kernel is running. Node keeps random state that cannot all be renewed, so no template of
+//! ours holds one.
 
 use std::{
     sync::{
@@ -95,7 +95,9 @@ impl Contexts {
         let places = Arc::new(Semaphore::new(MAX_CONTEXTS));
         let contexts = Self(Arc::new(Inner { launcher, list: Mutex::default(), places, ready: AtomicBool::new(false) }));
         let python = contexts.default_of(Language::Python);
-        contexts.default_of(Language::JavaScript);
+        if Language::JavaScript.is_installed(&contexts.settings().env) {
+            contexts.default_of(Language::JavaScript);
+        }
         let starting = contexts.clone();
         // Not joined: it ends by itself, and the interpreter lives as long as the process.
         tokio::spawn(async move {

@@ -12,7 +12,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -20,7 +21,8 @@ use tokio::{
 
 use super::{
     contexts::{Context, Contexts},
-    kernel::{Cell, Event, Kernel, Kind},
+    event::{Event, Fields, Kind, raw},
+    kernel::{Cell, Kernel},
 };
 use crate::logging;
 
@@ -108,14 +110,14 @@ async fn unexpected_end(lines: &Lines) {
     tell(lines, &json!({"type": "unexpected_end_of_execution"})).await;
 }
 
-async fn tell(lines: &Lines, line: &Value) {
+async fn tell(lines: &Lines, line: &impl Serialize) {
     // A client that has gone is noticed where it matters.
     lines.send(Bytes::from(text_of(line))).await.ok();
 }
 
 /// One line, whatever ends a line for the client: Python's clients also split at three characters that JSON leaves as they are.
-fn text_of(line: &Value) -> String {
-    let mut text = line.to_string();
+fn text_of(line: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(line).expect("what was read of JSON, and strings, serialise");
     for (separator, escaped) in [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")] {
         if text.contains(separator) {
             text = text.replace(separator, escaped);
@@ -126,19 +128,21 @@ fn text_of(line: &Value) -> String {
 }
 
 /// An event in the contract's words.
-fn line_of(event: Event) -> Value {
+fn line_of(event: Event) -> Fields {
     let Event { kind, mut fields, .. } = event;
-    fields.retain(|_, value| !value.is_null());
+    fields.retain(|_, value| value.get() != "null");
     let name = match kind {
         Kind::Count => "number_of_executions",
         Kind::Stdout | Kind::Stderr => {
             let now = Timestamp::now().as_nanosecond();
-            fields.insert("timestamp".to_owned(), i64::try_from(now).unwrap_or(i64::MAX).into());
+            fields.insert("timestamp".to_owned(), raw(&i64::try_from(now).unwrap_or(i64::MAX)));
             if kind == Kind::Stdout { "stdout" } else { "stderr" }
         }
         Kind::Result => {
-            if let Some(Value::String(text)) = fields.get_mut("text") {
-                *text = unquoted(text).to_owned();
+            // What is no text stays what it is.
+            let text = fields.get("text").and_then(|text| serde_json::from_str::<String>(text.get()).ok());
+            if let Some(text) = text.as_deref().filter(|text| unquoted(text).len() < text.len()) {
+                fields.insert("text".to_owned(), raw(unquoted(text)));
             }
             "result"
         }
@@ -146,8 +150,8 @@ fn line_of(event: Event) -> Value {
         // A kernel says these of itself, not of a cell.
         Kind::Ready | Kind::Done => "keepalive",
     };
-    fields.insert("type".to_owned(), name.into());
-    Value::Object(fields)
+    fields.insert("type".to_owned(), raw(name));
+    fields
 }
 
 /// A text value is shown without the quotes of its representation.
@@ -158,10 +162,14 @@ fn unquoted(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::interpreter::event::Line;
 
     fn line(text: &str) -> Value {
-        line_of(serde_json::from_str(text).unwrap())
+        let event = Event::read(&Line::Whole(text.to_owned())).unwrap();
+        serde_json::from_str(&text_of(&line_of(event))).unwrap()
     }
 
     #[test]

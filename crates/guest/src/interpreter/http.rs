@@ -115,12 +115,12 @@ async fn health(Extract(contexts): Extract<Contexts>) -> Response {
 
 async fn run(Extract(contexts): Extract<Contexts>, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
     let request: Execute = parse(&body)?;
+    let settings = contexts.settings();
     let context = match (request.context_id, request.language) {
         (Some(_), Some(_)) => return Err(Refusal::ContextAndLanguage),
         (Some(id), None) => contexts.find(&id).ok_or(Refusal::NoContext(id))?,
-        (None, language) => contexts.default_of(Language::named(language.as_deref())?),
+        (None, language) => contexts.default_of(Language::named(language.as_deref(), &settings.env)?),
     };
-    let settings = contexts.settings();
     let knows = match token_of(&headers, &settings) {
         _ if settings.access_token.is_none() => true,
         Token::Matches => true,
@@ -161,7 +161,7 @@ async fn list(Extract(contexts): Extract<Contexts>) -> Response {
 
 async fn create(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Response, Refusal> {
     let request: Create = if body.is_empty() { Create::default() } else { parse(&body)? };
-    let language = Language::named(request.language.as_deref())?;
+    let language = Language::named(request.language.as_deref(), &contexts.settings().env)?;
     Ok(Json(contexts.create(language, request.cwd).await?).into_response())
 }
 

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Its events are always read, so that what a cell left running never waits for a reader; those of no cell, or of an earlier
-//! one, are dropped. The process is user code's own and may write what it likes: a line that is no event is passed over, one
-//! that is too long is too.
+//! one, are dropped. The process is user code's own and may write what it likes: a line that is no event is an error of the cell
+//! that runs.
 
 use std::{
     collections::BTreeMap,
@@ -17,81 +17,44 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
 use nix::{
     errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::Serialize;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncWriteExt, BufReader},
     net::unix::pipe,
     sync::{Mutex as AsyncMutex, mpsc},
     task::JoinHandle,
     time::timeout,
 };
-use tokio_util::{
-    codec::{FramedRead, LinesCodec},
-    sync::CancellationToken,
-};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Setup,
+    event::{Event, Kind, next_line},
     language::Language,
     zygote::{Forked, Wanted, Zygote, complaint},
 };
 use crate::{
     envd::{State, UserError, nonblocking},
+    logging,
     reaper::Reaper,
 };
 
-/// The longest line of a kernel: the kernels' own limit of an event, 24 MiB, and room for its frame.
-const MAX_LINE_BYTES: usize = 25 << 20;
-
 /// Events on their way to a client that reads slowly; then the kernel waits, and with it whoever prints.
 const EVENTS_IN_FLIGHT: usize = 4;
+
+/// Read at once: what a pipe holds.
+const READ_BYTES: usize = 64 << 10;
 
 /// From the fork to readiness. Java's compiler takes an emulated guest most of a minute.
 const START_DEADLINE: Duration = Duration::from_secs(240);
 
 /// What is run to be warm: all that the simplest of cells needs, and so all that any cell needs.
 const WARM_CELL: &str = "1 + 1";
-
-/// What a kernel tells.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct Event {
-    /// The cell it belongs to.
-    #[serde(default)]
-    pub(super) cell: Option<u64>,
-    /// What it is.
-    #[serde(rename = "type")]
-    pub(super) kind: Kind,
-    /// What it says.
-    #[serde(flatten)]
-    pub(super) fields: Map<String, Value>,
-}
-
-/// What an event is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
-    /// The kernel takes cells.
-    Ready,
-    /// The number of the cell that begins.
-    Count,
-    /// Output.
-    Stdout,
-    /// Output about trouble.
-    Stderr,
-    /// A value, or something displayed.
-    Result,
-    /// What the cell failed with.
-    Error,
-    /// The cell is over.
-    Done,
-}
 
 /// A cell to run.
 #[derive(Debug, Clone)]
@@ -186,6 +149,8 @@ struct Listener(Arc<Mutex<Hearing>>);
 struct Hearing {
     cell: Option<u64>,
     sender: Option<mpsc::Sender<Event>>,
+    /// Whether the cell has been told that something was lost: a thousand lines of anything are one error.
+    lost: bool,
     closed: bool,
 }
 
@@ -198,7 +163,7 @@ impl Listener {
     fn listen(&self, cell: Option<u64>) -> mpsc::Receiver<Event> {
         let (sender, receiver) = mpsc::channel(EVENTS_IN_FLIGHT);
         let mut hearing = self.hearing();
-        hearing.cell = cell;
+        (hearing.cell, hearing.lost) = (cell, false);
         hearing.sender = (!hearing.closed).then_some(sender);
         receiver
     }
@@ -206,6 +171,21 @@ impl Listener {
     fn of(&self, event: &Event) -> Option<mpsc::Sender<Event>> {
         let hearing = self.hearing();
         (hearing.cell == event.cell).then(|| hearing.sender.clone()).flatten()
+    }
+
+    /// The cell to tell that something was lost, if one runs that does not know.
+    fn loses(&self) -> Option<u64> {
+        let mut hearing = self.hearing();
+        let cell = hearing.cell.filter(|_| !hearing.lost)?;
+        hearing.lost = true;
+        Some(cell)
+    }
+
+    async fn tell(&self, event: Event) {
+        if let Some(sender) = self.of(&event) {
+            // Whoever listened may have stopped.
+            sender.send(event).await.ok();
+        }
     }
 
     fn close(&self) {
@@ -333,14 +313,28 @@ impl Drop for Kernel {
 
 /// Reads a kernel's events until its output ends.
 async fn read(output: pipe::Receiver, listener: Listener) {
-    let mut lines = FramedRead::new(output, LinesCodec::new_with_max_length(MAX_LINE_BYTES));
-    while let Some(line) = lines.next().await {
-        // Too long, or not UTF-8: the codec goes on with the next line.
-        let Ok(line) = line else { continue };
-        let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
-        if let Some(sender) = listener.of(&event) {
-            // Whoever listened may have stopped.
-            sender.send(event).await.ok();
+    let mut output = BufReader::with_capacity(READ_BYTES, output);
+    loop {
+        let line = match next_line(&mut output).await {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read what a kernel tells");
+                break;
+            }
+        };
+        match Event::read(&line) {
+            Ok(event) => listener.tell(event).await,
+            Err(lost) => {
+                let loss = logging::chain(&lost.error);
+                tracing::warn!(%loss, "a kernel's event is lost");
+                if let Some(cell) = listener.loses() {
+                    listener.tell(Event::error(Some(cell), "KernelEventError", &loss)).await;
+                }
+                if let Some(rest) = lost.rest {
+                    listener.tell(rest).await;
+                }
+            }
         }
     }
     listener.close();

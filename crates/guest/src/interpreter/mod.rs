@@ -16,6 +16,7 @@
 //! started and has run some cells before `/health` says so, so that a template's snapshot holds it warm.
 
 mod contexts;
+mod event;
 mod execution;
 mod http;
 mod kernel;
@@ -53,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("firkin_channel.py", include_str!("kernels/firkin_channel.py")),
     ("firkin_charts.py", include_str!("kernels/firkin_charts.py")),
     ("firkin_python.py", include_str!("kernels/firkin_python.py")),
+    ("firkin_values.py", include_str!("kernels/firkin_values.py")),
     ("firkin_bash.py", include_str!("kernels/firkin_bash.py")),
     ("firkin_node.py", include_str!("kernels/firkin_node.py")),
     ("firkin_framed.py", include_str!("kernels/firkin_framed.py")),

@@ -17,6 +17,8 @@ async fn a_shell_lives_from_cell_to_cell() {
     assert_eq!(second.of("number_of_executions").next().unwrap()["execution_count"], 2);
     // Nothing that a cell reads is the next cell.
     assert_eq!(interpreter.bash("cat; read line; echo \"[$line]\"").await.text("stdout"), "[]\n");
+    // A cell may close what the shell would tell its end by.
+    assert_eq!(interpreter.bash("exec 9>&-; set -C; echo on").await.text("stdout"), "on\n");
     // What is left running holds nothing up.
     let ended = interpreter.bash("sleep 1000 & exit 3").await;
     assert_eq!(ended.error(), Some("ExitStatus"));

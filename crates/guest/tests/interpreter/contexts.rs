@@ -74,3 +74,28 @@ async fn only_who_holds_the_token_gets_the_sandboxs_variables() {
     assert_eq!(wrong.0, 401);
     assert_eq!(interpreter.send("GET", "/contexts", Value::Null).await.0, 200);
 }
+
+#[tokio::test]
+async fn a_language_that_is_not_installed_is_not_offered() {
+    let programs = tempfile::tempdir().unwrap();
+    // Not by their names: what a name stands for may be a script that needs more.
+    for (name, ask) in [("python3", ["-c", "import sys; print(sys.executable, end='')"]), ("bash", ["-c", "printf $BASH"])] {
+        let asked = std::process::Command::new(name).args(ask).output().unwrap();
+        std::os::unix::fs::symlink(String::from_utf8(asked.stdout).unwrap(), programs.path().join(name)).unwrap();
+    }
+    let interpreter = Interpreter::start(&["--env", &format!("PATH={}", programs.path().display())]);
+    let (_, list) = interpreter.send("GET", "/contexts", Value::Null).await;
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    let languages: Vec<&str> = list.iter().map(|one| one["language"].as_str().unwrap()).collect();
+    assert_eq!(languages, ["python"]);
+    for language in ["r", "java", "js", "typescript"] {
+        for (path, body) in
+            [("/execute", json!({"code": "", "language": language})), ("/contexts", json!({"language": language}))]
+        {
+            let refused = interpreter.send("POST", path, body).await;
+            let told = format!("cannot run `{language}`: this sandbox has kernels for python, bash");
+            assert_eq!((refused.0.as_u16(), refused.1), (500, told));
+        }
+    }
+    assert_eq!(interpreter.bash("echo here").await.text("stdout"), "here\n");
+}

@@ -8,3 +8,4 @@ mod cells;
 mod contexts;
 mod harness;
 mod javascript;
+mod values;

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use self::output::{Chunk, End, Output, Subscription};
 pub(crate) use self::pty::Size;
 pub(super) use self::service::ProcessService;
-pub(crate) use self::spawn::{Ends, Launch, Streams, launch};
+pub(crate) use self::spawn::{Ends, Launch, Streams, find, launch};
 use crate::{
     readiness,
     reaper::{Exit, Reaper},

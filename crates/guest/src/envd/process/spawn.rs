@@ -122,7 +122,7 @@ fn launch_with_pipes(reaper: &Reaper, launch: &Launch, stdin: bool) -> io::Resul
 }
 
 /// Where a program is: a name without a slash is looked for in the child's `PATH` (execvp(3)).
-fn find(program: &str, path: Option<&String>) -> io::Result<PathBuf> {
+pub(crate) fn find(program: &str, path: Option<&String>) -> io::Result<PathBuf> {
     if program.contains('/') {
         return Ok(program.into());
     }

@@ -1,7 +1,8 @@
 """The Bash kernel: one shell that lives as long as the context, so that variables, functions and directories stay.
 
 The shell is an interactive one without a terminal, because an interrupt then ends the command and not the shell. It reads its
-commands from standard input, which cells never see: theirs is `/dev/null`. On a pipe of its own it says that a cell is over.
+commands from standard input, which cells never see: theirs is `/dev/null`. On a pipe of its own it says that a cell is over; it
+finds it by the kernel's own end, since a cell may close whatever the shell holds open.
 """
 
 import os
@@ -11,9 +12,6 @@ import subprocess
 import threading
 
 from firkin_channel import Capture, Channel, Environment
-
-STATUS_FD = 9
-"""The shell's end of the pipe on which it says that it is done. Bash leaves single digits to scripts."""
 
 ENDED = b"!"
 """What its kernel writes there when the shell is no more."""
@@ -36,13 +34,14 @@ class Bash:
         self._status, status = os.pipe()
         # What it says about its missing terminal is no cell's business: only afterwards its errors go where they belong.
         errors = streams[1].fileno()
-        ends = {"stdin": commands, "stdout": streams[0], "stderr": subprocess.DEVNULL, "pass_fds": [status, errors]}
+        ends = {"stdin": commands, "stdout": streams[0], "stderr": subprocess.DEVNULL, "pass_fds": [errors]}
         self._process = subprocess.Popen(START, **ends)
         os.close(commands)
         self._ended = status
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
-        self._write(f"exec {STATUS_FD}>&{status} {status}>&- 2>&{errors} {errors}>&-; {QUIET}")
+        self._done = f"builtin printf . >|/proc/{os.getpid()}/fd/{status}"
+        self._write(f"exec 2>&{errors} {errors}>&-; {QUIET}")
         self.wait()
 
     def _watch(self) -> None:
@@ -70,7 +69,7 @@ class Bash:
     def wait(self) -> bool:
         """Returns once the shell has done what it was told."""
         try:
-            self._write(f"builtin printf . >&{STATUS_FD}")
+            self._write(self._done)
         except BrokenPipeError:
             return False
         return os.read(self._status, 1) != ENDED

@@ -83,9 +83,24 @@ class Channel:
                 raise KeyboardInterrupt
 
     def _line(self, event: dict) -> bytes:
+        try:
+            text = as_json({"cell": self.cell, **event})
+        except (TypeError, ValueError, RecursionError):
+            # Nobody may wait in vain for the rest because one part cannot be told.
+            text = as_json({"cell": self.cell, **self._tellable(event)})
         # Half a surrogate pair is no character, but Python's texts may hold one.
-        text = json.dumps({"cell": self.cell, **event}, ensure_ascii=False, separators=(",", ":"), default=str)
         return text.encode("utf-8", "replace") + b"\n"
+
+    def _tellable(self, event: dict) -> dict:
+        """What can be told of an event; the rest is named."""
+        kept = {}
+        for name, value in event.items():
+            try:
+                as_json(value)
+                kept[name] = value
+            except (TypeError, ValueError, RecursionError) as why:
+                self.send({"type": "stderr", "text": f"{name} of a {event['type']} is not shown: {why}\n"})
+        return kept
 
     def _without_largest(self, event: dict) -> dict:
         """What is too large is said to be; all else is told."""
@@ -117,6 +132,10 @@ class Channel:
         requests = queue.Queue()
         self.serve(requests.put)
         return requests
+
+
+def as_json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str, allow_nan=False)
 
 
 class Capture:

@@ -4,12 +4,10 @@ A figure with one pair of axes becomes one chart, with several a `superchart`. A
 says more than half of the data. Box plots are noted when they are drawn, because afterwards only their lines are left.
 """
 
-import datetime
-import math
 import re
 
 import matplotlib
-import numpy
+from firkin_values import plain
 from matplotlib import axes, category, collections, container, dates, lines, patches, text
 
 BOXES = "_drawn_boxes"
@@ -178,29 +176,6 @@ def boxes(ax, title) -> dict:
             "third_quartile": stat["q3"], "max": stat["whishi"], "outliers": list(stat.get("fliers", [])),
         })
     return {"type": "box_and_whisker", "title": title, **labels(ax, swapped=not upright), "elements": elements}
-
-
-def plain(value):
-    """The same, of what JSON has: dates as text, numbers of numpy as numbers, what is no number as null."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, numpy.datetime64):
-        return None if numpy.isnat(value) else str(value.astype("datetime64[s]"))
-    if isinstance(value, numpy.generic):
-        return plain(value.item())
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, numpy.ma.core.MaskedConstant):
-        return None
-    if isinstance(value, (list, tuple, set, numpy.ndarray)):
-        return [plain(one) for one in value]
-    return str(value)
 
 
 matplotlib.rcParams.setdefault("figure.max_open_warning", 20)

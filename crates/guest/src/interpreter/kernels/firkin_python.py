@@ -15,6 +15,7 @@ import random
 import sys
 
 from firkin_channel import Capture, Channel, Environment
+from firkin_values import MAX_DEPTH, Unfit, plain
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.error import StdinNotImplementedError
@@ -46,9 +47,6 @@ MAX_DATA_CELLS = 1_000_000
 MAX_JSON_VALUES = 100_000
 """A list or dictionary of more values is shown as text, which IPython abridges, and not as JSON."""
 
-MAX_JSON_DEPTH = 100
-"""Deeper JSON is refused by those who read it, among them the agent."""
-
 FIELDS = {
     "text/plain": "text",
     "text/html": "html",
@@ -67,6 +65,9 @@ FIELDS = {
 
 METHODS = {"e2b/data": "_repr_e2b_data_", "e2b/chart": "_repr_e2b_chart_"}
 """By which a class of the user's own shows itself in the contract's formats."""
+
+PICTURES = (None, "inline", "agg", "svg", "pdf", "ps", "cairo")
+"""What `%matplotlib` may be given that needs no window."""
 
 WARM_UP = [
     "1 + 1",
@@ -198,10 +199,12 @@ class Formatter(DisplayFormatter):
             elif charts and isinstance(obj, matplotlib.figure.Figure) and (chart := charts.chart_of(obj)):
                 formats["e2b/chart"] = chart
             elif isinstance(obj, (list, dict)) and is_small(obj):
-                formats.setdefault("application/json", obj)
+                formats.setdefault("application/json", plain(obj))
             for mime, method in METHODS.items():
                 if callable(own := getattr(type(obj), method, None)) and (made := own(obj)) is not None:
                     formats[mime] = made
+        except Unfit:
+            pass  # Nobody asked for this form of it: the others say what it is.
         except Exception as error:  # Foreign objects do what they want; their other formats remain.
             print(f"cannot extract the data of a {type(obj).__name__}: {error!r}", file=sys.stderr)
         return formats, metadata
@@ -246,6 +249,13 @@ class Shell(InteractiveShell):
     def enable_gui(self, gui=None):
         """Figures are shown as results, in no window."""
 
+    def enable_matplotlib(self, gui=None):
+        """`%matplotlib` of any kind that wants a window or a page of its own means pictures here, and says so."""
+        if gui not in PICTURES:
+            print(f"%matplotlib {gui}: there is no window and no page to draw in; figures are shown as pictures", file=sys.stderr)
+            gui = "inline"
+        return super().enable_matplotlib(gui or "inline")
+
     def ask_exit(self):
         """A kernel is ended by the agent."""
 
@@ -286,29 +296,36 @@ def settings() -> Config:
 
 
 def result(data: dict) -> dict:
-    """A bundle of formats in the fields of the contract."""
-    fields, extra = {}, {}
+    """A bundle of formats in the fields of the contract. The text comes first: it arrives whatever the others are."""
+    fields, extra = {"text": None}, {}
     for mime, value in data.items():
         if isinstance(value, bytes):
             value = base64.b64encode(value).decode()
+        try:
+            value = plain(value)
+        except Unfit as why:
+            print(f"{mime} is not shown: {why}", file=sys.stderr)
+            continue
         if mime in FIELDS:
             fields[FIELDS[mime]] = value
         else:
-            extra[mime] = value
+            extra[str(mime)] = value
     if extra:
         fields["extra"] = extra
-    return charts.plain(fields) if charts else fields
+    return fields
 
 
 def table(frame) -> dict:
     """A DataFrame by columns."""
-    return {str(name): charts.plain(column.tolist()) for name, column in frame.items()}
+    if not frame.columns.is_unique:
+        raise Unfit("columns of the same name")
+    return plain({name: column.tolist() for name, column in frame.items()})
 
 
 def is_small(value) -> bool:
     """Whether it is worth being told as JSON."""
     layer, values = [value], 0
-    for _ in range(MAX_JSON_DEPTH):
+    for _ in range(MAX_DEPTH):
         if not layer:
             return True
         values += len(layer)
