@@ -29,6 +29,7 @@ use axum::{
     routing::{any_service, get, post},
 };
 use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
+use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 pub(crate) use self::{
@@ -93,7 +94,8 @@ async fn envs(Extract(state): Extract<State>) -> Response {
     ([("cache-control", "no-store")], Json(&state.settings().env)).into_response()
 }
 
-/// Serves envd on an ordinary host until it is killed. Prints the address once it listens.
+/// Serves envd on an ordinary host until it is killed. Prints the address once it listens. SIGUSR1 stands for what a restore
+/// does: another era begins, and a line says so.
 pub(crate) fn run_alone(options: Options) -> ExitCode {
     logging::start();
     let state = State::default();
@@ -110,6 +112,7 @@ pub(crate) fn run_alone(options: Options) -> ExitCode {
         let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
         let routes = {
             let _guard = runtime.enter();
+            begin_eras(state.clone()).map_err(server::ServeError::Runtime)?;
             if let Some(setup) = options.interpreter {
                 let listener = server::bind(SocketAddr::new(address.ip(), 0))?;
                 let also = listener.local_addr().map_err(server::ServeError::Runtime)?;
@@ -128,4 +131,17 @@ pub(crate) fn run_alone(options: Options) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Begins another era at each SIGUSR1. Needs a runtime.
+fn begin_eras(state: State) -> std::io::Result<()> {
+    let mut asked = signal(SignalKind::user_defined1())?;
+    // Not joined: it lives as long as the process.
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            state.begin_era();
+            logging::say("another era");
+        }
+    });
+    Ok(())
 }

@@ -7,6 +7,9 @@
 //! Its events are always read, so that what a cell left running never waits for a reader; those of no cell, or of an earlier
 //! one, are dropped. The process is user code's own and may write what it likes: a line that is no event is an error of the cell
 //! that runs.
+//!
+//! A kernel may be in a snapshot, and then lives on in each of its clones: with the first cell of another life it is told to
+//! renew what it draws random numbers from.
 
 use std::{
     collections::BTreeMap,
@@ -123,7 +126,9 @@ pub(super) struct Kernel {
     /// Whether a user's cell has run.
     used: bool,
     told: Option<BTreeMap<String, String>>,
-    /// The era it was started in: a later one began with the restore of a snapshot that holds it.
+    /// Where eras begin.
+    state: State,
+    /// The era it knows of: a later one began with the restore of a snapshot that holds it.
     era: CancellationToken,
 }
 
@@ -240,7 +245,8 @@ impl Launcher {
         let (input, output) = adopt().inspect_err(|_: &io::Error| group.signal(Signal::SIGKILL))?;
         let listener = Listener::default();
         let reader = tokio::spawn(read(output, listener.clone()));
-        let kernel = Kernel { group, input, listener, reader, cells: 0, used: false, told: None, era: self.state.era() };
+        let state = self.state.clone();
+        let kernel = Kernel { group, input, listener, reader, cells: 0, used: false, told: None, era: state.era(), state };
         Ok((kernel, stderr))
     }
 }
@@ -286,8 +292,9 @@ impl Kernel {
         self.cells += 1;
         // What has been told once stays; a restore may have brought other values.
         let globals = cell.globals.as_ref().filter(|globals| self.told.as_ref() != Some(globals));
-        // Later cells have drawn from a state that is theirs; a fork of the sandbox forks it like everything else.
-        let reseed = cell.warm || !self.used && self.era.is_cancelled();
+        // Each clone of a snapshot has the same state to draw from. What the program has seeded itself, the kernel leaves.
+        let reseed = cell.warm || self.era.is_cancelled();
+        self.era = self.state.era();
         self.used |= !cell.warm;
         let request = Request { cell: self.cells, code: &cell.code, env: &cell.env, globals, reseed, warm: cell.warm };
         let mut line = serde_json::to_vec(&request).expect("strings and numbers serialise");

@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("firkin_channel.py", include_str!("kernels/firkin_channel.py")),
     ("firkin_charts.py", include_str!("kernels/firkin_charts.py")),
     ("firkin_python.py", include_str!("kernels/firkin_python.py")),
+    ("firkin_random.py", include_str!("kernels/firkin_random.py")),
     ("firkin_values.py", include_str!("kernels/firkin_values.py")),
     ("firkin_bash.py", include_str!("kernels/firkin_bash.py")),
     ("firkin_node.py", include_str!("kernels/firkin_node.py")),
@@ -62,6 +63,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("zygote.py", include_str!("kernels/zygote.py")),
     ("cells.js", include_str!("kernels/cells.js")),
     ("imports.js", include_str!("kernels/imports.js")),
+    ("renew.js", include_str!("kernels/renew.js")),
     ("cells.R", include_str!("kernels/cells.R")),
     ("Cells.java", include_str!("kernels/Cells.java")),
 ];

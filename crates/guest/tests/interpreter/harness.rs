@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -11,6 +11,10 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 /// Bound of every wait: Python loads its libraries, on a busy host.
@@ -19,6 +23,7 @@ const WAIT: Duration = Duration::from_secs(120);
 /// A running interpreter; killed when dropped.
 pub(crate) struct Interpreter {
     child: Child,
+    said: BufReader<ChildStdout>,
     url: String,
     _programs: tempfile::TempDir,
 }
@@ -72,9 +77,20 @@ impl Interpreter {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
         let url = format!("http://{}", line.trim().strip_prefix("interpreter on ").unwrap());
-        Self { child, url, _programs: programs }
+        Self { child, said, url, _programs: programs }
+    }
+
+    /// What a restore of a snapshot does to the agent.
+    pub(crate) fn begin_era(&mut self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGUSR1).unwrap();
+        let mut line = String::new();
+        while line != "another era\n" {
+            line.clear();
+            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "the agent has ended");
+        }
     }
 
     async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> http::Response<Incoming> {

@@ -8,4 +8,5 @@ mod cells;
 mod contexts;
 mod harness;
 mod javascript;
+mod lives;
 mod values;

@@ -10,10 +10,15 @@ import java.io.FileInputStream;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
+import java.lang.reflect.Field;
 import java.nio.charset.StandardCharsets;
+import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Random;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Consumer;
 import java.util.stream.Collectors;
 import jdk.jshell.Diag;
 import jdk.jshell.EvalException;
@@ -24,6 +29,7 @@ import jdk.jshell.SourceCodeAnalysis;
 import jdk.jshell.SourceCodeAnalysis.Completeness;
 import jdk.jshell.UnresolvedReferenceException;
 import jdk.jshell.VarSnippet;
+import sun.misc.Unsafe;
 
 public final class Cells {
     private static final String[] IMPORTS = {
@@ -68,6 +74,7 @@ public final class Cells {
             String[] words = head();
             byte[] data = cells.readNBytes(Integer.parseInt(words[words.length - 1]));
             switch (words[0]) {
+                case "renew" -> renew();
                 case "run" -> run(text(data, 0, data.length));
                 case "unset" -> System.clearProperty(text(data, 0, data.length));
                 default -> {
@@ -75,6 +82,30 @@ public final class Cells {
                     System.setProperty(text(data, 0, name), text(data, name, data.length));
                 }
             }
+        }
+    }
+
+    /**
+     * Clones of a snapshot draw from the same state, so what nobody but the library can seed is seeded anew in each. The library
+     * gives no way to; where it keeps its generators elsewhere, they stay as they are.
+     */
+    private static void renew() {
+        SecureRandom fresh = new SecureRandom();
+        renew("java.lang.Math$RandomNumberGeneratorHolder", "randomNumberGenerator", held -> ((Random) held).setSeed(fresh.nextLong()));
+        renew("java.util.concurrent.ThreadLocalRandom", "seeder", held -> ((AtomicLong) held).set(fresh.nextLong()));
+        renew("java.util.Random", "seedUniquifier", held -> ((AtomicLong) held).set(fresh.nextLong()));
+        renew("java.util.SplittableRandom", "defaultGen", held -> ((AtomicLong) held).set(fresh.nextLong()));
+    }
+
+    private static void renew(String owner, String name, Consumer<Object> by) {
+        try {
+            Field unsafe = Unsafe.class.getDeclaredField("theUnsafe");
+            unsafe.setAccessible(true);
+            Unsafe memory = (Unsafe) unsafe.get(null);
+            Field field = Class.forName(owner).getDeclaredField(name);
+            by.accept(memory.getObject(memory.staticFieldBase(field), memory.staticFieldOffset(field)));
+        } catch (ReflectiveOperationException | RuntimeException elsewhere) {
+            System.getLogger("firkin").log(System.Logger.Level.DEBUG, "cannot renew " + owner, elsewhere);
         }
     }
 

@@ -92,6 +92,23 @@ local({
     }
   }
 
+  # Clones of a snapshot have the same state to draw from, so it is seeded anew in each; not if the program has seeded it.
+  seeded <- FALSE
+  seed_of_base <- base::set.seed
+  notice <- function(seed, kind = NULL, normal.kind = NULL, sample.kind = NULL) {
+    seed_of_base(seed, kind, normal.kind, sample.kind)
+    seeded <<- !is.null(seed)
+  }
+  unlockBinding("set.seed", baseenv())
+  assign("set.seed", notice, envir = baseenv())
+  lockBinding("set.seed", baseenv())
+  renew <- function() {
+    if (seeded) return()
+    source <- file("/dev/urandom", "rb", raw = TRUE)
+    on.exit(close(source))
+    seed_of_base(bitwAnd(readBin(source, "integer"), .Machine$integer.max))
+  }
+
   # An interrupt between cells waits; it is taken here, so that it does not hit the cell that comes.
   settle <- function() tryCatch(allowInterrupts(Sys.sleep(0)), interrupt = function(interrupt) NULL)
 
@@ -121,6 +138,8 @@ local({
       data <- take(as.integer(words[[length(words)]]))
       if (words[[1]] == "run") {
         run(text_of(data))
+      } else if (words[[1]] == "renew") {
+        renew()
       } else if (words[[1]] == "unset") {
         Sys.unsetenv(text_of(data))
       } else {

@@ -17,6 +17,7 @@ const util = require('util');
 const vm = require('vm');
 
 const { withoutImports } = require('./imports.js');
+const renewal = require('./renew.js');
 
 // The compiler is ten megabytes of text: its code, as node makes it, is kept beside the template's other files.
 const CODE = '/var/lib/firkin/typescript.code';
@@ -57,6 +58,7 @@ function tell(event) {
   }
 }
 
+renewal.install();
 const silent = new stream.PassThrough();
 silent.resume();
 const prompt = repl.start({ prompt: '', input: new stream.PassThrough(), output: silent, terminal: false, useGlobal: true,
@@ -141,6 +143,7 @@ readline.createInterface({ input: new net.Socket({ fd: cells, readable: true, wr
   const message = JSON.parse(line);
   queue = queue.then(() => {
     if (message.code !== undefined) return cell(message.code);
+    if (message.renew) return renewal.renew();
     if (message.value === null) delete process.env[message.variable];
     else process.env[message.variable] = message.value;
     return undefined;

@@ -7,6 +7,7 @@ finds it by the kernel's own end, since a cell may close whatever the shell hold
 
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import threading
@@ -25,11 +26,16 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 """What the shell takes as a variable."""
 
 
+SEEDS = re.compile(r"(?<![\w$])RANDOM\+?=|\b(?:unset|read|printf -v)\b[^\n;|&$]*(?<![\w$])RANDOM\b")
+"""Words of a cell that seeds `RANDOM`, or makes it something else. The shell says nothing of that, and its state cannot be read."""
+
+
 class Bash:
     """The shell and the pipes through which it is driven."""
 
     def __init__(self, streams: list[Capture]):
         self._streams = streams
+        self._is_seeded = False
         commands, self._commands = os.pipe()
         self._status, status = os.pipe()
         # What it says about its missing terminal is no cell's business: only afterwards its errors go where they belong.
@@ -58,8 +64,14 @@ class Bash:
         if NAME.match(name):
             self._write(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
 
+    def renew(self) -> None:
+        """Another life has begun: `RANDOM` is to give other numbers than in its clones, unless a cell has seeded it."""
+        if not self._is_seeded:
+            self._write(f"RANDOM={secrets.randbits(31)}")
+
     def run(self, code: str) -> bool:
         """Runs a cell to its end; false if that was the shell's end too."""
+        self._is_seeded |= bool(SEEDS.search(code))
         try:
             self._write(f"eval {shlex.quote(code)} </dev/null")
         except BrokenPipeError:
@@ -96,6 +108,8 @@ def main():
         count += 1
         channel.send({"type": "count", "execution_count": count})
         environment.enter(request)
+        if request.get("reseed"):
+            bash.renew()
         if bash.run(request["code"]):
             environment.leave(request)
         else:

@@ -2,7 +2,7 @@
 
 R and Java read no JSON without more packages, so each message is one line `word words length`, and then as many bytes:
 
-    to the interpreter    set NAME_BYTES LENGTH <name><value> | unset LENGTH <name> | run LENGTH <code>
+    to the interpreter    set NAME_BYTES LENGTH <name><value> | unset LENGTH <name> | renew 0 | run LENGTH <code>
     from it               ready 0 | result LENGTH <text> | display LENGTH <text> | png LENGTH <bytes> | error LENGTH <name NUL value NUL traceback> | done 0
 """
 
@@ -73,6 +73,10 @@ class Interpreter:
         else:
             self._write(f"set {len(key)}", key + value.encode())
 
+    def renew(self) -> None:
+        """Another life has begun: random numbers are to be others than those of its clones."""
+        self._write("renew", b"")
+
     def run(self, code: str) -> None:
         self._write("run", code.encode())
 
@@ -118,6 +122,8 @@ def main(language: str):
         channel.send({"type": "count", "execution_count": count})
         try:
             environment.enter(request)
+            if request.get("reseed"):
+                interpreter.renew()
             interpreter.run(request["code"])
         except BrokenPipeError:
             os._exit(1)

@@ -58,6 +58,8 @@ def main(language: str):
         channel.send({"type": "count", "execution_count": count})
         try:
             environment.enter(request)
+            if request.get("reseed"):
+                tell({"renew": True})
             tell({"code": request["code"]})
         except BrokenPipeError:
             os._exit(1)

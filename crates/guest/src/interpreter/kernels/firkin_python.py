@@ -11,9 +11,9 @@ import gc
 import getpass
 import itertools
 import os
-import random
 import sys
 
+import firkin_random
 from firkin_channel import Capture, Channel, Environment
 from firkin_values import MAX_DEPTH, Unfit, plain
 from IPython.core.displayhook import DisplayHook
@@ -93,6 +93,7 @@ def prepare():
     for cell in WARM_UP:
         shell.run_cell(cell, silent=True, store_history=False)
     shell.forget()
+    firkin_random.install()
     # What is there now stays. A collection that looked at it would touch the memory of every fork, and of every sandbox.
     gc.collect()
     gc.freeze()
@@ -123,7 +124,7 @@ class Kernel:
         self.shell.channel = self.channel
         sys.modules["__main__"] = self.shell.user_module
         # Forks of one process have one random state.
-        reseed()
+        firkin_random.renew()
 
     def run(self) -> None:
         self.channel.send({"type": "ready"})
@@ -136,7 +137,7 @@ class Kernel:
         """Runs one cell and tells its end, whatever it does."""
         self.channel.begin(request)
         if request.get("reseed"):
-            reseed()
+            firkin_random.renew()
         self.environment.enter(request)
         self.channel.send({"type": "count", "execution_count": self.shell.execution_count})
         try:
@@ -357,13 +358,6 @@ def put_variable(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-
-def reseed() -> None:
-    """A kernel that was in a snapshot has the random state of all its clones."""
-    random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
 
 
 def refuse_input(prompt="", *_args, **_options):
