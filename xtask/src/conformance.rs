@@ -35,9 +35,9 @@ const JAVASCRIPT: &str = "js";
 /// The same of the code interpreter's JavaScript SDK.
 const JAVASCRIPT_INTERPRETER: &str = "js-interpreter";
 
-/// Which languages the code interpreter's template has.
+/// Which parts the code interpreter's template has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Languages {
+pub(crate) enum Parts {
     /// All.
     All,
     /// Those that cost little to install: a fresh host spends minutes on the others. Tests of the guest run them all, where the
@@ -45,25 +45,25 @@ pub(crate) enum Languages {
     Light,
 }
 
-impl Languages {
+impl Parts {
     /// The others, as the command line and the tests are told of them.
     fn without(self) -> Option<&'static str> {
         match self {
             Self::All => None,
-            Self::Light => Some("r,java"),
+            Self::Light => Some("r,java,science"),
         }
     }
 }
 
-/// What the tests of the code interpreter read: the languages that the template lacks.
-const WITHOUT_LANGUAGES: &str = "WITHOUT_LANGUAGES";
+/// What the tests of the code interpreter read: the parts that the template lacks.
+const WITHOUT_PARTS: &str = "WITHOUT_PARTS";
 
 /// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
 pub(crate) fn run(
     workspace: &Workspace,
     household: &Household,
     report: &mut Report,
-    languages: Languages,
+    parts: Parts,
     pytest: &[String],
 ) -> anyhow::Result<()> {
     let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
@@ -98,7 +98,7 @@ pub(crate) fn run(
     }
     // Only now: a server keeps sandboxes of every template warm, and these are large.
     if pytest.is_empty() {
-        let without = languages.without();
+        let without = parts.without();
         let options = without.iter().flat_map(|names| ["--without", names]);
         report.step("code interpreter template", |step| step.run(build("code-interpreter-v1").args(options)))?;
         report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
@@ -150,7 +150,7 @@ fn interpreter(workspace: &Workspace, state_dir: &Path, without: Option<&str>, s
     javascript.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
     for (name, tests) in [(INTERPRETER.name, &mut python), ("code interpreter's JavaScript SDK", &mut javascript)] {
         say(&format!("{name}:"));
-        tests.env(WITHOUT_LANGUAGES, without.unwrap_or_default());
+        tests.env(WITHOUT_PARTS, without.unwrap_or_default());
         step.run(tests).with_context(|| format!("the {name} failed\n{}", server.log_tail()))?;
     }
     server.stop()

@@ -18,7 +18,7 @@ mod run;
 mod server;
 mod workspace;
 
-use conformance::Languages;
+use conformance::Parts;
 use household::Household;
 use run::Report;
 use workspace::Workspace;
@@ -87,7 +87,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
         Command::Conformance { pytest } => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
-            conformance::run(workspace, household, report, Languages::All, &pytest)
+            conformance::run(workspace, household, report, Parts::All, &pytest)
         }
         Command::E2bSuite(suite) => {
             report.step("build", |step| workspace.build(step))?;
@@ -106,6 +106,6 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     let before = leaks::Host::observe(household)?;
     report.step("all rust tests", |step| workspace.all_rust_tests(step))?;
     report.step("documentation", |step| workspace.documentation(step))?;
-    conformance::run(workspace, household, report, Languages::Light, &[])?;
+    conformance::run(workspace, household, report, Parts::Light, &[])?;
     report.step("nothing left on the host", |step| leaks::check(household, &before, step))
 }

@@ -427,9 +427,9 @@ pub(crate) struct BuildArgs {
     /// Guest memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory: Option<u32>,
-    /// Languages to leave out of the code interpreter, which has all of them otherwise
-    #[arg(long, value_name = "LANGUAGE", value_delimiter = ',')]
-    pub(crate) without: Vec<Language>,
+    /// Large parts to leave out of the code interpreter, which has all of them otherwise
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    pub(crate) without: Vec<Part>,
     /// Command to start before the snapshot; it is running in every sandbox
     #[arg(long, value_name = "CMD")]
     pub(crate) start_cmd: Option<String>,
@@ -441,13 +441,15 @@ pub(crate) struct BuildArgs {
     pub(crate) force: bool,
 }
 
-/// A language of the code interpreter that can be left out
+/// A part of the code interpreter that can be left out
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Language {
+pub(crate) enum Part {
     /// R
     R,
     /// Java
     Java,
+    /// Python's larger libraries: scikit-learn, OpenCV, spaCy and their like
+    Science,
 }
 
 /// `firkin template rm`

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use firkin_image::{Cache, Event, HeavyLanguage, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
+use firkin_image::{Cache, Event, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,6 +24,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{:#?}", initramfs(&cache, &kernel, &fs_err::read(agent)?).await?);
     }
     println!("{:#?}", base_rootfs(&cache, &report).await?);
-    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyLanguage::ALL), &report).await?);
+    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyPart::ALL), &report).await?);
     Ok(())
 }

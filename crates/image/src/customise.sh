@@ -30,6 +30,11 @@ sed -i 's/\$(id -u)/${EUID:-$(id -u)}/' "$root/etc/profile"
 # A sandbox is thrown away: `pip install` may put packages beside those of the distribution.
 printf '[global]\nbreak-system-packages = true\ndisable-pip-version-check = true\n' >"$root/etc/pip.conf"
 
+# A font with the characters of Chinese, Japanese and Korean is asked where matplotlib's own lack one.
+if [ -f "$root/etc/matplotlibrc" ]; then
+  echo "font.family: sans-serif, WenQuanYi Micro Hei" >>"$root/etc/matplotlibrc"
+fi
+
 # What the build told apt and dpkg about this machine does not belong into the image; what keeps it small does.
 rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap"
 echo 'Acquire::Languages "none";' >"$root/etc/apt/apt.conf.d/99sandbox"

@@ -21,10 +21,12 @@ mod debian;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod initramfs;
+mod interpreter;
 mod kernel;
 mod modules;
 pub mod oci;
 mod progress;
+mod python;
 mod rootfs;
 pub mod sources;
 
@@ -34,4 +36,5 @@ pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
 pub use modules::ModuleError;
 pub use progress::{Event, Progress, Report, Step};
-pub use rootfs::{HeavyLanguage, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};
+pub use python::PythonError;
+pub use rootfs::{HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

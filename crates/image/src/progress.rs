@@ -43,6 +43,8 @@ pub enum Step {
     Initramfs,
     /// The packages of the root file system.
     Packages,
+    /// The Python packages of the root file system.
+    Python,
     /// The layers of a container image.
     Pull,
     /// The disk image of the root file system.
@@ -58,6 +60,7 @@ impl fmt::Display for Step {
             Step::Kernel => "guest kernel",
             Step::Initramfs => "initramfs",
             Step::Packages => "root file system",
+            Step::Python => "python packages",
             Step::Pull => "container image",
             Step::Image => "disk image",
         })

@@ -1,7 +1,7 @@
 //! The root file system: Debian packages in one sparse ext4 image that every sandbox shares.
 //!
 //! ```text
-//!   packages --mmdebstrap--> tree --customise.sh--> tree --mke2fs -d--> rootfs.ext4 (0444, never written again)
+//!   packages --mmdebstrap--> tree --customise.sh--> tree --pip--> tree --mke2fs -d--> rootfs.ext4 (0444, never written again)
 //! ```
 //!
 //! A sandbox writes to a copy-on-write layer over the image, so nothing of it may change after it is made: not even by the
@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::command::{CommandError, capture, command, run};
 use crate::debian::PackageProgress;
+use crate::interpreter;
 use crate::progress::{Report, Step, say};
+use crate::python::{self, PythonError};
 use crate::sources::{Mirrors, SourcesError, mirrors};
 
 /// Raise it when the same recipe gives another kind of entry.
@@ -32,6 +34,8 @@ const RECORD: &str = "rootfs.json";
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 /// The tree and the image, each near 800 MB for the base packages, and what apt fetches.
 const NEEDED_BYTES: u64 = 3 << 30;
+/// The same with Python's libraries: each near 2.5 GB with the larger ones and all languages.
+const NEEDED_WITH_PYTHON_BYTES: u64 = 7 << 30;
 /// Fetching 180 MB and unpacking 560 packages takes two to three minutes on two idle cores with a near mirror.
 const PACKAGES_DEADLINE: Duration = Duration::from_secs(60 * 60);
 const IMAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
@@ -66,6 +70,9 @@ pub struct RootSpec {
     pub suite: String,
     /// Packages beyond the essential ones and apt.
     pub packages: Vec<String>,
+    /// Wheels from the package index of this machine's pip, each `NAME==VERSION`, beside the Debian packages that they need.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub python: Vec<String>,
     /// Size of the disk that a sandbox sees. The image is sparse.
     pub virtual_bytes: u64,
 }
@@ -97,43 +104,61 @@ impl Default for RootSpec {
             "vim-tiny",
             "wget",
         ];
-        RootSpec { suite: "bookworm".to_owned(), packages: packages.map(str::to_owned).to_vec(), virtual_bytes: 10 << 30 }
+        RootSpec {
+            suite: "bookworm".to_owned(),
+            packages: packages.map(str::to_owned).to_vec(),
+            python: Vec::new(),
+            virtual_bytes: 10 << 30,
+        }
     }
 }
 
-/// A language of the code interpreter that is worth leaving out: it is large, and nothing else needs its packages.
+/// A part of the code interpreter that is worth leaving out: it is large, and nothing else needs its packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeavyLanguage {
+pub enum HeavyPart {
     /// R.
     R,
     /// Java, with its compiler.
     Java,
+    /// Python's larger libraries: statistics, learning, pictures, language, sound, algebra.
+    Science,
 }
 
-impl HeavyLanguage {
+impl HeavyPart {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::R, Self::Java];
+    pub const ALL: [Self; 3] = [Self::R, Self::Java, Self::Science];
 
-    fn package(self) -> &'static str {
+    fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::R => "r-base-core",
-            Self::Java => "openjdk-17-jdk-headless",
+            Self::R => &["r-base-core"],
+            Self::Java => &["openjdk-17-jdk-headless"],
+            Self::Science => interpreter::SCIENCE,
+        }
+    }
+
+    fn python(self) -> &'static [&'static str] {
+        match self {
+            Self::R | Self::Java => &[],
+            Self::Science => interpreter::SCIENCE_WHEELS,
         }
     }
 }
 
 impl RootSpec {
-    /// The root file system of the code interpreter: `base`, what its kernels and their users import, and these languages. The
+    /// The root file system of the code interpreter: `base`, what its kernels and their users import, and these parts. The
     /// guest agent serves the interpreter where it finds IPython.
-    pub fn code_interpreter(languages: &[HeavyLanguage]) -> Self {
-        let mut more =
-            vec!["node-typescript", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-pil"];
-        more.extend(languages.iter().map(|language| language.package()));
-        // The order is a part of the recipe.
-        more.sort_unstable();
-        more.dedup();
+    pub fn code_interpreter(parts: &[HeavyPart]) -> Self {
+        let all = |first: &[&'static str], more: fn(HeavyPart) -> &'static [&'static str]| {
+            let mut all = first.to_vec();
+            all.extend(parts.iter().flat_map(|part| more(*part)));
+            // The order is a part of the recipe.
+            all.sort_unstable();
+            all.dedup();
+            all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
         let mut spec = Self::default();
-        spec.packages.extend(more.into_iter().map(str::to_owned));
+        spec.packages.extend(all(interpreter::PACKAGES, HeavyPart::packages));
+        spec.python = all(interpreter::WHEELS, HeavyPart::python);
         spec
     }
 }
@@ -161,6 +186,9 @@ pub enum RootfsError {
     /// The packages cannot be installed.
     #[error("cannot install the packages of the root file system")]
     Packages(#[source] CommandError),
+    /// The Python packages cannot be installed.
+    #[error("cannot install the Python packages of the root file system")]
+    Python(#[from] PythonError),
     /// The image cannot be made.
     #[error("cannot make the disk image of the root file system")]
     Image(#[source] CommandError),
@@ -190,10 +218,13 @@ pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Resul
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
-    slot.require_free(NEEDED_BYTES)?;
+    slot.require_free(if spec.python.is_empty() { NEEDED_BYTES } else { NEEDED_WITH_PYTHON_BYTES })?;
     let mirrors = mirrors(Path::new("/")).await?;
     let tree = slot.path().join(TREE);
     install(&slot, &tree, spec, &mirrors, report).await?;
+    if !spec.python.is_empty() {
+        python::install(&slot, &tree, &spec.python, report).await?;
+    }
     make_image(&slot, &tree, spec.virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let virtual_bytes = spec.virtual_bytes;
@@ -369,9 +400,9 @@ mod tests {
         assert_eq!(key(&base), key(&base.clone()));
         assert_ne!(key(&base), key(&larger));
         assert_ne!(key(&base), key(&RootSpec::code_interpreter(&[])));
-        let both = key(&RootSpec::code_interpreter(&HeavyLanguage::ALL));
-        assert_ne!(both, key(&RootSpec::code_interpreter(&[HeavyLanguage::R])));
-        assert_eq!(both, key(&RootSpec::code_interpreter(&[HeavyLanguage::Java, HeavyLanguage::R])));
+        let all = key(&RootSpec::code_interpreter(&HeavyPart::ALL));
+        assert_ne!(all, key(&RootSpec::code_interpreter(&[HeavyPart::R, HeavyPart::Java])));
+        assert_eq!(all, key(&RootSpec::code_interpreter(&[HeavyPart::Science, HeavyPart::Java, HeavyPart::R])));
     }
 
     #[test]

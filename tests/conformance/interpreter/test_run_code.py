@@ -5,8 +5,8 @@ import os
 import pytest
 from e2b_code_interpreter import TimeoutException
 
-WITHOUT_LANGUAGES = os.environ.get("WITHOUT_LANGUAGES", "").split(",")
-"""Languages that the server's template lacks: `firkin template build --without`."""
+WITHOUT_PARTS = os.environ.get("WITHOUT_PARTS", "").split(",")
+"""Parts of the code interpreter that the server's template lacks: `firkin template build --without`."""
 
 
 def test_cells_share_variables_and_are_counted(sandbox):
@@ -65,7 +65,7 @@ def test_an_error_has_its_name_and_traceback_and_the_kernel_goes_on(sandbox):
     ],
 )
 def test_other_languages_keep_what_they_made(sandbox, language, make, use):
-    if language in WITHOUT_LANGUAGES:
+    if language in WITHOUT_PARTS:
         pytest.skip(f"this template was built without {language}")
     assert sandbox.run_code(make, language=language).error is None
     assert "".join(sandbox.run_code(use, language=language).logs.stdout) == "5\n"

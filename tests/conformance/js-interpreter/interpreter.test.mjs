@@ -10,8 +10,8 @@ import { Sandbox } from '@e2b/code-interpreter'
 
 // Longer than the whole suite: a sandbox that ends early fails a test for the wrong reason.
 const LIFETIME_MS = 600_000
-// Languages that the server's template lacks: `firkin template build --without`.
-const WITHOUT_LANGUAGES = (process.env.WITHOUT_LANGUAGES ?? '').split(',')
+// Parts of the code interpreter that the server's template lacks: `firkin template build --without`.
+const WITHOUT_PARTS = (process.env.WITHOUT_PARTS ?? '').split(',')
 // Emulated guests start Java's compiler in their own time.
 const CELL_MS = 240_000
 
@@ -68,7 +68,7 @@ describe('one sandbox', () => {
     ['r', 'cat(2 + 3, "\\n", sep = "")'],
     ['java', 'int made = 5; System.out.println(made)'],
   ]) {
-    const skip = WITHOUT_LANGUAGES.includes(language) && `this template was built without ${language}`
+    const skip = WITHOUT_PARTS.includes(language) && `this template was built without ${language}`
     test(`${language} has a kernel`, { skip }, async () => {
       const execution = await run(code, { language })
       assert.equal(execution.error, undefined)

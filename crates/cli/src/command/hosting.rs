@@ -18,7 +18,7 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{Cache, HeavyLanguage, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
+use firkin_image::{Cache, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
@@ -225,14 +225,10 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
 }
 
 /// The root image of the code interpreter, from the cache or built into it.
-pub(crate) async fn interpreter_root(
-    settings: &Settings,
-    languages: &[HeavyLanguage],
-    progress: &Progress,
-) -> anyhow::Result<RootDisk> {
+pub(crate) async fn interpreter_root(settings: &Settings, parts: &[HeavyPart], progress: &Progress) -> anyhow::Result<RootDisk> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("root file system of the code interpreter");
-    let root = rootfs(&cache, &RootSpec::code_interpreter(languages), &|event| step.at(&described(&event))).await;
+    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &|event| step.at(&described(&event))).await;
     let root = root.context("cannot make the root file system of the code interpreter")?;
     step.done("root file system of the code interpreter");
     Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use firkin_image::HeavyLanguage;
+use firkin_image::HeavyPart;
 use firkin_runtime::{
     runtime::OnExit,
     template::{BuildTemplate, CODE_INTERPRETER, MCP_GATEWAY, TemplateInfo},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::Api,
-    args::{BuildArgs, Language, RemoveArgs},
+    args::{BuildArgs, Part, RemoveArgs},
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
     progress::Progress,
@@ -47,8 +47,8 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     let force = args.force;
     let standard = match args.name.as_str() {
         CODE_INTERPRETER => {
-            let languages = languages(&args.without);
-            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &languages, &progress)).await? else {
+            let parts = parts(&args.without);
+            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &parts, &progress)).await? else {
                 return Ok(ExitStatus::Interrupted);
             };
             BuildTemplate::code_interpreter(root)
@@ -88,18 +88,19 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
 }
 
 /// Those that were not left out.
-fn languages(without: &[Language]) -> Vec<HeavyLanguage> {
-    let left_out = |language: HeavyLanguage| match language {
-        HeavyLanguage::R => without.contains(&Language::R),
-        HeavyLanguage::Java => without.contains(&Language::Java),
+fn parts(without: &[Part]) -> Vec<HeavyPart> {
+    let left_out = |part: HeavyPart| match part {
+        HeavyPart::R => without.contains(&Part::R),
+        HeavyPart::Java => without.contains(&Part::Java),
+        HeavyPart::Science => without.contains(&Part::Science),
     };
-    HeavyLanguage::ALL.into_iter().filter(|language| !left_out(*language)).collect()
+    HeavyPart::ALL.into_iter().filter(|part| !left_out(*part)).collect()
 }
 
 /// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
 fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
     if !args.without.is_empty() && args.name != CODE_INTERPRETER {
-        return Err(anyhow!("template `{}` has no languages to leave out", args.name)).hint("only `code-interpreter-v1` has");
+        return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");
     }
     let base = BuildTemplate::base();
     let request = BuildTemplate {
@@ -204,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn languages_are_left_out_of_the_code_interpreter_only() {
-        assert_eq!(languages(&[]), HeavyLanguage::ALL);
-        assert_eq!(languages(&[Language::Java]), [HeavyLanguage::R]);
-        assert!(requested("firkin template build --without r,java").is_err());
+    fn parts_are_left_out_of_the_code_interpreter_only() {
+        assert_eq!(parts(&[]), HeavyPart::ALL);
+        assert_eq!(parts(&[Part::Java]), [HeavyPart::R, HeavyPart::Science]);
+        assert!(requested("firkin template build --without r,java,science").is_err());
         let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
         let standard = BuildTemplate::code_interpreter(root);
-        assert!(requested_of("firkin template build code-interpreter-v1 --without r,java", standard).is_ok());
+        assert!(requested_of("firkin template build code-interpreter-v1 --without r,java,science", standard).is_ok());
     }
 }

@@ -53,6 +53,7 @@ const WORKDIR: &str = "/home/user";
 const PROGRAMS: &[(&str, &str)] = &[
     ("firkin_channel.py", include_str!("kernels/firkin_channel.py")),
     ("firkin_charts.py", include_str!("kernels/firkin_charts.py")),
+    ("firkin_fonts.py", include_str!("kernels/firkin_fonts.py")),
     ("firkin_python.py", include_str!("kernels/firkin_python.py")),
     ("firkin_random.py", include_str!("kernels/firkin_random.py")),
     ("firkin_values.py", include_str!("kernels/firkin_values.py")),

@@ -26,6 +26,7 @@ from traitlets.config import Config
 
 try:
     import firkin_charts as charts
+    import firkin_fonts as fonts
     import matplotlib.figure
     import matplotlib.pyplot
     import matplotlib_inline.backend_inline as inline
@@ -87,6 +88,7 @@ def prepare():
     shell.channel = Silence()
     if charts:
         charts.install()
+        fonts.install()
         shell.enable_matplotlib("inline")
     if PIL:
         show_images()
