@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    activity::Activity,
     artifact::ArtifactStore,
     budget::{self, Turn},
     build::{Builds, Files},
@@ -19,7 +21,7 @@ use crate::{
     owner::{Handle, chain},
     pool::WarmPool,
     restore::RestoreGates,
-    sandbox::SandboxId,
+    sandbox::{SandboxId, SandboxState},
     secrets::Secrets,
     session::EngineLauncher,
     store::{RecordedPhase, Store},
@@ -48,6 +50,7 @@ pub(crate) struct Core {
     pub(crate) stopping: CancellationToken,
     pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
     pub(crate) history: History,
+    pub(crate) activity: Activity,
     pub(crate) secrets: Secrets,
     pub(crate) volumes: Volumes,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
@@ -96,6 +99,7 @@ impl Core {
             stopping: CancellationToken::new(),
             api_keys: Mutex::new(parts.api_keys),
             history: History::default(),
+            activity: Activity::default(),
             sandboxes: Mutex::default(),
             collect: Notify::new(),
             turn: Turn::default(),
@@ -110,6 +114,16 @@ impl Core {
     /// The owners of every sandbox. Never held across a wait.
     pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sandboxes that run now.
+    pub(crate) fn running(&self) -> usize {
+        self.sandboxes().values().filter(|handle| handle.view.borrow().sandbox.state == SandboxState::Running).count()
+    }
+
+    /// Counts a sandbox that has just begun to run.
+    pub(crate) fn note_start(&self) {
+        self.activity.started(self.running(), Timestamp::now());
     }
 
     /// Has what nobody needs any more removed, soon.

@@ -168,6 +168,7 @@ pub(crate) async fn sample_all(core: Arc<Core>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = core.stopping.cancelled() => return,
         }
+        core.activity.observed(core.running(), Timestamp::now());
         let handles: Vec<(SandboxId, Handle)> =
             core.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
         let history = &core.history;

@@ -3,6 +3,7 @@
 //! [`runtime::Runtime`] is the whole system without its HTTP edge. It is opened on a state directory with an engine, and asked
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
+pub mod activity;
 pub mod admission;
 mod agent;
 pub mod artifact;

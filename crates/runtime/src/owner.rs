@@ -51,7 +51,7 @@ mod upkeep;
 mod view;
 mod wake;
 
-pub(crate) use self::view::{Access, Handle, Reach, View, show};
+pub(crate) use self::view::{Access, Handle, Reach, Seen, View, show};
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -72,6 +72,7 @@ pub(crate) enum Command {
     Resume {
         timeout: Duration,
         memory: Memory,
+        seen: Seen,
         reply: Reply<Result<RuntimeSandbox, ResumeError>>,
     },
     /// Traffic has come: a paused sandbox resumes, a running one stays as it is.
@@ -80,6 +81,7 @@ pub(crate) enum Command {
     },
     Pause {
         memory: Memory,
+        seen: Seen,
         reply: Reply<Result<(), SnapshotError>>,
     },
     /// A state to start others from; the sandbox goes on.
@@ -162,6 +164,8 @@ pub(crate) struct Owner {
     retry_at: Option<Instant>,
     /// Between two lives of one operation: what comes from outside waits for its end.
     changing: bool,
+    /// With what this life began, when it began with a resume.
+    woken_with: Memory,
     upkeep: Upkeep,
 }
 
@@ -193,6 +197,7 @@ impl Owner {
                     let sandbox = show(&record);
                     let (owner, handle) = Self::new(task, record, Phase::Running(running));
                     owner.core.sandboxes().insert(owner.record.id.clone(), handle);
+                    owner.core.note_start();
                     owner.note(Event::new(Level::Info, "sandbox created").with("template", &owner.record.template_id));
                     if reply.send(Ok(sandbox)).is_err() {
                         owner.end("its creator went away").await;
@@ -229,8 +234,17 @@ impl Owner {
     fn new(core: Arc<Core>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (view, watched) = watch::channel(view(&record, &phase, false));
-        let owner =
-            Self { core, record, phase, commands: queue, view, retry_at: None, changing: false, upkeep: Upkeep::default() };
+        let owner = Self {
+            core,
+            record,
+            phase,
+            commands: queue,
+            view,
+            retry_at: None,
+            changing: false,
+            woken_with: Memory::Kept,
+            upkeep: Upkeep::default(),
+        };
         (owner, Handle { commands, view: watched })
     }
 
@@ -299,8 +313,11 @@ impl Owner {
                 let result = self.connect(timeout, memory).await;
                 drop(reply.send(result));
             }
-            Command::Resume { timeout, memory, reply } => {
+            Command::Resume { timeout, memory, seen, reply } => {
                 let result = match self.phase {
+                    Phase::Running(_) if self.has_been_resumed_for(seen, memory) => {
+                        self.connect(timeout, memory).await.map(|connected| connected.sandbox)
+                    }
                     Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
                     Phase::Paused(_) => self.wake(timeout, memory).await,
                 };
@@ -310,8 +327,9 @@ impl Owner {
                 let result = self.wake_for_traffic().await;
                 drop(reply.send(result));
             }
-            Command::Pause { memory, reply } => {
-                let result = self.pause(memory, CutReason::Asked).await;
+            Command::Pause { memory, seen, reply } => {
+                let result =
+                    if self.has_been_paused_for(seen, memory) { Ok(()) } else { self.pause(memory, CutReason::Asked).await };
                 drop(reply.send(result));
             }
             Command::Cut { memory, reason, reply } => {
@@ -397,11 +415,9 @@ impl Owner {
     }
 
     async fn set_deadline(&mut self, timeout: Duration, only_extend: bool) -> Result<(), DeadlineError> {
+        check_length(timeout).map_err(DeadlineError::InvalidTimeout)?;
         if matches!(self.phase, Phase::Paused(_)) {
             return Err(DeadlineError::NotFound(NoSuchSandbox(self.record.id.clone())));
-        }
-        if timeout > MAX_TIMEOUT {
-            return Err(DeadlineError::InvalidTimeout(too_long()));
         }
         let end_at = Timestamp::now().saturating_add(timeout).unwrap_or(Timestamp::MAX);
         if only_extend && end_at <= self.record.end_at {
@@ -479,17 +495,12 @@ enum Wake {
 
 /// A life that can be had.
 pub(crate) fn check_timeout(timeout: Duration) -> Result<(), InvalidTimeout> {
-    if timeout.is_zero() {
-        Err(InvalidTimeout::Zero)
-    } else if timeout > MAX_TIMEOUT {
-        Err(too_long())
-    } else {
-        Ok(())
-    }
+    if timeout.is_zero() { Err(InvalidTimeout::Zero) } else { check_length(timeout) }
 }
 
-fn too_long() -> InvalidTimeout {
-    InvalidTimeout::TooLong { max_hours: MAX_TIMEOUT.as_secs() / 3600 }
+/// A life that is not longer than any may be. Whether a sandbox is there does not matter for that.
+pub(crate) fn check_length(timeout: Duration) -> Result<(), InvalidTimeout> {
+    if timeout > MAX_TIMEOUT { Err(InvalidTimeout::TooLong { max_hours: MAX_TIMEOUT.as_secs() / 3600 }) } else { Ok(()) }
 }
 
 /// When a wall-clock deadline falls on the monotonic clock.

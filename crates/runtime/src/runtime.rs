@@ -17,6 +17,7 @@ use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    activity::ActivityPoint,
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
     budget,
@@ -36,7 +37,7 @@ use crate::{
     lineage::{self, LineageNode},
     link::{Connector, Links},
     metrics::{Live, Metrics, Timing},
-    owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_timeout, gone},
+    owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_length, check_timeout, gone},
     pool::{self, PoolStatus, WarmPool},
     restore::{RestoreGates, memory_base},
     sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
@@ -198,6 +199,15 @@ impl Runtime {
         self.core.sandboxes().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
     }
 
+    /// The sandbox whose envd token `is_wanted`, looked for without a copy of anything.
+    pub fn whose_token(&self, is_wanted: impl Fn(&str) -> bool) -> Option<SandboxId> {
+        let views: Vec<_> = self.core.sandboxes().values().map(|handle| handle.view.clone()).collect();
+        views.into_iter().find_map(|view| {
+            let View { sandbox, .. } = &*view.borrow();
+            sandbox.envd_access_token.as_deref().is_some_and(&is_wanted).then(|| sandbox.id.clone())
+        })
+    }
+
     /// A running sandbox as it is (its deadline may only move outwards), or a paused one after resuming it.
     pub async fn connect(&self, id: &SandboxId, timeout: Duration) -> Result<Connected, ResumeError> {
         self.connect_with(id, timeout, Memory::Kept).await
@@ -205,27 +215,31 @@ impl Runtime {
 
     /// As [`Runtime::connect`]; with memory dropped, a paused sandbox boots from its disk. A running one is left as it is.
     pub async fn connect_with(&self, id: &SandboxId, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
+        check_length(timeout).map_err(ResumeError::InvalidTimeout)?;
         self.ask(id, |reply| Command::Connect { timeout, memory, reply }).await
     }
 
-    /// Resumes a paused sandbox; a running one is an error.
+    /// Resumes a paused sandbox; a running one is an error, but not to those who asked while it was paused.
     pub async fn resume(&self, id: &SandboxId, timeout: Duration) -> Result<RuntimeSandbox, ResumeError> {
         self.resume_with(id, timeout, Memory::Kept).await
     }
 
     /// As [`Runtime::resume`]; with memory dropped, it boots from its disk.
     pub async fn resume_with(&self, id: &SandboxId, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
-        self.ask(id, |reply| Command::Resume { timeout, memory, reply }).await
+        check_length(timeout).map_err(ResumeError::InvalidTimeout)?;
+        let seen = self.handle(id)?.view.borrow().seen();
+        self.ask(id, |reply| Command::Resume { timeout, memory, seen, reply }).await
     }
 
-    /// Pauses with memory. Returns when the state is durable.
+    /// Pauses with memory. Returns when the state is durable. A paused sandbox is an error, but not to those who asked before it was.
     pub async fn pause(&self, id: &SandboxId) -> Result<(), SnapshotError> {
         self.pause_with(id, Memory::Kept).await
     }
 
     /// As [`Runtime::pause`]; with memory dropped, only the disk is kept, and a resume boots from it.
     pub async fn pause_with(&self, id: &SandboxId, memory: Memory) -> Result<(), SnapshotError> {
-        self.ask(id, |reply| Command::Pause { memory, reply }).await?;
+        let seen = self.handle(id)?.view.borrow().seen();
+        self.ask(id, |reply| Command::Pause { memory, seen, reply }).await?;
         self.core.collect();
         Ok(())
     }
@@ -345,11 +359,13 @@ impl Runtime {
 
     /// Sets the deadline to `timeout` from now; zero expires it now.
     pub async fn set_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> {
+        check_length(timeout).map_err(DeadlineError::InvalidTimeout)?;
         self.ask(id, |reply| Command::Deadline { timeout, only_extend: false, reply }).await
     }
 
     /// Moves the deadline to `timeout` from now, but never inwards.
     pub async fn extend_timeout(&self, id: &SandboxId, timeout: Duration) -> Result<(), DeadlineError> {
+        check_length(timeout).map_err(DeadlineError::InvalidTimeout)?;
         self.ask(id, |reply| Command::Deadline { timeout, only_extend: true, reply }).await
     }
 
@@ -398,6 +414,11 @@ impl Runtime {
         history::sample_all(Arc::clone(&self.core), stop).await;
     }
 
+    /// How many sandboxes ran at once and how often one started, oldest first, for a week at most and since this server began.
+    pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
+        self.core.activity.between(start, end)
+    }
+
     /// What happened to a sandbox, oldest first; also to one that ended, for a while.
     pub fn events(&self, id: &SandboxId) -> Result<Vec<Event>, NoSuchSandbox> {
         self.core.history.events(id).ok_or_else(|| gone(id))
@@ -415,21 +436,21 @@ impl Runtime {
 
     /// Runs a command in a running sandbox to its end.
     pub async fn run(&self, id: &SandboxId, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
-        let View { sandbox, access } = self.handle(id)?.view.borrow().clone();
+        let View { sandbox, access, .. } = self.handle(id)?.view.borrow().clone();
         match access {
             Access::Paused | Access::Pausing => Err(CommandError::NotFound(gone(id))),
             Access::Running(reach) => command::run(reach.connector, sandbox.envd_access_token.as_deref(), command).await,
         }
     }
 
-    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume`, and gives
+    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume` and has its memory, and gives
     /// what it woke ten seconds to open the port, since its pause may have come before that; while a sandbox is being paused, it
     /// waits for the outcome.
     pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> {
         let mut patience = None;
         for _ in 0..DIAL_ATTEMPTS {
             let mut view = self.handle(id)?.view;
-            let View { sandbox, access } = view.borrow_and_update().clone();
+            let View { sandbox, access, .. } = view.borrow_and_update().clone();
             match access {
                 Access::Running(reach) => tokio::select! {
                     stream = connect(&reach.connector, port, patience) => {
@@ -452,7 +473,7 @@ impl Runtime {
                     Ok(_) => {}
                     Err(_) => return Err(DialError::Transitioning(id.clone())),
                 },
-                Access::Paused if sandbox.spec.auto_resume => {
+                Access::Paused if sandbox.spec.auto_resume && sandbox.memory == Memory::Kept => {
                     let woken = self.ask(id, |reply| Command::Wake { reply }).await;
                     woken.map_err(|source| DialError::Wake { id: id.clone(), source: Box::new(source) })?;
                     patience.get_or_insert_with(|| Instant::now() + WAKE_PATIENCE);

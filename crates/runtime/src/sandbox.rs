@@ -46,6 +46,11 @@ impl SandboxId {
         Self(format!("i{}", crate::random::alphanumeric(Self::LENGTH - 1)))
     }
 
+    /// Whether [`SandboxId::generate`] could have given it.
+    pub fn is_generated(&self) -> bool {
+        self.0.len() == Self::LENGTH && self.0.starts_with('i')
+    }
+
     /// The text of the id.
     pub fn as_str(&self) -> &str {
         &self.0

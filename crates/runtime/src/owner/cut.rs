@@ -6,7 +6,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Continuation, Owner, Phase, chain, ms, wake::identity};
+use super::{
+    Continuation, Owner, Phase, chain, ms,
+    view::{Seen, SeenState},
+    wake::identity,
+};
 use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
     core::Core,
@@ -19,6 +23,12 @@ use crate::{
 };
 
 impl Owner {
+    /// Whether the pause that was asked for has been made since, for somebody else who asked for the same.
+    pub(super) fn has_been_paused_for(&self, seen: Seen, memory: Memory) -> bool {
+        let Phase::Paused(held) = &self.phase else { return false };
+        seen.state != SeenState::Paused && seen.epoch == self.record.epoch && held.memory == memory
+    }
+
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
     pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
         let Phase::Running(running) = &mut self.phase else {

@@ -22,6 +22,34 @@ pub(crate) struct Handle {
 pub(crate) struct View {
     pub(crate) sandbox: RuntimeSandbox,
     pub(crate) access: Access,
+    pub(crate) epoch: u64,
+}
+
+impl View {
+    pub(crate) fn seen(&self) -> Seen {
+        let state = match self.access {
+            Access::Running(_) => SeenState::Running,
+            Access::Pausing => SeenState::Changing,
+            Access::Paused => SeenState::Paused,
+        };
+        Seen { epoch: self.epoch, state }
+    }
+}
+
+/// What whoever asks for a change could know of the sandbox at that moment. Of several who ask for the same change at once, one
+/// has it made and the others get the same answer; who asks after it was made is told that there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(super) epoch: u64,
+    pub(super) state: SeenState,
+}
+
+/// How a sandbox looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SeenState {
+    Running,
+    Changing,
+    Paused,
 }
 
 /// Whether its ports can be reached.
@@ -61,7 +89,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Vie
     if let Access::Pausing = access {
         sandbox.state = SandboxState::Paused;
     }
-    View { sandbox, access }
+    View { sandbox, access, epoch: record.epoch }
 }
 
 pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {

@@ -6,7 +6,10 @@ use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Owner, Phase, Running, check_timeout, gone, ms, view::show};
+use super::{
+    Owner, Phase, Running, check_timeout, gone, ms,
+    view::{Seen, SeenState, show},
+};
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     core::Core,
@@ -19,7 +22,7 @@ use crate::{
     runtime::Connected,
     sandbox::{MAX_TIMEOUT, Memory, RuntimeSandbox},
     session::Session,
-    store::{RecordedPhase, SandboxRecord},
+    store::{Held, RecordedPhase, SandboxRecord},
 };
 
 /// A sandbox that traffic woke lives at least this long: shorter and it would pause again while it answers.
@@ -40,11 +43,20 @@ impl Owner {
         }
     }
 
+    /// Whether the resume that was asked for has been made since, for somebody else. Who wants the guest to boot is not served by
+    /// memory that went on.
+    pub(super) fn has_been_resumed_for(&self, seen: Seen, memory: Memory) -> bool {
+        let served = memory == Memory::Kept || self.woken_with == Memory::Dropped;
+        seen.state != SeenState::Running && self.record.epoch > seen.epoch && served
+    }
+
     /// What traffic does to a paused sandbox: it resumes with the timeout that it was created with. A sandbox that runs already,
-    /// perhaps because other traffic came first, keeps its deadline.
+    /// perhaps because other traffic came first, keeps its deadline. One without memory is left alone: its guest would boot, and
+    /// whoever dropped the memory decides when.
     pub(super) async fn wake_for_traffic(&mut self) -> Result<(), ResumeError> {
-        match self.phase {
+        match &self.phase {
             Phase::Running(_) => Ok(()),
+            Phase::Paused(Held { memory: Memory::Dropped, .. }) => Err(gone(&self.record.id).into()),
             Phase::Paused(_) => {
                 let timeout = self.record.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
                 self.wake(timeout, Memory::Kept).await.map(drop)
@@ -69,7 +81,9 @@ impl Owner {
         let (record, running) =
             start(&self.core, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
         self.record = record;
+        self.woken_with = memory;
         self.become_phase(Phase::Running(running));
+        self.core.note_start();
         self.note(Event::new(Level::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.core.collect();
         Ok(show(&self.record))

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
-    error::{DialError, KillError, NoSuchSandbox},
+    error::{DialError, KillError, NoSuchSandbox, ResumeError, SnapshotError},
     runtime::{OnExit, Runtime},
-    sandbox::{CreateSandbox, OnTimeout, SandboxId, SandboxState},
+    sandbox::{CreateSandbox, Memory, OnTimeout, SandboxId, SandboxState},
 };
+use jiff::Timestamp;
 use tokio::{
     net::{TcpListener, TcpSocket},
     time::advance,
@@ -18,6 +19,9 @@ use crate::bench::{Host, base, hold_the_clock, life, until};
 
 /// How long a delayed step of the engine takes.
 const SLOW: Duration = Duration::from_secs(20);
+
+/// Longer than any of these tests.
+const LONG: Duration = Duration::from_secs(3000);
 
 fn auto_pause(timeout_s: u64) -> CreateSandbox {
     let timeout = Duration::from_secs(timeout_s);
@@ -299,5 +303,91 @@ async fn a_machine_that_crashes_during_its_pause_is_gone_and_says_so() {
     scene.host.engine.inject(Point::Snapshot, Fault::Crash);
     assert!(scene.server.pause(&scene.id).await.is_err());
     until("the sandbox to go", || scene.state().is_none()).await;
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_at_once_are_one_pause_and_a_later_one_is_told() {
+    let scene = Scene::with(auto_pause(600)).await;
+    let results = futures::future::join_all((0..5).map(|_| scene.server.pause(&scene.id))).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert!(scene.at_rest());
+    assert!(matches!(scene.server.pause(&scene.id).await, Err(SnapshotError::AlreadyPaused(_))));
+    // Whoever wants the memory kept is not told that it was when it was dropped, nor the other way round.
+    scene.server.resume(&scene.id, LONG).await.unwrap();
+    let (kept, dropped) = tokio::join!(scene.server.pause(&scene.id), scene.server.pause_with(&scene.id, Memory::Dropped));
+    kept.unwrap();
+    assert!(matches!(dropped, Err(SnapshotError::AlreadyPaused(_))), "{dropped:?}");
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn resumes_at_once_are_one_restore_and_agree() {
+    let scene = Scene::with(auto_pause(600)).await;
+    scene.server.pause(&scene.id).await.unwrap();
+    let restores = scene.host.engine.restores();
+    let results = futures::future::join_all((0..5).map(|_| scene.server.resume(&scene.id, LONG))).await;
+    let started: Vec<_> = results.into_iter().map(|result| result.unwrap().started_at).collect();
+    assert!(started.iter().all(|at| *at == started[0]), "{started:?}");
+    assert_eq!(scene.host.engine.restores(), restores + 1);
+    let later = scene.server.resume(&scene.id, LONG).await;
+    assert!(matches!(later, Err(ResumeError::AlreadyRunning(_))), "{later:?}");
+    // One that comes while the sandbox is being paused waits for that, and resumes.
+    scene.host.engine.inject(Point::Snapshot, Fault::Delay(SLOW));
+    let resume = async {
+        until("the pause to begin", || scene.state() == Some(SandboxState::Paused)).await;
+        let (resumed, ()) = tokio::join!(scene.server.resume(&scene.id, LONG), advance(SLOW));
+        resumed
+    };
+    let (paused, resumed) = tokio::join!(scene.server.pause(&scene.id), resume);
+    paused.unwrap();
+    resumed.unwrap();
+    assert_eq!(scene.state(), Some(SandboxState::Running));
+    scene.server.pause(&scene.id).await.unwrap();
+    // Nobody who wants a boot is given memory that went on.
+    let (kept, booted) =
+        tokio::join!(scene.server.resume(&scene.id, LONG), scene.server.resume_with(&scene.id, LONG, Memory::Dropped));
+    kept.unwrap();
+    assert!(matches!(booted, Err(ResumeError::AlreadyRunning(_))), "{booted:?}");
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_at_once_are_each_taken() {
+    let scene = Scene::with(auto_pause(600)).await;
+    let results = futures::future::join_all((0..3).map(|_| scene.server.snapshot(&scene.id, None))).await;
+    let ids: std::collections::BTreeSet<_> = results.into_iter().map(|result| result.unwrap().snapshot_id).collect();
+    assert_eq!((ids.len(), scene.state()), (3, Some(SandboxState::Running)));
+    // A pause waits for the one that is under way.
+    let (snapshot, paused) = tokio::join!(scene.server.snapshot(&scene.id, None), scene.server.pause(&scene.id));
+    snapshot.unwrap();
+    paused.unwrap();
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_does_not_boot_what_was_paused_without_its_memory() {
+    let scene = Scene::with(auto_pause(600)).await;
+    scene.server.pause_with(&scene.id, Memory::Dropped).await.unwrap();
+    let (_listener, port) = port().await;
+    let dialled = scene.server.dial(&scene.id, port).await;
+    assert!(matches!(dialled, Err(DialError::NotFound(_))), "{dialled:?}");
+    assert!(scene.at_rest());
+    scene.server.connect(&scene.id, LONG).await.unwrap();
+    scene.server.dial(&scene.id, port).await.unwrap();
+    scene.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn starts_and_what_runs_at_once_are_taken_down() {
+    let scene = Scene::with(auto_pause(600)).await;
+    scene.server.pause(&scene.id).await.unwrap();
+    scene.server.resume(&scene.id, LONG).await.unwrap();
+    let other = scene.server.create(base()).await.unwrap().id;
+    let points = scene.server.activity(Timestamp::UNIX_EPOCH, Timestamp::MAX);
+    // A minute of the real clock may end between two of them.
+    let starts: f64 = points.iter().map(|point| point.start_rate * 60.0).sum();
+    assert_eq!((starts.round(), points.iter().map(|point| point.concurrent).max()), (3.0, Some(2)), "{points:?}");
+    scene.server.kill(&other).await.unwrap();
     scene.end().await;
 }

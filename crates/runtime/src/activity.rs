@@ -1,0 +1,147 @@
+//! How many sandboxes ran at once and how often one started: by the minute, for a week, in memory.
+//!
+//! A minute remembers the most that ran at once in it, seen at each start and at each look of the sampler, so that a short burst
+//! does not fall between two looks. The ring does not outlive the server.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+
+/// Seconds that one entry stands for.
+const MINUTE_S: i64 = 60;
+
+/// A week of minutes, 240 KiB.
+const MAX_MINUTES: usize = 7 * 24 * 60;
+
+/// The most points that one answer has: beyond them, neighbours are one.
+const MAX_POINTS: usize = 1000;
+
+/// What happened from a time on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivityPoint {
+    /// When it began.
+    pub at: Timestamp,
+    /// The most sandboxes that ran at once.
+    pub concurrent: u32,
+    /// Sandboxes that began to run, by create, fork, resume or traffic, in a second.
+    pub start_rate: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Minute {
+    /// In minutes since 1970.
+    number: i64,
+    concurrent: u32,
+    starts: u32,
+}
+
+/// The ring.
+#[derive(Debug, Default)]
+pub(crate) struct Activity(Mutex<VecDeque<Minute>>);
+
+impl Activity {
+    /// A sandbox began to run, with which so many do.
+    pub(crate) fn started(&self, running: usize, now: Timestamp) {
+        self.in_minute(running, now, 1);
+    }
+
+    /// So many run.
+    pub(crate) fn observed(&self, running: usize, now: Timestamp) {
+        self.in_minute(running, now, 0);
+    }
+
+    fn in_minute(&self, running: usize, now: Timestamp, starts: u32) {
+        let number = now.as_second().div_euclid(MINUTE_S);
+        let concurrent = u32::try_from(running).unwrap_or(u32::MAX);
+        let mut minutes = self.minutes();
+        match minutes.back_mut() {
+            // A clock that was set back goes on in the last minute.
+            Some(last) if last.number >= number => {
+                last.concurrent = last.concurrent.max(concurrent);
+                last.starts = last.starts.saturating_add(starts);
+            }
+            _ => {
+                if minutes.len() == MAX_MINUTES {
+                    minutes.pop_front();
+                }
+                minutes.push_back(Minute { number, concurrent, starts });
+            }
+        }
+    }
+
+    /// What happened in the minutes that begin in this time, both ends included, oldest first.
+    pub(crate) fn between(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
+        let within = |minute: &Minute| {
+            let begins = minute.number.saturating_mul(MINUTE_S);
+            // The minute that is under way at the start counts: its end is within.
+            begins + MINUTE_S > start.as_second() && begins <= end.as_second()
+        };
+        let minutes: Vec<Minute> = self.minutes().iter().copied().filter(within).collect();
+        let together = minutes.len().div_ceil(MAX_POINTS).max(1);
+        minutes.chunks(together).filter_map(|chunk| point(chunk, start)).collect()
+    }
+
+    fn minutes(&self) -> MutexGuard<'_, VecDeque<Minute>> {
+        // Nothing panics between a lock and its unlock here, so a poisoned ring is still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn point(minutes: &[Minute], start: Timestamp) -> Option<ActivityPoint> {
+    let first = Timestamp::from_second(minutes.first()?.number.saturating_mul(MINUTE_S)).ok()?;
+    let starts: u32 = minutes.iter().fold(0, |sum, minute| sum.saturating_add(minute.starts));
+    let seconds = u32::try_from(minutes.len()).ok()?.saturating_mul(60);
+    Some(ActivityPoint {
+        at: first.max(start),
+        concurrent: minutes.iter().map(|minute| minute.concurrent).max()?,
+        start_rate: f64::from(starts) / f64::from(seconds),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_minute_keeps_its_most_and_its_starts() {
+        let activity = Activity::default();
+        activity.started(1, at(600));
+        activity.started(2, at(610));
+        activity.observed(1, at(650));
+        activity.observed(0, at(700));
+        let points = activity.between(at(0), at(10_000));
+        let expected = [(600, 2, 2.0 / 60.0), (660, 0, 0.0)].map(|(second, concurrent, start_rate)| ActivityPoint {
+            at: at(second),
+            concurrent,
+            start_rate,
+        });
+        assert_eq!(points, expected);
+        assert_eq!(activity.between(at(630), at(655)), [ActivityPoint { at: at(630), ..expected[0] }]);
+        assert_eq!(activity.between(at(661), at(10_000)).len(), 1);
+        assert!(activity.between(at(0), at(599)).is_empty());
+    }
+
+    #[test]
+    fn a_week_is_kept_and_answers_are_bounded() {
+        let activity = Activity::default();
+        let minutes = i64::try_from(MAX_MINUTES).unwrap() + 5;
+        for minute in 0..minutes {
+            activity.started(usize::try_from(minute % 7).unwrap(), at(minute * MINUTE_S));
+        }
+        let points = activity.between(at(0), at(minutes * MINUTE_S));
+        assert!(points.len() <= MAX_POINTS && points[0].at == at(5 * MINUTE_S), "{}", points.len());
+        // The last stands for what is left, which is less.
+        assert!(
+            points[..points.len() - 1].iter().all(|point| point.concurrent == 6 && (point.start_rate - 1.0 / 60.0).abs() < 1e-9)
+        );
+        activity.started(9, at(0));
+        assert_eq!(activity.between(at(0), at(minutes * MINUTE_S)).last().unwrap().concurrent, 9, "a clock that was set back");
+    }
+}
