@@ -43,11 +43,13 @@ impl ErrorKind {
         Self(error_code.unwrap_or(match status {
             StatusCode::BAD_REQUEST => "bad_request",
             StatusCode::UNAUTHORIZED => "unauthorized",
+            StatusCode::FORBIDDEN => "forbidden",
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
             StatusCode::REQUEST_TIMEOUT => "request_timeout",
             StatusCode::CONFLICT => "conflict",
             StatusCode::PAYLOAD_TOO_LARGE => "payload_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "too_many_requests",
             StatusCode::BAD_GATEWAY => "sandbox_unreachable",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
             _ => "other",
@@ -103,6 +105,17 @@ impl ApiError {
     /// No API key, or a wrong one.
     pub(crate) fn unauthorized(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    /// The peer's signatures were nobody's, again and again.
+    pub(crate) fn wrong_too_often() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too many signatures of this address were of no sandbox")
+            .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
+    /// Who asks may not.
+    pub(crate) fn forbidden(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
     }
 
     /// No such route.
@@ -503,17 +516,19 @@ impl From<DialError> for ProxyError {
 impl ProxyError {
     /// The refusal as a page for people.
     pub(crate) fn into_page(self) -> Response {
-        let message = match &self {
-            Self::Target(reason) => reason.to_string(),
-            Self::HostOnly(path) => format!("no route `{path}`"),
-            Self::NotFound(_) => "The sandbox was not found".to_owned(),
-            Self::PortClosed(_, port) => format!("The sandbox is running but port is not open: {port}"),
-            Self::Private { .. } => "The sandbox is private".to_owned(),
-            Self::Transitioning(_) | Self::Wake(_) | Self::BadAnswer(..) => {
-                "The sandbox cannot answer now, please try again".to_owned()
+        let (title, text) = match &self {
+            Self::Target(reason) => ("Not Understood", reason.to_string()),
+            Self::HostOnly(path) => ("Not Found", format!("There is no route {path}.")),
+            Self::NotFound(id) => ("Sandbox Not Found", format!("Sandbox {id} was not found: it has ended, or never was.")),
+            Self::PortClosed(id, port) => {
+                ("Closed Port", format!("Sandbox {id} is running, but there is no service running on port {port}."))
             }
+            Self::Private { id, .. } => ("Private Sandbox", format!("Sandbox {id} lets in only who shows its traffic token.")),
+            Self::Transitioning(id) => ("Please Try Again", format!("Sandbox {id} is being paused or resumed.")),
+            Self::Wake(_) => ("Please Try Again", "The sandbox is paused and could not be resumed.".to_owned()),
+            Self::BadAnswer(id, port, _) => ("No Answer", format!("What listens on port {port} of sandbox {id} did not answer.")),
         };
-        page::of(self.into_response(), &message)
+        page::of(self.into_response(), title, &text)
     }
 }
 
@@ -554,12 +569,15 @@ impl IntoResponse for ProxyError {
     }
 }
 
+/// As E2B says it of its refusals.
+const JSON: &str = "application/json; charset=utf-8";
+
 fn json<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
     // These bodies are made of strings and numbers, which always serialise.
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     response
 }
 

@@ -114,7 +114,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
             Retry::After(seconds) => (Some("true".to_owned()), Some(seconds.to_string())),
         };
         assert_eq!((header("should-retry"), header("retry-after")), (should, after), "{message}");
-        assert_eq!(header("content-type").as_deref(), Some("application/json"));
+        assert_eq!(header("content-type").as_deref(), Some("application/json; charset=utf-8"));
     }
 }
 

@@ -47,7 +47,12 @@ use error::ProxyError;
 use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
-use proxy::{pool::Pool, target::Target};
+use proxy::{
+    misses::Misses,
+    origin,
+    pool::Pool,
+    target::{Target, Way},
+};
 
 /// How the edge behaves. Resolved by the caller, once.
 #[derive(Debug, Clone)]
@@ -87,13 +92,14 @@ pub(crate) struct App {
     pub(crate) pool: Arc<Pool>,
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
+    pub(crate) misses: Misses,
 }
 
 impl App {
     pub(crate) fn new(runtime: Runtime, config: ServerConfig) -> Arc<Self> {
         let pool = Pool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
-        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency })
+        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, misses: Misses::default() })
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
@@ -122,16 +128,31 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
 
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let response = match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
-        None => match proxy::signed::target(request.method(), request.uri(), || app.runtime.sandboxes()) {
-            Some(target) => forward(&app, target, request).await,
-            None => {
+        None => match proxy::signed::target(&app, &request) {
+            Ok(Some(target)) => {
+                let mut response = forward(&app, target, request).await;
+                origin::confine(response.headers_mut());
+                response
+            }
+            Ok(None) => {
                 let received = Instant::now();
-                let response = next.run(request).await;
+                let mut response = next.run(request).await;
                 app.latency.created(&response, received);
+                origin::never_sniffed(response.headers_mut());
+                response
+            }
+            Err(error) => {
+                let mut response = error.into_response();
+                origin::never_sniffed(response.headers_mut());
                 response
             }
         },
-        Some(Ok(target)) => forward(&app, target, request).await,
+        Some(Ok((target, Way::Host))) => forward(&app, target, request).await,
+        Some(Ok((target, Way::Headers))) => {
+            let mut response = forward(&app, target, request).await;
+            origin::vary(response.headers_mut());
+            response
+        }
         Some(Err(reason)) => ProxyError::Target(reason).into_response(),
     };
     metrics::count(&app, &response);

@@ -2,26 +2,38 @@
 //!
 //! A scraper on this host needs no key: what it reads are counts and durations, and guests cannot reach the host's loopback.
 //! Whatever came through somebody else (a reverse proxy, a page in a browser) does, because then the peer's address says
-//! nothing about who asks.
+//! nothing about who asks. A page whose name was made to point here (DNS rebinding) is such a somebody, and so is a proxy that
+//! adds nothing to what it forwards: both ask for a host by a name of theirs, so that only this host's own names will do.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     extract::{ConnectInfo, State},
     response::{IntoResponse, Response},
 };
 use firkin_runtime::metrics::CONTENT_TYPE;
-use http::{Extensions, HeaderMap, HeaderName, header};
+use http::{Extensions, HeaderMap, HeaderName, Uri, header};
 
-use crate::{App, auth, error::ErrorKind};
+use crate::{App, auth, error::ErrorKind, proxy::target::host};
 
 /// Headers of requests that the peer makes for somebody else.
-const SECOND_HAND: [HeaderName; 3] = [header::FORWARDED, header::ORIGIN, HeaderName::from_static("x-forwarded-for")];
+const SECOND_HAND: [HeaderName; 7] = [
+    header::FORWARDED,
+    header::ORIGIN,
+    header::REFERER,
+    header::VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-real-ip"),
+];
 
 /// `GET /metrics`.
-pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, headers: HeaderMap) -> Response {
+pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, uri: Uri, headers: HeaderMap) -> Response {
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
-    let first_hand = SECOND_HAND.iter().all(|name| !headers.contains_key(name));
+    let first_hand = SECOND_HAND.iter().all(|name| !headers.contains_key(name)) && host(&uri, &headers).is_some_and(is_this_host);
     if !(first_hand && peer.is_some_and(|peer| peer.is_loopback()))
         && let Err(error) = auth::check(&app, &headers)
     {
@@ -30,9 +42,58 @@ pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, he
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.runtime.render_metrics()).into_response()
 }
 
+/// Whether a host, with or without a port, is the loopback by a name that nobody else can give out.
+fn is_this_host(host: &str) -> bool {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
+            None => return false,
+        },
+        None => host.split_once(':').unwrap_or((host, "")),
+    };
+    let loopback = name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    is_port(port) && (loopback || name.eq_ignore_ascii_case("localhost"))
+}
+
 /// Counts an answer if it is an error of ours. What a guest answers is its own affair.
 pub(crate) fn count(app: &App, response: &Response) {
     if let Some(ErrorKind(kind)) = response.extensions().get::<ErrorKind>() {
         app.runtime.metrics().count_error(kind);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_this_host;
+
+    #[test]
+    fn only_names_of_the_loopback_are_this_host() {
+        for host in [
+            "localhost",
+            "LOCALHOST:3000",
+            "127.0.0.1",
+            "127.0.0.1:3000",
+            "127.8.8.8:1",
+            "[::1]",
+            "[::1]:3000",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            assert!(is_this_host(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:3000",
+            "10.0.0.1",
+            "[::1",
+            "[::1]x",
+            "::1",
+            "user@localhost",
+            "localhost:x",
+        ] {
+            assert!(!is_this_host(host), "{host}");
+        }
     }
 }

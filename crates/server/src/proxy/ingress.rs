@@ -43,6 +43,6 @@ fn apply(ingress: &Ingress, token: Option<&str>, target: &Target, headers: &mut 
 }
 
 /// Whether two secrets are equal, in a time that depends on their lengths only.
-fn equal(left: &[u8], right: &[u8]) -> bool {
+pub(super) fn equal(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }

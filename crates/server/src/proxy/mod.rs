@@ -15,6 +15,8 @@ use hyper::upgrade::OnUpgrade;
 pub(crate) mod fuzzing;
 mod guest_tls;
 pub(crate) mod ingress;
+pub(crate) mod misses;
+pub(crate) mod origin;
 pub(crate) mod page;
 pub(crate) mod pool;
 pub(crate) mod signed;

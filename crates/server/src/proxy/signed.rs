@@ -3,26 +3,36 @@
 //! A client of a local server signs `http://<server>/files?path=...&signature=...`: no host name and no header says whose file is
 //! meant. The signature does, because it is made with the sandbox's own token. So it is compared with what each sandbox's token
 //! would have given; envd decides afterwards, as always, whether it is still valid.
+//!
+//! Whoever asks has shown nothing yet, so a question is kept cheap: what does not look like a signature is not looked at, a
+//! token costs a block or two of the digest and no copy, and a peer whose signatures are nobody's is soon told to wait
+//! (`misses.rs`). Signatures are compared in constant time.
 
+use std::{net::SocketAddr, time::Instant};
+
+use axum::extract::{ConnectInfo, Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use firkin_runtime::sandbox::{ENVD_PORT, RuntimeSandbox};
+use firkin_runtime::sandbox::ENVD_PORT;
 use http::{Method, Uri};
 use sha2::{Digest, Sha256};
 
-use super::target::Target;
-use crate::listing::Query;
+use super::{ingress::equal, target::Target};
+use crate::{App, error::ApiError, listing::Query};
 
-/// Longest path that is hashed, once for each sandbox: `PATH_MAX`, past which no guest can open it.
+/// Longest path that is hashed: `PATH_MAX`, past which no guest can open it.
 const MAX_PATH_BYTES: usize = 4096;
+
+/// A SHA-256.
+const DIGEST_BYTES: usize = 32;
 
 /// A signed URL, read: what its signature is to be made of, and the signature that it bears.
 #[derive(Debug)]
 pub(super) struct Signed {
-    path: String,
-    operation: &'static str,
-    user: String,
-    expires: Option<i64>,
-    signature: String,
+    /// What stands before the token, digested.
+    before: Sha256,
+    /// What stands after it.
+    after: String,
+    signature: [u8; DIGEST_BYTES],
 }
 
 impl Signed {
@@ -37,26 +47,35 @@ impl Signed {
             return None;
         }
         let query = Query::parse(uri.query());
-        let signature = query.get("signature")?.to_owned();
-        let path = query.get("path").filter(|path| path.len() <= MAX_PATH_BYTES)?.to_owned();
-        let expires = query.get("signature_expiration").map(str::parse).transpose().ok()?;
-        let user = query.get("username").unwrap_or_default().to_owned();
-        Some(Self { path, operation, user, expires, signature })
+        let encoded = query.get("signature")?.strip_prefix("v1_")?;
+        let mut signature = [0; DIGEST_BYTES];
+        STANDARD_NO_PAD.decode_slice(encoded, &mut signature).ok().filter(|&bytes| bytes == DIGEST_BYTES)?;
+        let path = query.get("path").filter(|path| path.len() <= MAX_PATH_BYTES)?;
+        let expires: Option<i64> = query.get("signature_expiration").map(str::parse).transpose().ok()?;
+        let user = query.get("username").unwrap_or_default();
+        let before = Sha256::new_with_prefix(format!("{path}:{operation}:{user}:"));
+        Some(Self { before, after: expires.map(|expires| format!(":{expires}")).unwrap_or_default(), signature })
     }
 
     /// Whether this token signed it.
     pub(super) fn by(&self, token: &str) -> bool {
-        let Self { path, operation, user, expires, signature } = self;
-        let tail = expires.map(|expires| format!(":{expires}")).unwrap_or_default();
-        let digest = Sha256::digest(format!("{path}:{operation}:{user}:{token}{tail}"));
-        signature.strip_prefix("v1_") == Some(STANDARD_NO_PAD.encode(digest).as_str())
+        let digest = self.before.clone().chain_update(token).chain_update(&self.after).finalize();
+        equal(&digest, &self.signature)
     }
 }
 
-/// The sandbox whose token signed this URL. `None` for URLs that are not signed, and for signatures of nobody here.
-pub(crate) fn target(method: &Method, uri: &Uri, sandboxes: impl FnOnce() -> Vec<RuntimeSandbox>) -> Option<Target> {
-    let signed = Signed::read(method, uri)?;
-    let signer = |sandbox: &RuntimeSandbox| sandbox.envd_access_token.as_deref().is_some_and(|token| signed.by(token));
-    let found = sandboxes().into_iter().find(signer)?;
-    Some(Target { id: found.id, port: ENVD_PORT })
+/// The sandbox whose token signed this URL. `None` for URLs that are not signed, and for signatures of nobody here, of which one peer
+/// may have so many.
+pub(crate) fn target(app: &App, request: &Request) -> Result<Option<Target>, ApiError> {
+    let Some(signed) = Signed::read(request.method(), request.uri()) else { return Ok(None) };
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let now = Instant::now();
+    if !app.misses.may_ask(peer, now) {
+        return Err(ApiError::wrong_too_often());
+    }
+    let found = app.runtime.whose_token(|token| signed.by(token));
+    if found.is_none() {
+        app.misses.missed(peer, now);
+    }
+    Ok(found.map(|id| Target { id, port: ENVD_PORT }))
 }

@@ -41,11 +41,29 @@ async fn ports_are_reached_by_headers_and_by_host_name_without_a_key() {
     let (id, port) = (bench.create("").await, streaming_port().await);
     let by_host =
         Request::builder().uri("/").header("host", format!("{port}-{id}.e2b.test")).body(Full::<Bytes>::default()).unwrap();
-    for request in [bench.guest(&id, port, "/"), by_host] {
+    for (request, way) in [(bench.guest(&id, port, "/"), "headers"), (by_host, "host")] {
         let mut response = bench.send(request).await;
         assert_eq!(response.status().as_u16(), 200);
+        // No cache may give a guest's answer to whoever asks for the same path without the headers.
+        let vary: Vec<_> = response.headers().get_all("vary").iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+        assert_eq!(vary.contains(&"e2b-sandbox-id".to_owned()), way == "headers", "{vary:?}");
         let piece = tokio::time::timeout(DEADLINE, response.frame()).await.expect("a piece at once").unwrap().unwrap();
         assert_eq!(piece.into_data().unwrap(), "first");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn no_host_name_of_a_sandbox_leads_to_the_control_plane() {
+    let bench = Bench::start().await;
+    let id = bench.create("").await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    for path in ["/v2/sandboxes", "/metrics", "/health", "/templates", "/teams"] {
+        let mut request = bench.request("GET", path, "");
+        // As a page of a stranger's domain that was made to point here would ask, with a key that it somehow has.
+        request.headers_mut().insert("host", format!("{closed}-{id}.evil.example:3000").parse().unwrap());
+        let answer = bench.answer(request).await.expect(502);
+        assert_eq!(answer.text("/message"), "The sandbox is running but port is not open", "{path}");
     }
     bench.stop().await;
 }
@@ -158,6 +176,22 @@ async fn a_signed_url_finds_its_sandbox_without_naming_it() {
             assert_eq!((&answer.body["code"], answer.text("/message")), (&401.into(), "invalid signature"));
         }
     }
+    // What a link on the control plane's origin leads to is of no origin there, whatever it says.
+    let answer = ask("GET", &signature(&tokens[0].1, "/a b", "read", ""), "").await.expect(502);
+    for (name, value) in
+        [("content-security-policy", "sandbox"), ("x-content-type-options", "nosniff"), ("content-disposition", "attachment")]
+    {
+        assert_eq!(answer.headers[name], value, "{name}");
+    }
+    // Whoever is wrong again and again waits; a right one is not asked to, before.
+    let wrong = signature("nobody's", "/a b", "read", "");
+    let mut refused = 0;
+    while ask("GET", &wrong, "").await.status == 401 {
+        refused += 1;
+        assert!(refused < 200, "wrong signatures are looked up without end");
+    }
+    let waits = ask("GET", &wrong, "").await;
+    assert!(waits.status == 401 || waits.headers["retry-after"] == "1", "{waits:?}");
     assert_eq!(ask("GET", "", "").await.expect(401).text("/message"), "missing signature query parameter");
     bench.stop().await;
 }

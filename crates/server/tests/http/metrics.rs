@@ -108,16 +108,22 @@ async fn metrics_count_what_happened() {
 #[tokio::test]
 async fn metrics_are_for_this_host_and_for_who_has_a_key() {
     let bench = Bench::start().await;
-    let by = |headers: &[(&str, &str)]| {
-        let mut request = Request::get("/metrics").header("host", "x");
+    let by = |host: &str, headers: &[(&str, &str)]| {
+        let mut request = Request::get("/metrics").header("host", host);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         bench.answer(request.body(Full::<Bytes>::default()).unwrap())
     };
-    by(&[]).await.expect(200);
-    for second_hand in ["x-forwarded-for", "forwarded", "origin"] {
-        by(&[(second_hand, "example.org")]).await.expect(401);
+    for host in ["localhost", "localhost:3000", "127.0.0.1:3000", "[::1]:3000"] {
+        by(host, &[]).await.expect(200);
+    }
+    // A page whose name was made to point here, or a proxy that says nothing of itself, asks for a host of its own.
+    for host in ["evil.example", "evil.example:3000", "localhost.evil.example", "192.0.2.1", ""] {
+        by(host, &[]).await.expect(401);
+    }
+    for second_hand in ["x-forwarded-for", "forwarded", "origin", "via", "x-real-ip", "referer"] {
+        by("localhost", &[(second_hand, "example.org")]).await.expect(401);
     }
     let mut request = bench.request("GET", "/metrics", "");
     request.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().unwrap());

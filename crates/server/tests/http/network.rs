@@ -101,14 +101,30 @@ async fn outbound_rules_are_kept_replaced_and_shown() {
 #[tokio::test]
 async fn a_browser_gets_a_page_and_a_program_gets_json() {
     let bench = Bench::start().await;
-    let ask = async |accept: &str| {
-        let mut request = bench.guest("inone", 3000, "/");
-        request.headers_mut().insert("accept", accept.parse().unwrap());
+    let running = bench.create("").await;
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let ask = async |id: &str, header: &'static str, value: &str| {
+        let mut request = bench.guest(id, closed, "/");
+        request.headers_mut().insert(header, value.parse().unwrap());
         bench.answer(request).await.expect(502)
     };
-    let page = ask("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8").await;
-    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
-    assert!(page.body.as_str().unwrap().contains("The sandbox was not found"), "{page:?}");
-    assert_eq!(ask("*/*").await.text("/message"), "The sandbox was not found");
+    let chrome = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/58.0.3029.110 Safari/537.3";
+    for (header, value) in [("accept", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"), ("user-agent", chrome)] {
+        for (id, words) in [("inone", "Sandbox Not Found"), (&running, "no service running on port")] {
+            let page = ask(id, header, value).await;
+            assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+            let text = page.body.as_str().unwrap();
+            assert!(text.starts_with("<html") && text.ends_with("</html>"), "{page:?}");
+            assert!(text.contains(words) && text.contains(id), "{page:?}");
+        }
+    }
+    assert!(ask(&running, "user-agent", chrome).await.body.as_str().unwrap().contains(&closed.to_string()));
+    for (id, message) in [("inone", "The sandbox was not found"), (&running, "The sandbox is running but port is not open")] {
+        let answer = ask(id, "accept", "*/*").await;
+        assert_eq!(
+            (answer.text("/message"), &answer.headers["content-type"]),
+            (message, &"application/json; charset=utf-8".parse().unwrap())
+        );
+    }
     bench.stop().await;
 }
