@@ -34,6 +34,7 @@ mod latency;
 mod listing;
 mod metrics;
 mod proxy;
+mod redirect;
 mod routes;
 mod serve;
 mod sever;

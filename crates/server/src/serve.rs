@@ -1,6 +1,7 @@
 //! Listening: connections in, bounded in number and in what each may hold, and an orderly end.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     sync::{
@@ -28,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
-    App, ServerConfig, assemble,
+    App, ServerConfig, assemble, redirect,
     sever::{Sever, Severable},
     tls::{Listener, TlsIdentity},
 };
@@ -173,6 +174,16 @@ impl Server {
         match identity {
             None => self.connection(stream, peer, (sever, Encrypted(false))).await,
             Some(TlsIdentity(acceptor)) => {
+                let begins = tokio::select! {
+                    () = self.drain.cancelled() => return,
+                    begins = tokio::time::timeout(self.head_deadline, stream.first_byte()) => begins,
+                };
+                if !matches!(begins, Ok(Ok(Some(redirect::HANDSHAKE)))) {
+                    if let Ok(Ok(Some(_))) = begins {
+                        self.redirect(stream, peer).await;
+                    }
+                    return;
+                }
                 let handshake = tokio::time::timeout(self.head_deadline, acceptor.accept(stream));
                 let handshake = tokio::select! {
                     () = self.drain.cancelled() => return,
@@ -186,6 +197,22 @@ impl Server {
             }
         }
         drop(permit);
+    }
+
+    /// Answers the first request of a connection that should have been encrypted, and closes it.
+    async fn redirect(self, stream: Severable, peer: SocketAddr) {
+        let service = service_fn(|request: Request<Incoming>| async move { Ok::<_, Infallible>(redirect::to_https(&request)) });
+        let builder = builder();
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let served = tokio::select! {
+            () = self.drain.cancelled() => return,
+            served = tokio::time::timeout(self.head_deadline, connection) => served,
+        };
+        match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "what came in the clear is not HTTP"),
+            Err(_) => tracing::debug!(%peer, "no request arrived in time in the clear"),
+        }
     }
 
     async fn connection(

@@ -79,6 +79,12 @@ impl Severable {
         Self { stream, sever }
     }
 
+    /// The first byte, which stays to be read. `None` at the end of the stream.
+    pub(crate) async fn first_byte(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        Ok((self.stream.peek(&mut byte).await? == 1).then_some(byte[0]))
+    }
+
     fn severed(&self) -> bool {
         self.sever.0.load(Ordering::Acquire)
     }

@@ -13,3 +13,4 @@ mod listing;
 mod metrics;
 mod network;
 mod storage;
+mod tls;
