@@ -143,7 +143,7 @@ impl Filter {
                 .any(|&wanted| sandbox.template_id == wanted || sandbox.alias.as_deref() == Some(wanted))
         };
         self.metadata.iter().all(has)
-            && self.started_after.is_none_or(|at| sandbox.started_at > at)
+            && self.started_after.is_none_or(|at| sandbox.started_at >= at)
             && self.template.as_ref().is_none_or(named)
     }
 

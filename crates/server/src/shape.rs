@@ -42,6 +42,8 @@ pub(crate) fn listed(sandbox: RuntimeSandbox) -> rest::ListedSandbox {
         envd_version: ENVD_VERSION.to_owned(),
         alias: sandbox.alias,
         metadata: sandbox.spec.metadata,
+        // A guest that does not answer is never paused: what it has not written would be lost, and nothing could wake it.
+        envd_unresponsive_at_pause: (sandbox.state == SandboxState::Paused).then_some(false),
     }
 }
 
@@ -133,9 +135,14 @@ fn state(state: SandboxState) -> rest::SandboxState {
     }
 }
 
-/// A snapshot.
+/// A snapshot. Its id has a tag, its names have none.
 pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
-    rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names: snapshot.names }
+    let mut names: Vec<String> = snapshot.names;
+    for name in &mut names {
+        name.truncate(name.rfind(':').unwrap_or(name.len()));
+    }
+    names.dedup();
+    rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names }
 }
 
 /// A template. What has not been built whole is shown by its builds, so this one is always ready.

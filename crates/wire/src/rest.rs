@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub mod activity;
 pub mod storage;
 pub mod tags;
 
@@ -353,6 +354,9 @@ pub struct ListedSandbox {
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Whether it was paused although its agent did not answer. Said of paused ones.
+    #[serde(rename = "envdUnresponsiveAtPause", default, skip_serializing_if = "Option::is_none")]
+    pub envd_unresponsive_at_pause: Option<bool>,
 }
 
 /// A sandbox as `GET /sandboxes/{id}` shows it: what lists show, and more.

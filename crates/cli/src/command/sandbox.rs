@@ -335,6 +335,7 @@ mod tests {
             envd_version: "0.6.13".to_owned(),
             alias: Some("base".to_owned()),
             metadata: [("who".to_owned(), "me".to_owned())].into(),
+            envd_unresponsive_at_pause: None,
         };
         let paused = rest::ListedSandbox {
             sandbox_id: "i4".to_owned(),

@@ -50,8 +50,10 @@ async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout
 pub(super) async fn resume(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ResumedSandbox>) -> Connected {
     let body = body.value;
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
-    let current = app.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill;
-    if body.auto_pause.is_some_and(|auto_pause| auto_pause != current) {
+    // Most name none, and then whether the sandbox is there is for the resume to say, after what is wrong with the request itself.
+    if let Some(auto_pause) = body.auto_pause
+        && auto_pause != (app.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill)
+    {
         return Err(ApiError::unsupported("autoPause"));
     }
     let sandbox = app.runtime.resume_with(&id, timeout, memory(body.memory)).await?;

@@ -46,6 +46,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/sandboxes/{id}/network", put(network::update))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/snapshots", get(snapshots::list))
+        .route("/teams/{id}/metrics", get(teams::metrics))
+        .route("/teams/{id}/metrics/max", get(teams::most))
         // Ours, too.
         .route("/lineage", get(snapshots::lineage))
         .route("/templates", get(templates::list))

@@ -35,11 +35,11 @@ pub(super) async fn take(
 pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
     let window = query.window()?;
     let sandbox = query.get("sandboxID").map(sandbox_id).transpose()?;
-    let name = query.get("name");
     let mut found = app.runtime.snapshots().await?;
-    found.retain(|snapshot| {
-        sandbox.as_ref().is_none_or(|id| snapshot.sandbox_id == *id) && name.is_none_or(|name| bears(snapshot, name))
-    });
+    found.retain(|snapshot| sandbox.as_ref().is_none_or(|id| snapshot.sandbox_id == *id));
+    if let Some(name) = query.get("name") {
+        found = called(found, name).into_iter().collect();
+    }
     let position = |snapshot: &SnapshotInfo| (snapshot.created_at, snapshot.snapshot_id.clone());
     let (shown, next) = page(found, &window, position);
     Ok((next_token(next.as_ref()), Reply(shown.into_iter().map(shape::snapshot).collect::<Vec<_>>())).into_response())
@@ -50,14 +50,17 @@ pub(super) async fn lineage(State(app): State<Arc<App>>) -> Result<Reply<Vec<res
     Ok(Reply(app.runtime.lineage().await?.into_iter().map(shape::lineage).collect()))
 }
 
-/// Whether a snapshot is called `name`, which may leave out the team, the tag, or both.
-fn bears(snapshot: &SnapshotInfo, name: &str) -> bool {
-    snapshot.snapshot_id == name
-        || snapshot.names.iter().any(|full| {
-            let short = full.rsplit_once('/').map_or(full.as_str(), |(_, short)| short);
-            let untagged = |text: &'_ str| text.rsplit_once(':').map_or(text.to_owned(), |(name, _)| name.to_owned());
-            full == name || short == name || untagged(full) == name || untagged(short) == name
-        })
+/// The one snapshot that is meant by `name`, which may leave out the team. With a tag it is that one; without, the newest of any tag. One
+/// that has no name is called by its id, with or without the tag.
+fn called(snapshots: Vec<SnapshotInfo>, name: &str) -> Option<SnapshotInfo> {
+    let short = |text: &str| text.rsplit_once('/').map_or(text, |(_, short)| short).to_owned();
+    let base = |text: &str| text.rsplit_once(':').map_or(text, |(base, _)| base).to_owned();
+    let means = |full: &str| {
+        let same = |full: &str| if name.contains(':') { full == name } else { base(full) == name };
+        same(full) || same(&short(full))
+    };
+    let is_called = |snapshot: &SnapshotInfo| means(&snapshot.snapshot_id) || snapshot.names.iter().any(|full| means(full));
+    snapshots.into_iter().filter(is_called).max_by_key(|snapshot| (snapshot.created_at, snapshot.snapshot_id.clone()))
 }
 
 #[cfg(test)]
@@ -65,24 +68,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_answers_to_every_form_of_its_name() {
-        let snapshot = SnapshotInfo {
-            snapshot_id: "sabc".into(),
-            names: vec!["team/name:v1".into()],
+    fn a_snapshot_is_found_by_every_form_of_its_name() {
+        let snapshot = |id: &str, names: &[&str], second| SnapshotInfo {
+            snapshot_id: id.into(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
             sandbox_id: "iabc".parse().unwrap(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
+            created_at: jiff::Timestamp::from_second(second).unwrap(),
         };
+        let all = vec![
+            snapshot("team/name:default", &["team/name:default"], 1),
+            snapshot("team/name:v2", &["team/name:v2"], 3),
+            snapshot("team/name:v1", &["team/name:v1"], 2),
+            snapshot("x7f3:default", &[], 4),
+        ];
         for (name, is) in [
-            ("sabc", true),
-            ("team/name:v1", true),
-            ("name:v1", true),
-            ("team/name", true),
-            ("name", true),
-            ("name:v2", false),
-            ("other/name", false),
-            ("nam", false),
+            ("name", Some("team/name:v2")),
+            ("team/name", Some("team/name:v2")),
+            ("name:v1", Some("team/name:v1")),
+            ("team/name:v1", Some("team/name:v1")),
+            ("name:default", Some("team/name:default")),
+            ("x7f3", Some("x7f3:default")),
+            ("x7f3:default", Some("x7f3:default")),
+            ("name:v3", None),
+            ("other/name", None),
+            ("nam", None),
+            ("", None),
         ] {
-            assert_eq!(bears(&snapshot, name), is, "{name}");
+            assert_eq!(called(all.clone(), name).map(|found| found.snapshot_id).as_deref(), is, "{name}");
         }
     }
 }

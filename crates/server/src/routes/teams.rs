@@ -1,13 +1,26 @@
-//! The one team that a server has, for clients that choose among teams before they do anything else.
+//! The one team that a server has, for clients that choose among teams before they do anything else, and what it did over time.
 
 use std::sync::Arc;
 
-use axum::{Json as Reply, extract::State};
-use firkin_runtime::runtime::TEAM;
-use firkin_wire::rest;
+use axum::{
+    Json as Reply,
+    extract::{Path, State},
+};
+use firkin_runtime::{activity::ActivityPoint, runtime::TEAM};
+use firkin_wire::rest::{
+    self,
+    activity::{MaxTeamMetric, TeamMetric},
+};
 use http::{HeaderMap, header};
+use jiff::{SignedDuration, Timestamp};
 
-use crate::{App, auth, error::ApiError};
+use crate::{App, auth, error::ApiError, listing::Query};
+
+/// What is told to whoever names no start.
+const DEFAULT_RANGE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// The last second of 2299, beyond which E2B tells nothing either.
+const MAX_END: i64 = 10_413_791_999;
 
 /// `GET /teams`. The CLI sends what it has as a bearer token; here that is an API key like any other, which is given back as the
 /// team's: the server itself keeps digests only.
@@ -21,4 +34,67 @@ pub(super) async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Res
     let key = shown.get("x-api-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
     let team = rest::Team { team_id: TEAM.into(), name: TEAM.into(), api_key: key.into(), is_default: true };
     Ok(Reply(vec![team]))
+}
+
+/// `GET /teams/{id}/metrics`.
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Reply<Vec<TeamMetric>>, ApiError> {
+    let points = activity(&app, &id, &query)?.into_iter().map(|point| TeamMetric {
+        timestamp: point.at,
+        timestamp_unix: point.at.as_second(),
+        concurrent_sandboxes: point.concurrent,
+        sandbox_start_rate: point.start_rate,
+    });
+    Ok(Reply(points.collect()))
+}
+
+/// `GET /teams/{id}/metrics/max`: the most of one of the two, and when.
+pub(super) async fn most(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Reply<MaxTeamMetric>, ApiError> {
+    let value: fn(&ActivityPoint) -> f64 = match query.get("metric") {
+        Some("concurrent_sandboxes") => |point| f64::from(point.concurrent),
+        Some("sandbox_start_rate") => |point| point.start_rate,
+        other => return Err(ApiError::bad_request(format!("invalid metric: {}", other.unwrap_or_default()))),
+    };
+    let mut most = (Timestamp::now(), 0.0);
+    for point in activity(&app, &id, &query)? {
+        if value(&point) > most.1 {
+            most = (point.at, value(&point));
+        }
+    }
+    Ok(Reply(MaxTeamMetric {
+        timestamp: most.0,
+        timestamp_unix: most.0.as_second(),
+        value: most.1,
+        metric: query.get("metric").unwrap_or_default().to_owned(),
+    }))
+}
+
+fn activity(app: &App, id: &str, query: &Query) -> Result<Vec<ActivityPoint>, ApiError> {
+    if id != TEAM {
+        return Err(ApiError::forbidden(format!("You ({TEAM}) are not authorized to access this team's ({id}) metrics")));
+    }
+    let now = Timestamp::now();
+    let bound = |name: &str| match query
+        .get(name)
+        .map(|text| text.parse::<i64>().ok().and_then(|second| Timestamp::from_second(second).ok()))
+    {
+        None => Ok(None),
+        Some(Some(at)) => Ok(Some(at)),
+        Some(None) => Err(ApiError::bad_request(format!("`{name}` must be a number of seconds since 1970"))),
+    };
+    let (start, end) = (bound("start")?.unwrap_or(now - DEFAULT_RANGE), bound("end")?.unwrap_or(now));
+    if end.as_second() > MAX_END {
+        return Err(ApiError::bad_request("end time cannot be after the year 2299"));
+    }
+    if start > end {
+        return Err(ApiError::bad_request("start time cannot be after end time"));
+    }
+    Ok(app.runtime.activity(start, end))
 }

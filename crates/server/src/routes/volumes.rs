@@ -181,9 +181,9 @@ impl From<VolumeError> for ApiError {
             VolumeError::Name | VolumeError::Path | VolumeError::Mode(_) | VolumeError::TooMany | VolumeError::Limit => {
                 Self::bad_request(error.to_string())
             }
-            VolumeError::NameTaken(_) | VolumeError::Exists(_) | VolumeError::Kind { wanted: "file", .. } => {
-                Self::conflict(error.to_string())
-            }
+            // The contract's status and words.
+            VolumeError::NameTaken(name) => Self::bad_request(format!("Volume with name '{name}' already exists")),
+            VolumeError::Exists(_) | VolumeError::Kind { wanted: "file", .. } => Self::conflict(error.to_string()),
             VolumeError::NotFound(_) | VolumeError::PathNotFound(_) | VolumeError::Kind { .. } => {
                 Self::not_found(error.to_string())
             }

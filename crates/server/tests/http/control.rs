@@ -93,13 +93,50 @@ async fn bad_input_is_told_so_in_the_contracts_form() {
         ("DELETE", "/templates/a%20b".into(), "", 400),
     ];
     for (method, path, body, status) in table {
-        let answer = bench.call(method, &path, body).await;
-        assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
-        assert_eq!(answer.body["code"], status, "{method} {path}");
-        assert!(!answer.text("/message").is_empty(), "{method} {path}");
-        assert_eq!(answer.headers["content-type"], "application/json", "{method} {path}");
+        refused(&bench, method, &path, body, status).await;
     }
     bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    bench.stop().await;
+}
+
+/// Asks, and is refused in the contract's form.
+async fn refused(bench: &Bench, method: &str, path: &str, body: &str, status: u16) {
+    let answer = bench.call(method, path, body).await;
+    assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
+    assert_eq!(answer.body["code"], status, "{method} {path}");
+    assert!(!answer.text("/message").is_empty(), "{method} {path}");
+    assert_eq!(answer.headers["content-type"], "application/json; charset=utf-8", "{method} {path}");
+    assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{method} {path}");
+}
+
+#[tokio::test]
+async fn a_life_that_nobody_may_have_is_refused_before_it_is_looked_whose_it_would_be() {
+    let bench = Bench::start().await;
+    for (path, body) in [
+        ("/v2/sandboxes/inone/connect", r#"{"timeout":259200}"#),
+        ("/sandboxes/inone/connect", r#"{"timeout":259200}"#),
+        ("/sandboxes/inone/resume", r#"{"timeout":259200}"#),
+        ("/sandboxes/inone/timeout", r#"{"timeout":259200}"#),
+        ("/sandboxes/inone/fork", r#"{"timeout":259200}"#),
+    ] {
+        refused(&bench, "POST", path, body, 400).await;
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn questions_about_a_team_are_for_that_team_and_for_times_that_can_be() {
+    let bench = Bench::start().await;
+    for (path, status) in [
+        ("/teams/another/metrics", 403),
+        ("/teams/another/metrics/max?metric=concurrent_sandboxes", 403),
+        ("/teams/firkin/metrics?end=10413792000", 400),
+        ("/teams/firkin/metrics?start=2&end=1", 400),
+        ("/teams/firkin/metrics?start=x", 400),
+        ("/teams/firkin/metrics/max?metric=other", 400),
+    ] {
+        refused(&bench, "GET", path, "", status).await;
+    }
     bench.stop().await;
 }
 

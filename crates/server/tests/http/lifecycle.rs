@@ -70,6 +70,7 @@ async fn pause_connect_and_resume_keep_the_sandbox() {
         (paused.text("/state"), paused.text("/pauseMode"), paused.text("/lifecycle/onTimeout")),
         ("paused", "full", "pause")
     );
+    assert_eq!(paused.body["envdUnresponsiveAtPause"], false);
     let resumed = bench.call("POST", &connect, "{}").await.expect(201);
     assert_eq!((resumed.text("/sandboxID"), resumed.text("/envdAccessToken")), (id.as_str(), token.as_str()));
     bench.call("POST", &pause, r#"{"requireHealthyGuest":true}"#).await.expect(204);
@@ -149,6 +150,8 @@ async fn forks_and_snapshots_make_new_sandboxes() {
     let (a, b) = (forks.text("/0/sandbox/sandboxID"), forks.text("/1/sandbox/sandboxID"));
     assert!(a != b && a != id && b != id, "{forks:?}");
     let snapshot = bench.call("POST", &format!("/sandboxes/{id}/snapshots"), r#"{"name":"mine"}"#).await.expect(201);
+    // An id has its tag, names have none.
+    assert_eq!((snapshot.text("/snapshotID"), snapshot.text("/names/0")), ("firkin/mine:default", "firkin/mine"));
     let snapshot = snapshot.text("/snapshotID").to_owned();
     let unnamed = bench.call("POST", &format!("/sandboxes/{a}/snapshots"), "").await.expect(201);
     let unnamed = unnamed.text("/snapshotID").to_owned();
@@ -157,6 +160,9 @@ async fn forks_and_snapshots_make_new_sandboxes() {
         ("/snapshots?name=mine".to_owned(), vec![&snapshot]),
         ("/snapshots?name=other".to_owned(), vec![]),
         (format!("/snapshots?sandboxID={a}"), vec![&unnamed]),
+        (format!("/snapshots?name={}", unnamed.strip_suffix(":default").unwrap()), vec![&unnamed]),
+        ("/snapshots?name=mine%3Adefault".to_owned(), vec![&snapshot]),
+        ("/snapshots?name=mine%3Av1".to_owned(), vec![]),
     ] {
         let listed = bench.call("GET", &path, "").await.expect(200);
         let ids: Vec<_> = listed.body.as_array().unwrap().iter().map(|s| s["snapshotID"].as_str().unwrap()).collect();
@@ -219,6 +225,27 @@ async fn templates_are_shown_and_protected() {
     bench.call("DELETE", &format!("/sandboxes/{sandbox}"), "").await.expect(204);
     bench.call("DELETE", &format!("/templates/{id}"), "").await.expect(204);
     bench.call("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#).await.expect(404);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_team_did_over_time_can_be_asked() {
+    let bench = Bench::start().await;
+    let most =
+        async |metric: &str| bench.call("GET", &format!("/teams/firkin/metrics/max?metric={metric}"), "").await.expect(200);
+    assert_eq!(most("sandbox_start_rate").await.body["value"], 0.0);
+    for _ in 0..2 {
+        bench.create("").await;
+    }
+    let concurrent = most("concurrent_sandboxes").await;
+    assert_eq!((&concurrent.body["value"], concurrent.text("/metric")), (&2.0.into(), "concurrent_sandboxes"));
+    assert!(concurrent.body["timestampUnix"].as_i64().unwrap() > 0 && !concurrent.text("/timestamp").is_empty());
+    assert!(most("sandbox_start_rate").await.body["value"].as_f64().unwrap() > 0.0);
+    let points = bench.call("GET", "/teams/firkin/metrics", "").await.expect(200);
+    let sum = |key: &str| points.body.as_array().unwrap().iter().map(|point| point[key].as_f64().unwrap()).sum::<f64>();
+    assert!(sum("concurrentSandboxes") >= 2.0 && (sum("sandboxStartRate") * 60.0 - 2.0).abs() < 1e-9, "{points:?}");
+    let before = bench.call("GET", "/teams/firkin/metrics?start=0&end=1", "").await.expect(200);
+    assert_eq!(before.body, serde_json::json!([]));
     bench.stop().await;
 }
 

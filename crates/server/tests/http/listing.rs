@@ -16,6 +16,9 @@ async fn filters_choose_and_pages_follow() {
     bench.call("POST", &format!("/sandboxes/{}/pause", made[0]), "").await.expect(204);
     let odd = query(&[("metadata", "odd%2520b%2526=1")]);
     let odd_once_quoted = query(&[("metadata", &query(&[("odd%20b%26", "1")]))]);
+    // Its own time, given back as it was said.
+    let last = bench.call("GET", &format!("/sandboxes/{}", made[4]), "").await.expect(200);
+    let from_the_last = query(&[("startedAfter", last.text("/startedAt"))]);
     let newest_first = |wanted: &[usize]| wanted.iter().map(|&n| made[n].clone()).collect::<Vec<_>>();
     for (query, expected, running) in [
         (String::new(), newest_first(&[4, 3, 2, 1, 0]), 4),
@@ -28,6 +31,7 @@ async fn filters_choose_and_pages_follow() {
         ("template=base".into(), newest_first(&[4, 3, 2, 1, 0]), 4),
         ("template=none".into(), vec![], 0),
         ("startedAfter=2100-01-01T00:00:00Z".into(), vec![], 0),
+        (from_the_last, newest_first(&[4]), 1),
     ] {
         let answer = bench.call("GET", &format!("/v2/sandboxes?{query}"), "").await.expect(200);
         assert_eq!(ids(&answer), expected, "{query}");

@@ -73,7 +73,8 @@ async fn volume<'a>(bench: &'a Bench, name: &str) -> Content<'a> {
 async fn volumes_come_and_go_and_open_for_their_own_token() {
     let bench = Bench::start().await;
     let (one, two) = (volume(&bench, "one").await, volume(&bench, "Two_2-b").await);
-    bench.call("POST", "/volumes", r#"{"name":"one"}"#).await.expect(409);
+    let taken = bench.call("POST", "/volumes", r#"{"name":"one"}"#).await.expect(400);
+    assert_eq!(taken.text("/message"), "Volume with name 'one' already exists");
     for bad in ["", "a/b", "a b", ".."] {
         bench.call("POST", "/volumes", &format!(r#"{{"name":"{bad}"}}"#)).await.expect(400);
     }
