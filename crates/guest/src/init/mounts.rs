@@ -1,8 +1,11 @@
 //! File systems: the kernel's own, the root disk, and the change from the initramfs to it.
+//!
+//! What is mounted is what programs find on a machine that systemd brought up, and `/` is shared between mount namespaces as it
+//! is there: container engines need control groups, ask the security modules what they are, and hand mounts on.
 
 use std::{
     io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::Path,
     time::{Duration, Instant},
 };
@@ -82,7 +85,7 @@ const EARLY: [Mount; 3] = [
 ];
 
 /// What programs expect.
-const LATE: [Mount; 5] = [
+const LATE: [Mount; 8] = [
     Mount {
         kind: "devpts",
         target: "/dev/pts",
@@ -106,7 +109,13 @@ const LATE: [Mount; 5] = [
     },
     Mount { optional: true, ..plain("cgroup2", "/sys/fs/cgroup", "nsdelegate") },
     Mount { optional: true, ..plain("mqueue", "/dev/mqueue", "") },
+    Mount { optional: true, ..plain("securityfs", "/sys/kernel/security", "") },
+    Mount { optional: true, ..plain("bpf", "/sys/fs/bpf", "mode=700") },
+    Mount { optional: true, ..plain("tracefs", "/sys/kernel/tracing", "") },
 ];
+
+/// Devices that are for every user, as udev has it on other machines; devtmpfs makes them root's.
+const FOR_EVERYONE: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
 /// Names that devtmpfs does not make and scripts rely on.
 const LINKS: [(&str, &str); 4] = [
@@ -135,7 +144,14 @@ pub(super) fn late() -> Result<(), MountError> {
             tracing::warn!(%error, "cannot link a standard device");
         }
     }
-    Ok(())
+    for device in FOR_EVERYONE {
+        if let Err(error) = fs_err::set_permissions(device, std::fs::Permissions::from_mode(0o666)) {
+            // A kernel without it still makes a usable machine.
+            tracing::warn!(%error, "cannot open a device to every user");
+        }
+    }
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
+        .map_err(|source| MountError::Mount { target: "/", source })
 }
 
 fn put(wanted: &Mount) -> Result<(), MountError> {
