@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use firkin_image::{
-    Cache,
+    Cache, GuestKernel,
     oci::{
         self, ImageError as OciError,
         registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
@@ -55,6 +55,8 @@ impl ImageSettings {
 pub(crate) struct Images {
     pub(crate) cache: Cache,
     pub(crate) settings: ImageSettings,
+    /// Whose modules the guests will want.
+    pub(crate) kernel: GuestKernel,
     pub(crate) own: RootDisk,
 }
 
@@ -77,7 +79,7 @@ impl Images {
         };
         let source = OciSource { reference: request.reference.clone(), credentials, mirrors: self.settings.mirrors.clone() };
         let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
-        let image = oci::image(&self.cache, &source, self.own.bytes, &told).await;
+        let image = oci::image(&self.cache, &source, &self.kernel, self.own.bytes, &told).await;
         let image = image.map_err(|error| failed(Box::new(error) as _))?;
         let env = image.config.env.iter().filter_map(|pair| pair.split_once('='));
         Ok(BuildImage {

@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(agent) = arguments.next() {
         println!("{:#?}", initramfs(&cache, &kernel, &fs_err::read(agent)?).await?);
     }
-    println!("{:#?}", base_rootfs(&cache, &report).await?);
-    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyPart::ALL), &report).await?);
+    println!("{:#?}", base_rootfs(&cache, &kernel, &report).await?);
+    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyPart::ALL), &kernel, &report).await?);
     Ok(())
 }

@@ -99,6 +99,7 @@ mod tests {
         let kernel = GuestKernel {
             kernel: dir.path().join("vmlinuz"),
             modules: dir.path().to_path_buf(),
+            archive: dir.path().join("modules.tar"),
             version: "6.12.1".into(),
             digest: "k".into(),
         };

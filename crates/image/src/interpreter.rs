@@ -9,7 +9,6 @@
 pub(crate) const PACKAGES: &[&str] = &[
     // One font with the characters of Chinese, Japanese and Korean: 5 MB, where Noto's have 90.
     "fonts-wqy-microhei",
-    "node-typescript",
     "python3-aiohttp",
     "python3-bs4",
     "python3-docx",

@@ -3,6 +3,10 @@
 //! The newest 6.12 is taken (the series that the engine was measured with), else the newest above it, else whatever there is.
 //! A kernel that is in the cache is used without asking apt: a template belongs to the kernel it was booted with, so that
 //! a newer kernel is a decision and not a side effect.
+//!
+//! Its modules travel with every root file system, whoever made it, and all of them: 25 MB as Debian packs them, which a program
+//! in a guest loads as it needs them (overlay, veth, bridge, netfilter, device mapper, NFS, WireGuard). They are indexed here, where
+//! `depmod` is at hand, and kept as one archive too, which is laid over the files of a container image like one more layer.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,15 +19,19 @@ use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::command::{CommandError, command, run};
 use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
 use crate::progress::{Report, Step, say};
+use crate::rootfs::SBIN_PATH;
 
 /// Raise it when the content of an entry changes: old entries are then not seen.
-const KIND: &str = "kernel-v1";
+const KIND: &str = "kernel-v2";
 const RECORD: &str = "kernel.json";
+const ARCHIVE: &str = "modules.tar";
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 /// A package file, what is in it, and room to spare.
 const NEEDED_BYTES: u64 = 512 << 20;
 const PREFIX: &str = "linux-image-";
 const SUFFIX: &str = "-cloud-amd64";
+/// Reading a thousand modules takes three seconds.
+const INDEX_DEADLINE: Duration = Duration::from_secs(300);
 /// The series that is preferred, and the oldest one that is used without looking for a newer.
 const SERIES: (u32, u32) = (6, 12);
 
@@ -34,6 +42,8 @@ pub struct GuestKernel {
     pub kernel: PathBuf,
     /// The directory that holds the modules, what `/lib/modules/<version>` would be.
     pub modules: PathBuf,
+    /// The same as a tar archive of `lib/modules/<version>`, with the indexes that `modprobe` reads.
+    pub archive: PathBuf,
     /// The kernel's release, such as `6.12.117+deb12-cloud-amd64`.
     pub version: String,
     /// blake3 of the package file: image and modules.
@@ -61,6 +71,9 @@ pub enum KernelError {
         #[source]
         source: CommandError,
     },
+    /// The modules cannot be indexed.
+    #[error("cannot index the modules of the guest kernel")]
+    Index(#[source] CommandError),
     /// The package does not hold what a kernel package holds.
     #[error("cannot find `{missing}` in the package `{package}`")]
     Missing {
@@ -118,10 +131,11 @@ fn load(entry: &Path) -> Result<GuestKernel, CacheError> {
     let kernel = GuestKernel {
         kernel: entry.join("vmlinuz"),
         modules: entry.join("modules"),
+        archive: entry.join(ARCHIVE),
         version: record.release,
         digest: record.digest,
     };
-    if !kernel.kernel.is_file() || !kernel.modules.is_dir() {
+    if !kernel.kernel.is_file() || !kernel.modules.is_dir() || !kernel.archive.is_file() {
         return Err(damaged("the image or the modules are missing".to_owned()));
     }
     Ok(kernel)
@@ -200,6 +214,12 @@ async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<
         .await
         .map_err(|source| KernelError::Unpack { package: package.clone(), source })?;
     let release = release_of(&candidate.package).unwrap_or_default().to_owned();
+    say(report, Step::Kernel, "indexing its modules");
+    let mut index = command("depmod");
+    // A merged /usr has moved the modules in later releases.
+    let base = if tree.join("lib/modules").is_dir() { tree.clone() } else { tree.join("usr") };
+    index.arg("--basedir").arg(&base).arg(&release).env("PATH", SBIN_PATH);
+    run(index, INDEX_DEADLINE, slot.log(), &mut |_| ()).await.map_err(KernelError::Index)?;
     let (work, wanted) = (slot.path().to_path_buf(), candidate.clone());
     blocking(move || Ok(arrange(&work, &package, &release, &wanted))).await.map_err(KernelError::Store)??;
     let entry = slot.publish().await?;
@@ -210,12 +230,12 @@ async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<
 fn arrange(work: &Path, package: &Path, release: &str, candidate: &Candidate) -> Result<(), KernelError> {
     let tree = work.join("tree");
     for (from, to) in [(format!("boot/vmlinuz-{release}"), "vmlinuz"), (format!("lib/modules/{release}"), "modules")] {
-        // A merged /usr has moved the modules in later releases.
         let places = [tree.join(&from), tree.join("usr").join(&from)];
         let place = places.iter().find(|place| place.exists());
         let place = place.ok_or_else(|| KernelError::Missing { package: candidate.package.clone(), missing: from.clone() })?;
         fs::rename(place, work.join(to)).map_err(KernelError::Store)?;
     }
+    archive(&work.join("modules"), release, &work.join(ARCHIVE)).map_err(KernelError::Store)?;
     let record = Record {
         package: candidate.package.clone(),
         package_version: candidate.version.clone(),
@@ -228,6 +248,46 @@ fn arrange(work: &Path, package: &Path, release: &str, candidate: &Candidate) ->
     fs::remove_file(package).map_err(KernelError::Store)
 }
 
+/// Writes the modules as they are to be in a guest: root's, readable by all, and the same bytes every time.
+fn archive(modules: &Path, release: &str, to: &Path) -> std::io::Result<()> {
+    let mut archive = tar::Builder::new(std::io::BufWriter::new(fs::File::create_new(to)?));
+    let inside = Path::new("lib/modules").join(release);
+    for above in ["lib", "lib/modules"] {
+        append(&mut archive, Path::new(above), None)?;
+    }
+    let mut pending = vec![(modules.to_path_buf(), inside)];
+    while let Some((from, inside)) = pending.pop() {
+        append(&mut archive, &inside, None)?;
+        let mut entries = fs::read_dir(&from)?.collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (from, inside) = (entry.path(), inside.join(entry.file_name()));
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                pending.push((from, inside));
+            } else if kind.is_file() {
+                append(&mut archive, &inside, Some(fs::File::open(from)?))?;
+            }
+        }
+    }
+    archive.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// Appends a file, or a directory.
+fn append(archive: &mut tar::Builder<impl std::io::Write>, inside: &Path, file: Option<fs::File>) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_entry_type(if file.is_some() { tar::EntryType::Regular } else { tar::EntryType::Directory });
+    header.set_mode(if file.is_some() { 0o644 } else { 0o755 });
+    header.set_size(file.as_ref().map_or(Ok(0), |file| file.metadata().map(|meta| meta.len()))?);
+    match file {
+        Some(file) => archive.append_data(&mut header, inside, file),
+        None => archive.append_data(&mut header, inside, std::io::empty()),
+    }
+}
+
 fn digest_file(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(fs::File::open(path)?)?;
@@ -237,6 +297,37 @@ fn digest_file(path: &Path) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_archive_holds_the_modules_for_everybody_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = dir.path().join("modules");
+        fs::create_dir_all(modules.join("kernel/net")).unwrap();
+        for (file, content) in [("modules.dep", "kernel/net/a.ko.xz:\n"), ("kernel/net/a.ko.xz", "xz")] {
+            fs::write(modules.join(file), content).unwrap();
+            let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            fs::set_permissions(modules.join(file), private).unwrap();
+        }
+        let (first, second) = (dir.path().join("1.tar"), dir.path().join("2.tar"));
+        archive(&modules, "6.12.1-cloud-amd64", &first).unwrap();
+        archive(&modules, "6.12.1-cloud-amd64", &second).unwrap();
+        assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
+        let mut read = tar::Archive::new(fs::File::open(&first).unwrap());
+        let entries = read.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path().unwrap().display().to_string(), entry.header().mode().unwrap(), entry.header().uid().unwrap())
+        });
+        let expected = [
+            ("lib", 0o755),
+            ("lib/modules", 0o755),
+            ("lib/modules/6.12.1-cloud-amd64", 0o755),
+            ("lib/modules/6.12.1-cloud-amd64/modules.dep", 0o644),
+            ("lib/modules/6.12.1-cloud-amd64/kernel", 0o755),
+            ("lib/modules/6.12.1-cloud-amd64/kernel/net", 0o755),
+            ("lib/modules/6.12.1-cloud-amd64/kernel/net/a.ko.xz", 0o644),
+        ];
+        assert_eq!(entries.collect::<Vec<_>>(), expected.map(|(path, mode)| (path.to_owned(), mode, 0)));
+    }
 
     #[test]
     fn only_real_kernels_of_the_flavour_count() {
@@ -277,6 +368,7 @@ mod tests {
         for (key, release, image) in [("a", "6.12.1-cloud-amd64", true), ("b", "6.12.2-cloud-amd64", false)] {
             let entry = cache.dir().join(KIND).join(key);
             fs::create_dir_all(entry.join("modules")).unwrap();
+            fs::write(entry.join(ARCHIVE), b"").unwrap();
             if image {
                 fs::write(entry.join("vmlinuz"), b"MZ").unwrap();
             }

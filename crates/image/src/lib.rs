@@ -6,9 +6,9 @@
 //! once however many processes ask, and once it is there needs neither apt nor a network.
 //!
 //! ```text
-//!   guest_kernel   linux-image-*-cloud-amd64  --download, extract (never installed)-->  vmlinuz + modules
+//!   guest_kernel   linux-image-*-cloud-amd64  --download, extract, depmod (never installed)-->  vmlinuz + modules
 //!   initramfs      the guest agent + the few modules it needs to find its disk        -->  one cpio archive
-//!   base_rootfs    packages  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
+//!   base_rootfs    packages, modules  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
 //!   oci::image     a container image's layers  --checked, merged in memory, mke2fs-->  the same kind of image
 //! ```
 //!
@@ -24,6 +24,7 @@ mod initramfs;
 mod interpreter;
 mod kernel;
 mod modules;
+mod node;
 pub mod oci;
 mod progress;
 mod python;
@@ -35,6 +36,7 @@ pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
 pub use modules::ModuleError;
+pub use node::{NodeError, NodePackage};
 pub use progress::{Event, Progress, Report, Step};
 pub use python::PythonError;
 pub use rootfs::{HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

@@ -5,9 +5,12 @@
 //!             --mke2fs-->  rootfs.ext4, as for packages
 //! ```
 //!
+//! The modules of the guest kernel are laid over the image as one more layer: 25 MB, without which no container starts in its
+//! sandboxes and no further file system can be mounted.
+//!
 //! Everything that a registry sends is a stranger's: digests are checked, sizes are bounded before they are read, and paths are
-//! resolved in memory ([`tree`]). Nothing of an image runs on the host. A result is keyed by the digest of the image's manifest:
-//! a tag that moved is another image.
+//! resolved in memory ([`tree`]). Nothing of an image runs on the host. A result is keyed by the digest of the image's manifest,
+//! and by the kernel's: a tag that moved is another image.
 
 pub mod layer;
 pub mod registry;
@@ -26,11 +29,12 @@ use self::layer::LayerError;
 use self::registry::{ImageSource, PullError, Remote};
 use self::tree::Tree;
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::kernel::GuestKernel;
 use crate::progress::{Report, Step, say};
 use crate::rootfs::{self, RootImage, RootfsError};
 
 /// Raise it when the same image gives another kind of entry.
-const KIND: &str = "image-v1";
+const KIND: &str = "image-v2";
 const CONFIG: &str = "image.json";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Beyond what the layers take as they travel: they unpack to about three times that, and the image is made of it.
@@ -100,10 +104,16 @@ pub enum ImageError {
 
 /// Gives the root file system of a container image, fetching it if the cache has none. Needs root and `mke2fs`. The registry
 /// is asked every time what the reference names now.
-pub async fn image(cache: &Cache, source: &ImageSource, virtual_bytes: u64, report: Report<'_>) -> Result<Image, ImageError> {
+pub async fn image(
+    cache: &Cache,
+    source: &ImageSource,
+    kernel: &GuestKernel,
+    virtual_bytes: u64,
+    report: Report<'_>,
+) -> Result<Image, ImageError> {
     say(report, Step::Pull, format!("asking for {}", source.reference));
     let remote = Remote::resolve(source).await?;
-    let slot = match cache.claim(KIND, &key(&remote.digest, virtual_bytes), report).await? {
+    let slot = match cache.claim(KIND, &key(&remote.digest, kernel, virtual_bytes), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
@@ -112,7 +122,7 @@ pub async fn image(cache: &Cache, source: &ImageSource, virtual_bytes: u64, repo
     let config = remote.config().await?;
     let archives = fetch(&slot, &remote, &config, virtual_bytes, report).await?;
     say(report, Step::Pull, "merging the layers");
-    merge(&slot, &remote, archives).await?;
+    merge(&slot, &remote, archives, kernel).await?;
     rootfs::make_image(&slot, &slot.path().join(rootfs::TREE), virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let text = serde_json::to_vec_pretty(&shown(&remote.digest, config)).expect("a configuration of strings serialises");
@@ -125,8 +135,8 @@ pub async fn image(cache: &Cache, source: &ImageSource, virtual_bytes: u64, repo
     Ok(load(&slot.publish().await?)?)
 }
 
-fn key(digest: &str, virtual_bytes: u64) -> String {
-    blake3::hash(format!("{digest} {virtual_bytes} {}", rootfs::FEATURES).as_bytes()).to_hex()[..32].to_owned()
+fn key(digest: &str, kernel: &GuestKernel, virtual_bytes: u64) -> String {
+    blake3::hash(format!("{digest} {} {virtual_bytes} {}", kernel.digest, rootfs::FEATURES).as_bytes()).to_hex()[..32].to_owned()
 }
 
 fn load(entry: &Path) -> Result<Image, CacheError> {
@@ -185,13 +195,13 @@ async fn fetch(
     Ok(archives)
 }
 
-/// Merges the archives and writes the files of the image.
-async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>) -> Result<(), ImageError> {
+/// Merges the archives, with the kernel's modules over them, and writes the files of the image.
+async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>, kernel: &GuestKernel) -> Result<(), ImageError> {
     let digests: Vec<String> = remote.manifest.layers.iter().map(|layer| layer.digest.clone()).collect();
-    let root = slot.path().join(rootfs::TREE);
+    let (root, modules) = (slot.path().join(rootfs::TREE), kernel.archive.clone());
     let work = move || {
         let open = |path: &PathBuf| Ok(fs::File::open(path)?.into_parts().0);
-        let files: Vec<File> = archives.iter().map(open).collect::<std::io::Result<_>>().map_err(ImageError::Write)?;
+        let mut files: Vec<File> = archives.iter().map(open).collect::<std::io::Result<_>>().map_err(ImageError::Write)?;
         let mut tree = Tree::default();
         for (index, (file, digest)) in files.iter().zip(digests).enumerate() {
             let left_out =
@@ -200,6 +210,12 @@ async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>) -> Result<(
                 tracing::debug!(layer = index + 1, left_out, "device nodes and pipes of an image are left out");
             }
         }
+        let modules = open(&modules).map_err(ImageError::Write)?;
+        // `lib` may be a link, which leads to a directory of the image and nowhere else.
+        if let Err(error) = layer::read(&modules, files.len(), &mut tree) {
+            tracing::warn!(?error, "an image has no room for kernel modules: its guests go without");
+        }
+        files.push(modules);
         write::write(&tree, &files, &root).map_err(ImageError::Write)?;
         archives.iter().try_for_each(fs::remove_file).map_err(ImageError::Write)
     };

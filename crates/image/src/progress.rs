@@ -45,6 +45,8 @@ pub enum Step {
     Packages,
     /// The Python packages of the root file system.
     Python,
+    /// Node and programs for it.
+    Node,
     /// The layers of a container image.
     Pull,
     /// The disk image of the root file system.
@@ -61,6 +63,7 @@ impl fmt::Display for Step {
             Step::Initramfs => "initramfs",
             Step::Packages => "root file system",
             Step::Python => "python packages",
+            Step::Node => "Node",
             Step::Pull => "container image",
             Step::Image => "disk image",
         })

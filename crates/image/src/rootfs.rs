@@ -1,13 +1,13 @@
 //! The root file system: Debian packages in one sparse ext4 image that every sandbox shares.
 //!
 //! ```text
-//!   packages --mmdebstrap--> tree --customise.sh--> tree --pip--> tree --mke2fs -d--> rootfs.ext4 (0444, never written again)
+//!   packages --mmdebstrap, customise.sh--> tree --pip, npm, kernel modules--> tree --mke2fs -d--> rootfs.ext4 (0444, never written again)
 //! ```
 //!
 //! A sandbox writes to a copy-on-write layer over the image, so nothing of it may change after it is made: not even by the
 //! guest's kernel, which would zero the inode tables of a lazily initialised file system and so copy 160 MB into every
 //! sandbox. The tables are declared zeroed instead, as they are in a fresh sparse file. An entry's key is the digest of its
-//! recipe, not of its packages' versions: a cached image stays until it is removed.
+//! recipe and of the kernel whose modules it has, not of its packages' versions: a cached image stays until it is removed.
 
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -21,12 +21,14 @@ use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::command::{CommandError, capture, command, run};
 use crate::debian::PackageProgress;
 use crate::interpreter;
+use crate::kernel::GuestKernel;
+use crate::node::{self, NodeError, NodePackage};
 use crate::progress::{Report, Step, say};
 use crate::python::{self, PythonError};
 use crate::sources::{Mirrors, SourcesError, mirrors};
 
 /// Raise it when the same recipe gives another kind of entry.
-const KIND: &str = "rootfs-v1";
+const KIND: &str = "rootfs-v2";
 /// Where the files of an image are put together, in a slot.
 pub(crate) const TREE: &str = "tree";
 const IMAGE: &str = "rootfs.ext4";
@@ -73,6 +75,8 @@ pub struct RootSpec {
     /// Wheels from the package index of this machine's pip, each `NAME==VERSION`, beside the Debian packages that they need.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub python: Vec<String>,
+    /// Programs for Node, which every root file system has, from npm's registry.
+    pub node: Vec<NodePackage>,
     /// Size of the disk that a sandbox sees. The image is sparse.
     pub virtual_bytes: u64,
 }
@@ -83,31 +87,54 @@ impl Default for RootSpec {
         let packages = [
             "bash",
             "build-essential",
+            "bzip2",
             "ca-certificates",
             "coreutils",
             "curl",
+            "e2fsprogs",
+            "file",
+            "fuse3",
+            "gh",
             "git",
+            "gnupg",
             "iproute2",
+            "iptables",
+            "iputils-ping",
+            "jq",
+            "kmod",
             "less",
             "libnss-myhostname",
+            "lsof",
+            "mount",
             "nano",
-            "nodejs",
-            "npm",
+            "nftables",
             "openssh-client",
             "procps",
+            "psmisc",
             "python-is-python3",
             "python3",
+            "python3-dev",
             "python3-pip",
             "python3-venv",
+            "ripgrep",
+            "rsync",
+            "socat",
+            "strace",
             "sudo",
+            "tree",
             "tzdata",
+            "unzip",
+            "util-linux",
             "vim-tiny",
             "wget",
+            "xz-utils",
+            "zip",
         ];
         RootSpec {
             suite: "bookworm".to_owned(),
             packages: packages.map(str::to_owned).to_vec(),
             python: Vec::new(),
+            node: vec![NodePackage::YARN, NodePackage::PNPM],
             virtual_bytes: 10 << 30,
         }
     }
@@ -159,6 +186,7 @@ impl RootSpec {
         let mut spec = Self::default();
         spec.packages.extend(all(interpreter::PACKAGES, HeavyPart::packages));
         spec.python = all(interpreter::WHEELS, HeavyPart::python);
+        spec.node.push(NodePackage::TYPESCRIPT);
         spec
     }
 }
@@ -189,6 +217,12 @@ pub enum RootfsError {
     /// The Python packages cannot be installed.
     #[error("cannot install the Python packages of the root file system")]
     Python(#[from] PythonError),
+    /// Node, or a program for it, cannot be installed.
+    #[error("cannot install Node in the root file system")]
+    Node(#[from] NodeError),
+    /// The kernel's modules cannot be unpacked.
+    #[error("cannot put the kernel's modules into the root file system")]
+    Modules(#[source] CommandError),
     /// The image cannot be made.
     #[error("cannot make the disk image of the root file system")]
     Image(#[source] CommandError),
@@ -208,13 +242,13 @@ struct Record {
 }
 
 /// Gives the `base` root file system.
-pub async fn base_rootfs(cache: &Cache, report: Report<'_>) -> Result<RootImage, RootfsError> {
-    rootfs(cache, &RootSpec::default(), report).await
+pub async fn base_rootfs(cache: &Cache, kernel: &GuestKernel, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    rootfs(cache, &RootSpec::default(), kernel, report).await
 }
 
-/// Gives a root file system, building it if the cache has none. Needs root, `mmdebstrap` and `mke2fs`.
-pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Result<RootImage, RootfsError> {
-    let slot = match cache.claim(KIND, &key(spec), report).await? {
+/// Gives a root file system for guests of a kernel, building it if the cache has none. Needs root, `mmdebstrap` and `mke2fs`.
+pub async fn rootfs(cache: &Cache, spec: &RootSpec, kernel: &GuestKernel, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    let slot = match cache.claim(KIND, &key(spec, kernel), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
@@ -225,6 +259,8 @@ pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Resul
     if !spec.python.is_empty() {
         python::install(&slot, &tree, &spec.python, report).await?;
     }
+    node::install(&slot, &tree, &spec.node, report).await?;
+    add_modules(&slot, &tree, kernel).await?;
     make_image(&slot, &tree, spec.virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let virtual_bytes = spec.virtual_bytes;
@@ -233,10 +269,19 @@ pub async fn rootfs(cache: &Cache, spec: &RootSpec, report: Report<'_>) -> Resul
 }
 
 /// The digest of everything that decides what is in the image, but for the versions of its packages.
-fn key(spec: &RootSpec) -> String {
+fn key(spec: &RootSpec, kernel: &GuestKernel) -> String {
     let spec = serde_json::to_string(spec).expect("a specification of strings and numbers serialises");
     let mut hasher = blake3::Hasher::new();
-    for part in [&spec, CUSTOMISE, &DPKG_OPTIONS.join("\n"), FEATURES, FILE_SYSTEM_ID, &JOURNAL_MIB.to_string()] {
+    for part in [
+        &spec,
+        &kernel.digest,
+        node::RECIPE,
+        CUSTOMISE,
+        &DPKG_OPTIONS.join("\n"),
+        FEATURES,
+        FILE_SYSTEM_ID,
+        &JOURNAL_MIB.to_string(),
+    ] {
         hasher.update(part.as_bytes()).update(b"\0");
     }
     hasher.finalize().to_hex()[..32].to_owned()
@@ -288,6 +333,14 @@ async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, r
     run(install, PACKAGES_DEADLINE, slot.log(), &mut on_line).await.map_err(RootfsError::Packages)
 }
 
+/// Unpacks the kernel's modules where `modprobe` looks for them. `lib` is a link in Debian's tree.
+async fn add_modules(slot: &Slot, tree: &Path, kernel: &GuestKernel) -> Result<(), RootfsError> {
+    let mut unpack = command("tar");
+    unpack.args(["--extract", "--keep-directory-symlink", "--same-owner", "--same-permissions", "--no-overwrite-dir"]);
+    unpack.arg("--file").arg(&kernel.archive).arg("--directory").arg(tree);
+    run(unpack, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Modules)
+}
+
 /// The sources to install from, which the image also keeps.
 fn stanzas(spec: &RootSpec, mirrors: &Mirrors) -> String {
     let (suite, updates, security) = (&spec.suite, format!("{}-updates", spec.suite), format!("{}-security", spec.suite));
@@ -332,7 +385,8 @@ pub(crate) async fn make_image(slot: &Slot, tree: &Path, virtual_bytes: u64, rep
     run(check, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Check)
 }
 
-const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where the system's tools are, which a service's `PATH` may lack.
+pub(crate) const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Removes all but the image, seals it, and writes the record.
 pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
@@ -397,8 +451,17 @@ mod tests {
     fn the_key_follows_the_recipe() {
         let base = RootSpec::default();
         let larger = RootSpec { virtual_bytes: 20 << 30, ..base.clone() };
+        let kernel = |digest: &str| GuestKernel {
+            kernel: "k".into(),
+            modules: "m".into(),
+            archive: "a".into(),
+            version: "6.12.1".into(),
+            digest: digest.into(),
+        };
+        let key = |spec: &RootSpec| super::key(spec, &kernel("one"));
         assert_eq!(key(&base), key(&base.clone()));
         assert_ne!(key(&base), key(&larger));
+        assert_ne!(key(&base), super::key(&base, &kernel("another")), "it has the modules of its kernel");
         assert_ne!(key(&base), key(&RootSpec::code_interpreter(&[])));
         let all = key(&RootSpec::code_interpreter(&HeavyPart::ALL));
         assert_ne!(all, key(&RootSpec::code_interpreter(&[HeavyPart::R, HeavyPart::Java])));

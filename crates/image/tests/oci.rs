@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use firkin_image::{
-    Cache,
+    Cache, GuestKernel,
     oci::{
         Image, ImageError, image,
         layer::LayerError,
@@ -101,7 +101,15 @@ async fn pull(cache: &Path, content: Content) -> Result<Image, ImageError> {
     let host = serve(content).await;
     let mirrors = Mirrors::parse([format!("docker.io={host}").as_str()]).unwrap();
     let source = ImageSource { reference: "test:1".into(), credentials: None, mirrors };
-    image(&Cache::open(cache).await.unwrap(), &source, IMAGE_BYTES, &|_| ()).await
+    image(&Cache::open(cache).await.unwrap(), &source, &kernel(cache), IMAGE_BYTES, &|_| ()).await
+}
+
+/// A kernel with one module.
+fn kernel(dir: &Path) -> GuestKernel {
+    let archive = dir.join("modules.tar");
+    fs_err::write(&archive, layer(&[("lib/modules/6.12.1/a.ko", "a module")])).unwrap();
+    let (kernel, modules) = (dir.join("vmlinuz"), dir.join("modules"));
+    GuestKernel { kernel, modules, archive, version: "6.12.1".into(), digest: "k".into() }
 }
 
 /// What `debugfs` says to a request about an image.
@@ -114,7 +122,14 @@ fn debugfs(image: &Path, request: &str) -> String {
 #[tokio::test]
 async fn layers_become_one_root_file_system() {
     let cache = tempfile::tempdir().unwrap();
-    let lower = layer(&[("etc/hello", "old"), ("etc/gone", "x"), ("usr/bin/tool", "t"), ("bin", "-> usr/bin")]);
+    let lower = layer(&[
+        ("etc/hello", "old"),
+        ("etc/gone", "x"),
+        ("usr/bin/tool", "t"),
+        ("bin", "-> usr/bin"),
+        ("usr/lib/x", "x"),
+        ("lib", "-> usr/lib"),
+    ]);
     let upper = layer(&[("etc/hello", "new"), ("etc/.wh.gone", ""), ("bin/added", "a")]);
     let content = repository(&[lower, upper]);
     let image = pull(cache.path(), content.clone()).await.unwrap();
@@ -124,6 +139,7 @@ async fn layers_become_one_root_file_system() {
     assert_eq!(debugfs(&image.root.path, "cat /etc/hello"), "new");
     assert_eq!(debugfs(&image.root.path, "cat /usr/bin/added"), "a");
     assert!(!debugfs(&image.root.path, "ls /etc").contains("gone"));
+    assert_eq!(debugfs(&image.root.path, "cat /usr/lib/modules/6.12.1/a.ko"), "a module", "the kernel's modules are in it");
 
     // Only the manifest is asked for again.
     let only_manifest = content.into_iter().filter(|(path, _)| path.contains("/manifests/")).collect();

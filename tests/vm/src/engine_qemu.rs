@@ -69,7 +69,7 @@ impl GuestFiles {
     pub async fn of_this_host(cache: &Cache) -> (Self, GuestKernel) {
         let kernel = guest_kernel(cache, &|_| ()).await.expect("there is a guest kernel");
         let initrd = initramfs(cache, &kernel, firkin_agent::GUEST_AGENT).await.expect("an initramfs is packed");
-        let root = base_rootfs(cache, &|_| ()).await.expect("there is a root file system");
+        let root = base_rootfs(cache, &kernel, &|_| ()).await.expect("there is a root file system");
         let files =
             Self { kernel: kernel.kernel.clone(), initrd: initrd.path, rootfs: root.path, rootfs_bytes: root.virtual_bytes };
         (files, kernel)

@@ -18,7 +18,7 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{Cache, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
+use firkin_image::{Cache, GuestKernel, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
@@ -142,7 +142,7 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
     super::doctor::ensure_ready(settings, progress).await?;
-    let guest = guest_system(settings, progress).await?;
+    let (guest, kernel) = guest_system(settings, progress).await?;
     let engine = engine(settings, &guest, progress).await?;
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
@@ -150,6 +150,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let images = Arc::new(Images {
         cache: Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?,
         settings: settings.images.clone(),
+        kernel,
         own: guest.root(),
     });
     let config = RuntimeConfig {
@@ -201,7 +202,7 @@ pub(crate) async fn build(runtime: &Runtime, build: BuildTemplate, progress: &Pr
 }
 
 /// Kernel, initial RAM file system and root image, from the cache or built into it.
-async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<GuestSystem> {
+async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<(GuestSystem, GuestKernel)> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("guest kernel");
     let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
@@ -210,25 +211,28 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let initrd = initramfs(&cache, &kernel, crate::host::agent()).await.context("cannot make the initial RAM file system")?;
     step.done("initial RAM file system with the guest agent");
     let step = progress.step("guest root file system");
-    let root =
-        base_rootfs(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest root file system")?;
+    let root = base_rootfs(&cache, &kernel, &|event| step.at(&described(&event)))
+        .await
+        .context("cannot make the guest root file system")?;
     step.done("guest root file system");
-    Ok(GuestSystem {
-        kernel: kernel.kernel,
-        kernel_digest: kernel.digest,
+    let guest = GuestSystem {
+        kernel: kernel.kernel.clone(),
+        kernel_digest: kernel.digest.clone(),
         initrd: initrd.path,
         initrd_digest: initrd.digest,
         rootfs: root.path,
         rootfs_digest: root.digest,
         rootfs_bytes: root.virtual_bytes,
-    })
+    };
+    Ok((guest, kernel))
 }
 
 /// The root image of the code interpreter, from the cache or built into it.
 pub(crate) async fn interpreter_root(settings: &Settings, parts: &[HeavyPart], progress: &Progress) -> anyhow::Result<RootDisk> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("root file system of the code interpreter");
-    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &|event| step.at(&described(&event))).await;
+    let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
+    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &kernel, &|event| step.at(&described(&event))).await;
     let root = root.context("cannot make the root file system of the code interpreter")?;
     step.done("root file system of the code interpreter");
     Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })

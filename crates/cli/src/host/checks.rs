@@ -131,6 +131,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
         ("mmdebstrap", &["mmdebstrap"][..], "mmdebstrap", "it makes the root file system from Debian packages"),
         ("e2fsprogs", &["mke2fs", "e2fsck"][..], "e2fsprogs", "it makes the disk image"),
         ("dpkg", &["dpkg-deb", "apt-get"][..], "apt", "it unpacks the guest kernel"),
+        ("kmod", &["depmod"][..], "kmod", "it indexes the guest kernel's modules"),
         ("mount", &["mount", "unshare", "chroot"][..], "mount", "the root file system is made in a mount namespace"),
     ] {
         checks.push(program(programs, package).named(name, why));
