@@ -83,6 +83,16 @@ pub(crate) struct ServeArgs {
     pub(crate) capacity: CapacityArgs,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+}
+
+/// Whom guests trust.
+#[derive(Debug, Default, Args)]
+pub(crate) struct TrustArgs {
+    /// Have guests trust the authorities in /usr/local/share/ca-certificates of this host
+    #[arg(long, env = "FIRKIN_TRUST_HOST_CERTIFICATES", hide_env_values = true)]
+    pub(crate) trust_host_certificates: bool,
 }
 
 /// Where images come from that templates are built on.
@@ -421,6 +431,8 @@ pub(crate) struct BuildArgs {
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) host: HostArgs,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "COUNT")]
     pub(crate) cpus: Option<u32>,

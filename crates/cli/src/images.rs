@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use firkin_image::{
-    Cache, GuestKernel,
+    Additions, Cache,
     oci::{
         self, ImageError as OciError,
         registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
@@ -55,8 +55,10 @@ impl ImageSettings {
 pub(crate) struct Images {
     pub(crate) cache: Cache,
     pub(crate) settings: ImageSettings,
-    /// Whose modules the guests will want.
-    pub(crate) kernel: GuestKernel,
+    /// What every image gets.
+    pub(crate) additions: Additions,
+    /// Environment of every template that is built on one.
+    pub(crate) env: BTreeMap<String, String>,
     pub(crate) own: RootDisk,
 }
 
@@ -79,18 +81,20 @@ impl Images {
         };
         let source = OciSource { reference: request.reference.clone(), credentials, mirrors: self.settings.mirrors.clone() };
         let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
-        let image = oci::image(&self.cache, &source, &self.kernel, self.own.bytes, &told).await;
+        let image = oci::image(&self.cache, &source, &self.additions, self.own.bytes, &told).await;
         let image = image.map_err(|error| failed(Box::new(error) as _))?;
-        let env = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+        let own = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+        let mut env = self.env.clone();
+        env.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Ok(BuildImage {
             root: RootDisk { path: image.root.path, digest: image.root.digest, bytes: image.root.virtual_bytes },
             provisioned: false,
-            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            env,
         })
     }
 
     fn own(&self) -> BuildImage {
-        BuildImage { root: self.own.clone(), provisioned: true, env: BTreeMap::new() }
+        BuildImage { root: self.own.clone(), provisioned: true, env: self.env.clone() }
     }
 }
 

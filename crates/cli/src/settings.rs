@@ -3,6 +3,7 @@
 //! Every default of the command line is decided here and nowhere else; the rest of the program gets values, never options.
 
 use std::{
+    collections::BTreeMap,
     io::{IsTerminal as _, stderr, stdin, stdout},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -141,9 +142,16 @@ pub(crate) struct Settings {
     pub(crate) promises: Promises,
     /// Where images come from that templates are built on.
     pub(crate) images: ImageSettings,
+    /// Guests trust the authorities of this host's administrator.
+    pub(crate) trust_host_certificates: bool,
 }
 
 impl Settings {
+    /// Environment of every template's sandboxes: how programs that bring authorities of their own are told of others.
+    pub(crate) fn template_env(&self) -> BTreeMap<String, String> {
+        if self.trust_host_certificates { firkin_image::certificate_variables().collect() } else { BTreeMap::new() }
+    }
+
     /// Where the server writes its address.
     pub(crate) fn server_file(&self) -> PathBuf {
         self.state_dir.join("server.json")
@@ -187,6 +195,9 @@ impl Settings {
         }
         options += &self.promises.options();
         options += &self.images.options();
+        if self.trust_host_certificates {
+            options += " --trust-host-certificates";
+        }
         options
     }
 }
@@ -235,6 +246,10 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         promises: Promises::resolve(&serve.capacity),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
+        trust_host_certificates: match &cli.command {
+            Command::Template(crate::args::TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
+            _ => serve.trust.trust_host_certificates,
+        },
     }
 }
 
@@ -356,6 +371,17 @@ mod tests {
         assert_eq!(domain("firkin up --tls-listen 127.0.0.1:3443").as_deref(), Some("firkin.localhost:3443"));
         assert_eq!(domain("firkin up --tls-listen 0.0.0.0:443 --domain a.test").as_deref(), Some("a.test"));
         assert_eq!(domain("firkin up --tls-listen 0.0.0.0:8443 --domain a.test:443").as_deref(), Some("a.test:443"));
+    }
+
+    #[test]
+    fn whom_guests_trust_is_said_to_servers_and_builds() {
+        for command in ["up", "template build", "template build code-interpreter-v1"] {
+            let plain = resolved(&format!("firkin {command}"), &Surroundings::default());
+            assert!(!plain.trust_host_certificates && plain.template_env().is_empty(), "{command}");
+            let trusting = resolved(&format!("firkin {command} --trust-host-certificates"), &Surroundings::default());
+            assert!(trusting.serve_options().contains("--trust-host-certificates"), "{command}");
+            assert_eq!(trusting.template_env()["PIP_CERT"], "/etc/ssl/certs/ca-certificates.crt", "{command}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use firkin_image::{Cache, Event, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
+use firkin_image::{Additions, Cache, Event, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(agent) = arguments.next() {
         println!("{:#?}", initramfs(&cache, &kernel, &fs_err::read(agent)?).await?);
     }
-    println!("{:#?}", base_rootfs(&cache, &kernel, &report).await?);
-    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyPart::ALL), &kernel, &report).await?);
+    let additions = Additions { kernel, certificates: Vec::new() };
+    println!("{:#?}", base_rootfs(&cache, &additions, &report).await?);
+    println!("{:#?}", rootfs(&cache, &RootSpec::code_interpreter(&HeavyPart::ALL), &additions, &report).await?);
     Ok(())
 }

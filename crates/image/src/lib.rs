@@ -15,6 +15,7 @@
 //! External programs ([`command`]) run with a deadline and write to a log that errors name.
 
 mod cache;
+mod certificates;
 pub mod command;
 mod cpio;
 mod debian;
@@ -32,6 +33,7 @@ mod rootfs;
 pub mod sources;
 
 pub use cache::{Cache, CacheError, Claim, Slot};
+pub use certificates::{CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
@@ -39,4 +41,4 @@ pub use modules::ModuleError;
 pub use node::{NodeError, NodePackage};
 pub use progress::{Event, Progress, Report, Step};
 pub use python::PythonError;
-pub use rootfs::{HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};
+pub use rootfs::{Additions, HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

@@ -29,9 +29,9 @@ use self::layer::LayerError;
 use self::registry::{ImageSource, PullError, Remote};
 use self::tree::Tree;
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
-use crate::kernel::GuestKernel;
+use crate::certificates;
 use crate::progress::{Report, Step, say};
-use crate::rootfs::{self, RootImage, RootfsError};
+use crate::rootfs::{self, Additions, RootImage, RootfsError};
 
 /// Raise it when the same image gives another kind of entry.
 const KIND: &str = "image-v2";
@@ -107,13 +107,13 @@ pub enum ImageError {
 pub async fn image(
     cache: &Cache,
     source: &ImageSource,
-    kernel: &GuestKernel,
+    additions: &Additions,
     virtual_bytes: u64,
     report: Report<'_>,
 ) -> Result<Image, ImageError> {
     say(report, Step::Pull, format!("asking for {}", source.reference));
     let remote = Remote::resolve(source).await?;
-    let slot = match cache.claim(KIND, &key(&remote.digest, kernel, virtual_bytes), report).await? {
+    let slot = match cache.claim(KIND, &key(&remote.digest, additions, virtual_bytes), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
@@ -122,7 +122,7 @@ pub async fn image(
     let config = remote.config().await?;
     let archives = fetch(&slot, &remote, &config, virtual_bytes, report).await?;
     say(report, Step::Pull, "merging the layers");
-    merge(&slot, &remote, archives, kernel).await?;
+    merge(&slot, &remote, archives, additions).await?;
     rootfs::make_image(&slot, &slot.path().join(rootfs::TREE), virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let text = serde_json::to_vec_pretty(&shown(&remote.digest, config)).expect("a configuration of strings serialises");
@@ -135,8 +135,11 @@ pub async fn image(
     Ok(load(&slot.publish().await?)?)
 }
 
-fn key(digest: &str, kernel: &GuestKernel, virtual_bytes: u64) -> String {
-    blake3::hash(format!("{digest} {} {virtual_bytes} {}", kernel.digest, rootfs::FEATURES).as_bytes()).to_hex()[..32].to_owned()
+fn key(digest: &str, Additions { kernel, certificates }: &Additions, virtual_bytes: u64) -> String {
+    let certificates = certificates.concat();
+    blake3::hash(format!("{digest} {} {certificates} {virtual_bytes} {}", kernel.digest, rootfs::FEATURES).as_bytes()).to_hex()
+        [..32]
+        .to_owned()
 }
 
 fn load(entry: &Path) -> Result<Image, CacheError> {
@@ -195,10 +198,10 @@ async fn fetch(
     Ok(archives)
 }
 
-/// Merges the archives, with the kernel's modules over them, and writes the files of the image.
-async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>, kernel: &GuestKernel) -> Result<(), ImageError> {
+/// Merges the archives, with what this host adds over them, and writes the files of the image.
+async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>, additions: &Additions) -> Result<(), ImageError> {
     let digests: Vec<String> = remote.manifest.layers.iter().map(|layer| layer.digest.clone()).collect();
-    let (root, modules) = (slot.path().join(rootfs::TREE), kernel.archive.clone());
+    let (root, Additions { kernel, certificates }) = (slot.path().join(rootfs::TREE), additions.clone());
     let work = move || {
         let open = |path: &PathBuf| Ok(fs::File::open(path)?.into_parts().0);
         let mut files: Vec<File> = archives.iter().map(open).collect::<std::io::Result<_>>().map_err(ImageError::Write)?;
@@ -210,12 +213,18 @@ async fn merge(slot: &Slot, remote: &Remote, archives: Vec<PathBuf>, kernel: &Gu
                 tracing::debug!(layer = index + 1, left_out, "device nodes and pipes of an image are left out");
             }
         }
-        let modules = open(&modules).map_err(ImageError::Write)?;
-        // `lib` may be a link, which leads to a directory of the image and nowhere else.
-        if let Err(error) = layer::read(&modules, files.len(), &mut tree) {
-            tracing::warn!(?error, "an image has no room for kernel modules: its guests go without");
+        let mut added = vec![open(&kernel.archive).map_err(ImageError::Write)?];
+        if !certificates.is_empty() {
+            let trusted = certificates::host_bundle().map_err(ImageError::Write)?;
+            added.push(certificates::layer(&certificates, &trusted).map_err(ImageError::Write)?);
         }
-        files.push(modules);
+        for file in added {
+            // `lib` may be a link, which leads to a directory of the image and nowhere else.
+            if let Err(error) = layer::read(&file, files.len(), &mut tree) {
+                tracing::warn!(?error, "an image has no room for what this host adds: its guests go without");
+            }
+            files.push(file);
+        }
         write::write(&tree, &files, &root).map_err(ImageError::Write)?;
         archives.iter().try_for_each(fs::remove_file).map_err(ImageError::Write)
     };

@@ -18,6 +18,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::certificates;
 use crate::command::{CommandError, capture, command, run};
 use crate::debian::PackageProgress;
 use crate::interpreter;
@@ -31,6 +32,8 @@ use crate::sources::{Mirrors, SourcesError, mirrors};
 const KIND: &str = "rootfs-v2";
 /// Where the files of an image are put together, in a slot.
 pub(crate) const TREE: &str = "tree";
+/// Where its script finds authorities to trust, in a slot.
+const CERTIFICATES: &str = "certificates";
 const IMAGE: &str = "rootfs.ext4";
 const RECORD: &str = "rootfs.json";
 const MAX_RECORD_BYTES: u64 = 64 << 10;
@@ -191,6 +194,15 @@ impl RootSpec {
     }
 }
 
+/// What this host puts into every root file system, whoever made its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Additions {
+    /// Whose modules the guests will want.
+    pub kernel: GuestKernel,
+    /// Authorities to trust beside those of the image, PEM each.
+    pub certificates: Vec<String>,
+}
+
 /// A root file system to put under sandboxes' disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootImage {
@@ -242,25 +254,27 @@ struct Record {
 }
 
 /// Gives the `base` root file system.
-pub async fn base_rootfs(cache: &Cache, kernel: &GuestKernel, report: Report<'_>) -> Result<RootImage, RootfsError> {
-    rootfs(cache, &RootSpec::default(), kernel, report).await
+pub async fn base_rootfs(cache: &Cache, additions: &Additions, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    rootfs(cache, &RootSpec::default(), additions, report).await
 }
 
 /// Gives a root file system for guests of a kernel, building it if the cache has none. Needs root, `mmdebstrap` and `mke2fs`.
-pub async fn rootfs(cache: &Cache, spec: &RootSpec, kernel: &GuestKernel, report: Report<'_>) -> Result<RootImage, RootfsError> {
-    let slot = match cache.claim(KIND, &key(spec, kernel), report).await? {
+pub async fn rootfs(cache: &Cache, spec: &RootSpec, additions: &Additions, report: Report<'_>) -> Result<RootImage, RootfsError> {
+    let slot = match cache.claim(KIND, &key(spec, additions), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
     slot.require_free(if spec.python.is_empty() { NEEDED_BYTES } else { NEEDED_WITH_PYTHON_BYTES })?;
     let mirrors = mirrors(Path::new("/")).await?;
     let tree = slot.path().join(TREE);
-    install(&slot, &tree, spec, &mirrors, report).await?;
+    let authorities =
+        certificates::write(&additions.certificates, &slot.path().join(CERTIFICATES)).map_err(RootfsError::Store)?;
+    install(&slot, &tree, Contents { spec, mirrors: &mirrors, authorities }, report).await?;
     if !spec.python.is_empty() {
         python::install(&slot, &tree, &spec.python, report).await?;
     }
     node::install(&slot, &tree, &spec.node, report).await?;
-    add_modules(&slot, &tree, kernel).await?;
+    add_modules(&slot, &tree, &additions.kernel).await?;
     make_image(&slot, &tree, spec.virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
     let virtual_bytes = spec.virtual_bytes;
@@ -269,12 +283,12 @@ pub async fn rootfs(cache: &Cache, spec: &RootSpec, kernel: &GuestKernel, report
 }
 
 /// The digest of everything that decides what is in the image, but for the versions of its packages.
-fn key(spec: &RootSpec, kernel: &GuestKernel) -> String {
+fn key(spec: &RootSpec, additions: &Additions) -> String {
     let spec = serde_json::to_string(spec).expect("a specification of strings and numbers serialises");
     let mut hasher = blake3::Hasher::new();
     for part in [
         &spec,
-        &kernel.digest,
+        &additions.kernel.digest,
         node::RECIPE,
         CUSTOMISE,
         &DPKG_OPTIONS.join("\n"),
@@ -283,6 +297,9 @@ fn key(spec: &RootSpec, kernel: &GuestKernel) -> String {
         &JOURNAL_MIB.to_string(),
     ] {
         hasher.update(part.as_bytes()).update(b"\0");
+    }
+    for certificate in &additions.certificates {
+        hasher.update(certificate.as_bytes()).update(b"\0");
     }
     hasher.finalize().to_hex()[..32].to_owned()
 }
@@ -301,9 +318,18 @@ pub(crate) fn load(entry: &Path) -> Result<RootImage, CacheError> {
     Ok(RootImage { path, digest: record.digest, virtual_bytes: record.virtual_bytes })
 }
 
+/// What `mmdebstrap` is to put together.
+struct Contents<'a> {
+    spec: &'a RootSpec,
+    mirrors: &'a Mirrors,
+    /// Files with certificates.
+    authorities: Vec<PathBuf>,
+}
+
 /// Installs the packages into `tree`, in namespaces of its own: its mounts are seen by nobody else, and its processes all die
 /// with it.
-async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, report: Report<'_>) -> Result<(), RootfsError> {
+async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Report<'_>) -> Result<(), RootfsError> {
+    let Contents { spec, mirrors, authorities } = contents;
     say(report, Step::Packages, "installing packages");
     let (sources, customise) = (slot.path().join("sources"), slot.path().join("customise.sh"));
     fs::write(&sources, stanzas(spec, mirrors)).map_err(RootfsError::Store)?;
@@ -321,6 +347,11 @@ async fn install(slot: &Slot, tree: &Path, spec: &RootSpec, mirrors: &Mirrors, r
     // Java's packages link into a directory that others bring with the manuals that are left out.
     install.arg("--essential-hook=mkdir -p \"$1/usr/share/man/man1\"");
     install.arg(format!("--customize-hook={}", customise.display()));
+    if !authorities.is_empty() {
+        let files: Vec<String> = authorities.iter().map(|file| file.display().to_string()).collect();
+        install.arg(format!("--customize-hook=copy-in {} /{}", files.join(" "), certificates::DIRECTORY));
+        install.arg("--customize-hook=chroot \"$1\" update-ca-certificates");
+    }
     install.arg(&spec.suite).arg(tree).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
     install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
@@ -390,7 +421,12 @@ pub(crate) const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Removes all but the image, seals it, and writes the record.
 pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
-    fs::remove_dir_all(work.join(TREE))?;
+    for directory in [TREE, CERTIFICATES] {
+        match fs::remove_dir_all(work.join(directory)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
     for file in ["sources", "customise.sh", "mke2fs.conf"] {
         match fs::remove_file(work.join(file)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -458,10 +494,12 @@ mod tests {
             version: "6.12.1".into(),
             digest: digest.into(),
         };
-        let key = |spec: &RootSpec| super::key(spec, &kernel("one"));
+        let additions = |digest, certificates| Additions { kernel: kernel(digest), certificates };
+        let key = |spec: &RootSpec| super::key(spec, &additions("one", vec![]));
         assert_eq!(key(&base), key(&base.clone()));
         assert_ne!(key(&base), key(&larger));
-        assert_ne!(key(&base), super::key(&base, &kernel("another")), "it has the modules of its kernel");
+        assert_ne!(key(&base), super::key(&base, &additions("another", vec![])), "it has the modules of its kernel");
+        assert_ne!(key(&base), super::key(&base, &additions("one", vec!["PEM".into()])), "it trusts whom it was told to");
         assert_ne!(key(&base), key(&RootSpec::code_interpreter(&[])));
         let all = key(&RootSpec::code_interpreter(&HeavyPart::ALL));
         assert_ne!(all, key(&RootSpec::code_interpreter(&[HeavyPart::R, HeavyPart::Java])));

@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use firkin_image::{
-    Cache, GuestKernel,
+    Additions, Cache, GuestKernel, host_certificates,
     oci::{
         Image, ImageError, image,
         layer::LayerError,
@@ -98,18 +98,23 @@ fn repository(layers: &[Vec<u8>]) -> Content {
 }
 
 async fn pull(cache: &Path, content: Content) -> Result<Image, ImageError> {
+    pull_with(cache, content, &additions(cache)).await
+}
+
+async fn pull_with(cache: &Path, content: Content, additions: &Additions) -> Result<Image, ImageError> {
     let host = serve(content).await;
     let mirrors = Mirrors::parse([format!("docker.io={host}").as_str()]).unwrap();
     let source = ImageSource { reference: "test:1".into(), credentials: None, mirrors };
-    image(&Cache::open(cache).await.unwrap(), &source, &kernel(cache), IMAGE_BYTES, &|_| ()).await
+    image(&Cache::open(cache).await.unwrap(), &source, additions, IMAGE_BYTES, &|_| ()).await
 }
 
-/// A kernel with one module.
-fn kernel(dir: &Path) -> GuestKernel {
+/// A kernel with one module, and nobody to trust.
+fn additions(dir: &Path) -> Additions {
     let archive = dir.join("modules.tar");
     fs_err::write(&archive, layer(&[("lib/modules/6.12.1/a.ko", "a module")])).unwrap();
     let (kernel, modules) = (dir.join("vmlinuz"), dir.join("modules"));
-    GuestKernel { kernel, modules, archive, version: "6.12.1".into(), digest: "k".into() }
+    let kernel = GuestKernel { kernel, modules, archive, version: "6.12.1".into(), digest: "k".into() };
+    Additions { kernel, certificates: Vec::new() }
 }
 
 /// What `debugfs` says to a request about an image.
@@ -144,6 +149,37 @@ async fn layers_become_one_root_file_system() {
     // Only the manifest is asked for again.
     let only_manifest = content.into_iter().filter(|(path, _)| path.contains("/manifests/")).collect();
     assert_eq!(pull(cache.path(), only_manifest).await.unwrap(), image);
+}
+
+#[tokio::test]
+async fn an_image_trusts_the_hosts_authority_when_it_is_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "an authority of the network");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap();
+    let server = rcgen::CertificateParams::new(vec!["packages.test".to_owned()]).unwrap();
+    let server = server.signed_by(&rcgen::KeyPair::generate().unwrap(), &rcgen::Issuer::new(params, key)).unwrap();
+    let (local, leaf) = (dir.path().join("usr/local/share/ca-certificates"), dir.path().join("server.pem"));
+    fs_err::create_dir_all(&local).unwrap();
+    fs_err::write(local.join("network.crt"), authority.pem()).unwrap();
+    fs_err::write(&leaf, server.pem()).unwrap();
+
+    // The store of such a directory is a link in some distributions.
+    let files = [("etc/pki/tls/x", "x"), ("etc/ssl", "-> pki/tls"), ("etc/hello", "x")];
+    let without = additions(dir.path());
+    let with = Additions { certificates: host_certificates(dir.path()).unwrap(), ..without.clone() };
+    for (additions, trusted) in [(without, false), (with, true)] {
+        let image = pull_with(dir.path(), repository(&[layer(&files)]), &additions).await.unwrap();
+        let store = dir.path().join("store.pem");
+        fs_err::write(&store, debugfs(&image.root.path, "cat /etc/pki/tls/certs/ca-certificates.crt")).unwrap();
+        let mut verify = Command::new("openssl");
+        verify.args(["verify", "-no-CAfile", "-no-CApath", "-no-CAstore", "-CAfile"]).args([&store, &leaf]);
+        assert_eq!(verify.output().unwrap().status.success(), trusted);
+        let local = debugfs(&image.root.path, "cat /usr/local/share/ca-certificates/firkin-host-1.crt");
+        assert_eq!(local.trim() == authority.pem().replace("\r\n", "\n").trim(), trusted, "the image can make its store anew");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! A build boots a machine, lets it become nobody in particular, runs the template's commands, waits until it is ready, makes
 //! it small, and cuts it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use firkin_engine::{Shape, qcow2};
 use firkin_wire::control;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
-    build::Setup,
+    build::{Defaults, Setup},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     config::RootDisk,
@@ -74,6 +74,9 @@ pub struct BuildTemplate {
     /// Files put there before the commands are run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GuestFile>,
+    /// Environment of its sandboxes' commands.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
     /// Commands run as root, in order, before the snapshot.
     pub setup: Vec<String>,
     /// Command left running in the snapshot, as the default user.
@@ -100,6 +103,7 @@ impl BuildTemplate {
             memory_mib: 512,
             root: None,
             files: Vec::new(),
+            env: BTreeMap::new(),
             setup: Vec::new(),
             start: None,
             ready: Some("python3 -c 'import json, sys' && true | cat && echo ready".to_owned()),
@@ -196,7 +200,7 @@ pub(crate) fn nobody() -> control::Identity {
         realtime_ns: 0,
         machine_id: Some(crate::random::hex::<16>()),
         network: None,
-        env: std::collections::BTreeMap::new(),
+        env: BTreeMap::new(),
         access_token: None,
         default_user: None,
         default_workdir: None,
@@ -313,7 +317,8 @@ async fn record(
     let name = format!("{}:default", build.name);
     let earlier = core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
     let public = earlier.as_ref().is_some_and(|e| e.setup.public);
-    let setup = Setup { public, start: build.start.clone(), ready: build.ready.clone(), ..Setup::default() };
+    let defaults = Defaults { env: build.env.clone(), ..Defaults::default() };
+    let setup = Setup { public, defaults, start: build.start.clone(), ready: build.ready.clone() };
     let record = TemplateRecord {
         // A rebuilt template keeps its id: those who name it by id get the new build, like those who name it by name.
         id: earlier.as_ref().map_or_else(|| crate::random::alphanumeric(20), |e| e.id.clone()),

@@ -24,7 +24,7 @@ use firkin_engine::{
         probe::{ProbeError, ProbeRequest, Requested, probe},
     },
 };
-use firkin_image::{Cache, GuestKernel, base_rootfs, guest_kernel, initramfs};
+use firkin_image::{Additions, Cache, GuestKernel, base_rootfs, guest_kernel, initramfs};
 use firkin_wire::control::{Answer, Call, Decoder, Identity, Request, Response, encode};
 use nix::{
     sys::signal::{Signal, kill},
@@ -69,7 +69,8 @@ impl GuestFiles {
     pub async fn of_this_host(cache: &Cache) -> (Self, GuestKernel) {
         let kernel = guest_kernel(cache, &|_| ()).await.expect("there is a guest kernel");
         let initrd = initramfs(cache, &kernel, firkin_agent::GUEST_AGENT).await.expect("an initramfs is packed");
-        let root = base_rootfs(cache, &kernel, &|_| ()).await.expect("there is a root file system");
+        let additions = Additions { kernel: kernel.clone(), certificates: Vec::new() };
+        let root = base_rootfs(cache, &additions, &|_| ()).await.expect("there is a root file system");
         let files =
             Self { kernel: kernel.kernel.clone(), initrd: initrd.path, rootfs: root.path, rootfs_bytes: root.virtual_bytes };
         (files, kernel)

@@ -18,7 +18,9 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{Cache, GuestKernel, HeavyPart, RootSpec, base_rootfs, guest_kernel, initramfs, rootfs};
+use firkin_image::{
+    Additions, Cache, GuestKernel, HeavyPart, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs,
+};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
@@ -126,7 +128,8 @@ pub(crate) struct Host {
 pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Result<Host> {
     let runtime = open_runtime(settings, progress).await?;
     let opened = async {
-        ensure(&runtime, BuildTemplate::base(), progress).await?;
+        let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
+        ensure(&runtime, base, progress).await?;
         api_key(&runtime, settings).await
     };
     match opened.await {
@@ -142,7 +145,7 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
     super::doctor::ensure_ready(settings, progress).await?;
-    let (guest, kernel) = guest_system(settings, progress).await?;
+    let (guest, additions) = guest_system(settings, progress).await?;
     let engine = engine(settings, &guest, progress).await?;
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
@@ -150,7 +153,8 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let images = Arc::new(Images {
         cache: Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?,
         settings: settings.images.clone(),
-        kernel,
+        additions,
+        env: settings.template_env(),
         own: guest.root(),
     });
     let config = RuntimeConfig {
@@ -202,7 +206,7 @@ pub(crate) async fn build(runtime: &Runtime, build: BuildTemplate, progress: &Pr
 }
 
 /// Kernel, initial RAM file system and root image, from the cache or built into it.
-async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<(GuestSystem, GuestKernel)> {
+async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<(GuestSystem, Additions)> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("guest kernel");
     let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
@@ -211,20 +215,26 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let initrd = initramfs(&cache, &kernel, crate::host::agent()).await.context("cannot make the initial RAM file system")?;
     step.done("initial RAM file system with the guest agent");
     let step = progress.step("guest root file system");
-    let root = base_rootfs(&cache, &kernel, &|event| step.at(&described(&event)))
-        .await
-        .context("cannot make the guest root file system")?;
+    let additions = additions(settings, kernel)?;
+    let root = base_rootfs(&cache, &additions, &|event| step.at(&described(&event))).await;
+    let root = root.context("cannot make the guest root file system")?;
     step.done("guest root file system");
     let guest = GuestSystem {
-        kernel: kernel.kernel.clone(),
-        kernel_digest: kernel.digest.clone(),
+        kernel: additions.kernel.kernel.clone(),
+        kernel_digest: additions.kernel.digest.clone(),
         initrd: initrd.path,
         initrd_digest: initrd.digest,
         rootfs: root.path,
         rootfs_digest: root.digest,
         rootfs_bytes: root.virtual_bytes,
     };
-    Ok((guest, kernel))
+    Ok((guest, additions))
+}
+
+/// What every root file system of this host gets, whoever made its files.
+fn additions(settings: &Settings, kernel: GuestKernel) -> anyhow::Result<Additions> {
+    let certificates = if settings.trust_host_certificates { host_certificates(Path::new("/"))? } else { Vec::new() };
+    Ok(Additions { kernel, certificates })
 }
 
 /// The root image of the code interpreter, from the cache or built into it.
@@ -232,7 +242,8 @@ pub(crate) async fn interpreter_root(settings: &Settings, parts: &[HeavyPart], p
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("root file system of the code interpreter");
     let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
-    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &kernel, &|event| step.at(&described(&event))).await;
+    let additions = additions(settings, kernel)?;
+    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &additions, &|event| step.at(&described(&event))).await;
     let root = root.context("cannot make the root file system of the code interpreter")?;
     step.done("root file system of the code interpreter");
     Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })

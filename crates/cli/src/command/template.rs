@@ -56,6 +56,7 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
         MCP_GATEWAY => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
         _ => BuildTemplate::base(),
     };
+    let standard = BuildTemplate { env: settings.template_env(), ..standard };
     let request = request(args, standard)?;
     let Some(runtime) = interrupts.unless(hosting::open_runtime(settings, &progress)).await? else {
         return Ok(ExitStatus::Interrupted);
@@ -102,7 +103,7 @@ fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemp
     if !args.without.is_empty() && args.name != CODE_INTERPRETER {
         return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");
     }
-    let base = BuildTemplate::base();
+    let base = BuildTemplate { env: standard.env.clone(), ..BuildTemplate::base() };
     let request = BuildTemplate {
         ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { standard.ready_deadline },
         ready: args.ready_cmd.or_else(|| standard.ready.clone()),
