@@ -9,6 +9,7 @@
 
 mod modules;
 mod mounts;
+mod nodes;
 pub(crate) mod power;
 
 use std::{io, net::SocketAddr, process::ExitCode};
@@ -64,6 +65,8 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     }
     mounts::switch_root()?;
     mounts::late()?;
+    nodes::make();
+    mounts::open_to_everyone();
     raise_limits();
     raise_inotify();
     control::loopback_up()?;

@@ -144,14 +144,18 @@ pub(super) fn late() -> Result<(), MountError> {
             tracing::warn!(%error, "cannot link a standard device");
         }
     }
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
+        .map_err(|source| MountError::Mount { target: "/", source })
+}
+
+/// Lets every user open what other machines let every user open.
+pub(super) fn open_to_everyone() {
     for device in FOR_EVERYONE {
         if let Err(error) = fs_err::set_permissions(device, std::fs::Permissions::from_mode(0o666)) {
             // A kernel without it still makes a usable machine.
             tracing::warn!(%error, "cannot open a device to every user");
         }
     }
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
-        .map_err(|source| MountError::Mount { target: "/", source })
 }
 
 fn put(wanted: &Mount) -> Result<(), MountError> {
