@@ -439,6 +439,9 @@ pub(crate) struct BuildArgs {
     /// Guest memory in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory: Option<u32>,
+    /// Let its guests run guests: they see the host's virtualisation
+    #[arg(long)]
+    pub(crate) nested_virtualization: bool,
     /// Large parts to leave out of the code interpreter, which has all of them otherwise
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub(crate) without: Vec<Part>,

@@ -28,7 +28,7 @@ use futures::future::BoxFuture;
 use tokio::{io::DuplexStream, sync::watch};
 
 use self::{machine::FakeMachine, prepared::FakePrepared};
-use crate::{Acceleration, BootSpec, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError};
+use crate::{Acceleration, BootSpec, Compatibility, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ type Agent = dyn Fn(Connection) -> BoxFuture<'static, ()> + Send + Sync;
 #[derive(Clone)]
 pub struct FakeEngine {
     host: Arc<Host>,
-    fingerprint: Fingerprint,
+    compatibility: Compatibility,
 }
 
 impl fmt::Debug for FakeEngine {
@@ -158,7 +158,7 @@ impl FakeEngine {
         A: Future<Output = ()> + Send + 'static,
     {
         let host = Host::new(Box::new(move |connection| Box::pin(agent(connection))), None);
-        Self { host: Arc::new(host), fingerprint: fingerprint() }
+        Self { host: Arc::new(host), compatibility: compatibility() }
     }
 
     /// An engine whose machines outlive its process: they live in files in `dir`, and those that an earlier engine left there
@@ -173,12 +173,12 @@ impl FakeEngine {
         for core in kept::find(dir, &host)? {
             lock(&host.machines).insert(core.dir.clone(), core);
         }
-        Ok(Self { host, fingerprint: fingerprint() })
+        Ok(Self { host, compatibility: compatibility() })
     }
 
     /// The same host behind another fingerprint, as after an upgrade of the engine.
     pub fn with_fingerprint(&self, fingerprint: Fingerprint) -> Self {
-        Self { host: Arc::clone(&self.host), fingerprint }
+        Self { host: Arc::clone(&self.host), compatibility: Compatibility { plain: fingerprint, ..self.compatibility.clone() } }
     }
 
     /// Makes the next call of this kind fail. Several faults of one kind are used in order, one a call.
@@ -220,14 +220,17 @@ impl FakeEngine {
     }
 }
 
-fn fingerprint() -> Fingerprint {
-    Fingerprint {
+fn compatibility() -> Compatibility {
+    let plain = Fingerprint {
         engine: "fake".into(),
         version: "1".into(),
         machine: "none".into(),
         acceleration: Acceleration::None,
         cpu: "none".into(),
-    }
+        devices: None,
+        program: None,
+    };
+    Compatibility { plain, nested_cpu: "nested".into(), earlier_cpus: Vec::new() }
 }
 
 impl Host {
@@ -361,8 +364,8 @@ impl FakeEngine {
 
 #[async_trait]
 impl Engine for FakeEngine {
-    fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
+    fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {

@@ -24,6 +24,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub mod compatibility;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod fake;
@@ -32,6 +33,8 @@ pub mod fuzzing;
 pub mod memory;
 pub mod qcow2;
 pub mod qemu;
+
+pub use self::compatibility::{Compatibility, Fingerprint, Processor};
 
 /// How guest instructions are executed. Always named in output; never swapped silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,21 +56,6 @@ impl fmt::Display for Acceleration {
             Self::None => "none",
         })
     }
-}
-
-/// What a snapshot must agree with before it may be restored. Two engines with equal fingerprints can read each other's files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// Engine name, e.g. `qemu`.
-    pub engine: String,
-    /// Engine version, e.g. `10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)`.
-    pub version: String,
-    /// Machine type, e.g. `pc-q35-10.0`.
-    pub machine: String,
-    /// How instructions are executed.
-    pub acceleration: Acceleration,
-    /// CPU model and feature set, digested: two hosts with equal values offer guests the same CPU.
-    pub cpu: String,
 }
 
 /// Where a machine runs. All of it is prepared by the caller, who also takes it apart after the machine is gone.
@@ -99,6 +87,8 @@ pub struct BootSpec {
     pub dir: PathBuf,
     /// Its size.
     pub shape: Shape,
+    /// What its guest sees of the processor.
+    pub processor: Processor,
     /// Where it runs.
     pub slot: Slot,
     /// Linux kernel image.
@@ -120,6 +110,8 @@ pub struct RestoreSpec {
     pub dir: PathBuf,
     /// Size of the snapshot's machine.
     pub shape: Shape,
+    /// The processor that its guest was shown.
+    pub processor: Processor,
     /// Where it runs.
     pub slot: Slot,
     /// Full guest memory, mapped copy-on-write and never written.
@@ -293,8 +285,13 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug
 /// Every call is cancel-safe: a future that is dropped, or that fails, leaves no process and nothing outside `dir`.
 #[async_trait]
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// What snapshots of this engine must agree with.
-    fn fingerprint(&self) -> &Fingerprint;
+    /// What it stamps on snapshots, and which it restores.
+    fn compatibility(&self) -> &Compatibility;
+
+    /// The stamp of its snapshots, as far as guests have a plain processor.
+    fn fingerprint(&self) -> &Fingerprint {
+        &self.compatibility().plain
+    }
 
     /// Starts a machine from a kernel. It runs when this returns; whether the guest comes up is seen on the control channel.
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError>;

@@ -49,7 +49,7 @@ use self::{
     process::{Launch, Process},
 };
 use crate::{
-    Acceleration, BootSpec, Engine, Fingerprint, Machine, Prepared, RestoreSpec, Shape, Slot, StartError, memory::diff::Diff,
+    Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError, memory::diff::Diff,
 };
 
 /// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.
@@ -62,7 +62,7 @@ const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct QemuEngine {
     program: PathBuf,
-    fingerprint: Fingerprint,
+    compatibility: Compatibility,
     /// Why the machine is emulated although hardware virtualisation was not ruled out by the user.
     fallback: Option<String>,
 }
@@ -80,7 +80,7 @@ impl QemuEngine {
 
     /// Opens `/dev/kvm` for the process, which could not itself.
     fn kvm(&self) -> Result<Option<OwnedFd>, StartError> {
-        open_kvm(self.fingerprint.acceleration).map_err(|source| StartError::File { path: KVM.into(), source })
+        open_kvm(self.compatibility.plain.acceleration).map_err(|source| StartError::File { path: KVM.into(), source })
     }
 }
 
@@ -98,18 +98,19 @@ fn open_kvm(acceleration: Acceleration) -> io::Result<Option<OwnedFd>> {
 
 #[async_trait]
 impl Engine for QemuEngine {
-    fn fingerprint(&self) -> &Fingerprint {
-        &self.fingerprint
+    fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
-        let BootSpec { dir, shape, slot, kernel, initrd, cmdline, root_disk, memory_file } = spec;
+        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, root_disk, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
         let (kernel, initrd) = (open(&kernel)?, open(&initrd)?);
         let handed = duplicate(&memory, &memory_file)?;
         let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
         let start = Start {
             shape,
+            processor,
             memory: Memory::File(handed.as_raw_fd()),
             begin,
             root_disk: &root_disk,
@@ -123,7 +124,7 @@ impl Engine for QemuEngine {
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
-        let RestoreSpec { dir, shape, slot, memory, memory_diff, state, root_disk } = spec;
+        let RestoreSpec { dir, shape, processor, slot, memory, memory_diff, state, root_disk } = spec;
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
         let base = open(&memory)?;
@@ -138,6 +139,7 @@ impl Engine for QemuEngine {
         clock.phase("checked");
         let start = Start {
             shape,
+            processor,
             memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
             root_disk: &root_disk,
@@ -165,7 +167,7 @@ impl Engine for QemuEngine {
             process,
             monitor,
             dir: dir.to_path_buf(),
-            machine: self.fingerprint.machine.clone(),
+            machine: self.compatibility.plain.machine.clone(),
             memory,
             memory_bytes: record.memory_bytes,
             root,
@@ -177,6 +179,7 @@ impl Engine for QemuEngine {
 /// What boot and restore differ in.
 struct Start<'a> {
     shape: Shape,
+    processor: Processor,
     memory: Memory,
     begin: Begin<'a>,
     root_disk: &'a Path,
@@ -189,13 +192,14 @@ impl QemuEngine {
     /// Starts the process in its slot and greets it.
     async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
         let Slot { uid, netns, tap, mac } = slot;
-        let Start { shape, memory, begin, root_disk, record, extra } = start;
+        let Start { shape, processor, memory, begin, root_disk, record, extra } = start;
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;
         let kvm = self.kvm()?;
         let hardware = Hardware {
-            machine: &self.fingerprint.machine,
-            acceleration: self.fingerprint.acceleration,
+            machine: &self.compatibility.plain.machine,
+            acceleration: self.compatibility.plain.acceleration,
+            processor,
             kvm: kvm.as_ref().map(AsRawFd::as_raw_fd),
             shape,
             memory,
@@ -225,7 +229,7 @@ impl QemuEngine {
         (dir, root_disk): (PathBuf, PathBuf),
         (memory, shape): (machine::Memory, Shape),
     ) -> Parts {
-        let machine = self.fingerprint.machine.clone();
+        let machine = self.compatibility.plain.machine.clone();
         let root = Root { node: 0, path: root_disk };
         Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root }
     }

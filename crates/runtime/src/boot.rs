@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::{BootSpec, Machine, Shape, parts, qcow2};
+use firkin_engine::{BootSpec, Machine, Processor, Shape, parts, qcow2};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
@@ -41,6 +41,8 @@ const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
 /// What to boot.
 pub(crate) struct BootRequest {
     pub(crate) shape: Shape,
+    /// What the guest sees of the processor, from now on for good.
+    pub(crate) processor: Processor,
     /// What the guest's fresh overlay lies over.
     pub(crate) disk: qcow2::Backing,
     /// Size of the disk as the guest sees it.
@@ -65,7 +67,7 @@ pub(crate) struct Booted {
 /// Boots until the guest comes up, or too often.
 pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
     for attempt in 1.. {
-        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.acceleration));
+        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.plain.acceleration));
         match try_boot(core, request).await {
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
@@ -97,6 +99,7 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
         .boot(BootSpec {
             dir: dir.path().to_owned(),
             shape: request.shape,
+            processor: request.processor,
             slot: link.engine_slot().map_err(staged(&path))?,
             kernel: guest.kernel.clone(),
             initrd: guest.initrd.clone(),

@@ -91,7 +91,7 @@ impl Core {
             config: parts.config,
             store: parts.store,
             artifacts: parts.gates.artifacts.clone(),
-            metrics: Arc::new(Metrics::new(parts.gates.engine.acceleration)),
+            metrics: Arc::new(Metrics::new(parts.gates.engine.plain.acceleration)),
             gates: parts.gates,
             links: Arc::clone(&parts.launcher.links),
             launcher: parts.launcher,

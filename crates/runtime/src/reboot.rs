@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use firkin_engine::qcow2;
+use firkin_engine::{Fingerprint, qcow2};
 use firkin_wire::control::{self, Identity};
 use jiff::Timestamp;
 
@@ -40,8 +40,11 @@ pub(crate) async fn memory_of_disk(
     core.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
     let reservation = core.gates.admission.admit(record.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let epoch = identity.epoch;
+    // Where the processor that it had is unknown here, that was part of what was dropped.
+    let processor = core.gates.engine.processor(&artifact.manifest.engine).unwrap_or_default();
     let request = BootRequest {
         shape: artifact.manifest.shape,
+        processor,
         disk: disk_of(&artifact),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
         internet: record.spec.internet.clone(),
@@ -53,7 +56,8 @@ pub(crate) async fn memory_of_disk(
     // The restore that follows reserves for itself: a session and its reservation begin together.
     drop(reservation);
     let pin = core.artifacts.pin(booted.id());
-    let manifest = manifest(core, &artifact.manifest, &booted, (record, epoch));
+    let engine = core.gates.engine.fingerprint(processor);
+    let manifest = manifest(core, (&artifact.manifest, engine), &booted, (record, epoch));
     let published = booted.publish(core, manifest).await.map_err(SnapshotRestoreError::Boot)?;
     Ok((published, pin))
 }
@@ -77,7 +81,7 @@ pub(crate) fn disk_of(artifact: &Artifact) -> qcow2::Backing {
 
 fn manifest(
     core: &Core,
-    from: &SnapshotArtifactManifest,
+    (from, engine): (&SnapshotArtifactManifest, Fingerprint),
     booted: &Booted,
     (record, epoch): (&SandboxRecord, u64),
 ) -> SnapshotArtifactManifest {
@@ -91,7 +95,7 @@ fn manifest(
         logical_id: record.id.to_string(),
         parent: Some(from.id.clone()),
         created_at: Timestamp::now(),
-        engine: core.gates.engine.clone(),
+        engine,
         // The kernel and the agent that booted are this server's, not those of the memory that was dropped.
         guest: GuestIdentity {
             kernel: guest.kernel_digest.clone(),

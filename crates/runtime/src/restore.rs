@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::Fingerprint;
+use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
 use firkin_wire::control;
 
 use crate::{
@@ -77,8 +77,8 @@ pub struct SnapshotRestoreReport<S> {
 /// What the restore path consults, in this order.
 #[derive(Debug, Clone)]
 pub struct RestoreGates {
-    /// What this host's engine is.
-    pub engine: Fingerprint,
+    /// What this host's engine makes and takes.
+    pub engine: Compatibility,
     /// Where artifacts are, and which are proven.
     pub artifacts: ArtifactStore,
     /// Free-space floor of the file system that sessions write to.
@@ -141,46 +141,38 @@ async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) 
         .map_err(|source| SnapshotRestoreError::Integrity { artifact, source })
 }
 
-/// Refuses what this host cannot restore faithfully.
-pub(crate) fn check_compatible(manifest: &SnapshotArtifactManifest, here: &Fingerprint) -> Result<(), SnapshotRestoreError> {
-    let made = &manifest.engine;
-    let properties = [
-        ("engine", made.engine.clone(), here.engine.clone()),
-        ("engine version", made.version.clone(), here.version.clone()),
-        ("machine type", made.machine.clone(), here.machine.clone()),
-        ("acceleration", made.acceleration.to_string(), here.acceleration.to_string()),
-        ("CPU", made.cpu.clone(), here.cpu.clone()),
-    ];
-    for (what, made_with, here) in properties {
-        if made_with != here {
-            return Err(SnapshotRestoreError::Incompatible {
-                artifact: manifest.id.clone(),
-                what,
-                made_with,
-                here,
-                remedy: remedy(manifest.kind),
-            });
-        }
-    }
+/// Refuses what this host cannot restore faithfully. Gives the processor that the guest was shown.
+pub(crate) fn check_compatible(
+    manifest: &SnapshotArtifactManifest,
+    here: &Compatibility,
+) -> Result<Processor, SnapshotRestoreError> {
+    let refused = |mismatch: Mismatch| SnapshotRestoreError::Incompatible {
+        artifact: manifest.id.clone(),
+        what: mismatch.what,
+        made_with: mismatch.made_with,
+        here: mismatch.here,
+        remedy: remedy(manifest.kind),
+    };
+    let processor = here.processor(&manifest.engine).map_err(refused)?;
     if manifest.guest.agent_generation > control::GENERATION {
-        return Err(SnapshotRestoreError::Incompatible {
-            artifact: manifest.id.clone(),
+        return Err(refused(Mismatch {
             what: "guest agent generation",
             made_with: manifest.guest.agent_generation.to_string(),
             here: format!("up to {}", control::GENERATION),
-            remedy: remedy(manifest.kind),
-        });
+        }));
     }
-    Ok(())
+    Ok(processor)
 }
 
 /// What to do about an artifact that cannot be restored here.
 fn remedy(kind: ArtifactKind) -> &'static str {
     match kind {
         ArtifactKind::BaseTemplate => "build the template again with `firkin template build --force`",
-        ArtifactKind::Continuation | ArtifactKind::Pause | ArtifactKind::Boot => {
-            "resume it on a host that has what it was made with, or create a new sandbox from a template"
+        ArtifactKind::Pause | ArtifactKind::Boot => {
+            "`firkin sandbox resume --reboot` boots it from its files, without its memory; or resume it on a host that has what it \
+             was made with"
         }
+        ArtifactKind::Continuation => "use it on a host that has what it was made with, or create a new sandbox from a template",
     }
 }
 

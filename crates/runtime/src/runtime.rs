@@ -125,7 +125,7 @@ impl Runtime {
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent));
         let pool = WarmPool::new(config.warm.clone());
         let gates = RestoreGates {
-            engine: engine.fingerprint().clone(),
+            engine: engine.compatibility().clone(),
             artifacts: artifacts.clone(),
             disk,
             admission: Admission {
@@ -589,7 +589,7 @@ impl Runtime {
 
     /// The acceleration in use, for output.
     pub fn acceleration(&self) -> Acceleration {
-        self.core.gates.engine.acceleration
+        self.core.gates.engine.plain.acceleration
     }
 
     /// What the host offers, what is held of it, and who waits.

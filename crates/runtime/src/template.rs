@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use firkin_engine::{Shape, qcow2};
+use firkin_engine::{Processor, Shape, qcow2};
 use firkin_wire::control;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -68,6 +68,9 @@ pub struct BuildTemplate {
     pub cpus: u32,
     /// Memory of its sandboxes in MiB.
     pub memory_mib: u32,
+    /// Whether its guests may run guests: they are shown the host's virtualisation.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested_virtualization: bool,
     /// Root image to build on; none: the one of the host's guest system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<RootDisk>,
@@ -94,6 +97,10 @@ pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
 pub const MCP_GATEWAY: &str = "mcp-gateway";
 
 impl BuildTemplate {
+    fn processor(&self) -> Processor {
+        if self.nested_virtualization { Processor::Nested } else { Processor::Plain }
+    }
+
     /// The template that every server has. Its ready command runs what most first commands need, so that those pages are
     /// in the snapshot's memory.
     pub fn base() -> Self {
@@ -101,6 +108,7 @@ impl BuildTemplate {
             name: "base".to_owned(),
             cpus: 1,
             memory_mib: 512,
+            nested_virtualization: false,
             root: None,
             files: Vec::new(),
             env: BTreeMap::new(),
@@ -149,9 +157,9 @@ pub(crate) fn valid_name(name: &str) -> bool {
 /// Digest of all that a build depends on. Equal recipes give interchangeable templates.
 pub(crate) fn recipe(core: &Core, build: &BuildTemplate) -> String {
     let guest = &core.config.guest;
-    let engine = &core.gates.engine;
+    let engine = core.gates.engine.fingerprint(build.processor());
     let all = serde_json::json!({
-        "format": FORMAT, "generation": control::GENERATION, "engine": engine, "build": build,
+        "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": build,
         "kernel": guest.kernel_digest, "initrd": guest.initrd_digest, "rootfs": guest.rootfs_digest,
     });
     blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
@@ -174,6 +182,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
     let reservation = core.gates.admission.admit(budget).await.map_err(BuildError::Admission)?;
     let request = BootRequest {
         shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
+        processor: build.processor(),
         disk: qcow2::Backing { path: root.path, format: qcow2::Format::Raw },
         disk_bytes: root.bytes,
         internet: InternetAccess::Allowed,
@@ -291,7 +300,7 @@ async fn publish(
         logical_id: build.name.clone(),
         parent: None,
         created_at: Timestamp::now(),
-        engine: core.gates.engine.clone(),
+        engine: core.gates.engine.fingerprint(build.processor()),
         guest: GuestIdentity {
             kernel: guest.kernel_digest.clone(),
             agent: guest.initrd_digest.clone(),

@@ -33,6 +33,8 @@ fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifact
             machine: "m".into(),
             acceleration: Acceleration::None,
             cpu: "c".into(),
+            devices: None,
+            program: None,
         },
         guest: GuestIdentity { kernel: "k".into(), agent: "a".into(), agent_generation: 1 },
         shape: Shape { vcpus: 1, memory_mib: 1 },

@@ -130,7 +130,7 @@ fn config(state: &Path, files: &GuestFiles, kernel: &GuestKernel) -> RuntimeConf
 
 /// Exit status and output of the contract inside a new sandbox.
 async fn run_inside(runtime: &Runtime, archive: &Path) -> (i32, String) {
-    let build = BuildTemplate { name: "host".into(), cpus: 2, memory_mib: HOST_MIB, ready: None, ..BuildTemplate::base() };
+    let build = BuildTemplate { name: "host".into(), cpus: 2, memory_mib: HOST_MIB, nested_virtualization: true, ready: None, ..BuildTemplate::base() };
     let (template, _) = runtime.ensure_template(build, &|_| ()).await.unwrap();
     let sandbox = runtime.create(CreateSandbox::from_template(template.id)).await.unwrap();
     runtime.set_timeout(&sandbox.id, CONTRACT_DEADLINE * 2).await.unwrap();

@@ -109,6 +109,7 @@ fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemp
         ready: args.ready_cmd.or_else(|| standard.ready.clone()),
         cpus: args.cpus.unwrap_or(standard.cpus),
         memory_mib: args.memory.unwrap_or(standard.memory_mib),
+        nested_virtualization: args.nested_virtualization,
         start: args.start_cmd,
         name: args.name,
         ..standard

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
 use super::{Connection, FakeEngine, Fault, Point};
 use crate::{
-    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, RestoreSpec, Shape, Slot, StartError,
+    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, StartError,
     contract::{self, Guest, Harness, Snapshot},
     qcow2,
 };
@@ -108,6 +108,7 @@ impl Harness for FakeHarness {
             memory_file: dir.join("memory"),
             dir,
             shape: SHAPE,
+            processor: Processor::Plain,
             slot: Self::slot(),
             kernel: file.clone(),
             initrd: file,
@@ -121,6 +122,7 @@ impl Harness for FakeHarness {
             root_disk: Self::overlay(&dir, &snapshot.disk),
             dir,
             shape: SHAPE,
+            processor: Processor::Plain,
             slot: Self::slot(),
             memory: snapshot.memory.clone(),
             memory_diff: snapshot.memory_diff.clone(),

@@ -20,7 +20,7 @@ use std::{
 use serde_json::json;
 
 use super::isolation::SANDBOX;
-use crate::{Acceleration, Shape};
+use crate::{Acceleration, Processor, Shape};
 
 /// Name of the port that the guest agent listens on; `firkin-wire` has the same by the name `control::PORT_NAME`.
 const CONTROL_PORT: &str = "firkin.control";
@@ -81,6 +81,7 @@ pub(super) struct Nic {
 pub(super) struct Hardware<'a> {
     pub(super) machine: &'a str,
     pub(super) acceleration: Acceleration,
+    pub(super) processor: Processor,
     /// `/dev/kvm`, opened by us: the process itself may not.
     pub(super) kvm: Option<RawFd>,
     pub(super) shape: Shape,
@@ -111,10 +112,13 @@ pub(super) fn cpu_model(acceleration: Acceleration) -> &'static str {
 
 /// Features that the model has and our machines do not. An emulator pays for a fifth level of page tables at each miss of its
 /// translation cache, and for SMAP at each copy between the guest's kernel and its programs; neither protects a host.
-pub(super) fn features_left_out(acceleration: Acceleration) -> &'static [&'static str] {
-    match acceleration {
-        Acceleration::Kvm => &[],
-        Acceleration::Tcg | Acceleration::None => &["la57", "smap"],
+/// Virtualisation of its own is for guests that were asked for it.
+pub(super) fn features_left_out(acceleration: Acceleration, processor: Processor) -> &'static [&'static str] {
+    match (acceleration, processor) {
+        (Acceleration::Kvm, Processor::Plain) => &["svm", "vmx"],
+        (Acceleration::Kvm, Processor::Nested) => &[],
+        (Acceleration::Tcg | Acceleration::None, Processor::Plain) => &["la57", "smap", "svm"],
+        (Acceleration::Tcg | Acceleration::None, Processor::Nested) => &["la57", "smap"],
     }
 }
 
@@ -158,7 +162,7 @@ fn base(line: &mut Line, hardware: &Hardware<'_>) {
         }
         None => line.pair("-accel", format!("tcg,tb-size={CODE_CACHE_MIB}")),
     }
-    let features = features_left_out(hardware.acceleration).iter().map(|feature| format!(",{feature}=off"));
+    let features = features_left_out(hardware.acceleration, hardware.processor).iter().map(|feature| format!(",{feature}=off"));
     line.pair("-cpu", format!("{}{}", cpu_model(hardware.acceleration), features.collect::<String>()));
     line.pair("-smp", vcpus.to_string());
     line.pair("-m", memory_mib.to_string());
@@ -272,6 +276,7 @@ mod tests {
         Hardware {
             machine: "m",
             acceleration,
+            processor: Processor::Plain,
             kvm: (acceleration == Acceleration::Kvm).then_some(9),
             shape: Shape { vcpus: 2, memory_mib: 512 },
             memory: Memory::Clone(5),
@@ -319,9 +324,18 @@ mod tests {
     #[test]
     fn kvm_is_reached_by_descriptor_and_has_no_pci_devices() {
         let text = text(&hardware(Acceleration::Kvm));
-        assert!(text.contains("-add-fd fd=9,set=2 -accel kvm,device=/dev/fdset/2 -cpu host"), "{text}");
+        assert!(text.contains("-add-fd fd=9,set=2 -accel kvm,device=/dev/fdset/2 -cpu host,svm=off,vmx=off "), "{text}");
         assert!(text.contains("-device virtio-net-device,netdev=net,mac=02:00:00:00:00:fc "), "{text}");
         assert!(!text.contains("-pci"), "{text}");
+    }
+
+    #[test]
+    fn virtualisation_is_shown_to_guests_that_asked_for_it() {
+        for (acceleration, feature) in [(Acceleration::Kvm, ",svm=off,vmx=off "), (Acceleration::Tcg, ",svm=off ")] {
+            assert!(text(&hardware(acceleration)).contains(feature));
+            let nested = Hardware { processor: Processor::Nested, ..hardware(acceleration) };
+            assert!(!text(&nested).contains("svm") && !text(&nested).contains("vmx"), "{}", text(&nested));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{Shape, qcow2};
+use firkin_engine::{Fingerprint, Processor, Shape, qcow2};
 use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -159,6 +159,7 @@ pub(super) struct Origin {
     /// Names it in the artifact.
     pub(super) name: String,
     pub(super) shape: Shape,
+    pub(super) processor: Processor,
     pub(super) disk: qcow2::Backing,
     pub(super) disk_mib: u64,
     /// The root image, and the layers over it that the disk has.
@@ -179,6 +180,7 @@ pub(super) async fn boot(
     let reservation = with_room(log, admit).await?;
     let request = BootRequest {
         shape: origin.shape,
+        processor: origin.processor,
         disk: origin.disk,
         disk_bytes: origin.disk_mib << 20,
         internet: InternetAccess::Allowed,
@@ -194,7 +196,8 @@ pub(super) async fn boot(
     drop(reservation);
     worked?;
     let pin = core.artifacts.pin(booted.id());
-    let manifest = manifest(core, &booted, (origin.name, origin.shape, budget), origin.members);
+    let engine = core.gates.engine.fingerprint(origin.processor);
+    let manifest = manifest(core, &booted, (origin.name, origin.shape, budget), (engine, origin.members));
     let published = booted.publish(core, manifest).await.map_err(BuildFailure::Boot)?;
     Ok((published, pin))
 }
@@ -203,7 +206,7 @@ fn manifest(
     core: &Core,
     booted: &Booted,
     (logical_id, shape, budget): (String, Shape, ResourceBudget),
-    members: DiskMembers,
+    (engine, members): (Fingerprint, DiskMembers),
 ) -> SnapshotArtifactManifest {
     let guest = &core.config.guest;
     let layers = members.layers.iter().chain([&booted.layer]).cloned().collect();
@@ -215,7 +218,7 @@ fn manifest(
         logical_id,
         parent: None,
         created_at: Timestamp::now(),
-        engine: core.gates.engine.clone(),
+        engine,
         guest: GuestIdentity {
             kernel: guest.kernel_digest.clone(),
             agent: guest.initrd_digest.clone(),

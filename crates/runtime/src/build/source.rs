@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use firkin_engine::{Shape, qcow2};
+use firkin_engine::{Processor, Shape, qcow2};
 
 use super::{
     Source,
@@ -60,7 +60,7 @@ pub(super) async fn prepare(core: &Arc<Core>, source: &Source, shape: Shape, log
 }
 
 /// What is the same for every state that is booted here.
-fn key(core: &Core, kind: &str, source: &impl serde::Serialize, shape: Shape) -> String {
+fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processor): (Shape, Processor)) -> String {
     let guest = &core.config.guest;
     cache::key(&(
         "source-v1",
@@ -68,7 +68,7 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, shape: Shape) ->
         source,
         (shape.vcpus, shape.memory_mib),
         (&guest.kernel_digest, &guest.initrd_digest),
-        &core.gates.engine,
+        core.gates.engine.fingerprint(processor).kind(),
     ))
 }
 
@@ -76,10 +76,11 @@ async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &
     log.info(format!("FROM {}", request.reference));
     let report = |line: &str| log.push(LogLevel::Debug, line);
     let BuildImage { root, provisioned, env } = core.config.images.image(request, &report).await?;
-    let key = key(core, "image", &(&root, provisioned, &env), shape);
+    let key = key(core, "image", &(&root, provisioned, &env), (shape, Processor::Plain));
     let origin = Origin {
         name: request.reference.clone(),
         shape,
+        processor: Processor::Plain,
         disk: qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw },
         disk_mib: root.bytes >> 20,
         members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
@@ -107,8 +108,10 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
         let key = cache::key(&("template-v1", &record.artifact, &context));
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
-    let key = key(core, "template", &(&record.artifact, &context), shape);
-    let origin = disk_origin(core, artifact, record.id.clone(), shape).await?;
+    // What stands on a template whose guests may run guests may, too.
+    let processor = core.gates.engine.processor(&manifest.engine).unwrap_or_default();
+    let key = key(core, "template", &(&record.artifact, &context), (shape, processor));
+    let origin = disk_origin(core, artifact, record.id.clone(), (shape, processor)).await?;
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
@@ -121,7 +124,12 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
 }
 
 /// The disk of a template, proven, as something to boot.
-async fn disk_origin(core: &Core, artifact: Artifact, name: String, shape: Shape) -> Result<Origin, BuildFailure> {
+async fn disk_origin(
+    core: &Core,
+    artifact: Artifact,
+    name: String,
+    (shape, processor): (Shape, Processor),
+) -> Result<Origin, BuildFailure> {
     let artifact = artifact.without_memory();
     let (store, disk) = (core.artifacts.clone(), artifact.clone());
     tokio::task::spawn_blocking(move || store.verify(&disk))
@@ -132,6 +140,7 @@ async fn disk_origin(core: &Core, artifact: Artifact, name: String, shape: Shape
     Ok(Origin {
         name,
         shape,
+        processor,
         disk: disk_of(&artifact),
         disk_mib: artifact.manifest.budget.disk_mib,
         members: artifact.manifest.disk,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, qcow2};
+use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, qcow2};
 use firkin_wire::control;
 
 use super::{Session, give};
@@ -81,9 +81,15 @@ impl EngineLauncher {
         let staging = begun.elapsed();
 
         let begun = Instant::now();
+        let processor = crate::restore::check_compatible(manifest, self.engine.compatibility());
+        let processor = processor.map_err(|error| {
+            let reason = error.to_string();
+            LaunchError::Start(StartError::Refused { phase: "the snapshot", reason })
+        })?;
         let spec = RestoreSpec {
             dir: dir.path().to_owned(),
             shape: manifest.shape,
+            processor,
             slot,
             memory: artifact.memory.clone(),
             memory_diff: artifact.memory_diff.clone(),

@@ -1,8 +1,7 @@
 //! A QEMU that runs for the probe: what it says of itself, and whether a guest runs in it.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    io::{self, Read},
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -12,9 +11,9 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{ProbeError, ProbeRequest};
+use super::{ProbeError, ProbeRequest, seen};
 use crate::{
-    Acceleration, Fingerprint, Shape, StartError,
+    Acceleration, Compatibility, Fingerprint, Processor, Shape, StartError,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, Memory},
         cost, greet, instance,
@@ -37,6 +36,9 @@ const PROBE_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
 const PROBE_UID: u32 = 65_534;
 /// Between the answers of a QEMU that runs no guest.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
+/// Where a QEMU writes the layout of its devices' state, in its directory. A full binary's has 800 KB.
+const LAYOUT_FILE: &str = "layout.json";
+const MAX_LAYOUT_BYTES: u64 = 16 << 20;
 /// Between two looks at the console of the smallest guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -68,8 +70,18 @@ pub(super) struct Trial {
     _dir: tempfile::TempDir,
 }
 
-impl Trial {
-    pub(super) async fn start(program: &Path, acceleration: Acceleration, guest: Guest<'_>) -> Result<Self, ProbeError> {
+/// How a QEMU is started for the probe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting<'a> {
+    pub(super) program: &'a Path,
+    pub(super) acceleration: Acceleration,
+    pub(super) processor: Processor,
+}
+
+impl Setting<'_> {
+    /// Its process, in a directory of its own, with `extra` arguments.
+    async fn launch(self, guest: Guest<'_>, extra: &[&str]) -> Result<(Process, tempfile::TempDir), ProbeError> {
+        let Self { program, acceleration, processor } = self;
         let dir = tempfile::Builder::new().prefix("firkin-probe-").tempdir()?;
         std::os::unix::fs::chown(dir.path(), Some(PROBE_UID), Some(PROBE_UID))?;
         let monitor = listen(dir.path(), instance::MONITOR_SOCKET)?;
@@ -86,9 +98,10 @@ impl Trial {
             [image] => Begin::Firmware { image: fd(image) },
             _ => Begin::Stopped,
         };
-        let arguments = command::arguments(&Hardware {
+        let mut arguments = command::arguments(&Hardware {
             machine: command::machine_alias(acceleration),
             acceleration,
+            processor,
             kvm: kvm.as_ref().map(fd),
             shape: PROBE_SHAPE,
             memory: Memory::Anonymous,
@@ -98,6 +111,7 @@ impl Trial {
             nic: None,
             root_disk: None,
         });
+        arguments.extend(extra.iter().map(Into::into));
         let launch = Launch {
             program: program.to_path_buf(),
             arguments,
@@ -105,30 +119,71 @@ impl Trial {
             isolation: Isolation { uid: PROBE_UID, network: Network::Fresh },
             dir: dir.path().to_path_buf(),
         };
-        let mut process = spawn(launch).await?;
+        Ok((spawn(launch).await?, dir))
+    }
+
+    /// The layout of its devices' state, digested.
+    pub(super) async fn layout(self) -> Result<Option<String>, ProbeError> {
+        const PHASE: &str = "telling the layout of its devices' state";
+        let (mut process, dir) = self.launch(Guest::None, &["-dump-vmstate", LAYOUT_FILE]).await?;
+        if timeout(ANSWER_DEADLINE, process.ended()).await.is_err() {
+            return Err(StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE }.into());
+        }
+        let died = |_| StartError::Died { phase: PHASE, log: process.log_tail() };
+        let file = instance::open_unfollowed(&dir.path().join(LAYOUT_FILE), false).map_err(died)?;
+        let mut text = Vec::new();
+        file.take(MAX_LAYOUT_BYTES).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text).ok().as_ref().and_then(seen::devices))
+    }
+}
+
+impl Trial {
+    pub(super) async fn start(setting: Setting<'_>, guest: Guest<'_>) -> Result<Self, ProbeError> {
+        let (mut process, dir) = setting.launch(guest, &[]).await?;
         let (monitor, greeting) = greet(dir.path(), &mut process).await?;
         Ok(Self { process, monitor, greeting, _dir: dir })
     }
 
-    /// What snapshots of this binary and acceleration must agree with.
-    pub(super) async fn fingerprint(&mut self, acceleration: Acceleration) -> Result<Fingerprint, ProbeError> {
+    /// What is stamped on snapshots of this QEMU and which it takes. Starts others like it.
+    pub(super) async fn describe(&mut self, setting: Setting<'_>) -> Result<Compatibility, ProbeError> {
+        let Setting { acceleration, program, .. } = setting;
         let version = version(&self.greeting)?;
-        let asking = async {
-            let machines = self.monitor.execute("query-machines", json!({})).await?;
-            let left_out: Map<String, Value> =
-                command::features_left_out(acceleration).iter().map(|&feature| (feature.to_owned(), false.into())).collect();
-            let model = json!({"type": "full", "model": {"name": command::cpu_model(acceleration), "props": left_out}});
-            Ok::<_, MonitorError>((machines, self.monitor.execute("query-cpu-model-expansion", model).await?))
-        };
-        const PHASE: &str = "describing itself";
-        let (machines, cpu) = timeout(ANSWER_DEADLINE, asking)
-            .await
-            .map_err(|_| StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE })?
-            .map_err(|error| start_error(PHASE, error, &self.process))?;
         let alias = command::machine_alias(acceleration);
+        let machines = self.ask("query-machines", json!({})).await?;
         let machine = full_name(&machines, alias)
             .ok_or_else(|| ProbeError::Unusable { acceleration, reason: format!("QEMU {version} has no machine `{alias}`") })?;
-        Ok(Fingerprint { engine: "qemu".into(), version, machine, acceleration, cpu: cpu_digest(&cpu) })
+        let plain = self.cpu(setting).await?;
+        let setting = Setting { processor: Processor::Nested, ..setting };
+        let mut other = Self::start(setting, Guest::None).await?;
+        let nested = other.cpu(setting).await;
+        other.end().await;
+        let nested = nested?;
+        let plain = Fingerprint {
+            engine: "qemu".into(),
+            version,
+            machine,
+            acceleration,
+            cpu: seen::cpu(&plain),
+            devices: setting.layout().await?,
+            program: program.file_name().map(|name| name.to_string_lossy().into_owned()),
+        };
+        Ok(Compatibility { plain, nested_cpu: seen::cpu(&nested), earlier_cpus: seen::earlier_cpus(&nested) })
+    }
+
+    /// The CPU model of a guest, expanded. Features that the command line leaves out are left out here, too.
+    async fn cpu(&mut self, setting: Setting<'_>) -> Result<Value, ProbeError> {
+        let left_out = command::features_left_out(setting.acceleration, setting.processor);
+        let left_out: Map<String, Value> = left_out.iter().map(|&feature| (feature.to_owned(), false.into())).collect();
+        let model = json!({"type": "full", "model": {"name": command::cpu_model(setting.acceleration), "props": left_out}});
+        self.ask("query-cpu-model-expansion", model).await
+    }
+
+    async fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, ProbeError> {
+        const PHASE: &str = "describing itself";
+        let answer = timeout(ANSWER_DEADLINE, self.monitor.execute(command, arguments))
+            .await
+            .map_err(|_| StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE })?;
+        Ok(answer.map_err(|error| start_error(PHASE, error, &self.process))?)
     }
 
     /// Waits for [`Guest::Linux`] to power off.
@@ -209,16 +264,6 @@ fn version(greeting: &Value) -> Result<String, ProbeError> {
 fn full_name(machines: &Value, alias: &str) -> Option<String> {
     let matches = |machine: &&Value| machine["alias"] == alias || machine["name"] == alias;
     Some(machines.as_array()?.iter().find(matches)?["name"].as_str()?.to_owned())
-}
-
-/// A digest of every property of a CPU model, in an order of our own.
-fn cpu_digest(expansion: &Value) -> String {
-    let properties: BTreeMap<&String, &Value> = expansion["model"]["props"].as_object().into_iter().flatten().collect();
-    let mut hasher = blake3::Hasher::new();
-    for (name, value) in properties {
-        hasher.update(format!("{name}={value}\n").as_bytes());
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 #[cfg(test)]

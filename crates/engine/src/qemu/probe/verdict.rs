@@ -17,11 +17,11 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
-use super::{ProbeRequest, Requested};
-use crate::{Fingerprint, qemu::KVM};
+use super::{Found, ProbeRequest, Requested};
+use crate::{Compatibility, qemu::KVM};
 
 /// Raised when a verdict's meaning changes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Failures in a row that are believed.
 const FAILURES_BELIEVED: u32 = 2;
 /// How long they are.
@@ -134,7 +134,7 @@ pub(super) struct Verdict {
     version: u32,
     key: Key,
     pub(super) program: PathBuf,
-    pub(super) fingerprint: Fingerprint,
+    pub(super) compatibility: Compatibility,
     /// Why guests are emulated although KVM was to be used if possible.
     pub(super) fallback: Option<Fallback>,
 }
@@ -169,8 +169,9 @@ fn now() -> u64 {
 }
 
 impl Verdict {
-    pub(super) fn new(key: Key, program: PathBuf, fingerprint: Fingerprint, fallback: Option<Fallback>) -> Self {
-        Self { version: VERSION, key, program, fingerprint, fallback }
+    pub(super) fn new(key: Key, found: Found, fallback: Option<Fallback>) -> Self {
+        let Found { program, compatibility } = found;
+        Self { version: VERSION, key, program, compatibility, fallback }
     }
 
     /// Whether nothing would be learned by trying again: a guest ran as asked for, there is no KVM to try, or it has failed often
@@ -212,7 +213,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::Acceleration;
+    use crate::{Acceleration, Fingerprint};
 
     fn verdict(dir: &Path, kvm: Kvm, fallback: Option<Fallback>) -> Verdict {
         let seen = Seen::of(dir).unwrap();
@@ -230,8 +231,11 @@ mod tests {
             machine: "pc-q35-10.0".into(),
             acceleration: Acceleration::Tcg,
             cpu: "c".into(),
+            devices: None,
+            program: None,
         };
-        Verdict::new(key, "/usr/bin/qemu".into(), fingerprint, fallback)
+        let found = Found { program: "/usr/bin/qemu".into(), compatibility: fingerprint.into() };
+        Verdict::new(key, found, fallback)
     }
 
     /// A directory with a device, which is a file here, and modules.
