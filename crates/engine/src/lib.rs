@@ -164,8 +164,14 @@ pub mod parts {
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {
-    /// The guest powered off or rebooted (a reboot is an exit).
+    /// The guest powered its machine off.
     GuestPoweroff,
+    /// The guest ended its machine in another way.
+    GuestReset {
+        /// The engine's word for it. QEMU says `guest-reset` of a reboot, and of a kernel's panic or a triple fault alike, and
+        /// `guest-panic` where the guest told it.
+        reason: String,
+    },
     /// It was killed by us.
     Killed,
     /// The engine died: exit status or signal, and the tail of what it wrote to its log.
@@ -175,6 +181,21 @@ pub enum Exit {
         /// At most 4 KiB of the engine's standard error.
         log: String,
     },
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GuestPoweroff => f.write_str("its guest powered it off"),
+            Self::GuestReset { reason } if reason == "guest-reset" => {
+                write!(f, "its guest reset it (`{reason}`: a reboot, a panic or a triple fault)")
+            }
+            Self::GuestReset { reason } => write!(f, "its guest ended it (`{reason}`)"),
+            Self::Killed => f.write_str("it was killed"),
+            Self::Crashed { status, log } if log.is_empty() => write!(f, "its engine ended: {status}"),
+            Self::Crashed { status, log } => write!(f, "its engine ended: {status}; it said last: {log}"),
+        }
+    }
 }
 
 /// Why a machine could not be started.
@@ -228,7 +249,7 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// The machine is gone.
-    #[error("the machine is gone: {0:?}")]
+    #[error("the machine is gone: {0}")]
     Gone(Exit),
     /// The machine is in the wrong state for this call, which is the caller's mistake.
     #[error("cannot {call} a machine that is {state}")]
@@ -371,7 +392,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// A fresh connection to the guest agent's port. The previous one, if any, is dead from then on.
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError>;
 
-    /// The last that the guest wrote to its console, at most 64 KiB: what to show when a guest does not come up.
+    /// The last that the guest wrote to its console, at most 64 KiB: what to show when a guest does not come up. Of a booted machine
+    /// that its guest ended, it is kept.
     async fn console_tail(&mut self) -> Result<String, MachineError>;
 
     /// What it costs now.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::{BootSpec, Machine, Processor, Shape, parts, qcow2};
+use firkin_engine::{BootSpec, Machine, MachineError, Processor, Shape, parts, qcow2};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::{
     agent::Agent,
     artifact::{Artifact, ArtifactDraft, SnapshotArtifactManifest},
     core::Core,
-    error::{AgentError, BootError, LaunchError, PublishError},
+    error::{AgentError, BootError, LaunchError, Obituary, PublishError},
     instances::InstanceDir,
     link::Link,
     rest::come_to_rest,
@@ -34,6 +34,9 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 
 /// One try for a first answer; the port exists long before the agent listens.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How much of a console is shown: a panic with its trace.
+const LAST_LINES: usize = 40;
 
 /// Making the guest small: a trim of an almost empty disk, and a sync.
 const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
@@ -109,19 +112,38 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
         })
         .await
         .map_err(LaunchError::Start)?;
-    match await_hello(&mut *machine).await {
-        Ok(mut agent) => match identify(&mut agent, &request.identity, &link).await {
-            Ok(()) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
-            Err(error) => {
-                machine.kill().await;
-                Err(LaunchError::Agent(error))
-            }
-        },
+    match come_up(&mut *machine, &request.identity, &link).await {
+        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
         Err(error) => {
+            let console = last_words(&mut *machine).await;
             machine.kill().await;
-            Err(error)
+            Err(if console.is_empty() { error } else { LaunchError::Silent { console, source: Box::new(error) } })
         }
     }
+}
+
+/// Waits for the guest's agent, and has it take its identity.
+async fn come_up(machine: &mut dyn Machine, identity: &Identity, link: &Link) -> Result<Agent, LaunchError> {
+    let mut agent = await_hello(machine).await?;
+    tokio::select! {
+        exit = machine.wait() => Err(LaunchError::Machine(MachineError::Gone(exit))),
+        identified = identify(&mut agent, identity, link) => identified.map(|()| agent).map_err(LaunchError::Agent),
+    }
+}
+
+/// The end of a machine's console, for people.
+async fn last_words(machine: &mut dyn Machine) -> String {
+    let console = match machine.console_tail().await {
+        Ok(console) => console,
+        Err(error) => {
+            tracing::debug!(%error, "the console of a guest is lost");
+            return String::new();
+        }
+    };
+    let lines: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let lines = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    let printable = |c: char| c == '\n' || !c.is_control();
+    lines.join("\n").chars().filter(|&c| printable(c)).collect()
 }
 
 /// Asks until the agent answers, the machine ends, or the deadline passes.
@@ -130,7 +152,7 @@ async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
     loop {
         let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?);
         let failed = tokio::select! {
-            exit = machine.wait() => return Err(LaunchError::Machine(firkin_engine::MachineError::Gone(exit))),
+            exit = machine.wait() => return Err(LaunchError::Machine(MachineError::Gone(exit))),
             answer = agent.call(Call::Hello, HELLO_DEADLINE) => match answer {
                 Ok(Answer::Hello { generation, .. }) if generation > control::GENERATION => {
                     return Err(LaunchError::Agent(AgentError::Generation { found: generation, known: control::GENERATION }));
@@ -167,23 +189,41 @@ impl Booted {
         self.draft.id()
     }
 
+    /// Does `work` for as long as the guest lives. Its end is told at once, with what it said last.
+    pub(crate) async fn while_it_lives<T>(&mut self, work: impl Future<Output = T>) -> Result<T, BootError> {
+        let exit = tokio::select! {
+            done = work => return Ok(done),
+            exit = self.machine.wait() => exit,
+        };
+        Err(BootError::Died(Obituary { exit, console: last_words(&mut *self.machine).await }))
+    }
+
+    /// Has the agent do something for as long as the guest lives.
+    async fn call(&mut self, call: Call) -> Result<(), BootError> {
+        let exit = tokio::select! {
+            answer = self.agent.call(call, SHRINK_DEADLINE) => return answer.map(drop).map_err(BootError::Shrink),
+            exit = self.machine.wait() => exit,
+        };
+        Err(BootError::Died(Obituary { exit, console: last_words(&mut *self.machine).await }))
+    }
+
     /// Makes the guest small: nothing is dirty, and what its caches hold can be read again.
     pub(crate) async fn shrink(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("making the guest small");
-        self.agent.call(Call::Shrink, SHRINK_DEADLINE).await.map(drop).map_err(BootError::Shrink)
+        self.call(Call::Shrink).await
     }
 
     /// Takes its memory and device state, as [`cut`](Self::cut) does, once the guest has nothing left to do. For what is restored often.
     pub(crate) async fn cut_at_rest(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("letting the guest come to rest");
-        self.agent.call(Call::Sync, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        self.call(Call::Sync).await?;
         come_to_rest(&mut *self.machine).await.map_err(BootError::Machine)?;
         self.take(report).await
     }
 
     /// Takes its memory and device state. The machine is sealed.
     pub(crate) async fn cut(&mut self, report: Report<'_>) -> Result<(), BootError> {
-        self.agent.call(Call::Sync, SHRINK_DEADLINE).await.map_err(BootError::Shrink)?;
+        self.call(Call::Sync).await?;
         self.take(report).await
     }
 

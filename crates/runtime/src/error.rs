@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use firkin_engine::{MachineError, StartError};
+use firkin_engine::{Exit, MachineError, StartError};
 
 use crate::{admission::AdmissionError, network::SlotError, sandbox::SandboxId};
 
@@ -79,6 +79,9 @@ pub enum BootError {
         #[source]
         source: LaunchError,
     },
+    /// The guest ended while it worked.
+    #[error("{0}")]
+    Died(Obituary),
     /// The guest did not get ready to be cut.
     #[error("the guest did not get ready to be cut")]
     Shrink(#[source] AgentError),
@@ -88,6 +91,22 @@ pub enum BootError {
     /// The artifact could not be written.
     #[error("what was booted could not be published")]
     Publish(#[source] PublishError),
+}
+
+/// How a guest that was booted ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obituary {
+    /// How its machine ended.
+    pub exit: Exit,
+    /// The last of its console, if it said anything.
+    pub console: String,
+}
+
+impl std::fmt::Display for Obituary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the machine ended before it could be cut: {}", self.exit)?;
+        if self.console.is_empty() { Ok(()) } else { write!(f, "; its console ended with:\n{}", self.console) }
+    }
 }
 
 /// What is wrong with an artifact.
@@ -239,6 +258,15 @@ pub enum LaunchError {
     /// The machine failed after it was started.
     #[error("the machine failed after its start")]
     Machine(#[source] MachineError),
+    /// The booted guest did not come up.
+    #[error("the guest did not come up; its console ended with:\n{console}")]
+    Silent {
+        /// The last of its console.
+        console: String,
+        /// What was seen of it.
+        #[source]
+        source: Box<LaunchError>,
+    },
     /// The guest agent did not become this sandbox.
     #[error("the guest agent did not answer as it must")]
     Agent(#[source] AgentError),
@@ -632,6 +660,9 @@ pub enum BuildError {
         #[source]
         source: LaunchError,
     },
+    /// The guest ended before the template was ready.
+    #[error("{0}")]
+    Died(Obituary),
     /// A file cannot be put into the guest.
     #[error("cannot put a file into the template")]
     File(#[source] crate::guest_file::PutError),
@@ -665,6 +696,7 @@ impl From<BootError> for BuildError {
         match error {
             BootError::Network(source) => Self::Network(source),
             BootError::Up { attempts, source } => Self::Boot { attempts, source },
+            BootError::Died(obituary) => Self::Died(obituary),
             BootError::Shrink(source) => Self::Boot { attempts: 1, source: LaunchError::Agent(source) },
             BootError::Machine(source) => Self::Machine(source),
             BootError::Publish(source) => Self::Publish(source),

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use firkin_engine::{Processor, Shape, qcow2};
+use firkin_engine::{Fingerprint, Processor, Shape, qcow2};
 use firkin_wire::control;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use crate::{
     core::Core,
     error::BuildError,
     guest_file::{self, GuestFile},
+    link::Connector,
     sandbox::{InternetAccess, SandboxId},
     store::TemplateRecord,
 };
@@ -221,47 +222,48 @@ const TEMPLATE_EPOCH: u64 = 1;
 
 /// From a machine that came up to one that is cut.
 async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
-    prepare(booted, build, report).await?;
+    let connector = booted.link.connector();
+    booted.while_it_lives(prepare(&connector, build, report)).await??;
     booted.shrink(report).await?;
     // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
     // would read and keep them for itself.
-    wait_until_ready(booted, build, report).await?;
+    booted.while_it_lives(wait_until_ready(&connector, build, report)).await??;
     if build.setup.is_empty() && build.start.is_none() && build.ready.is_none() {
         return Ok(booted.cut(report).await?);
     }
     Ok(booted.cut_at_rest(report).await?)
 }
 
-async fn prepare(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
+async fn prepare(connector: &Connector, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
     for file in &build.files {
         report(&format!("writing {}", file.path));
-        guest_file::put(&booted.link.connector(), file).await.map_err(BuildError::File)?;
-        run(booted, &GuestCommand { user: Some("root".to_owned()), ..GuestCommand::new(file.permit()) }).await?;
+        guest_file::put(connector, file).await.map_err(BuildError::File)?;
+        run(connector, &GuestCommand { user: Some("root".to_owned()), ..GuestCommand::new(file.permit()) }).await?;
     }
     for script in &build.setup {
         report(&format!("running: {script}"));
         let mut command = GuestCommand::new(script);
         command.user = Some("root".to_owned());
         command.deadline = SETUP_DEADLINE;
-        run(booted, &command).await?;
+        run(connector, &command).await?;
     }
     if let Some(start) = &build.start {
         report(&format!("starting: {start}"));
         // The shell returns at once; what it started is an orphan that lives on in the snapshot.
         let mut command = GuestCommand::new("nohup setsid /bin/bash -l -c \"$FIRKIN_START\" >/tmp/start.log 2>&1 </dev/null &");
         command.env.insert("FIRKIN_START".to_owned(), start.clone());
-        run(booted, &command).await?;
+        run(connector, &command).await?;
     }
-    wait_until_ready(booted, build, report).await
+    wait_until_ready(connector, build, report).await
 }
 
-async fn wait_until_ready(booted: &Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
+async fn wait_until_ready(connector: &Connector, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
     if let Some(ready) = &build.ready {
         report("waiting until the template is ready");
         let deadline = Instant::now() + build.ready_deadline;
         let mut command = GuestCommand::new(ready);
         command.deadline = build.ready_deadline;
-        while run(booted, &command).await.is_err() {
+        while run(connector, &command).await.is_err() {
             if Instant::now() + READY_INTERVAL > deadline {
                 return Err(BuildError::NotReady { deadline: build.ready_deadline });
             }
@@ -271,9 +273,9 @@ async fn wait_until_ready(booted: &Booted, build: &BuildTemplate, report: Report
     Ok(())
 }
 
-async fn run(booted: &Booted, command: &GuestCommand) -> Result<(), BuildError> {
+async fn run(connector: &Connector, command: &GuestCommand) -> Result<(), BuildError> {
     let failed = |reason| BuildError::Command { command: command.script.clone(), reason };
-    let output = command::run(booted.link.connector(), None, command).await.map_err(|e| failed(crate::owner::chain(&e)))?;
+    let output = command::run(connector.clone(), None, command).await.map_err(|e| failed(crate::owner::chain(&e)))?;
     if output.exit_code == 0 {
         return Ok(());
     }
@@ -289,7 +291,8 @@ async fn publish(
     booted: Booted,
     report: Report<'_>,
 ) -> Result<Artifact, BuildError> {
-    report("writing the template");
+    let Fingerprint { program, version, .. } = &core.gates.engine.plain;
+    report(&format!("writing the template, made with {} {version}", program.as_deref().unwrap_or("engine")));
     let guest = &core.config.guest;
     let root = root_of(core, build);
     let manifest = SnapshotArtifactManifest {

@@ -258,6 +258,8 @@ fn begin(line: &mut Line, hardware: &Hardware<'_>) {
             line.pair("-initrd", format!("/proc/self/fd/{initrd}"));
             let emulated = if hardware.acceleration == Acceleration::Kvm { "" } else { EMULATED_CMDLINE };
             line.pair("-append", format!("{CMDLINE}{emulated} {cmdline}").trim_end());
+            // Stays at the guest's end, so that we can ask what the guest said last.
+            line.pair("-action", "shutdown=pause");
         }
         Begin::Incoming { state } => {
             line.pair("-add-fd", format!("fd={state},set={STATE_SET}"));
@@ -317,7 +319,7 @@ mod tests {
                 arguments.windows(2).filter(|pair| pair[0] == "-device").map(|pair| pair[1].clone()).collect::<Vec<_>>()
             };
             assert_eq!(devices(&boot), devices(&restore));
-            assert!(text(&boot).ends_with(" x=1"));
+            assert!(text(&boot).contains(" x=1 -action shutdown=pause"));
         }
     }
 

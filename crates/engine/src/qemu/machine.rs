@@ -42,6 +42,8 @@ const ROOM_SLACK_BYTES: u64 = 2 << 20;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Between a monitor's hang-up and the end of its process. What takes longer is killed.
 const EXIT_DEADLINE: Duration = Duration::from_secs(3);
+/// QEMU's reason of a shutdown that the guest asked for by powering off.
+const POWER_OFF: &str = "guest-shutdown";
 /// Between looks at the log's length.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -82,8 +84,10 @@ pub(super) struct QemuMachine {
     room: Option<(PathBuf, Ram, Room)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
-    /// The guest's own wish to end, seen on the monitor.
-    powered_off: bool,
+    /// The guest's own wish to end, seen on the monitor: the reason that came first.
+    ended_by: Option<String>,
+    /// What the guest said last, of a machine that is gone.
+    last_words: Option<String>,
     killed: bool,
 }
 
@@ -123,7 +127,8 @@ impl QemuMachine {
             opened: None,
             room: None,
             control: None,
-            powered_off: false,
+            ended_by: None,
+            last_words: None,
             killed: false,
         }
     }
@@ -189,6 +194,7 @@ impl QemuMachine {
         if let State::Gone(exit) = &self.state {
             return exit.clone();
         }
+        self.hear_last_words().await;
         let ended = match timeout(EXIT_DEADLINE, self.process.ended()).await {
             Ok(ended) => ended,
             Err(_) => {
@@ -199,27 +205,39 @@ impl QemuMachine {
         // What it said last is still in the socket.
         let drain = async {
             while let Ok(event) = self.monitor.event().await {
-                note(&mut self.powered_off, &event)
+                note(&mut self.ended_by, &event)
             }
         };
         if timeout(CONNECT_DEADLINE, drain).await.is_err() {
             tracing::warn!(pid = self.process.pid(), "the monitor of an ended machine did not close");
         }
-        let exit = if self.powered_off {
-            Exit::GuestPoweroff
-        } else if self.killed {
-            Exit::Killed
-        } else {
-            Exit::Crashed { status: ended.to_string(), log: self.process.log_tail() }
+        let exit = match self.ended_by.take() {
+            Some(reason) if reason == POWER_OFF => Exit::GuestPoweroff,
+            Some(reason) => Exit::GuestReset { reason },
+            None if self.killed => Exit::Killed,
+            None => Exit::Crashed { status: ended.to_string(), log: self.process.log_tail() },
         };
         tracing::debug!(pid = self.process.pid(), ?exit, "machine ended");
         self.state = State::Gone(exit.clone());
         exit
     }
 
+    /// Takes the console of a booted machine whose guest has ended it, and lets the engine go.
+    async fn hear_last_words(&mut self) {
+        if self.ended_by.is_none() || !matches!(self.memory, Memory::Booted(_)) || self.process.has_ended() {
+            return;
+        }
+        match timeout(EXIT_DEADLINE, self.monitor.execute("ringbuf-read", console_arguments())).await {
+            Ok(Ok(answer)) => self.last_words = Some(cost::decode_console(answer.as_str().unwrap_or_default())),
+            Ok(Err(error)) => tracing::debug!(pid = self.process.pid(), %error, "an ended guest's console is lost"),
+            Err(_) => tracing::debug!(pid = self.process.pid(), "an ended guest's console is lost"),
+        }
+        self.process.kill();
+    }
+
     fn note_arrived_events(&mut self) {
         for event in self.monitor.take_events() {
-            note(&mut self.powered_off, &event);
+            note(&mut self.ended_by, &event);
         }
     }
 
@@ -230,7 +248,7 @@ impl QemuMachine {
         self.note_arrived_events();
         self.state = State::Unsure;
         self.command(PHASE, "migrate", json!({"uri": format!("file:{STATE_OUT}")})).await?;
-        match timeout(SAVE_DEADLINE, migrated(&mut self.monitor, &mut self.powered_off)).await {
+        match timeout(SAVE_DEADLINE, migrated(&mut self.monitor, &mut self.ended_by)).await {
             Ok(Ok(true)) => self.state = State::Sealed,
             Ok(Ok(false)) => return Err(MachineError::Refused { phase: PHASE, reason: "the migration failed".into() }),
             Ok(Err(_)) => return Err(MachineError::Gone(self.settle().await)),
@@ -447,10 +465,9 @@ impl Machine for QemuMachine {
 
     async fn console_tail(&mut self) -> Result<String, MachineError> {
         if let State::Gone(exit) = &self.state {
-            return Err(MachineError::Gone(exit.clone()));
+            return self.last_words.clone().ok_or_else(|| MachineError::Gone(exit.clone()));
         }
-        let arguments = json!({"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"});
-        let answer = self.command("to show its console", "ringbuf-read", arguments).await?;
+        let answer = self.command("to show its console", "ringbuf-read", console_arguments()).await?;
         Ok(cost::decode_console(answer.as_str().unwrap_or_default()))
     }
 
@@ -479,10 +496,14 @@ impl Machine for QemuMachine {
         }
         let mut look_at_log = tokio::time::interval(LOG_INTERVAL);
         loop {
+            // A booted machine stays when its guest has ended it, until it has been asked for its console.
+            if self.ended_by.is_some() && matches!(self.memory, Memory::Booted(_)) {
+                return self.settle().await;
+            }
             tokio::select! {
                 _ = self.process.ended() => return self.settle().await,
                 event = self.monitor.event() => match event {
-                    Ok(event) => note(&mut self.powered_off, &event),
+                    Ok(event) => note(&mut self.ended_by, &event),
                     Err(_) => return self.settle().await,
                 },
                 _ = look_at_log.tick() => self.process.bound_log(),
@@ -530,10 +551,10 @@ pub(super) fn capabilities(memory_by_reference: bool) -> Value {
 }
 
 /// Waits for the end of a migration: whether it succeeded.
-pub(super) async fn migrated(monitor: &mut Monitor, powered_off: &mut bool) -> Result<bool, MonitorError> {
+pub(super) async fn migrated(monitor: &mut Monitor, ended_by: &mut Option<String>) -> Result<bool, MonitorError> {
     loop {
         let event = monitor.event().await?;
-        note(powered_off, &event);
+        note(ended_by, &event);
         if let Event::Migration { status } = event {
             match status.as_str() {
                 "completed" => return Ok(true),
@@ -544,11 +565,17 @@ pub(super) async fn migrated(monitor: &mut Monitor, powered_off: &mut bool) -> R
     }
 }
 
-fn note(powered_off: &mut bool, event: &Event) {
+fn note(ended_by: &mut Option<String>, event: &Event) {
     match event {
-        Event::Shutdown { guest, .. } => *powered_off |= *guest,
-        Event::Migration { .. } => {}
+        Event::Shutdown { guest: true, reason } => {
+            ended_by.get_or_insert_with(|| reason.clone());
+        }
+        Event::Shutdown { guest: false, .. } | Event::Migration { .. } => {}
     }
+}
+
+fn console_arguments() -> Value {
+    json!({"device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64"})
 }
 
 fn file_error(path: &Path, source: std::io::Error) -> MachineError {

@@ -114,7 +114,7 @@ async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Re
         monitor.execute("migrate-set-capabilities", machine::capabilities(form == state::Form::MemoryByReference)).await?;
         // Not with `announce-rounds` of 0, which would spare guests work: QEMU 10.0 crashes then when a guest resets its interface.
         monitor.execute("migrate-incoming", json!({"uri": command::STATE_URI})).await?;
-        machine::migrated(monitor, &mut false).await
+        machine::migrated(monitor, &mut None).await
     };
     match timeout(LOAD_DEADLINE, loading).await {
         Ok(Ok(true)) => Ok(()),

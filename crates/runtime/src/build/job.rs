@@ -245,7 +245,9 @@ impl Build<'_> {
         for (index, spec) in self.plan.steps.iter().enumerate().skip(done) {
             self.tell(index + 1, spec, "");
             let shell = machine.shell(self.log);
-            context = Step::parse(spec)?.run(&shell, &context, &self.core.files, machine.disk_bytes()).await?;
+            let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
+            let work = async { Ok(step.run(&shell, &context, &self.core.files, disk_bytes).await?) };
+            context = machine.while_it_lives(work).await?;
             let last = index + 1 == self.plan.steps.len();
             let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;
             if worth && !(last && ends_here) {
@@ -256,7 +258,8 @@ impl Build<'_> {
             }
         }
         self.log.enter(FINALIZE);
-        let running = finalize(&machine.shell(self.log), &context, start, ready).await?;
+        let shell = machine.shell(self.log);
+        let running = machine.while_it_lives(finalize(&shell, &context, start, ready)).await?;
         self.room.check(machine, self.log).await?;
         self.log.info("taking the snapshot");
         // What runs goes on in the snapshot without anybody listening.

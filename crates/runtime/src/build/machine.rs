@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{Fingerprint, Processor, Shape, qcow2};
+use firkin_engine::{Fingerprint, MachineError, Processor, Shape, qcow2};
 use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -64,6 +64,14 @@ impl BuildMachine {
         });
         let SnapshotRestoreReport { session, reservation, .. } = report.await?;
         Ok(Self { session, reservation, core: Arc::clone(core), identity, from })
+    }
+
+    /// Does `work` for as long as the machine lives. Its end is told at once, not when the work has waited in vain.
+    pub(super) async fn while_it_lives<T>(&mut self, work: impl Future<Output = Result<T, BuildFailure>>) -> Result<T, BuildFailure> {
+        tokio::select! {
+            done = work => done,
+            exit = self.session.machine.wait() => Err(BuildFailure::Machine(MachineError::Gone(exit))),
+        }
     }
 
     pub(super) fn shell<'a>(&self, log: &'a BuildLog) -> Shell<'a> {
@@ -188,9 +196,10 @@ pub(super) async fn boot(
     };
     let report = |line: &str| log.info(line);
     let mut booted = boot::boot(core, &request, &report).await.map_err(BuildFailure::Boot)?;
-    let worked = match work(Shell { connector: booted.link.connector(), log }).await {
-        Ok(()) => booted.cut(&report).await.map_err(BuildFailure::Boot),
-        Err(error) => Err(error),
+    let shell = Shell { connector: booted.link.connector(), log };
+    let worked = match booted.while_it_lives(work(shell)).await.map_err(BuildFailure::Boot) {
+        Ok(Ok(())) => booted.cut(&report).await.map_err(BuildFailure::Boot),
+        Ok(Err(error)) | Err(error) => Err(error),
     };
     booted.end().await;
     drop(reservation);
