@@ -196,6 +196,7 @@ impl QemuEngine {
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;
         let kvm = self.kvm()?;
+        let kvm_absent = kvm.is_none();
         let hardware = Hardware {
             machine: &self.compatibility.plain.machine,
             acceleration: self.compatibility.plain.acceleration,
@@ -213,7 +214,7 @@ impl QemuEngine {
             program: self.program.clone(),
             arguments: command::arguments(&hardware),
             descriptors: [monitor, control, tap].into_iter().chain(kvm).chain(extra).collect(),
-            isolation: Isolation { uid, network: Network::Enter(netns) },
+            isolation: Isolation { uid, network: Network::Enter(netns), huge_pages: kvm_absent },
             dir: dir.to_path_buf(),
         };
         let mut process = spawn(launch).await?;

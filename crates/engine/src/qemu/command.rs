@@ -128,6 +128,8 @@ pub(super) fn arguments(hardware: &Hardware<'_>) -> Vec<OsString> {
     line.flags("-nodefaults -no-user-config -no-reboot -display none");
     line.pair("-sandbox", SANDBOX);
     base(&mut line, hardware);
+    // Said here, it need not be said over QMP while somebody waits.
+    line.pair("-global", "migration.x-events=on");
     memory(&mut line, hardware);
     channels(&mut line, hardware);
     devices(&mut line, hardware);

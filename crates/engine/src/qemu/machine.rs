@@ -244,7 +244,8 @@ impl QemuMachine {
     async fn snapshot_booted(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
         const PHASE: &str = "to save its device state";
         let started = Instant::now();
-        self.command(PHASE, "migrate-set-capabilities", capabilities(true)).await?;
+        // A machine that an earlier server started was not told to tell its state.
+        self.command(PHASE, "migrate-set-capabilities", capabilities(&["events", "x-ignore-shared"])).await?;
         self.note_arrived_events();
         self.state = State::Unsure;
         self.command(PHASE, "migrate", json!({"uri": format!("file:{STATE_OUT}")})).await?;
@@ -542,12 +543,10 @@ pub(super) fn state_of(status: &Value) -> Option<State> {
     }
 }
 
-/// The capabilities of a migration. Saving and loading must agree on the second.
-pub(super) fn capabilities(memory_by_reference: bool) -> Value {
-    json!({"capabilities": [
-        {"capability": "events", "state": true},
-        {"capability": "x-ignore-shared", "state": memory_by_reference},
-    ]})
+/// Turns on capabilities of migrations. Saving and loading must agree on `x-ignore-shared`, which leaves memory where it is.
+pub(super) fn capabilities(names: &[&str]) -> Value {
+    let capabilities: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+    json!({"capabilities": capabilities})
 }
 
 /// Waits for the end of a migration: whether it succeeded.

@@ -85,7 +85,11 @@ impl Monitor {
     pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
         self.last_id += 1;
         let id = self.last_id;
-        let request = json!({"execute": command, "arguments": arguments, "id": id});
+        // QEMU reads a request byte by byte, at some microseconds each: nothing is said that need not be.
+        let request = match &arguments {
+            Value::Object(fields) if fields.is_empty() => json!({"execute": command, "id": id}),
+            _ => json!({"execute": command, "arguments": arguments, "id": id}),
+        };
         self.output.extend_from_slice(request.to_string().as_bytes());
         self.output.extend_from_slice(b"\n");
         while self.output.has_remaining() {
@@ -188,7 +192,7 @@ mod tests {
     async fn events_between_answers_are_kept_in_order() {
         let (mut monitor, mut far) = pair().await;
         let serve = async {
-            assert_eq!(request(&mut far).await["execute"], "stop");
+            assert_eq!(request(&mut far).await, json!({"execute": "stop", "id": 2}), "and no empty arguments");
             let lines = concat!(
                 "{\"event\": \"STOP\", \"timestamp\": {}}\n",
                 "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n",

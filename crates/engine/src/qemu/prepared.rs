@@ -111,7 +111,9 @@ async fn write((diff, base): (Diff, File), parts: &Parts) -> Result<(), StartErr
 async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Result<(), StartError> {
     const PHASE: &str = "loading its device state";
     let loading = async {
-        monitor.execute("migrate-set-capabilities", machine::capabilities(form == state::Form::MemoryByReference)).await?;
+        if form == state::Form::MemoryByReference {
+            monitor.execute("migrate-set-capabilities", machine::capabilities(&["x-ignore-shared"])).await?;
+        }
         // Not with `announce-rounds` of 0, which would spare guests work: QEMU 10.0 crashes then when a guest resets its interface.
         monitor.execute("migrate-incoming", json!({"uri": command::STATE_URI})).await?;
         machine::migrated(monitor, &mut None).await

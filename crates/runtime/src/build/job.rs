@@ -246,7 +246,7 @@ impl Build<'_> {
             self.tell(index + 1, spec, "");
             let shell = machine.shell(self.log);
             let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
-            let work = async { Ok(step.run(&shell, &context, &self.core.files, disk_bytes).await?) };
+            let work = step.run(&shell, &context, &self.core.files, disk_bytes);
             context = machine.while_it_lives(work).await?;
             let last = index + 1 == self.plan.steps.len();
             let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;

@@ -1,6 +1,9 @@
 //! What is read from this host: its hardware, and what machines and snapshots on it cost.
 
-use std::{os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
@@ -32,9 +35,26 @@ pub(super) fn hardware() -> Hardware {
     }
 }
 
-/// Memory that new work could have, in MiB.
-pub(super) fn available_mib() -> Option<f64> {
-    meminfo_kib("MemAvailable:").map(mib_of_kib)
+/// The host's memory, and what of it is used by machines.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Account {
+    /// Memory that new work could have, in MiB.
+    pub(super) available_mib: f64,
+    /// Machines that run with the state directory, warm ones included.
+    pub(super) machines: usize,
+}
+
+/// The account of now.
+pub(super) fn account(state_dir: &Path) -> Option<Account> {
+    let available_mib = meminfo_kib("MemAvailable:").map(mib_of_kib)?;
+    Some(Account { available_mib, machines: machines(state_dir).len() })
+}
+
+/// What each machine costs that is there after and was not before. Sandboxes are no measure of that: a create that takes a warm
+/// session makes no machine, and the pool makes another one.
+pub(super) fn each_mib(before: Account, after: Account) -> Option<f64> {
+    let more = after.machines.checked_sub(before.machines).filter(|&more| more > 0)?;
+    Some((before.available_mib - after.available_mib) / f64::from(u32::try_from(more).ok()?))
 }
 
 fn meminfo_kib(name: &str) -> Option<u64> {
@@ -49,19 +69,24 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
 /// Proportional set sizes in MiB of the machines that run with this state directory, warm ones included. Empty where we may not
 /// look.
 pub(super) fn machines_pss_mib(state_dir: &Path) -> Vec<f64> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let run = state_dir.join("run").display().to_string();
-    let machines = processes.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_machine(path, &run));
     // A process may end while it is looked at: what cannot be read is gone.
-    let rollups = machines.filter_map(|path| fs::read_to_string(path.join("smaps_rollup")).ok());
+    let rollups = machines(state_dir).into_iter().filter_map(|path| fs::read_to_string(path.join("smaps_rollup")).ok());
     rollups.filter_map(|text| field_kib(&text, "Pss:")).map(mib_of_kib).collect()
 }
 
+/// Directories in `/proc` of the machines that run with this state directory.
+fn machines(state_dir: &Path) -> Vec<PathBuf> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let run = state_dir.join("run");
+    processes.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_machine(path, &run)).collect()
+}
+
 /// Whether a process is an engine whose files are below `run`.
-fn is_machine(process: &Path, run: &str) -> bool {
+fn is_machine(process: &Path, run: &Path) -> bool {
     let Ok(program) = fs::read_link(process.join("exe")) else { return false };
     let is_engine = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu"));
-    is_engine && fs::read(process.join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(run))
+    // It works in the directory of its instance.
+    is_engine && fs::read_link(process.join("cwd")).is_ok_and(|dir| dir.starts_with(run))
 }
 
 /// Names of the artifacts in a state directory.
@@ -87,10 +112,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pool_does_not_change_what_a_machine_costs() {
+        let of = |available_mib, machines| Account { available_mib, machines };
+        assert_eq!(each_mib(of(1000.0, 0), of(800.0, 10)), Some(20.0), "ten creates without a pool");
+        // Two of the ten creates took what was warm, and the pool made two anew.
+        assert_eq!(each_mib(of(960.0, 2), of(760.0, 12)), Some(20.0));
+        // Demand has made the pool deeper.
+        assert_eq!(each_mib(of(960.0, 2), of(700.0, 15)), Some(20.0));
+        assert_eq!(each_mib(of(960.0, 2), of(960.0, 2)), None);
+    }
+
+    #[test]
     fn this_host_says_what_it_is() {
         let hardware = hardware();
         assert!(hardware.cpus > 0 && hardware.memory_mib > 0 && hardware.kernel != "unknown", "{hardware:?}");
-        assert!(available_mib().is_some_and(|mib| mib > 0.0));
+        assert!(account(Path::new("/none")).is_some_and(|account| account.available_mib > 0.0 && account.machines == 0));
     }
 
     #[test]

@@ -31,6 +31,11 @@ const KILLS_AT_ONCE: usize = 8;
 /// A staggered create follows the one before at this part of the time that a create takes alone: three are under way together.
 const STAGGER: u32 = 3;
 
+/// No machine has come or gone for this long, or at most for that: then memory is looked at.
+const SETTLED: Duration = Duration::from_secs(2);
+const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// One run.
 pub(super) struct Run<'a> {
     api: &'a Api,
@@ -182,7 +187,7 @@ impl<'a> Run<'a> {
         let Some(state_dir) = self.state_dir else { return Ok(()) };
         let step = self.progress.step("idle sandboxes");
         let mut ids = Vec::new();
-        let before = host::available_mib();
+        let before = self.settled(state_dir).await;
         for n in 0..self.plan.clones {
             step.at(&format!("{n} of {}", self.plan.clones));
             ids.push(self.bare_create().await?.sandbox_id);
@@ -190,13 +195,29 @@ impl<'a> Run<'a> {
         for pss in host::machines_pss_mib(state_dir) {
             series(&mut self.figures, "idle machine by PSS, MiB").values.push(pss);
         }
-        if let (Some(before), Some(after)) = (before, host::available_mib()) {
-            let each = (before - after) / f64::from(self.plan.clones);
-            series(&mut self.figures, "idle sandbox by MemAvailable, mean, MiB").values.push(each);
+        let after = self.settled(state_dir).await;
+        if let Some(each) = before.zip(after).and_then(|(before, after)| host::each_mib(before, after)) {
+            series(&mut self.figures, "idle machine by MemAvailable, mean, MiB").values.push(each);
         }
         self.kill_all(ids).await?;
         step.done(&format!("{} idle sandboxes", self.plan.clones));
         Ok(())
+    }
+
+    /// The host's memory once no machine has come or gone for a while: a pool makes its warm sessions anew behind every create.
+    async fn settled(&self, state_dir: &Path) -> Option<host::Account> {
+        let end = Instant::now() + SETTLE_DEADLINE;
+        let mut seen = host::account(state_dir)?;
+        let mut since = Instant::now();
+        while since.elapsed() < SETTLED && Instant::now() < end {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let now = host::account(state_dir)?;
+            if now.machines != seen.machines {
+                since = Instant::now();
+            }
+            seen = now;
+        }
+        Some(seen)
     }
 
     /// Ends every sandbox that carries this run's mark, the ones whose creates nobody waited for included.

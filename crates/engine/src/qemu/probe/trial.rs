@@ -116,7 +116,7 @@ impl Setting<'_> {
             program: program.to_path_buf(),
             arguments,
             descriptors: [monitor, control].into_iter().chain(kvm).chain(files.into_iter().map(Into::into)).collect(),
-            isolation: Isolation { uid: PROBE_UID, network: Network::Fresh },
+            isolation: Isolation { uid: PROBE_UID, network: Network::Fresh, huge_pages: acceleration != Acceleration::Kvm },
             dir: dir.path().to_path_buf(),
         };
         Ok((spawn(launch).await?, dir))
