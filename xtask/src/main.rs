@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod conformance;
 mod e2b_suite;
 mod household;
+mod kvm_soak;
 mod leaks;
 mod node;
 mod python;
@@ -55,6 +56,8 @@ enum Command {
     },
     /// E2B's own Python test suites, from a checkout, against a server of our own
     E2bSuite(e2b_suite::Suite),
+    /// Thousands of restores with KVM on this host, none of which may die; prints the README's table
+    KvmSoak(kvm_soak::Soak),
 }
 
 fn main() -> ExitCode {
@@ -93,6 +96,11 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             e2b_suite::run(workspace, report, &suite)
+        }
+        Command::KvmSoak(soak) => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            kvm_soak::run(workspace, report, &soak)
         }
     }
 }

@@ -49,7 +49,8 @@ use self::{
     process::{Launch, Process},
 };
 use crate::{
-    Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError, memory::diff::Diff,
+    Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError,
+    memory::diff::Diff,
 };
 
 /// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.

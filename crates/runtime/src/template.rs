@@ -223,11 +223,11 @@ const TEMPLATE_EPOCH: u64 = 1;
 /// From a machine that came up to one that is cut.
 async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
     let connector = booted.link.connector();
-    booted.while_it_lives(prepare(&connector, build, report)).await??;
+    booted.while_it_lives(Box::pin(prepare(&connector, build, report))).await??;
     booted.shrink(report).await?;
     // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
     // would read and keep them for itself.
-    booted.while_it_lives(wait_until_ready(&connector, build, report)).await??;
+    booted.while_it_lives(Box::pin(wait_until_ready(&connector, build, report))).await??;
     if build.setup.is_empty() && build.start.is_none() && build.ready.is_none() {
         return Ok(booted.cut(report).await?);
     }

@@ -181,3 +181,9 @@ def test_several_commands_run_at_once(sandbox, folder):
     sandbox.commands.run("touch 3", cwd=folder)
     for command in commands:
         assert command.wait().exit_code == 0
+
+
+def test_a_guest_sees_no_virtualisation_that_was_not_asked_for(sandbox):
+    flags = sandbox.commands.run("grep -m 1 ^flags /proc/cpuinfo").stdout.split()
+    assert "fpu" in flags
+    assert not {"svm", "vmx"} & set(flags)

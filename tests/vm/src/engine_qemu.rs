@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootSpec, ControlStream, Engine, RestoreSpec, Shape, Slot,
+    BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
     contract::{Guest, Harness, Snapshot},
     qcow2,
     qemu::{
@@ -78,8 +78,18 @@ impl GuestFiles {
 
     /// Finds out how these guests run here.
     pub async fn probe(&self, requested: Requested, verdict_file: Option<PathBuf>) -> Result<QemuEngine, ProbeError> {
+        self.probe_program(None, requested, verdict_file).await
+    }
+
+    /// The same with a binary of one's choice.
+    pub async fn probe_program(
+        &self,
+        program: Option<PathBuf>,
+        requested: Requested,
+        verdict_file: Option<PathBuf>,
+    ) -> Result<QemuEngine, ProbeError> {
         probe(&ProbeRequest {
-            program: None,
+            program,
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             requested,

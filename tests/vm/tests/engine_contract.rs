@@ -7,7 +7,7 @@ use std::{
 };
 
 use firkin_engine::{
-    Engine, Exit, MemoryForm,
+    BootSpec, Engine, Exit, MemoryForm,
     contract::{self, Harness},
 };
 use firkin_vm_tests::engine_qemu::QemuHarness;
@@ -81,6 +81,19 @@ async fn a_machine_outlives_its_server() {
     harness.crash(machine.pid(), &dir).await;
     assert!(matches!(machine.wait().await, Exit::Crashed { .. }), "another's child is watched like one's own");
     fs_err::remove_dir_all(dir.parent().unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_is_not_a_power_off_and_leaves_what_the_guest_said_last() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    // A kernel without an init or a root panics, and a panic resets the machine by a triple fault.
+    let spec = BootSpec { cmdline: "rdinit=/absent root=/dev/absent".into(), ..harness.boot_spec().await };
+    let dir = spec.dir.clone();
+    let mut machine = harness.engine.boot(spec).await.unwrap();
+    assert_eq!(machine.wait().await, Exit::GuestReset { reason: "guest-reset".into() });
+    let console = machine.console_tail().await.unwrap();
+    assert!(console.contains("Kernel panic"), "{console}");
+    fs_err::remove_dir_all(dir).unwrap();
 }
 
 /// Not a test of its own: the process that [`a_machine_outlives_its_server`] starts and kills.

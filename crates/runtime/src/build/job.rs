@@ -247,7 +247,7 @@ impl Build<'_> {
             let shell = machine.shell(self.log);
             let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
             let work = step.run(&shell, &context, &self.core.files, disk_bytes);
-            context = machine.while_it_lives(work).await?;
+            context = machine.while_it_lives(Box::pin(work)).await?;
             let last = index + 1 == self.plan.steps.len();
             let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;
             if worth && !(last && ends_here) {
@@ -259,7 +259,7 @@ impl Build<'_> {
         }
         self.log.enter(FINALIZE);
         let shell = machine.shell(self.log);
-        let running = machine.while_it_lives(finalize(&shell, &context, start, ready)).await?;
+        let running = machine.while_it_lives(Box::pin(finalize(&shell, &context, start, ready))).await?;
         self.room.check(machine, self.log).await?;
         self.log.info("taking the snapshot");
         // What runs goes on in the snapshot without anybody listening.

@@ -67,7 +67,10 @@ impl BuildMachine {
     }
 
     /// Does `work` for as long as the machine lives. Its end is told at once, not when the work has waited in vain.
-    pub(super) async fn while_it_lives<T>(&mut self, work: impl Future<Output = Result<T, BuildFailure>>) -> Result<T, BuildFailure> {
+    pub(super) async fn while_it_lives<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, BuildFailure>>,
+    ) -> Result<T, BuildFailure> {
         tokio::select! {
             done = work => done,
             exit = self.session.machine.wait() => Err(BuildFailure::Machine(MachineError::Gone(exit))),
@@ -197,7 +200,7 @@ pub(super) async fn boot(
     let report = |line: &str| log.info(line);
     let mut booted = boot::boot(core, &request, &report).await.map_err(BuildFailure::Boot)?;
     let shell = Shell { connector: booted.link.connector(), log };
-    let worked = match booted.while_it_lives(work(shell)).await.map_err(BuildFailure::Boot) {
+    let worked = match booted.while_it_lives(Box::pin(work(shell))).await.map_err(BuildFailure::Boot) {
         Ok(Ok(())) => booted.cut(&report).await.map_err(BuildFailure::Boot),
         Ok(Err(error)) | Err(error) => Err(error),
     };

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_engine::fake::{Connection, FakeEngine, Guest};
+use firkin_engine::{
+    Engine, Fingerprint,
+    fake::{Connection, FakeEngine, Guest},
+};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
@@ -169,6 +172,12 @@ impl Host {
             }
         });
         (Self { ports, ..Self::new() }, SilentEnvd(called))
+    }
+
+    /// The same host with another version of its engine.
+    pub(crate) fn with_engine_version(self, version: &str) -> Self {
+        let fingerprint = Fingerprint { version: version.into(), ..self.engine.fingerprint().clone() };
+        Self { engine: self.engine.with_fingerprint(fingerprint), ..self }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

@@ -7,6 +7,7 @@ mod budget;
 mod builds;
 mod crashes;
 mod deletion;
+mod engines;
 mod files;
 mod flatten;
 mod generations;

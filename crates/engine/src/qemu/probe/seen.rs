@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::Acceleration;
+
 /// Prefix of the properties of Hyper-V's interface. Those that are no switches have values also while it is off.
 const HYPERV: &str = "hv-";
 /// The property that only one of Debian's two binaries knows.
 const SYNDBG: &str = "hv-syndbg";
 
-/// Types whose state is in our machines' streams, by their names in `-dump-vmstate`; each machine has some of them.
-const DEVICES: [&str; 27] = [
+/// Types whose state is in the streams of all our machines, by their names in `-dump-vmstate`.
+const DEVICES: [&str; 17] = [
     "acpi-ged",
     "fw_cfg",
     "fw_cfg_io",
-    "hpet",
-    "i8042",
-    "ICH9-LPC",
     "ioapic",
     "isa-i8259",
     "isa-pit",
@@ -30,18 +29,13 @@ const DEVICES: [&str; 27] = [
     "kvmclock",
     "kvmvapic",
     "mc146818rtc",
-    "mch",
-    "port92",
     "virtio-blk-device",
-    "virtio-blk-pci",
     "virtio-net-device",
-    "virtio-net-pci",
     "virtio-rng-device",
-    "virtio-rng-pci",
     "virtio-serial-device",
-    "virtio-serial-pci",
-    "vmgenid",
 ];
+/// Types that an emulated machine has beside them. Debian's small binary does not know them.
+const EMULATED_DEVICES: [&str; 6] = ["ICH9-LPC", "hpet", "i8042", "mch", "port92", "vmgenid"];
 
 /// The properties of an expanded CPU model.
 fn properties(expansion: &Value) -> Map<String, Value> {
@@ -67,12 +61,14 @@ pub(super) fn earlier_cpus(expansion: &Value) -> Vec<String> {
 
 /// A digest of the layout of our devices' state, from what `-dump-vmstate` wrote. Optional sections are no part of it: which there
 /// are depends on devices that a build knows and our machines do not have.
-pub(super) fn devices(dump: &Value) -> Option<String> {
+pub(super) fn devices(dump: &Value, acceleration: Acceleration) -> Option<String> {
     let all = dump.as_object()?;
-    let ours: Map<String, Value> = DEVICES
-        .iter()
-        .filter_map(|&name| Some((name.to_owned(), without_subsections(all.get(name)?.clone()))))
-        .collect();
+    let more: &[&str] = match acceleration {
+        Acceleration::Kvm => &[],
+        Acceleration::Tcg | Acceleration::None => &EMULATED_DEVICES,
+    };
+    let layout = |&name: &&str| Some((name.to_owned(), without_subsections(all.get(name)?.clone())));
+    let ours: Map<String, Value> = DEVICES.iter().chain(more).filter_map(layout).collect();
     (!ours.is_empty()).then(|| digest(&ours))
 }
 
@@ -114,7 +110,8 @@ mod tests {
 
     #[test]
     fn two_builds_show_a_guest_the_same() {
-        let full = expansion(json!({"avx2": true, "svm": false, "level": 16, "hv-syndbg": false, "hv-spinlocks": 4_294_967_295_u32}));
+        let full =
+            expansion(json!({"avx2": true, "svm": false, "level": 16, "hv-syndbg": false, "hv-spinlocks": 4_294_967_295_u32}));
         let small = expansion(json!({"avx2": true, "level": 16, "hv-spinlocks": 0}));
         assert_eq!(cpu(&full), cpu(&small));
         let without = expansion(json!({"avx2": false, "level": 16}));
@@ -133,12 +130,20 @@ mod tests {
     #[test]
     fn a_layout_is_that_of_the_devices_that_machines_have() {
         let dump = |fields: Value, subsections: Value, other: u32| {
-            let serial = json!({"version_id": 3, "Description": {"name": "serial", "Fields": fields, "Subsections": subsections}});
-            json!({"isa-serial": serial, "e1000": {"version_id": other}, "vmschkmachine": {"Name": "x"}})
+            let serial =
+                json!({"version_id": 3, "Description": {"name": "serial", "Fields": fields, "Subsections": subsections}});
+            let other = json!({"version_id": other});
+            json!({"isa-serial": serial, "hpet": other, "vmschkmachine": {"Name": "x"}})
         };
-        let one = devices(&dump(json!([{"field": "ier", "size": 1}]), json!([]), 1)).unwrap();
-        assert_eq!(devices(&dump(json!([{"field": "ier", "size": 1}]), json!([{"name": "tsr"}]), 2)).unwrap(), one);
-        assert_ne!(devices(&dump(json!([{"field": "ier", "size": 2}]), json!([]), 1)).unwrap(), one);
-        assert_eq!(devices(&json!({"e1000": {}})), None);
+        let (small, large) = (json!([{"field": "ier", "size": 1}]), json!([{"field": "ier", "size": 2}]));
+        let with_kvm = |fields: &Value, subsections: Value, other| {
+            devices(&dump(fields.clone(), subsections, other), Acceleration::Kvm).unwrap()
+        };
+        let one = with_kvm(&small, json!([]), 1);
+        assert_eq!(with_kvm(&small, json!([{"name": "tsr"}]), 2), one);
+        assert_ne!(with_kvm(&large, json!([]), 1), one);
+        let emulated = |other| devices(&dump(small.clone(), json!([]), other), Acceleration::Tcg).unwrap();
+        assert_ne!(emulated(1), emulated(2));
+        assert_eq!(devices(&json!({"e1000": {}}), Acceleration::Kvm), None);
     }
 }

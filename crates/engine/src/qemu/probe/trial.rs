@@ -133,7 +133,7 @@ impl Setting<'_> {
         let file = instance::open_unfollowed(&dir.path().join(LAYOUT_FILE), false).map_err(died)?;
         let mut text = Vec::new();
         file.take(MAX_LAYOUT_BYTES).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text).ok().as_ref().and_then(seen::devices))
+        Ok(serde_json::from_slice(&text).ok().and_then(|dump| seen::devices(&dump, self.acceleration)))
     }
 }
 
