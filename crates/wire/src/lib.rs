@@ -5,8 +5,10 @@
 pub mod builds;
 pub mod control;
 pub mod envd;
+pub mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod head;
 pub mod rest;
 #[cfg(feature = "unread")]
 pub mod unread;

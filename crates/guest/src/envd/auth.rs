@@ -18,14 +18,14 @@ use super::{
     users::{User, UserDb, UserError},
 };
 
-const TOKEN_HEADER: &str = "x-access-token";
+pub(crate) use firkin_wire::forward::TOKEN_HEADER;
 
 /// Refuses requests without the token, in the contract's words.
 pub(super) async fn require_token(Extract(state): Extract<State>, request: Request<Body>, next: Next) -> Response {
     let settings = state.settings();
     let open = match request.uri().path() {
         "/health" => request.method() == Method::GET,
-        "/files" => request.method() == Method::GET || request.method() == Method::POST,
+        "/files" => matches!(*request.method(), Method::GET | Method::HEAD | Method::POST),
         _ => false,
     };
     if open || settings.access_token.is_none() || token_of(request.headers(), &settings) == Token::Matches {

@@ -7,6 +7,7 @@ mod auth;
 mod error;
 mod files;
 mod filesystem;
+mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod keepalive;
@@ -15,6 +16,7 @@ mod paths;
 mod process;
 mod server;
 mod state;
+mod trouble;
 mod users;
 mod xattrs;
 
@@ -33,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 pub(crate) use self::{
-    auth::{Token, token_of},
+    auth::{TOKEN_HEADER, Token, token_of},
     metrics::Meter,
     process::{Ends, Launch, Streams, find, launch, nonblocking},
     server::{ServeError, accept, bind, runtime, serve},
@@ -73,6 +75,7 @@ pub(crate) fn routes(state: &State, reaper: Reaper) -> Router {
         .route("/envs", get(envs))
         .route("/files", get(files::get).post(files::post))
         .route("/files/compose", post(files::compose))
+        .route(firkin_wire::forward::PATH, get(forward::forward))
         .route("/process.Process/{method}", any_service(connect.clone()))
         .route("/filesystem.Filesystem/{method}", any_service(connect))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "no such route") })

@@ -2,8 +2,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware::from_fn};
-use firkin_wire::unread;
+use axum::{Router, extract::ConnectInfo, middleware::from_fn};
+use firkin_wire::{head, unread};
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -14,6 +16,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tower::ServiceExt;
 
 use super::state::State;
 
@@ -72,8 +75,8 @@ pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, stat
     loop {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(stream, routes.clone(), state.clone(), permit));
+            Ok((stream, peer)) => {
+                tokio::spawn(connection((stream, peer), routes.clone(), state.clone(), permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -83,15 +86,23 @@ pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, stat
     }
 }
 
-async fn connection(stream: TcpStream, routes: Router, state: State, permit: OwnedSemaphorePermit) {
+async fn connection((stream, peer): (TcpStream, SocketAddr), routes: Router, state: State, permit: OwnedSemaphorePermit) {
     let era = state.era();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot switch off Nagle's algorithm");
     }
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
-    let service = TowerToHyperService::new(routes);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(head::MAX_HEADERS)
+        .max_buf_size(head::MAX_BYTES);
+    builder.http2().timer(TokioTimer::new()).max_header_list_size(head::MAX_LIST_BYTES);
+    let service = TowerToHyperService::new(routes.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    }));
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::select! {
         result = serving => if let Err(error) = result {

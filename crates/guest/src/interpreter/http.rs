@@ -1,16 +1,19 @@
 //! The interpreter's routes. Errors are plain text, as the contract has it.
 //!
-//! Only `/execute` carries the sandbox's token: with it, or where the sandbox has none, a cell gets the sandbox's variables.
+//! A cell is code that runs as root, so `/execute` demands the sandbox's token wherever the sandbox has one: a host name is no
+//! secret. E2B's clients send it there and, in their newest versions, to no other route, so `/contexts` must do without it; a web
+//! page of elsewhere (a browser names it in `Origin`) must not, and reads answers only with it.
 //! `/warm-up` is ours, for the template's ready command: it goes the way of a cell and leaves no trace, so that the first cell of
 //! a user finds code and memory that have been used. Under emulation only what has run since the restore is translated.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, State as Extract},
-    http::{HeaderMap, StatusCode, header},
+    extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State as Extract},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -19,7 +22,7 @@ use futures::StreamExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tower_http::cors::CorsLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{
     contexts::{Context, ContextError, Contexts},
@@ -28,7 +31,7 @@ use super::{
     language::{Language, UnknownLanguage},
 };
 use crate::{
-    envd::{Token, token_of},
+    envd::{Settings, TOKEN_HEADER, Token, token_of},
     logging,
 };
 
@@ -48,8 +51,45 @@ pub(super) fn routes(contexts: Contexts) -> Router {
         .route("/contexts/{id}/restart", post(restart))
         .route("/contexts/{id}", axum::routing::delete(remove))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(CorsLayer::permissive())
+        .layer(middleware::from_fn_with_state(contexts.clone(), admit))
+        .layer(CorsLayer::permissive().allow_origin(AllowOrigin::predicate(shows_token)))
         .with_state(contexts)
+}
+
+/// Whether a page's request bears the token, or, before it is sent, is going to: any other gets no answer to read.
+fn shows_token(_origin: &HeaderValue, request: &Parts) -> bool {
+    let announced = request.headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
+    let mut announced = announced.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    request.headers.contains_key(TOKEN_HEADER) || announced.any(|name| name.trim().eq_ignore_ascii_case(TOKEN_HEADER))
+}
+
+/// Refuses who may not.
+async fn admit(
+    Extract(contexts): Extract<Contexts>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if is_admitted(request.uri().path(), request.headers(), peer, &contexts.settings()) {
+        return next.run(request).await;
+    }
+    Refusal::Token.into_response()
+}
+
+fn is_admitted(path: &str, headers: &HeaderMap, peer: SocketAddr, settings: &Settings) -> bool {
+    let local = peer.ip().to_canonical().is_loopback();
+    match token_of(headers, settings) {
+        _ if settings.access_token.is_none() => true,
+        Token::Matches => true,
+        Token::Differs => false,
+        Token::Missing => match path {
+            "/health" => true,
+            "/execute" => false,
+            // The template's ready command, which runs inside.
+            "/warm-up" => local,
+            _ => local || !headers.contains_key(header::ORIGIN),
+        },
+    }
 }
 
 /// What a client is told instead of an answer.
@@ -63,7 +103,7 @@ enum Refusal {
     NoContext(String),
     #[error("cannot set the variable `{0}`: no program can be given it")]
     Variable(String),
-    #[error("cannot execute: the access token is not this sandbox's")]
+    #[error("cannot serve the code interpreter: the request does not bear this sandbox's access token")]
     Token,
     #[error(transparent)]
     Language(#[from] UnknownLanguage),
@@ -78,7 +118,7 @@ impl IntoResponse for Refusal {
             Self::ContextAndLanguage => StatusCode::BAD_REQUEST,
             Self::NoContext(_) => StatusCode::NOT_FOUND,
             Self::Token => StatusCode::UNAUTHORIZED,
-            Self::Context(ContextError::TooMany) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Context(ContextError::TooMany) => StatusCode::CONFLICT,
             Self::Context(ContextError::Start(StartError::Workdir(_))) | Self::Language(_) | Self::Context(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -113,7 +153,7 @@ async fn health(Extract(contexts): Extract<Contexts>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the Python kernel is starting").into_response()
 }
 
-async fn run(Extract(contexts): Extract<Contexts>, headers: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
+async fn run(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Response, Refusal> {
     let request: Execute = parse(&body)?;
     let settings = contexts.settings();
     let context = match (request.context_id, request.language) {
@@ -121,18 +161,12 @@ async fn run(Extract(contexts): Extract<Contexts>, headers: HeaderMap, body: Byt
         (Some(id), None) => contexts.find(&id).ok_or(Refusal::NoContext(id))?,
         (None, language) => contexts.default_of(Language::named(language.as_deref(), &settings.env)?),
     };
-    let knows = match token_of(&headers, &settings) {
-        _ if settings.access_token.is_none() => true,
-        Token::Matches => true,
-        Token::Missing => false,
-        Token::Differs => return Err(Refusal::Token),
-    };
     let env = request.env_vars.unwrap_or_default();
     if let Some((name, _)) = env.iter().find(|(name, value)| !can_be_set(name, value)) {
         return Err(Refusal::Variable(name.clone()));
     }
-    let known = || settings.env.iter().filter(|(name, value)| can_be_set(name, value));
-    let globals = knows.then(|| known().map(|(name, value)| (name.clone(), value.clone())).collect());
+    let known = settings.env.iter().filter(|(name, value)| can_be_set(name, value));
+    let globals = Some(known.map(|(name, value)| (name.clone(), value.clone())).collect());
     Ok(stream(contexts, context, Cell { code: request.code, env, globals, warm: false }))
 }
 
@@ -178,4 +212,34 @@ async fn remove(Extract(contexts): Extract<Contexts>, Path(id): Path<String>) ->
 /// Whatever the content type says: clients differ.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(Refusal::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_token_a_stranger_lists_and_a_page_does_not() {
+        let settings = Settings { access_token: Some("secret".to_owned()), ..Settings::default() };
+        let (own, stranger) = ("127.0.0.1:9".parse().unwrap(), "10.0.0.1:9".parse().unwrap());
+        let bare = HeaderMap::new();
+        let page = HeaderMap::from_iter([(header::ORIGIN, "https://evil.example".parse().unwrap())]);
+        for (path, headers, peer, expected) in [
+            ("/health", &page, stranger, true),
+            ("/execute", &bare, stranger, false),
+            ("/execute", &bare, own, false),
+            ("/warm-up", &bare, own, true),
+            ("/warm-up", &bare, stranger, false),
+            ("/contexts", &bare, stranger, true),
+            ("/contexts", &page, stranger, false),
+            ("/contexts/x/restart", &page, own, true),
+        ] {
+            assert_eq!(is_admitted(path, headers, peer, &settings), expected, "{path} {headers:?} {peer}");
+            assert!(is_admitted(path, headers, peer, &Settings::default()), "a sandbox without a token");
+        }
+        let right = HeaderMap::from_iter([(TOKEN_HEADER.parse().unwrap(), "secret".parse().unwrap())]);
+        let wrong = HeaderMap::from_iter([(TOKEN_HEADER.parse().unwrap(), "other".parse().unwrap())]);
+        assert!(is_admitted("/execute", &right, stranger, &settings));
+        assert!(!is_admitted("/contexts", &wrong, own, &settings));
+    }
 }

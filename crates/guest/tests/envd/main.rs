@@ -5,6 +5,7 @@
 
 mod files;
 mod filesystem;
+mod forward;
 mod harness;
 mod http;
 mod process;

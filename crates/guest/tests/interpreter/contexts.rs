@@ -63,16 +63,36 @@ async fn contexts_are_listed_in_order_and_keep_to_themselves() {
 }
 
 #[tokio::test]
-async fn only_who_holds_the_token_gets_the_sandboxs_variables() {
+async fn only_who_holds_the_token_runs_code() {
     let interpreter = Interpreter::start(&["--token", "secret"]);
-    // The kernel is started with them: what a client without the token must not see are those of a later restore.
     let cell = json!({"code": "echo $FROM_SANDBOX", "language": "bash"});
-    let with = interpreter.run_with(&[("x-access-token", "secret")], cell.clone()).await;
+    for headers in [&[] as &[(&str, &str)], &[("x-access-token", "")], &[("x-access-token", "other")]] {
+        let refused = interpreter.send_with("POST", "/execute", headers, cell.clone()).await;
+        assert_eq!(refused.0, 401, "{headers:?}");
+    }
+    let with = interpreter.run_with(&[("x-access-token", "secret")], cell).await;
     assert_eq!(with.text("stdout"), "yes\n");
-    assert_eq!(interpreter.run(cell.clone()).await.of("end_of_execution").count(), 1);
-    let wrong = interpreter.send_with("POST", "/execute", &[("x-access-token", "other")], cell).await;
-    assert_eq!(wrong.0, 401);
+    // The official clients send it to no other route.
     assert_eq!(interpreter.send("GET", "/contexts", Value::Null).await.0, 200);
+    assert_eq!(interpreter.send_with("GET", "/contexts", &[("x-access-token", "other")], Value::Null).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_page_of_elsewhere_reads_only_with_the_token() {
+    let interpreter = Interpreter::start(&["--token", "secret"]);
+    let origin = ("origin", "https://evil.example");
+    let asks = |method, path, headers: Vec<(&'static str, &'static str)>| {
+        let interpreter = &interpreter;
+        async move {
+            let headers = [vec![origin], headers].concat();
+            interpreter.request(method, path, &headers, String::new()).await.headers().contains_key("access-control-allow-origin")
+        }
+    };
+    assert!(!asks("GET", "/contexts", vec![]).await);
+    assert!(asks("GET", "/contexts", vec![("x-access-token", "secret")]).await);
+    let preflight = |wanted| vec![("access-control-request-method", "POST"), ("access-control-request-headers", wanted)];
+    assert!(!asks("OPTIONS", "/execute", preflight("content-type")).await);
+    assert!(asks("OPTIONS", "/execute", preflight("content-type, X-Access-Token")).await);
 }
 
 #[tokio::test]

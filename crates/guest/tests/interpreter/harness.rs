@@ -93,7 +93,13 @@ impl Interpreter {
         }
     }
 
-    async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> http::Response<Incoming> {
+    pub(crate) async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> http::Response<Incoming> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
