@@ -18,6 +18,7 @@ mod core;
 mod dependents;
 pub mod disk;
 pub mod error;
+mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod generation;

@@ -198,7 +198,10 @@ fn egress(internet: &InternetAccess) -> Egress {
 impl Connector {
     pub(crate) async fn connect(&self, port: u16) -> io::Result<TcpStream> {
         match self {
-            Self::Isolated(slot) => slot.connect(port, CONNECT_DEADLINE).await.map_err(io::Error::other),
+            Self::Isolated(slot) => {
+                let connected = slot.connect(port, CONNECT_DEADLINE).await;
+                connected.map_err(|error| io::Error::new(error.kind(), error))
+            }
             Self::Loopback(ports) => {
                 let port = ports.get(&port).copied().unwrap_or(port);
                 TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await

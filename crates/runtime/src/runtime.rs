@@ -32,6 +32,7 @@ use crate::{
         BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox,
         OpenError, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError, TagError,
     },
+    forward,
     history::{self, Event},
     instances::Instances,
     lineage::{self, LineageNode},
@@ -443,9 +444,9 @@ impl Runtime {
         }
     }
 
-    /// A TCP connection to a port inside a sandbox. Traffic wakes a paused sandbox that was created with `auto_resume` and has its memory, and gives
-    /// what it woke ten seconds to open the port, since its pause may have come before that; while a sandbox is being paused, it
-    /// waits for the outcome.
+    /// A TCP connection to a port inside a sandbox: to who listens on its outer address, else on its loopback. Traffic wakes a
+    /// paused sandbox that was created with `auto_resume` and has its memory, and gives what it woke ten seconds to open the port,
+    /// since its pause may have come before that; while a sandbox is being paused, it waits for the outcome.
     pub async fn dial(&self, id: &SandboxId, port: u16) -> Result<Dialled, DialError> {
         let mut patience = None;
         for _ in 0..DIAL_ATTEMPTS {
@@ -453,7 +454,7 @@ impl Runtime {
             let View { sandbox, access, .. } = view.borrow_and_update().clone();
             match access {
                 Access::Running(reach) => tokio::select! {
-                    stream = connect(&reach.connector, port, patience) => {
+                    stream = connect(&reach.connector, port, sandbox.envd_access_token.as_deref(), patience) => {
                         let stream = stream.map_err(|source| DialError::PortClosed { id: id.clone(), port, source });
                         match stream {
                             // A guest that was stopped for its pause did not refuse anything.
@@ -643,9 +644,9 @@ const WAKE_PATIENCE: Duration = Duration::from_secs(10);
 const WAKE_RETRY: Duration = Duration::from_millis(100);
 
 /// Connects, again and again until `patience` has passed, if there is any.
-async fn connect(connector: &Connector, port: u16, patience: Option<Instant>) -> std::io::Result<TcpStream> {
+async fn connect(connector: &Connector, port: u16, token: Option<&str>, patience: Option<Instant>) -> std::io::Result<TcpStream> {
     loop {
-        match connector.connect(port).await {
+        match forward::reach(connector, port, token).await {
             Err(_) if patience.is_some_and(|until| Instant::now() < until) => tokio::time::sleep(WAKE_RETRY).await,
             connected => return connected,
         }

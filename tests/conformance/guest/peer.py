@@ -1,7 +1,8 @@
 """Runs inside a sandbox: what a user's web application may ask of the proxy in front of it.
 
 `GET /gate` sends one chunk, waits until the file `gate` exists, then sends another. `POST /digest` answers with the size and
-SHA-256 of the body as it arrived. `GET /request` answers with the request's headers. `GET /ws` is a WebSocket echo.
+SHA-256 of the body as it arrived. `GET /request` answers with the request's headers and its peer. `GET /ws` is a WebSocket echo.
+Arguments: the port, and the address to listen on if it is not every one.
 """
 
 import base64
@@ -9,6 +10,7 @@ import hashlib
 import http.server
 import json
 import pathlib
+import socket
 import struct
 import sys
 import time
@@ -30,7 +32,8 @@ class Peer(http.server.BaseHTTPRequestHandler):
         elif self.path == "/ws":
             self.echo()
         else:
-            self.answer({"path": self.path, "headers": dict(self.headers.items())})
+            peer = self.client_address[0]
+            self.answer({"path": self.path, "headers": dict(self.headers.items()), "peer": peer})
 
     def do_POST(self) -> None:
         digest, size = hashlib.sha256(), 0
@@ -102,4 +105,11 @@ class Peer(http.server.BaseHTTPRequestHandler):
         return b"\x7e" + struct.pack(">H", len(payload))
 
 
-http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Peer).serve_forever()
+ADDRESS = sys.argv[2] if len(sys.argv) > 2 else "0.0.0.0"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6 if ":" in ADDRESS else socket.AF_INET
+
+
+Server((ADDRESS, int(sys.argv[1])), Peer).serve_forever()

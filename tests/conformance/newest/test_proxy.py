@@ -80,8 +80,11 @@ def test_one_sandboxes_token_opens_no_other(api, peer, spawn):
 
 def test_routes_of_the_host_do_not_exist_on_the_network(api, peer):
     with api.through_proxy(peer.sandbox_id, ENVD_PORT, access_token(peer)) as envd:
-        for route in ("/init", "/freeze", "/unfreeze", "/upgrade"):
+        for route in ("/init", "/freeze", "/unfreeze", "/upgrade", "/forward"):
             assert envd.post(route, json={}).status_code == 404, route
+        upgrade = {"Connection": "Upgrade", "Upgrade": "firkin-forward"}
+        for route in ("/forward?port=22", "/%66orward?port=22", "//forward?port=22"):
+            assert envd.get(route, headers=upgrade).status_code == 404, route
 
 
 def test_a_signed_url_opens_one_file(api, peer):
@@ -106,6 +109,54 @@ def test_a_port_is_reached_by_host_name(api, peer):
     with httpx.Client(base_url=api.sandbox_url, headers={"Host": peer.get_host(PEER_PORT)}) as web:
         answer = web.get("/some/path?with=query").json()
     assert answer["path"] == "/some/path?with=query"
+
+
+LOOPBACK = {"127.0.0.1": 8301, "::1": 8302, "localhost": 8303}
+
+
+def peers_on_the_loopback(api, sandbox) -> list[str]:
+    """Who asks, as a server on each of the loopback's addresses is told it."""
+    peers = []
+    for port in LOOPBACK.values():
+        with httpx.Client(base_url=api.sandbox_url, headers={"Host": sandbox.get_host(port)}) as web:
+            peers.append(web.get("/").json()["peer"])
+    return peers
+
+
+def test_servers_on_the_loopback_are_reached_in_every_life(api, driver, spawn):
+    """Most development servers bind there. One that comes later is reached from its first moment on."""
+    sandbox = spawn()
+    with api.through_proxy(sandbox.sandbox_id, 8301) as web:
+        assert web.get("/").json()["message"] == "The sandbox is running but port is not open"
+    start_guest_program(sandbox, "peer.py", 8301, "8301 127.0.0.1")
+    for address, port in LOOPBACK.items():
+        if port != 8301:
+            sandbox.commands.run(f"exec python3 /home/user/peer.py {port} {address}", background=True, timeout=0)
+            sandbox.commands.run(f"until (: </dev/tcp/{address}/{port}) 2>/dev/null; do sleep 0.05; done")
+    expected = ["127.0.0.1", "::1", "127.0.0.1"]
+    assert peers_on_the_loopback(api, sandbox) == expected
+    child = sandbox.fork()[0]
+    try:
+        assert peers_on_the_loopback(api, child) == expected
+    finally:
+        child.kill()
+    sandbox.pause()
+    sandbox = driver.connect(sandbox.sandbox_id)
+    assert peers_on_the_loopback(api, sandbox) == expected
+    data = os.urandom(1 << 20)
+    with api.through_proxy(sandbox.sandbox_id, 8301) as web:
+        assert web.post("/digest", content=data).json() == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    routing = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8301"}
+    url = api.sandbox_url.replace("http", "ws", 1) + "/ws"
+    with websockets.sync.client.connect(url, additional_headers=routing, compression=None) as echo:
+        echo.send("hello")
+        assert echo.recv(timeout=60) == "hello"
+    # The outer address is free for whoever wants it, and who has it is not shadowed.
+    outer = sandbox.commands.run("hostname -I || ip -4 -o address show eth0 | awk '{print $4}'").stdout.split()[0].split("/")[0]
+    sandbox.commands.run(f"exec python3 /home/user/peer.py 8301 {outer}", background=True, timeout=0)
+    sandbox.commands.run(f"until (: </dev/tcp/{outer}/8301) 2>/dev/null; do sleep 0.05; done")
+    with api.through_proxy(sandbox.sandbox_id, 8301) as web:
+        assert web.get("/").json()["peer"] not in ("127.0.0.1", "::1")
 
 
 def test_a_request_arrives_as_it_was_sent(peer, web):

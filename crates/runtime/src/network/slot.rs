@@ -97,6 +97,19 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// What it would be as an error of the system's.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused { .. } => io::ErrorKind::ConnectionRefused,
+            Self::Timeout { .. } => io::ErrorKind::TimedOut,
+            Self::Gone { .. } => io::ErrorKind::NotConnected,
+            Self::Io { source, .. } => source.kind(),
+        }
+    }
+}
+
 impl SlotConnector {
     /// Connects to `port` of the guest within `deadline`. The stream sends small writes at once (`TCP_NODELAY`).
     ///

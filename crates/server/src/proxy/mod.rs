@@ -39,7 +39,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ];
 
 /// Routes of envd that only the host may call.
-const HOST_ONLY: [&str; 7] = ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
+const HOST_ONLY: [&str; 8] =
+    ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade", firkin_wire::forward::PATH];
 
 /// Passes one request on and its answer back.
 pub(crate) async fn forward(pool: &Arc<Pool>, target: Target, mut request: Request<Body>) -> Result<Response<Body>, ProxyError> {
