@@ -13,6 +13,7 @@ use std::{
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use firkin_runtime::runtime::Runtime;
+use firkin_wire::head;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -37,12 +38,6 @@ use crate::{
 /// How long a connection may lie idle between two requests, the head of the next included (hyper counts both as one). Longer
 /// than the 300 s that the SDKs keep idle connections, so that it is they who close them and no request meets a closing one.
 const IDLE_DEADLINE: Duration = Duration::from_secs(330);
-
-/// Headers of one request: the SDKs send about 20, browsers up to 40.
-const MAX_HEADERS: usize = 128;
-
-/// Bytes of one request's head.
-const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// Requests in flight on one HTTP/2 connection: an SDK multiplexes every stream of a process over one.
 const MAX_STREAMS: u32 = 1024;
@@ -281,14 +276,14 @@ fn builder() -> Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_DEADLINE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(head::MAX_HEADERS)
+        .max_buf_size(head::MAX_BYTES)
         .preserve_header_case(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(head::MAX_LIST_BYTES)
         .adaptive_window(true)
         .keep_alive_interval(PING_EVERY);
     builder

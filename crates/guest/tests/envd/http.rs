@@ -31,6 +31,18 @@ async fn the_token_guards_all_but_health_and_files() {
 }
 
 #[tokio::test]
+async fn a_long_head_is_taken_whatever_the_number_of_its_headers() {
+    let envd = Envd::start();
+    let names: Vec<String> = (0..1000).map(|number| format!("x-header-{number}")).collect();
+    let value = "v".repeat(50);
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
+    assert_eq!(envd.get("/health", &headers).await.status, 204);
+    let longer = "v".repeat(200);
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), longer.as_str())).collect();
+    assert_eq!(envd.get("/health", &headers).await.status, 431);
+}
+
+#[tokio::test]
 async fn errors_of_plain_routes_are_json() {
     let envd = Envd::start();
     assert_eq!(envd.get("/nowhere", &[]).await.json()["code"], 404);

@@ -66,6 +66,7 @@ mod tests {
         let bare = files("path=/a&username=user&signature_expiration=9").unwrap();
         let own: String = form_urlencoded::byte_serialize(sign(&bare, "read", TOKENS[0]).as_bytes()).collect();
         assert_eq!(signed(Method::GET, &format!("signature={own}")), Some(true));
+        assert_eq!(signed(Method::HEAD, &format!("signature={own}")), Some(true), "what may be read may be asked about");
         assert_eq!(signed(Method::POST, &format!("signature={own}")), Some(false));
         assert_eq!(signed(Method::GET, &format!("signature={own}&path=/b")), Some(false));
         assert_eq!(signed(Method::GET, &format!("signature={own}&signature_expiration=10")), Some(false));

@@ -21,6 +21,7 @@ use firkin_runtime::{
     runtime::{Dialled, Runtime},
     sandbox::SandboxId,
 };
+use firkin_wire::head;
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{
@@ -42,8 +43,8 @@ const IDLE: Duration = Duration::from_secs(4);
 /// Idle connections kept per port of a sandbox: more parallel requests than that open their own.
 const IDLE_PER_TARGET: usize = 8;
 
-/// Longest head of a guest's answer.
-const MAX_ANSWER_HEAD_BYTES: usize = 256 << 10;
+/// Longest head of a guest's answer: more than the client's own limit is none of ours, but somewhere it must end.
+const MAX_ANSWER_HEAD_BYTES: usize = 2 * head::MAX_BYTES;
 
 /// A connection into a sandbox, in the clear or not.
 trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
@@ -160,6 +161,7 @@ impl Pool {
             Box::new(stream)
         };
         let (sender, connection) = http1::Builder::new()
+            .max_headers(head::MAX_HEADERS)
             .max_buf_size(MAX_ANSWER_HEAD_BYTES)
             .preserve_header_case(true)
             .title_case_headers(true)

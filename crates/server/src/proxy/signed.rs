@@ -39,7 +39,8 @@ impl Signed {
     /// `None` for what is not a signed URL.
     pub(super) fn read(method: &Method, uri: &Uri) -> Option<Self> {
         let operation = match *method {
-            Method::GET => "read",
+            // Who may read a file may hear of it what a read would begin with.
+            Method::GET | Method::HEAD => "read",
             Method::POST => "write",
             _ => return None,
         };

@@ -53,6 +53,46 @@ async fn ports_are_reached_by_headers_and_by_host_name_without_a_key() {
     bench.stop().await;
 }
 
+/// 1000 headers, 60 KiB of them.
+fn many_headers() -> String {
+    (0..1000).map(|number| format!("x-header-{number}: {}\r\n", "v".repeat(45))).collect()
+}
+
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut head).await.unwrap() > 0, "{}", String::from_utf8_lossy(&head));
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn heads_are_bounded_by_their_bytes_both_ways() {
+    let bench = Bench::start().await;
+    let id = bench.create("").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let seen = read_head(&mut stream).await.to_ascii_lowercase().matches("x-header-").count();
+            let answer = format!("HTTP/1.1 200 OK\r\nx-seen: {seen}\r\n{}content-length: 0\r\n\r\n", many_headers());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let ask = async |headers: &str| {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: {port}-{id}.e2b.test\r\nconnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_head(&mut stream).await.to_ascii_lowercase()
+    };
+    let answer = ask(&many_headers()).await;
+    assert!(answer.starts_with("http/1.1 200 ") && answer.contains("x-seen: 1000\r\n"), "{}", &answer[..80]);
+    assert_eq!(answer.matches("x-header-").count(), 1000);
+    let answer = ask(&format!("{}{}", many_headers(), "y: z\r\n".repeat(15_000))).await;
+    assert!(answer.starts_with("http/1.1 431 "), "{answer}");
+    bench.stop().await;
+}
+
 #[tokio::test]
 async fn no_host_name_of_a_sandbox_leads_to_the_control_plane() {
     let bench = Bench::start().await;
