@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 
+use base64::Engine;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use sha2::{Digest, Sha256};
 
 use crate::harness::{Answer, Envd};
 
@@ -46,6 +48,60 @@ async fn a_form_holds_several_files_and_parents_are_made() {
     assert_eq!(twice.status, 400);
     assert!(twice.json()["message"].as_str().unwrap().contains("multiple files to the same path"));
     assert_eq!(post_form(&envd, "", &[(&envd.path("x"), "over a directory")]).await.status, 400);
+}
+
+#[tokio::test]
+async fn file_names_of_a_form_may_hold_what_paths_may() {
+    let envd = Envd::start();
+    let (escaped, plain, odd) = (envd.path("a\\b"), envd.path("c\\d"), envd.path("e\u{7f}\u{1}f"));
+    let answer = post_form(&envd, "", &[(&escaped.replace('\\', "\\\\"), "1"), (&plain, "2"), (&odd, "3")]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for (path, content) in [(escaped, "1"), (plain, "2"), (odd, "3")] {
+        assert_eq!(fs_err::read_to_string(path).unwrap(), content);
+    }
+}
+
+#[tokio::test]
+async fn a_signed_url_tells_a_head_without_the_body() {
+    let envd = Envd::start_with(&["--token", "secret"]);
+    let path = envd.path("f");
+    fs_err::write(&path, "12345").unwrap();
+    let digest = base64::engine::general_purpose::STANDARD_NO_PAD.encode(Sha256::digest(format!("{path}:read::secret")));
+    let signature: String = digest.replace('+', "%2B").replace('/', "%2F");
+    let url = format!("/files?path={path}&signature=v1_{signature}");
+    let head = envd.send("HEAD", &url, &[], "").await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+    assert_eq!(head.headers["content-length"], "5");
+    assert_eq!(head.headers["content-disposition"], "inline; filename=f");
+    assert_eq!(envd.send("HEAD", &format!("/files?path={path}"), &[], "").await.status, 401);
+    assert_eq!(envd.send("HEAD", &url.replace("/f&", "/g&"), &[], "").await.status, 401);
+}
+
+#[tokio::test]
+async fn special_files_give_codes_of_their_own() {
+    let envd = Envd::start();
+    let socket = std::os::unix::net::UnixListener::bind(envd.path("socket")).unwrap();
+    nix::unistd::mkfifo(envd.path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs_err::os::unix::fs::symlink(envd.path("loop"), envd.path("loop")).unwrap();
+    fs_err::create_dir(envd.path("dir")).unwrap();
+    fs_err::write(envd.path("file"), "").unwrap();
+    let long = format!("{}/{}", envd.path("dir"), "x".repeat(300));
+    for (name, read, written) in [
+        (envd.path("socket"), 400, 400),
+        (envd.path("pipe"), 400, 400),
+        (envd.path("loop"), 400, 400),
+        (envd.path("loop/x"), 400, 400),
+        (envd.path("dir"), 400, 400),
+        (envd.path("file/x"), 404, 400),
+        (long, 400, 400),
+        ("/dev/full".to_owned(), 400, 400),
+    ] {
+        let answer = envd.get(&format!("/files?path={name}"), &[]).await;
+        assert_eq!((answer.status.as_u16(), answer.json()["code"].as_u64()), (read, Some(u64::from(read))), "read {name}");
+        let answer = envd.send("POST", &format!("/files?path={name}"), &[OCTETS], "x").await;
+        assert_eq!(answer.status, written, "write {name}: {}", answer.text());
+    }
+    drop(socket);
 }
 
 #[tokio::test]

@@ -107,3 +107,40 @@ async fn only_directories_that_exist_are_watched() {
         assert_eq!(error.code, code);
     }
 }
+
+#[tokio::test]
+async fn special_files_give_codes_of_their_own() {
+    let envd = Envd::start();
+    let client = envd.filesystem();
+    let socket = std::os::unix::net::UnixListener::bind(envd.path("socket")).unwrap();
+    nix::unistd::mkfifo(envd.path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs_err::os::unix::fs::symlink(envd.path("loop"), envd.path("loop")).unwrap();
+    fs_err::create_dir_all(envd.path("full/x")).unwrap();
+    fs_err::write(envd.path("file"), "").unwrap();
+    for name in ["socket", "pipe", "loop", "loop/x"] {
+        let list = ListDirRequest { path: envd.path(name), depth: 1, ..Default::default() };
+        assert_eq!(client.list_dir(list).await.err().unwrap().code, ErrorCode::InvalidArgument, "list {name}");
+        let watch = CreateWatcherRequest { path: envd.path(name), ..Default::default() };
+        assert_eq!(client.create_watcher(watch).await.err().unwrap().code, ErrorCode::InvalidArgument, "watch {name}");
+        let make = MakeDirRequest { path: envd.path(name), ..Default::default() };
+        assert_eq!(client.make_dir(make).await.err().unwrap().code, ErrorCode::InvalidArgument, "make {name}");
+    }
+    for (source, destination, code) in [
+        ("file", "full", ErrorCode::InvalidArgument),
+        ("full/x", "full", ErrorCode::AlreadyExists),
+        ("full", "file", ErrorCode::InvalidArgument),
+        ("full", "full/x/y", ErrorCode::InvalidArgument),
+        ("file", "loop/x", ErrorCode::InvalidArgument),
+        ("loop/x", "y", ErrorCode::InvalidArgument),
+    ] {
+        let rename = MoveRequest { source: envd.path(source), destination: envd.path(destination), ..Default::default() };
+        assert_eq!(client.r#move(rename).await.err().unwrap().code, code, "{source} to {destination}");
+    }
+    assert_eq!(code_of_stat(&client, envd.path("loop/x")).await, Some(ErrorCode::InvalidArgument));
+    for name in ["socket", "pipe", "loop"] {
+        assert_eq!(code_of_stat(&client, envd.path(name)).await, None, "stat {name}");
+        client.remove(RemoveRequest { path: envd.path(name), ..Default::default() }).await.unwrap();
+        assert_eq!(code_of_stat(&client, envd.path(name)).await, Some(ErrorCode::NotFound));
+    }
+    drop(socket);
+}

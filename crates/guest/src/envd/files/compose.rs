@@ -10,14 +10,14 @@ use axum::{
     Json,
     body::Bytes,
     extract::State as Extract,
-    http::{HeaderMap, StatusCode},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
 use super::{blocking, no_space};
-use crate::envd::{error::ApiError, paths, state::State, users::User};
+use crate::envd::{error::ApiError, paths, state::State, trouble::Trouble, users::User};
 
 /// Files of one composition.
 const MAX_SOURCES: usize = 10_000;
@@ -66,8 +66,10 @@ fn concatenate(sources: &[PathBuf], destination: &Path, user: &User) -> Result<C
             return Err(ApiError::bad_request(text));
         }
         match fs_err::metadata(source) {
-            Err(_) => {
-                return Err(ApiError::new(StatusCode::NOT_FOUND, format!("source file not found: {}", source.display())));
+            Err(error) => {
+                let trouble = Trouble::of(&error);
+                let absent = || trouble.api(format!("source file not found: {}", source.display()));
+                return Err(if trouble == Trouble::Absent { absent() } else { trouble.api(format!("cannot compose: {error}")) });
             }
             Ok(found) if !found.is_file() => {
                 return Err(ApiError::bad_request(format!("source path is not a regular file: {}", source.display())));
@@ -75,9 +77,9 @@ fn concatenate(sources: &[PathBuf], destination: &Path, user: &User) -> Result<C
             Ok(_) => {}
         }
     }
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => no_space(None),
-        _ => ApiError::internal(format!("cannot compose: {error}")),
+    let failed = |error: io::Error| match Trouble::of(&error) {
+        Trouble::Full => no_space(None),
+        trouble => trouble.api(format!("cannot compose: {error}")),
     };
     if let Some(parent) = destination.parent() {
         paths::make_dirs(parent, user).map_err(failed)?;

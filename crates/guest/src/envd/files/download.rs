@@ -25,7 +25,7 @@ use super::{
     blocking,
     encoding::{self, Coding},
 };
-use crate::envd::error::ApiError;
+use crate::envd::{error::ApiError, trouble::Trouble};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -76,22 +76,26 @@ pub(super) async fn serve(path: PathBuf, headers: &HeaderMap) -> Result<Response
 
 fn open(path: &Path) -> Result<Source, ApiError> {
     let shown = path.display();
-    let failed = |error: &io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            ApiError::new(StatusCode::NOT_FOUND, format!("path '{shown}' does not exist"))
-        }
-        _ => ApiError::internal(format!("error opening file '{shown}': {error}")),
+    let failed = |error: &io::Error| match (error.kind(), Trouble::of(error)) {
+        // Below a file there is nothing.
+        (io::ErrorKind::NotADirectory, _) | (_, Trouble::Absent) => Trouble::Absent.api(format!("path '{shown}' does not exist")),
+        (_, trouble) => trouble.api(format!("error opening file '{shown}': {error}")),
     };
     let found = fs_err::metadata(path).map_err(|error| failed(&error))?;
     if found.is_dir() {
         return Err(ApiError::bad_request(format!("path '{shown}' is a directory")));
     }
-    // Not blocking, should a pipe have taken the file's place; a pipe or a device is refused, it may never end.
+    let special = || ApiError::bad_request(format!("path '{shown}' is not a regular file"));
+    // A pipe or a device may never end, and a socket cannot be opened.
+    if !found.is_file() {
+        return Err(special());
+    }
+    // Not blocking, should a pipe have taken the file's place.
     let mut options = fs_err::OpenOptions::new();
     let file = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(|error| failed(&error))?.into_file();
     let found = file.metadata().map_err(|error| failed(&error))?;
     if !found.is_file() {
-        return Err(ApiError::bad_request(format!("path '{shown}' is not a regular file")));
+        return Err(special());
     }
     let sizeless = fstatfs(&file).is_ok_and(|system| SIZELESS_MAGICS.contains(&system.filesystem_type().0));
     Ok(Source { size: (!sizeless).then_some(found.len()), modified: found.modified().ok(), file })

@@ -8,6 +8,7 @@ mod download;
 mod encoding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
+mod multipart;
 mod signature;
 mod upload;
 

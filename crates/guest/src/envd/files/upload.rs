@@ -16,19 +16,26 @@ use std::{
 use axum::{
     Json,
     body::Body,
-    extract::{FromRequest, Multipart, Request, multipart::Field},
+    extract::Request,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
 use fs_err::os::unix::fs::OpenOptionsExt;
-use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use nix::fcntl::OFlag;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::{blocking, encoding, no_space};
-use crate::envd::{error::ApiError, paths, users::User, xattrs};
+use super::{
+    blocking, encoding,
+    multipart::{Form, FormError, Part},
+    no_space,
+};
+use crate::envd::{error::ApiError, paths, trouble::Trouble, users::User, xattrs};
 
 /// Bytes gathered before they are written; also what one upload holds in memory.
 const WRITE_BYTES: usize = 256 << 10;
@@ -75,7 +82,7 @@ pub(super) async fn receive(target: Target, request: Request<Body>) -> Result<Re
     let written = if media_type == "application/octet-stream" {
         raw(&target, &writer, request).await?
     } else if media_type.starts_with("multipart/") {
-        form(&target, &writer, request).await?
+        form(&target, &writer, &content_type, request).await?
     } else {
         let text = format!("unsupported content type: {content_type}, expected multipart/form-data or application/octet-stream");
         return Err(ApiError::bad_request(text));
@@ -103,20 +110,18 @@ async fn raw(target: &Target, writer: &Writer, request: Request<Body>) -> Result
     Ok(vec![writer.write(path, &target.user, body_stream(request.into_body()).boxed()).await?])
 }
 
-async fn form(target: &Target, writer: &Writer, mut request: Request<Body>) -> Result<Vec<Written>, ApiError> {
-    // Bounded by the disk, not by the framework.
-    axum::extract::DefaultBodyLimit::disable().apply(&mut request);
-    let broken = |error: &dyn std::fmt::Display| ApiError::bad_request(format!("error reading form: {error}"));
-    let mut form = Multipart::from_request(request, &()).await.map_err(|error| broken(&error.body_text()))?;
+async fn form(target: &Target, writer: &Writer, content_type: &str, request: Request<Body>) -> Result<Vec<Written>, ApiError> {
+    let broken = |error: FormError| ApiError::bad_request(format!("error reading form: {error}"));
+    let mut form = Form::new(content_type, body_stream(request.into_body())).map_err(broken)?;
     let mut written: Vec<Written> = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(|error| broken(&error.body_text()))? {
-        if field.name() != Some("file") {
+    while let Some(part) = form.next().await.map_err(broken)? {
+        if part.name.as_deref() != Some("file") {
             continue;
         }
         if written.len() == MAX_PARTS {
             return Err(ApiError::bad_request(format!("a form may hold at most {MAX_PARTS} files")));
         }
-        let path = place_of(&field, target)?;
+        let path = place_of(&part, target)?;
         if written.iter().any(|other| Path::new(&other.path) == path) {
             let text = format!(
                 "you cannot upload multiple files to the same path '{}' in one upload request, \
@@ -125,14 +130,16 @@ async fn form(target: &Target, writer: &Writer, mut request: Request<Body>) -> R
             );
             return Err(ApiError::bad_request(text));
         }
-        written.push(writer.write(path, &target.user, field.map_err(io::Error::other).boxed()).await?);
+        let content =
+            stream::unfold(&mut form, async |form| Some((form.chunk().await.map_err(io::Error::other).transpose()?, form)));
+        written.push(writer.write(path, &target.user, content.boxed()).await?);
     }
     Ok(written)
 }
 
 /// Where a part goes: the request's path, else the part's file name, which may be a path.
-fn place_of(field: &Field<'_>, target: &Target) -> Result<PathBuf, ApiError> {
-    let name = target.path.as_deref().or_else(|| field.file_name());
+fn place_of(part: &Part, target: &Target) -> Result<PathBuf, ApiError> {
+    let name = target.path.as_deref().or(part.file_name.as_deref());
     let name = name.ok_or_else(|| ApiError::bad_request("filename not found in Content-Disposition header"))?;
     Ok(paths::resolve(name, &target.user, target.default_workdir.as_deref())?)
 }
@@ -177,9 +184,9 @@ struct Sink {
 
 impl Sink {
     fn create(path: PathBuf, user: &User, expected_bytes: Option<u64>) -> Result<Self, ApiError> {
-        let failed = |what: &str, error: &io::Error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => no_space(expected_bytes),
-            _ => ApiError::internal(format!("error {what}: {error}")),
+        let failed = |what: &str, error: &io::Error| match Trouble::of(error) {
+            Trouble::Full => no_space(expected_bytes),
+            trouble => trouble.api(format!("error {what}: {error}")),
         };
         if let Some(parent) = path.parent() {
             paths::make_dirs(parent, user).map_err(|error| failed("ensuring directories", &error))?;
@@ -213,9 +220,9 @@ impl Sink {
     fn write(mut self, bytes: &[u8]) -> Result<Self, ApiError> {
         // An empty write would be an event of its own on some file systems.
         if !bytes.is_empty() {
-            self.file.write_all(bytes).map_err(|error| match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => no_space(self.expected_bytes),
-                _ => ApiError::internal(format!("error writing file: {error}")),
+            self.file.write_all(bytes).map_err(|error| match Trouble::of(&error) {
+                Trouble::Full => no_space(self.expected_bytes),
+                trouble => trouble.api(format!("error writing file: {error}")),
             })?;
         }
         Ok(self)

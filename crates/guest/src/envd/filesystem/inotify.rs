@@ -17,7 +17,7 @@ use firkin_wire::envd::filesystem::EventType;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
-use crate::readiness;
+use crate::{envd::trouble::Trouble, readiness};
 
 /// Directories of one recursive watch. The kernel's own limit is for the whole machine.
 const MAX_DIRECTORIES: usize = 65_536;
@@ -182,8 +182,8 @@ impl Tree {
             }
             match inotify::add_watch(self.queue.get_ref(), &path, flags) {
                 Ok(wd) => self.directories.insert(wd, directory.clone()),
-                // Gone again, or no directory any more.
-                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) if below_root => continue,
+                // Gone again, no directory any more, or so deep that no path names it.
+                Err(source) if below_root && Trouble::of(&source.into()).passes() => continue,
                 Err(source) => return Err(error(source.into())),
             };
             if !self.recursive {
@@ -193,7 +193,7 @@ impl Tree {
                 return Err(WatchError::TooMany);
             }
             let entries = match fs_err::read_dir(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && below_root => continue,
+                Err(error) if below_root && Trouble::of(&error).passes() => continue,
                 other => other.map_err(error)?,
             };
             for entry in entries.flatten() {

@@ -23,6 +23,7 @@ use super::{
     auth, keepalive,
     paths::{self, PathError},
     state::State,
+    trouble::Trouble,
     users::{User, UserDb},
 };
 
@@ -70,13 +71,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ConnectErr
     tokio::task::spawn_blocking(work).await.map_err(|error| ConnectError::internal(error.to_string()))?
 }
 
-/// An I/O error for the client: what was absent is "not found", the rest is ours. `fs-err` names the path.
+/// An I/O error for the client. `fs-err` names the path.
 fn io_error(error: &io::Error) -> ConnectError {
-    match error.kind() {
-        io::ErrorKind::NotFound => ConnectError::not_found(format!("file not found: {error}")),
-        io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => ConnectError::invalid_argument(error.to_string()),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ConnectError::resource_exhausted(error.to_string()),
-        _ => ConnectError::internal(error.to_string()),
+    match Trouble::of(error) {
+        Trouble::Absent => ConnectError::not_found(format!("file not found: {error}")),
+        trouble => trouble.connect(error.to_string()),
     }
 }
 

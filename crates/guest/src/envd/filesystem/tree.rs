@@ -11,6 +11,7 @@ use firkin_wire::envd::filesystem::EntryInfo;
 use super::{entry, io_error};
 use crate::envd::{
     paths,
+    trouble::Trouble,
     users::{User, UserDb},
 };
 
@@ -80,17 +81,17 @@ pub(super) fn list(root: &Path, depth: u32, db: &UserDb) -> Result<Vec<EntryInfo
     let mut pending: Vec<(PathBuf, u32)> = names_reversed(root, 1).map_err(|error| io_error(&error))?;
     while let Some((path, level)) = pending.pop() {
         if entries.len() == MAX_ENTRIES {
-            return Err(ConnectError::resource_exhausted(format!("cannot list more than {MAX_ENTRIES} entries")));
+            return Err(ConnectError::failed_precondition(format!("cannot list more than {MAX_ENTRIES} entries")));
         }
         match entry::describe(&path, db) {
-            // Gone since its directory was read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // Gone since its directory was read, or so deep that no path names it: the rest is there all the same.
+            Err(error) if Trouble::of(&error).passes() => continue,
             Err(error) => return Err(io_error(&error)),
             Ok(entry) => entries.push(entry),
         }
         if level < depth && fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
             match names_reversed(&path, level + 1) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if Trouble::of(&error).passes() => {}
                 other => pending.extend(other.map_err(|error| io_error(&error))?),
             }
         }
@@ -109,6 +110,8 @@ fn names_reversed(dir: &Path, level: u32) -> io::Result<Vec<(PathBuf, u32)>> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
@@ -126,6 +129,21 @@ mod tests {
         assert_eq!(names(dir.path(), 1), ["a", "b", "b-file", "link"]);
         assert_eq!(names(dir.path(), 2), ["a", "b", "b/c", "b-file", "link"]);
         assert_eq!(names(&at("link"), 5), ["c", "c/d"]);
+    }
+
+    #[test]
+    fn a_tree_that_is_too_deep_to_name_is_listed_as_far_as_it_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "d".repeat(200);
+        let mut inside = rustix::fs::open(dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..30 {
+            rustix::fs::mkdirat(&inside, &name, Mode::RWXU).unwrap();
+            inside = rustix::fs::openat(&inside, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        let entries = list(dir.path(), u32::MAX, &UserDb::default()).unwrap();
+        assert!((15..25).contains(&entries.len()), "{}", entries.len());
+        remove(&dir.path().join(&name)).unwrap();
+        assert!(list(dir.path(), 1, &UserDb::default()).unwrap().is_empty());
     }
 
     #[test]

@@ -22,7 +22,10 @@ use super::{
     inotify::{Change, Tree, WatchError},
     io_error,
 };
-use crate::{envd::users::UserDb, logging};
+use crate::{
+    envd::{trouble::Trouble, users::UserDb},
+    logging,
+};
 
 /// Watches kept for clients that ask. One that is forgotten costs an inotify instance.
 const MAX_WATCHERS: usize = 1024;
@@ -58,8 +61,10 @@ impl From<WatchError> for ConnectError {
     fn from(error: WatchError) -> Self {
         let text = logging::chain(&error);
         match error {
-            WatchError::TooMany | WatchError::Overflow => Self::resource_exhausted(text),
-            WatchError::Add { .. } | WatchError::Open(_) | WatchError::Read(_) => Self::internal(text),
+            WatchError::TooMany => Self::failed_precondition(text),
+            WatchError::Overflow => Self::data_loss(text),
+            WatchError::Add { source, .. } => Trouble::of(&source).connect(text),
+            WatchError::Open(_) | WatchError::Read(_) => Self::internal(text),
         }
     }
 }
@@ -207,8 +212,7 @@ impl Pending {
         }
         match self.watcher.drain() {
             Ok(events) if self.events.len() + events.len() > MAX_PENDING => {
-                self.failure =
-                    Some(ConnectError::resource_exhausted(format!("more than {MAX_PENDING} events were not asked for")));
+                self.failure = Some(ConnectError::data_loss(format!("more than {MAX_PENDING} events were not asked for")));
                 self.events = Vec::new();
             }
             Ok(mut events) => self.events.append(&mut events),
@@ -226,7 +230,7 @@ impl Watchers {
     pub(super) fn keep(&self, watcher: Watcher) -> Result<String, ConnectError> {
         let mut all = self.all();
         if all.len() >= MAX_WATCHERS {
-            return Err(ConnectError::resource_exhausted(format!("{MAX_WATCHERS} watchers exist already; remove some")));
+            return Err(ConnectError::failed_precondition(format!("{MAX_WATCHERS} watchers exist already; remove some")));
         }
         let id = new_id()?;
         let queue = watcher.tree.queue();

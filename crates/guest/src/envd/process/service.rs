@@ -95,7 +95,7 @@ impl From<StartError> for ConnectError {
     fn from(error: StartError) -> Self {
         let text = logging::chain(&error);
         match error {
-            StartError::TooMany => Self::resource_exhausted(text),
+            StartError::TooMany => Self::failed_precondition(text),
             StartError::Spawn { .. } => Self::invalid_argument(text),
         }
     }
@@ -281,7 +281,7 @@ fn events(
                 };
                 (Ok(event(end)), None)
             }
-            Next::Cut => (Err(ConnectError::resource_exhausted("output was read too slowly and held back other readers")), None),
+            Next::Cut => (Err(ConnectError::aborted("output was read too slowly and held back other readers")), None),
         })
     });
     stream::once(async { Ok(start) }).chain(rest)
