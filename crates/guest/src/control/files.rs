@@ -1,4 +1,4 @@
-//! Small files of `/etc` that say who the machine is.
+//! Small files of `/etc` and `/run/e2b` that say who the machine is.
 //!
 //! They live in memory and are bound over those of the disk, as container engines do it: a restore rewrites them with a handful of
 //! system calls and no disk page, where a rename on the disk is most of what an emulated guest does to become somebody. What
@@ -21,6 +21,9 @@ pub(super) const EPOCH_FILE: &str = "/run/firkin/epoch";
 /// Where the files are; root's alone to write.
 const DIRECTORY: &str = "/run/firkin/etc";
 
+/// Where programs that know E2B look for where they are; a file for each variable of that name.
+const E2B_DIRECTORY: &str = "/run/e2b";
+
 /// The most that is taken over of a file of the disk.
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -36,6 +39,8 @@ pub(super) struct Files {
     pub(super) machine_id: Bound,
     pub(super) resolv_conf: Bound,
     pub(super) epoch: Bound,
+    pub(super) sandbox_id: Bound,
+    pub(super) template_id: Bound,
 }
 
 impl Files {
@@ -49,12 +54,17 @@ impl Files {
             mount(Some(&own), &shown, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             Ok::<_, io::Error>(file)
         };
+        let e2b = Path::new(E2B_DIRECTORY);
+        fs_err::create_dir_all(e2b)?;
+        Bound::create(&e2b.join(".E2B_SANDBOX"), b"true")?;
         Ok(Self {
             hostname: bound("hostname")?,
             hosts: bound("hosts")?,
             machine_id: bound("machine-id")?,
             resolv_conf: bound("resolv.conf")?,
             epoch: Bound::create(Path::new(EPOCH_FILE), b"0\n")?,
+            sandbox_id: Bound::create(&e2b.join(".E2B_SANDBOX_ID"), b"")?,
+            template_id: Bound::create(&e2b.join(".E2B_TEMPLATE_ID"), b"")?,
         })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -23,6 +23,9 @@ use nix::{
 
 /// The interface of every guest.
 const INTERFACE: &str = "eth0";
+
+/// An address that is nobody's (RFC 5737); nothing is sent there.
+const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 1), 9);
 
 /// Why the kernel did not take the settings.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +118,13 @@ pub(super) fn apply(wanted: Option<&GuestNetwork>, before: Option<&GuestNetwork>
     steps.push(neighbour(index, wanted.gateway, mac));
     steps.push(default_route(index, wanted.gateway));
     carry_out(&steps)
+}
+
+/// Whether packets to anywhere would leave from the address of `wanted`. It takes no packet to know: a socket is given its route when
+/// it is given its peer. A route of the user's own, into a tunnel say, is as good as ours.
+pub(super) fn is_in_force(wanted: &GuestNetwork) -> bool {
+    let routed = UdpSocket::bind((wanted.address, 0)).and_then(|socket| socket.connect(ANYWHERE));
+    routed.is_ok()
 }
 
 fn index_of(name: &'static str) -> Result<u32, NetworkError> {
@@ -242,6 +252,13 @@ mod tests {
         for bad in ["", "02:fc", "02:fc:00:00:00:zz", "02:fc:00:00:00:01:02"] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_address_that_is_not_there_is_not_in_force() {
+        let address = Ipv4Addr::new(192, 0, 2, 77);
+        let network = GuestNetwork { address, prefix: 24, gateway: address, gateway_mac: String::new(), dns: Vec::new() };
+        assert!(!is_in_force(&network));
     }
 
     #[test]

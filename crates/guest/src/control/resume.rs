@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     envd::{Settings, State, sandbox_env},
+    logging,
     reaper::Reaper,
 };
 
@@ -100,10 +101,7 @@ impl Current {
         let clock_behind_ns = set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?;
         nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
         write_files(identity, &self.files).map_err(ResumeError::Files)?;
-        if identity.network.is_some() && identity.network != self.network {
-            network::apply(identity.network.as_ref(), self.network.as_ref()).map_err(ResumeError::Network)?;
-            self.network.clone_from(&identity.network);
-        }
+        self.set_network(identity.network.as_ref(), new_life)?;
         state.set(Settings {
             access_token: identity.access_token.clone(),
             default_user: identity.default_user.clone(),
@@ -114,6 +112,24 @@ impl Current {
             hooks::run(identity, &self.reaper);
         }
         Ok(clock_behind_ns)
+    }
+}
+
+impl Current {
+    /// Puts network settings in force that are new, or that user code has undone: what it made of the interface ends with the life in
+    /// which it did that. Only where they are new, a guest that does not take them is not who it should be.
+    fn set_network(&mut self, wanted: Option<&GuestNetwork>, new_life: bool) -> Result<(), ResumeError> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        if self.network.as_ref() != Some(wanted) {
+            network::apply(Some(wanted), self.network.as_ref()).map_err(ResumeError::Network)?;
+            self.network = Some(wanted.clone());
+        } else if new_life
+            && !network::is_in_force(wanted)
+            && let Err(error) = network::apply(Some(wanted), None)
+        {
+            tracing::error!(error = logging::chain(&error), "cannot set up the network again");
+        }
+        Ok(())
     }
 }
 
@@ -147,6 +163,9 @@ fn write_files(identity: &Identity, files: &Files) -> io::Result<()> {
     files.hostname.put(&format!("{name}\n"))?;
     files.hosts.put(&hosts(name))?;
     files.epoch.put(&format!("{}\n", identity.epoch))?;
+    // As E2B's agent writes them: without a newline.
+    files.sandbox_id.put(name)?;
+    files.template_id.put(&identity.template_id)?;
     if let Some(id) = &identity.machine_id {
         files.machine_id.put(&format!("{id}\n"))?;
     }

@@ -34,6 +34,9 @@ impl Settings {
     }
 }
 
+/// Text is UTF-8 where neither image nor user says otherwise: without it programs take each letter beyond ASCII for several.
+const LOCALE: &str = "C.UTF-8";
+
 /// The environment of a sandbox: what its creator gave, and the names by which programs know where they are.
 pub(crate) fn sandbox_env(sandbox_id: &str, template_id: &str, given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
@@ -42,6 +45,10 @@ pub(crate) fn sandbox_env(sandbox_id: &str, template_id: &str, given: &BTreeMap<
         ("E2B_TEMPLATE_ID".to_owned(), template_id.to_owned()),
     ]);
     env.extend(given.iter().map(|(key, value)| (key.clone(), value.clone())));
+    // `LC_ALL` wins over `LANG`, and `LC_CTYPE` would too: whoever sets one of them has chosen.
+    if !["LANG", "LC_ALL", "LC_CTYPE"].iter().any(|name| env.contains_key(*name)) {
+        env.insert("LANG".to_owned(), LOCALE.to_owned());
+    }
     env
 }
 
@@ -86,5 +93,22 @@ impl State {
     /// Says that envd accepts connections.
     pub(crate) fn set_serving(&self) {
         self.0.serving.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_utf8_unless_somebody_has_chosen() {
+        let env = |given: &[(&str, &str)]| {
+            let given = given.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+            sandbox_env("i", "t", &given).get("LANG").cloned()
+        };
+        assert_eq!(env(&[]).as_deref(), Some("C.UTF-8"));
+        assert_eq!(env(&[("LANG", "de_DE.UTF-8")]).as_deref(), Some("de_DE.UTF-8"));
+        assert_eq!(env(&[("LC_ALL", "C")]), None);
+        assert_eq!(env(&[("LC_CTYPE", "C")]), None);
     }
 }
