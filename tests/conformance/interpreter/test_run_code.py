@@ -16,6 +16,14 @@ def test_cells_share_variables_and_are_counted(sandbox):
     assert second.execution_count == first.execution_count + 1
 
 
+def test_nobody_runs_code_without_the_token(api, sandbox):
+    with api.through_proxy(sandbox.sandbox_id, 49999) as interpreter:
+        assert interpreter.post("/execute", json={"code": "1"}).status_code == 401
+        assert interpreter.post("/warm-up").status_code == 401
+        assert interpreter.get("/contexts", headers={"Origin": "https://evil.example"}).status_code == 401
+    assert [context.id for context in sandbox.list_code_contexts()]
+
+
 def test_output_arrives_at_callbacks_and_in_the_logs(sandbox):
     seen = []
     execution = sandbox.run_code(

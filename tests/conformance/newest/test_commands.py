@@ -16,6 +16,11 @@ def test_output_and_errors_arrive_apart(sandbox):
     assert (result.stdout, result.stderr, result.exit_code, result.error) == ("out\n", "err\n", 0, None)
 
 
+def test_text_is_utf8_and_e2bs_files_say_where_a_program_is(sandbox):
+    told = sandbox.commands.run("printf 'äö' | wc -m; cd /run/e2b; cat .E2B_SANDBOX .E2B_SANDBOX_ID; echo; stat -c %a /dev/fuse")
+    assert told.stdout == f"2\ntrue{sandbox.sandbox_id}\n666\n"
+
+
 def test_a_failing_command_raises_with_everything_it_said(sandbox):
     with pytest.raises(CommandExitException) as failed:
         sandbox.commands.run("echo before; echo why >&2; exit 42")

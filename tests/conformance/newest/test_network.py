@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from support import start_guest_program
+from support import start_guest_program, wait_for
 
 PORT = 8000
 
@@ -13,6 +13,7 @@ def test_a_signed_url_needs_no_sandbox_id(driver, spawn):
     url = sandbox.download_url("/home/user/signed.txt")
     # As a person would open it: nothing but the URL.
     assert httpx.get(url).text == "signed"
+    assert httpx.head(url).headers["content-length"] == "6"
     assert httpx.get(url.replace("signed.txt", "other.txt")).status_code == 401
     expired = sandbox.download_url("/home/user/signed.txt", use_signature_expiration=-10)
     refused = httpx.get(expired)
@@ -57,3 +58,21 @@ def test_rules_that_cannot_be_kept_are_refused(driver, spawn, network):
 
     with pytest.raises(e2b.SandboxException, match="400"):
         spawn(network=network)
+
+
+def test_a_network_that_was_taken_down_is_back_after_a_resume(spawn, api):
+    sandbox = spawn()
+    # The command answers before it cuts itself off.
+    sandbox.commands.run("(sleep 0.3; ip link set eth0 down) >/dev/null 2>&1 & true", user="root")
+
+    def is_down() -> bool:
+        try:
+            return envd.get("/health", timeout=2).status_code == 502
+        except httpx.TimeoutException:
+            return True
+
+    with api.through_proxy(sandbox.sandbox_id, 49983) as envd:
+        wait_for(is_down, "the end of the network")
+    sandbox.pause()
+    sandbox.connect()
+    assert sandbox.commands.run("ip route show default | wc -l").stdout == "1\n"

@@ -92,6 +92,7 @@ def test_a_signed_url_opens_one_file(api, peer):
     url = httpx.URL(peer.download_url("/home/user/signed.txt"))
     with api.through_proxy(peer.sandbox_id, ENVD_PORT) as envd:
         assert envd.get("/files", params=url.params).text == "signed"
+        assert envd.head("/files", params=url.params).headers["content-length"] == "6"
         assert envd.get("/files", params=url.params.set("path", "/etc/passwd")).status_code == 401
 
 
@@ -123,7 +124,7 @@ def peers_on_the_loopback(api, sandbox) -> list[str]:
     return peers
 
 
-def test_servers_on_the_loopback_are_reached_in_every_life(api, driver, spawn):
+def test_servers_on_the_loopback_are_reached_in_every_life(api, spawn):
     """Most development servers bind there. One that comes later is reached from its first moment on."""
     sandbox = spawn()
     with api.through_proxy(sandbox.sandbox_id, 8301) as web:
@@ -135,13 +136,11 @@ def test_servers_on_the_loopback_are_reached_in_every_life(api, driver, spawn):
             sandbox.commands.run(f"until (: </dev/tcp/{address}/{port}) 2>/dev/null; do sleep 0.05; done")
     expected = ["127.0.0.1", "::1", "127.0.0.1"]
     assert peers_on_the_loopback(api, sandbox) == expected
-    child = sandbox.fork()[0]
-    try:
-        assert peers_on_the_loopback(api, child) == expected
-    finally:
-        child.kill()
+    (child,) = sandbox.fork()
+    spawn.adopt(child)
+    assert peers_on_the_loopback(api, child) == expected
     sandbox.pause()
-    sandbox = driver.connect(sandbox.sandbox_id)
+    sandbox.connect()
     assert peers_on_the_loopback(api, sandbox) == expected
     data = os.urandom(1 << 20)
     with api.through_proxy(sandbox.sandbox_id, 8301) as web:
