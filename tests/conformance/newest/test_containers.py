@@ -35,6 +35,17 @@ def test_tools_modules_and_devices_are_there(machine):
     assert ping.exit_code == 0
 
 
+def test_file_systems_are_made_and_mounted(machine):
+    # Nothing is loaded first: the kernel asks for what it needs.
+    as_root(
+        machine,
+        "set -e; cd /tmp; truncate -s 64M disk; mkfs.ext4 -q disk; mkdir -p m l u w o; mount -o loop disk m; echo a >l/a;"
+        "mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w o; echo b >o/b; test -e u/b; umount o m;"
+        "dd if=/dev/zero of=swap bs=1M count=16 status=none; chmod 600 swap; mkswap -q swap; swapon swap; swapoff swap;"
+        "nft add table inet t; nft delete table inet t; iptables -t nat -S >/dev/null",
+    )
+
+
 def test_node_and_its_package_managers_are_recent(machine):
     assert int(machine.commands.run("node -p 'process.versions.node.split(`.`)[0]'").stdout) >= 20
     for manager in ["npm", "npx", "yarn", "pnpm", "corepack"]:
