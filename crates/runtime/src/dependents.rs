@@ -12,21 +12,34 @@
 
 use crate::store::{SandboxRecord, TemplateRecord};
 
-/// The dependents of `target`, each as a person would name it. `base_of` tells on whose memory an artifact stands.
+/// The dependents of a template or snapshot, each as a person would name it.
+///
+/// `artifacts` are those that would go with it, and `base_of` tells on whose memory another one stands.
 pub(crate) fn of(
-    target: &TemplateRecord,
+    id: &str,
+    artifacts: &[&str],
     sandboxes: &[SandboxRecord],
     templates: &[TemplateRecord],
     base_of: impl Fn(&str) -> Option<String>,
 ) -> Vec<String> {
-    let created = sandboxes.iter().filter(|sandbox| sandbox.template_id == target.id);
+    let created = sandboxes.iter().filter(|sandbox| sandbox.template_id == id);
+    created.map(|sandbox| format!("sandbox `{}`", sandbox.id)).chain(standing(id, artifacts, templates, base_of)).collect()
+}
+
+/// Those of them that stand on its memory.
+pub(crate) fn standing(
+    id: &str,
+    artifacts: &[&str],
+    templates: &[TemplateRecord],
+    base_of: impl Fn(&str) -> Option<String>,
+) -> Vec<String> {
     let stands = |other: &&TemplateRecord| {
-        other.id != target.id && other.artifact != target.artifact && base_of(&other.artifact).as_ref() == Some(&target.artifact)
+        let base = || base_of(&other.artifact);
+        other.id != id
+            && !artifacts.contains(&other.artifact.as_str())
+            && base().is_some_and(|base| artifacts.contains(&base.as_str()))
     };
-    let standing = templates.iter().filter(stands);
     let kind = |record: &TemplateRecord| if record.snapshot_of.is_some() { "snapshot" } else { "template" };
-    created
-        .map(|sandbox| format!("sandbox `{}`", sandbox.id))
-        .chain(standing.map(|record| format!("{} `{}`", kind(record), record.names.first().unwrap_or(&record.id))))
-        .collect()
+    let standing = templates.iter().filter(stands);
+    standing.map(|record| format!("{} `{}`", kind(record), record.names.first().unwrap_or(&record.id))).collect()
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use firkin_engine::{Exit, MachineError, StartError};
 
+pub use crate::reference::NoTemplate;
 use crate::{admission::AdmissionError, network::SlotError, sandbox::SandboxId};
 
 /// No such sandbox, or no longer.
@@ -328,9 +329,9 @@ pub enum AgentError {
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// No template or snapshot by that name or id.
-    #[error("template '{0}' not found")]
-    TemplateNotFound(String),
+    /// There is nothing to create it from.
+    #[error(transparent)]
+    NoTemplate(#[from] NoTemplate),
     /// The timeout is zero or longer than may be asked for.
     #[error("{0}")]
     InvalidTimeout(InvalidTimeout),
@@ -621,8 +622,8 @@ pub enum DialError {
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
     /// No template or snapshot by that name or id.
-    #[error("template '{0}' not found")]
-    NotFound(String),
+    #[error(transparent)]
+    NotFound(#[from] NoTemplate),
     /// Others are built on it.
     #[error("template '{template}' is in use by {}", users.join(", "))]
     InUse {
@@ -790,9 +791,12 @@ pub enum NetworkError {
 /// Why tags were not assigned or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TagError {
-    /// Nothing has this id or name.
-    #[error("template `{0}` does not exist")]
-    NotFound(String),
+    /// Nothing has this id or name, or not this tag.
+    #[error(transparent)]
+    NoTemplate(#[from] NoTemplate),
+    /// A template to take tags from is named without one.
+    #[error("`{0}` has a tag: name those to be removed in `tags`")]
+    Tagged(String),
     /// Not `name` or `name:tag`.
     #[error("`{0}` is not the name of a template")]
     InvalidName(String),

@@ -61,6 +61,12 @@ pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> V
     let lives = |id: &str| alive.contains(id).then(|| (LineageKind::Sandbox, id.to_owned()));
     let mut below: BTreeMap<Option<Key>, Vec<LineageNode>> = BTreeMap::new();
     for record in templates {
+        // Versions of one template are one node.
+        let known = below.values_mut().flatten().find(|node| node.id == record.id && node.kind == kind(record));
+        if let Some(known) = known {
+            known.names.extend(full_names(record));
+            continue;
+        }
         let source = record.snapshot_of.as_ref().and_then(|id| lives(id.as_str()));
         let parent = source.or_else(|| record.made_from.as_ref().and_then(|id| made_by(id)));
         below.entry(parent).or_default().push(LineageNode {

@@ -38,6 +38,7 @@ use self::shelf::{Item, Shelf, Stage};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
+    reference::DEFAULT,
     restore::SnapshotRestoreRequest,
     session::{Session, Staged},
     store::TemplateRecord,
@@ -122,16 +123,32 @@ impl WarmConfig {
     }
 }
 
-/// What is said of this template by any of its names.
+/// What is said of this build of a template by any of its names.
 fn named<T: Copy>(said: &BTreeMap<String, T>, template: &TemplateRecord) -> Option<T> {
-    let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name));
-    names.chain([template.id.as_str()]).find_map(|name| said.get(name).copied())
+    let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned());
+    names.chain(shelf_of(template)).find_map(|name| said.get(&name).copied())
+}
+
+/// How the shelf of this build is called: as its template by id, with the tag unless that is `default`. What no tag stands for has
+/// none: nobody can ask for it.
+fn shelf_of(template: &TemplateRecord) -> Option<String> {
+    let tags: Vec<&str> = template.tags().collect();
+    match tags.first() {
+        Some(_) if tags.contains(&DEFAULT) => Some(template.id.clone()),
+        Some(tag) => Some(format!("{}:{tag}", template.id)),
+        None => None,
+    }
+}
+
+/// The template whose build a shelf has.
+fn template_of(shelf: &str) -> &str {
+    shelf.split_once(':').map_or(shelf, |(template, _)| template)
 }
 
 /// The pool in numbers. Counters begin with the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PoolStatus {
-    /// By template id; only templates that are pooled.
+    /// By template id, with the tag unless that is `default`; only those that are pooled.
     pub templates: BTreeMap<String, ShelfStatus>,
     /// Creates that claimed a warm session.
     pub hits: u64,
@@ -211,6 +228,7 @@ struct State {
 /// What a maker is to make.
 #[derive(Debug)]
 struct Order {
+    /// The shelf that it is for, see [`shelf_of`].
     template: String,
     artifact: String,
     stage: Stage,
@@ -282,12 +300,12 @@ impl WarmPool {
         loop {
             let item = {
                 let mut state = self.state();
-                let shelf = state.shelves.get_mut(template)?;
+                let mut shelves = state.shelves.iter_mut().filter(|(shelf, _)| template_of(shelf) == template);
+                let (_, shelf) = shelves.find(|(_, shelf)| shelf.artifact == manifest.id)?;
                 if std::mem::take(&mut first) {
                     shelf.demand.record(Instant::now());
                 }
-                let fits = shelf.artifact == manifest.id;
-                let oldest = |stage| shelf.items.iter().position(|item| item.stage == stage && item.ready && fits);
+                let oldest = |stage| shelf.items.iter().position(|item| item.stage == stage && item.ready);
                 let at = oldest(Stage::Warm).or_else(|| oldest(Stage::Prepared));
                 let item = at.and_then(|at| shelf.items.remove(at));
                 if item.is_none() {
@@ -318,7 +336,8 @@ impl WarmPool {
             if depth == Depth::NONE && prepared == 0 {
                 continue;
             }
-            let earlier = before.remove(&template.id);
+            let Some(key) = shelf_of(template) else { continue };
+            let earlier = before.remove(&key);
             let (demand, items) = earlier.map(|shelf| (shelf.demand, (shelf.artifact, shelf.items))).unzip();
             let (kept, old) = match items {
                 Some((artifact, items)) if artifact == template.artifact => (items, 0),
@@ -336,7 +355,7 @@ impl WarmPool {
                 items: kept,
                 patience: BTreeMap::new(),
             };
-            state.shelves.insert(template.id.clone(), shelf);
+            state.shelves.insert(key, shelf);
         }
         state.counters.retired += before.values().map(|shelf| shelf.items.len() as u64).sum::<u64>();
     }

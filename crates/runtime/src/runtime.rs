@@ -26,28 +26,26 @@ use crate::{
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts, StateLock},
-    dependents,
     disk::DiskPressureGuard,
     error::{
-        BuildError, CreateError, DeadlineError, DeleteError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox,
-        OpenError, ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError, TagError,
+        CreateError, DeadlineError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox, NoTemplate, OpenError,
+        ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
     },
     forward,
     history::{self, Event},
     instances::Instances,
     lineage::{self, LineageNode},
     link::{Connector, Links},
-    metrics::{Live, Metrics, Timing},
+    metrics::{Live, Metrics},
     owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_length, check_timeout, gone},
     pool::{self, PoolStatus, WarmPool},
-    restore::{RestoreGates, memory_base},
+    restore::RestoreGates,
     sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
     secrets::Secrets,
     session::EngineLauncher,
     store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
     sweep::{self, Swept},
-    tags::{self, Tagged},
-    template::{self, BuildTemplate, Report, TemplateInfo, valid_name},
+    template::{self, valid_name},
     volumes::Volumes,
 };
 
@@ -151,8 +149,8 @@ impl Runtime {
         if self.core.stopping.is_cancelled() {
             return Err(CreateError::Stopping);
         }
-        let found = self.core.store.template(request.template.clone()).await.map_err(CreateError::Store)?;
-        let template = found.ok_or_else(|| CreateError::TemplateNotFound(request.template.clone()))?;
+        let found = self.core.store.template(&request.template).await.map_err(CreateError::Store)?;
+        let template = NoTemplate::unless_found(&request.template, found)?;
         let pin = self.core.artifacts.pin(template.artifact.clone());
         let artifact = self.core.artifacts.load(&template.artifact).map_err(|source| CreateError::Restore {
             template: template.id.clone(),
@@ -310,6 +308,7 @@ impl Runtime {
             updated_at: now,
             spawn_count: 0,
             last_spawned_at: None,
+            description: None,
             snapshot_of: Some(id.clone()),
             made_from: Some(source.record.template_id.clone()),
             recipe: None,
@@ -317,7 +316,7 @@ impl Runtime {
             setup: source.record.setup(),
             names: names.into_iter().collect(),
         };
-        self.core.store.put_template(record.clone()).await.map_err(SnapshotError::Store)?;
+        let record = self.core.store.put_template(record).await.map_err(SnapshotError::Store)?;
         drop(source.pin);
         self.core.collect();
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
@@ -327,7 +326,7 @@ impl Runtime {
     /// cut. A paused sandbox stays paused. On failure it is what it was.
     pub async fn rollback(&self, id: &SandboxId, snapshot: &str) -> Result<RuntimeSandbox, RollbackError> {
         self.handle(id)?;
-        let found = self.core.store.template(snapshot.to_owned()).await.map_err(RollbackError::Store)?;
+        let found = self.core.store.template(snapshot).await.map_err(RollbackError::Store)?.found();
         let found = found.ok_or_else(|| RollbackError::SnapshotNotFound(snapshot.to_owned()))?;
         if found.snapshot_of.as_ref() != Some(id) {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
@@ -425,16 +424,6 @@ impl Runtime {
         self.core.history.events(id).ok_or_else(|| gone(id))
     }
 
-    /// Gives what `target` names further names: its own with each of `tags`. A tag that is in use moves.
-    pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
-        tags::assign(&self.core.store, target, tags).await
-    }
-
-    /// Takes tags of `name` away. All of them, or none when one is not there.
-    pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
-        tags::remove(&self.core.store, name, &tags).await
-    }
-
     /// Runs a command in a running sandbox to its end.
     pub async fn run(&self, id: &SandboxId, command: &GuestCommand) -> Result<CommandOutput, CommandError> {
         let View { sandbox, access, .. } = self.handle(id)?.view.borrow().clone();
@@ -483,73 +472,6 @@ impl Runtime {
             }
         }
         Err(DialError::Transitioning(id.clone()))
-    }
-
-    /// Every template (snapshots excluded), newest first.
-    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
-        let mut templates: Vec<TemplateInfo> =
-            self.core.store.templates().await?.iter().filter(|t| t.snapshot_of.is_none()).map(template::show).collect();
-        templates.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
-        Ok(templates)
-    }
-
-    /// A template or snapshot by id, name, or `name:tag`. A name without a tag that nothing stands for is the newest of that name.
-    pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        Ok(build::family_member(&self.core, reference).await?.as_ref().map(template::show))
-    }
-
-    /// Boots, prepares and snapshots a template.
-    pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
-        let built = template::build(&self.core, build, report);
-        Ok(template::show(&self.core.metrics.measured(Timing::ColdTemplateBuild, built).await?))
-    }
-
-    /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
-    pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
-        let recipe = template::recipe(&self.core, &build);
-        let existing = self.core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
-        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
-            && self.core.artifacts.is_usable(&existing.artifact)
-        {
-            // An earlier version may have built it, which did not remember this.
-            if existing.warm_up != build.ready {
-                existing.warm_up = build.ready;
-                self.core.store.put_template(existing.clone()).await.map_err(BuildError::Store)?;
-                self.core.pool.templates_changed();
-            }
-            return Ok((template::show(&existing), false));
-        }
-        Ok((self.build_template(build, report).await?, true))
-    }
-
-    /// Deletes a template or a snapshot. Refused while a sandbox that was created from it exists, running or paused, and while a
-    /// snapshot stands on its memory. A create that is under way succeeds, from what is then gone; a build that is, ends.
-    pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
-        let templates = self.core.store.templates().await.map_err(DeleteError::Store)?;
-        let found = build::family_member(&self.core, reference).await.map_err(DeleteError::Store)?;
-        let Some(template) = found else {
-            let had_builds = build::cancel_all(&self.core, reference).await.map_err(DeleteError::Store)?;
-            return if had_builds { Ok(()) } else { Err(DeleteError::NotFound(reference.to_owned())) };
-        };
-        let sandboxes = self.core.store.sandboxes().await.map_err(DeleteError::Store)?;
-        let is_other = |other: &TemplateRecord| other.id != template.id && other.artifact == template.artifact;
-        let shared =
-            templates.iter().any(is_other) || build::keeps(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
-        // An artifact that cannot be read holds nothing, and one that others or builds stand on is not this template's alone.
-        let base_of = |artifact: &str| {
-            let loaded = self.core.artifacts.load(artifact).ok().filter(|_| !shared)?;
-            Some(memory_base(&loaded.manifest))
-        };
-        let users = dependents::of(&template, &sandboxes, &templates, base_of);
-        if !users.is_empty() {
-            return Err(DeleteError::InUse { template: reference.to_owned(), users });
-        }
-        build::cancel_all(&self.core, &template.id).await.map_err(DeleteError::Store)?;
-        self.core.store.delete_template(template.id).await.map_err(DeleteError::Store)?;
-        build::drop_artifact(&self.core, &template.artifact).await.map_err(DeleteError::Store)?;
-        self.core.pool.templates_changed();
-        self.core.collect();
-        Ok(())
     }
 
     /// Makes an API key, `e2b_` and 40 hexadecimal digits. Only its digest is kept.
@@ -665,7 +587,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
     SandboxRecord {
         id: SandboxId::generate(),
         template_id: template.id.clone(),
-        alias: template.names.first().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned()),
+        alias: template.base_name().map(str::to_owned),
         budget,
         started_at: now,
         end_at: now,
@@ -682,7 +604,8 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
 
 /// Names with the team.
 pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
-    record.names.iter().map(|name| format!("{TEAM}/{name}")).collect()
+    let named = record.names.iter().filter(|_| record.base_name().is_some());
+    named.map(|name| format!("{TEAM}/{name}")).collect()
 }
 
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {

@@ -3,10 +3,10 @@
 //! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
 //! JSON with a column for their id: they are always read whole, and their shape grows with the product.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,16 +14,18 @@ use crate::{
     build::{Defaults, Setup},
     capacity::ResourceBudget,
     error::StoreError,
-    runtime::TEAM,
     sandbox::{CreateSandbox, Memory, SandboxId},
 };
 
 mod builds;
+mod migrate;
+mod templates;
 
-pub(crate) use builds::{Became, LayerRecord};
+pub(crate) use builds::LayerRecord;
+pub(crate) use templates::{Assignment, FamilyRecord, Lookup};
 
 /// Version of the schema, in SQLite's `user_version`.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// Requests waiting for the database; each is a few microseconds to a few milliseconds.
 const QUEUE: usize = 256;
@@ -115,17 +117,26 @@ impl SandboxRecord {
     }
 }
 
-/// A template or a snapshot as it is remembered.
+/// What a build of a template made, or a snapshot, as it is remembered. What all builds of a template share is in [`FamilyRecord`],
+/// and stands in the record as it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TemplateRecord {
+    /// Of the template.
     pub(crate) id: String,
+    /// Its own.
     pub(crate) build_id: String,
     pub(crate) artifact: String,
     pub(crate) budget: ResourceBudget,
+    /// When the template was.
     pub(crate) created_at: Timestamp,
+    /// When this was built.
     pub(crate) updated_at: Timestamp,
+    /// Of all of the template's builds.
     pub(crate) spawn_count: u64,
     pub(crate) last_spawned_at: Option<Timestamp>,
+    /// What the template is for. Absent in records of earlier servers.
+    #[serde(default)]
+    pub(crate) description: Option<String>,
     /// The sandbox that a snapshot was taken of; absent for a template.
     pub(crate) snapshot_of: Option<SandboxId>,
     /// The template or snapshot that this sandbox had been created from. Absent for a template, and in records of earlier servers.
@@ -221,104 +232,6 @@ impl Store {
         self.run(|c| bodies(c, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")).await
     }
 
-    /// Inserts or replaces a template, taking its names from whoever had them.
-    pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            put_template(&tx, &record)?;
-            tx.commit().map_err(sqlite("commit a template"))
-        })
-        .await
-    }
-
-    /// Gives a template further names, taking them from whoever had them.
-    pub(crate) async fn add_names(&self, id: String, names: Vec<String>) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            for name in &names {
-                tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, id])
-                    .map_err(sqlite("add a name"))?;
-            }
-            tx.commit().map_err(sqlite("commit names"))
-        })
-        .await
-    }
-
-    /// Removes names. When one of them is not there, it is returned and all stay.
-    pub(crate) async fn remove_names(&self, names: Vec<String>) -> Result<Option<String>, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            for name in names {
-                if tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))? == 0 {
-                    return Ok(Some(name));
-                }
-            }
-            tx.commit().map_err(sqlite("commit names"))?;
-            Ok(None)
-        })
-        .await
-    }
-
-    /// Counts one more sandbox of a template.
-    pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let body: Option<String> = c
-                .query_row("SELECT body FROM templates WHERE id = ?1", params![id], |row| row.get(0))
-                .optional()
-                .map_err(sqlite("read a template"))?;
-            let Some(body) = body else { return Ok(()) };
-            let mut record: TemplateRecord = from_json("templates", &body)?;
-            record.spawn_count += 1;
-            record.last_spawned_at = Some(at);
-            let body = to_json("templates", &record)?;
-            c.execute("UPDATE templates SET body = ?2 WHERE id = ?1", params![id, body]).map_err(sqlite("count a spawn"))?;
-            Ok(())
-        })
-        .await
-    }
-
-    pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            delete_template(&tx, &id)?;
-            tx.commit().map_err(sqlite("commit a deletion"))
-        })
-        .await
-    }
-
-    /// Every template and snapshot with the names it holds now.
-    pub(crate) async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
-        self.run(|c| {
-            let mut records: Vec<TemplateRecord> = bodies(c, "templates", "SELECT body FROM templates ORDER BY id")?;
-            let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
-            let mut statement =
-                c.prepare_cached("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))?;
-            for row in rows {
-                let (id, name): (String, String) = row.map_err(sqlite("read names"))?;
-                names.entry(id).or_default().push(name);
-            }
-            for record in &mut records {
-                record.names = names.remove(&record.id).unwrap_or_default();
-            }
-            Ok(records)
-        })
-        .await
-    }
-
-    /// A template or snapshot by id, or by name (`name` means `name:default`).
-    pub(crate) async fn template(&self, reference: String) -> Result<Option<TemplateRecord>, StoreError> {
-        let reference = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&reference).to_owned();
-        let (base, tag) = reference.rsplit_once(':').unwrap_or((&reference, "default"));
-        let wanted = format!("{base}:{tag}");
-        // `<id>:default` is how unnamed snapshots are shown.
-        let by_id = (tag == "default").then(|| base.to_owned());
-        let records = self.templates().await?;
-        let found =
-            records.iter().find(|r| Some(&r.id) == by_id.as_ref()).or_else(|| records.iter().find(|r| r.names.contains(&wanted)));
-        Ok(found.cloned())
-    }
-
     pub(crate) async fn put_api_key(&self, digest: [u8; 32]) -> Result<(), StoreError> {
         self.run(move |c| {
             c.execute("INSERT OR IGNORE INTO api_keys (digest) VALUES (?1)", params![digest]).map_err(sqlite("put a key"))?;
@@ -341,24 +254,6 @@ fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError
     move |source| StoreError::Sqlite { operation, source }
 }
 
-fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<(), StoreError> {
-    let body = to_json("templates", record)?;
-    tx.execute("INSERT OR REPLACE INTO templates (id, body) VALUES (?1, ?2)", params![record.id, body])
-        .map_err(sqlite("put a template"))?;
-    tx.execute("DELETE FROM names WHERE template_id = ?1", params![record.id]).map_err(sqlite("clear names"))?;
-    for name in &record.names {
-        tx.execute("INSERT OR REPLACE INTO names (name, template_id) VALUES (?1, ?2)", params![name, record.id])
-            .map_err(sqlite("put a name"))?;
-    }
-    Ok(())
-}
-
-fn delete_template(tx: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM names WHERE template_id = ?1", params![id]).map_err(sqlite("delete names"))?;
-    tx.execute("DELETE FROM templates WHERE id = ?1", params![id]).map_err(sqlite("delete a template"))?;
-    Ok(())
-}
-
 fn to_json<T: Serialize>(table: &'static str, record: &T) -> Result<String, StoreError> {
     serde_json::to_string(record).map_err(|source| StoreError::Row { table, source })
 }
@@ -374,7 +269,7 @@ fn bodies<T: for<'de> Deserialize<'de>>(c: &Connection, table: &'static str, que
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
-    let connection = Connection::open(path).map_err(sqlite("open"))?;
+    let mut connection = Connection::open(path).map_err(sqlite("open"))?;
     // FULL: what is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
     connection
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
@@ -382,19 +277,33 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite("read the version"))?;
     match found {
         0 => connection
-            .execute_batch(
+            .execute_batch(&format!(
                 "BEGIN;
                  CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE templates (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE names (name TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id)) WITHOUT ROWID;
                  CREATE TABLE api_keys (digest BLOB PRIMARY KEY) WITHOUT ROWID;
-                 PRAGMA user_version = 1;
+                 {}
+                 PRAGMA user_version = {SCHEMA};
                  COMMIT;",
-            )
+                templates::TABLES
+            ))
             .map_err(sqlite("create the schema"))?,
+        1 => {
+            builds::create_tables(&connection)?;
+            migrate::from_1(&mut connection)?;
+        }
         SCHEMA => {}
         found => return Err(StoreError::Schema { found, known: SCHEMA }),
     }
     builds::create_tables(&connection)?;
     Ok(connection)
+}
+
+fn one<T: for<'de> Deserialize<'de>>(
+    c: &Connection,
+    table: &'static str,
+    query: &str,
+    id: &str,
+) -> Result<Option<T>, StoreError> {
+    let body: Option<String> = c.query_row(query, params![id], |row| row.get(0)).optional().map_err(sqlite("read a row"))?;
+    body.map(|body| from_json(table, &body)).transpose()
 }

@@ -1,12 +1,13 @@
-//! Tags: the part of a template's name behind the colon. Several may name one template, each names one.
+//! Tags: the part of a template's name behind the colon. Several may stand for one build, each stands for one.
 //!
-//! A tag stands for what the template is when it is assigned. A rebuild replaces that, and takes its tags away but the one it is
-//! built under: none of them silently comes to mean something else.
+//! A tag stands for a build until it is removed, assigned to another, or built anew; a build under other tags changes nothing of it.
 
-use crate::{error::TagError, runtime::TEAM, store::Store, template::valid_name};
-
-/// The tag that a name without one means. It cannot be removed: the template would have no name.
-pub(crate) const DEFAULT: &str = "default";
+use crate::{
+    error::{NoTemplate, TagError},
+    reference::{DEFAULT, Reference},
+    store::Store,
+    template::is_uuid,
+};
 
 /// Tags in one request.
 pub(crate) const MAX_TAGS: usize = 64;
@@ -24,56 +25,74 @@ pub struct Tagged {
 }
 
 pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
-    let base = base_name(target)?;
-    let names = names(base, &tags)?;
-    let found = store.template(target.to_owned()).await.map_err(TagError::Store)?;
-    let template = found.ok_or_else(|| TagError::NotFound(target.to_owned()))?;
-    // Named by its id, a template has to be called something first.
-    if template.id == base {
-        return Err(TagError::InvalidName(target.to_owned()));
+    let reference = valid(target)?;
+    let tags = clean(&tags)?;
+    let found = store.template(target).await.map_err(TagError::Store)?;
+    let version = NoTemplate::unless_found(target, found)?;
+    // A snapshot that was given no name has to be called something first.
+    let base = match version.base_name() {
+        Some(name) => name.to_owned(),
+        None if version.snapshot_of.is_none() => version.id.clone(),
+        None => return Err(TagError::InvalidName(target.to_owned())),
+    };
+    let names = tags.iter().map(|tag| format!("{base}:{tag}")).collect();
+    if !store.add_names(version.build_id.clone(), names).await.map_err(TagError::Store)? {
+        // It was deleted meanwhile.
+        return Err(NoTemplate::Absent(reference.base).into());
     }
-    store.add_names(template.id, names).await.map_err(TagError::Store)?;
-    Ok(Tagged { tags, build_id: template.build_id })
+    Ok(Tagged { tags, build_id: version.build_id })
 }
 
 pub(crate) async fn remove(store: &Store, name: &str, tags: &[String]) -> Result<(), TagError> {
-    let base = base_name(name)?;
+    let reference = valid(name)?;
+    if reference.other_tag().is_some() {
+        return Err(TagError::Tagged(name.to_owned()));
+    }
+    let tags = clean(tags)?;
     if tags.iter().any(|tag| tag == DEFAULT) {
         return Err(TagError::Default);
     }
-    let names = names(base, tags)?;
-    let missing = store.remove_names(names).await.map_err(TagError::Store)?;
-    match missing {
+    let family = store.family(&reference.base).await.map_err(TagError::Store)?;
+    // Snapshots of one name are found by that, not by a template's.
+    let base = family.map_or_else(|| reference.base.clone(), |family| family.name.unwrap_or(reference.base.clone()));
+    let names = tags.iter().map(|tag| format!("{base}:{tag}")).collect();
+    match store.remove_names(names).await.map_err(TagError::Store)? {
         None => Ok(()),
         Some(missing) => {
             let tag = missing.rsplit_once(':').map_or(missing.as_str(), |(_, tag)| tag);
-            Err(TagError::NoSuchTag { tag: tag.to_owned(), name: base.to_owned() })
+            Err(TagError::NoSuchTag { tag: tag.to_owned(), name: reference.base })
         }
     }
 }
 
-/// The name in `[team/]name[:tag]`.
-fn base_name(reference: &str) -> Result<&str, TagError> {
-    let bare = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
-    let base = bare.split_once(':').map_or(bare, |(base, _)| base);
-    if valid_name(base) { Ok(base) } else { Err(TagError::InvalidName(reference.to_owned())) }
+/// What may name a template.
+fn valid(text: &str) -> Result<Reference, TagError> {
+    let reference = Reference::parse(text);
+    if reference.is_valid() { Ok(reference) } else { Err(TagError::InvalidName(text.to_owned())) }
 }
 
-fn names(base: &str, tags: &[String]) -> Result<Vec<String>, TagError> {
+/// Tags as they are kept, each once.
+fn clean(tags: &[String]) -> Result<Vec<String>, TagError> {
     if tags.is_empty() || tags.len() > MAX_TAGS {
         return Err(TagError::Count { max: MAX_TAGS });
     }
-    match tags.iter().find(|tag| !valid_tag(tag)) {
-        Some(tag) => Err(TagError::InvalidTag(tag.clone())),
-        None => Ok(tags.iter().map(|tag| format!("{base}:{tag}")).collect()),
+    let mut cleaned = Vec::new();
+    for tag in tags {
+        let tag = tag.trim().to_lowercase();
+        if !valid_tag(&tag) {
+            return Err(TagError::InvalidTag(tag));
+        }
+        if !cleaned.contains(&tag) {
+            cleaned.push(tag);
+        }
     }
+    Ok(cleaned)
 }
 
 /// Lower-case letters, digits, `-`, `_` and `.`, and not the form of a build's id.
 pub(crate) fn valid_tag(tag: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
-    let is_uuid = tag.len() == 36 && tag.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
-    (1..=MAX_TAG_BYTES).contains(&tag.len()) && tag.bytes().all(allowed) && !is_uuid
+    (1..=MAX_TAG_BYTES).contains(&tag.len()) && tag.bytes().all(allowed) && !is_uuid(tag)
 }
 
 #[cfg(test)]
@@ -93,8 +112,9 @@ mod tests {
         ] {
             assert_eq!(valid_tag(tag), good, "{tag:?}");
         }
-        assert_eq!(base_name("firkin/base:v1").unwrap(), "base");
-        assert!(base_name(":v1").is_err());
-        assert!(base_name("other/base").is_err());
+        assert_eq!(valid("firkin/base:v1").unwrap().base, "base");
+        assert!(valid(":v1").is_err());
+        assert!(valid("other/base").is_err());
+        assert_eq!(clean(&["V1".to_owned(), " v1 ".to_owned()]).unwrap(), ["v1"]);
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
-    build::{Defaults, Setup},
+    build::{BuildState, Defaults, Setup},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     config::RootDisk,
@@ -22,6 +22,7 @@ use crate::{
     error::BuildError,
     guest_file::{self, GuestFile},
     link::Connector,
+    reference::{DEFAULT, Reference},
     sandbox::{InternetAccess, SandboxId},
     store::TemplateRecord,
 };
@@ -35,18 +36,26 @@ const READY_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest name.
 const MAX_NAME_LENGTH: usize = 128;
 
-/// A template as the API shows it.
+/// A template as the API shows it. Of a template without a build that has ended, its newest build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateInfo {
-    /// Its id.
+    /// Its id, whatever its tags.
     pub id: String,
-    /// Id of the build that made it, a UUID.
+    /// Its name, without team and tag. Absent for snapshots, and where none was given.
+    pub name: Option<String>,
+    /// Id of the build that is shown, a UUID: that of the tag that was asked for, else that of `default`, else the newest.
     pub build_id: String,
+    /// How far that build has come.
+    pub state: BuildState,
+    /// How many builds of it are remembered.
+    pub builds: usize,
     /// Names without team, e.g. `base`, with `:tag` unless that is `default`.
     pub aliases: Vec<String>,
-    /// Size of its sandboxes.
+    /// What its tags stand for.
+    pub tags: Vec<TagInfo>,
+    /// Size of the sandboxes of what is shown.
     pub budget: ResourceBudget,
-    /// First built.
+    /// Asked for first.
     pub created_at: Timestamp,
     /// Last built.
     pub updated_at: Timestamp,
@@ -58,6 +67,30 @@ pub struct TemplateInfo {
     pub snapshot_of: Option<SandboxId>,
     /// Whether it is marked as public. There is one team, so that changes nothing.
     pub public: bool,
+    /// What it is for, if somebody said so.
+    pub description: Option<String>,
+}
+
+/// What a tag of a template stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagInfo {
+    /// Without the name.
+    pub tag: String,
+    /// The build.
+    pub build_id: String,
+    /// When the tag was given to it.
+    pub assigned_at: Timestamp,
+    /// When that was built.
+    pub built_at: Timestamp,
+}
+
+/// What is to be changed of a template. What is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TemplateUpdate {
+    /// Whether it is marked as public.
+    pub public: Option<bool>,
+    /// What it is for. An empty text takes away what was said.
+    pub description: Option<String>,
 }
 
 /// What to build.
@@ -96,6 +129,15 @@ pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
 
 /// The template that E2B's SDKs ask for when a sandbox is created with `mcp`.
 pub const MCP_GATEWAY: &str = "mcp-gateway";
+
+/// Templates that clients ask for by name although their users have not built any such.
+pub const STANDARD: [&str; 4] = ["base", CODE_INTERPRETER, MCP_GATEWAY, "desktop"];
+
+/// What is said of a template that is not there: the command that builds it, if clients ask for it by themselves.
+pub(crate) fn how_to_build(reference: &str) -> String {
+    let base = Reference::parse(reference).base;
+    if STANDARD.contains(&base.as_str()) { format!("; build it with `firkin template build {base}`") } else { String::new() }
+}
 
 impl BuildTemplate {
     fn processor(&self) -> Processor {
@@ -326,21 +368,20 @@ async fn record(
 ) -> Result<TemplateRecord, BuildError> {
     let now = Timestamp::now();
     let pin = core.artifacts.pin(artifact.manifest.id.clone());
-    let name = format!("{}:default", build.name);
-    let earlier = core.store.template(build.name.clone()).await.map_err(BuildError::Store)?;
-    let public = earlier.as_ref().is_some_and(|e| e.setup.public);
+    let name = format!("{}:{DEFAULT}", build.name);
     let defaults = Defaults { env: build.env.clone(), ..Defaults::default() };
-    let setup = Setup { public, defaults, start: build.start.clone(), ready: build.ready.clone() };
+    let setup = Setup { public: false, defaults, start: build.start.clone(), ready: build.ready.clone() };
     let record = TemplateRecord {
         // A rebuilt template keeps its id: those who name it by id get the new build, like those who name it by name.
-        id: earlier.as_ref().map_or_else(|| crate::random::alphanumeric(20), |e| e.id.clone()),
+        id: crate::random::alphanumeric(20),
         build_id: uuid(),
         artifact: artifact.manifest.id,
         budget,
-        created_at: earlier.as_ref().map_or(now, |e| e.created_at),
+        created_at: now,
         updated_at: now,
-        spawn_count: earlier.as_ref().map_or(0, |e| e.spawn_count),
-        last_spawned_at: earlier.and_then(|e| e.last_spawned_at),
+        spawn_count: 0,
+        last_spawned_at: None,
+        description: None,
         snapshot_of: None,
         made_from: None,
         recipe: Some(recipe(core, &build)),
@@ -348,7 +389,7 @@ async fn record(
         setup,
         names: vec![name],
     };
-    core.store.put_template(record.clone()).await.map_err(BuildError::Store)?;
+    let record = core.store.put_template(record).await.map_err(BuildError::Store)?;
     drop(pin);
     core.pool.templates_changed();
     core.collect();
@@ -364,18 +405,8 @@ pub(crate) fn uuid() -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// How the API shows a record.
-pub(crate) fn show(record: &TemplateRecord) -> TemplateInfo {
-    TemplateInfo {
-        id: record.id.clone(),
-        build_id: record.build_id.clone(),
-        aliases: record.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned()).collect(),
-        budget: record.budget,
-        created_at: record.created_at,
-        updated_at: record.updated_at,
-        spawn_count: record.spawn_count,
-        last_spawned_at: record.last_spawned_at,
-        snapshot_of: record.snapshot_of.clone(),
-        public: record.setup.public,
-    }
+/// Whether a text has the form of a build's id.
+pub(crate) fn is_uuid(text: &str) -> bool {
+    let groups = text.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
+    groups && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }

@@ -12,7 +12,7 @@ use firkin_runtime::{
     build::error::{FilesError, NoBuild, RequestError},
     error::{
         BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
-        LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, ResumeError, RollbackError, SnapshotError,
+        LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, NoTemplate, ResumeError, RollbackError, SnapshotError,
         SnapshotRestoreError, StoreError, TagError,
     },
     sandbox::{InvalidSandboxId, SandboxId},
@@ -140,7 +140,7 @@ impl ApiError {
 
     /// No such template or snapshot.
     pub(crate) fn template_not_found(reference: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("template '{reference}' not found"))
+        NoTemplate::Absent(reference.to_owned()).into()
     }
 
     /// Something that is named is not there.
@@ -286,10 +286,16 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<NoTemplate> for ApiError {
+    fn from(error: NoTemplate) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error.to_string())
+    }
+}
+
 impl From<CreateError> for ApiError {
     fn from(error: CreateError) -> Self {
         match &error {
-            CreateError::TemplateNotFound(reference) => Self::template_not_found(reference),
+            CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
             CreateError::Restore { source, .. } => Self::restore(&error, source),
             CreateError::Stopping => Self::stopping(),
@@ -377,13 +383,15 @@ impl From<DeadlineError> for ApiError {
 impl From<TagError> for ApiError {
     fn from(error: TagError) -> Self {
         match &error {
-            TagError::NotFound(reference) => Self::template_not_found(reference),
+            TagError::NoTemplate(absent) => absent.clone().into(),
             TagError::NoSuchTag { tag, name } => {
                 Self::new(StatusCode::NOT_FOUND, format!("tag '{tag}' does not exist for template '{name}'"))
             }
-            TagError::InvalidName(_) | TagError::InvalidTag(_) | TagError::Count { .. } | TagError::Default => {
-                Self::bad_request(error.to_string())
-            }
+            TagError::InvalidName(_)
+            | TagError::Tagged(_)
+            | TagError::InvalidTag(_)
+            | TagError::Count { .. }
+            | TagError::Default => Self::bad_request(error.to_string()),
             TagError::Store(_) => Self::internal(&error),
         }
     }
@@ -410,6 +418,7 @@ impl From<RequestError> for ApiError {
 impl From<NoBuild> for ApiError {
     fn from(error: NoBuild) -> Self {
         match error {
+            NoBuild::Malformed => Self::bad_request(error.to_string()),
             NoBuild::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             NoBuild::Started(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             NoBuild::Stopping => Self::stopping(),
@@ -442,7 +451,7 @@ impl From<NetworkError> for ApiError {
 impl From<DeleteError> for ApiError {
     fn from(error: DeleteError) -> Self {
         match &error {
-            DeleteError::NotFound(reference) => Self::template_not_found(reference),
+            DeleteError::NotFound(absent) => absent.clone().into(),
             // The contract has 400 for templates. A conflict says more, and clients show the message either way.
             DeleteError::InUse { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
             DeleteError::Store(_) => Self::internal(&error),

@@ -61,7 +61,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
     let internal = Some("internal_server_error");
     let table: Vec<Row> = vec![
         (absent().into(), 404, "Sandbox \"iabc\" doesn't exist or you don't have access to it", None, Retry::Unsaid),
-        (CreateError::TemplateNotFound("x".into()).into(), 404, "template 'x' not found", None, Retry::Unsaid),
+        (CreateError::NoTemplate(NoTemplate::Absent("x".into())).into(), 404, "template 'x' not found", None, Retry::Unsaid),
         (CreateError::InvalidTimeout(InvalidTimeout::Zero).into(), 400, "Timeout must be greater than 0", None, Retry::Unsaid),
         (
             CreateError::InvalidTimeout(InvalidTimeout::TooLong { max_hours: 24 }).into(),
@@ -94,7 +94,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (ForkError::Snapshot(SnapshotError::NotFound(absent())).into(), 404, "doesn't exist", None, Retry::Unsaid),
         (KillError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
         (DeadlineError::NotFound(absent()).into(), 404, "doesn't exist", None, Retry::Unsaid),
-        (DeleteError::NotFound("s".into()).into(), 404, "template 's' not found", None, Retry::Unsaid),
+        (DeleteError::NotFound(NoTemplate::Absent("s".into())).into(), 404, "template 's' not found", None, Retry::Unsaid),
         (DeleteError::InUse { template: "t".into(), users: vec!["i1".into()] }.into(), 409, "i1", None, Retry::Unsaid),
         (ApiError::too_large(10), 413, "10 bytes", None, Retry::Unsaid),
         (ApiError::unauthorized("no key"), 401, "no key", None, Retry::Unsaid),

@@ -1,9 +1,10 @@
 //! The runtime's nouns as E2B's bodies.
 
 use firkin_runtime::{
+    build::BuildState,
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
-    runtime::SnapshotInfo,
+    runtime::{SnapshotInfo, TEAM},
     sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
     template::TemplateInfo,
 };
@@ -145,7 +146,7 @@ pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
     rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names }
 }
 
-/// A template. What has not been built whole is shown by its builds, so this one is always ready.
+/// A template. Names and tags are apart, as in the contract.
 pub(crate) fn template(template: TemplateInfo) -> rest::Template {
     rest::Template {
         template_id: template.id,
@@ -154,34 +155,30 @@ pub(crate) fn template(template: TemplateInfo) -> rest::Template {
         memory_mb: memory_mb(template.budget),
         disk_size_mb: template.budget.disk_mib,
         public: template.public,
-        names: template.aliases.clone(),
-        aliases: template.aliases,
+        names: template.name.iter().map(|name| format!("{TEAM}/{name}")).collect(),
+        aliases: template.name.into_iter().collect(),
+        tags: template.tags.into_iter().map(|tag| tag.tag).collect(),
+        description: template.description,
+        is_default: None,
         created_at: template.created_at,
         updated_at: template.updated_at,
         created_by: None,
         last_spawned_at: template.last_spawned_at,
         spawn_count: template.spawn_count,
-        build_count: 1,
+        build_count: u64::try_from(template.builds).unwrap_or(u64::MAX),
         envd_version: ENVD_VERSION.to_owned(),
-        build_status: rest::BuildStatus::Ready,
+        build_status: build_status(template.state),
     }
 }
 
-/// A template and the build it stands on.
-pub(crate) fn template_with_builds(info: TemplateInfo) -> rest::TemplateWithBuilds {
-    let template = template(info);
-    let build = rest::TemplateBuild {
-        build_id: template.build_id.clone(),
-        status: template.build_status,
-        created_at: template.created_at,
-        updated_at: template.updated_at,
-        finished_at: Some(template.updated_at),
-        cpu_count: template.cpu_count,
-        memory_mb: template.memory_mb,
-        disk_size_mb: Some(template.disk_size_mb),
-        envd_version: Some(template.envd_version.clone()),
-    };
-    rest::TemplateWithBuilds { template, builds: vec![build] }
+/// How far a build has come.
+pub(crate) fn build_status(state: BuildState) -> rest::BuildStatus {
+    match state {
+        BuildState::Waiting => rest::BuildStatus::Waiting,
+        BuildState::Building => rest::BuildStatus::Building,
+        BuildState::Ready => rest::BuildStatus::Ready,
+        BuildState::Error => rest::BuildStatus::Error,
+    }
 }
 
 fn memory_mb(budget: ResourceBudget) -> u32 {

@@ -29,12 +29,38 @@ pub struct RequestBuild {
     /// Free disk that sandboxes must have at least, MiB.
     #[serde(rename = "minFreeDiskMb", default, skip_serializing_if = "Option::is_none")]
     pub min_free_disk_mb: Option<i64>,
-    /// Not looked at: there is one team.
+    /// The team of the template: there is one.
     #[serde(rename = "teamID", default, skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
 }
 
-/// The answer to it.
+/// `POST /templates` and `POST /templates/{id}`: how clients asked for a build that push an image of their own to a registry.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestLegacyBuild {
+    /// What the template is to be called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// What the image was made of. The client builds it itself; this is for the record only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dockerfile: Option<String>,
+    /// Left running in the template.
+    #[serde(rename = "startCmd", default, skip_serializing_if = "Option::is_none")]
+    pub start_cmd: Option<String>,
+    /// Exits 0 when that is ready.
+    #[serde(rename = "readyCmd", default, skip_serializing_if = "Option::is_none")]
+    pub ready_cmd: Option<String>,
+    /// Virtual CPUs.
+    #[serde(rename = "cpuCount", default, skip_serializing_if = "Option::is_none")]
+    pub cpu_count: Option<i64>,
+    /// Memory, MiB.
+    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    /// The team of the template.
+    #[serde(rename = "teamID", default, skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<String>,
+}
+
+/// The answer to a request for a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestedBuild {
     /// The template that the build becomes.
@@ -251,6 +277,9 @@ pub struct UpdateTemplate {
     /// Whether other teams may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
+    /// What it is for; an empty text takes away what was said. Ours: the contract shows it and has no way to say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// The answer to `PATCH /v2/templates/{id}`.

@@ -629,8 +629,17 @@ pub struct Template {
     pub public: bool,
     /// Names without a team; kept for older clients.
     pub aliases: Vec<String>,
-    /// Names.
+    /// Names, with the team.
     pub names: Vec<String>,
+    /// Tags of its builds. Ours: the contract has a route for them.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Whether SDKs name it when their users do not.
+    #[serde(rename = "isDefault", default, skip_serializing_if = "Option::is_none")]
+    pub is_default: Option<bool>,
     /// When it was made.
     #[serde(rename = "createdAt")]
     pub created_at: Timestamp,

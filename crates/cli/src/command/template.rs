@@ -149,7 +149,7 @@ fn listing(templates: &[rest::Template], now: Timestamp) -> Table {
         };
         table.row([
             template.template_id.clone(),
-            template.names.join(" "),
+            named(template).join(" "),
             status.to_owned(),
             relative(template.updated_at, now),
             template.cpu_count.to_string(),
@@ -159,6 +159,14 @@ fn listing(templates: &[rest::Template], now: Timestamp) -> Table {
         ]);
     }
     table
+}
+
+/// Each name that a sandbox can be created from.
+fn named(template: &rest::Template) -> Vec<String> {
+    let Some(name) = template.aliases.first() else { return Vec::new() };
+    let tagged = |tag: &String| if tag == "default" { name.clone() } else { format!("{name}:{tag}") };
+    // Of one that has never been built nothing can be created, but it is called something.
+    if template.tags.is_empty() { vec![name.clone()] } else { template.tags.iter().map(tagged).collect() }
 }
 
 /// `firkin template rm`

@@ -10,35 +10,17 @@ use super::{
     job, names,
     registry::{BuildRecord, Live},
 };
-use crate::{
-    core::Core,
-    error::StoreError,
-    runtime::{Runtime, TEAM, full_names},
-    store::TemplateRecord,
-    template,
-};
+use crate::{core::Core, error::StoreError, runtime::Runtime, template};
 
 impl Runtime {
     /// Makes a place for a build. A name and tag that exist keep their template's id.
     pub async fn request_build(&self, request: &BuildRequest) -> Result<RequestedBuild, RequestError> {
         let named = names::parse(request, self.capacity().capacity.memory_mib)?;
-        let core = self.core();
-        let full = format!("{}:{}", named.name, named.tags[0]);
-        let template = core.store.template(full.clone()).await.map_err(RequestError::Store)?;
-        let template = template.filter(|template| template.snapshot_of.is_none());
-        let public = template.as_ref().is_some_and(|template| template.setup.public);
-        let template_id = match template {
-            Some(template) => template.id,
-            None => {
-                let builds = core.store.builds().await.map_err(RequestError::Store)?;
-                let pending = builds.into_iter().find(|build| !build.ended() && build.names().contains(&full));
-                pending.map_or_else(|| crate::random::alphanumeric(20), |build| build.template_id)
-            }
-        };
         let now = Timestamp::now();
         let record = BuildRecord {
             id: template::uuid(),
-            template_id,
+            // Unless a template of that name is there.
+            template_id: crate::random::alphanumeric(20),
             name: named.name,
             tags: named.tags,
             cpus: named.cpus,
@@ -51,8 +33,14 @@ impl Runtime {
             updated_at: now,
             finished_at: None,
         };
-        core.store.put_build(record.clone()).await.map_err(RequestError::Store)?;
-        Ok(RequestedBuild { template_id: record.template_id, build_id: record.id, name: record.name, tags: record.tags, public })
+        let (record, template) = self.core().store.request_build(record).await.map_err(RequestError::Store)?;
+        Ok(RequestedBuild {
+            template_id: record.template_id,
+            build_id: record.id,
+            name: template.name,
+            tags: record.tags,
+            public: template.public,
+        })
     }
 
     /// Starts a build that waits. It goes on by itself.
@@ -126,53 +114,28 @@ impl Runtime {
         let signed = blake3::Hash::from_hex(signature).is_ok_and(|found| found == expected);
         signed && Timestamp::now().as_second() <= expires
     }
-
-    /// Marks a template as public or not. Gives its full names.
-    pub async fn set_public(&self, reference: &str, public: bool) -> Result<Option<Vec<String>>, StoreError> {
-        let core = self.core();
-        let Some(mut record) = family_member(core, reference).await? else { return Ok(None) };
-        record.setup.public = public;
-        let names = full_names(&record);
-        core.store.put_template(record).await?;
-        Ok(Some(names))
-    }
 }
 
 async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
+    if !template::is_uuid(build) {
+        return Err(NoBuild::Malformed);
+    }
     let record = core.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;
-    let known = |record: &BuildRecord| record.template_id == template || record.name == template;
-    record.filter(known).ok_or_else(|| NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() })
+    // By name too, and by an id of earlier.
+    let family = core.store.family(template).await.map_err(NoBuild::Store)?;
+    let found = record.filter(|record| family.is_some_and(|family| family.id == record.template_id));
+    found.ok_or_else(|| NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() })
 }
 
-/// What a reference names; a name without a tag that nothing stands for names the newest build of that name.
-pub(crate) async fn family_member(core: &Core, reference: &str) -> Result<Option<TemplateRecord>, StoreError> {
-    if let Some(found) = core.store.template(reference.to_owned()).await? {
-        return Ok(Some(found));
-    }
-    let name = reference.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(reference);
-    if name.contains(':') {
-        return Ok(None);
-    }
-    let of_name = |record: &TemplateRecord| {
-        let named = |full: &String| full.rsplit_once(':').is_some_and(|(base, _)| base == name);
-        record.snapshot_of.is_none() && record.names.iter().any(named)
-    };
-    Ok(core.store.templates().await?.into_iter().filter(of_name).max_by_key(|record| record.updated_at))
-}
-
-/// Ends the builds of a template and forgets all of them. Whether there was any.
-pub(crate) async fn cancel_all(core: &Core, reference: &str) -> Result<bool, StoreError> {
-    let of_it = |build: &BuildRecord| build.template_id == reference || build.name == reference;
-    let ids: Vec<BuildRecord> = core.store.builds().await?.into_iter().filter(of_it).collect();
-    let mut templates: Vec<String> = ids.iter().map(|build| build.template_id.clone()).collect();
-    templates.dedup();
-    let live: Vec<Arc<Live>> = templates.iter().flat_map(|template| core.builds.live_of(template)).collect();
+/// Ends the builds of a template and forgets all of them.
+pub(crate) async fn cancel_all(core: &Core, template: &str) -> Result<(), StoreError> {
+    let live: Vec<Arc<Live>> = core.builds.live_of(template);
     for build in &live {
         build.cancel.cancel();
     }
     for build in &live {
         build.ended.cancelled().await;
     }
-    core.store.delete_builds(ids.iter().map(|build| build.id.clone()).collect()).await?;
-    Ok(!ids.is_empty())
+    let builds = core.store.builds().await?.into_iter().filter(|build| build.template_id == template);
+    core.store.delete_builds(builds.map(|build| build.id).collect()).await
 }

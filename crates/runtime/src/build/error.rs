@@ -7,7 +7,7 @@ use firkin_engine::MachineError;
 use super::images::ImageError;
 use crate::{
     command::CommandError,
-    error::{AgentError, BootError, DiskPressure, IntegrityError, PublishError, SnapshotRestoreError, StoreError},
+    error::{AgentError, BootError, DiskPressure, IntegrityError, NoTemplate, PublishError, SnapshotRestoreError, StoreError},
 };
 
 /// Why no place was made for a build.
@@ -26,7 +26,7 @@ pub enum RequestError {
         max: usize,
     },
     /// No processor.
-    #[error("CPU count must be at least 1")]
+    #[error("validation error: CPU count must be at least 1")]
     FewCpus,
     /// Too many processors.
     #[error("CPU count must be at most {max}")]
@@ -38,7 +38,7 @@ pub enum RequestError {
     #[error("CPU count must be 1 or an even number")]
     OddCpus,
     /// Too little memory.
-    #[error("Memory must be at least {min_mib} MiB")]
+    #[error("validation error: Memory must be at least {min_mib} MiB")]
     LittleMemory {
         /// The least.
         min_mib: i64,
@@ -63,6 +63,9 @@ pub enum RequestError {
 /// Why a build cannot be found or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NoBuild {
+    /// Not the form of a build's id.
+    #[error("Invalid build id")]
+    Malformed,
     /// Nothing has this id.
     #[error("build '{build}' of template '{template}' not found")]
     NotFound {
@@ -115,8 +118,8 @@ pub enum BuildFailure {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// Its template is not there.
-    #[error("template '{0}' not found")]
-    NoTemplate(String),
+    #[error(transparent)]
+    NoTemplate(#[from] NoTemplate),
     /// Its template, or a state that it was to go on from, is damaged.
     #[error("cannot use artifact `{artifact}`")]
     Artifact {

@@ -31,7 +31,7 @@ use crate::{
     metrics::Timing,
     owner::chain,
     session::After,
-    store::Became,
+    store::TemplateRecord,
 };
 
 /// How long a template may take to be ready.
@@ -51,6 +51,7 @@ pub(super) const FINALIZE: &str = "finalize";
 pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let begun = Instant::now();
     live.log.enter(BASE);
+    live.log.info(format!("Building template {}/{}", live.record.template_id, live.record.id));
     let outcome = tokio::select! {
         outcome = Box::pin(build(&core, &live, &plan)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
@@ -71,15 +72,15 @@ pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let made = match outcome {
         Ok(made) => {
             record.state = BuildState::Ready;
-            record.disk_mib = Some(made.became.template.budget.disk_mib);
-            live.log.info("the template is ready");
+            record.disk_mib = Some(made.became.budget.disk_mib);
+            live.log.info(format!("Build finished, took {:.1}s", begun.elapsed().as_secs_f64()));
             Some(made)
         }
         Err(failure) => {
             let message = chain(&failure);
             tracing::info!(build = record.id, message, "a template build failed");
             record.state = BuildState::Error;
-            live.log.push(LogLevel::Error, &message);
+            live.log.push(LogLevel::Error, &format!("Build failed: {message}"));
             record.reason = Some(BuildReason { message, step: live.log.step() });
             None
         }
@@ -104,7 +105,7 @@ pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
 
 /// What a build has made and is not recorded yet.
 struct Made {
-    became: Became,
+    became: TemplateRecord,
     /// Keeps its artifact until it is.
     pin: Pin,
 }
@@ -122,8 +123,7 @@ async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<Made, 
     live.log.enter(FINALIZE);
     let (start, ready) = build.commands();
     let finished = Finished { artifact, defaults: context, start, ready, warm_up: build.inherited.warm_up };
-    let became = record::template(core, &live.record, finished).await.map_err(BuildFailure::Store)?;
-    Ok(Made { became, pin })
+    Ok(Made { became: record::template(&live.record, finished), pin })
 }
 
 /// The key of the source, then the one after each step.
@@ -175,6 +175,7 @@ impl Build<'_> {
         let forced = known < steps || self.plan.force;
         if !forced && let Some(found) = self.find(&self.final_key()).await? {
             self.tell_known(steps);
+            self.tell_finalize(true);
             return self.as_it_is(found).await;
         }
         let (mut done, mut at) = (0, prepared.found);
@@ -187,6 +188,7 @@ impl Build<'_> {
         self.tell_known(done);
         let (start, ready) = self.commands();
         if done == steps && start.is_none() && ready.is_none() {
+            self.tell_finalize(true);
             return self.as_it_is(at).await;
         }
         let Found { context, artifact, pin } = at;
@@ -220,15 +222,22 @@ impl Build<'_> {
         cache::find(self.core, key).await.map_err(BuildFailure::Store)
     }
 
-    fn tell(&self, number: usize, step: &StepSpec, known: &str) {
+    /// In the contract's words: what comes next, of what content, and whether it was known.
+    fn tell(&self, index: usize, step: &StepSpec, known: bool) {
+        let (number, steps) = (index + 1, self.plan.steps.len());
         self.log.enter(number.to_string());
-        self.log.info(format!("[{number}/{}] {}{known}", self.plan.steps.len(), step::title(step)));
+        self.log.part(known, &format!("builder {number}/{steps}"), &step::title(step), &self.keys[number]);
     }
 
     fn tell_known(&self, steps: usize) {
         for (index, step) in self.plan.steps.iter().take(steps).enumerate() {
-            self.tell(index + 1, step, " (known)");
+            self.tell(index, step, true);
         }
+    }
+
+    fn tell_finalize(&self, known: bool) {
+        self.log.enter(FINALIZE);
+        self.log.part(known, FINALIZE, "Finalizing template build", &self.final_key());
     }
 
     /// Carries out the steps after the first `done`, starts what is to run, and cuts.
@@ -243,7 +252,7 @@ impl Build<'_> {
         let (start, ready) = self.commands();
         let ends_here = start.is_none() && ready.is_none();
         for (index, spec) in self.plan.steps.iter().enumerate().skip(done) {
-            self.tell(index + 1, spec, "");
+            self.tell(index, spec, false);
             let shell = machine.shell(self.log);
             let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
             let work = step.run(&shell, &context, &self.core.files, disk_bytes);
@@ -257,7 +266,7 @@ impl Build<'_> {
                 (worked, kept) = (Instant::now(), kept + 1);
             }
         }
-        self.log.enter(FINALIZE);
+        self.tell_finalize(false);
         let shell = machine.shell(self.log);
         let running = machine.while_it_lives(Box::pin(finalize(&shell, &context, start, ready))).await?;
         self.room.check(machine, self.log).await?;
@@ -287,7 +296,7 @@ async fn finalize(
         }
         return Ok(None);
     };
-    shell.log.info(format!("starting: {start}"));
+    shell.log.info(format!("Running start command: {start}"));
     let mut running = shell.start(context, &start, context.user(), None).await.map_err(BuildFailure::Start)?;
     let ready = ready.unwrap_or_else(|| DEFAULT_READY.to_owned());
     let mut waiting = Box::pin(until_ready(shell, context, &ready));
@@ -301,12 +310,15 @@ async fn finalize(
 
 /// Runs the ready command until it succeeds.
 pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: &str) -> Result<(), BuildFailure> {
-    shell.log.info(format!("waiting until it is ready: {ready}"));
+    shell.log.info(format!("Waiting for template to be ready: {ready}"));
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         let attempt = tokio::time::timeout_at(deadline, shell.run(context, ready, context.user())).await;
         let source = match attempt {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(())) => {
+                shell.log.info("Template is ready");
+                return Ok(());
+            }
             Ok(Err(failed)) => failed,
             Err(_) => CommandFailed::Said("the ready command did not end".to_owned()),
         };

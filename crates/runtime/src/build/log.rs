@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Text of one build's log, bytes. A verbose package installation is some hundred KiB.
 const MAX_BYTES: usize = 4 << 20;
 
+/// As much of a digest as tells states of one build apart.
+const DIGEST_BYTES: usize = 16;
+
 /// One message. Longer lines are cut.
 const MAX_MESSAGE_BYTES: usize = 8 << 10;
 
@@ -72,6 +75,12 @@ impl BuildLog {
 
     pub(super) fn info(&self, message: impl AsRef<str>) {
         self.push(LogLevel::Info, message.as_ref());
+    }
+
+    /// Tells of a part of the build as the contract does: `CACHED [builder 1/2] RUN true [digest]`.
+    pub(super) fn part(&self, known: bool, part: &str, title: &str, key: &str) {
+        let cached = if known { "CACHED " } else { "" };
+        self.info(format!("{cached}[{part}] {title} [{}]", cut(key, DIGEST_BYTES)));
     }
 
     pub(super) fn push(&self, level: LogLevel, message: &str) {

@@ -18,6 +18,7 @@ pub(crate) mod cache;
 mod command;
 mod context;
 mod copy;
+pub mod dockerfile;
 pub mod error;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -39,7 +40,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
-    api::{cancel_all, family_member},
+    api::cancel_all,
     cache::{drop_artifact, keeps},
     files::Files,
     record::Setup,
@@ -54,8 +55,8 @@ pub use self::{
 /// What is asked for before a build: a place for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BuildRequest {
-    /// `name` or `name:tag`.
-    pub name: String,
+    /// `name` or `name:tag`. Without one the template is known by its id.
+    pub name: Option<String>,
     /// Further tags.
     pub tags: Vec<String>,
     /// Virtual CPUs; the SDKs' default when absent.
@@ -73,8 +74,8 @@ pub struct RequestedBuild {
     pub template_id: String,
     /// Its own id, a UUID.
     pub build_id: String,
-    /// Name of the template, without tag.
-    pub name: String,
+    /// Name of the template, without tag, if it was given one.
+    pub name: Option<String>,
     /// Tags that will name it.
     pub tags: Vec<String>,
     /// Whether the template is marked as public.
@@ -148,9 +149,7 @@ pub struct BuildInfo {
     pub id: String,
     /// The template that it becomes.
     pub template_id: String,
-    /// Name of the template, without tag.
-    pub name: String,
-    /// Tags that name it.
+    /// Tags that it was asked for under.
     pub tags: Vec<String>,
     /// Virtual CPUs.
     pub cpus: u32,

@@ -2,9 +2,8 @@
 
 use super::{BuildRequest, error::RequestError};
 use crate::{
-    runtime::TEAM,
-    tags::{DEFAULT, MAX_TAGS, valid_tag},
-    template::valid_name,
+    reference::{DEFAULT, Reference},
+    tags::{MAX_TAGS, valid_tag},
 };
 
 /// What the SDKs ask for unless told otherwise.
@@ -20,6 +19,7 @@ const MIN_MEMORY_MIB: i64 = 128;
 /// A request that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
+    /// Empty if none was given.
     pub(super) name: String,
     pub(super) tags: Vec<String>,
     pub(super) cpus: u32,
@@ -30,15 +30,15 @@ pub(super) struct Named {
 
 /// Understands a request on a host of so much memory.
 pub(super) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
-    let given = request.name.to_lowercase();
-    let bare = given.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&given);
-    let (name, own) = bare.split_once(':').map_or((bare, None), |(name, tag)| (name, Some(tag)));
-    if !valid_name(name) {
-        return Err(RequestError::Name(request.name.clone()));
-    }
+    let Reference { base: name, tag: own } = match &request.name {
+        None => Reference { base: String::new(), tag: None },
+        Some(given) => {
+            Some(Reference::parse(given)).filter(Reference::is_valid).ok_or_else(|| RequestError::Name(given.clone()))?
+        }
+    };
     let mut tags: Vec<String> = Vec::new();
-    for tag in own.into_iter().chain(request.tags.iter().map(String::as_str)) {
-        let tag = tag.to_lowercase();
+    for tag in own.iter().chain(&request.tags) {
+        let tag = tag.trim().to_lowercase();
         if !valid_tag(&tag) {
             return Err(RequestError::Tag(tag));
         }
@@ -56,7 +56,7 @@ pub(super) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Name
     let memory = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let (cpus, memory_mib) = (check_cpus(cpus)?, check_memory(memory, host_memory_mib)?);
     let min_free = u64::try_from(request.min_free_disk_mib.unwrap_or_default()).map_err(|_| RequestError::NegativeFreeDisk)?;
-    Ok(Named { name: name.to_owned(), tags, cpus, memory_mib, min_free_disk_mib: (min_free > 0).then_some(min_free) })
+    Ok(Named { name, tags, cpus, memory_mib, min_free_disk_mib: (min_free > 0).then_some(min_free) })
 }
 
 fn check_cpus(cpus: i64) -> Result<u32, RequestError> {
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn request(name: &str) -> BuildRequest {
-        BuildRequest { name: name.to_owned(), ..BuildRequest::default() }
+        BuildRequest { name: Some(name.to_owned()), ..BuildRequest::default() }
     }
 
     fn message(request: &BuildRequest) -> String {
@@ -99,6 +99,8 @@ mod tests {
         let named = parse(&BuildRequest { tags: vec!["a".into(), "b".into(), "a".into()], ..request("x") }, 4096).unwrap();
         assert_eq!(named.tags, ["a", "b"]);
         assert_eq!(parse(&request("x"), 4096).unwrap().tags, ["default"]);
+        let nameless = parse(&BuildRequest::default(), 4096).unwrap();
+        assert_eq!((nameless.name.as_str(), nameless.tags), ("", vec!["default".to_owned()]));
         for bad in ["", ":v1", "x:", "a b", "other/x", "x:a:b", "ä"] {
             assert!(parse(&request(bad), 4096).is_err(), "{bad:?}");
         }
@@ -107,11 +109,11 @@ mod tests {
     #[test]
     fn sizes_are_refused_in_the_contracts_words() {
         let cpus = |cpus| message(&BuildRequest { cpus: Some(cpus), ..request("x") });
-        assert_eq!(cpus(0), "CPU count must be at least 1");
+        assert_eq!(cpus(0), "validation error: CPU count must be at least 1");
         assert_eq!(cpus(64), "CPU count must be at most 32");
         assert_eq!(cpus(3), "CPU count must be 1 or an even number");
         let memory = |memory_mib| message(&BuildRequest { memory_mib: Some(memory_mib), ..request("x") });
-        assert_eq!(memory(64), "Memory must be at least 128 MiB");
+        assert_eq!(memory(64), "validation error: Memory must be at least 128 MiB");
         assert_eq!(memory(1023), "Memory must be divisible by 2");
         assert_eq!(memory(1 << 40), "Memory can't be higher than 4096 MiB");
         let free = |mib| parse(&BuildRequest { min_free_disk_mib: Some(mib), ..request("x") }, 4096);

@@ -24,7 +24,7 @@ const MAX_ENDED: usize = 500;
 pub(crate) struct BuildRecord {
     pub(crate) id: String,
     pub(crate) template_id: String,
-    /// Without tag.
+    /// Without tag. Empty for a template without a name.
     pub(crate) name: String,
     pub(crate) tags: Vec<String>,
     pub(crate) cpus: u32,
@@ -45,11 +45,10 @@ impl BuildRecord {
         matches!(self.state, BuildState::Ready | BuildState::Error)
     }
 
-    pub(super) fn show(&self) -> BuildInfo {
+    pub(crate) fn show(&self) -> BuildInfo {
         BuildInfo {
             id: self.id.clone(),
             template_id: self.template_id.clone(),
-            name: self.name.clone(),
             tags: self.tags.clone(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -62,9 +61,10 @@ impl BuildRecord {
         }
     }
 
-    /// `name:tag` of each tag.
+    /// `name:tag` of each tag, with the id where there is no name.
     pub(super) fn names(&self) -> Vec<String> {
-        self.tags.iter().map(|tag| format!("{}:{tag}", self.name)).collect()
+        let base = if self.name.is_empty() { &self.template_id } else { &self.name };
+        self.tags.iter().map(|tag| format!("{base}:{tag}")).collect()
     }
 }
 

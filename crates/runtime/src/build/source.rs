@@ -15,6 +15,7 @@ use super::{
     context::Defaults,
     error::{BuildFailure, CommandFailed},
     images::{BuildImage, ImageRequest},
+    job::BASE,
     log::{BuildLog, LogLevel},
     machine::{self, Origin},
     provision::Script,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     core::Core,
-    error::SnapshotRestoreError,
+    error::{NoTemplate, SnapshotRestoreError},
     reboot::disk_of,
     restore::check_compatible,
     store::TemplateRecord,
@@ -52,8 +53,8 @@ pub(super) async fn prepare(core: &Arc<Core>, source: &Source, shape: Shape, log
     match source {
         Source::Image(request) => of_image(core, request, shape, log).await,
         Source::Template(reference) => {
-            let found = core.store.template(reference.clone()).await.map_err(BuildFailure::Store)?;
-            let record = found.ok_or_else(|| BuildFailure::NoTemplate(reference.clone()))?;
+            let found = core.store.template(reference).await.map_err(BuildFailure::Store)?;
+            let record = NoTemplate::unless_found(reference, found)?;
             of_template(core, record, shape, log).await
         }
     }
@@ -73,7 +74,7 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processo
 }
 
 async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
-    log.info(format!("FROM {}", request.reference));
+    log.info(format!("Getting image {}", request.reference));
     let report = |line: &str| log.push(LogLevel::Debug, line);
     let BuildImage { root, provisioned, env } = core.config.images.image(request, &report).await?;
     let key = key(core, "image", &(&root, provisioned, &env), (shape, Processor::Plain));
@@ -87,12 +88,13 @@ async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &
     };
     let context = Defaults { env, ..Defaults::default() }.of_builds();
     let work = async |shell: Shell<'_>| if provisioned { Ok(()) } else { provision(&shell).await };
-    let found = booted(core, &key, context, origin, (log, work)).await?;
+    let title = format!("FROM {}", request.reference);
+    let found = booted(core, &key, context, origin, (log, &title, work)).await?;
     Ok(Prepared { key, found, inherited: Inherited::default() })
 }
 
 async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
-    log.info(format!("FROM template {}", record.names.first().unwrap_or(&record.id)));
+    let title = format!("FROM TEMPLATE {}", record.base_name().unwrap_or(&record.id));
     let pin = core.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
     let artifact = core.artifacts.load(&record.artifact).map_err(damaged)?;
@@ -106,6 +108,7 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
         && check_compatible(manifest, &core.gates.engine).is_ok();
     if as_it_is {
         let key = cache::key(&("template-v1", &record.artifact, &context));
+        log.part(true, BASE, &title, &key);
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
     // What stands on a template whose guests may run guests may, too.
@@ -118,7 +121,7 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
         Some(ready) => super::job::until_ready(&shell, &Defaults::default().of_builds(), &ready).await,
         None => Ok(()),
     };
-    let found = booted(core, &key, context, origin, (log, work)).await?;
+    let found = booted(core, &key, context, origin, (log, &title, work)).await?;
     drop(pin);
     Ok(Prepared { key, found, inherited })
 }
@@ -153,11 +156,13 @@ async fn booted(
     key: &str,
     context: Defaults,
     origin: Origin,
-    (log, work): (&BuildLog, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
+    (log, title, work): (&BuildLog, &str, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
 ) -> Result<Found, BuildFailure> {
     let turn = core.builds.turn(key);
     let _turn = turn.lock().await;
-    if let Some(found) = cache::find(core, key).await.map_err(BuildFailure::Store)? {
+    let found = cache::find(core, key).await.map_err(BuildFailure::Store)?;
+    log.part(found.is_some(), BASE, title, key);
+    if let Some(found) = found {
         return Ok(found);
     }
     let (artifact, pin) = machine::boot(core, origin, log, work).await?;
@@ -167,7 +172,7 @@ async fn booted(
 
 /// Makes a sandbox's guest of an image that was made for something else.
 async fn provision(shell: &Shell<'_>) -> Result<(), BuildFailure> {
-    shell.log.info("making the image a sandbox: user, sudo, directories");
+    shell.log.info("Provisioning sandbox template");
     match shell.script(Script::Provision, "root", &[]).await {
         Ok(said) => {
             for line in String::from_utf8_lossy(&said).lines() {

@@ -7,6 +7,7 @@ use super::{
     command::Shell,
     context::{self, Defaults},
     copy::{self, CopyError, Placement},
+    dockerfile,
     error::{BuildFailure, CommandFailed},
     files::Files,
     provision::Script,
@@ -42,8 +43,8 @@ impl Step {
             return Err(malformed("it has a NUL byte"));
         }
         match (kind.as_str(), args.as_slice()) {
-            ("RUN", [command]) => Ok(Self::Run { command: (*command).to_owned(), user: None }),
-            ("RUN", [command, user]) => Ok(Self::Run { command: (*command).to_owned(), user: given(user) }),
+            ("RUN", [command]) => Ok(Self::Run { command: dockerfile::command(command), user: None }),
+            ("RUN", [command, user]) => Ok(Self::Run { command: dockerfile::command(command), user: given(user) }),
             ("RUN", _) => Err(malformed("it takes a command, and a user if wanted")),
             ("COPY" | "ADD", [src, dest, rest @ ..]) if rest.len() <= 2 => {
                 let mode = match rest.get(1).copied().unwrap_or_default() {
@@ -221,6 +222,12 @@ mod tests {
         assert_eq!(parse("USER", &["x", "true"]).unwrap(), Step::User { name: "x".into(), sudo: true });
         assert_eq!(parse("ARG", &["A", "1"]).unwrap(), Step::Env(vec![("A".into(), "1".into())]));
         assert_eq!(parse("ARG", &["A"]).unwrap(), Step::Env(Vec::new()));
+        // The old form of a variable, as PyPI's `e2b` takes it apart, and several on a line.
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(parse("ENV", &["OLD", "a b c"]).unwrap(), Step::Env(vec![pair("OLD", "a b c")]));
+        assert_eq!(parse("ENV", &["A", "1", "B", "two words"]).unwrap(), Step::Env(vec![pair("A", "1"), pair("B", "two words")]));
+        let listed = Step::Run { command: "'echo' 'a b'".into(), user: None };
+        assert_eq!(parse("RUN", &[r#"["echo", "a b"]"#]).unwrap(), listed);
         for (kind, args) in [
             ("RUN", &[][..]),
             ("COPY", &["a"]),

@@ -6,7 +6,7 @@ use firkin_engine::{Exit, MachineError};
 use firkin_wire::control;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Order, Stage, Staging, Step, Waiting, WarmPool};
+use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
 use crate::{
     admission::WarmAdmissionError,
     capacity::{ResourceBudget, WarmSessionReservation},
@@ -181,7 +181,7 @@ async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillErro
     let token = crate::random::hex::<32>();
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
-        identity: nobody(&order.template, artifact.manifest.epoch, &token),
+        identity: nobody(template_of(&order.template), artifact.manifest.epoch, &token),
         internet: InternetAccess::Allowed,
         artifact,
     };

@@ -13,6 +13,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
         updated_at: jiff::Timestamp::UNIX_EPOCH,
         spawn_count: 0,
         last_spawned_at: None,
+        description: None,
         snapshot_of: None,
         made_from: None,
         recipe: None,
@@ -92,6 +93,21 @@ fn templates_have_depths_of_their_own_and_snapshots_have_none() {
     let orders = fill(&pool, &mut Instant::now());
     assert_eq!(ready(&pool), BTreeMap::from([("base".to_owned(), 2), ("ci".to_owned(), 3)]));
     assert_ne!(orders[0].template, orders[1].template, "an empty shelf comes first");
+}
+
+#[test]
+fn each_build_that_a_tag_stands_for_has_a_shelf_of_its_own() {
+    let mut pool = pool(Depth::NONE);
+    pool.config.templates = BTreeMap::from([("app".to_owned(), Depth::at_least(1)), ("app:v1".to_owned(), Depth::at_least(2))]);
+    let tagged = |build: &str, tags: &[&str]| TemplateRecord {
+        build_id: build.to_owned(),
+        names: tags.iter().map(|tag| format!("app:{tag}")).collect(),
+        ..template("id", build)
+    };
+    pool.reconcile(&[tagged("a", &["default", "v2"]), tagged("b", &["v0", "v1"]), tagged("c", &["v3"]), tagged("d", &[])]);
+    fill(&pool, &mut Instant::now());
+    assert_eq!(ready(&pool), BTreeMap::from([("id".to_owned(), 1), ("id:v0".to_owned(), 2)]));
+    assert_eq!(template_of("id:v0"), "id");
 }
 
 #[test]

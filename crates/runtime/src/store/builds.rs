@@ -1,9 +1,13 @@
 //! Builds, their logs, and the states between their steps. The tables came after the first release of the schema and change
 //! nothing in it, so they are made where they are missing.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
-use super::{Store, TemplateRecord, bodies, delete_template, from_json, put_template, sqlite, to_json};
+use super::{
+    Store, TemplateRecord, bodies, one, sqlite,
+    templates::{FamilyRecord, drop_bare, family, id_of_name, put_family, put_template},
+    to_json,
+};
 use crate::{
     build::{BuildLogEntry, BuildRecord},
     error::StoreError,
@@ -19,6 +23,29 @@ pub(super) fn create_tables(c: &Connection) -> Result<(), StoreError> {
 }
 
 impl Store {
+    /// Makes a place for a build: in the template of its name, else in a new one. Gives the build with its template's id, and
+    /// that template.
+    pub(crate) async fn request_build(&self, record: BuildRecord) -> Result<(BuildRecord, FamilyRecord), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let name = Some(record.name.clone()).filter(|name| !name.is_empty());
+            let known = name.as_deref().map(|name| id_of_name(&tx, name)).transpose()?.flatten();
+            let template_id = known.unwrap_or_else(|| record.template_id.clone());
+            let template = match family(&tx, &template_id)? {
+                Some(template) => template,
+                None => FamilyRecord::unbuilt(template_id.clone(), name, record.created_at),
+            };
+            put_family(&tx, &template)?;
+            let record = BuildRecord { template_id, ..record };
+            let body = to_json("builds", &record)?;
+            tx.execute("INSERT INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
+                .map_err(sqlite("put a build"))?;
+            tx.commit().map_err(sqlite("commit a build"))?;
+            Ok((record, template))
+        })
+        .await
+    }
+
     /// Inserts or replaces a build.
     pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
         self.run(move |c| {
@@ -38,7 +65,7 @@ impl Store {
         self.run(move |c| one(c, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
     }
 
-    /// Removes builds with their logs.
+    /// Removes builds with their logs, and templates of which then nothing is left.
     pub(crate) async fn delete_builds(&self, ids: Vec<String>) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;
@@ -46,6 +73,7 @@ impl Store {
                 tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
                 tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
             }
+            drop_bare(&tx)?;
             tx.commit().map_err(sqlite("commit a deletion"))
         })
         .await
@@ -56,17 +84,12 @@ impl Store {
         &self,
         record: BuildRecord,
         log: Vec<BuildLogEntry>,
-        became: Option<Became>,
+        became: Option<TemplateRecord>,
     ) -> Result<(), StoreError> {
         self.run(move |c| {
             let tx = c.transaction().map_err(sqlite("begin"))?;
-            if let Some(Became { template, parted, bereft }) = &became {
-                for record in parted.iter().chain([template]) {
-                    put_template(&tx, record)?;
-                }
-                for id in bereft {
-                    delete_template(&tx, id)?;
-                }
+            if let Some(template) = &became {
+                put_template(&tx, template)?;
             }
             let (body, log) = (to_json("builds", &record)?, to_json("build_logs", &log)?);
             tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
@@ -130,17 +153,6 @@ impl Store {
     }
 }
 
-/// What a build changes among the templates.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Became {
-    /// The template that it became.
-    pub(crate) template: TemplateRecord,
-    /// What that was, under the names that were not built, as a template of its own.
-    pub(crate) parted: Option<TemplateRecord>,
-    /// Templates that have lost their names to it and are gone.
-    pub(crate) bereft: Vec<String>,
-}
-
 /// A state of a build's machine that others may go on from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct LayerRecord {
@@ -152,14 +164,4 @@ pub(crate) struct LayerRecord {
     pub(crate) context: crate::build::Defaults,
     /// When it was made or last gone on from.
     pub(crate) used_at: jiff::Timestamp,
-}
-
-fn one<T: for<'de> serde::Deserialize<'de>>(
-    c: &Connection,
-    table: &'static str,
-    query: &str,
-    id: &str,
-) -> Result<Option<T>, StoreError> {
-    let body: Option<String> = c.query_row(query, params![id], |row| row.get(0)).optional().map_err(sqlite("read a row"))?;
-    body.map(|body| from_json(table, &body)).transpose()
 }

@@ -244,7 +244,11 @@ async fn settled(runtime: &Runtime) -> BTreeMap<String, RuntimeSandbox> {
 }
 
 async fn names_of(runtime: &Runtime) -> BTreeSet<String> {
-    let templates = runtime.templates().await.unwrap().into_iter().map(|template| template.id);
+    // By each of their tags.
+    let templates = runtime.templates().await.unwrap().into_iter().flat_map(|template| {
+        let named = |tag: &str| if tag == "default" { template.id.clone() } else { format!("{}:{tag}", template.id) };
+        template.tags.iter().map(|tag| named(&tag.tag)).collect::<Vec<_>>()
+    });
     templates.chain(runtime.snapshots().await.unwrap().into_iter().map(|snapshot| snapshot.snapshot_id)).collect()
 }
 

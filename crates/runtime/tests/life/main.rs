@@ -15,6 +15,7 @@ mod identity;
 mod keeping;
 mod layers;
 mod lineage;
+mod migration;
 mod races;
 mod rollback;
 mod survival;

@@ -8,7 +8,7 @@ use axum::{
 };
 use firkin_runtime::{
     build::{
-        BuildInfo, BuildLogEntry, BuildPlan, BuildReason, BuildRequest, BuildState, LogLevel, Source, StepSpec,
+        BuildInfo, BuildLogEntry, BuildPlan, BuildReason, BuildRequest, LogLevel, Source, StepSpec, dockerfile,
         images::{ImageRequest, RegistryLogin},
     },
     runtime::TEAM,
@@ -18,13 +18,7 @@ use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::Timestamp;
 
-use crate::{
-    App, auth,
-    error::ApiError,
-    extract::{Json, Reference},
-    listing::Query,
-    serve::Encrypted,
-};
+use crate::{App, auth, error::ApiError, extract::Json, listing::Query, serve::Encrypted, shape::build_status};
 
 /// Log entries of one answer, at most and by default. The SDKs count on no more.
 const MAX_ENTRIES: usize = 100;
@@ -40,28 +34,64 @@ type Pair = Path<(String, String)>;
 
 /// `POST /v3/templates`.
 pub(super) async fn request(
-    State(app): State<Arc<App>>,
+    app: State<Arc<App>>,
     body: Json<builds::RequestBuild>,
 ) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
     let body = body.value;
     let name = body.name.or(body.alias).ok_or_else(|| ApiError::bad_request("`name` is missing"))?;
     let request = BuildRequest {
-        name,
+        name: Some(name),
         tags: body.tags.unwrap_or_default(),
         cpus: body.cpu_count,
         memory_mib: body.memory_mb,
         min_free_disk_mib: body.min_free_disk_mb,
     };
-    let place = app.runtime.request_build(&request).await?;
+    place(&app, &request).await
+}
+
+async fn place(app: &App, request: &BuildRequest) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
+    let place = app.runtime.request_build(request).await?;
     let answer = builds::RequestedBuild {
         template_id: place.template_id,
         build_id: place.build_id,
         public: place.public,
-        names: vec![format!("{TEAM}/{}", place.name)],
+        names: place.name.iter().map(|name| format!("{TEAM}/{name}")).collect(),
         tags: place.tags,
-        aliases: vec![place.name],
+        aliases: place.name.into_iter().collect(),
     };
     Ok((StatusCode::ACCEPTED, Reply(answer)))
+}
+
+/// `POST /templates`, as clients before the second kind of builds: they build an image themselves, push it to the service's registry,
+/// and have a template made of that. There is no registry here, so such a client is told so before it builds anything. A request
+/// without a Dockerfile has nothing to push, and gets a place like any other.
+pub(super) async fn request_legacy(
+    app: State<Arc<App>>,
+    body: Json<builds::RequestLegacyBuild>,
+) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
+    let body = body.value;
+    if body.dockerfile.is_some_and(|text| !text.is_empty()) || body.start_cmd.is_some() || body.ready_cmd.is_some() {
+        return Err(no_registry());
+    }
+    let (cpus, memory_mib) = (body.cpu_count, body.memory_mb);
+    place(&app, &BuildRequest { name: body.alias, cpus, memory_mib, ..BuildRequest::default() }).await
+}
+
+/// `POST /templates/{id}`: the same for a template that is there, and `POST /templates/{id}/builds/{build}`: the image was pushed.
+pub(super) async fn rebuild_legacy(State(app): State<Arc<App>>, Path(path): Path<Vec<(String, String)>>) -> ApiError {
+    let reference = path.first().map(|(_, reference)| reference.as_str()).unwrap_or_default();
+    match app.runtime.template(reference).await {
+        Ok(Some(_)) => no_registry(),
+        Ok(None) => ApiError::template_not_found(reference),
+        Err(error) => error.into(),
+    }
+}
+
+fn no_registry() -> ApiError {
+    ApiError::bad_request(
+        "this server has no registry that an image could be pushed to: it builds templates itself, of a Dockerfile's steps; use \
+         `e2b template create NAME` of a newer E2B CLI, or `Template.build()` of an SDK",
+    )
 }
 
 /// `GET /templates/{id}/files/{hash}`: whether the files are there, and where to bring them.
@@ -119,8 +149,18 @@ pub(super) async fn start(
 
 fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let step = |step: builds::Step| StepSpec {
+        kind: step.kind,
+        args: step.args.unwrap_or_default(),
+        files_hash: step.files_hash,
+        force: step.force == Some(true),
+    };
+    let steps: Vec<StepSpec> = body.steps.unwrap_or_default().into_iter().map(step).collect();
     let source = match (given(body.from_image), given(body.from_template)) {
         (Some(reference), None) => {
+            let reference = dockerfile::image(&reference, &steps).map_err(|name| {
+                ApiError::bad_request(format!("image `{reference}` needs a value for `${name}`: give its `ARG` a default"))
+            })?;
             let login = body.from_image_registry.map(|registry| match registry {
                 builds::Registry::Registry { username, password } => RegistryLogin::Password { username, password },
                 // What Google's registries document for service accounts.
@@ -135,19 +175,7 @@ fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
         (Some(_), Some(_)) => return Err(ApiError::bad_request("give `fromImage` or `fromTemplate`, not both")),
         (None, None) => return Err(ApiError::bad_request("`fromImage` or `fromTemplate` is missing")),
     };
-    let step = |step: builds::Step| StepSpec {
-        kind: step.kind,
-        args: step.args.unwrap_or_default(),
-        files_hash: step.files_hash,
-        force: step.force == Some(true),
-    };
-    Ok(BuildPlan {
-        source,
-        force: body.force == Some(true),
-        steps: body.steps.unwrap_or_default().into_iter().map(step).collect(),
-        start: given(body.start_cmd),
-        ready: given(body.ready_cmd),
-    })
+    Ok(BuildPlan { source, force: body.force == Some(true), steps, start: given(body.start_cmd), ready: given(body.ready_cmd) })
 }
 
 /// `GET /templates/{id}/builds/{build}/status`.
@@ -166,7 +194,7 @@ pub(super) async fn status(
         log_entries: shown,
         template_id: info.template_id,
         build_id: info.id,
-        status: state(info.state),
+        status: build_status(info.state),
         reason: info.reason.map(|reason| told(reason, &log)),
     }))
 }
@@ -244,20 +272,11 @@ fn entry(entry: &BuildLogEntry) -> builds::BuildLogEntry {
     }
 }
 
-fn state(state: BuildState) -> rest::BuildStatus {
-    match state {
-        BuildState::Waiting => rest::BuildStatus::Waiting,
-        BuildState::Building => rest::BuildStatus::Building,
-        BuildState::Ready => rest::BuildStatus::Ready,
-        BuildState::Error => rest::BuildStatus::Error,
-    }
-}
-
 /// A build in the list of its template.
 pub(super) fn listed(build: BuildInfo) -> rest::TemplateBuild {
     rest::TemplateBuild {
         build_id: build.id,
-        status: state(build.state),
+        status: build_status(build.state),
         created_at: build.created_at,
         updated_at: build.updated_at,
         finished_at: build.finished_at,
@@ -266,53 +285,4 @@ pub(super) fn listed(build: BuildInfo) -> rest::TemplateBuild {
         disk_size_mb: build.disk_mib,
         envd_version: Some(firkin_wire::ENVD_VERSION.to_owned()),
     }
-}
-
-/// A template that has not come to be, as its newest build shows it.
-pub(super) fn pending(build: BuildInfo, count: usize) -> rest::Template {
-    let names: Vec<String> = build
-        .tags
-        .iter()
-        .map(|tag| if tag == "default" { build.name.clone() } else { format!("{}:{tag}", build.name) })
-        .collect();
-    rest::Template {
-        template_id: build.template_id,
-        build_id: build.id,
-        cpu_count: build.cpus,
-        memory_mb: build.memory_mib,
-        disk_size_mb: build.disk_mib.unwrap_or_default(),
-        public: false,
-        aliases: names.clone(),
-        names,
-        created_at: build.created_at,
-        updated_at: build.updated_at,
-        created_by: None,
-        last_spawned_at: None,
-        spawn_count: 0,
-        build_count: u64::try_from(count).unwrap_or(u64::MAX),
-        envd_version: firkin_wire::ENVD_VERSION.to_owned(),
-        build_status: state(build.state),
-    }
-}
-
-/// `PATCH /v2/templates/{id}`.
-pub(super) async fn update_v2(
-    State(app): State<Arc<App>>,
-    Reference(reference): Reference,
-    body: Json<builds::UpdateTemplate>,
-) -> Result<Reply<builds::UpdatedTemplate>, ApiError> {
-    let names = match body.value.public {
-        Some(public) => app.runtime.set_public(&reference, public).await?,
-        None => app.runtime.template(&reference).await?.map(|found| found.aliases),
-    };
-    Ok(Reply(builds::UpdatedTemplate { names: names.ok_or_else(|| ApiError::template_not_found(&reference))? }))
-}
-
-/// `PATCH /templates/{id}`: the same for older clients.
-pub(super) async fn update_v1(
-    app: State<Arc<App>>,
-    reference: Reference,
-    body: Json<builds::UpdateTemplate>,
-) -> Result<Reply<serde_json::Value>, ApiError> {
-    update_v2(app, reference, body).await.map(|_| Reply(serde_json::json!({})))
 }

@@ -1,4 +1,4 @@
-//! Tags of templates: further names, `name:tag`, of what a template is now.
+//! Tags of templates: each stands for one build of its template.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use axum::{
     Json as Reply,
     extract::{Path, State},
 };
-use firkin_runtime::template::TemplateInfo;
+use firkin_runtime::template::{TagInfo, TemplateInfo};
 use firkin_wire::rest::{
     self,
     tags::{TagAssignment, TagAssignments, TagExists, TagGroup, TagGroups, TagsCount},
@@ -44,17 +44,13 @@ pub(super) async fn list(
     Reference(reference): Reference,
 ) -> Result<Reply<Vec<rest::TemplateTag>>, ApiError> {
     let template = find(&app, &reference).await?;
-    let shown = tags(&template).map(|tag| rest::TemplateTag {
-        tag: tag.to_owned(),
-        build_id: template.build_id.clone(),
-        created_at: template.updated_at,
-    });
-    Ok(Reply(shown.collect()))
+    let shown = |tag: TagInfo| rest::TemplateTag { tag: tag.tag, build_id: tag.build_id, created_at: tag.assigned_at };
+    Ok(Reply(template.tags.into_iter().map(shown).collect()))
 }
 
 /// `GET /templates/{id}/tags/count`.
 pub(super) async fn count(State(app): State<Arc<App>>, Reference(reference): Reference) -> Result<Reply<TagsCount>, ApiError> {
-    Ok(Reply(TagsCount { total: tags(&find(&app, &reference).await?).count() }))
+    Ok(Reply(TagsCount { total: find(&app, &reference).await?.tags.len() }))
 }
 
 /// `GET /templates/{id}/tags/exists?tag=`.
@@ -66,7 +62,7 @@ pub(super) async fn exists(
     let tag = query.get("tag").filter(|tag| !tag.is_empty()).ok_or_else(|| ApiError::bad_request("`tag` is required"))?;
     let normalized_tag = tag.trim().to_lowercase();
     let template = find(&app, &reference).await?;
-    let exists = tags(&template).any(|known| known == normalized_tag);
+    let exists = template.tags.iter().any(|known| known.tag == normalized_tag);
     Ok(Reply(TagExists { exists, normalized_tag }))
 }
 
@@ -76,7 +72,7 @@ pub(super) async fn assignments(
     Path((reference, tag)): Path<(String, String)>,
 ) -> Result<Reply<TagAssignments>, ApiError> {
     let template = find(&app, &reference).await?;
-    let data = tags(&template).filter(|known| *known == tag).map(|_| assignment(&template)).collect();
+    let data = template.tags.iter().filter(|known| known.tag == tag).map(assignment).collect();
     Ok(Reply(TagAssignments { data, next_cursor: None }))
 }
 
@@ -91,25 +87,25 @@ pub(super) async fn groups(
         Some(Ok(limit)) if (1..=MAX_GROUPS).contains(&limit) => limit,
         Some(_) => return Err(ApiError::bad_request(format!("`tagsLimit` must be a number from 1 to {MAX_GROUPS}"))),
     };
-    let backward = match query.get("sort") {
-        // All tags of a template name its one build, so by time they are equal, and the name decides.
-        None | Some("latest_desc" | "latest_asc" | "name_asc") => false,
-        Some("name_desc") => true,
-        Some(other) => return Err(ApiError::bad_request(format!("`sort` cannot be `{other}`"))),
-    };
+    let sort = query.get("sort").unwrap_or("latest_desc");
     let template = find(&app, &reference).await?;
-    let mut found: Vec<&str> = tags(&template).filter(|tag| query.get("search").is_none_or(|text| tag.contains(text))).collect();
-    found.sort_unstable();
-    if backward {
-        found.reverse();
+    let mut found: Vec<&TagInfo> =
+        template.tags.iter().filter(|tag| query.get("search").is_none_or(|text| tag.tag.contains(text))).collect();
+    match sort {
+        "latest_desc" => found.sort_by_key(|tag| (std::cmp::Reverse(tag.assigned_at), &tag.tag)),
+        "latest_asc" => found.sort_by_key(|tag| (tag.assigned_at, &tag.tag)),
+        "name_asc" => found.sort_by_key(|tag| &tag.tag),
+        "name_desc" => found.sort_by_key(|tag| std::cmp::Reverse(&tag.tag)),
+        other => return Err(ApiError::bad_request(format!("`sort` cannot be `{other}`"))),
     }
     if let Some(last) = query.get("tagsCursor") {
-        found.retain(|tag| if backward { *tag < last } else { *tag > last });
+        let at = found.iter().position(|tag| tag.tag == last).ok_or_else(|| ApiError::bad_request("`tagsCursor` is unknown"))?;
+        found.drain(..=at);
     }
     let more = found.len() > limit;
     found.truncate(limit);
-    let next_cursor = found.last().filter(|_| more).map(|tag| (*tag).to_owned());
-    let group = |tag: &str| TagGroup { tag: tag.to_owned(), assignments: vec![assignment(&template)], has_more: false };
+    let next_cursor = found.last().filter(|_| more).map(|tag| tag.tag.clone());
+    let group = |tag: &TagInfo| TagGroup { tag: tag.tag.clone(), assignments: vec![assignment(tag)], has_more: false };
     Ok(Reply(TagGroups { tags: found.into_iter().map(group).collect(), next_cursor }))
 }
 
@@ -117,17 +113,13 @@ async fn find(app: &App, reference: &str) -> Result<TemplateInfo, ApiError> {
     app.runtime.template(reference).await?.ok_or_else(|| ApiError::template_not_found(reference))
 }
 
-fn tags(template: &TemplateInfo) -> impl Iterator<Item = &str> {
-    template.aliases.iter().map(|name| name.split_once(':').map_or("default", |(_, tag)| tag))
-}
-
-/// The assignment of a tag. Its id is that of the build: a tag names one build, and no build twice.
-fn assignment(template: &TemplateInfo) -> TagAssignment {
+/// The assignment of a tag. Its id is that of the build: what a tag stood for before is not kept.
+fn assignment(tag: &TagInfo) -> TagAssignment {
     TagAssignment {
-        assignment_id: template.build_id.clone(),
-        build_id: template.build_id.clone(),
-        assigned_at: template.updated_at,
-        build_created_at: template.created_at,
-        build_finished_at: Some(template.updated_at),
+        assignment_id: tag.build_id.clone(),
+        build_id: tag.build_id.clone(),
+        assigned_at: tag.assigned_at,
+        build_created_at: tag.built_at,
+        build_finished_at: Some(tag.built_at),
     }
 }

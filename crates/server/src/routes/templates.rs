@@ -1,4 +1,4 @@
-//! Templates: looking at them, also at those that have only builds so far, and deleting them and snapshots.
+//! Templates: looking at them, also at those of which no build has ended, changing them, and deleting them and snapshots.
 
 use std::sync::Arc;
 
@@ -7,49 +7,46 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use firkin_runtime::{build::BuildState, runtime::TEAM};
-use firkin_wire::rest;
+use firkin_runtime::{
+    runtime::TEAM,
+    template::{STANDARD, TemplateUpdate},
+};
+use firkin_wire::{builds as wire, rest};
 use http::StatusCode;
 
 use super::{builds, sandboxes::next_token};
 use crate::{
     App,
     error::ApiError,
-    extract::Reference,
+    extract::{Json, Reference},
     listing::{Query, page},
     shape,
 };
 
-/// Templates that SDKs name when their users do not.
-const DEFAULT: [&str; 3] = ["base", "code-interpreter-v1", "mcp-gateway"];
+/// What a template is for is told in so many bytes at most.
+const MAX_DESCRIPTION_BYTES: usize = 1024;
 
-/// `GET /templates`: all of them. There is one team, so its id is not looked at.
-pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::Template>>, ApiError> {
+/// `GET /templates`: all of them. There is one team, and a key opens no other.
+pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Reply<Vec<rest::Template>>, ApiError> {
+    if query.get("teamID").is_some_and(|team| team != TEAM) {
+        return Err(ApiError::bad_request("Team ID param mismatch with the API key"));
+    }
     Ok(Reply(all(&app).await?))
 }
 
-/// Whole templates, then those that have only builds so far, each newest first.
+/// Newest first.
 async fn all(app: &App) -> Result<Vec<rest::Template>, ApiError> {
-    let builds = app.runtime.builds().await?;
-    let mut shown: Vec<rest::Template> = app.runtime.templates().await?.into_iter().map(shape::template).collect();
-    for template in &mut shown {
-        let count = builds.iter().filter(|build| build.template_id == template.template_id).count();
-        template.build_count = template.build_count.max(u64::try_from(count).unwrap_or(u64::MAX));
-    }
-    for build in &builds {
-        if build.state != BuildState::Ready && !shown.iter().any(|template| template.template_id == build.template_id) {
-            let count = builds.iter().filter(|other| other.template_id == build.template_id).count();
-            shown.push(builds::pending(build.clone(), count));
-        }
-    }
-    Ok(shown)
+    Ok(app.runtime.templates().await?.into_iter().map(shape::template).collect())
 }
 
 /// `GET /default-templates`: what a create without a choice of one's own starts from.
 pub(super) async fn default(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::Template>>, ApiError> {
-    let mut found = app.runtime.templates().await?;
-    found.retain(|template| template.aliases.iter().any(|name| DEFAULT.contains(&name.as_str())));
-    Ok(Reply(found.into_iter().map(shape::template).collect()))
+    let mut found = all(&app).await?;
+    found.retain(|template| template.aliases.iter().any(|name| STANDARD.contains(&name.as_str())));
+    for template in &mut found {
+        template.is_default = Some(true);
+    }
+    Ok(Reply(found))
 }
 
 /// `GET /v2/templates`: the same by pages.
@@ -67,23 +64,12 @@ pub(super) async fn detail(
     State(app): State<Arc<App>>,
     Reference(reference): Reference,
 ) -> Result<Reply<rest::TemplateWithBuilds>, ApiError> {
-    let mut builds = app.runtime.builds().await?;
-    let Some(found) = app.runtime.template(&reference).await? else {
-        builds.retain(|build| build.template_id == reference || build.name == reference);
-        let newest = builds.first().cloned().ok_or_else(|| ApiError::template_not_found(&reference))?;
-        builds.retain(|build| build.template_id == newest.template_id);
-        let template = builds::pending(newest, builds.len());
-        return Ok(Reply(rest::TemplateWithBuilds { template, builds: builds.into_iter().map(builds::listed).collect() }));
-    };
-    builds.retain(|build| build.template_id == found.id);
-    let shown = shape::template_with_builds(found);
-    if builds.is_empty() {
-        return Ok(Reply(shown));
-    }
-    Ok(Reply(rest::TemplateWithBuilds { builds: builds.into_iter().map(builds::listed).collect(), ..shown }))
+    let found = app.runtime.template(&reference).await?.ok_or_else(|| ApiError::template_not_found(&reference))?;
+    let builds = app.runtime.template_builds(&found.id).await?.into_iter().map(builds::listed).collect();
+    Ok(Reply(rest::TemplateWithBuilds { template: shape::template(found), builds }))
 }
 
-/// `GET /templates/aliases/{alias}`.
+/// `GET /templates/aliases/{alias}`. A name is taken from the request of its first build on.
 pub(super) async fn alias(
     State(app): State<Arc<App>>,
     Reference(alias): Reference,
@@ -91,11 +77,36 @@ pub(super) async fn alias(
     if let Some(template) = app.runtime.template(&alias).await? {
         return Ok(Reply(rest::TemplateAlias { template_id: template.id, public: template.public }));
     }
-    // A name is taken from the request of its first build on.
-    let bare = alias.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&alias);
-    let build = app.runtime.builds().await?.into_iter().find(|build| build.name == bare);
-    let build = build.ok_or_else(|| ApiError::template_not_found(&alias))?;
-    Ok(Reply(rest::TemplateAlias { template_id: build.template_id, public: false }))
+    if let Some((name, tag)) = alias.split_once(':')
+        && app.runtime.template(name).await?.is_some()
+    {
+        return Err(ApiError::not_found(format!("tag '{tag}' does not exist for template '{name}'")));
+    }
+    Err(ApiError::template_not_found(&alias))
+}
+
+/// `PATCH /v2/templates/{id}`.
+pub(super) async fn update_v2(
+    State(app): State<Arc<App>>,
+    Reference(reference): Reference,
+    body: Json<wire::UpdateTemplate>,
+) -> Result<Reply<wire::UpdatedTemplate>, ApiError> {
+    let wire::UpdateTemplate { public, description } = body.value;
+    if description.as_ref().is_some_and(|text| text.len() > MAX_DESCRIPTION_BYTES) {
+        return Err(ApiError::bad_request(format!("`description` must be at most {MAX_DESCRIPTION_BYTES} bytes")));
+    }
+    let updated = app.runtime.update_template(&reference, TemplateUpdate { public, description }).await?;
+    let updated = updated.ok_or_else(|| ApiError::template_not_found(&reference))?;
+    Ok(Reply(wire::UpdatedTemplate { names: shape::template(updated).names }))
+}
+
+/// `PATCH /templates/{id}`: the same for older clients.
+pub(super) async fn update_v1(
+    app: State<Arc<App>>,
+    reference: Reference,
+    body: Json<wire::UpdateTemplate>,
+) -> Result<Reply<serde_json::Value>, ApiError> {
+    update_v2(app, reference, body).await.map(|_| Reply(serde_json::json!({})))
 }
 
 /// `DELETE /templates/{id}`, for templates and snapshots.

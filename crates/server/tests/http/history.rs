@@ -57,13 +57,13 @@ async fn tags_name_a_template_until_they_are_removed() {
     assert_eq!((exists.text("/normalizedTag"), &exists.body["exists"]), ("v1", &true.into()));
     assert_eq!(ask("exists?tag=v2").await.expect(200).body["exists"], false);
     ask("exists").await.expect(400);
-    let groups = ask("groups?tagsLimit=2").await.expect(200);
+    let groups = ask("groups?tagsLimit=2&sort=name_asc").await.expect(200);
     assert_eq!((groups.text("/tags/0/tag"), groups.text("/tags/1/tag")), ("default", "stable"));
-    let rest = ask(&format!("groups?tagsLimit=2&tagsCursor={}", groups.text("/nextCursor"))).await.expect(200);
+    let rest = ask(&format!("groups?tagsLimit=2&sort=name_asc&tagsCursor={}", groups.text("/nextCursor"))).await.expect(200);
     assert_eq!((rest.text("/tags/0/tag"), rest.text("/tags/0/assignments/0/buildId")), ("v1", assigned.text("/buildID")));
     assert!(rest.body["nextCursor"].is_null());
     assert_eq!(ask("v1/assignments").await.expect(200).text("/data/0/buildId"), assigned.text("/buildID"));
-    assert_eq!(bench.call("GET", "/default-templates", "").await.expect(200).text("/0/names/0"), "base");
+    assert_eq!(bench.call("GET", "/default-templates", "").await.expect(200).text("/0/names/0"), "firkin/base");
 
     let remove =
         async |tags: &str| bench.call("DELETE", "/templates/tags", &format!(r#"{{"name":"base","tags":[{tags}]}}"#)).await;

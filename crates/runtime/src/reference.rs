@@ -1,0 +1,114 @@
+//! How templates and snapshots are named: `[team/]name[:tag]` or `id[:tag]`. A name or an id without a tag means its tag `default`.
+//!
+//! A template has one id and at most one name. Each of its tags stands for what one build made; what no tag stands for is gone.
+
+use crate::{
+    runtime::TEAM,
+    store::{Lookup, TemplateRecord},
+    template::{how_to_build, valid_name},
+};
+
+/// The tag that a name without one means. It cannot be removed: the template would have no name.
+pub(crate) const DEFAULT: &str = "default";
+
+/// A reference, taken apart. Letters count as small ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reference {
+    /// Name or id.
+    pub(crate) base: String,
+    /// As it was given.
+    pub(crate) tag: Option<String>,
+}
+
+impl Reference {
+    /// Takes it apart, whatever it is: what nothing can be called is found nowhere.
+    pub(crate) fn parse(text: &str) -> Self {
+        let text = text.trim().to_lowercase();
+        let bare = text.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&text);
+        let (base, tag) = bare.split_once(':').map_or((bare, None), |(base, tag)| (base, Some(tag.to_owned())));
+        Self { base: base.to_owned(), tag }
+    }
+
+    /// The tag that is meant.
+    pub(crate) fn tag(&self) -> &str {
+        self.tag.as_deref().unwrap_or(DEFAULT)
+    }
+
+    /// A tag that is not the one of the bare name.
+    pub(crate) fn other_tag(&self) -> Option<&str> {
+        self.tag.as_deref().filter(|tag| *tag != DEFAULT)
+    }
+
+    /// Whether anything can be called so.
+    pub(crate) fn is_valid(&self) -> bool {
+        valid_name(&self.base)
+    }
+
+    /// How it is on record.
+    pub(crate) fn full(&self) -> String {
+        format!("{}:{}", self.base, self.tag())
+    }
+}
+
+/// A reference that leads to no template or snapshot. In the contract's words, and what to do then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoTemplate {
+    /// No template or snapshot by that name or id.
+    #[error("template '{0}' not found{hint}", hint = how_to_build(.0))]
+    Absent(String),
+    /// The template has no such tag.
+    #[error("tag '{tag}' does not exist for template '{template}'; {}", known_tags(tags))]
+    NoTag {
+        /// The template as it was named, without the tag.
+        template: String,
+        /// The tag.
+        tag: String,
+        /// Those that it has.
+        tags: Vec<String>,
+    },
+}
+
+impl NoTemplate {
+    /// What a reference was found to lead to, or why it leads nowhere.
+    pub(crate) fn unless_found(reference: &str, found: Lookup) -> Result<TemplateRecord, Self> {
+        match found {
+            Lookup::Found(record) => Ok(*record),
+            Lookup::NoTag { tag, tags } => Err(Self::NoTag { template: Reference::parse(reference).base, tag, tags }),
+            Lookup::Absent => Err(Self::Absent(reference.to_owned())),
+        }
+    }
+}
+
+/// Tags that are named, of a template that has many.
+const NAMED_TAGS: usize = 8;
+
+fn known_tags(tags: &[String]) -> String {
+    if tags.is_empty() {
+        return "no build of it has finished".to_owned();
+    }
+    let more = if tags.len() > NAMED_TAGS { ", and more" } else { "" };
+    let named: Vec<String> = tags.iter().take(NAMED_TAGS).map(|tag| format!("`{tag}`")).collect();
+    format!("it has {}{more}", named.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_taken_apart() {
+        for (text, base, tag, full) in [
+            ("base", "base", None, "base:default"),
+            ("firkin/Base:V1", "base", Some("v1"), "base:v1"),
+            ("base:default", "base", Some("default"), "base:default"),
+        ] {
+            let found = Reference::parse(text);
+            assert_eq!((found.base.as_str(), found.tag.as_deref(), found.full().as_str()), (base, tag, full));
+            assert!(found.is_valid());
+        }
+        assert_eq!(Reference::parse("base:default").other_tag(), None);
+        for bad in ["other/base", "", ":v1", "a b"] {
+            assert!(!Reference::parse(bad).is_valid(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! From the first version of the schema, in which each tagged build of a name was a template with an id of its own, to one template
+//! for each name. It is one transaction: a server that is killed in it begins again.
+//!
+//! Whatever bore an id that is none any more is told the new one: sandboxes, snapshots, builds. Clients keep the old one: it goes on
+//! to stand for the tag that it stood for. What had lost all of its names while another build has them is no longer reachable by
+//! anything but its sandboxes, and those hold what they need themselves.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, params};
+
+use super::{
+    SandboxRecord, TemplateRecord, bodies, from_json, sqlite,
+    templates::{FamilyRecord, TABLES, give, put_family, put_version},
+    to_json,
+};
+use crate::{build::BuildRecord, error::StoreError, reference::DEFAULT};
+
+/// What is to be on record.
+#[derive(Debug, Default)]
+struct Joined {
+    families: BTreeMap<String, FamilyRecord>,
+    versions: Vec<TemplateRecord>,
+    /// From each id that is none any more to the one that it has become, and the name that it stood for.
+    former: BTreeMap<String, (String, Option<String>)>,
+    /// The template of each name.
+    names: BTreeMap<String, String>,
+}
+
+pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
+    let tx = c.transaction().map_err(sqlite("begin a migration"))?;
+    let mut builds: Vec<BuildRecord> = bodies(&tx, "builds", "SELECT body FROM builds ORDER BY id")?;
+    let sandboxes: Vec<SandboxRecord> = bodies(&tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")?;
+    let joined = Joined::of(records(&tx)?, &mut builds);
+    // Not before the names, which refer to them.
+    tx.execute_batch("DROP TABLE names; DROP TABLE templates;").map_err(sqlite("drop the old tables"))?;
+    tx.execute_batch(TABLES).map_err(sqlite("create the new tables"))?;
+    for family in joined.families.values() {
+        put_family(&tx, family)?;
+    }
+    for version in &joined.versions {
+        put_version(&tx, version)?;
+        give(&tx, &version.build_id, &version.names, version.updated_at)?;
+    }
+    for (id, (template, name)) in &joined.former {
+        tx.execute("INSERT INTO former_ids (id, template_id, name) VALUES (?1, ?2, ?3)", params![id, template, name])
+            .map_err(sqlite("put a former id"))?;
+    }
+    for build in &builds {
+        let body = to_json("builds", build)?;
+        tx.execute("UPDATE builds SET body = ?2 WHERE id = ?1", params![build.id, body]).map_err(sqlite("put a build"))?;
+    }
+    for mut sandbox in sandboxes {
+        if let Some((template, _)) = joined.former.get(&sandbox.template_id) {
+            sandbox.template_id.clone_from(template);
+            let body = to_json("sandboxes", &sandbox)?;
+            tx.execute("UPDATE sandboxes SET body = ?2 WHERE id = ?1", params![sandbox.id.as_str(), body])
+                .map_err(sqlite("put a sandbox"))?;
+        }
+    }
+    tx.execute_batch("PRAGMA user_version = 2").map_err(sqlite("write the version"))?;
+    tx.commit().map_err(sqlite("commit a migration"))
+}
+
+fn records(c: &Connection) -> Result<Vec<TemplateRecord>, StoreError> {
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut statement = c.prepare("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
+    for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))? {
+        let (id, name): (String, String) = row.map_err(sqlite("read names"))?;
+        names.entry(id).or_default().push(name);
+    }
+    let mut statement = c.prepare("SELECT body FROM templates ORDER BY id").map_err(sqlite("read templates"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(sqlite("read templates"))?;
+    rows.map(|row| {
+        let record: TemplateRecord = from_json("templates", &row.map_err(sqlite("read a template"))?)?;
+        Ok(TemplateRecord { names: names.remove(&record.id).unwrap_or_default(), ..record })
+    })
+    .collect()
+}
+
+impl Joined {
+    /// Also tells builds which template they are of now.
+    fn of(records: Vec<TemplateRecord>, builds: &mut [BuildRecord]) -> Self {
+        let mut joined = Self::default();
+        let (snapshots, templates): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.snapshot_of.is_some());
+        let mut groups: BTreeMap<String, Vec<TemplateRecord>> = BTreeMap::new();
+        let mut nameless = Vec::new();
+        for record in templates {
+            match record.base_name().map(str::to_owned) {
+                Some(base) => groups.entry(base).or_default().push(record),
+                None => nameless.push(record),
+            }
+        }
+        for (name, group) in groups {
+            joined.join(name, group);
+        }
+        for record in nameless {
+            let build = builds.iter().find(|build| build.id == record.build_id);
+            match build.and_then(|build| joined.names.get(&build.name)).cloned() {
+                Some(template) => drop(joined.former.insert(record.id, (template, None))),
+                None => joined.keep(TemplateRecord { names: vec![format!("{}:{DEFAULT}", record.id)], ..record }),
+            }
+        }
+        for snapshot in snapshots {
+            let made_from = snapshot.made_from.clone().map(|id| joined.former.get(&id).map_or(id, |(now, _)| now.clone()));
+            joined.keep(TemplateRecord { made_from, ..snapshot });
+        }
+        for build in builds {
+            joined.adopt(build);
+        }
+        joined
+    }
+
+    /// Versions of one name become one template, with the id of that which the bare name means.
+    fn join(&mut self, name: String, group: Vec<TemplateRecord>) {
+        let default = format!("{name}:{DEFAULT}");
+        let first = group.iter().max_by_key(|record| (record.names.contains(&default), record.updated_at));
+        let Some(first) = first.cloned() else { return };
+        let family = FamilyRecord {
+            created_at: group.iter().map(|record| record.created_at).min().unwrap_or(first.created_at),
+            updated_at: group.iter().map(|record| record.updated_at).max().unwrap_or(first.updated_at),
+            spawn_count: group.iter().map(|record| record.spawn_count).sum(),
+            last_spawned_at: group.iter().filter_map(|record| record.last_spawned_at).max(),
+            ..FamilyRecord::of(&first)
+        };
+        for record in group {
+            if record.id != first.id {
+                self.former.insert(record.id.clone(), (first.id.clone(), record.names.first().cloned()));
+            }
+            self.versions.push(TemplateRecord { id: first.id.clone(), ..record });
+        }
+        self.names.insert(name, first.id.clone());
+        self.families.insert(first.id, family);
+    }
+
+    /// A template of one version.
+    fn keep(&mut self, record: TemplateRecord) {
+        self.families.insert(record.id.clone(), FamilyRecord::of(&record));
+        self.versions.push(record);
+    }
+
+    /// A build belongs to the template of its name; one of which nothing has come yet, to one without versions.
+    fn adopt(&mut self, build: &mut BuildRecord) {
+        if self.families.contains_key(&build.template_id) {
+            return;
+        }
+        let known = self.former.get(&build.template_id).map(|(template, _)| template);
+        let template = known.or_else(|| self.names.get(&build.name)).cloned();
+        let Some(template) = template else {
+            let id = build.template_id.clone();
+            self.names.insert(build.name.clone(), id.clone());
+            self.families.insert(id.clone(), FamilyRecord::unbuilt(id, Some(build.name.clone()), build.created_at));
+            return;
+        };
+        let before = std::mem::replace(&mut build.template_id, template.clone());
+        self.former.entry(before).or_insert((template, None));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::store::{Lookup, Store};
+
+    fn template(id: &str, build: &str, minute: i64, fields: &Value) -> String {
+        let at = Timestamp::from_second(60 * minute).unwrap();
+        let mut body = json!({
+            "id": id, "build_id": build, "artifact": format!("artifact-{id}"),
+            "budget": {"cpus": 1, "memory_mib": 512, "disk_mib": 8},
+            "created_at": at, "updated_at": at, "spawn_count": 1, "last_spawned_at": at,
+            "snapshot_of": null, "recipe": null, "names": [],
+        });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body.to_string()
+    }
+
+    fn build(id: &str, template: &str, name: &str, tag: &str) -> String {
+        let at = Timestamp::UNIX_EPOCH;
+        json!({
+            "id": id, "template_id": template, "name": name, "tags": [tag], "cpus": 1, "memory_mib": 512, "disk_mib": null,
+            "state": "ready", "reason": null, "created_at": at, "updated_at": at, "finished_at": at,
+        })
+        .to_string()
+    }
+
+    /// A database as the first version wrote it.
+    fn first_version(path: &std::path::Path) {
+        let c = Connection::open(path).unwrap();
+        c.execute_batch(
+            "CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE templates (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+             CREATE TABLE names (name TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id)) WITHOUT ROWID;
+             CREATE TABLE api_keys (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        super::super::builds::create_tables(&c).unwrap();
+        let snapshot = json!({"snapshot_of": "isandbox", "made_from": "two"});
+        for (id, body) in [
+            // Its default was built last; before, `prod` and `old`, which share a build.
+            ("one", template("one", "b1", 9, &json!({}))),
+            ("two", template("two", "b2", 5, &json!({}))),
+            // Lost its names to `one`.
+            ("gone", template("gone", "b0", 1, &json!({}))),
+            // Has only a tag.
+            ("tagged", template("tagged", "b3", 2, &json!({}))),
+            // Nobody knows what it was called.
+            ("lone", template("lone", "b9", 3, &json!({}))),
+            ("snap", template("snap", "b4", 6, &snapshot)),
+        ] {
+            c.execute("INSERT INTO templates (id, body) VALUES (?1, ?2)", params![id, body]).unwrap();
+        }
+        for (name, id) in
+            [("app:default", "one"), ("app:prod", "two"), ("app:old", "two"), ("other:v1", "tagged"), ("mine:v1", "snap")]
+        {
+            c.execute("INSERT INTO names (name, template_id) VALUES (?1, ?2)", params![name, id]).unwrap();
+        }
+        for (id, body) in [
+            ("b0", build("b0", "gone", "app", "default")),
+            ("b2", build("b2", "two", "app", "prod")),
+            ("b7", build("b7", "never", "unbuilt", "default")),
+            ("b8", build("b8", "forgotten", "app", "default")),
+        ] {
+            c.execute("INSERT INTO builds (id, body) VALUES (?1, ?2)", params![id, body]).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn records_of_one_name_become_one_template() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("firkin.db");
+        first_version(&path);
+        for _ in 0..2 {
+            // The second time there is nothing to do.
+            let store = Store::open(&path).await.unwrap();
+            let at = async |reference: &str| match store.template(reference).await.unwrap() {
+                Lookup::Found(found) => format!("{} {}", found.id, found.build_id),
+                Lookup::NoTag { tag, tags } => format!("no {tag} but {tags:?}"),
+                Lookup::Absent => "absent".to_owned(),
+            };
+            for (reference, expected) in [
+                ("app", "one b1"),
+                ("one", "one b1"),
+                ("firkin/app:prod", "one b2"),
+                ("one:old", "one b2"),
+                ("two", "one b2"),
+                ("two:default", "one b1"),
+                ("gone", "one b1"),
+                ("other", r#"no default but ["v1"]"#),
+                ("tagged:v1", "tagged b3"),
+                ("lone", "lone b9"),
+                ("mine:v1", "snap b4"),
+                ("snap", "snap b4"),
+                ("unbuilt", "no default but []"),
+                ("never", "no default but []"),
+                ("forgotten", "one b1"),
+                ("nothing", "absent"),
+            ] {
+                assert_eq!(at(reference).await, expected, "{reference}");
+            }
+            let app = store.family("two").await.unwrap().unwrap();
+            assert_eq!((app.name.as_deref(), app.spawn_count), (Some("app"), 2));
+            assert_eq!((app.created_at.as_second(), app.updated_at.as_second()), (300, 540));
+            let names: Vec<_> = store.families().await.unwrap().into_iter().map(|family| (family.id, family.name)).collect();
+            let named = |id: &str, name: &str| (id.to_owned(), Some(name.to_owned()));
+            let unnamed = |id: &str| (id.to_owned(), None);
+            assert_eq!(
+                names,
+                [unnamed("lone"), named("never", "unbuilt"), named("one", "app"), unnamed("snap"), named("tagged", "other")]
+            );
+            let builds: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.template_id).collect();
+            assert_eq!(builds, ["one", "one", "never", "one"]);
+            let snapshot = store.template("mine:v1").await.unwrap().found().unwrap();
+            assert_eq!(snapshot.made_from.as_deref(), Some("one"));
+            store.close().await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! Templates and snapshots. A template is one row with one id, whatever is built of it; what a build made is a version of it, and
+//! tags lead to versions.
+//!
+//! ```text
+//!   templates   id ─ name, and what all of its versions share
+//!      │
+//!   versions    build id ─ artifact, size, commands     a snapshot is a template with one version
+//!      │
+//!   names       `name:tag`, each leads to one version; of a template without a name `id:tag`
+//!
+//!   former_ids  ids from the time when each tagged build had one of its own
+//! ```
+//!
+//! A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Params, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Store, TemplateRecord, from_json, sqlite, to_json};
+use crate::{
+    error::StoreError,
+    reference::{DEFAULT, Reference},
+    sandbox::SandboxId,
+};
+
+pub(super) const TABLES: &str = "
+    CREATE TABLE templates (id TEXT PRIMARY KEY, name TEXT UNIQUE, body TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE versions (
+        build_id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id), body TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX versions_of_template ON versions (template_id);
+    CREATE TABLE names (
+        name TEXT PRIMARY KEY, build_id TEXT NOT NULL REFERENCES versions (build_id), assigned_at TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX names_of_version ON names (build_id);
+    CREATE TABLE former_ids (
+        id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id), name TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX former_ids_of_template ON former_ids (template_id);";
+
+/// A template, or a snapshot: what all of its versions share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FamilyRecord {
+    pub(crate) id: String,
+    /// Without tag. Absent where none was given, and for snapshots, which are named one by one.
+    pub(crate) name: Option<String>,
+    pub(crate) public: bool,
+    #[serde(default)]
+    pub(crate) description: Option<String>,
+    pub(crate) created_at: Timestamp,
+    /// Last built.
+    pub(crate) updated_at: Timestamp,
+    pub(crate) spawn_count: u64,
+    pub(crate) last_spawned_at: Option<Timestamp>,
+    pub(crate) snapshot_of: Option<SandboxId>,
+}
+
+impl FamilyRecord {
+    /// Of its first version.
+    pub(crate) fn of(first: &TemplateRecord) -> Self {
+        Self {
+            id: first.id.clone(),
+            name: first.family_name(),
+            public: first.setup.public,
+            description: first.description.clone(),
+            created_at: first.created_at,
+            updated_at: first.updated_at,
+            spawn_count: first.spawn_count,
+            last_spawned_at: first.last_spawned_at,
+            snapshot_of: first.snapshot_of.clone(),
+        }
+    }
+
+    /// Of a template that has no version yet.
+    pub(crate) fn unbuilt(id: String, name: Option<String>, at: Timestamp) -> Self {
+        Self {
+            id,
+            name,
+            public: false,
+            description: None,
+            created_at: at,
+            updated_at: at,
+            spawn_count: 0,
+            last_spawned_at: None,
+            snapshot_of: None,
+        }
+    }
+
+    /// A version with what it shares with the others.
+    fn share(self, version: TemplateRecord) -> TemplateRecord {
+        TemplateRecord {
+            id: self.id,
+            created_at: self.created_at,
+            spawn_count: self.spawn_count,
+            last_spawned_at: self.last_spawned_at,
+            description: self.description,
+            setup: crate::build::Setup { public: self.public, ..version.setup },
+            ..version
+        }
+    }
+}
+
+impl TemplateRecord {
+    /// The name before its tags, unless it has none.
+    pub(crate) fn base_name(&self) -> Option<&str> {
+        let base = self.names.first().map(|name| name.split_once(':').map_or(name.as_str(), |(base, _)| base));
+        base.filter(|base| *base != self.id)
+    }
+
+    /// The name of the template that it is a version of.
+    fn family_name(&self) -> Option<String> {
+        self.base_name().filter(|_| self.snapshot_of.is_none()).map(str::to_owned)
+    }
+
+    /// Its tags.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|name| name.split_once(':').map_or(DEFAULT, |(_, tag)| tag))
+    }
+}
+
+/// Where a reference leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// To this version.
+    Found(Box<TemplateRecord>),
+    /// To a template that has no such tag, but these.
+    NoTag { tag: String, tags: Vec<String> },
+    /// Nowhere.
+    Absent,
+}
+
+impl Lookup {
+    pub(crate) fn found(self) -> Option<TemplateRecord> {
+        match self {
+            Self::Found(record) => Some(*record),
+            Self::NoTag { .. } | Self::Absent => None,
+        }
+    }
+}
+
+/// What a tag stands for, and since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    /// With the name.
+    pub(crate) name: String,
+    pub(crate) build_id: String,
+    pub(crate) at: Timestamp,
+}
+
+impl Store {
+    /// Inserts or replaces a version, with its template where that is new, and gives it its names, taking them from whoever had
+    /// them. Gives what is on record: a template of that name has an id already.
+    pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<TemplateRecord, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let record = put_template(&tx, &record)?;
+            tx.commit().map_err(sqlite("commit a template"))?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Replaces what is remembered of a version, if it is there. Its names and its template stay as they are.
+    pub(crate) async fn update_version(&self, record: TemplateRecord) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let body = to_json("versions", &record)?;
+            c.execute("UPDATE versions SET body = ?2 WHERE build_id = ?1", params![record.build_id, body])
+                .map_err(sqlite("update a version"))?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Has tags stand for this version, taking them from whichever they stood for. Whether it is there.
+    pub(crate) async fn add_names(&self, build_id: String, names: Vec<String>) -> Result<bool, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let id = tx
+                .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
+                .optional()
+                .map_err(sqlite("read a version"))?;
+            let Some(id): Option<String> = id else { return Ok(false) };
+            give(&tx, &build_id, &names, Timestamp::now())?;
+            drop_untagged(&tx, &id)?;
+            tx.commit().map_err(sqlite("commit names"))?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Removes names. When one of them is not there, it is returned and all stay.
+    pub(crate) async fn remove_names(&self, names: Vec<String>) -> Result<Option<String>, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for name in names {
+                let of = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id WHERE n.name = ?1";
+                let id = tx.query_row(of, params![name], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
+                let Some(id): Option<String> = id else { return Ok(Some(name)) };
+                tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))?;
+                drop_untagged(&tx, &id)?;
+            }
+            tx.commit().map_err(sqlite("commit names"))?;
+            Ok(None)
+        })
+        .await
+    }
+
+    /// Counts one more sandbox of a template.
+    pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
+        self.change_family(id, move |family| {
+            family.spawn_count += 1;
+            family.last_spawned_at = Some(at);
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Changes a template. Gives it as it is now, if it is there.
+    pub(crate) async fn change_family(
+        &self,
+        id: String,
+        change: impl FnOnce(&mut FamilyRecord) + Send + 'static,
+    ) -> Result<Option<FamilyRecord>, StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            let Some(mut family) = family(&tx, &id)? else { return Ok(None) };
+            change(&mut family);
+            put_family(&tx, &family)?;
+            tx.commit().map_err(sqlite("commit a template"))?;
+            Ok(Some(family))
+        })
+        .await
+    }
+
+    /// Removes a template or snapshot with all of its versions and tags.
+    pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
+        self.run(move |c| {
+            let tx = c.transaction().map_err(sqlite("begin"))?;
+            for part in [
+                "DELETE FROM names WHERE build_id IN (SELECT build_id FROM versions WHERE template_id = ?1)",
+                "DELETE FROM versions WHERE template_id = ?1",
+                "DELETE FROM former_ids WHERE template_id = ?1",
+                "DELETE FROM templates WHERE id = ?1",
+            ] {
+                tx.execute(part, params![id]).map_err(sqlite("delete a template"))?;
+            }
+            tx.commit().map_err(sqlite("commit a deletion"))
+        })
+        .await
+    }
+
+    /// Every version of every template, and every snapshot, with the names that lead to it now. Those of one template are together.
+    pub(crate) async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
+        self.run(|c| versions(c, "ORDER BY v.template_id, v.build_id", [])).await
+    }
+
+    /// Every template and snapshot, also those of which no build has ended.
+    pub(crate) async fn families(&self) -> Result<Vec<FamilyRecord>, StoreError> {
+        self.run(|c| super::bodies(c, "templates", "SELECT body FROM templates ORDER BY id")).await
+    }
+
+    /// Every name of a version.
+    pub(crate) async fn assignments(&self) -> Result<Vec<Assignment>, StoreError> {
+        self.run(|c| {
+            let mut statement =
+                c.prepare_cached("SELECT name, build_id, assigned_at FROM names ORDER BY name").map_err(sqlite("read names"))?;
+            let rows = statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))
+                .map_err(sqlite("read names"))?;
+            rows.map(|row| {
+                let (name, build_id, at) = row.map_err(sqlite("read names"))?;
+                Ok(Assignment { name, build_id, at: at.parse().unwrap_or_default() })
+            })
+            .collect()
+        })
+        .await
+    }
+
+    /// The version that a reference leads to.
+    pub(crate) async fn template(&self, reference: &str) -> Result<Lookup, StoreError> {
+        let reference = Reference::parse(reference);
+        self.run(move |c| lookup(c, &reference)).await
+    }
+
+    /// The template or snapshot of a reference, whatever its tag, and whether or not anything was built.
+    pub(crate) async fn family(&self, reference: &str) -> Result<Option<FamilyRecord>, StoreError> {
+        let reference = Reference::parse(reference);
+        self.run(move |c| {
+            // A snapshot may be called as a template is, with a tag of its own.
+            let named = named(c, &reference.full())?.map(|record| record.id);
+            let by_tag = named.clone().filter(|_| reference.tag.is_some());
+            let id = match by_tag {
+                Some(id) => Some(id),
+                None => family_id(c, &reference.base)?.map(|found| found.id).or(named),
+            };
+            id.map_or(Ok(None), |id| family(c, &id))
+        })
+        .await
+    }
+}
+
+/// A template that an id or a name leads to.
+struct FamilyId {
+    id: String,
+    /// The `name:tag` that it stood for by itself, if it is a former id.
+    stood_for: Option<String>,
+}
+
+fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError> {
+    let now = "SELECT id FROM templates WHERE id = ?1 UNION ALL SELECT id FROM templates WHERE name = ?1 LIMIT 1";
+    let found = c.query_row(now, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: None })).optional();
+    if let Some(found) = found.map_err(sqlite("read a template"))? {
+        return Ok(Some(found));
+    }
+    let before = "SELECT template_id, name FROM former_ids WHERE id = ?1";
+    let found = c.query_row(before, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: row.get(1)? })).optional();
+    found.map_err(sqlite("read a former id"))
+}
+
+fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {
+    let found = |record: TemplateRecord| Ok(Lookup::Found(Box::new(record)));
+    if let Some(record) = named(c, &reference.full())? {
+        return found(record);
+    }
+    let Some(FamilyId { id, stood_for }) = family_id(c, &reference.base)? else { return Ok(Lookup::Absent) };
+    let meant = stood_for.filter(|_| reference.tag.is_none()).map(|name| Reference::parse(&name));
+    let tag = meant.as_ref().unwrap_or(reference).tag();
+    let versions = versions(c, "WHERE v.template_id = ?1 ORDER BY v.build_id", [&id])?;
+    // `<id>:default` is how unnamed snapshots are shown; by its bare id every snapshot is found.
+    let is_it = |record: &&TemplateRecord| {
+        record.tags().any(|known| known == tag) || (record.snapshot_of.is_some() && reference.other_tag().is_none())
+    };
+    if let Some(record) = versions.iter().find(is_it) {
+        return found(record.clone());
+    }
+    let mut tags: Vec<String> = versions.iter().flat_map(TemplateRecord::tags).map(str::to_owned).collect();
+    tags.sort();
+    Ok(Lookup::NoTag { tag: tag.to_owned(), tags })
+}
+
+fn named(c: &Connection, name: &str) -> Result<Option<TemplateRecord>, StoreError> {
+    let found = versions(c, "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1)", [name])?;
+    Ok(found.into_iter().next())
+}
+
+fn versions(c: &Connection, which: &str, params: impl Params) -> Result<Vec<TemplateRecord>, StoreError> {
+    let query = format!("SELECT v.body, t.body FROM versions v JOIN templates t ON t.id = v.template_id {which}");
+    let mut statement = c.prepare_cached(&query).map_err(sqlite("prepare a read"))?;
+    let rows = statement.query_map(params, |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read versions"))?;
+    let mut names = c.prepare_cached("SELECT name FROM names WHERE build_id = ?1 ORDER BY name").map_err(sqlite("read names"))?;
+    rows.map(|row| {
+        let (version, family): (String, String) = row.map_err(sqlite("read a version"))?;
+        let (version, family): (TemplateRecord, FamilyRecord) =
+            (from_json("versions", &version)?, from_json("templates", &family)?);
+        let found = names.query_map(params![version.build_id], |row| row.get(0)).map_err(sqlite("read names"))?;
+        let names = found.collect::<Result<_, _>>().map_err(sqlite("read names"))?;
+        Ok(TemplateRecord { names, ..family.share(version) })
+    })
+    .collect()
+}
+
+pub(super) fn family(c: &Connection, id: &str) -> Result<Option<FamilyRecord>, StoreError> {
+    super::one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id)
+}
+
+/// The id of the template with this name.
+pub(super) fn id_of_name(c: &Connection, name: &str) -> Result<Option<String>, StoreError> {
+    let found = c.query_row("SELECT id FROM templates WHERE name = ?1", params![name], |row| row.get(0)).optional();
+    found.map_err(sqlite("read a template"))
+}
+
+pub(super) fn put_family(c: &Connection, family: &FamilyRecord) -> Result<(), StoreError> {
+    let body = to_json("templates", family)?;
+    let put = "INSERT INTO templates (id, name, body) VALUES (?1, ?2, ?3)
+               ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body";
+    c.execute(put, params![family.id, family.name, body]).map_err(sqlite("put a template"))?;
+    Ok(())
+}
+
+pub(super) fn put_version(c: &Connection, record: &TemplateRecord) -> Result<(), StoreError> {
+    let body = to_json("versions", record)?;
+    let put = "INSERT INTO versions (build_id, template_id, body) VALUES (?1, ?2, ?3)
+               ON CONFLICT (build_id) DO UPDATE SET template_id = excluded.template_id, body = excluded.body";
+    c.execute(put, params![record.build_id, record.id, body]).map_err(sqlite("put a version"))?;
+    Ok(())
+}
+
+pub(super) fn give(c: &Connection, build_id: &str, names: &[String], at: Timestamp) -> Result<(), StoreError> {
+    let give = "INSERT INTO names (name, build_id, assigned_at) VALUES (?1, ?2, ?3)
+                ON CONFLICT (name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
+    for name in names {
+        c.execute(give, params![name, build_id, at.to_string()]).map_err(sqlite("put a name"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<TemplateRecord, StoreError> {
+    let mut record = record.clone();
+    if let Some(name) = record.family_name()
+        && let Some(id) = id_of_name(tx, &name)?
+    {
+        record.id = id;
+    }
+    let family = match family(tx, &record.id)? {
+        Some(family) => FamilyRecord { updated_at: record.updated_at, ..family },
+        None => FamilyRecord::of(&record),
+    };
+    put_family(tx, &family)?;
+    put_version(tx, &record)?;
+    tx.execute("DELETE FROM names WHERE build_id = ?1", params![record.build_id]).map_err(sqlite("clear names"))?;
+    give(tx, &record.build_id, &record.names, record.updated_at)?;
+    if record.snapshot_of.is_none() {
+        drop_untagged(tx, &record.id)?;
+    }
+    Ok(family.share(record))
+}
+
+/// Removes the versions of a template to which no tag leads any more. A snapshot may have no name and is none of them.
+fn drop_untagged(tx: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
+    if family(tx, id)?.is_none_or(|family| family.snapshot_of.is_some()) {
+        return Ok(());
+    }
+    let untagged = "DELETE FROM versions WHERE template_id = ?1
+                    AND NOT EXISTS (SELECT 1 FROM names WHERE names.build_id = versions.build_id)";
+    tx.execute(untagged, params![id]).map_err(sqlite("delete versions"))?;
+    Ok(())
+}
+
+/// Removes templates that have neither a version nor a build: nothing is known of them but that somebody asked for one once.
+pub(super) fn drop_bare(tx: &Transaction<'_>) -> Result<(), StoreError> {
+    let bare = "id NOT IN (SELECT template_id FROM versions)
+                AND id NOT IN (SELECT json_extract(body, '$.template_id') FROM builds)";
+    for (table, column) in [("former_ids", "template_id"), ("templates", "id")] {
+        let bare = format!("DELETE FROM {table} WHERE {column} IN (SELECT id FROM templates WHERE {bare})");
+        tx.execute(&bare, []).map_err(sqlite("delete bare templates"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! What the runtime offers of templates: looking at them, building the host's own, changing and deleting them, and their tags.
+
+use std::collections::HashSet;
+
+use crate::{
+    build::{self, BuildInfo, BuildRecord, BuildState},
+    capacity::ResourceBudget,
+    dependents,
+    error::{BuildError, DeleteError, NoTemplate, StoreError, TagError},
+    metrics::Timing,
+    reference::Reference,
+    restore::memory_base,
+    runtime::Runtime,
+    store::{Assignment, FamilyRecord, TemplateRecord},
+    tags::{self, Tagged},
+    template::{self, BuildTemplate, Report, TagInfo, TemplateInfo, TemplateUpdate},
+};
+
+/// Everything that is on record of templates, read at once.
+struct Shelf {
+    versions: Vec<TemplateRecord>,
+    assignments: Vec<Assignment>,
+    builds: Vec<BuildRecord>,
+}
+
+impl Runtime {
+    /// Every template (snapshots excluded), also those of which no build has ended, newest first.
+    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
+        let families = self.core().store.families().await?;
+        let shelf = self.shelf().await?;
+        let mut templates: Vec<TemplateInfo> = families
+            .into_iter()
+            .filter(|family| family.snapshot_of.is_none())
+            .filter_map(|family| shelf.show(family, None))
+            .collect();
+        templates.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(templates)
+    }
+
+    /// A template or snapshot by id or name. With a tag it is shown as the tag's build, which has to be there; without one as that of
+    /// `default`, else as the newest.
+    pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
+        let store = &self.core().store;
+        let found = store.template(reference).await?.found();
+        if found.is_none() && Reference::parse(reference).other_tag().is_some() {
+            return Ok(None);
+        }
+        let family = match &found {
+            Some(version) => store.family(&version.id).await?,
+            None => store.family(reference).await?,
+        };
+        let Some(family) = family else { return Ok(None) };
+        Ok(self.shelf().await?.show(family, found.as_ref()))
+    }
+
+    /// The builds of a template that are remembered, newest first, and what it was built of otherwise.
+    pub async fn template_builds(&self, id: &str) -> Result<Vec<BuildInfo>, StoreError> {
+        let Shelf { versions, builds, .. } = self.shelf().await?;
+        let known: HashSet<&str> = builds.iter().map(|build| build.id.as_str()).collect();
+        let of_it = versions.iter().filter(|version| version.id == id && !known.contains(version.build_id.as_str()));
+        let mut shown: Vec<BuildInfo> = of_it.map(without_build).collect();
+        shown.extend(builds.iter().filter(|build| build.template_id == id).map(BuildRecord::show));
+        shown.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(shown)
+    }
+
+    async fn shelf(&self) -> Result<Shelf, StoreError> {
+        let store = &self.core().store;
+        let (versions, assignments) = (store.templates().await?, store.assignments().await?);
+        Ok(Shelf { versions, assignments, builds: store.builds().await? })
+    }
+
+    /// Boots, prepares and snapshots a template.
+    pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
+        let built = template::build(self.core(), build, report);
+        let record = self.core().metrics.measured(Timing::ColdTemplateBuild, built).await?;
+        self.shown(record).await
+    }
+
+    /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
+    pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
+        let core = self.core();
+        let recipe = template::recipe(core, &build);
+        let existing = core.store.template(&build.name).await.map_err(BuildError::Store)?.found();
+        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
+            && core.artifacts.is_usable(&existing.artifact)
+        {
+            // An earlier version may have built it, which did not remember this.
+            if existing.warm_up != build.ready {
+                existing.warm_up = build.ready;
+                core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
+                core.pool.templates_changed();
+            }
+            return Ok((self.shown(existing).await?, false));
+        }
+        Ok((self.build_template(build, report).await?, true))
+    }
+
+    async fn shown(&self, version: TemplateRecord) -> Result<TemplateInfo, BuildError> {
+        let family = FamilyRecord::of(&version);
+        let shown = self.shelf().await.map_err(BuildError::Store)?.show(family, Some(&version));
+        Ok(shown.expect("what is shown as a version of its own is shown"))
+    }
+
+    /// Changes a template, whether or not anything was built of it. Gives it as it is then.
+    pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
+        let store = &self.core().store;
+        let Some(family) = store.family(reference).await? else { return Ok(None) };
+        let change = move |family: &mut FamilyRecord| {
+            if let Some(public) = update.public {
+                family.public = public;
+            }
+            if let Some(description) = update.description {
+                family.description = Some(description).filter(|text| !text.is_empty());
+            }
+        };
+        let Some(family) = store.change_family(family.id, change).await? else { return Ok(None) };
+        Ok(self.shelf().await?.show(family, None))
+    }
+
+    /// Deletes a template with all of its builds and tags, or a snapshot. Refused while a sandbox that was created from it exists,
+    /// running or paused, and while a snapshot stands on its memory. A create that is under way succeeds, from what is then gone; a
+    /// build that is, ends. With another tag than `default`, only that tag of a template is deleted, while it has others.
+    pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
+        let store = &self.core().store;
+        let found = store.family(reference).await.map_err(DeleteError::Store)?;
+        let family = found.ok_or_else(|| NoTemplate::Absent(reference.to_owned()))?;
+        let all = store.templates().await.map_err(DeleteError::Store)?;
+        let own: Vec<&TemplateRecord> = all.iter().filter(|record| record.id == family.id).collect();
+        let names = self.names_meant(reference, &family).await?;
+        let goes = |version: &&&TemplateRecord| version.names.iter().all(|name| names.contains(name));
+        if !names.is_empty() && own.iter().flat_map(|version| &version.names).any(|name| !names.contains(name)) {
+            let going: Vec<&TemplateRecord> = own.iter().filter(goes).copied().collect();
+            let (artifacts, shared) = self.artifacts_of(&going, &all).await?;
+            let users = dependents::standing(&family.id, &artifacts, &all, |artifact| self.base_of(artifact));
+            refuse_if_used(reference, users)?;
+            // Somebody else may have removed it meanwhile: then it is gone as well.
+            store.remove_names(names).await.map(drop).map_err(DeleteError::Store)?;
+            return self.let_go(artifacts.into_iter().chain(shared)).await;
+        }
+        let sandboxes = store.sandboxes().await.map_err(DeleteError::Store)?;
+        let (artifacts, shared) = self.artifacts_of(&own, &all).await?;
+        let users = dependents::of(&family.id, &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
+        refuse_if_used(reference, users)?;
+        build::cancel_all(self.core(), &family.id).await.map_err(DeleteError::Store)?;
+        store.delete_template(family.id.clone()).await.map_err(DeleteError::Store)?;
+        self.let_go(artifacts.into_iter().chain(shared)).await
+    }
+
+    /// The names that are to go, if a reference does not mean the whole template.
+    async fn names_meant(&self, reference: &str, family: &FamilyRecord) -> Result<Vec<String>, DeleteError> {
+        let wanted = Reference::parse(reference);
+        let is_former = wanted.base != family.id && family.name.as_ref().is_some_and(|name| *name != wanted.base);
+        if family.snapshot_of.is_some() || (wanted.other_tag().is_none() && !is_former) {
+            return Ok(Vec::new());
+        }
+        let found = self.core().store.template(reference).await.map_err(DeleteError::Store)?;
+        let version = NoTemplate::unless_found(reference, found)?;
+        match wanted.other_tag() {
+            Some(tag) => Ok(version.names.into_iter().filter(|name| name.ends_with(&format!(":{tag}"))).collect()),
+            // An id of earlier goes with what it stood for, which never was the default.
+            None if version.tags().any(|tag| tag == crate::reference::DEFAULT) => {
+                Err(NoTemplate::Absent(reference.to_owned()).into())
+            }
+            None => Ok(version.names),
+        }
+    }
+
+    /// The artifacts of these versions that nobody else has, and those that others or builds have too.
+    async fn artifacts_of<'a>(
+        &self,
+        versions: &[&'a TemplateRecord],
+        all: &[TemplateRecord],
+    ) -> Result<(Vec<&'a str>, Vec<&'a str>), DeleteError> {
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for version in versions {
+            let stays = |other: &TemplateRecord| !versions.iter().any(|version| version.build_id == other.build_id);
+            let others = all.iter().any(|other| stays(other) && other.artifact == version.artifact);
+            let kept = build::keeps(self.core(), &version.artifact).await.map_err(DeleteError::Store)?;
+            if others || kept { &mut shared } else { &mut own }.push(version.artifact.as_str());
+        }
+        Ok((own, shared))
+    }
+
+    /// On whose memory an artifact stands. One that cannot be read holds nothing.
+    fn base_of(&self, artifact: &str) -> Option<String> {
+        Some(memory_base(&self.core().artifacts.load(artifact).ok()?.manifest))
+    }
+
+    async fn let_go(&self, artifacts: impl Iterator<Item = &str>) -> Result<(), DeleteError> {
+        for artifact in artifacts {
+            build::drop_artifact(self.core(), artifact).await.map_err(DeleteError::Store)?;
+        }
+        self.core().pool.templates_changed();
+        self.core().collect();
+        Ok(())
+    }
+
+    /// Has tags stand for the build that `target` names, by name or id. A tag that is in use moves.
+    pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
+        let tagged = tags::assign(&self.core().store, target, tags).await?;
+        self.core().pool.templates_changed();
+        self.core().collect();
+        Ok(tagged)
+    }
+
+    /// Takes tags of a template away. All of them, or none when one is not there. What no tag stands for then is gone.
+    pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
+        tags::remove(&self.core().store, name, &tags).await?;
+        self.core().pool.templates_changed();
+        self.core().collect();
+        Ok(())
+    }
+}
+
+fn refuse_if_used(reference: &str, users: Vec<String>) -> Result<(), DeleteError> {
+    if users.is_empty() { Ok(()) } else { Err(DeleteError::InUse { template: reference.to_owned(), users }) }
+}
+
+impl Shelf {
+    /// A template as the API shows it: as `version`, else as its default, else as its newest version, else as its newest build.
+    fn show(&self, family: FamilyRecord, version: Option<&TemplateRecord>) -> Option<TemplateInfo> {
+        let own: Vec<&TemplateRecord> = self.versions.iter().filter(|record| record.id == family.id).collect();
+        let default = || own.iter().copied().find(|record| record.tags().any(|tag| tag == crate::reference::DEFAULT));
+        let newest = || own.iter().copied().max_by_key(|record| record.updated_at);
+        let builds: Vec<&BuildRecord> = self.builds.iter().filter(|build| build.template_id == family.id).collect();
+        let (build_id, state, budget) = match version.or_else(default).or_else(newest) {
+            Some(version) => (version.build_id.clone(), BuildState::Ready, version.budget),
+            None => {
+                let build = builds.iter().max_by_key(|build| (build.created_at, &build.id))?;
+                let disk_mib = build.disk_mib.unwrap_or_default();
+                let budget = ResourceBudget { cpus: build.cpus, memory_mib: u64::from(build.memory_mib), disk_mib };
+                (build.id.clone(), build.state, budget)
+            }
+        };
+        let mut aliases: Vec<String> =
+            own.iter().filter_map(|record| record.base_name().map(|_| &record.names)).flatten().map(|name| short(name)).collect();
+        aliases.sort();
+        if aliases.is_empty() {
+            aliases.extend(family.name.clone());
+        }
+        let unlisted = own.iter().filter(|record| !builds.iter().any(|build| build.id == record.build_id)).count();
+        Some(TemplateInfo {
+            build_id,
+            state,
+            builds: builds.len() + unlisted,
+            aliases,
+            tags: self.tags(&own),
+            budget,
+            id: family.id,
+            name: family.name,
+            created_at: family.created_at,
+            updated_at: family.updated_at,
+            spawn_count: family.spawn_count,
+            last_spawned_at: family.last_spawned_at,
+            snapshot_of: family.snapshot_of,
+            public: family.public,
+            description: family.description,
+        })
+    }
+
+    fn tags(&self, own: &[&TemplateRecord]) -> Vec<TagInfo> {
+        let shown = |assignment: &Assignment| {
+            let version = own.iter().find(|version| version.build_id == assignment.build_id)?;
+            let tag = Reference::parse(&assignment.name).tag().to_owned();
+            let (build_id, assigned_at) = (version.build_id.clone(), assignment.at);
+            Some(TagInfo { tag, build_id, assigned_at, built_at: version.updated_at })
+        };
+        self.assignments.iter().filter_map(shown).collect()
+    }
+}
+
+/// A name without the tag that it means anyway.
+fn short(name: &str) -> String {
+    name.strip_suffix(":default").unwrap_or(name).to_owned()
+}
+
+/// What was built on the host itself, or is a snapshot: of that there is no build on record.
+fn without_build(version: &TemplateRecord) -> BuildInfo {
+    BuildInfo {
+        id: version.build_id.clone(),
+        template_id: version.id.clone(),
+        tags: version.tags().map(str::to_owned).collect(),
+        cpus: version.budget.cpus,
+        memory_mib: u32::try_from(version.budget.memory_mib).unwrap_or(u32::MAX),
+        disk_mib: Some(version.budget.disk_mib),
+        state: BuildState::Ready,
+        reason: None,
+        created_at: version.updated_at,
+        updated_at: version.updated_at,
+        finished_at: Some(version.updated_at),
+    }
+}
