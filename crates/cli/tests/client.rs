@@ -239,6 +239,23 @@ fn a_server_that_never_was_is_told_as_such() {
 }
 
 #[test]
+fn a_template_is_not_begun_in_a_state_directory_that_a_server_uses() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = fs_err::File::create(dir.path().join("lock")).unwrap().into_file();
+    lock.try_lock().unwrap();
+    for name in ["base", "code-interpreter-v1"] {
+        let output = firkin(dir.path(), &["template", "build", name], b"");
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let told = stderr(&output);
+        assert!(
+            told.starts_with(&format!("error: another server uses the state directory `{}`", dir.path().display())),
+            "{told}"
+        );
+        assert!(told.contains("hint: stop that server first"), "{told}");
+    }
+}
+
+#[test]
 fn the_quickstart_changes_nothing_unasked() {
     let dir = tempfile::tempdir().unwrap();
     let output = firkin(&dir.path().join("state"), &["quickstart"], b"");

@@ -41,6 +41,21 @@ impl VerifyReport {
     }
 }
 
+/// Fails with [`OpenError::Locked`] if a server uses this state directory now. Makes nothing, and holds nothing.
+pub fn in_use(state_dir: &Path) -> Result<(), OpenError> {
+    let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
+    let file = match fs_err::File::open(state_dir.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(directory(error)),
+    };
+    match nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(()),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(OpenError::Locked { path: state_dir.to_owned() }),
+        Err((_, other)) => Err(directory(other.into())),
+    }
+}
+
 /// Reads every member of every artifact below `state_dir`.
 pub async fn verify(state_dir: &Path) -> Result<VerifyReport, OpenError> {
     let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };

@@ -31,6 +31,7 @@ use firkin_runtime::{
     network::NetworkConfig,
     runtime::{OnExit, Runtime},
     template::{BuildTemplate, TemplateInfo},
+    verify::in_use,
 };
 use firkin_server::{Listener, ServeError, ServerConfig, TlsIdentity};
 use fs_err as fs;
@@ -142,8 +143,28 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
     }
 }
 
+/// Fails if a server uses the state directory: before anything is made ready that takes minutes.
+pub(crate) fn demand_unused(settings: &Settings) -> anyhow::Result<()> {
+    in_use(&settings.state_dir).map_err(refused)
+}
+
+/// Why a runtime was not opened, with what helps.
+fn refused(error: OpenError) -> anyhow::Error {
+    let hint = match &error {
+        OpenError::Locked { .. } => Some(
+            "stop that server first (`firkin up --on-exit pause` keeps its sandboxes), or choose another `--state-dir`; a server that \
+             runs builds templates of its own for E2B's SDKs and for `e2b template create`",
+        ),
+        OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
+        OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
+        OpenError::Store(_) => None,
+    };
+    advised(error, hint.map(str::to_owned), None)
+}
+
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
+    demand_unused(settings)?;
     super::doctor::ensure_ready(settings, progress).await?;
     let (guest, additions) = guest_system(settings, progress).await?;
     let engine = engine(settings, &guest, progress).await?;
@@ -171,15 +192,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         guest,
         state_dir,
     };
-    let runtime = Runtime::open(config, engine).await.map_err(|error| {
-        let hint = match &error {
-            OpenError::Locked { .. } => Some("stop that server, or choose another `--state-dir`"),
-            OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
-            OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
-            OpenError::Store(_) => None,
-        };
-        advised(error, hint.map(str::to_owned), None)
-    })?;
+    let runtime = Runtime::open(config, engine).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     Ok(runtime)
 }

@@ -44,6 +44,8 @@ struct Built {
 pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Result<ExitStatus> {
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
+    // A root image of languages takes minutes: not to be told after them that nothing can be built.
+    hosting::demand_unused(settings)?;
     let force = args.force;
     let standard = match args.name.as_str() {
         CODE_INTERPRETER => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use firkin_runtime::{
     error::{CreateError, IntegrityError, OpenError, ResumeError, SnapshotError, SnapshotRestoreError},
     sandbox::SandboxState,
-    verify::verify,
+    verify::{in_use, verify},
 };
 
 use crate::bench::{Host, base, names};
@@ -40,6 +40,7 @@ fn a_verification_names_the_damage_and_who_needs_it() {
         let before = host.artifacts();
         server.pause(&id).await.unwrap();
         assert!(matches!(verify(&host.state_dir()).await, Err(OpenError::Locked { .. })), "a server is at work");
+        assert!(matches!(in_use(&host.state_dir()), Err(OpenError::Locked { .. })), "and it is said without touching anything");
         (id, host.artifacts().into_iter().find(|artifact| !before.contains(artifact)).unwrap())
     });
     let check = || tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir())).unwrap();
