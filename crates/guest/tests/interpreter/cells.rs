@@ -68,7 +68,7 @@ async fn a_long_silence_is_filled_and_much_output_arrives_whole() {
 
 #[tokio::test]
 async fn javascript_has_values_awaits_imports_and_errors() {
-    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18)"]) {
+    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18 ? 1 : 0)"]) {
         return;
     }
     let interpreter = Interpreter::start(&[]);

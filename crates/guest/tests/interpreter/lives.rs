@@ -38,7 +38,7 @@ async fn a_shell_draws_other_numbers_in_each_life_unless_it_was_seeded() {
 
 #[tokio::test]
 async fn javascript_draws_other_numbers_in_each_life_unless_it_was_seeded() {
-    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18)"]) {
+    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18 ? 1 : 0)"]) {
         return;
     }
     let mut interpreter = Interpreter::start(&[]);
@@ -81,7 +81,7 @@ fn what_javascripts_crypto_draws_is_mixed_from_the_second_life_on() {
         const inside = second[3].startsWith('0'.repeat(16)) && second[3].endsWith('0'.repeat(16));
         console.log(same(first, again), same(first, second), same(second, third), inside, new Set(second).size);
     ";
-    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18)"]) {
+    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18 ? 1 : 0)"]) {
         return;
     }
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/src/interpreter/kernels/renew.js");
