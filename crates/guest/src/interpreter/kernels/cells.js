@@ -6,9 +6,11 @@
 
 'use strict';
 
+const async_hooks = require('async_hooks');
 const fs = require('fs');
 const module_ = require('module');
 const net = require('net');
+const os = require('os');
 const path = require('path');
 const readline = require('readline');
 const repl = require('repl');
@@ -59,16 +61,37 @@ function tell(event) {
 }
 
 renewal.install();
+// The class of what listens for signals, which node shows only to hooks.
+function signalHandle() {
+  let made;
+  const init = (_id, type, _by, resource) => {
+    if (type === 'SIGNALWRAP') made = resource.constructor;
+  };
+  const hook = async_hooks.createHook({ init }).enable();
+  const nothing = () => {};
+  process.once('SIGINT', nothing).off('SIGINT', nothing);
+  hook.disable();
+  return made;
+}
+
 const silent = new stream.PassThrough();
 silent.resume();
 const prompt = repl.start({ prompt: '', input: new stream.PassThrough(), output: silent, terminal: false, useGlobal: true,
   ignoreUndefined: true, breakEvalOnSigint: true });
 // What is required is looked for where the cell works, as node's prompt does.
 global.require = module_.createRequire(path.join(process.cwd(), 'cell.js'));
-// Between cells an interrupt means nothing; while a cell waits, it ends the wait. While it computes, the prompt's own watchdog
-// must be the only one who listens: taking our listener away then would take the watchdog's handler with it.
-const interrupt = () => prompt.emit('SIGINT');
-process.on('SIGINT', interrupt);
+// Between cells an interrupt means nothing; while a cell waits, it ends the wait. The prompt is not asked to: two interrupts that
+// find it idle close it. While a cell computes, the prompt's own watchdog takes our handler's place, and then leaves one that ends
+// the process, so ours is put back after each cell. And it is no listener of `process`, which node would take away before its
+// watchdog is there: an interrupt in between would be the end of all that cells have made.
+const interrupts = new (signalHandle())();
+interrupts.onsignal = () => refuse?.(new Error('Script execution was interrupted by `SIGINT`'));
+interrupts.unref();
+function listen() {
+  interrupts.stop();
+  interrupts.start(os.constants.signals.SIGINT);
+}
+listen();
 prompt.removeAllListeners('exit');
 
 // An error that a cell throws, or that comes of what a cell has left behind.
@@ -98,11 +121,10 @@ function evaluate(code) {
   return new Promise((resolve, reject) => {
     refuse = reject;
     const done = (error, value) => (error ? reject(error) : resolve(value));
-    process.off('SIGINT', interrupt);
     try {
       prompt.eval(code.endsWith('\n') ? code : code + '\n', prompt.context, 'cell.js', done);
     } finally {
-      process.on('SIGINT', interrupt);
+      listen();
     }
   });
 }
