@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use firkin_engine::{Exit, MachineError, StartError};
 
-pub use crate::reference::NoTemplate;
 use crate::{admission::AdmissionError, network::SlotError, sandbox::SandboxId};
+pub use crate::{reference::NoTemplate, tags::TagError};
 
 /// No such sandbox, or no longer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -785,42 +785,5 @@ pub enum NetworkError {
     },
     /// The change could not be recorded, and was not made.
     #[error("cannot record the change of a sandbox's network")]
-    Store(#[source] StoreError),
-}
-
-/// Why tags were not assigned or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum TagError {
-    /// Nothing has this id or name, or not this tag.
-    #[error(transparent)]
-    NoTemplate(#[from] NoTemplate),
-    /// A template to take tags from is named without one.
-    #[error("`{0}` has a tag: name those to be removed in `tags`")]
-    Tagged(String),
-    /// Not `name` or `name:tag`.
-    #[error("`{0}` is not the name of a template")]
-    InvalidName(String),
-    /// Not a tag.
-    #[error("`{0}` is not a tag: it must be lower-case letters, digits, `-`, `_` and `.`, and not a build's id")]
-    InvalidTag(String),
-    /// Too many tags at once, or none.
-    #[error("cannot change tags: name 1 to {max} of them")]
-    Count {
-        /// The most.
-        max: usize,
-    },
-    /// The tag that stands for a name without one.
-    #[error("cannot remove tag `default`")]
-    Default,
-    /// The name has no such tag.
-    #[error("tag `{tag}` of template `{name}` does not exist")]
-    NoSuchTag {
-        /// The tag.
-        tag: String,
-        /// The name.
-        name: String,
-    },
-    /// The database failed.
-    #[error("cannot change tags")]
     Store(#[source] StoreError),
 }

@@ -3,8 +3,8 @@
 //! A tag stands for a build until it is removed, assigned to another, or built anew; a build under other tags changes nothing of it.
 
 use crate::{
-    error::{NoTemplate, TagError},
-    reference::{DEFAULT, Reference},
+    error::StoreError,
+    reference::{DEFAULT, NoTemplate, Reference},
     store::Store,
     template::is_uuid,
 };
@@ -22,6 +22,43 @@ pub struct Tagged {
     pub tags: Vec<String>,
     /// The build that they name now.
     pub build_id: String,
+}
+
+/// Why tags were not assigned or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TagError {
+    /// Nothing has this id or name, or not this tag.
+    #[error(transparent)]
+    NoTemplate(#[from] NoTemplate),
+    /// A template to take tags from is named without one.
+    #[error("`{0}` has a tag: name those to be removed in `tags`")]
+    Tagged(String),
+    /// Not `name` or `name:tag`.
+    #[error("`{0}` is not the name of a template")]
+    InvalidName(String),
+    /// Not a tag.
+    #[error("`{0}` is not a tag: it must be lower-case letters, digits, `-`, `_` and `.`, and not a build's id")]
+    InvalidTag(String),
+    /// Too many tags at once, or none.
+    #[error("cannot change tags: name 1 to {max} of them")]
+    Count {
+        /// The most.
+        max: usize,
+    },
+    /// The tag that stands for a name without one.
+    #[error("cannot remove tag `default`")]
+    Default,
+    /// The name has no such tag.
+    #[error("tag `{tag}` of template `{name}` does not exist")]
+    NoSuchTag {
+        /// The tag.
+        tag: String,
+        /// The name.
+        name: String,
+    },
+    /// The database failed.
+    #[error("cannot change tags")]
+    Store(#[source] StoreError),
 }
 
 pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
