@@ -29,6 +29,8 @@ const CLI: Sdk = Sdk { name: "E2B's command line", requirements: "requirements-c
 const MCP: Sdk = Sdk { name: "MCP gateway", requirements: "requirements-gateway.txt", tests: "gateway" };
 const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requirements-interpreter.txt", tests: "interpreter" };
 
+const DESKTOP: Sdk = Sdk { name: "desktop SDK", requirements: "requirements-desktop.txt", tests: "desktop" };
+
 /// The directory with the JavaScript packages and the tests of the JavaScript SDK.
 const JAVASCRIPT: &str = "js";
 
@@ -104,6 +106,11 @@ pub(crate) fn run(
         report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
         report.step("mcp gateway template", |step| step.run(&mut build("mcp-gateway")))?;
         report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
+    }
+    // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
+    if pytest.is_empty() && parts == Parts::All {
+        report.step("desktop template", |step| step.run(&mut build("desktop")))?;
+        report.step("desktop conformance", |step| against_server(workspace, state.path(), &[DESKTOP], pytest, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(household, &before, step))
 }

@@ -194,6 +194,44 @@ impl RootSpec {
     }
 }
 
+impl RootSpec {
+    /// The root file system of a desktop: `base`, an X server, a session, a browser, and what shows and steers them.
+    pub fn desktop() -> Self {
+        let packages = [
+            "chromium",
+            "chromium-sandbox",
+            "dbus-x11",
+            "fonts-dejavu-core",
+            "fonts-wqy-microhei",
+            "libgtk-3-bin",
+            "mousepad",
+            "net-tools",
+            "netcat-openbsd",
+            "novnc",
+            "scrot",
+            "thunar",
+            "websockify",
+            "x11-apps",
+            "x11-utils",
+            "x11-xserver-utils",
+            "x11vnc",
+            "xauth",
+            "xdg-utils",
+            "xdotool",
+            "xfce4-panel",
+            "xfce4-session",
+            "xfce4-settings",
+            "xfce4-terminal",
+            "xfdesktop4",
+            "xfwm4",
+            "xvfb",
+        ];
+        let mut spec = Self::default();
+        spec.packages.extend(packages.map(str::to_owned));
+        spec
+    }
+}
+
 /// What this host puts into every root file system, whoever made its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Additions {
@@ -501,6 +539,7 @@ mod tests {
         assert_ne!(key(&base), super::key(&base, &additions("another", vec![])), "it has the modules of its kernel");
         assert_ne!(key(&base), super::key(&base, &additions("one", vec!["PEM".into()])), "it trusts whom it was told to");
         assert_ne!(key(&base), key(&RootSpec::code_interpreter(&[])));
+        assert_ne!(key(&base), key(&RootSpec::desktop()));
         let all = key(&RootSpec::code_interpreter(&HeavyPart::ALL));
         assert_ne!(all, key(&RootSpec::code_interpreter(&[HeavyPart::R, HeavyPart::Java])));
         assert_eq!(all, key(&RootSpec::code_interpreter(&[HeavyPart::Science, HeavyPart::Java, HeavyPart::R])));

@@ -16,6 +16,7 @@ pub mod command;
 pub mod config;
 mod core;
 mod dependents;
+pub mod desktop;
 pub mod disk;
 pub mod error;
 mod forward;

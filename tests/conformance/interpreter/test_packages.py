@@ -27,6 +27,8 @@ SCIENCE = {
     "imageio": "bool(__import__('imageio').imread)",
 }
 
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+
 
 @pytest.fixture(scope="module")
 def sandbox(api):

@@ -18,9 +18,7 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{
-    Additions, Cache, GuestKernel, HeavyPart, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs,
-};
+use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
@@ -250,15 +248,16 @@ fn additions(settings: &Settings, kernel: GuestKernel) -> anyhow::Result<Additio
     Ok(Additions { kernel, certificates })
 }
 
-/// The root image of the code interpreter, from the cache or built into it.
-pub(crate) async fn interpreter_root(settings: &Settings, parts: &[HeavyPart], progress: &Progress) -> anyhow::Result<RootDisk> {
+/// The root image of a template, from the cache or built into it.
+pub(crate) async fn root_of(settings: &Settings, name: &str, spec: &RootSpec, progress: &Progress) -> anyhow::Result<RootDisk> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
-    let step = progress.step("root file system of the code interpreter");
+    let title = format!("root file system of {name}");
+    let step = progress.step(&title);
     let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
     let additions = additions(settings, kernel)?;
-    let root = rootfs(&cache, &RootSpec::code_interpreter(parts), &additions, &|event| step.at(&described(&event))).await;
-    let root = root.context("cannot make the root file system of the code interpreter")?;
-    step.done("root file system of the code interpreter");
+    let root = rootfs(&cache, spec, &additions, &|event| step.at(&described(&event))).await;
+    let root = root.with_context(|| format!("cannot make the {title}"))?;
+    step.done(&title);
     Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })
 }
 

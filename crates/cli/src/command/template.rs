@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use firkin_image::HeavyPart;
+use firkin_image::{HeavyPart, RootSpec};
 use firkin_runtime::{
+    desktop::DESKTOP,
     runtime::OnExit,
     template::{BuildTemplate, CODE_INTERPRETER, MCP_GATEWAY, TemplateInfo},
 };
@@ -47,15 +48,22 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     // A root image of languages takes minutes: not to be told after them that nothing can be built.
     hosting::demand_unused(settings)?;
     let force = args.force;
-    let standard = match args.name.as_str() {
-        CODE_INTERPRETER => {
-            let parts = parts(&args.without);
-            let Some(root) = interrupts.unless(hosting::interpreter_root(settings, &parts, &progress)).await? else {
-                return Ok(ExitStatus::Interrupted);
-            };
-            BuildTemplate::code_interpreter(root)
-        }
-        MCP_GATEWAY => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
+    let spec = match args.name.as_str() {
+        CODE_INTERPRETER => Some(RootSpec::code_interpreter(&parts(&args.without))),
+        DESKTOP => Some(RootSpec::desktop()),
+        _ => None,
+    };
+    let root = match spec {
+        Some(spec) => match interrupts.unless(hosting::root_of(settings, &args.name, &spec, &progress)).await? {
+            Some(root) => Some(root),
+            None => return Ok(ExitStatus::Interrupted),
+        },
+        None => None,
+    };
+    let standard = match (args.name.as_str(), root) {
+        (CODE_INTERPRETER, Some(root)) => BuildTemplate::code_interpreter(root),
+        (DESKTOP, Some(root)) => BuildTemplate::desktop(root),
+        (MCP_GATEWAY, _) => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
         _ => BuildTemplate::base(),
     };
     let standard = BuildTemplate { env: settings.template_env(), ..standard };
@@ -112,7 +120,7 @@ fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemp
         cpus: args.cpus.unwrap_or(standard.cpus),
         memory_mib: args.memory.unwrap_or(standard.memory_mib),
         nested_virtualization: args.nested_virtualization,
-        start: args.start_cmd,
+        start: args.start_cmd.or_else(|| standard.start.clone()),
         name: args.name,
         ..standard
     };
@@ -214,6 +222,15 @@ mod tests {
         assert_eq!(asked, standard);
         let larger = requested_of("firkin template build code-interpreter-v1 --memory 4096", standard.clone()).unwrap();
         assert_eq!((larger.cpus, larger.memory_mib, larger.ready), (standard.cpus, 4096, standard.ready));
+    }
+
+    #[test]
+    fn a_desktop_starts_itself_unless_another_command_is_to() {
+        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
+        let standard = BuildTemplate::desktop(root);
+        assert_eq!(requested_of("firkin template build desktop", standard.clone()).unwrap(), standard);
+        let other = requested_of("firkin template build desktop --start-cmd x", standard.clone()).unwrap();
+        assert_eq!((other.start.as_deref(), other.ready), (Some("x"), standard.ready));
     }
 
     #[test]
