@@ -244,7 +244,7 @@ fn arrange(work: &Path, package: &Path, release: &str, candidate: &Candidate) ->
     };
     let text = serde_json::to_vec_pretty(&record).expect("a record of strings serialises");
     fs::write(work.join(RECORD), text).map_err(KernelError::Store)?;
-    fs::remove_dir_all(&tree).map_err(KernelError::Store)?;
+    firkin_files::remove_tree(&tree).map_err(KernelError::Store)?;
     fs::remove_file(package).map_err(KernelError::Store)
 }
 

@@ -106,7 +106,7 @@ impl ArtifactStore {
             // Renamed first, so that an interrupted removal leaves a draft and not half an artifact.
             let doomed = self.root.join("artifacts").join(format!(".{id}"));
             fs::rename(self.dir(id), &doomed)?;
-            fs::remove_dir_all(&doomed)?;
+            firkin_files::remove_tree(&doomed)?;
             self.release(id)?;
             removed.push(id.clone());
         }

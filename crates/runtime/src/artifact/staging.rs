@@ -140,7 +140,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path)
+        if let Err(error) = firkin_files::remove_tree(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%error, "cannot remove what a cut wrote into memory");
@@ -159,7 +159,7 @@ fn sweep(dir: &Path, prefix: &str) -> io::Result<()> {
         let metadata = fs::symlink_metadata(&path)?;
         if metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() {
             tracing::info!(path = %path.display(), "removed what a cut that never ended wrote into memory");
-            fs::remove_dir_all(&path)?;
+            firkin_files::remove_tree(&path)?;
         }
     }
     Ok(())

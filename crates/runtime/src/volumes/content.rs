@@ -232,7 +232,7 @@ impl Content {
             renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()).map_err(|error| path.failed(error))?;
             let gone = root.aside_path.join(gone);
             let removed = if fs::symlink_metadata(&gone).is_ok_and(|meta| meta.is_dir()) {
-                fs::remove_dir_all(&gone)
+                firkin_files::remove_tree(&gone)
             } else {
                 fs::remove_file(&gone)
             };
