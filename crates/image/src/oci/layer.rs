@@ -287,6 +287,29 @@ mod tests {
         }
     }
 
+    /// A few kilobytes of a stranger's must not take gigabytes of ours.
+    #[test]
+    fn attributes_that_pack_well_do_not_fill_the_memory() {
+        let value = vec![b'x'; MAX_ATTRIBUTE_BYTES - 1];
+        let mut builder = tar::Builder::new(Vec::new());
+        for n in 0..300 {
+            let names = ["user.a", "user.b", "user.c", "user.d"].map(|name| format!("{PAX_ATTRIBUTE}{name}"));
+            builder.append_pax_extensions(names.iter().map(|name| (name.as_str(), &value[..]))).unwrap();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, format!("f{n}"), io::empty()).unwrap();
+        }
+        let tar = builder.into_inner().unwrap();
+        let packed = gzip(&tar);
+        assert!(packed.len() < 1 << 20, "{} bytes", packed.len());
+        let mut unpacked = tempfile::tempfile().unwrap();
+        unpack(file(&packed), &mut unpacked, 1 << 30, &diff_id(&tar)).unwrap();
+        unpacked.seek(SeekFrom::Start(0)).unwrap();
+        let error = read(&unpacked, 0, &mut Tree::default()).unwrap_err();
+        assert!(matches!(error, LayerError::Tree(TreeError::Metadata)), "{error:?}");
+    }
+
     #[test]
     fn what_is_no_archive_is_refused() {
         let mut tree = Tree::default();

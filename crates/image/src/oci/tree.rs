@@ -2,7 +2,7 @@
 //!
 //! Entries come from strangers. They are placed in a tree that exists in memory only, where a symbolic link is a value and not
 //! something that the kernel follows: an entry can name nothing outside of the tree, whatever `..`, links and order its author
-//! chose. What is written to a disk afterwards (`write.rs`) has real directories above everything and follows no link.
+//! chose, and what all of them say of themselves is bounded. What is written to a disk afterwards (`write.rs`) has real directories above everything and follows no link.
 //!
 //! Layers are merged as the OCI image specification says (layer.md, "Changeset over existing filesystem", "Whiteouts"): an entry
 //! replaces what had its name, but a directory over a directory only changes the attributes; `.wh.NAME` hides `NAME` of the
@@ -19,6 +19,11 @@ const MAX_NODES: usize = 2_000_000;
 const MAX_PATH_BYTES: usize = 4096;
 /// `NAME_MAX` of Linux.
 const MAX_NAME_BYTES: usize = 255;
+/// Names, links' targets and extended attributes of one image, all together: they are in memory at once, and a packed layer may
+/// hold hundreds of times its own size of them. Large images have a fifth of it.
+const MAX_METADATA_BYTES: usize = 64 << 20;
+/// What a name or an attribute takes beside its bytes.
+const ENTRY_OVERHEAD_BYTES: usize = 64;
 /// Symbolic links on one way, as Linux follows them.
 const MAX_LINKS: usize = 40;
 /// Directories inside each other. Paths are bounded, but links add to them.
@@ -50,6 +55,9 @@ pub enum TreeError {
     /// Too many entries.
     #[error("the image has more than {MAX_NODES} files")]
     TooMany,
+    /// Too much is said of them.
+    #[error("the image has more than {} MiB of names, links and extended attributes", MAX_METADATA_BYTES >> 20)]
+    Metadata,
 }
 
 /// Attributes of an entry.
@@ -95,6 +103,10 @@ pub enum Entry {
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
+    /// Nodes that have lost their last name, to be used again.
+    free: Vec<NodeId>,
+    /// What of [`MAX_METADATA_BYTES`] is taken.
+    bytes: usize,
 }
 
 /// Number of a node. The root is 0.
@@ -107,6 +119,8 @@ pub struct Node {
     pub attributes: Attributes,
     /// What it is.
     pub kind: Kind,
+    /// How many names it has.
+    names: u32,
 }
 
 /// What a node is.
@@ -134,7 +148,24 @@ const ROOT: NodeId = 0;
 impl Default for Tree {
     /// An empty root directory.
     fn default() -> Self {
-        Self { nodes: vec![Node { attributes: directory_attributes(), kind: Kind::Directory(BTreeMap::new()) }] }
+        let root = Node { attributes: directory_attributes(), kind: Kind::Directory(BTreeMap::new()), names: 1 };
+        Self { nodes: vec![root], free: Vec::new(), bytes: 0 }
+    }
+}
+
+impl Attributes {
+    fn bytes(&self) -> usize {
+        self.extended.iter().map(|(name, value)| name.len() + value.len() + ENTRY_OVERHEAD_BYTES).sum()
+    }
+}
+
+impl Kind {
+    /// Without the names of a directory, which are counted one by one.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Symlink(target) => target.as_os_str().len(),
+            Self::File(_) | Self::Directory(_) => 0,
+        }
     }
 }
 
@@ -159,8 +190,7 @@ impl Tree {
         let Some((name, parents)) = names.split_last() else {
             // The root itself: only its attributes can change.
             if let Entry::Directory(attributes) = entry {
-                self.nodes[ROOT].attributes = attributes;
-                return Ok(());
+                return self.describe(ROOT, attributes);
             }
             return Err(bad(path, "the root is a directory"));
         };
@@ -188,7 +218,7 @@ impl Tree {
                 if let Some(existing) = self.child(directory, name)
                     && let Kind::Directory(_) = self.nodes[existing.node].kind
                 {
-                    self.nodes[existing.node].attributes = attributes;
+                    self.describe(existing.node, attributes)?;
                     existing.node
                 } else {
                     self.new_node(attributes, Kind::Directory(BTreeMap::new()))?
@@ -197,16 +227,74 @@ impl Tree {
             Entry::File(attributes, content) => self.new_node(attributes, Kind::File(content))?,
             Entry::Symlink(attributes, target) => self.new_node(attributes, Kind::Symlink(target))?,
         };
-        self.names(directory).insert(name.clone(), Name { node, layer });
-        Ok(())
+        self.call(directory, name.clone(), Name { node, layer })
     }
 
     fn new_node(&mut self, attributes: Attributes, kind: Kind) -> Result<NodeId, TreeError> {
+        self.take(attributes.bytes() + kind.bytes())?;
+        let node = Node { attributes, kind, names: 0 };
+        if let Some(id) = self.free.pop() {
+            self.nodes[id] = node;
+            return Ok(id);
+        }
         if self.nodes.len() >= MAX_NODES {
             return Err(TreeError::TooMany);
         }
-        self.nodes.push(Node { attributes, kind });
+        self.nodes.push(node);
         Ok(self.nodes.len() - 1)
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), TreeError> {
+        self.bytes += bytes;
+        if self.bytes > MAX_METADATA_BYTES { Err(TreeError::Metadata) } else { Ok(()) }
+    }
+
+    /// Changes the attributes of a node.
+    fn describe(&mut self, id: NodeId, attributes: Attributes) -> Result<(), TreeError> {
+        self.take(attributes.bytes())?;
+        let before = std::mem::replace(&mut self.nodes[id].attributes, attributes);
+        self.bytes -= before.bytes();
+        Ok(())
+    }
+
+    /// Gives a node a name in a directory, in place of what had it.
+    fn call(&mut self, directory: NodeId, name: OsString, new: Name) -> Result<(), TreeError> {
+        let bytes = name_bytes(&name);
+        let before = self.names(directory).insert(name, new);
+        match before {
+            Some(before) if before.node == new.node => Ok(()),
+            Some(before) => {
+                self.nodes[new.node].names += 1;
+                self.release(before.node);
+                Ok(())
+            }
+            None => {
+                self.nodes[new.node].names += 1;
+                self.take(bytes)
+            }
+        }
+    }
+
+    /// Takes one name from a node. One without any is gone, and so is what only it led to.
+    fn release(&mut self, id: NodeId) {
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            let node = &mut self.nodes[id];
+            node.names -= 1;
+            if node.names > 0 {
+                continue;
+            }
+            let attributes = std::mem::take(&mut node.attributes);
+            let kind = std::mem::replace(&mut node.kind, Kind::Directory(BTreeMap::new()));
+            self.bytes -= attributes.bytes() + kind.bytes();
+            self.free.push(id);
+            if let Kind::Directory(names) = kind {
+                for (name, found) in names {
+                    self.bytes -= name_bytes(&name);
+                    pending.push(found.node);
+                }
+            }
+        }
     }
 
     fn names(&mut self, directory: NodeId) -> &mut BTreeMap<OsString, Name> {
@@ -268,7 +356,7 @@ impl Tree {
                 },
             };
             // A later whiteout of this layer must spare what this layer puts below.
-            self.names(at).insert(name, Name { node, layer });
+            self.call(at, name, Name { node, layer })?;
             walk.enter(node, path)?;
         }
         Ok(walk.at())
@@ -277,7 +365,11 @@ impl Tree {
     /// Hides a name of the layers below.
     fn hide(&mut self, directory: NodeId, name: &OsString, layer: usize) {
         match self.child(directory, name) {
-            Some(found) if found.layer < layer => drop(self.names(directory).remove(name)),
+            Some(found) if found.layer < layer => {
+                self.names(directory).remove(name);
+                self.bytes -= name_bytes(name);
+                self.release(found.node);
+            }
             Some(found) => self.hide_below(found.node, layer),
             None => {}
         }
@@ -288,10 +380,26 @@ impl Tree {
         let mut pending = vec![directory];
         while let Some(directory) = pending.pop() {
             let Kind::Directory(names) = &mut self.nodes[directory].kind else { continue };
-            names.retain(|_, name| name.layer >= layer);
+            let mut gone = Vec::new();
+            let mut freed = 0;
+            names.retain(|name, found| {
+                let stays = found.layer >= layer;
+                if !stays {
+                    gone.push(found.node);
+                    freed += name_bytes(name);
+                }
+                stays
+            });
             pending.extend(names.values().map(|name| name.node));
+            self.bytes -= freed;
+            gone.into_iter().for_each(|node| self.release(node));
         }
     }
+}
+
+/// What a name in a directory takes.
+fn name_bytes(name: &OsString) -> usize {
+    name.len() + ENTRY_OVERHEAD_BYTES
 }
 
 /// A way through directories and links.
@@ -398,6 +506,62 @@ mod tests {
 
     fn link(target: &str) -> Entry {
         Entry::Symlink(Attributes::default(), target.into())
+    }
+
+    /// What the tree says that it takes is what can be reached takes, and no node without a name is kept.
+    fn books_agree(tree: &Tree) {
+        let (mut bytes, mut seen, mut pending) = (0, std::collections::HashMap::from([(ROOT, 1)]), vec![ROOT]);
+        while let Some(id) = pending.pop() {
+            let node = tree.node(id);
+            bytes += node.attributes.bytes() + node.kind.bytes();
+            let Kind::Directory(names) = &node.kind else { continue };
+            for (name, found) in names {
+                bytes += name_bytes(name);
+                let count = seen.entry(found.node).or_insert(0);
+                *count += 1;
+                if *count == 1 {
+                    pending.push(found.node);
+                }
+            }
+        }
+        assert_eq!(bytes, tree.bytes);
+        assert_eq!(seen.len() + tree.free.len(), tree.nodes.len());
+        assert!(seen.iter().all(|(&id, &count)| tree.node(id).names == count));
+    }
+
+    #[test]
+    fn what_is_replaced_or_hidden_is_not_kept() {
+        let described =
+            |tag: u8| Attributes { extended: [("user.a".into(), vec![tag; 60 << 10])].into(), ..Attributes::default() };
+        let mut tree = Tree::default();
+        // Twice the budget, were it kept.
+        for n in 0..2200 {
+            let content = Content { layer: 0, offset: 0, bytes: 0 };
+            tree.add(0, Path::new("d/a"), Entry::File(described(1), content)).unwrap();
+            tree.add(0, Path::new("d"), Entry::Directory(described(2))).unwrap();
+            if n % 2 == 0 {
+                tree.add(1, Path::new(".wh.d"), directory()).unwrap();
+            }
+        }
+        tree.add(1, Path::new("b"), Entry::Hardlink("d/a".into())).unwrap();
+        tree.add(1, Path::new("d"), link("b")).unwrap();
+        assert_eq!(listing(&tree), ["/b 0", "/d -> b"]);
+        books_agree(&tree);
+        assert!(tree.nodes.len() < 10, "{}", tree.nodes.len());
+    }
+
+    #[test]
+    fn an_image_that_says_too_much_of_its_files_is_refused() {
+        let mut tree = Tree::default();
+        let outcome = (0..2000).try_for_each(|n| {
+            let extended = [("user.a".into(), vec![0; 60 << 10])].into();
+            tree.add(0, Path::new(&format!("f{n}")), Entry::Directory(Attributes { extended, ..Attributes::default() }))
+        });
+        assert_eq!(outcome, Err(TreeError::Metadata));
+        let mut tree = Tree::default();
+        let target = "x".repeat(4000);
+        let outcome = (0..20_000).try_for_each(|n| tree.add(0, Path::new(&format!("l{n}")), link(&target)));
+        assert_eq!(outcome, Err(TreeError::Metadata));
     }
 
     /// Every path of a tree with the layer of its content, `->` its target or `/`.
@@ -539,6 +703,7 @@ mod tests {
                 // Refusals are fine; what was refused must not have broken anything.
                 drop(tree.add(layer, Path::new(&path), entry));
             }
+            books_agree(&tree);
             for line in listing(&tree) {
                 let path = line.split(' ').next().unwrap_or_default();
                 prop_assert!(path.split('/').all(|name| name != ".." && name != "." && !name.starts_with(".wh.")), "{line}");
