@@ -210,7 +210,7 @@ impl Drop for Slot {
         // thread: nobody builds the entry again before the remains are gone. A process that exits earlier leaves them to
         // the next one.
         std::thread::spawn(move || {
-            if let Err(error) = fs::remove_dir_all(&work) {
+            if let Err(error) = firkin_files::remove_tree(&work) {
                 tracing::warn!(%error, "an unfinished cache entry stays behind until the next build");
             }
             drop(lock);
@@ -225,7 +225,7 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
     for leftover in fs::read_dir(&tmp)? {
         let leftover = leftover?;
         if leftover.file_name().to_str().is_some_and(|file| file.starts_with(&prefix))
-            && let Err(error) = fs::remove_dir_all(leftover.path())
+            && let Err(error) = firkin_files::remove_tree(&leftover.path())
         {
             // Programs of a killed process may not have ended yet: what they still write goes with the next build.
             tracing::warn!(%error, "what a crashed build left stays behind until the next build");
@@ -239,12 +239,9 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
     if let Some(kind) = entry.parent() {
         fs::create_dir_all(kind)?;
     }
-    Ok(tempfile::Builder::new().prefix(&prefix).permissions(world_readable()).tempdir_in(&tmp)?.keep())
-}
-
-/// apt's unprivileged downloader and the unprivileged QEMU both have to reach what is inside.
-fn world_readable() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o755)
+    // What is made inside may be a stranger's tree, with set-user-id programs in it.
+    let private = std::fs::Permissions::from_mode(0o700);
+    Ok(tempfile::Builder::new().prefix(&prefix).permissions(private).tempdir_in(&tmp)?.keep())
 }
 
 fn publish(work: &Path, entry: &Path) -> std::io::Result<()> {

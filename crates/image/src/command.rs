@@ -91,6 +91,16 @@ fn log_hint(log: &Option<PathBuf>) -> String {
 /// A command whose output is text in the C locale and that asks no question.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
+    // Programs that change the host or make a root file system decide by theirs which files others may read; a server's own is
+    // stricter than either wants.
+    #[expect(unsafe_code, reason = "code between fork and exec is unsafe by its nature")]
+    // SAFETY: the closure makes one system call that takes no lock, allocates nothing and cannot fail.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+            Ok(())
+        })
+    };
     command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").env_remove("LANGUAGE");
     command
 }

@@ -364,6 +364,11 @@ struct Contents<'a> {
     authorities: Vec<PathBuf>,
 }
 
+/// Where the tree is seen by the programs that make it, and by nobody else: apt's downloader, which has no privileges, cannot pass
+/// through the directory that the tree is in.
+const MOUNTED_TREE: &str = "/mnt";
+const ENTER_TREE: &str = r#"mkdir -p -m 0755 -- "$1" && chmod 0755 -- "$1" && mount --bind -- "$1" "$2" && shift 2 && exec "$@""#;
+
 /// Installs the packages into `tree`, in namespaces of its own: its mounts are seen by nobody else, and its processes all die
 /// with it.
 async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Report<'_>) -> Result<(), RootfsError> {
@@ -375,7 +380,8 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
     fs::set_permissions(&customise, std::fs::Permissions::from_mode(0o755)).map_err(RootfsError::Store)?;
 
     let mut install = command("unshare");
-    install.args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--", "mmdebstrap"]);
+    install.args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--"]);
+    install.args(["sh", "-c", ENTER_TREE, "sh"]).arg(tree).args([MOUNTED_TREE, "mmdebstrap"]);
     install.args(["--mode=root", "--variant=apt", "--format=directory", "--verbose"]);
     install.args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")));
     let settings = apt_settings().await.map_err(RootfsError::Packages)?;
@@ -390,7 +396,7 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
         install.arg(format!("--customize-hook=copy-in {} /{}", files.join(" "), certificates::DIRECTORY));
         install.arg("--customize-hook=chroot \"$1\" update-ca-certificates");
     }
-    install.arg(&spec.suite).arg(tree).arg(&sources);
+    install.arg(&spec.suite).arg(MOUNTED_TREE).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
     install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
     let mut follow = PackageProgress::new(Step::Packages);
@@ -460,7 +466,7 @@ pub(crate) const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Removes all but the image, seals it, and writes the record.
 pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
     for directory in [TREE, CERTIFICATES] {
-        match fs::remove_dir_all(work.join(directory)) {
+        match firkin_files::remove_tree(&work.join(directory)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -472,7 +478,8 @@ pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
         }
     }
     let image = work.join(IMAGE);
-    fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444))?;
+    // Machines are handed it as a descriptor.
+    fs::set_permissions(&image, std::fs::Permissions::from_mode(0o400))?;
     let record = Record { digest: digest(&image)?, virtual_bytes };
     fs::write(work.join(RECORD), serde_json::to_vec_pretty(&record).expect("a record serialises"))
 }

@@ -46,7 +46,7 @@ async fn main() {
     for n in 0..CUTS {
         dirty(machine.pid().unwrap(), &template.memory);
         let room = tempfile::tempdir_in("/dev/shm").unwrap();
-        let next = next_overlay(&harness, &dir, &disk, n).await;
+        let next = next_overlay(&dir, &disk, n).await;
         let begun = Instant::now();
         let expected = machine.prepare_cut(&next).await.unwrap();
         machine.make_room(room.path(), expected).await.unwrap();
@@ -95,7 +95,7 @@ async fn template(harness: &QemuHarness) -> Snapshot {
     Snapshot { memory, memory_diff: None, state: out.join(parts::STATE), disk }
 }
 
-async fn next_overlay(harness: &QemuHarness, dir: &Path, disk: &Path, n: usize) -> PathBuf {
+async fn next_overlay(dir: &Path, disk: &Path, n: usize) -> PathBuf {
     let path = dir.join(format!("next-{n}.qcow2"));
     let size = qcow2::inspect(disk).unwrap().virtual_bytes;
     qcow2::create(&path, &qcow2::Backing { path: disk.to_path_buf(), format: qcow2::Format::Qcow2 }, size).unwrap();
