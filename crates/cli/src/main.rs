@@ -33,6 +33,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }.into();
         }
     };
+    if hosts(&cli.command) {
+        // Before anything is written: names, tokens, memory and files of users are nobody else's on this host.
+        nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
+    }
     let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
     log_to_stderr(&cli.command);
     let status = match tokio::runtime::Runtime::new() {
@@ -56,11 +60,14 @@ fn main() -> ExitCode {
 /// How long tasks may take to let go of what they hold once a command is over. Machines die with their tasks; a client's only
 /// leftover is a read of standard input, which must not hold the end up.
 fn patience(command: &Command) -> Duration {
+    if hosts(command) { Duration::from_secs(5) } else { Duration::ZERO }
+}
+
+/// Whether a command runs machines in this process.
+fn hosts(command: &Command) -> bool {
     match command {
-        Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) | Command::Template(TemplateCommand::Build(_)) => {
-            Duration::from_secs(5)
-        }
-        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => Duration::ZERO,
+        Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) | Command::Template(TemplateCommand::Build(_)) => true,
+        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
     }
 }
 

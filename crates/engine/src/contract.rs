@@ -32,9 +32,6 @@ pub trait Harness: Send + Sync {
     /// A fresh instance to restore `snapshot`, with an overlay over its disk.
     async fn restore_spec(&self, snapshot: &Snapshot) -> RestoreSpec;
 
-    /// Gives a file to the user that the machine of this instance runs as.
-    async fn give(&self, file: &Path, instance: &Path);
-
     /// A new empty directory to write a snapshot into.
     async fn snapshot_dir(&self) -> PathBuf;
 
@@ -81,6 +78,20 @@ pub struct Snapshot {
     pub state: PathBuf,
     /// The overlay that is frozen with it.
     pub disk: PathBuf,
+}
+
+/// What the disk `top` consists of, lowest first, down to the harness's base disk. What a test made may be believed.
+pub fn layers_of(top: &Path, base: &Path) -> Vec<qcow2::Backing> {
+    let mut layers = vec![qcow2::Backing { path: top.to_path_buf(), format: qcow2::Format::Qcow2 }];
+    while let Some(below) = qcow2::inspect(&layers[layers.len() - 1].path).expect("an overlay of a test").backing {
+        let lowest = below.path == base;
+        layers.push(below);
+        if lowest {
+            break;
+        }
+    }
+    layers.reverse();
+    layers
 }
 
 /// Checks every promise, one after the other, and names each on standard error as it is kept.
@@ -148,16 +159,16 @@ impl Instance {
         // Less than it turns out to take.
         self.machine.make_room(&dir, 0).await.expect("a running machine takes room for its cut");
         self.machine.pause().await.expect("a running machine pauses");
-        let next = self.next_overlay(harness).await;
+        let next = self.next_overlay();
         let written = self.machine.cut(&dir, &next).await.expect("a paused machine is cut");
         self.sealed(&dir, next, written, base)
     }
 
     /// The same without room, one after the other.
-    async fn cut_into(&mut self, dir: PathBuf, harness: &dyn Harness, base: &Snapshot) -> Snapshot {
+    async fn cut_into(&mut self, dir: PathBuf, base: &Snapshot) -> Snapshot {
         self.machine.pause().await.expect("a running machine pauses");
         let written = self.machine.snapshot(&dir).await.expect("a paused machine is snapshot");
-        let next = self.next_overlay(harness).await;
+        let next = self.next_overlay();
         self.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
         self.sealed(&dir, next, written, base)
     }
@@ -179,14 +190,13 @@ impl Instance {
     }
 
     /// A fresh overlay over the current one.
-    async fn next_overlay(&self, harness: &dyn Harness) -> PathBuf {
+    fn next_overlay(&self) -> PathBuf {
         let size = qcow2::inspect(&self.disk).expect("the current overlay is one").virtual_bytes;
         let taken = |n: &u32| self.disk.with_extension(format!("{n}.qcow2")).exists();
         let n = (1..).find(|n| !taken(n)).expect("some name is free");
         let path = self.disk.with_extension(format!("{n}.qcow2"));
         let backing = qcow2::Backing { path: self.disk.clone(), format: qcow2::Format::Qcow2 };
         qcow2::create(&path, &backing, size).expect("an overlay is created");
-        harness.give(&path, &self.dir).await;
         path
     }
 }
@@ -271,7 +281,7 @@ async fn generations(harness: &dyn Harness, template: &Snapshot) {
     assert_eq!(child_guest.recall().await, 100, "a child begins where its parent was cut");
     child_guest.remember(200).await;
     child_guest.write_disk().await;
-    let second = child.cut_into(harness.snapshot_dir().await, harness, template).await;
+    let second = child.cut_into(harness.snapshot_dir().await, template).await;
     child.machine.kill().await;
 
     let (mut grandchild, mut grandchild_guest) = Instance::running(harness, &second).await;
@@ -288,7 +298,7 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
     guest.write_disk().await;
     for _ in 0..2 {
         instance.machine.pause().await.expect("it pauses");
-        let (frozen, next) = (instance.disk.clone(), instance.next_overlay(harness).await);
+        let (frozen, next) = (instance.disk.clone(), instance.next_overlay());
         instance.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
         let before = fs_err::read(&frozen).expect("the frozen overlay is there");
         let empty = fs_err::read(&next).expect("the new overlay is there");
@@ -300,10 +310,11 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
         instance.machine.resume().await.expect("it resumes");
         instance.disk = next;
     }
-    cut_is_prepared(harness, &mut instance, &mut *guest).await;
+    cut_is_prepared(&mut instance, &mut *guest).await;
     instance.machine.pause().await.expect("it pauses");
     let absent = instance.dir.join("absent.qcow2");
-    assert!(matches!(instance.machine.switch_disk(&absent).await, Err(MachineError::Refused { .. })));
+    let refused = instance.machine.switch_disk(&absent).await;
+    assert!(matches!(refused, Err(MachineError::Refused { .. } | MachineError::File { .. })));
     instance.machine.resume().await.expect("a refused switch leaves the machine as it was");
     guest.write_disk().await;
     cut_fails(harness, &mut instance, &mut *guest, template).await;
@@ -314,7 +325,7 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
 async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest, template: &Snapshot) {
     guest.remember(60).await;
     instance.machine.pause().await.expect("it pauses");
-    let (absent, next) = (instance.dir.join("absent"), instance.next_overlay(harness).await);
+    let (absent, next) = (instance.dir.join("absent"), instance.next_overlay());
     assert!(matches!(instance.machine.cut(&absent, &next).await, Err(MachineError::File { .. })));
     let (disk, other) = (instance.machine.root_disk(), if instance.machine.root_disk() == next { &instance.disk } else { &next });
     let before = fs_err::read(other).expect("it is there");
@@ -327,18 +338,21 @@ async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut d
     assert_eq!(guest.recall().await, 60);
 }
 
-async fn cut_is_prepared(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest) {
+async fn cut_is_prepared(instance: &mut Instance, guest: &mut dyn Guest) {
     guest.remember(50).await;
     let machine = &mut instance.machine;
-    assert!(matches!(machine.prepare_cut(&instance.dir.join("absent.qcow2")).await, Err(MachineError::Refused { .. })));
-    let next = instance.next_overlay(harness).await;
+    assert!(matches!(
+        machine.prepare_cut(&instance.dir.join("absent.qcow2")).await,
+        Err(MachineError::Refused { .. } | MachineError::File { .. })
+    ));
+    let next = instance.next_overlay();
     let bytes = instance.machine.prepare_cut(&next).await.expect("a running machine prepares a cut");
     assert!(bytes > 0, "what was written since the restore is told");
     let frozen = instance.disk.clone();
     guest.write_disk().await;
     assert_eq!(instance.machine.root_disk(), frozen, "a preparation switches nothing");
     // Prepared again, and for a machine that was given up meanwhile: the last one counts.
-    let other = instance.next_overlay(harness).await;
+    let other = instance.next_overlay();
     instance.machine.prepare_cut(&other).await.expect("another preparation takes the place of the first");
     instance.machine.pause().await.expect("it pauses");
     instance.machine.switch_disk(&other).await.expect("it switches to what was prepared");
@@ -377,7 +391,7 @@ async fn adopts(harness: &dyn Harness, template: &Snapshot) {
     instance.machine.release();
     instance.machine = harness.engine().adopt(&instance.dir).await.expect("a paused machine is adopted");
     assert_eq!(instance.machine.root_disk(), instance.disk, "the engine says which disk it was switched to");
-    let next = instance.next_overlay(harness).await;
+    let next = instance.next_overlay();
     instance.machine.switch_disk(&next).await.expect("it is still paused, on the disk that it was switched to");
     instance.machine.resume().await.expect("it resumes");
     assert_eq!(instance.guest(harness).await.recall().await, 30);

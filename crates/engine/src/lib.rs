@@ -83,7 +83,8 @@ pub struct Shape {
 /// How to boot a machine from nothing.
 #[derive(Debug)]
 pub struct BootSpec {
-    /// Directory of this instance: sockets, logs, device state. Exists, is empty, and can be entered by `slot.uid`.
+    /// Directory of this instance: sockets, log, record. Exists, is empty, and is the caller's alone: the machine is handed
+    /// descriptors and needs no way into it.
     pub dir: PathBuf,
     /// Its size.
     pub shape: Shape,
@@ -97,8 +98,10 @@ pub struct BootSpec {
     pub initrd: PathBuf,
     /// Added to the kernel command line.
     pub cmdline: String,
-    /// qcow2 overlay that becomes `/dev/vda`, writable by `slot.uid`.
+    /// qcow2 overlay that becomes `/dev/vda`, in `dir`.
     pub root_disk: PathBuf,
+    /// What it lies over, lowest first. What headers say of it is not believed.
+    pub layers: Vec<qcow2::Backing>,
     /// File to create for guest memory; becomes the `memory` member of a template.
     pub memory_file: PathBuf,
 }
@@ -120,8 +123,10 @@ pub struct RestoreSpec {
     pub memory_diff: Option<PathBuf>,
     /// Device state.
     pub state: PathBuf,
-    /// Fresh qcow2 overlay over the snapshot's disk, writable by `slot.uid`.
+    /// Fresh qcow2 overlay over the snapshot's disk, in `dir`.
     pub root_disk: PathBuf,
+    /// The snapshot's disk: what the overlay lies over, lowest first. What headers say of it is not believed.
+    pub layers: Vec<qcow2::Backing>,
 }
 
 /// Which form a snapshot's memory has.
@@ -362,7 +367,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     async fn pause(&mut self) -> Result<(), MachineError>;
 
     /// Does what of the next cut can be done before its freeze, while the machine may run: opens `overlay`, a fresh qcow2 file
-    /// over the current root disk, so that [`Machine::switch_disk`] to it only switches. Gives the bytes of memory that a
+    /// over the current root disk and in the instance's directory, so that [`Machine::switch_disk`] to it only switches. Gives the bytes of memory that a
     /// snapshot would write now, at most: zero for a booted machine, whose memory is written already. A cut needs no preparation,
     /// and a preparation needs no cut: the next one takes its place.
     async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError>;

@@ -210,7 +210,7 @@ pub fn rebase(path: &Path, backing: &Backing) -> Result<(), InspectError> {
     let malformed = |problem| InspectError::Malformed { path: path.to_path_buf(), problem };
     let read = |source| InspectError::Read { path: path.to_path_buf(), source };
     let file = fs_err::OpenOptions::new().read(true).write(true).custom_flags(libc_nofollow()).open(path).map_err(read)?;
-    // In its directory an engine could have put a second name of another file there.
+    // Whoever else could have written to its directory could have put a second name of another file there.
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() || metadata.nlink() != 1 {
         return Err(malformed("it is not a plain file of one name"));
@@ -240,7 +240,7 @@ pub fn rebase(path: &Path, backing: &Backing) -> Result<(), InspectError> {
     file.file().write_all_at(&bytes[..start + old.max(new)], 0).map_err(read)
 }
 
-/// A link in an instance directory could have been put there by its engine.
+/// A layer is a file that we made, never a link to one.
 fn libc_nofollow() -> i32 {
     (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits()
 }

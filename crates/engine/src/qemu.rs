@@ -40,7 +40,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use self::{
-    command::{Begin, Hardware, Memory, Nic, ROOT_NODE},
+    command::{Begin, Hardware, Memory, Nic, ROOT_NODE, RootDisk},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     isolation::{Isolation, Network},
     machine::{Parts, QemuMachine, Root, State, blocking},
@@ -51,6 +51,7 @@ use self::{
 use crate::{
     Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError,
     memory::diff::Diff,
+    qcow2::{self, Format},
 };
 
 /// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.
@@ -58,6 +59,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// A monitor that does not answer an adopting process within this time never will. As long as for its first word: after a
 /// restart, many are asked at once.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
+/// Layers of a disk. Chains are merged long before; each has a descriptor.
+const MAX_LAYERS: usize = 256;
 
 /// Starts machines with QEMU. Made by [`probe::probe`], which finds out whether and how QEMU works on this host.
 #[derive(Debug, Clone)]
@@ -104,9 +107,9 @@ impl Engine for QemuEngine {
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
-        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, root_disk, memory_file } = spec;
+        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, root_disk, layers, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
-        let (kernel, initrd) = (open(&kernel)?, open(&initrd)?);
+        let (kernel, initrd) = (in_memory(&kernel)?, in_memory(&initrd)?);
         let handed = duplicate(&memory, &memory_file)?;
         let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
         let start = Start {
@@ -114,7 +117,7 @@ impl Engine for QemuEngine {
             processor,
             memory: Memory::File(handed.as_raw_fd()),
             begin,
-            root_disk: &root_disk,
+            disk: Disk::open(&dir, &root_disk, &layers)?,
             record: MemoryRecord::Booted(memory_file.clone()),
             extra: vec![kernel.into(), initrd.into(), handed],
         };
@@ -125,7 +128,7 @@ impl Engine for QemuEngine {
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
-        let RestoreSpec { dir, shape, processor, slot, memory, memory_diff, state, root_disk } = spec;
+        let RestoreSpec { dir, shape, processor, slot, memory, memory_diff, state, root_disk, layers } = spec;
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
         let base = open(&memory)?;
@@ -143,7 +146,7 @@ impl Engine for QemuEngine {
             processor,
             memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
-            root_disk: &root_disk,
+            disk: Disk::open(&dir, &root_disk, &layers)?,
             record: MemoryRecord::Cloned(memory),
             extra: vec![state, handed],
         };
@@ -172,6 +175,7 @@ impl Engine for QemuEngine {
             memory,
             memory_bytes: record.memory_bytes,
             root,
+            adopted: true,
         };
         Ok(Box::new(QemuMachine::new(parts, state)))
     }
@@ -183,21 +187,59 @@ struct Start<'a> {
     processor: Processor,
     memory: Memory,
     begin: Begin<'a>,
-    root_disk: &'a Path,
+    disk: Disk,
     record: MemoryRecord,
     /// Descriptors that the command line names.
     extra: Vec<OwnedFd>,
+}
+
+/// A root disk, opened by us: the process itself could not.
+struct Disk {
+    /// The name of the overlay's file.
+    name: String,
+    overlay: OwnedFd,
+    /// Lowest first.
+    layers: Vec<(OwnedFd, Format)>,
+}
+
+impl Disk {
+    fn open(dir: &Path, overlay: &Path, layers: &[qcow2::Backing]) -> Result<Self, StartError> {
+        if layers.len() > MAX_LAYERS {
+            return Err(refused("the root disk", "it has too many layers"));
+        }
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| StartError::File { path, source }
+        };
+        let name = machine::own_name(dir, overlay).map_err(failed(overlay))?.to_owned();
+        let opened = instance::open_unfollowed(overlay, true).map_err(failed(overlay))?;
+        let layers = layers.iter().map(|layer| {
+            let file = instance::open_unfollowed(&layer.path, false).map_err(failed(&layer.path))?;
+            Ok((file.into(), layer.format))
+        });
+        Ok(Self { name, overlay: opened.into(), layers: layers.collect::<Result<_, _>>()? })
+    }
+
+    fn numbers(&self) -> RootDisk<'_> {
+        let layers = self.layers.iter().map(|(layer, format)| (layer.as_raw_fd(), *format)).collect();
+        RootDisk { name: &self.name, overlay: self.overlay.as_raw_fd(), layers }
+    }
+
+    fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
+        std::iter::once(self.overlay).chain(self.layers.into_iter().map(|(layer, _)| layer))
+    }
 }
 
 impl QemuEngine {
     /// Starts the process in its slot and greets it.
     async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
         let Slot { uid, netns, tap, mac } = slot;
-        let Start { shape, processor, memory, begin, root_disk, record, extra } = start;
+        let Start { shape, processor, memory, begin, disk, record, extra } = start;
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;
         let kvm = self.kvm()?;
         let kvm_absent = kvm.is_none();
+        let root_disk = disk.numbers();
         let hardware = Hardware {
             machine: &self.compatibility.plain.machine,
             acceleration: self.compatibility.plain.acceleration,
@@ -209,12 +251,12 @@ impl QemuEngine {
             monitor: monitor.as_raw_fd(),
             control: control.as_raw_fd(),
             nic: Some(Nic { tap: tap.as_raw_fd(), mac }),
-            root_disk: Some(root_disk),
+            root_disk: Some(&root_disk),
         };
         let launch = Launch {
             program: self.program.clone(),
             arguments: command::arguments(&hardware),
-            descriptors: [monitor, control, tap].into_iter().chain(kvm).chain(extra).collect(),
+            descriptors: [monitor, control, tap].into_iter().chain(kvm).chain(extra).chain(disk.into_descriptors()).collect(),
             isolation: Isolation { uid, network: Network::Enter(netns), huge_pages: kvm_absent },
             dir: dir.to_path_buf(),
         };
@@ -233,7 +275,7 @@ impl QemuEngine {
     ) -> Parts {
         let machine = self.compatibility.plain.machine.clone();
         let root = Root { node: 0, path: root_disk };
-        Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root }
+        Parts { process, monitor, dir, machine, memory, memory_bytes: memory_bytes(shape), root, adopted: false }
     }
 }
 
@@ -262,29 +304,33 @@ async fn greet_again(dir: &Path) -> Result<(Monitor, State, Root), MonitorError>
     let status = monitor.execute("query-status", json!({})).await?;
     let state = machine::state_of(&status).ok_or(MonitorError::Protocol("its machine was never whole"))?;
     let blocks = monitor.execute("query-block", json!({})).await?;
-    let mut disks = blocks.as_array().into_iter().flatten().map(|block| &block["inserted"]);
-    let root = disks.find_map(|disk| {
-        let node = disk["node-name"].as_str()?.strip_prefix(ROOT_NODE)?.parse().ok()?;
-        Some(Root { node, path: command::named_file(disk["file"].as_str()?)? })
-    });
-    Ok((monitor, state, root.ok_or(MonitorError::Protocol("its machine has no root disk"))?))
+    let sets = monitor.execute("query-fdsets", json!({})).await?;
+    Ok((monitor, state, root_of(dir, &blocks, &sets).ok_or(MonitorError::Protocol("its machine has no root disk"))?))
 }
 
-/// Opens the memory file of an adopted machine. What a record says is only as good as the machine that could have forged it:
-/// the file of a booted machine is written to, so it must still belong to the machine's user.
+/// Which file of `dir` a machine's root disk is, from what QEMU says of its disks and descriptors.
+fn root_of(dir: &Path, blocks: &serde_json::Value, sets: &serde_json::Value) -> Option<Root> {
+    let mut disks = blocks.as_array()?.iter().map(|block| &block["inserted"]);
+    let node = disks.find_map(|disk| disk["node-name"].as_str()?.strip_prefix(ROOT_NODE)?.parse::<u32>().ok())?;
+    let set = command::root_set(node.min(command::MAX_ROOT_NODE));
+    let set = sets.as_array()?.iter().find(|found| found["fdset-id"].as_u64() == Some(set.into()))?;
+    let name = set["fds"].as_array()?.iter().find_map(|fd| fd["opaque"].as_str())?;
+    // A file of the directory and nothing else, whatever a machine that was taken over says.
+    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains('/');
+    plain.then(|| Root { node, path: dir.join(name) })
+}
+
+/// Opens the memory file of an adopted machine. The record is the server's own; that of a booted machine must also still belong
+/// to the machine's user, because it is written to.
 fn open_recorded(record: &Record) -> Result<machine::Memory, StartError> {
-    match &record.memory {
-        MemoryRecord::Cloned(path) => Ok(machine::Memory::Cloned(open(path)?)),
-        MemoryRecord::Booted(path) => {
-            let file = instance::open_unfollowed(path, true).map_err(|source| file_error(path, source))?;
-            let metadata = file.metadata().map_err(|source| file_error(path, source))?;
-            if metadata.is_file() && metadata.uid() == record.uid {
-                Ok(machine::Memory::Booted(file))
-            } else {
-                Err(refused("adopting it", "its memory file is not its own"))
-            }
-        }
+    let (MemoryRecord::Cloned(path) | MemoryRecord::Booted(path)) = &record.memory;
+    let booted = matches!(record.memory, MemoryRecord::Booted(_));
+    let file = instance::open_unfollowed(path, booted).map_err(|source| file_error(path, source))?;
+    let metadata = file.metadata().map_err(|source| file_error(path, source))?;
+    if metadata.len() != record.memory_bytes || booted && metadata.uid() != record.uid {
+        return Err(refused("adopting it", "its memory file is not what it was"));
     }
+    Ok(if booted { machine::Memory::Booted(file) } else { machine::Memory::Cloned(file) })
 }
 
 /// What of a snapshot is read before a process exists.
@@ -335,6 +381,18 @@ fn open(path: &Path) -> Result<File, StartError> {
     Ok(fs_err::File::open(path).map_err(|source| file_error(path, source))?.into_parts().0)
 }
 
+/// A copy of a file that any user may open, and only by its descriptor: QEMU opens what it boots anew, by `/proc/self/fd`, for
+/// which the kernel asks the file itself whether it may be read.
+fn in_memory(path: &Path) -> Result<File, StartError> {
+    let copy = || {
+        let mut copy = File::from(rustix::fs::memfd_create("firkin-boot", rustix::fs::MemfdFlags::CLOEXEC)?);
+        io::copy(&mut instance::open_unfollowed(path, false)?, &mut copy)?;
+        rustix::fs::fchmod(&copy, rustix::fs::Mode::from_raw_mode(0o444))?;
+        Ok(copy)
+    };
+    copy().map_err(|source| file_error(path, source))
+}
+
 fn listen(dir: &Path, name: &str) -> Result<OwnedFd, StartError> {
     instance::listen(dir, name).map_err(|source| file_error(&dir.join(name), source))
 }
@@ -370,5 +428,38 @@ impl Drop for Unfinished {
         {
             tracing::warn!(%error, "cannot remove the memory file of a machine that did not start");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adopted_disk_is_a_file_of_the_instance_and_no_other() {
+        let blocks = json!([{"device": ""}, {"inserted": {"node-name": "root-2", "file": "/etc/passwd"}}]);
+        let named = |name: &str| json!([{"fdset-id": 1026, "fds": [{"fd": 9, "opaque": name}]}, {"fdset-id": 1, "fds": []}]);
+        let root = root_of(Path::new("/run/x"), &blocks, &named("a.qcow2")).unwrap();
+        assert_eq!((root.node, root.path), (2, PathBuf::from("/run/x/a.qcow2")));
+        for hostile in ["", ".", "..", "../y/a.qcow2", "/etc/passwd"] {
+            assert!(root_of(Path::new("/run/x"), &blocks, &named(hostile)).is_none(), "{hostile}");
+        }
+        let huge = json!([{"inserted": {"node-name": "root-4294967295"}}]);
+        assert!(root_of(Path::new("/run/x"), &huge, &named("a.qcow2")).is_none());
+    }
+
+    #[test]
+    fn a_recorded_memory_that_is_no_file_of_its_size_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, file) = (dir.path().join("pipe"), dir.path().join("file"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs_err::File::create(&file).unwrap().set_len(4096).unwrap();
+        let recorded = |memory| open_recorded(&Record::new(7, 9, nix::unistd::getuid().as_raw(), 4096, memory));
+        for path in [&pipe, Path::new("/dev/zero"), dir.path(), Path::new("/etc/hostname")] {
+            assert!(recorded(MemoryRecord::Cloned(path.to_path_buf())).is_err(), "{}", path.display());
+            assert!(recorded(MemoryRecord::Booted(path.to_path_buf())).is_err(), "{}", path.display());
+        }
+        recorded(MemoryRecord::Cloned(file.clone())).unwrap();
+        recorded(MemoryRecord::Booted(file)).unwrap();
     }
 }

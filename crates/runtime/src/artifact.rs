@@ -16,12 +16,11 @@
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
-use firkin_engine::parts;
+use firkin_engine::{parts, qcow2};
 use fs_err as fs;
 
 use crate::error::IntegrityError;
@@ -80,6 +79,13 @@ impl Artifact {
         self
     }
 
+    /// What its disk consists of, lowest first: the root image and the layers over it.
+    pub(crate) fn disk(&self) -> Vec<qcow2::Backing> {
+        let root = qcow2::Backing { path: self.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw };
+        let layers = self.layers.iter().map(|path| qcow2::Backing { path: path.clone(), format: qcow2::Format::Qcow2 });
+        std::iter::once(root).chain(layers).collect()
+    }
+
     /// Its members, shared ones included, by the names that they have in the integrity record.
     fn members(&self) -> Vec<(String, &Path)> {
         let mut members: Vec<(String, &Path)> = match self.manifest.memory {
@@ -112,10 +118,7 @@ impl ArtifactStore {
     /// Opens (and creates) the directories below `state_dir`, and removes drafts that a crash left.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
-            let dir = state_dir.join(name);
-            fs::create_dir_all(&dir)?;
-            // An engine may pass through, nobody but root may list: ids are unguessable.
-            fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
+            crate::runtime::private_dir(&state_dir.join(name))?;
         }
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));
@@ -124,7 +127,7 @@ impl ArtifactStore {
         for entry in fs::read_dir(store.root.join("artifacts"))? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {
-                fs::remove_dir_all(entry.path())?;
+                firkin_files::remove_tree(&entry.path())?;
             }
         }
         Ok(store)

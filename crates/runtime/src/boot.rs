@@ -46,8 +46,8 @@ pub(crate) struct BootRequest {
     pub(crate) shape: Shape,
     /// What the guest sees of the processor, from now on for good.
     pub(crate) processor: Processor,
-    /// What the guest's fresh overlay lies over.
-    pub(crate) disk: qcow2::Backing,
+    /// What the guest's fresh overlay lies over, lowest first: the root image at least.
+    pub(crate) disk: Vec<qcow2::Backing>,
     /// Size of the disk as the guest sees it.
     pub(crate) disk_bytes: u64,
     pub(crate) internet: InternetAccess,
@@ -91,11 +91,11 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
     let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
     let name = format!("build-{}", draft.id());
     let path = core.launcher.instances.path(&name);
-    let dir = core.launcher.instances.create(&name, link.uid()).map_err(staged(&path))?;
+    let dir = core.launcher.instances.create(&name).map_err(staged(&path))?;
     let layer = crate::random::alphanumeric(20);
     let root_disk = dir.path().join(format!("{layer}.qcow2"));
-    qcow2::create(&root_disk, &request.disk, request.disk_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
-    crate::session::give(&root_disk, link.uid()).map_err(staged(&root_disk))?;
+    let top = request.disk.last().expect("a disk has the root image at least");
+    qcow2::create(&root_disk, top, request.disk_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
     let mut machine = core
         .launcher
         .engine
@@ -108,6 +108,7 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
             initrd: guest.initrd.clone(),
             cmdline: String::new(),
             root_disk: root_disk.clone(),
+            layers: request.disk.clone(),
             memory_file: dir.path().join(parts::MEMORY),
         })
         .await

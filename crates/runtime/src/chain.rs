@@ -59,7 +59,7 @@ fn settled(dir: &Path, id: &str, under: Option<&String>, artifacts: &ArtifactSto
     let layer = artifacts.layer(id);
     if !fs::exists(&layer)? {
         let sealed = overlay_path(dir, id);
-        // The directory is the machine's own: what it made of its file since must not be followed.
+        // A server puts nothing else there.
         if !fs::symlink_metadata(&sealed)?.is_file() {
             return Err(invalid("a sealed layer is not a file"));
         }

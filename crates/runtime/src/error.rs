@@ -708,6 +708,15 @@ impl From<BootError> for BuildError {
 /// What went wrong in the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Its file cannot be made, or not be made private.
+    #[error("cannot keep `{}` private", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// SQLite says no.
     #[error("the database refused {operation}")]
     Sqlite {

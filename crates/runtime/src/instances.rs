@@ -3,11 +3,14 @@
 //! A name is registered before its directory is made, and until after it is removed. So a directory that is seen first, and
 //! whose name is not registered when asked about afterwards, has no owner: a session that is just being launched is never
 //! taken for one that was left behind.
+//!
+//! They are the server's alone. Machines have their files and sockets as descriptors, so that one that was taken over by its guest
+//! finds no directory in which it could put anything in the way of the server.
 
 use std::{
     collections::HashSet,
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -40,22 +43,19 @@ impl Instances {
         self.root.join(name)
     }
 
-    /// Makes the directory `name`, which only root and `uid` may enter.
-    pub(crate) fn create(&self, name: &str, uid: u32) -> io::Result<InstanceDir> {
+    /// Makes the directory `name`, which only this server may enter.
+    pub(crate) fn create(&self, name: &str) -> io::Result<InstanceDir> {
         let path = self.path(name);
         let taken = || io::Error::new(io::ErrorKind::AlreadyExists, "the instance has an owner");
         if !lock(&self.owned).insert(name.to_owned()) {
             return Err(taken());
         }
-        if let Err(error) = fs::create_dir(&path) {
+        if let Err(error) = std::fs::DirBuilder::new().mode(0o700).create(&path) {
             // What is there already is not ours to remove.
             lock(&self.owned).remove(name);
             return Err(error);
         }
-        let dir = self.guard(name);
-        fs::set_permissions(&dir.path, std::fs::Permissions::from_mode(0o700))?;
-        crate::session::give(&dir.path, uid)?;
-        Ok(dir)
+        Ok(self.guard(name))
     }
 
     /// Owns the existing directory `name`, unless someone else does.
@@ -98,7 +98,7 @@ impl InstanceDir {
 impl Drop for InstanceDir {
     fn drop(&mut self) {
         if !self.stays
-            && let Err(error) = fs::remove_dir_all(&self.path)
+            && let Err(error) = firkin_files::remove_tree(&self.path)
         {
             tracing::warn!(%error, "cannot remove an instance directory");
         }
@@ -123,7 +123,7 @@ mod tests {
     fn only_what_nobody_owns_is_an_orphan() {
         let root = tempfile::tempdir().unwrap();
         let instances = Instances::new(root.path().to_owned());
-        let own = instances.create("own", nix::unistd::geteuid().as_raw()).unwrap();
+        let own = instances.create("own").unwrap();
         for left in ["left", "adopted"] {
             fs::create_dir(root.path().join(left)).unwrap();
         }
@@ -132,7 +132,7 @@ mod tests {
         let orphans = instances.orphans(9).unwrap();
         assert_eq!(names(&orphans), ["left"]);
         assert!(instances.orphans(9).unwrap().is_empty(), "they have an owner now");
-        assert!(instances.create("left", 0).is_err());
+        assert!(instances.create("left").is_err());
         drop((orphans, adopted));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         drop(own);
@@ -144,7 +144,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let instances = Instances::new(root.path().to_owned());
         fs::create_dir(root.path().join("a")).unwrap();
-        assert!(instances.create("a", 0).is_err());
+        assert!(instances.create("a").is_err());
         assert_eq!(names(&instances.orphans(9).unwrap()), ["a"]);
     }
 

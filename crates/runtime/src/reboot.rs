@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use firkin_engine::{Fingerprint, qcow2};
+use firkin_engine::Fingerprint;
 use firkin_wire::control::{self, Identity};
 use jiff::Timestamp;
 
@@ -45,7 +45,7 @@ pub(crate) async fn memory_of_disk(
     let request = BootRequest {
         shape: artifact.manifest.shape,
         processor,
-        disk: disk_of(&artifact),
+        disk: artifact.disk(),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
         internet: record.spec.internet.clone(),
         identity,
@@ -70,13 +70,6 @@ async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::template::R
     };
     booted.end().await;
     cut.map(|()| booted)
-}
-
-pub(crate) fn disk_of(artifact: &Artifact) -> qcow2::Backing {
-    match artifact.layers.last() {
-        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
-        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
-    }
 }
 
 fn manifest(

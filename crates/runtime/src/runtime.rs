@@ -3,6 +3,7 @@
 //! Each method finds the owner task of the sandbox it concerns and talks to it; nothing here holds a lock across a wait.
 
 use std::{
+    io,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use firkin_engine::{Acceleration, Engine};
-use fs_err as fs;
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use jiff::Timestamp;
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -617,16 +618,27 @@ fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     })
 }
 
+/// Makes a directory, and its parents, that nobody else may enter; one that is there becomes such a one.
+pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Writes a file that nobody else may read. Not durable yet.
+pub(crate) fn private_file(path: &Path, content: &[u8]) -> io::Result<fs::File> {
+    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    io::Write::write_all(&mut file, content)?;
+    Ok(file)
+}
+
 /// Makes the state directory and locks it for this process.
 pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
     let directory = |source| OpenError::Directory { path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(directory)?;
-    // Engines run as other users and must pass through; what lies below is either theirs or unguessable.
-    fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).map_err(directory)?;
-    let run = path.join("run");
-    fs::create_dir_all(&run).map_err(directory)?;
-    fs::set_permissions(&run, std::fs::Permissions::from_mode(0o711)).map_err(directory)?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock")).map_err(directory)?;
+    // Whatever lies below is somebody's: names, tokens, memory, files. Machines run as other users and are handed what they use.
+    private_dir(path).map_err(directory)?;
+    private_dir(&path.join("run")).map_err(directory)?;
+    let mut open = fs::OpenOptions::new();
+    let file = open.create(true).truncate(false).write(true).mode(0o600).open(path.join("lock")).map_err(directory)?;
     let lock = nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockExclusiveNonblock);
     lock.map(StateLock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },

@@ -43,14 +43,6 @@ const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 /// Reading a guest's statistics.
 const STATS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Makes `uid` the owner of a file.
-pub(crate) fn give(path: &Path, uid: u32) -> io::Result<()> {
-    if nix::unistd::geteuid().as_raw() == uid {
-        return Ok(());
-    }
-    Ok(nix::unistd::chown(path, Some(nix::unistd::Uid::from_raw(uid)), Some(nix::unistd::Gid::from_raw(uid)))?)
-}
-
 /// A running or paused machine that a sandbox owns, or that waits in the warm pool.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -284,7 +276,6 @@ impl Session {
         // Named by the path that the current layer is about to have: the engine has it open already.
         let backing = qcow2::Backing { path: artifacts.layer(&self.overlay), format: qcow2::Format::Qcow2 };
         qcow2::create(&path, &backing, size).map_err(|e| file(&path)(io::Error::other(e)))?;
-        give(&path, self.link.uid()).map_err(file(&path))?;
         let expected = self.machine.prepare_cut(&path).await?;
         if memory == Memory::Dropped {
             return Ok((next, path));

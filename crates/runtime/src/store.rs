@@ -3,8 +3,9 @@
 //! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
 //! JSON with a column for their id: they are always read whole, and their shape grows with the product.
 
-use std::path::Path;
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -268,7 +269,22 @@ fn bodies<T: for<'de> Deserialize<'de>>(c: &Connection, table: &'static str, que
     rows.map(|body| from_json(table, &body.map_err(sqlite("read a row"))?)).collect()
 }
 
+/// What names and tokens are in is for this user alone. SQLite gives the files that it makes later the mode of the first.
+fn keep_private(path: &Path) -> std::io::Result<()> {
+    fs_err::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match fs_err::set_permissions(&name, std::fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn connect(path: &Path) -> Result<Connection, StoreError> {
+    keep_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
     let mut connection = Connection::open(path).map_err(sqlite("open"))?;
     // FULL: what is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
     connection

@@ -226,7 +226,7 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
     let request = BootRequest {
         shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
         processor: build.processor(),
-        disk: qcow2::Backing { path: root.path, format: qcow2::Format::Raw },
+        disk: vec![qcow2::Backing { path: root.path, format: qcow2::Format::Raw }],
         disk_bytes: root.bytes,
         internet: InternetAccess::Allowed,
         identity: nobody(),

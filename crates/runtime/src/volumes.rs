@@ -11,6 +11,7 @@
 
 use std::{
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +20,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::{disk::DiskPressureGuard, error::DiskPressure, template};
+use crate::{
+    disk::DiskPressureGuard,
+    error::DiskPressure,
+    runtime::{private_dir, private_file},
+    template,
+};
 
 mod content;
 
@@ -173,7 +179,7 @@ impl Volumes {
             let file = |source| VolumeError::File { path: dir.join(&id), source };
             fs::rename(dir.join(&id), &gone).map_err(file)?;
             sync(&dir)?;
-            fs::remove_dir_all(gone).map_err(file)
+            firkin_files::remove_tree(&gone).map_err(file)
         })
         .await
     }
@@ -205,12 +211,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, VolumeErro
 fn make(dir: &Path, volume: &Volume) -> Result<(), VolumeError> {
     let (draft, target) = (dir.join(format!("{UNFINISHED}{}", volume.id)), dir.join(&volume.id));
     let write = || -> io::Result<()> {
-        fs::create_dir_all(dir)?;
+        private_dir(dir)?;
         sweep(dir)?;
-        fs::create_dir(&draft)?;
+        private_dir(&draft)?;
         fs::create_dir(draft.join("content"))?;
-        fs::create_dir(draft.join("aside"))?;
-        fs::write(draft.join("volume.json"), serde_json::to_vec(volume)?)?;
+        // As users are told of it; nobody comes here without passing the directory above.
+        fs::set_permissions(draft.join("content"), std::fs::Permissions::from_mode(0o755))?;
+        private_dir(&draft.join("aside"))?;
+        private_file(&draft.join("volume.json"), &serde_json::to_vec(volume)?)?;
         for path in [draft.join("volume.json"), draft.clone()] {
             fs::File::open(path)?.sync_all()?;
         }
@@ -225,7 +233,7 @@ fn sweep(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_dir_all(entry.path())?;
+            firkin_files::remove_tree(&entry.path())?;
         }
     }
     Ok(())

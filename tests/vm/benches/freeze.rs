@@ -99,7 +99,6 @@ async fn next_overlay(dir: &Path, disk: &Path, n: usize) -> PathBuf {
     let path = dir.join(format!("next-{n}.qcow2"));
     let size = qcow2::inspect(disk).unwrap().virtual_bytes;
     qcow2::create(&path, &qcow2::Backing { path: disk.to_path_buf(), format: qcow2::Format::Qcow2 }, size).unwrap();
-    harness.give(&path, dir).await;
     path
 }
 

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{
     BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
-    contract::{Guest, Harness, Snapshot},
+    contract::{self, Guest, Harness, Snapshot},
     qcow2,
     qemu::{
         QemuEngine,
@@ -147,7 +147,6 @@ impl QemuHarness {
     pub fn new(engine: QemuEngine, files: GuestFiles) -> Self {
         eprintln!("engine: {} with {}", engine.fingerprint().version, engine.fingerprint().acceleration);
         let dir = tempfile::Builder::new().prefix("firkin-engine-").tempdir().expect("a directory");
-        fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("machines may enter it");
         Self { engine, files, dir, first_uid: first_uid(), next: AtomicU32::new(0), networks: Mutex::default() }
     }
 
@@ -156,7 +155,6 @@ impl QemuHarness {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (path, uid) = (self.dir.path().join(format!("instance-{n}")), self.first_uid + n);
         fs_err::create_dir(&path).expect("a directory");
-        chown(&path, uid);
         (path, uid)
     }
 
@@ -167,11 +165,10 @@ impl QemuHarness {
         Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
     }
 
-    fn overlay(&self, dir: &Path, uid: u32, backing: &Path, format: qcow2::Format) -> PathBuf {
+    fn overlay(&self, dir: &Path, backing: &Path, format: qcow2::Format) -> PathBuf {
         let path = dir.join("root.qcow2");
         let backing = qcow2::Backing { path: backing.to_path_buf(), format };
         qcow2::create(&path, &backing, self.files.rootfs_bytes).expect("an overlay");
-        chown(&path, uid);
         path
     }
 
@@ -193,10 +190,6 @@ fn first_uid() -> u32 {
     FIRST_UID + (std::process::id() % 50_000 * HARNESSES_MAX + harness) * UIDS
 }
 
-fn chown(path: &Path, uid: u32) {
-    std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("root gives files away");
-}
-
 #[async_trait]
 impl Harness for QemuHarness {
     fn engine(&self) -> &dyn Engine {
@@ -206,7 +199,8 @@ impl Harness for QemuHarness {
     async fn boot_spec(&self) -> BootSpec {
         let (dir, uid) = self.instance();
         BootSpec {
-            root_disk: self.overlay(&dir, uid, &self.files.rootfs, qcow2::Format::Raw),
+            root_disk: self.overlay(&dir, &self.files.rootfs, qcow2::Format::Raw),
+            layers: vec![qcow2::Backing { path: self.files.rootfs.clone(), format: qcow2::Format::Raw }],
             memory_file: dir.join("memory"),
             slot: self.slot(&dir, uid),
             dir,
@@ -219,11 +213,12 @@ impl Harness for QemuHarness {
     }
 
     async fn restore_spec(&self, snapshot: &Snapshot) -> RestoreSpec {
-        // A frozen layer is everybody's to read and nobody's to write.
-        fs_err::set_permissions(&snapshot.disk, std::fs::Permissions::from_mode(0o444)).expect("a disk is frozen");
+        // A frozen layer is the server's to read, and nobody's to write.
+        fs_err::set_permissions(&snapshot.disk, std::fs::Permissions::from_mode(0o400)).expect("a disk is frozen");
         let (dir, uid) = self.instance();
         RestoreSpec {
-            root_disk: self.overlay(&dir, uid, &snapshot.disk, qcow2::Format::Qcow2),
+            root_disk: self.overlay(&dir, &snapshot.disk, qcow2::Format::Qcow2),
+            layers: contract::layers_of(&snapshot.disk, &self.files.rootfs),
             slot: self.slot(&dir, uid),
             dir,
             shape: SHAPE,
@@ -232,10 +227,6 @@ impl Harness for QemuHarness {
             memory_diff: snapshot.memory_diff.clone(),
             state: snapshot.state.clone(),
         }
-    }
-
-    async fn give(&self, file: &Path, instance: &Path) {
-        chown(file, fs_err::metadata(instance).expect("the instance is there").uid());
     }
 
     async fn snapshot_dir(&self) -> PathBuf {

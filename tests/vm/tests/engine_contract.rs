@@ -48,6 +48,10 @@ async fn a_machine_has_no_privileges() {
     let session = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let session = session.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
     assert_eq!(session, pid.to_string(), "it leads its own session");
+    // What a process of this user can say or do to its own instance: nothing, for there is no way in.
+    let open: Vec<PathBuf> = fs_err::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| fd.unwrap().path()).collect();
+    assert!(open.iter().filter_map(|fd| fs_err::read_link(fd).ok()).all(|target| !target.is_dir()), "no directory is open");
+    assert_eq!(fs_err::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
     let limits = fs_err::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");

@@ -144,10 +144,6 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     checks.push(host_names().await.named("host names", "`https://PORT-ID.firkin.localhost` on this host"));
     checks.push(disk(&places.cache_dir).named("disk for the cache", "the guest system is built and kept there"));
     checks.push(disk(&places.state_dir).named("disk for state", "templates, snapshots and sandboxes' disks"));
-    let places = [places.state_dir.as_path(), places.cache_dir.as_path()];
-    checks.push(
-        passage(&places).named("way to the directories", "every machine runs as a user of its own, who opens its files there"),
-    );
     checks.push(memory().named("memory", "sandboxes live in it"));
     checks.push(files().named("open files", "each sandbox takes some"));
     checks
@@ -348,21 +344,6 @@ fn disk(dir: &Path) -> Finding {
     }
 }
 
-/// Whether users other than root can pass through what lies above `dirs`, which are made on first use.
-fn passage(dirs: &[&Path]) -> Finding {
-    let closed = |above: &&Path| above.metadata().is_ok_and(|found| found.permissions().mode() & 0o001 == 0);
-    match dirs.iter().find_map(|dir| dir.ancestors().skip(1).find(closed)) {
-        None => Finding::ok("open to all"),
-        Some(closed) => {
-            let closed = closed.display();
-            Finding::fail(
-                format!("only its owner can pass through {closed}"),
-                format!("choose other directories, or `chmod o+x {closed}`"),
-            )
-        }
-    }
-}
-
 fn memory() -> Finding {
     let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
     let available =
@@ -431,19 +412,6 @@ mod tests {
             assert!(!check.found.is_empty(), "{check:?}");
             assert_eq!(check.remedy.is_some(), check.status != Status::Ok, "{check:?}");
         }
-    }
-
-    #[test]
-    fn a_directory_that_machines_cannot_reach_is_named() {
-        let closed = tempfile::tempdir().unwrap();
-        let open = |mode| fs_err::set_permissions(closed.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-        open(0o700);
-        let state = closed.path().join("a/state");
-        let finding = passage(&[Path::new("/firkin"), &state]);
-        assert_eq!(finding.status, Status::Fail);
-        assert!(finding.remedy.unwrap().ends_with(&format!("`chmod o+x {}`", closed.path().display())), "{}", finding.found);
-        open(0o711);
-        assert_eq!(passage(&[&state]).status, Status::Ok);
     }
 
     #[test]

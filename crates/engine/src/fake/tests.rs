@@ -105,6 +105,7 @@ impl Harness for FakeHarness {
         let (dir, file) = (self.fresh(), self.dir.path().join("file"));
         BootSpec {
             root_disk: Self::overlay(&dir, &file),
+            layers: Vec::new(),
             memory_file: dir.join("memory"),
             dir,
             shape: SHAPE,
@@ -120,6 +121,7 @@ impl Harness for FakeHarness {
         let dir = self.fresh();
         RestoreSpec {
             root_disk: Self::overlay(&dir, &snapshot.disk),
+            layers: Vec::new(),
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
@@ -129,8 +131,6 @@ impl Harness for FakeHarness {
             state: snapshot.state.clone(),
         }
     }
-
-    async fn give(&self, _file: &Path, _instance: &Path) {}
 
     async fn snapshot_dir(&self) -> PathBuf {
         self.fresh()

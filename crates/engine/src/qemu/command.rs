@@ -1,26 +1,22 @@
 //! QEMU's command line: the one place that knows which devices a machine has.
 //!
 //! A snapshot's device state fits only a machine of the same devices at the same addresses, so boot and restore share this
-//! code and differ in two things: where memory comes from, and whether there is a kernel. Files are given as descriptors
-//! (`/proc/self/fd/N`), so that QEMU needs no right to the directories they are in; only the root disk goes by path, because
-//! its overlay names its backing file by path too.
+//! code and differ in two things: where memory comes from, and whether there is a kernel. All files are given as descriptors,
+//! so that QEMU needs no way to any of them: disks and device state as members of descriptor sets (`/dev/fdset/N`), each layer
+//! of a disk by itself and not by the name in the header above it; memory and kernel, which QEMU cannot take from a set, by
+//! `/proc/self/fd/N`, which looks at the file's own permissions and at no directory's.
 //!
 //! | machine | when | why |
 //! |---|---|---|
 //! | q35 without its usual extras | emulated | microvm hangs in one of ten emulated boots: it has no HPET and loses timer ticks |
 //! | microvm, virtio-mmio | KVM | smallest device state; kvm-clock and the TSC deadline timer keep time |
 
-use std::{
-    ffi::OsString,
-    fmt::Write,
-    os::fd::RawFd,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, fmt::Write, os::fd::RawFd};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::isolation::SANDBOX;
-use crate::{Acceleration, Processor, Shape};
+use crate::{Acceleration, Processor, Shape, qcow2::Format};
 
 /// Name of the port that the guest agent listens on; `firkin-wire` has the same by the name `control::PORT_NAME`.
 const CONTROL_PORT: &str = "firkin.control";
@@ -34,6 +30,12 @@ pub(super) const CONSOLE_BYTES: u32 = 64 << 10;
 const STATE_SET: u32 = 1;
 /// Number of the descriptor set that holds `/dev/kvm`.
 const KVM_SET: u32 = 2;
+/// Number of the descriptor set that device state is written to.
+pub(super) const STATE_OUT_SET: u32 = 3;
+/// Number of the descriptor set that the lowest layer of a root disk is in; the layers above follow.
+const FIRST_LAYER_SET: u32 = 16;
+/// Number of the descriptor set that holds the file of the first root node; those of later ones follow.
+const FIRST_ROOT_SET: u32 = 1024;
 /// Where the device state is read from: a member of [`STATE_SET`].
 pub(super) const STATE_URI: &str = "file:/dev/fdset/1";
 /// Room for translated code, of which only what is filled takes memory. A full cache is emptied whole: a guest that has run Python
@@ -91,7 +93,18 @@ pub(super) struct Hardware<'a> {
     pub(super) monitor: RawFd,
     pub(super) control: RawFd,
     pub(super) nic: Option<Nic>,
-    pub(super) root_disk: Option<&'a Path>,
+    pub(super) root_disk: Option<&'a RootDisk<'a>>,
+}
+
+/// A root disk by its descriptors.
+#[derive(Debug)]
+pub(super) struct RootDisk<'a> {
+    /// The name of the overlay's file, which QEMU keeps for whoever adopts it.
+    pub(super) name: &'a str,
+    /// The overlay, to be written.
+    pub(super) overlay: RawFd,
+    /// What it lies over, lowest first.
+    pub(super) layers: Vec<(RawFd, Format)>,
 }
 
 /// The machine type for an acceleration: an alias, which QEMU resolves to its newest version of it.
@@ -208,8 +221,8 @@ fn devices(line: &mut Line, hardware: &Hardware<'_>) {
     };
     line.pair("-device", device("serial", 2, ",id=serial,max_ports=2"));
     line.pair("-device", format!("virtserialport,bus=serial.0,nr=1,chardev=control,name={CONTROL_PORT}"));
-    if let Some(path) = hardware.root_disk {
-        line.pair("-blockdev", root_node(&format!("{ROOT_NODE}0"), path).to_string());
+    if let Some(disk) = hardware.root_disk {
+        root_disk(line, disk);
         // The guest gets the error of a full host disk; the default would stop the machine without a word.
         line.pair("-device", device("blk", 3, &format!(",id=root,drive={ROOT_NODE}0,werror=report,rerror=report")));
     }
@@ -228,29 +241,53 @@ fn devices(line: &mut Line, hardware: &Hardware<'_>) {
     }
 }
 
-/// The description of a root disk's block node. Its data need not survive the host, so a guest's flush is no host's flush.
-pub(super) fn root_node(name: &str, overlay: &Path) -> serde_json::Value {
+/// The overlay and every layer below it, each by a descriptor set of its own.
+fn root_disk(line: &mut Line, disk: &RootDisk<'_>) {
+    let mut below = Value::Null;
+    for ((fd, format), set) in disk.layers.iter().zip(FIRST_LAYER_SET..FIRST_ROOT_SET) {
+        line.pair("-add-fd", format!("fd={fd},set={set}"));
+        let mut node = json!({"driver": format.name(), "read-only": true, "file": file(set)});
+        if *format == Format::Qcow2 {
+            node["backing"] = below;
+        }
+        below = node;
+    }
+    // A comma in a value is written twice.
+    let name = disk.name.replace(',', ",,");
+    line.pair("-add-fd", format!("fd={},set={},opaque={name}", disk.overlay, root_set(0)));
+    line.pair("-blockdev", root_node(0, below).to_string());
+}
+
+/// The name of the root disk's block node after `number` switches.
+pub(super) fn root_name(number: u32) -> String {
+    format!("{ROOT_NODE}{number}")
+}
+
+/// More switches than any machine lives to see.
+pub(super) const MAX_ROOT_NODE: u32 = 1 << 30;
+
+/// The descriptor set that the file of that node is in.
+pub(super) fn root_set(number: u32) -> u32 {
+    FIRST_ROOT_SET + number
+}
+
+/// The description of a root disk's block node over `below`, or over one that is open already. Its data need not survive the
+/// host, so a guest's flush is no host's flush.
+pub(super) fn root_node(number: u32, below: Value) -> Value {
     json!({
         "driver": "qcow2",
-        "node-name": name,
-        "file": {"driver": "file", "filename": overlay, "locking": "off"},
+        "node-name": root_name(number),
+        "file": file(root_set(number)),
+        "backing": below,
         "cache": {"no-flush": true},
         "discard": "unmap",
         "detect-zeroes": "unmap",
     })
 }
 
-/// The file in QEMU's name for a disk. The name is the file's own, unless opening that by itself would not give the same disk:
-/// after a switch, the layer below was open under another name than the header says. Then it is a description as for
-/// `-blockdev` (QEMU's `json:` pseudo-protocol).
-pub(super) fn named_file(name: &str) -> Option<PathBuf> {
-    match name.strip_prefix("json:") {
-        None => Some(name.into()),
-        Some(description) => {
-            let description: serde_json::Value = serde_json::from_str(description).ok()?;
-            Some(description["file"]["filename"].as_str()?.into())
-        }
-    }
+/// A member of a descriptor set as a block node.
+fn file(set: u32) -> Value {
+    json!({"driver": "file", "filename": format!("/dev/fdset/{set}"), "locking": "off"})
 }
 
 fn begin(line: &mut Line, hardware: &Hardware<'_>) {
@@ -288,8 +325,23 @@ mod tests {
             monitor: 3,
             control: 4,
             nic: Some(Nic { tap: 7, mac: [2, 0, 0, 0, 0, 0xfc] }),
-            root_disk: Some(Path::new("/srv/a,b.qcow2")),
+            root_disk: None,
         }
+    }
+
+    #[test]
+    fn a_disk_is_its_descriptors_and_no_path() {
+        let layers = vec![(10, Format::Raw), (11, Format::Qcow2)];
+        let disk = RootDisk { name: "a,b.qcow2", overlay: 12, layers };
+        let text = text(&Hardware { root_disk: Some(&disk), ..hardware(Acceleration::Tcg) });
+        assert!(text.contains("-add-fd fd=10,set=16 -add-fd fd=11,set=17 -add-fd fd=12,set=1024,opaque=a,,b.qcow2 -blockdev "));
+        let node = text.split("-blockdev ").nth(1).and_then(|rest| rest.split(" -device").next()).unwrap();
+        let node: Value = serde_json::from_str(node).unwrap();
+        let names = [&node, &node["backing"], &node["backing"]["backing"]].map(|node| node["file"]["filename"].clone());
+        assert_eq!(names, ["/dev/fdset/1024", "/dev/fdset/17", "/dev/fdset/16"]);
+        let raw = &node["backing"]["backing"];
+        assert_eq!((&raw["driver"], raw.get("backing")), (&json!("raw"), None));
+        assert!(!text.contains("/srv"), "{text}");
     }
 
     fn text(hardware: &Hardware<'_>) -> String {
@@ -340,21 +392,5 @@ mod tests {
             let nested = Hardware { processor: Processor::Nested, ..hardware(acceleration) };
             assert!(!text(&nested).contains("svm") && !text(&nested).contains("vmx"), "{}", text(&nested));
         }
-    }
-
-    #[test]
-    fn a_disk_is_named_by_its_file_or_by_a_description() {
-        let described = root_node("root1", Path::new("/srv/b.qcow2"));
-        let name =
-            format!("json:{{\"backing\": {{\"file\": {{\"filename\": \"/srv/a.qcow2\"}}}}, \"file\": {}}}", described["file"]);
-        assert_eq!(named_file(&name), Some("/srv/b.qcow2".into()));
-        assert_eq!(named_file("/srv/b.qcow2"), Some("/srv/b.qcow2".into()));
-        assert_eq!(named_file("json:{}"), None);
-    }
-
-    #[test]
-    fn a_path_with_a_comma_stays_one_value() {
-        let text = text(&hardware(Acceleration::Tcg));
-        assert!(text.contains(r#""filename":"/srv/a,b.qcow2""#), "{text}");
     }
 }

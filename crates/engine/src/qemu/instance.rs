@@ -1,7 +1,8 @@
 //! The instance directory: sockets that can be connected to again, and a record by which a later process finds the machine.
 //!
-//! The directory belongs to the machine's own user, so a broken-out guest could put anything there. What is read back is
-//! bounded, is never followed through links, and names a process only if that process is of the directory's owner.
+//! The directory is the server's alone. The machine has its sockets and files as descriptors and no way in, so what lies there
+//! is what a server of ours put there: a socket is that of the machine whose directory it is in, and a record is ours. A directory
+//! that anybody else could have written to is refused, and nothing in it is opened.
 
 use std::{
     fs::File,
@@ -22,8 +23,6 @@ use tokio::net::UnixStream;
 pub(super) const MONITOR_SOCKET: &str = "qmp.sock";
 /// The guest agent's port.
 pub(super) const CONTROL_SOCKET: &str = "control.sock";
-/// Where QEMU writes device state, relative to its working directory.
-pub(super) const STATE_OUT: &str = "state.out";
 const RECORD_FILE: &str = "instance.json";
 const VERSION: u32 = 1;
 /// A record has some 300 bytes and two paths.
@@ -65,49 +64,56 @@ impl Record {
     }
 
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
-        let invalid = |text: &'static str| io::Error::new(io::ErrorKind::InvalidData, text);
-        let file = open_unfollowed(&dir.join(RECORD_FILE), false)?;
-        if !file.metadata()?.is_file() {
-            return Err(invalid("the record of an instance is not a file"));
-        }
+        let held = enter(dir)?;
+        let file = open_unfollowed(&within(&held, RECORD_FILE), false)?;
         let mut text = Vec::new();
         file.take(MAX_RECORD_BYTES).read_to_end(&mut text)?;
         let record: Self = serde_json::from_slice(&text)?;
         if record.version != VERSION {
-            return Err(invalid("the record of an instance is of an unknown version"));
-        }
-        let owner = fs_err::metadata(dir)?.uid();
-        if owner != record.uid && owner != 0 {
-            return Err(invalid("the record of an instance names another user's process"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the record of an instance is of an unknown version"));
         }
         Ok(record)
     }
 }
 
-/// Opens a file that may have been replaced by a link or a pipe.
+/// Opens a regular file. What is not one, a link, a pipe or a device, is looked at and never opened.
 pub(super) fn open_unfollowed(path: &Path, write: bool) -> io::Result<File> {
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    Ok(fs_err::OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?.into_parts().0)
+    let looked = fs_err::OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_PATH).bits()).open(path)?;
+    if !looked.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
+    let same = format!("/proc/self/fd/{}", looked.file().as_raw_fd());
+    Ok(fs_err::OpenOptions::new().read(true).write(write).open(same)?.into_parts().0)
+}
+
+/// Opens an instance directory, which nobody else may have written to.
+fn enter(dir: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits();
+    let file = fs_err::OpenOptions::new().read(true).custom_flags(flags).open(dir)?.into_parts().0;
+    let found = file.metadata()?;
+    if found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the instance directory is not the server's alone"))
+    }
 }
 
 /// Listens in `dir`. The descriptor is QEMU's to accept from; what connects meanwhile waits in the backlog.
 pub(super) fn listen(dir: &Path, name: &str) -> io::Result<OwnedFd> {
-    let (_held, path) = short_path(dir, name)?;
-    Ok(UnixListener::bind(path)?.into())
+    let held = enter(dir)?;
+    Ok(UnixListener::bind(within(&held, name))?.into())
 }
 
 /// Connects to a socket in `dir`.
 pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
-    let (_held, path) = short_path(dir, name)?;
-    UnixStream::connect(path).await
+    let held = enter(dir)?;
+    UnixStream::connect(within(&held, name)).await
 }
 
-/// A socket's address has room for 107 bytes of path, and a state directory may be anywhere: go by the directory's descriptor,
-/// which must be held while the path is used.
-fn short_path(dir: &Path, name: &str) -> io::Result<(File, PathBuf)> {
-    let dir = fs_err::File::open(dir)?.into_parts().0;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
-    Ok((dir, path))
+/// A name in a directory, by the directory's descriptor, which must be held while the path is used: what was looked at is what
+/// is used, and a socket's address, which has room for 107 bytes, need not hold the path of the directory.
+fn within(dir: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
 #[cfg(test)]
@@ -140,6 +146,38 @@ mod tests {
         record().write(elsewhere.path()).unwrap();
         std::os::unix::fs::symlink(elsewhere.path().join(RECORD_FILE), dir.path().join(RECORD_FILE)).unwrap();
         assert!(Record::read(dir.path()).is_err());
+    }
+
+    /// What a machine that was taken over did with a directory of its own: another machine's socket in place of its own, and a
+    /// record that names any file of the host.
+    #[tokio::test]
+    async fn nothing_is_opened_in_a_directory_that_somebody_else_may_write_to() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        record().write(dir.path()).unwrap();
+        let listener = UnixListener::from(listen(dir.path(), CONTROL_SOCKET).unwrap());
+        connect(dir.path(), CONTROL_SOCKET).await.unwrap();
+        listener.accept().unwrap();
+        fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o722)).unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(connect(dir.path(), CONTROL_SOCKET).await.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let link = tempfile::tempdir().unwrap();
+        let link = link.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(connect(&link, CONTROL_SOCKET).await.is_err(), "a link in place of the directory");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(RECORD_FILE);
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Record::read(dir.path()).is_err());
+        for write in [false, true] {
+            assert!(open_unfollowed(&pipe, write).is_err());
+            assert!(open_unfollowed(Path::new("/dev/null"), write).is_err(), "a device");
+        }
     }
 
     #[tokio::test]

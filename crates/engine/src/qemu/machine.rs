@@ -7,7 +7,10 @@
 use std::{
     fs::File,
     net::Shutdown,
-    os::unix::{fs::MetadataExt, net::UnixStream as StdUnixStream},
+    os::{
+        fd::AsFd,
+        unix::{fs::MetadataExt, net::UnixStream as StdUnixStream},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,12 +20,12 @@ use serde_json::{Value, json};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
-    command::{self, CONSOLE, CONSOLE_BYTES, ROOT_NODE},
+    command::{self, CONSOLE, CONSOLE_BYTES, STATE_OUT_SET},
     cost,
-    instance::{self, CONTROL_SOCKET, STATE_OUT},
+    instance::{self, CONTROL_SOCKET},
     monitor::{Event, Monitor, MonitorError},
     process::Process,
-    state,
+    state::{self, Outlet},
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
@@ -80,6 +83,10 @@ pub(super) struct QemuMachine {
     root: Root,
     /// An overlay that is open already, for the next switch.
     opened: Option<PathBuf>,
+    /// Whether something may be open under the name of the next root node that is not to be used.
+    stale: bool,
+    /// What QEMU has been handed to write device state to.
+    outlet: Option<Outlet>,
     /// Where the guest's memory is, and room for the next snapshot of it into this directory.
     room: Option<(PathBuf, Ram, Room)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
@@ -101,6 +108,8 @@ pub(super) struct Parts {
     pub(super) memory: Memory,
     pub(super) memory_bytes: u64,
     pub(super) root: Root,
+    /// Whether a process before this one may have begun to switch its disk.
+    pub(super) adopted: bool,
 }
 
 /// The root disk's current block node.
@@ -114,7 +123,7 @@ pub(super) struct Root {
 
 impl QemuMachine {
     pub(super) fn new(parts: Parts, state: State) -> Self {
-        let Parts { process, monitor, dir, machine, memory, memory_bytes, root } = parts;
+        let Parts { process, monitor, dir, machine, memory, memory_bytes, root, adopted } = parts;
         Self {
             process,
             monitor,
@@ -125,6 +134,8 @@ impl QemuMachine {
             memory_bytes,
             root,
             opened: None,
+            stale: adopted,
+            outlet: None,
             room: None,
             control: None,
             ended_by: None,
@@ -136,7 +147,18 @@ impl QemuMachine {
     /// Runs a command. A monitor that hangs up is the machine's end.
     async fn command(&mut self, phase: &'static str, name: &str, arguments: Value) -> Result<Value, MachineError> {
         let deadline = if name == "stop" { STOP_DEADLINE } else { COMMAND_DEADLINE };
-        match timeout(deadline, self.monitor.execute(name, arguments)).await {
+        let answer = timeout(deadline, self.monitor.execute(name, arguments)).await;
+        self.answered(phase, deadline, answer).await
+    }
+
+    /// What a monitor's answer means for the machine.
+    async fn answered(
+        &mut self,
+        phase: &'static str,
+        deadline: Duration,
+        answer: Result<Result<Value, MonitorError>, tokio::time::error::Elapsed>,
+    ) -> Result<Value, MachineError> {
+        match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(MonitorError::Refused(reason))) => Err(MachineError::Refused { phase, reason }),
             Ok(Err(MonitorError::Closed(_) | MonitorError::Protocol(_))) => Err(MachineError::Gone(self.settle().await)),
@@ -244,18 +266,19 @@ impl QemuMachine {
     async fn snapshot_booted(&mut self, dir: &Path) -> Result<SnapshotParts, MachineError> {
         const PHASE: &str = "to save its device state";
         let started = Instant::now();
+        let (outlet, uri) = self.take_outlet().await?;
         // A machine that an earlier server started was not told to tell its state.
         self.command(PHASE, "migrate-set-capabilities", capabilities(&["events", "x-ignore-shared"])).await?;
         self.note_arrived_events();
         self.state = State::Unsure;
-        self.command(PHASE, "migrate", json!({"uri": format!("file:{STATE_OUT}")})).await?;
+        self.command(PHASE, "migrate", json!({"uri": format!("file:{uri}")})).await?;
         match timeout(SAVE_DEADLINE, migrated(&mut self.monitor, &mut self.ended_by)).await {
             Ok(Ok(true)) => self.state = State::Sealed,
             Ok(Ok(false)) => return Err(MachineError::Refused { phase: PHASE, reason: "the migration failed".into() }),
             Ok(Err(_)) => return Err(MachineError::Gone(self.settle().await)),
             Err(_) => return Err(MachineError::Deadline { phase: PHASE, deadline: SAVE_DEADLINE }),
         }
-        self.keep_state(dir, state::Form::MemoryByReference).await?;
+        self.keep_state(outlet, dir, state::Form::MemoryByReference)?.await?;
         let state_time = started.elapsed();
         let Memory::Booted(file) = &self.memory else { unreachable!("the caller looked") };
         let file = file.try_clone().map_err(|source| file_error(dir, source))?;
@@ -302,9 +325,9 @@ impl QemuMachine {
     /// Saves the device state, and gives how long that took; switches the disk to `overlay`, if there is one.
     async fn save_devices(&mut self, dir: &Path, overlay: Option<&Path>) -> Result<Duration, MachineError> {
         let started = Instant::now();
-        let arguments = json!({"filename": STATE_OUT, "live": false});
-        self.command("to save its device state", "xen-save-devices-state", arguments).await?;
-        let kept = self.keep_state(dir, state::Form::DevicesOnly);
+        let (outlet, file) = self.take_outlet().await?;
+        self.command("to save its device state", "xen-save-devices-state", json!({"filename": file, "live": false})).await?;
+        let kept = self.keep_state(outlet, dir, state::Form::DevicesOnly)?;
         let (kept, switched) = tokio::join!(kept, async {
             match overlay {
                 Some(overlay) => self.switch_disk(overlay).await,
@@ -326,42 +349,83 @@ impl QemuMachine {
         file_error(&PathBuf::from(format!("/proc/{}", self.process.pid())), source)
     }
 
-    /// The name of the root disk's block node, `later` switches from now.
-    fn node(&self, later: u32) -> String {
-        format!("{ROOT_NODE}{}", self.root.node + later)
-    }
-
     /// Opens `overlay` as the block node that the next switch makes the current one.
     async fn open_disk(&mut self, overlay: &Path) -> Result<(), MachineError> {
         const PHASE: &str = "to open its next root disk";
         if self.opened.as_deref() == Some(overlay) {
             return Ok(());
         }
-        let mut node = command::root_node(&self.node(1), overlay);
-        // The node that is to lie below it is open already.
-        node["backing"] = Value::Null;
-        let added = self.command(PHASE, "blockdev-add", node.clone()).await;
-        if let Err(MachineError::Refused { .. }) = &added {
-            // The name may be taken by one that was opened for a cut that never came, perhaps under an earlier server.
-            let removed = self.command(PHASE, "blockdev-del", json!({"node-name": self.node(1)})).await;
-            match removed {
-                Ok(_) => self.command(PHASE, "blockdev-add", node).await?,
-                Err(_) => added?,
-            };
+        let next = self.root.node + 1;
+        let (set, name) = (command::root_set(next), own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?);
+        if self.stale {
+            // One may have been opened for a cut that never came, perhaps under an earlier server.
+            self.forget(PHASE, "blockdev-del", json!({"node-name": command::root_name(next)})).await?;
+            self.forget(PHASE, "remove-fd", json!({"fdset-id": set})).await?;
         }
+        self.stale = true;
+        let file = instance::open_unfollowed(overlay, true).map_err(|source| file_error(overlay, source))?;
+        self.hand(PHASE, json!({"fdset-id": set, "opaque": name}), &file).await?;
+        // The node that is to lie below it is open already.
+        self.command(PHASE, "blockdev-add", command::root_node(next, Value::Null)).await?;
         self.opened = Some(overlay.to_path_buf());
+        if let Some(last) = self.root.node.checked_sub(1) {
+            // It has that open by now, and nobody who adopts it asks for it.
+            self.forget(PHASE, "remove-fd", json!({"fdset-id": command::root_set(last)})).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives QEMU a descriptor, as a member of a set.
+    async fn hand(&mut self, phase: &'static str, arguments: Value, file: &File) -> Result<(), MachineError> {
+        let handed = timeout(COMMAND_DEADLINE, self.monitor.execute_with("add-fd", arguments, file.as_fd())).await;
+        self.answered(phase, COMMAND_DEADLINE, handed).await.map(drop)
+    }
+
+    /// Has QEMU let go of something that it may not have.
+    async fn forget(&mut self, phase: &'static str, name: &str, arguments: Value) -> Result<(), MachineError> {
+        match self.command(phase, name, arguments).await {
+            Ok(_) | Err(MachineError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What QEMU writes device state to, empty, and its name for it. Whoever takes it gives it back when QEMU has written: after
+    /// a call that was cancelled it may still write.
+    async fn take_outlet(&mut self) -> Result<(Outlet, String), MachineError> {
+        if self.outlet.is_none() {
+            self.make_outlet().await?;
+        }
+        let outlet = self.outlet.take().expect("there is one now");
+        outlet.clear().map_err(|source| file_error(&self.dir, source))?;
+        Ok((outlet, format!("/dev/fdset/{STATE_OUT_SET}")))
+    }
+
+    async fn make_outlet(&mut self) -> Result<(), MachineError> {
+        const PHASE: &str = "to take a place for its device state";
+        // An earlier server's, or one that a cancelled call left.
+        self.forget(PHASE, "remove-fd", json!({"fdset-id": STATE_OUT_SET})).await?;
+        let outlet = Outlet::new().map_err(|source| file_error(&self.dir, source))?;
+        self.hand(PHASE, json!({"fdset-id": STATE_OUT_SET}), &outlet.written).await?;
+        self.outlet = Some(outlet);
         Ok(())
     }
 
     /// Takes the state that QEMU wrote and makes it a member of the snapshot.
-    fn keep_state(&self, dir: &Path, form: state::Form) -> impl Future<Output = Result<(), MachineError>> + use<> {
-        let (from, to, machine) = (self.dir.join(STATE_OUT), dir.join(parts::STATE), self.machine.clone());
+    fn keep_state(
+        &mut self,
+        outlet: Outlet,
+        dir: &Path,
+        form: state::Form,
+    ) -> Result<impl Future<Output = Result<(), MachineError>> + use<>, MachineError> {
+        let written = outlet.content().map_err(|source| file_error(&self.dir, source))?;
+        self.outlet = Some(outlet);
+        let (to, machine) = (dir.join(parts::STATE), self.machine.clone());
         let path = to.clone();
         let kept = blocking(move || {
-            let state = state::State::collect(&from, form, &machine).map_err(std::io::Error::other)?;
+            let state = state::State::collect(&written, form, &machine).map_err(std::io::Error::other)?;
             state.write(&path)
         });
-        async move { kept.await.map_err(|source| file_error(&to, source)) }
+        Ok(async move { kept.await.map_err(|source| file_error(&to, source)) })
     }
 
     /// Ends the connection that was given out last: QEMU accepts one at a time.
@@ -399,6 +463,9 @@ impl Machine for QemuMachine {
             return Err(MachineError::WrongState { call: "prepare a cut of", state: "sealed" });
         }
         self.open_disk(overlay).await?;
+        if self.outlet.is_none() {
+            self.make_outlet().await?;
+        }
         let Some(find) = self.find_memory()? else { return Ok(0) };
         let count = move || find()?.private_bytes().map_err(std::io::Error::other);
         blocking(count).await.map_err(|source| self.process_error(source))
@@ -432,13 +499,10 @@ impl Machine for QemuMachine {
         const PHASE: &str = "to switch its root disk";
         self.demand_paused("switch the disk of").await?;
         self.open_disk(overlay).await?;
-        let (old, new) = (self.node(0), self.node(1));
+        let (old, new) = (command::root_name(self.root.node), command::root_name(self.root.node + 1));
         self.opened = None;
-        let switched = self.command(PHASE, "blockdev-snapshot", json!({"node": old, "overlay": new})).await;
-        if let Err(MachineError::Refused { .. }) = &switched {
-            self.command(PHASE, "blockdev-del", json!({"node-name": new})).await?;
-        }
-        switched?;
+        self.command(PHASE, "blockdev-snapshot", json!({"node": old, "overlay": new})).await?;
+        self.stale = false;
         self.root = Root { node: self.root.node + 1, path: overlay.to_path_buf() };
         Ok(())
     }
@@ -527,6 +591,12 @@ impl Machine for QemuMachine {
         }
         self.process.release();
     }
+}
+
+/// The name of a file of the instance, by which whoever adopts the machine finds it again.
+pub(super) fn own_name<'a>(dir: &Path, file: &'a Path) -> std::io::Result<&'a str> {
+    let name = file.file_name().and_then(|name| name.to_str()).filter(|_| file.parent() == Some(dir));
+    name.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file of the instance's directory"))
 }
 
 /// What a status of QEMU's is in the seam's diagram.

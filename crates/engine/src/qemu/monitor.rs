@@ -7,13 +7,18 @@
 //!
 //! Protocol: QEMU's interop/qmp-spec.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
 
 use bytes::{Buf, BytesMut};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
 };
 
@@ -83,18 +88,52 @@ impl Monitor {
 
     /// Runs one command and gives what it returned. Deadlines are the caller's.
     pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
-        self.last_id += 1;
-        let id = self.last_id;
-        // QEMU reads a request byte by byte, at some microseconds each: nothing is said that need not be.
-        let request = match &arguments {
-            Value::Object(fields) if fields.is_empty() => json!({"execute": command, "id": id}),
-            _ => json!({"execute": command, "arguments": arguments, "id": id}),
+        let (id, request) = self.request(command, &arguments);
+        self.output.extend_from_slice(&request);
+        self.flush().await?;
+        self.answer(id).await
+    }
+
+    /// The same for a command that takes a descriptor, which QEMU then has as its own.
+    pub(super) async fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<Value, MonitorError> {
+        let (id, request) = self.request(command, &arguments);
+        // The descriptor travels with the first byte of its own command.
+        self.flush().await?;
+        let (socket, handed) = (self.stream.as_fd().as_raw_fd(), [descriptor.as_raw_fd()]);
+        let send = || {
+            let message = [ControlMessage::ScmRights(&handed)];
+            Ok(sendmsg::<()>(socket, &[IoSlice::new(&request)], &message, MsgFlags::MSG_NOSIGNAL, None)?)
         };
-        self.output.extend_from_slice(request.to_string().as_bytes());
-        self.output.extend_from_slice(b"\n");
+        let sent = self.stream.async_io(Interest::WRITABLE, send).await.map_err(MonitorError::Closed)?;
+        self.output.extend_from_slice(&request[sent..]);
+        self.flush().await?;
+        self.answer(id).await
+    }
+
+    /// The next request, and its id.
+    fn request(&mut self, command: &str, arguments: &Value) -> (u64, Vec<u8>) {
+        self.last_id += 1;
+        // QEMU reads a request byte by byte, at some microseconds each: nothing is said that need not be.
+        let request = match arguments {
+            Value::Object(fields) if fields.is_empty() => json!({"execute": command, "id": self.last_id}),
+            _ => json!({"execute": command, "arguments": arguments, "id": self.last_id}),
+        };
+        (self.last_id, format!("{request}\n").into_bytes())
+    }
+
+    async fn flush(&mut self) -> Result<(), MonitorError> {
         while self.output.has_remaining() {
             self.stream.write_buf(&mut self.output).await.map_err(MonitorError::Closed)?;
         }
+        Ok(())
+    }
+
+    async fn answer(&mut self, id: u64) -> Result<Value, MonitorError> {
         loop {
             let message = self.receive().await?;
             if message.id != Some(id) {
@@ -214,6 +253,45 @@ mod tests {
         assert!(cancelled.is_err());
         far.get_mut().write_all(b"{\"return\": \"first\", \"id\": 2}\n{\"return\": \"second\", \"id\": 3}\n").await.unwrap();
         assert_eq!(monitor.execute("second", json!({})).await.unwrap(), json!("second"));
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_travels_with_its_command() {
+        use std::{
+            io::{IoSliceMut, Read, Seek},
+            os::fd::{FromRawFd as _, OwnedFd},
+        };
+
+        use nix::sys::socket::{ControlMessageOwned, recvmsg};
+
+        let (mut monitor, far) = pair().await;
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, b"handed").unwrap();
+        file.rewind().unwrap();
+        let serve = async {
+            let far = far.get_ref();
+            let (mut bytes, mut space) = ([0; 256], nix::cmsg_space!(std::os::fd::RawFd));
+            let receive = || {
+                let mut buffers = [IoSliceMut::new(&mut bytes)];
+                let got = recvmsg::<()>(far.as_fd().as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::empty())?;
+                let ControlMessageOwned::ScmRights(handed) = got.cmsgs()?.next().unwrap() else { panic!("no descriptor") };
+                Ok((handed[0], got.bytes))
+            };
+            let (handed, length) = far.async_io(Interest::READABLE, receive).await.unwrap();
+            let request: Value = serde_json::from_slice(&bytes[..length]).unwrap();
+            assert_eq!(request["execute"], "add-fd");
+            far.writable().await.unwrap();
+            far.try_write(b"{\"return\": {}, \"id\": 2}\n").unwrap();
+            handed
+        };
+        let (answer, handed) = tokio::join!(monitor.execute_with("add-fd", json!({}), file.as_fd()), serve);
+        answer.unwrap();
+        let mut text = String::new();
+        #[expect(unsafe_code, reason = "a descriptor that was received is a number until somebody owns it")]
+        // SAFETY: the kernel made it for this process a moment ago, and nobody else knows of it.
+        let handed = unsafe { OwnedFd::from_raw_fd(handed) };
+        std::fs::File::from(handed).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "handed");
     }
 
     #[tokio::test]

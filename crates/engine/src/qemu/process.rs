@@ -44,7 +44,7 @@ pub(super) struct Launch {
     /// Descriptors that the arguments name by number. Ours are closed after the start.
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) isolation: Isolation,
-    /// Working directory, and where the log is written.
+    /// Where the log is written. The process itself has no way there.
     pub(super) dir: PathBuf,
 }
 
@@ -89,7 +89,7 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
     command
         .args(&launch.arguments)
         .env_clear()
-        .current_dir(&launch.dir)
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log.try_clone()?)

@@ -11,7 +11,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::FileExt,
     path::Path,
 };
@@ -93,17 +93,14 @@ impl State {
         Ok(Self { form, stream })
     }
 
-    /// Takes what QEMU wrote into its instance directory. The directory is the engine's, so the file may be anything.
-    pub(super) fn collect(path: &Path, form: Form, machine: &str) -> Result<Self, ReadError> {
-        let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
-        let file = fs_err::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.len() > MAX_STREAM_BYTES {
-            return Err(ReadError::Damaged("the engine wrote no file of a plausible size"));
+    /// Takes what QEMU wrote. It may be anything.
+    pub(super) fn collect(written: &File, form: Form, machine: &str) -> Result<Self, ReadError> {
+        let length = written.metadata()?.len();
+        if length > MAX_STREAM_BYTES {
+            return Err(ReadError::Damaged("the engine wrote more than a device state can have"));
         }
-        let mut stream = vec![0; usize::try_from(metadata.len()).unwrap_or_default()];
-        file.file().read_exact_at(&mut stream, 0)?;
-        fs_err::remove_file(path)?;
+        let mut stream = vec![0; usize::try_from(length).unwrap_or_default()];
+        written.read_exact_at(&mut stream, 0)?;
         if !stream.starts_with(&STREAM_HEAD) {
             return Err(ReadError::Damaged("the engine wrote no migration stream of version 3"));
         }
@@ -141,6 +138,34 @@ impl State {
     }
 }
 
+/// What QEMU writes device state to: a file in memory that has no name, so that it needs no right to any directory.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    memory: File,
+    /// The same for writing only, as QEMU asks for it. It shares its place in the file with what QEMU is handed.
+    pub(super) written: File,
+}
+
+impl Outlet {
+    pub(super) fn new() -> io::Result<Self> {
+        let memory = File::from(rustix::fs::memfd_create("firkin-state-out", rustix::fs::MemfdFlags::CLOEXEC)?);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
+        let written = fs_err::OpenOptions::new().write(true).open(path)?.into_parts().0;
+        Ok(Self { memory, written })
+    }
+
+    /// Makes it empty, so that the next state is the only one in it.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.memory.set_len(0)?;
+        (&self.written).seek(io::SeekFrom::Start(0)).map(drop)
+    }
+
+    /// A second handle on what was written.
+    pub(super) fn content(&self) -> io::Result<File> {
+        self.memory.try_clone()
+    }
+}
+
 fn code(form: Form) -> u32 {
     match form {
         Form::MemoryByReference => 0,
@@ -172,21 +197,22 @@ mod tests {
 
     #[test]
     fn the_machine_type_is_put_back_into_a_devices_only_stream() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        fs_err::write(&path, stream(b"\x04rest")).unwrap();
-        let state = State::collect(&path, Form::DevicesOnly, "pc-q35-10.0").unwrap();
-        assert_eq!(state.stream, stream(b"\x07\0\0\0\x0bpc-q35-10.0\x04rest"));
-        assert!(!path.exists(), "nothing of it stays in the instance directory");
+        let outlet = Outlet::new().unwrap();
+        // As QEMU has it: a duplicate, which shares its place in the file.
+        let mut qemu = outlet.written.try_clone().unwrap();
+        for tail in [&b"\x04a state"[..], b"\x04rest"] {
+            outlet.clear().unwrap();
+            qemu.write_all(&stream(tail)).unwrap();
+            let state = State::collect(&outlet.content().unwrap(), Form::DevicesOnly, "pc-q35-10.0").unwrap();
+            assert_eq!(state.stream, stream(&[b"\x07\0\0\0\x0bpc-q35-10.0", tail].concat()));
+        }
     }
 
     #[test]
-    fn a_link_left_by_the_engine_is_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (secret, path) = (dir.path().join("secret"), dir.path().join("out"));
-        fs_err::write(&secret, stream(b"x")).unwrap();
-        std::os::unix::fs::symlink(&secret, &path).unwrap();
-        assert!(matches!(State::collect(&path, Form::DevicesOnly, "m"), Err(ReadError::Io(_))));
+    fn a_state_without_end_is_refused_before_it_is_read() {
+        let outlet = Outlet::new().unwrap();
+        outlet.written.set_len(MAX_STREAM_BYTES + 1).unwrap();
+        assert!(matches!(State::collect(&outlet.content().unwrap(), Form::DevicesOnly, "m"), Err(ReadError::Damaged(_))));
     }
 
     proptest! {

@@ -287,7 +287,7 @@ mod tests {
         }
     }
 
-    /// A few kilobytes of a stranger's must not take gigabytes of ours.
+    /// One byte that is repeated: some hundred kilobytes when packed.
     #[test]
     fn attributes_that_pack_well_do_not_fill_the_memory() {
         let value = vec![b'x'; MAX_ATTRIBUTE_BYTES - 1];
@@ -300,13 +300,7 @@ mod tests {
             header.set_mode(0o644);
             builder.append_data(&mut header, format!("f{n}"), io::empty()).unwrap();
         }
-        let tar = builder.into_inner().unwrap();
-        let packed = gzip(&tar);
-        assert!(packed.len() < 1 << 20, "{} bytes", packed.len());
-        let mut unpacked = tempfile::tempfile().unwrap();
-        unpack(file(&packed), &mut unpacked, 1 << 30, &diff_id(&tar)).unwrap();
-        unpacked.seek(SeekFrom::Start(0)).unwrap();
-        let error = read(&unpacked, 0, &mut Tree::default()).unwrap_err();
+        let error = read(&file(&builder.into_inner().unwrap()), 0, &mut Tree::default()).unwrap_err();
         assert!(matches!(error, LayerError::Tree(TreeError::Metadata)), "{error:?}");
     }
 

@@ -201,10 +201,6 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
 /// Writes a sidecar, durable.
 pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), PublishError> {
     let text = serde_json::to_vec_pretty(value).map_err(PublishError::Serialise)?;
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(path)?;
-        io::Write::write_all(&mut file, &text)?;
-        file.sync_all()
-    };
+    let write = || -> io::Result<()> { crate::runtime::private_file(path, &text)?.sync_all() };
     write().map_err(|source| PublishError::File { path: path.to_owned(), source })
 }

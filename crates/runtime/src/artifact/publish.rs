@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -76,7 +76,7 @@ impl ArtifactDraft {
 impl Drop for ArtifactDraft {
     fn drop(&mut self) {
         if !self.published
-            && let Err(error) = fs::remove_dir_all(&self.dir)
+            && let Err(error) = firkin_files::remove_tree(&self.dir)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%error, "cannot remove an unpublished artifact");
@@ -89,8 +89,7 @@ impl ArtifactStore {
     pub fn draft(&self) -> io::Result<ArtifactDraft> {
         let id = crate::random::alphanumeric(20);
         let dir = self.root.join("artifacts").join(format!(".{id}"));
-        fs::create_dir(&dir)?;
-        fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
+        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None })
     }
 
@@ -111,7 +110,7 @@ impl ArtifactStore {
         let target = self.layer(id);
         // Out of the machine's reach first: there it could be exchanged between a look and the change.
         fs::rename(path, &target)?;
-        freeze(&target).map(drop).inspect_err(|_| {
+        freeze(&target, MEMBER).map(drop).inspect_err(|_| {
             if let Err(error) = fs::remove_file(&target) {
                 tracing::warn!(%error, "cannot remove what was no layer");
             }
@@ -135,7 +134,7 @@ impl ArtifactStore {
         let mut members = BTreeMap::new();
         for name in own {
             let path = draft.dir.join(name);
-            seal(&path).map_err(file(&path))?;
+            seal(&path, mode_of(name)).map_err(file(&path))?;
             members.insert((*name).to_owned(), self.proofs.digest(&path).map_err(file(&path))?);
         }
         members.extend(self.shared_members(&manifest)?);
@@ -193,17 +192,26 @@ impl ArtifactStore {
     }
 }
 
-/// Makes a member durable and read-only.
-fn seal(path: &Path) -> io::Result<()> {
-    freeze(path)?.sync_all()
+/// Members and layers are handed to machines as descriptors, and are the server's alone to open.
+const MEMBER: u32 = 0o400;
+/// Whole memory too, but an engine maps it by opening its descriptor anew (`/proc/self/fd`), for which the kernel asks the file
+/// itself whether it may be read. No directory on the way to it can be entered by anybody else.
+const WHOLE_MEMORY: u32 = 0o444;
+
+fn mode_of(member: &str) -> u32 {
+    if member == parts::MEMORY { WHOLE_MEMORY } else { MEMBER }
 }
 
-/// Takes a file away from the machine that wrote it. Without root, machines are the same user as we are.
+/// Makes a member durable and read-only.
+fn seal(path: &Path, mode: u32) -> io::Result<()> {
+    freeze(path, mode)?.sync_all()
+}
+
+/// Makes a file the server's own and read-only: a booted machine's memory was its user's until now.
 ///
-/// The machine may have been taken over by its guest, and what lies at `path` may be anything that its user could make: a link
-/// to a file of the host, a second name of another file, a pipe. Only a plain file of one name is taken, and what was looked at
-/// is what is changed.
-fn freeze(path: &Path) -> io::Result<fs::File> {
+/// Only a plain file of one name is taken, whoever could have put something else there, and what was looked at is what is
+/// changed.
+fn freeze(path: &Path, mode: u32) -> io::Result<fs::File> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -213,7 +221,7 @@ fn freeze(path: &Path) -> io::Result<fs::File> {
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::fchown(file.file(), Some(0), Some(0))?;
     }
-    file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
     Ok(file)
 }
 
@@ -244,6 +252,6 @@ mod tests {
 
         fs::write(path("layer"), "x").unwrap();
         store.adopt_layer("layer", &path("layer")).unwrap();
-        assert_eq!(fs::metadata(store.layer("layer")).unwrap().permissions().mode() & 0o777, 0o444);
+        assert_eq!(fs::metadata(store.layer("layer")).unwrap().permissions().mode() & 0o777, 0o400);
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct Quarantine {
 
 impl Quarantine {
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
+        crate::runtime::private_dir(&dir)?;
         let mut marks = BTreeMap::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();

@@ -171,7 +171,7 @@ pub(super) struct Origin {
     pub(super) name: String,
     pub(super) shape: Shape,
     pub(super) processor: Processor,
-    pub(super) disk: qcow2::Backing,
+    pub(super) disk: Vec<qcow2::Backing>,
     pub(super) disk_mib: u64,
     /// The root image, and the layers over it that the disk has.
     pub(super) members: DiskMembers,

@@ -24,7 +24,6 @@ use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     core::Core,
     error::{NoTemplate, SnapshotRestoreError},
-    reboot::disk_of,
     restore::check_compatible,
     store::TemplateRecord,
 };
@@ -82,7 +81,7 @@ async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &
         name: request.reference.clone(),
         shape,
         processor: Processor::Plain,
-        disk: qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw },
+        disk: vec![qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw }],
         disk_mib: root.bytes >> 20,
         members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
     };
@@ -144,7 +143,7 @@ async fn disk_origin(
         name,
         shape,
         processor,
-        disk: disk_of(&artifact),
+        disk: artifact.disk(),
         disk_mib: artifact.manifest.budget.disk_mib,
         members: artifact.manifest.disk,
     })

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, qcow2};
 use firkin_wire::control;
 
-use super::{Session, give};
+use super::Session;
 use crate::{
     artifact::{Artifact, ArtifactStore, Pin},
     error::LaunchError,
@@ -73,10 +73,10 @@ impl EngineLauncher {
             let path = path.to_owned();
             move |source| LaunchError::Stage { path, source }
         };
-        let dir = self.instances.create(name, link.uid()).map_err(failed(&path))?;
+        let dir = self.instances.create(name).map_err(failed(&path))?;
         let overlay = crate::random::alphanumeric(20);
-        let root_disk = dir.path().join(format!("{overlay}.qcow2"));
-        stage_overlay(&root_disk, artifact, link.uid()).map_err(failed(&root_disk))?;
+        let (root_disk, layers) = (dir.path().join(format!("{overlay}.qcow2")), artifact.disk());
+        stage_overlay(&root_disk, artifact, &layers).map_err(failed(&root_disk))?;
         let slot = link.engine_slot().map_err(failed(&path))?;
         let staging = begun.elapsed();
 
@@ -95,6 +95,7 @@ impl EngineLauncher {
             memory_diff: artifact.memory_diff.clone(),
             state: artifact.state.clone(),
             root_disk,
+            layers,
         };
         let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
         let (memory_base, layers) = (memory_base(manifest), manifest.disk.layers.clone());
@@ -150,11 +151,7 @@ impl SnapshotSessionLauncher for EngineLauncher {
     }
 }
 
-fn stage_overlay(path: &Path, artifact: &Artifact, uid: u32) -> io::Result<()> {
-    let backing = match artifact.layers.last() {
-        Some(layer) => qcow2::Backing { path: layer.clone(), format: qcow2::Format::Qcow2 },
-        None => qcow2::Backing { path: artifact.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw },
-    };
-    qcow2::create(path, &backing, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)?;
-    give(path, uid)
+fn stage_overlay(path: &Path, artifact: &Artifact, layers: &[qcow2::Backing]) -> io::Result<()> {
+    let top = layers.last().expect("a disk has the root image at least");
+    qcow2::create(path, top, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)
 }

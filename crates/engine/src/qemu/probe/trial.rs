@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,8 +36,7 @@ const PROBE_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
 const PROBE_UID: u32 = 65_534;
 /// Between the answers of a QEMU that runs no guest.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
-/// Where a QEMU writes the layout of its devices' state, in its directory. A full binary's has 800 KB.
-const LAYOUT_FILE: &str = "layout.json";
+/// What a QEMU writes of the layout of its devices' state. A full binary's has 800 KB.
 const MAX_LAYOUT_BYTES: u64 = 16 << 20;
 /// Between two looks at the console of the smallest guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -79,8 +78,8 @@ pub(super) struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// Its process, in a directory of its own, with `extra` arguments.
-    async fn launch(self, guest: Guest<'_>, extra: &[&str]) -> Result<(Process, tempfile::TempDir), ProbeError> {
+    /// Its process, in a directory of its own. One that is handed a `layout` writes its devices' into it and ends.
+    async fn launch(self, guest: Guest<'_>, layout: Option<OwnedFd>) -> Result<(Process, tempfile::TempDir), ProbeError> {
         let Self { program, acceleration, processor } = self;
         let dir = tempfile::Builder::new().prefix("firkin-probe-").tempdir()?;
         std::os::unix::fs::chown(dir.path(), Some(PROBE_UID), Some(PROBE_UID))?;
@@ -111,11 +110,18 @@ impl Setting<'_> {
             nic: None,
             root_disk: None,
         });
-        arguments.extend(extra.iter().map(Into::into));
+        if let Some(layout) = &layout {
+            arguments.extend(["-dump-vmstate".into(), format!("/proc/self/fd/{}", fd(layout)).into()]);
+        }
         let launch = Launch {
             program: program.to_path_buf(),
             arguments,
-            descriptors: [monitor, control].into_iter().chain(kvm).chain(files.into_iter().map(Into::into)).collect(),
+            descriptors: [monitor, control]
+                .into_iter()
+                .chain(kvm)
+                .chain(layout)
+                .chain(files.into_iter().map(Into::into))
+                .collect(),
             isolation: Isolation { uid: PROBE_UID, network: Network::Fresh, huge_pages: acceleration != Acceleration::Kvm },
             dir: dir.path().to_path_buf(),
         };
@@ -125,21 +131,27 @@ impl Setting<'_> {
     /// The layout of its devices' state, digested.
     pub(super) async fn layout(self) -> Result<Option<String>, ProbeError> {
         const PHASE: &str = "telling the layout of its devices' state";
-        let (mut process, dir) = self.launch(Guest::None, &["-dump-vmstate", LAYOUT_FILE]).await?;
+        // QEMU opens it anew by its descriptor, for which the kernel asks the file itself whether it may be written.
+        let layout = std::fs::File::from(
+            rustix::fs::memfd_create("firkin-layout", rustix::fs::MemfdFlags::CLOEXEC).map_err(io::Error::from)?,
+        );
+        rustix::fs::fchmod(&layout, rustix::fs::Mode::from_raw_mode(0o666)).map_err(io::Error::from)?;
+        let (mut process, _dir) = self.launch(Guest::None, Some(layout.try_clone()?.into())).await?;
         if timeout(ANSWER_DEADLINE, process.ended()).await.is_err() {
             return Err(StartError::Deadline { phase: PHASE, deadline: ANSWER_DEADLINE }.into());
         }
-        let died = |_| StartError::Died { phase: PHASE, log: process.log_tail() };
-        let file = instance::open_unfollowed(&dir.path().join(LAYOUT_FILE), false).map_err(died)?;
         let mut text = Vec::new();
-        file.take(MAX_LAYOUT_BYTES).read_to_end(&mut text)?;
+        layout.take(MAX_LAYOUT_BYTES).read_to_end(&mut text)?;
+        if text.is_empty() {
+            return Err(StartError::Died { phase: PHASE, log: process.log_tail() }.into());
+        }
         Ok(serde_json::from_slice(&text).ok().and_then(|dump| seen::devices(&dump, self.acceleration)))
     }
 }
 
 impl Trial {
     pub(super) async fn start(setting: Setting<'_>, guest: Guest<'_>) -> Result<Self, ProbeError> {
-        let (mut process, dir) = setting.launch(guest, &[]).await?;
+        let (mut process, dir) = setting.launch(guest, None).await?;
         let (monitor, greeting) = greet(dir.path(), &mut process).await?;
         Ok(Self { process, monitor, greeting, _dir: dir })
     }

@@ -1,0 +1,96 @@
+//! What is kept of users is nobody else's on the host: not another local user's, and not a machine's own.
+
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use firkin_runtime::sandbox::CreateSandbox;
+
+use crate::bench::{Host, base};
+
+/// Everything below `dir`, itself included.
+fn all(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![dir.to_path_buf()]);
+    while let Some(path) = pending.pop() {
+        if fs_err::symlink_metadata(&path).unwrap().is_dir() {
+            pending.extend(fs_err::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.push(path);
+    }
+    found
+}
+
+/// What of `paths` a user other than their owner can read, list or pass through, by the modes of each way from `top` to it.
+fn open_to_others(top: &Path, paths: &[PathBuf]) -> Vec<PathBuf> {
+    let mode = |path: &Path| fs_err::symlink_metadata(path).unwrap().permissions().mode();
+    let passable =
+        |path: &Path| path.ancestors().skip(1).take_while(|above| above.starts_with(top)).all(|dir| mode(dir) & 0o011 != 0);
+    paths.iter().filter(|path| mode(path) & 0o077 != 0 && passable(path)).cloned().collect()
+}
+
+#[test]
+fn nothing_in_the_state_directory_is_open_to_other_users() {
+    let host = Host::new();
+    // As an earlier version left it.
+    fs_err::create_dir(host.state_dir()).unwrap();
+    fs_err::set_permissions(host.state_dir(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    host.serve(async |server| {
+        let secret = CreateSandbox { secure: true, ..base() };
+        let (running, paused) = (server.create(secret.clone()).await.unwrap(), server.create(secret).await.unwrap());
+        host.remember(&paused.id, "a secret");
+        server.pause(&paused.id).await.unwrap();
+        server.volumes().create("v").await.unwrap();
+
+        let state = host.state_dir();
+        let found = all(&state);
+        let has = |part: &str| found.iter().any(|path| path.to_str().unwrap().contains(part));
+        for part in ["firkin.db", "firkin.db-wal", "/proofs", "/volumes/", "/uploads", "/quarantine", "/layers/", "/memory.diff"]
+        {
+            assert!(has(part), "the test has made no {part}");
+        }
+        assert!(has(&format!("/run/{}", running.id)));
+        assert_eq!(open_to_others(&state, &found), Vec::<PathBuf>::new());
+
+        // Each by itself too, whatever stands above it. Whole memory is opened anew by an engine, by its descriptor; what a volume
+        // shows of itself are its users' permissions.
+        for path in &found {
+            let metadata = fs_err::symlink_metadata(path).unwrap();
+            let excepted = path.ends_with("memory") || path.ends_with("content");
+            assert!(excepted || metadata.mode() & 0o077 == 0, "{} is {:o}", path.display(), metadata.mode());
+        }
+    });
+}
+
+/// The same as a user of the host finds it: a process of `nobody`, and one with the number that a machine's could have.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skip is printed")]
+fn another_user_finds_nothing_in_the_state_directory() {
+    use std::process::{Command, Stdio};
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIP: only root has machines run as other users");
+        return;
+    }
+    let host = Host::new();
+    fs_err::set_permissions(host.state_dir().parent().unwrap(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    host.serve(async |server| {
+        let running = server.create(base()).await.unwrap();
+        let reads = |uid: u32, path: &Path| {
+            let mut read = Command::new("setpriv");
+            read.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--"]).arg("find").arg(path);
+            read.stdin(Stdio::null()).current_dir("/").output().expect("setpriv is a part of every Debian")
+        };
+        for uid in [65534, 1_879_109_639] {
+            let beside = host.state_dir().parent().unwrap().join("kernel");
+            assert!(reads(uid, &beside).status.success(), "the test itself looks as that user");
+            for path in
+                [host.state_dir(), host.state_dir().join("firkin.db"), host.state_dir().join("run").join(running.id.as_str())]
+            {
+                let found = reads(uid, &path);
+                assert!(!found.status.success(), "{} as {uid}", path.display());
+                let seen = String::from_utf8(found.stdout).unwrap();
+                assert!(seen.lines().all(|line| Path::new(line) == host.state_dir()), "{seen}");
+            }
+        }
+    });
+}
