@@ -11,6 +11,7 @@
 //! nothing but a directory in `tmp`, which whoever next takes the lock removes. The kernel drops a dead process's flock.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -121,6 +122,8 @@ impl Cache {
             for part in ["tmp", "locks", "logs"] {
                 fs::create_dir_all(wanted.join(part))?;
             }
+            fs::set_permissions(wanted.join("tmp"), std::fs::Permissions::from_mode(0o700))?;
+            sweep(&wanted)?;
             fs::canonicalize(&wanted)
         });
         let dir = opened.await.map_err(|source| CacheError::Open { dir: dir.to_path_buf(), source })?;
@@ -216,6 +219,22 @@ impl Drop for Slot {
             drop(lock);
         });
     }
+}
+
+/// Removes what killed processes left of any entry: nobody may ever build that one again. Whose lock is held is alive.
+fn sweep(cache: &Path) -> std::io::Result<()> {
+    for leftover in fs::read_dir(cache.join("tmp"))? {
+        let leftover = leftover?.path();
+        let Some(name) = leftover.file_stem() else { continue };
+        let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(cache.join("locks").join(name))?;
+        let Ok(_held) = Flock::lock(lock.into_parts().0, FlockArg::LockExclusiveNonblock) else { continue };
+        if let Err(error) = firkin_files::remove_tree(&leftover)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "what a killed build left stays behind until the next start");
+        }
+    }
+    Ok(())
 }
 
 /// Removes what crashed builds of this entry left, and makes a fresh place to build.
@@ -339,6 +358,32 @@ mod tests {
         vacant(&cache).await.publish().await.unwrap();
         assert!(!cache.dir().join("tmp/thing-k1.dead").exists());
         assert!(cache.dir().join("tmp/thing-k10.alive").exists());
+    }
+
+    #[tokio::test]
+    async fn the_next_to_open_the_cache_removes_what_nobody_builds_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).await.unwrap();
+        let alive = vacant(&cache).await;
+        fs::create_dir_all(cache.dir().join("tmp/other-k2.dead/sub")).unwrap();
+        Cache::open(dir.path()).await.unwrap();
+        assert!(!cache.dir().join("tmp/other-k2.dead").exists());
+        assert!(alive.path().exists());
+    }
+
+    /// A stranger's set-user-id program is made inside.
+    #[tokio::test]
+    async fn no_other_user_can_pass_to_what_is_being_made() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("tmp")).unwrap();
+        fs::set_permissions(dir.path().join("tmp"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let cache = Cache::open(dir.path()).await.unwrap();
+        let slot = vacant(&cache).await;
+        for place in [slot.path(), &cache.dir().join("tmp")] {
+            assert_eq!(fs::metadata(place).unwrap().permissions().mode() & 0o777, 0o700, "{}", place.display());
+        }
+        let entry = slot.publish().await.unwrap();
+        assert_eq!(fs::metadata(entry).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[tokio::test(flavor = "multi_thread")]

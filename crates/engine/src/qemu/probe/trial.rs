@@ -16,11 +16,11 @@ use crate::{
     Acceleration, Compatibility, Fingerprint, Processor, Shape, StartError,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, Memory},
-        cost, greet, instance,
+        cost, greet, in_memory, instance,
         isolation::{Isolation, Network},
         listen,
         monitor::{Event, Monitor, MonitorError},
-        open, open_kvm,
+        open_kvm,
         process::{Launch, Process},
         spawn, start_error,
     },
@@ -82,14 +82,13 @@ impl Setting<'_> {
     async fn launch(self, guest: Guest<'_>, layout: Option<OwnedFd>) -> Result<(Process, tempfile::TempDir), ProbeError> {
         let Self { program, acceleration, processor } = self;
         let dir = tempfile::Builder::new().prefix("firkin-probe-").tempdir()?;
-        std::os::unix::fs::chown(dir.path(), Some(PROBE_UID), Some(PROBE_UID))?;
         let monitor = listen(dir.path(), instance::MONITOR_SOCKET)?;
         let control = listen(dir.path(), instance::CONTROL_SOCKET)?;
         let unusable = |error: io::Error| ProbeError::Unusable { acceleration, reason: error.to_string() };
         let kvm = open_kvm(acceleration).map_err(unusable)?;
         let files = match guest {
-            Guest::Linux(request) => vec![open(&request.kernel)?, open(&request.initrd)?],
-            Guest::Smallest => vec![open(&firmware(dir.path())?)?],
+            Guest::Linux(request) => vec![in_memory(&request.kernel)?, in_memory(&request.initrd)?],
+            Guest::Smallest => vec![in_memory(&firmware(dir.path())?)?],
             Guest::None => Vec::new(),
         };
         let begin = match files.as_slice() {
