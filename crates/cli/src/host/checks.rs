@@ -4,7 +4,6 @@
 //! which no sandbox starts; a warning is something that one will run into.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
