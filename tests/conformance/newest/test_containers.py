@@ -1,8 +1,38 @@
-"""What mounts, tunnels and container engines need of a sandbox: tools, kernel modules, devices, control groups."""
+"""What mounts, tunnels and container engines need of a sandbox: tools, kernel modules, devices, control groups, and Debian's
+Docker, which works through all of them, in every life of a sandbox.
+
+The container's image is made inside, of one static program: no registry is asked, only the sandbox's Debian mirror.
+"""
 
 import e2b
 import pytest
 from support import WAIT_S, Brood
+
+INSTALL_S = 600
+"""An emulated guest installs Docker in one to three minutes."""
+
+SERVED = "served by a container"
+
+# Docker confines containers where the kernel has AppArmor, by a profile that `apparmor` loads. It recommends that package, as it
+# does others that are not needed.
+INSTALL = "apt-get update -q && apt-get install -yq --no-install-recommends docker.io apparmor busybox-static"
+
+RUN = f"""
+set -e
+until docker info >/dev/null 2>&1; do sleep 0.1; done
+mkdir -p /tmp/image/bin /tmp/image/www
+cp /bin/busybox /tmp/image/bin/
+echo '{SERVED}' >/tmp/image/www/index.html
+tar -C /tmp/image -c . | docker import - local
+docker run --detach --name web --publish 8080:80 local /bin/busybox httpd -f -p 80 -h /www
+until curl -sf http://127.0.0.1:8080/; do sleep 0.1; done
+"""
+
+# Out through the bridge and two translations of addresses, by name, to where the sandbox's own packages come from.
+FETCH = """
+mirror=$(grep -rhoE 'https?://[^ ]+' /etc/apt/sources.list* | head -n 1)
+docker exec web /bin/busybox wget -qO- "$mirror/dists/bookworm/Release" | grep '^Codename:'
+"""
 
 
 def as_root(sandbox, command: str, timeout: float = WAIT_S) -> str:
@@ -50,3 +80,26 @@ def test_node_and_its_package_managers_are_recent(machine):
     assert int(machine.commands.run("node -p 'process.versions.node.split(`.`)[0]'").stdout) >= 20
     for manager in ["npm", "npx", "yarn", "pnpm", "corepack"]:
         assert machine.commands.run(f"{manager} --version").stdout[0].isdigit(), manager
+
+
+@pytest.mark.timeout(900)  # a guest that may be emulated installs a container engine
+def test_docker_runs_a_container_with_its_network_in_every_life(brood, api):
+    sandbox = brood()
+    as_root(sandbox, INSTALL, INSTALL_S)
+    sandbox.commands.run("exec dockerd >/tmp/dockerd.log 2>&1", user="root", background=True, timeout=0)
+    as_root(sandbox, RUN, INSTALL_S)
+    assert_container_works(sandbox, api)
+
+    sandbox.pause()
+    sandbox.connect()
+    assert_container_works(sandbox, api)
+    (fork,) = sandbox.fork()
+    assert_container_works(brood.adopt(fork), api)
+
+
+def assert_container_works(sandbox, api) -> None:
+    """The engine knows the container, which reaches what is outside and is reached from there by its published port."""
+    assert as_root(sandbox, FETCH) == "Codename: bookworm\n"
+    with api.through_proxy(sandbox.sandbox_id, 8080) as web:
+        answer = web.get("/")
+        assert (answer.status_code, answer.text.strip()) == (200, SERVED)
