@@ -9,13 +9,17 @@ import pytest
 from support import WAIT_S, Brood
 
 INSTALL_S = 600
-"""An emulated guest installs Docker in one to three minutes."""
+"""An emulated guest takes near three minutes to install Docker."""
 
 SERVED = "served by a container"
 
 # Docker confines containers where the kernel has AppArmor, by a profile that `apparmor` loads. It recommends that package, as it
 # does others that are not needed.
-INSTALL = "apt-get update -q && apt-get install -yq --no-install-recommends docker.io apparmor busybox-static"
+INSTALL = """
+set -e
+apt-get update -q
+DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends docker.io apparmor busybox-static
+"""
 
 RUN = f"""
 set -e
