@@ -122,7 +122,10 @@ impl Cache {
             for part in ["tmp", "locks", "logs"] {
                 fs::create_dir_all(wanted.join(part))?;
             }
-            fs::set_permissions(wanted.join("tmp"), std::fs::Permissions::from_mode(0o700))?;
+            // The root file systems of private images lie below. Also of a cache that an earlier version left open.
+            for private in [wanted.clone(), wanted.join("tmp")] {
+                fs::set_permissions(private, std::fs::Permissions::from_mode(0o700))?;
+            }
             sweep(&wanted)?;
             fs::canonicalize(&wanted)
         });
@@ -369,6 +372,26 @@ mod tests {
         Cache::open(dir.path()).await.unwrap();
         assert!(!cache.dir().join("tmp/other-k2.dead").exists());
         assert!(alive.path().exists());
+    }
+
+    #[tokio::test]
+    async fn another_user_finds_nothing_in_a_cache_that_was_open_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |path: &Path| fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let entry = dir.path().join("cache/rootfs-v1/k0");
+        fs::create_dir_all(&entry).unwrap();
+        fs::write(entry.join("root.ext4"), b"a stranger's").unwrap();
+        entry.ancestors().take_while(|path| path.starts_with(dir.path())).for_each(open);
+        let nobody_reads = || {
+            let mut read = std::process::Command::new("setpriv");
+            read.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat"]).arg(entry.join("root.ext4"));
+            read.output().expect("setpriv is a part of every Debian").status.success()
+        };
+        let is_root = nix::unistd::geteuid().is_root();
+        assert!(!is_root || nobody_reads(), "the test itself reads as that user");
+        Cache::open(&dir.path().join("cache")).await.unwrap();
+        assert_eq!(fs::metadata(dir.path().join("cache")).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(!is_root || !nobody_reads());
     }
 
     /// A stranger's set-user-id program is made inside.
