@@ -18,6 +18,24 @@ const CELLS: &[(&str, &str)] = &[
     ("const before = 5\nimport 'path'\n(function () { console.log(before) })()", "5\n"),
     ("const loaded = await import('path'); console.log(loaded.sep)", "/\n"),
     ("'use strict'\nimport { posix } from 'path'\nconsole.log(posix.sep, (function () { return this })())", "/ undefined\n"),
+    // Names that node has itself: cells have what they import, libraries what they know, whichever way either is used.
+    ("import crypto from 'crypto'; console.log(crypto.randomBytes(2).length)", "2\n"),
+    ("import { setTimeout } from 'timers/promises'\nconsole.log(await setTimeout(1, 'over'))", "over\n"),
+    (
+        "const library = Function('return new Promise((done) => setTimeout(done, 1, 7))')\n\
+         console.log(await library(), typeof globalThis.setTimeout(() => {}, 1).ref)",
+        "7 function\n",
+    ),
+    (
+        "const o = {setTimeout, crypto: {setTimeout: 3}}; const {crypto: {setTimeout: inner = 1}} = o\n\
+         const f = ({crypto = 4}, setTimeout) => [crypto, setTimeout]\n\
+         console.log(await o.setTimeout(1, 5), inner, f({}, 6), typeof crypto.createHash)",
+        "5 3 [ 4, 6 ] function\n",
+    ),
+    (
+        "import crypto, * as process from 'crypto'; console.log(crypto.randomBytes(3).length, typeof process.createHash)",
+        "3 function\n",
+    ),
 ];
 
 async fn check(language: &str) {
@@ -26,6 +44,10 @@ async fn check(language: &str) {
     for (code, printed) in CELLS {
         let told = run(code).await;
         assert_eq!((told.text("stdout").as_str(), told.error()), (*printed, None), "{language}: {code}: {told:?}");
+    }
+    // A module without a name for it is no result, and neither is one with.
+    for code in ["import 'path'", "import crypto from 'crypto'"] {
+        assert_eq!(run(code).await.of("result").count(), 0, "{language}: {code}");
     }
     // As a module's would be: told by name, and nothing of the cell has run.
     let missing = run("console.log('ran'); import { nothing } from 'path'; nothing").await;
