@@ -121,7 +121,8 @@ pub(super) fn apply(wanted: Option<&GuestNetwork>, before: Option<&GuestNetwork>
 }
 
 /// Whether packets to anywhere would leave from the address of `wanted`. It takes no packet to know: a socket is given its route when
-/// it is given its peer. A route of the user's own, into a tunnel say, is as good as ours.
+/// it is given its peer. A route of the user's own, into a tunnel say, is as good as ours. The gateway's
+/// entry among the neighbours is not looked at: no socket tells of it.
 pub(super) fn is_in_force(wanted: &GuestNetwork) -> bool {
     let routed = UdpSocket::bind((wanted.address, 0)).and_then(|socket| socket.connect(ANYWHERE));
     routed.is_ok()

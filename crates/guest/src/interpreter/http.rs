@@ -2,7 +2,7 @@
 //!
 //! A cell is code that runs as root, so `/execute` demands the sandbox's token wherever the sandbox has one: a host name is no
 //! secret. E2B's clients send it there and, in their newest versions, to no other route, so `/contexts` must do without it; a web
-//! page of elsewhere (a browser names it in `Origin`) must not, and reads answers only with it.
+//! page of elsewhere (a browser names it in `Origin`) must not, and reads answers only with it. A sandbox without one is everybody's.
 //! `/warm-up` is ours, for the template's ready command: it goes the way of a cell and leaves no trace, so that the first cell of
 //! a user finds code and memory that have been used. Under emulation only what has run since the restore is translated.
 
@@ -43,6 +43,8 @@ const LINES_IN_FLIGHT: usize = 4;
 
 /// The interpreter's routes.
 pub(super) fn routes(contexts: Contexts) -> Router {
+    let owner = contexts.clone();
+    let may_read = move |_: &HeaderValue, request: &Parts| is_shown_to_pages(request, &owner.settings());
     Router::new()
         .route("/health", get(health))
         .route("/execute", post(run))
@@ -52,12 +54,15 @@ pub(super) fn routes(contexts: Contexts) -> Router {
         .route("/contexts/{id}", axum::routing::delete(remove))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(contexts.clone(), admit))
-        .layer(CorsLayer::permissive().allow_origin(AllowOrigin::predicate(shows_token)))
+        .layer(CorsLayer::permissive().allow_origin(AllowOrigin::predicate(may_read)))
         .with_state(contexts)
 }
 
-/// Whether a page's request bears the token, or, before it is sent, is going to: any other gets no answer to read.
-fn shows_token(_origin: &HeaderValue, request: &Parts) -> bool {
+/// Whether a page's request bears the token, or, before it is sent, is going to: any other gets no answer to read where there is one.
+fn is_shown_to_pages(request: &Parts, settings: &Settings) -> bool {
+    if settings.access_token.is_none() {
+        return true;
+    }
     let announced = request.headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
     let mut announced = announced.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     request.headers.contains_key(TOKEN_HEADER) || announced.any(|name| name.trim().eq_ignore_ascii_case(TOKEN_HEADER))

@@ -33,7 +33,10 @@ async fn a_shell_draws_other_numbers_in_each_life_unless_it_was_seeded() {
     let mut interpreter = Interpreter::start(&[]);
     // The name is not written out, so that the kernel does not see that it is seeded: as a state that nobody asked for.
     assert!(is_renewed(&mut interpreter, "bash", ["eval RAND''OM=7", "echo $RANDOM"]).await);
-    assert!(!is_renewed(&mut interpreter, "bash", ["RANDOM=7", "echo $RANDOM"]).await);
+    for seeded in ["(( RANDOM = 7 ))", "RANDOM=7"] {
+        let mut interpreter = Interpreter::start(&[]);
+        assert!(!is_renewed(&mut interpreter, "bash", [seeded, "echo $RANDOM"]).await, "{seeded}");
+    }
 }
 
 #[tokio::test]
@@ -114,6 +117,30 @@ async fn java_draws_other_numbers_in_each_life() {
         var held = (Random) memory.getObject(memory.staticFieldBase(field), memory.staticFieldOffset(field));";
     run(&interpreter, "java", reach).await;
     assert!(is_renewed(&mut interpreter, "java", ["held.setSeed(7)", "System.out.print(Math.random())"]).await);
+}
+
+/// Work that is sent to other processes takes functions by their names.
+#[test]
+fn what_notices_pythons_seeding_is_pickled_by_name() {
+    const PICKLES: &str = "
+import pickle, random, sys, types
+sys.path.insert(0, sys.argv[1])
+numpy = sys.modules['numpy'] = types.ModuleType('numpy')
+numpy.random = sys.modules['numpy.random'] = types.ModuleType('numpy.random')
+owner = random.Random()
+numpy.random.seed, numpy.random.set_state = owner.seed, owner.setstate
+import firkin_random
+firkin_random.install()
+for one in (random.seed, random.setstate, numpy.random.seed, numpy.random.set_state):
+    assert pickle.loads(pickle.dumps(one)) is one, one
+print('all')
+";
+    if !has("python3", &["-c", ""]) {
+        return;
+    }
+    let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/src/interpreter/kernels");
+    let ran = std::process::Command::new("python3").args(["-B", "-c", PICKLES, programs]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "all\n", "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
 #[tokio::test]

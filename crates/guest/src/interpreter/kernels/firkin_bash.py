@@ -26,8 +26,13 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 """What the shell takes as a variable."""
 
 
-SEEDS = re.compile(r"(?<![\w$])RANDOM\+?=|\b(?:unset|read|printf -v)\b[^\n;|&$]*(?<![\w$])RANDOM\b")
-"""Words of a cell that seeds `RANDOM`, or makes it something else. The shell says nothing of that, and its state cannot be read."""
+SEEDS = re.compile(
+    r"(?<![\w$])RANDOM\+?="
+    r"|(?:\(\(|\blet\b)[^\n]*(?<![\w$])RANDOM\s*(?:[-+*/%&|^]|<<|>>)?=(?!=)"
+    r"|\b(?:unset|read|printf -v)\b[^\n;|&$]*(?<![\w$])RANDOM\b"
+)
+"""Words of a cell that seeds `RANDOM`, or makes it something else. The shell says nothing of that, and its state cannot be read.
+So it counts what is written, be it in a comment; what is put together (`eval "RAND""OM=7"`) does not."""
 
 
 class Bash:

@@ -20,6 +20,12 @@ _renew = {}
 def watch(module, seed: str, put: tuple[str, ...]) -> None:
     """Notes from now on whether the program seeds a module, with the function `seed` or those that `put` back a state."""
     name = module.__name__
+
+    def put_in_place(function, called: str):
+        # Pickled by name, as the original is: of a bound method's own name nothing would be found in the module.
+        function.__module__, function.__name__, function.__qualname__ = name, called, called
+        setattr(module, called, function)
+
     original = getattr(module, seed)
 
     @functools.wraps(original)
@@ -37,9 +43,9 @@ def watch(module, seed: str, put: tuple[str, ...]) -> None:
         return put
 
     _renew[name] = original
-    setattr(module, seed, seeding)
+    put_in_place(seeding, seed)
     for one in put:
-        setattr(module, one, putting(getattr(module, one)))
+        put_in_place(putting(getattr(module, one)), one)
 
 
 def install() -> None:
