@@ -94,13 +94,16 @@ pub(crate) struct App {
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
     pub(crate) misses: Misses,
+    /// Whether this server is meant for other hosts: it has a name that they resolve, or speaks TLS.
+    pub(crate) is_for_others: bool,
 }
 
 impl App {
-    pub(crate) fn new(runtime: Runtime, config: ServerConfig) -> Arc<Self> {
+    pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> Arc<Self> {
+        let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
         let pool = Pool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
-        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, misses: Misses::default() })
+        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, misses: Misses::default(), is_for_others })
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
@@ -112,9 +115,15 @@ impl App {
     }
 }
 
+/// Whether a domain, with or without a port, is one that every host has for itself.
+fn is_local(domain: &str) -> bool {
+    let name = domain.split(':').next().unwrap_or(domain).trim_end_matches('.');
+    name.rsplit('.').next().is_some_and(|top| top.eq_ignore_ascii_case("localhost"))
+}
+
 /// Both planes as one service. Upgraded connections and pooled ones live until the runtime ends their sandboxes.
 pub fn router(runtime: Runtime, config: ServerConfig) -> Router {
-    assemble(App::new(runtime, config))
+    assemble(App::new(runtime, config, false))
 }
 
 pub(crate) fn assemble(app: Arc<App>) -> Router {

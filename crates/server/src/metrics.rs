@@ -4,6 +4,10 @@
 //! Whatever came through somebody else (a reverse proxy, a page in a browser) does, because then the peer's address says
 //! nothing about who asks. A page whose name was made to point here (DNS rebinding) is such a somebody, and so is a proxy that
 //! adds nothing to what it forwards: both ask for a host by a name of theirs, so that only this host's own names will do.
+//!
+//! A proxy that adds nothing *and* asks for the server's own address (nginx's `proxy_pass` by default) cannot be told from this
+//! host. So a server that is meant for others, by a public domain or by TLS, demands the key of everybody; in front of any other,
+//! such a proxy must block `/metrics` itself.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -34,7 +38,7 @@ const SECOND_HAND: [HeaderName; 7] = [
 pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, uri: Uri, headers: HeaderMap) -> Response {
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let first_hand = SECOND_HAND.iter().all(|name| !headers.contains_key(name)) && host(&uri, &headers).is_some_and(is_this_host);
-    if !(first_hand && peer.is_some_and(|peer| peer.is_loopback()))
+    if !(first_hand && !app.is_for_others && peer.is_some_and(|peer| peer.is_loopback()))
         && let Err(error) = auth::check(&app, &headers)
     {
         return error.into_response();

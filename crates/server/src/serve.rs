@@ -76,7 +76,8 @@ pub async fn serve(
     if listeners.is_empty() {
         return Err(ServeError::NoListener);
     }
-    let app = App::new(runtime, config);
+    let tls = listeners.iter().any(|listener| matches!(listener, Listener::Tls(..)));
+    let app = App::new(runtime, config, tls);
     let server = Server {
         router: assemble(Arc::clone(&app)),
         connections: TaskTracker::new(),

@@ -3,6 +3,9 @@
 //! Finding out that a signature is nobody's costs a digest for each sandbox, and whoever asks has shown nothing. So each peer may
 //! be wrong a number of times at once, and then ten times a second; right answers cost it nothing. Peers share a fixed number of
 //! places by a digest that nobody can foresee, so no peer takes memory.
+//!
+//! This host itself is not limited: a reverse proxy on it speaks for all of its clients, and one of them must not shut signed URLs
+//! for the others. Whoever is behind one is the proxy's to limit.
 
 use std::{
     array,
@@ -45,6 +48,9 @@ impl Misses {
     /// Takes down that this peer's signature was nobody's.
     pub(crate) fn missed(&self, peer: Option<IpAddr>, now: Instant) {
         let place = self.place(peer);
+        if peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+            return;
+        }
         let mut clear_at = self.clear_at.lock().unwrap_or_else(PoisonError::into_inner);
         let from = clear_at[place].map_or(now, |clear_at| clear_at.max(now));
         clear_at[place] = Some(from + FORGIVEN_AFTER);
@@ -73,6 +79,9 @@ mod tests {
             misses.missed(peer, start);
         }
         assert!(!misses.may_ask(peer, start));
+        let proxy: Option<IpAddr> = Some("::ffff:127.0.0.1".parse().unwrap());
+        (0..=BURST).for_each(|_| misses.missed(proxy, start));
+        assert!(misses.may_ask(proxy, start), "this host speaks for many");
         let others = (0..=255).filter(|last| misses.may_ask(format!("198.51.100.{last}").parse().ok(), start)).count();
         assert!(others > 200, "{others} others may ask");
         assert!(misses.may_ask(peer, start + FORGIVEN_AFTER * 2));

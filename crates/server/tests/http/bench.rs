@@ -134,10 +134,7 @@ impl Bench {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error + Send + Sync,
     {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time").unwrap()
+        send_to(self.address, request).await
     }
 
     /// Sends any request and reads the answer.
@@ -191,4 +188,16 @@ impl Bench {
 pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
     let pairs: BTreeMap<_, _> = pairs.iter().copied().collect();
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+/// Sends a request to any server.
+pub(crate) async fn send_to<B>(address: SocketAddr, request: Request<B>) -> Response<Incoming>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time").unwrap()
 }

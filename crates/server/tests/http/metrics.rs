@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use firkin_server::{Listener, ServerConfig, TlsIdentity, serve};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, DEADLINE, ROOM};
+use crate::bench::{Bench, DEADLINE, ROOM, send_to};
 
 /// envd's port, which on the fake engine is a port of this host.
 const ENVD_PORT: u16 = 49983;
@@ -128,6 +130,37 @@ async fn metrics_are_for_this_host_and_for_who_has_a_key() {
     let mut request = bench.request("GET", "/metrics", "");
     request.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
     bench.answer(request).await.expect(200);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_meant_for_others_demands_the_key_for_metrics() {
+    let bench = Bench::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (domain, tls, status) in [
+        (Some("sandboxes.example"), false, 401),
+        (Some("localhost.example:3000"), false, 401),
+        (Some("firkin.localhost:3000"), true, 401),
+        (Some("firkin.localhost:3000"), false, 200),
+    ] {
+        let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = plain.local_addr().unwrap();
+        let mut listeners = vec![Listener::from(plain)];
+        if tls {
+            let (identity, _) = TlsIdentity::internal(dir.path(), "firkin.localhost").unwrap();
+            listeners.push(Listener::Tls(TcpListener::bind("127.0.0.1:0").await.unwrap(), identity));
+        }
+        let stop = CancellationToken::new();
+        let config = ServerConfig { domain: domain.map(str::to_owned), ..ServerConfig::default() };
+        let server = tokio::spawn(serve(listeners, bench.runtime.clone(), config, stop.clone()));
+        let bare = Request::get("/metrics").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
+        for (request, expected) in [(bare, status), (bench.request("GET", "/metrics", ""), 200)] {
+            let answer = send_to(address, request).await;
+            assert_eq!(answer.status(), expected, "{domain:?} {tls}");
+        }
+        stop.cancel();
+        server.await.unwrap().unwrap();
+    }
     bench.stop().await;
 }
 
