@@ -56,12 +56,14 @@ pub(super) fn remove(path: &Path) -> Result<(), ConnectError> {
         return Err(ConnectError::invalid_argument("cannot remove the root directory"));
     }
     let result = match fs_err::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs_err::remove_dir_all(path),
+        // Of any depth: the standard library's removal would end the agent.
+        Ok(found) if found.is_dir() => firkin_files::remove_tree(path),
         Ok(_) => fs_err::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
         Err(error) => Err(error),
     };
     match result {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(|error| io_error(&error)),
     }
 }
@@ -144,6 +146,19 @@ mod tests {
         assert!((15..25).contains(&entries.len()), "{}", entries.len());
         remove(&dir.path().join(&name)).unwrap();
         assert!(list(dir.path(), 1, &UserDb::default()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_depth_of_what_is_removed_takes_no_stack() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let mut inside = rustix::fs::open(dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..15_000 {
+            rustix::fs::mkdirat(&inside, "d", Mode::RWXU).unwrap();
+            inside = rustix::fs::openat(&inside, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        let top = dir.path().join("d");
+        std::thread::Builder::new().stack_size(256 << 10).spawn(move || remove(&top).unwrap()).unwrap().join().unwrap();
+        assert!(!dir.path().join("d").exists());
     }
 
     #[test]
