@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, getppid},
 };
 
-/// Names the directory of a run to everything below it: where tests make state directories that machines' users must enter.
+/// Names the directory of a run to everything below it: where tests make state directories.
 pub(crate) const DIRECTORY: &str = "FIRKIN_TEST_DIR";
 
 /// Names the keeper to the run that it keeps.
@@ -104,7 +104,7 @@ fn descendants(root: u32, parents: &BTreeMap<u32, u32>) -> BTreeSet<u32> {
 /// Runs this program again, with the same arguments, below a keeper, and ends as that does.
 pub(crate) fn keep() -> anyhow::Result<ExitCode> {
     prctl::set_child_subreaper(true).context("cannot become the parent of orphans")?;
-    // Machines run as users of their own, who must be able to enter it: not below a home directory.
+    // Below it is the `TMPDIR` of everything, also of programs that run as other users: not below a home directory.
     let directory = tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a directory")?;
     fs::set_permissions(directory.path(), Permissions::from_mode(0o711))?;
     let temporary = directory.path().join("tmp");

@@ -49,9 +49,9 @@ pub enum Requested {
 pub struct ProbeRequest {
     /// The QEMU binary; `qemu-system-x86_64` from `PATH` when absent.
     pub program: Option<PathBuf>,
-    /// Kernel to boot. Readable by everybody.
+    /// Kernel to boot.
     pub kernel: PathBuf,
-    /// Initial RAM file system whose init powers off on `firkin.probe=1`. Readable by everybody.
+    /// Initial RAM file system whose init powers off on `firkin.probe=1`.
     pub initrd: PathBuf,
     /// What the user asked for.
     pub requested: Requested,
