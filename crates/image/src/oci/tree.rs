@@ -14,6 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 /// Everything that one image may have of files, directories and links. Large images have a tenth of it.
+/// The bytes of names come to [`MAX_METADATA_BYTES`] at half of it; this one holds whatever becomes of that.
 const MAX_NODES: usize = 2_000_000;
 /// `PATH_MAX` of Linux.
 const MAX_PATH_BYTES: usize = 4096;
