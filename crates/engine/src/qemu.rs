@@ -109,7 +109,7 @@ impl Engine for QemuEngine {
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, root_disk, layers, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
-        let (kernel, initrd) = (in_memory(&kernel)?, in_memory(&initrd)?);
+        let (kernel, initrd) = tokio::try_join!(in_memory(kernel), in_memory(initrd))?;
         let handed = duplicate(&memory, &memory_file)?;
         let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
         let start = Start {
@@ -383,14 +383,15 @@ fn open(path: &Path) -> Result<File, StartError> {
 
 /// A copy of a file that any user may open, and only by its descriptor: QEMU opens what it boots anew, by `/proc/self/fd`, for
 /// which the kernel asks the file itself whether it may be read.
-fn in_memory(path: &Path) -> Result<File, StartError> {
-    let copy = || {
+async fn in_memory(path: PathBuf) -> Result<File, StartError> {
+    let from = path.clone();
+    let copy = blocking(move || {
         let mut copy = File::from(rustix::fs::memfd_create("firkin-boot", rustix::fs::MemfdFlags::CLOEXEC)?);
-        io::copy(&mut instance::open_unfollowed(path, false)?, &mut copy)?;
+        io::copy(&mut instance::open_unfollowed(&from, false)?, &mut copy)?;
         rustix::fs::fchmod(&copy, rustix::fs::Mode::from_raw_mode(0o444))?;
         Ok(copy)
-    };
-    copy().map_err(|source| file_error(path, source))
+    });
+    copy.await.map_err(|source| file_error(&path, source))
 }
 
 fn listen(dir: &Path, name: &str) -> Result<OwnedFd, StartError> {

@@ -267,7 +267,7 @@ impl QemuMachine {
         const PHASE: &str = "to save its device state";
         let started = Instant::now();
         let (outlet, uri) = self.take_outlet().await?;
-        // A machine that an earlier server started was not told to tell its state.
+        // The events tell how the migration ends. A machine may not have been told yet.
         self.command(PHASE, "migrate-set-capabilities", capabilities(&["events", "x-ignore-shared"])).await?;
         self.note_arrived_events();
         self.state = State::Unsure;
@@ -278,7 +278,7 @@ impl QemuMachine {
             Ok(Err(_)) => return Err(MachineError::Gone(self.settle().await)),
             Err(_) => return Err(MachineError::Deadline { phase: PHASE, deadline: SAVE_DEADLINE }),
         }
-        self.keep_state(outlet, dir, state::Form::MemoryByReference)?.await?;
+        self.outlet = Some(self.keep_state(outlet, dir, state::Form::MemoryByReference).await?);
         let state_time = started.elapsed();
         let Memory::Booted(file) = &self.memory else { unreachable!("the caller looked") };
         let file = file.try_clone().map_err(|source| file_error(dir, source))?;
@@ -327,14 +327,15 @@ impl QemuMachine {
         let started = Instant::now();
         let (outlet, file) = self.take_outlet().await?;
         self.command("to save its device state", "xen-save-devices-state", json!({"filename": file, "live": false})).await?;
-        let kept = self.keep_state(outlet, dir, state::Form::DevicesOnly)?;
+        let kept = self.keep_state(outlet, dir, state::Form::DevicesOnly);
         let (kept, switched) = tokio::join!(kept, async {
             match overlay {
                 Some(overlay) => self.switch_disk(overlay).await,
                 None => Ok(()),
             }
         });
-        kept.and(switched).map(|()| started.elapsed())
+        self.outlet = Some(kept?);
+        switched.map(|()| started.elapsed())
     }
 
     /// Finds a clone's memory in its process. Blocks.
@@ -357,6 +358,7 @@ impl QemuMachine {
         }
         let next = self.root.node + 1;
         let (set, name) = (command::root_set(next), own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?);
+        self.opened = None;
         if self.stale {
             // One may have been opened for a cut that never came, perhaps under an earlier server.
             self.forget(PHASE, "blockdev-del", json!({"node-name": command::root_name(next)})).await?;
@@ -410,22 +412,21 @@ impl QemuMachine {
         Ok(())
     }
 
-    /// Takes the state that QEMU wrote and makes it a member of the snapshot.
+    /// Takes the state that QEMU wrote and makes it a member of the snapshot. Gives back the outlet, empty: a machine is not to hold
+    /// a copy of its state for the rest of its life.
     fn keep_state(
-        &mut self,
+        &self,
         outlet: Outlet,
         dir: &Path,
         form: state::Form,
-    ) -> Result<impl Future<Output = Result<(), MachineError>> + use<>, MachineError> {
-        let written = outlet.content().map_err(|source| file_error(&self.dir, source))?;
-        self.outlet = Some(outlet);
+    ) -> impl Future<Output = Result<Outlet, MachineError>> + use<> {
         let (to, machine) = (dir.join(parts::STATE), self.machine.clone());
         let path = to.clone();
         let kept = blocking(move || {
-            let state = state::State::collect(&written, form, &machine).map_err(std::io::Error::other)?;
-            state.write(&path)
+            let state = outlet.collect(form, &machine).map_err(std::io::Error::other)?;
+            state.write(&path).map(|()| outlet)
         });
-        Ok(async move { kept.await.map_err(|source| file_error(&to, source)) })
+        async move { kept.await.map_err(|source| file_error(&to, source)) }
     }
 
     /// Ends the connection that was given out last: QEMU accepts one at a time.

@@ -94,7 +94,7 @@ impl State {
     }
 
     /// Takes what QEMU wrote. It may be anything.
-    pub(super) fn collect(written: &File, form: Form, machine: &str) -> Result<Self, ReadError> {
+    fn collect(written: &File, form: Form, machine: &str) -> Result<Self, ReadError> {
         let length = written.metadata()?.len();
         if length > MAX_STREAM_BYTES {
             return Err(ReadError::Damaged("the engine wrote more than a device state can have"));
@@ -160,9 +160,11 @@ impl Outlet {
         (&self.written).seek(io::SeekFrom::Start(0)).map(drop)
     }
 
-    /// A second handle on what was written.
-    pub(super) fn content(&self) -> io::Result<File> {
-        self.memory.try_clone()
+    /// Takes what was written out of it: nothing of it stays in memory, whether it was a state or not.
+    pub(super) fn collect(&self, form: Form, machine: &str) -> Result<State, ReadError> {
+        let collected = State::collect(&self.memory, form, machine);
+        self.clear()?;
+        collected
     }
 }
 
@@ -201,9 +203,9 @@ mod tests {
         // As QEMU has it: a duplicate, which shares its place in the file.
         let mut qemu = outlet.written.try_clone().unwrap();
         for tail in [&b"\x04a state"[..], b"\x04rest"] {
-            outlet.clear().unwrap();
             qemu.write_all(&stream(tail)).unwrap();
-            let state = State::collect(&outlet.content().unwrap(), Form::DevicesOnly, "pc-q35-10.0").unwrap();
+            let state = outlet.collect(Form::DevicesOnly, "pc-q35-10.0").unwrap();
+            assert_eq!(outlet.memory.metadata().unwrap().len(), 0);
             assert_eq!(state.stream, stream(&[b"\x07\0\0\0\x0bpc-q35-10.0", tail].concat()));
         }
     }
@@ -212,7 +214,8 @@ mod tests {
     fn a_state_without_end_is_refused_before_it_is_read() {
         let outlet = Outlet::new().unwrap();
         outlet.written.set_len(MAX_STREAM_BYTES + 1).unwrap();
-        assert!(matches!(State::collect(&outlet.content().unwrap(), Form::DevicesOnly, "m"), Err(ReadError::Damaged(_))));
+        assert!(matches!(outlet.collect(Form::DevicesOnly, "m"), Err(ReadError::Damaged(_))));
+        assert_eq!(outlet.memory.metadata().unwrap().len(), 0);
     }
 
     proptest! {

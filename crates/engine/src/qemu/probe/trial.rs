@@ -87,8 +87,8 @@ impl Setting<'_> {
         let unusable = |error: io::Error| ProbeError::Unusable { acceleration, reason: error.to_string() };
         let kvm = open_kvm(acceleration).map_err(unusable)?;
         let files = match guest {
-            Guest::Linux(request) => vec![in_memory(&request.kernel)?, in_memory(&request.initrd)?],
-            Guest::Smallest => vec![in_memory(&firmware(dir.path())?)?],
+            Guest::Linux(request) => vec![in_memory(request.kernel.clone()).await?, in_memory(request.initrd.clone()).await?],
+            Guest::Smallest => vec![in_memory(firmware(dir.path())?).await?],
             Guest::None => Vec::new(),
         };
         let begin = match files.as_slice() {
