@@ -40,7 +40,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use self::{
-    command::{Begin, Hardware, Memory, Nic, ROOT_NODE, RootDisk},
+    command::{Begin, Hardware, Layer, Memory, Nic, ROOT_NODE, RootDisk},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     isolation::{Isolation, Network},
     machine::{Parts, QemuMachine, Root, State, blocking},
@@ -199,7 +199,7 @@ struct Disk {
     name: String,
     overlay: OwnedFd,
     /// Lowest first.
-    layers: Vec<(OwnedFd, Format)>,
+    layers: Vec<(OwnedFd, Format, bool)>,
 }
 
 impl Disk {
@@ -214,19 +214,24 @@ impl Disk {
         let name = machine::own_name(dir, overlay).map_err(failed(overlay))?.to_owned();
         let opened = instance::open_unfollowed(overlay, true).map_err(failed(overlay))?;
         let layers = layers.iter().map(|layer| {
-            let file = instance::open_unfollowed(&layer.path, false).map_err(failed(&layer.path))?;
-            Ok((file.into(), layer.format))
+            let (file, is_device) = instance::open_layer(&layer.path).map_err(failed(&layer.path))?;
+            Ok((file.into(), layer.format, is_device))
         });
         Ok(Self { name, overlay: opened.into(), layers: layers.collect::<Result<_, _>>()? })
     }
 
     fn numbers(&self) -> RootDisk<'_> {
-        let layers = self.layers.iter().map(|(layer, format)| (layer.as_raw_fd(), *format)).collect();
+        let layer = |(file, format, is_device): &(OwnedFd, Format, bool)| Layer {
+            fd: file.as_raw_fd(),
+            format: *format,
+            is_device: *is_device,
+        };
+        let layers = self.layers.iter().map(layer).collect();
         RootDisk { name: &self.name, overlay: self.overlay.as_raw_fd(), layers }
     }
 
     fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {
-        std::iter::once(self.overlay).chain(self.layers.into_iter().map(|(layer, _)| layer))
+        std::iter::once(self.overlay).chain(self.layers.into_iter().map(|(layer, ..)| layer))
     }
 }
 

@@ -104,7 +104,16 @@ pub(super) struct RootDisk<'a> {
     /// The overlay, to be written.
     pub(super) overlay: RawFd,
     /// What it lies over, lowest first.
-    pub(super) layers: Vec<(RawFd, Format)>,
+    pub(super) layers: Vec<Layer>,
+}
+
+/// One layer of a root disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) fd: RawFd,
+    pub(super) format: Format,
+    /// A disk of the host, not a file: QEMU has another driver for it.
+    pub(super) is_device: bool,
 }
 
 /// The machine type for an acceleration: an alias, which QEMU resolves to its newest version of it.
@@ -244,10 +253,13 @@ fn devices(line: &mut Line, hardware: &Hardware<'_>) {
 /// The overlay and every layer below it, each by a descriptor set of its own.
 fn root_disk(line: &mut Line, disk: &RootDisk<'_>) {
     let mut below = Value::Null;
-    for ((fd, format), set) in disk.layers.iter().zip(FIRST_LAYER_SET..FIRST_ROOT_SET) {
+    for (&Layer { fd, format, is_device }, set) in disk.layers.iter().zip(FIRST_LAYER_SET..FIRST_ROOT_SET) {
         line.pair("-add-fd", format!("fd={fd},set={set}"));
         let mut node = json!({"driver": format.name(), "read-only": true, "file": file(set)});
-        if *format == Format::Qcow2 {
+        if is_device {
+            node["file"]["driver"] = "host_device".into();
+        }
+        if format == Format::Qcow2 {
             node["backing"] = below;
         }
         below = node;
@@ -331,7 +343,8 @@ mod tests {
 
     #[test]
     fn a_disk_is_its_descriptors_and_no_path() {
-        let layers = vec![(10, Format::Raw), (11, Format::Qcow2)];
+        let layer = |fd, format, is_device| Layer { fd, format, is_device };
+        let layers = vec![layer(10, Format::Raw, true), layer(11, Format::Qcow2, false)];
         let disk = RootDisk { name: "a,b.qcow2", overlay: 12, layers };
         let text = text(&Hardware { root_disk: Some(&disk), ..hardware(Acceleration::Tcg) });
         assert!(text.contains("-add-fd fd=10,set=16 -add-fd fd=11,set=17 -add-fd fd=12,set=1024,opaque=a,,b.qcow2 -blockdev "));
@@ -339,6 +352,8 @@ mod tests {
         let node: Value = serde_json::from_str(node).unwrap();
         let names = [&node, &node["backing"], &node["backing"]["backing"]].map(|node| node["file"]["filename"].clone());
         assert_eq!(names, ["/dev/fdset/1024", "/dev/fdset/17", "/dev/fdset/16"]);
+        let drivers = [&node["backing"], &node["backing"]["backing"]].map(|node| node["file"]["driver"].clone());
+        assert_eq!(drivers, ["file", "host_device"]);
         let raw = &node["backing"]["backing"];
         assert_eq!((&raw["driver"], raw.get("backing")), (&json!("raw"), None));
         assert!(!text.contains("/srv"), "{text}");

@@ -5,11 +5,14 @@
 //! that anybody else could have written to is refused, and nothing in it is opened.
 
 use std::{
-    fs::File,
+    fs::{File, FileType},
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::MetadataExt, net::UnixListener},
+        unix::{
+            fs::{FileTypeExt as _, MetadataExt},
+            net::UnixListener,
+        },
     },
     path::{Path, PathBuf},
 };
@@ -78,9 +81,21 @@ impl Record {
 
 /// Opens a regular file. What is not one, a link, a pipe or a device, is looked at and never opened.
 pub(super) fn open_unfollowed(path: &Path, write: bool) -> io::Result<File> {
+    open_if(path, write, FileType::is_file, "it is not a regular file")
+}
+
+/// Opens a layer of a disk to be read: a regular file, or a disk of the host, as the lowest one may be. Whether it is such a disk.
+pub(super) fn open_layer(path: &Path) -> io::Result<(File, bool)> {
+    let fits = |found: &FileType| found.is_file() || found.is_block_device();
+    let file = open_if(path, false, fits, "it is neither a regular file nor a disk")?;
+    let is_device = file.metadata()?.file_type().is_block_device();
+    Ok((file, is_device))
+}
+
+fn open_if(path: &Path, write: bool, fits: impl Fn(&FileType) -> bool, otherwise: &'static str) -> io::Result<File> {
     let looked = fs_err::OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_PATH).bits()).open(path)?;
-    if !looked.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    if !fits(&looked.metadata()?.file_type()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, otherwise));
     }
     let same = format!("/proc/self/fd/{}", looked.file().as_raw_fd());
     Ok(fs_err::OpenOptions::new().read(true).write(write).open(same)?.into_parts().0)
