@@ -97,12 +97,13 @@ class OwnServer:
         return {"api_key": key, "api_url": self.url, "sandbox_url": self.url}
 
     def machines(self) -> list[int]:
-        """Processes that work in an instance directory of this server, whoever started them."""
+        """Processes that were started for an instance directory of this server, whoever started them."""
+        mark = b"FIRKIN_INSTANCE=" + bytes(self.state / "run") + b"/"
         found = []
         for process in pathlib.Path("/proc").iterdir():
             if process.name.isdecimal():
                 try:
-                    if self.state / "run" in (process / "cwd").readlink().parents:
+                    if any(variable.startswith(mark) for variable in (process / "environ").read_bytes().split(b"\0")):
                         found.append(int(process.name))
                 except OSError:
                     pass  # it ended, or it is the kernel's

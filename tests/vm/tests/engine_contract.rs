@@ -52,6 +52,10 @@ async fn a_machine_has_no_privileges() {
     let open: Vec<PathBuf> = fs_err::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|fd| fd.unwrap().path()).collect();
     assert!(open.iter().filter_map(|fd| fs_err::read_link(fd).ok()).all(|target| !target.is_dir()), "no directory is open");
     assert_eq!(fs_err::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    // By which operators and `firkin bench` find it all the same.
+    let variables = fs_err::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let dir = variables.trim_end_matches('\0').strip_prefix("FIRKIN_INSTANCE=").map(Path::new);
+    assert!(dir.is_some_and(Path::is_dir), "{variables:?}");
     let limits = fs_err::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");

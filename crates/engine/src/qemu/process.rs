@@ -31,6 +31,8 @@ use super::isolation::{self, Isolation};
 
 /// Name of the log in the instance directory.
 pub(super) const LOG_FILE: &str = "qemu.log";
+/// Variable of a machine's process that names its instance directory.
+const INSTANCE_VARIABLE: &str = "FIRKIN_INSTANCE";
 /// The log is emptied beyond this. A guest can make QEMU complain at will.
 const MAX_LOG_BYTES: u64 = 256 << 10;
 /// What [`Process::log_tail`] gives at most.
@@ -44,7 +46,7 @@ pub(super) struct Launch {
     /// Descriptors that the arguments name by number. Ours are closed after the start.
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) isolation: Isolation,
-    /// Where the log is written. The process itself has no way there.
+    /// Where the log is written, and the value of [`INSTANCE_VARIABLE`]. The process itself has no way there.
     pub(super) dir: PathBuf,
 }
 
@@ -89,6 +91,8 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
     command
         .args(&launch.arguments)
         .env_clear()
+        // For operators, who look for the machine of a directory: it works in none of its own, and its files have no names.
+        .env(INSTANCE_VARIABLE, &launch.dir)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

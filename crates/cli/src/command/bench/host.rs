@@ -1,7 +1,8 @@
 //! What is read from this host: its hardware, and what machines and snapshots on it cost.
 
 use std::{
-    os::unix::fs::MetadataExt as _,
+    ffi::OsStr,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -85,8 +86,16 @@ fn machines(state_dir: &Path) -> Vec<PathBuf> {
 fn is_machine(process: &Path, run: &Path) -> bool {
     let Ok(program) = fs::read_link(process.join("exe")) else { return false };
     let is_engine = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu"));
-    // It works in the directory of its instance.
-    is_engine && fs::read_link(process.join("cwd")).is_ok_and(|dir| dir.starts_with(run))
+    is_engine && fs::read(process.join("environ")).is_ok_and(|variables| is_instance_below(&variables, run))
+}
+
+/// Whether a process's variables name an instance directory below `run`, as the engine starts its machines with.
+fn is_instance_below(variables: &[u8], run: &Path) -> bool {
+    let mut variables = variables.split(|byte| *byte == 0);
+    variables.any(|variable| {
+        let dir = variable.strip_prefix(b"FIRKIN_INSTANCE=").map(OsStr::from_bytes);
+        dir.is_some_and(|dir| Path::new(dir).starts_with(run))
+    })
 }
 
 /// Names of the artifacts in a state directory.
@@ -110,6 +119,17 @@ fn mib_of_kib(kib: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_is_known_by_the_instance_that_it_was_started_for() {
+        let is_ours = |variables: &[u8]| is_instance_below(variables, Path::new("/state/run"));
+        assert!(is_ours(b"FIRKIN_INSTANCE=/state/run/i1\0"));
+        for other in
+            [b"".as_slice(), b"FIRKIN_INSTANCE=/state/running/i1\0", b"A=FIRKIN_INSTANCE=/state/run/i1\0", b"B=/state/run/i1\0"]
+        {
+            assert!(!is_ours(other));
+        }
+    }
 
     #[test]
     fn a_pool_does_not_change_what_a_machine_costs() {
