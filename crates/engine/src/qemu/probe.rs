@@ -3,7 +3,7 @@
 //! That `/dev/kvm` opens proves nothing: there are hosts where a virtual machine can be made and its guest then hangs or
 //! aborts. So a kernel is booted with `firkin.probe=1`, on which the guest's init powers off at once, and only a clean power-off
 //! within the deadline counts. Emulation depends on nothing but the binary and is believed once the binary answers. The
-//! [`verdict`] says what of this is remembered.
+//! `verdict` says what of this is remembered.
 
 mod seen;
 mod trial;
