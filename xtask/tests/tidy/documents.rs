@@ -1,4 +1,4 @@
-//! Rules about Markdown documents: links lead somewhere, promises are tested.
+//! Rules about Markdown documents: links lead somewhere, promises are numbered and tested.
 
 use std::path::Path;
 
@@ -79,24 +79,38 @@ fn links_are_found_outside_code_only() {
     assert_eq!(anchor(" The two commands, `firkin up`"), "the-two-commands-firkin-up");
 }
 
-/// One promise of SPECIFICATION.md: its number and all of its text.
+/// One promise of SPECIFICATION.md: the heading above it, its letter and number, and all of its text.
 struct Promise {
-    number: String,
+    section: String,
+    letter: char,
+    number: u32,
     text: String,
 }
 
-/// Splits at lines that begin with a number and a full stop, `12. ` or `3.4. `, also within bold marks; headings end a promise.
+impl std::fmt::Display for Promise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "promise {}{}", self.letter, self.number)
+    }
+}
+
+/// `('B', 10)` of `- B10. **Some promise**`.
+fn number_of(line: &str) -> Option<(char, u32)> {
+    let (name, _) = line.strip_prefix("- ")?.split_once(". ")?;
+    let letter = name.chars().next().filter(char::is_ascii_uppercase)?;
+    Some((letter, name[1..].parse().ok()?))
+}
+
+/// Splits at lines that begin with a letter and a number, `- B10. `; headings end a promise.
 fn promises(specification: &str) -> Vec<Promise> {
     let mut found: Vec<Promise> = Vec::new();
+    let mut section = String::new();
     let mut open = false;
     for line in specification.lines() {
-        let first = line.trim_start_matches(['*', '#', ' ']).split([' ', '*']).next().unwrap_or_default();
-        let number = first.trim_end_matches('.');
-        let numbered = first.len() > number.len() && number.split('.').all(|part| part.parse::<u32>().is_ok());
-        if numbered && !line.starts_with(' ') {
-            found.push(Promise { number: number.to_owned(), text: line.to_owned() });
+        if let Some((letter, number)) = number_of(line) {
+            found.push(Promise { section: section.clone(), letter, number, text: line.to_owned() });
             open = true;
         } else if line.starts_with('#') {
+            line.trim_start_matches(['#', ' ']).clone_into(&mut section);
             open = false;
         } else if let Some(last) = found.last_mut().filter(|_| open) {
             last.text.push('\n');
@@ -104,6 +118,22 @@ fn promises(specification: &str) -> Vec<Promise> {
         }
     }
     found
+}
+
+/// What is wrong with the numbers: a section has one letter, no two have the same, and within it numbers rise.
+fn misnumbered(promises: &[Promise]) -> Vec<String> {
+    let mut offences = Vec::new();
+    for (at, promise) in promises.iter().enumerate() {
+        let before = &promises[..at];
+        let others = before.iter().filter(|other| (other.letter == promise.letter) != (other.section == promise.section));
+        offences
+            .extend(others.take(1).map(|other| format!("{promise}: section `{}` is not of {other}'s letter", promise.section)));
+        let last = before.iter().rfind(|other| other.section == promise.section);
+        if last.is_some_and(|last| last.number >= promise.number) {
+            offences.push(format!("{promise}: stands after one with the same number or a higher one"));
+        }
+    }
+    offences
 }
 
 /// The `file::test` references between backticks.
@@ -132,12 +162,12 @@ fn every_promise_names_a_test_that_exists() {
     for promise in &promises {
         let references = references(&promise.text);
         if references.is_empty() {
-            offences.push(format!("promise {}: names no test as `path/to/file::test`", promise.number));
+            offences.push(format!("{promise}: names no test as `path/to/file::test`"));
         }
         for (file, test) in references {
             let source = fs::read_to_string(root().join(&file)).unwrap_or_default();
             if !names_test(&source, &test) {
-                offences.push(format!("promise {}: no test `{test}` in `{file}`", promise.number));
+                offences.push(format!("{promise}: no test `{test}` in `{file}`"));
             }
         }
     }
@@ -145,13 +175,32 @@ fn every_promise_names_a_test_that_exists() {
 }
 
 #[test]
+fn promises_are_numbered_by_section_distinct_and_ascending() {
+    let specification = fs::read_to_string(root().join("SPECIFICATION.md")).expect("the project has a specification");
+    let numbered = specification.lines().filter(|line| line.starts_with("- ") && number_of(line).is_none());
+    let mut offences: Vec<String> = numbered.map(|line| format!("no letter and number: {line}")).collect();
+    offences.extend(misnumbered(&promises(&specification)));
+    assert_none("promises of a section have its letter and rising numbers", &offences);
+}
+
+#[test]
 fn promises_and_their_tests_are_read_right() {
-    let text = "# 1 Heading\nprose\n1. First promise\n   goes on. Test: `a/b.rs::tests::holds`.\n\n2.1. **Second**: `x.py::test_y`, `not::a_file`\n\
-                # 3 Other\n`z.rs::w`\n";
+    let text = "# 1 Heading\nprose\n- A1. First promise\n  goes on. Test: `a/b.rs::tests::holds`.\n\n- A10. **Second**: `x.py::test_y`, \
+                `not::a_file`\n# 3 Other\n`z.rs::w`\n";
     let read = promises(text);
-    assert_eq!(read.iter().map(|promise| promise.number.as_str()).collect::<Vec<_>>(), ["1", "2.1"]);
+    assert_eq!(read.iter().map(ToString::to_string).collect::<Vec<_>>(), ["promise A1", "promise A10"]);
     assert_eq!(references(&read[0].text), [("a/b.rs".to_owned(), "holds".to_owned())]);
     assert_eq!(references(&read[1].text), [("x.py".to_owned(), "test_y".to_owned())]);
     assert!(names_test("    fn holds() {", "holds"));
     assert!(!names_test("fn holds_more() {", "holds"));
+}
+
+#[test]
+fn wrong_numbers_are_found() {
+    let check = |text: &str, offences: usize| assert_eq!(misnumbered(&promises(text)).len(), offences, "{text}");
+    check("# X\n- A1. a\n- A3. b\n# Y\n- B1. c\n", 0);
+    check("# X\n- A1. a\n- A1. b\n", 1);
+    check("# X\n- A2. a\n- A1. b\n", 1);
+    check("# X\n- A1. a\n- B2. b\n", 1);
+    check("# X\n- A1. a\n# Y\n- A1. b\n", 1);
 }
