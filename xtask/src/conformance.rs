@@ -4,6 +4,7 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path, proces
 
 use anyhow::Context as _;
 use fs_err as fs;
+use tempfile::TempDir;
 
 use crate::{
     household::Household,
@@ -24,6 +25,8 @@ struct Sdk {
 }
 
 const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
+/// About the guest and not about the SDK, and long: most of it is the installation of Docker on one emulated processor.
+const CONTAINERS: Sdk = Sdk { name: "containers in a sandbox", requirements: "requirements-newest.txt", tests: "containers" };
 const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
 const CLI: Sdk = Sdk { name: "E2B's command line", requirements: "requirements-cli.txt", tests: "cli" };
 const MCP: Sdk = Sdk { name: "MCP gateway", requirements: "requirements-gateway.txt", tests: "gateway" };
@@ -60,7 +63,21 @@ impl Parts {
 /// What the tests of the code interpreter read: the parts that the template lacks.
 const WITHOUT_PARTS: &str = "WITHOUT_PARTS";
 
-/// Everything from the Python environments to the check that nothing is left. `pytest` narrows it to some tests.
+/// Fetches what the tests stand on: Python environments and packages for Node. `pytest` narrows the tests to some.
+pub(crate) fn fetch(workspace: &Workspace, pytest: &[String], step: &mut Step) -> anyhow::Result<()> {
+    python::set_up(step)?;
+    let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1, INTERPRETER, MCP] } else { &[NEWEST] };
+    for sdk in sdks {
+        python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
+    }
+    if pytest.is_empty() {
+        node_packages(workspace, JAVASCRIPT_INTERPRETER, step)?;
+        node_packages(workspace, JAVASCRIPT, step)?;
+    }
+    Ok(())
+}
+
+/// Everything from the first template to the check that nothing is left. `pytest` narrows the tests to some.
 pub(crate) fn run(
     workspace: &Workspace,
     household: &Household,
@@ -68,38 +85,30 @@ pub(crate) fn run(
     parts: Parts,
     pytest: &[String],
 ) -> anyhow::Result<()> {
-    let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1] } else { &[NEWEST] };
-    report.step("python environments", |step| {
-        python::set_up(step)?;
-        let more: &[Sdk] = if pytest.is_empty() { &[INTERPRETER, MCP] } else { &[] };
-        for sdk in sdks.iter().chain(more) {
-            python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
-        }
-        Ok(())
-    })?;
-    if pytest.is_empty() {
-        report.step("node packages", |step| {
-            node_packages(workspace, JAVASCRIPT_INTERPRETER, step)?;
-            node_packages(workspace, JAVASCRIPT, step).map(drop)
-        })?;
-    }
-    // Machines run as users of their own, who must be able to enter it: not below a home directory.
-    let state =
-        tempfile::Builder::new().prefix("state-").tempdir_in(household.directory()).context("cannot make a state directory")?;
-    fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
-    let build = |name| {
+    let whole = pytest.is_empty();
+    let sdks: &[Sdk] = if whole { &[NEWEST, V1] } else { &[NEWEST] };
+    let (state, other_state) = (state_dir(household)?, state_dir(household)?);
+    let build_in = |state: &Path, name| {
         let mut command = workspace.firkin();
-        command.args(["template", "build", name, "--state-dir"]).arg(state.path());
+        command.args(["template", "build", name, "--state-dir"]).arg(state);
         command
     };
+    let build = |name| build_in(state.path(), name);
     report.step("base template", |step| step.run(&mut build("base")))?;
     let before = leaks::Host::observe(household)?;
-    report.step("sdk conformance", |step| against_server(workspace, state.path(), sdks, pytest, step))?;
-    if pytest.is_empty() {
+    let sdk_conformance = |step: &mut Step| against_server(workspace, state.path(), sdks, pytest, step);
+    if whole {
+        let containers = |step: &mut Step| {
+            step.run(&mut build_in(other_state.path(), "base"))?;
+            against_server(workspace, other_state.path(), &[CONTAINERS], pytest, step)
+        };
+        report.steps_at_once(("sdk conformance", sdk_conformance), ("containers in a sandbox", containers))?;
         report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
+    } else {
+        report.step("sdk conformance", sdk_conformance)?;
     }
     // Only now: a server keeps sandboxes of every template warm, and these are large.
-    if pytest.is_empty() {
+    if whole {
         let without = parts.without();
         let options = without.iter().flat_map(|names| ["--without", names]);
         report.step("code interpreter template", |step| step.run(build("code-interpreter-v1").args(options)))?;
@@ -108,11 +117,19 @@ pub(crate) fn run(
         report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
     }
     // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
-    if pytest.is_empty() && parts == Parts::All {
+    if whole && parts == Parts::All {
         report.step("desktop template", |step| step.run(&mut build("desktop")))?;
         report.step("desktop conformance", |step| against_server(workspace, state.path(), &[DESKTOP], pytest, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(household, &before, step))
+}
+
+/// Machines run as users of their own, who must be able to enter it: not below a home directory.
+fn state_dir(household: &Household) -> anyhow::Result<TempDir> {
+    let dir =
+        tempfile::Builder::new().prefix("state-").tempdir_in(household.directory()).context("cannot make a state directory")?;
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
+    Ok(dir)
 }
 
 fn against_server(

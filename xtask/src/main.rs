@@ -21,7 +21,7 @@ mod workspace;
 
 use conformance::Parts;
 use household::Household;
-use run::Report;
+use run::{Report, Step};
 use workspace::Workspace;
 
 /// Runs the project's checks.
@@ -90,6 +90,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
         Command::Conformance { pytest } => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
+            report.step("packages of the tests", |step| conformance::fetch(workspace, &pytest, step))?;
             conformance::run(workspace, household, report, Parts::All, &pytest)
         }
         Command::E2bSuite(suite) => {
@@ -108,7 +109,8 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
 /// Cheap checks first: what fails in seconds should not fail after ten minutes.
 fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> anyhow::Result<()> {
     report.step("formatting", |step| workspace.formatting(step))?;
-    report.step("lints", |step| workspace.lints(step))?;
+    let packages = |step: &mut Step| conformance::fetch(workspace, &[], step);
+    report.steps_at_once(("lints", |step| workspace.lints(step)), ("packages of the tests", packages))?;
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
     let before = leaks::Host::observe(household)?;

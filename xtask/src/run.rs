@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, ExitCode, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -76,13 +77,15 @@ impl Counts {
 pub(crate) struct Step {
     counts: Counts,
     skipped: Option<String>,
+    /// What programs print, kept until the step has ended, if another one prints meanwhile.
+    held: Option<Vec<String>>,
 }
 
 impl Step {
     /// Runs a program to its end, showing its output and counting its tests; fails unless the program succeeds.
     pub(crate) fn run(&mut self, command: &mut Command) -> anyhow::Result<()> {
         let shown = shown(command);
-        say(&format!("$ {shown}"));
+        self.tell(&format!("$ {shown}"));
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
         let output = child.stdout.take().context("the child's output is piped")?;
@@ -90,13 +93,20 @@ impl Step {
             let line = line.with_context(|| format!("cannot read the output of `{shown}`"))?;
             let line = String::from_utf8_lossy(&line);
             self.counts.add(Counts::of_line(&line));
-            say(&line);
+            self.tell(&line);
         }
         let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
         if !status.success() {
             bail!("`{shown}` failed: {status}");
         }
         Ok(())
+    }
+
+    fn tell(&mut self, line: &str) {
+        match &mut self.held {
+            Some(lines) => lines.push(line.to_owned()),
+            None => say(line),
+        }
     }
 
     /// Says that the host lacks what this step needs. Not a failure, but it is printed and counted.
@@ -112,6 +122,21 @@ impl Step {
     /// Counts tests that could not be run to success here, for reasons that were printed.
     pub(crate) fn skipped(&mut self, tests: u64) {
         self.counts.skipped += tests;
+    }
+}
+
+/// How a step ended, and after how long.
+#[derive(Debug)]
+struct Ended {
+    outcome: anyhow::Result<()>,
+    took: Duration,
+}
+
+impl Ended {
+    fn of(step: &mut Step, body: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> Self {
+        let started = Instant::now();
+        let outcome = body(step);
+        Self { outcome, took: started.elapsed() }
     }
 }
 
@@ -133,9 +158,30 @@ impl Report {
     /// Runs one step and remembers how it went. Its error ends the run.
     pub(crate) fn step(&mut self, name: &str, body: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> anyhow::Result<()> {
         say(&format!("\n── {name}"));
-        let started = Instant::now();
         let mut step = Step::default();
-        let outcome = body(&mut step);
+        let ended = Ended::of(&mut step, body);
+        self.remember(name, &step, ended)
+    }
+
+    /// Runs two steps at the same time, for what leaves a processor idle; what the second prints comes when both have ended.
+    pub(crate) fn steps_at_once(
+        &mut self,
+        (name, body): (&str, impl FnOnce(&mut Step) -> anyhow::Result<()>),
+        (second_name, second_body): (&str, impl FnOnce(&mut Step) -> anyhow::Result<()> + Send),
+    ) -> anyhow::Result<()> {
+        let mut second = Step { held: Some(Vec::new()), ..Step::default() };
+        let (outcome, second_ended) = thread::scope(|scope| {
+            let running = scope.spawn(|| Ended::of(&mut second, second_body));
+            let outcome = self.step(name, body);
+            (outcome, running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        say(&format!("\n── {second_name} (at the same time as {name})"));
+        second.held.iter().flatten().for_each(|line| say(line));
+        outcome.and(self.remember(second_name, &second, second_ended))
+    }
+
+    fn remember(&mut self, name: &str, step: &Step, ended: Ended) -> anyhow::Result<()> {
+        let Ended { outcome, took } = ended;
         self.counts.add(step.counts);
         let verdict = match (&outcome, &step.skipped) {
             (Err(_), _) => "FAILED".to_owned(),
@@ -146,7 +192,7 @@ impl Report {
             (Ok(()), None) if step.counts == Counts::default() => "ok".to_owned(),
             (Ok(()), None) => format!("ok, {} tests", step.counts.passed),
         };
-        let line = format!("{:>7.1} s  {name}: {verdict}", started.elapsed().as_secs_f32());
+        let line = format!("{:>7.1} s  {name}: {verdict}", took.as_secs_f32());
         say(&line);
         self.lines.push(line);
         outcome
@@ -214,6 +260,18 @@ mod tests {
         let error = report.step("bad", |step| step.run(Command::new("sh").args(["-c", "exit 3"]))).unwrap_err();
         assert!(error.to_string().contains("exit status: 3"), "{error}");
         assert!(report.lines[1].ends_with("bad: FAILED"));
+    }
+
+    #[test]
+    fn of_two_steps_at_once_each_is_told_and_either_may_fail() {
+        for (one, other) in [(0, 0), (1, 0), (0, 1)] {
+            let mut report = Report::default();
+            let ends = |code: i32| move |step: &mut Step| step.run(Command::new("sh").args(["-c", &format!("exit {code}")]));
+            let outcome = report.steps_at_once(("one", ends(one)), ("other", ends(other)));
+            assert_eq!(outcome.is_ok(), one + other == 0);
+            let failed: Vec<bool> = report.lines.iter().map(|line| line.ends_with("FAILED")).collect();
+            assert_eq!(failed, [one == 1, other == 1]);
+        }
     }
 
     #[test]

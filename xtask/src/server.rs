@@ -59,8 +59,8 @@ impl Server {
 
     fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
         let address = free_address()?;
-        fs::create_dir_all(workspace.cache())?;
-        let log = workspace.cache().join("server.log");
+        // Beside the directory and not in it: that is the server's own.
+        let log = state_dir.with_extension("log");
         let output = fs::File::create(&log)?.into_parts().0;
         let errors = output.try_clone().context("cannot share the log file")?;
         let child = workspace
