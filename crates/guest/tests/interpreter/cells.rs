@@ -80,15 +80,27 @@ async fn javascript_has_values_awaits_imports_and_errors() {
     let failed = run("throw new TypeError('no')").await;
     assert_eq!((failed.error(), failed.of("error").next().unwrap()["value"].as_str()), (Some("TypeError"), Some("no")));
     assert_eq!(run("if (").await.error(), Some("SyntaxError"));
-    for code in
-        ["console.log('begun'); while (true) {}", "console.log('begun'); await new Promise(() => setTimeout(() => {}, 1e6))"]
-    {
-        interpreter.abandon(json!({"code": code, "language": "js"}), "begun").await;
-        assert_eq!(run("a").await.result(), Some("4"));
-    }
     let leave = "require('child_process').spawn('sleep', ['1000'], {stdio: 'ignore', detached: true}).unref(); process.exit(1)";
     assert_eq!(run(leave).await.error(), Some("UnexpectedEndOfExecution"));
     assert_eq!(run("typeof a").await.result(), Some("undefined"));
+}
+
+#[tokio::test]
+async fn javascript_is_interrupted_in_the_cell_that_is_meant_and_in_no_later_one() {
+    if !has("node", &["-e", "process.exit(process.version.slice(1).split('.')[0] < 18 ? 1 : 0)"]) {
+        return;
+    }
+    let interpreter = Interpreter::start(&[]);
+    let run = async |code: &str| interpreter.run(json!({"code": code, "language": "js"})).await;
+    run("const a = 4").await;
+    for round in 0..20 {
+        for busy in ["while (true) {}", "await new Promise(() => setTimeout(() => {}, 1e6))"] {
+            interpreter.abandon(json!({"code": format!("console.log('begun'); {busy}"), "language": "js"}), "begun").await;
+            // Long enough for an interrupt that is late.
+            let next = run("for (const until = Date.now() + 5; Date.now() < until; ) ; a").await;
+            assert_eq!((next.error(), next.result()), (None, Some("4")), "round {round}, after {busy}: {next:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,11 +6,9 @@
 
 'use strict';
 
-const async_hooks = require('async_hooks');
 const fs = require('fs');
 const module_ = require('module');
 const net = require('net');
-const os = require('os');
 const path = require('path');
 const readline = require('readline');
 const repl = require('repl');
@@ -49,52 +47,74 @@ process.argv.length = 1;
 // Deeper values are cut by inspect itself; longer texts than this are no longer for reading.
 const SHOWN = { depth: 4, maxArrayLength: 1000, maxStringLength: 1 << 20 };
 
-function tell(event) {
-  let rest = Buffer.from(JSON.stringify(event) + '\n');
-  while (rest.length > 0) {
+const pause = new Int32Array(new SharedArrayBuffer(4));
+const wait = (milliseconds) => Atomics.wait(pause, 0, 0, milliseconds);
+
+function write(descriptor, data) {
+  for (let rest = data; rest.length > 0; ) {
     try {
-      rest = rest.subarray(fs.writeSync(events, rest));
+      rest = rest.subarray(fs.writeSync(descriptor, rest));
     } catch (error) {
       if (error.code !== 'EAGAIN') throw error;
+      wait(1);
     }
   }
 }
 
-renewal.install();
-// The class of what listens for signals, which node shows only to hooks.
-function signalHandle() {
-  let made;
-  const init = (_id, type, _by, resource) => {
-    if (type === 'SIGNALWRAP') made = resource.constructor;
-  };
-  const hook = async_hooks.createHook({ init }).enable();
-  const nothing = () => {};
-  process.once('SIGINT', nothing).off('SIGINT', nothing);
-  hook.disable();
-  return made;
+function tell(event) {
+  write(events, Buffer.from(JSON.stringify(event) + '\n'));
 }
 
+// Node's own streams remember that they are writing: a cell that is interrupted at that moment would leave them waiting for ever,
+// and nothing would be printed again. These remember nothing.
+for (const output of [process.stdout, process.stderr]) {
+  output.write = (chunk, encoding, written) => {
+    if (typeof encoding === 'function') [encoding, written] = [undefined, encoding];
+    const { buffer, byteOffset, byteLength } = typeof chunk === 'string' ? Buffer.from(chunk, encoding) : chunk;
+    write(output.fd, Buffer.from(buffer, byteOffset, byteLength));
+    if (written) process.nextTick(written);
+    return true;
+  };
+}
+
+renewal.install();
 const silent = new stream.PassThrough();
 silent.resume();
 const prompt = repl.start({ prompt: '', input: new stream.PassThrough(), output: silent, terminal: false, useGlobal: true,
   ignoreUndefined: true, breakEvalOnSigint: true });
 // What is required is looked for where the cell works, as node's prompt does.
 global.require = module_.createRequire(path.join(process.cwd(), 'cell.js'));
-// Between cells an interrupt means nothing; while a cell waits, it ends the wait. The prompt is not asked to: two interrupts that
-// find it idle close it. While a cell computes, the prompt's own watchdog takes our handler's place, and then leaves one that ends
-// the process, so ours is put back after each cell. And it is no listener of `process`, which node would take away before its
-// watchdog is there: an interrupt in between would be the end of all that cells have made.
-const interrupts = new (signalHandle())();
-interrupts.onsignal = () => refuse?.(new Error('Script execution was interrupted by `SIGINT`'));
-interrupts.unref();
-function listen() {
-  interrupts.stop();
-  interrupts.start(os.constants.signals.SIGINT);
+// Node's watchdog, a thread, ends what computes. Started and stopped with each cell, as node does it, it loses an interrupt that
+// comes while it stops and then ends some later cell for it, so it stays for the kernel's life. And it may look at an interrupt
+// only after the cell that was meant: so each is told on the way of the cells too, ahead of the next one, and nothing goes on
+// before the watchdog sleeps again. That word is also what ends a cell that waits and does not compute.
+const threads = () => fs.readdirSync('/proc/self/task');
+const watchdog = process.binding('contextify');
+const others = new Set(threads());
+watchdog.startSigintWatchdog();
+const watching = threads().filter((id) => !others.has(id));
+const SETTLES_MS = 1000;
+function settle() {
+  const sleeps = (id) => fs.readFileSync(`/proc/self/task/${id}/stat`, 'latin1').replace(/.*\) /s, '').startsWith('S');
+  const until = Date.now() + SETTLES_MS;
+  while (!watching.every(sleeps) && Date.now() < until) wait(1);
+  // What it noticed while nothing computed is remembered until it stops, or what was started within it stops.
+  watchdog.startSigintWatchdog();
+  watchdog.stopSigintWatchdog();
 }
-listen();
+let interrupted = 0;
+const interruption = () => new Error('Script execution was interrupted by `SIGINT`');
+function interrupt(number) {
+  settle();
+  interrupted = number;
+  if (running === number) refuse?.(interruption());
+}
+// The prompt's own listener closes it at the second interrupt.
+prompt.removeAllListeners('SIGINT');
 prompt.removeAllListeners('exit');
 
-// An error that a cell throws, or that comes of what a cell has left behind.
+// The cell that runs, and who is told of an error that it throws, or that comes of what a cell has left behind.
+let running = null;
 let refuse = null;
 function unexpected(error) {
   if (refuse) refuse(error);
@@ -120,12 +140,9 @@ function withoutTypes(code) {
 function evaluate(code) {
   return new Promise((resolve, reject) => {
     refuse = reject;
+    if (running === interrupted) throw interruption();
     const done = (error, value) => (error ? reject(error) : resolve(value));
-    try {
-      prompt.eval(code.endsWith('\n') ? code : code + '\n', prompt.context, 'cell.js', done);
-    } finally {
-      listen();
-    }
+    prompt.eval(code.endsWith('\n') ? code : code + '\n', prompt.context, 'cell.js', done);
   });
 }
 
@@ -145,7 +162,8 @@ function failed(error) {
   return { type: 'error', name: cause.name, value: cause.message, traceback: String(cause.stack ?? cause) };
 }
 
-async function cell(code) {
+async function cell(code, number) {
+  running = number;
   try {
     const { code: ready, loads } = withoutImports(language === 'typescript' ? withoutTypes(code) : code);
     for (const one of loads) await load(one);
@@ -154,7 +172,7 @@ async function cell(code) {
   } catch (error) {
     tell(failed(error));
   } finally {
-    refuse = null;
+    running = refuse = null;
   }
   tell({ type: 'done' });
 }
@@ -163,8 +181,12 @@ let queue = Promise.resolve();
 // Not a stream of a file: its reads block a thread that node waits for when a cell ends the process.
 readline.createInterface({ input: new net.Socket({ fd: cells, readable: true, writable: false }) }).on('line', (line) => {
   const message = JSON.parse(line);
+  if (message.interrupt !== undefined) {
+    interrupt(message.interrupt);
+    return;
+  }
   queue = queue.then(() => {
-    if (message.code !== undefined) return cell(message.code);
+    if (message.code !== undefined) return cell(message.code, message.cell);
     if (message.renew) return renewal.renew();
     if (message.value === null) delete process.env[message.variable];
     else process.env[message.variable] = message.value;

@@ -6,6 +6,7 @@ another, and what is written to node's standard streams is told as output.
 
 import json
 import os
+import signal
 import subprocess
 import threading
 
@@ -14,15 +15,54 @@ from firkin_channel import Capture, Channel, Environment
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cells.js")
 
 
+class Commands:
+    """The pipe to node: variables and cells, and each interrupt, which node must know of before the next cell."""
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        self._cell = 0
+        self._telling = self._late = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def tell(self, message: dict) -> None:
+        self._telling = True
+        try:
+            self._write(message)
+        finally:
+            self._telling = False
+        if self._late:
+            self._late = False
+            self._interrupt()
+
+    def run(self, cell: int, code: str) -> None:
+        self._cell = cell
+        self.tell({"cell": cell, "code": code})
+
+    def _interrupt(self, *_) -> None:
+        """Node has the signal too: all of the group have. No line is ever cut by another."""
+        if self._telling:
+            self._late = True
+            return
+        try:
+            self._write({"interrupt": self._cell})
+        except BrokenPipeError:
+            pass
+
+    def _write(self, message: dict) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(self._fd, data):]
+
+
 def main(language: str):
     channel = Channel()
     streams = [Capture(channel, "stdout"), Capture(channel, "stderr")]
-    commands, write = os.pipe()
+    taken, write = os.pipe()
     read, results = os.pipe()
-    arguments = ["node", PROGRAM, str(commands), str(results), language]
-    ends = {"stdin": subprocess.DEVNULL, "stdout": streams[0], "stderr": streams[1], "pass_fds": [commands, results]}
+    arguments = ["node", PROGRAM, str(taken), str(results), language]
+    ends = {"stdin": subprocess.DEVNULL, "stdout": streams[0], "stderr": streams[1], "pass_fds": [taken, results]}
     node = subprocess.Popen(arguments, **ends)
-    os.close(commands)
+    os.close(taken)
     events = open(read, "rb")
 
     def watch() -> None:
@@ -39,12 +79,8 @@ def main(language: str):
                 return
             yield event
 
-    def tell(message: dict) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(write, data):]
-
-    environment = Environment(lambda name, value: tell({"variable": name, "value": value}))
+    commands = Commands(write)
+    environment = Environment(lambda name, value: commands.tell({"variable": name, "value": value}))
     requests = channel.queue()
     said = told()
     if next(said, None) is None:
@@ -59,8 +95,8 @@ def main(language: str):
         try:
             environment.enter(request)
             if request.get("reseed"):
-                tell({"renew": True})
-            tell({"code": request["code"]})
+                commands.tell({"renew": True})
+            commands.run(count, request["code"])
         except BrokenPipeError:
             os._exit(1)
         # The end of node is the end of its kernel: the agent starts another.
