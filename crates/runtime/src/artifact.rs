@@ -124,12 +124,7 @@ impl ArtifactStore {
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
         let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins: Arc::default(), staging };
-        for entry in fs::read_dir(store.root.join("artifacts"))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                firkin_files::remove_tree(&entry.path())?;
-            }
-        }
+        store.remove_hidden()?;
         Ok(store)
     }
 

@@ -1,8 +1,16 @@
 //! Collection: what nobody needs goes, and what is used but not yet recorded is pinned.
+//!
+//! ```text
+//!   candidates ──► records are read ──► needs of what is live ──► decided and renamed ──► removed
+//!   (what is at rest)                   (manifests, no lock)      (under the lock)        (gigabytes, no lock)
+//! ```
+//!
+//! Every create and resume takes a pin, so nothing is read or removed while the pins are locked.
 
 use std::{
     collections::{HashMap, HashSet},
     io,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,6 +23,8 @@ use super::{ArtifactStore, manifest::MemoryMember};
 pub(super) struct Pins {
     serial: u64,
     by_name: HashMap<String, Pinned>,
+    /// When what is no longer pinned was last forgotten. Candidates that were listed before cannot be judged any more.
+    forgotten: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -61,11 +71,13 @@ impl ArtifactStore {
         Pin { name, pins: Arc::clone(&self.pins) }
     }
 
-    /// Everything that nobody uses at this moment.
+    /// Everything that nobody uses at this moment. Candidates that were listed earlier lose their meaning.
     pub fn candidates(&self) -> io::Result<Candidates> {
         let (serial, pinned) = {
-            let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-            let pinned: Vec<String> = pins.by_name.iter().filter(|(_, p)| p.count > 0).map(|(name, _)| name.clone()).collect();
+            let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+            pins.by_name.retain(|_, pinned| pinned.count > 0);
+            pins.forgotten = pins.serial;
+            let pinned: HashSet<String> = pins.by_name.keys().cloned().collect();
             (pins.serial, pinned)
         };
         let mut artifacts = self.ids()?;
@@ -74,6 +86,7 @@ impl ArtifactStore {
         for entry in fs::read_dir(self.root.join("layers"))? {
             let path = entry?.path();
             if let Some(id) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+                && !is_hidden(&id)
                 && !pinned.contains(&format!("layer:{id}"))
             {
                 layers.push(id);
@@ -83,36 +96,195 @@ impl ArtifactStore {
     }
 
     /// Removes those candidates that are neither in `keep`, nor needed by one that is, nor used since they were listed.
-    /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks.
+    /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks for as long as files are removed;
+    /// who takes a pin meanwhile does not wait.
     pub fn collect(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Vec<String>> {
+        let mut needs = HashMap::new();
+        let condemned = loop {
+            match self.condemn(candidates, keep, keep_layers, &needs) {
+                Ok(condemned) => break condemned,
+                Err(unknown) => {
+                    for id in unknown.0 {
+                        let of_it = self.needs(&id)?;
+                        needs.insert(id, of_it);
+                    }
+                }
+            }
+        };
+        self.remove(condemned)
+    }
+
+    fn needs(&self, id: &str) -> io::Result<Needs> {
+        // What cannot be read cannot be followed: then nothing is collected, rather than too much.
+        let manifest = self.load(id).map_err(io::Error::other)?.manifest;
+        let base = match manifest.memory {
+            MemoryMember::Diff { base } => Some(base),
+            _ => None,
+        };
+        Ok(Needs { layers: manifest.disk.layers, base })
+    }
+
+    /// Decides, and takes away the names of what has to go. All that happens under the lock.
+    fn condemn(
+        &self,
+        candidates: &Candidates,
+        keep: &[String],
+        keep_layers: &[String],
+        needs: &HashMap<String, Needs>,
+    ) -> Result<Condemned, Unknown> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        if candidates.serial < pins.forgotten {
+            return Ok(Condemned::default());
+        }
         let used = |name: &str| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > candidates.serial);
-        let mut layers: HashSet<String> = keep_layers.iter().cloned().collect();
+        let mut layers: HashSet<&str> = keep_layers.iter().map(String::as_str).collect();
         let mut live: HashSet<String> = HashSet::new();
+        let mut unknown = Vec::new();
+        let listed: HashSet<&str> = candidates.artifacts.iter().map(String::as_str).collect();
         let mut queue: Vec<String> = keep.to_vec();
-        queue.extend(self.ids()?.into_iter().filter(|id| used(id) || !candidates.artifacts.contains(id)));
+        match self.ids() {
+            Ok(ids) => queue.extend(ids.into_iter().filter(|id| used(id) || !listed.contains(id.as_str()))),
+            Err(error) => return Ok(Condemned { failed: Some(error), ..Condemned::default() }),
+        }
         while let Some(id) = queue.pop() {
-            if live.insert(id.clone()) {
-                // What cannot be read cannot be followed: then nothing is collected, rather than too much.
-                let manifest = self.load(&id).map_err(io::Error::other)?.manifest;
-                layers.extend(manifest.disk.layers);
-                if let MemoryMember::Diff { base } = manifest.memory {
-                    queue.push(base);
+            if live.contains(&id) {
+                continue;
+            }
+            match needs.get(&id) {
+                Some(of_it) => {
+                    layers.extend(of_it.layers.iter().map(String::as_str));
+                    queue.extend(of_it.base.clone());
+                }
+                None => unknown.push(id.clone()),
+            }
+            live.insert(id);
+        }
+        if !unknown.is_empty() {
+            return Err(Unknown(unknown));
+        }
+        let mut condemned = Condemned::default();
+        for id in candidates.artifacts.iter().filter(|id| !live.contains(*id)) {
+            condemned.take(id, self.dir(id), self.hidden_artifact(id), |condemned| &mut condemned.artifacts);
+        }
+        for id in candidates.layers.iter().filter(|id| !layers.contains(id.as_str()) && !used(&format!("layer:{id}"))) {
+            condemned.take(id, self.layer(id), self.layer(&format!(".{id}")), |condemned| &mut condemned.layers);
+        }
+        Ok(condemned)
+    }
+
+    fn remove(&self, condemned: Condemned) -> io::Result<Vec<String>> {
+        for id in &condemned.artifacts {
+            firkin_files::remove_tree(&self.hidden_artifact(id))?;
+            self.release(id)?;
+        }
+        for id in &condemned.layers {
+            fs::remove_file(self.layer(&format!(".{id}")))?;
+        }
+        condemned.failed.map_or(Ok(condemned.artifacts), Err)
+    }
+
+    fn hidden_artifact(&self, id: &str) -> PathBuf {
+        self.root.join("artifacts").join(format!(".{id}"))
+    }
+
+    /// Removes what an interrupted collection, or a draft that was never published, has left.
+    pub(super) fn remove_hidden(&self) -> io::Result<()> {
+        for place in ["artifacts", "layers"] {
+            for entry in fs::read_dir(self.root.join(place))? {
+                let entry = entry?;
+                if !is_hidden(&entry.file_name().to_string_lossy()) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    firkin_files::remove_tree(&entry.path())?;
+                } else {
+                    fs::remove_file(entry.path())?;
                 }
             }
         }
-        let mut removed = Vec::new();
-        for id in candidates.artifacts.iter().filter(|id| !live.contains(*id)) {
-            // Renamed first, so that an interrupted removal leaves a draft and not half an artifact.
-            let doomed = self.root.join("artifacts").join(format!(".{id}"));
-            fs::rename(self.dir(id), &doomed)?;
-            firkin_files::remove_tree(&doomed)?;
-            self.release(id)?;
-            removed.push(id.clone());
+        Ok(())
+    }
+}
+
+/// What an artifact needs of others.
+#[derive(Debug)]
+struct Needs {
+    layers: Vec<String>,
+    base: Option<String>,
+}
+
+/// Artifacts that are live, and whose needs have to be read before anything can be decided.
+#[derive(Debug)]
+struct Unknown(Vec<String>);
+
+/// What has lost its name and waits to be removed.
+#[derive(Debug, Default)]
+struct Condemned {
+    artifacts: Vec<String>,
+    layers: Vec<String>,
+    failed: Option<io::Error>,
+}
+
+impl Condemned {
+    /// Renamed first, so that an interrupted removal leaves a draft and not half an artifact.
+    fn take(&mut self, id: &str, from: PathBuf, hidden: PathBuf, of: impl FnOnce(&mut Self) -> &mut Vec<String>) {
+        match fs::rename(from, hidden) {
+            Ok(()) => of(self).push(id.to_owned()),
+            Err(error) => self.failed = Some(error),
         }
-        for id in candidates.layers.iter().filter(|id| !layers.contains(*id) && !used(&format!("layer:{id}"))) {
-            fs::remove_file(self.layer(id))?;
+    }
+}
+
+/// Names of drafts and of what is being removed begin with a dot.
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_pins_does_not_wait_for_files_that_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        let dead = dir.path().join("artifacts/dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(store.layer("dead"), b"x").unwrap();
+        let seen = store.candidates().unwrap();
+        let condemned = store.condemn(&seen, &[], &[], &HashMap::new()).unwrap();
+        // Decided and nameless, the files still there: pins are free again.
+        assert!(store.pins.try_lock().is_ok() && store.ids().unwrap().is_empty() && !store.layer("dead").exists());
+        assert_eq!(store.remove(condemned).unwrap(), ["dead"]);
+        for place in ["artifacts", "layers"] {
+            assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
         }
-        Ok(removed)
+    }
+
+    #[test]
+    fn what_an_interrupted_removal_left_goes_with_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("artifacts/dead")).unwrap();
+        fs::write(store.layer("dead"), b"x").unwrap();
+        store.condemn(&store.candidates().unwrap(), &[], &[], &HashMap::new()).unwrap();
+        let again = ArtifactStore::open(dir.path()).unwrap();
+        for place in ["artifacts", "layers"] {
+            assert_eq!(fs::read_dir(again.root.join(place)).unwrap().count(), 0, "{place}");
+        }
+    }
+
+    #[test]
+    fn the_book_of_pins_forgets_and_older_candidates_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("artifacts/one")).unwrap();
+        let seen = store.candidates().unwrap();
+        drop(store.pin("one"));
+        assert_eq!(store.pins.lock().unwrap().by_name.len(), 1);
+        let later = store.candidates().unwrap();
+        assert_eq!(store.pins.lock().unwrap().by_name.len(), 0);
+        assert!(store.collect(&seen, &[], &[]).unwrap().is_empty(), "`one` was used after it was seen");
+        assert_eq!(store.collect(&later, &[], &[]).unwrap(), ["one"]);
     }
 }
