@@ -15,9 +15,8 @@ use firkin_image::{
     },
 };
 use firkin_runtime::{
-    build::images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, SDK_BASE_IMAGE, same_image},
-    config::RootDisk,
-    template::Report,
+    images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, RootDisk, SDK_BASE_IMAGE, same_image},
+    progress::Report,
 };
 
 /// The registry of references that name none.

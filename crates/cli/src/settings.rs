@@ -10,11 +10,13 @@ use std::{
     time::Duration,
 };
 
-use firkin_runtime::pool::{Depth, WarmConfig};
+use firkin_runtime::warm::{Depth, WarmConfig};
 
-use crate::args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm};
-use crate::images::ImageSettings;
-use crate::promises::Promises;
+use crate::{
+    args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm},
+    images::ImageSettings,
+    promises::Promises,
+};
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
 const DEFAULT_STATE_DIR: &str = "/var/lib/firkin";

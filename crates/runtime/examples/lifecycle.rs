@@ -34,7 +34,8 @@ use firkin_runtime::{
     link::NetworkChoice,
     memory::HostMemory,
     network::NetworkConfig,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},
     template::BuildTemplate,
 };

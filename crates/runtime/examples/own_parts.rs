@@ -28,8 +28,9 @@ use firkin_runtime::{
     disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
     error::{LaunchError, SnapshotRestoreError},
     memory::HostMemory,
+    owner::OnExit,
     restore::{LaunchTimings, RestoreGates, SnapshotRestoreRequest, SnapshotSessionLauncher, restore},
-    runtime::{OnExit, Runtime},
+    runtime::Runtime,
     sandbox::InternetAccess,
     template::BuildTemplate,
 };

@@ -1,12 +1,15 @@
 //! The host's side of the control channel: one call at a time, each with a deadline.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use firkin_engine::ControlStream;
-use firkin_wire::control::{Answer, Call, Decoder, Request, Response, encode};
+use firkin_wire::control::{self, Answer, Call, Decoder, Request, Response, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::error::AgentError;
+use crate::{error::AgentError, sandbox::SandboxId};
+
+/// The epoch that every template's guest is in.
+pub(crate) const TEMPLATE_EPOCH: u64 = 1;
 
 const READ_BYTES: usize = 16 << 10;
 
@@ -63,5 +66,30 @@ fn name(call: &Call) -> &'static str {
         Call::Shrink => "shrink",
         Call::Stats => "stats",
         Call::PowerOff => "power off",
+    }
+}
+
+/// Host real time for [`firkin_wire::control::Identity::realtime_ns`].
+pub(crate) fn realtime_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The identity of a template: nobody in particular, without a token.
+pub(crate) fn nobody() -> control::Identity {
+    use base64::Engine as _;
+    control::Identity {
+        epoch: TEMPLATE_EPOCH,
+        // As long as the name of any sandbox: who becomes another writes over this one and cuts nothing off.
+        sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
+        template_id: String::new(),
+        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
+        realtime_ns: 0,
+        machine_id: Some(crate::random::hex::<16>()),
+        network: None,
+        env: BTreeMap::new(),
+        access_token: None,
+        default_user: None,
+        default_workdir: None,
     }
 }

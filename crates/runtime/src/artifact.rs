@@ -20,8 +20,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use collect::Pins;
 use firkin_engine::{parts, qcow2};
 use fs_err as fs;
+use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
+use proof::Proofs;
+use quarantine::Quarantine;
+use staging::Staging;
 
 use crate::error::IntegrityError;
 
@@ -46,13 +51,8 @@ pub use manifest::{
 pub use publish::ArtifactDraft;
 pub use quarantine::QuarantineMark;
 
+pub(crate) use manifest::memory_base;
 pub(crate) use merge::{MAX_DEPTH, MergedLayers, put_over};
-
-use collect::Pins;
-use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
-use proof::Proofs;
-use quarantine::Quarantine;
-use staging::Staging;
 
 /// An artifact with its files.
 #[derive(Debug, Clone)]
@@ -118,7 +118,7 @@ impl ArtifactStore {
     /// Opens (and creates) the directories below `state_dir`, and removes drafts that a crash left.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
-            crate::runtime::private_dir(&state_dir.join(name))?;
+            crate::private::private_dir(&state_dir.join(name))?;
         }
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));

@@ -21,9 +21,9 @@ use crate::{
     error::{AgentError, BootError, LaunchError, Obituary, PublishError},
     instances::InstanceDir,
     link::Link,
+    progress::Report,
     rest::come_to_rest,
     sandbox::InternetAccess,
-    template::Report,
 };
 
 /// Boots are tried this often: under emulation a boot can lose a timer tick and hang.
@@ -75,7 +75,7 @@ pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
             Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BootError::Up { attempts: attempt, source }),
-            Err(error) => report(&format!("the guest did not come up: {}", crate::owner::chain(&error))),
+            Err(error) => report(&format!("the guest did not come up: {}", crate::causes::chain(&error))),
         }
     }
     unreachable!("the loop ends by returning")
@@ -175,7 +175,7 @@ async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
 
 /// Gives the guest its identity, with the present time and the network of its link.
 async fn identify(agent: &mut Agent, identity: &Identity, link: &Link) -> Result<(), AgentError> {
-    let identity = Identity { realtime_ns: crate::session::realtime_ns(), network: link.guest_network(), ..identity.clone() };
+    let identity = Identity { realtime_ns: crate::agent::realtime_ns(), network: link.guest_network(), ..identity.clone() };
     match agent.call(Call::Resume(Box::new(identity)), HELLO_DEADLINE * 10).await? {
         Answer::Resumed { .. } => Ok(()),
         Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {

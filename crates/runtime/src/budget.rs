@@ -12,9 +12,9 @@ use tokio::sync::Mutex;
 use self::plan::{Candidate, Held, Spare, What};
 use crate::{
     artifact::MemoryMember,
+    causes::chain,
     core::Core,
     error::{DiskPressure, StoreError},
-    owner::chain,
     store::RecordedPhase,
 };
 

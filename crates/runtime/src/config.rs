@@ -2,15 +2,13 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
-use serde::Serialize;
-
 use crate::{
-    build::images::{ImageSource, OwnImage},
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
+    images::{ImageSource, OwnImage, RootDisk},
     link::NetworkChoice,
     memory::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
-    pool::WarmConfig,
+    warm::WarmConfig,
 };
 
 /// Settings of one runtime.
@@ -136,18 +134,6 @@ pub struct GuestSystem {
     pub rootfs_digest: String,
     /// Its size as the guest sees it, bytes.
     pub rootfs_bytes: u64,
-}
-
-/// A root image, immutable and readable by everyone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RootDisk {
-    /// The file, raw ext4. Where it is changes nothing of what is made of it.
-    #[serde(skip)]
-    pub path: PathBuf,
-    /// Its digest.
-    pub digest: String,
-    /// Its size as the guest sees it, bytes.
-    pub bytes: u64,
 }
 
 impl GuestSystem {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{config::RootDisk, guest_file::GuestFile, template::BuildTemplate};
+use crate::{guest_file::GuestFile, images::RootDisk, template::BuildTemplate};
 
 /// The template that E2B's desktop SDK asks for.
 pub const DESKTOP: &str = "desktop";

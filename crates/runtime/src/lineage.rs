@@ -17,9 +17,8 @@ use serde::Serialize;
 
 use crate::{
     owner::show,
-    runtime::full_names,
     sandbox::SandboxState,
-    store::{SandboxRecord, TemplateRecord},
+    store::{SandboxRecord, TemplateRecord, full_names},
 };
 
 /// What a node of the tree is.

@@ -30,6 +30,7 @@ use self::{
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
+    causes::chain,
     core::Core,
     error::{
         CreateError, DeadlineError, InvalidTimeout, KillError, NetworkError, NoSuchSandbox, ResumeError, RollbackError,
@@ -37,7 +38,6 @@ use crate::{
     },
     history::{Event, Level},
     metrics::Timing,
-    runtime::{Connected, OnExit},
     sandbox::{InternetAccess, MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
     store::{Held, SandboxRecord},
@@ -60,6 +60,26 @@ const QUEUE: usize = 32;
 const PAUSE_RETRY: Duration = Duration::from_secs(30);
 
 type Reply<T> = oneshot::Sender<T>;
+
+/// A sandbox after [`Runtime::connect`].
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// The sandbox.
+    pub sandbox: RuntimeSandbox,
+    /// Whether it was paused before.
+    pub resumed: bool,
+}
+
+/// What happens to running sandboxes when the runtime stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    /// They end.
+    Kill,
+    /// They are paused, and can be resumed by the next server with this state directory.
+    Pause,
+    /// They go on without a server, and the next one with this state directory takes them over.
+    Leave,
+}
 
 /// What an owner can be asked.
 #[derive(Debug)]
@@ -512,17 +532,6 @@ fn until(end_at: Timestamp) -> Instant {
 
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
-/// An error with its sources, for a log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The id of a sandbox whose owner is gone.

@@ -29,3 +29,18 @@ pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     getrandom::fill(&mut bytes).expect("the kernel's random generator works");
     bytes
 }
+
+/// A random UUID (RFC 9562, version 4).
+pub(crate) fn uuid() -> String {
+    let mut b = crate::random::bytes::<16>();
+    b[6] = (b[6] & 0x0f) | 0x40;
+    b[8] = (b[8] & 0x3f) | 0x80;
+    let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// Whether a text has the form of a build's id.
+pub(crate) fn is_uuid(text: &str) -> bool {
+    let groups = text.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
+    groups && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}

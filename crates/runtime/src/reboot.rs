@@ -62,7 +62,7 @@ pub(crate) async fn memory_of_disk(
     Ok((published, pin))
 }
 
-async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::template::Report<'_>) -> Result<Booted, BootError> {
+async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::progress::Report<'_>) -> Result<Booted, BootError> {
     let mut booted = boot::boot(core, request, report).await?;
     let cut = match booted.shrink(report).await {
         Ok(()) => booted.cut(report).await,

@@ -2,14 +2,25 @@
 //!
 //! A template has one id and at most one name. Each of its tags stands for what one build made; what no tag stands for is gone.
 
-use crate::{
-    runtime::TEAM,
-    store::{Lookup, TemplateRecord},
-    template::{how_to_build, valid_name},
-};
+use crate::store::{Lookup, TemplateRecord};
+
+/// The slug that stands before `/` in full names. There is one team.
+pub const TEAM: &str = "firkin";
 
 /// The tag that a name without one means. It cannot be removed: the template would have no name.
 pub(crate) const DEFAULT: &str = "default";
+
+/// The longest name.
+const MAX_NAME_LENGTH: usize = 128;
+
+/// The template that E2B's code interpreter SDK asks for.
+pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
+
+/// The template that E2B's SDKs ask for when a sandbox is created with `mcp`.
+pub const MCP_GATEWAY: &str = "mcp-gateway";
+
+/// Templates that clients ask for by name although their users have not built any such.
+pub const STANDARD: [&str; 4] = ["base", CODE_INTERPRETER, MCP_GATEWAY, "desktop"];
 
 /// A reference, taken apart. Letters count as small ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +88,18 @@ impl NoTemplate {
             Lookup::Absent => Err(Self::Absent(reference.to_owned())),
         }
     }
+}
+
+/// What is said of a template that is not there: the command that builds it, if clients ask for it by themselves.
+pub(crate) fn how_to_build(reference: &str) -> String {
+    let base = Reference::parse(reference).base;
+    if STANDARD.contains(&base.as_str()) { format!("; build it with `firkin template build {base}`") } else { String::new() }
+}
+
+/// Whether a text may name a template or a snapshot: `^[a-z0-9_-]+$`.
+pub(crate) fn valid_name(name: &str) -> bool {
+    (1..=MAX_NAME_LENGTH).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
 
 /// Tags that are named, of a template that has many.

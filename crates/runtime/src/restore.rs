@@ -175,12 +175,3 @@ fn remedy(kind: ArtifactKind) -> &'static str {
         ArtifactKind::Continuation => "use it on a host that has what it was made with, or create a new sandbox from a template",
     }
 }
-
-/// The artifact whose memory a session of `manifest` maps.
-pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
-    match &manifest.memory {
-        // What has no memory is mapped by nobody, so its own id does no harm.
-        MemoryMember::Full | MemoryMember::Absent => manifest.id.clone(),
-        MemoryMember::Diff { base } => base.clone(),
-    }
-}

@@ -3,16 +3,15 @@
 //! Each method finds the owner task of the sandbox it concerns and talks to it; nothing here holds a lock across a wait.
 
 use std::{
-    io,
     net::Ipv4Addr,
-    os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use firkin_engine::{Acceleration, Engine};
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -38,37 +37,27 @@ use crate::{
     lineage::{self, LineageNode},
     link::{Connector, Links},
     metrics::{Live, Metrics},
-    owner::{self, Access, Command, Continuation, Handle, Owner, Reach, View, check_length, check_timeout, gone},
-    pool::{self, PoolStatus, WarmPool},
+    owner::{Access, Command, Connected, Continuation, Handle, OnExit, Owner, Reach, View, check_length, check_timeout, gone},
+    pool::{self, WarmPool},
+    private::private_dir,
+    reference::{TEAM, valid_name},
     restore::RestoreGates,
     sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
     secrets::Secrets,
     session::EngineLauncher,
-    store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord},
+    store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord, full_names},
     sweep::{self, Swept},
-    template::{self, valid_name},
     volumes::Volumes,
+    warm::PoolStatus,
 };
 
 /// The most children of one fork.
 pub const MAX_FORK: u32 = 100;
 
-/// The slug that stands before `/` in full names. There is one team.
-pub const TEAM: &str = "firkin";
-
 /// A running Firkin without its HTTP edge. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     core: Arc<Core>,
-}
-
-/// A sandbox after [`Runtime::connect`].
-#[derive(Debug, Clone)]
-pub struct Connected {
-    /// The sandbox.
-    pub sandbox: RuntimeSandbox,
-    /// Whether it was paused before.
-    pub resumed: bool,
 }
 
 /// A named state of a sandbox, from which others are created.
@@ -97,17 +86,6 @@ pub struct Dialled {
     pub generation: u64,
     /// Whether the server in the guest speaks TLS, as the sandbox's creator said.
     pub https: bool,
-}
-
-/// What happens to running sandboxes when the runtime stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnExit {
-    /// They end.
-    Kill,
-    /// They are paused, and can be resumed by the next server with this state directory.
-    Pause,
-    /// They go on without a server, and the next one with this state directory takes them over.
-    Leave,
 }
 
 impl Runtime {
@@ -163,7 +141,7 @@ impl Runtime {
         let store = self.core.store.clone();
         self.core.tasks.spawn(async move {
             if let Err(error) = store.count_spawn(template.id, Timestamp::now()).await {
-                tracing::warn!(error = owner::chain(&error), "cannot count a sandbox of a template");
+                tracing::warn!(error = crate::causes::chain(&error), "cannot count a sandbox of a template");
             }
         });
         Ok(created)
@@ -302,7 +280,7 @@ impl Runtime {
         });
         let record = TemplateRecord {
             id: crate::random::alphanumeric(20),
-            build_id: template::uuid(),
+            build_id: crate::random::uuid(),
             artifact: source.artifact.manifest.id.clone(),
             budget: source.record.budget,
             created_at: now,
@@ -552,7 +530,7 @@ impl Runtime {
         self.core.sandboxes().clear();
         self.core.links.close().await;
         if let Err(error) = self.core.store.close().await {
-            tracing::warn!(error = owner::chain(&error), "cannot close the database; the next server repairs it");
+            tracing::warn!(error = crate::causes::chain(&error), "cannot close the database; the next server repairs it");
         }
     }
 }
@@ -603,12 +581,6 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
     }
 }
 
-/// Names with the team.
-pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
-    let named = record.names.iter().filter(|_| record.base_name().is_some());
-    named.map(|name| format!("{TEAM}/{name}")).collect()
-}
-
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
         snapshot_id: record.names.first().map_or_else(|| format!("{}:default", record.id), |name| format!("{TEAM}/{name}")),
@@ -616,19 +588,6 @@ fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,
     })
-}
-
-/// Makes a directory, and its parents, that nobody else may enter; one that is there becomes such a one.
-pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
-    fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-}
-
-/// Writes a file that nobody else may read. Not durable yet.
-pub(crate) fn private_file(path: &Path, content: &[u8]) -> io::Result<fs::File> {
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-    io::Write::write_all(&mut file, content)?;
-    Ok(file)
 }
 
 /// Makes the state directory and locks it for this process.

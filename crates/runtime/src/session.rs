@@ -12,14 +12,13 @@ use firkin_engine::{Exit, Machine, MachineError, SnapshotParts, qcow2};
 use firkin_wire::control::{Answer, Call, Stats};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, realtime_ns},
     artifact::{ArtifactDraft, ArtifactStore, Pin, put_over},
     chain::{self, Disk},
     core::Core,
     error::{AgentError, LaunchError},
     instances::InstanceDir,
     link::Link,
-    owner,
     sandbox::Memory,
     store::{RecordedPhase, SandboxRecord},
 };
@@ -229,7 +228,7 @@ impl Session {
             // Nothing that is still to be done touches what the guest has.
             match self.machine.resume().await {
                 Ok(()) => freeze = begun.elapsed(),
-                Err(error) => tracing::warn!(error = owner::chain(&error), "cannot let a machine go on after a cut"),
+                Err(error) => tracing::warn!(error = crate::causes::chain(&error), "cannot let a machine go on after a cut"),
             }
         }
         self.settle_layer(artifacts)?;
@@ -283,7 +282,7 @@ impl Session {
         artifacts.stage(draft, expected);
         if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
             // The snapshot makes its own way, which takes longer.
-            tracing::warn!(error = owner::chain(&error), "cannot take room for a cut");
+            tracing::warn!(error = crate::causes::chain(&error), "cannot take room for a cut");
         }
         Ok((next, path))
     }
@@ -293,7 +292,7 @@ impl Session {
     async fn snapshot(&mut self, draft: &mut ArtifactDraft, next: &Path) -> Result<SnapshotParts, MachineError> {
         let mut written = match self.machine.cut(draft.cut_dir(), next).await {
             Err(error @ MachineError::File { .. }) if draft.leave_memory() => {
-                tracing::warn!(error = owner::chain(&error), "a cut did not fit into memory and is written to the disk");
+                tracing::warn!(error = crate::causes::chain(&error), "a cut did not fit into memory and is written to the disk");
                 if self.machine.root_disk() == next {
                     self.machine.snapshot(draft.cut_dir()).await
                 } else {
@@ -320,10 +319,4 @@ impl Session {
         drop(self.pins);
         exit
     }
-}
-
-/// Host real time for [`firkin_wire::control::Identity::realtime_ns`].
-pub(crate) fn realtime_ns() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

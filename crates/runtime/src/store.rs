@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    build::{Defaults, Setup},
     capacity::ResourceBudget,
     error::StoreError,
+    reference::TEAM,
     sandbox::{CreateSandbox, Memory, SandboxId},
 };
 
@@ -22,7 +22,8 @@ mod builds;
 mod migrate;
 mod templates;
 
-pub(crate) use builds::LayerRecord;
+pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults, LogLevel};
+pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use templates::{Assignment, FamilyRecord, Lookup};
 
 /// Version of the schema, in SQLite's `user_version`.
@@ -153,6 +154,12 @@ pub(crate) struct TemplateRecord {
     pub(crate) setup: Setup,
     /// `name:tag`, each unique in the whole database.
     pub(crate) names: Vec<String>,
+}
+
+/// Names with the team.
+pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
+    let named = record.names.iter().filter(|_| record.base_name().is_some());
+    named.map(|name| format!("{TEAM}/{name}")).collect()
 }
 
 /// The database. Clones share it.

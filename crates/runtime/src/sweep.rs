@@ -22,10 +22,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     build::cache,
+    causes::chain,
     core::Core,
     error::{LaunchError, OpenError},
     network::SweptNetwork,
-    owner::{Owner, chain},
+    owner::Owner,
     session::Session,
     store::{RecordedPhase, SandboxRecord},
 };

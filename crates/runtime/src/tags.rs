@@ -4,9 +4,9 @@
 
 use crate::{
     error::StoreError,
+    random::is_uuid,
     reference::{DEFAULT, NoTemplate, Reference},
     store::Store,
-    template::is_uuid,
 };
 
 /// Tags in one request.

@@ -12,19 +12,21 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
+    agent::{TEMPLATE_EPOCH, nobody},
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
-    build::{BuildState, Defaults, Setup},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
-    config::RootDisk,
     core::Core,
     error::BuildError,
     guest_file::{self, GuestFile},
+    images::RootDisk,
     link::Connector,
-    reference::{DEFAULT, Reference},
+    progress::Report,
+    random::uuid,
+    reference::{CODE_INTERPRETER, DEFAULT, MCP_GATEWAY, valid_name},
     sandbox::{InternetAccess, SandboxId},
-    store::TemplateRecord,
+    store::{BuildState, Defaults, Setup, TemplateRecord},
 };
 
 /// One command of a build.
@@ -32,9 +34,6 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Pause between two runs of a ready command.
 const READY_INTERVAL: Duration = Duration::from_secs(2);
-
-/// The longest name.
-const MAX_NAME_LENGTH: usize = 128;
 
 /// A template as the API shows it. Of a template without a build that has ended, its newest build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,21 +123,6 @@ pub struct BuildTemplate {
     pub ready_deadline: Duration,
 }
 
-/// The template that E2B's code interpreter SDK asks for.
-pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
-
-/// The template that E2B's SDKs ask for when a sandbox is created with `mcp`.
-pub const MCP_GATEWAY: &str = "mcp-gateway";
-
-/// Templates that clients ask for by name although their users have not built any such.
-pub const STANDARD: [&str; 4] = ["base", CODE_INTERPRETER, MCP_GATEWAY, "desktop"];
-
-/// What is said of a template that is not there: the command that builds it, if clients ask for it by themselves.
-pub(crate) fn how_to_build(reference: &str) -> String {
-    let base = Reference::parse(reference).base;
-    if STANDARD.contains(&base.as_str()) { format!("; build it with `firkin template build {base}`") } else { String::new() }
-}
-
 impl BuildTemplate {
     fn processor(&self) -> Processor {
         if self.nested_virtualization { Processor::Nested } else { Processor::Plain }
@@ -188,15 +172,6 @@ impl BuildTemplate {
     }
 }
 
-/// What a build reports while it goes on: one line, for a person.
-pub type Report<'a> = &'a (dyn Fn(&str) + Send + Sync);
-
-/// Whether a text may name a template or a snapshot: `^[a-z0-9_-]+$`.
-pub(crate) fn valid_name(name: &str) -> bool {
-    (1..=MAX_NAME_LENGTH).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
-}
-
 /// Digest of all that a build depends on. Equal recipes give interchangeable templates.
 pub(crate) fn recipe(core: &Core, build: &BuildTemplate) -> String {
     let guest = &core.config.guest;
@@ -239,28 +214,6 @@ pub(crate) async fn build(core: &Arc<Core>, build: BuildTemplate, report: Report
     let artifact = publish(core, &build, budget, booted, report).await?;
     record(core, build, budget, artifact).await
 }
-
-/// The identity of a template: nobody in particular, without a token.
-pub(crate) fn nobody() -> control::Identity {
-    use base64::Engine as _;
-    control::Identity {
-        epoch: TEMPLATE_EPOCH,
-        // As long as the name of any sandbox: who becomes another writes over this one and cuts nothing off.
-        sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
-        template_id: String::new(),
-        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
-        realtime_ns: 0,
-        machine_id: Some(crate::random::hex::<16>()),
-        network: None,
-        env: BTreeMap::new(),
-        access_token: None,
-        default_user: None,
-        default_workdir: None,
-    }
-}
-
-/// The epoch that every template's guest is in.
-const TEMPLATE_EPOCH: u64 = 1;
 
 /// From a machine that came up to one that is cut.
 async fn make(booted: &mut Booted, build: &BuildTemplate, report: Report<'_>) -> Result<(), BuildError> {
@@ -317,7 +270,7 @@ async fn wait_until_ready(connector: &Connector, build: &BuildTemplate, report: 
 
 async fn run(connector: &Connector, command: &GuestCommand) -> Result<(), BuildError> {
     let failed = |reason| BuildError::Command { command: command.script.clone(), reason };
-    let output = command::run(connector.clone(), None, command).await.map_err(|e| failed(crate::owner::chain(&e)))?;
+    let output = command::run(connector.clone(), None, command).await.map_err(|e| failed(crate::causes::chain(&e)))?;
     if output.exit_code == 0 {
         return Ok(());
     }
@@ -394,19 +347,4 @@ async fn record(
     core.pool.templates_changed();
     core.collect();
     Ok(record)
-}
-
-/// A random UUID (RFC 9562, version 4).
-pub(crate) fn uuid() -> String {
-    let mut b = crate::random::bytes::<16>();
-    b[6] = (b[6] & 0x0f) | 0x40;
-    b[8] = (b[8] & 0x3f) | 0x80;
-    let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-}
-
-/// Whether a text has the form of a build's id.
-pub(crate) fn is_uuid(text: &str) -> bool {
-    let groups = text.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
-    groups && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }

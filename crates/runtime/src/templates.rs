@@ -3,17 +3,18 @@
 use std::collections::HashSet;
 
 use crate::{
-    build::{self, BuildInfo, BuildRecord, BuildState},
+    artifact::memory_base,
+    build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
     error::{BuildError, DeleteError, NoTemplate, StoreError, TagError},
     metrics::Timing,
+    progress::Report,
     reference::Reference,
-    restore::memory_base,
     runtime::Runtime,
-    store::{Assignment, FamilyRecord, TemplateRecord},
+    store::{Assignment, BuildRecord, BuildState, FamilyRecord, TemplateRecord},
     tags::{self, Tagged},
-    template::{self, BuildTemplate, Report, TagInfo, TemplateInfo, TemplateUpdate},
+    template::{self, BuildTemplate, TagInfo, TemplateInfo, TemplateUpdate},
 };
 
 /// Everything that is on record of templates, read at once.

@@ -23,8 +23,7 @@ use tokio::sync::Mutex;
 use crate::{
     disk::DiskPressureGuard,
     error::DiskPressure,
-    runtime::{private_dir, private_file},
-    template,
+    private::{private_dir, private_file},
 };
 
 mod content;
@@ -147,7 +146,7 @@ impl Volumes {
         }
         let volume = Volume {
             format: FORMAT,
-            id: template::uuid(),
+            id: crate::random::uuid(),
             name: name.to_owned(),
             token: crate::random::hex::<32>(),
             created_at: Timestamp::now(),

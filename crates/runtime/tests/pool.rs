@@ -17,10 +17,11 @@ use firkin_runtime::{
     disk::{DiskPressureProbe, DiskSpace},
     link::NetworkChoice,
     memory::HostMemory,
-    pool::{Depth, PoolStatus, WarmConfig},
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, InternetAccess},
     template::BuildTemplate,
+    warm::{Depth, PoolStatus, WarmConfig},
 };
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,11 +1,12 @@
 //! The runtime's nouns as E2B's bodies.
 
 use firkin_runtime::{
-    build::BuildState,
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
-    runtime::{SnapshotInfo, TEAM},
+    reference::TEAM,
+    runtime::SnapshotInfo,
     sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
+    store::BuildState,
     template::TemplateInfo,
 };
 use firkin_wire::{ENVD_VERSION, control::Stats, rest};

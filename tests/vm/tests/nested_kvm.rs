@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::{Acceleration, Engine, qemu::QemuEngine, qemu::probe::Requested};
+use firkin_engine::{
+    Acceleration, Engine,
+    qemu::{QemuEngine, probe::Requested},
+};
 use firkin_image::GuestKernel;
 use firkin_runtime::{
     capacity::HostCapacity,
@@ -20,7 +23,8 @@ use firkin_runtime::{
     config::{GuestSystem, RuntimeConfig},
     link::NetworkChoice,
     network::NetworkConfig,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox},
     template::BuildTemplate,
 };

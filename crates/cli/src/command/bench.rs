@@ -112,7 +112,7 @@ async fn own_server(
     let api = Api::new(server.target().clone());
     let subject = Subject { api: &api, acceleration: &acceleration, state_dir: Some(dir.path()) };
     let report = measure(&subject, plan, progress, interrupts).await;
-    let stopped = server.stop(firkin_runtime::runtime::OnExit::Kill).await;
+    let stopped = server.stop(firkin_runtime::owner::OnExit::Kill).await;
     let report = report?;
     stopped?;
     Ok(report)

@@ -21,13 +21,15 @@ use firkin_engine::{
 use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, Overcommit, RootDisk, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     error::OpenError,
+    images::RootDisk,
     link::NetworkChoice,
     memory::ProcProbe,
     network::NetworkConfig,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     template::{BuildTemplate, TemplateInfo},
     verify::in_use,
 };

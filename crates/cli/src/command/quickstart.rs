@@ -105,7 +105,7 @@ async fn own_server(settings: &Settings, progress: &Progress, interrupts: &mut I
     let acceleration = host.acceleration();
     let server = host.serve(settings, socket).await?;
     let steps = tour(&Api::new(server.target().clone()), progress, interrupts).await;
-    let ended = server.stop(firkin_runtime::runtime::OnExit::Kill).await;
+    let ended = server.stop(firkin_runtime::owner::OnExit::Kill).await;
     let report = steps?.map(|steps| Report { acceleration, steps });
     ended?;
     Ok(report)

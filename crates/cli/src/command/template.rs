@@ -6,8 +6,9 @@ use anyhow::{Context as _, anyhow};
 use firkin_image::{HeavyPart, RootSpec};
 use firkin_runtime::{
     desktop::DESKTOP,
-    runtime::OnExit,
-    template::{BuildTemplate, CODE_INTERPRETER, MCP_GATEWAY, TemplateInfo},
+    owner::OnExit,
+    reference::{CODE_INTERPRETER, MCP_GATEWAY},
+    template::{BuildTemplate, TemplateInfo},
 };
 use firkin_wire::rest;
 use jiff::Timestamp;
@@ -191,7 +192,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use firkin_runtime::config::RootDisk;
+    use firkin_runtime::images::RootDisk;
 
     use crate::args::{Cli, Command, TemplateCommand};
 

@@ -1,6 +1,6 @@
 //! `firkin up`: serve in the foreground until told to stop.
 
-use firkin_runtime::runtime;
+use firkin_runtime::owner;
 use serde::Serialize;
 
 use super::hosting::{self, Interrupts};
@@ -47,9 +47,9 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
         () = interrupts.next() => Ok(()),
     };
     let (on_exit, what) = match settings.on_exit {
-        OnExit::Kill => (runtime::OnExit::Kill, "ending"),
-        OnExit::Pause => (runtime::OnExit::Pause, "pausing"),
-        OnExit::Leave => (runtime::OnExit::Leave, "leaving"),
+        OnExit::Kill => (owner::OnExit::Kill, "ending"),
+        OnExit::Pause => (owner::OnExit::Pause, "pausing"),
+        OnExit::Leave => (owner::OnExit::Leave, "leaving"),
     };
     output::note(&format!("stopping: {what} sandboxes; Ctrl-C again stops at once"));
     let stopped = interrupts.unless(server.stop(on_exit)).await?;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, path::PathBuf};
 use serde::Serialize;
 
 use super::{Artifact, ArtifactKind, ArtifactStore, MemberIntegrity, manifest::unreadable};
-use crate::{error::IntegrityError, owner::chain};
+use crate::{causes::chain, error::IntegrityError};
 
 /// What an examination found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -201,6 +201,15 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
 /// Writes a sidecar, durable.
 pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), PublishError> {
     let text = serde_json::to_vec_pretty(value).map_err(PublishError::Serialise)?;
-    let write = || -> io::Result<()> { crate::runtime::private_file(path, &text)?.sync_all() };
+    let write = || -> io::Result<()> { crate::private::private_file(path, &text)?.sync_all() };
     write().map_err(|source| PublishError::File { path: path.to_owned(), source })
+}
+
+/// The artifact whose memory a session of `manifest` maps.
+pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
+    match &manifest.memory {
+        // What has no memory is mapped by nobody, so its own id does no harm.
+        MemoryMember::Full | MemoryMember::Absent => manifest.id.clone(),
+        MemoryMember::Diff { base } => base.clone(),
+    }
 }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use firkin_engine::{memory::Captured, parts};
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt;
 
 use super::{
     Artifact, ArtifactStore,
@@ -18,7 +19,7 @@ use super::{
     },
     staging::Room,
 };
-use crate::{error::PublishError, restore::memory_base};
+use crate::{artifact::memory_base, error::PublishError};
 
 /// A new artifact that is still invisible. Dropping it removes what was written.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl ArtifactStore {
         match self.staging.room(expected) {
             Ok(room) => draft.room = Some(room),
             Err(reason) => {
-                tracing::info!(reason = crate::owner::chain(&reason), "a cut is written to the disk, not into memory");
+                tracing::info!(reason = crate::causes::chain(&reason), "a cut is written to the disk, not into memory");
             }
         }
     }

@@ -19,7 +19,7 @@ use super::{
     ArtifactStore,
     manifest::{FORMAT, read_sidecar, write_sidecar},
 };
-use crate::{error::IntegrityError, owner::chain};
+use crate::{causes::chain, error::IntegrityError};
 
 /// What a mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub(super) struct Quarantine {
 
 impl Quarantine {
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
-        crate::runtime::private_dir(&dir)?;
+        crate::private::private_dir(&dir)?;
         let mut marks = BTreeMap::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();

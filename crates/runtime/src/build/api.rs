@@ -5,12 +5,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    BuildInfo, BuildLogEntry, BuildPlan, BuildRequest, BuildState, FileUpload, RequestedBuild,
+    BuildInfo, BuildPlan, BuildRequest, FileUpload, RequestedBuild,
     error::{FilesError, NoBuild, RequestError},
     job, names,
-    registry::{BuildRecord, Live},
+    registry::Live,
 };
-use crate::{core::Core, error::StoreError, runtime::Runtime, template};
+use crate::{
+    core::Core,
+    error::StoreError,
+    runtime::Runtime,
+    store::{BuildLogEntry, BuildRecord, BuildState},
+};
 
 impl Runtime {
     /// Makes a place for a build. A name and tag that exist keep their template's id.
@@ -18,7 +23,7 @@ impl Runtime {
         let named = names::parse(request, self.capacity().capacity.memory_mib)?;
         let now = Timestamp::now();
         let record = BuildRecord {
-            id: template::uuid(),
+            id: crate::random::uuid(),
             // Unless a template of that name is there.
             template_id: crate::random::alphanumeric(20),
             name: named.name,
@@ -117,7 +122,7 @@ impl Runtime {
 }
 
 async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
-    if !template::is_uuid(build) {
+    if !crate::random::is_uuid(build) {
         return Err(NoBuild::Malformed);
     }
     let record = core.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{StepSpec, context::Defaults};
+use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     core::Core,
     error::StoreError,
     restore::check_compatible,
-    store::LayerRecord,
+    store::{Defaults, LayerRecord},
 };
 
 /// Work that is worth a state of its own: several times what a cut takes on an emulated guest.

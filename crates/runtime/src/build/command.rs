@@ -13,15 +13,15 @@ use hyper::body::Frame;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    context::Defaults,
     error::CommandFailed,
-    log::{BuildLog, Lines, LogLevel},
+    log::{BuildLog, Lines},
     provision::Script,
 };
 use crate::{
     command::{self, GuestCommand, OutputStream, Running},
     guest_file::GuestUpload,
     link::Connector,
+    store::{Defaults, LogLevel},
 };
 
 /// One command of a build. Compilations of hours happen.

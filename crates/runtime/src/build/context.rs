@@ -1,28 +1,12 @@
 //! What steps change for those that follow, and what of it a template's sandboxes begin with: user, directory, environment.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
+use crate::store::Defaults;
 
 /// The user of an image, and of commands that name none.
 pub(super) const USER: &str = "user";
 
 /// That user's directory, where builds begin.
 const HOME: &str = "/home/user";
-
-/// What commands of a sandbox get that ask for nothing else. Absent: as envd has it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Defaults {
-    /// User.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// Working directory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workdir: Option<String>,
-    /// Environment.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
-}
 
 impl Defaults {
     /// Where a build on a source without any begins.

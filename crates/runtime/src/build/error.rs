@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use firkin_engine::MachineError;
 
-use super::images::ImageError;
 use crate::{
     command::CommandError,
     error::{AgentError, BootError, DiskPressure, IntegrityError, NoTemplate, PublishError, SnapshotRestoreError, StoreError},
+    images::ImageError,
 };
 
 /// Why no place was made for a build.

@@ -45,7 +45,7 @@ impl Files {
     /// Opens the directory, without what a crash left half.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("uploads");
-        crate::runtime::private_dir(&dir)?;
+        crate::private::private_dir(&dir)?;
         let files = Self { dir };
         for entry in fs::read_dir(&files.dir)? {
             let entry = entry?;

@@ -38,7 +38,7 @@ pub fn build_steps(data: &[u8]) {
 fn directory(path: &str) {
     context::variables(path);
     let expanded = context::expand(path, |name| (name.len() % 2 == 0).then(|| format!("../{name}/$A")));
-    let clean = step::clean(&context::Defaults::default().of_builds().absolute(&expanded));
+    let clean = step::clean(&crate::store::Defaults::default().of_builds().absolute(&expanded));
     assert!(clean.starts_with('/') && !clean.split('/').any(|part| part == ".."), "{clean}");
 }
 

@@ -10,12 +10,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    BuildPlan, BuildReason, BuildState, StepSpec,
+    BuildPlan, StepSpec,
     cache::{self, Found},
     command::Shell,
-    context::Defaults,
     error::{BuildFailure, CommandFailed},
-    log::{BuildLog, LogLevel},
+    log::BuildLog,
     machine::BuildMachine,
     record::{self, Finished},
     registry::{self, Live},
@@ -26,12 +25,12 @@ use super::{
 use crate::{
     artifact::{Artifact, Pin},
     budget,
+    causes::chain,
     command::Running,
     core::Core,
     metrics::Timing,
-    owner::chain,
     session::After,
-    store::TemplateRecord,
+    store::{BuildReason, BuildState, Defaults, LogLevel, TemplateRecord},
 };
 
 /// How long a template may take to be ready.

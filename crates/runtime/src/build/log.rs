@@ -6,7 +6,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+
+use crate::store::{BuildLogEntry, LogLevel};
 
 /// Text of one build's log, bytes. A verbose package installation is some hundred KiB.
 const MAX_BYTES: usize = 4 << 20;
@@ -16,33 +17,6 @@ const DIGEST_BYTES: usize = 16;
 
 /// One message. Longer lines are cut.
 const MAX_MESSAGE_BYTES: usize = 8 << 10;
-
-/// How grave an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    /// For those who look for a cause.
-    Debug,
-    /// What goes on.
-    Info,
-    /// What a command wrote to standard error, or what is doubtful.
-    Warn,
-    /// What made the build fail.
-    Error,
-}
-
-/// One entry of a build's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildLogEntry {
-    /// When.
-    pub at: Timestamp,
-    /// How grave.
-    pub level: LogLevel,
-    /// `base`, the number of a step, or `finalize`.
-    pub step: String,
-    /// What.
-    pub message: String,
-}
 
 /// The log of one build that goes on.
 #[derive(Debug, Default)]

@@ -7,13 +7,10 @@ use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{
-    command::Shell,
-    error::BuildFailure,
-    log::{BuildLog, LogLevel},
-};
+use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     admission::AdmissionError,
+    agent::nobody,
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
@@ -23,7 +20,7 @@ use crate::{
     restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
     sandbox::{InternetAccess, Memory},
     session::{After, Session},
-    template::nobody,
+    store::LogLevel,
 };
 
 /// How long a build waits for room on the host: nobody waits at the other end of a line for it.

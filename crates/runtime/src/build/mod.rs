@@ -24,7 +24,6 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gap;
-pub mod images;
 mod job;
 mod log;
 mod machine;
@@ -37,19 +36,18 @@ mod source;
 mod step;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
+use crate::{
+    images,
+    store::{BuildReason, BuildState},
+};
+
+pub use self::files::FileUpload;
 pub(crate) use self::{
     api::cancel_all,
     cache::{drop_artifact, keeps},
     files::Files,
-    record::Setup,
-    registry::{BuildRecord, Builds, recover},
-};
-pub use self::{
-    context::Defaults,
-    files::FileUpload,
-    log::{BuildLogEntry, LogLevel},
+    registry::{Builds, recover},
 };
 
 /// What is asked for before a build: a place for it.
@@ -117,29 +115,6 @@ pub struct StepSpec {
     pub files_hash: Option<String>,
     /// Whether this step and what follows are carried out although their result is known.
     pub force: bool,
-}
-
-/// How far a build has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BuildState {
-    /// Not started.
-    Waiting,
-    /// Under way.
-    Building,
-    /// Its template can be used.
-    Ready,
-    /// It failed, or the server that ran it is gone.
-    Error,
-}
-
-/// Why a build failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildReason {
-    /// In words.
-    pub message: String,
-    /// `base`, the number of a step from 1, or `finalize`.
-    pub step: String,
 }
 
 /// A build as the API shows it.

@@ -4,27 +4,11 @@
 //! another tag stands for stays.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
-use super::{Defaults, registry::BuildRecord};
-use crate::{artifact::Artifact, store::TemplateRecord};
-
-/// What a template has besides its artifact.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Setup {
-    /// Whether it is marked as public.
-    #[serde(default)]
-    pub(crate) public: bool,
-    /// What commands of its sandboxes get that ask for nothing else.
-    #[serde(default)]
-    pub(crate) defaults: Defaults,
-    /// The command that runs in it since its build.
-    #[serde(default)]
-    pub(crate) start: Option<String>,
-    /// What said that it was ready.
-    #[serde(default)]
-    pub(crate) ready: Option<String>,
-}
+use crate::{
+    artifact::Artifact,
+    store::{BuildRecord, Defaults, Setup, TemplateRecord},
+};
 
 /// What a build made.
 pub(super) struct Finished {

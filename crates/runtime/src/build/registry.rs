@@ -6,39 +6,21 @@ use std::{
 };
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{BuildInfo, BuildReason, BuildState, log::BuildLog};
-use crate::{core::Core, error::StoreError};
+use super::{BuildInfo, log::BuildLog};
+use crate::{
+    core::Core,
+    error::StoreError,
+    store::{BuildReason, BuildRecord, BuildState},
+};
 
 /// Builds that run at a time. Most wait for commands of theirs; capacity is admitted besides.
 const AT_ONCE: usize = 8;
 
 /// Builds that are remembered after their end.
 const MAX_ENDED: usize = 500;
-
-/// A build as it is remembered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BuildRecord {
-    pub(crate) id: String,
-    pub(crate) template_id: String,
-    /// Without tag. Empty for a template without a name.
-    pub(crate) name: String,
-    pub(crate) tags: Vec<String>,
-    pub(crate) cpus: u32,
-    pub(crate) memory_mib: u32,
-    /// What its root file system must have free.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) min_free_disk_mib: Option<u64>,
-    pub(crate) disk_mib: Option<u64>,
-    pub(crate) state: BuildState,
-    pub(crate) reason: Option<BuildReason>,
-    pub(crate) created_at: Timestamp,
-    pub(crate) updated_at: Timestamp,
-    pub(crate) finished_at: Option<Timestamp>,
-}
 
 impl BuildRecord {
     pub(super) fn ended(&self) -> bool {

@@ -12,11 +12,9 @@ use super::{
     Source,
     cache::{self, Found},
     command::Shell,
-    context::Defaults,
     error::{BuildFailure, CommandFailed},
-    images::{BuildImage, ImageRequest},
     job::BASE,
-    log::{BuildLog, LogLevel},
+    log::BuildLog,
     machine::{self, Origin},
     provision::Script,
 };
@@ -24,8 +22,9 @@ use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     core::Core,
     error::{NoTemplate, SnapshotRestoreError},
+    images::{BuildImage, ImageRequest},
     restore::check_compatible,
-    store::TemplateRecord,
+    store::{Defaults, LogLevel, TemplateRecord},
 };
 
 /// A state to go on from, and what its template has that the build's own may inherit.

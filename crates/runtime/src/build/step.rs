@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use super::{
     StepSpec,
     command::Shell,
-    context::{self, Defaults},
+    context,
     copy::{self, CopyError, Placement},
     dockerfile,
     error::{BuildFailure, CommandFailed},
     files::Files,
     provision::Script,
 };
+use crate::store::Defaults;
 
 /// Longest name of a user.
 const MAX_USER_BYTES: usize = 32;

@@ -7,12 +7,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Continuation, Owner, Phase, chain, ms,
+    Continuation, Owner, Phase, ms,
     view::{Seen, SeenState},
     wake::identity,
 };
 use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
+    causes::chain,
     core::Core,
     error::{PublishError, SnapshotError},
     history::{Event, Level},

@@ -21,9 +21,10 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Owner, Phase, chain};
+use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
+    causes::chain,
     core::Core,
     store::{Held, RecordedPhase},
 };

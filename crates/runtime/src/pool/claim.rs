@@ -8,10 +8,10 @@ use std::{
 use super::{Staging, Waiting, WarmPool};
 use crate::{
     capacity::ActiveSessionReservation,
+    causes::chain,
     core::Core,
     error::{LaunchError, SnapshotRestoreError},
     metrics::Timing,
-    owner::chain,
     restore::{self, LaunchTimings, SnapshotRestoreReport, SnapshotRestoreRequest},
     session::{Session, Staged},
 };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Depth, Waiting, demand::Demand};
-use crate::capacity::ResourceBudget;
+use super::{Waiting, demand::Demand};
+use crate::{capacity::ResourceBudget, warm::Depth};
 
 /// How far what waits has come. In the order of their worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

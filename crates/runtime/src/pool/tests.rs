@@ -18,7 +18,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
         made_from: None,
         recipe: None,
         warm_up: None,
-        setup: crate::build::Setup::default(),
+        setup: crate::store::Setup::default(),
         names: vec![format!("{id}:default")],
     }
 }

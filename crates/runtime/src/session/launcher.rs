@@ -20,11 +20,11 @@ use firkin_wire::control;
 
 use super::Session;
 use crate::{
-    artifact::{Artifact, ArtifactStore, Pin},
+    artifact::{Artifact, ArtifactStore, Pin, memory_base},
     error::LaunchError,
     instances::{InstanceDir, Instances},
     link::{Link, Links},
-    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher, memory_base},
+    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     sandbox::InternetAccess,
 };
 

@@ -1,17 +1,120 @@
 //! Builds, their logs, and the states between their steps. The tables came after the first release of the schema and change
 //! nothing in it, so they are made where they are missing.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Store, TemplateRecord, bodies, one, sqlite,
     templates::{FamilyRecord, drop_bare, family, id_of_name, put_family, put_template},
     to_json,
 };
-use crate::{
-    build::{BuildLogEntry, BuildRecord},
-    error::StoreError,
-};
+use crate::error::StoreError;
+
+/// What commands of a sandbox get that ask for nothing else. Absent: as envd has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// User.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// Environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+}
+
+/// What a template has besides its artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// Whether it is marked as public.
+    #[serde(default)]
+    pub(crate) public: bool,
+    /// What commands of its sandboxes get that ask for nothing else.
+    #[serde(default)]
+    pub(crate) defaults: Defaults,
+    /// The command that runs in it since its build.
+    #[serde(default)]
+    pub(crate) start: Option<String>,
+    /// What said that it was ready.
+    #[serde(default)]
+    pub(crate) ready: Option<String>,
+}
+
+/// A build as it is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BuildRecord {
+    pub(crate) id: String,
+    pub(crate) template_id: String,
+    /// Without tag. Empty for a template without a name.
+    pub(crate) name: String,
+    pub(crate) tags: Vec<String>,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+    /// What its root file system must have free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_free_disk_mib: Option<u64>,
+    pub(crate) disk_mib: Option<u64>,
+    pub(crate) state: BuildState,
+    pub(crate) reason: Option<BuildReason>,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) finished_at: Option<Timestamp>,
+}
+
+/// How far a build has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildState {
+    /// Not started.
+    Waiting,
+    /// Under way.
+    Building,
+    /// Its template can be used.
+    Ready,
+    /// It failed, or the server that ran it is gone.
+    Error,
+}
+
+/// Why a build failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildReason {
+    /// In words.
+    pub message: String,
+    /// `base`, the number of a step from 1, or `finalize`.
+    pub step: String,
+}
+
+/// How grave an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// For those who look for a cause.
+    Debug,
+    /// What goes on.
+    Info,
+    /// What a command wrote to standard error, or what is doubtful.
+    Warn,
+    /// What made the build fail.
+    Error,
+}
+
+/// One entry of a build's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLogEntry {
+    /// When.
+    pub at: Timestamp,
+    /// How grave.
+    pub level: LogLevel,
+    /// `base`, the number of a step, or `finalize`.
+    pub step: String,
+    /// What.
+    pub message: String,
+}
 
 pub(super) fn create_tables(c: &Connection) -> Result<(), StoreError> {
     c.execute_batch(
@@ -161,7 +264,7 @@ pub(crate) struct LayerRecord {
     /// Where it is.
     pub(crate) artifact: String,
     /// What the next step finds.
-    pub(crate) context: crate::build::Defaults,
+    pub(crate) context: crate::store::Defaults,
     /// When it was made or last gone on from.
     pub(crate) used_at: jiff::Timestamp,
 }

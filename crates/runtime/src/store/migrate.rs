@@ -14,7 +14,7 @@ use super::{
     templates::{FamilyRecord, TABLES, give, put_family, put_version},
     to_json,
 };
-use crate::{build::BuildRecord, error::StoreError, reference::DEFAULT};
+use crate::{error::StoreError, reference::DEFAULT, store::BuildRecord};
 
 /// What is to be on record.
 #[derive(Debug, Default)]

@@ -95,7 +95,7 @@ impl FamilyRecord {
             spawn_count: self.spawn_count,
             last_spawned_at: self.last_spawned_at,
             description: self.description,
-            setup: crate::build::Setup { public: self.public, ..version.setup },
+            setup: crate::store::Setup { public: self.public, ..version.setup },
             ..version
         }
     }

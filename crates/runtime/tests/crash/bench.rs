@@ -13,7 +13,8 @@ use firkin_runtime::{
     capacity::{HostCapacity, ResourceBudget},
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
     memory::HostMemory,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
     template::BuildTemplate,
 };

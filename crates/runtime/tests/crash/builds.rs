@@ -4,8 +4,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use firkin_runtime::{
-    build::{BuildPlan, BuildRequest, BuildState, RequestedBuild, Source, StepSpec},
+    build::{BuildPlan, BuildRequest, RequestedBuild, Source, StepSpec},
     runtime::Runtime,
+    store::BuildState,
     template::BuildTemplate,
 };
 use serde::{Deserialize, Serialize};

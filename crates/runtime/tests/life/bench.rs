@@ -19,7 +19,8 @@ use firkin_runtime::{
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
     link::NetworkChoice,
     memory::HostMemory,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     template::BuildTemplate,
 };

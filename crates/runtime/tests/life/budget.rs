@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use firkin_runtime::{
-    build::BuildState,
     error::{DiskPressure, SnapshotError},
     runtime::Runtime,
     sandbox::SandboxState,
+    store::BuildState,
 };
 
 use crate::{

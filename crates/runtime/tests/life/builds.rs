@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use firkin_runtime::{
-    build::{BuildInfo, BuildPlan, BuildRequest, BuildState, RequestedBuild, Source, StepSpec, images::ImageRequest},
+    build::{BuildInfo, BuildPlan, BuildRequest, RequestedBuild, Source, StepSpec},
+    images::ImageRequest,
     runtime::Runtime,
     sandbox::CreateSandbox,
+    store::BuildState,
 };
 
 use crate::bench::{Host, until};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use firkin_engine::Exit;
 use firkin_runtime::{
     error::{BuildError, Obituary, ResumeError, SnapshotRestoreError},
-    runtime::OnExit,
+    owner::OnExit,
     sandbox::Memory,
     template::BuildTemplate,
 };

@@ -165,5 +165,5 @@ async fn a_deadline_may_keep_the_files_only() {
     until("the pause", || host.engine.live() == 0).await;
     let paused = server.sandbox(&id).unwrap();
     assert_eq!((paused.state, paused.memory), (SandboxState::Paused, Memory::Dropped));
-    server.shutdown(firkin_runtime::runtime::OnExit::Kill).await;
+    server.shutdown(firkin_runtime::owner::OnExit::Kill).await;
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use firkin_runtime::{
     artifact::{MemoryMember, SnapshotArtifactManifest},
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},
     template::BuildTemplate,
 };

@@ -6,7 +6,8 @@ use std::time::Duration;
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     error::{DialError, KillError, NoSuchSandbox, ResumeError, SnapshotError},
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{CreateSandbox, Memory, OnTimeout, SandboxId, SandboxState},
 };
 use jiff::Timestamp;

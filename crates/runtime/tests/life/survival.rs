@@ -5,7 +5,8 @@ use std::time::Duration;
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     error::{CreateError, DeadlineError, KillError, ResumeError, SnapshotError},
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     sandbox::{SandboxId, SandboxState},
     sweep::Swept,
 };

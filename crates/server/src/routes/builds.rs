@@ -7,11 +7,10 @@ use axum::{
     extract::{Path, Request, State},
 };
 use firkin_runtime::{
-    build::{
-        BuildInfo, BuildLogEntry, BuildPlan, BuildReason, BuildRequest, LogLevel, Source, StepSpec, dockerfile,
-        images::{ImageRequest, RegistryLogin},
-    },
-    runtime::TEAM,
+    build::{BuildInfo, BuildPlan, BuildRequest, Source, StepSpec, dockerfile},
+    images::{ImageRequest, RegistryLogin},
+    reference::TEAM,
+    store::{BuildLogEntry, BuildReason, LogLevel},
 };
 use firkin_wire::{builds, rest};
 use futures::StreamExt;

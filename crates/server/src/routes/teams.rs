@@ -6,7 +6,7 @@ use axum::{
     Json as Reply,
     extract::{Path, State},
 };
-use firkin_runtime::{activity::ActivityPoint, runtime::TEAM};
+use firkin_runtime::{activity::ActivityPoint, reference::TEAM};
 use firkin_wire::rest::{
     self,
     activity::{MaxTeamMetric, TeamMetric},

@@ -8,8 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::{
-    runtime::TEAM,
-    template::{STANDARD, TemplateUpdate},
+    reference::{STANDARD, TEAM},
+    template::TemplateUpdate,
 };
 use firkin_wire::{builds as wire, rest};
 use http::StatusCode;

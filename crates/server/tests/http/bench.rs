@@ -5,15 +5,16 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use firkin_engine::fake::FakeEngine;
 use firkin_runtime::{
-    build::images::OwnImage,
     capacity::HostCapacity,
     config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
+    images::OwnImage,
     link::NetworkChoice,
     memory::HostMemory,
-    pool::WarmConfig,
-    runtime::{OnExit, Runtime},
+    owner::OnExit,
+    runtime::Runtime,
     template::BuildTemplate,
+    warm::WarmConfig,
 };
 use firkin_server::{ServeError, ServerConfig, serve};
 use http::{HeaderMap, Request, Response};

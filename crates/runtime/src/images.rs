@@ -3,11 +3,24 @@
 //! The runtime knows no registries: whoever opens it says where images come from. On its own it has one, the root image of the
 //! host's guest system, which stands for the image that E2B's SDKs build on when they are told nothing.
 
-use std::{collections::BTreeMap, error::Error, fmt};
+use std::{collections::BTreeMap, error::Error, fmt, path::PathBuf};
 
 use async_trait::async_trait;
+use serde::Serialize;
 
-use crate::{config::RootDisk, template::Report};
+use crate::progress::Report;
+
+/// A root image, immutable and readable by everyone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RootDisk {
+    /// The file, raw ext4. Where it is changes nothing of what is made of it.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// Its digest.
+    pub digest: String,
+    /// Its size as the guest sees it, bytes.
+    pub bytes: u64,
+}
 
 /// The image that the SDKs build on by default. Here that is what `base` is made of.
 pub const SDK_BASE_IMAGE: &str = "e2bdev/base";
