@@ -6,10 +6,63 @@ use firkin_engine::ControlStream;
 use firkin_wire::control::{self, Answer, Call, Decoder, Request, Response, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{error::AgentError, sandbox::SandboxId};
+use crate::sandbox::SandboxId;
 
 /// The epoch that every template's guest is in.
 pub(crate) const TEMPLATE_EPOCH: u64 = 1;
+
+/// What went wrong on the control channel.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No answer in time.
+    #[error("no answer to `{call}` within {deadline_ms} ms")]
+    Deadline {
+        /// The call.
+        call: &'static str,
+        /// The deadline.
+        deadline_ms: u128,
+    },
+    /// The channel broke.
+    #[error("the control channel broke during `{call}`")]
+    Channel {
+        /// The call.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A request could not be framed.
+    #[error("cannot frame `{call}`")]
+    Encode {
+        /// The call.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: firkin_wire::control::EncodeError,
+    },
+    /// The agent said no.
+    #[error("the guest agent refused `{call}`: {message}")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// Its words.
+        message: String,
+    },
+    /// The agent answered something else than was asked.
+    #[error("the guest agent gave the wrong kind of answer to `{call}`")]
+    Unexpected {
+        /// The call.
+        call: &'static str,
+    },
+    /// The agent speaks a generation that this host does not.
+    #[error("the guest agent speaks control generation {found}, this host speaks up to {known}")]
+    Generation {
+        /// The agent's.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+}
 
 const READ_BYTES: usize = 16 << 10;
 

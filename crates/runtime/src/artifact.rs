@@ -28,8 +28,6 @@ use proof::Proofs;
 use quarantine::Quarantine;
 use staging::Staging;
 
-use crate::error::IntegrityError;
-
 mod collect;
 mod examine;
 mod flatten;
@@ -48,7 +46,7 @@ pub use manifest::{
     ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
     SnapshotArtifactManifest,
 };
-pub use publish::ArtifactDraft;
+pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
 
 pub(crate) use manifest::memory_base;
@@ -102,6 +100,73 @@ impl Artifact {
         }
         members
     }
+}
+
+/// What is wrong with an artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum IntegrityError {
+    /// A file of it cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A sidecar is not what a sidecar must be.
+    #[error("`{}` is not a valid sidecar", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A sidecar was written in a format that this version does not know.
+    #[error("`{}` has format version {found}, this version reads {known}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// What is known.
+        known: u32,
+    },
+    /// A member that the manifest names is not in the integrity record.
+    #[error("member `{member}` has no recorded digest")]
+    Unrecorded {
+        /// The member.
+        member: String,
+    },
+    /// A member has another size than was recorded.
+    #[error("member `{member}` has {found} bytes, {expected} were recorded")]
+    Size {
+        /// The member.
+        member: String,
+        /// Recorded.
+        expected: u64,
+        /// Found.
+        found: u64,
+    },
+    /// It was found damaged before, and has not been read since.
+    #[error("it is in quarantine since {since} ({reason}); `firkin verify` reads it again and lets it out if it is intact")]
+    Quarantined {
+        /// When it was found damaged.
+        since: jiff::Timestamp,
+        /// What was found then.
+        reason: String,
+    },
+    /// A member has other content than was recorded.
+    #[error("member `{member}` has digest `{found}`, `{expected}` was recorded")]
+    Digest {
+        /// The member.
+        member: String,
+        /// Recorded.
+        expected: String,
+        /// Found.
+        found: String,
+    },
 }
 
 /// Every artifact and layer of one state directory. Clones share what has been proven.

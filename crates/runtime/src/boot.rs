@@ -15,11 +15,11 @@ use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
 use crate::{
-    agent::Agent,
-    artifact::{Artifact, ArtifactDraft, SnapshotArtifactManifest},
+    agent::{Agent, AgentError},
+    artifact::{Artifact, ArtifactDraft, PublishError, SnapshotArtifactManifest},
     core::Core,
-    error::{AgentError, BootError, LaunchError, Obituary, PublishError},
     instances::InstanceDir,
+    launch::{BootError, LaunchError, Obituary},
     link::Link,
     progress::Report,
     rest::come_to_rest,

@@ -14,8 +14,8 @@ use crate::{
     artifact::MemoryMember,
     causes::chain,
     core::Core,
-    error::{DiskPressure, StoreError},
-    store::RecordedPhase,
+    disk::DiskPressure,
+    store::{RecordedPhase, StoreError},
 };
 
 mod plan;

@@ -14,7 +14,7 @@ use fs_err as fs;
 
 use crate::{
     artifact::{ArtifactStore, put_over},
-    error::LaunchError,
+    launch::LaunchError,
 };
 
 /// Cuts that were not recorded, one after the other, because each time the store failed. More are no accident.

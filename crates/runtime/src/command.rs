@@ -57,7 +57,7 @@ pub struct CommandOutput {
 pub enum CommandError {
     /// No such running sandbox.
     #[error(transparent)]
-    NotFound(#[from] crate::error::NoSuchSandbox),
+    NotFound(#[from] crate::sandbox::NoSuchSandbox),
     /// envd refused the command, or the connection broke.
     #[error("the command did not run to its end: {message}")]
     Rpc {

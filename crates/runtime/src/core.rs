@@ -25,6 +25,7 @@ use crate::{
     sandbox::{SandboxId, SandboxState},
     secrets::Secrets,
     session::EngineLauncher,
+    state_dir::StateLock,
     store::{RecordedPhase, Store},
     volumes::Volumes,
 };
@@ -64,10 +65,6 @@ pub(crate) struct Core {
     #[expect(dead_code, reason = "held, not read")]
     lock: StateLock,
 }
-
-/// An exclusive lock on the state directory.
-#[derive(Debug)]
-pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
 
 /// The parts of a core that are made before it.
 pub(crate) struct Parts {

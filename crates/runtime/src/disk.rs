@@ -6,8 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use crate::error::DiskPressure;
-
 /// The floor for work on a large disk, MiB.
 pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
 
@@ -16,6 +14,40 @@ pub const REFILL_FACTOR: u64 = 2;
 
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
 const SMALL_DISK_DIVISOR: u64 = 20;
+
+/// The free-space floor is not met, or could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskPressure {
+    /// Less is free than the floor.
+    #[error("`{}` has {free_mib} MiB free, the floor is {floor_mib} MiB", path.display())]
+    BelowFloor {
+        /// A path on the file system.
+        path: PathBuf,
+        /// Free space.
+        free_mib: u64,
+        /// The floor.
+        floor_mib: u64,
+    },
+    /// More is held than the budget, and nothing of it can be made again.
+    #[error("`{}` holds {held_mib} MiB that are needed, the disk budget is {budget_mib} MiB", path.display())]
+    OverBudget {
+        /// The state directory.
+        path: PathBuf,
+        /// What it holds.
+        held_mib: u64,
+        /// What it may.
+        budget_mib: u64,
+    },
+    /// The probe failed, which is not the same as a full disk.
+    #[error("cannot measure the free space of `{}`", path.display())]
+    ProbeFailed {
+        /// A path on the file system.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
 
 /// Measures free space. Injected, so that a full disk and a failing probe can be tested.
 pub trait DiskPressureProbe: Send + Sync + fmt::Debug {

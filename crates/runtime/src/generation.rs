@@ -14,9 +14,25 @@
 
 use crate::{
     artifact::SnapshotArtifactManifest,
-    error::StaleState,
+    sandbox::SandboxId,
     store::{Held, SandboxRecord},
 };
+
+/// The artifact that a sandbox's record names does not hold the state that was recorded last.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("snapshot artifact `{artifact}` holds sandbox `{of}` in epoch {found}, on record is sandbox `{id}` in epoch {expected}")]
+pub struct StaleState {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// The artifact on its record.
+    pub artifact: String,
+    /// Whose state that is.
+    pub of: String,
+    /// The epoch of that state.
+    pub found: u64,
+    /// The epoch on record.
+    pub expected: u64,
+}
 
 /// Refuses a state that is not the one that was recorded.
 pub(crate) fn check(record: &SandboxRecord, held: &Held, manifest: &SnapshotArtifactManifest) -> Result<(), StaleState> {

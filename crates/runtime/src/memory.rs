@@ -9,7 +9,29 @@ use std::{fmt, io, path::Path, sync::Once};
 
 use fs_err as fs;
 
-use crate::error::MemoryPressure;
+/// The host is short of memory, or it could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryPressure {
+    /// Less is available than the floor.
+    #[error("the host has {available_mib} MiB of memory available, the floor is {floor_mib} MiB")]
+    BelowFloor {
+        /// What can be had without swapping.
+        available_mib: u64,
+        /// The floor.
+        floor_mib: u64,
+    },
+    /// The whole host waits for memory.
+    #[error("the host waited for memory in {percent} % of the last ten seconds, the limit is {limit_percent} %")]
+    Stalled {
+        /// How long everything waited.
+        percent: u8,
+        /// From this on no new work is taken.
+        limit_percent: u8,
+    },
+    /// The probe failed, which is not the same as a lack of memory.
+    #[error("cannot measure the host's memory")]
+    ProbeFailed(#[source] std::io::Error),
+}
 
 /// Available memory below which a large host takes no new work, MiB. It is what guests that run may write until one ends.
 pub const MEMORY_FLOOR_MIB: u64 = 1024;

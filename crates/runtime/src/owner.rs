@@ -32,15 +32,13 @@ use crate::{
     capacity::ActiveSessionReservation,
     causes::chain,
     core::Core,
-    error::{
-        CreateError, DeadlineError, InvalidTimeout, KillError, NetworkError, NoSuchSandbox, ResumeError, RollbackError,
-        SnapshotError,
-    },
     history::{Event, Level},
     metrics::Timing,
-    sandbox::{InternetAccess, MAX_TIMEOUT, Memory, OnTimeout, RuntimeSandbox, SandboxId},
+    reference::NoTemplate,
+    restore::SnapshotRestoreError,
+    sandbox::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
-    store::{Held, SandboxRecord},
+    store::{Held, SandboxRecord, StoreError},
 };
 
 mod cut;
@@ -52,6 +50,7 @@ mod view;
 mod wake;
 
 pub(crate) use self::view::{Access, Handle, Reach, Seen, View, show};
+pub use self::{cut::SnapshotError, internet::NetworkError, rollback::RollbackError, wake::ResumeError};
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -79,6 +78,57 @@ pub enum OnExit {
     Pause,
     /// They go on without a server, and the next one with this state directory takes them over.
     Leave,
+}
+
+/// Why a sandbox was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// There is nothing to create it from.
+    #[error(transparent)]
+    NoTemplate(#[from] NoTemplate),
+    /// The timeout is zero or longer than may be asked for.
+    #[error("{0}")]
+    InvalidTimeout(InvalidTimeout),
+    /// The restore failed.
+    #[error("sandbox cannot be started from template `{template}`")]
+    Restore {
+        /// The template.
+        template: String,
+        /// Why.
+        #[source]
+        source: SnapshotRestoreError,
+    },
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The store failed.
+    #[error("cannot record the sandbox")]
+    Store(#[source] StoreError),
+}
+
+/// Why a sandbox was not killed.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// The store failed.
+    #[error("cannot record the end of the sandbox")]
+    Store(#[source] StoreError),
+}
+
+/// Why a deadline was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadlineError {
+    /// No such running sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// The timeout is invalid.
+    #[error("{0}")]
+    InvalidTimeout(InvalidTimeout),
+    /// The store failed.
+    #[error("cannot record the deadline")]
+    Store(#[source] StoreError),
 }
 
 /// What an owner can be asked.

@@ -37,7 +37,7 @@ use self::shelf::{Item, Shelf, Stage};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
-    restore::SnapshotRestoreRequest,
+    launch::SnapshotRestoreRequest,
     session::{Session, Staged},
     store::TemplateRecord,
     warm::{Depth, PoolStatus, ShelfStatus, WarmConfig, shelf_of},

@@ -17,7 +17,8 @@ use crate::{
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
     core::Core,
-    error::{BootError, SnapshotRestoreError},
+    launch::BootError,
+    restore::SnapshotRestoreError,
     store::SandboxRecord,
 };
 

@@ -2,8 +2,6 @@
 //!
 //! A template has one id and at most one name. Each of its tags stands for what one build made; what no tag stands for is gone.
 
-use crate::store::{Lookup, TemplateRecord};
-
 /// The slug that stands before `/` in full names. There is one team.
 pub const TEAM: &str = "firkin";
 
@@ -77,17 +75,6 @@ pub enum NoTemplate {
         /// Those that it has.
         tags: Vec<String>,
     },
-}
-
-impl NoTemplate {
-    /// What a reference was found to lead to, or why it leads nowhere.
-    pub(crate) fn unless_found(reference: &str, found: Lookup) -> Result<TemplateRecord, Self> {
-        match found {
-            Lookup::Found(record) => Ok(*record),
-            Lookup::NoTag { tag, tags } => Err(Self::NoTag { template: Reference::parse(reference).base, tag, tags }),
-            Lookup::Absent => Err(Self::Absent(reference.to_owned())),
-        }
-    }
 }
 
 /// What is said of a template that is not there: the command that builds it, if clients ask for it by themselves.

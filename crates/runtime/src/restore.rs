@@ -8,56 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
 use firkin_wire::control;
 
 use crate::{
-    admission::Admission,
-    artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember, SnapshotArtifactManifest},
-    capacity::{ActiveSessionReservation, ResourceBudget},
-    disk::DiskPressureGuard,
-    error::{LaunchError, SnapshotRestoreError},
-    sandbox::InternetAccess,
+    admission::{Admission, AdmissionError},
+    artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
+    capacity::ActiveSessionReservation,
+    disk::{DiskPressure, DiskPressureGuard},
+    launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+    network::SlotError,
 };
-
-/// What a launcher is given.
-#[derive(Debug)]
-pub struct SnapshotRestoreRequest {
-    /// What to restore. Its integrity has been proven.
-    pub artifact: Artifact,
-    /// What the session may use.
-    pub budget: ResourceBudget,
-    /// Who the guest becomes.
-    pub identity: control::Identity,
-    /// Its outbound network.
-    pub internet: InternetAccess,
-}
-
-/// The seam between policy and engine.
-#[async_trait]
-pub trait SnapshotSessionLauncher: Send + Sync {
-    /// A running session.
-    type Session: Send;
-
-    /// Restores one request into a session whose guest has become `request.identity`.
-    ///
-    /// Cancel-safe: a future that is dropped, or that fails, leaves no process, network slot or file.
-    async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Self::Session, LaunchTimings), LaunchError>;
-}
-
-/// How long the phases of a launch took, measured by the launcher.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LaunchTimings {
-    /// Network slot, instance directory, disk overlay.
-    pub staging: Duration,
-    /// The engine's restore and resume.
-    pub vm_restore: Duration,
-    /// Control channel: from resume until the agent answered for the first time.
-    pub first_answer: Duration,
-    /// Control channel: from resume until the guest has its new identity.
-    pub agent_connect: Duration,
-}
 
 /// A session that runs, what it holds, and what its restore took.
 #[derive(Debug)]
@@ -85,6 +46,57 @@ pub struct RestoreGates {
     pub disk: DiskPressureGuard,
     /// Capacity, and the queue for it.
     pub admission: Admission,
+}
+
+/// A restore that did not happen. Whatever the variant, nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotRestoreError {
+    /// The artifact is damaged or incomplete. Nothing was launched.
+    #[error("snapshot artifact `{artifact}` is not intact")]
+    Integrity {
+        /// The artifact.
+        artifact: String,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
+    },
+    /// The artifact was made by another engine, kernel, CPU or agent generation. Nothing was launched.
+    #[error(
+        "snapshot artifact `{artifact}` cannot be restored here: it has {what} `{made_with}`, this host has `{here}`; {remedy}"
+    )]
+    Incompatible {
+        /// The artifact.
+        artifact: String,
+        /// Which property differs.
+        what: &'static str,
+        /// The artifact's value.
+        made_with: String,
+        /// This host's value.
+        here: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The host has no room. Nothing was launched.
+    #[error("the host has no room for this sandbox")]
+    Admission(#[source] AdmissionError),
+    /// The disk has less free space than the floor. Nothing was launched.
+    #[error("the disk is too full to start a sandbox")]
+    DiskPressure(#[source] DiskPressure),
+    /// No network slot is left. Nothing was launched.
+    #[error("no network slot for this sandbox")]
+    Network(#[source] SlotError),
+    /// The artifact has no memory, and what was to be restored is memory.
+    #[error("snapshot artifact `{artifact}` has no memory: its guest must be booted")]
+    NoMemory {
+        /// The artifact.
+        artifact: String,
+    },
+    /// A guest without memory could not be booted from its disk.
+    #[error("the guest could not be booted from its disk")]
+    Boot(#[source] BootError),
+    /// The launch failed and was undone.
+    #[error("the sandbox could not be launched")]
+    Launch(#[source] LaunchError),
 }
 
 /// Restores one artifact into a session.

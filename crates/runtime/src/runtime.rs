@@ -4,14 +4,11 @@
 
 use std::{
     net::Ipv4Addr,
-    path::Path,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use firkin_engine::{Acceleration, Engine};
-use fs_err as fs;
-use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -25,27 +22,28 @@ use crate::{
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
-    core::{Core, Parts, StateLock},
+    core::{Core, Parts},
     disk::DiskPressureGuard,
-    error::{
-        CreateError, DeadlineError, DialError, ForkError, KillError, NetworkError, NoSuchSandbox, NoTemplate, OpenError,
-        ResumeError, RollbackError, SnapshotError, SnapshotRestoreError, StoreError,
-    },
     forward,
     history::{self, Event},
     instances::Instances,
     lineage::{self, LineageNode},
     link::{Connector, Links},
     metrics::{Live, Metrics},
-    owner::{Access, Command, Connected, Continuation, Handle, OnExit, Owner, Reach, View, check_length, check_timeout, gone},
+    owner::{
+        Access, Command, Connected, Continuation, CreateError, DeadlineError, Handle, KillError, NetworkError, OnExit, Owner,
+        Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
+    },
     pool::{self, WarmPool},
-    private::private_dir,
-    reference::{TEAM, valid_name},
-    restore::RestoreGates,
-    sandbox::{CreateSandbox, Ingress, InternetAccess, Memory, RuntimeSandbox, SandboxId, SandboxState},
+    reference::{NoTemplate, TEAM, valid_name},
+    restore::{RestoreGates, SnapshotRestoreError},
+    sandbox::{
+        CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
+    },
     secrets::Secrets,
     session::EngineLauncher,
-    store::{Held, RecordedPhase, SandboxRecord, Store, TemplateRecord, full_names},
+    state_dir::{OpenError, prepare_state_dir},
+    store::{Held, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
     volumes::Volumes,
     warm::PoolStatus,
@@ -86,6 +84,56 @@ pub struct Dialled {
     pub generation: u64,
     /// Whether the server in the guest speaks TLS, as the sandbox's creator said.
     pub https: bool,
+}
+
+/// Why a fork produced no children at all. A child's own failure stands in the list of results instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    /// The number of children is zero or too large.
+    #[error("a fork makes 1 to {max} sandboxes, {asked} were asked for")]
+    Count {
+        /// Asked for.
+        asked: u32,
+        /// The most.
+        max: u32,
+    },
+    /// The timeout is invalid.
+    #[error("{0}")]
+    InvalidTimeout(InvalidTimeout),
+    /// The snapshot failed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+/// Why a port inside a sandbox could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No such sandbox, or it is paused without auto-resume.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// It is being paused or resumed right now.
+    #[error("sandbox `{0}` is changing its state")]
+    Transitioning(SandboxId),
+    /// Nothing listens there.
+    #[error("port {port} of sandbox `{id}` is not open")]
+    PortClosed {
+        /// The sandbox.
+        id: SandboxId,
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Traffic woke the sandbox, and waking failed.
+    #[error("sandbox `{id}` could not be woken by traffic")]
+    Wake {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Box<ResumeError>,
+    },
 }
 
 impl Runtime {
@@ -587,20 +635,5 @@ fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
         names: full_names(record),
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,
-    })
-}
-
-/// Makes the state directory and locks it for this process.
-pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
-    let directory = |source| OpenError::Directory { path: path.to_owned(), source };
-    // Whatever lies below is somebody's: names, tokens, memory, files. Machines run as other users and are handed what they use.
-    private_dir(path).map_err(directory)?;
-    private_dir(&path.join("run")).map_err(directory)?;
-    let mut open = fs::OpenOptions::new();
-    let file = open.create(true).truncate(false).write(true).mode(0o600).open(path.join("lock")).map_err(directory)?;
-    let lock = nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockExclusiveNonblock);
-    lock.map(StateLock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
-        other => directory(other.into()),
     })
 }

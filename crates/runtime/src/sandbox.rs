@@ -217,3 +217,22 @@ pub struct RuntimeSandbox {
     /// What it was created with.
     pub spec: CreateSandbox,
 }
+
+/// No such sandbox, or no longer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("sandbox `{0}` does not exist")]
+pub struct NoSuchSandbox(pub SandboxId);
+
+/// A life that cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTimeout {
+    /// Zero where a life is needed.
+    #[error("Timeout must be greater than 0")]
+    Zero,
+    /// Longer than the maximum.
+    #[error("Timeout cannot be greater than {max_hours} hours")]
+    TooLong {
+        /// The maximum.
+        max_hours: u64,
+    },
+}

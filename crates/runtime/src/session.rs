@@ -12,12 +12,12 @@ use firkin_engine::{Exit, Machine, MachineError, SnapshotParts, qcow2};
 use firkin_wire::control::{Answer, Call, Stats};
 
 use crate::{
-    agent::{Agent, realtime_ns},
+    agent::{Agent, AgentError, realtime_ns},
     artifact::{ArtifactDraft, ArtifactStore, Pin, put_over},
     chain::{self, Disk},
     core::Core,
-    error::{AgentError, LaunchError},
     instances::InstanceDir,
+    launch::LaunchError,
     link::Link,
     sandbox::Memory,
     store::{RecordedPhase, SandboxRecord},

@@ -3,7 +3,10 @@
 //! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
 //! JSON with a column for their id: they are always read whole, and their shape grows with the product.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
@@ -13,7 +16,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     capacity::ResourceBudget,
-    error::StoreError,
     reference::TEAM,
     sandbox::{CreateSandbox, Memory, SandboxId},
 };
@@ -24,7 +26,7 @@ mod templates;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults, LogLevel};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
-pub(crate) use templates::{Assignment, FamilyRecord, Lookup};
+pub(crate) use templates::{Assignment, FamilyRecord};
 
 /// Version of the schema, in SQLite's `user_version`.
 const SCHEMA: i64 = 2;
@@ -160,6 +162,49 @@ pub(crate) struct TemplateRecord {
 pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
     let named = record.names.iter().filter(|_| record.base_name().is_some());
     named.map(|name| format!("{TEAM}/{name}")).collect()
+}
+
+/// What went wrong in the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Its file cannot be made, or not be made private.
+    #[error("cannot keep `{}` private", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// SQLite says no.
+    #[error("the database refused {operation}")]
+    Sqlite {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A row cannot be read by this version.
+    #[error("a row of `{table}` cannot be read")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The database was written by a newer version.
+    #[error("the database has schema version {found}, this version reads up to {known}")]
+    Schema {
+        /// Found.
+        found: i64,
+        /// Known.
+        known: i64,
+    },
+    /// The database's thread is gone.
+    #[error("the database is closed")]
+    Closed,
 }
 
 /// The database. Clones share it.

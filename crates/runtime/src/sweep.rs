@@ -24,10 +24,11 @@ use crate::{
     build::cache,
     causes::chain,
     core::Core,
-    error::{LaunchError, OpenError},
+    launch::LaunchError,
     network::SweptNetwork,
     owner::Owner,
     session::Session,
+    state_dir::OpenError,
     store::{RecordedPhase, SandboxRecord},
 };
 

@@ -3,10 +3,9 @@
 //! A tag stands for a build until it is removed, assigned to another, or built anew; a build under other tags changes nothing of it.
 
 use crate::{
-    error::StoreError,
     random::is_uuid,
     reference::{DEFAULT, NoTemplate, Reference},
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Tags in one request.

@@ -5,28 +5,33 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use firkin_engine::{Fingerprint, Processor, Shape, qcow2};
+use firkin_engine::{Fingerprint, MachineError, Processor, Shape, qcow2};
 use firkin_wire::control;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
+    admission::AdmissionError,
     agent::{TEMPLATE_EPOCH, nobody},
-    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest},
+    artifact::{
+        Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, PublishError, SnapshotArtifactManifest,
+    },
     boot::{self, BootRequest, Booted},
     capacity::ResourceBudget,
     command::{self, GuestCommand},
     core::Core,
-    error::BuildError,
+    disk::DiskPressure,
     guest_file::{self, GuestFile},
     images::RootDisk,
+    launch::{BootError, LaunchError, Obituary},
     link::Connector,
+    network::SlotError,
     progress::Report,
     random::uuid,
     reference::{CODE_INTERPRETER, DEFAULT, MCP_GATEWAY, valid_name},
     sandbox::{InternetAccess, SandboxId},
-    store::{BuildState, Defaults, Setup, TemplateRecord},
+    store::{BuildState, Defaults, Setup, StoreError, TemplateRecord},
 };
 
 /// One command of a build.
@@ -186,6 +191,74 @@ pub(crate) fn recipe(core: &Core, build: &BuildTemplate) -> String {
 /// The root image that a build stands on.
 fn root_of(core: &Core, build: &BuildTemplate) -> RootDisk {
     build.root.clone().unwrap_or_else(|| core.config.guest.root())
+}
+
+/// Why a template was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The name is malformed.
+    #[error("`{0}` is not a template name: lower-case letters, digits, `-` and `_`")]
+    InvalidName(String),
+    /// The host has no room for the build.
+    #[error("the host has no room for a template build")]
+    Admission(#[source] AdmissionError),
+    /// The disk has less free space than the floor.
+    #[error("the disk is too full for a template build")]
+    DiskPressure(#[source] DiskPressure),
+    /// No network slot is left.
+    #[error("no network slot for a template build")]
+    Network(#[source] SlotError),
+    /// The guest did not come up, after every attempt.
+    #[error("the guest did not come up in {attempts} attempts")]
+    Boot {
+        /// How many boots were tried.
+        attempts: u32,
+        /// The last failure.
+        #[source]
+        source: LaunchError,
+    },
+    /// The guest ended before the template was ready.
+    #[error("{0}")]
+    Died(Obituary),
+    /// A file cannot be put into the guest.
+    #[error("cannot put a file into the template")]
+    File(#[source] crate::guest_file::PutError),
+    /// A command of the build failed.
+    #[error("failed to run command '{command}': {reason}")]
+    Command {
+        /// The command.
+        command: String,
+        /// Exit status and the tail of its output.
+        reason: String,
+    },
+    /// The template was not ready in time.
+    #[error("the template was not ready within {} s", deadline.as_secs())]
+    NotReady {
+        /// The deadline.
+        deadline: std::time::Duration,
+    },
+    /// The snapshot failed.
+    #[error("the machine could not be cut")]
+    Machine(#[source] MachineError),
+    /// The artifact could not be written.
+    #[error("the template could not be published")]
+    Publish(#[source] PublishError),
+    /// The store failed.
+    #[error("cannot record the template")]
+    Store(#[source] StoreError),
+}
+
+impl From<BootError> for BuildError {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Network(source) => Self::Network(source),
+            BootError::Up { attempts, source } => Self::Boot { attempts, source },
+            BootError::Died(obituary) => Self::Died(obituary),
+            BootError::Shrink(source) => Self::Boot { attempts: 1, source: LaunchError::Agent(source) },
+            BootError::Machine(source) => Self::Machine(source),
+            BootError::Publish(source) => Self::Publish(source),
+        }
+    }
 }
 
 /// Builds a template and records it under its name.

@@ -7,15 +7,33 @@ use crate::{
     build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
-    error::{BuildError, DeleteError, NoTemplate, StoreError, TagError},
     metrics::Timing,
     progress::Report,
-    reference::Reference,
+    reference::{NoTemplate, Reference},
     runtime::Runtime,
-    store::{Assignment, BuildRecord, BuildState, FamilyRecord, TemplateRecord},
-    tags::{self, Tagged},
-    template::{self, BuildTemplate, TagInfo, TemplateInfo, TemplateUpdate},
+    store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord},
+    tags::{self, TagError, Tagged},
+    template::{self, BuildError, BuildTemplate, TagInfo, TemplateInfo, TemplateUpdate},
 };
+
+/// Why a template or a snapshot was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// No template or snapshot by that name or id.
+    #[error(transparent)]
+    NotFound(#[from] NoTemplate),
+    /// Others are built on it.
+    #[error("template '{template}' is in use by {}", users.join(", "))]
+    InUse {
+        /// The template.
+        template: String,
+        /// Sandboxes, snapshots and templates that need it.
+        users: Vec<String>,
+    },
+    /// The store failed.
+    #[error("cannot record the deletion")]
+    Store(#[source] StoreError),
+}
 
 /// Everything that is on record of templates, read at once.
 struct Shelf {

@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
-    error::OpenError,
-    runtime::prepare_state_dir,
+    state_dir::{OpenError, prepare_state_dir},
     store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
 };
 

@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
-    disk::DiskPressureGuard,
-    error::DiskPressure,
+    disk::{DiskPressure, DiskPressureGuard},
     private::{private_dir, private_file},
 };
 

@@ -10,11 +10,10 @@ use firkin_engine::{
 };
 use firkin_runtime::{
     artifact::{
-        Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Readings,
-        SnapshotArtifactManifest,
+        Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, IntegrityError, MemoryMember, PublishError,
+        Readings, SnapshotArtifactManifest,
     },
     capacity::ResourceBudget,
-    error::{IntegrityError, PublishError},
 };
 use fs_err as fs;
 

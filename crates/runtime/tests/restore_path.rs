@@ -17,14 +17,15 @@ use firkin_engine::{Acceleration, Fingerprint, Shape};
 use firkin_runtime::{
     admission::{Admission, AdmissionError},
     artifact::{
-        Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest,
+        Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, IntegrityError, MemoryMember,
+        SnapshotArtifactManifest,
     },
     capacity::{CapacityError, CapacityLedger, HostCapacity, ResourceBudget},
     config::AdmissionConfig,
-    disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
-    error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
+    disk::{DiskPressure, DiskPressureGuard, DiskPressureProbe, DiskSpace},
+    launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     memory::HostMemory,
-    restore::{LaunchTimings, RestoreGates, SnapshotRestoreRequest, SnapshotSessionLauncher, restore},
+    restore::{RestoreGates, SnapshotRestoreError, restore},
     sandbox::InternetAccess,
 };
 use firkin_wire::control::Identity;

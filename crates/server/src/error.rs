@@ -10,12 +10,17 @@ use axum::{
 use firkin_runtime::{
     admission::AdmissionError,
     build::error::{FilesError, NoBuild, RequestError},
-    error::{
-        BootError, CreateError, DeadlineError, DeleteError, DialError, DiskPressure, ForkError, InvalidTimeout, KillError,
-        LaunchError, MemoryPressure, NetworkError, NoSuchSandbox, NoTemplate, ResumeError, RollbackError, SnapshotError,
-        SnapshotRestoreError, StoreError, TagError,
-    },
-    sandbox::{InvalidSandboxId, SandboxId},
+    disk::DiskPressure,
+    launch::{BootError, LaunchError},
+    memory::MemoryPressure,
+    owner::{CreateError, DeadlineError, KillError, NetworkError, ResumeError, RollbackError, SnapshotError},
+    reference::NoTemplate,
+    restore::SnapshotRestoreError,
+    runtime::{DialError, ForkError},
+    sandbox::{InvalidSandboxId, InvalidTimeout, NoSuchSandbox, SandboxId},
+    store::StoreError,
+    tags::TagError,
+    templates::DeleteError,
 };
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_runtime::{capacity::CapacityError, error::IntegrityError};
+use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError};
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn incompatible() -> SnapshotRestoreError {
 }
 
 fn refused_guest() -> SnapshotError {
-    let source = firkin_runtime::error::AgentError::Deadline { call: "sync", deadline_ms: 1 };
+    let source = firkin_runtime::agent::AgentError::Deadline { call: "sync", deadline_ms: 1 };
     SnapshotError::Guest { id: id(), source }
 }
 

@@ -15,7 +15,7 @@ const IN_RINGS: [(&str, usize); 6] = [
     ("crates/guest", 7),
     ("crates/image", 2),
     ("crates/mcp", 4),
-    ("crates/runtime", 27),
+    ("crates/runtime", 18),
     ("crates/server", 3),
 ];
 

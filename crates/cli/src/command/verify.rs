@@ -2,7 +2,7 @@
 
 use firkin_runtime::{
     artifact::ArtifactKind,
-    error::OpenError,
+    state_dir::OpenError,
     verify::{VerifiedArtifact, VerifyReport, verify},
 };
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, path::PathBuf};
 use serde::Serialize;
 
 use super::{Artifact, ArtifactKind, ArtifactStore, MemberIntegrity, manifest::unreadable};
-use crate::{causes::chain, error::IntegrityError};
+use crate::{artifact::IntegrityError, causes::chain};
 
 /// What an examination found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

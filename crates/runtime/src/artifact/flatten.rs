@@ -12,8 +12,8 @@ use fs_err as fs;
 
 use super::{Artifact, ArtifactStore, MemoryMember, Pin, SnapshotArtifactManifest};
 use crate::{
+    artifact::{IntegrityError, PublishError},
     config::FlattenConfig,
-    error::{IntegrityError, PublishError},
 };
 
 /// Why a state did not get a memory of its own. It stays as it is.

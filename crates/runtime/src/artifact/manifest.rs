@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    artifact::{IntegrityError, PublishError},
     capacity::ResourceBudget,
-    error::{IntegrityError, PublishError},
 };
 
 /// The version of both sidecars that this code writes, and the only one it reads.

@@ -19,7 +19,33 @@ use super::{
     },
     staging::Room,
 };
-use crate::{artifact::memory_base, error::PublishError};
+use crate::artifact::{IntegrityError, memory_base};
+
+/// Why an artifact could not be published. Nothing of it is visible.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A file could not be written, synced or renamed.
+    #[error("cannot write `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A member that the artifact would share is damaged.
+    #[error("snapshot artifact `{base}`, which it builds on, is not intact")]
+    Base {
+        /// The artifact whose memory it would share.
+        base: String,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
+    },
+    /// A sidecar does not serialise.
+    #[error("cannot serialise a sidecar")]
+    Serialise(#[source] serde_json::Error),
+}
 
 /// A new artifact that is still invisible. Dropping it removes what was written.
 #[derive(Debug)]

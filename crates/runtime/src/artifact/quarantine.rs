@@ -19,7 +19,7 @@ use super::{
     ArtifactStore,
     manifest::{FORMAT, read_sidecar, write_sidecar},
 };
-use crate::{causes::chain, error::IntegrityError};
+use crate::{artifact::IntegrityError, causes::chain};
 
 /// What a mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,9 +12,8 @@ use super::{
 };
 use crate::{
     core::Core,
-    error::StoreError,
     runtime::Runtime,
-    store::{BuildLogEntry, BuildRecord, BuildState},
+    store::{BuildLogEntry, BuildRecord, BuildState, StoreError},
 };
 
 impl Runtime {

@@ -12,9 +12,8 @@ use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     core::Core,
-    error::StoreError,
     restore::check_compatible,
-    store::{Defaults, LayerRecord},
+    store::{Defaults, LayerRecord, StoreError},
 };
 
 /// Work that is worth a state of its own: several times what a cut takes on an emulated guest.

@@ -5,9 +5,15 @@ use std::path::PathBuf;
 use firkin_engine::MachineError;
 
 use crate::{
+    agent::AgentError,
+    artifact::{IntegrityError, PublishError},
     command::CommandError,
-    error::{AgentError, BootError, DiskPressure, IntegrityError, NoTemplate, PublishError, SnapshotRestoreError, StoreError},
+    disk::DiskPressure,
     images::ImageError,
+    launch::BootError,
+    reference::NoTemplate,
+    restore::SnapshotRestoreError,
+    store::StoreError,
 };
 
 /// Why no place was made for a build.

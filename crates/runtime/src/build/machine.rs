@@ -11,13 +11,15 @@ use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     admission::AdmissionError,
     agent::nobody,
-    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
+    artifact::{
+        Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
+    },
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
-    error::{PublishError, SnapshotRestoreError},
+    launch::SnapshotRestoreRequest,
     rest::come_to_rest,
-    restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
+    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     sandbox::{InternetAccess, Memory},
     session::{After, Session},
     store::LogLevel,

@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BuildInfo, log::BuildLog};
 use crate::{
     core::Core,
-    error::StoreError,
-    store::{BuildReason, BuildRecord, BuildState},
+    store::{BuildReason, BuildRecord, BuildState, StoreError},
 };
 
 /// Builds that run at a time. Most wait for commands of theirs; capacity is admitted besides.

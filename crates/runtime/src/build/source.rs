@@ -21,9 +21,9 @@ use super::{
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     core::Core,
-    error::{NoTemplate, SnapshotRestoreError},
     images::{BuildImage, ImageRequest},
-    restore::check_compatible,
+    reference::NoTemplate,
+    restore::{SnapshotRestoreError, check_compatible},
     store::{Defaults, LogLevel, TemplateRecord},
 };
 

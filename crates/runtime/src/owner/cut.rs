@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use firkin_engine::MachineError;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,16 +13,84 @@ use super::{
     wake::identity,
 };
 use crate::{
-    artifact::{Artifact, ArtifactKind, CutReason, FORMAT, MemoryMember, Pin, SnapshotArtifactManifest},
+    agent::AgentError,
+    artifact::{
+        Artifact, ArtifactKind, CutReason, FORMAT, IntegrityError, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
+    },
     causes::chain,
     core::Core,
-    error::{PublishError, SnapshotError},
+    disk::DiskPressure,
     history::{Event, Level},
     metrics::Timing,
-    sandbox::{Memory, SandboxId},
+    sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
-    store::{Held, RecordedPhase},
+    store::{Held, RecordedPhase, StoreError},
 };
+
+/// Why a snapshot (pause, fork, named snapshot) was not taken. The sandbox goes on running.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// It is paused already (only where that is an error).
+    #[error("sandbox `{0}` is already paused")]
+    AlreadyPaused(SandboxId),
+    /// The disk has less free space than the floor.
+    #[error("the disk is too full for a snapshot of sandbox `{id}`")]
+    DiskPressure {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: DiskPressure,
+    },
+    /// The guest agent did not get ready.
+    #[error("the guest of sandbox `{id}` did not get ready for a snapshot")]
+    Guest {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: AgentError,
+    },
+    /// The state it was restored from is damaged.
+    #[error("the snapshot that sandbox `{id}` came from is not intact")]
+    Integrity {
+        /// The sandbox.
+        id: SandboxId,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
+    },
+    /// The engine failed.
+    #[error("the machine of sandbox `{id}` could not be cut")]
+    Machine {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: MachineError,
+    },
+    /// The artifact could not be written.
+    #[error("the snapshot of sandbox `{id}` could not be published")]
+    Publish {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: PublishError,
+    },
+    /// The name is taken or malformed.
+    #[error("`{0}` is not a usable snapshot name: lower-case letters, digits, `-`, `_` and at most one `:tag`")]
+    InvalidName(String),
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The store failed.
+    #[error("cannot record the snapshot")]
+    Store(#[source] StoreError),
+}
 
 impl Owner {
     /// Whether the pause that was asked for has been made since, for somebody else who asked for the same.

@@ -4,10 +4,34 @@ use std::net::Ipv4Addr;
 
 use super::{Owner, Phase};
 use crate::{
-    error::NetworkError,
     history::{Event, Level},
-    sandbox::InternetAccess,
+    network::SlotError,
+    sandbox::{InternetAccess, NoSuchSandbox, SandboxId},
+    store::StoreError,
 };
+
+/// Why a sandbox's network was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// It is paused.
+    #[error("cannot change the network of sandbox `{0}`: it does not run; resume it first")]
+    NotRunning(SandboxId),
+    /// The new rules are recorded, but may not be in force. Asking again is safe.
+    #[error("cannot change the network of sandbox `{id}`")]
+    Apply {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: SlotError,
+    },
+    /// The change could not be recorded, and was not made.
+    #[error("cannot record the change of a sandbox's network")]
+    Store(#[source] StoreError),
+}
 
 impl Owner {
     /// Records the new rules, then puts them in force: a resume never has looser ones than its caller was told.

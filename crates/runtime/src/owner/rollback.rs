@@ -20,11 +20,49 @@ use super::{
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     core::Core,
-    error::{ResumeError, RollbackError, SnapshotRestoreError},
-    restore,
-    sandbox::{Memory, RuntimeSandbox},
-    store::{Held, RecordedPhase},
+    owner::{ResumeError, SnapshotError},
+    restore::{self, SnapshotRestoreError},
+    sandbox::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    store::{Held, RecordedPhase, StoreError},
 };
+
+/// Why a sandbox did not go back to a checkpoint. It is what it was; where that could not be restored either, it is paused as it
+/// was.
+#[derive(Debug, thiserror::Error)]
+pub enum RollbackError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// No such snapshot.
+    #[error("snapshot '{0}' not found")]
+    SnapshotNotFound(String),
+    /// A template, or a snapshot of another sandbox.
+    #[error("'{snapshot}' is not a snapshot of sandbox `{id}`")]
+    NotItsOwn {
+        /// What was named.
+        snapshot: String,
+        /// The sandbox.
+        id: SandboxId,
+    },
+    /// The checkpoint cannot be restored here. The sandbox was not touched.
+    #[error("the checkpoint cannot be restored")]
+    Checkpoint(#[source] SnapshotRestoreError),
+    /// What the sandbox is now could not be made durable. It goes on running.
+    #[error("the present state could not be saved before going back")]
+    Save(#[from] SnapshotError),
+    /// The checkpoint was not restored.
+    #[error("sandbox `{id}` could not be restored from its checkpoint")]
+    Restore {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: ResumeError,
+    },
+    /// The store failed.
+    #[error("cannot record the rollback")]
+    Store(#[source] StoreError),
+}
 
 impl Owner {
     /// Becomes what `checkpoint` holds. Whoever asks keeps it from being collected.

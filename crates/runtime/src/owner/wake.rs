@@ -13,17 +13,49 @@ use super::{
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     core::Core,
-    error::{DeadlineError, ResumeError, SnapshotRestoreError},
-    generation,
+    generation::{self, StaleState},
     history::{Event, Level},
+    launch::SnapshotRestoreRequest,
     metrics::Timing,
-    owner::Connected,
+    owner::{Connected, DeadlineError},
     pool, reboot,
-    restore::{self, SnapshotRestoreReport, SnapshotRestoreRequest},
-    sandbox::{MAX_TIMEOUT, Memory, RuntimeSandbox},
+    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    sandbox::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     session::Session,
-    store::{Held, RecordedPhase, SandboxRecord},
+    store::{Held, RecordedPhase, SandboxRecord, StoreError},
 };
+
+/// Why a sandbox was not connected to or resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// No such sandbox.
+    #[error(transparent)]
+    NotFound(#[from] NoSuchSandbox),
+    /// It runs already (only where that is an error).
+    #[error("sandbox `{0}` is already running")]
+    AlreadyRunning(SandboxId),
+    /// The timeout is invalid.
+    #[error("{0}")]
+    InvalidTimeout(InvalidTimeout),
+    /// The restore failed; the paused state is untouched.
+    #[error("sandbox `{id}` cannot be resumed")]
+    Restore {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: SnapshotRestoreError,
+    },
+    /// What is held of it is not its last durable state. Nothing was launched.
+    #[error("cannot resume another state than the last durable one")]
+    Stale(#[source] StaleState),
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// The store failed.
+    #[error("cannot record the resumed sandbox")]
+    Store(#[source] StoreError),
+}
 
 /// A sandbox that traffic woke lives at least this long: shorter and it would pause again while it answers.
 const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);

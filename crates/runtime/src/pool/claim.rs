@@ -10,9 +10,9 @@ use crate::{
     capacity::ActiveSessionReservation,
     causes::chain,
     core::Core,
-    error::{LaunchError, SnapshotRestoreError},
+    launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
     metrics::Timing,
-    restore::{self, LaunchTimings, SnapshotRestoreReport, SnapshotRestoreRequest},
+    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     session::{Session, Staged},
 };
 

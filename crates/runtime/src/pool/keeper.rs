@@ -9,14 +9,15 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
 use crate::{
     admission::WarmAdmissionError,
+    artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation},
     causes::chain,
     command::{self, CommandError, GuestCommand},
     core::Core,
-    disk::REFILL_FACTOR,
-    error::{DiskPressure, IntegrityError, LaunchError, SnapshotRestoreError},
+    disk::{DiskPressure, REFILL_FACTOR},
+    launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     rest::come_to_rest,
-    restore::{self, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
+    restore::{self, SnapshotRestoreError},
     sandbox::InternetAccess,
     session::Session,
 };

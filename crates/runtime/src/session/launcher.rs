@@ -21,10 +21,9 @@ use firkin_wire::control;
 use super::Session;
 use crate::{
     artifact::{Artifact, ArtifactStore, Pin, memory_base},
-    error::LaunchError,
     instances::{InstanceDir, Instances},
+    launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     link::{Link, Links},
-    restore::{LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     sandbox::InternetAccess,
 };
 

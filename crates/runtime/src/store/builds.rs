@@ -12,7 +12,7 @@ use super::{
     templates::{FamilyRecord, drop_bare, family, id_of_name, put_family, put_template},
     to_json,
 };
-use crate::error::StoreError;
+use crate::store::StoreError;
 
 /// What commands of a sandbox get that ask for nothing else. Absent: as envd has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

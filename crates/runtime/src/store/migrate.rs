@@ -14,7 +14,10 @@ use super::{
     templates::{FamilyRecord, TABLES, give, put_family, put_version},
     to_json,
 };
-use crate::{error::StoreError, reference::DEFAULT, store::BuildRecord};
+use crate::{
+    reference::DEFAULT,
+    store::{BuildRecord, StoreError},
+};
 
 /// What is to be on record.
 #[derive(Debug, Default)]
@@ -163,7 +166,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::store::{Lookup, Store};
+    use crate::store::{Store, templates::Lookup};
 
     fn template(id: &str, build: &str, minute: i64, fields: &Value) -> String {
         let at = Timestamp::from_second(60 * minute).unwrap();

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Store, TemplateRecord, from_json, sqlite, to_json};
 use crate::{
-    error::StoreError,
-    reference::{DEFAULT, Reference},
+    reference::{DEFAULT, NoTemplate, Reference},
     sandbox::SandboxId,
+    store::StoreError,
 };
 
 pub(super) const TABLES: &str = "
@@ -305,6 +305,17 @@ struct FamilyId {
     id: String,
     /// The `name:tag` that it stood for by itself, if it is a former id.
     stood_for: Option<String>,
+}
+
+impl NoTemplate {
+    /// What a reference was found to lead to, or why it leads nowhere.
+    pub(crate) fn unless_found(reference: &str, found: Lookup) -> Result<TemplateRecord, Self> {
+        match found {
+            Lookup::Found(record) => Ok(*record),
+            Lookup::NoTag { tag, tags } => Err(Self::NoTag { template: Reference::parse(reference).base, tag, tags }),
+            Lookup::Absent => Err(Self::Absent(reference.to_owned())),
+        }
+    }
 }
 
 fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError> {

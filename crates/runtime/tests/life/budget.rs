@@ -2,12 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use firkin_runtime::{
-    error::{DiskPressure, SnapshotError},
-    runtime::Runtime,
-    sandbox::SandboxState,
-    store::BuildState,
-};
+use firkin_runtime::{disk::DiskPressure, owner::SnapshotError, runtime::Runtime, sandbox::SandboxState, store::BuildState};
 
 use crate::{
     bench::{Host, base, names, until},

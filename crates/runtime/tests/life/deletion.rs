@@ -1,6 +1,6 @@
 //! Deleting templates and snapshots: refused while others depend on them, by name; free as soon as nobody does.
 
-use firkin_runtime::{build::Source, error::DeleteError, runtime::Runtime, sandbox::CreateSandbox};
+use firkin_runtime::{build::Source, runtime::Runtime, sandbox::CreateSandbox, templates::DeleteError};
 
 use crate::{
     bench::{Host, base},

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use firkin_engine::Exit;
 use firkin_runtime::{
-    error::{BuildError, Obituary, ResumeError, SnapshotRestoreError},
-    owner::OnExit,
+    launch::Obituary,
+    owner::{OnExit, ResumeError},
+    restore::SnapshotRestoreError,
     sandbox::Memory,
-    template::BuildTemplate,
+    template::{BuildError, BuildTemplate},
 };
 
 use crate::bench::{Host, base, until};

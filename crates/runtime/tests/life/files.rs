@@ -7,7 +7,10 @@ use firkin_engine::{
     qcow2,
 };
 use firkin_runtime::{
-    error::{BootError, IntegrityError, ResumeError, SnapshotRestoreError},
+    artifact::IntegrityError,
+    launch::BootError,
+    owner::ResumeError,
+    restore::SnapshotRestoreError,
     sandbox::{CreateSandbox, Memory, OnTimeout, SandboxId, SandboxState},
 };
 

@@ -3,7 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use firkin_runtime::{
-    error::{ResumeError, StaleState},
+    generation::StaleState,
+    owner::ResumeError,
     sandbox::{SandboxId, SandboxState},
 };
 use proptest::prelude::*;

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use firkin_runtime::{
-    error::{CreateError, IntegrityError, OpenError, ResumeError, SnapshotError, SnapshotRestoreError},
+    artifact::IntegrityError,
+    owner::{CreateError, ResumeError, SnapshotError},
+    restore::SnapshotRestoreError,
     sandbox::SandboxState,
+    state_dir::OpenError,
     verify::{in_use, verify},
 };
 

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
-    error::{DialError, KillError, NoSuchSandbox, ResumeError, SnapshotError},
-    owner::OnExit,
-    runtime::Runtime,
-    sandbox::{CreateSandbox, Memory, OnTimeout, SandboxId, SandboxState},
+    owner::{KillError, OnExit, ResumeError, SnapshotError},
+    runtime::{DialError, Runtime},
+    sandbox::{CreateSandbox, Memory, NoSuchSandbox, OnTimeout, SandboxId, SandboxState},
 };
 use jiff::Timestamp;
 use tokio::{

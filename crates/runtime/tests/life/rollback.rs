@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
-    error::RollbackError,
+    owner::RollbackError,
     runtime::Runtime,
     sandbox::{Memory, SandboxId, SandboxState},
 };

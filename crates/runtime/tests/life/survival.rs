@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
-    error::{CreateError, DeadlineError, KillError, ResumeError, SnapshotError},
-    owner::OnExit,
+    owner::{CreateError, DeadlineError, KillError, OnExit, ResumeError, SnapshotError},
     runtime::Runtime,
     sandbox::{SandboxId, SandboxState},
     sweep::Swept,

@@ -11,8 +11,7 @@ use std::{
 use firkin_runtime::{
     admission::WarmAdmissionError,
     capacity::{ActiveSessionReservation, CapacityUsage, ClassUsage, WarmEviction, WarmSessionReservation},
-    error::MemoryPressure,
-    memory::MemoryPressureProbe,
+    memory::{MemoryPressure, MemoryPressureProbe},
     restore::SnapshotRestoreReport,
 };
 use proptest::{prelude::*, sample::Index};

@@ -17,8 +17,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use bytes::Bytes;
 use firkin_runtime::{
-    error::DialError,
-    runtime::{Dialled, Runtime},
+    runtime::{DialError, Dialled, Runtime},
     sandbox::SandboxId,
 };
 use firkin_wire::head;

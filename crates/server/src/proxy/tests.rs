@@ -13,9 +13,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use firkin_runtime::{
-    error::{DialError, NoSuchSandbox},
-    runtime::Dialled,
-    sandbox::SandboxId,
+    runtime::{DialError, Dialled},
+    sandbox::{NoSuchSandbox, SandboxId},
 };
 use futures::{SinkExt, StreamExt};
 use http_body::Frame;

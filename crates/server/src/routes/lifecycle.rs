@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json as Reply, extract::State};
-use firkin_runtime::{
-    error::InvalidTimeout,
-    sandbox::{OnTimeout, SandboxId},
-};
+use firkin_runtime::sandbox::{InvalidTimeout, OnTimeout, SandboxId};
 use firkin_wire::rest;
 use http::StatusCode;
 

@@ -8,8 +8,10 @@ use axum::{
     middleware::from_fn_with_state,
     routing::{delete, get, patch, post, put},
 };
-use firkin_runtime::{error::InvalidTimeout, sandbox::Memory};
+use firkin_runtime::sandbox::{InvalidTimeout, Memory};
 use http::StatusCode;
+
+use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
 mod builds;
 mod create;
@@ -23,8 +25,6 @@ mod tags;
 mod teams;
 mod templates;
 mod volumes;
-
-use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {

@@ -1,0 +1,53 @@
+//! The directory of everything that outlives the process: one server at a time, and nobody else.
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+
+use crate::{private::private_dir, store::StoreError};
+
+/// Why the runtime could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory of the state could not be made or read.
+    #[error("cannot use `{}`", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another server uses this state directory.
+    #[error("another server uses the state directory `{}`", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The store could not be opened.
+    #[error("cannot open the database")]
+    Store(#[source] StoreError),
+    /// The network could not be prepared.
+    #[error("cannot prepare the network")]
+    Network(#[source] crate::network::OpenError),
+}
+
+/// An exclusive lock on the state directory.
+#[derive(Debug)]
+pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
+
+/// Makes the state directory and locks it for this process.
+pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
+    let directory = |source| OpenError::Directory { path: path.to_owned(), source };
+    // Whatever lies below is somebody's: names, tokens, memory, files. Machines run as other users and are handed what they use.
+    private_dir(path).map_err(directory)?;
+    private_dir(&path.join("run")).map_err(directory)?;
+    let mut open = fs::OpenOptions::new();
+    let file = open.create(true).truncate(false).write(true).mode(0o600).open(path.join("lock")).map_err(directory)?;
+    let lock = nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockExclusiveNonblock);
+    lock.map(StateLock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
+        other => directory(other.into()),
+    })
+}
