@@ -2,3 +2,4 @@
 
 pub mod engine_qemu;
 pub mod guest_link;
+pub mod laboratory;

@@ -5,12 +5,7 @@
 //! guests' kernel and the contract's program go in as one archive; the inner guests' disk is the sandbox's own.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use firkin_engine::{
     Acceleration, Engine,
@@ -28,27 +23,18 @@ use firkin_runtime::{
     sandbox::{CreateSandbox, RuntimeSandbox},
     template::BuildTemplate,
 };
-use firkin_vm_tests::engine_qemu::{GuestFiles, cache};
+use firkin_vm_tests::{
+    engine_qemu::{GuestFiles, cache},
+    laboratory::{self, SMALL_QEMU},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What runs inside.
 const CONTRACT: &str = env!("CARGO_BIN_EXE_kvm_contract");
-/// Debian's QEMU with one machine and no emulator.
-const SMALL_QEMU: &str = "/usr/bin/qemu-system-x86_64-microvm";
 /// A guest that is a host: itself, and three guests of 512 MiB that touch little of it.
 const HOST_MIB: u32 = 2048;
 /// KVM and what it needs, in the order of loading.
 const MODULES: [&str; 3] = ["virt/lib/irqbypass", "arch/x86/kvm/kvm", "arch/x86/kvm/kvm-amd"];
-/// What QEMU loads into a machine that boots a kernel directly, wherever a distribution keeps it.
-const FIRMWARE: [&str; 7] = [
-    "qemu/kvmvapic.bin",
-    "qemu/linuxboot_dma.bin",
-    "qemu/pvh.bin",
-    "qemu/qboot.rom",
-    "qemu/bios-microvm.bin",
-    "seabios/bios-256k.bin",
-    "seabios/bios-microvm.bin",
-];
 /// The contract takes a minute on an idle machine.
 const CONTRACT_DEADLINE: Duration = Duration::from_secs(600);
 /// Loads the modules: a sandbox has neither a module tree nor `insmod`.
@@ -95,7 +81,7 @@ async fn emulating_host() -> Option<(QemuEngine, GuestFiles, GuestKernel)> {
     Some((here, files, kernel))
 }
 
-/// Packs everything that the inner host needs into one archive of absolute paths.
+/// Packs everything that the inner host needs into one archive.
 fn pack(qemu: &Path, files: &GuestFiles, kernel: &GuestKernel, archive: &Path) {
     let lab = tempfile::tempdir().unwrap();
     let into = |name: &str| lab.path().join(name);
@@ -106,23 +92,7 @@ fn pack(qemu: &Path, files: &GuestFiles, kernel: &GuestKernel, archive: &Path) {
         let path = kernel.modules.join(format!("kernel/{module}.ko.xz"));
         fs_err::copy(&path, into(&path.file_name().unwrap().to_string_lossy())).unwrap();
     }
-    let firmware = FIRMWARE.map(|name| Path::new("/usr/share").join(name)).into_iter().filter(|path| path.exists());
-    let mut tar = Command::new("tar");
-    tar.args(["--dereference", "--absolute-names", "--create", "--file"]).arg(archive);
-    tar.arg(format!("--transform=s,^{},/lab,", lab.path().display())).arg(qemu).args(libraries(qemu)).args(firmware);
-    // Where the host has the build that users' servers run with KVM, so has the inner one.
-    let small = Path::new(SMALL_QEMU);
-    if small.exists() {
-        tar.arg(small).args(libraries(small));
-    }
-    assert!(tar.arg(lab.path()).status().unwrap().success(), "the archive is written");
-}
-
-/// The shared libraries of a program, as its loader finds them.
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    let output = Command::new("ldd").arg(program).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|line| line.split("=> ").nth(1)?.split(' ').next()).map(PathBuf::from).collect()
+    laboratory::pack(qemu, lab.path(), std::fs::File::create(archive).unwrap()).unwrap();
 }
 
 fn config(state: &Path, files: &GuestFiles, kernel: &GuestKernel) -> RuntimeConfig {
