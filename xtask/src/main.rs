@@ -13,6 +13,7 @@ mod e2b_suite;
 mod household;
 mod kvm_soak;
 mod leaks;
+mod nested;
 mod node;
 mod python;
 mod run;
@@ -58,6 +59,14 @@ enum Command {
     E2bSuite(e2b_suite::Suite),
     /// Thousands of restores with KVM on this host, none of which may die; prints the README's table
     KvmSoak(kvm_soak::Soak),
+    /// The whole product on KVM, in an emulated machine that has it: for hosts without
+    ///
+    /// In a sandbox whose processor has virtualisation: a server with `kvm` and nothing else, template, create, commands, fork, pause
+    /// and resume, snapshot, kill -9 of the server and take-over, `firkin bench --quick`, and tests of the newest Python SDK. Without a
+    /// network, and nothing of it is left. Not covered: the SDK's other tests unless they are named after `--`, the other
+    /// SDKs, images from registries, the desktop and the code interpreter, sandboxes that reach the internet, a reboot of the inner
+    /// host, Intel's processors, and speed: everything is emulated
+    Nested(nested::Nested),
 }
 
 fn main() -> ExitCode {
@@ -102,6 +111,11 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             kvm_soak::run(workspace, report, &soak)
+        }
+        Command::Nested(nested) => {
+            report.step("build", |step| workspace.build_all(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            nested::run(workspace, household, report, &nested)
         }
     }
 }

@@ -57,7 +57,8 @@ impl Server {
         Self::start_with(workspace, state_dir, &[&["--tls-listen", &address], options].concat())
     }
 
-    fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
+    /// The same, with these options.
+    pub(crate) fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
         let address = free_address()?;
         // Beside the directory and not in it: that is the server's own.
         let log = state_dir.with_extension("log");

@@ -19,6 +19,8 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// The directory that cargo puts binaries of the dev profile into; this program runs from there.
     pub(crate) binaries: PathBuf,
+    /// The cache directory of the product, where it is not the host's.
+    product_cache: Option<PathBuf>,
 }
 
 impl Workspace {
@@ -27,7 +29,7 @@ impl Workspace {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package is inside the workspace")?.to_owned();
         let program = std::env::current_exe().context("cannot find this program's own path")?;
         let binaries = program.parent().context("a program is in a directory")?.to_owned();
-        Ok(Self { root, binaries })
+        Ok(Self { root, binaries, product_cache: None })
     }
 
     /// A directory for what this program keeps between runs.
@@ -39,7 +41,15 @@ impl Workspace {
     pub(crate) fn firkin(&self) -> Command {
         let mut command = Command::new(self.binaries.join("firkin"));
         command.current_dir(&self.root);
+        if let Some(cache) = &self.product_cache {
+            command.env("FIRKIN_CACHE_DIR", cache);
+        }
         command
+    }
+
+    /// The same workspace, whose product has a cache directory of its own.
+    pub(crate) fn with_product_cache(&self, cache: &Path) -> Self {
+        Self { root: self.root.clone(), binaries: self.binaries.clone(), product_cache: Some(cache.to_owned()) }
     }
 
     fn cargo(&self, arguments: &[&str]) -> Command {
@@ -76,6 +86,11 @@ impl Workspace {
 
     pub(crate) fn build(&self, step: &mut Step) -> anyhow::Result<()> {
         step.run(&mut self.cargo(&["build", "--package", "firkin"]))
+    }
+
+    /// The product, and the programs that its tests with machines run.
+    pub(crate) fn build_all(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["build", "--workspace"]))
     }
 
     /// What the product needs of the host, set up by the product itself.
