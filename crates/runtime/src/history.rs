@@ -5,27 +5,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use firkin_wire::control::Stats;
-use futures::StreamExt;
 use jiff::Timestamp;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use crate::{
-    core::Core,
-    owner::{Access, Command, Handle},
-    sandbox::SandboxId,
-};
-
-/// Between two samples. E2B's clients ask every few seconds and wait half a minute for the first.
-pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+use crate::sandbox::SandboxId;
 
 /// Samples kept of one sandbox: half an hour, 30 KiB.
 const MAX_SAMPLES: usize = 360;
@@ -36,14 +24,8 @@ const MAX_EVENTS: usize = 512;
 /// Sandboxes that ended and are still remembered.
 const MAX_ENDED: usize = 256;
 
-/// A guest that needs longer for its statistics is left alone for a while.
-const SAMPLE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// For how long: its owner waits for the answer, and has better things to do.
+/// A guest that did not answer is left alone for so long: its owner waits for the answer, and has better things to do.
 const QUIET: Duration = Duration::from_secs(60);
-
-/// Sandboxes that are asked at once: each answer wakes a guest.
-const ASKED_AT_ONCE: usize = 8;
 
 /// How much an event matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,7 +113,7 @@ impl History {
     }
 
     /// Remembers what the guest answered; one that did not is left alone for a while.
-    fn sampled(&self, id: &SandboxId, answer: Option<Stats>) {
+    pub(crate) fn sampled(&self, id: &SandboxId, answer: Option<Stats>) {
         let mut rings = self.rings();
         let ring = rings.sandboxes.entry(id.clone()).or_default();
         match answer {
@@ -145,7 +127,7 @@ impl History {
         }
     }
 
-    fn is_quiet(&self, id: &SandboxId) -> bool {
+    pub(crate) fn is_quiet(&self, id: &SandboxId) -> bool {
         let rings = self.rings();
         rings.sandboxes.get(id).and_then(|ring| ring.quiet).is_some_and(|until| Instant::now() < until)
     }
@@ -156,50 +138,6 @@ fn push<T>(ring: &mut VecDeque<T>, item: T, most: usize) {
         ring.pop_front();
     }
     ring.push_back(item);
-}
-
-/// Samples every running sandbox until `stop`.
-pub(crate) async fn sample_all(core: Arc<Core>, stop: CancellationToken) {
-    let mut ticks = interval(SAMPLE_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-            () = core.stopping.cancelled() => return,
-        }
-        core.activity.observed(core.running(), Timestamp::now());
-        let handles: Vec<(SandboxId, Handle)> =
-            core.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
-        let history = &core.history;
-        let round = futures::stream::iter(handles).for_each_concurrent(ASKED_AT_ONCE, |(id, handle)| async move {
-            sample(history, &id, &handle).await;
-        });
-        tokio::select! {
-            () = round => {}
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
-/// Takes one sample, unless the sandbox does not run, has something better to do or did not answer lately.
-pub(crate) async fn sample(history: &History, id: &SandboxId, handle: &Handle) {
-    let running = matches!(handle.view.borrow().access, Access::Running(_));
-    if !running || history.is_quiet(id) {
-        return;
-    }
-    let (reply, answer) = oneshot::channel();
-    // A full queue is an owner that has enough to do.
-    if handle.commands.try_send(Command::Stats { reply }).is_err() {
-        return;
-    }
-    match timeout(SAMPLE_DEADLINE, answer).await {
-        Ok(Ok(Some(stats))) => history.sampled(id, Some(stats)),
-        // It ended, or is paused by now.
-        Ok(Err(_)) => {}
-        Ok(Ok(None)) if !matches!(handle.view.borrow().access, Access::Running(_)) => {}
-        Ok(Ok(None)) | Err(_) => history.sampled(id, None),
-    }
 }
 
 #[cfg(test)]

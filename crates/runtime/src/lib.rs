@@ -43,6 +43,7 @@ pub mod reference;
 mod rest;
 pub mod restore;
 pub mod runtime;
+mod sampler;
 pub mod sandbox;
 pub mod secrets;
 mod session;

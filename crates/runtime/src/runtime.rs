@@ -25,7 +25,7 @@ use crate::{
     core::{Core, Parts},
     disk::DiskPressureGuard,
     forward,
-    history::{self, Event},
+    history::Event,
     instances::Instances,
     lineage::{self, LineageNode},
     link::{Connector, Links},
@@ -37,6 +37,7 @@ use crate::{
     pool::{self, WarmPool},
     reference::{NoTemplate, TEAM, valid_name},
     restore::{RestoreGates, SnapshotRestoreError},
+    sampler,
     sandbox::{
         CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
     },
@@ -428,17 +429,17 @@ impl Runtime {
     pub async fn samples(&self, id: &SandboxId) -> Result<Vec<firkin_wire::control::Stats>, NoSuchSandbox> {
         let handle = self.handle(id)?;
         let recent = |stats: &firkin_wire::control::Stats| {
-            Timestamp::now().as_second() - stats.ts < history::SAMPLE_EVERY.as_secs().cast_signed()
+            Timestamp::now().as_second() - stats.ts < sampler::SAMPLE_EVERY.as_secs().cast_signed()
         };
         if !self.core.history.samples(id).last().is_some_and(recent) {
-            history::sample(&self.core.history, id, &handle).await;
+            sampler::sample(&self.core.history, id, &handle).await;
         }
         Ok(self.core.history.samples(id))
     }
 
     /// Samples every running sandbox at an interval, until `stop` or the end of the runtime.
     pub async fn sample_all(&self, stop: CancellationToken) {
-        history::sample_all(Arc::clone(&self.core), stop).await;
+        sampler::sample_all(Arc::clone(&self.core), stop).await;
     }
 
     /// How many sandboxes ran at once and how often one started, oldest first, for a week at most and since this server began.
