@@ -10,6 +10,7 @@ pub mod artifact;
 mod boot;
 mod budget;
 pub mod build;
+mod builds;
 pub mod capacity;
 mod causes;
 mod chain;

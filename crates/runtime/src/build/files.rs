@@ -62,7 +62,7 @@ impl Files {
     }
 
     /// Whether there is an archive of this digest.
-    pub(super) fn contains(&self, hash: &str) -> Result<bool, FilesError> {
+    pub(crate) fn contains(&self, hash: &str) -> Result<bool, FilesError> {
         Ok(self.path(hash)?.exists())
     }
 
@@ -82,7 +82,7 @@ impl Files {
     }
 
     /// Begins to receive an archive.
-    pub(super) fn receive(&self, hash: &str) -> Result<FileUpload, FilesError> {
+    pub(crate) fn receive(&self, hash: &str) -> Result<FileUpload, FilesError> {
         let target = self.path(hash)?;
         let failed = |source| FilesError::Store { path: self.dir.clone(), source };
         self.prune().map_err(failed)?;

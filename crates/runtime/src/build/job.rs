@@ -47,7 +47,7 @@ pub(super) const BASE: &str = "base";
 pub(super) const FINALIZE: &str = "finalize";
 
 /// Runs a build and records how it ended.
-pub(super) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
+pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let begun = Instant::now();
     live.log.enter(BASE);
     live.log.info(format!("Building template {}/{}", live.record.template_id, live.record.id));

@@ -20,7 +20,7 @@ const MAX_MESSAGE_BYTES: usize = 8 << 10;
 
 /// The log of one build that goes on.
 #[derive(Debug, Default)]
-pub(super) struct BuildLog {
+pub(crate) struct BuildLog {
     state: Mutex<State>,
 }
 
@@ -71,7 +71,7 @@ impl BuildLog {
         state.entries.push(BuildLogEntry { at: Timestamp::now(), level, step, message });
     }
 
-    pub(super) fn entries(&self) -> Vec<BuildLogEntry> {
+    pub(crate) fn entries(&self) -> Vec<BuildLogEntry> {
         self.state().entries.clone()
     }
 }

@@ -13,7 +13,6 @@
 //! Only a source that nobody has prepared in that shape is booted. So a second build of a source takes as long as its own steps,
 //! and shares memory and disk with the first. What is kept between builds is in `cache`; it is never needed, only faster.
 
-mod api;
 pub(crate) mod cache;
 mod command;
 mod context;
@@ -24,10 +23,10 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gap;
-mod job;
+pub(crate) mod job;
 mod log;
 mod machine;
-mod names;
+pub(crate) mod names;
 mod provision;
 mod record;
 mod registry;
@@ -44,10 +43,9 @@ use crate::{
 
 pub use self::files::FileUpload;
 pub(crate) use self::{
-    api::cancel_all,
     cache::{drop_artifact, keeps},
     files::Files,
-    registry::{Builds, recover},
+    registry::{Builds, cancel_all, recover},
 };
 
 /// What is asked for before a build: a place for it.

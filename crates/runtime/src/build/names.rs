@@ -18,18 +18,18 @@ const MIN_MEMORY_MIB: i64 = 128;
 
 /// A request that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Named {
+pub(crate) struct Named {
     /// Empty if none was given.
-    pub(super) name: String,
-    pub(super) tags: Vec<String>,
-    pub(super) cpus: u32,
-    pub(super) memory_mib: u32,
+    pub(crate) name: String,
+    pub(crate) tags: Vec<String>,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
     /// Absent as well when it is none.
-    pub(super) min_free_disk_mib: Option<u64>,
+    pub(crate) min_free_disk_mib: Option<u64>,
 }
 
 /// Understands a request on a host of so much memory.
-pub(super) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
+pub(crate) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
     let Reference { base: name, tag: own } = match &request.name {
         None => Reference { base: String::new(), tag: None },
         Some(given) => {

@@ -22,7 +22,7 @@ const AT_ONCE: usize = 8;
 const MAX_ENDED: usize = 500;
 
 impl BuildRecord {
-    pub(super) fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         matches!(self.state, BuildState::Ready | BuildState::Error)
     }
 
@@ -43,7 +43,7 @@ impl BuildRecord {
     }
 
     /// `name:tag` of each tag, with the id where there is no name.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let base = if self.name.is_empty() { &self.template_id } else { &self.name };
         self.tags.iter().map(|tag| format!("{base}:{tag}")).collect()
     }
@@ -51,13 +51,13 @@ impl BuildRecord {
 
 /// A build that is under way.
 #[derive(Debug)]
-pub(super) struct Live {
-    pub(super) record: BuildRecord,
-    pub(super) log: BuildLog,
+pub(crate) struct Live {
+    pub(crate) record: BuildRecord,
+    pub(crate) log: BuildLog,
     /// Asks it to end.
-    pub(super) cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     /// Cancelled once it has, and all of its machine is gone.
-    pub(super) ended: CancellationToken,
+    pub(crate) ended: CancellationToken,
 }
 
 /// Who prepares a source, by its key.
@@ -67,10 +67,10 @@ type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 #[derive(Debug)]
 pub(crate) struct Builds {
     live: Mutex<HashMap<String, Arc<Live>>>,
-    pub(super) permits: Semaphore,
+    pub(crate) permits: Semaphore,
     turns: Turns,
     /// Signs what lets files in.
-    pub(super) signing_key: [u8; 32],
+    pub(crate) signing_key: [u8; 32],
 }
 
 impl Default for Builds {
@@ -96,7 +96,7 @@ impl Builds {
     }
 
     /// Takes a build that begins; `None` if it has begun.
-    pub(super) fn begin(&self, record: BuildRecord) -> Option<Arc<Live>> {
+    pub(crate) fn begin(&self, record: BuildRecord) -> Option<Arc<Live>> {
         let mut live = self.all_live();
         if live.contains_key(&record.id) {
             return None;
@@ -112,23 +112,23 @@ impl Builds {
         Some(begun)
     }
 
-    pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
+    pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
         self.all_live().get(id).cloned()
     }
 
     /// Those of one template.
-    pub(super) fn live_of(&self, template: &str) -> Vec<Arc<Live>> {
+    pub(crate) fn live_of(&self, template: &str) -> Vec<Arc<Live>> {
         self.all_live().values().filter(|live| live.record.template_id == template).cloned().collect()
     }
 
     /// Its record is in the store from now on, or nowhere.
-    pub(super) fn end(&self, live: &Live) {
+    pub(crate) fn end(&self, live: &Live) {
         self.all_live().remove(&live.record.id);
         live.ended.cancel();
     }
 
     /// One at a time prepares what has this key.
-    pub(super) fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(turns.entry(key.to_owned()).or_default())
@@ -149,7 +149,7 @@ pub(crate) async fn recover(core: &Core) -> Result<(), StoreError> {
 }
 
 /// Forgets the oldest builds that ended, beyond what is kept, but none that a template stands on.
-pub(super) async fn forget_old(core: &Core) -> Result<(), StoreError> {
+pub(crate) async fn forget_old(core: &Core) -> Result<(), StoreError> {
     let mut ended = core.store.builds().await?;
     ended.retain(BuildRecord::ended);
     if ended.len() <= MAX_ENDED {
@@ -160,4 +160,17 @@ pub(super) async fn forget_old(core: &Core) -> Result<(), StoreError> {
     let surplus = ended.len() - MAX_ENDED;
     let old = ended.into_iter().take(surplus).map(|record| record.id).filter(|id| !needed.contains(id)).collect();
     core.store.delete_builds(old).await
+}
+
+/// Ends the builds of a template and forgets all of them.
+pub(crate) async fn cancel_all(core: &Core, template: &str) -> Result<(), StoreError> {
+    let live: Vec<Arc<Live>> = core.builds.live_of(template);
+    for build in &live {
+        build.cancel.cancel();
+    }
+    for build in &live {
+        build.ended.cancelled().await;
+    }
+    let builds = core.store.builds().await?.into_iter().filter(|build| build.template_id == template);
+    core.store.delete_builds(builds.map(|build| build.id).collect()).await
 }

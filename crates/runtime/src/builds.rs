@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{
-    BuildInfo, BuildPlan, BuildRequest, FileUpload, RequestedBuild,
-    error::{FilesError, NoBuild, RequestError},
-    job, names,
-    registry::Live,
-};
 use crate::{
+    build::{
+        BuildInfo, BuildPlan, BuildRequest, FileUpload, RequestedBuild,
+        error::{FilesError, NoBuild, RequestError},
+        job, names,
+    },
     core::Core,
     runtime::Runtime,
     store::{BuildLogEntry, BuildRecord, BuildState, StoreError},
@@ -129,17 +128,4 @@ async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, N
     let family = core.store.family(template).await.map_err(NoBuild::Store)?;
     let found = record.filter(|record| family.is_some_and(|family| family.id == record.template_id));
     found.ok_or_else(|| NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() })
-}
-
-/// Ends the builds of a template and forgets all of them.
-pub(crate) async fn cancel_all(core: &Core, template: &str) -> Result<(), StoreError> {
-    let live: Vec<Arc<Live>> = core.builds.live_of(template);
-    for build in &live {
-        build.cancel.cancel();
-    }
-    for build in &live {
-        build.ended.cancelled().await;
-    }
-    let builds = core.store.builds().await?.into_iter().filter(|build| build.template_id == template);
-    core.store.delete_builds(builds.map(|build| build.id).collect()).await
 }
