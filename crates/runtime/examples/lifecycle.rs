@@ -27,13 +27,13 @@ use firkin_engine::{
     Engine,
     qemu::probe::{ProbeRequest, Requested, probe},
 };
+use firkin_network::NetworkConfig;
 use firkin_runtime::{
     capacity::HostCapacity,
     command::GuestCommand,
     config::{GuestSystem, Overcommit, RuntimeConfig},
     link::NetworkChoice,
     memory::HostMemory,
-    network::NetworkConfig,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},

@@ -4,13 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use firkin_engine::{Exit, MachineError, StartError};
+use firkin_network::SlotError;
 use firkin_wire::control;
 
 use crate::{
     agent::AgentError,
     artifact::{Artifact, PublishError},
     capacity::ResourceBudget,
-    network::SlotError,
     sandbox::InternetAccess,
 };
 

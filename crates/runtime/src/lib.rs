@@ -33,7 +33,6 @@ pub mod lineage;
 pub mod link;
 pub mod memory;
 pub mod metrics;
-pub mod network;
 pub mod owner;
 pub mod pool;
 mod private;

@@ -10,13 +10,13 @@ use std::{
 };
 
 use firkin_engine::Slot;
+use firkin_network::{
+    Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork,
+};
 use firkin_wire::control::GuestNetwork;
 use tokio::net::TcpStream;
 
-use crate::{
-    network::{Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork},
-    sandbox::InternetAccess,
-};
+use crate::sandbox::InternetAccess;
 
 /// A guest that does not answer a connection attempt this long does not listen there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
+use firkin_network::SlotError;
 use firkin_wire::control;
 
 use crate::{
@@ -17,7 +18,6 @@ use crate::{
     capacity::ActiveSessionReservation,
     disk::{DiskPressure, DiskPressureGuard},
     launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
-    network::SlotError,
 };
 
 /// A session that runs, what it holds, and what its restore took.

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use firkin_network::EgressFilter;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity::ResourceBudget, network::EgressFilter};
+use crate::capacity::ResourceBudget;
 
 /// Life of a sandbox whose creator names none, in seconds.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);

@@ -30,7 +30,7 @@ pub enum OpenError {
     Store(#[source] StoreError),
     /// The network could not be prepared.
     #[error("cannot prepare the network")]
-    Network(#[source] crate::network::OpenError),
+    Network(#[source] firkin_network::OpenError),
 }
 
 /// An exclusive lock on the state directory.

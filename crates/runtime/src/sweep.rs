@@ -17,6 +17,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use firkin_network::SweptNetwork;
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -25,7 +26,6 @@ use crate::{
     causes::chain,
     core::Core,
     launch::LaunchError,
-    network::SweptNetwork,
     owner::Owner,
     session::Session,
     state_dir::OpenError,

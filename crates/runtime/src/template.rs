@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use firkin_engine::{Fingerprint, MachineError, Processor, Shape, qcow2};
+use firkin_network::SlotError;
 use firkin_wire::control;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -26,7 +27,6 @@ use crate::{
     images::RootDisk,
     launch::{BootError, LaunchError, Obituary},
     link::Connector,
-    network::SlotError,
     progress::Report,
     random::uuid,
     reference::{CODE_INTERPRETER, DEFAULT, MCP_GATEWAY, valid_name},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use firkin_runtime::network::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_PREFIX, open_tap};
+use firkin_network::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_PREFIX, open_tap};
 use firkin_wire::{ENVD_PORT, control::GuestNetwork};
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::LinkUnspec;

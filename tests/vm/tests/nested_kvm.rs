@@ -12,12 +12,12 @@ use firkin_engine::{
     qemu::{QemuEngine, probe::Requested},
 };
 use firkin_image::GuestKernel;
+use firkin_network::NetworkConfig;
 use firkin_runtime::{
     capacity::HostCapacity,
     command::GuestCommand,
     config::{GuestSystem, RuntimeConfig},
     link::NetworkChoice,
-    network::NetworkConfig,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox},

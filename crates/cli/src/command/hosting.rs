@@ -19,6 +19,7 @@ use firkin_engine::{
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
 use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
+use firkin_network::NetworkConfig;
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
@@ -26,7 +27,6 @@ use firkin_runtime::{
     images::RootDisk,
     link::NetworkChoice,
     memory::ProcProbe,
-    network::NetworkConfig,
     owner::OnExit,
     runtime::Runtime,
     state_dir::OpenError,

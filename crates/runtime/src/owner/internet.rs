@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 
+use firkin_network::SlotError;
+
 use super::{Owner, Phase};
 use crate::{
     history::{Event, Level},
-    network::SlotError,
     sandbox::{InternetAccess, NoSuchSandbox, SandboxId},
     store::StoreError,
 };

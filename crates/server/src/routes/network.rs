@@ -3,10 +3,8 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use axum::extract::State;
-use firkin_runtime::{
-    network::{EgressFilter, MAX_RULES},
-    sandbox::{ENVD_PORT, Ingress, InternetAccess},
-};
+use firkin_network::{EgressFilter, MAX_RULES};
+use firkin_runtime::sandbox::{ENVD_PORT, Ingress, InternetAccess};
 use firkin_wire::rest;
 use http::{StatusCode, uri::Authority};
 use ipnet::{IpNet, Ipv4Net};

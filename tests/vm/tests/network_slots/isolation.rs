@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use firkin_runtime::network::{ConnectError, Egress, EgressFilter, GATEWAY_ADDRESS, GUEST_ADDRESS, MAX_RULES, NetworkPool};
+use firkin_network::{ConnectError, Egress, EgressFilter, GATEWAY_ADDRESS, GUEST_ADDRESS, MAX_RULES, NetworkPool};
 use tokio::io::AsyncReadExt;
 
 use crate::world::{

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_runtime::network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork};
+use firkin_network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork};
 
 use crate::world::{
     Guest, HOST, Namespace, SERVER, World, alone_in_world, eventually, in_world, is_from, is_referenced, open_files,

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_runtime::network::{
+use firkin_network::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
 };
 use nix::{
@@ -235,7 +235,7 @@ impl World {
     }
 
     pub(crate) fn tables(&self) -> Vec<String> {
-        self.host.run(|| firkin_runtime::network::host_tables().unwrap())
+        self.host.run(|| firkin_network::host_tables().unwrap())
     }
 
     pub(crate) fn forwards(&self) -> bool {
