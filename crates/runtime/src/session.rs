@@ -15,7 +15,6 @@ use crate::{
     agent::{Agent, AgentError, realtime_ns},
     artifact::{ArtifactDraft, ArtifactStore, Pin, put_over},
     chain::{self, Disk},
-    core::Core,
     instances::InstanceDir,
     launch::LaunchError,
     link::Link,
@@ -83,18 +82,18 @@ pub(crate) struct Cut {
 
 impl Session {
     /// Takes over the session that an earlier server started for this record.
-    pub(crate) async fn adopt(core: &Core, record: &SandboxRecord) -> Result<Self, LaunchError> {
+    pub(crate) async fn adopt(launcher: &EngineLauncher, record: &SandboxRecord) -> Result<Self, LaunchError> {
         let RecordedPhase::Running { memory_base, layers, overlay, slot, .. } = &record.phase else {
             return Err(LaunchError::NotRecorded);
         };
-        let dir = core.launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
+        let dir = launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
         let path = dir.path();
-        let machine = core.launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
-        let link = core.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
+        let machine = launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
+        let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
         let recorded = Disk { layers: layers.clone(), overlay: overlay.clone() };
-        let Disk { layers, overlay } = chain::of_machine(path, &machine.root_disk(), recorded, &core.artifacts)?;
-        let pins = std::iter::once(core.artifacts.pin(memory_base.clone()))
-            .chain(layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))))
+        let Disk { layers, overlay } = chain::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts)?;
+        let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
+            .chain(layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
             .collect();
         Ok(Self { machine, agent: None, link, dir, memory_base: memory_base.clone(), layers, overlay, pins })
     }

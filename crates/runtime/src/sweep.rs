@@ -78,7 +78,7 @@ pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
 }
 
 async fn adopt(core: &Arc<Core>, record: SandboxRecord) -> Result<(), LaunchError> {
-    let session = Session::adopt(core, &record).await?;
+    let session = Session::adopt(&core.launcher, &record).await?;
     let reservation = core.gates.admission.ledger.adopt(record.budget);
     Owner::adopt(core, record, session, reservation);
     Ok(())

@@ -16,7 +16,7 @@ const IN_RINGS: [(&str, usize); 7] = [
     ("crates/image", 2),
     ("crates/mcp", 4),
     ("crates/network", 2),
-    ("crates/runtime", 18),
+    ("crates/runtime", 11),
     ("crates/server", 3),
 ];
 
