@@ -60,7 +60,7 @@ const PAUSE_RETRY: Duration = Duration::from_secs(30);
 
 type Reply<T> = oneshot::Sender<T>;
 
-/// A sandbox after [`Runtime::connect`].
+/// A sandbox after [`Runtime::connect`](crate::runtime::Runtime::connect).
 #[derive(Debug, Clone)]
 pub struct Connected {
     /// The sandbox.
