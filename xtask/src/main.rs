@@ -128,7 +128,9 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
     let before = leaks::Host::observe(household)?;
-    report.step("all rust tests", |step| workspace.all_rust_tests(step))?;
+    report.step("build of the rust tests", |step| workspace.build_of_tests(step))?;
+    let nested = |step: &mut Step| workspace.nested_test(step);
+    report.steps_at_once(("rust tests", |step| workspace.rust_tests(step)), ("kvm inside a sandbox", nested))?;
     report.step("documentation", |step| workspace.documentation(step))?;
     conformance::run(workspace, household, report, Parts::Light, &[])?;
     report.step("nothing left on the host", |step| leaks::check(household, &before, step))

@@ -12,6 +12,9 @@ use crate::run::Step;
 /// The package of tests that run virtual machines.
 const VM_TESTS: &str = "firkin-vm-tests";
 
+/// The engine's contract on KVM, inside a sandbox.
+const NESTED_TEST: &str = "kvm_keeps_the_contract_inside_a_sandbox";
+
 /// Where the project and its binaries are.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -110,9 +113,19 @@ impl Workspace {
         step.run(&mut self.cargo(&["test", "--package", VM_TESTS]))
     }
 
-    /// Unit tests, engine contract, VM tests and rules about the text in one go: one build serves them all.
-    pub(crate) fn all_rust_tests(&self, step: &mut Step) -> anyhow::Result<()> {
-        step.run(&mut self.cargo(&["test", "--workspace"]))
+    /// All that the tests of Rust are made of: one build serves them all.
+    pub(crate) fn build_of_tests(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--workspace", "--no-run"]))
+    }
+
+    /// Unit tests, engine contract, VM tests and rules about the text, all but [`Self::nested_test`].
+    pub(crate) fn rust_tests(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--workspace", "--", "--skip", NESTED_TEST]))
+    }
+
+    /// The longest of them, which waits for one emulated processor.
+    pub(crate) fn nested_test(&self, step: &mut Step) -> anyhow::Result<()> {
+        step.run(&mut self.cargo(&["test", "--workspace", "--test", "nested_kvm", "--", "--exact", NESTED_TEST]))
     }
 
     pub(crate) fn documentation(&self, step: &mut Step) -> anyhow::Result<()> {
