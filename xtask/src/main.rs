@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All set-up, then every check, within 25 minutes on two cores
+    /// All set-up, then every check, within half an hour on two cores
     Test,
     /// Formatting of Rust sources
     Fmt,

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 /// What a full run may take on two cores.
-const BUDGET: Duration = Duration::from_secs(25 * 60);
+const BUDGET: Duration = Duration::from_secs(30 * 60);
 
 /// Numbers of tests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
