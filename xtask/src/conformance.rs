@@ -1,10 +1,8 @@
 //! The official SDKs against a server that is started for them and stopped after.
 
-use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::Context as _;
-use fs_err as fs;
-use tempfile::TempDir;
 
 use crate::{
     household::Household,
@@ -87,7 +85,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let whole = pytest.is_empty();
     let sdks: &[Sdk] = if whole { &[NEWEST, V1] } else { &[NEWEST] };
-    let (state, other_state) = (state_dir(household)?, state_dir(household)?);
+    let (state, other_state) = (household.passable_dir("state-")?, household.passable_dir("state-")?);
     let build_in = |state: &Path, name| {
         let mut command = workspace.firkin();
         command.args(["template", "build", name, "--state-dir"]).arg(state);
@@ -122,14 +120,6 @@ pub(crate) fn run(
         report.step("desktop conformance", |step| against_server(workspace, state.path(), &[DESKTOP], pytest, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(household, &before, step))
-}
-
-/// Machines run as users of their own, who must be able to enter it: not below a home directory.
-fn state_dir(household: &Household) -> anyhow::Result<TempDir> {
-    let dir =
-        tempfile::Builder::new().prefix("state-").tempdir_in(household.directory()).context("cannot make a state directory")?;
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
-    Ok(dir)
 }
 
 fn against_server(

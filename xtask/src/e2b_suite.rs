@@ -4,8 +4,6 @@
 //! default addresses in some tests and talks to a server in others, so it runs in two parts with different environments.
 
 use std::{
-    fs::Permissions,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -14,6 +12,7 @@ use anyhow::{Context as _, bail};
 use fs_err as fs;
 
 use crate::{
+    household::Household,
     python,
     run::{Report, Step, say},
     server::{self, Server},
@@ -83,7 +82,7 @@ struct Part<'a> {
 }
 
 /// Everything from the environments to the table of results. Fails when a test failed for no known reason.
-pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, suite: &Suite) -> anyhow::Result<()> {
     let interpreter = suite.code_interpreter.as_ref().map(|path| path.join("python").canonicalize()).transpose();
     let interpreter = interpreter.context("the code interpreter's checkout has no `python`")?;
     let mut candidates = Vec::new();
@@ -106,9 +105,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, suite: &Suite) -> 
         }
         Ok(())
     })?;
-    // Machines run as users of their own, who must be able to enter it: not below a home directory.
-    let state = tempfile::Builder::new().prefix("firkin-suite-").tempdir_in("/var/tmp").context("cannot make a directory")?;
-    fs::set_permissions(state.path(), Permissions::from_mode(0o711))?;
+    let state = household.passable_dir("state-")?;
     let build =
         |step: &mut Step, name| step.run(workspace.firkin().args(["template", "build", name, "--state-dir"]).arg(state.path()));
     report.step("base template", |step| build(step, "base"))?;

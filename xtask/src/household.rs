@@ -24,6 +24,7 @@ use nix::{
     },
     unistd::{Pid, getppid},
 };
+use tempfile::TempDir;
 
 /// Names the directory of a run to everything below it: where tests make state directories.
 pub(crate) const DIRECTORY: &str = "FIRKIN_TEST_DIR";
@@ -61,6 +62,11 @@ impl Household {
         &self.directory
     }
 
+    /// A directory of this run that machines' users may pass through, removed when it is dropped.
+    pub(crate) fn passable_dir(&self, prefix: &str) -> anyhow::Result<TempDir> {
+        passable_dir(&self.directory, prefix)
+    }
+
     /// Whether something at this path was made by this run.
     pub(crate) fn made(&self, path: impl AsRef<Path>) -> bool {
         path.as_ref().starts_with(&self.directory)
@@ -78,6 +84,13 @@ impl Household {
         }
         Ok(descendants(self.keeper, &parents))
     }
+}
+
+/// Machines run as users of their own, who must be able to enter it: `parent` must not be below a home directory.
+fn passable_dir(parent: &Path, prefix: &str) -> anyhow::Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).context("cannot make a directory")?;
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o711))?;
+    Ok(dir)
 }
 
 /// The parent of a living process, from its `stat`. The dead only wait for being buried.
@@ -105,8 +118,7 @@ fn descendants(root: u32, parents: &BTreeMap<u32, u32>) -> BTreeSet<u32> {
 pub(crate) fn keep() -> anyhow::Result<ExitCode> {
     prctl::set_child_subreaper(true).context("cannot become the parent of orphans")?;
     // Below it is the `TMPDIR` of everything, also of programs that run as other users: not below a home directory.
-    let directory = tempfile::Builder::new().prefix("firkin-test-").tempdir_in("/var/tmp").context("cannot make a directory")?;
-    fs::set_permissions(directory.path(), Permissions::from_mode(0o711))?;
+    let directory = passable_dir(Path::new("/var/tmp"), "firkin-test-")?;
     let temporary = directory.path().join("tmp");
     fs::create_dir(&temporary)?;
     fs::set_permissions(&temporary, Permissions::from_mode(0o1777))?;

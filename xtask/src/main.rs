@@ -105,7 +105,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
         Command::E2bSuite(suite) => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
-            e2b_suite::run(workspace, report, &suite)
+            e2b_suite::run(workspace, household, report, &suite)
         }
         Command::KvmSoak(soak) => {
             report.step("build", |step| workspace.build(step))?;

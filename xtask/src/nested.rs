@@ -7,8 +7,6 @@
 //! Everything in there is emulated twice over: the deadlines are for that, and its figures say only that it works.
 
 use std::{
-    fs::Permissions,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -16,7 +14,6 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use fs_err as fs;
 use serde_json::Value;
 
 use crate::{
@@ -78,9 +75,7 @@ struct Laboratory<'a> {
 
 /// Everything from the laboratory's disk to the check that nothing is left.
 pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, nested: &Nested) -> anyhow::Result<()> {
-    // Machines run as users of their own, who must be able to enter it: not below a home directory.
-    let made = tempfile::Builder::new().prefix("nested-").tempdir_in(household.directory()).context("cannot make a directory")?;
-    fs::set_permissions(made.path(), Permissions::from_mode(0o711))?;
+    let made = household.passable_dir("nested-")?;
     let (cache, state_dir) = (made.path().join("cache"), made.path().join("state"));
     let before = leaks::Host::observe(household)?;
     report.step("laboratory's disk", |step| disk(workspace, &cache, nested, step))?;
