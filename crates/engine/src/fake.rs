@@ -136,6 +136,8 @@ struct Host {
     faults: Mutex<VecDeque<(Point, Fault)>>,
     boots: AtomicU64,
     restores: AtomicU64,
+    /// Whose guest answers on the control socket in a directory that is not its own.
+    crossed: Mutex<HashMap<PathBuf, PathBuf>>,
     /// Where machines are written down.
     kept_in: Option<PathBuf>,
 }
@@ -197,6 +199,15 @@ impl FakeEngine {
         core.is_some_and(|core| core.end(crashed()))
     }
 
+    /// Swaps the control sockets of the machines in two directories, as who renames them does. Connections that are open stay.
+    pub fn cross(&self, one: &Path, other: &Path) {
+        let mut crossed = lock(&self.host.crossed);
+        let mut now = |dir: &Path| crossed.remove(dir).unwrap_or_else(|| dir.to_owned());
+        let (of_one, of_other) = (now(one), now(other));
+        crossed.insert(one.to_owned(), of_other);
+        crossed.insert(other.to_owned(), of_one);
+    }
+
     /// Machines and prepared engines that are not gone.
     pub fn live(&self) -> usize {
         lock(&self.host.machines).len()
@@ -241,8 +252,15 @@ impl Host {
             faults: Mutex::default(),
             boots: AtomicU64::new(0),
             restores: AtomicU64::new(0),
+            crossed: Mutex::default(),
             kept_in,
         }
+    }
+
+    /// The machine whose guest answers on this one's control socket.
+    fn answering(&self, core: &Arc<Core>) -> Arc<Core> {
+        let crossed = lock(&self.crossed).get(&core.dir).cloned();
+        crossed.and_then(|dir| lock(&self.machines).get(&dir).cloned()).unwrap_or_else(|| Arc::clone(core))
     }
 
     /// Suffers the next fault of this kind: delays and hangs here, and gives the others to be turned into an error.

@@ -199,6 +199,7 @@ fn request(artifact: &Artifact, name: &str) -> SnapshotRestoreRequest {
             entropy: String::new(),
             realtime_ns: 0,
             machine_id: None,
+            nonce: None,
             network: None,
             env: BTreeMap::new(),
             access_token: None,

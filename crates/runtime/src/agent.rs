@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, io, time::Duration};
 
 use firkin_engine::ControlStream;
-use firkin_wire::control::{self, Answer, Call, Decoder, Request, Response, encode};
+use firkin_wire::{
+    control::{self, Answer, Call, Decoder, Request, Response, encode},
+    nonce::{Nonce, Side},
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::sandbox::SandboxId;
@@ -48,6 +51,12 @@ pub enum AgentError {
         /// Its words.
         message: String,
     },
+    /// Not the machine that was called has answered. What it says counts for nothing.
+    #[error("another machine answered `{call}` on the control channel")]
+    Stranger {
+        /// The call.
+        call: &'static str,
+    },
     /// The agent answered something else than was asked.
     #[error("the guest agent gave the wrong kind of answer to `{call}`")]
     Unexpected {
@@ -72,12 +81,19 @@ pub(crate) struct Agent {
     stream: Box<dyn ControlStream>,
     decoder: Decoder,
     next_id: u64,
+    nonce: Option<Nonce>,
 }
 
 impl Agent {
-    /// Speaks over `stream`. Ids start at a random place, so that an answer to an earlier connection is never taken for ours.
-    pub(crate) fn new(stream: Box<dyn ControlStream>) -> Self {
-        Self { stream, decoder: Decoder::default(), next_id: u64::from(u32::from_be_bytes(crate::random::bytes())) << 16 }
+    /// Speaks over `stream` with the machine that has this nonce; absent: with one that has none. Ids start at a random place, so that an answer to an earlier connection is never taken for ours.
+    pub(crate) fn new(stream: Box<dyn ControlStream>, nonce: Option<Nonce>) -> Self {
+        let next_id = u64::from(u32::from_be_bytes(crate::random::bytes())) << 16;
+        Self { stream, decoder: Decoder::default(), next_id, nonce }
+    }
+
+    /// The machine's nonce: the one that it was given last, once it has proven that it took it.
+    pub(crate) fn nonce(&self) -> Option<&Nonce> {
+        self.nonce.as_ref()
     }
 
     /// Asks and waits for the answer. After a failure the connection is not usable for another call.
@@ -94,13 +110,19 @@ impl Agent {
         let channel = |source| AgentError::Channel { call: name, source };
         self.next_id += 1;
         let id = self.next_id;
-        let frame = encode(&Request { id, call }).map_err(|source| AgentError::Encode { call: name, source })?;
+        let given = match &call {
+            Call::Resume(identity) => identity.nonce.clone(),
+            Call::Hello | Call::Sync | Call::Shrink | Call::Stats | Call::PowerOff => None,
+        };
+        let proof = self.nonce.as_ref().map(|nonce| nonce.proof(Side::Host, id));
+        let frame = encode(&Request { id, call, proof }).map_err(|source| AgentError::Encode { call: name, source })?;
         self.stream.write_all(&frame).await.map_err(channel)?;
         let mut buffer = vec![0; READ_BYTES];
         loop {
             while let Some(response) = self.decoder.next::<Response>() {
                 if response.id == id {
-                    return Ok(response.answer);
+                    let is_meant = self.recognises(&response, given);
+                    return if is_meant { Ok(response.answer) } else { Err(AgentError::Stranger { call: name }) };
                 }
             }
             match self.stream.read(&mut buffer).await.map_err(channel)? {
@@ -108,6 +130,15 @@ impl Agent {
                 n => self.decoder.push(&buffer[..n]),
             }
         }
+    }
+
+    /// Whether the machine that was called has answered, perhaps by the nonce that this call has given it. One that has had none
+    /// yet may be of an agent that knows of none: then it is the one whose socket this is, as before.
+    fn recognises(&mut self, response: &Response, given: Option<Nonce>) -> bool {
+        let Some(proof) = &response.proof else { return self.nonce.is_none() };
+        let known = given.into_iter().chain(self.nonce.take());
+        self.nonce = known.into_iter().find(|nonce| nonce.proof(Side::Guest, response.id) == *proof);
+        self.nonce.is_some()
     }
 }
 
@@ -139,6 +170,7 @@ pub(crate) fn nobody() -> control::Identity {
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
         realtime_ns: 0,
         machine_id: Some(crate::random::hex::<16>()),
+        nonce: None,
         network: None,
         env: BTreeMap::new(),
         access_token: None,

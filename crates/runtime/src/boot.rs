@@ -151,7 +151,7 @@ async fn last_words(machine: &mut dyn Machine) -> String {
 async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
     let deadline = Instant::now() + BOOT_DEADLINE;
     loop {
-        let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?);
+        let mut agent = Agent::new(machine.control().await.map_err(LaunchError::Machine)?, None);
         let failed = tokio::select! {
             exit = machine.wait() => return Err(LaunchError::Machine(MachineError::Gone(exit))),
             answer = agent.call(Call::Hello, HELLO_DEADLINE) => match answer {

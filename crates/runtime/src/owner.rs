@@ -272,7 +272,7 @@ impl Owner {
                     if reply.send(Ok(sandbox)).is_err() {
                         owner.end("its creator went away").await;
                     } else {
-                        owner.run().await;
+                        Box::pin(owner.run()).await;
                     }
                 }
             }
@@ -297,7 +297,7 @@ impl Owner {
         core.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
             owner.go_on().await;
-            owner.run().await;
+            Box::pin(owner.run()).await;
         });
     }
 

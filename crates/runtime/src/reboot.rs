@@ -95,6 +95,7 @@ fn manifest(
             kernel: guest.kernel_digest.clone(),
             agent: guest.initrd_digest.clone(),
             agent_generation: control::GENERATION,
+            nonce: None,
         },
         shape: from.shape,
         budget: from.budget,

@@ -9,7 +9,10 @@ use std::{
 };
 
 use firkin_engine::{Exit, Machine, MachineError, SnapshotParts, qcow2};
-use firkin_wire::control::{Answer, Call, Stats};
+use firkin_wire::{
+    control::{Answer, Call, Stats},
+    nonce::Nonce,
+};
 
 use crate::{
     agent::{Agent, AgentError, realtime_ns},
@@ -46,6 +49,8 @@ const STATS_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Session {
     pub(crate) machine: Box<dyn Machine>,
     agent: Option<Agent>,
+    /// What its guest proves itself by; absent where its agent knows of no nonces.
+    nonce: Option<Nonce>,
     pub(crate) link: Link,
     dir: InstanceDir,
     /// Artifact whose memory is mapped.
@@ -83,7 +88,7 @@ pub(crate) struct Cut {
 impl Session {
     /// Takes over the session that an earlier server started for this record.
     pub(crate) async fn adopt(launcher: &EngineLauncher, record: &SandboxRecord) -> Result<Self, LaunchError> {
-        let RecordedPhase::Running { memory_base, layers, overlay, slot, .. } = &record.phase else {
+        let RecordedPhase::Running { memory_base, layers, overlay, slot, nonce, .. } = &record.phase else {
             return Err(LaunchError::NotRecorded);
         };
         let dir = launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
@@ -95,7 +100,8 @@ impl Session {
         let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
             .chain(layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
             .collect();
-        Ok(Self { machine, agent: None, link, dir, memory_base: memory_base.clone(), layers, overlay, pins })
+        let (memory_base, nonce) = (memory_base.clone(), nonce.clone());
+        Ok(Self { machine, agent: None, nonce, link, dir, memory_base, layers, overlay, pins })
     }
 
     /// The name of its directory.
@@ -108,20 +114,36 @@ impl Session {
         chain::overlay_path(self.dir.path(), id)
     }
 
+    /// What its guest proves itself by.
+    pub(crate) fn nonce(&self) -> Option<Nonce> {
+        self.nonce.clone()
+    }
+
+    /// Opens the control channel.
+    async fn dial(&mut self) -> Result<Agent, AgentError> {
+        let failed = |error| AgentError::Channel { call: "open the channel", source: io::Error::other(error) };
+        Ok(Agent::new(self.machine.control().await.map_err(failed)?, self.nonce.clone()))
+    }
+
+    /// Opens the control channel for a call. Nothing is told to whoever is at its other end before he has proven to be this machine:
+    /// an identity has secrets in it.
+    async fn dial_for(&mut self, call: &Call, deadline: Duration) -> Result<Agent, AgentError> {
+        let mut agent = self.dial().await?;
+        if agent.nonce().is_some() && *call != Call::Hello {
+            agent.call(Call::Hello, deadline).await?;
+        }
+        Ok(agent)
+    }
+
     /// One call to the guest agent. A channel that failed is opened anew by the next call.
     async fn call(&mut self, call: Call, deadline: Duration) -> Result<Answer, AgentError> {
-        let name = "open the channel";
         let mut agent = match self.agent.take() {
             Some(agent) => agent,
-            None => Agent::new(
-                self.machine
-                    .control()
-                    .await
-                    .map_err(|error| AgentError::Channel { call: name, source: io::Error::other(error) })?,
-            ),
+            None => Box::pin(self.dial_for(&call, deadline)).await?,
         };
         let answer = agent.call(call, deadline).await;
         if answer.is_ok() || matches!(answer, Err(AgentError::Refused { .. })) {
+            self.nonce = agent.nonce().cloned();
             self.agent = Some(agent);
         }
         answer
@@ -175,6 +197,13 @@ impl Session {
         Ok(begun.elapsed())
     }
 
+    /// Makes the guest of a restored machine become `identity`, and this machine. It is told at once: it has the nonce of a machine
+    /// that it was, or none yet, and its socket is as new as it is. Returns how long its first answer took.
+    pub(crate) async fn begin(&mut self, identity: firkin_wire::control::Identity) -> Result<Duration, AgentError> {
+        self.agent = Some(self.dial().await?);
+        self.take_identity(identity).await
+    }
+
     /// Makes the guest of a machine that has just begun to run become `identity`, with the present time. Returns how long its first
     /// answer took.
     pub(crate) async fn take_identity(&mut self, mut identity: firkin_wire::control::Identity) -> Result<Duration, AgentError> {
@@ -185,7 +214,7 @@ impl Session {
             if late <= CLOCK_SLACK {
                 break;
             }
-            (identity.machine_id, identity.network) = (None, None);
+            (identity.machine_id, identity.nonce, identity.network) = (None, None, None);
             late = self.identify_now(&mut identity).await?;
         }
         Ok(first_answer)

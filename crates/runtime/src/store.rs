@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use firkin_wire::nonce::Nonce;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -84,6 +85,9 @@ pub(crate) enum RecordedPhase {
         /// Name of the machine's directory. Absent in records of earlier servers: the sandbox's id.
         #[serde(default)]
         instance: Option<String>,
+        /// What its guest proves itself by. Absent in records of earlier servers, and where its agent knows of no nonces.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nonce: Option<Nonce>,
     },
     /// An artifact holds it.
     Paused(Held),

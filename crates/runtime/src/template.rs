@@ -376,6 +376,7 @@ async fn publish(
             kernel: guest.kernel_digest.clone(),
             agent: guest.initrd_digest.clone(),
             agent_generation: control::GENERATION,
+            nonce: None,
         },
         shape: Shape { vcpus: build.cpus, memory_mib: build.memory_mib },
         budget,

@@ -35,7 +35,7 @@ fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifact
             devices: None,
             program: None,
         },
-        guest: GuestIdentity { kernel: "k".into(), agent: "a".into(), agent_generation: 1 },
+        guest: GuestIdentity { kernel: "k".into(), agent: "a".into(), agent_generation: 1, nonce: None },
         shape: Shape { vcpus: 1, memory_mib: 1 },
         budget: ResourceBudget { cpus: 1, memory_mib: 1, disk_mib: 1 },
         epoch: 1,

@@ -60,7 +60,7 @@ async fn serve(connection: Connection, taken: Taken) {
     let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
         decoder.push(&buffer[..read]);
-        while let Some(Request { id, call }) = decoder.next() {
+        while let Some(Request { id, call, .. }) = decoder.next() {
             let answer = match call {
                 Call::Hello => Answer::Hello { generation: GENERATION, version: "test".into(), epoch: 0, envd_ready: true },
                 Call::Resume(identity) => {
@@ -70,7 +70,7 @@ async fn serve(connection: Connection, taken: Taken) {
                 }
                 Call::Stats | Call::Sync | Call::Shrink | Call::PowerOff => Answer::Done,
             };
-            if stream.write_all(&encode(&Response { id, answer }).unwrap()).await.is_err() {
+            if stream.write_all(&encode(&Response { id, answer, proof: None }).unwrap()).await.is_err() {
                 return;
             }
         }

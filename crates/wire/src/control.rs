@@ -19,6 +19,8 @@ use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
+use crate::nonce::{Nonce, Proof};
+
 /// The generation that this crate speaks. Raise it when a message changes its meaning; adding optional fields does not.
 pub const GENERATION: u32 = 1;
 
@@ -38,6 +40,9 @@ pub struct Request {
     pub id: u64,
     /// What to do.
     pub call: Call,
+    /// For which machine it is. Absent: for one that has no nonce.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 /// One thing that the host can ask for.
@@ -75,6 +80,9 @@ pub struct Identity {
     /// New machine id, 32 lower-case hex digits. Absent: keep (a resume of the same sandbox).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
+    /// Which machine it is from now on, see [`crate::nonce`]. Absent: the one that it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Nonce>,
     /// Network settings to apply. Absent: leave as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<GuestNetwork>,
@@ -115,6 +123,9 @@ pub struct Response {
     pub id: u64,
     /// The answer.
     pub answer: Answer,
+    /// From which machine it comes. Absent: from one that has no nonce, or whose agent was frozen before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 /// One answer.
@@ -297,7 +308,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn request(id: u64) -> Request {
-        Request { id, call: Call::Hello }
+        Request { id, call: Call::Hello, proof: None }
     }
 
     #[test]

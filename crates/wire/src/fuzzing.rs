@@ -48,7 +48,7 @@ mod tests {
             let mut data = vec![piece_bytes];
             for (noise, id, torn) in parts {
                 data.extend(noise);
-                let frame = encode(&Response { id, answer: Answer::Done }).unwrap();
+                let frame = encode(&Response { id, answer: Answer::Done, proof: None }).unwrap();
                 data.extend(&frame[..if torn { frame.len() / 2 } else { frame.len() }]);
             }
             data.truncate(data.len().saturating_sub(cut).max(1));

@@ -269,11 +269,11 @@ struct AgentGuest {
 impl AgentGuest {
     async fn call(&mut self, call: Call) -> std::io::Result<Answer> {
         self.last_id += 1;
-        let frame = encode(&Request { id: self.last_id, call }).expect("a request fits a frame");
+        let frame = encode(&Request { id: self.last_id, call, proof: None }).expect("a request fits a frame");
         self.stream.write_all(&frame).await?;
         let mut buffer = [0; 4096];
         loop {
-            while let Some(Response { id, answer }) = self.decoder.next() {
+            while let Some(Response { id, answer, .. }) = self.decoder.next() {
                 if id == self.last_id {
                     return Ok(answer);
                 }
@@ -303,6 +303,7 @@ impl AgentGuest {
             entropy: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
             realtime_ns: 1_800_000_000_000_000_000,
             machine_id: Some(format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch))),
+            nonce: None,
             network: Some(guest_network()),
             env: std::collections::BTreeMap::new(),
             access_token: None,

@@ -183,10 +183,11 @@ impl Machine for FakeMachine {
         self.disconnect();
         let (ours, far) = tokio::io::duplex(PIPE_BYTES);
         let (near, theirs) = tokio::io::duplex(PIPE_BYTES);
-        let agent = (self.host.agent)(Connection { stream: theirs, guest: Guest { core: Arc::clone(&self.core) } });
+        let core = self.host.answering(&self.core);
+        let phase = || core.phase.subscribe();
+        let agent = (self.host.agent)(Connection { stream: theirs, guest: Guest { core: Arc::clone(&core) } });
         let (far_read, far_write) = tokio::io::split(far);
         let (near_read, near_write) = tokio::io::split(near);
-        let phase = || self.core.phase.subscribe();
         self.connection = vec![
             tokio::spawn(pump(far_read, near_write, phase())).abort_handle(),
             tokio::spawn(pump(near_read, far_write, phase())).abort_handle(),

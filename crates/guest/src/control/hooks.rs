@@ -133,6 +133,7 @@ mod tests {
             entropy: String::new(),
             realtime_ns: 1,
             machine_id: None,
+            nonce: None,
             network: None,
             env: BTreeMap::new(),
             access_token: None,

@@ -13,7 +13,10 @@ mod resume;
 
 use std::{io, thread};
 
-use firkin_wire::control::{Answer, Call, Decoder, EncodeError, GENERATION, Request, Response, encode};
+use firkin_wire::{
+    control::{Answer, Call, Decoder, EncodeError, GENERATION, Request, Response, encode},
+    nonce::Bond,
+};
 
 pub(crate) use self::network::{NetworkError, loopback_up};
 use self::port::Port;
@@ -58,7 +61,8 @@ pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
     let port = Port::open()?;
     let files = files::Files::bind().map_err(ControlError::Files)?;
     let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
-    let agent = Agent { state, meter: Meter::default(), current: resume::Current::new(files, generator, reaper) };
+    let agent =
+        Agent { state, meter: Meter::default(), current: resume::Current::new(files, generator, reaper), bond: Bond::default() };
     let run = move || {
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.
@@ -75,6 +79,7 @@ struct Agent {
     /// Its own: processor use is told since the last question, and envd's clients ask too.
     meter: Meter,
     current: resume::Current,
+    bond: Bond,
 }
 
 impl Agent {
@@ -85,8 +90,8 @@ impl Agent {
             let count = port.read(&mut buffer).map_err(ControlError::Read)?;
             decoder.push(&buffer[..count]);
             while let Some(request) = decoder.next::<Request>() {
-                let last = matches!(request.call, Call::PowerOff);
-                let response = Response { id: request.id, answer: self.answer(request.call) };
+                let last = matches!(request.call, Call::PowerOff) && self.bond.admits(request.id, request.proof.as_ref());
+                let response = self.respond(request);
                 let frame = encode(&response).map_err(ControlError::Encode)?;
                 if let Err(error) = port.write(&frame) {
                     // The host went away before it had its answer; it asks again when it is back.
@@ -97,6 +102,18 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Answers, or says who it is to a host that means another machine.
+    fn respond(&mut self, request: Request) -> Response {
+        let id = request.id;
+        let answer = if self.bond.admits(id, request.proof.as_ref()) {
+            self.answer(request.call)
+        } else {
+            tracing::warn!("a call for another machine has come to this one");
+            Answer::Failed { message: "this is another machine than the one that was called".to_owned() }
+        };
+        Response { id, answer, proof: self.bond.proof(id) }
     }
 
     fn answer(&mut self, call: Call) -> Answer {
@@ -112,7 +129,10 @@ impl Agent {
                 envd_ready: self.state.is_serving(),
             },
             Call::Resume(identity) => match self.current.resume(&identity, &self.state) {
-                Ok(clock_behind_ns) => Answer::Resumed { epoch: identity.epoch, clock_behind_ns },
+                Ok(clock_behind_ns) => {
+                    self.bond.take(identity.nonce.as_ref());
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns }
+                }
                 Err(error) => Answer::Failed { message: logging::chain(&error) },
             },
             Call::Sync => {

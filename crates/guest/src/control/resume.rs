@@ -196,6 +196,7 @@ mod tests {
             entropy: STANDARD.encode([7; 32]),
             realtime_ns: 1,
             machine_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            nonce: None,
             network: None,
             env: BTreeMap::new(),
             access_token: None,

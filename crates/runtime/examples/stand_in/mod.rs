@@ -79,7 +79,7 @@ async fn agent(connection: Connection, guests: Guests) {
     let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
         decoder.push(&buffer[..read]);
-        while let Some(control::Request { id, call }) = decoder.next() {
+        while let Some(control::Request { id, call, .. }) = decoder.next() {
             let answer = match call {
                 Call::Hello => Answer::Hello { generation: GENERATION, version: "stand-in".into(), epoch: 0, envd_ready: true },
                 Call::Resume(identity) => {
@@ -89,7 +89,7 @@ async fn agent(connection: Connection, guests: Guests) {
                 Call::Sync | Call::Shrink => Answer::Done,
                 Call::Stats | Call::PowerOff => Answer::Failed { message: "a stand-in cannot do that".into() },
             };
-            let Ok(frame) = encode(&control::Response { id, answer }) else { return };
+            let Ok(frame) = encode(&control::Response { id, answer, proof: None }) else { return };
             if stream.write_all(&frame).await.is_err() {
                 return;
             }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use firkin_engine::{Fingerprint, Shape};
+use firkin_wire::nonce::Nonce;
 use fs_err as fs;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -118,6 +119,9 @@ pub struct GuestIdentity {
     pub agent: String,
     /// Control generation that the frozen agent speaks.
     pub agent_generation: u32,
+    /// The nonce that is in its memory, by which it is called once more when it is restored. Absent: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Nonce>,
 }
 
 /// What an artifact is.

@@ -114,6 +114,7 @@ impl BuildMachine {
             epoch: self.identity.epoch,
             memory: MemoryMember::Diff { base },
             disk: DiskMembers { layers: cut.layers, ..self.from.disk.clone() },
+            guest: GuestIdentity { nonce: self.session.nonce(), ..self.from.guest.clone() },
             ..self.from.clone()
         };
         let published = publish(&core, move |artifacts| artifacts.publish(draft, manifest)).await?;
@@ -234,6 +235,7 @@ fn manifest(
             kernel: guest.kernel_digest.clone(),
             agent: guest.initrd_digest.clone(),
             agent_generation: control::GENERATION,
+            nonce: None,
         },
         shape,
         budget,

@@ -15,7 +15,8 @@ use super::{
 use crate::{
     agent::AgentError,
     artifact::{
-        Artifact, ArtifactKind, CutReason, FORMAT, IntegrityError, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
+        Artifact, ArtifactKind, CutReason, FORMAT, GuestIdentity, IntegrityError, MemoryMember, Pin, PublishError,
+        SnapshotArtifactManifest,
     },
     causes::chain,
     core::Core,
@@ -215,6 +216,7 @@ impl Owner {
                 Memory::Dropped => MemoryMember::Absent,
             },
             disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
+            guest: GuestIdentity { nonce: running.session.nonce(), ..base.guest.clone() },
             ..base
         };
         let artifacts = core.artifacts.clone();

@@ -170,6 +170,7 @@ pub(super) async fn start(
         overlay: session.overlay.clone(),
         slot: session.link.index(),
         instance: Some(session.instance()),
+        nonce: session.nonce(),
     };
     if let Err(error) = core.store.put_sandbox(record.clone()).await {
         session.end().await;
@@ -227,6 +228,7 @@ pub(super) fn identity(record: &SandboxRecord, fresh: bool) -> control::Identity
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
         realtime_ns: crate::agent::realtime_ns(),
         machine_id: fresh.then(crate::random::hex::<16>),
+        nonce: None,
         network: None,
         env,
         access_token: record.access_token.clone(),

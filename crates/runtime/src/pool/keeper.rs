@@ -283,6 +283,7 @@ fn nobody(template: &str, epoch: u64, token: &str) -> control::Identity {
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
         realtime_ns: crate::agent::realtime_ns(),
         machine_id: None,
+        nonce: None,
         network: None,
         env: BTreeMap::new(),
         access_token: Some(token.to_owned()),

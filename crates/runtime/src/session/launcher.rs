@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, qcow2};
-use firkin_wire::control;
+use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
 use crate::{
@@ -47,6 +47,8 @@ pub(crate) struct Staged {
     memory_base: String,
     layers: Vec<String>,
     overlay: String,
+    /// The nonce of the machine whose memory it gets.
+    was: Option<Nonce>,
     pins: Vec<Pin>,
 }
 
@@ -98,7 +100,8 @@ impl EngineLauncher {
         };
         let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
         let (memory_base, layers) = (memory_base(manifest), manifest.disk.layers.clone());
-        let staged = Staged { engine, link, dir, memory_base, layers, overlay, pins };
+        let was = manifest.guest.nonce.clone();
+        let staged = Staged { engine, link, dir, memory_base, layers, overlay, was, pins };
         Ok((staged, LaunchTimings { staging, vm_restore: begun.elapsed(), ..LaunchTimings::default() }))
     }
 }
@@ -108,15 +111,16 @@ impl Staged {
     /// the timings of this half.
     pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
         let begun = Instant::now();
-        let Self { engine, link, dir, memory_base, layers, overlay, pins } = self;
+        let Self { engine, link, dir, memory_base, layers, overlay, was, pins } = self;
         let machine = engine.load().await.map_err(LaunchError::Start)?;
-        let mut session = Session { machine, agent: None, link, dir, memory_base, layers, overlay, pins };
+        let mut session = Session { machine, agent: None, nonce: was, link, dir, memory_base, layers, overlay, pins };
         session.machine.resume().await.map_err(LaunchError::Machine)?;
         let vm_restore = begun.elapsed();
 
         let begun = Instant::now();
-        let identity = control::Identity { network: session.link.guest_network(), ..identity.clone() };
-        let first_answer = match session.take_identity(identity).await {
+        let nonce = Some(Nonce::new(crate::random::bytes()));
+        let identity = control::Identity { network: session.link.guest_network(), nonce, ..identity.clone() };
+        let first_answer = match session.begin(identity).await {
             Ok(first_answer) => first_answer,
             Err(error) => {
                 session.end().await;

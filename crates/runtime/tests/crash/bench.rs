@@ -303,7 +303,7 @@ async fn agent(connection: Connection) {
             Ok(read) if read > 0 => decoder.push(&buffer[..read]),
             Ok(_) | Err(_) => return,
         }
-        while let Some(Request { id, call }) = decoder.next() {
+        while let Some(Request { id, call, .. }) = decoder.next() {
             let mut epochs: Vec<u64> = serde_json::from_slice(&guest.memory()).unwrap_or_default();
             let answer = match call {
                 Call::Hello => Answer::Hello {
@@ -331,7 +331,7 @@ async fn agent(connection: Connection) {
                 }),
                 Call::Sync | Call::Shrink | Call::PowerOff => Answer::Done,
             };
-            if stream.write_all(&encode(&Response { id, answer }).unwrap()).await.is_err() {
+            if stream.write_all(&encode(&Response { id, answer, proof: None }).unwrap()).await.is_err() {
                 return;
             }
         }

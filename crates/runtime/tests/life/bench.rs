@@ -24,7 +24,10 @@ use firkin_runtime::{
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     template::BuildTemplate,
 };
-use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode};
+use firkin_wire::{
+    control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode},
+    nonce::Bond,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -40,6 +43,10 @@ pub(crate) struct Memory {
     pub(crate) word: String,
     /// The name, tokens and seeds that it was given, in order.
     pub(crate) identities: Vec<Given>,
+    /// Which machine it is. Absent: its agent is of a time without nonces.
+    pub(crate) bond: Option<Bond>,
+    /// What others were called for.
+    pub(crate) overheard: Vec<String>,
 }
 
 /// What is kept of one identity.
@@ -68,6 +75,9 @@ impl Memory {
         }
         self.epoch = identity.epoch;
         let Identity { epoch, sandbox_id, entropy, machine_id, access_token, env, .. } = identity.clone();
+        if let Some(bond) = &mut self.bond {
+            bond.take(identity.nonce.as_ref());
+        }
         self.identities.push(Given { epoch, sandbox_id, entropy, machine_id, access_token, env });
         Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
     }
@@ -76,7 +86,7 @@ impl Memory {
 type Guests = Arc<Mutex<HashMap<String, Guest>>>;
 
 /// The agent of every guest: keeps identities in the guest's memory and answers at once.
-async fn agent(connection: Connection, guests: Guests) {
+async fn agent(connection: Connection, guests: Guests, age: Age) {
     let Connection { mut stream, guest } = connection;
     let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
     loop {
@@ -84,12 +94,22 @@ async fn agent(connection: Connection, guests: Guests) {
             Ok(read) if read > 0 => decoder.push(&buffer[..read]),
             Ok(_) | Err(_) => return,
         }
-        while let Some(Request { id, call }) = decoder.next() {
+        while let Some(request) = decoder.next::<Request>() {
             let mut memory = Memory::of(&guest);
             if memory.word == DEAF {
                 continue;
             }
+            if age == Age::Present {
+                memory.bond.get_or_insert_default();
+            }
+            let Request { id, call, proof } = request;
+            let meant = memory.bond.as_ref().is_none_or(|bond| bond.admits(id, proof.as_ref()));
             let answer = match call {
+                stranger if !meant => {
+                    memory.overheard.push(format!("{stranger:?}"));
+                    memory.put(&guest);
+                    Answer::Failed { message: "this is another machine".to_owned() }
+                }
                 Call::Hello => {
                     Answer::Hello { generation: GENERATION, version: "test".into(), epoch: memory.epoch, envd_ready: true }
                 }
@@ -106,11 +126,20 @@ async fn agent(connection: Connection, guests: Guests) {
                     Answer::Done
                 }
             };
-            if stream.write_all(&encode(&Response { id, answer }).unwrap()).await.is_err() {
+            let proof = memory.bond.as_ref().and_then(|bond| bond.proof(id));
+            if stream.write_all(&encode(&Response { id, answer, proof }).unwrap()).await.is_err() {
                 return;
             }
         }
     }
+}
+
+/// When an agent was frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// Before there were nonces.
+    Early,
+    Present,
 }
 
 /// A guest that remembers this word answers nothing.
@@ -148,9 +177,14 @@ impl SilentEnvd {
 
 impl Host {
     pub(crate) fn new() -> Self {
+        Self::with_agents(Age::Present)
+    }
+
+    /// The same with agents of this age.
+    pub(crate) fn with_agents(age: Age) -> Self {
         let guests = Guests::default();
         let seen = Arc::clone(&guests);
-        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen)));
+        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), age));
         let dir = tempfile::tempdir().unwrap();
         for name in ["kernel", "initrd", "rootfs"] {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();

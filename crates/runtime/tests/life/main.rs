@@ -16,6 +16,7 @@ mod keeping;
 mod layers;
 mod lineage;
 mod migration;
+mod nonces;
 mod privacy;
 mod races;
 mod rollback;

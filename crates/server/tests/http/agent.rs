@@ -13,7 +13,7 @@ pub(crate) async fn run(connection: Connection) {
             Ok(read) if read > 0 => decoder.push(&buffer[..read]),
             Ok(_) | Err(_) => return,
         }
-        while let Some(Request { id, call }) = decoder.next() {
+        while let Some(Request { id, call, .. }) = decoder.next() {
             let answer = match call {
                 Call::Hello => {
                     let epoch = String::from_utf8(guest.memory()).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -30,7 +30,7 @@ pub(crate) async fn run(connection: Connection) {
                     Answer::Done
                 }
             };
-            let frame = encode(&Response { id, answer }).unwrap();
+            let frame = encode(&Response { id, answer, proof: None }).unwrap();
             if stream.write_all(&frame).await.is_err() {
                 return;
             }
