@@ -93,12 +93,23 @@ pub(super) fn open_layer(path: &Path) -> io::Result<(File, bool)> {
 }
 
 fn open_if(path: &Path, write: bool, fits: impl Fn(&FileType) -> bool, otherwise: &'static str) -> io::Result<File> {
+    let looked = look(path, fits, otherwise)?;
+    Ok(fs_err::OpenOptions::new().read(true).write(write).open(itself(&looked))?.into_parts().0)
+}
+
+/// Looks at what is at `path`, a link itself and not where it leads, without opening it.
+fn look(path: &Path, fits: impl Fn(&FileType) -> bool, otherwise: &'static str) -> io::Result<File> {
     let looked = fs_err::OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_PATH).bits()).open(path)?;
-    if !fits(&looked.metadata()?.file_type()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, otherwise));
+    if fits(&looked.metadata()?.file_type()) {
+        Ok(looked.into_parts().0)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, otherwise))
     }
-    let same = format!("/proc/self/fd/{}", looked.file().as_raw_fd());
-    Ok(fs_err::OpenOptions::new().read(true).write(write).open(same)?.into_parts().0)
+}
+
+/// A path to what was looked at, whatever stands in its place by now. Leads nowhere once `looked` is closed.
+fn itself(looked: &File) -> String {
+    format!("/proc/self/fd/{}", looked.as_raw_fd())
 }
 
 /// Opens an instance directory, which nobody else may have written to.
@@ -119,10 +130,11 @@ pub(super) fn listen(dir: &Path, name: &str) -> io::Result<OwnedFd> {
     Ok(UnixListener::bind(within(&held, name))?.into())
 }
 
-/// Connects to a socket in `dir`.
+/// Connects to a socket in `dir`: to the one that is there, and to none that a link leads to.
 pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let held = enter(dir)?;
-    UnixStream::connect(within(&held, name)).await
+    let socket = look(&within(&held, name), FileType::is_socket, "it is not a socket")?;
+    UnixStream::connect(itself(&socket)).await
 }
 
 /// A name in a directory, by the directory's descriptor, which must be held while the path is used: what was looked at is what
@@ -181,6 +193,17 @@ mod tests {
         let link = link.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         assert!(connect(&link, CONTROL_SOCKET).await.is_err(), "a link in place of the directory");
+    }
+
+    #[tokio::test]
+    async fn a_link_in_place_of_a_socket_is_not_followed() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let others = UnixListener::from(listen(other.path(), CONTROL_SOCKET).unwrap());
+        others.set_nonblocking(true).unwrap();
+        std::os::unix::fs::symlink(other.path().join(CONTROL_SOCKET), own.path().join(CONTROL_SOCKET)).unwrap();
+        assert_eq!(connect(own.path(), CONTROL_SOCKET).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(others.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "nobody has called");
+        connect(other.path(), CONTROL_SOCKET).await.unwrap();
     }
 
     #[test]
