@@ -25,6 +25,7 @@ mod initramfs;
 mod interpreter;
 mod kernel;
 mod modules;
+mod mount_point;
 mod node;
 pub mod oci;
 mod progress;

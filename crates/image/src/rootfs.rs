@@ -23,6 +23,7 @@ use crate::command::{CommandError, capture, command, run};
 use crate::debian::PackageProgress;
 use crate::interpreter;
 use crate::kernel::GuestKernel;
+use crate::mount_point::{self, MountPoint};
 use crate::node::{self, NodeError, NodePackage};
 use crate::progress::{Report, Step, say};
 use crate::python::{self, PythonError};
@@ -364,41 +365,6 @@ struct Contents<'a> {
     authorities: Vec<PathBuf>,
 }
 
-/// Where the directories are made that trees are seen in. All may pass through it, and it is always there.
-const MOUNT_POINTS: &str = "/run";
-const ENTER_TREE: &str = r#"mkdir -p -m 0755 -- "$1" && chmod 0755 -- "$1" && mount --bind -- "$1" "$2" && shift 2 && exec "$@""#;
-
-/// Where the tree is seen by the programs that make it, and by nobody else: apt's downloader, which has no privileges, cannot pass
-/// through the directory that the tree is in. It is new and empty, so that the tree hides nothing: whatever stands in the cache
-/// or in apt's sources may be anywhere.
-struct MountPoint(PathBuf);
-
-impl MountPoint {
-    fn new(parent: &Path) -> std::io::Result<Self> {
-        let made = tempfile::Builder::new().prefix("firkin-tree-").tempdir_in(parent)?;
-        fs::set_permissions(made.path(), std::fs::Permissions::from_mode(0o755))?;
-        Ok(Self(made.keep()))
-    }
-
-    /// A command that has `tree` here, in namespaces of its own: its mounts are seen by nobody else, and its processes all die
-    /// with it.
-    fn enter(&self, tree: &Path) -> tokio::process::Command {
-        let mut enter = command("unshare");
-        enter.args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "--"]);
-        enter.args(["sh", "-c", ENTER_TREE, "sh"]).arg(tree).arg(&self.0);
-        enter
-    }
-}
-
-impl Drop for MountPoint {
-    /// Takes away the directory and never what is in it. Nothing is, in our namespace.
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            tracing::warn!(%error, "cannot remove the place that a root file system was put together in");
-        }
-    }
-}
-
 /// Installs the packages into `tree`.
 async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Report<'_>) -> Result<(), RootfsError> {
     let Contents { spec, mirrors, authorities } = contents;
@@ -408,7 +374,7 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
     fs::write(&customise, CUSTOMISE).map_err(RootfsError::Store)?;
     fs::set_permissions(&customise, std::fs::Permissions::from_mode(0o755)).map_err(RootfsError::Store)?;
 
-    let seen = MountPoint::new(Path::new(MOUNT_POINTS)).map_err(RootfsError::Store)?;
+    let seen = MountPoint::new(Path::new(mount_point::PARENT)).map_err(RootfsError::Store)?;
     let mut install = seen.enter(tree);
     install.args(["mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", "--verbose"]);
     install.args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")));
@@ -424,7 +390,7 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
         install.arg(format!("--customize-hook=copy-in {} /{}", files.join(" "), certificates::DIRECTORY));
         install.arg("--customize-hook=chroot \"$1\" update-ca-certificates");
     }
-    install.arg(&spec.suite).arg(&seen.0).arg(&sources);
+    install.arg(&spec.suite).arg(seen.path()).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
     install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
     let mut follow = PackageProgress::new(Step::Packages);
@@ -554,22 +520,6 @@ mod tests {
         let text = stanzas(&RootSpec::default(), &mirrors);
         assert!(text.contains("URIs: http://a.test/debian\nSuites: bookworm bookworm-updates\n"), "{text}");
         assert!(text.contains("URIs: http://a.test/security\nSuites: bookworm-security\n"), "{text}");
-    }
-
-    #[test]
-    fn a_tree_is_seen_in_a_place_of_its_own_that_does_not_stay() {
-        let parent = tempfile::tempdir().unwrap();
-        let (one, two) = (MountPoint::new(parent.path()).unwrap(), MountPoint::new(parent.path()).unwrap());
-        for seen in [&one, &two] {
-            assert!(seen.0.parent() == Some(parent.path()) && fs::read_dir(&seen.0).unwrap().next().is_none());
-            assert_eq!(fs::metadata(&seen.0).unwrap().permissions().mode() & 0o777, 0o755);
-        }
-        let enter = one.enter(Path::new("/mnt/cache/tree"));
-        let arguments: Vec<_> = enter.as_std().get_args().skip_while(|argument| *argument != "sh").skip(3).collect();
-        assert_eq!(arguments, ["sh".as_ref(), "/mnt/cache/tree".as_ref(), one.0.as_os_str()]);
-        drop(one);
-        drop(two);
-        assert!(fs::read_dir(parent.path()).unwrap().next().is_none());
     }
 
     #[test]
