@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     os::{
         fd::OwnedFd,
-        unix::fs::{MetadataExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::{
@@ -25,7 +25,10 @@ use firkin_engine::{
     },
 };
 use firkin_image::{Additions, Cache, GuestKernel, base_rootfs, guest_kernel, initramfs};
-use firkin_wire::control::{Answer, Call, Decoder, Identity, Request, Response, encode};
+use firkin_wire::{
+    control::{Answer, Call, Decoder, Identity, Request, Response, encode},
+    nonce::{Nonce, Side},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, getuid},
@@ -41,13 +44,15 @@ const FIRST_UID: u32 = 1_900_000_000;
 /// More users than one harness uses.
 const UIDS: u32 = 500;
 /// Harnesses of one process.
-const HARNESSES_MAX: u32 = 4;
+const HARNESSES_MAX: u32 = 8;
 /// From power-on to power-off of an emulated guest on a busy host.
 const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// The same where there is something else to run with: what a server has, with which these tests share what was found out.
 const AUTO_DEADLINE: Duration = Duration::from_secs(20);
 /// The answer to one request; an agent that has just been resumed translates its code anew.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// From the start of a machine to its agent's first answer: an emulated boot on a busy host, with room.
+const READY_DEADLINE: Duration = Duration::from_secs(180);
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
@@ -154,7 +159,8 @@ impl QemuHarness {
     fn instance(&self) -> (PathBuf, u32) {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (path, uid) = (self.dir.path().join(format!("instance-{n}")), self.first_uid + n);
-        fs_err::create_dir(&path).expect("a directory");
+        // As a server makes them.
+        std::fs::DirBuilder::new().mode(0o700).create(&path).expect("a directory");
         (path, uid)
     }
 
@@ -268,14 +274,26 @@ struct AgentGuest {
 
 impl AgentGuest {
     async fn call(&mut self, call: Call) -> std::io::Result<Answer> {
+        self.ask(call, None).await.map(|response| response.answer)
+    }
+
+    /// An answer to a call for the machine with the nonce `called`, and whether it is proven to come from the one with the nonce `of`.
+    async fn exchange(&mut self, call: Call, called: Option<&Nonce>, of: &Nonce) -> (Answer, bool) {
+        let asked = tokio::time::timeout(READY_DEADLINE, self.ask(call, called)).await;
+        let response = asked.expect("the agent answers in time").expect("the agent answers");
+        (response.answer, response.proof == Some(of.proof(Side::Guest, response.id)))
+    }
+
+    async fn ask(&mut self, call: Call, called: Option<&Nonce>) -> std::io::Result<Response> {
         self.last_id += 1;
-        let frame = encode(&Request { id: self.last_id, call, proof: None }).expect("a request fits a frame");
+        let proof = called.map(|nonce| nonce.proof(Side::Host, self.last_id));
+        let frame = encode(&Request { id: self.last_id, call, proof }).expect("a request fits a frame");
         self.stream.write_all(&frame).await?;
         let mut buffer = [0; 4096];
         loop {
-            while let Some(Response { id, answer, .. }) = self.decoder.next() {
-                if id == self.last_id {
-                    return Ok(answer);
+            while let Some(response) = self.decoder.next::<Response>() {
+                if response.id == self.last_id {
+                    return Ok(response);
                 }
             }
             match self.stream.read(&mut buffer).await? {
@@ -296,33 +314,58 @@ impl AgentGuest {
 
     async fn resume(&mut self, epoch: u64) {
         self.epoch = epoch;
-        let identity = Identity {
-            epoch,
-            sandbox_id: "contract".into(),
-            template_id: String::new(),
-            entropy: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
-            realtime_ns: 1_800_000_000_000_000_000,
-            machine_id: Some(format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch))),
-            nonce: None,
-            network: Some(guest_network()),
-            env: std::collections::BTreeMap::new(),
-            access_token: None,
-            default_user: None,
-            default_workdir: None,
-        };
+        let machine_id = format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch));
+        let identity = Identity { network: Some(guest_network()), ..identity(epoch, machine_id, None) };
         let answer = self.call(Call::Resume(Box::new(identity))).await.expect("the agent answers");
         assert!(matches!(answer, Answer::Resumed { epoch: in_force, .. } if in_force == epoch), "{answer:?}");
     }
 }
 
+fn identity(epoch: u64, machine_id: String, nonce: Option<Nonce>) -> Identity {
+    Identity {
+        epoch,
+        sandbox_id: "contract".into(),
+        template_id: String::new(),
+        entropy: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
+        realtime_ns: 1_800_000_000_000_000_000,
+        machine_id: Some(machine_id),
+        nonce,
+        network: None,
+        env: BTreeMap::new(),
+        access_token: None,
+        default_user: None,
+        default_workdir: None,
+    }
+}
+
+/// Gives the real agent behind this channel an identity with this nonce, by which it is called from then on.
+pub async fn bind(stream: Box<dyn ControlStream>, epoch: u64, nonce: &Nonce) {
+    let identity = Box::new(identity(epoch, format!("{epoch:032x}"), Some(nonce.clone())));
+    let mut guest = unbound(stream);
+    let (answer, is_its) = guest.exchange(Call::Resume(identity), None, nonce).await;
+    assert!(matches!(answer, Answer::Resumed { .. }) && is_its, "{answer:?}");
+}
+
+/// What the real agent behind this channel says to a hello for the machine with the nonce `called`, or for one that has none, and
+/// whether it proves to be the one with the nonce `of`.
+pub async fn hello_for(stream: Box<dyn ControlStream>, called: Option<&Nonce>, of: &Nonce) -> (Answer, bool) {
+    unbound(stream).exchange(Call::Hello, called, of).await
+}
+
+fn unbound(stream: Box<dyn ControlStream>) -> AgentGuest {
+    AgentGuest { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0, network: None }
+}
+
 #[async_trait]
 impl Guest for AgentGuest {
     async fn ready(&mut self) {
+        let deadline = tokio::time::Instant::now() + READY_DEADLINE;
         loop {
             if let Some((epoch, true)) = self.hello().await {
                 self.epoch = epoch;
                 return;
             }
+            assert!(tokio::time::Instant::now() < deadline, "the guest did not come up within {READY_DEADLINE:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -332,10 +375,12 @@ impl Guest for AgentGuest {
     }
 
     async fn recall(&mut self) -> u64 {
+        let deadline = tokio::time::Instant::now() + READY_DEADLINE;
         loop {
             if let Some((epoch, _)) = self.hello().await {
                 return epoch;
             }
+            assert!(tokio::time::Instant::now() < deadline, "the guest did not answer within {READY_DEADLINE:?}");
         }
     }
 

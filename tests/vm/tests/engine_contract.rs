@@ -1,16 +1,19 @@
 //! Real QEMU keeps the engine contract, and runs without any privilege while it does.
 
 use std::{
+    collections::BTreeSet,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use firkin_engine::{
-    BootSpec, Engine, Exit, MemoryForm,
+    BootSpec, Engine, Exit, Machine, MachineError, MemoryForm,
     contract::{self, Harness},
 };
-use firkin_vm_tests::engine_qemu::QemuHarness;
+use firkin_vm_tests::engine_qemu::{QemuHarness, bind, hello_for};
+use firkin_wire::{control::Answer, nonce::Nonce};
 
 /// Where the child of [`a_machine_outlives_its_server`] tells which machine it has started.
 const CHILD: &str = "FIRKIN_TEST_MACHINE_FILE";
@@ -62,6 +65,91 @@ async fn a_machine_has_no_privileges() {
 
     machine.kill().await;
     assert_eq!(harness.processes(), Vec::<u32>::new());
+}
+
+/// A machine that is up, with the directory that it is in and its user.
+async fn up(harness: &QemuHarness) -> (Box<dyn Machine>, PathBuf, u32) {
+    let spec = harness.boot_spec().await;
+    let (dir, uid) = (spec.dir.clone(), spec.slot.uid);
+    let mut machine = harness.engine.boot(spec).await.expect("a machine boots");
+    let stream = machine.control().await.expect("a live machine has a control channel");
+    harness.guest(stream, &dir).ready().await;
+    (machine, dir, uid)
+}
+
+/// What a process of this user reads of these directories, and does in the one of its machine.
+fn tries(uid: u32, dir: &Path, state: &Path) -> BTreeSet<String> {
+    let script = "cd /; find \"$1\" \"$2\"; for file in control.sock qmp.sock instance.json root.qcow2 memory; do
+        cat \"$1/$file\" >/proc/self/fd/2 && echo \"read $file\"
+        true >>\"$1/$file\" && echo \"wrote $file\"
+        ln -sfn /etc/passwd \"$1/$file\" && echo \"replaced $file\"
+        mv \"$1/$file\" /tmp && echo \"took $file\"
+        done; true >\"$1/new\" && echo made one; exit 0";
+    let mut child = Command::new("setpriv");
+    child.args([format!("--reuid={uid}"), format!("--regid={uid}")]).args(["--clear-groups", "--", "sh", "-c", script, "sh"]);
+    let done = child.arg(dir).arg(state).stderr(Stdio::null()).output().expect("setpriv is a part of every Debian");
+    assert!(done.status.success(), "{done:?}");
+    String::from_utf8_lossy(&done.stdout).lines().map(str::to_owned).collect()
+}
+
+/// What a QEMU that its guest has taken over could do, by a process of its user.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_has_no_way_to_its_directory() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    let (mut machine, dir, uid) = up(&harness).await;
+    let state = dir.parent().unwrap();
+    let mode = |path: &Path, mode| fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let own = |path: &Path| path.to_str().unwrap().to_owned();
+    mode(state, 0o700);
+    assert_eq!(tries(uid, &dir, state), BTreeSet::from([own(state)]), "the state directory is there, and shut");
+    // Each door by itself is shut, too.
+    mode(state, 0o711);
+    assert_eq!(tries(uid, &dir, state), BTreeSet::from([own(state), own(&dir)]));
+    mode(&dir, 0o711);
+    let memory = ["read memory", "wrote memory"].map(str::to_owned);
+    let found = BTreeSet::from([own(state), own(&dir)]).into_iter().chain(memory).collect();
+    assert_eq!(tries(uid, &dir, state), found, "its own memory is its own, and all else that it runs from is the server's");
+    mode(&dir, 0o755);
+    assert!(tries(uid, &dir, state).contains(&own(&dir.join("control.sock"))), "the test itself looks");
+    machine.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_answers_no_call_for_another() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    let ((mut one, dir, _), (mut other, others, _)) = tokio::join!(up(&harness), up(&harness));
+    let (nonce, others_nonce) = (Nonce::new([1; 32]), Nonce::new([2; 32]));
+    bind(one.control().await.unwrap(), 1, &nonce).await;
+    bind(other.control().await.unwrap(), 1, &others_nonce).await;
+
+    let (socket, others_socket, aside) = (dir.join("control.sock"), others.join("control.sock"), dir.join("aside"));
+    let swap = || {
+        fs_err::rename(&socket, &aside).unwrap();
+        fs_err::rename(&others_socket, &socket).unwrap();
+        fs_err::rename(&aside, &others_socket).unwrap();
+    };
+    // Each takes leave of its own machine with the next connection, which leads to the other.
+    swap();
+    for called in [Some((&nonce, &others_nonce)), None] {
+        let (to_other, to_one) = (one.control().await.unwrap(), other.control().await.unwrap());
+        let (answer, is_others) = hello_for(to_other, called.map(|(one, _)| one), &others_nonce).await;
+        assert!(matches!(answer, Answer::Failed { .. }) && is_others, "{answer:?}");
+        let (answer, is_ones) = hello_for(to_one, called.map(|(_, other)| other), &nonce).await;
+        assert!(matches!(answer, Answer::Failed { .. }) && is_ones, "{answer:?}");
+    }
+    swap();
+    let (to_one, _to_other) = (one.control().await.unwrap(), other.control().await.unwrap());
+    let (answer, is_its) = hello_for(to_one, Some(&nonce), &nonce).await;
+    assert!(matches!(answer, Answer::Hello { epoch: 1, .. }) && is_its, "{answer:?}");
+
+    fs_err::rename(&socket, &aside).unwrap();
+    symlink(&others_socket, &socket).unwrap();
+    assert!(matches!(one.control().await, Err(MachineError::File { .. })), "a link is not followed");
+    fs_err::rename(dir.join("instance.json"), &aside).unwrap();
+    symlink(others.join("instance.json"), dir.join("instance.json")).unwrap();
+    assert!(harness.engine.adopt(&dir).await.is_err(), "nor one to another machine's record");
+    one.kill().await;
+    other.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
