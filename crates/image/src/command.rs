@@ -24,6 +24,8 @@ const MAX_LINE_BYTES: usize = 8 << 10;
 const MAX_CAPTURE_BYTES: u64 = 8 << 20;
 /// How many of the last lines an error repeats.
 const LAST_LINES: usize = 3;
+/// Where the system's tools are, which a service's `PATH` may lack.
+pub(crate) const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]

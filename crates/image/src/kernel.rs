@@ -16,10 +16,9 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
-use crate::command::{CommandError, command, run};
+use crate::command::{CommandError, SBIN_PATH, command, run};
 use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
 use crate::progress::{Report, Step, say};
-use crate::rootfs::SBIN_PATH;
 
 /// Raise it when the content of an entry changes: old entries are then not seen.
 const KIND: &str = "kernel-v2";

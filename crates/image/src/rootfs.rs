@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::certificates;
-use crate::command::{CommandError, capture, command, run};
+use crate::command::{CommandError, SBIN_PATH, capture, command, run};
 use crate::debian::PackageProgress;
 use crate::interpreter;
 use crate::kernel::GuestKernel;
@@ -453,9 +453,6 @@ pub(crate) async fn make_image(slot: &Slot, tree: &Path, virtual_bytes: u64, rep
     check.args(["-f", "-n"]).arg(&image).env("PATH", SBIN_PATH);
     run(check, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Check)
 }
-
-/// Where the system's tools are, which a service's `PATH` may lack.
-pub(crate) const SBIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Removes all but the image, seals it, and writes the record.
 pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
