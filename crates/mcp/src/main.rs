@@ -12,6 +12,7 @@ mod gateway;
 mod limits;
 mod sandbox;
 mod serve;
+mod token;
 mod upstream;
 
 use std::process::ExitCode;

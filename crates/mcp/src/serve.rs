@@ -14,8 +14,6 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use fs_err as fs;
-use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rmcp::transport::streamable_http_server::{
     StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
 };
@@ -26,14 +24,9 @@ use crate::{
     detach::READY,
     gateway::{Gateway, SameName},
     limits::{MAX_CONFIG_BYTES, PATH, PORT, SESSION_IDLE},
+    token::{TOKEN, TOKEN_FILE, keep, same},
     upstream::{self, UpstreamError},
 };
-
-/// The variable that the SDK puts the token into.
-pub(crate) const TOKEN: &str = "GATEWAY_ACCESS_TOKEN";
-
-/// Where the SDK, as root, reads the token that it did not make itself.
-const TOKEN_FILE: &str = "/etc/mcp-gateway/.token";
 
 /// Why the gateway does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -109,25 +102,6 @@ async fn authorise(State(token): State<Arc<str>>, request: Request, next: Next) 
         .into_response()
 }
 
-/// Compares without telling by the time it takes where two secrets differ.
-fn same(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
-/// Writes the token where only root reads it.
-fn keep(path: &Path, token: &str) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
-    let fresh = directory.join(".token.new");
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(token.as_bytes())?;
-    fs::rename(&fresh, path)
-}
-
 fn tell(line: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
     output.write_all(line.replace('\n', " ").as_bytes())?;
@@ -141,30 +115,4 @@ fn leave_output() -> io::Result<()> {
     nix::unistd::dup2_stdin(&nothing)?;
     nix::unistd::dup2_stdout(&nothing)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn the_token_is_for_its_owner_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("etc/.token");
-        for token in ["first", "second"] {
-            keep(&path, token).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), token);
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
-    }
-
-    #[test]
-    fn secrets_are_equal_or_not() {
-        assert!(same(b"abc", b"abc"));
-        for other in [&b"abd"[..], b"ab", b"abcd", b""] {
-            assert!(!same(b"abc", other));
-        }
-    }
 }

@@ -21,7 +21,7 @@ use crate::{
     chain,
     config::Server,
     limits::{FETCH_DEADLINE, INSTALL_DEADLINE, SHOWN_BYTES, START_DEADLINE},
-    serve::TOKEN,
+    token::TOKEN,
 };
 
 /// Who servers and commands run as.
