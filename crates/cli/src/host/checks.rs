@@ -12,8 +12,6 @@ use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 use serde::Serialize;
 
-use super::setup::Lack;
-
 /// The first QEMU whose `file:` migration restores a template as fast as we promise.
 const QEMU_WANTED: &str = "8.2";
 /// Snapshots of running sandboxes ask the kernel which pages were written; before this one they read a table for it.
@@ -75,6 +73,15 @@ pub(crate) enum Status {
     Warn,
     /// No sandbox starts.
     Fail,
+}
+
+/// Something that a package brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// A QEMU that is new enough.
+    Qemu,
+    /// A package of the host's own release.
+    Package(&'static str),
 }
 
 /// What is looked at beside the host itself. The directories need not exist yet.

@@ -11,22 +11,13 @@ use std::path::{Path, PathBuf};
 use firkin_image::sources::{self, Mirrors, SourcesError};
 use firkin_image::{AptError, Report, install, refresh_lists};
 
-use super::checks::Check;
+use super::checks::{Check, Lack};
 
 /// The release whose own QEMU is too old, and the source that has a newer one.
 const OLD_RELEASE: &str = "bookworm";
 const BACKPORTS: &str = "bookworm-backports";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/firkin-backports.sources";
 const QEMU: &str = "qemu-system-x86";
-
-/// Something that a package brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lack {
-    /// A QEMU that is new enough.
-    Qemu,
-    /// A package of the host's own release.
-    Package(&'static str),
-}
 
 /// One change of the host. Displayed as a sentence without its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
