@@ -25,7 +25,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::proxy::{page, target::InvalidTarget};
+use crate::{proxy::page, target::InvalidTarget};
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;

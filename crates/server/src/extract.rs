@@ -10,7 +10,7 @@ use firkin_runtime::sandbox::SandboxId;
 use http::{header, request::Parts};
 use serde::de::DeserializeOwned;
 
-use crate::{App, error::ApiError, listing::Query, proxy::target::sandbox_id};
+use crate::{App, error::ApiError, listing::Query, target::sandbox_id};
 
 /// How long a client may take to send a body of the control plane.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);

@@ -25,7 +25,7 @@ use firkin_runtime::{
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 
-use crate::proxy::target::Target;
+use crate::target::Target;
 
 /// The route of envd that starts a command.
 const START: &str = "/process.Process/Start";

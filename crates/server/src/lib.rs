@@ -39,6 +39,7 @@ mod routes;
 mod serve;
 mod sever;
 mod shape;
+mod target;
 mod tls;
 
 pub use serve::{ServeError, serve};
@@ -48,12 +49,8 @@ use error::ProxyError;
 use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
-use proxy::{
-    misses::Misses,
-    origin,
-    pool::Pool,
-    target::{Target, Way},
-};
+use proxy::{misses::Misses, origin, pool::Pool};
+use target::{Target, Way};
 
 /// How the edge behaves. Resolved by the caller, once.
 #[derive(Debug, Clone)]
@@ -137,7 +134,7 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
 }
 
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let response = match proxy::target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
+    let response = match target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
         None => match proxy::signed::target(&app, &request) {
             Ok(Some(target)) => {
                 let mut response = forward(&app, target, request).await;

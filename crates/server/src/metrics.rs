@@ -21,7 +21,7 @@ use axum::{
 use firkin_runtime::metrics::CONTENT_TYPE;
 use http::{Extensions, HeaderMap, HeaderName, Uri, header};
 
-use crate::{App, auth, error::ErrorKind, proxy::target::host};
+use crate::{App, auth, error::ErrorKind, target::host};
 
 /// Headers of requests that the peer makes for somebody else.
 const SECOND_HAND: [HeaderName; 7] = [

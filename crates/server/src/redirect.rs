@@ -7,7 +7,7 @@
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 
-use crate::proxy::target::host;
+use crate::target::host;
 
 /// The type of the record that every TLS connection begins with (RFC 8446, 5.1).
 pub(crate) const HANDSHAKE: u8 = 0x16;

@@ -9,8 +9,7 @@ use firkin_runtime::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::target::Target;
-use crate::error::ProxyError;
+use crate::{error::ProxyError, target::Target};
 
 /// Carries the token that a private sandbox demands.
 static TRAFFIC_TOKEN: HeaderName = HeaderName::from_static("e2b-traffic-access-token");

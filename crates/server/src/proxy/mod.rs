@@ -20,12 +20,14 @@ pub(crate) mod origin;
 pub(crate) mod page;
 pub(crate) mod pool;
 pub(crate) mod signed;
-pub(crate) mod target;
 mod upgrade;
 
-use crate::{error::ProxyError, sever::Sever};
+use crate::{
+    error::ProxyError,
+    sever::Sever,
+    target::{InvalidTarget, Target},
+};
 use pool::{Answer, Pool};
-use target::{InvalidTarget, Target};
 
 /// Headers that concern one connection, not the message (RFC 9110 section 7.6.1, and the two older ones in use).
 const HOP_BY_HOP: [HeaderName; 7] = [

@@ -7,7 +7,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::target::{SANDBOX_ID, SANDBOX_PORT};
+use crate::target::{SANDBOX_ID, SANDBOX_PORT};
 
 /// Headers by which an answer speaks for its whole origin.
 const OF_THE_ORIGIN: [HeaderName; 8] = [

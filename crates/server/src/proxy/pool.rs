@@ -33,8 +33,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{guest_tls, target::Target};
-use crate::{error::ProxyError, sever::Sever};
+use super::guest_tls;
+use crate::{error::ProxyError, sever::Sever, target::Target};
 
 /// How long a connection may lie idle. Shorter than what servers in guests commonly allow, so that the guest rarely closes first.
 const IDLE: Duration = Duration::from_secs(4);

@@ -16,8 +16,8 @@ use firkin_runtime::sandbox::ENVD_PORT;
 use http::{Method, Uri};
 use sha2::{Digest, Sha256};
 
-use super::{ingress::equal, target::Target};
-use crate::{App, error::ApiError, listing::Query};
+use super::ingress::equal;
+use crate::{App, error::ApiError, listing::Query, target::Target};
 
 /// Longest path that is hashed: `PATH_MAX`, past which no guest can open it.
 const MAX_PATH_BYTES: usize = 4096;

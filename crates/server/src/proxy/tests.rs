@@ -71,7 +71,7 @@ async fn proxy() -> (SocketAddr, Arc<Guests>, Arc<Pool>) {
         let pool = Arc::clone(&served);
         async move {
             use axum::response::IntoResponse;
-            match target::target(request.uri(), request.headers(), None) {
+            match crate::target::target(request.uri(), request.headers(), None) {
                 Some(Ok((target, _))) => forward(&pool, target, request).await.unwrap_or_else(IntoResponse::into_response),
                 Some(Err(reason)) => ProxyError::Target(reason).into_response(),
                 None => panic!("these tests send data plane requests only"),

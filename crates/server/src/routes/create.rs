@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use super::{network, seconds};
-use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, proxy::target::Target, shape};
+use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
 
 /// Life of a v1 sandbox whose creator names none, in seconds.
 const V1_TIMEOUT: i64 = 15;

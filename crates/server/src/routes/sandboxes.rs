@@ -16,8 +16,8 @@ use crate::{
     error::ApiError,
     extract::Sandbox,
     listing::{Cursor, Filter, Query, page},
-    proxy::target::sandbox_id,
     shape,
+    target::sandbox_id,
 };
 
 /// Sandboxes whose metrics may be asked for at once.

@@ -17,8 +17,8 @@ use crate::{
     error::ApiError,
     extract::{Json, Sandbox},
     listing::{Query, page},
-    proxy::target::sandbox_id,
     shape,
+    target::sandbox_id,
 };
 
 /// `POST /sandboxes/{id}/snapshots`.
