@@ -11,6 +11,7 @@ pub mod fuzzing;
 mod init;
 mod interpreter;
 mod logging;
+mod power;
 mod readiness;
 mod reaper;
 mod spawner;

@@ -22,8 +22,7 @@ pub(crate) use self::network::{NetworkError, loopback_up};
 use self::port::Port;
 use crate::{
     envd::{Meter, State},
-    init::power,
-    logging,
+    logging, power,
     reaper::Reaper,
 };
 

@@ -10,7 +10,6 @@
 mod modules;
 mod mounts;
 mod nodes;
-pub(crate) mod power;
 
 use std::{io, net::SocketAddr, process::ExitCode};
 
@@ -20,7 +19,7 @@ use self::{modules::ModuleError, mounts::MountError};
 use crate::{
     control::{self, ControlError, NetworkError},
     envd::{self, ServeError, State},
-    interpreter, logging,
+    interpreter, logging, power,
     reaper::Reaper,
 };
 

@@ -38,7 +38,7 @@ pub(crate) fn off() -> ! {
 }
 
 /// Ends the machine at once, in the way that says it failed.
-pub(super) fn reset() {
+pub(crate) fn reset() {
     sync();
     end(RebootMode::RB_AUTOBOOT)
 }
