@@ -124,7 +124,11 @@ impl Host {
 
     /// Whether a slot, ready or in use, has this number, or a machine that was released or not yet adopted.
     pub(super) fn is_used(&self, number: u16) -> bool {
-        lock(&self.numbers).used.contains(&number)
+        self.numbers().used.contains(&number)
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        lock(&self.numbers)
     }
 
     /// Wakes the refiller: there may be a number for it.
@@ -134,7 +138,7 @@ impl Host {
 
     /// The next free number, in turn, so that one is used again as late as possible.
     fn lease(self: &Arc<Self>) -> Option<IndexLease> {
-        let mut numbers = lock(&self.numbers);
+        let mut numbers = self.numbers();
         if numbers.used.len() - numbers.leaving >= usize::from(self.limit) {
             return None;
         }
@@ -143,6 +147,17 @@ impl Host {
         numbers.used.insert(index);
         numbers.next = (index + 1) % SLOTS_PER_CLAIM;
         Some(IndexLease { host: Arc::clone(self), index, state: AtomicU8::new(HELD) })
+    }
+
+    /// A lease of the number of an earlier server's machine, which keeps it until the lease is [held](IndexLease::hold).
+    fn lease_of_survivor(self: &Arc<Self>, index: u16) -> IndexLease {
+        IndexLease { host: Arc::clone(self), index, state: AtomicU8::new(KEPT) }
+    }
+
+    /// Frees the number of an earlier server's machine that is no more.
+    fn forget_survivor(&self, number: u16) {
+        self.numbers().used.remove(&number);
+        self.notify();
     }
 }
 
@@ -177,12 +192,17 @@ impl IndexLease {
 
     /// The slot is gone: its number no longer counts, though it is not yet free.
     pub(super) fn leave(&self) {
-        let mut numbers = lock(&self.host.numbers);
+        let mut numbers = self.host.numbers();
         if self.state.swap(LEAVING, Ordering::Relaxed) == HELD {
             numbers.leaving += 1;
         }
         drop(numbers);
         self.host.notify();
+    }
+
+    /// The number is free after this lease, which it was [not to be](Host::lease_of_survivor).
+    fn hold(&self) {
+        self.state.store(HELD, Ordering::Relaxed);
     }
 
     /// The number stays in use after this lease: its machine lives on without us.
@@ -193,7 +213,7 @@ impl IndexLease {
 
 impl Drop for IndexLease {
     fn drop(&mut self) {
-        let mut numbers = lock(&self.host.numbers);
+        let mut numbers = self.host.numbers();
         match self.state.load(Ordering::Relaxed) {
             KEPT => return,
             LEAVING => numbers.leaving -= 1,
@@ -331,8 +351,7 @@ impl NetworkPool {
     pub(super) fn forget_survivors(&self, gone: &[u16]) {
         for number in gone {
             if lock(&self.survivors).remove(number) {
-                lock(&self.inner.host.numbers).used.remove(number);
-                self.inner.host.notify();
+                self.inner.host.forget_survivor(*number);
             }
         }
     }
@@ -368,12 +387,12 @@ impl NetworkPool {
         if !lock(&self.survivors).contains(&index) {
             return Err(unknown);
         }
-        let lease = IndexLease { host: Arc::clone(&self.inner.host), index, state: AtomicU8::new(KEPT) };
+        let lease = self.inner.host.lease_of_survivor(index);
         let (lease, netns, way_out) = slot::find_survivor(lease, pid).await?;
         if !lock(&self.survivors).remove(&index) {
             return Err(unknown);
         }
-        lease.state.store(HELD, Ordering::Relaxed);
+        lease.hold();
         Ok(slot::adopted(lease, netns, way_out))
     }
 
