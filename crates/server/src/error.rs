@@ -25,7 +25,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{proxy::page, target::InvalidTarget};
+use crate::target::InvalidTarget;
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
@@ -524,25 +524,6 @@ impl From<DialError> for ProxyError {
                 other => Self::Wake(Box::new(other)),
             },
         }
-    }
-}
-
-impl ProxyError {
-    /// The refusal as a page for people.
-    pub(crate) fn into_page(self) -> Response {
-        let (title, text) = match &self {
-            Self::Target(reason) => ("Not Understood", reason.to_string()),
-            Self::HostOnly(path) => ("Not Found", format!("There is no route {path}.")),
-            Self::NotFound(id) => ("Sandbox Not Found", format!("Sandbox {id} was not found: it has ended, or never was.")),
-            Self::PortClosed(id, port) => {
-                ("Closed Port", format!("Sandbox {id} is running, but there is no service running on port {port}."))
-            }
-            Self::Private { id, .. } => ("Private Sandbox", format!("Sandbox {id} lets in only who shows its traffic token.")),
-            Self::Transitioning(id) => ("Please Try Again", format!("Sandbox {id} is being paused or resumed.")),
-            Self::Wake(_) => ("Please Try Again", "The sandbox is paused and could not be resumed.".to_owned()),
-            Self::BadAnswer(id, port, _) => ("No Answer", format!("What listens on port {port} of sandbox {id} did not answer.")),
-        };
-        page::of(self.into_response(), title, &text)
     }
 }
 

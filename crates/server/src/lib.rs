@@ -49,7 +49,7 @@ use error::ProxyError;
 use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
-use proxy::{misses::Misses, origin, pool::Pool};
+use proxy::{misses::Misses, origin, page, pool::Pool};
 use target::{Target, Way};
 
 /// How the edge behaves. Resolved by the caller, once.
@@ -167,7 +167,7 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
 }
 
 async fn forward(app: &App, target: Target, mut request: Request) -> Response {
-    let refuse = if proxy::page::wanted(request.headers()) { ProxyError::into_page } else { IntoResponse::into_response };
+    let refuse = if page::wanted(request.headers()) { page::of } else { IntoResponse::into_response };
     if let Err(error) = proxy::ingress::admit(&app.runtime, &target, &mut request) {
         return refuse(error);
     }

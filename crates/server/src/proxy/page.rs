@@ -3,8 +3,13 @@
 //! Who gets which is E2B's choice, because its pages are what people know: what a request asks for comes first, since a script in a
 //! page sends its browser's name and cannot help it, and the name of the client decides only where nothing else does.
 
-use axum::{body::Body, response::Response};
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::error::ProxyError;
 
 /// In the names of all browsers, and of hardly anything else.
 const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
@@ -34,14 +39,33 @@ pub(crate) fn wanted(headers: &HeaderMap) -> bool {
     asks_for_html || BROWSERS.iter().any(|browser| agent.contains(browser))
 }
 
-/// A refusal as a page instead of its JSON. The text may hold what a client sent.
-pub(crate) fn of(refusal: Response, title: &str, text: &str) -> Response {
+/// A refusal as a page instead of its JSON.
+pub(crate) fn of(refusal: ProxyError) -> Response {
+    let (title, text) = match &refusal {
+        ProxyError::Target(reason) => ("Not Understood", reason.to_string()),
+        ProxyError::HostOnly(path) => ("Not Found", format!("There is no route {path}.")),
+        ProxyError::NotFound(id) => ("Sandbox Not Found", format!("Sandbox {id} was not found: it has ended, or never was.")),
+        ProxyError::PortClosed(id, port) => {
+            ("Closed Port", format!("Sandbox {id} is running, but there is no service running on port {port}."))
+        }
+        ProxyError::Private { id, .. } => ("Private Sandbox", format!("Sandbox {id} lets in only who shows its traffic token.")),
+        ProxyError::Transitioning(id) => ("Please Try Again", format!("Sandbox {id} is being paused or resumed.")),
+        ProxyError::Wake(_) => ("Please Try Again", "The sandbox is paused and could not be resumed.".to_owned()),
+        ProxyError::BadAnswer(id, port, _) => {
+            ("No Answer", format!("What listens on port {port} of sandbox {id} did not answer."))
+        }
+    };
+    shown(refusal.into_response(), title, &text)
+}
+
+/// An answer with a page for its body. The text may hold what a client sent.
+fn shown(answer: Response, title: &str, text: &str) -> Response {
     let (title, text) = (escaped(title), escaped(text));
     let page = format!(
         "<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title></head>\
          <body><h1>{title}</h1><p>{text}</p></body></html>"
     );
-    let mut response = refusal.map(|_| Body::from(page));
+    let mut response = answer.map(|_| Body::from(page));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
