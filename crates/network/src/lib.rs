@@ -28,6 +28,7 @@ use ipnet::Ipv4Net;
 
 mod claim;
 mod filter;
+mod lease;
 mod links;
 mod namespace;
 mod nft;

@@ -14,11 +14,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::Ipv4Addr,
-    os::fd::OwnedFd,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -31,6 +27,7 @@ use tokio::{
 use super::{
     Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
     claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids},
+    lease::{Host, IndexLease, Numbers, Remains},
     links::Links,
     namespace::{self, SocketOpener, on_own_thread},
     nft::Batch,
@@ -76,154 +73,9 @@ impl From<super::ThreadLost> for OpenError {
     }
 }
 
-/// What is left of a slot, for the reaper.
-#[derive(Debug)]
-pub(super) enum Remains {
-    /// A way out to delete.
-    WayOut(Arc<IndexLease>),
-    /// Answer when everything before this is done.
-    Barrier(oneshot::Sender<()>),
-}
-
-/// What slots need of the server that they belong to.
-#[derive(Debug)]
-pub(super) struct Host {
-    pub(super) claim: ClaimIndex,
-    uids: Uids,
-    pub(super) netns: Arc<OwnedFd>,
-    pub(super) opener: SocketOpener,
-    pub(super) resolvers: Vec<Ipv4Addr>,
-    /// Unbounded because a drop cannot wait; there is at most one entry for each slot number.
-    pub(super) remains: mpsc::UnboundedSender<Remains>,
-    changed: Notify,
-    limit: u16,
-    numbers: Mutex<Numbers>,
-}
-
-#[derive(Debug, Default)]
-struct Numbers {
-    used: BTreeSet<u16>,
-    /// Of those, numbers whose slot is gone and waits for the reaper.
-    leaving: usize,
-    next: u16,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while holding one of ours, and the data is valid between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Host {
-    pub(super) fn uids(&self) -> Uids {
-        self.uids
-    }
-
-    pub(super) fn uid(&self, number: u16) -> u32 {
-        self.uids.uid(self.claim, number)
-    }
-
-    /// Whether a slot, ready or in use, has this number, or a machine that was released or not yet adopted.
-    pub(super) fn is_used(&self, number: u16) -> bool {
-        self.numbers().used.contains(&number)
-    }
-
-    fn numbers(&self) -> MutexGuard<'_, Numbers> {
-        lock(&self.numbers)
-    }
-
-    /// Wakes the refiller: there may be a number for it.
-    fn notify(&self) {
-        self.changed.notify_one();
-    }
-
-    /// The next free number, in turn, so that one is used again as late as possible.
-    fn lease(self: &Arc<Self>) -> Option<IndexLease> {
-        let mut numbers = self.numbers();
-        if numbers.used.len() - numbers.leaving >= usize::from(self.limit) {
-            return None;
-        }
-        let next = numbers.next;
-        let index = (next..SLOTS_PER_CLAIM).chain(0..next).find(|index| !numbers.used.contains(index))?;
-        numbers.used.insert(index);
-        numbers.next = (index + 1) % SLOTS_PER_CLAIM;
-        Some(IndexLease { host: Arc::clone(self), index, state: AtomicU8::new(HELD) })
-    }
-
-    /// A lease of the number of an earlier server's machine, which keeps it until the lease is [held](IndexLease::hold).
-    fn lease_of_survivor(self: &Arc<Self>, index: u16) -> IndexLease {
-        IndexLease { host: Arc::clone(self), index, state: AtomicU8::new(KEPT) }
-    }
-
-    /// Frees the number of an earlier server's machine that is no more.
-    fn forget_survivor(&self, number: u16) {
-        self.numbers().used.remove(&number);
-        self.notify();
-    }
-}
-
-const HELD: u8 = 0;
-const LEAVING: u8 = 1;
-const KEPT: u8 = 2;
-
-/// A slot number in use. Dropping it frees the number.
-#[derive(Debug)]
-pub(super) struct IndexLease {
-    host: Arc<Host>,
-    index: u16,
-    state: AtomicU8,
-}
-
-impl IndexLease {
-    pub(super) fn host(&self) -> &Host {
-        &self.host
-    }
-
-    pub(super) fn index(&self) -> u16 {
-        self.index
-    }
-
-    pub(super) fn uid(&self) -> u32 {
-        self.host.uid(self.index)
-    }
-
-    pub(super) fn interface(&self) -> String {
-        self.host.claim.interface(self.index)
-    }
-
-    /// The slot is gone: its number no longer counts, though it is not yet free.
-    pub(super) fn leave(&self) {
-        let mut numbers = self.host.numbers();
-        if self.state.swap(LEAVING, Ordering::Relaxed) == HELD {
-            numbers.leaving += 1;
-        }
-        drop(numbers);
-        self.host.notify();
-    }
-
-    /// The number is free after this lease, which it was [not to be](Host::lease_of_survivor).
-    fn hold(&self) {
-        self.state.store(HELD, Ordering::Relaxed);
-    }
-
-    /// The number stays in use after this lease: its machine lives on without us.
-    pub(super) fn keep(&self) {
-        self.state.store(KEPT, Ordering::Relaxed);
-    }
-}
-
-impl Drop for IndexLease {
-    fn drop(&mut self) {
-        let mut numbers = self.host.numbers();
-        match self.state.load(Ordering::Relaxed) {
-            KEPT => return,
-            LEAVING => numbers.leaving -= 1,
-            _ => {}
-        }
-        let was_used = numbers.used.remove(&self.index);
-        assert!(was_used, "slot number {} was freed twice", self.index);
-        drop(numbers);
-        self.host.notify();
-    }
 }
 
 #[derive(Debug, Default)]
@@ -316,7 +168,7 @@ impl NetworkPool {
             remains,
             changed: Notify::new(),
             limit: config.max_slots,
-            numbers: Mutex::new(Numbers { used: opened.survivors.clone(), leaving: 0, next: 0 }),
+            numbers: Mutex::new(Numbers::of_survivors(opened.survivors.clone())),
         });
         let inner = Arc::new(Inner {
             host,
@@ -431,7 +283,7 @@ impl NetworkPool {
 impl Inner {
     /// Makes a slot on a thread of its own, a few at a time.
     async fn build(&self, lease: IndexLease, egress: Egress) -> Result<NetworkSlot, SlotError> {
-        let index = lease.index;
+        let index = lease.index();
         // The semaphore is never closed.
         let permit = Arc::clone(&self.builders).acquire_owned().await.map_err(|_| SlotError::Closed)?;
         let job = move || {
@@ -516,7 +368,7 @@ async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, links: Links) {
         match remains {
             Remains::WayOut(lease) => {
                 if let Err(error) = links.delete("delete the way out of a used slot", &lease.interface()).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, slot = lease.index, "a network slot lingers");
+                    tracing::warn!(error = &error as &dyn std::error::Error, slot = lease.index(), "a network slot lingers");
                 }
             }
             Remains::Barrier(done) => drop(done.send(())),

@@ -18,9 +18,9 @@ use super::{
     Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError,
     claim::{slot_addresses, uid_of},
     filter::{EgressFilter, filter_rules},
+    lease::{Host, IndexLease, Remains},
     links::Links,
     namespace::{self, SocketOpener},
-    pool::{Host, IndexLease},
     rules::{OUT, TAP, slot_rules},
     tap::open_tap,
     uplink,
@@ -385,7 +385,7 @@ impl Host {
     fn reap(&self, lease: &Arc<IndexLease>) {
         lease.leave();
         // Without a pool the kernel does it, when the namespace is gone.
-        if self.remains.send(super::pool::Remains::WayOut(Arc::clone(lease))).is_err() {
+        if self.remains.send(Remains::WayOut(Arc::clone(lease))).is_err() {
             tracing::debug!(slot = lease.index(), "the network pool is gone; the kernel deletes the slot's way out");
         }
     }

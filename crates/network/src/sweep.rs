@@ -18,9 +18,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::{
     OpenError, SetupError,
     claim::{self, uid_of},
+    lease::Host,
     links::Links,
     namespace,
-    pool::{Host, NetworkPool},
+    pool::NetworkPool,
 };
 
 /// Milliseconds that a process without an owner has to end by itself: one that was killed a moment ago is on its way.
@@ -62,7 +63,7 @@ fn sweep(host: &Arc<Host>, waiting: BTreeSet<u16>) -> Result<SweptNetwork, OpenE
     let mut swept = SweptNetwork::default();
     let is_owned = |number| host.is_used(number) && !waiting.contains(&number);
     let mut lingering = BTreeSet::new();
-    let processes = claim::processes(host.uids()).map_err(system("look for machines without an owner"))?;
+    let processes = claim::processes(host.uids).map_err(system("look for machines without an owner"))?;
     for (pid, number) in processes.into_iter().filter_map(|(pid, claim, number)| (claim == host.claim).then_some((pid, number))) {
         match end(host, pid, number, &is_owned).map_err(system("end a machine without an owner"))? {
             Outcome::Owned | Outcome::Gone => {}
