@@ -19,3 +19,6 @@ pub const ENVD_VERSION: &str = "0.6.13";
 
 /// The TCP port on which envd listens inside a sandbox.
 pub const ENVD_PORT: u16 = 49983;
+
+/// The TCP port on which the code interpreter listens inside a sandbox that has one.
+pub const INTERPRETER_PORT: u16 = 49999;

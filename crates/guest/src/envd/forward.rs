@@ -29,7 +29,6 @@ use tokio::{
 };
 
 use super::{error::ApiError, state::State};
-use crate::interpreter;
 
 /// Forwarded connections at once; each holds two sockets and 16 KiB.
 const MAX_FORWARDED: usize = 1024;
@@ -64,7 +63,7 @@ pub(super) async fn forward(
             return Err(ApiError::new(StatusCode::UPGRADE_REQUIRED, format!("cannot forward without `Upgrade: {PROTOCOL}`")));
         }
         // What this agent serves is on the outer address, and says there to whom.
-        if matches!(port, 0 | firkin_wire::ENVD_PORT | interpreter::PORT) {
+        if matches!(port, 0 | firkin_wire::ENVD_PORT | firkin_wire::INTERPRETER_PORT) {
             return Err(ApiError::bad_request(format!("cannot forward port {port}")));
         }
         let place = Arc::clone(&PLACES).try_acquire_owned().map_err(|_| {

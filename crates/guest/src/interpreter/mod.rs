@@ -37,9 +37,6 @@ use crate::{
     reaper::Reaper,
 };
 
-/// Port of the interpreter.
-pub(crate) const PORT: u16 = 49_999;
-
 /// Debian's place of IPython.
 const IPYTHON: &str = "/usr/lib/python3/dist-packages/IPython";
 
@@ -96,7 +93,7 @@ impl Setup {
 
 /// Where it listens in a sandbox.
 pub(crate) fn address() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], PORT))
+    SocketAddr::from(([0, 0, 0, 0], firkin_wire::INTERPRETER_PORT))
 }
 
 /// Serves it from now on and starts the default Python kernel. Needs a runtime.
