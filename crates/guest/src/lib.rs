@@ -3,6 +3,7 @@
 //! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
 //! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
 
+mod alone;
 mod args;
 mod control;
 mod envd;
@@ -27,7 +28,7 @@ pub fn run() -> ExitCode {
     }
     match args::parse(args) {
         Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
-        Ok(args::Mode::Envd(options)) => envd::run_alone(*options),
+        Ok(args::Mode::Envd(options)) => alone::run(*options),
         Err(error) => {
             logging::complain(&format!("{error}\nusage: {}", args::USAGE));
             ExitCode::from(2)

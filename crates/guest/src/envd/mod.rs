@@ -20,7 +20,7 @@ mod trouble;
 mod users;
 mod xattrs;
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -31,7 +31,6 @@ use axum::{
     routing::{any_service, get, post},
 };
 use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
-use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 pub(crate) use self::{
@@ -47,7 +46,7 @@ use self::{
     filesystem::FilesystemService,
     process::{ProcessService, Processes},
 };
-use crate::{args::Options, interpreter, logging, reaper::Reaper};
+use crate::{logging, reaper::Reaper};
 
 /// The largest Connect message taken, in bytes. Standard input is sent whole by some clients; file contents are not.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
@@ -95,56 +94,4 @@ async fn figures(meter: Arc<Meter>) -> Response {
 
 async fn envs(Extract(state): Extract<State>) -> Response {
     ([("cache-control", "no-store")], Json(&state.settings().env)).into_response()
-}
-
-/// Serves envd on an ordinary host until it is killed. Prints the address once it listens. SIGUSR1 stands for what a restore
-/// does: another era begins, and a line says so.
-pub(crate) fn run_alone(options: Options) -> ExitCode {
-    logging::start();
-    let state = State::default();
-    state.set(Settings {
-        access_token: options.token,
-        default_user: options.default_user,
-        default_workdir: options.default_workdir,
-        env: sandbox_env(&options.sandbox_id, &options.template_id, &options.env),
-    });
-    let run = || -> Result<(), server::ServeError> {
-        let runtime = server::runtime()?;
-        let reaper = Reaper::of_process().map_err(server::ServeError::Runtime)?;
-        let listener = server::bind(options.listen)?;
-        let address = listener.local_addr().map_err(server::ServeError::Runtime)?;
-        let routes = {
-            let _guard = runtime.enter();
-            begin_eras(state.clone()).map_err(server::ServeError::Runtime)?;
-            if let Some(setup) = options.interpreter {
-                let listener = server::bind(SocketAddr::new(address.ip(), 0))?;
-                let also = listener.local_addr().map_err(server::ServeError::Runtime)?;
-                interpreter::spawn(setup, listener, &state, reaper.clone()).map_err(server::ServeError::Runtime)?;
-                logging::say(&format!("interpreter on {also}"));
-            }
-            routes(&state, reaper)
-        };
-        logging::say(&format!("listening on {address}"));
-        runtime.block_on(serve(listener, routes, state.clone()))
-    };
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            logging::complain(&logging::chain(&error));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Begins another era at each SIGUSR1. Needs a runtime.
-fn begin_eras(state: State) -> std::io::Result<()> {
-    let mut asked = signal(SignalKind::user_defined1())?;
-    // Not joined: it lives as long as the process.
-    tokio::spawn(async move {
-        while asked.recv().await.is_some() {
-            state.begin_era();
-            logging::say("another era");
-        }
-    });
-    Ok(())
 }
