@@ -18,7 +18,8 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, OwnedSemap
 
 use super::{
     Setup,
-    kernel::{Group, Kernel, Launcher, StartError},
+    group::Group,
+    kernel::{Kernel, Launcher, StartError},
     language::Language,
 };
 use crate::{

@@ -20,11 +20,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::{
     io::{AsyncWriteExt, BufReader},
@@ -38,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Setup,
     event::{Event, Kind, next_line},
+    group::Group,
     language::Language,
     zygote::{Forked, Wanted, Zygote, complaint},
 };
@@ -130,20 +127,6 @@ pub(super) struct Kernel {
     state: State,
     /// The era it knows of: a later one began with the restore of a snapshot that holds it.
     era: CancellationToken,
-}
-
-/// A process group, to be signalled.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Group(pub(super) Pid);
-
-impl Group {
-    /// Sends a signal. A group that is gone has done what the signal was for.
-    pub(super) fn signal(self, signal: Signal) {
-        match killpg(self.0, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => tracing::warn!(group = %self.0, %error, "cannot signal a kernel"),
-        }
-    }
 }
 
 /// Who hears the events of the cell that runs. Closed with the kernel's output.

@@ -18,6 +18,7 @@
 mod contexts;
 mod event;
 mod execution;
+mod group;
 mod http;
 mod kernel;
 mod language;

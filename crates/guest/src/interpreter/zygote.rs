@@ -27,10 +27,7 @@ use nix::{
 use serde::Serialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe, task::spawn_blocking, time::timeout};
 
-use super::{
-    Setup,
-    kernel::{Group, StartError},
-};
+use super::{Setup, group::Group, kernel::StartError};
 use crate::{
     envd::{Ends, Launch, State, Streams, UserDb, launch, nonblocking},
     reaper::Reaper,
