@@ -36,10 +36,10 @@ use super::{
     event::{Event, Kind, next_line},
     group::Group,
     language::Language,
-    zygote::{Forked, Wanted, Zygote, complaint},
+    zygote::{Forked, Wanted, Zygote, ZygoteError, complaint},
 };
 use crate::{
-    envd::{State, UserError, nonblocking},
+    envd::{State, nonblocking},
     logging,
     reaper::Reaper,
 };
@@ -79,9 +79,9 @@ impl Cell {
 /// Why there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
-    /// Nobody to run it as.
-    #[error("cannot start the kernel")]
-    User(#[from] UserError),
+    /// There is nothing to fork it from.
+    #[error(transparent)]
+    Zygote(#[from] ZygoteError),
     /// The directory is not there.
     #[error("cannot work in `{0}`: it is not a directory")]
     Workdir(PathBuf),

@@ -27,9 +27,9 @@ use nix::{
 use serde::Serialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe, task::spawn_blocking, time::timeout};
 
-use super::{Setup, group::Group, kernel::StartError};
+use super::{Setup, group::Group};
 use crate::{
-    envd::{Ends, Launch, State, Streams, UserDb, launch, nonblocking},
+    envd::{Ends, Launch, State, Streams, UserDb, UserError, launch, nonblocking},
     reaper::Reaper,
 };
 
@@ -64,6 +64,26 @@ pub(super) struct Forked {
     pub(super) ends: [OwnedFd; 3],
 }
 
+/// Why there is nothing to fork kernels from. Told to whoever wanted a kernel.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ZygoteError {
+    /// Nobody to run it as.
+    #[error("cannot start the kernel")]
+    User(#[from] UserError),
+    /// The process does not start.
+    #[error("cannot start the kernel's process")]
+    Spawn(#[source] io::Error),
+    /// The process ended at once.
+    #[error("cannot start the kernel: {complaint}")]
+    Ended {
+        /// The end of what it said.
+        complaint: String,
+    },
+    /// It takes too long.
+    #[error("cannot start the kernel within {} s", START_DEADLINE.as_secs())]
+    Deadline,
+}
+
 /// What to fork.
 #[derive(Debug, Serialize)]
 pub(super) struct Wanted {
@@ -77,7 +97,7 @@ pub(super) struct Wanted {
 
 impl Zygote {
     /// Starts the process and waits until it takes requests.
-    pub(super) async fn start(setup: &Setup, state: &State, reaper: &Reaper) -> Result<Self, StartError> {
+    pub(super) async fn start(setup: &Setup, state: &State, reaper: &Reaper) -> Result<Self, ZygoteError> {
         let socket = setup.programs.join("zygote.socket");
         let program = |name: &Path| name.to_string_lossy().into_owned();
         let launch_it = Launch {
@@ -91,17 +111,17 @@ impl Zygote {
         };
         let reaper = reaper.clone();
         let launched = spawn_blocking(move || launch(&reaper, &launch_it)).await;
-        let launched = launched.map_err(io::Error::other).and_then(|result| result).map_err(StartError::Spawn)?;
+        let launched = launched.map_err(io::Error::other).and_then(|result| result).map_err(ZygoteError::Spawn)?;
         let Ends::Pipes { stdin: Some(stdin), stdout, stderr } = launched.ends else {
             unreachable!("pipes were asked for");
         };
         let group = Group(launched.started.pid);
-        let said = first_byte(&stdout).await.map_err(StartError::Spawn)?;
+        let said = first_byte(&stdout).await.map_err(ZygoteError::Spawn)?;
         let zygote = Self { group, socket, _ends: [stdin, stdout, stderr] };
         match said {
             Some(true) => Ok(zygote),
-            Some(false) => Err(StartError::Ended { complaint: complaint(&zygote._ends[2]).await }),
-            None => Err(StartError::Deadline),
+            Some(false) => Err(ZygoteError::Ended { complaint: complaint(&zygote._ends[2]).await }),
+            None => Err(ZygoteError::Deadline),
         }
     }
 
