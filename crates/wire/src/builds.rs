@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::rest::BuildStatus;
+use crate::rest::{BuildStatus, LogLevel};
 
 /// `POST /v3/templates`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -248,20 +248,6 @@ pub struct BuildLogEntry {
     pub level: LogLevel,
     /// In which step.
     pub step: String,
-}
-
-/// How grave something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// For those who look for a cause.
-    Debug,
-    /// What goes on.
-    Info,
-    /// Doubtful.
-    Warn,
-    /// Wrong.
-    Error,
 }
 
 /// `GET /templates/{id}/builds/{build}/logs`.

@@ -262,10 +262,10 @@ fn entry(entry: &BuildLogEntry) -> builds::BuildLogEntry {
         timestamp: entry.at,
         message: entry.message.clone(),
         level: match entry.level {
-            LogLevel::Debug => builds::LogLevel::Debug,
-            LogLevel::Info => builds::LogLevel::Info,
-            LogLevel::Warn => builds::LogLevel::Warn,
-            LogLevel::Error => builds::LogLevel::Error,
+            LogLevel::Debug => rest::LogLevel::Debug,
+            LogLevel::Info => rest::LogLevel::Info,
+            LogLevel::Warn => rest::LogLevel::Warn,
+            LogLevel::Error => rest::LogLevel::Error,
         },
         step: entry.step.clone(),
     }
