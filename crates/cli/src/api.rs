@@ -6,7 +6,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use firkin_wire::rest;
+use firkin_wire::{builds, rest};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::{
@@ -173,6 +173,23 @@ impl Api {
     /// Every template.
     pub(crate) async fn templates(&self) -> anyhow::Result<Vec<rest::Template>> {
         self.send::<()>(Method::GET, "/templates", None).await?.json()
+    }
+
+    /// Makes a place for a build.
+    pub(crate) async fn request_build(&self, request: &builds::RequestBuild) -> anyhow::Result<builds::RequestedBuild> {
+        self.send(Method::POST, "/v3/templates", Some(request)).await?.json()
+    }
+
+    /// Starts a build, which goes on by itself.
+    pub(crate) async fn start_build(&self, place: &builds::RequestedBuild, build: &builds::StartBuild) -> anyhow::Result<()> {
+        let path = format!("/v2/templates/{}/builds/{}", escape(&place.template_id), escape(&place.build_id));
+        self.send(Method::POST, &path, Some(build)).await.map(drop)
+    }
+
+    /// How far a build has come, with what it has said after the first `seen` entries of its log.
+    pub(crate) async fn build_status(&self, place: &builds::RequestedBuild, seen: usize) -> anyhow::Result<builds::BuildInfo> {
+        let path = format!("/templates/{}/builds/{}/status", escape(&place.template_id), escape(&place.build_id));
+        self.send::<()>(Method::GET, &with_query(&path, [("logsOffset", seen.to_string())]), None).await?.json()
     }
 
     /// Removes a template or a snapshot.

@@ -13,11 +13,15 @@ use firkin_image::{
         self, ImageError as OciError,
         registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
     },
+    rootfs,
 };
 use firkin_runtime::{
-    images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, RootDisk, SDK_BASE_IMAGE, same_image},
+    images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, SDK_BASE_IMAGE, same_image},
     progress::Report,
+    root_image::RootImage,
 };
+
+use crate::standard::Standard;
 
 /// The registry of references that name none.
 const HUB: &str = "docker.io";
@@ -58,7 +62,7 @@ pub(crate) struct Images {
     pub(crate) additions: Additions,
     /// Environment of every template that is built on one.
     pub(crate) env: BTreeMap<String, String>,
-    pub(crate) own: RootDisk,
+    pub(crate) own: RootImage,
 }
 
 /// AWS gives a registry's password only for a signed request to another of its services.
@@ -86,20 +90,42 @@ impl Images {
         let mut env = self.env.clone();
         env.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Ok(BuildImage {
-            root: RootDisk { path: image.root.path, digest: image.root.digest, bytes: image.root.virtual_bytes },
+            root: RootImage { path: image.root.path, digest: image.root.digest, bytes: image.root.virtual_bytes },
             provisioned: false,
             env,
+            standard: None,
         })
     }
 
+    /// One of the host's own templates, its root image from the cache or built into it.
+    async fn standard(&self, standard: &Standard, report: Report<'_>) -> Result<BuildImage, ImageError> {
+        let failed = |source| ImageError { reference: standard.reference(), source };
+        let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
+        let root = match standard.root() {
+            None => self.own.clone(),
+            Some(spec) => {
+                let root =
+                    rootfs(&self.cache, &spec, &self.additions, &told).await.map_err(|error| failed(Box::new(error) as _))?;
+                RootImage { path: root.path, digest: root.digest, bytes: root.virtual_bytes }
+            }
+        };
+        let template = standard.template(Some(root.clone()), self.env.clone());
+        Ok(BuildImage { standard: Some(Box::new(template)), root, ..self.own() })
+    }
+
     fn own(&self) -> BuildImage {
-        BuildImage { root: self.own.clone(), provisioned: true, env: self.env.clone() }
+        BuildImage { root: self.own.clone(), provisioned: true, env: self.env.clone(), standard: None }
     }
 }
 
 #[async_trait]
 impl ImageSource for Images {
     async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
+        if let Some(standard) = Standard::parse(&request.reference) {
+            let standard =
+                standard.map_err(|source| ImageError { reference: request.reference.clone(), source: Box::new(source) })?;
+            return self.standard(&standard, report).await;
+        }
         if self.settings.own.iter().any(|own| same_image(own, &request.reference)) {
             return Ok(self.own());
         }

@@ -15,6 +15,7 @@ mod progress;
 mod promises;
 mod serverfile;
 mod settings;
+mod standard;
 mod terminal;
 
 use std::{process::ExitCode, time::Duration};

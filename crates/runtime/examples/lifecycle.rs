@@ -37,7 +37,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 
 mod stand_in;

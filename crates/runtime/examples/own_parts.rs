@@ -32,7 +32,7 @@ use firkin_runtime::{
     restore::{RestoreGates, SnapshotRestoreError, restore},
     runtime::Runtime,
     sandbox::InternetAccess,
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 use firkin_wire::control::Identity;
 

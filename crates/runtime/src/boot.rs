@@ -199,10 +199,20 @@ impl Booted {
         Err(BootError::Died(Obituary { exit, console: last_words(&mut *self.machine).await }))
     }
 
+    /// Free space of its root file system as users other than root find it, bytes.
+    pub(crate) async fn free_disk_bytes(&mut self) -> Result<u64, BootError> {
+        match self.call(Call::Stats).await? {
+            Answer::Stats(stats) => Ok(stats.disk_total.saturating_sub(stats.disk_used)),
+            Answer::Hello { .. } | Answer::Resumed { .. } | Answer::Done | Answer::Failed { .. } => {
+                Err(BootError::Shrink(AgentError::Unexpected { call: "stats" }))
+            }
+        }
+    }
+
     /// Has the agent do something for as long as the guest lives.
-    async fn call(&mut self, call: Call) -> Result<(), BootError> {
+    async fn call(&mut self, call: Call) -> Result<Answer, BootError> {
         let exit = tokio::select! {
-            answer = self.agent.call(call, SHRINK_DEADLINE) => return answer.map(drop).map_err(BootError::Shrink),
+            answer = self.agent.call(call, SHRINK_DEADLINE) => return answer.map_err(BootError::Shrink),
             exit = self.machine.wait() => exit,
         };
         Err(BootError::Died(Obituary { exit, console: last_words(&mut *self.machine).await }))
@@ -211,7 +221,7 @@ impl Booted {
     /// Makes the guest small: nothing is dirty, and what its caches hold can be read again.
     pub(crate) async fn shrink(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("making the guest small");
-        self.call(Call::Shrink).await
+        self.call(Call::Shrink).await.map(drop)
     }
 
     /// Takes its memory and device state, as [`cut`](Self::cut) does, once the guest has nothing left to do. For what is restored often.

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 
 use crate::{
     build::{
-        BuildInfo, BuildPlan, BuildRequest, FileUpload, RequestedBuild,
+        BuildInfo, BuildPlan, BuildRequest, FileUpload, Live, RequestedBuild,
         error::{FilesError, NoBuild, RequestError},
-        job, names,
+        job,
+        names::{self, Named},
     },
     core::Core,
     runtime::Runtime,
@@ -19,6 +20,11 @@ impl Runtime {
     /// Makes a place for a build. A name and tag that exist keep their template's id.
     pub async fn request_build(&self, request: &BuildRequest) -> Result<RequestedBuild, RequestError> {
         let named = names::parse(request, self.capacity().capacity.memory_mib)?;
+        self.place(named).await.map_err(RequestError::Store)
+    }
+
+    /// Puts a build that waits on record.
+    pub(crate) async fn place(&self, named: Named) -> Result<RequestedBuild, StoreError> {
         let now = Timestamp::now();
         let record = BuildRecord {
             id: crate::random::uuid(),
@@ -36,7 +42,7 @@ impl Runtime {
             updated_at: now,
             finished_at: None,
         };
-        let (record, template) = self.core().store.request_build(record).await.map_err(RequestError::Store)?;
+        let (record, template) = self.core().store.request_build(record).await?;
         Ok(RequestedBuild {
             template_id: record.template_id,
             build_id: record.id,
@@ -48,6 +54,11 @@ impl Runtime {
 
     /// Starts a build that waits. It goes on by itself.
     pub async fn start_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<(), NoBuild> {
+        self.begin_build(template, build, plan).await.map(drop)
+    }
+
+    /// As [`Runtime::start_build`], and gives what goes on.
+    pub(crate) async fn begin_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<Arc<Live>, NoBuild> {
         let core = self.core();
         if core.stopping.is_cancelled() {
             return Err(NoBuild::Stopping);
@@ -63,8 +74,8 @@ impl Runtime {
             core.builds.end(&begun);
             return Err(NoBuild::Store(error));
         }
-        core.tasks.spawn(job::run(Arc::clone(core), begun, plan));
-        Ok(())
+        core.tasks.spawn(job::run(Arc::clone(core), Arc::clone(&begun), plan));
+        Ok(begun)
     }
 
     /// How far a build has come, also after its end.

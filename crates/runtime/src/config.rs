@@ -5,9 +5,10 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
-    images::{ImageSource, OwnImage, RootDisk},
+    images::{ImageSource, OwnImage},
     link::NetworkChoice,
     memory::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
+    root_image::RootImage,
     warm::WarmConfig,
 };
 
@@ -138,8 +139,8 @@ pub struct GuestSystem {
 
 impl GuestSystem {
     /// The root image of templates that name no other.
-    pub fn root(&self) -> RootDisk {
-        RootDisk { path: self.rootfs.clone(), digest: self.rootfs_digest.clone(), bytes: self.rootfs_bytes }
+    pub fn root(&self) -> RootImage {
+        RootImage { path: self.rootfs.clone(), digest: self.rootfs_digest.clone(), bytes: self.rootfs_bytes }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{guest_file::GuestFile, images::RootDisk, template::BuildTemplate};
+use crate::{guest_file::GuestFile, standard::BuildTemplate};
 
 /// The template that E2B's desktop SDK asks for.
 pub const DESKTOP: &str = "desktop";
@@ -30,8 +30,8 @@ const WINDOWS: &str = "echo '<?xml version=\"1.0\" encoding=\"UTF-8\"?><channel 
 const READY_DEADLINE: Duration = Duration::from_secs(1200);
 
 impl BuildTemplate {
-    /// The template of E2B's desktop SDK.
-    pub fn desktop(root: RootDisk) -> Self {
+    /// The template of E2B's desktop SDK, whose root image must have its programs.
+    pub fn desktop() -> Self {
         let program = |path: &str, content: &'static str| GuestFile {
             path: format!("/usr/local/bin/{path}"),
             mode: 0o755,
@@ -41,7 +41,6 @@ impl BuildTemplate {
             name: DESKTOP.to_owned(),
             cpus: 2,
             memory_mib: 4096,
-            root: Some(root),
             files: vec![
                 program("Xvfb", include_str!("desktop/Xvfb.sh")),
                 program("xdpyinfo", include_str!("desktop/xdpyinfo.sh")),

@@ -3,24 +3,11 @@
 //! The runtime knows no registries: whoever opens it says where images come from. On its own it has one, the root image of the
 //! host's guest system, which stands for the image that E2B's SDKs build on when they are told nothing.
 
-use std::{collections::BTreeMap, error::Error, fmt, path::PathBuf};
+use std::{collections::BTreeMap, error::Error, fmt};
 
 use async_trait::async_trait;
-use serde::Serialize;
 
-use crate::progress::Report;
-
-/// A root image, immutable and readable by everyone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RootDisk {
-    /// The file, raw ext4. Where it is changes nothing of what is made of it.
-    #[serde(skip)]
-    pub path: PathBuf,
-    /// Its digest.
-    pub digest: String,
-    /// Its size as the guest sees it, bytes.
-    pub bytes: u64,
-}
+use crate::{progress::Report, root_image::RootImage, standard::BuildTemplate};
 
 /// The image that the SDKs build on by default. Here that is what `base` is made of.
 pub const SDK_BASE_IMAGE: &str = "e2bdev/base";
@@ -61,11 +48,14 @@ impl fmt::Debug for RegistryLogin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildImage {
     /// The file system.
-    pub root: RootDisk,
+    pub root: RootImage,
     /// Whether it has what a guest of ours needs: bash, `user`, sudo without a password.
     pub provisioned: bool,
     /// Environment that the image asks for.
     pub env: BTreeMap<String, String>,
+    /// That it is no image alone but one of the host's own templates, with what is done in it. A build on it is made as that template is:
+    /// booted once, with everything, and cut whole.
+    pub standard: Option<Box<BuildTemplate>>,
 }
 
 /// Why there is no image. The source says what the registry, or whoever else was asked, answered.
@@ -89,7 +79,7 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
 
 /// Only the host's own root image, under the name that the SDKs use.
 #[derive(Debug, Clone)]
-pub struct OwnImage(pub RootDisk);
+pub struct OwnImage(pub RootImage);
 
 /// There is no registry to ask.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +90,7 @@ struct NoRegistry;
 impl ImageSource for OwnImage {
     async fn image(&self, request: &ImageRequest, _: Report<'_>) -> Result<BuildImage, ImageError> {
         if same_image(&request.reference, SDK_BASE_IMAGE) {
-            return Ok(BuildImage { root: self.0.clone(), provisioned: true, env: BTreeMap::new() });
+            return Ok(BuildImage { root: self.0.clone(), provisioned: true, env: BTreeMap::new(), standard: None });
         }
         Err(ImageError { reference: request.reference.clone(), source: Box::new(NoRegistry) })
     }

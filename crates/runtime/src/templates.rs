@@ -1,4 +1,4 @@
-//! What the runtime offers of templates: looking at them, building the host's own, changing and deleting them, and their tags.
+//! What the runtime offers of templates: looking at them, changing and deleting them, and their tags.
 
 use std::collections::HashSet;
 
@@ -7,13 +7,11 @@ use crate::{
     build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
-    metrics::Timing,
-    progress::Report,
     reference::{NoTemplate, Reference},
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord},
     tags::{self, TagError, Tagged},
-    template::{self, BuildError, BuildTemplate, TagInfo, TemplateInfo, TemplateUpdate},
+    template::{TagInfo, TemplateInfo, TemplateUpdate},
 };
 
 /// Why a template or a snapshot was not deleted.
@@ -87,38 +85,6 @@ impl Runtime {
         let store = &self.core().store;
         let (versions, assignments) = (store.templates().await?, store.assignments().await?);
         Ok(Shelf { versions, assignments, builds: store.builds().await? })
-    }
-
-    /// Boots, prepares and snapshots a template.
-    pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
-        let built = template::build(self.core(), build, report);
-        let record = self.core().metrics.measured(Timing::ColdTemplateBuild, built).await?;
-        self.shown(record).await
-    }
-
-    /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
-    pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
-        let core = self.core();
-        let recipe = template::recipe(core, &build);
-        let existing = core.store.template(&build.name).await.map_err(BuildError::Store)?.found();
-        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
-            && core.artifacts.is_usable(&existing.artifact)
-        {
-            // An earlier version may have built it, which did not remember this.
-            if existing.warm_up != build.ready {
-                existing.warm_up = build.ready;
-                core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
-                core.pool.templates_changed();
-            }
-            return Ok((self.shown(existing).await?, false));
-        }
-        Ok((self.build_template(build, report).await?, true))
-    }
-
-    async fn shown(&self, version: TemplateRecord) -> Result<TemplateInfo, BuildError> {
-        let family = FamilyRecord::of(&version);
-        let shown = self.shelf().await.map_err(BuildError::Store)?.show(family, Some(&version));
-        Ok(shown.expect("what is shown as a version of its own is shown"))
     }
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.

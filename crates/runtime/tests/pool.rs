@@ -20,7 +20,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, InternetAccess},
-    template::BuildTemplate,
+    standard::BuildTemplate,
     warm::{Depth, PoolStatus, WarmConfig},
 };
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, encode};

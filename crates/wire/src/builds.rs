@@ -93,29 +93,32 @@ pub struct FileUpload {
 }
 
 /// `POST /v2/templates/{id}/builds/{build}`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StartBuild {
     /// Image to stand on.
-    #[serde(rename = "fromImage", default)]
+    #[serde(rename = "fromImage", default, skip_serializing_if = "Option::is_none")]
     pub from_image: Option<String>,
     /// Template to stand on.
-    #[serde(rename = "fromTemplate", default)]
+    #[serde(rename = "fromTemplate", default, skip_serializing_if = "Option::is_none")]
     pub from_template: Option<String>,
-    /// How to log in to the image's registry.
-    #[serde(rename = "fromImageRegistry", default)]
+    /// How to log in to the image's registry. Read only: no client of ours logs in anywhere.
+    #[serde(rename = "fromImageRegistry", default, skip_serializing)]
     pub from_image_registry: Option<Registry>,
     /// Whether every step is carried out although its result is known.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
     /// In order.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<Vec<Step>>,
     /// Left running in the template.
-    #[serde(rename = "startCmd", default)]
+    #[serde(rename = "startCmd", default, skip_serializing_if = "Option::is_none")]
     pub start_cmd: Option<String>,
     /// Exits 0 when that is ready.
-    #[serde(rename = "readyCmd", default)]
+    #[serde(rename = "readyCmd", default, skip_serializing_if = "Option::is_none")]
     pub ready_cmd: Option<String>,
+    /// Whether its guests may run guests. Ours: the contract knows nothing of the kind.
+    #[serde(rename = "nestedVirtualization", default, skip_serializing_if = "Option::is_none")]
+    pub nested_virtualization: Option<bool>,
 }
 
 /// One step.

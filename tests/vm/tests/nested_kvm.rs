@@ -21,7 +21,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox},
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 use firkin_vm_tests::{
     engine_qemu::{GuestFiles, cache},

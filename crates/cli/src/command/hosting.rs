@@ -24,13 +24,14 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
-    images::RootDisk,
     link::NetworkChoice,
     memory::ProcProbe,
     owner::OnExit,
+    root_image::RootImage,
     runtime::Runtime,
+    standard::BuildTemplate,
     state_dir::OpenError,
-    template::{BuildTemplate, TemplateInfo},
+    template::TemplateInfo,
     verify::in_use,
 };
 use firkin_server::{Listener, ServeError, ServerConfig, TlsIdentity};
@@ -151,10 +152,9 @@ pub(crate) fn demand_unused(settings: &Settings) -> anyhow::Result<()> {
 /// Why a runtime was not opened, with what helps.
 fn refused(error: OpenError) -> anyhow::Error {
     let hint = match &error {
-        OpenError::Locked { .. } => Some(
-            "stop that server first (`firkin up --on-exit pause` keeps its sandboxes), or choose another `--state-dir`; a server that \
-             runs builds templates of its own for E2B's SDKs and for `e2b template create`",
-        ),
+        OpenError::Locked { .. } => {
+            Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes), or choose another `--state-dir`")
+        }
         OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
         OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
         OpenError::Store(_) => None,
@@ -251,7 +251,7 @@ fn additions(settings: &Settings, kernel: GuestKernel) -> anyhow::Result<Additio
 }
 
 /// The root image of a template, from the cache or built into it.
-pub(crate) async fn root_of(settings: &Settings, name: &str, spec: &RootSpec, progress: &Progress) -> anyhow::Result<RootDisk> {
+pub(crate) async fn root_of(settings: &Settings, name: &str, spec: &RootSpec, progress: &Progress) -> anyhow::Result<RootImage> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let title = format!("root file system of {name}");
     let step = progress.step(&title);
@@ -260,7 +260,7 @@ pub(crate) async fn root_of(settings: &Settings, name: &str, spec: &RootSpec, pr
     let root = rootfs(&cache, spec, &additions, &|event| step.at(&described(&event))).await;
     let root = root.with_context(|| format!("cannot make the {title}"))?;
     step.done(&title);
-    Ok(RootDisk { path: root.path, digest: root.digest, bytes: root.virtual_bytes })
+    Ok(RootImage { path: root.path, digest: root.digest, bytes: root.virtual_bytes })
 }
 
 fn described(event: &firkin_image::Event) -> String {

@@ -1,35 +1,37 @@
-//! `firkin template ...`: lists and removes through the server, builds without one.
+//! `firkin template ...`, through the server; builds also without one.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use firkin_image::{HeavyPart, RootSpec};
-use firkin_runtime::{
-    desktop::DESKTOP,
-    owner::OnExit,
-    reference::{CODE_INTERPRETER, MCP_GATEWAY},
-    template::{BuildTemplate, TemplateInfo},
-};
-use firkin_wire::rest;
+use firkin_runtime::{owner::OnExit, reference::CODE_INTERPRETER, standard::BuildTemplate, template::TemplateInfo};
+use firkin_wire::{builds, rest};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
     hosting::{self, Interrupts},
+    quickstart::running_server,
     sandbox::{each, relative},
 };
 use crate::{
     api::Api,
-    args::{BuildArgs, Part, RemoveArgs},
+    args::{BuildArgs, RemoveArgs},
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
     progress::Progress,
     serverfile,
     settings::Settings,
+    standard::Standard,
 };
 
 /// How long a template's own ready command may take to succeed.
 const READY_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Between two looks at a build of the server's.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the log of a build says that found all of its template made already.
+const UNCHANGED: &str = "CACHED [finalize]";
 
 /// What a build made.
 #[derive(Debug, Serialize)]
@@ -46,44 +48,20 @@ struct Built {
 pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Result<ExitStatus> {
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
-    // A root image of languages takes minutes: not to be told after them that nothing can be built.
-    hosting::demand_unused(settings)?;
-    let force = args.force;
-    let spec = match args.name.as_str() {
-        CODE_INTERPRETER => Some(RootSpec::code_interpreter(&parts(&args.without))),
-        DESKTOP => Some(RootSpec::desktop()),
-        _ => None,
-    };
-    let root = match spec {
-        Some(spec) => match interrupts.unless(hosting::root_of(settings, &args.name, &spec, &progress)).await? {
-            Some(root) => Some(root),
-            None => return Ok(ExitStatus::Interrupted),
-        },
-        None => None,
-    };
-    let standard = match (args.name.as_str(), root) {
-        (CODE_INTERPRETER, Some(root)) => BuildTemplate::code_interpreter(root),
-        (DESKTOP, Some(root)) => BuildTemplate::desktop(root),
-        (MCP_GATEWAY, _) => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
-        _ => BuildTemplate::base(),
-    };
-    let standard = BuildTemplate { env: settings.template_env(), ..standard };
-    let request = request(args, standard)?;
-    let Some(runtime) = interrupts.unless(hosting::open_runtime(settings, &progress)).await? else {
-        return Ok(ExitStatus::Interrupted);
-    };
-    let work = async {
-        if force {
-            hosting::build(&runtime, request, &progress).await.map(|template| (template, true))
-        } else {
-            hosting::ensure(&runtime, request, &progress).await
+    let (force, standard) = (args.force, Standard::of(&args.name, &args.without));
+    let request = request(args, standard.template(None, settings.template_env()))?;
+    let built = match running_server(settings).await? {
+        Some((api, _)) => {
+            let work = on_server(&api, &standard, request, force, &progress);
+            let built = interrupts.unless(work).await?;
+            if built.is_none() {
+                output::note("the build goes on in the server; `firkin template ls` shows how far it is");
+            }
+            built
         }
+        None => here(settings, &standard, request, force, (&mut interrupts, &progress)).await?,
     };
-    let built = interrupts.unless(work).await;
-    // What was paused stays paused; nothing else can be here.
-    runtime.shutdown(OnExit::Pause).await;
-    let Some((template, built)) = built? else { return Ok(ExitStatus::Interrupted) };
-    let result = shown(template, built);
+    let Some(result) = built else { return Ok(ExitStatus::Interrupted) };
     output::result(settings.format, &result, || {
         let mut table = Table::new(&["template", "names", "result", ">cpus", ">memory"]);
         let outcome = if result.built { "built" } else { "unchanged" };
@@ -99,14 +77,96 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     Ok(ExitStatus::Success)
 }
 
-/// Those that were not left out.
-fn parts(without: &[Part]) -> Vec<HeavyPart> {
-    let left_out = |part: HeavyPart| match part {
-        HeavyPart::R => without.contains(&Part::R),
-        HeavyPart::Java => without.contains(&Part::Java),
-        HeavyPart::Science => without.contains(&Part::Science),
+/// Has the server that runs build the template, which it goes on serving meanwhile.
+async fn on_server(
+    api: &Api,
+    standard: &Standard,
+    request: BuildTemplate,
+    force: bool,
+    progress: &Progress,
+) -> anyhow::Result<Built> {
+    let failed = || format!("cannot build template `{}`", request.name);
+    let step = progress.step(&format!("template {}, by the server at {}", request.name, api.target().api_url));
+    let asked = builds::RequestBuild {
+        name: Some(request.name.clone()),
+        cpu_count: Some(request.cpus.into()),
+        memory_mb: Some(request.memory_mib.into()),
+        ..Default::default()
     };
-    HeavyPart::ALL.into_iter().filter(|part| !left_out(*part)).collect()
+    let place = api.request_build(&asked).await.with_context(failed)?;
+    let build = builds::StartBuild {
+        from_image: Some(standard.reference()),
+        force: Some(force),
+        start_cmd: request.start.clone(),
+        ready_cmd: request.ready.clone(),
+        nested_virtualization: Some(request.nested_virtualization),
+        ..Default::default()
+    };
+    api.start_build(&place, &build).await.with_context(failed)?;
+    let (mut seen, mut unchanged) = (0, false);
+    loop {
+        let status = api.build_status(&place, seen).await.with_context(failed)?;
+        seen += status.log_entries.len();
+        for entry in &status.log_entries {
+            step.at(&entry.message);
+            unchanged |= entry.message.starts_with(UNCHANGED);
+        }
+        match (status.status, status.reason) {
+            (rest::BuildStatus::Ready, _) => break,
+            (rest::BuildStatus::Error, reason) => return Err(broken(reason)).with_context(failed),
+            (rest::BuildStatus::Waiting | rest::BuildStatus::Building, _) => {}
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    step.done(&format!("template {}{}", request.name, if unchanged { "" } else { " built" }));
+    Ok(Built {
+        template_id: place.template_id,
+        build_id: place.build_id,
+        names: place.aliases,
+        cpus: request.cpus,
+        memory_mib: request.memory_mib.into(),
+        built: !unchanged,
+    })
+}
+
+/// Why a build of the server's failed, with the last that it said.
+fn broken(reason: Option<builds::BuildReason>) -> anyhow::Error {
+    let Some(builds::BuildReason { message, log_entries, .. }) = reason else { return anyhow!("the server does not say why") };
+    let said: Vec<&str> =
+        log_entries.iter().map(|entry| entry.message.as_str()).filter(|said| !said.contains(&message)).collect();
+    if said.is_empty() { anyhow!(message) } else { anyhow!("{message}; the build said last:\n{}", said.join("\n")) }
+}
+
+/// Builds the template without a server. `None` if interrupted.
+async fn here(
+    settings: &Settings,
+    standard: &Standard,
+    request: BuildTemplate,
+    force: bool,
+    (interrupts, progress): (&mut Interrupts, &Progress),
+) -> anyhow::Result<Option<Built>> {
+    // A root image of languages takes minutes: not to be told after them that nothing can be built.
+    hosting::demand_unused(settings)?;
+    let root = match standard.root() {
+        None => None,
+        Some(spec) => match interrupts.unless(hosting::root_of(settings, &request.name, &spec, progress)).await? {
+            Some(root) => Some(root),
+            None => return Ok(None),
+        },
+    };
+    let request = BuildTemplate { root, ..request };
+    let Some(runtime) = interrupts.unless(hosting::open_runtime(settings, progress)).await? else { return Ok(None) };
+    let work = async {
+        if force {
+            hosting::build(&runtime, request, progress).await.map(|template| (template, true))
+        } else {
+            hosting::ensure(&runtime, request, progress).await
+        }
+    };
+    let built = interrupts.unless(work).await;
+    // What was paused stays paused; nothing else can be here.
+    runtime.shutdown(OnExit::Pause).await;
+    Ok(built?.map(|(template, built)| shown(template, built)))
 }
 
 /// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
@@ -192,8 +252,6 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use firkin_runtime::images::RootDisk;
-
     use crate::args::{Cli, Command, TemplateCommand};
 
     fn requested(line: &str) -> anyhow::Result<BuildTemplate> {
@@ -217,8 +275,7 @@ mod tests {
 
     #[test]
     fn the_code_interpreter_has_its_own_root_image_and_size() {
-        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
-        let standard = BuildTemplate::code_interpreter(root);
+        let standard = BuildTemplate::code_interpreter();
         let asked = requested_of("firkin template build code-interpreter-v1", standard.clone()).unwrap();
         assert_eq!(asked, standard);
         let larger = requested_of("firkin template build code-interpreter-v1 --memory 4096", standard.clone()).unwrap();
@@ -227,8 +284,7 @@ mod tests {
 
     #[test]
     fn a_desktop_starts_itself_unless_another_command_is_to() {
-        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
-        let standard = BuildTemplate::desktop(root);
+        let standard = BuildTemplate::desktop();
         assert_eq!(requested_of("firkin template build desktop", standard.clone()).unwrap(), standard);
         let other = requested_of("firkin template build desktop --start-cmd x", standard.clone()).unwrap();
         assert_eq!((other.start.as_deref(), other.ready), (Some("x"), standard.ready));
@@ -236,11 +292,8 @@ mod tests {
 
     #[test]
     fn parts_are_left_out_of_the_code_interpreter_only() {
-        assert_eq!(parts(&[]), HeavyPart::ALL);
-        assert_eq!(parts(&[Part::Java]), [HeavyPart::R, HeavyPart::Science]);
         assert!(requested("firkin template build --without r,java,science").is_err());
-        let root = RootDisk { path: "/r".into(), digest: "d".into(), bytes: 1 << 30 };
-        let standard = BuildTemplate::code_interpreter(root);
+        let standard = BuildTemplate::code_interpreter();
         assert!(requested_of("firkin template build code-interpreter-v1 --without r,java,science", standard).is_ok());
     }
 }

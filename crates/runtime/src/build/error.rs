@@ -9,8 +9,9 @@ use crate::{
     artifact::{IntegrityError, PublishError},
     command::CommandError,
     disk::DiskPressure,
+    guest_file::PutError,
     images::ImageError,
-    launch::BootError,
+    launch::{BootError, Obituary},
     reference::NoTemplate,
     restore::SnapshotRestoreError,
     store::StoreError,
@@ -160,6 +161,12 @@ pub enum BuildFailure {
     /// The source does not boot.
     #[error("cannot boot the source of the build")]
     Boot(#[source] BootError),
+    /// The guest ended while it was worked in.
+    #[error("{0}")]
+    Died(Obituary),
+    /// A file cannot be put into the guest.
+    #[error("cannot put a file into the template")]
+    File(#[source] PutError),
     /// The image is not one that a sandbox can be made of.
     #[error("cannot make a sandbox of the image: {0}")]
     Provision(String),
@@ -230,9 +237,21 @@ pub enum BuildFailure {
     /// Its template was deleted meanwhile.
     #[error("the build was cancelled")]
     Cancelled,
+    /// Whoever waited for it went away.
+    #[error("the build was broken off; build it again")]
+    Abandoned,
     /// The server stopped.
     #[error("the server stopped before the build ended; build it again")]
     Stopping,
+}
+
+impl From<BootError> for BuildFailure {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Died(obituary) => Self::Died(obituary),
+            error => Self::Boot(error),
+        }
+    }
 }
 
 /// Why a command in a guest did not succeed.

@@ -19,8 +19,9 @@ use super::{
     record::{self, Finished},
     registry::{self, Live},
     room::Room,
-    source::{self, Inherited, Prepared},
+    source::{self, Inherited, Prepared, Resolved},
     step::{self, Step},
+    whole::{self, Whole},
 };
 use crate::{
     artifact::{Artifact, Pin},
@@ -54,6 +55,7 @@ pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let outcome = tokio::select! {
         outcome = Box::pin(build(&core, &live, &plan)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
+        () = live.abandoned.cancelled() => Err(BuildFailure::Abandoned),
         () = core.stopping.cancelled() => Err(BuildFailure::Stopping),
     };
     if outcome.is_ok() {
@@ -112,8 +114,22 @@ struct Made {
 async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
     let _permit = core.builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
     budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
+    match source::resolve(core, &plan.source, &live.log).await? {
+        Resolved::Standard(template) => Ok(made_whole(whole::build(core, live, plan, *template).await?, live)),
+        Resolved::Layered(origin) => layered(core, live, plan, origin).await,
+    }
+}
+
+fn made_whole(whole: Whole, live: &Live) -> Made {
+    let Whole { found: Found { context, artifact, pin }, template, recipe } = whole;
+    let (start, ready) = (template.start, template.ready);
+    let finished = Finished { artifact, defaults: context, start, ready, warm_up: None, recipe: Some(recipe) };
+    Made { became: record::template(&live.record, finished), pin }
+}
+
+async fn layered(core: &Arc<Core>, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
-    let prepared = source::prepare(core, &plan.source, shape, &live.log).await?;
+    let prepared = source::prepare(core, origin, (shape, plan.processor()), &live.log).await?;
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
     let build =
@@ -121,7 +137,8 @@ async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<Made, 
     let (artifact, context, pin) = build.work(prepared).await?;
     live.log.enter(FINALIZE);
     let (start, ready) = build.commands();
-    let finished = Finished { artifact, defaults: context, start, ready, warm_up: build.inherited.warm_up };
+    let warm_up = build.inherited.warm_up;
+    let finished = Finished { artifact, defaults: context, start, ready, warm_up, recipe: None };
     Ok(Made { became: record::template(&live.record, finished), pin })
 }
 
@@ -205,7 +222,7 @@ impl Build<'_> {
             self.log.enter(FINALIZE);
             // How much is free is not kept with a state: few ask, and the guest says it within a moment.
             let mut machine = BuildMachine::restore(self.core, artifact.clone(), self.log).await?;
-            let checked = self.room.check(&mut machine, self.log).await;
+            let checked = self.room.check(machine.free_disk_bytes(), self.log).await;
             machine.end().await;
             checked?;
         }
@@ -267,8 +284,9 @@ impl Build<'_> {
         }
         self.tell_finalize(false);
         let shell = machine.shell(self.log);
-        let running = machine.while_it_lives(Box::pin(finalize(&shell, &context, start, ready))).await?;
-        self.room.check(machine, self.log).await?;
+        let ready = ready.as_deref().map(Ready::of);
+        let running = machine.while_it_lives(Box::pin(finalize(&shell, &context, start.as_deref(), ready))).await?;
+        self.room.check(machine.free_disk_bytes(), self.log).await?;
         self.log.info("taking the snapshot");
         // What runs goes on in the snapshot without anybody listening.
         drop(running);
@@ -282,23 +300,36 @@ impl Build<'_> {
     }
 }
 
+/// What says that a template is ready, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready<'a> {
+    pub(super) command: &'a str,
+    pub(super) deadline: Duration,
+}
+
+impl<'a> Ready<'a> {
+    /// A command of a user's.
+    pub(super) fn of(command: &'a str) -> Self {
+        Self { command, deadline: READY_DEADLINE }
+    }
+}
+
 /// Starts the command, and waits until it is ready, or has failed.
-async fn finalize(
+pub(super) async fn finalize(
     shell: &Shell<'_>,
     context: &Defaults,
-    start: Option<String>,
-    ready: Option<String>,
+    start: Option<&str>,
+    ready: Option<Ready<'_>>,
 ) -> Result<Option<Running>, BuildFailure> {
     let Some(start) = start else {
         if let Some(ready) = ready {
-            until_ready(shell, context, &ready).await?;
+            until_ready(shell, context, ready).await?;
         }
         return Ok(None);
     };
     shell.log.info(format!("Running start command: {start}"));
-    let mut running = shell.start(context, &start, context.user(), None).await.map_err(BuildFailure::Start)?;
-    let ready = ready.unwrap_or_else(|| DEFAULT_READY.to_owned());
-    let mut waiting = Box::pin(until_ready(shell, context, &ready));
+    let mut running = shell.start(context, start, context.user(), None).await.map_err(BuildFailure::Start)?;
+    let mut waiting = Box::pin(until_ready(shell, context, ready.unwrap_or(Ready::of(DEFAULT_READY))));
     tokio::select! {
         ready = &mut waiting => return ready.map(|()| Some(running)),
         // One that has ended well has done what it was to do, or has left something running.
@@ -308,11 +339,12 @@ async fn finalize(
 }
 
 /// Runs the ready command until it succeeds.
-pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: &str) -> Result<(), BuildFailure> {
-    shell.log.info(format!("Waiting for template to be ready: {ready}"));
-    let deadline = Instant::now() + READY_DEADLINE;
+pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: Ready<'_>) -> Result<(), BuildFailure> {
+    let Ready { command, deadline: patience } = ready;
+    shell.log.info(format!("Waiting for template to be ready: {command}"));
+    let deadline = Instant::now() + patience;
     loop {
-        let attempt = tokio::time::timeout_at(deadline, shell.run(context, ready, context.user())).await;
+        let attempt = tokio::time::timeout_at(deadline, shell.run(context, command, context.user())).await;
         let source = match attempt {
             Ok(Ok(())) => {
                 shell.log.info("Template is ready");
@@ -322,7 +354,7 @@ pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: &s
             Err(_) => CommandFailed::Said("the ready command did not end".to_owned()),
         };
         if Instant::now() + READY_INTERVAL > deadline {
-            return Err(BuildFailure::NotReady { deadline: READY_DEADLINE, source });
+            return Err(BuildFailure::NotReady { deadline: patience, source });
         }
         tokio::time::sleep(READY_INTERVAL).await;
     }

@@ -6,6 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use crate::store::{BuildLogEntry, LogLevel};
 
@@ -22,6 +23,8 @@ const MAX_MESSAGE_BYTES: usize = 8 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct BuildLog {
     state: Mutex<State>,
+    /// Told of every entry.
+    grown: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -69,10 +72,25 @@ impl BuildLog {
         }
         let step = state.step.clone();
         state.entries.push(BuildLogEntry { at: Timestamp::now(), level, step, message });
+        drop(state);
+        self.grown.notify_waiters();
     }
 
     pub(crate) fn entries(&self) -> Vec<BuildLogEntry> {
         self.state().entries.clone()
+    }
+
+    /// The entries after the first `seen`, once there are any. Cancel-safe.
+    pub(crate) async fn after(&self, seen: usize) -> Vec<BuildLogEntry> {
+        loop {
+            // Before the look: what comes after it is not missed.
+            let grown = self.grown.notified();
+            let new = self.state().entries.get(seen..).unwrap_or_default().to_vec();
+            if !new.is_empty() {
+                return new;
+            }
+            grown.await;
+        }
     }
 }
 

@@ -177,12 +177,12 @@ pub(super) struct Origin {
     pub(super) members: DiskMembers,
 }
 
-/// Boots an origin, has `work` done in it, and makes an artifact of it.
+/// Boots an origin, has `work` done in it, which cuts it at its end, and makes an artifact of it.
 pub(super) async fn boot(
     core: &Arc<Core>,
     origin: Origin,
     log: &BuildLog,
-    work: impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>,
+    work: impl AsyncFnOnce(&mut Booted, Shell<'_>) -> Result<(), BuildFailure>,
 ) -> Result<(Artifact, Pin), BuildFailure> {
     core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
     let Shape { vcpus, memory_mib } = origin.shape;
@@ -198,19 +198,16 @@ pub(super) async fn boot(
         identity: nobody(),
     };
     let report = |line: &str| log.info(line);
-    let mut booted = boot::boot(core, &request, &report).await.map_err(BuildFailure::Boot)?;
+    let mut booted = boot::boot(core, &request, &report).await?;
     let shell = Shell { connector: booted.link.connector(), log };
-    let worked = match booted.while_it_lives(Box::pin(work(shell))).await.map_err(BuildFailure::Boot) {
-        Ok(Ok(())) => booted.cut(&report).await.map_err(BuildFailure::Boot),
-        Ok(Err(error)) | Err(error) => Err(error),
-    };
+    let worked = work(&mut booted, shell).await;
     booted.end().await;
     drop(reservation);
     worked?;
     let pin = core.artifacts.pin(booted.id());
     let engine = core.gates.engine.fingerprint(origin.processor);
     let manifest = manifest(core, &booted, (origin.name, origin.shape, budget), (engine, origin.members));
-    let published = booted.publish(core, manifest).await.map_err(BuildFailure::Boot)?;
+    let published = booted.publish(core, manifest).await?;
     Ok((published, pin))
 }
 

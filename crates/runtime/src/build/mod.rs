@@ -33,11 +33,14 @@ mod registry;
 mod room;
 mod source;
 mod step;
+pub(crate) mod whole;
 
+use firkin_engine::Processor;
 use jiff::Timestamp;
 
 use crate::{
     images,
+    standard::BuildTemplate,
     store::{BuildReason, BuildState},
 };
 
@@ -45,7 +48,7 @@ pub use self::files::FileUpload;
 pub(crate) use self::{
     cache::{drop_artifact, keeps},
     files::Files,
-    registry::{Builds, cancel_all, recover},
+    registry::{Builds, Live, cancel_all, recover},
 };
 
 /// What is asked for before a build: a place for it.
@@ -91,6 +94,15 @@ pub struct BuildPlan {
     pub start: Option<String>,
     /// Exits 0 when that is ready.
     pub ready: Option<String>,
+    /// Whether its guests may run guests: they are shown the host's virtualisation.
+    pub nested_virtualization: bool,
+}
+
+impl BuildPlan {
+    /// What its guests see of the processor.
+    pub(crate) fn processor(&self) -> Processor {
+        if self.nested_virtualization { Processor::Nested } else { Processor::Plain }
+    }
 }
 
 /// What a build stands on.
@@ -100,6 +112,8 @@ pub enum Source {
     Image(images::ImageRequest),
     /// A template or snapshot: name, `name:tag` or id.
     Template(String),
+    /// One of the host's own templates, as that is made.
+    Standard(Box<BuildTemplate>),
 }
 
 /// One step as it was asked for.

@@ -17,6 +17,8 @@ pub(super) struct Finished {
     pub(super) start: Option<String>,
     pub(super) ready: Option<String>,
     pub(super) warm_up: Option<String>,
+    /// Names all that it was made of, of what is looked for by that.
+    pub(super) recipe: Option<String>,
 }
 
 /// What is to be recorded of a build.
@@ -35,7 +37,7 @@ pub(super) fn template(build: &BuildRecord, finished: Finished) -> TemplateRecor
         description: None,
         snapshot_of: None,
         made_from: None,
-        recipe: None,
+        recipe: finished.recipe,
         warm_up: ready.or(finished.warm_up),
         setup: Setup { public: false, defaults: finished.defaults, start: finished.start, ready: finished.ready },
         names: build.names(),

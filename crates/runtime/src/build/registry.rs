@@ -54,8 +54,10 @@ impl BuildRecord {
 pub(crate) struct Live {
     pub(crate) record: BuildRecord,
     pub(crate) log: BuildLog,
-    /// Asks it to end.
+    /// Asks it to end. Whoever does removes its record.
     pub(crate) cancel: CancellationToken,
+    /// Asks it to end, and to be on record as one that failed.
+    pub(crate) abandoned: CancellationToken,
     /// Cancelled once it has, and all of its machine is gone.
     pub(crate) ended: CancellationToken,
 }
@@ -106,6 +108,7 @@ impl Builds {
             record,
             log: BuildLog::default(),
             cancel: CancellationToken::new(),
+            abandoned: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
         live.insert(id, Arc::clone(&begun));

@@ -4,7 +4,7 @@
 //! share: it is not made larger, and a build that would leave less than was asked for fails instead of saying nothing. What the
 //! source cannot hold is refused before a step is carried out, the rest once everything is in place.
 
-use super::{error::BuildFailure, log::BuildLog, machine::BuildMachine};
+use super::{error::BuildFailure, log::BuildLog};
 
 /// What one build was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -25,10 +25,14 @@ impl Room {
         }
     }
 
-    /// Asks the guest how much is free, if that matters.
-    pub(super) async fn check(self, machine: &mut BuildMachine, log: &BuildLog) -> Result<(), BuildFailure> {
+    /// Has the guest asked how many bytes are free, if that matters.
+    pub(super) async fn check(
+        self,
+        free_bytes: impl Future<Output = Result<u64, BuildFailure>>,
+        log: &BuildLog,
+    ) -> Result<(), BuildFailure> {
         let Some(asked_mib) = self.asked_mib else { return Ok(()) };
-        let free_mib = machine.free_disk_bytes().await? >> 20;
+        let free_mib = free_bytes.await? >> 20;
         if free_mib < asked_mib {
             return Err(BuildFailure::LittleFreeDisk { free_mib, asked_mib });
         }

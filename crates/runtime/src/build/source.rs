@@ -13,17 +13,19 @@ use super::{
     cache::{self, Found},
     command::Shell,
     error::{BuildFailure, CommandFailed},
-    job::BASE,
+    job::{self, BASE, Ready},
     log::BuildLog,
     machine::{self, Origin},
     provision::Script,
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
+    boot::Booted,
     core::Core,
     images::{BuildImage, ImageRequest},
     reference::NoTemplate,
     restore::{SnapshotRestoreError, check_compatible},
+    standard::BuildTemplate,
     store::{Defaults, LogLevel, TemplateRecord},
 };
 
@@ -46,15 +48,53 @@ pub(super) struct Inherited {
     pub(super) warm_up: Option<String>,
 }
 
-/// Gives the state, booting it if nobody has before.
-pub(super) async fn prepare(core: &Arc<Core>, source: &Source, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
+/// What a source turned out to be.
+pub(super) enum Resolved<'a> {
+    /// A template of the host's own, to be made whole.
+    Standard(Box<BuildTemplate>),
+    /// What steps are put on, layer by layer.
+    Layered(Layered<'a>),
+}
+
+/// What steps are put on.
+pub(super) enum Layered<'a> {
+    /// An image, as it is now.
+    Image(&'a ImageRequest, BuildImage),
+    /// A template.
+    Template(Box<TemplateRecord>),
+}
+
+/// Looks the source up.
+pub(super) async fn resolve<'a>(core: &Core, source: &'a Source, log: &BuildLog) -> Result<Resolved<'a>, BuildFailure> {
     match source {
-        Source::Image(request) => of_image(core, request, shape, log).await,
+        Source::Standard(template) => Ok(Resolved::Standard(template.clone())),
+        Source::Image(request) => {
+            log.info(format!("Getting image {}", request.reference));
+            let report = |line: &str| log.push(LogLevel::Debug, line);
+            let mut image = core.config.images.image(request, &report).await?;
+            Ok(match image.standard.take() {
+                Some(template) => Resolved::Standard(template),
+                None => Resolved::Layered(Layered::Image(request, image)),
+            })
+        }
         Source::Template(reference) => {
             let found = core.store.template(reference).await.map_err(BuildFailure::Store)?;
             let record = NoTemplate::unless_found(reference, found)?;
-            of_template(core, record, shape, log).await
+            Ok(Resolved::Layered(Layered::Template(Box::new(record))))
         }
+    }
+}
+
+/// Gives the state, booting it if nobody has before.
+pub(super) async fn prepare(
+    core: &Arc<Core>,
+    source: Layered<'_>,
+    (shape, processor): (Shape, Processor),
+    log: &BuildLog,
+) -> Result<Prepared, BuildFailure> {
+    match source {
+        Layered::Image(request, image) => of_image(core, &request.reference, image, (shape, processor), log).await,
+        Layered::Template(record) => of_template(core, *record, (shape, processor), log).await,
     }
 }
 
@@ -71,27 +111,36 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processo
     ))
 }
 
-async fn of_image(core: &Arc<Core>, request: &ImageRequest, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
-    log.info(format!("Getting image {}", request.reference));
-    let report = |line: &str| log.push(LogLevel::Debug, line);
-    let BuildImage { root, provisioned, env } = core.config.images.image(request, &report).await?;
-    let key = key(core, "image", &(&root, provisioned, &env), (shape, Processor::Plain));
+async fn of_image(
+    core: &Arc<Core>,
+    reference: &str,
+    image: BuildImage,
+    (shape, processor): (Shape, Processor),
+    log: &BuildLog,
+) -> Result<Prepared, BuildFailure> {
+    let BuildImage { root, provisioned, env, standard: _ } = image;
+    let key = key(core, "image", &(&root, provisioned, &env), (shape, processor));
     let origin = Origin {
-        name: request.reference.clone(),
+        name: reference.to_owned(),
         shape,
-        processor: Processor::Plain,
+        processor,
         disk: vec![qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw }],
         disk_mib: root.bytes >> 20,
         members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
     };
     let context = Defaults { env, ..Defaults::default() }.of_builds();
     let work = async |shell: Shell<'_>| if provisioned { Ok(()) } else { provision(&shell).await };
-    let title = format!("FROM {}", request.reference);
+    let title = format!("FROM {reference}");
     let found = booted(core, &key, context, origin, (log, &title, work)).await?;
     Ok(Prepared { key, found, inherited: Inherited::default() })
 }
 
-async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log: &BuildLog) -> Result<Prepared, BuildFailure> {
+async fn of_template(
+    core: &Arc<Core>,
+    record: TemplateRecord,
+    (shape, wanted): (Shape, Processor),
+    log: &BuildLog,
+) -> Result<Prepared, BuildFailure> {
     let title = format!("FROM TEMPLATE {}", record.base_name().unwrap_or(&record.id));
     let pin = core.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
@@ -100,7 +149,11 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
     let inherited =
         Inherited { start: record.setup.start.clone(), ready: record.setup.ready.clone(), warm_up: record.warm_up.clone() };
     let manifest = &artifact.manifest;
+    // What stands on a template whose guests may run guests may, too.
+    let own = core.gates.engine.processor(&manifest.engine).unwrap_or_default();
+    let processor = if wanted == Processor::Nested { wanted } else { own };
     let as_it_is = manifest.shape == shape
+        && processor == own
         && inherited.start.is_none()
         && manifest.memory != MemoryMember::Absent
         && check_compatible(manifest, &core.gates.engine).is_ok();
@@ -109,14 +162,12 @@ async fn of_template(core: &Arc<Core>, record: TemplateRecord, shape: Shape, log
         log.part(true, BASE, &title, &key);
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
-    // What stands on a template whose guests may run guests may, too.
-    let processor = core.gates.engine.processor(&manifest.engine).unwrap_or_default();
     let key = key(core, "template", &(&record.artifact, &context), (shape, processor));
     let origin = disk_origin(core, artifact, record.id.clone(), (shape, processor)).await?;
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
-        Some(ready) => super::job::until_ready(&shell, &Defaults::default().of_builds(), &ready).await,
+        Some(ready) => job::until_ready(&shell, &Defaults::default().of_builds(), Ready::of(&ready)).await,
         None => Ok(()),
     };
     let found = booted(core, &key, context, origin, (log, &title, work)).await?;
@@ -163,7 +214,12 @@ async fn booted(
     if let Some(found) = found {
         return Ok(found);
     }
-    let (artifact, pin) = machine::boot(core, origin, log, work).await?;
+    let worked = async |booted: &mut Booted, shell: Shell<'_>| {
+        let report = |line: &str| log.info(line);
+        booted.while_it_lives(Box::pin(work(shell))).await??;
+        Ok(booted.cut(&report).await?)
+    };
+    let (artifact, pin) = machine::boot(core, origin, log, worked).await?;
     cache::keep(core, key.to_owned(), &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)?;
     Ok(Found { context, artifact, pin })
 }

@@ -16,7 +16,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Request, Response, Stats, encode};
 use fs_err as fs;

@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, time::Duration};
 use firkin_runtime::{
     build::{BuildPlan, BuildRequest, RequestedBuild, Source, StepSpec},
     runtime::Runtime,
+    standard::BuildTemplate,
     store::BuildState,
-    template::BuildTemplate,
 };
 use serde::{Deserialize, Serialize};
 
@@ -174,7 +174,14 @@ fn step(kind: &str, args: &[&str]) -> StepSpec {
 }
 
 fn plan(steps: Vec<StepSpec>) -> BuildPlan {
-    BuildPlan { source: Source::Template(BASE.into()), force: false, steps, start: None, ready: None }
+    BuildPlan {
+        source: Source::Template(BASE.into()),
+        force: false,
+        steps,
+        start: None,
+        ready: None,
+        nested_virtualization: false,
+    }
 }
 
 /// What the client calls its files.

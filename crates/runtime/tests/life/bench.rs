@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use firkin_engine::{
     Engine, Fingerprint,
     fake::{Connection, FakeEngine, Guest},
@@ -17,12 +18,14 @@ use firkin_engine::{
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
+    images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     link::NetworkChoice,
     memory::HostMemory,
     owner::OnExit,
+    progress::Report,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 use firkin_wire::{
     control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode},
@@ -33,6 +36,25 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Every wait for something real ends by then.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The image that stands for a template of the host's own: as `base` is, without a command that says it is ready.
+pub(crate) const STANDARD: &str = "firkin.local/base";
+
+/// The host's own image, and its own template.
+#[derive(Debug)]
+struct Images(OwnImage);
+
+#[async_trait]
+impl ImageSource for Images {
+    async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
+        if request.reference != STANDARD {
+            return self.0.image(request, report).await;
+        }
+        let template = BuildTemplate { ready: None, ..BuildTemplate::base() };
+        let own = ImageRequest { reference: SDK_BASE_IMAGE.to_owned(), login: None };
+        Ok(BuildImage { standard: Some(Box::new(template)), ..self.0.image(&own, report).await? })
+    }
+}
 
 /// What a guest under test holds in its memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,7 +256,8 @@ impl Host {
         let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::LoopbackPorts(self.ports.clone()), guest);
         // What tests remember is small; a part of the smallest machine's memory is not.
         let flatten = FlattenConfig { floor_bytes: 0, ..FlattenConfig::default() };
-        RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), flatten, ..defaults }
+        let images = Arc::new(Images(OwnImage(defaults.guest.root())));
+        RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), flatten, images, ..defaults }
     }
 
     /// A server on this host, with template `base`. One at a time.

@@ -7,11 +7,12 @@ use firkin_runtime::{
     build::{BuildInfo, BuildPlan, BuildRequest, RequestedBuild, Source, StepSpec},
     images::ImageRequest,
     runtime::Runtime,
-    sandbox::CreateSandbox,
+    sandbox::{CreateSandbox, SandboxState},
+    standard::BuildTemplate,
     store::BuildState,
 };
 
-use crate::bench::{Host, until};
+use crate::bench::{Host, STANDARD, base, until};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at a build.
@@ -25,7 +26,14 @@ pub(crate) async fn request(server: &Runtime, name: &str, memory_mib: i64) -> Re
 
 pub(crate) fn plan(source: Source, commands: &[&str]) -> BuildPlan {
     let step = |command: &&str| StepSpec { kind: "RUN".into(), args: vec![(*command).to_owned()], ..StepSpec::default() };
-    BuildPlan { source, force: false, steps: commands.iter().map(step).collect(), start: None, ready: None }
+    BuildPlan {
+        source,
+        force: false,
+        steps: commands.iter().map(step).collect(),
+        start: None,
+        ready: None,
+        nested_virtualization: false,
+    }
 }
 
 pub(crate) fn own_image() -> Source {
@@ -59,6 +67,12 @@ pub(crate) async fn built(server: &Runtime, name: &str, source: Source, memory_m
     place
 }
 
+/// The builds that a test has asked for: every server has that of `base`.
+pub(crate) async fn own_builds(server: &Runtime) -> Vec<BuildInfo> {
+    let base = server.template("base").await.unwrap().unwrap().id;
+    server.builds().await.unwrap().into_iter().filter(|build| build.template_id != base).collect()
+}
+
 #[test]
 fn a_source_is_booted_once_for_each_shape() {
     let host = Host::new();
@@ -76,6 +90,88 @@ fn a_source_is_booted_once_for_each_shape() {
         }
         server.delete_template("one").await.unwrap();
         server.create(CreateSandbox::from_template("two")).await.unwrap();
+    });
+}
+
+#[test]
+fn a_template_of_the_hosts_own_is_built_anew_while_the_server_serves() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let standard =
+            |force| BuildPlan { force, ..plan(Source::Image(ImageRequest { reference: STANDARD.into(), login: None }), &[]) };
+        let mut artifacts = Vec::new();
+        for (what, force, name, log) in [
+            ("made", false, "mine", "[base] TEMPLATE mine"),
+            ("found", false, "mine", "CACHED [base] TEMPLATE mine"),
+            ("made anew", true, "mine", "[base] TEMPLATE mine"),
+            ("of another name", false, "other", "[base] TEMPLATE other"),
+        ] {
+            let running = server.create(base()).await.unwrap().id;
+            let place = request(server, name, 512).await;
+            start(server, &place, standard(force)).await;
+            let info = ended(server, &place).await;
+            assert_eq!(info.state, BuildState::Ready, "{what}: {info:?}");
+            let said = server.build_log(&place.template_id, &place.build_id).await.unwrap();
+            assert!(said.iter().any(|entry| entry.message.starts_with(log)), "{what}: {said:?}");
+            assert_eq!(server.sandbox(&running).unwrap().state, SandboxState::Running, "{what}");
+            let id = server.create(CreateSandbox::from_template(name)).await.unwrap().id;
+            server.pause(&id).await.unwrap();
+            server.resume(&id, PATIENCE).await.unwrap();
+            artifacts.push(server.template(name).await.unwrap().unwrap().build_id);
+            server.kill(&id).await.unwrap();
+        }
+        assert_eq!(
+            artifacts.len(),
+            artifacts.iter().collect::<std::collections::BTreeSet<_>>().len(),
+            "each is a build of its own"
+        );
+    });
+}
+
+#[test]
+fn a_template_in_use_is_used_until_the_new_one_is_there() {
+    let (host, envd) = Host::with_silent_envd();
+    host.serve(async |server| {
+        let before = server.template("base").await.unwrap().unwrap();
+        let place = request(server, "base", 512).await;
+        let silent = BuildPlan { ready: Some("true".into()), force: true, ..plan(own_image(), &[]) };
+        start(
+            server,
+            &place,
+            BuildPlan { source: Source::Image(ImageRequest { reference: STANDARD.into(), login: None }), ..silent },
+        )
+        .await;
+        until("the ready command was sent", || envd.was_called()).await;
+        let id = server.create(base()).await.unwrap().id;
+        assert_eq!(server.template("base").await.unwrap().unwrap().build_id, before.build_id);
+        server.kill(&id).await.unwrap();
+        assert!(host.engine.crash(&host.engine.live_dirs()[0]));
+        assert_eq!(ended(server, &place).await.state, BuildState::Error);
+        assert_eq!(server.template("base").await.unwrap().unwrap().build_id, before.build_id, "nor does a failure change it");
+        server.create(base()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_build_that_nobody_waits_for_any_more_ends() {
+    let (host, envd) = Host::with_silent_envd();
+    host.serve(async |server| {
+        let build = BuildTemplate { name: "left".into(), ready: Some("true".into()), ..BuildTemplate::base() };
+        tokio::select! {
+            built = Box::pin(server.build_template(build, &|_| {})) => panic!("{built:?}"),
+            () = until("the ready command was sent", || envd.was_called()) => {}
+        }
+        let [left] = &own_builds(server).await[..] else { panic!("one build") };
+        let place = RequestedBuild {
+            template_id: left.template_id.clone(),
+            build_id: left.id.clone(),
+            name: None,
+            tags: Vec::new(),
+            public: false,
+        };
+        let info = ended(server, &place).await;
+        assert_eq!(info.reason.unwrap().message, "the build was broken off; build it again");
+        until("its machine has ended", || host.engine.live() == 0).await;
     });
 }
 
@@ -125,7 +221,7 @@ fn a_build_that_is_deleted_leaves_nothing() {
         assert_eq!(host.engine.live(), 1);
         server.delete_template(&place.template_id).await.unwrap();
         assert_eq!(host.engine.live(), 0, "its machine");
-        assert!(server.builds().await.unwrap().is_empty(), "its record");
+        assert!(own_builds(server).await.is_empty(), "its record");
         assert!(server.build(&place.template_id, &place.build_id).await.is_err());
         assert_eq!(host.artifacts(), before, "its states");
         assert_eq!(server.capacity().usage.active.held.memory_mib, 0, "what it had reserved");

@@ -4,7 +4,7 @@ use firkin_runtime::{build::Source, runtime::Runtime, sandbox::CreateSandbox, te
 
 use crate::{
     bench::{Host, base},
-    builds::{built, own_image},
+    builds::{built, own_builds, own_image},
 };
 
 async fn in_use(server: &Runtime, reference: &str) -> Vec<String> {
@@ -85,7 +85,7 @@ fn a_template_that_was_built_anew_is_free_of_what_stands_on_the_old_build() {
         host.remember(&id, "kept");
         let snapshot = server.snapshot(&id, None).await.unwrap().snapshot_id;
         server.kill(&id).await.unwrap();
-        let again = firkin_runtime::template::BuildTemplate { ready: None, ..firkin_runtime::template::BuildTemplate::base() };
+        let again = firkin_runtime::standard::BuildTemplate { ready: None, ..firkin_runtime::standard::BuildTemplate::base() };
         Box::pin(server.build_template(again, &|_| {})).await.unwrap();
         server.delete_template("base").await.unwrap();
         let child = server.create(CreateSandbox { template: snapshot, ..base() }).await.unwrap().id;
@@ -115,7 +115,7 @@ fn a_template_goes_with_all_of_its_tags_and_a_tag_alone_if_it_is_named() {
         assert!(matches!(server.delete_template("app:v1").await, Err(DeleteError::NotFound(_))));
         server.delete_template(&place.template_id).await.unwrap();
         assert!(gone("app").await && gone("app:v2").await && gone(&place.template_id).await);
-        assert!(server.builds().await.unwrap().is_empty(), "in one call");
+        assert!(own_builds(server).await.is_empty(), "in one call");
         assert!(matches!(server.delete_template("app").await, Err(DeleteError::NotFound(_))));
     });
 }

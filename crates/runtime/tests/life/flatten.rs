@@ -7,7 +7,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},
-    template::BuildTemplate,
+    standard::BuildTemplate,
 };
 use tokio::time::advance;
 

@@ -174,7 +174,14 @@ fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
         (Some(_), Some(_)) => return Err(ApiError::bad_request("give `fromImage` or `fromTemplate`, not both")),
         (None, None) => return Err(ApiError::bad_request("`fromImage` or `fromTemplate` is missing")),
     };
-    Ok(BuildPlan { source, force: body.force == Some(true), steps, start: given(body.start_cmd), ready: given(body.ready_cmd) })
+    Ok(BuildPlan {
+        source,
+        force: body.force == Some(true),
+        steps,
+        start: given(body.start_cmd),
+        ready: given(body.ready_cmd),
+        nested_virtualization: body.nested_virtualization == Some(true),
+    })
 }
 
 /// `GET /templates/{id}/builds/{build}/status`.

@@ -13,7 +13,7 @@ use firkin_runtime::{
     memory::HostMemory,
     owner::OnExit,
     runtime::Runtime,
-    template::BuildTemplate,
+    standard::BuildTemplate,
     warm::WarmConfig,
 };
 use firkin_server::{ServeError, ServerConfig, serve};

@@ -1,0 +1,163 @@
+//! The host's own templates by name: what their root images are made of, and how a client asks a server for them.
+//!
+//! A server is asked in E2B's own way, by an image to build on. `firkin.local/desktop` is no image of any registry but the template
+//! of that name, made anew; `firkin.local/code-interpreter-v1:without-r-java` is one without these parts.
+
+use std::collections::BTreeMap;
+
+use firkin_image::{HeavyPart, RootSpec};
+use firkin_runtime::{
+    desktop::DESKTOP,
+    reference::{CODE_INTERPRETER, MCP_GATEWAY},
+    root_image::RootImage,
+    standard::BuildTemplate,
+};
+
+use crate::args::Part;
+
+/// What stands before the name where an image's registry does.
+const REGISTRY: &str = "firkin.local/";
+
+/// What stands between a name and the parts that are left out.
+const WITHOUT: &str = ":without-";
+
+/// One of the host's own templates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standard {
+    kind: Kind,
+    without: Vec<Part>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Base,
+    CodeInterpreter,
+    Desktop,
+    McpGateway,
+}
+
+/// There is no such template.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no `{0}`: `{REGISTRY}` has `base`, `{CODE_INTERPRETER}`, `{DESKTOP}` and `{MCP_GATEWAY}`, the second also with \
+     `{WITHOUT}` and `r`, `java` or `science` with `-` between them"
+)]
+pub(crate) struct Unknown(String);
+
+impl Standard {
+    /// What a template of this name is made as: as `base` is, unless the host has one of that name.
+    pub(crate) fn of(name: &str, without: &[Part]) -> Self {
+        let kind = match name {
+            CODE_INTERPRETER => Kind::CodeInterpreter,
+            DESKTOP => Kind::Desktop,
+            MCP_GATEWAY => Kind::McpGateway,
+            _ => Kind::Base,
+        };
+        Self { kind, without: without.to_vec() }
+    }
+
+    /// Understands what [`reference`](Self::reference) gives; nothing of what names an image elsewhere.
+    pub(crate) fn parse(reference: &str) -> Option<Result<Self, Unknown>> {
+        let asked = reference.strip_prefix(REGISTRY)?;
+        let unknown = || Unknown(asked.to_owned());
+        let (name, parts) = asked.split_once(WITHOUT).map_or((asked, None), |(name, parts)| (name, Some(parts)));
+        let without: Option<Vec<Part>> = parts.map_or(Some(Vec::new()), |parts| parts.split('-').map(part).collect());
+        let Some(without) = without else { return Some(Err(unknown())) };
+        let standard = Self::of(name, &without);
+        let known = standard.name() == name && (without.is_empty() || standard.kind == Kind::CodeInterpreter);
+        Some(if known { Ok(standard) } else { Err(unknown()) })
+    }
+
+    /// The image that a build stands on to become this.
+    pub(crate) fn reference(&self) -> String {
+        let parts: Vec<&str> = self.without.iter().map(|part| word(*part)).collect();
+        let without = if parts.is_empty() { String::new() } else { format!("{WITHOUT}{}", parts.join("-")) };
+        format!("{REGISTRY}{}{without}", self.name())
+    }
+
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Base => "base",
+            Kind::CodeInterpreter => CODE_INTERPRETER,
+            Kind::Desktop => DESKTOP,
+            Kind::McpGateway => MCP_GATEWAY,
+        }
+    }
+
+    /// What its root image is made of; none: it stands on the host's own.
+    pub(crate) fn root(&self) -> Option<RootSpec> {
+        match self.kind {
+            Kind::Base | Kind::McpGateway => None,
+            Kind::CodeInterpreter => Some(RootSpec::code_interpreter(&self.parts())),
+            Kind::Desktop => Some(RootSpec::desktop()),
+        }
+    }
+
+    /// Those that were not left out.
+    fn parts(&self) -> Vec<HeavyPart> {
+        let left_out = |part: HeavyPart| match part {
+            HeavyPart::R => self.without.contains(&Part::R),
+            HeavyPart::Java => self.without.contains(&Part::Java),
+            HeavyPart::Science => self.without.contains(&Part::Science),
+        };
+        HeavyPart::ALL.into_iter().filter(|part| !left_out(*part)).collect()
+    }
+
+    /// The template, on its root image.
+    pub(crate) fn template(&self, root: Option<RootImage>, env: BTreeMap<String, String>) -> BuildTemplate {
+        let template = match self.kind {
+            Kind::Base => BuildTemplate::base(),
+            Kind::CodeInterpreter => BuildTemplate::code_interpreter(),
+            Kind::Desktop => BuildTemplate::desktop(),
+            Kind::McpGateway => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
+        };
+        // The host's own root image goes without saying: a recipe names it anyway.
+        BuildTemplate { root: root.filter(|_| self.root().is_some()), env, ..template }
+    }
+}
+
+fn word(part: Part) -> &'static str {
+    match part {
+        Part::R => "r",
+        Part::Java => "java",
+        Part::Science => "science",
+    }
+}
+
+fn part(word: &str) -> Option<Part> {
+    match word {
+        "r" => Some(Part::R),
+        "java" => Some(Part::Java),
+        "science" => Some(Part::Science),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_read_as_it_is_written() {
+        for name in ["base", CODE_INTERPRETER, DESKTOP, MCP_GATEWAY] {
+            let standard = Standard::of(name, &[]);
+            assert_eq!(standard.reference(), format!("firkin.local/{name}"));
+            assert_eq!(Standard::parse(&standard.reference()).unwrap().unwrap(), standard);
+        }
+        let small = Standard::of(CODE_INTERPRETER, &[Part::R, Part::Java]);
+        assert_eq!(small.reference(), "firkin.local/code-interpreter-v1:without-r-java");
+        assert_eq!(Standard::parse(&small.reference()).unwrap().unwrap(), small);
+        assert!(Standard::parse("ubuntu:22.04").is_none() && Standard::parse("docker.io/firkin.local/base").is_none());
+        for wrong in
+            ["", "mine", "base:without-r", "base:latest", "code-interpreter-v1:without-", "code-interpreter-v1:without-go"]
+        {
+            assert!(Standard::parse(&format!("firkin.local/{wrong}")).unwrap().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn parts_are_left_out_of_the_image() {
+        assert_eq!(Standard::of(CODE_INTERPRETER, &[]).parts(), HeavyPart::ALL);
+        assert_eq!(Standard::of(CODE_INTERPRETER, &[Part::Java]).parts(), [HeavyPart::R, HeavyPart::Science]);
+    }
+}

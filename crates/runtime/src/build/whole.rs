@@ -1,0 +1,197 @@
+//! One of the host's own templates: booted once, with all that is done in it, and cut whole, so that nothing else's memory lies under
+//! it. What most sandboxes are restored from deserves that.
+
+use std::sync::Arc;
+
+use firkin_engine::{Fingerprint, Shape, qcow2};
+use firkin_wire::control;
+
+use super::{
+    BuildPlan, StepSpec,
+    cache::{self, Found},
+    command::Shell,
+    error::BuildFailure,
+    job::{self, BASE, FINALIZE, Ready},
+    machine::{self, Origin},
+    registry::Live,
+    room::Room,
+    step::{self, Step},
+};
+use crate::{
+    artifact::{DiskMembers, FORMAT},
+    boot::Booted,
+    core::Core,
+    guest_file,
+    root_image::RootImage,
+    standard::BuildTemplate,
+    store::Defaults,
+};
+
+/// The digest of all that a template depends on. Equal ones make templates that stand for each other.
+pub(crate) fn recipe(core: &Core, template: &BuildTemplate) -> String {
+    let guest = &core.config.guest;
+    let engine = core.gates.engine.fingerprint(template.processor());
+    let all = serde_json::json!({
+        "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
+        "kernel": guest.kernel_digest, "initrd": guest.initrd_digest, "rootfs": guest.rootfs_digest,
+    });
+    blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
+}
+
+/// The recipe of a template with what a build adds to it.
+fn recipe_of(core: &Core, template: &BuildTemplate, steps: &[StepSpec]) -> String {
+    steps.iter().fold(recipe(core, template), |before, step| cache::after(&before, step))
+}
+
+/// What came of a build of one of the host's own templates.
+pub(super) struct Whole {
+    pub(super) found: Found,
+    pub(super) template: BuildTemplate,
+    pub(super) recipe: String,
+}
+
+/// Makes the template, or finds it made of the same parts under the name that the build asks for.
+pub(super) async fn build(
+    core: &Arc<Core>,
+    live: &Live,
+    plan: &BuildPlan,
+    template: BuildTemplate,
+) -> Result<Whole, BuildFailure> {
+    let template = asked(template, plan, live);
+    let recipe = recipe_of(core, &template, &plan.steps);
+    let title = format!("TEMPLATE {}", template.name);
+    // How much is free is not kept with a template: few ask.
+    let room = Room { asked_mib: live.record.min_free_disk_mib };
+    let found = if plan.force || room.asked() { None } else { known(core, live, &recipe).await? };
+    live.log.part(found.is_some(), BASE, &title, &recipe);
+    if let Some(found) = found {
+        live.log.enter(FINALIZE);
+        live.log.part(true, FINALIZE, "Finalizing template build", &recipe);
+        return Ok(Whole { found, template, recipe });
+    }
+    let root = template.root.clone().unwrap_or_else(|| core.config.guest.root());
+    let Fingerprint { program, version, .. } = &core.gates.engine.plain;
+    live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
+    room.possible(root.bytes >> 20)?;
+    let making = Making { core, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
+    let work = async |booted: &mut Booted, shell: Shell<'_>| making.make(booted, &shell).await;
+    let (artifact, pin) = machine::boot(core, origin(&template, root), &live.log, work).await?;
+    let context = making.context();
+    Ok(Whole { found: Found { context, artifact, pin }, template, recipe })
+}
+
+/// The template with what the build asks for instead.
+fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplate {
+    let given = |command: &Option<String>, own| command.clone().filter(|command| !command.is_empty()).or(own);
+    BuildTemplate {
+        name: live.record.name.clone(),
+        cpus: live.record.cpus,
+        memory_mib: live.record.memory_mib,
+        nested_virtualization: template.nested_virtualization || plan.nested_virtualization,
+        start: given(&plan.start, template.start),
+        ready: given(&plan.ready, template.ready),
+        ..template
+    }
+}
+
+/// What stands for one of the build's names already, if it was made of the same parts.
+async fn known(core: &Core, live: &Live, recipe: &str) -> Result<Option<Found>, BuildFailure> {
+    for name in live.record.names() {
+        let Some(record) = core.store.template(&name).await.map_err(BuildFailure::Store)?.found() else { continue };
+        let pin = core.artifacts.pin(record.artifact.clone());
+        if record.recipe.as_deref() != Some(recipe) || !core.artifacts.is_usable(&record.artifact) {
+            continue;
+        }
+        if let Ok(artifact) = core.artifacts.load(&record.artifact) {
+            return Ok(Some(Found { context: record.setup.defaults, artifact, pin }));
+        }
+    }
+    Ok(None)
+}
+
+fn origin(template: &BuildTemplate, root: RootImage) -> Origin {
+    Origin {
+        name: template.name.clone(),
+        shape: Shape { vcpus: template.cpus, memory_mib: template.memory_mib },
+        processor: template.processor(),
+        disk: vec![qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw }],
+        disk_mib: root.bytes >> 20,
+        members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
+    }
+}
+
+/// A template that is being made.
+struct Making<'a> {
+    core: &'a Core,
+    live: &'a Live,
+    plan: &'a BuildPlan,
+    template: &'a BuildTemplate,
+    recipe: &'a str,
+    room: Room,
+    disk_bytes: u64,
+}
+
+impl Making<'_> {
+    /// What its sandboxes begin with.
+    fn context(&self) -> Defaults {
+        Defaults { env: self.template.env.clone(), ..Defaults::default() }
+    }
+
+    fn ready(&self) -> Option<Ready<'_>> {
+        let command = self.template.ready.as_deref()?;
+        Some(Ready { command, deadline: self.template.ready_deadline })
+    }
+
+    /// From a machine that came up to one that is cut.
+    async fn make(&self, booted: &mut Booted, shell: &Shell<'_>) -> Result<(), BuildFailure> {
+        let report = |line: &str| shell.log.info(line);
+        booted.while_it_lives(Box::pin(self.prepare(shell))).await??;
+        shell.log.enter(FINALIZE);
+        shell.log.part(false, FINALIZE, "Finalizing template build", self.recipe);
+        let context = self.context();
+        let finalized = job::finalize(shell, &context, self.template.start.as_deref(), self.ready());
+        let running = booted.while_it_lives(Box::pin(finalized)).await??;
+        booted.shrink(&report).await?;
+        // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
+        // would read and keep them for itself.
+        if let Some(ready) = self.ready() {
+            booted.while_it_lives(Box::pin(job::until_ready(shell, &context, ready))).await??;
+        }
+        self.room.check(async { Ok(booted.free_disk_bytes().await?) }, shell.log).await?;
+        let untouched = self.template.setup.is_empty() && self.plan.steps.is_empty();
+        if untouched && self.template.start.is_none() && self.template.ready.is_none() {
+            booted.cut(&report).await?;
+        } else {
+            booted.cut_at_rest(&report).await?;
+        }
+        // What runs goes on in the snapshot without anybody listening.
+        drop(running);
+        Ok(())
+    }
+
+    /// Files, the template's own commands, then the steps of the build.
+    async fn prepare(&self, shell: &Shell<'_>) -> Result<(), BuildFailure> {
+        let as_root = |script: String| Step::Run { command: script, user: Some("root".to_owned()) };
+        let mut context = self.context();
+        let mut run = async |step: Step| -> Result<(), BuildFailure> {
+            context = step.run(shell, &context, &self.core.files, self.disk_bytes).await?;
+            Ok(())
+        };
+        for file in &self.template.files {
+            shell.log.info(format!("writing {}", file.path));
+            guest_file::put(&shell.connector, file).await.map_err(BuildFailure::File)?;
+            run(as_root(file.permit())).await?;
+        }
+        for script in &self.template.setup {
+            shell.log.info(format!("running: {script}"));
+            run(as_root(script.clone())).await?;
+        }
+        for (index, spec) in self.plan.steps.iter().enumerate() {
+            let (number, steps) = (index + 1, self.plan.steps.len());
+            self.live.log.enter(number.to_string());
+            shell.log.part(false, &format!("builder {number}/{steps}"), &step::title(spec), &cache::after(self.recipe, spec));
+            run(Step::parse(spec)?).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! What the runtime offers of the host's own templates: building them, like any other, and waiting for it.
+
+use std::sync::Arc;
+
+use crate::{
+    build::{BuildPlan, Live, Source, error::NoBuild, names::Named, whole},
+    progress::Report,
+    reference::{DEFAULT, valid_name},
+    runtime::Runtime,
+    standard::BuildTemplate,
+    store::{BuildReason, StoreError},
+    template::TemplateInfo,
+};
+
+/// What a failed build said last, in lines.
+const LAST_LINES: usize = 20;
+
+/// Why a template was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The name is malformed.
+    #[error("`{0}` is not a template name: lower-case letters, digits, `-` and `_`")]
+    InvalidName(String),
+    /// It did not begin.
+    #[error("cannot start the build")]
+    NotStarted(#[source] NoBuild),
+    /// It failed.
+    #[error("{}{}", reason.message, said(log))]
+    Failed {
+        /// Why.
+        reason: BuildReason,
+        /// The last that it said.
+        log: Vec<String>,
+    },
+    /// It was deleted while it went on.
+    #[error("the template was deleted while it was built")]
+    Deleted,
+    /// The store failed.
+    #[error("cannot record the template")]
+    Store(#[source] StoreError),
+}
+
+fn said(log: &[String]) -> String {
+    if log.is_empty() { String::new() } else { format!("; the build said last:\n{}", log.join("\n")) }
+}
+
+/// Ends a build that nobody waits for any more.
+struct Waiting(Arc<Live>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.abandoned.cancel();
+    }
+}
+
+impl Runtime {
+    /// Boots, prepares and snapshots a template. The build ends with this future.
+    pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
+        if !valid_name(&build.name) {
+            return Err(BuildError::InvalidName(build.name));
+        }
+        let named = Named {
+            name: build.name.clone(),
+            tags: vec![DEFAULT.to_owned()],
+            cpus: build.cpus,
+            memory_mib: build.memory_mib,
+            min_free_disk_mib: None,
+        };
+        let place = self.place(named).await.map_err(BuildError::Store)?;
+        let plan = BuildPlan {
+            nested_virtualization: build.nested_virtualization,
+            source: Source::Standard(Box::new(build)),
+            force: true,
+            steps: Vec::new(),
+            start: None,
+            ready: None,
+        };
+        let begun = self.begin_build(&place.template_id, &place.build_id, plan).await.map_err(BuildError::NotStarted)?;
+        self.ended(&Waiting(begun), report).await
+    }
+
+    /// Tells what a build says until it ends.
+    async fn ended(&self, Waiting(live): &Waiting, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
+        let mut told = 0;
+        loop {
+            let new = tokio::select! {
+                biased;
+                new = live.log.after(told) => new,
+                () = live.ended.cancelled() => break,
+            };
+            told += new.len();
+            new.iter().for_each(|entry| report(&entry.message));
+        }
+        let store = &self.core().store;
+        let record = store.build(live.record.id.clone()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)?;
+        if let Some(reason) = record.reason {
+            let log = live.log.entries().into_iter().map(|entry| entry.message).collect::<Vec<_>>();
+            return Err(BuildError::Failed { reason, log: log[log.len().saturating_sub(LAST_LINES)..].to_vec() });
+        }
+        let name = live.record.names().into_iter().next().unwrap_or_default();
+        self.template(&name).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
+    }
+
+    /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
+    pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
+        let core = self.core();
+        let recipe = whole::recipe(core, &build);
+        let existing = core.store.template(&build.name).await.map_err(BuildError::Store)?.found();
+        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
+            && core.artifacts.is_usable(&existing.artifact)
+        {
+            // An earlier version may have built it, which did not remember this.
+            if existing.warm_up != build.ready {
+                existing.warm_up = build.ready;
+                core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
+                core.pool.templates_changed();
+            }
+            let found = self.template(&build.name).await.map_err(BuildError::Store)?;
+            return Ok((found.ok_or(BuildError::Deleted)?, false));
+        }
+        Ok((self.build_template(build, report).await?, true))
+    }
+}
