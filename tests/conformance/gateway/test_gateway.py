@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shlex
+import subprocess
 
 import e2b
 import httpx2
@@ -16,8 +18,28 @@ GATEWAY_PORT = 50005
 TOOL_SERVER = f"exec python3 -u -c {shlex.quote((GUEST_PROGRAMS / 'tool_server.py').read_text())}"
 
 
+BUILD_S = 600
+"""A boot and a snapshot of an emulated guest, on a busy host."""
+
+
+def build_template(*options):
+    """The gateway's template, by the server that these tests talk to, which goes on serving."""
+    program = os.environ.get("FIRKIN_BIN")
+    if program is None:
+        pytest.skip("FIRKIN_BIN does not name the program, nor FIRKIN_STATE_DIR where its server's state is")
+    build = [program, "template", "build", "mcp-gateway", "--json", *options]
+    done = subprocess.run(build, check=False, capture_output=True, text=True, timeout=BUILD_S)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="module")
-def sandbox(api):
+def built():
+    return build_template()
+
+
+@pytest.fixture(scope="module")
+def sandbox(api, built):
     brood = Brood(e2b.Sandbox, api)
     servers = {
         "github/acme/tools": {"run_cmd": TOOL_SERVER, "install_cmd": "touch installed", "envs": {"GREETING": "sum "}},
@@ -43,6 +65,25 @@ def through_gateway(api, sandbox, work, token=None):
 
 def text_of(result):
     return result.content[0].text
+
+
+@pytest.fixture
+def spawn(api):
+    """Creates sandboxes that end with the test."""
+    brood = Brood(e2b.Sandbox, api)
+    yield brood
+    brood.end()
+
+
+def test_the_server_that_runs_builds_its_template_and_knows_it_again(built, spawn):
+    running = spawn("mcp-gateway")
+    again = build_template()
+    assert not again["built"] and again["template_id"] == built["template_id"]
+    assert running.commands.run("test -x /usr/local/bin/mcp-gateway && echo there").stdout == "there\n"
+    anew = build_template("--force")
+    assert anew["built"] and anew["template_id"] == built["template_id"] and anew["build_id"] != again["build_id"]
+    assert running.is_running()
+    assert spawn("mcp-gateway").commands.run("echo new").stdout == "new\n"
 
 
 def test_tools_of_all_servers_are_listed_and_called(api, sandbox):
