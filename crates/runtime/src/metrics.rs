@@ -156,6 +156,8 @@ struct Gauges {
     sessions: Family<Kind, Gauge>,
     waiting: Gauge,
     requests: Family<Outcome, Counter>,
+    /// The same by the words of before, for one release.
+    admissions: Family<Outcome, Counter>,
     shelved: Family<State, Gauge>,
     pooled: Family<Outcome, Counter>,
     resident: Gauge,
@@ -235,7 +237,10 @@ impl Gauges {
         registry.register("capacity_held", "What sessions hold of it, by class", self.held.clone());
         registry.register("sessions", "Sessions that hold capacity, by class", self.sessions.clone());
         registry.register("queue_length", "Requests that wait for capacity", self.waiting.clone());
-        registry.register("admissions", "What became of requests for capacity since the start", self.requests.clone());
+        let help = "What became of requests for capacity since the start";
+        registry.register("admission_requests", help, self.requests.clone());
+        let help = "The same as firkin_admission_requests_total, by earlier words; gone with the next release";
+        registry.register("admissions", help, self.admissions.clone());
         registry.register(
             "pool_sessions",
             "Of all templates: warm sessions wanted and ready, prepared engines ready, either being made",
@@ -270,14 +275,15 @@ impl Gauges {
         self.waiting.set(number(capacity.waiting));
         let RequestCounts { at_once, after_waiting, in_vain, turned_away, never_fitting } = capacity.requests;
         let outcomes = [
-            ("at_once", at_once),
-            ("after_waiting", after_waiting),
-            ("in_vain", in_vain),
-            ("turned_away", turned_away),
-            ("never_fitting", never_fitting),
+            ("immediate", "at_once", at_once),
+            ("queued", "after_waiting", after_waiting),
+            ("timed_out", "in_vain", in_vain),
+            ("rejected", "turned_away", turned_away),
+            ("too_large", "never_fitting", never_fitting),
         ];
-        for (outcome, count) in outcomes {
+        for (outcome, earlier, count) in outcomes {
             self.requests.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
+            self.admissions.get_or_create(&Outcome { outcome: earlier }).inner().store(count, Ordering::Relaxed);
         }
         self.set_pool(pool);
         self.resident.set(number(resident_bytes()));

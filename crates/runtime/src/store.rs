@@ -180,14 +180,14 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
-    /// SQLite says no.
+    /// The database says no.
     #[error("the database refused {operation}")]
-    Sqlite {
+    Refused {
         /// What was tried.
         operation: &'static str,
-        /// Why.
+        /// Why, in the database's words.
         #[source]
-        source: rusqlite::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A row cannot be read by this version.
     #[error("a row of `{table}` cannot be read")]
@@ -308,7 +308,7 @@ impl Store {
 }
 
 fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
-    move |source| StoreError::Sqlite { operation, source }
+    move |source| StoreError::Refused { operation, source: Box::new(source) }
 }
 
 fn to_json<T: Serialize>(table: &'static str, record: &T) -> Result<String, StoreError> {

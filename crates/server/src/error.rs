@@ -39,6 +39,34 @@ const MEMORY_RETRY_SECONDS: u32 = 10;
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
 
+/// What helps whoever asked for a restore that cannot be.
+#[derive(Debug, Clone, Copy)]
+struct Remedies {
+    /// What was to be restored is damaged.
+    damaged: &'static str,
+    /// It is larger than all that this server promises.
+    too_large: &'static str,
+}
+
+/// A create.
+const OF_A_TEMPLATE: Remedies = Remedies {
+    damaged: "`firkin verify` says what is damaged; build the template again with `firkin template build --force`, or create from another \
+              snapshot",
+    too_large: "build the template smaller, or let the server promise more of its host",
+};
+
+/// A resume: what the sandbox holds is nowhere else.
+const OF_A_SANDBOX: Remedies = Remedies {
+    damaged: "`firkin sandbox resume --reboot` boots it from its files, if they are whole; `firkin verify` says what is damaged",
+    too_large: "let the server promise more of its host, or resume it on a larger one",
+};
+
+/// A way back: the sandbox itself goes on.
+const OF_A_CHECKPOINT: Remedies = Remedies {
+    damaged: "roll back to another snapshot; `firkin verify` says what is damaged",
+    too_large: OF_A_SANDBOX.too_large,
+};
+
 /// The kind of a refusal, attached to its answer for whoever counts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorKind(pub(crate) &'static str);
@@ -201,15 +229,12 @@ impl ApiError {
         }
     }
 
-    fn admission(what: &dyn std::error::Error, refused: &AdmissionError) -> Self {
+    fn admission(what: &dyn std::error::Error, refused: &AdmissionError, remedies: Remedies) -> Self {
         match refused {
             // Not the server's state but what was asked of it: no server of this size will ever do it.
-            AdmissionError::NeverFits(_) => Self::bad_request(format!(
-                "{}; build the template smaller, or let the server promise more of its host",
-                chain(what)
-            ))
-            .code("sandbox_no_compatible_node")
-            .retry(Retry::Never),
+            AdmissionError::NeverFits(_) => Self::bad_request(format!("{}; {}", chain(what), remedies.too_large))
+                .code("sandbox_no_compatible_node")
+                .retry(Retry::Never),
             AdmissionError::QueueFull { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                 .code("sandbox_capacity_unavailable")
                 .retry(Retry::After(QUEUE_RETRY_SECONDS)),
@@ -226,22 +251,21 @@ impl ApiError {
         }
     }
 
-    fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError) -> Self {
+    fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError, remedies: Remedies) -> Self {
         match source {
-            SnapshotRestoreError::Admission(refused) => Self::admission(what, refused),
+            SnapshotRestoreError::Admission(refused) => Self::admission(what, refused, remedies),
             SnapshotRestoreError::Network(_) | SnapshotRestoreError::Launch(LaunchError::Network(_)) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                     .code("sandbox_capacity_unavailable")
                     .retry(Retry::After(CAPACITY_RETRY_SECONDS))
             }
             SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
+            // It says itself what helps.
             SnapshotRestoreError::Incompatible { .. } => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))
-                    .code("sandbox_no_compatible_node")
-                    .retry(Retry::Never)
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_no_compatible_node").retry(Retry::Never)
             }
             SnapshotRestoreError::Integrity { .. } => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; build the template again", chain(what)))
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; {}", chain(what), remedies.damaged))
                     .code("sandbox_create_failed")
                     .retry(Retry::Never)
             }
@@ -302,7 +326,7 @@ impl From<CreateError> for ApiError {
         match &error {
             CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
-            CreateError::Restore { source, .. } => Self::restore(&error, source),
+            CreateError::Restore { source, .. } => Self::restore(&error, source, OF_A_TEMPLATE),
             CreateError::Stopping => Self::stopping(),
             CreateError::Store(_) => Self::internal(&error),
         }
@@ -315,7 +339,7 @@ impl From<ResumeError> for ApiError {
             ResumeError::NotFound(absent) => absent.clone().into(),
             ResumeError::AlreadyRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             ResumeError::InvalidTimeout(invalid) => (*invalid).into(),
-            ResumeError::Restore { source, .. } => Self::restore(&error, source),
+            ResumeError::Restore { source, .. } => Self::restore(&error, source, OF_A_SANDBOX),
             ResumeError::Stale(_) => Self::internal(&error),
             ResumeError::Stopping => Self::stopping(),
             ResumeError::Store(_) => Self::internal(&error),
@@ -329,7 +353,7 @@ impl From<RollbackError> for ApiError {
             RollbackError::NotFound(absent) => absent.into(),
             RollbackError::SnapshotNotFound(_) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             RollbackError::NotItsOwn { .. } => Self::bad_request(error.to_string()),
-            RollbackError::Checkpoint(ref source) => Self::restore(&error, source),
+            RollbackError::Checkpoint(ref source) => Self::restore(&error, source, OF_A_CHECKPOINT),
             RollbackError::Save(error) => error.into(),
             RollbackError::Restore { source, .. } => source.into(),
             RollbackError::Store(_) => Self::internal(&error),

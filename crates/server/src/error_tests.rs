@@ -18,6 +18,14 @@ fn create(source: SnapshotRestoreError) -> ApiError {
     CreateError::Restore { template: "base".into(), source }.into()
 }
 
+fn resume(source: SnapshotRestoreError) -> ApiError {
+    ResumeError::Restore { id: id(), source }.into()
+}
+
+fn never_fits() -> SnapshotRestoreError {
+    SnapshotRestoreError::Admission(AdmissionError::NeverFits(SHORT))
+}
+
 const SHORT: CapacityError = CapacityError::Cpu { requested: 2, available: 1 };
 
 fn full() -> SnapshotRestoreError {
@@ -74,7 +82,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (create(waited()), 503, "full for 5 s: 2 cpus requested, 1 available", placement, Retry::After(1)),
         (create(stalled()), 503, "takes no new work: the host waited for memory in 12 %", capacity, Retry::After(10)),
         (
-            create(SnapshotRestoreError::Admission(AdmissionError::NeverFits(SHORT))),
+            create(never_fits()),
             400,
             "never hold it: 2 cpus requested, 1 available; build the template smaller",
             Some("sandbox_no_compatible_node"),
@@ -82,7 +90,12 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         ),
         (create(SnapshotRestoreError::DiskPressure(pressure())), 507, "the floor is 2 MiB", capacity, Retry::Never),
         (create(damaged()), 500, "member `memory` has 1 bytes", Some("sandbox_create_failed"), Retry::Never),
-        (create(incompatible()), 500, "build the template again", Some("sandbox_no_compatible_node"), Retry::Never),
+        // The runtime says what helps, once.
+        (create(incompatible()), 500, "this host has `y`; z", Some("sandbox_no_compatible_node"), Retry::Never),
+        (create(damaged()), 500, "firkin template build --force", Some("sandbox_create_failed"), Retry::Never),
+        (resume(damaged()), 500, "firkin sandbox resume --reboot", Some("sandbox_create_failed"), Retry::Never),
+        (resume(never_fits()), 400, "or resume it on a larger one", Some("sandbox_no_compatible_node"), Retry::Never),
+        (RollbackError::Checkpoint(damaged()).into(), 500, "roll back to another", Some("sandbox_create_failed"), Retry::Never),
         (CreateError::Stopping.into(), 503, "the server is stopping", None, Retry::After(5)),
         (CreateError::Store(StoreError::Closed).into(), 500, "the database is closed", internal, Retry::Never),
         (ResumeError::AlreadyRunning(id()).into(), 409, "already running", None, Retry::Unsaid),
@@ -103,6 +116,8 @@ fn each_failure_has_its_status_code_and_retry_advice() {
     ];
     for (error, status, message, code, retry) in table {
         let body = error.to_body();
+        let for_a_paused_one = body.message.contains("cannot be resumed") && body.message.contains("template");
+        assert!(!for_a_paused_one, "whose memory is in no template: {body:?}");
         assert!(body.message.contains(message), "{message}: {body:?}");
         assert_eq!((body.code, body.error_code.as_deref(), error.retry), (status, code, retry), "{message}");
         let response = error.into_response();

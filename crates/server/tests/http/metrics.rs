@@ -94,6 +94,7 @@ async fn metrics_count_what_happened() {
         ("firkin_queue_length", 0),
         ("firkin_pool_sessions{state=\"ready\"}", 0),
         ("firkin_pool_events_total{outcome=\"hit\"}", 0),
+        ("firkin_admission_requests_total{outcome=\"immediate\"}", 3 + 1),
         ("firkin_admissions_total{outcome=\"at_once\"}", 3 + 1),
         ("firkin_unknown_fields_total", 0),
         ("firkin_errors_total{kind=\"not_found\"}", 1),
