@@ -85,6 +85,9 @@ pub(crate) struct ServeArgs {
     pub(crate) images: ImageArgs,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    /// Let clients build templates whose guests may run guests: they see the host's virtualisation
+    #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
+    pub(crate) allow_nested_virtualization: bool,
 }
 
 /// Whom guests trust.
@@ -414,7 +417,7 @@ pub(crate) struct KillArgs {
 /// `firkin template ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum TemplateCommand {
-    /// Build a template on this host, without a server
+    /// Build a template, by the server that runs or without one
     Build(BuildArgs),
     /// List templates
     #[command(visible_alias = "list")]

@@ -146,6 +146,8 @@ pub(crate) struct Settings {
     pub(crate) images: ImageSettings,
     /// Guests trust the authorities of this host's administrator.
     pub(crate) trust_host_certificates: bool,
+    /// Whether clients may build templates whose guests run guests.
+    pub(crate) allow_nested_virtualization: bool,
 }
 
 impl Settings {
@@ -200,6 +202,9 @@ impl Settings {
         if self.trust_host_certificates {
             options += " --trust-host-certificates";
         }
+        if self.allow_nested_virtualization {
+            options += " --allow-nested-virtualization";
+        }
         options
     }
 }
@@ -248,6 +253,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         promises: Promises::resolve(&serve.capacity),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
+        allow_nested_virtualization: serve.allow_nested_virtualization,
         trust_host_certificates: match &cli.command {
             Command::Template(crate::args::TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             _ => serve.trust.trust_host_certificates,

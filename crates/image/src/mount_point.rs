@@ -40,12 +40,12 @@ impl MountPoint {
         sweep(parent)?;
         for _ in 0..ATTEMPTS {
             let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-            fs::set_permissions(made.path(), std::fs::Permissions::from_mode(0o755))?;
             let path = made.keep();
             // Another's sweep may take it until it is held, and holds it meanwhile.
             if let Ok(lock) = hold(&path, FlockArg::LockExclusive)
                 && lock.metadata()?.nlink() > 0
             {
+                fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
                 return Ok(Self { path, lock });
             }
         }

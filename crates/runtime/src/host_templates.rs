@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    build::{BuildPlan, Live, Source, error::NoBuild, names::Named, whole},
+    build::{BuildPlan, Live, Source, error::NoBuild, names::Named, warms, whole},
     progress::Report,
     reference::{DEFAULT, valid_name},
     runtime::Runtime,
     standard::BuildTemplate,
-    store::{BuildReason, StoreError},
+    store::{BuildReason, BuildState, StoreError},
     template::TemplateInfo,
 };
 
@@ -35,6 +35,9 @@ pub enum BuildError {
     /// It was deleted while it went on.
     #[error("the template was deleted while it was built")]
     Deleted,
+    /// Its end is not on record, so nobody knows what it made.
+    #[error("the end of the build could not be recorded; the server's log says why")]
+    Unrecorded,
     /// The store failed.
     #[error("cannot record the template")]
     Store(#[source] StoreError),
@@ -94,8 +97,13 @@ impl Runtime {
         let store = &self.core().store;
         let record = store.build(live.record.id.clone()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)?;
         if let Some(reason) = record.reason {
-            let log = live.log.entries().into_iter().map(|entry| entry.message).collect::<Vec<_>>();
+            // The last of it says the reason once more.
+            let said = live.log.entries().into_iter().map(|entry| entry.message);
+            let log = said.filter(|message| !message.contains(&reason.message)).collect::<Vec<_>>();
             return Err(BuildError::Failed { reason, log: log[log.len().saturating_sub(LAST_LINES)..].to_vec() });
+        }
+        if record.state != BuildState::Ready {
+            return Err(BuildError::Unrecorded);
         }
         let name = live.record.names().into_iter().next().unwrap_or_default();
         self.template(&name).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
@@ -110,8 +118,9 @@ impl Runtime {
             && core.artifacts.is_usable(&existing.artifact)
         {
             // An earlier version may have built it, which did not remember this.
-            if existing.warm_up != build.ready {
-                existing.warm_up = build.ready;
+            let warm_up = warms(build.ready.as_deref());
+            if existing.warm_up != warm_up {
+                existing.warm_up = warm_up;
                 core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
                 core.pool.templates_changed();
             }

@@ -84,7 +84,7 @@ pub(crate) fn how_to_build(reference: &str) -> String {
 }
 
 /// Whether a text may name a template or a snapshot: `^[a-z0-9_-]+$`.
-pub(crate) fn valid_name(name: &str) -> bool {
+pub fn valid_name(name: &str) -> bool {
     (1..=MAX_NAME_LENGTH).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }

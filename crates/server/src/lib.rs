@@ -58,6 +58,8 @@ pub struct ServerConfig {
     /// Domain of the sandboxes' host names, told to clients. `None` leaves the client's own setting in force, and lets host
     /// names of any domain in.
     pub domain: Option<String>,
+    /// Whether clients may build templates whose guests run guests. These reach more of the host's kernel than others.
+    pub nested_virtualization: bool,
     /// Longest body of a control plane request, in bytes. The data plane has no limit.
     pub max_body_bytes: usize,
     /// Connections served at once; more wait in the listener's backlog.
@@ -72,6 +74,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             domain: None,
+            nested_virtualization: false,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
             // Each costs a descriptor here and, in use, one more into a sandbox.

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::nonce::{Nonce, Proof};
 
 /// The generation that this crate speaks. Raise it when a message changes its meaning; adding optional fields does not.
-pub const GENERATION: u32 = 1;
+/// In the second a guest that has been given a nonce does nothing for who does not prove to know it.
+pub const GENERATION: u32 = 2;
 
 /// The name of the virtio-serial port, `/dev/virtio-ports/<name>` in the guest.
 pub const PORT_NAME: &str = "firkin.control";

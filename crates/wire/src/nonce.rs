@@ -3,7 +3,8 @@
 //! The host gives each machine a [`Nonce`] with its first identity after a restore. From then on every request says for which
 //! machine it is, and every response from which it comes, by a [`Proof`]: a digest of the nonce, the direction and the request's id.
 //! The nonce itself is told once, so whoever is called in another machine's place learns nothing that it could answer with, and a
-//! guest that is called in another's place does nothing.
+//! guest that is called in another's place does nothing. A proof says who speaks, not what is said: it does not hold against somebody
+//! between the two who changes messages on their way, and only root can stand there.
 //!
 //! A nonce is in the guest's memory, so a snapshot holds it; its artifact names it, and what is restored is called by it once more
 //! while it is given its own. Agents that were frozen before there were nonces ignore them, and answer without a proof.

@@ -352,7 +352,11 @@ impl Host {
         };
         let url = file.url.clone();
         let shutdown = CancellationToken::new();
-        let config = ServerConfig { domain: settings.domain.clone(), ..ServerConfig::default() };
+        let config = ServerConfig {
+            domain: settings.domain.clone(),
+            nested_virtualization: settings.allow_nested_virtualization,
+            ..ServerConfig::default()
+        };
         let task = tokio::spawn(firkin_server::serve(listeners, self.runtime.clone(), config, shutdown.clone()));
         let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key, https: file.https.clone() };
         Ok(Server { target, runtime: self.runtime, shutdown, task, file, path })

@@ -3,7 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use firkin_runtime::{owner::OnExit, reference::CODE_INTERPRETER, standard::BuildTemplate, template::TemplateInfo};
+use firkin_runtime::{
+    host_templates::BuildError,
+    owner::OnExit,
+    reference::{CODE_INTERPRETER, valid_name},
+    standard::BuildTemplate,
+    template::TemplateInfo,
+};
 use firkin_wire::{builds, rest};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -52,12 +58,19 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     let request = request(args, standard.template(None, settings.template_env()))?;
     let built = match running_server(settings).await? {
         Some((api, _)) => {
-            let work = on_server(&api, &standard, request, force, &progress);
-            let built = interrupts.unless(work).await?;
-            if built.is_none() {
-                output::note("the build goes on in the server; `firkin template ls` shows how far it is");
+            if settings.trust_host_certificates {
+                output::note("the server builds it: whom its guests trust is the server's `--trust-host-certificates`");
             }
-            built
+            match interrupts.unless(begin(&api, &standard, &request, force)).await? {
+                None => None,
+                Some(place) => {
+                    let built = interrupts.unless(follow(&api, place, &request, &progress)).await?;
+                    if built.is_none() {
+                        output::note("the build goes on in the server");
+                    }
+                    built
+                }
+            }
         }
         None => here(settings, &standard, request, force, (&mut interrupts, &progress)).await?,
     };
@@ -78,15 +91,8 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
 }
 
 /// Has the server that runs build the template, which it goes on serving meanwhile.
-async fn on_server(
-    api: &Api,
-    standard: &Standard,
-    request: BuildTemplate,
-    force: bool,
-    progress: &Progress,
-) -> anyhow::Result<Built> {
+async fn begin(api: &Api, standard: &Standard, request: &BuildTemplate, force: bool) -> anyhow::Result<builds::RequestedBuild> {
     let failed = || format!("cannot build template `{}`", request.name);
-    let step = progress.step(&format!("template {}, by the server at {}", request.name, api.target().api_url));
     let asked = builds::RequestBuild {
         name: Some(request.name.clone()),
         cpu_count: Some(request.cpus.into()),
@@ -103,6 +109,13 @@ async fn on_server(
         ..Default::default()
     };
     api.start_build(&place, &build).await.with_context(failed)?;
+    Ok(place)
+}
+
+/// Tells what the server says of the build until it ends.
+async fn follow(api: &Api, place: builds::RequestedBuild, request: &BuildTemplate, progress: &Progress) -> anyhow::Result<Built> {
+    let failed = || format!("cannot build template `{}`", request.name);
+    let step = progress.step(&format!("template {}, by the server at {}", request.name, api.target().api_url));
     let (mut seen, mut unchanged) = (0, false);
     loop {
         let status = api.build_status(&place, seen).await.with_context(failed)?;
@@ -173,6 +186,9 @@ async fn here(
 fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
     if !args.without.is_empty() && args.name != CODE_INTERPRETER {
         return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");
+    }
+    if !valid_name(&args.name) {
+        return Err(BuildError::InvalidName(args.name).into());
     }
     let base = BuildTemplate { env: standard.env.clone(), ..BuildTemplate::base() };
     let request = BuildTemplate {
@@ -259,8 +275,12 @@ mod tests {
     }
 
     fn requested_of(line: &str, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
+        request(parsed(line), standard)
+    }
+
+    fn parsed(line: &str) -> BuildArgs {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Template(TemplateCommand::Build(args)) => request(args, standard),
+            Command::Template(TemplateCommand::Build(args)) => args,
             other => panic!("{other:?}"),
         }
     }
@@ -269,6 +289,12 @@ mod tests {
     fn the_base_template_cannot_be_another() {
         assert_eq!(requested("firkin template build").unwrap(), BuildTemplate::base());
         assert!(requested("firkin template build base --memory 1024").is_err());
+        // What the server would take for another name than it looks like.
+        for name in ["Base", "firkin/base", "base:v1", "Desktop", ""] {
+            let args = BuildArgs { name: name.into(), ..parsed("firkin template build") };
+            let error = request(args, BuildTemplate::base()).unwrap_err();
+            assert!(error.to_string().contains("is not a template name"), "{name}: {error}");
+        }
         let own = requested("firkin template build big --memory 1024 --ready-cmd true").unwrap();
         assert_eq!((own.name.as_str(), own.memory_mib, own.ready.as_deref()), ("big", 1024, Some("true")));
     }

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// How long a template may take to be ready.
-const READY_DEADLINE: Duration = Duration::from_secs(600);
+pub(super) const READY_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Between two runs of the ready command.
 const READY_INTERVAL: Duration = Duration::from_secs(2);
@@ -50,6 +50,8 @@ pub(super) const FINALIZE: &str = "finalize";
 /// Runs a build and records how it ended.
 pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     let begun = Instant::now();
+    // Whatever becomes of this: who waits for the end hears of it.
+    let _ends = Ends { core: &core, live: &live };
     live.log.enter(BASE);
     live.log.info(format!("Building template {}/{}", live.record.template_id, live.record.id));
     let outcome = tokio::select! {
@@ -102,6 +104,18 @@ pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
         tracing::warn!(error = chain(&error), "cannot let go what builds have left");
     }
     core.collect();
+}
+
+/// Has a build end with whoever runs it.
+struct Ends<'a> {
+    core: &'a Core,
+    live: &'a Live,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.core.builds.end(self.live);
+    }
 }
 
 /// What a build has made and is not recorded yet.

@@ -48,6 +48,7 @@ pub use self::files::FileUpload;
 pub(crate) use self::{
     cache::{drop_artifact, keeps},
     files::Files,
+    record::warms,
     registry::{Builds, Live, cancel_all, recover},
 };
 

@@ -21,10 +21,14 @@ pub(super) struct Finished {
     pub(super) recipe: Option<String>,
 }
 
+/// What of a ready command is worth running once in every warm session: a wait for nothing in particular warms nothing.
+pub(crate) fn warms(ready: Option<&str>) -> Option<String> {
+    ready.filter(|ready| !ready.trim_start().starts_with("sleep")).map(str::to_owned)
+}
+
 /// What is to be recorded of a build.
 pub(super) fn template(build: &BuildRecord, finished: Finished) -> TemplateRecord {
-    // A wait for nothing in particular warms nothing.
-    let ready = finished.ready.clone().filter(|ready| !ready.trim_start().starts_with("sleep"));
+    let ready = warms(finished.ready.as_deref());
     TemplateRecord {
         id: build.template_id.clone(),
         build_id: build.id.clone(),

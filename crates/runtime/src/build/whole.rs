@@ -11,7 +11,7 @@ use super::{
     cache::{self, Found},
     command::Shell,
     error::BuildFailure,
-    job::{self, BASE, FINALIZE, Ready},
+    job::{self, BASE, FINALIZE, READY_DEADLINE, Ready},
     machine::{self, Origin},
     registry::Live,
     room::Room,
@@ -60,9 +60,13 @@ pub(super) async fn build(
     let template = asked(template, plan, live);
     let recipe = recipe_of(core, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
+    // Who builds the same at once waits, and finds it made.
+    let turn = core.builds.turn(&recipe);
+    let _turn = turn.lock().await;
     // How much is free is not kept with a template: few ask.
     let room = Room { asked_mib: live.record.min_free_disk_mib };
-    let found = if plan.force || room.asked() { None } else { known(core, live, &recipe).await? };
+    let forced = plan.force || plan.steps.iter().any(|step| step.force);
+    let found = if forced || room.asked() { None } else { known(core, live, &recipe).await? };
     live.log.part(found.is_some(), BASE, &title, &recipe);
     if let Some(found) = found {
         live.log.enter(FINALIZE);
@@ -74,22 +78,29 @@ pub(super) async fn build(
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
     room.possible(root.bytes >> 20)?;
     let making = Making { core, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
-    let work = async |booted: &mut Booted, shell: Shell<'_>| making.make(booted, &shell).await;
+    let mut context = Defaults::default();
+    let work = async |booted: &mut Booted, shell: Shell<'_>| {
+        context = making.make(booted, &shell).await?;
+        Ok(())
+    };
     let (artifact, pin) = machine::boot(core, origin(&template, root), &live.log, work).await?;
-    let context = making.context();
     Ok(Whole { found: Found { context, artifact, pin }, template, recipe })
 }
 
 /// The template with what the build asks for instead.
 fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplate {
-    let given = |command: &Option<String>, own| command.clone().filter(|command| !command.is_empty()).or(own);
+    let given = |command: &Option<String>| command.clone().filter(|command| !command.is_empty());
+    let ready = given(&plan.ready);
+    let own_ready = ready.is_none() || ready == template.ready;
     BuildTemplate {
         name: live.record.name.clone(),
         cpus: live.record.cpus,
         memory_mib: live.record.memory_mib,
         nested_virtualization: template.nested_virtualization || plan.nested_virtualization,
-        start: given(&plan.start, template.start),
-        ready: given(&plan.ready, template.ready),
+        start: given(&plan.start).or(template.start),
+        ready: ready.or(template.ready),
+        // How long the template's own takes is known.
+        ready_deadline: if own_ready { template.ready_deadline } else { READY_DEADLINE },
         ..template
     }
 }
@@ -132,25 +143,20 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    /// What its sandboxes begin with.
-    fn context(&self) -> Defaults {
-        Defaults { env: self.template.env.clone(), ..Defaults::default() }
-    }
-
     fn ready(&self) -> Option<Ready<'_>> {
         let command = self.template.ready.as_deref()?;
         Some(Ready { command, deadline: self.template.ready_deadline })
     }
 
-    /// From a machine that came up to one that is cut.
-    async fn make(&self, booted: &mut Booted, shell: &Shell<'_>) -> Result<(), BuildFailure> {
+    /// From a machine that came up to one that is cut. Gives what its sandboxes begin with.
+    async fn make(&self, booted: &mut Booted, shell: &Shell<'_>) -> Result<Defaults, BuildFailure> {
         let report = |line: &str| shell.log.info(line);
-        booted.while_it_lives(Box::pin(self.prepare(shell))).await??;
+        let context = booted.while_it_lives(Box::pin(self.prepare(shell))).await??;
         shell.log.enter(FINALIZE);
         shell.log.part(false, FINALIZE, "Finalizing template build", self.recipe);
-        let context = self.context();
         let finalized = job::finalize(shell, &context, self.template.start.as_deref(), self.ready());
-        let running = booted.while_it_lives(Box::pin(finalized)).await??;
+        // What runs goes on without anybody listening, here and in the snapshot.
+        drop(booted.while_it_lives(Box::pin(finalized)).await??);
         booted.shrink(&report).await?;
         // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
         // would read and keep them for itself.
@@ -164,15 +170,13 @@ impl Making<'_> {
         } else {
             booted.cut_at_rest(&report).await?;
         }
-        // What runs goes on in the snapshot without anybody listening.
-        drop(running);
-        Ok(())
+        Ok(context)
     }
 
-    /// Files, the template's own commands, then the steps of the build.
-    async fn prepare(&self, shell: &Shell<'_>) -> Result<(), BuildFailure> {
+    /// Files, the template's own commands, then the steps of the build. Gives what these leave to those who come after.
+    async fn prepare(&self, shell: &Shell<'_>) -> Result<Defaults, BuildFailure> {
         let as_root = |script: String| Step::Run { command: script, user: Some("root".to_owned()) };
-        let mut context = self.context();
+        let mut context = Defaults { env: self.template.env.clone(), ..Defaults::default() };
         let mut run = async |step: Step| -> Result<(), BuildFailure> {
             context = step.run(shell, &context, &self.core.files, self.disk_bytes).await?;
             Ok(())
@@ -192,6 +196,6 @@ impl Making<'_> {
             shell.log.part(false, &format!("builder {number}/{steps}"), &step::title(spec), &cache::after(self.recipe, spec));
             run(Step::parse(spec)?).await?;
         }
-        Ok(())
+        Ok(context)
     }
 }

@@ -99,13 +99,13 @@ fn a_template_of_the_hosts_own_is_built_anew_while_the_server_serves() {
     host.serve(async |server| {
         let standard =
             |force| BuildPlan { force, ..plan(Source::Image(ImageRequest { reference: STANDARD.into(), login: None }), &[]) };
-        let mut artifacts = Vec::new();
-        for (what, force, name, log) in [
-            ("made", false, "mine", "[base] TEMPLATE mine"),
-            ("found", false, "mine", "CACHED [base] TEMPLATE mine"),
-            ("made anew", true, "mine", "[base] TEMPLATE mine"),
-            ("of another name", false, "other", "[base] TEMPLATE other"),
+        for (what, force, name, log, is_new) in [
+            ("made", false, "mine", "[base] TEMPLATE mine", true),
+            ("found", false, "mine", "CACHED [base] TEMPLATE mine", false),
+            ("made anew", true, "mine", "[base] TEMPLATE mine", true),
+            ("of another name", false, "other", "[base] TEMPLATE other", true),
         ] {
+            let before = host.artifacts();
             let running = server.create(base()).await.unwrap().id;
             let place = request(server, name, 512).await;
             start(server, &place, standard(force)).await;
@@ -114,17 +114,43 @@ fn a_template_of_the_hosts_own_is_built_anew_while_the_server_serves() {
             let said = server.build_log(&place.template_id, &place.build_id).await.unwrap();
             assert!(said.iter().any(|entry| entry.message.starts_with(log)), "{what}: {said:?}");
             assert_eq!(server.sandbox(&running).unwrap().state, SandboxState::Running, "{what}");
+            let anything_new = host.artifacts().iter().any(|artifact| !before.contains(artifact));
+            assert_eq!(anything_new, is_new, "{what}");
             let id = server.create(CreateSandbox::from_template(name)).await.unwrap().id;
             server.pause(&id).await.unwrap();
             server.resume(&id, PATIENCE).await.unwrap();
-            artifacts.push(server.template(name).await.unwrap().unwrap().build_id);
             server.kill(&id).await.unwrap();
         }
-        assert_eq!(
-            artifacts.len(),
-            artifacts.iter().collect::<std::collections::BTreeSet<_>>().len(),
-            "each is a build of its own"
-        );
+    });
+}
+
+#[test]
+fn what_steps_change_of_a_template_of_the_hosts_own_is_its_sandboxes() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let step = |kind: &str, args: &[&str]| StepSpec {
+            kind: kind.into(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            ..StepSpec::default()
+        };
+        let standard = plan(Source::Image(ImageRequest { reference: STANDARD.into(), login: None }), &[]);
+        let forced =
+            |force| BuildPlan { steps: vec![StepSpec { force, ..step("ENV", &["GREETING", "hello"]) }], ..standard.clone() };
+        for (what, force, known) in [("made", false, false), ("found", false, true), ("forced by its step", true, false)] {
+            let place = request(server, "own", 512).await;
+            start(server, &place, forced(force)).await;
+            let info = ended(server, &place).await;
+            assert_eq!(info.state, BuildState::Ready, "{what}: {info:?}");
+            let said = server.build_log(&place.template_id, &place.build_id).await.unwrap();
+            assert_eq!(said.iter().any(|entry| entry.message.starts_with("CACHED")), known, "{what}: {said:?}");
+            let id = server.create(CreateSandbox::from_template("own")).await.unwrap().id;
+            assert_eq!(
+                host.memory(&id).identities.last().unwrap().env.get("GREETING").map(String::as_str),
+                Some("hello"),
+                "{what}"
+            );
+            server.kill(&id).await.unwrap();
+        }
     });
 }
 

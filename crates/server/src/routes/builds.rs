@@ -142,6 +142,11 @@ pub(super) async fn start(
     body: Json<builds::StartBuild>,
 ) -> Result<StatusCode, ApiError> {
     let plan = plan(body.value)?;
+    if plan.nested_virtualization && !app.config.nested_virtualization {
+        return Err(ApiError::forbidden(
+            "this server builds no templates whose guests run guests: start it with `--allow-nested-virtualization`".to_owned(),
+        ));
+    }
     app.runtime.start_build(&template, &build, plan).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -42,7 +42,7 @@ pub(crate) struct Bench {
     pub(crate) runtime: Runtime,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: JoinHandle<Result<(), ServeError>>,
-    key: String,
+    pub(crate) key: String,
     _dir: tempfile::TempDir,
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
+use tower::ServiceExt;
 
 use crate::bench::{Answer, Bench, DEADLINE};
 
@@ -305,6 +306,26 @@ async fn clients_that_push_images_are_told_what_to_do_instead() {
         let refused = bench.call("POST", "/templates", &format!("{{{fields}}}")).await.expect(400);
         assert!(refused.text("/message").starts_with(message), "{refused:?}");
     }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn guests_that_run_guests_are_built_where_the_server_allows_it() {
+    let bench = Bench::start().await;
+    let place = request(&bench, "nested").await;
+    let path = format!("/v2/templates/{}/builds/{}", place.0, place.1);
+    let body = r#"{"fromTemplate":"base","nestedVirtualization":true}"#;
+    let refused = bench.call("POST", &path, body).await.expect(403);
+    assert!(refused.text("/message").contains("--allow-nested-virtualization"), "{refused:?}");
+    let config = firkin_server::ServerConfig { nested_virtualization: true, ..firkin_server::ServerConfig::default() };
+    let asked = Request::post(path)
+        .header("host", "127.0.0.1")
+        .header("x-api-key", &bench.key)
+        .header("content-type", "application/json")
+        .body(axum::body::Body::from(body))
+        .unwrap();
+    let answer = firkin_server::router(bench.runtime.clone(), config).oneshot(asked).await.unwrap();
+    assert_eq!(answer.status(), 202);
     bench.stop().await;
 }
 
