@@ -1,13 +1,12 @@
-//! The disk budget: what can be made again goes, oldest use first, until the state directory fits. When even that is not enough,
-//! nothing new is kept; what users have is never touched, and pausing goes on down to the floor.
+//! Collection, and the disk budget: what nobody needs is removed, and what can be made again goes, oldest use first, until the
+//! state directory fits. When even that is not enough, nothing new is kept; what users have is never touched, and pausing goes on
+//! down to the floor.
 //!
 //! Volumes are not counted: they are their users', and may have more files than can be walked every time. Nor is the directory
 //! walked for each thing that goes: one walk tells what each would free, and so how many must go. Only what cannot be foreseen, as
 //! a machine that writes or a build that uses something just now, makes another round necessary.
 
-use std::{collections::HashSet, io, path::PathBuf, time::SystemTime};
-
-use tokio::sync::Mutex;
+use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use self::plan::{Candidate, Held, Spare, What};
 use crate::{
@@ -20,15 +19,24 @@ use crate::{
 
 mod plan;
 
-/// One collection at a time, with what it does for the budget.
-#[derive(Debug, Default)]
-pub(crate) struct Turn(Mutex<()>);
+/// Collects whenever that is wanted, until the runtime stops.
+pub(crate) async fn keep_whenever_wanted(core: Arc<Core>) {
+    loop {
+        tokio::select! {
+            () = core.collection_wanted() => {}
+            () = core.stopping.cancelled() => return,
+        }
+        if let Err(error) = keep(&core).await {
+            tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
+        }
+    }
+}
 
 /// Collects what nobody needs, then lets go what can be made again until the rest fits. Gives the bytes that are held then, or
 /// nothing when there is no budget.
 pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
-    let _turn = core.turn.0.lock().await;
-    core.collect_now().await?;
+    let _turn = core.collecting.lock().await;
+    collect(core).await?;
     let Some(budget_mib) = core.config.disk_budget_mib else { return Ok(None) };
     let budget = budget_mib.saturating_mul(1 << 20);
     loop {
@@ -40,7 +48,7 @@ pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error:
         if held.bytes <= budget || !let_go(core, plan, held.bytes - budget).await? {
             return Ok(Some(held.bytes));
         }
-        core.collect_now().await?;
+        collect(core).await?;
     }
 }
 
@@ -55,6 +63,31 @@ pub(crate) async fn admit(core: &Core) -> Result<(), DiskPressure> {
     let held_mib = held.unwrap_or(0).div_ceil(1 << 20);
     if held_mib > budget_mib {
         return Err(DiskPressure::OverBudget { path: path(), held_mib, budget_mib });
+    }
+    Ok(())
+}
+
+/// Removes what nobody needs; only in its turn. Candidates first, then what is in use: whatever comes into use in between is not
+/// a candidate.
+async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let artifacts = core.artifacts.clone();
+    let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
+    let mut keep: Vec<String> = core.store.templates().await?.into_iter().map(|t| t.artifact).collect();
+    keep.extend(core.store.layers().await?.into_iter().map(|layer| layer.artifact));
+    let mut layers = Vec::new();
+    for sandbox in core.store.sandboxes().await? {
+        match sandbox.phase {
+            RecordedPhase::Paused(held) => keep.push(held.artifact),
+            RecordedPhase::Running { memory_base, layers: sealed, .. } => {
+                keep.push(memory_base);
+                layers.extend(sealed);
+            }
+        }
+    }
+    let artifacts = core.artifacts.clone();
+    let removed = tokio::task::spawn_blocking(move || artifacts.collect(&candidates, &keep, &layers)).await??;
+    if !removed.is_empty() {
+        tracing::debug!(count = removed.len(), "collected unused artifacts");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What every part of the runtime shares, and what outlives single sandboxes: collection and the sweep at start-up.
+//! What every part of the runtime shares, and what outlives single sandboxes.
 
 use std::{
     collections::HashMap,
@@ -12,9 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     activity::Activity,
     artifact::ArtifactStore,
-    budget::{self, Turn},
     build::{Builds, Files},
-    causes::chain,
     config::RuntimeConfig,
     history::History,
     link::Links,
@@ -26,7 +24,7 @@ use crate::{
     secrets::Secrets,
     session::EngineLauncher,
     state_dir::StateLock,
-    store::{RecordedPhase, Store},
+    store::Store,
     volumes::Volumes,
 };
 
@@ -46,7 +44,7 @@ pub(crate) struct Core {
     pub(crate) builds: Builds,
     /// What clients bring for builds.
     pub(crate) files: Files,
-    /// One task per sandbox, per warm session and per build, the pool's keeper, and the collector.
+    /// One task per sandbox, per warm session and per build, the pool's keeper, and collection.
     pub(crate) tasks: TaskTracker,
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
@@ -57,8 +55,8 @@ pub(crate) struct Core {
     pub(crate) volumes: Volumes,
     sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
-    /// Who collects.
-    pub(crate) turn: Turn,
+    /// Held by who collects: one collection at a time, with what it does for the budget.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Whose turn it is for work that nobody waits for.
     pub(crate) upkeep: Semaphore,
     /// Held for the life of the process: one server per state directory.
@@ -100,11 +98,10 @@ impl Core {
             activity: Activity::default(),
             sandboxes: Mutex::default(),
             collect: Notify::new(),
-            turn: Turn::default(),
+            collecting: tokio::sync::Mutex::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });
-        core.tasks.spawn(Arc::clone(&core).collector());
         core.tasks.spawn(Arc::clone(&core).memory_watch());
         core
     }
@@ -129,46 +126,15 @@ impl Core {
         self.collect.notify_one();
     }
 
+    /// Ends once somebody has asked for that.
+    pub(crate) async fn collection_wanted(&self) {
+        self.collect.notified().await;
+    }
+
     async fn memory_watch(self: Arc<Self>) {
         tokio::select! {
             () = self.gates.admission.watch_memory() => {}
             () = self.stopping.cancelled() => {}
         }
-    }
-
-    async fn collector(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = self.collect.notified() => {}
-                () = self.stopping.cancelled() => return,
-            }
-            if let Err(error) = budget::keep(&self).await {
-                tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
-            }
-        }
-    }
-
-    /// Only in its turn, see [`budget::keep`]. Candidates first, then what is in use: whatever comes into use in between is not a candidate.
-    pub(crate) async fn collect_now(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let artifacts = self.artifacts.clone();
-        let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
-        let mut keep: Vec<String> = self.store.templates().await?.into_iter().map(|t| t.artifact).collect();
-        keep.extend(self.store.layers().await?.into_iter().map(|layer| layer.artifact));
-        let mut layers = Vec::new();
-        for sandbox in self.store.sandboxes().await? {
-            match sandbox.phase {
-                RecordedPhase::Paused(held) => keep.push(held.artifact),
-                RecordedPhase::Running { memory_base, layers: sealed, .. } => {
-                    keep.push(memory_base);
-                    layers.extend(sealed);
-                }
-            }
-        }
-        let artifacts = self.artifacts.clone();
-        let removed = tokio::task::spawn_blocking(move || artifacts.collect(&candidates, &keep, &layers)).await??;
-        if !removed.is_empty() {
-            tracing::debug!(count = removed.len(), "collected unused artifacts");
-        }
-        Ok(())
     }
 }

@@ -162,6 +162,7 @@ impl Runtime {
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
         let core = Core::new(Parts { config, store, gates, launcher, pool, files, api_keys, lock });
+        core.tasks.spawn(budget::keep_whenever_wanted(Arc::clone(&core)));
         sweep::take_over(&core).await?;
         build::recover(&core).await.map_err(OpenError::Store)?;
         core.collect();
