@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     activity::Activity,
     artifact::ArtifactStore,
-    build::{Builds, Files},
+    build::Builds,
     config::RuntimeConfig,
     history::History,
     link::Links,
@@ -25,6 +25,7 @@ use crate::{
     session::EngineLauncher,
     state_dir::StateLock,
     store::Store,
+    uploads::Files,
     volumes::Volumes,
 };
 

@@ -56,6 +56,7 @@ pub mod sweep;
 pub mod tags;
 pub mod template;
 pub mod templates;
+mod uploads;
 pub mod verify;
 pub mod volumes;
 pub mod warm;

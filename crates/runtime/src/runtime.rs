@@ -17,8 +17,7 @@ use crate::{
     activity::ActivityPoint,
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
-    budget,
-    build::{self, Files},
+    budget, build,
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
@@ -46,6 +45,7 @@ use crate::{
     state_dir::{OpenError, prepare_state_dir},
     store::{Held, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
+    uploads::Files,
     volumes::Volumes,
     warm::PoolStatus,
 };

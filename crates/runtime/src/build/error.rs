@@ -1,7 +1,5 @@
 //! Why a build was not taken, and why one that was taken failed. Sources carry the causes; a client is told the whole chain.
 
-use std::path::PathBuf;
-
 use firkin_engine::MachineError;
 
 use crate::{
@@ -16,6 +14,8 @@ use crate::{
     restore::SnapshotRestoreError,
     store::StoreError,
 };
+
+pub use crate::uploads::FilesError;
 
 /// Why no place was made for a build.
 #[derive(Debug, thiserror::Error)]
@@ -90,32 +90,6 @@ pub enum NoBuild {
     /// The store failed.
     #[error("cannot record the build")]
     Store(#[source] StoreError),
-}
-
-/// Why a file was not received.
-#[derive(Debug, thiserror::Error)]
-pub enum FilesError {
-    /// Not a digest.
-    #[error("`{0}` is not a SHA-256 digest in lower-case hexadecimal")]
-    Hash(String),
-    /// More than is taken.
-    #[error("the files are more than {max} bytes")]
-    TooLarge {
-        /// The most.
-        max: u64,
-    },
-    /// It cannot be stored.
-    #[error("cannot store the files of a build in `{}`", path.display())]
-    Store {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The disk is too full.
-    #[error("the disk is too full for files of a build")]
-    DiskPressure(#[source] DiskPressure),
 }
 
 /// Why a build failed.

@@ -19,7 +19,6 @@ mod context;
 mod copy;
 pub mod dockerfile;
 pub mod error;
-mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gap;
@@ -44,13 +43,12 @@ use crate::{
     store::{BuildReason, BuildState},
 };
 
-pub use self::files::FileUpload;
 pub(crate) use self::{
     cache::{drop_artifact, keeps},
-    files::Files,
     record::warms,
     registry::{Builds, Live, cancel_all, recover},
 };
+pub use crate::uploads::FileUpload;
 
 /// What is asked for before a build: a place for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,10 +9,9 @@ use super::{
     copy::{self, CopyError, Placement},
     dockerfile,
     error::{BuildFailure, CommandFailed},
-    files::Files,
     provision::Script,
 };
-use crate::store::Defaults;
+use crate::{store::Defaults, uploads::Files};
 
 /// Longest name of a user.
 const MAX_USER_BYTES: usize = 32;

@@ -1,7 +1,7 @@
 //! Files that clients bring for `COPY`: kept by the digest that the client names them with, for as long as builds may want them.
 //!
 //! A digest is the client's, over what it copies and not over the archive, so it proves nothing here; the archive is a stranger's
-//! until [`copy`](super::copy) has looked at all of it.
+//! until the build that copies it has looked at all of it.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
 use fs_err as fs;
 use tokio::io::AsyncWriteExt;
 
-use super::error::FilesError;
+use crate::disk::DiskPressure;
 
 /// One archive. A build's context is some MiB, with models in it some GiB.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -25,6 +25,32 @@ const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A client asks for its build when all archives are here: so long after the last it does not come any more.
 const SETTLED: Duration = Duration::from_secs(3600);
+
+/// Why a file was not received.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// Not a digest.
+    #[error("`{0}` is not a SHA-256 digest in lower-case hexadecimal")]
+    Hash(String),
+    /// More than is taken.
+    #[error("the files are more than {max} bytes")]
+    TooLarge {
+        /// The most.
+        max: u64,
+    },
+    /// It cannot be stored.
+    #[error("cannot store the files of a build in `{}`", path.display())]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk is too full.
+    #[error("the disk is too full for files of a build")]
+    DiskPressure(#[source] DiskPressure),
+}
 
 /// The archives of one state directory.
 #[derive(Debug, Clone)]
@@ -67,7 +93,7 @@ impl Files {
     }
 
     /// The archive of this digest, if it is there. Counts as use.
-    pub(super) fn get(&self, hash: &str) -> Result<Option<fs::File>, FilesError> {
+    pub(crate) fn get(&self, hash: &str) -> Result<Option<fs::File>, FilesError> {
         let path = self.path(hash)?;
         match fs::File::open(&path) {
             Ok(file) => {
@@ -91,7 +117,7 @@ impl Files {
     }
 
     /// A file of our own, which has no name.
-    pub(super) fn scratch(&self) -> io::Result<std::fs::File> {
+    pub(crate) fn scratch(&self) -> io::Result<std::fs::File> {
         tempfile::tempfile_in(&self.dir)
     }
 
