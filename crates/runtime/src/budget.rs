@@ -107,15 +107,12 @@ async fn candidates(core: &Core, needed: &HashSet<String>) -> Result<Vec<Candida
             Candidate { used, what: What::Layer(layer), parts }
         })
         .collect();
-    // A build that runs may still come to a step that copies any of them.
-    if !core.builds.any_live() {
-        let uploads = core.files.at_rest()?.into_iter();
-        found.extend(uploads.map(|(used, path)| Candidate {
-            used,
-            parts: HashSet::from([path.clone()]),
-            what: What::Upload(path, used),
-        }));
-    }
+    let uploads = core.files.at_rest()?.into_iter();
+    found.extend(uploads.map(|(used, path)| Candidate {
+        used,
+        parts: HashSet::from([path.clone()]),
+        what: What::Upload(path, used),
+    }));
     Ok(found)
 }
 
@@ -129,7 +126,7 @@ async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<
         // Only if it is what it was: whoever has come to use it meanwhile has noted that.
         let went = match what {
             What::Layer(layer) => core.store.delete_layer_as(layer).await?,
-            What::Upload(path, used) => !core.builds.any_live() && core.files.remove_unused(&path, used)?,
+            What::Upload(path, used) => core.files.remove_unused(&path, used)?,
         };
         if went {
             (any, freed) = (true, freed + bytes);

@@ -69,7 +69,8 @@ impl Runtime {
         }
         record.state = BuildState::Building;
         record.updated_at = Timestamp::now();
-        let begun = core.builds.begin(record.clone()).ok_or_else(|| NoBuild::Started(build.to_owned()))?;
+        let begun = core.builds.begin(record.clone(), core.files.for_build());
+        let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
         if let Err(error) = core.store.put_build(record).await {
             core.builds.end(&begun);
             return Err(NoBuild::Store(error));

@@ -6,6 +6,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -56,6 +60,19 @@ pub enum FilesError {
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     dir: PathBuf,
+    builds: Arc<AtomicUsize>,
+}
+
+/// A build that may come to a step that copies any of the archives: as long as it lives, none is let go.
+#[derive(Debug)]
+pub(crate) struct FilesInUse {
+    builds: Arc<AtomicUsize>,
+}
+
+impl Drop for FilesInUse {
+    fn drop(&mut self) {
+        self.builds.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An archive that is arriving. What has not been finished is gone when this is dropped.
@@ -72,7 +89,7 @@ impl Files {
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("uploads");
         crate::private::private_dir(&dir)?;
-        let files = Self { dir };
+        let files = Self { dir, builds: Arc::default() };
         for entry in fs::read_dir(&files.dir)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {
@@ -121,9 +138,22 @@ impl Files {
         tempfile::tempfile_in(&self.dir)
     }
 
-    /// Archives that nobody has brought or used just now, with their last use.
+    /// Keeps all archives for a build that begins.
+    pub(crate) fn for_build(&self) -> FilesInUse {
+        self.builds.fetch_add(1, Ordering::Relaxed);
+        FilesInUse { builds: Arc::clone(&self.builds) }
+    }
+
+    fn in_use(&self) -> bool {
+        self.builds.load(Ordering::Relaxed) > 0
+    }
+
+    /// Archives that nobody has brought or used just now, with their last use; none while anything is built.
     pub(crate) fn at_rest(&self) -> io::Result<Vec<(SystemTime, PathBuf)>> {
         let mut found = Vec::new();
+        if self.in_use() {
+            return Ok(found);
+        }
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let used = entry.metadata()?.modified()?;
@@ -134,8 +164,11 @@ impl Files {
         Ok(found)
     }
 
-    /// Removes an archive unless it has been brought or used since `used`. Whether it is gone.
+    /// Removes an archive unless it has been brought or used since `used`, or anything is built. Whether it is gone.
     pub(crate) fn remove_unused(&self, path: &Path, used: SystemTime) -> io::Result<bool> {
+        if self.in_use() {
+            return Ok(false);
+        }
         let remove = || {
             if fs::metadata(path)?.modified()? != used {
                 return Ok(false);
@@ -228,6 +261,9 @@ mod tests {
         files.get(&hash).unwrap().unwrap();
         assert!(!files.remove_unused(&path, used).unwrap() && path.exists());
         let used = fs::metadata(&path).unwrap().modified().unwrap();
+        let build = files.for_build();
+        assert!(!files.remove_unused(&path, used).unwrap() && path.exists());
+        drop(build);
         assert!(files.remove_unused(&path, used).unwrap() && !path.exists());
         assert!(files.remove_unused(&path, used).unwrap(), "somebody else removed it");
     }

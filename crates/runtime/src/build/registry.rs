@@ -13,6 +13,7 @@ use super::{BuildInfo, log::BuildLog};
 use crate::{
     core::Core,
     store::{BuildReason, BuildRecord, BuildState, StoreError},
+    uploads::FilesInUse,
 };
 
 /// Builds that run at a time. Most wait for commands of theirs; capacity is admitted besides.
@@ -62,13 +63,21 @@ pub(crate) struct Live {
     pub(crate) ended: CancellationToken,
 }
 
+/// A build that is under way, and what is only then.
+#[derive(Debug)]
+struct UnderWay {
+    build: Arc<Live>,
+    #[expect(dead_code, reason = "held, not read")]
+    files: FilesInUse,
+}
+
 /// Who prepares a source, by its key.
 type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
 /// The builds of one runtime.
 #[derive(Debug)]
 pub(crate) struct Builds {
-    live: Mutex<HashMap<String, Arc<Live>>>,
+    live: Mutex<HashMap<String, UnderWay>>,
     pub(crate) permits: Semaphore,
     turns: Turns,
     /// Signs what lets files in.
@@ -87,18 +96,13 @@ impl Default for Builds {
 }
 
 impl Builds {
-    /// Whether anything is being built.
-    pub(crate) fn any_live(&self) -> bool {
-        !self.all_live().is_empty()
-    }
-
-    fn all_live(&self) -> MutexGuard<'_, HashMap<String, Arc<Live>>> {
+    fn all_live(&self) -> MutexGuard<'_, HashMap<String, UnderWay>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a build that begins; `None` if it has begun.
-    pub(crate) fn begin(&self, record: BuildRecord) -> Option<Arc<Live>> {
+    /// Takes a build that begins, with the files that it may copy; `None` if it has begun.
+    pub(crate) fn begin(&self, record: BuildRecord, files: FilesInUse) -> Option<Arc<Live>> {
         let mut live = self.all_live();
         if live.contains_key(&record.id) {
             return None;
@@ -111,17 +115,19 @@ impl Builds {
             abandoned: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
-        live.insert(id, Arc::clone(&begun));
+        live.insert(id, UnderWay { build: Arc::clone(&begun), files });
         Some(begun)
     }
 
     pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
-        self.all_live().get(id).cloned()
+        self.all_live().get(id).map(|live| Arc::clone(&live.build))
     }
 
     /// Those of one template.
     pub(crate) fn live_of(&self, template: &str) -> Vec<Arc<Live>> {
-        self.all_live().values().filter(|live| live.record.template_id == template).cloned().collect()
+        let all = self.all_live();
+        let of_it = all.values().map(|live| &live.build).filter(|build| build.record.template_id == template);
+        of_it.cloned().collect()
     }
 
     /// Its record is in the store from now on, or nowhere.
