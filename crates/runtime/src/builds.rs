@@ -69,13 +69,13 @@ impl Runtime {
         }
         record.state = BuildState::Building;
         record.updated_at = Timestamp::now();
-        let begun = core.builds.begin(record.clone(), core.files.for_build());
+        let begun = self.builds.begin(record.clone(), core.files.for_build());
         let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
         if let Err(error) = core.store.put_build(record).await {
-            core.builds.end(&begun);
+            self.builds.end(&begun);
             return Err(NoBuild::Store(error));
         }
-        core.tasks.spawn(job::run(Arc::clone(core), Arc::clone(&begun), plan));
+        core.tasks.spawn(job::run(Arc::clone(&self.builds), Arc::clone(&begun), plan));
         Ok(begun)
     }
 
@@ -87,7 +87,7 @@ impl Runtime {
     /// What a build has said so far, oldest first.
     pub async fn build_log(&self, template: &str, build: &str) -> Result<Vec<BuildLogEntry>, NoBuild> {
         let core = self.core();
-        let live = core.builds.live(build);
+        let live = self.builds.live(build);
         find(core, template, build).await?;
         match live {
             Some(live) => Ok(live.log.entries()),
@@ -118,13 +118,13 @@ impl Runtime {
     /// What lets a client that shows it bring files of this digest until `expires`, a Unix time.
     pub fn sign_upload(&self, template: &str, hash: &str, expires: i64) -> String {
         let text = format!("{template} {hash} {expires}");
-        blake3::keyed_hash(&self.core().builds.signing_key, text.as_bytes()).to_hex().to_string()
+        blake3::keyed_hash(&self.builds.signing_key, text.as_bytes()).to_hex().to_string()
     }
 
     /// Whether a signature is what was given for this upload, and is still good.
     pub fn upload_is_signed(&self, template: &str, hash: &str, expires: i64, signature: &str) -> bool {
         let text = format!("{template} {hash} {expires}");
-        let expected = blake3::keyed_hash(&self.core().builds.signing_key, text.as_bytes());
+        let expected = blake3::keyed_hash(&self.builds.signing_key, text.as_bytes());
         // Compares digests, in constant time.
         let signed = blake3::Hash::from_hex(signature).is_ok_and(|found| found == expected);
         signed && Timestamp::now().as_second() <= expires

@@ -12,7 +12,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     activity::Activity,
     artifact::ArtifactStore,
-    build::Builds,
     config::RuntimeConfig,
     history::History,
     link::Links,
@@ -42,7 +41,6 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) pool: Arc<WarmPool>,
-    pub(crate) builds: Builds,
     /// What clients bring for builds.
     pub(crate) files: Files,
     /// One task per sandbox, per warm session and per build, the pool's keeper, and collection.
@@ -83,7 +81,6 @@ impl Core {
             secrets: Secrets::of(&parts.config.state_dir),
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
             pool: parts.pool,
-            builds: Builds::default(),
             files: parts.files,
             config: parts.config,
             store: parts.store,

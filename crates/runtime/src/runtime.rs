@@ -17,7 +17,8 @@ use crate::{
     activity::ActivityPoint,
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
-    budget, build,
+    budget,
+    build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
@@ -57,6 +58,7 @@ pub const MAX_FORK: u32 = 100;
 #[derive(Debug, Clone)]
 pub struct Runtime {
     core: Arc<Core>,
+    pub(crate) builds: Arc<Builds>,
 }
 
 /// A named state of a sandbox, from which others are created.
@@ -169,7 +171,8 @@ impl Runtime {
         core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
         // Not before: what an earlier server kept warm has been swept by now.
         core.tasks.spawn(pool::keep(Arc::clone(&core)));
-        Ok(Self { core })
+        let builds = Builds::new(Arc::clone(&core));
+        Ok(Self { core, builds })
     }
 
     /// Creates a sandbox by restoring a template or a snapshot.

@@ -127,7 +127,7 @@ impl Runtime {
         let (artifacts, shared) = self.artifacts_of(&own, &all).await?;
         let users = dependents::of(&family.id, &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
         refuse_if_used(reference, users)?;
-        build::cancel_all(self.core(), &family.id).await.map_err(DeleteError::Store)?;
+        build::cancel_all(&self.builds, &family.id).await.map_err(DeleteError::Store)?;
         store.delete_template(family.id.clone()).await.map_err(DeleteError::Store)?;
         self.let_go(artifacts.into_iter().chain(shared)).await
     }

@@ -17,7 +17,7 @@ use super::{
     log::BuildLog,
     machine::BuildMachine,
     record::{self, Finished},
-    registry::{self, Live},
+    registry::{self, Builds, Live},
     room::Room,
     source::{self, Inherited, Prepared, Resolved},
     step::{self, Step},
@@ -48,14 +48,15 @@ pub(super) const BASE: &str = "base";
 pub(super) const FINALIZE: &str = "finalize";
 
 /// Runs a build and records how it ended.
-pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
+pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
+    let core = &builds.core;
     let begun = Instant::now();
     // Whatever becomes of this: who waits for the end hears of it.
-    let _ends = Ends { core: &core, live: &live };
+    let _ends = Ends { builds: &builds, live: &live };
     live.log.enter(BASE);
     live.log.info(format!("Building template {}/{}", live.record.template_id, live.record.id));
     let outcome = tokio::select! {
-        outcome = Box::pin(build(&core, &live, &plan)) => outcome,
+        outcome = Box::pin(build(&builds, &live, &plan)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
         () = live.abandoned.cancelled() => Err(BuildFailure::Abandoned),
         () = core.stopping.cancelled() => Err(BuildFailure::Stopping),
@@ -65,7 +66,7 @@ pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     }
     if matches!(outcome, Err(BuildFailure::Cancelled)) {
         // Whoever cancelled it removes its record.
-        core.builds.end(&live);
+        builds.end(&live);
         core.collect();
         return;
     }
@@ -95,10 +96,10 @@ pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
     }
     drop(pin);
     core.pool.templates_changed();
-    core.builds.end(&live);
+    builds.end(&live);
     let tidied = async {
-        cache::trim(&core).await?;
-        registry::forget_old(&core).await
+        cache::trim(core).await?;
+        registry::forget_old(core).await
     };
     if let Err(error) = tidied.await {
         tracing::warn!(error = chain(&error), "cannot let go what builds have left");
@@ -108,13 +109,13 @@ pub(crate) async fn run(core: Arc<Core>, live: Arc<Live>, plan: BuildPlan) {
 
 /// Has a build end with whoever runs it.
 struct Ends<'a> {
-    core: &'a Core,
+    builds: &'a Builds,
     live: &'a Live,
 }
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        self.core.builds.end(self.live);
+        self.builds.end(self.live);
     }
 }
 
@@ -125,12 +126,13 @@ struct Made {
     pin: Pin,
 }
 
-async fn build(core: &Arc<Core>, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
-    let _permit = core.builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
+async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
+    let core = &builds.core;
+    let _permit = builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
     budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
     match source::resolve(core, &plan.source, &live.log).await? {
-        Resolved::Standard(template) => Ok(made_whole(whole::build(core, live, plan, *template).await?, live)),
-        Resolved::Layered(origin) => layered(core, live, plan, origin).await,
+        Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
+        Resolved::Layered(origin) => layered(builds, live, plan, origin).await,
     }
 }
 
@@ -141,13 +143,19 @@ fn made_whole(whole: Whole, live: &Live) -> Made {
     Made { became: record::template(&live.record, finished), pin }
 }
 
-async fn layered(core: &Arc<Core>, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
+async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
-    let prepared = source::prepare(core, origin, (shape, plan.processor()), &live.log).await?;
+    let prepared = source::prepare(builds, origin, (shape, plan.processor()), &live.log).await?;
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
-    let build =
-        Build { core, log: &live.log, plan, keys: keys(&prepared.key, plan), inherited: prepared.inherited.clone(), room };
+    let build = Build {
+        core: &builds.core,
+        log: &live.log,
+        plan,
+        keys: keys(&prepared.key, plan),
+        inherited: prepared.inherited.clone(),
+        room,
+    };
     let (artifact, context, pin) = build.work(prepared).await?;
     live.log.enter(FINALIZE);
     let (start, ready) = build.commands();

@@ -74,9 +74,10 @@ struct UnderWay {
 /// Who prepares a source, by its key.
 type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 
-/// The builds of one runtime.
+/// The builds of one runtime, and where they work.
 #[derive(Debug)]
 pub(crate) struct Builds {
+    pub(crate) core: Arc<Core>,
     live: Mutex<HashMap<String, UnderWay>>,
     pub(crate) permits: Semaphore,
     turns: Turns,
@@ -84,18 +85,17 @@ pub(crate) struct Builds {
     pub(crate) signing_key: [u8; 32],
 }
 
-impl Default for Builds {
-    fn default() -> Self {
-        Self {
+impl Builds {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        Arc::new(Self {
+            core,
             live: Mutex::default(),
             permits: Semaphore::new(AT_ONCE),
             turns: Turns::default(),
             signing_key: crate::random::bytes::<32>(),
-        }
+        })
     }
-}
 
-impl Builds {
     fn all_live(&self) -> MutexGuard<'_, HashMap<String, UnderWay>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,14 +172,15 @@ pub(crate) async fn forget_old(core: &Core) -> Result<(), StoreError> {
 }
 
 /// Ends the builds of a template and forgets all of them.
-pub(crate) async fn cancel_all(core: &Core, template: &str) -> Result<(), StoreError> {
-    let live: Vec<Arc<Live>> = core.builds.live_of(template);
+pub(crate) async fn cancel_all(builds: &Builds, template: &str) -> Result<(), StoreError> {
+    let live: Vec<Arc<Live>> = builds.live_of(template);
     for build in &live {
         build.cancel.cancel();
     }
     for build in &live {
         build.ended.cancelled().await;
     }
-    let builds = core.store.builds().await?.into_iter().filter(|build| build.template_id == template);
-    core.store.delete_builds(builds.map(|build| build.id).collect()).await
+    let store = &builds.core.store;
+    let of_it = store.builds().await?.into_iter().filter(|build| build.template_id == template);
+    store.delete_builds(of_it.map(|build| build.id).collect()).await
 }

@@ -4,8 +4,6 @@
 //! result kept: an image, a template of another shape, and one with a start command, which would otherwise run on beneath the
 //! build's own. What is kept is named by digests, so it is never stale, and a forced build uses it too.
 
-use std::sync::Arc;
-
 use firkin_engine::{Processor, Shape, qcow2};
 
 use super::{
@@ -17,6 +15,7 @@ use super::{
     log::BuildLog,
     machine::{self, Origin},
     provision::Script,
+    registry::Builds,
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
@@ -87,14 +86,14 @@ pub(super) async fn resolve<'a>(core: &Core, source: &'a Source, log: &BuildLog)
 
 /// Gives the state, booting it if nobody has before.
 pub(super) async fn prepare(
-    core: &Arc<Core>,
+    builds: &Builds,
     source: Layered<'_>,
     (shape, processor): (Shape, Processor),
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     match source {
-        Layered::Image(request, image) => of_image(core, &request.reference, image, (shape, processor), log).await,
-        Layered::Template(record) => of_template(core, *record, (shape, processor), log).await,
+        Layered::Image(request, image) => of_image(builds, &request.reference, image, (shape, processor), log).await,
+        Layered::Template(record) => of_template(builds, *record, (shape, processor), log).await,
     }
 }
 
@@ -112,14 +111,14 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processo
 }
 
 async fn of_image(
-    core: &Arc<Core>,
+    builds: &Builds,
     reference: &str,
     image: BuildImage,
     (shape, processor): (Shape, Processor),
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let BuildImage { root, provisioned, env, standard: _ } = image;
-    let key = key(core, "image", &(&root, provisioned, &env), (shape, processor));
+    let key = key(&builds.core, "image", &(&root, provisioned, &env), (shape, processor));
     let origin = Origin {
         name: reference.to_owned(),
         shape,
@@ -131,16 +130,17 @@ async fn of_image(
     let context = Defaults { env, ..Defaults::default() }.of_builds();
     let work = async |shell: Shell<'_>| if provisioned { Ok(()) } else { provision(&shell).await };
     let title = format!("FROM {reference}");
-    let found = booted(core, &key, context, origin, (log, &title, work)).await?;
+    let found = booted(builds, &key, context, origin, (log, &title, work)).await?;
     Ok(Prepared { key, found, inherited: Inherited::default() })
 }
 
 async fn of_template(
-    core: &Arc<Core>,
+    builds: &Builds,
     record: TemplateRecord,
     (shape, wanted): (Shape, Processor),
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
+    let core = &builds.core;
     let title = format!("FROM TEMPLATE {}", record.base_name().unwrap_or(&record.id));
     let pin = core.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
@@ -170,7 +170,7 @@ async fn of_template(
         Some(ready) => job::until_ready(&shell, &Defaults::default().of_builds(), Ready::of(&ready)).await,
         None => Ok(()),
     };
-    let found = booted(core, &key, context, origin, (log, &title, work)).await?;
+    let found = booted(builds, &key, context, origin, (log, &title, work)).await?;
     drop(pin);
     Ok(Prepared { key, found, inherited })
 }
@@ -201,13 +201,14 @@ async fn disk_origin(
 
 /// The kept state of this key, or what comes of booting the origin and doing the work. One build does it, the others wait.
 async fn booted(
-    core: &Arc<Core>,
+    builds: &Builds,
     key: &str,
     context: Defaults,
     origin: Origin,
     (log, title, work): (&BuildLog, &str, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
 ) -> Result<Found, BuildFailure> {
-    let turn = core.builds.turn(key);
+    let core = &builds.core;
+    let turn = builds.turn(key);
     let _turn = turn.lock().await;
     let found = cache::find(core, key).await.map_err(BuildFailure::Store)?;
     log.part(found.is_some(), BASE, title, key);

@@ -1,8 +1,6 @@
 //! One of the host's own templates: booted once, with all that is done in it, and cut whole, so that nothing else's memory lies under
 //! it. What most sandboxes are restored from deserves that.
 
-use std::sync::Arc;
-
 use firkin_engine::{Fingerprint, Shape, qcow2};
 use firkin_wire::control;
 
@@ -13,7 +11,7 @@ use super::{
     error::BuildFailure,
     job::{self, BASE, FINALIZE, READY_DEADLINE, Ready},
     machine::{self, Origin},
-    registry::Live,
+    registry::{Builds, Live},
     room::Room,
     step::{self, Step},
 };
@@ -52,16 +50,17 @@ pub(super) struct Whole {
 
 /// Makes the template, or finds it made of the same parts under the name that the build asks for.
 pub(super) async fn build(
-    core: &Arc<Core>,
+    builds: &Builds,
     live: &Live,
     plan: &BuildPlan,
     template: BuildTemplate,
 ) -> Result<Whole, BuildFailure> {
+    let core = &builds.core;
     let template = asked(template, plan, live);
     let recipe = recipe_of(core, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
     // Who builds the same at once waits, and finds it made.
-    let turn = core.builds.turn(&recipe);
+    let turn = builds.turn(&recipe);
     let _turn = turn.lock().await;
     // How much is free is not kept with a template: few ask.
     let room = Room { asked_mib: live.record.min_free_disk_mib };
