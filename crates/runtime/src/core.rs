@@ -1,31 +1,14 @@
 //! What every part of the runtime shares, and what outlives single sandboxes.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex};
 
-use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    activity::Activity,
-    artifact::ArtifactStore,
-    config::RuntimeConfig,
-    history::History,
-    link::Links,
-    metrics::Metrics,
-    owner::Handle,
-    pool::WarmPool,
-    restore::RestoreGates,
-    sandbox::{SandboxId, SandboxState},
-    secrets::Secrets,
-    session::EngineLauncher,
-    state_dir::StateLock,
-    store::Store,
-    uploads::Files,
-    volumes::Volumes,
+    activity::Activity, artifact::ArtifactStore, config::RuntimeConfig, history::History, link::Links, metrics::Metrics,
+    pool::WarmPool, restore::RestoreGates, secrets::Secrets, session::EngineLauncher, state_dir::StateLock, store::Store,
+    uploads::Files, volumes::Volumes,
 };
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.
@@ -52,7 +35,6 @@ pub(crate) struct Core {
     pub(crate) activity: Activity,
     pub(crate) secrets: Secrets,
     pub(crate) volumes: Volumes,
-    sandboxes: Mutex<HashMap<SandboxId, Handle>>,
     collect: Notify,
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
@@ -94,7 +76,6 @@ impl Core {
             api_keys: Mutex::new(parts.api_keys),
             history: History::default(),
             activity: Activity::default(),
-            sandboxes: Mutex::default(),
             collect: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
@@ -102,21 +83,6 @@ impl Core {
         });
         core.tasks.spawn(Arc::clone(&core).memory_watch());
         core
-    }
-
-    /// The owners of every sandbox. Never held across a wait.
-    pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Handle>> {
-        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sandboxes that run now.
-    pub(crate) fn running(&self) -> usize {
-        self.sandboxes().values().filter(|handle| handle.view.borrow().sandbox.state == SandboxState::Running).count()
-    }
-
-    /// Counts a sandbox that has just begun to run.
-    pub(crate) fn note_start(&self) {
-        self.activity.started(self.running(), Timestamp::now());
     }
 
     /// Has what nobody needs any more removed, soon.

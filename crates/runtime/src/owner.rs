@@ -44,13 +44,17 @@ use crate::{
 mod cut;
 mod internet;
 mod pulse;
+mod registry;
 mod rollback;
 mod upkeep;
 mod view;
 mod wake;
 
-pub(crate) use self::view::{Access, Handle, Reach, Seen, View, show};
 pub use self::{cut::SnapshotError, internet::NetworkError, rollback::RollbackError, wake::ResumeError};
+pub(crate) use self::{
+    registry::Owners,
+    view::{Access, Handle, Reach, Seen, View, show},
+};
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -226,6 +230,8 @@ enum Next {
 
 pub(crate) struct Owner {
     core: Arc<Core>,
+    /// Itself among them.
+    owners: Arc<Owners>,
     record: SandboxRecord,
     phase: Phase,
     commands: mpsc::Receiver<Command>,
@@ -243,13 +249,13 @@ impl Owner {
     /// Restores a new sandbox and starts its owner. A caller that goes away ends the restore, in the queue for capacity or
     /// later; from its record on it runs to its end: then nobody knows the sandbox, and it ends at once.
     pub(crate) fn create(
-        core: Arc<Core>,
+        owners: &Arc<Owners>,
         record: SandboxRecord,
         artifact: Artifact,
     ) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
         let (mut reply, result) = oneshot::channel();
-        let task = Arc::clone(&core);
-        core.tasks.spawn(async move {
+        let task = Arc::clone(owners);
+        owners.core.tasks.spawn(async move {
             let life = Life { until: Until::After(record.spec.timeout), fresh: true, memory: Memory::Kept };
             let template = record.template_id.clone();
             let failed = |error| match error {
@@ -261,13 +267,13 @@ impl Owner {
                 | ResumeError::Stale(_)
                 | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
             };
-            match wake::start(&task, record, artifact, life, reply.closed()).await {
+            match wake::start(&task.core, record, artifact, life, reply.closed()).await {
                 Err(error) => drop(reply.send(Err(failed(error)))),
                 Ok((record, running)) => {
                     let sandbox = show(&record);
-                    let (owner, handle) = Self::new(task, record, Phase::Running(running));
-                    owner.core.sandboxes().insert(owner.record.id.clone(), handle);
-                    owner.core.note_start();
+                    let (owner, handle) = Self::new(&task, record, Phase::Running(running));
+                    owner.owners.handles().insert(owner.record.id.clone(), handle);
+                    owner.owners.note_start();
                     owner.note(Event::new(Level::Info, "sandbox created").with("template", &owner.record.template_id));
                     if reply.send(Ok(sandbox)).is_err() {
                         owner.end("its creator went away").await;
@@ -281,31 +287,32 @@ impl Owner {
     }
 
     /// Starts the owner of a sandbox that is known from the store.
-    pub(crate) fn restore_paused(core: &Arc<Core>, record: SandboxRecord, held: Held) {
-        let (owner, handle) = Self::new(Arc::clone(core), record, Phase::Paused(held));
-        core.sandboxes().insert(owner.record.id.clone(), handle);
+    pub(crate) fn restore_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
+        let (owner, handle) = Self::new(owners, record, Phase::Paused(held));
+        owners.handles().insert(owner.record.id.clone(), handle);
         owner.note(Event::new(Level::Info, "sandbox found paused by a new server"));
-        core.tasks.spawn(owner.run());
+        owners.core.tasks.spawn(owner.run());
     }
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
-    pub(crate) fn adopt(core: &Arc<Core>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
+    pub(crate) fn adopt(owners: &Arc<Owners>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
         let running = Box::new(Running::new(session, reservation));
-        let (mut owner, handle) = Self::new(Arc::clone(core), record, Phase::Running(running));
-        core.sandboxes().insert(owner.record.id.clone(), handle);
+        let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
+        owners.handles().insert(owner.record.id.clone(), handle);
         owner.note(Event::new(Level::Info, "sandbox taken over by a new server"));
-        core.tasks.spawn(async move {
+        owners.core.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
             owner.go_on().await;
             Box::pin(owner.run()).await;
         });
     }
 
-    fn new(core: Arc<Core>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
+    fn new(owners: &Arc<Owners>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (view, watched) = watch::channel(view(&record, &phase, false));
         let owner = Self {
-            core,
+            core: Arc::clone(&owners.core),
+            owners: Arc::clone(owners),
             record,
             phase,
             commands: queue,
@@ -430,7 +437,7 @@ impl Owner {
                 // Answered when everything is gone: the reply travels with the end.
                 let metrics = Arc::clone(&self.core.metrics);
                 let result = metrics.measured(Timing::KillDelete, self.kill()).await;
-                let stays = result.is_err() && self.core.sandboxes().contains_key(&self.record.id);
+                let stays = result.is_err() && self.owners.handles().contains_key(&self.record.id);
                 drop(reply.send(result));
                 return if stays { Next::Continue } else { Next::Gone };
             }
@@ -530,7 +537,7 @@ impl Owner {
     /// Ends the session, if any, and forgets the sandbox. Idempotent.
     async fn teardown(&mut self, why: &str) -> Result<(), KillError> {
         let id = self.record.id.clone();
-        if self.core.sandboxes().remove(&id).is_none() {
+        if self.owners.handles().remove(&id).is_none() {
             return Ok(());
         }
         if let Phase::Running(running) = std::mem::replace(

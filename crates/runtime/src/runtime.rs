@@ -32,7 +32,7 @@ use crate::{
     metrics::{Live, Metrics},
     owner::{
         Access, Command, Connected, Continuation, CreateError, DeadlineError, Handle, KillError, NetworkError, OnExit, Owner,
-        Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
+        Owners, Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
     reference::{NoTemplate, TEAM, valid_name},
@@ -58,6 +58,7 @@ pub const MAX_FORK: u32 = 100;
 #[derive(Debug, Clone)]
 pub struct Runtime {
     core: Arc<Core>,
+    owners: Arc<Owners>,
     pub(crate) builds: Arc<Builds>,
 }
 
@@ -165,14 +166,15 @@ impl Runtime {
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
         let core = Core::new(Parts { config, store, gates, launcher, pool, files, api_keys, lock });
         core.tasks.spawn(budget::keep_whenever_wanted(Arc::clone(&core)));
-        sweep::take_over(&core).await?;
+        let owners = Owners::new(Arc::clone(&core));
+        sweep::take_over(&owners).await?;
         build::recover(&core).await.map_err(OpenError::Store)?;
         core.collect();
         core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
         // Not before: what an earlier server kept warm has been swept by now.
         core.tasks.spawn(pool::keep(Arc::clone(&core)));
         let builds = Builds::new(Arc::clone(&core));
-        Ok(Self { core, builds })
+        Ok(Self { core, owners, builds })
     }
 
     /// Creates a sandbox by restoring a template or a snapshot.
@@ -189,7 +191,7 @@ impl Runtime {
             source: SnapshotRestoreError::Integrity { artifact: template.artifact.clone(), source },
         })?;
         let record = new_record(&template, request, artifact.manifest.budget, artifact.manifest.epoch + 1);
-        let created = Owner::create(Arc::clone(&self.core), record, artifact).await?;
+        let created = Owner::create(&self.owners, record, artifact).await?;
         drop(pin);
         let store = self.core.store.clone();
         self.core.tasks.spawn(async move {
@@ -205,7 +207,7 @@ impl Runtime {
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, NoSuchSandbox> {
-        self.core.sandboxes().get(id).cloned().ok_or_else(|| gone(id))
+        self.owners.handles().get(id).cloned().ok_or_else(|| gone(id))
     }
 
     /// Asks the owner of a sandbox. An owner that is gone before it answers is a sandbox that does not exist.
@@ -227,12 +229,12 @@ impl Runtime {
 
     /// Every sandbox, running and paused, in no order.
     pub fn sandboxes(&self) -> Vec<RuntimeSandbox> {
-        self.core.sandboxes().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
+        self.owners.handles().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
     }
 
     /// The sandbox whose envd token `is_wanted`, looked for without a copy of anything.
     pub fn whose_token(&self, is_wanted: impl Fn(&str) -> bool) -> Option<SandboxId> {
-        let views: Vec<_> = self.core.sandboxes().values().map(|handle| handle.view.clone()).collect();
+        let views: Vec<_> = self.owners.handles().values().map(|handle| handle.view.clone()).collect();
         views.into_iter().find_map(|view| {
             let View { sandbox, .. } = &*view.borrow();
             sandbox.envd_access_token.as_deref().is_some_and(&is_wanted).then(|| sandbox.id.clone())
@@ -295,7 +297,7 @@ impl Runtime {
             record.epoch = source.artifact.manifest.epoch + 1;
             record.access_token = record.access_token.map(|_| access_token());
             record.traffic_token = record.traffic_token.map(|_| access_token());
-            Owner::create(Arc::clone(&self.core), record, source.artifact.clone())
+            Owner::create(&self.owners, record, source.artifact.clone())
         });
         let results = futures::future::join_all(children).await;
         drop(source.pin);
@@ -443,7 +445,7 @@ impl Runtime {
 
     /// Samples every running sandbox at an interval, until `stop` or the end of the runtime.
     pub async fn sample_all(&self, stop: CancellationToken) {
-        sampler::sample_all(Arc::clone(&self.core), stop).await;
+        sampler::sample_all(Arc::clone(&self.owners), stop).await;
     }
 
     /// How many sandboxes ran at once and how often one started, oldest first, for a week at most and since this server began.
@@ -573,14 +575,14 @@ impl Runtime {
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.
     pub async fn shutdown(&self, on_exit: OnExit) {
         self.core.stopping.cancel();
-        let handles: Vec<Handle> = self.core.sandboxes().values().cloned().collect();
+        let handles: Vec<Handle> = self.owners.handles().values().cloned().collect();
         for handle in handles {
             // An owner that is gone has nothing to stop.
             drop(handle.commands.send(Command::Stop { on_exit }).await);
         }
         self.core.tasks.close();
         self.core.tasks.wait().await;
-        self.core.sandboxes().clear();
+        self.owners.handles().clear();
         self.core.links.close().await;
         if let Err(error) = self.core.store.close().await {
             tracing::warn!(error = crate::causes::chain(&error), "cannot close the database; the next server repairs it");

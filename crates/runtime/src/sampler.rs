@@ -11,9 +11,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    core::Core,
     history::History,
-    owner::{Access, Command, Handle},
+    owner::{Access, Command, Handle, Owners},
     sandbox::SandboxId,
 };
 
@@ -27,7 +26,8 @@ const ASKED_AT_ONCE: usize = 8;
 pub(crate) const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Samples every running sandbox until `stop`.
-pub(crate) async fn sample_all(core: Arc<Core>, stop: CancellationToken) {
+pub(crate) async fn sample_all(owners: Arc<Owners>, stop: CancellationToken) {
+    let core = &owners.core;
     let mut ticks = interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -36,9 +36,9 @@ pub(crate) async fn sample_all(core: Arc<Core>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = core.stopping.cancelled() => return,
         }
-        core.activity.observed(core.running(), Timestamp::now());
+        core.activity.observed(owners.running(), Timestamp::now());
         let handles: Vec<(SandboxId, Handle)> =
-            core.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
+            owners.handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
         let history = &core.history;
         let round = futures::stream::iter(handles).for_each_concurrent(ASKED_AT_ONCE, |(id, handle)| async move {
             sample(history, &id, &handle).await;

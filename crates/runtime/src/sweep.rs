@@ -26,7 +26,7 @@ use crate::{
     causes::chain,
     core::Core,
     launch::LaunchError,
-    owner::Owner,
+    owner::{Owner, Owners},
     session::Session,
     state_dir::OpenError,
     store::{RecordedPhase, SandboxRecord},
@@ -51,15 +51,16 @@ pub struct Swept {
 }
 
 /// Gives every recorded sandbox its owner again and removes what has none.
-pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
+pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
+    let core = &owners.core;
     let mut running = Vec::new();
     for record in core.store.sandboxes().await.map_err(OpenError::Store)? {
         match record.phase.clone() {
-            RecordedPhase::Paused(held) => Owner::restore_paused(core, record, held),
+            RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
             RecordedPhase::Running { .. } => running.push(record),
         }
     }
-    let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(core, record).await) });
+    let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(owners, record).await) });
     let mut adopted = stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
     while let Some((id, outcome)) = adopted.next().await {
         match outcome {
@@ -77,10 +78,11 @@ pub(crate) async fn take_over(core: &Arc<Core>) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn adopt(core: &Arc<Core>, record: SandboxRecord) -> Result<(), LaunchError> {
+async fn adopt(owners: &Arc<Owners>, record: SandboxRecord) -> Result<(), LaunchError> {
+    let core = &owners.core;
     let session = Session::adopt(&core.launcher, &record).await?;
     let reservation = core.gates.admission.ledger.adopt(record.budget);
-    Owner::adopt(core, record, session, reservation);
+    Owner::adopt(owners, record, session, reservation);
     Ok(())
 }
 

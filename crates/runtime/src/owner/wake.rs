@@ -115,7 +115,7 @@ impl Owner {
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
-        self.core.note_start();
+        self.owners.note_start();
         self.note(Event::new(Level::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.core.collect();
         Ok(show(&self.record))

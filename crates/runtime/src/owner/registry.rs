@@ -1,0 +1,42 @@
+//! The owners of one runtime: where each is found, and what each is given besides its record.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+
+use super::Handle;
+use crate::{
+    core::Core,
+    sandbox::{SandboxId, SandboxState},
+};
+
+/// The owners of every sandbox, and what they share.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    pub(crate) core: Arc<Core>,
+    handles: Mutex<HashMap<SandboxId, Handle>>,
+}
+
+impl Owners {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core, handles: Mutex::default() })
+    }
+
+    /// How each is reached. Never held across a wait.
+    pub(crate) fn handles(&self) -> MutexGuard<'_, HashMap<SandboxId, Handle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sandboxes that run now.
+    pub(crate) fn running(&self) -> usize {
+        self.handles().values().filter(|handle| handle.view.borrow().sandbox.state == SandboxState::Running).count()
+    }
+
+    /// Counts a sandbox that has just begun to run.
+    pub(super) fn note_start(&self) {
+        self.core.activity.started(self.running(), Timestamp::now());
+    }
+}
