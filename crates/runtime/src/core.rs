@@ -7,8 +7,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     activity::Activity, artifact::ArtifactStore, config::RuntimeConfig, history::History, link::Links, metrics::Metrics,
-    pool::WarmPool, restore::RestoreGates, secrets::Secrets, session::EngineLauncher, state_dir::StateLock, store::Store,
-    uploads::Files, volumes::Volumes,
+    restore::RestoreGates, secrets::Secrets, session::EngineLauncher, state_dir::StateLock, store::Store, uploads::Files,
+    volumes::Volumes,
 };
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.
@@ -23,7 +23,6 @@ pub(crate) struct Core {
     pub(crate) launcher: EngineLauncher,
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) pool: Arc<WarmPool>,
     /// What clients bring for builds.
     pub(crate) files: Files,
     /// One task per sandbox, per warm session and per build, the pool's keeper, and collection.
@@ -51,7 +50,6 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) gates: RestoreGates,
     pub(crate) launcher: EngineLauncher,
-    pub(crate) pool: Arc<WarmPool>,
     pub(crate) files: Files,
     pub(crate) api_keys: Vec<blake3::Hash>,
     pub(crate) lock: StateLock,
@@ -62,7 +60,6 @@ impl Core {
         let core = Arc::new(Self {
             secrets: Secrets::of(&parts.config.state_dir),
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
-            pool: parts.pool,
             files: parts.files,
             config: parts.config,
             store: parts.store,

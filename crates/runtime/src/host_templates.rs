@@ -122,7 +122,7 @@ impl Runtime {
             if existing.warm_up != warm_up {
                 existing.warm_up = warm_up;
                 core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
-                core.pool.templates_changed();
+                self.pool.templates_changed();
             }
             let found = self.template(&build.name).await.map_err(BuildError::Store)?;
             return Ok((found.ok_or(BuildError::Deleted)?, false));

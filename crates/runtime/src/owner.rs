@@ -267,7 +267,7 @@ impl Owner {
                 | ResumeError::Stale(_)
                 | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
             };
-            match wake::start(&task.core, record, artifact, life, reply.closed()).await {
+            match wake::start(&task, record, artifact, life, reply.closed()).await {
                 Err(error) => drop(reply.send(Err(failed(error)))),
                 Ok((record, running)) => {
                     let sandbox = show(&record);

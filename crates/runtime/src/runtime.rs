@@ -60,6 +60,7 @@ pub struct Runtime {
     core: Arc<Core>,
     owners: Arc<Owners>,
     pub(crate) builds: Arc<Builds>,
+    pub(crate) pool: Arc<WarmPool>,
 }
 
 /// A named state of a sandbox, from which others are created.
@@ -164,17 +165,17 @@ impl Runtime {
             },
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
-        let core = Core::new(Parts { config, store, gates, launcher, pool, files, api_keys, lock });
+        let core = Core::new(Parts { config, store, gates, launcher, files, api_keys, lock });
         core.tasks.spawn(budget::keep_whenever_wanted(Arc::clone(&core)));
-        let owners = Owners::new(Arc::clone(&core));
+        let owners = Owners::new(Arc::clone(&core), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
         build::recover(&core).await.map_err(OpenError::Store)?;
         core.collect();
         core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
         // Not before: what an earlier server kept warm has been swept by now.
-        core.tasks.spawn(pool::keep(Arc::clone(&core)));
-        let builds = Builds::new(Arc::clone(&core));
-        Ok(Self { core, owners, builds })
+        core.tasks.spawn(pool::keep(Arc::clone(&core), Arc::clone(&pool)));
+        let builds = Builds::new(Arc::clone(&core), Arc::clone(&pool));
+        Ok(Self { core, owners, builds, pool })
     }
 
     /// Creates a sandbox by restoring a template or a snapshot.
@@ -569,7 +570,7 @@ impl Runtime {
 
     /// The warm pool in numbers.
     pub fn pool(&self) -> PoolStatus {
-        self.core.pool.status()
+        self.pool.status()
     }
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.

@@ -176,7 +176,7 @@ impl Runtime {
         for artifact in artifacts {
             build::drop_artifact(self.core(), artifact).await.map_err(DeleteError::Store)?;
         }
-        self.core().pool.templates_changed();
+        self.pool.templates_changed();
         self.core().collect();
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Runtime {
     /// Has tags stand for the build that `target` names, by name or id. A tag that is in use moves.
     pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
         let tagged = tags::assign(&self.core().store, target, tags).await?;
-        self.core().pool.templates_changed();
+        self.pool.templates_changed();
         self.core().collect();
         Ok(tagged)
     }
@@ -192,7 +192,7 @@ impl Runtime {
     /// Takes tags of a template away. All of them, or none when one is not there. What no tag stands for then is gone.
     pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
         tags::remove(&self.core().store, name, &tags).await?;
-        self.core().pool.templates_changed();
+        self.pool.templates_changed();
         self.core().collect();
         Ok(())
     }

@@ -95,7 +95,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         tracing::error!(error = chain(&error), "cannot record how a build ended");
     }
     drop(pin);
-    core.pool.templates_changed();
+    builds.pool.templates_changed();
     builds.end(&live);
     let tidied = async {
         cache::trim(core).await?;

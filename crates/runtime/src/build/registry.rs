@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BuildInfo, log::BuildLog};
 use crate::{
     core::Core,
+    pool::WarmPool,
     store::{BuildReason, BuildRecord, BuildState, StoreError},
     uploads::FilesInUse,
 };
@@ -78,6 +79,8 @@ type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 #[derive(Debug)]
 pub(crate) struct Builds {
     pub(crate) core: Arc<Core>,
+    /// Keeps templates warm that builds make and replace.
+    pub(super) pool: Arc<WarmPool>,
     live: Mutex<HashMap<String, UnderWay>>,
     pub(crate) permits: Semaphore,
     turns: Turns,
@@ -86,9 +89,10 @@ pub(crate) struct Builds {
 }
 
 impl Builds {
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+    pub(crate) fn new(core: Arc<Core>, pool: Arc<WarmPool>) -> Arc<Self> {
         Arc::new(Self {
             core,
+            pool,
             live: Mutex::default(),
             permits: Semaphore::new(AT_ONCE),
             turns: Turns::default(),

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::Handle;
 use crate::{
     core::Core,
+    pool::WarmPool,
     sandbox::{SandboxId, SandboxState},
 };
 
@@ -17,12 +18,14 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Owners {
     pub(crate) core: Arc<Core>,
+    /// Where a new one's session may be waiting.
+    pub(super) pool: Arc<WarmPool>,
     handles: Mutex<HashMap<SandboxId, Handle>>,
 }
 
 impl Owners {
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core, handles: Mutex::default() })
+    pub(crate) fn new(core: Arc<Core>, pool: Arc<WarmPool>) -> Arc<Self> {
+        Arc::new(Self { core, pool, handles: Mutex::default() })
     }
 
     /// How each is reached. Never held across a wait.

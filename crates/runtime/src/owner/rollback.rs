@@ -120,7 +120,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.epoch += 1;
         let life = Life { until: Until::At(end_at), fresh: false, memory: Memory::Kept };
-        let (record, running) = wake::start(&self.core, record, artifact, life, std::future::pending()).await?;
+        let (record, running) = wake::start(&self.owners, record, artifact, life, std::future::pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())

@@ -1,18 +1,17 @@
 //! From an artifact to a running sandbox: the first start, connect, resume, and traffic that wakes.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, time::Duration};
 
 use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    Owner, Phase, Running, check_timeout, gone, ms,
+    Owner, Owners, Phase, Running, check_timeout, gone, ms,
     view::{Seen, SeenState, show},
 };
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
-    core::Core,
     generation::{self, StaleState},
     history::{Event, Level},
     launch::SnapshotRestoreRequest,
@@ -111,7 +110,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.epoch += 1;
         let (record, running) =
-            start(&self.core, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
+            start(&self.owners, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
@@ -144,16 +143,17 @@ pub(super) enum Until {
 
 /// Restores `artifact` as `record`, after booting its disk where that is wanted, and records that it runs. Ends early when the sandbox is `abandoned` before that.
 pub(super) async fn start(
-    core: &Arc<Core>,
+    owners: &Owners,
     mut record: SandboxRecord,
     artifact: Artifact,
     life: Life,
     abandoned: impl Future<Output = ()>,
 ) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
+    let core = &owners.core;
     let id = record.id.clone();
     let begun = Instant::now();
     let restored = tokio::select! {
-        restored = boot_or_restore(core, &mut record, artifact, life) => restored,
+        restored = boot_or_restore(owners, &mut record, artifact, life) => restored,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
         () = abandoned => return Err(gone(&id).into()),
     };
@@ -189,11 +189,12 @@ pub(super) async fn start(
 
 /// The pin keeps what was booted until the session, which keeps it too, is recorded.
 async fn boot_or_restore(
-    core: &Arc<Core>,
+    owners: &Owners,
     record: &mut SandboxRecord,
     artifact: Artifact,
     life: Life,
 ) -> Result<(SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
+    let core = &owners.core;
     let (artifact, pin) = if life.memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
         let (booted, pin) = reboot::memory_of_disk(core, record, artifact, identity(record, life.fresh)).await?;
         record.epoch = booted.manifest.epoch + 1;
@@ -209,7 +210,7 @@ async fn boot_or_restore(
     };
     // A new sandbox may get a warm session; one that goes on never does.
     if life.fresh {
-        return Ok((pool::create(core, request).await?, pin));
+        return Ok((pool::create(core, &owners.pool, request).await?, pin));
     }
     let restoring = restore::restore(request, &core.gates, &core.launcher);
     Ok((core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))

@@ -1,9 +1,6 @@
 //! A create: by claiming a warm session or a prepared engine where there is one, else by restoring the template.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{Staging, Waiting, WarmPool};
 use crate::{
@@ -38,22 +35,23 @@ impl Drop for Creating<'_> {
 ///
 /// Cancel-safe, as [`restore::restore`] is.
 pub(crate) async fn create(
-    core: &Arc<Core>,
+    core: &Core,
+    pool: &WarmPool,
     request: SnapshotRestoreRequest,
 ) -> Result<SnapshotRestoreReport<Session>, SnapshotRestoreError> {
-    let _creating = Creating::new(&core.pool);
+    let _creating = Creating::new(pool);
     let begun = Instant::now();
     let request = restore::check(request, &core.gates).await?;
-    if let Some(waiting) = core.pool.claim(&request).await {
+    if let Some(waiting) = pool.claim(&request).await {
         let checks = begun.elapsed();
         let is_warm = matches!(waiting.what, Staging::Warm(_));
         match become_sandbox(waiting, &request).await {
             Ok((session, reservation, launch)) => {
-                count_hit(core, is_warm, begun);
+                count_hit(core, pool, is_warm, begun);
                 return Ok(SnapshotRestoreReport { session, reservation, checks, admission: Duration::ZERO, launch });
             }
             Err(error) => {
-                core.pool.state().counters.failed_claims += 1;
+                pool.state().counters.failed_claims += 1;
                 tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
             }
         }
@@ -63,8 +61,8 @@ pub(crate) async fn create(
     Ok(report)
 }
 
-fn count_hit(core: &Core, is_warm: bool, begun: Instant) {
-    let mut state = core.pool.state();
+fn count_hit(core: &Core, pool: &WarmPool, is_warm: bool, begun: Instant) {
+    let mut state = pool.state();
     let (hits, timing) = if is_warm {
         (&mut state.counters.hits, Timing::WarmPoolCheckout)
     } else {

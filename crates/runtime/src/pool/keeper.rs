@@ -73,8 +73,7 @@ impl RefillError {
 }
 
 /// Keeps the pool as deep as it is wanted until the runtime stops, then ends all that waits.
-pub(crate) async fn keep(core: Arc<Core>) {
-    let pool = Arc::clone(&core.pool);
+pub(crate) async fn keep(core: Arc<Core>, pool: Arc<WarmPool>) {
     loop {
         if std::mem::take(&mut pool.state().stale) {
             match core.store.templates().await {
@@ -87,7 +86,7 @@ pub(crate) async fn keep(core: Arc<Core>) {
         }
         let until = match pool.plan(Instant::now()) {
             Step::Make(order) => {
-                core.tasks.spawn(tend(Arc::clone(&core), order));
+                core.tasks.spawn(tend(Arc::clone(&core), Arc::clone(&pool), order));
                 continue;
             }
             Step::WaitUntil(until) => until,
@@ -102,18 +101,18 @@ pub(crate) async fn keep(core: Arc<Core>) {
 }
 
 /// The life of one that waits.
-async fn tend(core: Arc<Core>, mut order: Order) {
+async fn tend(core: Arc<Core>, pool: Arc<WarmPool>, mut order: Order) {
     // Told last, whatever happens: whoever evicts waits for it.
     let _ended = order.ended.clone().drop_guard();
     let begun = Instant::now();
-    let waiting = match make(&core, &mut order).await {
+    let waiting = match make(&core, &pool, &mut order).await {
         Ok(waiting) => waiting,
         Err(error) => {
             if matches!(error, RefillError::GivenUp) {
                 return;
             }
             let (template, stage, reason, for_now) = (&order.template, order.stage, chain(&error), error.is_want_of_room());
-            if error.is_want_of_disk() && core.pool.note_disk(true) {
+            if error.is_want_of_disk() && pool.note_disk(true) {
                 // Once, not with each attempt: nothing else says why creates are slower than they were.
                 tracing::warn!(
                     reason,
@@ -125,14 +124,14 @@ async fn tend(core: Arc<Core>, mut order: Order) {
             } else {
                 tracing::warn!(template, ?stage, reason, "cannot refill the pool");
             }
-            core.pool.not_made(&order, for_now, Instant::now());
+            pool.not_made(&order, for_now, Instant::now());
             return;
         }
     };
     let took_ms = begun.elapsed().as_millis();
     tracing::debug!(template = order.template, stage = ?order.stage, took_ms, "one more waits in the pool");
-    core.pool.made(&order.template, order.item);
-    wait(&core.pool, order, waiting).await;
+    pool.made(&order.template, order.item);
+    wait(&pool, order, waiting).await;
 }
 
 /// Until it is claimed, not wanted any more, or dead.
@@ -176,7 +175,7 @@ impl Waiting {
     }
 }
 
-async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillError> {
+async fn make(core: &Core, pool: &WarmPool, order: &mut Order) -> Result<Waiting, RefillError> {
     let _pin = core.artifacts.pin(order.artifact.clone());
     let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
     let token = crate::random::hex::<32>();
@@ -188,10 +187,10 @@ async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillErro
     };
     let request = restore::check(request, &core.gates).await.map_err(RefillError::Check)?;
     core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
-    if core.pool.note_disk(false) {
+    if pool.note_disk(false) {
         tracing::info!("the disk has room for warm sessions again");
     }
-    let reservation = reserve(core, order, request.budget).await?;
+    let reservation = reserve(core, pool, order, request.budget).await?;
     match order.stage {
         Stage::Prepared => prepare(core, order, &request, reservation).await,
         Stage::Warm => warm(core, order, &request, reservation).await,
@@ -199,10 +198,15 @@ async fn make(core: &Arc<Core>, order: &mut Order) -> Result<Waiting, RefillErro
 }
 
 /// Takes capacity for it. A warm session is worth a prepared engine, if that is all that is in its way.
-async fn reserve(core: &Core, order: &Order, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmAdmissionError> {
+async fn reserve(
+    core: &Core,
+    pool: &WarmPool,
+    order: &Order,
+    budget: ResourceBudget,
+) -> Result<WarmSessionReservation, WarmAdmissionError> {
     match core.gates.admission.admit_warm(budget) {
         Err(WarmAdmissionError::Capacity(_))
-            if order.stage == Stage::Warm && core.pool.end_prepared(&order.template, &budget).await =>
+            if order.stage == Stage::Warm && pool.end_prepared(&order.template, &budget).await =>
         {
             core.gates.admission.admit_warm(budget)
         }
