@@ -3,19 +3,19 @@
 //! Everything that it holds is a guard: a build that is cancelled, or whose server stops, is dropped where it stands, and its machine,
 //! drafts and capacity go with it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use firkin_engine::Shape;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
     BuildPlan, StepSpec,
     cache::{self, Found},
-    command::Shell,
-    error::{BuildFailure, CommandFailed},
-    log::BuildLog,
+    error::BuildFailure,
+    log::{BASE, BuildLog, FINALIZE},
     machine::BuildMachine,
+    ready::{self, Ready},
     record::{self, Finished},
     registry::{self, Builds, Live},
     room::Room,
@@ -27,25 +27,11 @@ use crate::{
     artifact::{Artifact, Pin},
     budget,
     causes::chain,
-    command::Running,
     core::Core,
     metrics::Timing,
     session::After,
     store::{BuildReason, BuildState, Defaults, LogLevel, TemplateRecord},
 };
-
-/// How long a template may take to be ready.
-pub(super) const READY_DEADLINE: Duration = Duration::from_secs(600);
-
-/// Between two runs of the ready command.
-const READY_INTERVAL: Duration = Duration::from_secs(2);
-
-/// What a template without a ready command gets: time for the start command to come up.
-const DEFAULT_READY: &str = "sleep 20";
-
-/// The names of the parts of a build that are not steps.
-pub(super) const BASE: &str = "base";
-pub(super) const FINALIZE: &str = "finalize";
 
 /// Runs a build and records how it ended.
 pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
@@ -89,12 +75,12 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
             None
         }
     };
-    let (became, pin) = made.map(|Made { became, pin }| (became, pin)).unzip();
+    let (became, held) = made.map(|Made { became, pin, turn }| (became, (pin, turn))).unzip();
     // In one piece: a build that is told as failed has changed nothing, wherever a crash cuts it off.
     if let Err(error) = core.store.end_build(record, live.log.entries(), became).await {
         tracing::error!(error = chain(&error), "cannot record how a build ended");
     }
-    drop(pin);
+    drop(held);
     builds.pool.templates_changed();
     builds.end(&live);
     let tidied = async {
@@ -124,6 +110,8 @@ struct Made {
     became: TemplateRecord,
     /// Keeps its artifact until it is.
     pin: Pin,
+    /// Keeps who would make the same waiting until it is.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
@@ -137,10 +125,10 @@ async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, B
 }
 
 fn made_whole(whole: Whole, live: &Live) -> Made {
-    let Whole { found: Found { context, artifact, pin }, template, recipe } = whole;
+    let Whole { found: Found { context, artifact, pin }, template, recipe, turn } = whole;
     let (start, ready) = (template.start, template.ready);
     let finished = Finished { artifact, defaults: context, start, ready, warm_up: None, recipe: Some(recipe) };
-    Made { became: record::template(&live.record, finished), pin }
+    Made { became: record::template(&live.record, finished), pin, turn: Some(turn) }
 }
 
 async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
@@ -161,7 +149,7 @@ async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source:
     let (start, ready) = build.commands();
     let warm_up = build.inherited.warm_up;
     let finished = Finished { artifact, defaults: context, start, ready, warm_up, recipe: None };
-    Ok(Made { became: record::template(&live.record, finished), pin })
+    Ok(Made { became: record::template(&live.record, finished), pin, turn: None })
 }
 
 /// The key of the source, then the one after each step.
@@ -307,7 +295,7 @@ impl Build<'_> {
         self.tell_finalize(false);
         let shell = machine.shell(self.log);
         let ready = ready.as_deref().map(Ready::of);
-        let running = machine.while_it_lives(Box::pin(finalize(&shell, &context, start.as_deref(), ready))).await?;
+        let running = machine.while_it_lives(Box::pin(ready::finalize(&shell, &context, start.as_deref(), ready))).await?;
         self.room.check(machine.free_disk_bytes(), self.log).await?;
         self.log.info("taking the snapshot");
         // What runs goes on in the snapshot without anybody listening.
@@ -319,65 +307,5 @@ impl Build<'_> {
 
     async fn keep(&self, key: String, artifact: &Artifact, context: &Defaults) -> Result<(), BuildFailure> {
         cache::keep(self.core, key, &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)
-    }
-}
-
-/// What says that a template is ready, and how long it may take.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ready<'a> {
-    pub(super) command: &'a str,
-    pub(super) deadline: Duration,
-}
-
-impl<'a> Ready<'a> {
-    /// A command of a user's.
-    pub(super) fn of(command: &'a str) -> Self {
-        Self { command, deadline: READY_DEADLINE }
-    }
-}
-
-/// Starts the command, and waits until it is ready, or has failed.
-pub(super) async fn finalize(
-    shell: &Shell<'_>,
-    context: &Defaults,
-    start: Option<&str>,
-    ready: Option<Ready<'_>>,
-) -> Result<Option<Running>, BuildFailure> {
-    let Some(start) = start else {
-        if let Some(ready) = ready {
-            until_ready(shell, context, ready).await?;
-        }
-        return Ok(None);
-    };
-    shell.log.info(format!("Running start command: {start}"));
-    let mut running = shell.start(context, start, context.user(), None).await.map_err(BuildFailure::Start)?;
-    let mut waiting = Box::pin(until_ready(shell, context, ready.unwrap_or(Ready::of(DEFAULT_READY))));
-    tokio::select! {
-        ready = &mut waiting => return ready.map(|()| Some(running)),
-        // One that has ended well has done what it was to do, or has left something running.
-        ended = shell.follow(&mut running) => ended.map_err(BuildFailure::Start)?,
-    }
-    waiting.await.map(|()| None)
-}
-
-/// Runs the ready command until it succeeds.
-pub(super) async fn until_ready(shell: &Shell<'_>, context: &Defaults, ready: Ready<'_>) -> Result<(), BuildFailure> {
-    let Ready { command, deadline: patience } = ready;
-    shell.log.info(format!("Waiting for template to be ready: {command}"));
-    let deadline = Instant::now() + patience;
-    loop {
-        let attempt = tokio::time::timeout_at(deadline, shell.run(context, command, context.user())).await;
-        let source = match attempt {
-            Ok(Ok(())) => {
-                shell.log.info("Template is ready");
-                return Ok(());
-            }
-            Ok(Err(failed)) => failed,
-            Err(_) => CommandFailed::Said("the ready command did not end".to_owned()),
-        };
-        if Instant::now() + READY_INTERVAL > deadline {
-            return Err(BuildFailure::NotReady { deadline: patience, source });
-        }
-        tokio::time::sleep(READY_INTERVAL).await;
     }
 }

@@ -10,6 +10,10 @@ use tokio::sync::Notify;
 
 use crate::store::{BuildLogEntry, LogLevel};
 
+/// The names of the parts of a build that are not steps.
+pub(super) const BASE: &str = "base";
+pub(super) const FINALIZE: &str = "finalize";
+
 /// Text of one build's log, bytes. A verbose package installation is some hundred KiB.
 const MAX_BYTES: usize = 4 << 20;
 

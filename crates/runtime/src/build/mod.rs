@@ -27,6 +27,7 @@ mod log;
 mod machine;
 pub(crate) mod names;
 mod provision;
+mod ready;
 mod record;
 mod registry;
 mod room;

@@ -11,10 +11,10 @@ use super::{
     cache::{self, Found},
     command::Shell,
     error::{BuildFailure, CommandFailed},
-    job::{self, BASE, Ready},
-    log::BuildLog,
+    log::{BASE, BuildLog},
     machine::{self, Origin},
     provision::Script,
+    ready::{self, Ready},
     registry::Builds,
 };
 use crate::{
@@ -167,7 +167,7 @@ async fn of_template(
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
-        Some(ready) => job::until_ready(&shell, &Defaults::default().of_builds(), Ready::of(&ready)).await,
+        Some(ready) => ready::until_ready(&shell, &Defaults::default().of_builds(), Ready::of(&ready)).await,
         None => Ok(()),
     };
     let found = booted(builds, &key, context, origin, (log, &title, work)).await?;

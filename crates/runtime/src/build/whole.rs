@@ -3,14 +3,16 @@
 
 use firkin_engine::{Fingerprint, Shape, qcow2};
 use firkin_wire::control;
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     BuildPlan, StepSpec,
     cache::{self, Found},
     command::Shell,
     error::BuildFailure,
-    job::{self, BASE, FINALIZE, READY_DEADLINE, Ready},
+    log::{BASE, FINALIZE},
     machine::{self, Origin},
+    ready::{self, READY_DEADLINE, Ready},
     registry::{Builds, Live},
     room::Room,
     step::{self, Step},
@@ -46,6 +48,8 @@ pub(super) struct Whole {
     pub(super) found: Found,
     pub(super) template: BuildTemplate,
     pub(super) recipe: String,
+    /// Held until it is on record.
+    pub(super) turn: OwnedMutexGuard<()>,
 }
 
 /// Makes the template, or finds it made of the same parts under the name that the build asks for.
@@ -60,8 +64,7 @@ pub(super) async fn build(
     let recipe = recipe_of(core, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
     // Who builds the same at once waits, and finds it made.
-    let turn = builds.turn(&recipe);
-    let _turn = turn.lock().await;
+    let turn = builds.turn(&recipe).lock_owned().await;
     // How much is free is not kept with a template: few ask.
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     let forced = plan.force || plan.steps.iter().any(|step| step.force);
@@ -70,7 +73,7 @@ pub(super) async fn build(
     if let Some(found) = found {
         live.log.enter(FINALIZE);
         live.log.part(true, FINALIZE, "Finalizing template build", &recipe);
-        return Ok(Whole { found, template, recipe });
+        return Ok(Whole { found, template, recipe, turn });
     }
     let root = template.root.clone().unwrap_or_else(|| core.config.guest.root());
     let Fingerprint { program, version, .. } = &core.gates.engine.plain;
@@ -83,7 +86,7 @@ pub(super) async fn build(
         Ok(())
     };
     let (artifact, pin) = machine::boot(core, origin(&template, root), &live.log, work).await?;
-    Ok(Whole { found: Found { context, artifact, pin }, template, recipe })
+    Ok(Whole { found: Found { context, artifact, pin }, template, recipe, turn })
 }
 
 /// The template with what the build asks for instead.
@@ -153,14 +156,14 @@ impl Making<'_> {
         let context = booted.while_it_lives(Box::pin(self.prepare(shell))).await??;
         shell.log.enter(FINALIZE);
         shell.log.part(false, FINALIZE, "Finalizing template build", self.recipe);
-        let finalized = job::finalize(shell, &context, self.template.start.as_deref(), self.ready());
+        let finalized = ready::finalize(shell, &context, self.template.start.as_deref(), self.ready());
         // What runs goes on without anybody listening, here and in the snapshot.
         drop(booted.while_it_lives(Box::pin(finalized)).await??);
         booted.shrink(&report).await?;
         // Once more: the files that it reads are in the snapshot's page cache then, where all clones share them. Without, each clone
         // would read and keep them for itself.
         if let Some(ready) = self.ready() {
-            booted.while_it_lives(Box::pin(job::until_ready(shell, &context, ready))).await??;
+            booted.while_it_lives(Box::pin(ready::until_ready(shell, &context, ready))).await??;
         }
         self.room.check(async { Ok(booted.free_disk_bytes().await?) }, shell.log).await?;
         let untouched = self.template.setup.is_empty() && self.plan.steps.is_empty();
