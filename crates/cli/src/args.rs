@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
 
-use crate::{images::ImageSettings, promises::CapacityArgs};
+use crate::{images::ImageSettings, promises::CapacityArgs, standard::Part};
 
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]
@@ -457,17 +457,6 @@ pub(crate) struct BuildArgs {
     /// Build again even if nothing changed
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// A part of the code interpreter that can be left out
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Part {
-    /// R
-    R,
-    /// Java
-    Java,
-    /// Python's larger libraries: scikit-learn, OpenCV, spaCy and their like
-    Science,
 }
 
 /// `firkin template rm`

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use firkin_image::{HeavyPart, RootSpec};
 use firkin_runtime::{
     desktop::DESKTOP,
@@ -13,13 +14,22 @@ use firkin_runtime::{
     standard::BuildTemplate,
 };
 
-use crate::args::Part;
-
 /// What stands before the name where an image's registry does.
 const REGISTRY: &str = "firkin.local/";
 
 /// What stands between a name and the parts that are left out.
 const WITHOUT: &str = ":without-";
+
+/// A part of the code interpreter that can be left out
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// R
+    R,
+    /// Java
+    Java,
+    /// Python's larger libraries: scikit-learn, OpenCV, spaCy and their like
+    Science,
+}
 
 /// One of the host's own templates.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +119,7 @@ impl Standard {
             Kind::Base => BuildTemplate::base(),
             Kind::CodeInterpreter => BuildTemplate::code_interpreter(),
             Kind::Desktop => BuildTemplate::desktop(),
-            Kind::McpGateway => BuildTemplate::mcp_gateway(crate::host::mcp_gateway()),
+            Kind::McpGateway => BuildTemplate::mcp_gateway(firkin_agent::MCP_GATEWAY),
         };
         // The host's own root image goes without saying: a recipe names it anyway.
         BuildTemplate { root: root.filter(|_| self.root().is_some()), env, ..template }

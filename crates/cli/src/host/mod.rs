@@ -18,8 +18,3 @@ pub(crate) use setup::{Action, apply, plan};
 pub(crate) fn agent() -> &'static [u8] {
     firkin_agent::GUEST_AGENT
 }
-
-/// The MCP gateway's executable, for the template that has it.
-pub(crate) fn mcp_gateway() -> &'static [u8] {
-    firkin_agent::MCP_GATEWAY
-}
