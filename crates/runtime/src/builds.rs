@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use crate::{
     build::{
@@ -13,7 +14,7 @@ use crate::{
     },
     core::Core,
     runtime::Runtime,
-    store::{BuildLogEntry, BuildRecord, BuildState, StoreError},
+    store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
 };
 
 impl Runtime {
@@ -71,17 +72,31 @@ impl Runtime {
         record.updated_at = Timestamp::now();
         let begun = self.builds.begin(record.clone(), core.files.for_build());
         let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
-        if let Err(error) = core.store.put_build(record).await {
-            self.builds.end(&begun);
-            return Err(NoBuild::Store(error));
-        }
-        core.tasks.spawn(job::run(Arc::clone(&self.builds), Arc::clone(&begun), plan));
+        let (builds, live) = (Arc::clone(&self.builds), Arc::clone(&begun));
+        let (reply, recorded) = oneshot::channel();
+        // A task of its own: a caller that goes away leaves none that has begun and never ends.
+        core.tasks.spawn(async move {
+            if let Err(error) = builds.core.store.put_build(record).await {
+                builds.end(&live);
+                drop(reply.send(Err(error)));
+                return;
+            }
+            drop(reply.send(Ok(())));
+            job::run(builds, live, plan).await;
+        });
+        recorded.await.map_err(|_| NoBuild::Stopping)?.map_err(NoBuild::Store)?;
         Ok(begun)
     }
 
     /// How far a build has come, also after its end.
     pub async fn build(&self, template: &str, build: &str) -> Result<BuildInfo, NoBuild> {
-        Ok(find(self.core(), template, build).await?.show())
+        let record = find(self.core(), template, build).await?;
+        if record.state != BuildState::Building || self.builds.live(build).is_some() {
+            return Ok(record.show());
+        }
+        // It has ended since, and is on record by now, or never will be.
+        let record = find(self.core(), template, build).await?;
+        Ok(if record.state == BuildState::Building { unrecorded(record) } else { record }.show())
     }
 
     /// What a build has said so far, oldest first.
@@ -129,6 +144,13 @@ impl Runtime {
         let signed = blake3::Hash::from_hex(signature).is_ok_and(|found| found == expected);
         signed && Timestamp::now().as_second() <= expires
     }
+}
+
+/// A build that has ended without anybody knowing how: its end could not be recorded.
+fn unrecorded(record: BuildRecord) -> BuildRecord {
+    let message = "the end of the build could not be recorded; the server's log says why; build it again".to_owned();
+    let reason = Some(BuildReason { message, step: "finalize".to_owned() });
+    BuildRecord { state: BuildState::Error, reason, ..record }
 }
 
 async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {

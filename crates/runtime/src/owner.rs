@@ -255,6 +255,7 @@ impl Owner {
     ) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
         let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(owners);
+        let task_stopping = owners.core.stopping.clone();
         owners.core.tasks.spawn(async move {
             let life = Life { until: Until::After(record.spec.timeout), fresh: true, memory: Memory::Kept };
             let template = record.template_id.clone();
@@ -275,6 +276,12 @@ impl Owner {
                     owner.owners.handles().insert(owner.record.id.clone(), handle);
                     owner.owners.note_start();
                     owner.note(Event::new(Level::Info, "sandbox created").with("template", &owner.record.template_id));
+                    // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
+                    if task_stopping.is_cancelled() {
+                        owner.end("the server is stopping").await;
+                        drop(reply.send(Err(CreateError::Stopping)));
+                        return;
+                    }
                     if reply.send(Ok(sandbox)).is_err() {
                         owner.end("its creator went away").await;
                     } else {

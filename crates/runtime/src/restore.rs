@@ -179,7 +179,7 @@ pub(crate) fn check_compatible(
 /// What to do about an artifact that cannot be restored here.
 fn remedy(kind: ArtifactKind) -> &'static str {
     match kind {
-        ArtifactKind::BaseTemplate => "build the template again with `firkin template build --force`",
+        ArtifactKind::BaseTemplate => "build the template again; one of the host's own with `firkin template build NAME --force`",
         ArtifactKind::Pause | ArtifactKind::Boot => {
             "`firkin sandbox resume --reboot` boots it from its files, without its memory; or resume it on a host that has what it \
              was made with"

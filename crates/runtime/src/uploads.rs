@@ -63,7 +63,7 @@ pub(crate) struct Files {
     builds: Arc<AtomicUsize>,
 }
 
-/// A build that may come to a step that copies any of the archives: as long as it lives, none is let go.
+/// A build that may come to a step that copies any of the archives: as long as it lives, the disk budget lets none go.
 #[derive(Debug)]
 pub(crate) struct FilesInUse {
     builds: Arc<AtomicUsize>,

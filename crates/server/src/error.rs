@@ -50,8 +50,8 @@ struct Remedies {
 
 /// A create.
 const OF_A_TEMPLATE: Remedies = Remedies {
-    damaged: "`firkin verify` says what is damaged; build the template again with `firkin template build --force`, or create from another \
-              snapshot",
+    damaged: "`firkin verify` says what is damaged; build the template again (one of the host's own with `firkin template build NAME \
+              --force`), or create from another snapshot",
     too_large: "build the template smaller, or let the server promise more of its host",
 };
 
@@ -355,6 +355,9 @@ impl From<RollbackError> for ApiError {
             RollbackError::NotItsOwn { .. } => Self::bad_request(error.to_string()),
             RollbackError::Checkpoint(ref source) => Self::restore(&error, source, OF_A_CHECKPOINT),
             RollbackError::Save(error) => error.into(),
+            RollbackError::Restore { source: ResumeError::Restore { ref source, .. }, .. } => {
+                Self::restore(&error, source, OF_A_CHECKPOINT)
+            }
             RollbackError::Restore { source, .. } => source.into(),
             RollbackError::Store(_) => Self::internal(&error),
         }

@@ -92,7 +92,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (create(damaged()), 500, "member `memory` has 1 bytes", Some("sandbox_create_failed"), Retry::Never),
         // The runtime says what helps, once.
         (create(incompatible()), 500, "this host has `y`; z", Some("sandbox_no_compatible_node"), Retry::Never),
-        (create(damaged()), 500, "firkin template build --force", Some("sandbox_create_failed"), Retry::Never),
+        (create(damaged()), 500, "firkin template build NAME --force", Some("sandbox_create_failed"), Retry::Never),
         (resume(damaged()), 500, "firkin sandbox resume --reboot", Some("sandbox_create_failed"), Retry::Never),
         (resume(never_fits()), 400, "or resume it on a larger one", Some("sandbox_no_compatible_node"), Retry::Never),
         (RollbackError::Checkpoint(damaged()).into(), 500, "roll back to another", Some("sandbox_create_failed"), Retry::Never),

@@ -58,7 +58,8 @@ pub struct ServerConfig {
     /// Domain of the sandboxes' host names, told to clients. `None` leaves the client's own setting in force, and lets host
     /// names of any domain in.
     pub domain: Option<String>,
-    /// Whether clients may build templates whose guests run guests. These reach more of the host's kernel than others.
+    /// Whether clients may ask for templates whose guests run guests. These reach more of the host's kernel than others. What is built
+    /// on such a template is as it is.
     pub nested_virtualization: bool,
     /// Longest body of a control plane request, in bytes. The data plane has no limit.
     pub max_body_bytes: usize,

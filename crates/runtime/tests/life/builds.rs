@@ -125,6 +125,46 @@ fn a_template_of_the_hosts_own_is_built_anew_while_the_server_serves() {
 }
 
 #[test]
+fn two_who_build_the_same_at_once_make_it_once() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let before = host.artifacts().len();
+        let standard = plan(Source::Image(ImageRequest { reference: STANDARD.into(), login: None }), &[]);
+        let (one, other) = (request(server, "both", 512).await, request(server, "both", 512).await);
+        start(server, &one, standard.clone()).await;
+        start(server, &other, standard).await;
+        let mut known = 0;
+        for place in [&one, &other] {
+            assert_eq!(ended(server, place).await.state, BuildState::Ready);
+            let said = server.build_log(&place.template_id, &place.build_id).await.unwrap();
+            known += usize::from(said.iter().any(|entry| entry.message.starts_with("CACHED [finalize]")));
+        }
+        assert_eq!((host.artifacts().len(), known), (before + 1, 1));
+    });
+}
+
+#[test]
+fn a_start_whose_caller_goes_away_leaves_no_build_that_never_ends() {
+    let host = Host::new();
+    host.serve(async |server| {
+        // Wherever it is cut off: each poll brings it to its next wait.
+        for polls in 1..24 {
+            let place = request(server, "left", 512).await;
+            let mut starting = Box::pin(server.start_build(&place.template_id, &place.build_id, plan(own_image(), &[])));
+            for _ in 0..polls {
+                if futures::poll!(&mut starting).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(starting);
+            let state = ended(server, &place).await.state;
+            assert!(matches!(state, BuildState::Waiting | BuildState::Ready), "after {polls}: {state:?}");
+        }
+    });
+}
+
+#[test]
 fn what_steps_change_of_a_template_of_the_hosts_own_is_its_sandboxes() {
     let host = Host::new();
     host.serve(async |server| {
