@@ -17,6 +17,19 @@ use crate::{
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
 };
 
+/// A build that has begun.
+pub(crate) struct Begun {
+    pub(crate) live: Arc<Live>,
+    recorded: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl Begun {
+    /// Waits until it is on record that it has.
+    pub(crate) async fn recorded(self) -> Result<(), NoBuild> {
+        self.recorded.await.map_err(|_| NoBuild::Stopping)?.map_err(NoBuild::Store)
+    }
+}
+
 impl Runtime {
     /// Makes a place for a build. A name and tag that exist keep their template's id.
     pub async fn request_build(&self, request: &BuildRequest) -> Result<RequestedBuild, RequestError> {
@@ -55,11 +68,11 @@ impl Runtime {
 
     /// Starts a build that waits. It goes on by itself.
     pub async fn start_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<(), NoBuild> {
-        self.begin_build(template, build, plan).await.map(drop)
+        self.begin_build(template, build, plan).await?.recorded().await
     }
 
-    /// As [`Runtime::start_build`], and gives what goes on.
-    pub(crate) async fn begin_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<Arc<Live>, NoBuild> {
+    /// As [`Runtime::start_build`], and gives what goes on before anything is waited for.
+    pub(crate) async fn begin_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<Begun, NoBuild> {
         let core = self.core();
         if core.stopping.is_cancelled() {
             return Err(NoBuild::Stopping);
@@ -84,8 +97,7 @@ impl Runtime {
             drop(reply.send(Ok(())));
             job::run(builds, live, plan).await;
         });
-        recorded.await.map_err(|_| NoBuild::Stopping)?.map_err(NoBuild::Store)?;
-        Ok(begun)
+        Ok(Begun { live: begun, recorded })
     }
 
     /// How far a build has come, also after its end.

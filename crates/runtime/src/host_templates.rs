@@ -79,7 +79,9 @@ impl Runtime {
             ready: None,
         };
         let begun = self.begin_build(&place.template_id, &place.build_id, plan).await.map_err(BuildError::NotStarted)?;
-        self.ended(&Waiting(begun), report).await
+        let waiting = Waiting(Arc::clone(&begun.live));
+        begun.recorded().await.map_err(BuildError::NotStarted)?;
+        self.ended(&waiting, report).await
     }
 
     /// Tells what a build says until it ends.
