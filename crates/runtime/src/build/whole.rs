@@ -63,7 +63,7 @@ pub(super) async fn build(
     let template = asked(template, plan, live);
     let recipe = recipe_of(core, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
-    // Who builds the same at once waits, and finds it made.
+    // Who builds the same at once waits, and finds it made, unless it is to be made anew whatever there is.
     let turn = builds.turn(&recipe).lock_owned().await;
     // How much is free is not kept with a template: few ask.
     let room = Room { asked_mib: live.record.min_free_disk_mib };
