@@ -9,6 +9,7 @@ mod files;
 mod hooks;
 mod network;
 mod port;
+mod priority;
 mod resume;
 
 use std::{io, thread};
@@ -63,6 +64,10 @@ pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
     let agent =
         Agent { state, meter: Meter::default(), current: resume::Current::new(files, generator, reaper), bond: Bond::default() };
     let run = move || {
+        if let Err(error) = priority::before_others() {
+            // Then it takes its turn.
+            tracing::warn!(%error, "the control thread is as important as any other");
+        }
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.
             tracing::error!(error = logging::chain(&error), "the control channel is lost");
