@@ -45,6 +45,9 @@ pub(crate) enum ControlError {
     /// The random generator's device does not open.
     #[error("cannot open the random generator")]
     Generator(#[source] io::Error),
+    /// The network's changes cannot be heard of.
+    #[error("cannot watch the network")]
+    Watch(#[source] NetworkError),
     /// The thread does not start.
     #[error("cannot start the control thread")]
     Thread(#[source] io::Error),
@@ -61,8 +64,9 @@ pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
     let port = Port::open()?;
     let files = files::Files::bind().map_err(ControlError::Files)?;
     let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
-    let agent =
-        Agent { state, meter: Meter::default(), current: resume::Current::new(files, generator, reaper), bond: Bond::default() };
+    let watch = network::Watch::begin().map_err(ControlError::Watch)?;
+    let current = resume::Current::new(files, generator, watch, reaper);
+    let agent = Agent { state, meter: Meter::default(), current, bond: Bond::default() };
     let run = move || {
         if let Err(error) = priority::before_others() {
             // Then it takes its turn.
@@ -143,7 +147,10 @@ impl Agent {
                 nix::unistd::sync();
                 Answer::Done
             }
-            Call::Shrink => done(disk::shrink().inspect(|()| hooks::look())),
+            Call::Shrink => {
+                self.current.mend_network();
+                done(disk::shrink().inspect(|()| hooks::look()))
+            }
             Call::Stats => match self.meter.read() {
                 Ok(stats) => Answer::Stats(stats),
                 Err(error) => Answer::Failed { message: logging::chain(&error) },

@@ -11,6 +11,7 @@ use std::{
 
 use firkin_wire::control::GuestNetwork;
 use nix::{
+    errno::Errno,
     net::if_::if_nametoindex,
     sys::{
         socket::{
@@ -92,6 +93,44 @@ struct Step {
     kind: u16,
     flags: u16,
     body: Vec<u8>,
+}
+
+/// Changes of interfaces, of IPv4 addresses and of IPv4 routes (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`).
+const CHANGES: u32 = 0x1 | 0x10 | 0x40;
+
+/// Room for one change or two; that there were more is all that is asked.
+const KEPT_BYTES: usize = 4096;
+
+/// Tells whether anybody has touched the network. Asking costs one system call, which is why it is asked in each life: to look at
+/// everything that must be in force would be a tenth of what an emulated guest does to become somebody.
+#[derive(Debug)]
+pub(super) struct Watch(OwnedFd);
+
+impl Watch {
+    /// Begins to watch.
+    pub(super) fn begin() -> Result<Self, NetworkError> {
+        let open = || {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+            setsockopt(&fd, sockopt::RcvBuf, &KEPT_BYTES)?;
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(0, CHANGES))?;
+            Ok(Self(fd))
+        };
+        open().map_err(NetworkError::Socket)
+    }
+
+    /// Whether something has changed since this was asked last. When in doubt, it has.
+    pub(super) fn has_changed(&self) -> bool {
+        let mut seen = false;
+        loop {
+            match recv(self.0.as_raw_fd(), &mut [0; 16], MsgFlags::empty()) {
+                Err(Errno::EAGAIN) => return seen,
+                // More than there is room for. What there was room for follows.
+                Ok(_) | Err(Errno::ENOBUFS) => seen = true,
+                Err(_) => return true,
+            }
+        }
+    }
 }
 
 /// Brings the loopback interface up.
@@ -260,6 +299,27 @@ mod tests {
         let address = Ipv4Addr::new(192, 0, 2, 77);
         let network = GuestNetwork { address, prefix: 24, gateway: address, gateway_mac: String::new(), dns: Vec::new() };
         assert!(!is_in_force(&network));
+    }
+
+    #[test]
+    fn changes_are_seen_once() {
+        let in_a_network_of_its_own = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let watch = Watch::begin().unwrap();
+            assert!(!watch.has_changed());
+            loopback_up().unwrap();
+            assert!(watch.has_changed());
+            assert!(!watch.has_changed());
+            let index = index_of("lo").unwrap();
+            for last in 1..=100 {
+                let address = Ipv4Addr::new(192, 0, 2, last);
+                let network = GuestNetwork { address, prefix: 32, gateway: address, gateway_mac: String::new(), dns: Vec::new() };
+                carry_out(&[super::address("set the address", RTM_NEWADDR, NLM_F_CREATE, index, &network)]).unwrap();
+            }
+            assert!(watch.has_changed(), "more than there is room for");
+            assert!(!watch.has_changed());
+        });
+        in_a_network_of_its_own.join().unwrap();
     }
 
     #[test]

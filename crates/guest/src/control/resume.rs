@@ -70,6 +70,7 @@ pub(super) enum ResumeError {
 pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
+    watch: network::Watch,
     files: Files,
     generator: Generator,
     reaper: Reaper,
@@ -77,8 +78,8 @@ pub(super) struct Current {
 
 impl Current {
     /// Nobody, before the first epoch.
-    pub(super) fn new(files: Files, generator: Generator, reaper: Reaper) -> Self {
-        Self { epoch: 0, network: None, files, generator, reaper }
+    pub(super) fn new(files: Files, generator: Generator, watch: network::Watch, reaper: Reaper) -> Self {
+        Self { epoch: 0, network: None, watch, files, generator, reaper }
     }
 
     /// The highest epoch given; 0 before the first.
@@ -123,13 +124,23 @@ impl Current {
         if self.network.as_ref() != Some(wanted) {
             network::apply(Some(wanted), self.network.as_ref()).map_err(ResumeError::Network)?;
             self.network = Some(wanted.clone());
-        } else if new_life
-            && !network::is_in_force(wanted)
-            && let Err(error) = network::apply(Some(wanted), None)
-        {
-            tracing::error!(error = logging::chain(&error), "cannot set up the network again");
+            self.watch.has_changed();
+        } else if new_life {
+            self.mend_network();
         }
         Ok(())
+    }
+
+    /// Puts the network's settings in force again if something has been changed and they are not.
+    pub(super) fn mend_network(&self) {
+        let Some(network) = &self.network else { return };
+        if !self.watch.has_changed() || network::is_in_force(network) {
+            return;
+        }
+        if let Err(error) = network::apply(Some(network), None) {
+            tracing::error!(error = logging::chain(&error), "cannot set up the network again");
+        }
+        self.watch.has_changed();
     }
 }
 
