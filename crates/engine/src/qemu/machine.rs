@@ -91,6 +91,8 @@ pub(super) struct QemuMachine {
     room: Option<(PathBuf, Ram, Room)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
+    /// One that is open and has not been given out.
+    fresh_control: Option<UnixStream>,
     /// The guest's own wish to end, seen on the monitor: the reason that came first.
     ended_by: Option<String>,
     /// What the guest said last, of a machine that is gone.
@@ -138,10 +140,16 @@ impl QemuMachine {
             outlet: None,
             room: None,
             control: None,
+            fresh_control: None,
             ended_by: None,
             last_words: None,
             killed: false,
         }
+    }
+
+    /// Gives this connection out first.
+    pub(super) fn with_control(self, stream: UnixStream) -> Self {
+        Self { fresh_control: Some(stream), ..self }
     }
 
     /// Runs a command. A monitor that hangs up is the machine's end.
@@ -521,6 +529,16 @@ impl Machine for QemuMachine {
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError> {
         if let State::Gone(exit) = &self.state {
             return Err(MachineError::Gone(exit.clone()));
+        }
+        if let Some(stream) = self.fresh_control.take() {
+            let remembered = stream.into_std().and_then(|stream| {
+                self.control = Some(stream.try_clone()?);
+                UnixStream::from_std(stream)
+            });
+            return match remembered {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(source) => Err(file_error(&self.dir.join(CONTROL_SOCKET), source)),
+            };
         }
         match self.connect_control().await {
             Ok(stream) => Ok(Box::new(stream)),

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     command, file_error,
+    instance::{self, CONTROL_SOCKET},
     machine::{self, Parts, QemuMachine, State, blocking},
     monitor::Monitor,
     process::Process,
@@ -79,10 +80,18 @@ impl Prepared for QemuPrepared {
             write(diff, &parts).await?;
             clock.phase("diff");
         }
+        // A guest whose port is open when it wakes up, as it was when it fell asleep, has nothing to be told of it.
+        let control = match instance::connect(&parts.dir, CONTROL_SOCKET).await {
+            Ok(control) => control,
+            Err(_) if parts.process.has_ended() => {
+                return Err(StartError::Died { phase: "its wait for a snapshot", log: parts.process.log_tail() });
+            }
+            Err(source) => return Err(file_error(&parts.dir.join(CONTROL_SOCKET), source)),
+        };
         load(&mut parts.monitor, &parts.process, form).await?;
         clock.phase("loaded");
         clock.report(parts.process.pid());
-        Ok(Box::new(QemuMachine::new(parts, State::Paused)))
+        Ok(Box::new(QemuMachine::new(parts, State::Paused).with_control(control)))
     }
 
     async fn wait(&mut self) -> Exit {
@@ -114,7 +123,8 @@ async fn load(monitor: &mut Monitor, process: &Process, form: state::Form) -> Re
         if form == state::Form::MemoryByReference {
             monitor.execute("migrate-set-capabilities", machine::capabilities(&["x-ignore-shared"])).await?;
         }
-        // Not with `announce-rounds` of 0, which would spare guests work: QEMU 10.0 crashes then when a guest resets its interface.
+        // Not with `announce-rounds` of 0, which would spare guests of earlier builds work: QEMU 10.0 crashes then when a guest resets
+        // its interface.
         monitor.execute("migrate-incoming", json!({"uri": command::STATE_URI})).await?;
         machine::migrated(monitor, &mut None).await
     };
