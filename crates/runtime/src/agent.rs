@@ -164,9 +164,9 @@ pub(crate) fn nobody() -> control::Identity {
     use base64::Engine as _;
     control::Identity {
         epoch: TEMPLATE_EPOCH,
-        // As long as the name of any sandbox: who becomes another writes over this one and cuts nothing off.
+        // As long as the name of any sandbox, and of most templates: who becomes another writes over these and cuts nothing off.
         sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
-        template_id: String::new(),
+        template_id: "template-00000000000".to_owned(),
         entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
         realtime_ns: 0,
         machine_id: Some(crate::random::hex::<16>()),
