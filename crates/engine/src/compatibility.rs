@@ -39,6 +39,14 @@ pub struct Fingerprint {
     /// The program that made it, for people; none in snapshots of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
+    /// Whether the guest tells its neighbours where it is each time that it was restored, as a guest does that has moved to another host. True in
+    /// snapshots of earlier builds, and no longer wanted: a guest's one neighbour is its host, which knows.
+    #[serde(default = "of_earlier_builds", skip_serializing_if = "Clone::clone")]
+    pub announces: bool,
+}
+
+fn of_earlier_builds() -> bool {
+    true
 }
 
 /// The part of a [`Fingerprint`] that must be the same: what results that depend on the engine may be kept under.
@@ -50,13 +58,16 @@ pub struct Kind<'a> {
     acceleration: Acceleration,
     cpu: &'a str,
     devices: Option<&'a str>,
+    #[serde(skip_serializing_if = "Clone::clone")]
+    announces: bool,
 }
 
 impl Fingerprint {
     /// What of it must be the same.
     pub fn kind(&self) -> Kind<'_> {
-        let Self { engine, version, machine, acceleration, cpu, devices, program: _ } = self;
-        Kind { engine, series: series(version), machine, acceleration: *acceleration, cpu, devices: devices.as_deref() }
+        let Self { engine, version, machine, acceleration, cpu, devices, program: _, announces } = self;
+        let (series, devices) = (series(version), devices.as_deref());
+        Kind { engine, series, machine, acceleration: *acceleration, cpu, devices, announces: *announces }
     }
 }
 
@@ -99,9 +110,11 @@ impl From<Fingerprint> for Compatibility {
 impl Compatibility {
     /// The stamp of a guest with this processor.
     pub fn fingerprint(&self, processor: Processor) -> Fingerprint {
+        // Whatever an earlier build remembered of this host.
+        let plain = Fingerprint { announces: false, ..self.plain.clone() };
         match processor {
-            Processor::Plain => self.plain.clone(),
-            Processor::Nested => Fingerprint { cpu: self.nested_cpu.clone(), ..self.plain.clone() },
+            Processor::Plain => plain,
+            Processor::Nested => Fingerprint { cpu: self.nested_cpu.clone(), ..plain },
         }
     }
 
@@ -149,6 +162,7 @@ mod tests {
             cpu: "plain".into(),
             devices: Some("d".into()),
             program: Some("qemu-system-x86_64-microvm".into()),
+            announces: false,
         };
         Compatibility { plain, nested_cpu: "nested".into(), earlier_cpus: vec!["earlier".into()] }
     }
@@ -200,5 +214,19 @@ mod tests {
         updated.version = "10.0.3".into();
         updated.program = None;
         assert_eq!(updated.kind(), here().plain.kind());
+    }
+
+    #[test]
+    fn a_guest_of_an_earlier_build_announces_itself_and_is_restored_all_the_same() {
+        let mut made = serde_json::to_value(here().plain).unwrap();
+        assert_eq!(made.as_object_mut().unwrap().remove("announces"), Some(false.into()));
+        let earlier: Fingerprint = serde_json::from_value(made.clone()).unwrap();
+        assert!(earlier.announces);
+        assert_eq!(here().processor(&earlier), Ok(Processor::Plain));
+        assert_eq!(serde_json::to_value(&earlier).unwrap(), made, "what is cut out of it says the same");
+        assert_ne!(earlier.kind(), here().plain.kind(), "what was built then is built again");
+        // Of a host that was probed by an earlier build.
+        let remembered = Compatibility { plain: earlier, ..here() };
+        assert!(!remembered.fingerprint(Processor::Plain).announces);
     }
 }

@@ -240,6 +240,7 @@ fn compatibility() -> Compatibility {
         cpu: "none".into(),
         devices: None,
         program: None,
+        announces: false,
     };
     Compatibility { plain, nested_cpu: "nested".into(), earlier_cpus: Vec::new() }
 }

@@ -115,6 +115,8 @@ pub struct RestoreSpec {
     pub shape: Shape,
     /// The processor that its guest was shown.
     pub processor: Processor,
+    /// As its [`Fingerprint::announces`] says.
+    pub announces: bool,
     /// Where it runs.
     pub slot: Slot,
     /// Full guest memory, mapped copy-on-write and never written.

@@ -115,6 +115,7 @@ impl Engine for QemuEngine {
         let start = Start {
             shape,
             processor,
+            announces: false,
             memory: Memory::File(handed.as_raw_fd()),
             begin,
             disk: Disk::open(&dir, &root_disk, &layers)?,
@@ -128,7 +129,7 @@ impl Engine for QemuEngine {
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
-        let RestoreSpec { dir, shape, processor, slot, memory, memory_diff, state, root_disk, layers } = spec;
+        let RestoreSpec { dir, shape, processor, announces, slot, memory, memory_diff, state, root_disk, layers } = spec;
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
         let base = open(&memory)?;
@@ -144,6 +145,7 @@ impl Engine for QemuEngine {
         let start = Start {
             shape,
             processor,
+            announces,
             memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
             disk: Disk::open(&dir, &root_disk, &layers)?,
@@ -185,6 +187,7 @@ impl Engine for QemuEngine {
 struct Start<'a> {
     shape: Shape,
     processor: Processor,
+    announces: bool,
     memory: Memory,
     begin: Begin<'a>,
     disk: Disk,
@@ -239,7 +242,7 @@ impl QemuEngine {
     /// Starts the process in its slot and greets it.
     async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
         let Slot { uid, netns, tap, mac } = slot;
-        let Start { shape, processor, memory, begin, disk, record, extra } = start;
+        let Start { shape, processor, announces, memory, begin, disk, record, extra } = start;
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;
         let kvm = self.kvm()?;
@@ -255,7 +258,7 @@ impl QemuEngine {
             begin,
             monitor: monitor.as_raw_fd(),
             control: control.as_raw_fd(),
-            nic: Some(Nic { tap: tap.as_raw_fd(), mac }),
+            nic: Some(Nic { tap: tap.as_raw_fd(), mac, announces }),
             root_disk: Some(&root_disk),
         };
         let launch = Launch {

@@ -34,6 +34,7 @@ fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifact
             cpu: "c".into(),
             devices: None,
             program: None,
+            announces: false,
         },
         guest: GuestIdentity { kernel: "k".into(), agent: "a".into(), agent_generation: 1, nonce: None },
         shape: Shape { vcpus: 1, memory_mib: 1 },

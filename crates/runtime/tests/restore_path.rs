@@ -94,6 +94,7 @@ fn fingerprint() -> Fingerprint {
         cpu: "c".into(),
         devices: None,
         program: None,
+        announces: false,
     }
 }
 

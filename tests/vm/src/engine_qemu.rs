@@ -229,6 +229,7 @@ impl Harness for QemuHarness {
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
+            announces: false,
             memory: snapshot.memory.clone(),
             memory_diff: snapshot.memory_diff.clone(),
             state: snapshot.state.clone(),

@@ -125,6 +125,7 @@ impl Harness for FakeHarness {
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
+            announces: false,
             slot: Self::slot(),
             memory: snapshot.memory.clone(),
             memory_diff: snapshot.memory_diff.clone(),

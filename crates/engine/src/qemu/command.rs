@@ -76,6 +76,8 @@ pub(super) enum Begin<'a> {
 pub(super) struct Nic {
     pub(super) tap: RawFd,
     pub(super) mac: [u8; 6],
+    /// Whether it can be asked to announce itself: snapshots of earlier builds know it so.
+    pub(super) announces: bool,
 }
 
 /// A machine, as far as its command line goes.
@@ -235,12 +237,13 @@ fn devices(line: &mut Line, hardware: &Hardware<'_>) {
         // The guest gets the error of a full host disk; the default would stop the machine without a word.
         line.pair("-device", device("blk", 3, &format!(",id=root,drive={ROOT_NODE}0,werror=report,rerror=report")));
     }
-    if let Some(Nic { tap, mac }) = hardware.nic {
+    if let Some(Nic { tap, mac, announces }) = hardware.nic {
         let mut options = String::from(",netdev=net,mac=");
         for (n, byte) in mac.iter().enumerate() {
             write!(options, "{}{byte:02x}", if n == 0 { "" } else { ":" }).expect("a string takes everything");
         }
         options.push_str(if pci { ",romfile=" } else { "" });
+        options.push_str(if announces { "" } else { ",guest_announce=off" });
         line.pair("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
         line.pair("-device", device("net", 4, &options));
     }
@@ -336,7 +339,7 @@ mod tests {
             begin: Begin::Incoming { state: 6 },
             monitor: 3,
             control: 4,
-            nic: Some(Nic { tap: 7, mac: [2, 0, 0, 0, 0, 0xfc] }),
+            nic: Some(Nic { tap: 7, mac: [2, 0, 0, 0, 0, 0xfc], announces: false }),
             root_disk: None,
         }
     }
@@ -396,7 +399,7 @@ mod tests {
     fn kvm_is_reached_by_descriptor_and_has_no_pci_devices() {
         let text = text(&hardware(Acceleration::Kvm));
         assert!(text.contains("-add-fd fd=9,set=2 -accel kvm,device=/dev/fdset/2 -cpu host,svm=off,vmx=off "), "{text}");
-        assert!(text.contains("-device virtio-net-device,netdev=net,mac=02:00:00:00:00:fc "), "{text}");
+        assert!(text.contains("-device virtio-net-device,netdev=net,mac=02:00:00:00:00:fc,guest_announce=off "), "{text}");
         assert!(!text.contains("-pci"), "{text}");
     }
 
@@ -406,6 +409,18 @@ mod tests {
             assert!(text(&hardware(acceleration)).contains(feature));
             let nested = Hardware { processor: Processor::Nested, ..hardware(acceleration) };
             assert!(!text(&nested).contains("svm") && !text(&nested).contains("vmx"), "{}", text(&nested));
+        }
+    }
+
+    #[test]
+    fn only_guests_of_earlier_builds_can_announce_themselves() {
+        for acceleration in [Acceleration::Kvm, Acceleration::Tcg] {
+            let of = |announces| {
+                let nic = Some(Nic { tap: 7, mac: [2, 0, 0, 0, 0, 0xfc], announces });
+                text(&Hardware { nic, ..hardware(acceleration) })
+            };
+            assert!(of(false).contains(",guest_announce=off"));
+            assert!(!of(true).contains("guest_announce"));
         }
     }
 }

@@ -91,6 +91,7 @@ impl EngineLauncher {
             dir: dir.path().to_owned(),
             shape: manifest.shape,
             processor,
+            announces: manifest.engine.announces,
             slot,
             memory: artifact.memory.clone(),
             memory_diff: artifact.memory_diff.clone(),

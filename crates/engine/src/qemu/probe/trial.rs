@@ -177,6 +177,7 @@ impl Trial {
             cpu: seen::cpu(&plain),
             devices: setting.layout().await?,
             program: program.file_name().map(|name| name.to_string_lossy().into_owned()),
+            announces: false,
         };
         Ok(Compatibility { plain, nested_cpu: seen::cpu(&nested), earlier_cpus: seen::earlier_cpus(&nested) })
     }

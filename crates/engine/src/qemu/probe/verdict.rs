@@ -233,6 +233,7 @@ mod tests {
             cpu: "c".into(),
             devices: None,
             program: None,
+            announces: false,
         };
         let found = Found { program: "/usr/bin/qemu".into(), compatibility: fingerprint.into() };
         Verdict::new(key, found, fallback)
