@@ -38,6 +38,7 @@ mod merge;
 mod proof;
 mod publish;
 mod quarantine;
+pub(crate) mod root_disk;
 mod staging;
 
 pub use collect::{Candidates, Pin};

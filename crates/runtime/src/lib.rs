@@ -13,7 +13,6 @@ pub mod build;
 mod builds;
 pub mod capacity;
 mod causes;
-mod chain;
 pub mod command;
 pub mod config;
 mod core;

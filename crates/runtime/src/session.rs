@@ -16,8 +16,10 @@ use firkin_wire::{
 
 use crate::{
     agent::{Agent, AgentError, realtime_ns},
-    artifact::{ArtifactDraft, ArtifactStore, Pin, put_over},
-    chain::{self, Disk},
+    artifact::{
+        ArtifactDraft, ArtifactStore, Pin, put_over,
+        root_disk::{self, Disk},
+    },
     instances::InstanceDir,
     launch::LaunchError,
     link::Link,
@@ -96,7 +98,7 @@ impl Session {
         let machine = launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
         let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
         let recorded = Disk { layers: layers.clone(), overlay: overlay.clone() };
-        let Disk { layers, overlay } = chain::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts)?;
+        let Disk { layers, overlay } = root_disk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts)?;
         let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
             .chain(layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
             .collect();
@@ -111,7 +113,7 @@ impl Session {
 
     /// The path of the layer being written.
     fn overlay_path(&self, id: &str) -> PathBuf {
-        chain::overlay_path(self.dir.path(), id)
+        root_disk::overlay_path(self.dir.path(), id)
     }
 
     /// What its guest proves itself by.
