@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, SnapshotParts, StartError, parts,
-    qcow2,
+    BootSpec, ControlStream, DiskFormat, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, RootDisk, SnapshotParts,
+    StartError, parts,
 };
 
 /// Longest wait for anything: an emulated guest on a busy host takes tens of seconds to boot.
@@ -80,18 +80,24 @@ pub struct Snapshot {
     pub disk: PathBuf,
 }
 
-/// What the disk `top` consists of, lowest first, down to the harness's base disk. What a test made may be believed.
-pub fn layers_of(top: &Path, base: &Path) -> Vec<qcow2::Backing> {
-    let mut layers = vec![qcow2::Backing { path: top.to_path_buf(), format: qcow2::Format::Qcow2 }];
-    while let Some(below) = qcow2::inspect(&layers[layers.len() - 1].path).expect("an overlay of a test").backing {
-        let lowest = below.path == base;
+/// Makes a disk in `dir` over the layer `top`, down to the harness's image. What a test made may be believed.
+pub fn disk_over(disks: &dyn DiskFormat, dir: &Path, top: &Path, image: &Path) -> RootDisk {
+    let mut layers = vec![top.to_path_buf()];
+    while let Some(below) = disks.below(&layers[layers.len() - 1]).expect("an overlay of a test").filter(|below| below != image) {
         layers.push(below);
-        if lowest {
-            break;
-        }
     }
     layers.reverse();
-    layers
+    let overlay = dir.join("root").with_extension(disks.extension());
+    disks.create_next(top, top, &overlay).expect("an overlay is created");
+    RootDisk { image: image.to_path_buf(), layers, overlay }
+}
+
+/// Makes a disk of `bytes` in `dir` over the harness's image alone.
+pub fn disk_of(disks: &dyn DiskFormat, dir: &Path, image: &Path, bytes: u64) -> RootDisk {
+    let overlay = dir.join("root").with_extension(disks.extension());
+    let disk = RootDisk { image: image.to_path_buf(), layers: Vec::new(), overlay };
+    disks.create(&disk, bytes).expect("an overlay is created");
+    disk
 }
 
 /// Checks every promise, one after the other, and names each on standard error as it is kept.
@@ -133,7 +139,7 @@ struct Instance {
 impl Instance {
     async fn restore(harness: &dyn Harness, snapshot: &Snapshot) -> Self {
         let spec = harness.restore_spec(snapshot).await;
-        let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+        let (dir, disk) = (spec.dir.clone(), spec.disk.overlay.clone());
         let machine = harness.engine().restore(spec).await.expect("a whole snapshot is restored");
         Self { machine, dir, disk }
     }
@@ -159,16 +165,16 @@ impl Instance {
         // Less than it turns out to take.
         self.machine.make_room(&dir, 0).await.expect("a running machine takes room for its cut");
         self.machine.pause().await.expect("a running machine pauses");
-        let next = self.next_overlay();
+        let next = self.next_overlay(harness);
         let written = self.machine.cut(&dir, &next).await.expect("a paused machine is cut");
         self.sealed(&dir, next, written, base)
     }
 
     /// The same without room, one after the other.
-    async fn cut_into(&mut self, dir: PathBuf, base: &Snapshot) -> Snapshot {
+    async fn cut_into(&mut self, harness: &dyn Harness, dir: PathBuf, base: &Snapshot) -> Snapshot {
         self.machine.pause().await.expect("a running machine pauses");
         let written = self.machine.snapshot(&dir).await.expect("a paused machine is snapshot");
-        let next = self.next_overlay();
+        let next = self.next_overlay(harness);
         self.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
         self.sealed(&dir, next, written, base)
     }
@@ -190,20 +196,18 @@ impl Instance {
     }
 
     /// A fresh overlay over the current one.
-    fn next_overlay(&self) -> PathBuf {
-        let size = qcow2::inspect(&self.disk).expect("the current overlay is one").virtual_bytes;
-        let taken = |n: &u32| self.disk.with_extension(format!("{n}.qcow2")).exists();
-        let n = (1..).find(|n| !taken(n)).expect("some name is free");
-        let path = self.disk.with_extension(format!("{n}.qcow2"));
-        let backing = qcow2::Backing { path: self.disk.clone(), format: qcow2::Format::Qcow2 };
-        qcow2::create(&path, &backing, size).expect("an overlay is created");
+    fn next_overlay(&self, harness: &dyn Harness) -> PathBuf {
+        let disks = harness.engine().disks();
+        let name = |n: u32| self.disk.with_extension(format!("{n}.{}", disks.extension()));
+        let path = (1..).map(name).find(|path| !path.exists()).expect("some name is free");
+        disks.create_next(&self.disk, &self.disk, &path).expect("an overlay is created");
         path
     }
 }
 
 async fn boots_and_seals(harness: &dyn Harness) -> Snapshot {
     let spec = harness.boot_spec().await;
-    let (memory, disk, dir) = (spec.memory_file.clone(), spec.root_disk.clone(), spec.dir.clone());
+    let (memory, disk, dir) = (spec.memory_file.clone(), spec.disk.overlay.clone(), spec.dir.clone());
     let machine = harness.engine().boot(spec).await.expect("a machine boots");
     let mut instance = Instance { machine, dir, disk };
     let mut guest = instance.guest(harness).await;
@@ -281,7 +285,7 @@ async fn generations(harness: &dyn Harness, template: &Snapshot) {
     assert_eq!(child_guest.recall().await, 100, "a child begins where its parent was cut");
     child_guest.remember(200).await;
     child_guest.write_disk().await;
-    let second = child.cut_into(harness.snapshot_dir().await, template).await;
+    let second = child.cut_into(harness, harness.snapshot_dir().await, template).await;
     child.machine.kill().await;
 
     let (mut grandchild, mut grandchild_guest) = Instance::running(harness, &second).await;
@@ -298,7 +302,7 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
     guest.write_disk().await;
     for _ in 0..2 {
         instance.machine.pause().await.expect("it pauses");
-        let (frozen, next) = (instance.disk.clone(), instance.next_overlay());
+        let (frozen, next) = (instance.disk.clone(), instance.next_overlay(harness));
         instance.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
         let before = fs_err::read(&frozen).expect("the frozen overlay is there");
         let empty = fs_err::read(&next).expect("the new overlay is there");
@@ -310,9 +314,9 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
         instance.machine.resume().await.expect("it resumes");
         instance.disk = next;
     }
-    cut_is_prepared(&mut instance, &mut *guest).await;
+    cut_is_prepared(harness, &mut instance, &mut *guest).await;
     instance.machine.pause().await.expect("it pauses");
-    let absent = instance.dir.join("absent.qcow2");
+    let absent = instance.dir.join("absent");
     let refused = instance.machine.switch_disk(&absent).await;
     assert!(matches!(refused, Err(MachineError::Refused { .. } | MachineError::File { .. })));
     instance.machine.resume().await.expect("a refused switch leaves the machine as it was");
@@ -325,7 +329,7 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
 async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest, template: &Snapshot) {
     guest.remember(60).await;
     instance.machine.pause().await.expect("it pauses");
-    let (absent, next) = (instance.dir.join("absent"), instance.next_overlay());
+    let (absent, next) = (instance.dir.join("absent"), instance.next_overlay(harness));
     assert!(matches!(instance.machine.cut(&absent, &next).await, Err(MachineError::File { .. })));
     let (disk, other) = (instance.machine.root_disk(), if instance.machine.root_disk() == next { &instance.disk } else { &next });
     let before = fs_err::read(other).expect("it is there");
@@ -338,21 +342,21 @@ async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut d
     assert_eq!(guest.recall().await, 60);
 }
 
-async fn cut_is_prepared(instance: &mut Instance, guest: &mut dyn Guest) {
+async fn cut_is_prepared(harness: &dyn Harness, instance: &mut Instance, guest: &mut dyn Guest) {
     guest.remember(50).await;
     let machine = &mut instance.machine;
     assert!(matches!(
-        machine.prepare_cut(&instance.dir.join("absent.qcow2")).await,
+        machine.prepare_cut(&instance.dir.join("absent")).await,
         Err(MachineError::Refused { .. } | MachineError::File { .. })
     ));
-    let next = instance.next_overlay();
+    let next = instance.next_overlay(harness);
     let bytes = instance.machine.prepare_cut(&next).await.expect("a running machine prepares a cut");
     assert!(bytes > 0, "what was written since the restore is told");
     let frozen = instance.disk.clone();
     guest.write_disk().await;
     assert_eq!(instance.machine.root_disk(), frozen, "a preparation switches nothing");
     // Prepared again, and for a machine that was given up meanwhile: the last one counts.
-    let other = instance.next_overlay();
+    let other = instance.next_overlay(harness);
     instance.machine.prepare_cut(&other).await.expect("another preparation takes the place of the first");
     instance.machine.pause().await.expect("it pauses");
     instance.machine.switch_disk(&other).await.expect("it switches to what was prepared");
@@ -391,7 +395,7 @@ async fn adopts(harness: &dyn Harness, template: &Snapshot) {
     instance.machine.release();
     instance.machine = harness.engine().adopt(&instance.dir).await.expect("a paused machine is adopted");
     assert_eq!(instance.machine.root_disk(), instance.disk, "the engine says which disk it was switched to");
-    let next = instance.next_overlay();
+    let next = instance.next_overlay(harness);
     instance.machine.switch_disk(&next).await.expect("it is still paused, on the disk that it was switched to");
     instance.machine.resume().await.expect("it resumes");
     assert_eq!(instance.guest(harness).await.recall().await, 30);
@@ -447,7 +451,7 @@ async fn prepares(harness: &dyn Harness, template: &Snapshot) {
         let mut waiting = Vec::new();
         for _ in 0..2 {
             let spec = harness.restore_spec(snapshot).await;
-            let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+            let (dir, disk) = (spec.dir.clone(), spec.disk.overlay.clone());
             waiting.push((harness.engine().prepare(spec).await.expect("a whole snapshot is prepared"), dir, disk));
         }
         assert_eq!(harness.live(), 2, "both engines are up");
@@ -565,7 +569,7 @@ async fn leaves_nothing(harness: &dyn Harness, template: &Snapshot) {
 
 async fn failed_boot_leaves_nothing(harness: &dyn Harness) {
     let mut spec = harness.boot_spec().await;
-    spec.root_disk = spec.dir.join("absent.qcow2");
+    spec.disk.overlay = spec.dir.join("absent");
     let memory = spec.memory_file.clone();
     assert!(harness.engine().boot(spec).await.is_err(), "a machine without its disk does not boot");
     gone(harness, "a failed boot leaves no machine").await;

@@ -389,22 +389,22 @@ impl Engine for FakeEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         self.host.suffer_start(Point::Boot).await?;
-        for file in [&spec.kernel, &spec.initrd, &spec.root_disk] {
+        for file in [&spec.kernel, &spec.initrd, &spec.disk.overlay] {
             files::exists(file)?;
         }
         files::create_memory(&spec.memory_file, spec.shape)?;
         self.host.boots.fetch_add(1, Ordering::Relaxed);
         let origin = Origin::Booted { memory_file: spec.memory_file };
-        let core = self.start(spec.dir, spec.root_disk, (origin, Phase::Running, Vec::new()));
+        let core = self.start(spec.dir, spec.disk.overlay, (origin, Phase::Running, Vec::new()));
         Ok(Box::new(FakeMachine::new(core, Arc::clone(&self.host))))
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
         self.host.suffer_start(Point::Restore).await?;
-        files::exists(&spec.root_disk)?;
+        files::exists(&spec.disk.overlay)?;
         let memory = files::read_snapshot(&spec)?;
         let origin = Origin::Restored { memory_bytes: u64::from(spec.shape.memory_mib) << 20 };
-        let core = self.start(spec.dir, spec.root_disk, (origin, Phase::Prepared, memory));
+        let core = self.start(spec.dir, spec.disk.overlay, (origin, Phase::Prepared, memory));
         Ok(Box::new(FakePrepared::new(FakeMachine::new(core, Arc::clone(&self.host)))))
     }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub mod compatibility;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+pub mod disk;
 pub mod fake;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -34,7 +35,10 @@ pub mod memory;
 pub mod qcow2;
 pub mod qemu;
 
-pub use self::compatibility::{Compatibility, Fingerprint, Processor};
+pub use self::{
+    compatibility::{Compatibility, Fingerprint, Processor},
+    disk::{DiskError, DiskFormat, RootDisk},
+};
 
 /// How guest instructions are executed. Always named in output; never swapped silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,10 +102,8 @@ pub struct BootSpec {
     pub initrd: PathBuf,
     /// Added to the kernel command line.
     pub cmdline: String,
-    /// qcow2 overlay that becomes `/dev/vda`, in `dir`.
-    pub root_disk: PathBuf,
-    /// What it lies over, lowest first. What headers say of it is not believed.
-    pub layers: Vec<qcow2::Backing>,
+    /// The guest's root disk; its overlay is fresh and in `dir`.
+    pub disk: RootDisk,
     /// File to create for guest memory; becomes the `memory` member of a template.
     pub memory_file: PathBuf,
 }
@@ -125,10 +127,8 @@ pub struct RestoreSpec {
     pub memory_diff: Option<PathBuf>,
     /// Device state.
     pub state: PathBuf,
-    /// Fresh qcow2 overlay over the snapshot's disk, in `dir`.
-    pub root_disk: PathBuf,
-    /// The snapshot's disk: what the overlay lies over, lowest first. What headers say of it is not believed.
-    pub layers: Vec<qcow2::Backing>,
+    /// The snapshot's disk under a fresh overlay in `dir`.
+    pub disk: RootDisk,
 }
 
 /// Which form a snapshot's memory has.
@@ -291,6 +291,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// Its root disk could not be worked on.
+    #[error("cannot work on its root disk")]
+    Disk(#[source] DiskError),
 }
 
 /// What a machine costs its host right now.
@@ -320,6 +323,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn fingerprint(&self) -> &Fingerprint {
         &self.compatibility().plain
     }
+
+    /// How it keeps disks.
+    fn disks(&self) -> &'static dyn DiskFormat;
 
     /// Starts a machine from a kernel. It runs when this returns; whether the guest comes up is seen on the control channel.
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError>;
@@ -368,8 +374,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Stops every virtual CPU and drains the disk. No effect on a paused one.
     async fn pause(&mut self) -> Result<(), MachineError>;
 
-    /// Does what of the next cut can be done before its freeze, while the machine may run: opens `overlay`, a fresh qcow2 file
-    /// over the current root disk and in the instance's directory, so that [`Machine::switch_disk`] to it only switches. Gives the bytes of memory that a
+    /// Does what of the next cut can be done before its freeze, while the machine may run: opens `overlay`, made by
+    /// [`DiskFormat::create_next`] in the instance's directory, so that [`Machine::switch_disk`] to it only switches. Gives the bytes of memory that a
     /// snapshot would write now, at most: zero for a booted machine, whose memory is written already. A cut needs no preparation,
     /// and a preparation needs no cut: the next one takes its place.
     async fn prepare_cut(&mut self, overlay: &Path) -> Result<u64, MachineError>;
@@ -389,7 +395,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// so that a switch is known of although whoever asked for it was killed before it was told.
     fn root_disk(&self) -> PathBuf;
 
-    /// Makes `overlay`, a fresh qcow2 file over the current root disk, the file that a *paused* machine writes from now on.
+    /// Makes `overlay`, made by [`DiskFormat::create_next`], what a *paused* machine writes from now on.
     async fn switch_disk(&mut self, overlay: &Path) -> Result<(), MachineError>;
 
     /// [`Machine::snapshot`] and [`Machine::switch_disk`] of one instant, in whatever order or beside each other. Where it fails,

@@ -18,9 +18,12 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
+mod format;
 mod map;
 mod merge;
 
+pub use format::Qcow2;
+pub(crate) use format::chain;
 pub use merge::{MergeError, Merged, merge};
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";

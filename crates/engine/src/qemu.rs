@@ -40,7 +40,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use self::{
-    command::{Begin, Hardware, Layer, Memory, Nic, ROOT_NODE, RootDisk},
+    command::{Begin, DiskNumbers, Hardware, Layer, Memory, Nic, ROOT_NODE},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     isolation::{Isolation, Network},
     machine::{Parts, QemuMachine, Root, State, blocking},
@@ -50,8 +50,9 @@ use self::{
 };
 use crate::{
     Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError,
+    disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
-    qcow2::{self, Format},
+    qcow2::{self, Format, Qcow2},
 };
 
 /// From the start of the process to its first word. 30 ms on an idle host; much longer where many start at once.
@@ -106,8 +107,12 @@ impl Engine for QemuEngine {
         &self.compatibility
     }
 
+    fn disks(&self) -> &'static dyn DiskFormat {
+        &Qcow2
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
-        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, root_disk, layers, memory_file } = spec;
+        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, disk, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
         let (kernel, initrd) = tokio::try_join!(in_memory(kernel), in_memory(initrd))?;
         let handed = duplicate(&memory, &memory_file)?;
@@ -118,18 +123,18 @@ impl Engine for QemuEngine {
             announces: false,
             memory: Memory::File(handed.as_raw_fd()),
             begin,
-            disk: Disk::open(&dir, &root_disk, &layers)?,
+            disk: Disk::open(&dir, &disk)?,
             record: MemoryRecord::Booted(memory_file.clone()),
             extra: vec![kernel.into(), initrd.into(), handed],
         };
         let (process, monitor) = self.start(&dir, slot, start).await?;
         unfinished.finished();
-        let parts = self.parts((process, monitor), (dir, root_disk), (machine::Memory::Booted(memory), shape));
+        let parts = self.parts((process, monitor), (dir, disk.overlay), (machine::Memory::Booted(memory), shape));
         Ok(Box::new(QemuMachine::new(parts, State::Running)))
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
-        let RestoreSpec { dir, shape, processor, announces, slot, memory, memory_diff, state, root_disk, layers } = spec;
+        let RestoreSpec { dir, shape, processor, announces, slot, memory, memory_diff, state, disk } = spec;
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
         let base = open(&memory)?;
@@ -148,13 +153,13 @@ impl Engine for QemuEngine {
             announces,
             memory: Memory::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
-            disk: Disk::open(&dir, &root_disk, &layers)?,
+            disk: Disk::open(&dir, &disk)?,
             record: MemoryRecord::Cloned(memory),
             extra: vec![state, handed],
         };
         let (process, monitor) = self.start(&dir, slot, start).await?;
         clock.phase("up");
-        let parts = self.parts((process, monitor), (dir, root_disk), (machine::Memory::Cloned(base), shape));
+        let parts = self.parts((process, monitor), (dir, disk.overlay), (machine::Memory::Cloned(base), shape));
         Ok(Box::new(QemuPrepared::new(parts, Snapshot { form, diff }, clock)))
     }
 
@@ -206,7 +211,8 @@ struct Disk {
 }
 
 impl Disk {
-    fn open(dir: &Path, overlay: &Path, layers: &[qcow2::Backing]) -> Result<Self, StartError> {
+    fn open(dir: &Path, disk: &RootDisk) -> Result<Self, StartError> {
+        let (overlay, layers) = (disk.overlay.as_path(), qcow2::chain(disk));
         if layers.len() > MAX_LAYERS {
             return Err(refused("the root disk", "it has too many layers"));
         }
@@ -223,14 +229,14 @@ impl Disk {
         Ok(Self { name, overlay: opened.into(), layers: layers.collect::<Result<_, _>>()? })
     }
 
-    fn numbers(&self) -> RootDisk<'_> {
+    fn numbers(&self) -> DiskNumbers<'_> {
         let layer = |(file, format, is_device): &(OwnedFd, Format, bool)| Layer {
             fd: file.as_raw_fd(),
             format: *format,
             is_device: *is_device,
         };
         let layers = self.layers.iter().map(layer).collect();
-        RootDisk { name: &self.name, overlay: self.overlay.as_raw_fd(), layers }
+        DiskNumbers { name: &self.name, overlay: self.overlay.as_raw_fd(), layers }
     }
 
     fn into_descriptors(self) -> impl Iterator<Item = OwnedFd> {

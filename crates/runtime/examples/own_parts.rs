@@ -19,7 +19,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::Engine;
+use firkin_engine::{Engine, qcow2::Qcow2};
 use firkin_runtime::{
     admission::{Admission, AdmissionError},
     artifact::{Artifact, ArtifactStore},
@@ -181,7 +181,7 @@ async fn template(dir: &Path) -> Result<(Arc<dyn Engine>, Artifact, ArtifactStor
     let built = Box::pin(runtime.build_template(build, &|_| ())).await;
     runtime.shutdown(OnExit::Kill).await;
     built?;
-    let artifacts = ArtifactStore::open(&state_dir)?;
+    let artifacts = ArtifactStore::open(&state_dir, &Qcow2)?;
     let id = artifacts.ids()?.pop().ok_or("the template has an artifact")?;
     let artifact = artifacts.load(&id)?;
     Ok((engine, artifact, artifacts))

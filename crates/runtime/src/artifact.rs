@@ -6,7 +6,7 @@
 //!                  state            device state
 //!                  memory           whole guest memory (templates), or
 //!                  memory.diff      pages that differ from the base's memory
-//!   layers/<id>.qcow2               one layer of a root disk, shared by every artifact above it
+//!   layers/<id>.<format>            one layer of a root disk, shared by every artifact above it
 //! ```
 //!
 //! An artifact is written into a temporary directory, synced, and renamed: it is whole or absent, and never changes. Layers
@@ -21,7 +21,7 @@ use std::{
 };
 
 use collect::Pins;
-use firkin_engine::{parts, qcow2};
+use firkin_engine::{DiskFormat, parts};
 use fs_err as fs;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
@@ -38,7 +38,7 @@ mod merge;
 mod proof;
 mod publish;
 mod quarantine;
-pub(crate) mod root_disk;
+mod root_disk;
 mod staging;
 
 pub use collect::{Candidates, Pin};
@@ -51,7 +51,8 @@ pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
 
 pub(crate) use manifest::memory_base;
-pub(crate) use merge::{MAX_DEPTH, MergedLayers, put_over};
+pub(crate) use merge::{MAX_DEPTH, MergedLayers};
+pub(crate) use root_disk::RootDisk;
 
 /// An artifact with its files.
 #[derive(Debug, Clone)]
@@ -76,13 +77,6 @@ impl Artifact {
         self.manifest.memory = MemoryMember::Absent;
         self.memory_diff = None;
         self
-    }
-
-    /// What its disk consists of, lowest first: the root image and the layers over it.
-    pub(crate) fn disk(&self) -> Vec<qcow2::Backing> {
-        let root = qcow2::Backing { path: self.manifest.disk.rootfs_path.clone(), format: qcow2::Format::Raw };
-        let layers = self.layers.iter().map(|path| qcow2::Backing { path: path.clone(), format: qcow2::Format::Qcow2 });
-        std::iter::once(root).chain(layers).collect()
     }
 
     /// Its members, shared ones included, by the names that they have in the integrity record.
@@ -178,18 +172,19 @@ pub struct ArtifactStore {
     quarantine: Quarantine,
     pins: Arc<Mutex<Pins>>,
     staging: Staging,
+    disks: &'static dyn DiskFormat,
 }
 
 impl ArtifactStore {
-    /// Opens (and creates) the directories below `state_dir`, and removes drafts that a crash left.
-    pub fn open(state_dir: &Path) -> io::Result<Self> {
+    /// Opens (and creates) the directories below `state_dir`, whose layers are of the form `disks`, and removes drafts that a crash left.
+    pub fn open(state_dir: &Path, disks: &'static dyn DiskFormat) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
             crate::private::private_dir(&state_dir.join(name))?;
         }
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
-        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins: Arc::default(), staging };
+        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins: Arc::default(), staging, disks };
         store.remove_hidden()?;
         Ok(store)
     }
@@ -201,7 +196,18 @@ impl ArtifactStore {
 
     /// Where a layer is, whether or not it exists.
     pub fn layer(&self, id: &str) -> PathBuf {
-        self.root.join("layers").join(format!("{id}.qcow2"))
+        self.root.join("layers").join(self.disk_file(id))
+    }
+
+    /// The name of a layer's file, or of that of an overlay which may become one.
+    fn disk_file(&self, id: &str) -> String {
+        format!("{id}.{}", self.disks.extension())
+    }
+
+    /// The files of the disk that has `members`, under `overlay`.
+    pub(crate) fn disk(&self, members: &DiskMembers, overlay: PathBuf) -> firkin_engine::RootDisk {
+        let layers = members.layers.iter().map(|id| self.layer(id)).collect();
+        firkin_engine::RootDisk { image: members.rootfs_path.clone(), layers, overlay }
     }
 
     /// Reads the sidecars of an artifact. Proves nothing yet, but a sidecar that is damaged puts it into quarantine.

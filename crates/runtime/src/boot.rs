@@ -3,20 +3,15 @@
 //! Two boot: a template build, from the root image, and a sandbox whose memory was dropped, from its own disk. What was cut is a
 //! whole artifact, whose machine is sealed and ends; nobody ever works in a booted machine.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_engine::{BootSpec, Machine, MachineError, Processor, Shape, parts, qcow2};
+use firkin_engine::{BootSpec, Machine, MachineError, Processor, Shape, parts};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
 use crate::{
     agent::{Agent, AgentError},
-    artifact::{Artifact, ArtifactDraft, PublishError, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactDraft, DiskMembers, PublishError, RootDisk, SnapshotArtifactManifest},
     core::Core,
     instances::InstanceDir,
     launch::{BootError, LaunchError, Obituary},
@@ -47,7 +42,7 @@ pub(crate) struct BootRequest {
     /// What the guest sees of the processor, from now on for good.
     pub(crate) processor: Processor,
     /// What the guest's fresh overlay lies over, lowest first: the root image at least.
-    pub(crate) disk: Vec<qcow2::Backing>,
+    pub(crate) disk: DiskMembers,
     /// Size of the disk as the guest sees it.
     pub(crate) disk_bytes: u64,
     pub(crate) internet: InternetAccess,
@@ -62,9 +57,7 @@ pub(crate) struct Booted {
     pub(crate) link: Link,
     draft: ArtifactDraft,
     dir: InstanceDir,
-    /// The layer that its overlay becomes.
-    pub(crate) layer: String,
-    root_disk: PathBuf,
+    disk: RootDisk,
 }
 
 /// Boots until the guest comes up, or too often.
@@ -92,10 +85,8 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
     let name = format!("build-{}", draft.id());
     let path = core.launcher.instances.path(&name);
     let dir = core.launcher.instances.create(&name).map_err(staged(&path))?;
-    let layer = crate::random::alphanumeric(20);
-    let root_disk = dir.path().join(format!("{layer}.qcow2"));
-    let top = request.disk.last().expect("a disk has the root image at least");
-    qcow2::create(&root_disk, top, request.disk_bytes).map_err(|e| staged(&root_disk)(io::Error::other(e)))?;
+    let disk = RootDisk::over(request.disk.layers.clone());
+    let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &core.artifacts).map_err(LaunchError::Disk)?;
     let mut machine = core
         .launcher
         .engine
@@ -107,14 +98,13 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
             kernel: guest.kernel.clone(),
             initrd: guest.initrd.clone(),
             cmdline: String::new(),
-            root_disk: root_disk.clone(),
-            layers: request.disk.clone(),
+            disk: files,
             memory_file: dir.path().join(parts::MEMORY),
         })
         .await
         .map_err(LaunchError::Start)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, layer, root_disk }),
+        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, disk }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;
@@ -185,6 +175,11 @@ async fn identify(agent: &mut Agent, identity: &Identity, link: &Link) -> Result
 }
 
 impl Booted {
+    /// The layers of the disk that the artifact has: what it wrote is the uppermost.
+    pub(crate) fn layers(&self) -> Vec<String> {
+        self.disk.layers.iter().chain([&self.disk.overlay]).cloned().collect()
+    }
+
     /// The id of the artifact that it becomes.
     pub(crate) fn id(&self) -> &str {
         self.draft.id()
@@ -252,14 +247,15 @@ impl Booted {
 
     /// Makes an artifact of what was cut, after the end.
     pub(crate) async fn publish(self, core: &Core, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
-        let Self { draft, dir, layer, root_disk, .. } = self;
+        let Self { draft, dir, disk, .. } = self;
         let artifacts = core.artifacts.clone();
         tokio::task::spawn_blocking(move || {
             let memory = dir.path().join(parts::MEMORY);
             let target = draft.dir().join(parts::MEMORY);
             fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
-            let _pin = artifacts.pin(format!("layer:{layer}"));
-            artifacts.adopt_layer(&layer, &root_disk).map_err(|source| PublishError::File { path: root_disk, source })?;
+            let _pin = artifacts.pin(format!("layer:{}", disk.overlay));
+            let overlay = disk.path(dir.path(), &artifacts);
+            artifacts.adopt_layer(&disk.overlay, &overlay).map_err(|source| PublishError::File { path: overlay, source })?;
             artifacts.publish(draft, manifest)
         })
         .await

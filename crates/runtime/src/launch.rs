@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
-use firkin_engine::{Exit, MachineError, StartError};
+use firkin_engine::{DiskError, Exit, MachineError, StartError};
 use firkin_network::SlotError;
 use firkin_wire::control;
 
@@ -70,6 +70,9 @@ pub enum LaunchError {
         #[source]
         source: std::io::Error,
     },
+    /// The session's root disk could not be made or taken over.
+    #[error("cannot make the sandbox's disk")]
+    Disk(#[source] DiskError),
     /// The engine did not start the machine.
     #[error("the machine did not start")]
     Start(#[source] StartError),

@@ -46,7 +46,7 @@ pub(crate) async fn memory_of_disk(
     let request = BootRequest {
         shape: artifact.manifest.shape,
         processor,
-        disk: artifact.disk(),
+        disk: artifact.manifest.disk.clone(),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
         internet: record.spec.internet.clone(),
         identity,
@@ -80,7 +80,6 @@ fn manifest(
     (record, epoch): (&SandboxRecord, u64),
 ) -> SnapshotArtifactManifest {
     let guest = &core.config.guest;
-    let layers = from.disk.layers.iter().chain([&booted.layer]).cloned().collect();
     SnapshotArtifactManifest {
         format: FORMAT,
         id: booted.id().to_owned(),
@@ -101,6 +100,6 @@ fn manifest(
         budget: from.budget,
         epoch,
         memory: MemoryMember::Full,
-        disk: DiskMembers { layers, ..from.disk.clone() },
+        disk: DiskMembers { layers: booted.layers(), ..from.disk.clone() },
     }
 }

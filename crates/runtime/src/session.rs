@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_engine::{Exit, Machine, MachineError, SnapshotParts, qcow2};
+use firkin_engine::{DiskError, Exit, Machine, MachineError, SnapshotParts};
 use firkin_wire::{
     control::{Answer, Call, Stats},
     nonce::Nonce,
@@ -16,10 +16,7 @@ use firkin_wire::{
 
 use crate::{
     agent::{Agent, AgentError, realtime_ns},
-    artifact::{
-        ArtifactDraft, ArtifactStore, Pin, put_over,
-        root_disk::{self, Disk},
-    },
+    artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
     instances::InstanceDir,
     launch::LaunchError,
     link::Link,
@@ -57,10 +54,7 @@ pub(crate) struct Session {
     dir: InstanceDir,
     /// Artifact whose memory is mapped.
     pub(crate) memory_base: String,
-    /// Sealed layers, lowest first.
-    pub(crate) layers: Vec<String>,
-    /// The layer being written.
-    pub(crate) overlay: String,
+    pub(crate) disk: RootDisk,
     /// Keep what it needs from being collected.
     pins: Vec<Pin>,
 }
@@ -97,23 +91,18 @@ impl Session {
         let path = dir.path();
         let machine = launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
         let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
-        let recorded = Disk { layers: layers.clone(), overlay: overlay.clone() };
-        let Disk { layers, overlay } = root_disk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts)?;
+        let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone() };
+        let disk = RootDisk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts).map_err(LaunchError::Disk)?;
         let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
-            .chain(layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
+            .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
             .collect();
         let (memory_base, nonce) = (memory_base.clone(), nonce.clone());
-        Ok(Self { machine, agent: None, nonce, link, dir, memory_base, layers, overlay, pins })
+        Ok(Self { machine, agent: None, nonce, link, dir, memory_base, disk, pins })
     }
 
     /// The name of its directory.
     pub(crate) fn instance(&self) -> String {
         self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    /// The path of the layer being written.
-    fn overlay_path(&self, id: &str) -> PathBuf {
-        root_disk::overlay_path(self.dir.path(), id)
     }
 
     /// What its guest proves itself by.
@@ -238,8 +227,8 @@ impl Session {
         memory: Memory,
     ) -> Result<Cut, MachineError> {
         let (next, next_path) = self.prepare_cut(draft, artifacts, memory).await?;
-        let sealed = self.overlay.clone();
-        let pin = artifacts.pin(format!("layer:{sealed}"));
+        let sealed = format!("layer:{}", self.disk.overlay);
+        let pin = artifacts.pin(&*sealed);
         let begun = Instant::now();
         self.machine.pause().await?;
         let parts = match memory {
@@ -249,9 +238,8 @@ impl Session {
         let mut freeze = begun.elapsed();
         if self.machine.root_disk() == next_path {
             // From now on the session needs it, whether or not that can be recorded, and also if the rest of the cut failed.
-            self.pins.push(artifacts.pin(format!("layer:{sealed}")));
-            self.overlay = next;
-            self.layers.push(sealed);
+            self.pins.push(artifacts.pin(&*sealed));
+            self.disk.seal(next);
         }
         let parts = parts?;
         if then == After::GoOn {
@@ -261,26 +249,14 @@ impl Session {
                 Err(error) => tracing::warn!(error = crate::causes::chain(&error), "cannot let a machine go on after a cut"),
             }
         }
-        self.settle_layer(artifacts)?;
-        Ok(Cut { parts, layers: self.layers.clone(), freeze, pin })
-    }
-
-    /// Puts the layer that was sealed last where layers are, over the one that is below it by now.
-    fn settle_layer(&self, artifacts: &ArtifactStore) -> Result<(), MachineError> {
-        let sealed = self.layers.last().expect("a cut has sealed one");
-        let path = self.overlay_path(sealed);
-        let below = self.layers.iter().rev().nth(1).map(|id| artifacts.layer(id));
-        let settle = || {
-            below.map_or(Ok(()), |below| put_over(&path, &below))?;
-            artifacts.adopt_layer(sealed, &path)
-        };
-        settle().map_err(|source| MachineError::File { path: path.clone(), source })
+        self.disk.settle(self.dir.path(), artifacts).map_err(MachineError::Disk)?;
+        Ok(Cut { parts, layers: self.disk.layers.clone(), freeze, pin })
     }
 
     /// Names `layers` from now on, which hold the same as those that it names: some of them were merged. The machine goes on with
     /// the files that it has open.
     pub(crate) fn name_layers(&mut self, layers: Vec<String>, merged: Pin) {
-        self.layers = layers;
+        self.disk.layers = layers;
         self.pins.push(merged);
     }
 
@@ -291,20 +267,14 @@ impl Session {
         artifacts: &ArtifactStore,
         memory: Memory,
     ) -> Result<(String, PathBuf), MachineError> {
-        let file = |path: &Path| {
-            let path = path.to_owned();
-            move |source| MachineError::File { path, source }
+        let next = || -> Result<_, DiskError> {
+            if !self.disk.is_settled(artifacts) {
+                // An earlier cut could not put it there.
+                self.disk.settle(self.dir.path(), artifacts)?;
+            }
+            self.disk.create_next(self.dir.path(), artifacts)
         };
-        if self.layers.last().is_some_and(|last| !artifacts.layer(last).exists()) {
-            // An earlier cut could not put it there.
-            self.settle_layer(artifacts)?;
-        }
-        let next = crate::random::alphanumeric(20);
-        let (current, path) = (self.overlay_path(&self.overlay), self.overlay_path(&next));
-        let size = qcow2::inspect(&current).map_err(|e| file(&current)(io::Error::other(e)))?.virtual_bytes;
-        // Named by the path that the current layer is about to have: the engine has it open already.
-        let backing = qcow2::Backing { path: artifacts.layer(&self.overlay), format: qcow2::Format::Qcow2 };
-        qcow2::create(&path, &backing, size).map_err(|e| file(&path)(io::Error::other(e)))?;
+        let (next, path) = next().map_err(MachineError::Disk)?;
         let expected = self.machine.prepare_cut(&path).await?;
         if memory == Memory::Dropped {
             return Ok((next, path));

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use firkin_engine::DiskFormat;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -55,8 +56,8 @@ pub fn in_use(state_dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Reads every member of every artifact below `state_dir`.
-pub async fn verify(state_dir: &Path) -> Result<VerifyReport, OpenError> {
+/// Reads every member of every artifact below `state_dir`, whose layers are of the form `disks`.
+pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<VerifyReport, OpenError> {
     let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
     // Nothing is made where nothing is.
     fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
@@ -66,7 +67,7 @@ pub async fn verify(state_dir: &Path) -> Result<VerifyReport, OpenError> {
     let templates = store.templates().await.map_err(OpenError::Store)?;
     let root = state_dir.to_owned();
     let examine = move || {
-        let artifacts = ArtifactStore::open(&root)?;
+        let artifacts = ArtifactStore::open(&root, disks)?;
         let mut ids = artifacts.ids()?;
         ids.sort();
         let mut readings = Readings::default();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use firkin_engine::{
     Acceleration, Fingerprint, Shape,
     memory::diff::{Content, Diff},
-    qcow2,
+    qcow2::{self, Qcow2},
 };
 use firkin_runtime::{
     artifact::{
@@ -84,11 +84,11 @@ fn damage(path: &Path, content: &[u8]) {
 #[test]
 fn a_restart_reads_nothing_again() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let base = template(&store, "l1");
     let child = pause(&store, &base).unwrap();
     drop(store);
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     for artifact in [&base, &child] {
         store.verify(&store.load(&artifact.manifest.id).unwrap()).unwrap();
     }
@@ -98,7 +98,7 @@ fn a_restart_reads_nothing_again() {
 #[test]
 fn a_damaged_artifact_is_quarantined_by_name_and_its_siblings_work() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let (sick, sound) = (template(&store, "l1"), template(&store, "l2"));
     let state = fs::read(&sick.state).unwrap();
     damage(&sick.state, &state.to_ascii_uppercase());
@@ -107,7 +107,7 @@ fn a_damaged_artifact_is_quarantined_by_name_and_its_siblings_work() {
     store.verify(&sound).unwrap();
 
     // The mark outlives the server, and names what was found.
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let marks = store.quarantined();
     assert_eq!(marks.iter().map(|mark| &mark.artifact).collect::<Vec<_>>(), [&sick.manifest.id]);
     assert!(marks[0].reason.contains("`state`"), "{marks:?}");
@@ -133,7 +133,7 @@ fn an_examination_believes_no_memory_and_finds_every_kind_of_damage() {
     ];
     for (name, harm) in harms {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let base = template(&store, "l1");
         let (child, other) = (pause(&store, &base).unwrap(), template(&store, "l2"));
         let mut readings = Readings::default();
@@ -152,7 +152,7 @@ fn an_examination_believes_no_memory_and_finds_every_kind_of_damage() {
 #[test]
 fn a_base_that_was_damaged_does_not_become_what_is_expected() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let base = template(&store, "l1");
     damage(&base.memory, &[8; 8192]);
     let refused = pause(&store, &base);
@@ -163,7 +163,7 @@ fn a_base_that_was_damaged_does_not_become_what_is_expected() {
 #[test]
 fn an_artifact_that_is_collected_takes_its_mark_along() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let sick = template(&store, "l1");
     damage(&sick.state, b"x");
     assert!(store.verify(&sick).is_err());
@@ -189,7 +189,7 @@ fn a_disk_that_fills_up_during_publication_leaves_nothing_half() {
         eprintln!("SKIP: a small file system needs root: {error}");
         return;
     }
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let base = template(&store, "l1");
     let mut draft = store.draft().unwrap();
     store.stage(&mut draft, 1 << 20);
@@ -223,7 +223,7 @@ fn format_1_is_read_as_it_was_written() {
     let golden = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1"));
     let dir = tempfile::tempdir().unwrap();
     copy(&golden, dir.path());
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     for id in ["goldenbase", "goldenpause"] {
         let artifact = store.load(id).unwrap();
         store.verify(&artifact).unwrap();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Acceleration, Fingerprint, Shape};
+use firkin_engine::{Acceleration, Fingerprint, Shape, qcow2::Qcow2};
 use firkin_runtime::{
     admission::{Admission, AdmissionError},
     artifact::{
@@ -128,12 +128,12 @@ fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let probe = Arc::new(Probe::default());
     probe.free.store(100 * GIB, Ordering::SeqCst);
-    let artifacts = ArtifactStore::open(dir.path()).unwrap();
+    let artifacts = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let artifact = publish(&artifacts);
     let gates = RestoreGates {
         engine: fingerprint().into(),
         // Opened anew: nothing is remembered as proven.
-        artifacts: ArtifactStore::open(dir.path()).unwrap(),
+        artifacts: ArtifactStore::open(dir.path(), &Qcow2).unwrap(),
         disk: DiskPressureGuard::new(dir.path().to_owned(), None, Arc::clone(&probe) as Arc<dyn DiskPressureProbe>),
         admission: Admission::new(
             CapacityLedger::new(HOST, HOST.share(50)),
@@ -323,7 +323,7 @@ async fn a_cancelled_launch_gives_back_what_was_reserved() {
 #[test]
 fn collection_keeps_what_is_needed_pinned_or_new_and_removes_the_rest() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let base = publish(&store);
     let draft = store.draft().unwrap();
     fs::write(draft.dir().join("state"), b"s").unwrap();
@@ -364,13 +364,13 @@ fn collection_keeps_what_is_needed_pinned_or_new_and_removes_the_rest() {
 #[test]
 fn a_draft_that_is_dropped_or_left_by_a_crash_disappears() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let draft = store.draft().unwrap();
     fs::write(draft.dir().join("state"), b"s").unwrap();
     drop(draft);
     assert_eq!(fs::read_dir(dir.path().join("artifacts")).unwrap().count(), 0);
     std::mem::forget(store.draft().unwrap());
-    let store = ArtifactStore::open(dir.path()).unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     assert!(store.ids().unwrap().is_empty());
     assert_eq!(fs::read_dir(dir.path().join("artifacts")).unwrap().count(), 0);
 }

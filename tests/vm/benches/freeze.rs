@@ -13,9 +13,10 @@ use std::{
 };
 
 use firkin_engine::{
-    Engine, MemoryForm,
+    DiskFormat as _, Engine, MemoryForm,
     contract::{Harness, Snapshot},
-    parts, qcow2,
+    parts,
+    qcow2::Qcow2,
 };
 use firkin_vm_tests::engine_qemu::QemuHarness;
 use nix::{
@@ -37,7 +38,7 @@ async fn main() {
     let Some(harness) = QemuHarness::open().await else { return };
     let template = template(&harness).await;
     let spec = harness.restore_spec(&template).await;
-    let (dir, mut disk) = (spec.dir.clone(), spec.root_disk.clone());
+    let (dir, mut disk) = (spec.dir.clone(), spec.disk.overlay.clone());
     let mut machine = harness.engine.restore(spec).await.unwrap();
     machine.resume().await.unwrap();
     harness.guest(machine.control().await.unwrap(), &dir).ready().await;
@@ -85,7 +86,7 @@ async fn main() {
 
 async fn template(harness: &QemuHarness) -> Snapshot {
     let spec = harness.boot_spec().await;
-    let (dir, memory, disk) = (spec.dir.clone(), spec.memory_file.clone(), spec.root_disk.clone());
+    let (dir, memory, disk) = (spec.dir.clone(), spec.memory_file.clone(), spec.disk.overlay.clone());
     let mut machine = harness.engine.boot(spec).await.unwrap();
     harness.guest(machine.control().await.unwrap(), &dir).ready().await;
     machine.pause().await.unwrap();
@@ -97,8 +98,7 @@ async fn template(harness: &QemuHarness) -> Snapshot {
 
 async fn next_overlay(dir: &Path, disk: &Path, n: usize) -> PathBuf {
     let path = dir.join(format!("next-{n}.qcow2"));
-    let size = qcow2::inspect(disk).unwrap().virtual_bytes;
-    qcow2::create(&path, &qcow2::Backing { path: disk.to_path_buf(), format: qcow2::Format::Qcow2 }, size).unwrap();
+    Qcow2.create_next(disk, disk, &path).unwrap();
     path
 }
 

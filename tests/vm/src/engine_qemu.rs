@@ -18,7 +18,6 @@ use async_trait::async_trait;
 use firkin_engine::{
     BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
     contract::{self, Guest, Harness, Snapshot},
-    qcow2,
     qemu::{
         QemuEngine,
         probe::{ProbeError, ProbeRequest, Requested, probe},
@@ -171,13 +170,6 @@ impl QemuHarness {
         Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
     }
 
-    fn overlay(&self, dir: &Path, backing: &Path, format: qcow2::Format) -> PathBuf {
-        let path = dir.join("root.qcow2");
-        let backing = qcow2::Backing { path: backing.to_path_buf(), format };
-        qcow2::create(&path, &backing, self.files.rootfs_bytes).expect("an overlay");
-        path
-    }
-
     /// Processes of this harness's users.
     pub fn processes(&self) -> Vec<u32> {
         let ours = self.first_uid..self.first_uid + UIDS;
@@ -205,8 +197,7 @@ impl Harness for QemuHarness {
     async fn boot_spec(&self) -> BootSpec {
         let (dir, uid) = self.instance();
         BootSpec {
-            root_disk: self.overlay(&dir, &self.files.rootfs, qcow2::Format::Raw),
-            layers: vec![qcow2::Backing { path: self.files.rootfs.clone(), format: qcow2::Format::Raw }],
+            disk: contract::disk_of(self.engine.disks(), &dir, &self.files.rootfs, self.files.rootfs_bytes),
             memory_file: dir.join("memory"),
             slot: self.slot(&dir, uid),
             dir,
@@ -223,8 +214,7 @@ impl Harness for QemuHarness {
         fs_err::set_permissions(&snapshot.disk, std::fs::Permissions::from_mode(0o400)).expect("a disk is frozen");
         let (dir, uid) = self.instance();
         RestoreSpec {
-            root_disk: self.overlay(&dir, &snapshot.disk, qcow2::Format::Qcow2),
-            layers: contract::layers_of(&snapshot.disk, &self.files.rootfs),
+            disk: contract::disk_over(self.engine.disks(), &dir, &snapshot.disk, &self.files.rootfs),
             slot: self.slot(&dir, uid),
             dir,
             shape: SHAPE,

@@ -1,5 +1,6 @@
 //! `firkin verify`: reads every artifact of a state directory that no server uses, and says what is damaged and who needs it.
 
+use firkin_engine::qcow2::Qcow2;
 use firkin_runtime::{
     artifact::ArtifactKind,
     state_dir::OpenError,
@@ -14,7 +15,7 @@ use crate::{
 
 /// Runs the command. Damage is a failure.
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
-    let report = verify(&settings.state_dir).await.map_err(|error| {
+    let report = verify(&settings.state_dir, &Qcow2).await.map_err(|error| {
         let hint = match &error {
             OpenError::Locked { .. } => Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes)"),
             OpenError::Directory { .. } => Some("`--state-dir` names the directory that a server used"),

@@ -14,7 +14,6 @@ use super::{Connection, FakeEngine, Fault, Point};
 use crate::{
     BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, StartError,
     contract::{self, Guest, Harness, Snapshot},
-    qcow2,
 };
 
 /// An agent that speaks lines: `recall`, `write`, `off`, or a number to remember.
@@ -64,10 +63,8 @@ impl FakeHarness {
         path
     }
 
-    fn overlay(dir: &Path, over: &Path) -> PathBuf {
-        let path = dir.join("root.qcow2");
-        qcow2::create(&path, &qcow2::Backing { path: over.into(), format: qcow2::Format::Raw }, 1 << 20).unwrap();
-        path
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("file")
     }
 
     fn slot() -> Slot {
@@ -77,7 +74,7 @@ impl FakeHarness {
 
     async fn template(&self) -> Snapshot {
         let spec = self.boot_spec().await;
-        let (memory, disk) = (spec.memory_file.clone(), spec.root_disk.clone());
+        let (memory, disk) = (spec.memory_file.clone(), spec.disk.overlay.clone());
         let mut machine = self.engine.boot(spec).await.unwrap();
         machine.pause().await.unwrap();
         let dir = self.fresh();
@@ -102,10 +99,9 @@ impl Harness for FakeHarness {
     }
 
     async fn boot_spec(&self) -> BootSpec {
-        let (dir, file) = (self.fresh(), self.dir.path().join("file"));
+        let (dir, file) = (self.fresh(), self.image());
         BootSpec {
-            root_disk: Self::overlay(&dir, &file),
-            layers: Vec::new(),
+            disk: contract::disk_of(self.engine.disks(), &dir, &file, 1 << 20),
             memory_file: dir.join("memory"),
             dir,
             shape: SHAPE,
@@ -120,8 +116,7 @@ impl Harness for FakeHarness {
     async fn restore_spec(&self, snapshot: &Snapshot) -> RestoreSpec {
         let dir = self.fresh();
         RestoreSpec {
-            root_disk: Self::overlay(&dir, &snapshot.disk),
-            layers: Vec::new(),
+            disk: contract::disk_over(self.engine.disks(), &dir, &snapshot.disk, &self.image()),
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
@@ -269,7 +264,7 @@ async fn a_machine_that_is_kept_outlives_its_engine() {
     let kept = harness.fresh();
     let engine = FakeEngine::kept_in(&kept, agent).unwrap();
     let spec = harness.restore_spec(&template).await;
-    let (dir, disk) = (spec.dir.clone(), spec.root_disk.clone());
+    let (dir, disk) = (spec.dir.clone(), spec.disk.overlay.clone());
     let mut machine = engine.restore(spec).await.unwrap();
     machine.resume().await.unwrap();
     let mut stream = BufStream::new(machine.control().await.unwrap());

@@ -95,12 +95,12 @@ pub(super) struct Hardware<'a> {
     pub(super) monitor: RawFd,
     pub(super) control: RawFd,
     pub(super) nic: Option<Nic>,
-    pub(super) root_disk: Option<&'a RootDisk<'a>>,
+    pub(super) root_disk: Option<&'a DiskNumbers<'a>>,
 }
 
 /// A root disk by its descriptors.
 #[derive(Debug)]
-pub(super) struct RootDisk<'a> {
+pub(super) struct DiskNumbers<'a> {
     /// The name of the overlay's file, which QEMU keeps for whoever adopts it.
     pub(super) name: &'a str,
     /// The overlay, to be written.
@@ -254,7 +254,7 @@ fn devices(line: &mut Line, hardware: &Hardware<'_>) {
 }
 
 /// The overlay and every layer below it, each by a descriptor set of its own.
-fn root_disk(line: &mut Line, disk: &RootDisk<'_>) {
+fn root_disk(line: &mut Line, disk: &DiskNumbers<'_>) {
     let mut below = Value::Null;
     for (&Layer { fd, format, is_device }, set) in disk.layers.iter().zip(FIRST_LAYER_SET..FIRST_ROOT_SET) {
         line.pair("-add-fd", format!("fd={fd},set={set}"));
@@ -348,7 +348,7 @@ mod tests {
     fn a_disk_is_its_descriptors_and_no_path() {
         let layer = |fd, format, is_device| Layer { fd, format, is_device };
         let layers = vec![layer(10, Format::Raw, true), layer(11, Format::Qcow2, false)];
-        let disk = RootDisk { name: "a,b.qcow2", overlay: 12, layers };
+        let disk = DiskNumbers { name: "a,b.qcow2", overlay: 12, layers };
         let text = text(&Hardware { root_disk: Some(&disk), ..hardware(Acceleration::Tcg) });
         assert!(text.contains("-add-fd fd=10,set=16 -add-fd fd=11,set=17 -add-fd fd=12,set=1024,opaque=a,,b.qcow2 -blockdev "));
         let node = text.split("-blockdev ").nth(1).and_then(|rest| rest.split(" -device").next()).unwrap();

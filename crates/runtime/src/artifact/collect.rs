@@ -242,12 +242,14 @@ fn is_hidden(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use firkin_engine::qcow2::Qcow2;
+
     use super::*;
 
     #[test]
     fn who_pins_does_not_wait_for_files_that_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let dead = dir.path().join("artifacts/dead");
         fs::create_dir(&dead).unwrap();
         fs::write(store.layer("dead"), b"x").unwrap();
@@ -264,11 +266,11 @@ mod tests {
     #[test]
     fn what_an_interrupted_removal_left_goes_with_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         fs::create_dir(dir.path().join("artifacts/dead")).unwrap();
         fs::write(store.layer("dead"), b"x").unwrap();
         store.condemn(&store.candidates().unwrap(), &[], &[], &HashMap::new()).unwrap();
-        let again = ArtifactStore::open(dir.path()).unwrap();
+        let again = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for place in ["artifacts", "layers"] {
             assert_eq!(fs::read_dir(again.root.join(place)).unwrap().count(), 0, "{place}");
         }
@@ -277,7 +279,7 @@ mod tests {
     #[test]
     fn the_book_of_pins_forgets_and_older_candidates_are_left() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         fs::create_dir(dir.path().join("artifacts/one")).unwrap();
         let seen = store.candidates().unwrap();
         drop(store.pin("one"));

@@ -9,13 +9,12 @@
 //! stays shared.
 
 use std::{
-    io,
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use firkin_engine::qcow2;
+use firkin_engine::DiskError;
 use fs_err as fs;
 
 use super::{ArtifactStore, Pin, publish::sync_dir};
@@ -66,7 +65,7 @@ pub(crate) enum MergeLayersError {
     },
     /// What they hold cannot be merged.
     #[error(transparent)]
-    Merge(#[from] firkin_engine::qcow2::MergeError),
+    Merge(#[from] DiskError),
 }
 
 impl ArtifactStore {
@@ -90,12 +89,12 @@ impl ArtifactStore {
         let pin = self.pin(format!("layer:{layer}"));
         let target = self.layer(&layer);
         if !fs::exists(&target).map_err(file(&target))? {
-            let below = qcow2::Backing { path: self.layer(&layers[range.start - 1]), format: qcow2::Format::Qcow2 };
+            let below = self.layer(&layers[range.start - 1]);
             let draft = self.draft().map_err(file(&self.root))?;
             let path = draft.dir().join("layer");
             let sources: Vec<_> = replaces.iter().map(|id| self.layer(id)).collect();
             self.demand_proven(&replaces)?;
-            qcow2::merge(&sources, &below, &path, goes_on)?;
+            self.disks.merge(&sources, &below, &path, goes_on)?;
             // What was damaged meanwhile must not pass for intact in the copy.
             self.demand_proven(&replaces)?;
             fs::File::open(&path).and_then(|copy| copy.sync_all()).map_err(file(&path))?;
@@ -121,12 +120,6 @@ impl ArtifactStore {
     }
 }
 
-/// Puts a sealed layer over `below`, where it belongs by now: what it was made over may have been merged since.
-pub(crate) fn put_over(path: &Path, below: &Path) -> io::Result<()> {
-    let backing = qcow2::Backing { path: below.to_owned(), format: qcow2::Format::Qcow2 };
-    qcow2::rebase(path, &backing).map_err(io::Error::other)
-}
-
 /// Which layers of a chain to merge, given their sizes, lowest first.
 fn upper(sizes: &[u64]) -> Range<usize> {
     assert!(sizes.len() > MERGED_DEPTH, "a chain that is not deep is left alone");
@@ -150,6 +143,8 @@ fn name_of(layers: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use firkin_engine::qcow2::Qcow2;
+
     use super::*;
 
     #[test]
@@ -182,7 +177,7 @@ mod tests {
     #[test]
     fn a_merged_layer_takes_the_place_of_what_it_stands_for() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let ids = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let merged = MergedLayers { layer: "m".into(), replaces: ids("b c"), pin: store.pin("layer:m") };
         assert_eq!(merged.splice(&ids("a b c")), Some(ids("a m")));

@@ -258,12 +258,14 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use firkin_engine::qcow2::Qcow2;
+
     use super::*;
 
     #[test]
     fn only_a_plain_file_of_one_name_becomes_a_layer() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("secret"), "of the host").unwrap();
         fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -1,4 +1,4 @@
-//! Which disk an adopted machine has, when its record may be older than its last cut.
+//! Root disks of machines: which layers lie under what one writes.
 //!
 //! A cut gives the machine a new overlay, makes the old one a layer, and only then is recorded. A server that is killed in
 //! between leaves a machine that is ahead of its record. Nothing is lost by that: the machine says which file it writes, and
@@ -9,86 +9,129 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::qcow2;
+use firkin_engine::DiskError;
 use fs_err as fs;
 
-use crate::{
-    artifact::{ArtifactStore, put_over},
-    launch::LaunchError,
-};
+use super::{ArtifactStore, DiskMembers};
 
-/// Cuts that were not recorded, one after the other, because each time the store failed. More are no accident.
+/// Cuts that a machine can be ahead of its record: one, or as many as failed to be recorded.
 const MAX_UNRECORDED: usize = 64;
 
-/// The disk of a session: sealed layers, lowest first, and the layer being written.
+/// The disk of a machine, by the names of its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Disk {
+pub(crate) struct RootDisk {
+    /// Sealed layers, lowest first.
     pub(crate) layers: Vec<String>,
+    /// The layer that it writes, in the machine's directory until it is sealed.
     pub(crate) overlay: String,
 }
 
-/// The disk that the machine in `dir` writes as `current`, given what was last `recorded` of it. Finishes what an interrupted
-/// cut had begun: every layer is where layers are when this returns.
-pub(crate) fn of_machine(dir: &Path, current: &Path, recorded: Disk, artifacts: &ArtifactStore) -> Result<Disk, LaunchError> {
-    let failed = |path: &Path, source| LaunchError::Stage { path: path.to_owned(), source };
-    if current.parent() != Some(dir) {
-        return Err(failed(current, invalid("the machine writes to a file that is not its own")));
+impl RootDisk {
+    /// A disk with a new overlay.
+    pub(crate) fn over(layers: Vec<String>) -> Self {
+        Self { layers, overlay: new_name() }
     }
-    let overlay = layer_id(current).map_err(|source| failed(current, source))?;
-    let mut unrecorded = Vec::new();
-    let mut at = (overlay.clone(), current.to_owned());
-    while at.0 != recorded.overlay {
-        if unrecorded.len() == MAX_UNRECORDED {
-            return Err(failed(current, invalid("its disk is not the one that was recorded")));
-        }
-        let below = qcow2::inspect(&at.1).map_err(|error| failed(&at.1, io::Error::other(error)))?.backing;
-        let below = below.ok_or_else(|| failed(&at.1, invalid("it lies over nothing")))?;
-        let id = layer_id(&below.path).map_err(|source| failed(&at.1, source))?;
-        // The lowest of them was written over what is on record, under whatever name that had then.
-        let under = recorded.layers.last().filter(|_| id == recorded.overlay);
-        let layer = settled(dir, &id, under, artifacts).map_err(|source| failed(&below.path, source))?;
-        unrecorded.push(id.clone());
-        at = (id, layer);
+
+    /// Where its overlay is, in the machine's directory.
+    pub(crate) fn path(&self, dir: &Path, artifacts: &ArtifactStore) -> PathBuf {
+        dir.join(artifacts.disk_file(&self.overlay))
     }
-    let layers = recorded.layers.into_iter().chain(unrecorded.into_iter().rev()).collect();
-    Ok(Disk { layers, overlay })
-}
 
-/// Puts a sealed layer where it belongs, unless it is there.
-fn settled(dir: &Path, id: &str, under: Option<&String>, artifacts: &ArtifactStore) -> io::Result<PathBuf> {
-    let layer = artifacts.layer(id);
-    if !fs::exists(&layer)? {
-        let sealed = overlay_path(dir, id);
-        // A server puts nothing else there.
-        if !fs::symlink_metadata(&sealed)?.is_file() {
-            return Err(invalid("a sealed layer is not a file"));
-        }
-        if let Some(under) = under {
-            put_over(&sealed, &artifacts.layer(under))?;
-        }
-        artifacts.adopt_layer(id, &sealed)?;
+    /// Makes its overlay in `dir`, over the root image of `members` and its layers; the guest sees a disk of `bytes`. Gives its files.
+    pub(crate) fn create(
+        &self,
+        (dir, members): (&Path, &DiskMembers),
+        bytes: u64,
+        artifacts: &ArtifactStore,
+    ) -> Result<firkin_engine::RootDisk, DiskError> {
+        let files = artifacts.disk(members, self.path(dir, artifacts));
+        artifacts.disks.create(&files, bytes)?;
+        Ok(files)
     }
-    Ok(layer)
+
+    /// Makes the overlay that follows its own in the next cut. Gives its name and path.
+    pub(crate) fn create_next(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(String, PathBuf), DiskError> {
+        let next = new_name();
+        let path = dir.join(artifacts.disk_file(&next));
+        // Named by the path that the current layer is about to have: the engine has it open already.
+        artifacts.disks.create_next(&self.path(dir, artifacts), &artifacts.layer(&self.overlay), &path)?;
+        Ok((next, path))
+    }
+
+    /// It was cut: what was its overlay is its uppermost layer now, and it writes to `next`.
+    pub(crate) fn seal(&mut self, next: String) {
+        self.layers.push(std::mem::replace(&mut self.overlay, next));
+    }
+
+    /// Whether its uppermost layer is where layers are.
+    pub(crate) fn is_settled(&self, artifacts: &ArtifactStore) -> bool {
+        self.layers.last().is_none_or(|last| artifacts.layer(last).exists())
+    }
+
+    /// Puts the layer that was sealed last where layers are, over the one that is below it by now.
+    pub(crate) fn settle(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(), DiskError> {
+        let sealed = self.layers.last().expect("a cut has sealed one");
+        settle(dir, sealed, self.layers.iter().rev().nth(1), artifacts)
+    }
+
+    /// The disk of an adopted machine that writes to `current`, below what was `recorded`. Layers that were sealed and not
+    /// recorded are put where layers are.
+    pub(crate) fn of_machine(dir: &Path, current: &Path, recorded: Self, artifacts: &ArtifactStore) -> Result<Self, DiskError> {
+        if current.parent() != Some(dir) {
+            return Err(invalid(current, "the machine writes to a file that is not its own"));
+        }
+        let overlay = name_of(current, artifacts)?;
+        let mut unrecorded = Vec::new();
+        let mut at = (overlay.clone(), current.to_owned());
+        while at.0 != recorded.overlay {
+            if unrecorded.len() == MAX_UNRECORDED {
+                return Err(invalid(current, "its disk is not the one that was recorded"));
+            }
+            let below = artifacts.disks.below(&at.1)?.ok_or_else(|| invalid(&at.1, "it lies over nothing"))?;
+            let name = name_of(&below, artifacts)?;
+            // The lowest of them was written over what is on record, under whatever name that had then.
+            let under = recorded.layers.last().filter(|_| name == recorded.overlay);
+            if !fs::exists(artifacts.layer(&name)).map_err(|source| DiskError::File { path: below, source })? {
+                settle(dir, &name, under, artifacts)?;
+            }
+            let layer = artifacts.layer(&name);
+            unrecorded.push(name.clone());
+            at = (name, layer);
+        }
+        let layers = recorded.layers.into_iter().chain(unrecorded.into_iter().rev()).collect();
+        Ok(Self { layers, overlay })
+    }
 }
 
-/// The file of the layer that is being written.
-pub(crate) fn overlay_path(dir: &Path, id: &str) -> PathBuf {
-    dir.join(format!("{id}.qcow2"))
+/// Puts the sealed overlay `name` where layers are, over the layer `under` if that may have been merged since.
+fn settle(dir: &Path, name: &str, under: Option<&String>, artifacts: &ArtifactStore) -> Result<(), DiskError> {
+    let sealed = dir.join(artifacts.disk_file(name));
+    if let Some(under) = under {
+        artifacts.disks.put_over(&sealed, &artifacts.layer(under))?;
+    }
+    artifacts.adopt_layer(name, &sealed).map_err(|source| DiskError::File { path: sealed, source })
 }
 
-/// The id in the name of a layer's file. What a machine says of its files is believed no further than that.
-fn layer_id(path: &Path) -> io::Result<String> {
-    let id = path.file_stem().and_then(|stem| stem.to_str()).filter(|_| path.extension().is_some_and(|kind| kind == "qcow2"));
-    let id = id.filter(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric()));
-    id.map(str::to_owned).ok_or_else(|| invalid("the name of a layer is not one of ours"))
+fn new_name() -> String {
+    crate::random::alphanumeric(20)
 }
 
-fn invalid(text: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text)
+/// The name that this file's layer has, if it is one of ours.
+fn name_of(path: &Path, artifacts: &ArtifactStore) -> Result<String, DiskError> {
+    let name = path.file_stem().and_then(|stem| stem.to_str());
+    let name = name.filter(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    let name = name.filter(|name| path.file_name().is_some_and(|file| file == artifacts.disk_file(name).as_str()));
+    name.map(str::to_owned).ok_or_else(|| invalid(path, "the name of a layer is not one of ours"))
+}
+
+fn invalid(path: &Path, text: &'static str) -> DiskError {
+    DiskError::File { path: path.to_owned(), source: io::Error::new(io::ErrorKind::InvalidData, text) }
 }
 
 #[cfg(test)]
 mod tests {
+    use firkin_engine::{DiskFormat as _, qcow2::Qcow2};
+
     use super::*;
 
     struct Bench {
@@ -102,26 +145,30 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let dir = root.path().join("run");
             fs::create_dir(&dir).unwrap();
-            let artifacts = ArtifactStore::open(root.path()).unwrap();
+            let artifacts = ArtifactStore::open(root.path(), &Qcow2).unwrap();
             Self { dir, artifacts, root }
         }
 
         /// An overlay in the instance directory, over what a cut names as backing.
         fn overlay(&self, id: &str, over: &str) -> PathBuf {
-            let path = overlay_path(&self.dir, id);
-            let backing = qcow2::Backing { path: self.artifacts.layer(over), format: qcow2::Format::Qcow2 };
-            qcow2::create(&path, &backing, 1 << 20).unwrap();
+            let path = self.dir.join(self.artifacts.disk_file(id));
+            let disk = firkin_engine::RootDisk {
+                image: "/image".into(),
+                layers: vec![self.artifacts.layer(over)],
+                overlay: path.clone(),
+            };
+            Qcow2.create(&disk, 1 << 20).unwrap();
             path
         }
 
-        fn find(&self, current: &Path) -> Result<Disk, LaunchError> {
-            let recorded = Disk { layers: vec!["base".into()], overlay: "a".into() };
-            of_machine(&self.dir, current, recorded, &self.artifacts)
+        fn find(&self, current: &Path) -> Result<RootDisk, DiskError> {
+            let recorded = RootDisk { layers: vec!["base".into()], overlay: "a".into() };
+            RootDisk::of_machine(&self.dir, current, recorded, &self.artifacts)
         }
     }
 
-    fn disk(layers: &[&str], overlay: &str) -> Disk {
-        Disk { layers: layers.iter().map(|&id| id.to_owned()).collect(), overlay: overlay.to_owned() }
+    fn disk(layers: &[&str], overlay: &str) -> RootDisk {
+        RootDisk { layers: layers.iter().map(|&id| id.to_owned()).collect(), overlay: overlay.to_owned() }
     }
 
     #[test]
@@ -166,7 +213,7 @@ mod tests {
         let to_nowhere = bench.overlay("b", "missing");
         assert!(bench.find(&to_nowhere).is_err(), "over a layer that is not there");
         let link = bench.overlay("c", "x");
-        std::os::unix::fs::symlink("/etc/hostname", overlay_path(&bench.dir, "x")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", bench.dir.join("x.qcow2")).unwrap();
         assert!(bench.find(&link).is_err(), "a link in place of a layer");
         let mut circle = bench.overlay("e", "e");
         bench.artifacts.adopt_layer("e", &circle).unwrap();

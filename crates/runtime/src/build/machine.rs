@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{Fingerprint, MachineError, Processor, Shape, qcow2};
+use firkin_engine::{Fingerprint, MachineError, Processor, Shape};
 use firkin_wire::control;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -171,7 +171,6 @@ pub(super) struct Origin {
     pub(super) name: String,
     pub(super) shape: Shape,
     pub(super) processor: Processor,
-    pub(super) disk: Vec<qcow2::Backing>,
     pub(super) disk_mib: u64,
     /// The root image, and the layers over it that the disk has.
     pub(super) members: DiskMembers,
@@ -192,7 +191,7 @@ pub(super) async fn boot(
     let request = BootRequest {
         shape: origin.shape,
         processor: origin.processor,
-        disk: origin.disk,
+        disk: origin.members.clone(),
         disk_bytes: origin.disk_mib << 20,
         internet: InternetAccess::Allowed,
         identity: nobody(),
@@ -218,7 +217,6 @@ fn manifest(
     (engine, members): (Fingerprint, DiskMembers),
 ) -> SnapshotArtifactManifest {
     let guest = &core.config.guest;
-    let layers = members.layers.iter().chain([&booted.layer]).cloned().collect();
     SnapshotArtifactManifest {
         format: FORMAT,
         id: booted.id().to_owned(),
@@ -238,6 +236,6 @@ fn manifest(
         budget,
         epoch: nobody().epoch,
         memory: MemoryMember::Full,
-        disk: DiskMembers { layers, ..members },
+        disk: DiskMembers { layers: booted.layers(), ..members },
     }
 }

@@ -4,7 +4,7 @@
 //! result kept: an image, a template of another shape, and one with a start command, which would otherwise run on beneath the
 //! build's own. What is kept is named by digests, so it is never stale, and a forced build uses it too.
 
-use firkin_engine::{Processor, Shape, qcow2};
+use firkin_engine::{Processor, Shape};
 
 use super::{
     Source,
@@ -123,7 +123,6 @@ async fn of_image(
         name: reference.to_owned(),
         shape,
         processor,
-        disk: vec![qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw }],
         disk_mib: root.bytes >> 20,
         members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
     };
@@ -189,14 +188,7 @@ async fn disk_origin(
         .expect("verification does not panic and the runtime does not stop under it")
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })
         .map_err(BuildFailure::Restore)?;
-    Ok(Origin {
-        name,
-        shape,
-        processor,
-        disk: artifact.disk(),
-        disk_mib: artifact.manifest.budget.disk_mib,
-        members: artifact.manifest.disk,
-    })
+    Ok(Origin { name, shape, processor, disk_mib: artifact.manifest.budget.disk_mib, members: artifact.manifest.disk })
 }
 
 /// The kept state of this key, or what comes of booting the origin and doing the work. One build does it, the others wait.

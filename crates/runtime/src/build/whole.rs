@@ -1,7 +1,7 @@
 //! One of the host's own templates: booted once, with all that is done in it, and cut whole, so that nothing else's memory lies under
 //! it. What most sandboxes are restored from deserves that.
 
-use firkin_engine::{Fingerprint, Shape, qcow2};
+use firkin_engine::{Fingerprint, Shape};
 use firkin_wire::control;
 use tokio::sync::OwnedMutexGuard;
 
@@ -127,7 +127,6 @@ fn origin(template: &BuildTemplate, root: RootImage) -> Origin {
         name: template.name.clone(),
         shape: Shape { vcpus: template.cpus, memory_mib: template.memory_mib },
         processor: template.processor(),
-        disk: vec![qcow2::Backing { path: root.path.clone(), format: qcow2::Format::Raw }],
         disk_mib: root.bytes >> 20,
         members: DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() },
     }

@@ -236,8 +236,8 @@ impl Owner {
         let identity = identity(&self.record, false);
         let Phase::Running(running) = &mut self.phase else { return };
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
-        layers.clone_from(&running.session.layers);
-        overlay.clone_from(&running.session.overlay);
+        layers.clone_from(&running.session.disk.layers);
+        overlay.clone_from(&running.session.disk.overlay);
         if let Err(error) = running.session.machine.resume().await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot let a sandbox go on");
             return;

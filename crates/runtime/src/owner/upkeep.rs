@@ -111,7 +111,7 @@ impl Owner {
         self.begin_flattening();
         self.begin_merge();
         if let Phase::Running(running) = &self.phase
-            && running.session.layers.len() >= WAITING_DEPTH
+            && running.session.disk.layers.len() >= WAITING_DEPTH
         {
             // One that was overtaken by a cut is followed by one that is not: nothing is cut meanwhile.
             while self.upkeep.merge.is_some() {
@@ -172,7 +172,7 @@ impl Owner {
     /// The sealed layers of the disk as it is now.
     fn layers(&self) -> &[String] {
         match &self.phase {
-            Phase::Running(running) => &running.session.layers,
+            Phase::Running(running) => &running.session.disk.layers,
             Phase::Paused(_) => self.upkeep.held.as_ref().map(|(_, layers)| &layers[..]).unwrap_or_default(),
         }
     }
@@ -193,11 +193,11 @@ impl Owner {
     async fn name_merged(&mut self) {
         let Phase::Running(running) = &mut self.phase else { return };
         let Some(merged) = self.upkeep.merged.take() else { return };
-        let Some(shallow) = merged.splice(&running.session.layers) else { return };
+        let Some(shallow) = merged.splice(&running.session.disk.layers) else { return };
         let mut record = self.record.clone();
         let RecordedPhase::Running { layers, .. } = &mut record.phase else { return };
         layers.clone_from(&shallow);
-        let depths = (running.session.layers.len(), shallow.len());
+        let depths = (running.session.disk.layers.len(), shallow.len());
         match self.core.store.put_sandbox(record.clone()).await {
             Ok(()) => {
                 running.session.name_layers(shallow, merged.pin);
@@ -206,7 +206,7 @@ impl Owner {
             }
             Err(error) => {
                 // Kept whatever the store says: what it refused it may have written.
-                let layers = running.session.layers.clone();
+                let layers = running.session.disk.layers.clone();
                 running.session.name_layers(layers, merged.pin);
                 self.upkeep.failed_at = Some(depths.0);
                 tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot record the merged layers of a disk");

@@ -166,8 +166,8 @@ pub(super) async fn start(
     };
     record.phase = RecordedPhase::Running {
         memory_base: session.memory_base.clone(),
-        layers: session.layers.clone(),
-        overlay: session.overlay.clone(),
+        layers: session.disk.layers.clone(),
+        overlay: session.disk.overlay.clone(),
         slot: session.link.index(),
         instance: Some(session.instance()),
         nonce: session.nonce(),

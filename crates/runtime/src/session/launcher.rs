@@ -8,19 +8,18 @@
 //! guest is, and is the same whether the first was just done or long ago.
 
 use std::{
-    io,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, qcow2};
+use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError};
 use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
 use crate::{
-    artifact::{Artifact, ArtifactStore, Pin, memory_base},
+    artifact::{Artifact, ArtifactStore, Pin, RootDisk, memory_base},
     instances::{InstanceDir, Instances},
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     link::{Link, Links},
@@ -45,8 +44,7 @@ pub(crate) struct Staged {
     pub(crate) link: Link,
     dir: InstanceDir,
     memory_base: String,
-    layers: Vec<String>,
-    overlay: String,
+    disk: RootDisk,
     /// The nonce of the machine whose memory it gets.
     was: Option<Nonce>,
     pins: Vec<Pin>,
@@ -75,9 +73,9 @@ impl EngineLauncher {
             move |source| LaunchError::Stage { path, source }
         };
         let dir = self.instances.create(name).map_err(failed(&path))?;
-        let overlay = crate::random::alphanumeric(20);
-        let (root_disk, layers) = (dir.path().join(format!("{overlay}.qcow2")), artifact.disk());
-        stage_overlay(&root_disk, artifact, &layers).map_err(failed(&root_disk))?;
+        let disk = RootDisk::over(manifest.disk.layers.clone());
+        let files = disk.create((dir.path(), &manifest.disk), manifest.budget.disk_mib << 20, &self.artifacts);
+        let files = files.map_err(LaunchError::Disk)?;
         let slot = link.engine_slot().map_err(failed(&path))?;
         let staging = begun.elapsed();
 
@@ -96,13 +94,11 @@ impl EngineLauncher {
             memory: artifact.memory.clone(),
             memory_diff: artifact.memory_diff.clone(),
             state: artifact.state.clone(),
-            root_disk,
-            layers,
+            disk: files,
         };
         let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
-        let (memory_base, layers) = (memory_base(manifest), manifest.disk.layers.clone());
-        let was = manifest.guest.nonce.clone();
-        let staged = Staged { engine, link, dir, memory_base, layers, overlay, was, pins };
+        let (memory_base, was) = (memory_base(manifest), manifest.guest.nonce.clone());
+        let staged = Staged { engine, link, dir, memory_base, disk, was, pins };
         Ok((staged, LaunchTimings { staging, vm_restore: begun.elapsed(), ..LaunchTimings::default() }))
     }
 }
@@ -112,9 +108,9 @@ impl Staged {
     /// the timings of this half.
     pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
         let begun = Instant::now();
-        let Self { engine, link, dir, memory_base, layers, overlay, was, pins } = self;
+        let Self { engine, link, dir, memory_base, disk, was, pins } = self;
         let machine = engine.load().await.map_err(LaunchError::Start)?;
-        let mut session = Session { machine, agent: None, nonce: was, link, dir, memory_base, layers, overlay, pins };
+        let mut session = Session { machine, agent: None, nonce: was, link, dir, memory_base, disk, pins };
         session.machine.resume().await.map_err(LaunchError::Machine)?;
         let vm_restore = begun.elapsed();
 
@@ -153,9 +149,4 @@ impl SnapshotSessionLauncher for EngineLauncher {
         let (session, second) = staged.start(&request.identity).await?;
         Ok((session, LaunchTimings { staging: first.staging, vm_restore: first.vm_restore + second.vm_restore, ..second }))
     }
-}
-
-fn stage_overlay(path: &Path, artifact: &Artifact, layers: &[qcow2::Backing]) -> io::Result<()> {
-    let top = layers.last().expect("a disk has the root image at least");
-    qcow2::create(path, top, artifact.manifest.budget.disk_mib << 20).map_err(io::Error::other)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use firkin_engine::qcow2::Qcow2;
 use firkin_runtime::{
     artifact::IntegrityError,
     owner::{CreateError, ResumeError, SnapshotError},
@@ -42,11 +43,11 @@ fn a_verification_names_the_damage_and_who_needs_it() {
         let id = server.create(base()).await.unwrap().id;
         let before = host.artifacts();
         server.pause(&id).await.unwrap();
-        assert!(matches!(verify(&host.state_dir()).await, Err(OpenError::Locked { .. })), "a server is at work");
+        assert!(matches!(verify(&host.state_dir(), &Qcow2).await, Err(OpenError::Locked { .. })), "a server is at work");
         assert!(matches!(in_use(&host.state_dir()), Err(OpenError::Locked { .. })), "and it is said without touching anything");
         (id, host.artifacts().into_iter().find(|artifact| !before.contains(artifact)).unwrap())
     });
-    let check = || tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir())).unwrap();
+    let check = || tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir(), &Qcow2)).unwrap();
     assert!(check().is_intact());
     let state = host.state_dir().join("artifacts").join(&pause).join("state");
     fs_err::rename(&state, state.with_file_name("aside")).unwrap();

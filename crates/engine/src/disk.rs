@@ -1,0 +1,69 @@
+//! Root disks: what a machine's disk is made of, and what can be done with the files of one.
+//!
+//! ```text
+//!   overlay   written by one machine, in its directory      ── a cut seals it: it becomes a layer ──┐
+//!   layers    sealed, shared, never written, lowest first   ◄───────────────────────────────────────┘
+//!   image     the bottom: a file system that somebody built
+//! ```
+//!
+//! Whoever keeps disks knows their order and what they are called; what is in them is the engine's affair. An engine says so by
+//! its [`DiskFormat`].
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// A root disk of a machine. What the files say of each other is not believed: this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootDisk {
+    /// What the lowest layer lies over, or the overlay where there is none.
+    pub image: PathBuf,
+    /// Sealed layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// What the machine writes, in its directory.
+    pub overlay: PathBuf,
+}
+
+/// Why something could not be done with a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A file of it could not be read or written.
+    #[error("cannot use `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The format has no room for what was asked.
+    #[error("cannot make or change a disk of this format")]
+    Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The caller did not want it any more.
+    #[error("the work on a disk was given up")]
+    Stopped,
+}
+
+/// How an engine keeps disks. Stateless: two formats of one name are the same.
+pub trait DiskFormat: fmt::Debug + Send + Sync {
+    /// How names of overlays and layers end, without the dot.
+    fn extension(&self) -> &'static str;
+
+    /// Makes [`RootDisk::overlay`], which must not exist, empty over the rest of the disk. The guest sees a disk of `bytes`.
+    fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError>;
+
+    /// Makes `next`, which must not exist, for the next cut of a machine that writes `current`: an empty overlay of the same size
+    /// over what `current` is by then, a layer at `sealed`.
+    fn create_next(&self, current: &Path, sealed: &Path, next: &Path) -> Result<(), DiskError>;
+
+    /// What an overlay or layer lies over by its own word, which is that of an engine. None: over nothing.
+    fn below(&self, file: &Path) -> Result<Option<PathBuf>, DiskError>;
+
+    /// Has an overlay or layer lie over the layer `below`, which holds what it lay over.
+    fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError>;
+
+    /// Writes the union of `layers`, lowest first, as one layer over the layer `below` to `merged`, which must not exist. Not synced. Given up as
+    /// soon as `goes_on` says no. On failure `merged` may exist.
+    fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError>;
+}
