@@ -34,6 +34,7 @@ mod flatten;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod manifest;
+mod member;
 mod merge;
 mod proof;
 mod publish;
@@ -246,7 +247,7 @@ impl ArtifactStore {
         for (member, path) in &members {
             let record =
                 artifact.integrity.members.get(member).ok_or_else(|| IntegrityError::Unrecorded { member: member.clone() })?;
-            let found = fs::metadata(path).map_err(|source| unreadable(path, source))?.len();
+            let found = member::bytes(path).map_err(|source| unreadable(path, source))?;
             if found != record.bytes {
                 return Err(IntegrityError::Size { member: member.clone(), expected: record.bytes, found });
             }

@@ -16,7 +16,7 @@ use std::{
 
 use fs_err as fs;
 
-use super::{ArtifactStore, manifest::MemoryMember};
+use super::{ArtifactStore, manifest::MemoryMember, member};
 
 /// Who is being used right now, and when that was last begun, so that collection never takes what it has not seen at rest.
 #[derive(Debug, Default)]
@@ -178,7 +178,7 @@ impl ArtifactStore {
             self.release(id)?;
         }
         for id in &condemned.layers {
-            fs::remove_file(self.layer(&format!(".{id}")))?;
+            member::remove(&self.layer(&format!(".{id}")))?;
         }
         condemned.failed.map_or(Ok(condemned.artifacts), Err)
     }

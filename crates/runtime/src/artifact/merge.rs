@@ -10,14 +10,13 @@
 
 use std::{
     ops::Range,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use firkin_engine::DiskError;
 use fs_err as fs;
 
-use super::{ArtifactStore, Pin, publish::sync_dir};
+use super::{ArtifactStore, Pin, member, publish::sync_dir};
 
 /// Layers that a chain may have before its upper ones are merged.
 pub(crate) const MAX_DEPTH: usize = 8;
@@ -80,7 +79,7 @@ impl ArtifactStore {
         };
         let sizes = layers.iter().map(|id| {
             let path = self.layer(id);
-            fs::metadata(&path).map(|metadata| metadata.blocks()).map_err(file(&path))
+            member::blocks(&path).map_err(file(&path))
         });
         let range = upper(&sizes.collect::<Result<Vec<u64>, _>>()?);
         let replaces = layers[range.clone()].to_vec();
@@ -97,7 +96,7 @@ impl ArtifactStore {
             self.disks.merge(&sources, &below, &path, goes_on)?;
             // What was damaged meanwhile must not pass for intact in the copy.
             self.demand_proven(&replaces)?;
-            fs::File::open(&path).and_then(|copy| copy.sync_all()).map_err(file(&path))?;
+            member::sync(&path).map_err(file(&path))?;
             self.adopt_layer(&layer, &path).map_err(file(&path))?;
             let dir = self.root.join("layers");
             sync_dir(&dir).map_err(file(&dir))?;

@@ -9,7 +9,6 @@
 use std::{
     collections::HashMap,
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,34 +19,16 @@ use std::{
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use super::manifest::MemberIntegrity;
+use super::{
+    manifest::MemberIntegrity,
+    member::{self, Identity},
+};
 
 /// Name and version of the book's format; the digest of all that follows comes after it on the first line.
 const BOOK_HEAD: &str = "firkin-proofs 1 ";
 
 /// The longest book that is read. A proof has some 300 bytes, and an artifact has a handful of members.
 const MAX_BOOK_BYTES: u64 = 64 << 20;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileIdentity {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
 
 /// What a file was found to contain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +55,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Proven {
-    by_file: HashMap<FileIdentity, Proof>,
+    by_file: HashMap<Identity, Proof>,
     /// Whether it differs from the book.
     changed: bool,
 }
@@ -107,13 +88,13 @@ impl Proofs {
 
     /// Whether the file at `path` is proven, so that it need not be read.
     pub(super) fn knows(&self, path: &Path) -> io::Result<bool> {
-        let identity = FileIdentity::of(&fs::metadata(path)?);
+        let identity = Identity::of(path)?;
         Ok(self.proven().by_file.contains_key(&identity))
     }
 
     /// Size and digest of a file, from memory when it has been read before.
     pub(super) fn digest(&self, path: &Path) -> io::Result<MemberIntegrity> {
-        let identity = FileIdentity::of(&fs::metadata(path)?);
+        let identity = Identity::of(path)?;
         if let Some(known) = self.proven().by_file.get_mut(&identity) {
             if known.path != path {
                 path.clone_into(&mut known.path);
@@ -125,12 +106,11 @@ impl Proofs {
 
     /// Size and digest of a file, read from the disk whatever is remembered of it.
     pub(super) fn read(&self, path: &Path) -> io::Result<MemberIntegrity> {
-        let identity = FileIdentity::of(&fs::metadata(path)?);
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(fs::File::open(path)?)?;
+        let identity = Identity::of(path)?;
+        let hasher = member::digest(path)?;
         self.shared.bytes_read.fetch_add(hasher.count(), Ordering::Relaxed);
         let blake3 = hasher.finalize().to_hex().to_string();
-        if FileIdentity::of(&fs::metadata(path)?) != identity {
+        if Identity::of(path)? != identity {
             return Err(io::Error::other("the file changed while it was read"));
         }
         let mut proven = self.proven();
@@ -141,25 +121,23 @@ impl Proofs {
 
     /// Has the file read again the next time.
     pub(super) fn forget(&self, path: &Path) {
-        if let Ok(metadata) = fs::metadata(path) {
+        if let Ok(identity) = Identity::of(path) {
             let mut proven = self.proven();
-            proven.changed |= proven.by_file.remove(&FileIdentity::of(&metadata)).is_some();
+            proven.changed |= proven.by_file.remove(&identity).is_some();
         }
     }
 
     /// Writes the book if there is something new, without what is gone. A book that cannot be written costs reading, no more.
     pub(super) fn save(&self) {
         let _writing = self.shared.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let known: Vec<(FileIdentity, Proof)> = {
+        let known: Vec<(Identity, Proof)> = {
             let mut proven = self.proven();
             if !std::mem::take(&mut proven.changed) {
                 return;
             }
             proven.by_file.iter().map(|(identity, proof)| (*identity, proof.clone())).collect()
         };
-        let is_there = |(identity, proof): &(FileIdentity, Proof)| {
-            fs::metadata(&proof.path).is_ok_and(|metadata| FileIdentity::of(&metadata) == *identity)
-        };
+        let is_there = |(identity, proof): &(Identity, Proof)| Identity::of(&proof.path).is_ok_and(|now| now == *identity);
         let (kept, gone): (Vec<_>, Vec<_>) = known.into_iter().partition(is_there);
         {
             let mut proven = self.proven();
@@ -173,7 +151,7 @@ impl Proofs {
     }
 }
 
-fn write_book(path: &Path, proofs: &[(FileIdentity, Proof)]) -> io::Result<()> {
+fn write_book(path: &Path, proofs: &[(Identity, Proof)]) -> io::Result<()> {
     let body = serde_json::to_string(proofs)?;
     let temporary = path.with_extension("new");
     let text = format!("{BOOK_HEAD}{}\n{body}", blake3::hash(body.as_bytes()).to_hex());
@@ -182,7 +160,7 @@ fn write_book(path: &Path, proofs: &[(FileIdentity, Proof)]) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-fn read_book(path: &Path) -> io::Result<HashMap<FileIdentity, Proof>> {
+fn read_book(path: &Path) -> io::Result<HashMap<Identity, Proof>> {
     let invalid = |problem: &'static str| io::Error::new(io::ErrorKind::InvalidData, problem);
     if fs::metadata(path)?.len() > MAX_BOOK_BYTES {
         return Err(invalid("it is longer than a book of proofs can be"));
@@ -193,7 +171,7 @@ fn read_book(path: &Path) -> io::Result<HashMap<FileIdentity, Proof>> {
     if blake3::hash(body.as_bytes()).to_hex().as_str() != digest {
         return Err(invalid("it does not match its digest"));
     }
-    Ok(serde_json::from_str::<Vec<(FileIdentity, Proof)>>(body)?.into_iter().collect())
+    Ok(serde_json::from_str::<Vec<(Identity, Proof)>>(body)?.into_iter().collect())
 }
 
 #[cfg(test)]

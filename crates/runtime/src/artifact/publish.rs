@@ -3,13 +3,12 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use firkin_engine::{memory::Captured, parts};
 use fs_err as fs;
-use fs_err::os::unix::fs::OpenOptionsExt;
 
 use super::{
     Artifact, ArtifactStore,
@@ -17,6 +16,7 @@ use super::{
         FORMAT, INTEGRITY, MANIFEST, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity, SnapshotArtifactManifest,
         write_sidecar,
     },
+    member,
     staging::Room,
 };
 use crate::artifact::{IntegrityError, memory_base};
@@ -137,8 +137,8 @@ impl ArtifactStore {
         let target = self.layer(id);
         // Out of the machine's reach first: there it could be exchanged between a look and the change.
         fs::rename(path, &target)?;
-        freeze(&target, MEMBER).map(drop).inspect_err(|_| {
-            if let Err(error) = fs::remove_file(&target) {
+        member::freeze(&target, MEMBER).inspect_err(|_| {
+            if let Err(error) = member::remove(&target) {
                 tracing::warn!(%error, "cannot remove what was no layer");
             }
         })
@@ -205,7 +205,7 @@ impl ArtifactStore {
             let path = self.layer(layer);
             if !self.proofs.knows(&path).map_err(file(&path))? {
                 // A new one is durable before anything says that it is proven.
-                fs::File::open(&path).and_then(|f| f.sync_all()).map_err(file(&path))?;
+                member::sync(&path).map_err(file(&path))?;
             }
             shared.insert(format!("layer:{layer}"), self.proofs.digest(&path).map_err(file(&path))?);
         }
@@ -231,25 +231,8 @@ fn mode_of(member: &str) -> u32 {
 
 /// Makes a member durable and read-only.
 fn seal(path: &Path, mode: u32) -> io::Result<()> {
-    freeze(path, mode)?.sync_all()
-}
-
-/// Makes a file the server's own and read-only: a booted machine's memory was its user's until now.
-///
-/// Only a plain file of one name is taken, whoever could have put something else there, and what was looked at is what is
-/// changed.
-fn freeze(path: &Path, mode: u32) -> io::Result<fs::File> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.nlink() != 1 {
-        return Err(io::Error::other("it is not a plain file of one name"));
-    }
-    if nix::unistd::geteuid().is_root() {
-        std::os::unix::fs::fchown(file.file(), Some(0), Some(0))?;
-    }
-    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    Ok(file)
+    member::freeze(path, mode)?;
+    member::sync(path)
 }
 
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
@@ -258,6 +241,8 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use firkin_engine::qcow2::Qcow2;
 
     use super::*;
