@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    BootSpec, ControlStream, DiskFormat, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, RootDisk, SnapshotParts,
-    StartError, parts,
+    BootSpec, ControlStream, DiskFormat, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, RootDisk, SnapshotMemory,
+    SnapshotParts, StartError, parts,
 };
 
 /// Longest wait for anything: an emulated guest on a busy host takes tens of seconds to boot.
@@ -70,10 +70,8 @@ pub trait Guest: Send {
 /// The parts of a snapshot.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Whole memory of a booted machine.
-    pub memory: PathBuf,
-    /// Pages of a restored one.
-    pub memory_diff: Option<PathBuf>,
+    /// Where its memory is.
+    pub memory: SnapshotMemory,
     /// Device state.
     pub state: PathBuf,
     /// The overlay that is frozen with it.
@@ -180,13 +178,15 @@ impl Instance {
     }
 
     fn sealed(&mut self, dir: &Path, next: PathBuf, written: SnapshotParts, base: &Snapshot) -> Snapshot {
-        assert!(matches!(written.memory, MemoryForm::Diff { .. }), "a restored machine gives a diff, not {written:?}");
-        let snapshot = Snapshot {
-            memory: base.memory.clone(),
-            memory_diff: Some(dir.join(parts::MEMORY_DIFF)),
-            state: dir.join(parts::STATE),
-            disk: self.disk.clone(),
+        let diff = dir.join(parts::MEMORY_DIFF);
+        let memory = match (&base.memory, &written.memory) {
+            (SnapshotMemory::Full(base) | SnapshotMemory::Diff { base, .. }, MemoryForm::Diff { .. }) => {
+                SnapshotMemory::Diff { base: base.clone(), diff }
+            }
+            (SnapshotMemory::InState, MemoryForm::InState) => SnapshotMemory::InState,
+            other => panic!("a restored machine keeps its memory in another form than it came in: {other:?}"),
         };
+        let snapshot = Snapshot { memory, state: dir.join(parts::STATE), disk: self.disk.clone() };
         self.disk = next;
         assert_eq!(self.machine.root_disk(), self.disk);
         if let Some(captured) = written.captured {
@@ -227,17 +227,27 @@ async fn boots_and_seals(harness: &dyn Harness) -> Snapshot {
     assert_eq!(guest.recall().await, 1);
     machine.pause().await.expect("it pauses again");
     let written = machine.snapshot(&out).await.expect("a paused machine is snapshot");
-    assert_eq!(written.memory, MemoryForm::Full);
-    wrong_state(machine.resume().await, "sealed");
-    wrong_state(machine.pause().await, "sealed");
-    wrong_state(machine.snapshot(&out).await, "sealed");
+    let memory = match written.memory {
+        MemoryForm::Full => {
+            wrong_state(machine.resume().await, "sealed");
+            wrong_state(machine.pause().await, "sealed");
+            wrong_state(machine.snapshot(&out).await, "sealed");
+            SnapshotMemory::Full(memory)
+        }
+        MemoryForm::InState => {
+            machine.pause().await.expect("it is still paused");
+            assert!(!memory.exists(), "its memory is in its state alone");
+            SnapshotMemory::InState
+        }
+        MemoryForm::Diff { .. } => panic!("a booted machine differs from nothing"),
+    };
     assert_eq!(machine.kill().await, Exit::Killed);
     assert_eq!(machine.kill().await, Exit::Killed, "a second kill is none");
     assert_eq!(machine.wait().await, Exit::Killed);
     assert!(matches!(machine.resume().await, Err(MachineError::Gone(Exit::Killed))));
     assert!(matches!(machine.control().await, Err(MachineError::Gone(Exit::Killed))));
     assert_eq!(harness.live(), 0, "a killed machine is gone");
-    Snapshot { memory, memory_diff: None, state: out.join(parts::STATE), disk: instance.disk }
+    Snapshot { memory, state: out.join(parts::STATE), disk: instance.disk }
 }
 
 async fn restores(harness: &dyn Harness, template: &Snapshot) {
@@ -256,7 +266,7 @@ async fn restores(harness: &dyn Harness, template: &Snapshot) {
 }
 
 async fn clones_are_apart(harness: &dyn Harness, template: &Snapshot) {
-    let before = fs_err::read(&template.disk).expect("the template's disk is there");
+    let before = content(&template.disk);
     let (mut a, mut guest_a) = Instance::running(harness, template).await;
     let (mut b, mut guest_b) = Instance::running(harness, template).await;
     guest_a.remember(10).await;
@@ -269,7 +279,7 @@ async fn clones_are_apart(harness: &dyn Harness, template: &Snapshot) {
     let (mut c, mut guest_c) = Instance::running(harness, template).await;
     assert_eq!(guest_c.recall().await, 1, "the template is as it was");
     c.machine.kill().await;
-    assert!(fs_err::read(&template.disk).expect("the template's disk is there") == before, "no clone wrote to its disk");
+    assert!(content(&template.disk) == before, "no clone wrote to its disk");
 }
 
 async fn generations(harness: &dyn Harness, template: &Snapshot) {
@@ -304,13 +314,13 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
         instance.machine.pause().await.expect("it pauses");
         let (frozen, next) = (instance.disk.clone(), instance.next_overlay(harness));
         instance.machine.switch_disk(&next).await.expect("a paused machine switches its disk");
-        let before = fs_err::read(&frozen).expect("the frozen overlay is there");
-        let empty = fs_err::read(&next).expect("the new overlay is there");
+        let before = content(&frozen);
+        let empty = content(&next);
         instance.machine.resume().await.expect("it resumes");
         guest.write_disk().await;
         instance.machine.pause().await.expect("it pauses");
-        assert!(fs_err::read(&frozen).expect("the frozen overlay is there") == before, "a frozen overlay is written to");
-        assert!(fs_err::read(&next).expect("the new overlay is there") != empty, "the new overlay is not written to");
+        assert!(content(&frozen) == before, "a frozen overlay is written to");
+        assert!(content(&next) != empty, "the new overlay is not written to");
         instance.machine.resume().await.expect("it resumes");
         instance.disk = next;
     }
@@ -332,10 +342,10 @@ async fn cut_fails(harness: &dyn Harness, instance: &mut Instance, guest: &mut d
     let (absent, next) = (instance.dir.join("absent"), instance.next_overlay(harness));
     assert!(matches!(instance.machine.cut(&absent, &next).await, Err(MachineError::File { .. })));
     let (disk, other) = (instance.machine.root_disk(), if instance.machine.root_disk() == next { &instance.disk } else { &next });
-    let before = fs_err::read(other).expect("it is there");
+    let before = content(other);
     instance.machine.resume().await.expect("a failed cut leaves the machine able to go on");
     guest.write_disk().await;
-    assert!(fs_err::read(other).expect("it is still there") == before, "it writes to another disk than it says");
+    assert!(content(other) == before, "it writes to another disk than it says");
     instance.disk = disk;
     instance.cut(harness, template).await;
     instance.machine.resume().await.expect("it resumes after one that succeeds");
@@ -361,9 +371,9 @@ async fn cut_is_prepared(harness: &dyn Harness, instance: &mut Instance, guest: 
     instance.machine.pause().await.expect("it pauses");
     instance.machine.switch_disk(&other).await.expect("it switches to what was prepared");
     instance.machine.resume().await.expect("it resumes");
-    let before = fs_err::read(&frozen).expect("the frozen overlay is there");
+    let before = content(&frozen);
     guest.write_disk().await;
-    assert!(fs_err::read(&frozen).expect("the frozen overlay is there") == before, "a frozen overlay is written to");
+    assert!(content(&frozen) == before, "a frozen overlay is written to");
     instance.disk = other;
 }
 
@@ -540,16 +550,21 @@ async fn refuses_damage(harness: &dyn Harness, template: &Snapshot) {
         }
     };
     let halve = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
-    let diff = whole.memory_diff.clone().expect("a clone's snapshot has a diff");
     for (damage, name) in [(&flip as &dyn Fn(&mut Vec<u8>), "flipped"), (&halve, "halved"), (&|bytes| bytes.clear(), "emptied")] {
         let state = damaged(&whole.state, damage);
         refused(Snapshot { state, ..whole.clone() }, &format!("{name} state")).await;
-        let memory_diff = Some(damaged(&diff, damage));
-        refused(Snapshot { memory_diff, ..whole.clone() }, &format!("{name} diff")).await;
+        if let SnapshotMemory::Diff { base, diff } = whole.memory.clone() {
+            let memory = SnapshotMemory::Diff { base, diff: damaged(&diff, damage) };
+            refused(Snapshot { memory, ..whole.clone() }, &format!("{name} diff")).await;
+        }
     }
     refused(Snapshot { state: whole.state.with_extension("absent"), ..whole.clone() }, "absent state").await;
-    refused(Snapshot { memory_diff: Some(diff.with_extension("absent")), ..whole.clone() }, "absent diff").await;
-    refused(Snapshot { memory: whole.state.clone(), ..whole.clone() }, "memory of another size").await;
+    if let SnapshotMemory::Diff { base, diff } = whole.memory.clone() {
+        let memory = SnapshotMemory::Diff { base, diff: diff.with_extension("absent") };
+        refused(Snapshot { memory, ..whole.clone() }, "absent diff").await;
+        let memory = SnapshotMemory::Diff { base: whole.state.clone(), diff };
+        refused(Snapshot { memory, ..whole.clone() }, "memory of another size").await;
+    }
     let (mut child, _guest) = Instance::running(harness, &whole).await;
     child.machine.kill().await;
 }
@@ -574,6 +589,17 @@ async fn failed_boot_leaves_nothing(harness: &dyn Harness) {
     assert!(harness.engine().boot(spec).await.is_err(), "a machine without its disk does not boot");
     gone(harness, "a failed boot leaves no machine").await;
     assert!(!memory.exists(), "a failed boot leaves no memory file");
+}
+
+/// What a disk's file holds, or all files of one that is a directory.
+fn content(disk: &Path) -> Vec<u8> {
+    if !disk.is_dir() {
+        return fs_err::read(disk).expect("a disk is there");
+    }
+    let entries = fs_err::read_dir(disk).expect("a disk is there").map(|entry| entry.expect("a directory is read").path());
+    let mut entries: Vec<PathBuf> = entries.collect();
+    entries.sort();
+    entries.iter().flat_map(|entry| content(entry)).collect()
 }
 
 /// Waits for the last process to go: a drop waits for nothing.

@@ -104,7 +104,8 @@ pub struct BootSpec {
     pub cmdline: String,
     /// The guest's root disk; its overlay is fresh and in `dir`.
     pub disk: RootDisk,
-    /// File to create for guest memory; becomes the `memory` member of a template.
+    /// File to create for guest memory; becomes the `memory` member of a template. Not created by an engine whose snapshots have their memory
+    /// in their state.
     pub memory_file: PathBuf,
 }
 
@@ -121,14 +122,28 @@ pub struct RestoreSpec {
     pub announces: bool,
     /// Where it runs.
     pub slot: Slot,
-    /// Full guest memory, mapped copy-on-write and never written.
-    pub memory: PathBuf,
-    /// Pages that differ from `memory`, when the snapshot was taken of a restored machine.
-    pub memory_diff: Option<PathBuf>,
+    /// Where the snapshot's memory is.
+    pub memory: SnapshotMemory,
     /// Device state.
     pub state: PathBuf,
     /// The snapshot's disk under a fresh overlay in `dir`.
     pub disk: RootDisk,
+}
+
+/// Where a snapshot's memory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotMemory {
+    /// All of it in a file, mapped copy-on-write and never written.
+    Full(PathBuf),
+    /// Pages in `diff` that differ from those in `base`, which is a whole memory.
+    Diff {
+        /// As for [`SnapshotMemory::Full`].
+        base: PathBuf,
+        /// As it was written by [`Machine::snapshot`].
+        diff: PathBuf,
+    },
+    /// Within the state: the engine has no files of it.
+    InState,
 }
 
 /// Which form a snapshot's memory has.
@@ -142,6 +157,8 @@ pub enum MemoryForm {
         /// Bytes of pages in it, at most.
         bytes: u64,
     },
+    /// The state has it. The machine may go on.
+    InState,
 }
 
 /// What [`Machine::snapshot`] wrote, and how long its parts took.

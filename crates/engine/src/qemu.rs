@@ -49,7 +49,8 @@ use self::{
     process::{Launch, Process},
 };
 use crate::{
-    Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, StartError,
+    Acceleration, BootSpec, Compatibility, Engine, Machine, Prepared, Processor, RestoreSpec, Shape, Slot, SnapshotMemory,
+    StartError,
     disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
     qcow2::{self, Format, Qcow2},
@@ -134,7 +135,12 @@ impl Engine for QemuEngine {
     }
 
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
-        let RestoreSpec { dir, shape, processor, announces, slot, memory, memory_diff, state, disk } = spec;
+        let RestoreSpec { dir, shape, processor, announces, slot, memory, state, disk } = spec;
+        let (memory, memory_diff) = match memory {
+            SnapshotMemory::Full(memory) => (memory, None),
+            SnapshotMemory::Diff { base, diff } => (base, Some(diff)),
+            SnapshotMemory::InState => return Err(refused("the snapshot's memory", "it is of another engine")),
+        };
         let mut clock = Phases::begin();
         let Checked { state, form, diff } = check(state, memory_diff, memory_bytes(shape)).await?;
         let base = open(&memory)?;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use collect::Pins;
-use firkin_engine::{DiskFormat, parts};
+use firkin_engine::{DiskFormat, SnapshotMemory, parts};
 use fs_err as fs;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
@@ -80,12 +80,25 @@ impl Artifact {
         self
     }
 
+    /// Where an engine finds its memory, if it has one.
+    pub(crate) fn snapshot_memory(&self) -> Option<SnapshotMemory> {
+        match (&self.manifest.memory, &self.memory_diff) {
+            (MemoryMember::Absent, _) => None,
+            (MemoryMember::InState, _) => Some(SnapshotMemory::InState),
+            (MemoryMember::Full | MemoryMember::Diff { .. }, None) => Some(SnapshotMemory::Full(self.memory.clone())),
+            (MemoryMember::Full | MemoryMember::Diff { .. }, Some(diff)) => {
+                Some(SnapshotMemory::Diff { base: self.memory.clone(), diff: diff.clone() })
+            }
+        }
+    }
+
     /// Its members, shared ones included, by the names that they have in the integrity record.
     fn members(&self) -> Vec<(String, &Path)> {
         let mut members: Vec<(String, &Path)> = match self.manifest.memory {
             MemoryMember::Full | MemoryMember::Diff { .. } => {
                 vec![(parts::STATE.to_owned(), &self.state), (parts::MEMORY.to_owned(), &self.memory)]
             }
+            MemoryMember::InState => vec![(parts::STATE.to_owned(), &self.state)],
             MemoryMember::Absent => Vec::new(),
         };
         if let Some(diff) = &self.memory_diff {
@@ -224,7 +237,7 @@ impl ArtifactStore {
     fn assemble(&self, manifest: SnapshotArtifactManifest, integrity: SnapshotArtifactIntegrity) -> Artifact {
         let dir = self.dir(&manifest.id);
         let (memory, memory_diff) = match &manifest.memory {
-            MemoryMember::Full | MemoryMember::Absent => (dir.join(parts::MEMORY), None),
+            MemoryMember::Full | MemoryMember::Absent | MemoryMember::InState => (dir.join(parts::MEMORY), None),
             MemoryMember::Diff { base } => (self.dir(base).join(parts::MEMORY), Some(dir.join(parts::MEMORY_DIFF))),
         };
         let layers = manifest.disk.layers.iter().map(|id| self.layer(id)).collect();

@@ -5,13 +5,13 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_engine::{BootSpec, Machine, MachineError, Processor, Shape, parts};
+use firkin_engine::{BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, parts};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
 use crate::{
     agent::{Agent, AgentError},
-    artifact::{Artifact, ArtifactDraft, DiskMembers, PublishError, RootDisk, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
     core::Core,
     instances::InstanceDir,
     launch::{BootError, LaunchError, Obituary},
@@ -58,6 +58,7 @@ pub(crate) struct Booted {
     draft: ArtifactDraft,
     dir: InstanceDir,
     disk: RootDisk,
+    memory: Option<MemoryForm>,
 }
 
 /// Boots until the guest comes up, or too often.
@@ -104,7 +105,7 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
         .await
         .map_err(LaunchError::Start)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, disk }),
+        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, disk, memory: None }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;
@@ -175,6 +176,12 @@ async fn identify(agent: &mut Agent, identity: &Identity, link: &Link) -> Result
 }
 
 impl Booted {
+    /// Where the artifact has its memory.
+    pub(crate) fn memory(&self) -> MemoryMember {
+        let form = self.memory.expect("what is published has been cut");
+        MemoryMember::of_cut(form, self.id())
+    }
+
     /// The layers of the disk that the artifact has: what it wrote is the uppermost.
     pub(crate) fn layers(&self) -> Vec<String> {
         self.disk.layers.iter().chain([&self.disk.overlay]).cloned().collect()
@@ -236,7 +243,8 @@ impl Booted {
     async fn take(&mut self, report: Report<'_>) -> Result<(), BootError> {
         report("taking the snapshot");
         self.machine.pause().await.map_err(BootError::Machine)?;
-        self.machine.snapshot(self.draft.dir()).await.map_err(BootError::Machine)?;
+        let written = self.machine.snapshot(self.draft.dir()).await.map_err(BootError::Machine)?;
+        self.memory = Some(written.memory);
         Ok(())
     }
 
@@ -247,12 +255,13 @@ impl Booted {
 
     /// Makes an artifact of what was cut, after the end.
     pub(crate) async fn publish(self, core: &Core, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
-        let Self { draft, dir, disk, .. } = self;
+        let Self { draft, dir, disk, memory, .. } = self;
         let artifacts = core.artifacts.clone();
         tokio::task::spawn_blocking(move || {
-            let memory = dir.path().join(parts::MEMORY);
-            let target = draft.dir().join(parts::MEMORY);
-            fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
+            if memory == Some(MemoryForm::Full) {
+                let (memory, target) = (dir.path().join(parts::MEMORY), draft.dir().join(parts::MEMORY));
+                fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
+            }
             let _pin = artifacts.pin(format!("layer:{}", disk.overlay));
             let overlay = disk.path(dir.path(), &artifacts);
             artifacts.adopt_layer(&disk.overlay, &overlay).map_err(|source| PublishError::File { path: overlay, source })?;

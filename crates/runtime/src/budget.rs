@@ -162,7 +162,7 @@ async fn needed(core: &Core) -> Result<HashSet<String>, StoreError> {
 fn base_of(core: &Core, id: &str) -> Option<String> {
     match core.artifacts.load(id).ok()?.manifest.memory {
         MemoryMember::Diff { base } => Some(base),
-        MemoryMember::Full | MemoryMember::Absent => None,
+        MemoryMember::Full | MemoryMember::InState | MemoryMember::Absent => None,
     }
 }
 

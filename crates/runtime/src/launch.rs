@@ -70,6 +70,9 @@ pub enum LaunchError {
         #[source]
         source: std::io::Error,
     },
+    /// What was to be restored has no memory.
+    #[error("the snapshot artifact has no memory")]
+    NoMemory,
     /// The session's root disk could not be made or taken over.
     #[error("cannot make the sandbox's disk")]
     Disk(#[source] DiskError),

@@ -14,7 +14,7 @@ use firkin_wire::control::{self, Identity};
 use jiff::Timestamp;
 
 use crate::{
-    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, Pin, SnapshotArtifactManifest},
     boot::{self, BootRequest, Booted},
     core::Core,
     launch::BootError,
@@ -99,7 +99,7 @@ fn manifest(
         shape: from.shape,
         budget: from.budget,
         epoch,
-        memory: MemoryMember::Full,
+        memory: booted.memory(),
         disk: DiskMembers { layers: booted.layers(), ..from.disk.clone() },
     }
 }

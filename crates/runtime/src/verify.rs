@@ -88,7 +88,7 @@ pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<
 fn over_bases(artifacts: &ArtifactStore, ids: &[String]) -> Vec<(String, String)> {
     let base = |id: &String| match artifacts.load(id).ok()?.manifest.memory {
         MemoryMember::Diff { base } => Some((id.clone(), base)),
-        MemoryMember::Full | MemoryMember::Absent => None,
+        MemoryMember::Full | MemoryMember::InState | MemoryMember::Absent => None,
     };
     ids.iter().filter_map(base).collect()
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use firkin_engine::{
-    DiskFormat as _, Engine, MemoryForm,
+    DiskFormat as _, Engine, MemoryForm, SnapshotMemory,
     contract::{Harness, Snapshot},
     parts,
     qcow2::Qcow2,
@@ -45,7 +45,8 @@ async fn main() {
 
     let mut freezes = Vec::new();
     for n in 0..CUTS {
-        dirty(machine.pid().unwrap(), &template.memory);
+        let SnapshotMemory::Full(memory) = &template.memory else { panic!("a template has a whole memory") };
+        dirty(machine.pid().unwrap(), memory);
         let room = tempfile::tempdir_in("/dev/shm").unwrap();
         let next = next_overlay(&dir, &disk, n).await;
         let begun = Instant::now();
@@ -93,7 +94,7 @@ async fn template(harness: &QemuHarness) -> Snapshot {
     let out = harness.snapshot_dir().await;
     machine.snapshot(&out).await.unwrap();
     machine.kill().await;
-    Snapshot { memory, memory_diff: None, state: out.join(parts::STATE), disk }
+    Snapshot { memory: SnapshotMemory::Full(memory), state: out.join(parts::STATE), disk }
 }
 
 async fn next_overlay(dir: &Path, disk: &Path, n: usize) -> PathBuf {

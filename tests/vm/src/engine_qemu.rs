@@ -221,7 +221,6 @@ impl Harness for QemuHarness {
             processor: Processor::Plain,
             announces: false,
             memory: snapshot.memory.clone(),
-            memory_diff: snapshot.memory_diff.clone(),
             state: snapshot.state.clone(),
         }
     }

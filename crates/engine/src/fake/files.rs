@@ -11,7 +11,7 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 
 use crate::{
-    RestoreSpec, Shape, StartError,
+    RestoreSpec, Shape, SnapshotMemory, StartError,
     memory::{
         PAGE_BYTES,
         diff::{Content, Diff, Writer},
@@ -68,20 +68,18 @@ fn pages(memory: &[u8]) -> Vec<u8> {
 pub(super) fn read_snapshot(spec: &RestoreSpec) -> Result<Vec<u8>, StartError> {
     let refuse = |phase, reason: &str| StartError::Refused { phase, reason: reason.to_owned() };
     let state = read_digested(&spec.state).map_err(|source| error(&spec.state, source))?;
-    // What was a diff may have been flattened since.
-    let is_one_of_ours = match state.as_deref() {
-        Some(state) if spec.memory_diff.is_none() => state == STATE_FULL || state == STATE_DIFF,
-        Some(state) => state == STATE_DIFF,
-        None => false,
+    let other = || refuse("the snapshot's device state", "it is damaged, or of another kind of snapshot");
+    let (memory, diff) = match (state.as_deref(), &spec.memory) {
+        // What was a diff may have been flattened since.
+        (Some(STATE_FULL | STATE_DIFF), SnapshotMemory::Full(memory)) => (memory, None),
+        (Some(STATE_DIFF), SnapshotMemory::Diff { base, diff }) => (base, Some(diff)),
+        _ => return Err(other()),
     };
-    if !is_one_of_ours {
-        return Err(refuse("the snapshot's device state", "it is damaged, or of another kind of snapshot"));
-    }
-    let length = fs_err::metadata(&spec.memory).map_err(|source| error(&spec.memory, source))?.len();
+    let length = fs_err::metadata(memory).map_err(|source| error(memory, source))?.len();
     if length != u64::from(spec.shape.memory_mib) << 20 {
         return Err(refuse("the snapshot's memory", "its size is not the machine's"));
     }
-    match &spec.memory_diff {
+    match diff {
         Some(path) => {
             let diff = Diff::open(path, length).map_err(|error| refuse("the snapshot's memory diff", &error.to_string()))?;
             let stored = usize::try_from(diff.data_pages().min(MAX_MEMORY_BYTES / PAGE_BYTES) * PAGE_BYTES).unwrap_or_default();
@@ -89,8 +87,8 @@ pub(super) fn read_snapshot(spec: &RestoreSpec) -> Result<Vec<u8>, StartError> {
             diff.read_data(0, &mut pages).and_then(|()| read_memory(&pages[..])).map_err(|source| error(path, source))
         }
         None => {
-            let read = || read_memory(fs_err::File::open(&spec.memory)?);
-            read().map_err(|source| error(&spec.memory, source))
+            let read = || read_memory(fs_err::File::open(memory)?);
+            read().map_err(|source| error(memory, source))
         }
     }
 }

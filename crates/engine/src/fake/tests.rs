@@ -12,7 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
 use super::{Connection, FakeEngine, Fault, Point};
 use crate::{
-    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, StartError,
+    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, SnapshotMemory,
+    StartError,
     contract::{self, Guest, Harness, Snapshot},
 };
 
@@ -80,7 +81,7 @@ impl FakeHarness {
         let dir = self.fresh();
         machine.snapshot(&dir).await.unwrap();
         machine.kill().await;
-        Snapshot { memory, memory_diff: None, state: dir.join("state"), disk }
+        Snapshot { memory: SnapshotMemory::Full(memory), state: dir.join("state"), disk }
     }
 
     async fn running(&self, template: &Snapshot) -> Box<dyn Machine> {
@@ -123,7 +124,6 @@ impl Harness for FakeHarness {
             announces: false,
             slot: Self::slot(),
             memory: snapshot.memory.clone(),
-            memory_diff: snapshot.memory_diff.clone(),
             state: snapshot.state.clone(),
         }
     }

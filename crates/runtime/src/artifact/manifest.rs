@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::{Fingerprint, Shape};
+use firkin_engine::{Fingerprint, MemoryForm, Shape};
 use firkin_wire::nonce::Nonce;
 use fs_err as fs;
 use jiff::Timestamp;
@@ -97,6 +97,19 @@ pub enum MemoryMember {
     },
     /// None: only the disk was kept, and its guest must be booted. There is no device state either.
     Absent,
+    /// The state has it: the engine writes no files of memory.
+    InState,
+}
+
+impl MemoryMember {
+    /// Of what was cut out of a machine whose memory is that of `base`, if it is of another artifact's.
+    pub(crate) fn of_cut(form: MemoryForm, base: &str) -> Self {
+        match form {
+            MemoryForm::Full => Self::Full,
+            MemoryForm::Diff { .. } => Self::Diff { base: base.to_owned() },
+            MemoryForm::InState => Self::InState,
+        }
+    }
 }
 
 /// The root disk of an artifact.
@@ -213,7 +226,7 @@ pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), 
 pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
     match &manifest.memory {
         // What has no memory is mapped by nobody, so its own id does no harm.
-        MemoryMember::Full | MemoryMember::Absent => manifest.id.clone(),
+        MemoryMember::Full | MemoryMember::Absent | MemoryMember::InState => manifest.id.clone(),
         MemoryMember::Diff { base } => base.clone(),
     }
 }

@@ -155,6 +155,7 @@ impl ArtifactStore {
         let own: &[&str] = match manifest.memory {
             MemoryMember::Full => &[parts::STATE, parts::MEMORY],
             MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
+            MemoryMember::InState => &[parts::STATE],
             MemoryMember::Absent => &[],
         };
         draft.settle(own).map_err(file(&draft.dir))?;

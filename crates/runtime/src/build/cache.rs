@@ -85,7 +85,7 @@ pub(crate) async fn trim(core: &Core) -> Result<(), StoreError> {
 /// Lets go the states between steps that are what a template was: it is deleted, and its room is wanted back. Prepared sources
 /// stay: others stand on them.
 pub(crate) async fn drop_artifact(core: &Core, artifact: &str) -> Result<(), StoreError> {
-    if core.artifacts.load(artifact).is_ok_and(|found| found.manifest.memory == MemoryMember::Full) {
+    if core.artifacts.load(artifact).is_ok_and(|found| found.manifest.parent.is_none()) {
         return Ok(());
     }
     let layers = core.store.layers().await?;

@@ -103,7 +103,7 @@ impl BuildMachine {
         let mut draft = core.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
         let pin = core.artifacts.pin(draft.id());
         let cut = self.session.cut(&mut draft, &core.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
-        let base = self.session.memory_base.clone();
+        let form = cut.parts.as_ref().expect("memory was wanted").memory;
         let manifest = SnapshotArtifactManifest {
             format: FORMAT,
             id: draft.id().to_owned(),
@@ -112,7 +112,7 @@ impl BuildMachine {
             parent: Some(self.from.id.clone()),
             created_at: Timestamp::now(),
             epoch: self.identity.epoch,
-            memory: MemoryMember::Diff { base },
+            memory: MemoryMember::of_cut(form, &self.session.memory_base),
             disk: DiskMembers { layers: cut.layers, ..self.from.disk.clone() },
             guest: GuestIdentity { nonce: self.session.nonce(), ..self.from.guest.clone() },
             ..self.from.clone()
@@ -235,7 +235,7 @@ fn manifest(
         shape,
         budget,
         epoch: nobody().epoch,
-        memory: MemoryMember::Full,
+        memory: booted.memory(),
         disk: DiskMembers { layers: booted.layers(), ..members },
     }
 }

@@ -211,10 +211,10 @@ impl Owner {
             parent: Some(running.session.memory_base.clone()),
             created_at: Timestamp::now(),
             epoch: self.record.epoch,
-            memory: match memory {
-                Memory::Kept => MemoryMember::Diff { base: running.session.memory_base.clone() },
-                Memory::Dropped => MemoryMember::Absent,
-            },
+            memory: cut
+                .parts
+                .as_ref()
+                .map_or(MemoryMember::Absent, |parts| MemoryMember::of_cut(parts.memory, &running.session.memory_base)),
             disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
             guest: GuestIdentity { nonce: running.session.nonce(), ..base.guest.clone() },
             ..base

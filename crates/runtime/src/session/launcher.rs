@@ -85,14 +85,14 @@ impl EngineLauncher {
             let reason = error.to_string();
             LaunchError::Start(StartError::Refused { phase: "the snapshot", reason })
         })?;
+        let memory = artifact.snapshot_memory().ok_or(LaunchError::NoMemory)?;
         let spec = RestoreSpec {
             dir: dir.path().to_owned(),
             shape: manifest.shape,
             processor,
             announces: manifest.engine.announces,
             slot,
-            memory: artifact.memory.clone(),
-            memory_diff: artifact.memory_diff.clone(),
+            memory,
             state: artifact.state.clone(),
             disk: files,
         };
