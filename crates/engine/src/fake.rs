@@ -11,6 +11,7 @@ mod files;
 mod kept;
 mod machine;
 mod prepared;
+mod trees;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,8 +28,12 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use tokio::{io::DuplexStream, sync::watch};
 
+pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
-use crate::{Acceleration, BootSpec, Compatibility, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError};
+use crate::{
+    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError,
+    qcow2::Qcow2,
+};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +75,17 @@ pub enum Fault {
     Delay(Duration),
 }
 
+/// In which form an engine keeps what it makes. The seam allows either, so who works above it is tested with both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// As QEMU does: memory in files of its own, of which clones keep the difference, and disks in qcow2 files. A booted machine is sealed
+    /// by its snapshot.
+    #[default]
+    Files,
+    /// Memory within the state, all of it each time, and each layer of a disk in a directory. A booted machine may go on.
+    InStateAndTrees,
+}
+
 /// What agents are given: one end of a control connection, and the guest behind it.
 #[derive(Debug)]
 pub struct Connection {
@@ -97,9 +113,14 @@ impl Guest {
         self.core.keep();
     }
 
-    /// The file that the guest's root disk is at the moment.
+    /// The file or directory that the guest's root disk is at the moment.
     pub fn root_disk(&self) -> PathBuf {
         lock(&self.core.root_disk).clone()
+    }
+
+    /// The file that the guest writes, when it writes to its root disk.
+    pub fn written(&self) -> PathBuf {
+        trees::written(&self.root_disk())
     }
 
     /// Ends the machine from within.
@@ -140,6 +161,7 @@ struct Host {
     crossed: Mutex<HashMap<PathBuf, PathBuf>>,
     /// Where machines are written down.
     kept_in: Option<PathBuf>,
+    keeping: Keeping,
 }
 
 impl FakeEngine {
@@ -176,6 +198,18 @@ impl FakeEngine {
             lock(&host.machines).insert(core.dir.clone(), core);
         }
         Ok(Self { host, compatibility: compatibility() })
+    }
+
+    /// Has it keep what it makes in another form.
+    ///
+    /// # Panics
+    /// If it has been cloned, or has machines.
+    #[must_use]
+    pub fn keeping(mut self, keeping: Keeping) -> Self {
+        let host = Arc::get_mut(&mut self.host).expect("an engine that nobody shares yet");
+        assert!(lock(&host.machines).is_empty(), "its machines are kept in another form");
+        host.keeping = keeping;
+        self
     }
 
     /// The same host behind another fingerprint, as after an upgrade of the engine.
@@ -255,6 +289,7 @@ impl Host {
             restores: AtomicU64::new(0),
             crossed: Mutex::default(),
             kept_in,
+            keeping: Keeping::default(),
         }
     }
 
@@ -387,12 +422,21 @@ impl Engine for FakeEngine {
         &self.compatibility
     }
 
+    fn disks(&self) -> &'static dyn DiskFormat {
+        match self.host.keeping {
+            Keeping::Files => &Qcow2,
+            Keeping::InStateAndTrees => &Trees,
+        }
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         self.host.suffer_start(Point::Boot).await?;
         for file in [&spec.kernel, &spec.initrd, &spec.disk.overlay] {
             files::exists(file)?;
         }
-        files::create_memory(&spec.memory_file, spec.shape)?;
+        if self.host.keeping == Keeping::Files {
+            files::create_memory(&spec.memory_file, spec.shape)?;
+        }
         self.host.boots.fetch_add(1, Ordering::Relaxed);
         let origin = Origin::Booted { memory_file: spec.memory_file };
         let core = self.start(spec.dir, spec.disk.overlay, (origin, Phase::Running, Vec::new()));

@@ -20,6 +20,8 @@ use crate::{
 
 const STATE_FULL: &[u8] = b"state of a booted machine";
 const STATE_DIFF: &[u8] = b"state of a restored machine";
+/// Before the memory, where the state has it.
+const STATE_WITH_MEMORY: &[u8] = b"state and memory of a machine:";
 /// A test's guest remembers a few bytes.
 const MAX_MEMORY_BYTES: u64 = 1 << 20;
 
@@ -44,6 +46,10 @@ pub(super) fn write_memory(path: &Path, memory: &[u8]) -> io::Result<()> {
 
 pub(super) fn write_state(path: &Path, booted: bool) -> io::Result<()> {
     write_digested(path, if booted { STATE_FULL } else { STATE_DIFF })
+}
+
+pub(super) fn write_state_with_memory(path: &Path, memory: &[u8]) -> io::Result<()> {
+    write_digested(path, &[STATE_WITH_MEMORY, memory].concat())
 }
 
 pub(super) fn write_diff(path: &Path, memory: &[u8], memory_bytes: u64) -> io::Result<()> {
@@ -73,6 +79,9 @@ pub(super) fn read_snapshot(spec: &RestoreSpec) -> Result<Vec<u8>, StartError> {
         // What was a diff may have been flattened since.
         (Some(STATE_FULL | STATE_DIFF), SnapshotMemory::Full(memory)) => (memory, None),
         (Some(STATE_DIFF), SnapshotMemory::Diff { base, diff }) => (base, Some(diff)),
+        (Some(state), SnapshotMemory::InState) => {
+            return state.strip_prefix(STATE_WITH_MEMORY).map(<[u8]>::to_vec).ok_or_else(other);
+        }
         _ => return Err(other()),
     };
     let length = fs_err::metadata(memory).map_err(|source| error(memory, source))?.len();

@@ -15,7 +15,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{Connection, Core, Failed, Guest, Host, INJECTED, Origin, Phase, Point, crashed, files, lock};
+use super::{Connection, Core, Failed, Guest, Host, INJECTED, Keeping, Origin, Phase, Point, crashed, files, lock};
 use crate::{ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts, parts};
 
 /// Bytes that a control connection buffers, like a socket does.
@@ -136,6 +136,10 @@ impl Machine for FakeMachine {
         let started = Instant::now();
         let memory = lock(&self.core.memory).clone();
         let write = || match &self.core.origin {
+            _ if self.host.keeping == Keeping::InStateAndTrees => {
+                files::write_state_with_memory(&dir.join(parts::STATE), &memory)?;
+                Ok(MemoryForm::InState)
+            }
             Origin::Booted { memory_file } => {
                 files::write_state(&dir.join(parts::STATE), true)?;
                 files::write_memory(memory_file, &memory)?;

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
-use super::{Connection, FakeEngine, Fault, Point};
+use super::{Connection, FakeEngine, Fault, Keeping, Point};
 use crate::{
     BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, SnapshotMemory,
     StartError,
@@ -26,7 +26,7 @@ async fn agent(connection: Connection) {
         let answer = match line.trim() {
             "recall" => String::from_utf8(guest.memory()).unwrap(),
             "write" => {
-                let disk = guest.root_disk();
+                let disk = guest.written();
                 let mut bytes = fs_err::read(&disk).unwrap();
                 bytes.push(1);
                 fs_err::write(disk, bytes).unwrap();
@@ -53,9 +53,13 @@ struct FakeHarness {
 
 impl FakeHarness {
     fn new() -> Self {
+        Self::keeping(Keeping::Files)
+    }
+
+    fn keeping(keeping: Keeping) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs_err::write(dir.path().join("file"), b"").unwrap();
-        Self { engine: FakeEngine::with_agent(agent), dir, used: AtomicUsize::new(0) }
+        Self { engine: FakeEngine::with_agent(agent).keeping(keeping), dir, used: AtomicUsize::new(0) }
     }
 
     fn fresh(&self) -> PathBuf {
@@ -185,7 +189,9 @@ impl Guest for LineGuest {
 
 #[tokio::test]
 async fn the_fake_keeps_the_contract() {
-    contract::check(&FakeHarness::new()).await;
+    for keeping in [Keeping::Files, Keeping::InStateAndTrees] {
+        contract::check(&FakeHarness::keeping(keeping)).await;
+    }
 }
 
 #[tokio::test]

@@ -206,7 +206,7 @@ impl Host {
     pub(crate) fn with_agents(age: Age) -> Self {
         let guests = Guests::default();
         let seen = Arc::clone(&guests);
-        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), age));
+        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), age)).keeping(crate::KEEPING);
         let dir = tempfile::tempdir().unwrap();
         for name in ["kernel", "initrd", "rootfs"] {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
@@ -235,6 +235,16 @@ impl Host {
     pub(crate) fn with_engine_version(self, version: &str) -> Self {
         let fingerprint = Fingerprint { version: version.into(), ..self.engine.fingerprint().clone() };
         Self { engine: self.engine.with_fingerprint(fingerprint), ..self }
+    }
+
+    /// The layer that a layer or an overlay lies over, by its own word; none where that is the root image.
+    pub(crate) fn below(&self, file: &Path) -> Option<PathBuf> {
+        self.engine.disks().below(file).unwrap().filter(|below| *below != self.dir.path().join("rootfs"))
+    }
+
+    /// Where a layer is.
+    pub(crate) fn layer(&self, id: &str) -> PathBuf {
+        self.state_dir().join("layers").join(id).with_extension(self.engine.disks().extension())
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

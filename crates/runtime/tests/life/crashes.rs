@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_engine::{
-    fake::{Fault, Point},
-    qcow2,
-};
+use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{runtime::Runtime, sandbox::SandboxId};
 use rusqlite::Connection;
 
@@ -66,11 +63,8 @@ async fn pause_up_to(crash: Crash, host: &Host, server: Runtime, id: &SandboxId)
 fn disk_is_whole(host: &Host, id: &SandboxId) -> usize {
     let mut path = host.guest(id).root_disk();
     for depth in 0.. {
-        let Some(backing) = qcow2::inspect(&path).unwrap().backing else { return depth };
-        if backing.format == qcow2::Format::Raw {
-            return depth;
-        }
-        path = backing.path;
+        let Some(below) = host.below(&path) else { return depth };
+        path = below;
     }
     unreachable!("a chain ends")
 }
@@ -78,7 +72,7 @@ fn disk_is_whole(host: &Host, id: &SandboxId) -> usize {
 fn unseal(host: &Host, id: &SandboxId) {
     let run = host.state_dir().join("run").join(id.as_str());
     let top = host.guest(id).root_disk();
-    let sealed = qcow2::inspect(&top).unwrap().backing.unwrap().path;
+    let sealed = host.below(&top).unwrap();
     fs_err::rename(&sealed, run.join(sealed.file_name().unwrap())).unwrap();
 }
 

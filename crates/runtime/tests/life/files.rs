@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_engine::{
-    fake::{Fault, Point},
-    qcow2,
-};
+use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     artifact::IntegrityError,
     launch::BootError,
@@ -22,9 +19,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 fn layers(host: &Host, id: &SandboxId) -> Vec<String> {
     let mut path = host.guest(id).root_disk();
     let mut found = Vec::new();
-    while let Some(backing) = qcow2::inspect(&path).unwrap().backing.filter(|b| b.format == qcow2::Format::Qcow2) {
-        found.insert(0, backing.path.file_stem().unwrap().to_string_lossy().into_owned());
-        path = backing.path;
+    while let Some(below) = host.below(&path) {
+        found.insert(0, below.file_stem().unwrap().to_string_lossy().into_owned());
+        path = below;
     }
     found
 }
@@ -136,8 +133,9 @@ fn a_damaged_disk_is_not_booted() {
         server.pause_with(&id, Memory::Dropped).await.unwrap();
         let layers = host.state_dir().join("layers");
         let layer = layers.join(&names(&layers)[0]);
+        let layer = if layer.is_dir() { layer.join("bytes") } else { layer };
         let mut bytes = fs_err::read(&layer).unwrap();
-        bytes[100] ^= 1;
+        *bytes.last_mut().unwrap() ^= 1;
         let damaged = layer.with_extension("damaged");
         fs_err::write(&damaged, bytes).unwrap();
         fs_err::rename(&damaged, &layer).unwrap();

@@ -1,8 +1,8 @@
 //! A disk that is cut again and again stays shallow, and what shares its layers does not notice.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use firkin_engine::qcow2;
+use firkin_engine::Engine as _;
 use firkin_runtime::{artifact::SnapshotArtifactManifest, runtime::Runtime, sandbox::SandboxId};
 
 use crate::bench::{Host, base, names, until};
@@ -16,10 +16,6 @@ const MAX_DEPTH: usize = 8;
 /// A chain that a merge has not caught up with is at most so deep when it is cut.
 const MOST: usize = 2 * MAX_DEPTH + 1;
 
-fn layer(host: &Host, id: &str) -> PathBuf {
-    host.state_dir().join("layers").join(format!("{id}.qcow2"))
-}
-
 /// Every artifact there is. Each of its layers lies over the one below it.
 fn manifests(host: &Host) -> Vec<SnapshotArtifactManifest> {
     let read = |id: String| {
@@ -30,8 +26,9 @@ fn manifests(host: &Host) -> Vec<SnapshotArtifactManifest> {
     let found: Vec<_> = host.artifacts().into_iter().filter_map(read).collect();
     for manifest in &found {
         for pair in manifest.disk.layers.windows(2) {
-            let Ok(above) = qcow2::inspect(&layer(host, &pair[1])) else { continue };
-            assert_eq!(above.backing.unwrap().path, layer(host, &pair[0]), "{manifest:?}");
+            // It may be collected just now.
+            let Ok(below) = host.engine.disks().below(&host.layer(&pair[1])) else { continue };
+            assert_eq!(below.unwrap(), host.layer(&pair[0]), "{manifest:?}");
         }
     }
     found

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use firkin_engine::fake::Keeping;
+
+mod bases;
 mod bench;
 mod budget;
 mod builds;
@@ -21,3 +24,6 @@ mod privacy;
 mod races;
 mod rollback;
 mod survival;
+
+/// What the engine makes of memory and disks; `life_of_trees` has the other form.
+const KEEPING: Keeping = Keeping::Files;

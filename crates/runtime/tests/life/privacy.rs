@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use firkin_engine::fake::Keeping;
 use firkin_runtime::sandbox::CreateSandbox;
 
 use crate::bench::{Host, base};
@@ -45,8 +46,11 @@ fn nothing_in_the_state_directory_is_open_to_other_users() {
         let state = host.state_dir();
         let found = all(&state);
         let has = |part: &str| found.iter().any(|path| path.to_str().unwrap().contains(part));
-        for part in ["firkin.db", "firkin.db-wal", "/proofs", "/volumes/", "/uploads", "/quarantine", "/layers/", "/memory.diff"]
-        {
+        let memory = match crate::KEEPING {
+            Keeping::Files => "/memory.diff",
+            Keeping::InStateAndTrees => "/state",
+        };
+        for part in ["firkin.db", "firkin.db-wal", "/proofs", "/volumes/", "/uploads", "/quarantine", "/layers/", memory] {
             assert!(has(part), "the test has made no {part}");
         }
         assert!(has(&format!("/run/{}", running.id)));

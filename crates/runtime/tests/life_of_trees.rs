@@ -1,0 +1,46 @@
+//! The life of sandboxes on an engine of another form: memory within the state, and a directory for each layer of a disk. All of
+//! `life` but what is about diffs of memory, of which this engine has none.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use firkin_engine::fake::Keeping;
+
+#[path = "life/bench.rs"]
+mod bench;
+#[path = "life/budget.rs"]
+mod budget;
+#[path = "life/builds.rs"]
+mod builds;
+#[path = "life/crashes.rs"]
+mod crashes;
+#[path = "life/deletion.rs"]
+mod deletion;
+#[path = "life/engines.rs"]
+mod engines;
+#[path = "life/files.rs"]
+mod files;
+#[path = "life/generations.rs"]
+mod generations;
+#[path = "life/identity.rs"]
+mod identity;
+#[path = "life/keeping.rs"]
+mod keeping;
+#[path = "life/layers.rs"]
+mod layers;
+#[path = "life/lineage.rs"]
+mod lineage;
+#[path = "life/migration.rs"]
+mod migration;
+#[path = "life/nonces.rs"]
+mod nonces;
+#[path = "life/privacy.rs"]
+mod privacy;
+#[path = "life/races.rs"]
+mod races;
+#[path = "life/rollback.rs"]
+mod rollback;
+#[path = "life/survival.rs"]
+mod survival;
+
+/// What the engine makes of memory and disks.
+const KEEPING: Keeping = Keeping::InStateAndTrees;
