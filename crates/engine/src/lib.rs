@@ -84,6 +84,39 @@ pub struct Shape {
     pub memory_mib: u32,
 }
 
+/// A file that machines are booted from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its digest: equal ones are equal files.
+    pub digest: String,
+}
+
+/// What a machine is booted from, beside its root disk. Who works above an engine hands it on as it was told: what is in it is
+/// between an engine and who made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// Linux kernel image.
+    pub kernel: BootFile,
+    /// Initial RAM file system with the guest agent.
+    pub initrd: BootFile,
+    /// Added to the kernel's command line.
+    pub cmdline: String,
+}
+
+impl BootFiles {
+    /// Without more on the command line.
+    pub fn new(kernel: BootFile, initrd: BootFile) -> Self {
+        Self { kernel, initrd, cmdline: String::new() }
+    }
+
+    /// Digests of what runs in a guest before its disk does: the kernel, and what holds the agent.
+    pub fn digests(&self) -> [&str; 2] {
+        [&self.kernel.digest, &self.initrd.digest]
+    }
+}
+
 /// How to boot a machine from nothing.
 #[derive(Debug)]
 pub struct BootSpec {
@@ -96,12 +129,8 @@ pub struct BootSpec {
     pub processor: Processor,
     /// Where it runs.
     pub slot: Slot,
-    /// Linux kernel image.
-    pub kernel: PathBuf,
-    /// Initial RAM file system holding the guest agent.
-    pub initrd: PathBuf,
-    /// Added to the kernel command line.
-    pub cmdline: String,
+    /// What is booted.
+    pub boot: BootFiles,
     /// The guest's root disk; its overlay is fresh and in `dir`.
     pub disk: RootDisk,
     /// File to create for guest memory; becomes the `memory` member of a template. Not created by an engine whose snapshots have their memory

@@ -113,11 +113,11 @@ impl Engine for QemuEngine {
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
-        let BootSpec { dir, shape, processor, slot, kernel, initrd, cmdline, disk, memory_file } = spec;
+        let BootSpec { dir, shape, processor, slot, boot, disk, memory_file } = spec;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
-        let (kernel, initrd) = tokio::try_join!(in_memory(kernel), in_memory(initrd))?;
+        let (kernel, initrd) = tokio::try_join!(in_memory(boot.kernel.path), in_memory(boot.initrd.path))?;
         let handed = duplicate(&memory, &memory_file)?;
-        let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &cmdline };
+        let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &boot.cmdline };
         let start = Start {
             shape,
             processor,

@@ -24,7 +24,7 @@ use std::{
 };
 
 use firkin_engine::{
-    Engine,
+    BootFile, BootFiles, Engine,
     qemu::probe::{ProbeRequest, Requested, probe},
 };
 use firkin_network::NetworkConfig;
@@ -151,10 +151,10 @@ impl World {
         };
         let engine = Arc::new(probe(&request).await?);
         let guest = GuestSystem {
-            kernel: kernel.to_owned(),
-            kernel_digest: digest(kernel)?,
-            initrd: initrd.to_owned(),
-            initrd_digest: digest(initrd)?,
+            boot: BootFiles::new(
+                BootFile { path: kernel.to_owned(), digest: digest(kernel)? },
+                BootFile { path: initrd.to_owned(), digest: digest(initrd)? },
+            ),
             rootfs: rootfs.to_owned(),
             // A root image is large and this program runs once: its path tells it apart well enough.
             rootfs_digest: rootfs.display().to_string(),

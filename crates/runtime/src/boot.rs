@@ -96,9 +96,7 @@ async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, Lau
             shape: request.shape,
             processor: request.processor,
             slot: link.engine_slot().map_err(staged(&path))?,
-            kernel: guest.kernel.clone(),
-            initrd: guest.initrd.clone(),
-            cmdline: String::new(),
+            boot: guest.boot.clone(),
             disk: files,
             memory_file: dir.path().join(parts::MEMORY),
         })

@@ -2,6 +2,8 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
+use firkin_engine::BootFiles;
+
 use crate::{
     capacity::HostCapacity,
     disk::{DiskPressureProbe, StatvfsProbe},
@@ -118,17 +120,11 @@ impl Default for AdmissionConfig {
     }
 }
 
-/// Kernel, initial RAM file system and root image of guests, with their digests.
+/// What guests are made of: what an engine boots, and the root image, with its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestSystem {
-    /// Linux kernel image.
-    pub kernel: PathBuf,
-    /// Its digest.
-    pub kernel_digest: String,
-    /// Initial RAM file system with the guest agent.
-    pub initrd: PathBuf,
-    /// Digest of it, agent included.
-    pub initrd_digest: String,
+    /// What an engine of the kind that is used boots.
+    pub boot: BootFiles,
     /// Root image, raw ext4, immutable and readable by everyone.
     pub rootfs: PathBuf,
     /// Its digest.

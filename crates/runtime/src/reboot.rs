@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use firkin_engine::Fingerprint;
-use firkin_wire::control::{self, Identity};
+use firkin_wire::control::Identity;
 use jiff::Timestamp;
 
 use crate::{
@@ -79,7 +79,6 @@ fn manifest(
     booted: &Booted,
     (record, epoch): (&SandboxRecord, u64),
 ) -> SnapshotArtifactManifest {
-    let guest = &core.config.guest;
     SnapshotArtifactManifest {
         format: FORMAT,
         id: booted.id().to_owned(),
@@ -90,12 +89,7 @@ fn manifest(
         created_at: Timestamp::now(),
         engine,
         // The kernel and the agent that booted are this server's, not those of the memory that was dropped.
-        guest: GuestIdentity {
-            kernel: guest.kernel_digest.clone(),
-            agent: guest.initrd_digest.clone(),
-            agent_generation: control::GENERATION,
-            nonce: None,
-        },
+        guest: GuestIdentity::of_boot(&core.config.guest.boot),
         shape: from.shape,
         budget: from.budget,
         epoch,

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::fake::{Connection, FakeEngine, Fault, Point};
+use firkin_engine::{
+    BootFile, BootFiles,
+    fake::{Connection, FakeEngine, Fault, Point},
+};
 use firkin_runtime::{
     capacity::{CapacityUsage, HostCapacity},
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
@@ -84,10 +87,10 @@ fn config(dir: &Path, capacity: HostCapacity, depth: Depth) -> RuntimeConfig {
         path
     };
     let guest = GuestSystem {
-        kernel: file("kernel"),
-        kernel_digest: "k".into(),
-        initrd: file("initrd"),
-        initrd_digest: "i".into(),
+        boot: BootFiles::new(
+            BootFile { path: file("kernel"), digest: "k".into() },
+            BootFile { path: file("initrd"), digest: "i".into() },
+        ),
         rootfs: file("rootfs"),
         rootfs_digest: "r".into(),
         rootfs_bytes: 1 << 20,

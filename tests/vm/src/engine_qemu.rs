@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
+    BootFile, BootFiles, BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
     contract::{self, Guest, Harness, Snapshot},
     qemu::{
         QemuEngine,
@@ -69,6 +69,12 @@ pub struct GuestFiles {
 }
 
 impl GuestFiles {
+    /// What an engine boots, undigested.
+    pub fn boot(&self) -> BootFiles {
+        let file = |path: &PathBuf| BootFile { path: path.clone(), digest: String::new() };
+        BootFiles::new(file(&self.kernel), file(&self.initrd))
+    }
+
     /// The product's own, built first if this machine has none yet.
     pub async fn of_this_host(cache: &Cache) -> (Self, GuestKernel) {
         let kernel = guest_kernel(cache, &|_| ()).await.expect("there is a guest kernel");
@@ -203,9 +209,7 @@ impl Harness for QemuHarness {
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
-            kernel: self.files.kernel.clone(),
-            initrd: self.files.initrd.clone(),
-            cmdline: String::new(),
+            boot: self.files.boot(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use firkin_engine::{
-    BootSpec, Engine, Exit, Machine, MachineError, MemoryForm,
+    Engine, Exit, Machine, MachineError, MemoryForm,
     contract::{self, Harness},
 };
 use firkin_vm_tests::engine_qemu::{QemuHarness, bind, hello_for};
@@ -183,7 +183,8 @@ async fn a_machine_outlives_its_server() {
 async fn a_reset_is_not_a_power_off_and_leaves_what_the_guest_said_last() {
     let Some(harness) = QemuHarness::open().await else { return };
     // A kernel without an init or a root panics, and a panic resets the machine by a triple fault.
-    let spec = BootSpec { cmdline: "rdinit=/absent root=/dev/absent".into(), ..harness.boot_spec().await };
+    let mut spec = harness.boot_spec().await;
+    spec.boot.cmdline = "rdinit=/absent root=/dev/absent".into();
     let dir = spec.dir.clone();
     let mut machine = harness.engine.boot(spec).await.unwrap();
     assert_eq!(machine.wait().await, Exit::GuestReset { reason: "guest-reset".into() });

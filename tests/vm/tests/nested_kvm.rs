@@ -8,7 +8,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use firkin_engine::{
-    Acceleration, Engine,
+    Acceleration, BootFile, BootFiles, Engine,
     qemu::{QemuEngine, probe::Requested},
 };
 use firkin_image::GuestKernel;
@@ -97,10 +97,10 @@ fn pack(qemu: &Path, files: &GuestFiles, kernel: &GuestKernel, archive: &Path) {
 
 fn config(state: &Path, files: &GuestFiles, kernel: &GuestKernel) -> RuntimeConfig {
     let guest = GuestSystem {
-        kernel: files.kernel.clone(),
-        kernel_digest: kernel.digest.clone(),
-        initrd: files.initrd.clone(),
-        initrd_digest: "test".into(),
+        boot: BootFiles::new(
+            BootFile { path: files.kernel.clone(), digest: kernel.digest.clone() },
+            BootFile { path: files.initrd.clone(), digest: "test".into() },
+        ),
         rootfs: files.rootfs.clone(),
         rootfs_digest: "test".into(),
         rootfs_bytes: files.rootfs_bytes,

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use firkin_engine::{
-    Engine,
+    BootFile, BootFiles, Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
 use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
@@ -233,10 +233,10 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let root = root.context("cannot make the guest root file system")?;
     step.done("guest root file system");
     let guest = GuestSystem {
-        kernel: additions.kernel.kernel.clone(),
-        kernel_digest: additions.kernel.digest.clone(),
-        initrd: initrd.path,
-        initrd_digest: initrd.digest,
+        boot: BootFiles::new(
+            BootFile { path: additions.kernel.kernel.clone(), digest: additions.kernel.digest.clone() },
+            BootFile { path: initrd.path, digest: initrd.digest },
+        ),
         rootfs: root.path,
         rootfs_digest: root.digest,
         rootfs_bytes: root.virtual_bytes,
@@ -275,8 +275,8 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
     let step = progress.step("trying the acceleration");
     let request = ProbeRequest {
         program: None,
-        kernel: guest.kernel.clone(),
-        initrd: guest.initrd.clone(),
+        kernel: guest.boot.kernel.path.clone(),
+        initrd: guest.boot.initrd.path.clone(),
         requested: match settings.accel {
             Accel::Auto => Requested::Auto,
             Accel::Kvm => Requested::Kvm,

@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
 use super::{Connection, FakeEngine, Fault, Keeping, Point};
 use crate::{
-    BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot, SnapshotMemory,
-    StartError,
+    BootFile, BootFiles, BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot,
+    SnapshotMemory, StartError,
     contract::{self, Guest, Harness, Snapshot},
 };
 
@@ -112,9 +112,10 @@ impl Harness for FakeHarness {
             shape: SHAPE,
             processor: Processor::Plain,
             slot: Self::slot(),
-            kernel: file.clone(),
-            initrd: file,
-            cmdline: String::new(),
+            boot: BootFiles::new(
+                BootFile { path: file.clone(), digest: String::new() },
+                BootFile { path: file, digest: String::new() },
+            ),
         }
     }
 

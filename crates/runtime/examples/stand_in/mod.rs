@@ -14,7 +14,10 @@ use std::{
 
 use buffa::Message as _;
 use bytes::Bytes;
-use firkin_engine::fake::{Connection, FakeEngine, Guest};
+use firkin_engine::{
+    BootFile, BootFiles,
+    fake::{Connection, FakeEngine, Guest},
+};
 use firkin_runtime::{config::GuestSystem, link::NetworkChoice, sandbox::ENVD_PORT};
 use firkin_wire::{
     control::{self, Answer, Call, Decoder, GENERATION, encode},
@@ -63,10 +66,10 @@ pub(crate) fn guest_system(dir: &Path) -> io::Result<GuestSystem> {
         Ok(path)
     };
     Ok(GuestSystem {
-        kernel: file("kernel")?,
-        kernel_digest: "kernel".into(),
-        initrd: file("initrd")?,
-        initrd_digest: "initrd".into(),
+        boot: BootFiles::new(
+            BootFile { path: file("kernel")?, digest: "kernel".into() },
+            BootFile { path: file("initrd")?, digest: "initrd".into() },
+        ),
         rootfs: file("rootfs")?,
         rootfs_digest: "rootfs".into(),
         rootfs_bytes: 1 << 30,

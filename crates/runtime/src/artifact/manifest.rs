@@ -9,8 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::{Fingerprint, MemoryForm, Shape};
-use firkin_wire::nonce::Nonce;
+use firkin_engine::{BootFiles, Fingerprint, MemoryForm, Shape};
+use firkin_wire::{control, nonce::Nonce};
 use fs_err as fs;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -135,6 +135,14 @@ pub struct GuestIdentity {
     /// The nonce that is in its memory, by which it is called once more when it is restored. Absent: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Nonce>,
+}
+
+impl GuestIdentity {
+    /// A guest that was booted from this server's files.
+    pub(crate) fn of_boot(files: &BootFiles) -> Self {
+        let [kernel, agent] = files.digests().map(str::to_owned);
+        Self { kernel, agent, agent_generation: control::GENERATION, nonce: None }
+    }
 }
 
 /// What an artifact is.

@@ -216,7 +216,6 @@ fn manifest(
     (logical_id, shape, budget): (String, Shape, ResourceBudget),
     (engine, members): (Fingerprint, DiskMembers),
 ) -> SnapshotArtifactManifest {
-    let guest = &core.config.guest;
     SnapshotArtifactManifest {
         format: FORMAT,
         id: booted.id().to_owned(),
@@ -226,12 +225,7 @@ fn manifest(
         parent: None,
         created_at: Timestamp::now(),
         engine,
-        guest: GuestIdentity {
-            kernel: guest.kernel_digest.clone(),
-            agent: guest.initrd_digest.clone(),
-            agent_generation: control::GENERATION,
-            nonce: None,
-        },
+        guest: GuestIdentity::of_boot(&core.config.guest.boot),
         shape,
         budget,
         epoch: nobody().epoch,

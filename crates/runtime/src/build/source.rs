@@ -105,7 +105,7 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processo
         kind,
         source,
         (shape.vcpus, shape.memory_mib),
-        (&guest.kernel_digest, &guest.initrd_digest),
+        guest.boot.digests(),
         core.gates.engine.fingerprint(processor).kind(),
     ))
 }

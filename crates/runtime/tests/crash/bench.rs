@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::fake::{Connection, FakeEngine};
+use firkin_engine::{
+    BootFile, BootFiles,
+    fake::{Connection, FakeEngine},
+};
 use firkin_runtime::{
     artifact::{ArtifactKind, MemoryMember, SnapshotArtifactManifest},
     capacity::{HostCapacity, ResourceBudget},
@@ -78,10 +81,10 @@ impl Bench {
     async fn open_with(&self, engine: FakeEngine, disk_budget_mib: Option<u64>) -> Runtime {
         let file = |name: &str| self.dir.join("guest").join(name);
         let guest = GuestSystem {
-            kernel: file("kernel"),
-            kernel_digest: "k".into(),
-            initrd: file("initrd"),
-            initrd_digest: "i".into(),
+            boot: BootFiles::new(
+                BootFile { path: file("kernel"), digest: "k".into() },
+                BootFile { path: file("initrd"), digest: "i".into() },
+            ),
             rootfs: file("rootfs"),
             rootfs_digest: "r".into(),
             rootfs_bytes: 1 << 20,

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    Engine, Fingerprint,
+    BootFile, BootFiles, Engine, Fingerprint,
     fake::{Connection, FakeEngine, Guest},
 };
 use firkin_runtime::{
@@ -255,10 +255,10 @@ impl Host {
         let file = |name: &str| self.dir.path().join(name);
         let capacity = HostCapacity { cpus: 64, memory_mib: 1 << 20, disk_mib: 1 << 30 };
         let guest = GuestSystem {
-            kernel: file("kernel"),
-            kernel_digest: "k".into(),
-            initrd: file("initrd"),
-            initrd_digest: "i".into(),
+            boot: BootFiles::new(
+                BootFile { path: file("kernel"), digest: "k".into() },
+                BootFile { path: file("initrd"), digest: "i".into() },
+            ),
             rootfs: file("rootfs"),
             rootfs_digest: "r".into(),
             rootfs_bytes: 8 << 20,

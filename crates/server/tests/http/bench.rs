@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use firkin_engine::fake::FakeEngine;
+use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig},
@@ -83,10 +83,10 @@ impl Bench {
             path
         };
         let guest = GuestSystem {
-            kernel: file("kernel"),
-            kernel_digest: "k".into(),
-            initrd: file("initrd"),
-            initrd_digest: "i".into(),
+            boot: BootFiles::new(
+                BootFile { path: file("kernel"), digest: "k".into() },
+                BootFile { path: file("initrd"), digest: "i".into() },
+            ),
             rootfs: file("rootfs"),
             rootfs_digest: "r".into(),
             rootfs_bytes: 1 << 30,
