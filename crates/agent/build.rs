@@ -44,7 +44,7 @@ fn finished(path: &Path) -> PathBuf {
 fn build() -> PathBuf {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let workspace = here.ancestors().nth(2).expect("this crate is two directories below the workspace").to_path_buf();
-    for input in ["crates/guest", "crates/mcp", "crates/wire", "crates/files", "Cargo.toml", "Cargo.lock"] {
+    for input in ["crates/guest", "crates/mcp", "crates/wire", "crates/files", "crates/causes", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     let target_dir = outer_target_dir().join("guest");
