@@ -69,7 +69,7 @@ pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
             Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BootError::Up { attempts: attempt, source }),
-            Err(error) => report(&format!("the guest did not come up: {}", crate::causes::chain(&error))),
+            Err(error) => report(&format!("the guest did not come up: {}", firkin_causes::chain(&error))),
         }
     }
     unreachable!("the loop ends by returning")

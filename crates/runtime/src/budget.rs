@@ -8,10 +8,11 @@
 
 use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::SystemTime};
 
+use firkin_causes::chain;
+
 use self::plan::{Candidate, Held, Spare, What};
 use crate::{
     artifact::MemoryMember,
-    causes::chain,
     core::Core,
     disk::DiskPressure,
     store::{RecordedPhase, StoreError},

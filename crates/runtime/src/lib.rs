@@ -12,7 +12,6 @@ mod budget;
 pub mod build;
 mod builds;
 pub mod capacity;
-mod causes;
 pub mod command;
 pub mod config;
 mod core;

@@ -119,7 +119,7 @@ impl Links {
         if let Some(pool) = pool.and_then(Arc::into_inner)
             && let Err(error) = pool.close().await
         {
-            tracing::warn!(error = crate::causes::chain(&error), "cannot take the network down; the next server will");
+            tracing::warn!(error = firkin_causes::chain(&error), "cannot take the network down; the next server will");
         }
     }
 }

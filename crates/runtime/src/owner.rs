@@ -13,6 +13,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
+use firkin_causes::chain;
 use firkin_wire::control::Stats;
 use jiff::Timestamp;
 use tokio::{
@@ -30,7 +31,6 @@ use self::{
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
-    causes::chain,
     core::Core,
     history::{Event, Level},
     metrics::Timing,

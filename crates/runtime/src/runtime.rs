@@ -197,7 +197,7 @@ impl Runtime {
         let store = self.core.store.clone();
         self.core.tasks.spawn(async move {
             if let Err(error) = store.count_spawn(template.id, Timestamp::now()).await {
-                tracing::warn!(error = crate::causes::chain(&error), "cannot count a sandbox of a template");
+                tracing::warn!(error = firkin_causes::chain(&error), "cannot count a sandbox of a template");
             }
         });
         Ok(created)
@@ -586,7 +586,7 @@ impl Runtime {
         self.owners.handles().clear();
         self.core.links.close().await;
         if let Err(error) = self.core.store.close().await {
-            tracing::warn!(error = crate::causes::chain(&error), "cannot close the database; the next server repairs it");
+            tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");
         }
     }
 }

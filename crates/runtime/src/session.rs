@@ -246,7 +246,7 @@ impl Session {
             // Nothing that is still to be done touches what the guest has.
             match self.machine.resume().await {
                 Ok(()) => freeze = begun.elapsed(),
-                Err(error) => tracing::warn!(error = crate::causes::chain(&error), "cannot let a machine go on after a cut"),
+                Err(error) => tracing::warn!(error = firkin_causes::chain(&error), "cannot let a machine go on after a cut"),
             }
         }
         self.disk.settle(self.dir.path(), artifacts).map_err(MachineError::Disk)?;
@@ -282,7 +282,7 @@ impl Session {
         artifacts.stage(draft, expected);
         if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
             // The snapshot makes its own way, which takes longer.
-            tracing::warn!(error = crate::causes::chain(&error), "cannot take room for a cut");
+            tracing::warn!(error = firkin_causes::chain(&error), "cannot take room for a cut");
         }
         Ok((next, path))
     }
@@ -292,7 +292,7 @@ impl Session {
     async fn snapshot(&mut self, draft: &mut ArtifactDraft, next: &Path) -> Result<SnapshotParts, MachineError> {
         let mut written = match self.machine.cut(draft.cut_dir(), next).await {
             Err(error @ MachineError::File { .. }) if draft.leave_memory() => {
-                tracing::warn!(error = crate::causes::chain(&error), "a cut did not fit into memory and is written to the disk");
+                tracing::warn!(error = firkin_causes::chain(&error), "a cut did not fit into memory and is written to the disk");
                 if self.machine.root_disk() == next {
                     self.machine.snapshot(draft.cut_dir()).await
                 } else {

@@ -17,13 +17,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use firkin_causes::chain;
 use firkin_network::SweptNetwork;
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     build::cache,
-    causes::chain,
     core::Core,
     launch::LaunchError,
     owner::{Owner, Owners},

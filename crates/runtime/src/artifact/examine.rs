@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, io, path::PathBuf};
 
+use firkin_causes::chain;
 use serde::Serialize;
 
 use super::{Artifact, ArtifactKind, ArtifactStore, MemberIntegrity, manifest::unreadable};
-use crate::{artifact::IntegrityError, causes::chain};
+use crate::artifact::IntegrityError;
 
 /// What an examination found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -126,7 +126,7 @@ impl ArtifactStore {
         match self.staging.room(expected) {
             Ok(room) => draft.room = Some(room),
             Err(reason) => {
-                tracing::info!(reason = crate::causes::chain(&reason), "a cut is written to the disk, not into memory");
+                tracing::info!(reason = firkin_causes::chain(&reason), "a cut is written to the disk, not into memory");
             }
         }
     }

@@ -11,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use firkin_causes::chain;
 use fs_err as fs;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use super::{
     ArtifactStore,
     manifest::{FORMAT, read_sidecar, write_sidecar},
 };
-use crate::{artifact::IntegrityError, causes::chain};
+use crate::artifact::IntegrityError;
 
 /// What a mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

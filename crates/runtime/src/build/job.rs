@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use firkin_causes::chain;
 use firkin_engine::Shape;
 use jiff::Timestamp;
 use tokio::{sync::OwnedMutexGuard, time::Instant};
@@ -26,7 +27,6 @@ use super::{
 use crate::{
     artifact::{Artifact, Pin},
     budget,
-    causes::chain,
     core::Core,
     metrics::Timing,
     session::After,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use firkin_causes::chain;
 use firkin_engine::MachineError;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -18,7 +19,6 @@ use crate::{
         Artifact, ArtifactKind, CutReason, FORMAT, GuestIdentity, IntegrityError, MemoryMember, Pin, PublishError,
         SnapshotArtifactManifest,
     },
-    causes::chain,
     core::Core,
     disk::DiskPressure,
     history::{Event, Level},

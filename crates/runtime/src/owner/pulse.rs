@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -85,7 +86,7 @@ pub(super) async fn watch(session: &mut Session, pulse: &mut Pulse, id: &Sandbox
             Ok(Ok(())) => pulse.engine_owes = 0,
             Ok(Err(MachineError::Gone(exit))) => return End::Exited(exit),
             Ok(Err(error)) => {
-                tracing::warn!(sandbox = %id, error = super::chain(&error), "a machine's engine does not answer");
+                tracing::warn!(sandbox = %id, error = chain(&error), "a machine's engine does not answer");
                 pulse.engine_owes += 1;
             }
             Err(_) => {

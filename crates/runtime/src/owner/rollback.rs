@@ -10,6 +10,7 @@
 //! so that a failure, or a crash of everything, costs no state: at worst the sandbox is paused, as it was. Two machines of one
 //! sandbox never exist at once.
 
+use firkin_causes::chain;
 use jiff::Timestamp;
 
 use super::{
@@ -111,7 +112,7 @@ impl Owner {
             }
         };
         if let Err(error) = back {
-            tracing::error!(sandbox = %id, error = super::chain(&error), "a rollback failed, and the sandbox stays paused as it was");
+            tracing::error!(sandbox = %id, error = chain(&error), "a rollback failed, and the sandbox stays paused as it was");
         }
         Err(RollbackError::Restore { id, source })
     }

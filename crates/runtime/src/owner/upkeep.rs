@@ -18,13 +18,13 @@
 
 use std::sync::Arc;
 
+use firkin_causes::chain;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
-    causes::chain,
     core::Core,
     store::{Held, RecordedPhase},
 };

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use firkin_causes::chain;
+
 use super::{Staging, Waiting, WarmPool};
 use crate::{
     capacity::ActiveSessionReservation,
-    causes::chain,
     core::Core,
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
     metrics::Timing,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use firkin_wire::control;
 use tokio::{sync::oneshot, time::Instant};
@@ -11,7 +12,6 @@ use crate::{
     admission::WarmAdmissionError,
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation},
-    causes::chain,
     command::{self, CommandError, GuestCommand},
     core::Core,
     disk::{DiskPressure, REFILL_FACTOR},
