@@ -14,13 +14,14 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
+use firkin_causes::chain;
 use rmcp::transport::streamable_http_server::{
     StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
 };
 use tokio::net::TcpListener;
 
 use crate::{
-    chain, config,
+    config,
     detach::READY,
     gateway::{Gateway, SameName},
     limits::{MAX_CONFIG_BYTES, PATH, PORT, SESSION_IDLE},

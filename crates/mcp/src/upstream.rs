@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_causes::chain;
 use fs_err as fs;
 use rmcp::{
     RoleClient, ServiceExt as _,
@@ -18,7 +19,6 @@ use rmcp::{
 use tokio::process::{Child, Command};
 
 use crate::{
-    chain,
     config::Server,
     limits::{FETCH_DEADLINE, INSTALL_DEADLINE, SHOWN_BYTES, START_DEADLINE},
     token::TOKEN,

@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use firkin_causes::chain;
 use firkin_runtime::{
     admission::AdmissionError,
     build::error::{FilesError, NoBuild, RequestError},
@@ -277,18 +278,6 @@ impl ApiError {
             }
         }
     }
-}
-
-/// An error and its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl From<InvalidSandboxId> for ApiError {

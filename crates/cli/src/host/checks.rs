@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use firkin_causes::chain;
 use firkin_engine::qemu::probe::{ProbeError, last_fallback, try_smallest_guest};
 use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
@@ -380,12 +381,6 @@ fn files() -> Finding {
 fn two_numbers(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|character: char| !character.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// An error with all its causes in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_causes::chain;
 use serde::{Deserialize, Serialize};
 
 use self::{
@@ -214,17 +215,6 @@ async fn describe(setting: Setting<'_>) -> Result<Compatibility, ProbeError> {
     let described = trial.describe(setting).await;
     trial.end().await;
     described
-}
-
-/// An error and its causes on one line, for a person who asks why the machine is emulated.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
