@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, process::ExitCode};
 
+use firkin_causes::chain;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -46,7 +47,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            logging::complain(&logging::chain(&error));
+            logging::complain(&chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -27,15 +27,3 @@ pub(crate) fn say(line: &str) -> ExitCode {
 pub(crate) fn complain(line: &str) {
     writeln!(io::stderr(), "{line}").ok();
 }
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -18,14 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_causes::chain;
 use firkin_wire::control::Identity;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::{
-    logging,
-    reaper::{Exit, Reaper},
-};
+use crate::reaper::{Exit, Reaper};
 
 /// Where an image puts them.
 const DIRECTORY: &str = "/etc/firkin/resumed.d";
@@ -63,7 +61,7 @@ pub(super) fn run(identity: &Identity, reaper: &Reaper) {
     let until = Instant::now() + BUDGET;
     for hook in hooks {
         if let Err(error) = run_one(&hook, identity, reaper, until) {
-            tracing::error!(hook = %hook.display(), error = logging::chain(&error), "a hook failed");
+            tracing::error!(hook = %hook.display(), error = chain(&error), "a hook failed");
         }
     }
 }

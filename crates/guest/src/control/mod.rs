@@ -14,6 +14,7 @@ mod resume;
 
 use std::{io, thread};
 
+use firkin_causes::chain;
 use firkin_wire::{
     control::{Answer, Call, Decoder, EncodeError, GENERATION, Request, Response, encode},
     nonce::Bond,
@@ -23,7 +24,7 @@ pub(crate) use self::network::{NetworkError, loopback_up};
 use self::port::Port;
 use crate::{
     envd::{Meter, State},
-    logging, power,
+    power,
     reaper::Reaper,
 };
 
@@ -74,7 +75,7 @@ pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
         }
         if let Err(error) = agent.serve(port) {
             // Without the channel nobody can renew this machine's identity: it must not go on.
-            tracing::error!(error = logging::chain(&error), "the control channel is lost");
+            tracing::error!(error = chain(&error), "the control channel is lost");
             power::off();
         }
     };
@@ -127,7 +128,7 @@ impl Agent {
     fn answer(&mut self, call: Call) -> Answer {
         let done = |result: io::Result<()>| match result {
             Ok(()) => Answer::Done,
-            Err(error) => Answer::Failed { message: logging::chain(&error) },
+            Err(error) => Answer::Failed { message: chain(&error) },
         };
         match call {
             Call::Hello => Answer::Hello {
@@ -141,7 +142,7 @@ impl Agent {
                     self.bond.take(identity.nonce.as_ref());
                     Answer::Resumed { epoch: identity.epoch, clock_behind_ns }
                 }
-                Err(error) => Answer::Failed { message: logging::chain(&error) },
+                Err(error) => Answer::Failed { message: chain(&error) },
             },
             Call::Sync => {
                 nix::unistd::sync();
@@ -153,7 +154,7 @@ impl Agent {
             }
             Call::Stats => match self.meter.read() {
                 Ok(stats) => Answer::Stats(stats),
-                Err(error) => Answer::Failed { message: logging::chain(&error) },
+                Err(error) => Answer::Failed { message: chain(&error) },
             },
             Call::PowerOff => {
                 nix::unistd::sync();

@@ -7,6 +7,7 @@
 use std::{io, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use firkin_causes::chain;
 use firkin_wire::control::{GuestNetwork, Identity};
 use nix::{
     sys::time::TimeSpec,
@@ -21,7 +22,6 @@ use super::{
 };
 use crate::{
     envd::{Settings, State, sandbox_env},
-    logging,
     reaper::Reaper,
 };
 
@@ -138,7 +138,7 @@ impl Current {
             return;
         }
         if let Err(error) = network::apply(Some(network), None) {
-            tracing::error!(error = logging::chain(&error), "cannot set up the network again");
+            tracing::error!(error = chain(&error), "cannot set up the network again");
         }
         self.watch.has_changed();
     }

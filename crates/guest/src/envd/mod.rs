@@ -31,6 +31,7 @@ use axum::{
     routing::{any_service, get, post},
 };
 use connectrpc::{CompressionPolicy, ConnectRpcService, Limits};
+use firkin_causes::chain;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 pub(crate) use self::{
@@ -46,7 +47,7 @@ use self::{
     filesystem::FilesystemService,
     process::{ProcessService, Processes},
 };
-use crate::{logging, reaper::Reaper};
+use crate::reaper::Reaper;
 
 /// The largest Connect message taken, in bytes. Standard input is sent whole by some clients; file contents are not.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
@@ -87,7 +88,7 @@ pub(crate) fn routes(state: &State, reaper: Reaper) -> Router {
 async fn figures(meter: Arc<Meter>) -> Response {
     match tokio::task::spawn_blocking(move || meter.read()).await {
         Ok(Ok(stats)) => Json(metrics::Figures::from(stats)).into_response(),
-        Ok(Err(error)) => ApiError::internal(logging::chain(&error)).into_response(),
+        Ok(Err(error)) => ApiError::internal(chain(&error)).into_response(),
         Err(error) => ApiError::internal(error.to_string()).into_response(),
     }
 }

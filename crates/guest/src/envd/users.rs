@@ -5,6 +5,7 @@
 use std::{io, path::PathBuf};
 
 use connectrpc::ConnectError;
+use firkin_causes::chain;
 use nix::unistd::{Gid, Uid};
 
 /// A row of `/etc/passwd` with the groups it belongs to.
@@ -45,7 +46,7 @@ pub(crate) enum UserError {
 impl From<UserError> for ConnectError {
     fn from(error: UserError) -> Self {
         match error {
-            UserError::Read(_) => Self::internal(crate::logging::chain(&error)),
+            UserError::Read(_) => Self::internal(chain(&error)),
             UserError::Unknown(_) => Self::unauthenticated(error.to_string()),
         }
     }

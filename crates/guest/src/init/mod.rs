@@ -13,6 +13,7 @@ mod nodes;
 
 use std::{io, net::SocketAddr, process::ExitCode};
 
+use firkin_causes::chain;
 use nix::sys::resource::{Resource, setrlimit};
 
 use self::{modules::ModuleError, mounts::MountError};
@@ -49,7 +50,7 @@ pub(crate) fn run() -> ExitCode {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    logging::complain(&format!("firkin-guest: {}", logging::chain(&error)));
+    logging::complain(&format!("firkin-guest: {}", chain(&error)));
     power::reset();
     ExitCode::FAILURE
 }
@@ -89,7 +90,7 @@ fn interpret(state: &State, reaper: &Reaper) {
     let Some(setup) = interpreter::Setup::of_sandbox() else { return };
     let listener = match envd::bind(interpreter::address()) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(error = logging::chain(&error), "cannot serve the code interpreter"),
+        Err(error) => return tracing::error!(error = chain(&error), "cannot serve the code interpreter"),
     };
     if let Err(error) = interpreter::spawn(setup, listener, state, reaper.clone()) {
         tracing::error!(%error, "cannot set up the code interpreter");

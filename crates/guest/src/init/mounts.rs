@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_causes::chain;
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -168,7 +169,7 @@ fn put(wanted: &Mount) -> Result<(), MountError> {
     });
     match result {
         Err(error) if optional => {
-            tracing::warn!(error = crate::logging::chain(&error), "going on without a file system");
+            tracing::warn!(error = chain(&error), "going on without a file system");
             Ok(())
         }
         other => other,

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_causes::chain;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, OwnedSemaphorePermit, Semaphore};
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     envd::{Settings, State},
-    logging,
     reaper::Reaper,
 };
 
@@ -105,7 +105,7 @@ impl Contexts {
             let mut kernel = python.kernel.lock().await;
             match starting.ensure(&python, &mut kernel).await {
                 Ok(()) => starting.0.ready.store(true, Ordering::Release),
-                Err(error) => tracing::error!(error = logging::chain(&error), "the Python kernel does not start"),
+                Err(error) => tracing::error!(error = chain(&error), "the Python kernel does not start"),
             }
         });
         contexts

@@ -10,6 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use firkin_causes::chain;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -24,7 +25,6 @@ use super::{
     event::{Event, Fields, Kind, raw},
     kernel::{Cell, Kernel},
 };
-use crate::logging;
 
 /// Between two lines to a client whose cell says nothing, and between two interrupts of a cell that ignores them.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub(super) async fn execute(contexts: Contexts, context: Arc<Context>, cell: Cel
         (Ok(()), Some(kernel)) => run(kernel, &cell, &lines).await,
         (Ok(()), None) => unreachable!("a kernel that was started is there"),
         (Err(error), _) => {
-            let error = logging::chain(&error);
+            let error = chain(&error);
             tell(&lines, &json!({"type": "error", "name": "KernelError", "value": error, "traceback": error})).await;
             tell(&lines, &json!({"type": "unexpected_end_of_execution"})).await;
         }

@@ -18,6 +18,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use firkin_causes::chain;
 use futures::StreamExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
@@ -30,10 +31,7 @@ use super::{
     kernel::{Cell, StartError},
     language::{Language, UnknownLanguage},
 };
-use crate::{
-    envd::{Settings, TOKEN_HEADER, Token, token_of},
-    logging,
-};
+use crate::envd::{Settings, TOKEN_HEADER, Token, token_of};
 
 /// The largest request: code with its data in it.
 const MAX_BODY_BYTES: usize = 32 << 20;
@@ -128,7 +126,7 @@ impl IntoResponse for Refusal {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        (status, logging::chain(&self)).into_response()
+        (status, chain(&self)).into_response()
     }
 }
 

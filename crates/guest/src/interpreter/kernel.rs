@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_causes::chain;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::{
@@ -40,7 +41,6 @@ use super::{
 };
 use crate::{
     envd::{State, nonblocking},
-    logging,
     reaper::Reaper,
 };
 
@@ -316,7 +316,7 @@ async fn read(output: pipe::Receiver, listener: Listener) {
         match Event::read(&line) {
             Ok(event) => listener.tell(event).await,
             Err(lost) => {
-                let loss = logging::chain(&lost.error);
+                let loss = chain(&lost.error);
                 tracing::warn!(%loss, "a kernel's event is lost");
                 if let Some(cell) = listener.loses() {
                     listener.tell(Event::error(Some(cell), "KernelEventError", &loss)).await;

@@ -30,11 +30,11 @@ use std::{
     path::PathBuf,
 };
 
+use firkin_causes::chain;
 use fs_err as fs;
 
 use crate::{
     envd::{self, State},
-    logging,
     reaper::Reaper,
 };
 
@@ -105,7 +105,7 @@ pub(crate) fn spawn(setup: Setup, listener: TcpListener, state: &State, reaper: 
     // Not joined: it lives as long as the process.
     tokio::spawn(async move {
         if let Err(error) = envd::accept(listener, routes, state).await {
-            tracing::error!(error = logging::chain(&error), "the code interpreter is no longer served");
+            tracing::error!(error = chain(&error), "the code interpreter is no longer served");
         }
     });
     Ok(())

@@ -18,6 +18,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
+use firkin_causes::chain;
 use serde::Deserialize;
 
 use self::signature::Operation;
@@ -28,7 +29,6 @@ use super::{
     state::{Settings, State},
     users::{User, UserDb, UserError},
 };
-use crate::logging;
 
 pub(super) use self::compose::compose;
 
@@ -45,7 +45,7 @@ impl From<UserError> for ApiError {
     fn from(error: UserError) -> Self {
         match error {
             UserError::Unknown(_) => Self::new(StatusCode::UNAUTHORIZED, error.to_string()),
-            UserError::Read(_) => Self::internal(logging::chain(&error)),
+            UserError::Read(_) => Self::internal(chain(&error)),
         }
     }
 }

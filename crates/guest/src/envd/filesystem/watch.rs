@@ -9,6 +9,7 @@ use std::{
 };
 
 use connectrpc::ConnectError;
+use firkin_causes::chain;
 use firkin_wire::envd::filesystem::{
     __buffa::oneof::watch_dir_response::Event,
     EventType, FilesystemEvent, WatchDirResponse,
@@ -22,10 +23,7 @@ use super::{
     inotify::{Change, Tree, WatchError},
     io_error,
 };
-use crate::{
-    envd::{trouble::Trouble, users::UserDb},
-    logging,
-};
+use crate::envd::{trouble::Trouble, users::UserDb};
 
 /// Watches kept for clients that ask. One that is forgotten costs an inotify instance.
 const MAX_WATCHERS: usize = 1024;
@@ -59,7 +57,7 @@ pub(super) struct Watcher {
 
 impl From<WatchError> for ConnectError {
     fn from(error: WatchError) -> Self {
-        let text = logging::chain(&error);
+        let text = chain(&error);
         match error {
             WatchError::TooMany => Self::failed_precondition(text),
             WatchError::Overflow => Self::data_loss(text),

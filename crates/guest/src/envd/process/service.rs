@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
+use firkin_causes::chain;
 use firkin_wire::envd::process::{
     __buffa::oneof::{
         process_event::Event, process_event::data_event::Output as WireOutput, process_input::Input as WireInput,
@@ -24,10 +25,7 @@ use super::{
     Described, InputError, Launch, Process, Processes, Size, StartError, Streams,
     output::{Chunk, Next, Subscription},
 };
-use crate::{
-    envd::{auth, keepalive, paths, state::State, users::UserDb},
-    logging,
-};
+use crate::envd::{auth, keepalive, paths, state::State, users::UserDb};
 
 /// Serves commands.
 #[derive(Debug)]
@@ -93,7 +91,7 @@ impl ProcessService {
 
 impl From<StartError> for ConnectError {
     fn from(error: StartError) -> Self {
-        let text = logging::chain(&error);
+        let text = chain(&error);
         match error {
             StartError::TooMany => Self::failed_precondition(text),
             StartError::Spawn { .. } => Self::invalid_argument(text),
@@ -103,7 +101,7 @@ impl From<StartError> for ConnectError {
 
 impl From<InputError> for ConnectError {
     fn from(error: InputError) -> Self {
-        let text = logging::chain(&error);
+        let text = chain(&error);
         match error {
             InputError::WrongKind { .. } | InputError::Closed | InputError::TerminalClose => Self::failed_precondition(text),
             InputError::Write(_) => Self::internal(text),
