@@ -3,18 +3,21 @@
 use std::{collections::BTreeMap, io, time::Duration};
 
 use connectrpc::client::{BoxFuture, CallOptions, ClientBody, ClientConfig, ClientTransport};
-use firkin_wire::envd::process::{
-    __buffa::{
-        oneof::process_event::{Event, data_event::Output as Data},
-        view::StartResponseView,
+use firkin_wire::{
+    ENVD_PORT,
+    envd::process::{
+        __buffa::{
+            oneof::process_event::{Event, data_event::Output as Data},
+            view::StartResponseView,
+        },
+        ProcessClient, ProcessConfig, StartRequest, StartResponse,
     },
-    ProcessClient, ProcessConfig, StartRequest, StartResponse,
 };
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
-use crate::{link::Connector, sandbox::ENVD_PORT};
+use crate::link::Connector;
 
 /// Output that is kept of one command, bytes for each stream. More is counted and dropped.
 pub const MAX_OUTPUT_BYTES: usize = 1 << 20;

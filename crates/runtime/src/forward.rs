@@ -5,13 +5,16 @@
 
 use std::{io, time::Duration};
 
-use firkin_wire::forward::{PATH, PROTOCOL, TOKEN_HEADER};
+use firkin_wire::{
+    ENVD_PORT,
+    forward::{PATH, PROTOCOL, TOKEN_HEADER},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::{link::Connector, sandbox::ENVD_PORT};
+use crate::link::Connector;
 
 /// How long the agent may take, on an emulated CPU that is busy: it has its own limit of five seconds for the program.
 const DEADLINE: Duration = Duration::from_secs(20);

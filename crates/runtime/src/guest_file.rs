@@ -3,13 +3,14 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
+use firkin_wire::ENVD_PORT;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Body;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, Serializer};
 
-use crate::{link::Connector, sandbox::ENVD_PORT};
+use crate::link::Connector;
 
 /// A program of some megabytes into an emulated guest.
 const PUT_DEADLINE: Duration = Duration::from_secs(120);

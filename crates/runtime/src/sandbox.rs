@@ -20,12 +20,6 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest life that may be asked for at once: the contract's 24 hours.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// Ports that every sandbox exposes: envd, the code interpreter, MCP.
-pub const EXPOSED_PORTS: [u16; 3] = [49983, 49999, 50005];
-
-/// The port of envd inside a sandbox.
-pub const ENVD_PORT: u16 = 49983;
-
 const MAX_ID_LENGTH: usize = 64;
 
 /// Id of a sandbox: lower-case letters and digits, so that it can stand in a host name.

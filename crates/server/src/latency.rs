@@ -20,8 +20,9 @@ use axum::body::Body;
 use bytes::Bytes;
 use firkin_runtime::{
     metrics::{Metrics, Timing},
-    sandbox::{ENVD_PORT, SandboxId},
+    sandbox::SandboxId,
 };
+use firkin_wire::ENVD_PORT;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 

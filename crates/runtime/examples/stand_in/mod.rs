@@ -18,8 +18,9 @@ use firkin_engine::{
     BootFile, BootFiles,
     fake::{Connection, FakeEngine, Guest},
 };
-use firkin_runtime::{config::GuestSystem, link::NetworkChoice, sandbox::ENVD_PORT};
+use firkin_runtime::{config::GuestSystem, link::NetworkChoice};
 use firkin_wire::{
+    ENVD_PORT,
     control::{self, Answer, Call, Decoder, GENERATION, encode},
     envd::process::{
         __buffa::oneof::{process_event::Event, process_event::data_event::Output},

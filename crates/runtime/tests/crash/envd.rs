@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr, time::Durat
 
 use buffa::Message as _;
 use bytes::Bytes;
-use firkin_runtime::{link::NetworkChoice, sandbox::ENVD_PORT};
-use firkin_wire::envd::process::{
-    __buffa::oneof::{process_event::Event, process_event::data_event::Output},
-    ProcessEvent, StartRequest, StartResponse,
-    process_event::{DataEvent, EndEvent},
+use firkin_runtime::link::NetworkChoice;
+use firkin_wire::{
+    ENVD_PORT,
+    envd::process::{
+        __buffa::oneof::{process_event::Event, process_event::data_event::Output},
+        ProcessEvent, StartRequest, StartResponse,
+        process_event::{DataEvent, EndEvent},
+    },
 };
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};

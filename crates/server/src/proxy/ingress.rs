@@ -3,10 +3,8 @@
 //! envd is not concerned: it knows its own token, and clients of a private sandbox must reach it.
 
 use axum::extract::Request;
-use firkin_runtime::{
-    runtime::Runtime,
-    sandbox::{ENVD_PORT, Ingress},
-};
+use firkin_runtime::{runtime::Runtime, sandbox::Ingress};
+use firkin_wire::ENVD_PORT;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{error::ProxyError, target::Target};

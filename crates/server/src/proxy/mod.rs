@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use firkin_runtime::sandbox::ENVD_PORT;
+use firkin_wire::ENVD_PORT;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::upgrade::OnUpgrade;
 

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, time::Instant};
 
 use axum::extract::{ConnectInfo, Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use firkin_runtime::sandbox::ENVD_PORT;
+use firkin_wire::ENVD_PORT;
 use http::{Method, Uri};
 use sha2::{Digest, Sha256};
 

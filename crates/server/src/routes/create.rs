@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, Json as Reply, extract::State};
-use firkin_runtime::sandbox::{CreateSandbox, ENVD_PORT, OnTimeout};
-use firkin_wire::rest;
+use firkin_runtime::sandbox::{CreateSandbox, OnTimeout};
+use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use axum::extract::State;
 use firkin_network::{EgressFilter, MAX_RULES};
-use firkin_runtime::sandbox::{ENVD_PORT, Ingress, InternetAccess};
-use firkin_wire::rest;
+use firkin_runtime::sandbox::{Ingress, InternetAccess};
+use firkin_wire::{ENVD_PORT, rest};
 use http::{StatusCode, uri::Authority};
 use ipnet::{IpNet, Ipv4Net};
 

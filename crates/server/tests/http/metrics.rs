@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use firkin_server::{Listener, ServerConfig, TlsIdentity, serve};
+use firkin_wire::ENVD_PORT;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::{
@@ -13,9 +14,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::{Bench, DEADLINE, ROOM, send_to};
-
-/// envd's port, which on the fake engine is a port of this host.
-const ENVD_PORT: u16 = 49983;
 
 /// Reads the metrics, line by line, as strictly as a scraper does: every sample belongs to a family that was announced.
 async fn scrape(bench: &Bench) -> BTreeMap<String, f64> {
