@@ -6,7 +6,11 @@ use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use firkin_wire::{builds, rest};
+use firkin_wire::{
+    builds,
+    headers::{API_KEY, NEXT_TOKEN},
+    rest,
+};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::{
@@ -110,7 +114,7 @@ impl Api {
             let answer =
                 self.send::<()>(Method::GET, &with_query("/v2/sandboxes", filter.iter().cloned().chain(next)), None).await?;
             all.append(&mut answer.json()?);
-            token = answer.headers.get("x-next-token").and_then(|value| value.to_str().ok()).map(str::to_owned);
+            token = answer.headers.get(NEXT_TOKEN).and_then(|value| value.to_str().ok()).map(str::to_owned);
             if token.as_deref().is_none_or(str::is_empty) {
                 return Ok(all);
             }
@@ -239,7 +243,7 @@ impl Api {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.target.api_url.trim_end_matches('/')))
-            .header("X-API-Key", &self.target.api_key);
+            .header(API_KEY, &self.target.api_key);
         let bytes = match body {
             None => Bytes::new(),
             Some(body) => {

@@ -11,18 +11,21 @@ use connectrpc::{
     ConnectError, ErrorCode,
     client::{CallOptions, ClientConfig, HttpClient, ServerStream},
 };
-use firkin_wire::envd::process::{
-    CloseStdinRequest, PTY, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest, SendSignalRequest,
-    Signal, StartRequest, StartResponse, StartResponseView, UpdateRequest,
-    process_event::{Event, data_event},
-    process_input, process_selector, pty,
+use firkin_wire::{
+    envd::process::{
+        CloseStdinRequest, PTY, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest, SendSignalRequest,
+        Signal, StartRequest, StartResponse, StartResponseView, UpdateRequest,
+        process_event::{Event, data_event},
+        process_input, process_selector, pty,
+    },
+    headers::{ACCESS_TOKEN, KEEPALIVE, SANDBOX_ID, SANDBOX_PORT},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{failure::advised, serverfile::Target};
 
 /// Names the port in a sandbox that a request is for.
-pub(crate) const PORT_HEADER: HeaderName = HeaderName::from_static("e2b-sandbox-port");
+pub(crate) const PORT_HEADER: HeaderName = HeaderName::from_static(SANDBOX_PORT);
 
 /// envd's port in every sandbox.
 const ENVD_PORT: HeaderValue = HeaderValue::from_static("49983");
@@ -45,12 +48,12 @@ pub(crate) struct Access<'a> {
 pub(crate) fn headers(access: &Access<'_>) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     let id = HeaderValue::from_str(access.sandbox_id).with_context(|| format!("`{}` is no sandbox id", access.sandbox_id))?;
-    headers.insert(HeaderName::from_static("e2b-sandbox-id"), id);
+    headers.insert(HeaderName::from_static(SANDBOX_ID), id);
     headers.insert(PORT_HEADER, ENVD_PORT);
-    headers.insert(HeaderName::from_static("keepalive-ping-interval"), KEEPALIVE_SECONDS);
+    headers.insert(HeaderName::from_static(KEEPALIVE), KEEPALIVE_SECONDS);
     if let Some(token) = access.token {
         let token = HeaderValue::from_str(token).context("the access token cannot be sent")?;
-        headers.insert(HeaderName::from_static("x-access-token"), token);
+        headers.insert(HeaderName::from_static(ACCESS_TOKEN), token);
     }
     if let Some(user) = access.user {
         let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));

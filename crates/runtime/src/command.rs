@@ -12,6 +12,7 @@ use firkin_wire::{
         },
         ProcessClient, ProcessConfig, StartRequest, StartResponse,
     },
+    headers::ACCESS_TOKEN,
 };
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
@@ -179,7 +180,7 @@ async fn start_with(
         options = options.with_header("authorization", format!("Basic {credentials}"));
     }
     if let Some(token) = token {
-        options = options.with_header("x-access-token", token);
+        options = options.with_header(ACCESS_TOKEN, token);
     }
     let request = StartRequest {
         process: ProcessConfig {

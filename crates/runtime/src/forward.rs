@@ -7,7 +7,8 @@ use std::{io, time::Duration};
 
 use firkin_wire::{
     ENVD_PORT,
-    forward::{PATH, PROTOCOL, TOKEN_HEADER},
+    forward::{PATH, PROTOCOL},
+    headers::ACCESS_TOKEN,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,7 +48,7 @@ pub(crate) async fn reach(connector: &Connector, port: u16, token: Option<&str>)
 async fn connect(connector: &Connector, port: u16, token: Option<&str>) -> io::Result<TcpStream> {
     let connecting = async {
         let mut stream = connector.connect(ENVD_PORT).await?;
-        let token = token.map(|token| format!("{TOKEN_HEADER}: {token}\r\n")).unwrap_or_default();
+        let token = token.map(|token| format!("{ACCESS_TOKEN}: {token}\r\n")).unwrap_or_default();
         let request = format!(
             "GET {PATH}?port={port} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: {PROTOCOL}\r\n{token}\r\n"
         );

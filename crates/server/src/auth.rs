@@ -10,6 +10,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use firkin_wire::headers::API_KEY;
 use http::HeaderMap;
 
 use crate::{App, error::ApiError};
@@ -27,7 +28,7 @@ pub(crate) async fn demand_key(State(app): State<Arc<App>>, request: Request, ne
 
 /// Whether these headers hold a valid key.
 pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
-    let key = headers.get("x-api-key").ok_or_else(|| ApiError::unauthorized("header `X-API-Key` is missing"))?;
+    let key = headers.get(API_KEY).ok_or_else(|| ApiError::unauthorized("header `X-API-Key` is missing"))?;
     let key = key.to_str().ok().filter(|key| key.len() <= MAX_KEY_BYTES);
     if key.is_some_and(|key| app.runtime.authenticate(key)) {
         Ok(())

@@ -11,12 +11,13 @@
 use std::sync::LazyLock;
 
 use firkin_runtime::sandbox::{InvalidSandboxId, SandboxId};
+use firkin_wire::headers;
 use http::{HeaderMap, HeaderName, Uri, header};
 
 /// Names the sandbox.
-pub(crate) static SANDBOX_ID: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static("e2b-sandbox-id"));
+pub(crate) static SANDBOX_ID: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static(headers::SANDBOX_ID));
 /// Names the port inside it.
-pub(crate) static SANDBOX_PORT: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static("e2b-sandbox-port"));
+pub(crate) static SANDBOX_PORT: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::from_static(headers::SANDBOX_PORT));
 
 /// A port inside a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]

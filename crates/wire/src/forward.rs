@@ -13,6 +13,3 @@ pub const PATH: &str = "/forward";
 
 /// What both sides switch to.
 pub const PROTOCOL: &str = "firkin-forward";
-
-/// Carries the sandbox's token.
-pub const TOKEN_HEADER: &str = "x-access-token";

@@ -9,6 +9,7 @@ pub mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod head;
+pub mod headers;
 pub mod nonce;
 pub mod rest;
 #[cfg(feature = "unread")]

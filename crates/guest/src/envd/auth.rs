@@ -18,7 +18,7 @@ use super::{
     users::{User, UserDb, UserError},
 };
 
-pub(crate) use firkin_wire::forward::TOKEN_HEADER;
+pub(crate) use firkin_wire::headers::ACCESS_TOKEN;
 
 /// Refuses requests without the token, in the contract's words.
 pub(super) async fn require_token(Extract(state): Extract<State>, request: Request<Body>, next: Next) -> Response {
@@ -51,7 +51,7 @@ pub(crate) enum Token {
 
 /// Compares the request's token with the sandbox's.
 pub(crate) fn token_of(headers: &HeaderMap, settings: &Settings) -> Token {
-    let given = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
+    let given = headers.get(ACCESS_TOKEN).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
     match settings.access_token.as_deref() {
         _ if given.is_empty() => Token::Missing,
         Some(token) if equal(given, token.as_bytes()) => Token::Matches,
@@ -101,9 +101,9 @@ mod tests {
         let settings = Settings { access_token: Some("abc".to_owned()), ..Settings::default() };
         let mut headers = HeaderMap::new();
         assert_eq!(token_of(&headers, &settings), Token::Missing);
-        headers.insert(TOKEN_HEADER, "abd".parse().unwrap());
+        headers.insert(ACCESS_TOKEN, "abd".parse().unwrap());
         assert_eq!(token_of(&headers, &settings), Token::Differs);
-        headers.insert(TOKEN_HEADER, "abc".parse().unwrap());
+        headers.insert(ACCESS_TOKEN, "abc".parse().unwrap());
         assert_eq!(token_of(&headers, &settings), Token::Matches);
     }
 }

@@ -35,7 +35,7 @@ use firkin_causes::chain;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders};
 
 pub(crate) use self::{
-    auth::{TOKEN_HEADER, Token, token_of},
+    auth::{ACCESS_TOKEN, Token, token_of},
     metrics::Meter,
     process::{Ends, Launch, Streams, find, launch, nonblocking},
     server::{ServeError, accept, bind, runtime, serve},

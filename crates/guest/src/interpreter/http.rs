@@ -31,7 +31,7 @@ use super::{
     kernel::{Cell, StartError},
     language::{Language, UnknownLanguage},
 };
-use crate::envd::{Settings, TOKEN_HEADER, Token, token_of};
+use crate::envd::{ACCESS_TOKEN, Settings, Token, token_of};
 
 /// The largest request: code with its data in it.
 const MAX_BODY_BYTES: usize = 32 << 20;
@@ -63,7 +63,7 @@ fn is_shown_to_pages(request: &Parts, settings: &Settings) -> bool {
     }
     let announced = request.headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
     let mut announced = announced.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    request.headers.contains_key(TOKEN_HEADER) || announced.any(|name| name.trim().eq_ignore_ascii_case(TOKEN_HEADER))
+    request.headers.contains_key(ACCESS_TOKEN) || announced.any(|name| name.trim().eq_ignore_ascii_case(ACCESS_TOKEN))
 }
 
 /// Refuses who may not.
@@ -240,8 +240,8 @@ mod tests {
             assert_eq!(is_admitted(path, headers, peer, &settings), expected, "{path} {headers:?} {peer}");
             assert!(is_admitted(path, headers, peer, &Settings::default()), "a sandbox without a token");
         }
-        let right = HeaderMap::from_iter([(TOKEN_HEADER.parse().unwrap(), "secret".parse().unwrap())]);
-        let wrong = HeaderMap::from_iter([(TOKEN_HEADER.parse().unwrap(), "other".parse().unwrap())]);
+        let right = HeaderMap::from_iter([(ACCESS_TOKEN.parse().unwrap(), "secret".parse().unwrap())]);
+        let wrong = HeaderMap::from_iter([(ACCESS_TOKEN.parse().unwrap(), "other".parse().unwrap())]);
         assert!(is_admitted("/execute", &right, stranger, &settings));
         assert!(!is_admitted("/contexts", &wrong, own, &settings));
     }

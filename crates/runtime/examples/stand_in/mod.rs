@@ -27,6 +27,7 @@ use firkin_wire::{
         ProcessEvent, StartRequest, StartResponse,
         process_event::{DataEvent, EndEvent},
     },
+    headers::ACCESS_TOKEN,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -109,7 +110,7 @@ async fn serve(stream: TcpStream, guests: Guests) {
 
 /// `process.Process/Start` of envd: a Connect stream of what the command wrote and how it ended.
 async fn start(request: Request<Incoming>, guests: Guests) -> Result<Response<Full<Bytes>>, Infallible> {
-    let token = request.headers().get("x-access-token").and_then(|token| token.to_str().ok()).map(str::to_owned);
+    let token = request.headers().get(ACCESS_TOKEN).and_then(|token| token.to_str().ok()).map(str::to_owned);
     let guest = lock(&guests).get(&token).cloned();
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     // A Connect envelope is a byte of flags and four of length.

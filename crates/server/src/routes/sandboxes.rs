@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::sandbox::{RuntimeSandbox, SandboxId, SandboxState};
-use firkin_wire::rest;
+use firkin_wire::{headers::NEXT_TOKEN, rest};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::{
@@ -50,7 +50,7 @@ pub(super) async fn list_v2(State(app): State<Arc<App>>, query: Query) -> Result
 pub(super) fn next_token(next: Option<&Cursor>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if let Some(token) = next.and_then(|cursor| HeaderValue::try_from(cursor.encode()).ok()) {
-        headers.insert("x-next-token", token);
+        headers.insert(NEXT_TOKEN, token);
     }
     headers
 }

@@ -7,9 +7,12 @@ use axum::{
     extract::{Path, State},
 };
 use firkin_runtime::{activity::ActivityPoint, reference::TEAM};
-use firkin_wire::rest::{
-    self,
-    activity::{MaxTeamMetric, TeamMetric},
+use firkin_wire::{
+    headers::API_KEY,
+    rest::{
+        self,
+        activity::{MaxTeamMetric, TeamMetric},
+    },
 };
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
@@ -27,11 +30,11 @@ const MAX_END: i64 = 10_413_791_999;
 pub(super) async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Reply<Vec<rest::Team>>, ApiError> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let mut shown = HeaderMap::new();
-    if let Some(key) = bearer.and_then(|key| key.parse().ok()).or_else(|| headers.get("x-api-key").cloned()) {
-        shown.insert("x-api-key", key);
+    if let Some(key) = bearer.and_then(|key| key.parse().ok()).or_else(|| headers.get(API_KEY).cloned()) {
+        shown.insert(API_KEY, key);
     }
     auth::check(&app, &shown)?;
-    let key = shown.get("x-api-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
+    let key = shown.get(API_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let team = rest::Team { team_id: TEAM.into(), name: TEAM.into(), api_key: key.into(), is_default: true };
     Ok(Reply(vec![team]))
 }
