@@ -12,6 +12,7 @@ use connectrpc::{
     client::{CallOptions, ClientConfig, HttpClient, ServerStream},
 };
 use firkin_wire::{
+    ENVD_PORT,
     envd::process::{
         CloseStdinRequest, PTY, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest, SendSignalRequest,
         Signal, StartRequest, StartResponse, StartResponseView, UpdateRequest,
@@ -26,9 +27,6 @@ use crate::{failure::advised, serverfile::Target};
 
 /// Names the port in a sandbox that a request is for.
 pub(crate) const PORT_HEADER: HeaderName = HeaderName::from_static(SANDBOX_PORT);
-
-/// envd's port in every sandbox.
-const ENVD_PORT: HeaderValue = HeaderValue::from_static("49983");
 
 /// How often an idle stream shows that it is alive, in seconds: below the idle limits of common proxies.
 const KEEPALIVE_SECONDS: HeaderValue = HeaderValue::from_static("50");
@@ -49,7 +47,7 @@ pub(crate) fn headers(access: &Access<'_>) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     let id = HeaderValue::from_str(access.sandbox_id).with_context(|| format!("`{}` is no sandbox id", access.sandbox_id))?;
     headers.insert(HeaderName::from_static(SANDBOX_ID), id);
-    headers.insert(PORT_HEADER, ENVD_PORT);
+    headers.insert(PORT_HEADER, ENVD_PORT.into());
     headers.insert(HeaderName::from_static(KEEPALIVE), KEEPALIVE_SECONDS);
     if let Some(token) = access.token {
         let token = HeaderValue::from_str(token).context("the access token cannot be sent")?;

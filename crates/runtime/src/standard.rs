@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use firkin_engine::Processor;
+use firkin_wire::INTERPRETER_PORT;
 use serde::Serialize;
 
 use crate::{
@@ -71,7 +72,8 @@ impl BuildTemplate {
     pub fn code_interpreter() -> Self {
         let base = Self::base();
         // Healthy says that Python's kernel is warm; the rest is for warm sessions, whose emulator has forgotten what it translated.
-        let warm = "curl -sf http://127.0.0.1:49999/health && curl -sfX POST http://127.0.0.1:49999/warm-up";
+        let url = format!("http://127.0.0.1:{INTERPRETER_PORT}");
+        let warm = format!("curl -sf {url}/health && curl -sfX POST {url}/warm-up");
         let keep = "python3 -B /run/firkin-kernels/keep.py";
         Self {
             name: CODE_INTERPRETER.to_owned(),
