@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
+use firkin_runtime::reference::BASE;
 
 use crate::{images::ImageSettings, promises::CapacityArgs, standard::Part};
 
@@ -168,7 +169,7 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) host: HostArgs,
     /// Template of the sandboxes
-    #[arg(long, default_value = "base")]
+    #[arg(long, default_value = BASE)]
     pub(crate) template: String,
     /// Samples of each kind; p95 needs 100, p99 needs 500 [default: 100]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -249,7 +250,7 @@ pub(crate) struct SomeSandboxes {
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// Template name, template id or snapshot id
-    #[arg(default_value = "base")]
+    #[arg(default_value = BASE)]
     pub(crate) template: String,
     /// Seconds until the sandbox ends
     #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
@@ -430,7 +431,7 @@ pub(crate) enum TemplateCommand {
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
     /// Name of the template
-    #[arg(default_value = "base")]
+    #[arg(default_value = BASE)]
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) host: HostArgs,

@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use firkin_image::{HeavyPart, RootSpec};
 use firkin_runtime::{
-    desktop::DESKTOP,
-    reference::{CODE_INTERPRETER, MCP_GATEWAY},
+    reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY},
     root_image::RootImage,
     standard::BuildTemplate,
 };
@@ -49,7 +48,7 @@ enum Kind {
 /// There is no such template.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "there is no `{0}`: `{REGISTRY}` has `base`, `{CODE_INTERPRETER}`, `{DESKTOP}` and `{MCP_GATEWAY}`, the second also with \
+    "there is no `{0}`: `{REGISTRY}` has `{BASE}`, `{CODE_INTERPRETER}`, `{DESKTOP}` and `{MCP_GATEWAY}`, the second also with \
      `{WITHOUT}` and `r`, `java` or `science` with `-` between them"
 )]
 pub(crate) struct Unknown(String);
@@ -87,7 +86,7 @@ impl Standard {
 
     fn name(&self) -> &'static str {
         match self.kind {
-            Kind::Base => "base",
+            Kind::Base => BASE,
             Kind::CodeInterpreter => CODE_INTERPRETER,
             Kind::Desktop => DESKTOP,
             Kind::McpGateway => MCP_GATEWAY,
@@ -149,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_reference_is_read_as_it_is_written() {
-        for name in ["base", CODE_INTERPRETER, DESKTOP, MCP_GATEWAY] {
+        for name in [BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY] {
             let standard = Standard::of(name, &[]);
             assert_eq!(standard.reference(), format!("firkin.local/{name}"));
             assert_eq!(Standard::parse(&standard.reference()).unwrap().unwrap(), standard);

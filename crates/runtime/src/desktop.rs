@@ -6,10 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{guest_file::GuestFile, standard::BuildTemplate};
-
-/// The template that E2B's desktop SDK asks for.
-pub const DESKTOP: &str = "desktop";
+use crate::{guest_file::GuestFile, reference::DESKTOP, standard::BuildTemplate};
 
 /// Where Debian's noVNC is, and where the SDK looks for it.
 const NOVNC: &str = "ln -sfn /usr/share/novnc /opt/noVNC && ln -sf vnc.html /usr/share/novnc/index.html";

@@ -11,14 +11,20 @@ pub(crate) const DEFAULT: &str = "default";
 /// The longest name.
 const MAX_NAME_LENGTH: usize = 128;
 
+/// The template that stands for no use in particular, which every host has.
+pub const BASE: &str = "base";
+
 /// The template that E2B's code interpreter SDK asks for.
 pub const CODE_INTERPRETER: &str = "code-interpreter-v1";
 
 /// The template that E2B's SDKs ask for when a sandbox is created with `mcp`.
 pub const MCP_GATEWAY: &str = "mcp-gateway";
 
+/// The template that E2B's desktop SDK asks for.
+pub const DESKTOP: &str = "desktop";
+
 /// Templates that clients ask for by name although their users have not built any such.
-pub const STANDARD: [&str; 4] = ["base", CODE_INTERPRETER, MCP_GATEWAY, "desktop"];
+pub const STANDARD: [&str; 4] = [BASE, CODE_INTERPRETER, MCP_GATEWAY, DESKTOP];
 
 /// A reference, taken apart. Letters count as small ones.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     guest_file::GuestFile,
-    reference::{CODE_INTERPRETER, MCP_GATEWAY},
+    reference::{BASE, CODE_INTERPRETER, MCP_GATEWAY},
     root_image::RootImage,
 };
 
@@ -53,7 +53,7 @@ impl BuildTemplate {
     /// in the snapshot's memory.
     pub fn base() -> Self {
         Self {
-            name: "base".to_owned(),
+            name: BASE.to_owned(),
             cpus: 1,
             memory_mib: 512,
             nested_virtualization: false,

@@ -52,9 +52,6 @@ use crate::{
     settings::{Settings, Tls},
 };
 
-/// The template that every host has.
-pub(crate) const BASE_TEMPLATE: &str = "base";
-
 /// Connections that wait to be accepted: a burst of creates is some hundreds.
 const BACKLOG: u32 = 1024;
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
+use firkin_runtime::reference::BASE;
 use firkin_wire::rest;
 use serde::Serialize;
 
@@ -143,7 +144,7 @@ impl Tour<'_> {
 
     async fn create(&mut self) -> anyhow::Result<rest::Sandbox> {
         let new = rest::NewSandbox {
-            template_id: hosting::BASE_TEMPLATE.to_owned(),
+            template_id: BASE.to_owned(),
             timeout: Some(SANDBOX_SECONDS.into()),
             metadata: Some([("made-by".to_owned(), "firkin quickstart".to_owned())].into()),
             ..Default::default()
