@@ -24,6 +24,9 @@ use rustix::thread::{UnshareFlags, set_thread_groups, set_thread_res_gid, set_th
 /// `POSIX_SPAWN_SETSID` of glibc's `spawn.h`: the child leads a session. nix has no name for it.
 const SET_SESSION: i32 = 0x80;
 
+/// `PATH` of programs whose sandbox sets none, and of the image's hooks.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What to start.
 #[derive(Debug)]
 pub(crate) struct Order {

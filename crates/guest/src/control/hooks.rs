@@ -23,7 +23,10 @@ use firkin_wire::control::Identity;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::reaper::{Exit, Reaper};
+use crate::{
+    reaper::{Exit, Reaper},
+    spawner::DEFAULT_PATH,
+};
 
 /// Where an image puts them.
 const DIRECTORY: &str = "/etc/firkin/resumed.d";
@@ -92,7 +95,7 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn run_one(hook: &Path, identity: &Identity, reaper: &Reaper, until: Instant) -> Result<(), HookError> {
     let mut command = Command::new(hook);
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.env_clear().env("PATH", DEFAULT_PATH);
     command.env("FIRKIN_EPOCH", identity.epoch.to_string()).env("E2B_SANDBOX_ID", &identity.sandbox_id);
     command.current_dir("/").stdin(Stdio::null());
     let started = reaper.spawn(&mut command).map_err(HookError::Start)?;

@@ -25,11 +25,8 @@ use super::pty::{self, Size, Terminal};
 use crate::{
     envd::users::User,
     reaper::{Reaper, Started},
-    spawner::{Credentials, Order},
+    spawner::{Credentials, DEFAULT_PATH, Order},
 };
-
-/// `PATH` of commands whose sandbox sets none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What to run.
 #[derive(Debug)]
