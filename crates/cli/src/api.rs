@@ -7,7 +7,7 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use firkin_wire::{
-    builds,
+    DEFAULT_USER, builds,
     headers::{API_KEY, NEXT_TOKEN},
     rest,
 };
@@ -226,7 +226,11 @@ impl Api {
     }
 
     fn file_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
-        self.data_request(method, sandbox, &with_query("/files", [("path", path.to_owned()), ("username", "user".to_owned())]))
+        self.data_request(
+            method,
+            sandbox,
+            &with_query("/files", [("path", path.to_owned()), ("username", DEFAULT_USER.to_owned())]),
+        )
     }
 
     fn data_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {

@@ -8,6 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
 use firkin_runtime::reference::BASE;
+use firkin_wire::DEFAULT_USER;
 
 use crate::{images::ImageSettings, promises::CapacityArgs, standard::Part};
 
@@ -299,7 +300,7 @@ pub(crate) struct ExecArgs {
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Run as this user
-    #[arg(long, short, default_value = "user")]
+    #[arg(long, short, default_value = DEFAULT_USER)]
     pub(crate) user: String,
     /// Working directory [default: the user's home]
     #[arg(long, short = 'w', value_name = "DIR")]
@@ -325,7 +326,7 @@ pub(crate) struct ShellArgs {
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Log in as this user
-    #[arg(long, short, default_value = "user")]
+    #[arg(long, short, default_value = DEFAULT_USER)]
     pub(crate) user: String,
     /// Working directory [default: the user's home]
     #[arg(long, short = 'w', value_name = "DIR")]

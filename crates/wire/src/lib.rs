@@ -21,5 +21,8 @@ pub const ENVD_VERSION: &str = "0.6.13";
 /// The TCP port on which envd listens inside a sandbox.
 pub const ENVD_PORT: u16 = 49983;
 
+/// The user of requests and commands that name none, as E2B's images have it.
+pub const DEFAULT_USER: &str = "user";
+
 /// The TCP port on which the code interpreter listens inside a sandbox that has one.
 pub const INTERPRETER_PORT: u16 = 49999;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
 use firkin_runtime::reference::BASE;
-use firkin_wire::rest;
+use firkin_wire::{DEFAULT_USER, rest};
 use serde::Serialize;
 
 use super::hosting::{self, Interrupts};
@@ -264,7 +264,7 @@ impl Tour<'_> {
 
 fn processes(api: &Api, sandbox: &rest::Sandbox) -> anyhow::Result<Processes> {
     let token = sandbox.envd_access_token.as_deref();
-    Processes::new(api.target(), &Access { sandbox_id: &sandbox.sandbox_id, token, user: Some("user") })
+    Processes::new(api.target(), &Access { sandbox_id: &sandbox.sandbox_id, token, user: Some(DEFAULT_USER) })
 }
 
 /// The counter's answer.

@@ -28,9 +28,9 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// User of requests that name none: `user`, as the E2B images have it, unless the host said otherwise.
+    /// User of requests that name none: [`DEFAULT_USER`](firkin_wire::DEFAULT_USER), unless the host said otherwise.
     pub(crate) fn default_user(&self) -> &str {
-        self.default_user.as_deref().unwrap_or("user")
+        self.default_user.as_deref().unwrap_or(firkin_wire::DEFAULT_USER)
     }
 }
 

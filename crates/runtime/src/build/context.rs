@@ -1,9 +1,8 @@
 //! What steps change for those that follow, and what of it a template's sandboxes begin with: user, directory, environment.
 
-use crate::store::Defaults;
+use firkin_wire::DEFAULT_USER;
 
-/// The user of an image, and of commands that name none.
-pub(super) const USER: &str = "user";
+use crate::store::Defaults;
 
 /// That user's directory, where builds begin.
 const HOME: &str = "/home/user";
@@ -12,14 +11,14 @@ impl Defaults {
     /// Where a build on a source without any begins.
     pub(super) fn of_builds(self) -> Self {
         Self {
-            user: self.user.or_else(|| Some(USER.to_owned())),
+            user: self.user.or_else(|| Some(DEFAULT_USER.to_owned())),
             workdir: self.workdir.or_else(|| Some(HOME.to_owned())),
             env: self.env,
         }
     }
 
     pub(super) fn user(&self) -> &str {
-        self.user.as_deref().unwrap_or(USER)
+        self.user.as_deref().unwrap_or(DEFAULT_USER)
     }
 
     pub(super) fn workdir(&self) -> &str {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use firkin_wire::rest;
+use firkin_wire::{DEFAULT_USER, rest};
 use futures::{StreamExt as _, stream};
 
 use super::{Plan, host, ms, report::Figures, series};
@@ -322,7 +322,7 @@ impl<'a> Run<'a> {
 /// Runs `echo ready` as the SDKs run commands, and returns when the first byte of its output is here and it has ended.
 async fn first_stdout(api: &Api, sandbox: &rest::Sandbox) -> anyhow::Result<()> {
     let token = sandbox.envd_access_token.as_deref();
-    let access = Access { sandbox_id: &sandbox.sandbox_id, token, user: Some("user") };
+    let access = Access { sandbox_id: &sandbox.sandbox_id, token, user: Some(DEFAULT_USER) };
     let command = CommandLine::words(&["echo", "ready"].map(str::to_owned));
     let mut process = Processes::new(api.target(), &access)?.start(&command).await?;
     loop {
