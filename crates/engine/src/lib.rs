@@ -40,6 +40,14 @@ pub use self::{
     disk::{DiskError, DiskFormat, RootDisk},
 };
 
+/// Name of the serial port that a guest's agent listens on. Engines carry its bytes and do not know what they mean, so `firkin-wire`
+/// has the name for the guest, as `control::PORT_NAME`, and a test of the runtime, which knows both, holds them together.
+pub const CONTROL_PORT: &str = "firkin.control";
+
+/// The kernel's command line of a machine that only shows whether machines work: the agent powers off at once. The guest's is
+/// `control::PROBE`, likewise.
+pub const PROBE_CMDLINE: &str = "firkin.probe=1";
+
 /// How guest instructions are executed. Always named in output; never swapped silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -178,3 +178,15 @@ pub(crate) fn nobody() -> control::Identity {
         default_workdir: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use firkin_wire::control;
+
+    /// Neither crate may know the other.
+    #[test]
+    fn engines_and_guests_mean_the_same_by_their_names() {
+        assert_eq!(firkin_engine::CONTROL_PORT, control::PORT_NAME);
+        assert_eq!(firkin_engine::PROBE_CMDLINE, control::PROBE);
+    }
+}

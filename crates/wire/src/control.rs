@@ -28,6 +28,9 @@ pub const GENERATION: u32 = 2;
 /// The name of the virtio-serial port, `/dev/virtio-ports/<name>` in the guest.
 pub const PORT_NAME: &str = "firkin.control";
 
+/// On the kernel's command line: power off as soon as the kernel has proved that it runs. Engines ask for it, and do not know this crate.
+pub const PROBE: &str = "firkin.probe=1";
+
 /// The largest payload of one frame, in bytes. A hello or a resume is below 64 KiB even with every environment variable.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 

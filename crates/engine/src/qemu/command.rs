@@ -16,10 +16,8 @@ use std::{ffi::OsString, fmt::Write, os::fd::RawFd};
 use serde_json::{Value, json};
 
 use super::isolation::SANDBOX;
-use crate::{Acceleration, Processor, Shape, qcow2::Format};
+use crate::{Acceleration, CONTROL_PORT, Processor, Shape, qcow2::Format};
 
-/// Name of the port that the guest agent listens on; `firkin-wire` has the same by the name `control::PORT_NAME`.
-const CONTROL_PORT: &str = "firkin.control";
 /// Prefix of the names of the root disk's block nodes; a number that grows with every switch of overlays follows.
 pub(super) const ROOT_NODE: &str = "root-";
 /// Name of the character device that keeps the console's tail.

@@ -14,6 +14,7 @@ mod nodes;
 use std::{io, net::SocketAddr, process::ExitCode};
 
 use firkin_causes::chain;
+use firkin_wire::control::PROBE;
 use nix::sys::resource::{Resource, setrlimit};
 
 use self::{modules::ModuleError, mounts::MountError};
@@ -23,9 +24,6 @@ use crate::{
     interpreter, logging, power,
     reaper::Reaper,
 };
-
-/// On the kernel's command line: power off as soon as the kernel has proved that it runs.
-const PROBE: &str = "firkin.probe=1";
 
 /// Why the machine does not come up.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{ProbeError, ProbeRequest, seen};
 use crate::{
-    Acceleration, Compatibility, Fingerprint, Processor, Shape, StartError,
+    Acceleration, Compatibility, Fingerprint, PROBE_CMDLINE, Processor, Shape, StartError,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, Memory},
         cost, greet, in_memory, instance,
@@ -28,8 +28,6 @@ use crate::{
 
 /// `file:` migration and descriptor sets with it came together in this version.
 const OLDEST: (u64, u64) = (8, 2);
-/// On the kernel's command line: power off at once.
-const PROBE_CMDLINE: &str = "firkin.probe=1";
 /// Enough for a kernel and an initial RAM file system.
 const PROBE_SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
 /// `nobody`: the probe has no slot and needs no rights.
