@@ -20,6 +20,7 @@ use firkin_wire::{
         process_input, process_selector, pty,
     },
     headers::{ACCESS_TOKEN, KEEPALIVE, SANDBOX_ID, SANDBOX_PORT},
+    signals,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -277,20 +278,8 @@ fn exit_status(exited: bool, code: i32, status: &str) -> u8 {
     if exited {
         return u8::try_from(code).unwrap_or(KILLED_BY_UNKNOWN);
     }
-    match status.strip_prefix("signal: ").map(|name| name.trim_end_matches(" (core dumped)")) {
-        Some("hangup") => 129,
-        Some("interrupt") => 130,
-        Some("quit") => 131,
-        Some("illegal instruction") => 132,
-        Some("aborted") => 134,
-        Some("floating point exception") => 136,
-        Some("killed") => 137,
-        Some("segmentation fault") => 139,
-        Some("broken pipe") => 141,
-        Some("alarm clock") => 142,
-        Some("terminated") => 143,
-        Some(_) | None => KILLED_BY_UNKNOWN,
-    }
+    let signal = signals::number(status).and_then(|signal| u8::try_from(signal).ok()?.checked_add(128));
+    signal.unwrap_or(KILLED_BY_UNKNOWN)
 }
 
 #[cfg(test)]
@@ -317,5 +306,6 @@ mod tests {
         assert_eq!(exit_status(false, -1, "signal: killed"), 137);
         assert_eq!(exit_status(false, -1, "signal: segmentation fault (core dumped)"), 139);
         assert_eq!(exit_status(false, -1, "signal: real-time 9"), 255);
+        assert_eq!(exit_status(false, -1, "signal: signal 2147483647"), 255);
     }
 }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use firkin_wire::envd::process::ProcessConfig;
+use firkin_wire::{envd::process::ProcessConfig, signals};
 use futures::future::join_all;
 use nix::{
     errno::Errno,
@@ -410,34 +410,11 @@ async fn move_chunks(output: &Output, mut reader: Reader, stop: &CancellationTok
 fn end_of(exit: Option<Exit>, timed_out: bool) -> End {
     let (exit_code, exited, status) = match exit {
         Some(Exit::Code(code)) => (code, true, format!("exit status {code}")),
-        Some(Exit::Signal(signal)) => (-1, false, format!("signal: {}", signal_text(signal))),
+        Some(Exit::Signal(signal)) => (-1, false, signals::status(signal)),
         None => (-1, false, "exit status unknown".to_owned()),
     };
     let error = (exit_code != 0).then(|| status.clone());
     End { exit_code, exited, status, error, timed_out }
-}
-
-/// The words that E2B's envd, a Go program, uses for a signal.
-fn signal_text(signal: i32) -> String {
-    let text = match Signal::try_from(signal) {
-        Ok(Signal::SIGHUP) => "hangup",
-        Ok(Signal::SIGINT) => "interrupt",
-        Ok(Signal::SIGQUIT) => "quit",
-        Ok(Signal::SIGILL) => "illegal instruction",
-        Ok(Signal::SIGTRAP) => "trace/breakpoint trap",
-        Ok(Signal::SIGABRT) => "aborted",
-        Ok(Signal::SIGBUS) => "bus error",
-        Ok(Signal::SIGFPE) => "floating point exception",
-        Ok(Signal::SIGKILL) => "killed",
-        Ok(Signal::SIGUSR1) => "user defined signal 1",
-        Ok(Signal::SIGSEGV) => "segmentation fault",
-        Ok(Signal::SIGUSR2) => "user defined signal 2",
-        Ok(Signal::SIGPIPE) => "broken pipe",
-        Ok(Signal::SIGALRM) => "alarm clock",
-        Ok(Signal::SIGTERM) => "terminated",
-        _ => return format!("signal {signal}"),
-    };
-    text.to_owned()
 }
 
 #[cfg(test)]
