@@ -41,9 +41,6 @@ pub(crate) struct Https {
     pub(crate) bundle: Option<PathBuf>,
 }
 
-/// Where Debian keeps the certificates that programs trust.
-const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
-
 /// The largest file that is read as one of ours.
 const SIZE_LIMIT: u64 = 4096;
 
@@ -97,7 +94,7 @@ fn read_small(path: &Path) -> anyhow::Result<Option<String>> {
 /// Keeps what clients on this host must trust: what they trusted before, and the server's own authority.
 pub(crate) fn write_bundle(path: &Path, authority: &Path) -> anyhow::Result<()> {
     let mut text = fs::read_to_string(authority)?;
-    if let Ok(system) = fs::read_to_string(SYSTEM_BUNDLE) {
+    if let Ok(system) = fs::read_to_string(firkin_image::CERTIFICATE_BUNDLE) {
         text.push_str(&system);
     }
     replace(path, &text, 0o644)

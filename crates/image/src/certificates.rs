@@ -13,8 +13,8 @@ use fs_err as fs;
 
 /// Where Debian's administrators put authorities of their own (update-ca-certificates(8)); the same in a guest.
 pub(crate) const DIRECTORY: &str = "usr/local/share/ca-certificates";
-/// What `update-ca-certificates` makes of all of them, and what programs read.
-const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Where `update-ca-certificates` puts all of them, and where programs read them; the same in a guest.
+pub const CERTIFICATE_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// A certificate has two kilobytes.
 const MAX_FILE_BYTES: u64 = 256 << 10;
 /// Debian's authorities have a quarter of a megabyte.
@@ -98,7 +98,7 @@ fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(
 
 /// The variables that sandboxes get whose image trusts other authorities than programs bring.
 pub fn certificate_variables() -> impl Iterator<Item = (String, String)> {
-    VARIABLES.iter().map(|name| ((*name).to_owned(), BUNDLE.to_owned()))
+    VARIABLES.iter().map(|name| ((*name).to_owned(), CERTIFICATE_BUNDLE.to_owned()))
 }
 
 /// Writes certificates, each in a file of its own, as `update-ca-certificates` wants them, and gives the files.
@@ -135,7 +135,7 @@ pub(crate) fn layer(certificates: &[String], trusted: &str) -> std::io::Result<s
     for (certificate, number) in certificates.iter().zip(1..) {
         append(&format!("{DIRECTORY}/{}", file(number)), certificate)?;
     }
-    append(BUNDLE.trim_start_matches('/'), &format!("{trusted}\n{}", certificates.concat()))?;
+    append(CERTIFICATE_BUNDLE.trim_start_matches('/'), &format!("{trusted}\n{}", certificates.concat()))?;
     let mut file = archive.into_inner()?;
     file.rewind()?;
     Ok(file)
@@ -144,7 +144,7 @@ pub(crate) fn layer(certificates: &[String], trusted: &str) -> std::io::Result<s
 /// What this host trusts in all: Debian's authorities and its own. Empty where there is no such file.
 pub(crate) fn host_bundle() -> std::io::Result<String> {
     let mut text = String::new();
-    match fs::File::open(BUNDLE) {
+    match fs::File::open(CERTIFICATE_BUNDLE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         file => drop(file?.take(MAX_BUNDLE_BYTES).read_to_string(&mut text)?),
     }

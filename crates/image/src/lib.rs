@@ -34,7 +34,7 @@ mod rootfs;
 pub mod sources;
 
 pub use cache::{Cache, CacheError, Claim, Slot};
-pub use certificates::{CertificateError, certificate_variables, host_certificates};
+pub use certificates::{CERTIFICATE_BUNDLE, CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use firkin_causes::chain;
-use firkin_engine::qemu::probe::{ProbeError, last_fallback, try_smallest_guest};
+use firkin_engine::qemu::probe::{PROGRAM as QEMU, ProbeError, last_fallback, try_smallest_guest};
 use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 use serde::Serialize;
@@ -221,13 +221,13 @@ fn first_line(text: &str) -> String {
 }
 
 async fn qemu() -> Finding {
-    let mut ask = command("qemu-system-x86_64");
+    let mut ask = command(QEMU);
     ask.arg("--version");
-    let Ok(answer) = capture(ask, ASK_DEADLINE).await else { return Finding::lacks("no qemu-system-x86_64", Lack::Qemu) };
+    let Ok(answer) = capture(ask, ASK_DEADLINE).await else { return Finding::lacks(format!("no {QEMU}"), Lack::Qemu) };
     match qemu_version(&answer) {
         Some(version) if compare_versions(version, QEMU_WANTED).is_ge() => Finding::ok(format!("QEMU {version}")),
         Some(version) => Finding::lacks(format!("QEMU {version}, older than {QEMU_WANTED}"), Lack::Qemu),
-        None => Finding::lacks("a qemu-system-x86_64 that does not tell its version", Lack::Qemu),
+        None => Finding::lacks(format!("a {QEMU} that does not tell its version"), Lack::Qemu),
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{Acceleration, Compatibility, Processor, StartError};
 pub use self::verdict::last_fallback;
 
 /// The binary that is looked for.
-const PROGRAM: &str = "qemu-system-x86_64";
+pub const PROGRAM: &str = "qemu-system-x86_64";
 /// Debian's build of the same QEMU with one machine and no emulator. An idle machine of it has 3 MB less, and starts in two thirds
 /// of the time.
 const SMALL_PROGRAM: &str = "qemu-system-x86_64-microvm";
