@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use firkin_engine::Processor;
-use firkin_wire::INTERPRETER_PORT;
+use firkin_wire::{INTERPRETER_PORT, KERNELS_DIR};
 use serde::Serialize;
 
 use crate::{
@@ -74,12 +74,12 @@ impl BuildTemplate {
         // Healthy says that Python's kernel is warm; the rest is for warm sessions, whose emulator has forgotten what it translated.
         let url = format!("http://127.0.0.1:{INTERPRETER_PORT}");
         let warm = format!("curl -sf {url}/health && curl -sfX POST {url}/warm-up");
-        let keep = "python3 -B /run/firkin-kernels/keep.py";
+        let keep = format!("python3 -B {KERNELS_DIR}/keep.py");
         Self {
             name: CODE_INTERPRETER.to_owned(),
             cpus: 2,
             memory_mib: 2048,
-            setup: vec![keep.to_owned()],
+            setup: vec![keep],
             ready: base.ready.as_ref().map(|ready| format!("{ready} && {warm}")),
             ready_deadline: Duration::from_secs(600),
             ..base

@@ -27,3 +27,6 @@ pub const DEFAULT_USER: &str = "user";
 
 /// The TCP port on which the code interpreter listens inside a sandbox that has one.
 pub const INTERPRETER_PORT: u16 = 49999;
+
+/// Where the code interpreter's guest has the programs of its kernels: a file system in memory.
+pub const KERNELS_DIR: &str = "/run/firkin-kernels";

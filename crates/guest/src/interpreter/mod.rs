@@ -41,9 +41,6 @@ use crate::{
 /// Debian's place of IPython.
 const IPYTHON: &str = "/usr/lib/python3/dist-packages/IPython";
 
-/// Where the kernels' programs are put in a sandbox: a file system in memory.
-const KERNELS: &str = "/run/firkin-kernels";
-
 /// Working directory of contexts that name none.
 const WORKDIR: &str = "/home/user";
 
@@ -81,7 +78,8 @@ pub(crate) struct Setup {
 impl Setup {
     /// In a sandbox whose root file system is made for it; none elsewhere.
     pub(crate) fn of_sandbox() -> Option<Self> {
-        let setup = || Self { programs: PathBuf::from(KERNELS), user: "root".to_owned(), workdir: WORKDIR.to_owned() };
+        let setup =
+            || Self { programs: PathBuf::from(firkin_wire::KERNELS_DIR), user: "root".to_owned(), workdir: WORKDIR.to_owned() };
         std::path::Path::new(IPYTHON).is_dir().then(setup)
     }
 
