@@ -25,7 +25,7 @@ mod builds;
 mod migrate;
 mod templates;
 
-pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults, LogLevel};
+pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use templates::{Assignment, FamilyRecord};
 

@@ -474,8 +474,8 @@ pub struct SandboxesMetrics {
     pub sandboxes: BTreeMap<String, SandboxMetric>,
 }
 
-/// How much a line of a log matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How much a line of a log matters, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// For those who look for a fault.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use firkin_wire::rest::LogLevel;
 use futures::TryStreamExt;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
@@ -21,7 +22,7 @@ use crate::{
     command::{self, GuestCommand, OutputStream, Running},
     guest_file::GuestUpload,
     link::Connector,
-    store::{Defaults, LogLevel},
+    store::Defaults,
 };
 
 /// One command of a build. Compilations of hours happen.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use firkin_causes::chain;
 use firkin_engine::Shape;
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
@@ -30,7 +31,7 @@ use crate::{
     core::Core,
     metrics::Timing,
     session::After,
-    store::{BuildReason, BuildState, Defaults, LogLevel, TemplateRecord},
+    store::{BuildReason, BuildState, Defaults, TemplateRecord},
 };
 
 /// Runs a build and records how it ended.

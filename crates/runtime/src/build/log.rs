@@ -5,10 +5,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use crate::store::{BuildLogEntry, LogLevel};
+use crate::store::BuildLogEntry;
 
 /// The names of the parts of a build that are not steps.
 pub(super) const BASE: &str = "base";

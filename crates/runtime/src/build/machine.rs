@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use firkin_engine::{Fingerprint, MachineError, Processor, Shape};
-use firkin_wire::control;
+use firkin_wire::{control, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -22,7 +22,6 @@ use crate::{
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     sandbox::{InternetAccess, Memory},
     session::{After, Session},
-    store::LogLevel,
 };
 
 /// How long a build waits for room on the host: nobody waits at the other end of a line for it.

@@ -5,6 +5,7 @@
 //! build's own. What is kept is named by digests, so it is never stale, and a forced build uses it too.
 
 use firkin_engine::{Processor, Shape};
+use firkin_wire::rest::LogLevel;
 
 use super::{
     Source,
@@ -25,7 +26,7 @@ use crate::{
     reference::NoTemplate,
     restore::{SnapshotRestoreError, check_compatible},
     standard::BuildTemplate,
-    store::{Defaults, LogLevel, TemplateRecord},
+    store::{Defaults, TemplateRecord},
 };
 
 /// A state to go on from, and what its template has that the build's own may inherit.

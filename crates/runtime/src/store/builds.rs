@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
@@ -87,20 +88,6 @@ pub struct BuildReason {
     pub message: String,
     /// `base`, the number of a step from 1, or `finalize`.
     pub step: String,
-}
-
-/// How grave an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogLevel {
-    /// For those who look for a cause.
-    Debug,
-    /// What goes on.
-    Info,
-    /// What a command wrote to standard error, or what is doubtful.
-    Warn,
-    /// What made the build fail.
-    Error,
 }
 
 /// One entry of a build's log.

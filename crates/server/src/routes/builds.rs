@@ -10,9 +10,12 @@ use firkin_runtime::{
     build::{BuildInfo, BuildPlan, BuildRequest, Source, StepSpec, dockerfile},
     images::{ImageRequest, RegistryLogin},
     reference::TEAM,
-    store::{BuildLogEntry, BuildReason, LogLevel},
+    store::{BuildLogEntry, BuildReason},
 };
-use firkin_wire::{builds, rest};
+use firkin_wire::{
+    builds,
+    rest::{self, LogLevel},
+};
 use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::Timestamp;
@@ -270,17 +273,7 @@ fn number(query: &Query, name: &str) -> Result<Option<usize>, ApiError> {
 }
 
 fn entry(entry: &BuildLogEntry) -> builds::BuildLogEntry {
-    builds::BuildLogEntry {
-        timestamp: entry.at,
-        message: entry.message.clone(),
-        level: match entry.level {
-            LogLevel::Debug => rest::LogLevel::Debug,
-            LogLevel::Info => rest::LogLevel::Info,
-            LogLevel::Warn => rest::LogLevel::Warn,
-            LogLevel::Error => rest::LogLevel::Error,
-        },
-        step: entry.step.clone(),
-    }
+    builds::BuildLogEntry { timestamp: entry.at, message: entry.message.clone(), level: entry.level, step: entry.step.clone() }
 }
 
 /// A build in the list of its template.
