@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_wire::control::Stats;
+use firkin_wire::{control::Stats, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -27,24 +27,13 @@ const MAX_ENDED: usize = 256;
 /// A guest that did not answer is left alone for so long: its owner waits for the answer, and has better things to do.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// How much an event matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// What was asked for happened.
-    Info,
-    /// Something ended that nobody asked to end.
-    Warn,
-    /// Something that was asked for did not happen.
-    Error,
-}
-
 /// Something that happened to a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// When.
     pub at: Timestamp,
     /// How much it matters.
-    pub level: Level,
+    pub level: LogLevel,
     /// For people.
     pub message: String,
     /// For programs.
@@ -52,7 +41,7 @@ pub struct Event {
 }
 
 impl Event {
-    pub(crate) fn new(level: Level, message: impl Into<String>) -> Self {
+    pub(crate) fn new(level: LogLevel, message: impl Into<String>) -> Self {
         Self { at: Timestamp::now(), level, message: message.into(), fields: BTreeMap::new() }
     }
 
@@ -156,7 +145,7 @@ mod tests {
     fn rings_keep_the_newest_and_nothing_twice() {
         let history = History::default();
         for n in 0..MAX_EVENTS + 3 {
-            history.note(&id(1), Event::new(Level::Info, n.to_string()));
+            history.note(&id(1), Event::new(LogLevel::Info, n.to_string()));
         }
         let events = history.events(&id(1)).unwrap();
         assert_eq!((events.len(), events[0].message.as_str()), (MAX_EVENTS, "3"));
@@ -172,7 +161,7 @@ mod tests {
     fn those_that_ended_are_remembered_for_a_while() {
         let history = History::default();
         for n in 0..=MAX_ENDED {
-            history.close(&id(n), Event::new(Level::Info, "ended"));
+            history.close(&id(n), Event::new(LogLevel::Info, "ended"));
         }
         assert_eq!(history.events(&id(0)), None);
         assert!(history.events(&id(1)).is_some());

@@ -14,7 +14,7 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
-use firkin_wire::control::Stats;
+use firkin_wire::{control::Stats, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -32,7 +32,7 @@ use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
-    history::{Event, Level},
+    history::Event,
     metrics::Timing,
     reference::NoTemplate,
     restore::SnapshotRestoreError,
@@ -275,7 +275,7 @@ impl Owner {
                     let (owner, handle) = Self::new(&task, record, Phase::Running(running));
                     owner.owners.handles().insert(owner.record.id.clone(), handle);
                     owner.owners.note_start();
-                    owner.note(Event::new(Level::Info, "sandbox created").with("template", &owner.record.template_id));
+                    owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", &owner.record.template_id));
                     // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
                     if task_stopping.is_cancelled() {
                         owner.end("the server is stopping").await;
@@ -297,7 +297,7 @@ impl Owner {
     pub(crate) fn restore_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
         let (owner, handle) = Self::new(owners, record, Phase::Paused(held));
         owners.handles().insert(owner.record.id.clone(), handle);
-        owner.note(Event::new(Level::Info, "sandbox found paused by a new server"));
+        owner.note(Event::new(LogLevel::Info, "sandbox found paused by a new server"));
         owners.core.tasks.spawn(owner.run());
     }
 
@@ -306,7 +306,7 @@ impl Owner {
         let running = Box::new(Running::new(session, reservation));
         let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
         owners.handles().insert(owner.record.id.clone(), handle);
-        owner.note(Event::new(Level::Info, "sandbox taken over by a new server"));
+        owner.note(Event::new(LogLevel::Info, "sandbox taken over by a new server"));
         owners.core.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
             owner.go_on().await;
@@ -365,12 +365,12 @@ impl Owner {
                 }
                 Wake::Ended(End::Silent) => {
                     tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
-                    self.note(Event::new(Level::Error, "neither the guest nor its machine answers; the sandbox ends"));
+                    self.note(Event::new(LogLevel::Error, "neither the guest nor its machine answers; the sandbox ends"));
                     Next::Gone
                 }
                 Wake::Ended(End::Exited(exit)) => {
                     tracing::warn!(sandbox = %self.record.id, ?exit, "the machine of a sandbox ended");
-                    self.note(Event::new(Level::Warn, "the machine of the sandbox ended").with("exit", format!("{exit:?}")));
+                    self.note(Event::new(LogLevel::Warn, "the machine of the sandbox ended").with("exit", format!("{exit:?}")));
                     Next::Gone
                 }
             };
@@ -490,7 +490,7 @@ impl Owner {
             Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => {}
             Err(error) => {
                 tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at its deadline; trying again");
-                self.note(Event::new(Level::Error, "cannot pause the sandbox at its deadline").with("error", chain(&error)));
+                self.note(Event::new(LogLevel::Error, "cannot pause the sandbox at its deadline").with("error", chain(&error)));
                 // Not lost for a full disk: another attempt follows until the snapshot succeeds or someone decides.
                 self.retry_at = Some(Instant::now() + PAUSE_RETRY);
             }
@@ -556,7 +556,7 @@ impl Owner {
             drop(running.reservation);
             tracing::info!(sandbox = %id, why, ?exit, "a sandbox ended");
         }
-        self.core.history.close(&id, Event::new(Level::Info, "sandbox ended").with("reason", why));
+        self.core.history.close(&id, Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
         let deleted = self.core.store.delete_sandbox(id).await.map_err(KillError::Store);
         self.core.collect();
         deleted

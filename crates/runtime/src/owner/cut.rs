@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use firkin_causes::chain;
 use firkin_engine::MachineError;
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::{
     },
     core::Core,
     disk::DiskPressure,
-    history::{Event, Level},
+    history::Event,
     metrics::Timing,
     sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
@@ -133,7 +134,7 @@ impl Owner {
             drop(running.reservation);
         }
         self.note(
-            Event::new(Level::Info, "sandbox paused")
+            Event::new(LogLevel::Info, "sandbox paused")
                 .with("memory", (memory == Memory::Kept).to_string())
                 .with("reason", reason.to_string()),
         );
@@ -146,7 +147,7 @@ impl Owner {
             Phase::Running(_) => {
                 let result = self.publish_cut(reason, memory).await?;
                 self.go_on().await;
-                self.note(Event::new(Level::Info, "state of the sandbox cut for a snapshot or forks"));
+                self.note(Event::new(LogLevel::Info, "state of the sandbox cut for a snapshot or forks"));
                 result
             }
             Phase::Paused(held) => {

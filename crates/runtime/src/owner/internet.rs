@@ -3,10 +3,11 @@
 use std::net::Ipv4Addr;
 
 use firkin_network::SlotError;
+use firkin_wire::rest::LogLevel;
 
 use super::{Owner, Phase};
 use crate::{
-    history::{Event, Level},
+    history::Event,
     sandbox::{InternetAccess, NoSuchSandbox, SandboxId},
     store::StoreError,
 };
@@ -54,7 +55,7 @@ impl Owner {
         let applied = applied.map_err(|source| NetworkError::Apply { id: id.clone(), source });
         self.publish_view();
         if applied.is_ok() {
-            self.note(Event::new(Level::Info, "outbound network changed"));
+            self.note(Event::new(LogLevel::Info, "outbound network changed"));
         }
         applied
     }

@@ -2,7 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
-use firkin_wire::control;
+use firkin_wire::{control, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     generation::{self, StaleState},
-    history::{Event, Level},
+    history::Event,
     launch::SnapshotRestoreRequest,
     metrics::Timing,
     owner::{Connected, DeadlineError},
@@ -115,7 +115,7 @@ impl Owner {
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
         self.owners.note_start();
-        self.note(Event::new(Level::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
+        self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.core.collect();
         Ok(show(&self.record))
     }

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use axum::{Json as Reply, extract::State};
-use firkin_runtime::history::{Event, Level};
-use firkin_wire::rest;
+use firkin_runtime::history::Event;
+use firkin_wire::rest::{self, LogLevel};
 
 use crate::{App, error::ApiError, extract::Sandbox, listing::Query};
 
@@ -75,25 +75,20 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
 }
 
 /// The least level that is wanted.
-fn least(query: &Query) -> Result<Level, ApiError> {
+fn least(query: &Query) -> Result<LogLevel, ApiError> {
     match query.get("level") {
-        None | Some("debug" | "info") => Ok(Level::Info),
-        Some("warn") => Ok(Level::Warn),
-        Some("error") => Ok(Level::Error),
+        None | Some("debug" | "info") => Ok(LogLevel::Info),
+        Some("warn") => Ok(LogLevel::Warn),
+        Some("error") => Ok(LogLevel::Error),
         Some(other) => Err(ApiError::bad_request(format!("`level` must be `debug`, `info`, `warn` or `error`, not `{other}`"))),
     }
 }
 
 fn entry(event: Event) -> rest::LogEntry {
-    let level = match event.level {
-        Level::Info => rest::LogLevel::Info,
-        Level::Warn => rest::LogLevel::Warn,
-        Level::Error => rest::LogLevel::Error,
-    };
     let mut fields: std::collections::BTreeMap<_, _> =
         event.fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     fields.insert("logger".into(), LOGGER.into());
-    rest::LogEntry { timestamp: event.at, message: event.message, level, fields }
+    rest::LogEntry { timestamp: event.at, message: event.message, level: event.level, fields }
 }
 
 fn line(entry: &rest::LogEntry) -> rest::LogLine {
