@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use firkin_runtime::sandbox::{RuntimeSandbox, SandboxState};
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 
 use crate::error::ApiError;
@@ -100,6 +101,28 @@ impl Query {
             Some(None) => return Err(ApiError::bad_request("`nextToken` is not valid")),
         };
         Ok(Window { order, limit, after })
+    }
+
+    /// `level`: the least that is wanted of a log. All of it, where none is named.
+    pub(crate) fn least_level(&self) -> Result<LogLevel, ApiError> {
+        match self.get("level") {
+            None | Some("debug") => Ok(LogLevel::Debug),
+            Some("info") => Ok(LogLevel::Info),
+            Some("warn") => Ok(LogLevel::Warn),
+            Some("error") => Ok(LogLevel::Error),
+            Some(other) => {
+                Err(ApiError::bad_request(format!("`level` must be `debug`, `info`, `warn` or `error`, not `{other}`")))
+            }
+        }
+    }
+
+    /// `direction`: whether a log is wanted from its end.
+    pub(crate) fn is_backward(&self) -> Result<bool, ApiError> {
+        match self.get("direction") {
+            None | Some("forward") => Ok(false),
+            Some("backward") => Ok(true),
+            Some(other) => Err(ApiError::bad_request(format!("`direction` must be `forward` or `backward`, not `{other}`"))),
+        }
     }
 }
 

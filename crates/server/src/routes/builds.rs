@@ -12,10 +12,7 @@ use firkin_runtime::{
     reference::TEAM,
     store::{BuildLogEntry, BuildReason},
 };
-use firkin_wire::{
-    builds,
-    rest::{self, LogLevel},
-};
+use firkin_wire::{builds, rest};
 use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::Timestamp;
@@ -228,11 +225,7 @@ pub(super) async fn logs(
     let log = app.runtime.build_log(&template, &build).await?;
     let cursor = query.get("cursor").map(str::parse::<i64>).transpose();
     let cursor = cursor.map_err(|_| ApiError::bad_request("`cursor` must be a time in milliseconds"))?;
-    let backward = match query.get("direction") {
-        None | Some("forward") => false,
-        Some("backward") => true,
-        Some(other) => return Err(ApiError::bad_request(format!("`direction` must be `forward` or `backward`, not `{other}`"))),
-    };
+    let backward = query.is_backward()?;
     let limit = limit(&query)?;
     let within = |entry: &&BuildLogEntry| {
         let at = entry.at.as_millisecond();
@@ -249,13 +242,7 @@ pub(super) async fn logs(
 }
 
 fn at_level<'a>(log: &'a [BuildLogEntry], query: &Query) -> Result<impl Iterator<Item = &'a BuildLogEntry> + use<'a>, ApiError> {
-    let least = match query.get("level") {
-        None | Some("debug") => LogLevel::Debug,
-        Some("info") => LogLevel::Info,
-        Some("warn") => LogLevel::Warn,
-        Some("error") => LogLevel::Error,
-        Some(other) => return Err(ApiError::bad_request(format!("`level` must not be `{other}`"))),
-    };
+    let least = query.least_level()?;
     Ok(log.iter().filter(move |entry| entry.level >= least))
 }
 

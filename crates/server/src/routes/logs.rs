@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{Json as Reply, extract::State};
 use firkin_runtime::history::Event;
-use firkin_wire::rest::{self, LogLevel};
+use firkin_wire::rest;
 
 use crate::{App, error::ApiError, extract::Sandbox, listing::Query};
 
@@ -38,14 +38,8 @@ pub(super) async fn v2(
     Sandbox(id): Sandbox,
     query: Query,
 ) -> Result<Reply<rest::SandboxLogsV2>, ApiError> {
-    let (cursor, limit, least) = (milliseconds(&query, "cursor")?, limit(&query)?, least(&query)?);
-    let backward = match query.get("direction") {
-        None | Some("forward") => false,
-        Some("backward") => true,
-        Some(other) => {
-            return Err(ApiError::bad_request(format!("`direction` must be `forward` or `backward`, not `{other}`")));
-        }
-    };
+    let (cursor, limit, least) = (milliseconds(&query, "cursor")?, limit(&query)?, query.least_level()?);
+    let backward = query.is_backward()?;
     let wanted = |event: &Event| {
         let at = event.at.as_millisecond();
         cursor.is_none_or(|cursor| if backward { at <= cursor } else { at >= cursor })
@@ -71,16 +65,6 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
         None => Ok(MAX_LIMIT),
         Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
         Some(_) => Err(ApiError::bad_request(format!("`limit` must be a number from 1 to {MAX_LIMIT}"))),
-    }
-}
-
-/// The least level that is wanted.
-fn least(query: &Query) -> Result<LogLevel, ApiError> {
-    match query.get("level") {
-        None | Some("debug" | "info") => Ok(LogLevel::Info),
-        Some("warn") => Ok(LogLevel::Warn),
-        Some("error") => Ok(LogLevel::Error),
-        Some(other) => Err(ApiError::bad_request(format!("`level` must be `debug`, `info`, `warn` or `error`, not `{other}`"))),
     }
 }
 
