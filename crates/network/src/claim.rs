@@ -251,8 +251,6 @@ pub(super) struct Choice<'a> {
     pub(super) dir: &'a Path,
     /// Who asks. The same owner gets the same claim again.
     pub(super) owner: &'a str,
-    /// The claim that the owner remembers.
-    pub(super) hint: Option<u16>,
     /// Slots with running processes.
     pub(super) survivors: &'a Survivors,
     /// Networks that the host uses for something else.
@@ -272,13 +270,10 @@ pub(super) fn choose(choice: &Choice<'_>, lock: &DirLock) -> Result<(Claim, Vec<
         let ours = slot_net(claim.index);
         choice.foreign.iter().any(|net| net.contains(&ours) || ours.contains(net))
     };
-    let hint = choice.hint.and_then(ClaimIndex::new);
     let rank = |(claim, owner): &(Claim, String)| match (owner == choice.owner, has_survivors(claim)) {
-        (true, _) if Some(claim.index) == hint => Some(0),
-        (true, true) => Some(1),
-        (true, false) if !collides(claim) => Some(2),
-        (false, false) if !collides(claim) && Some(claim.index) == hint => Some(3),
-        (false, false) if !collides(claim) => Some(4),
+        (true, true) => Some(0),
+        (true, false) if !collides(claim) => Some(1),
+        (false, false) if !collides(claim) => Some(2),
         (true, false) | (false, _) => None,
     };
     let best = (0..locked.len()).filter_map(|at| Some((rank(&locked[at])?, at))).min().ok_or(ClaimError::Exhausted)?.1;
@@ -314,8 +309,8 @@ pub(super) fn others_exist(dir: &Path, mine: ClaimIndex, survivors: &Survivors, 
 mod tests {
     use super::*;
 
-    fn choose_for(dir: &Path, owner: &str, hint: Option<u16>, survivors: &Survivors, foreign: &[Ipv4Net]) -> (Claim, Vec<u16>) {
-        let (claim, dead) = choose(&Choice { dir, owner, hint, survivors, foreign }, &lock_dir(dir).unwrap()).unwrap();
+    fn choose_for(dir: &Path, owner: &str, survivors: &Survivors, foreign: &[Ipv4Net]) -> (Claim, Vec<u16>) {
+        let (claim, dead) = choose(&Choice { dir, owner, survivors, foreign }, &lock_dir(dir).unwrap()).unwrap();
         (claim, dead.iter().map(|claim| claim.index.number()).collect())
     }
 
@@ -327,9 +322,9 @@ mod tests {
     fn two_live_servers_never_share_a_claim() {
         let dir = tempfile::tempdir().unwrap();
         let none = Survivors::new();
-        let (a, _) = choose_for(dir.path(), "a", None, &none, &[]);
-        let (b, _) = choose_for(dir.path(), "b", Some(a.index.number()), &none, &[]);
-        let (a_again, _) = choose_for(dir.path(), "a", Some(a.index.number()), &none, &[]);
+        let (a, _) = choose_for(dir.path(), "a", &none, &[]);
+        let (b, _) = choose_for(dir.path(), "b", &none, &[]);
+        let (a_again, _) = choose_for(dir.path(), "a", &none, &[]);
         assert_eq!([a.index.0, b.index.0, a_again.index.0], [0, 1, 2]);
     }
 
@@ -337,13 +332,13 @@ mod tests {
     fn an_owner_gets_its_claim_again_and_a_dead_one_is_swept() {
         let dir = tempfile::tempdir().unwrap();
         let none = Survivors::new();
-        let (a, _) = choose_for(dir.path(), "a", None, &none, &[]);
-        let (b, _) = choose_for(dir.path(), "b", None, &none, &[]);
+        let (a, _) = choose_for(dir.path(), "a", &none, &[]);
+        let (b, _) = choose_for(dir.path(), "b", &none, &[]);
         drop((a, b));
-        let (b, dead) = choose_for(dir.path(), "b", None, &none, &[]);
+        let (b, dead) = choose_for(dir.path(), "b", &none, &[]);
         assert_eq!((b.index.0, dead), (1, vec![0]));
         b.forget(dir.path(), &lock_dir(dir.path()).unwrap()).unwrap();
-        let (c, dead) = choose_for(dir.path(), "c", None, &alive(0, 3), &[]);
+        let (c, dead) = choose_for(dir.path(), "c", &alive(0, 3), &[]);
         assert_eq!((c.index.0, dead), (1, vec![]), "machines of a dead server keep its claim");
     }
 
@@ -356,8 +351,8 @@ mod tests {
             names
         };
         let none = Survivors::new();
-        let (a, _) = choose_for(dir.path(), "a", None, &none, &[]);
-        let (b, _) = choose_for(dir.path(), "b", None, &none, &[]);
+        let (a, _) = choose_for(dir.path(), "a", &none, &[]);
+        let (b, _) = choose_for(dir.path(), "b", &none, &[]);
         assert_eq!(files(), ["claim-00", "claim-01"]);
         let lock = lock_dir(dir.path()).unwrap();
         assert!(others_exist(dir.path(), a.index, &none, &lock).unwrap());
@@ -372,7 +367,7 @@ mod tests {
     fn a_network_of_the_host_is_passed_by() {
         let dir = tempfile::tempdir().unwrap();
         let foreign = ["198.18.0.0/20".parse().unwrap()];
-        let (claim, _) = choose_for(dir.path(), "a", Some(1), &Survivors::new(), &foreign);
+        let (claim, _) = choose_for(dir.path(), "a", &Survivors::new(), &foreign);
         assert_eq!(claim.index.0, 2, "198.18.0.0/20 covers claims 0 and 1");
     }
 

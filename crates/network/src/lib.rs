@@ -79,8 +79,6 @@ pub enum Egress {
 pub struct NetworkConfig {
     /// Who the server is, the same after a restart: the canonical path of its state directory.
     pub owner: String,
-    /// The claim that the server had when it last ran ([`NetworkPool::claim`]).
-    pub claim_hint: Option<u16>,
     /// Where the servers of this host keep their claims; must not outlive a boot of the host.
     pub claims_dir: PathBuf,
     /// The first of 65,536 user ids that machines of this host run under, the same for all its servers.
@@ -102,7 +100,6 @@ impl NetworkConfig {
     pub fn new(owner: impl Into<String>) -> Self {
         Self {
             owner: owner.into(),
-            claim_hint: None,
             claims_dir: PathBuf::from("/run/firkin/network"),
             first_uid: claim::Uids::DEFAULT_FIRST,
             max_slots: 1024,

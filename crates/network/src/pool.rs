@@ -182,7 +182,7 @@ impl NetworkPool {
         Ok(Self { inner, config, claim: Some(opened.claim), survivors: Mutex::new(opened.survivors), tasks })
     }
 
-    /// The number of the claim, to be remembered as [`NetworkConfig::claim_hint`].
+    /// The number of the claim, which names of interfaces and tables begin with. The same owner gets the same again.
     #[must_use]
     pub fn claim(&self) -> u16 {
         self.inner.host.claim.number()
@@ -391,7 +391,7 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
     namespace::block_on(async {
         let links = Links::open()?;
         let foreign = foreign_networks(&links).await?;
-        let choice = Choice { dir, owner: &config.owner, hint: config.claim_hint, survivors: &everyone, foreign: &foreign };
+        let choice = Choice { dir, owner: &config.owner, survivors: &everyone, foreign: &foreign };
         let (claim, dead) = claim::choose(&choice, &lock)?;
         for claim in dead {
             tracing::info!(claim = claim.index.number(), "sweeping the network of a server that ended without closing it");

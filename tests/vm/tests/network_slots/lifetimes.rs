@@ -207,8 +207,7 @@ fn a_restarted_server_adopts_its_machines() {
         stranger.close().await.unwrap();
         assert!(world.forwards(), "machines of a dead server still need the uplink");
 
-        let config = NetworkConfig { claim_hint: Some(claim), ..world.config("child") };
-        let pool = NetworkPool::open(config).await.unwrap();
+        let pool = NetworkPool::open(world.config("child")).await.unwrap();
         assert_eq!((pool.claim(), pool.survivors()), (claim, BTreeSet::from([index])));
         assert_eq!(world.interfaces("fk"), [interface]);
         let fresh = pool.acquire(Egress::Denied).await.unwrap();
