@@ -437,9 +437,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Takes room in `dir` for `bytes` of memory, so that a snapshot into that directory has only to copy them. The snapshot then
     /// leaves the memory as it found it, and [`SnapshotParts::captured`] is to be packed when the machine runs again. An engine
     /// that would gain nothing by it does nothing.
-    async fn make_room(&mut self, _dir: &Path, _bytes: u64) -> Result<(), MachineError> {
-        Ok(())
-    }
+    async fn make_room(&mut self, dir: &Path, bytes: u64) -> Result<(), MachineError>;
 
     /// Writes device state and memory of a *paused* machine into `dir` ([`parts`]). The disk at that instant is whatever the
     /// current root overlay holds: seal it with [`Machine::switch_disk`] or by killing the machine.
