@@ -103,16 +103,6 @@ pub struct PoolStatus {
     pub short_of_disk: bool,
 }
 
-impl PoolStatus {
-    /// Creates of pooled templates that claimed a warm session, 0 to 1; `None` before the first.
-    pub fn hit_rate(&self) -> Option<f64> {
-        let creates = self.hits + self.prepared_hits + self.misses;
-        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
-        let rate = self.hits as f64 / creates as f64;
-        (creates > 0).then_some(rate)
-    }
-}
-
 /// One template's part of the pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ShelfStatus {

@@ -214,7 +214,7 @@ async fn a_create_claims_a_warm_session_with_its_capacity_and_the_pool_is_filled
     let sandbox = bench.create().await;
     assert!(bench.engine.live_dirs().contains(&dirs[0]), "the machine is the one that waited");
     let status = bench.until("the pool fills again", |status| status.refills == 2).await;
-    assert_eq!((status.hits, status.misses, status.hit_rate()), (1, 0, Some(1.0)));
+    assert_eq!((status.hits, status.prepared_hits, status.misses), (1, 0, 0));
     assert_eq!((bench.engine.restores(), bench.engine.live()), (2, 2));
     let usage = bench.runtime.capacity().usage;
     assert_eq!((usage.active.sessions, usage.warm.sessions), (1, 1));
