@@ -103,15 +103,15 @@ impl CapacityUsage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RequestCounts {
     /// Let in without waiting.
-    pub at_once: u64,
+    pub immediate: u64,
     /// Let in after waiting.
-    pub after_waiting: u64,
-    /// Left the queue without: the deadline passed, or the request was cancelled.
-    pub in_vain: u64,
+    pub queued: u64,
+    /// Left the queue without any: the deadline passed, or the request was cancelled.
+    pub timed_out: u64,
     /// Found the queue full.
-    pub turned_away: u64,
+    pub rejected: u64,
     /// Could never fit.
-    pub never_fitting: u64,
+    pub too_large: u64,
 }
 
 /// The ledger at one instant.

@@ -273,13 +273,13 @@ impl Gauges {
             }
         }
         self.waiting.set(number(capacity.waiting));
-        let RequestCounts { at_once, after_waiting, in_vain, turned_away, never_fitting } = capacity.requests;
+        let RequestCounts { immediate, queued, timed_out, rejected, too_large } = capacity.requests;
         let outcomes = [
-            ("immediate", "at_once", at_once),
-            ("queued", "after_waiting", after_waiting),
-            ("timed_out", "in_vain", in_vain),
-            ("rejected", "turned_away", turned_away),
-            ("too_large", "never_fitting", never_fitting),
+            ("immediate", "at_once", immediate),
+            ("queued", "after_waiting", queued),
+            ("timed_out", "in_vain", timed_out),
+            ("rejected", "turned_away", rejected),
+            ("too_large", "never_fitting", too_large),
         ];
         for (outcome, earlier, count) in outcomes {
             self.requests.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);

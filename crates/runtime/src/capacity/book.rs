@@ -120,16 +120,16 @@ impl<W> Book<W> {
     /// Asks for an active session's capacity, and for a place in the queue if `queue_length` allows and it is needed.
     pub(super) fn ask(&mut self, budget: ResourceBudget, queue_length: usize, waker: impl FnOnce() -> W) -> Decision {
         if let Err(short) = self.could_ever_fit(&budget) {
-            self.requests.never_fitting += 1;
+            self.requests.too_large += 1;
             return Decision::Denied(Denial::NeverFits(short));
         }
         match self.take(budget) {
             Ok(()) => {
-                self.requests.at_once += 1;
+                self.requests.immediate += 1;
                 Decision::Granted
             }
             Err(short) if self.queue.len() >= queue_length => {
-                self.requests.turned_away += 1;
+                self.requests.rejected += 1;
                 Decision::Denied(Denial::QueueFull(short))
             }
             Err(_) => {
@@ -177,7 +177,7 @@ impl<W> Book<W> {
     pub(super) fn leave(&mut self, ticket: Ticket) -> Vec<Grant<W>> {
         if let Some(place) = self.queue.iter().position(|waiter| waiter.ticket == ticket) {
             self.queue.remove(place);
-            self.requests.in_vain += 1;
+            self.requests.timed_out += 1;
         }
         self.grant_heads()
     }
@@ -209,7 +209,7 @@ impl<W> Book<W> {
             && let Some(Waiter { budget, waker, .. }) = self.queue.pop_front()
         {
             self.usage.active.take(budget);
-            self.requests.after_waiting += 1;
+            self.requests.queued += 1;
             grants.push(Grant { budget, waker });
         }
         grants

@@ -171,8 +171,8 @@ impl Model {
         self.lowered &= !within;
         assert!(fits(&self.book.warm_limit, &ResourceBudget::default(), &usage.warm.held).is_ok());
         assert_eq!(self.book.view().waiting, self.waiting.len(), "nobody who waits is lost");
-        let RequestCounts { at_once, after_waiting, in_vain, turned_away, never_fitting } = self.book.requests;
-        let decided = at_once + after_waiting + in_vain + turned_away + never_fitting;
+        let RequestCounts { immediate, queued, timed_out, rejected, too_large } = self.book.requests;
+        let decided = immediate + queued + timed_out + rejected + too_large;
         assert_eq!(usize::try_from(decided).unwrap() + self.waiting.len(), self.asked, "every request is counted once");
         if let Some((_, _, head)) = self.waiting.first() {
             assert!(fits(&self.book.capacity, &usage.total(), head).is_err(), "nobody waits at the head for what is free");
