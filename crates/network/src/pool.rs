@@ -28,8 +28,8 @@ use super::{
     Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
     claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids},
     lease::{Host, IndexLease, Numbers, Remains},
-    links::Links,
     namespace::{self, SocketOpener, on_own_thread},
+    netlink::Netlink,
     nft::Batch,
     resolvers,
     rules::{HostPolicy, host_rules, host_table},
@@ -154,7 +154,7 @@ impl NetworkPool {
         let system = |step| move |source| OpenError::Setup(SetupError::System { step, source });
         let netns = Arc::new(namespace::current().map_err(system("open the host's network namespace"))?);
         let opener = SocketOpener::start(Arc::clone(&netns)).map_err(system("start the socket thread"))?;
-        let links = Links::open()?;
+        let netlink = Netlink::open()?;
         let asked = config.clone();
         let opened = on_own_thread(move || take_claim(&asked, uids)).await?;
 
@@ -178,7 +178,7 @@ impl NetworkPool {
             prepared: config.prepared,
             prepared_sealed: config.prepared_sealed,
         });
-        let tasks = [tokio::spawn(refill(Arc::clone(&inner))), tokio::spawn(reap(leavings, links))];
+        let tasks = [tokio::spawn(refill(Arc::clone(&inner))), tokio::spawn(reap(leavings, netlink))];
         Ok(Self { inner, config, claim: Some(opened.claim), survivors: Mutex::new(opened.survivors), tasks })
     }
 
@@ -363,11 +363,11 @@ async fn refill(inner: Arc<Inner>) {
     }
 }
 
-async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, links: Links) {
+async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, netlink: Netlink) {
     while let Some(remains) = leavings.recv().await {
         match remains {
             Remains::WayOut(lease) => {
-                if let Err(error) = links.delete("delete the way out of a used slot", &lease.interface()).await {
+                if let Err(error) = netlink.delete("delete the way out of a used slot", &lease.interface()).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, slot = lease.index(), "a network slot lingers");
                 }
             }
@@ -389,24 +389,24 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
     let lock = claim::lock_dir(dir)?;
     let everyone = claim::survivors(uids).map_err(system("look for machines of earlier servers"))?;
     namespace::block_on(async {
-        let links = Links::open()?;
-        let foreign = foreign_networks(&links).await?;
+        let netlink = Netlink::open()?;
+        let foreign = foreign_networks(&netlink).await?;
         let choice = Choice { dir, owner: &config.owner, survivors: &everyone, foreign: &foreign };
         let (claim, dead) = claim::choose(&choice, &lock)?;
         for claim in dead {
             tracing::info!(claim = claim.index.number(), "sweeping the network of a server that ended without closing it");
-            sweep(&links, claim.index, &everyone).await?;
+            sweep(&netlink, claim.index, &everyone).await?;
             delete_table(claim.index)?;
             claim.forget(dir, &lock)?;
         }
-        sweep(&links, claim.index, &everyone).await?;
+        sweep(&netlink, claim.index, &everyone).await?;
 
-        let own = links.addresses().await?.into_iter().collect();
+        let own = netlink.addresses().await?.into_iter().collect();
         let resolvers = match &config.resolvers {
             Some(resolvers) => resolvers.clone(),
             None => resolvers::of_host(&own).map_err(system("read the host's resolvers"))?,
         };
-        let uplinks = links.uplinks().await?;
+        let uplinks = netlink.uplinks().await?;
         let guarded = uplink::mark(dir, &uplinks, &lock)?;
         let policy = HostPolicy { resolvers: &resolvers, reachable: &config.reachable, guarded: &guarded };
         let installed = host_rules(claim.index, policy).commit();
@@ -419,9 +419,9 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
 }
 
 /// Networks of the host that overlap those of slots and are not slots.
-async fn foreign_networks(links: &Links) -> Result<Vec<Ipv4Net>, SetupError> {
-    let ours: BTreeSet<u32> = links.veths(INTERFACE_PREFIX).await?.into_iter().map(|veth| veth.index).collect();
-    let routes = links.routes().await?.into_iter().filter(|route| {
+async fn foreign_networks(netlink: &Netlink) -> Result<Vec<Ipv4Net>, SetupError> {
+    let ours: BTreeSet<u32> = netlink.veths(INTERFACE_PREFIX).await?.into_iter().map(|veth| veth.index).collect();
+    let routes = netlink.routes().await?.into_iter().filter(|route| {
         // A route to everything, or to half of it, is no claim to these addresses.
         let specific = route.net.prefix_len() >= 8;
         specific && (SLOT_NETWORKS.contains(&route.net) || route.net.contains(&SLOT_NETWORKS)) && !ours.contains(&route.interface)
@@ -430,12 +430,12 @@ async fn foreign_networks(links: &Links) -> Result<Vec<Ipv4Net>, SetupError> {
 }
 
 /// Deletes ways out of slots that have no machine.
-async fn sweep(links: &Links, claim: ClaimIndex, survivors: &Survivors) -> Result<(), SetupError> {
+async fn sweep(netlink: &Netlink, claim: ClaimIndex, survivors: &Survivors) -> Result<(), SetupError> {
     let alive = survivors.get(&claim);
-    for veth in links.veths(&claim.interface_prefix()).await? {
+    for veth in netlink.veths(&claim.interface_prefix()).await? {
         let is_used = claim.slot_of(&veth.name).is_some_and(|slot| alive.is_some_and(|alive| alive.contains(&slot)));
         if !is_used {
-            links.delete("sweep a way out without a machine", &veth.name).await?;
+            netlink.delete("sweep a way out without a machine", &veth.name).await?;
         }
     }
     Ok(())
@@ -451,7 +451,8 @@ fn take_down(dir: &std::path::Path, claim: Claim, uids: Uids) -> Result<(), Open
     let system = |step| move |source: io::Error| SetupError::System { step, source };
     let lock = claim::lock_dir(dir)?;
     let everyone = claim::survivors(uids).map_err(system("look for running machines"))?;
-    namespace::block_on(async { sweep(&Links::open()?, claim.index, &everyone).await }).map_err(system("start a runtime"))??;
+    namespace::block_on(async { sweep(&Netlink::open()?, claim.index, &everyone).await })
+        .map_err(system("start a runtime"))??;
     if everyone.contains_key(&claim.index) {
         return Ok(());
     }

@@ -19,8 +19,8 @@ use super::{
     claim::{slot_addresses, uid_of},
     filter::{EgressFilter, filter_rules},
     lease::{Host, IndexLease, Remains},
-    links::Links,
     namespace::{self, SocketOpener},
+    netlink::Netlink,
     rules::{OUT, TAP, slot_rules},
     tap::open_tap,
     uplink,
@@ -207,7 +207,7 @@ impl NetworkSlot {
             let (_changing, lease) = (changing, lease);
             match egress {
                 Egress::Allowed => on_thread(async { attach(&lease, &netns, &Ends::open(netns.as_fd())?).await }),
-                Egress::Denied => on_thread(async { detach(&lease, &Links::open()?).await }),
+                Egress::Denied => on_thread(async { detach(&lease, &Netlink::open()?).await }),
             }
         };
         namespace::on_own_thread(job).await.map_err(|source| SlotError::Setup { index, source })?;
@@ -254,14 +254,14 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> SetupError {
 pub(super) fn build(lease: IndexLease, egress: Egress) -> Result<NetworkSlot, SetupError> {
     on_thread(async {
         let lease = Arc::new(lease);
-        let host = Links::open()?;
+        let host = Netlink::open()?;
         namespace::enter_new().map_err(system("make a network namespace"))?;
         let netns = Arc::new(namespace::current().map_err(system("open the new network namespace"))?);
         set_parameters(&SLOT_PARAMETERS).map_err(system("set a slot's kernel parameters"))?;
         let tap = open_tap(TAP).map_err(system("open a tap"))?;
         slot_rules().commit().map_err(|source| SetupError::Firewall { step: "install a slot's rules", source })?;
 
-        let slot = Links::open()?;
+        let slot = Netlink::open()?;
         slot.up("bring a slot's loopback up", LOOPBACK, None).await?;
         let index = slot.index("find the tap", TAP).await?;
         slot.up("bring the tap up", index, Some(GATEWAY_MAC)).await?;
@@ -296,7 +296,7 @@ pub(super) async fn find_survivor(lease: IndexLease, pid: u32) -> Result<(IndexL
         return Err(refuse("it runs in the host's network namespace"));
     }
     let interface = lease.interface();
-    let veths = async { Links::open()?.veths(&interface).await }.await.map_err(setup)?;
+    let veths = async { Netlink::open()?.veths(&interface).await }.await.map_err(setup)?;
     let has_way_out = veths.iter().any(|veth| veth.name == interface);
     Ok((lease, netns, has_way_out))
 }
@@ -337,16 +337,16 @@ fn set_parameters<P: AsRef<str>>(parameters: &[(P, &str)]) -> io::Result<()> {
 
 /// Netlink connections to both ends of a way out.
 struct Ends {
-    host: Links,
-    slot: Links,
+    host: Netlink,
+    slot: Netlink,
 }
 
 impl Ends {
     /// Opens both; the calling thread goes from the host's namespace to `netns`.
     fn open(netns: BorrowedFd<'_>) -> Result<Self, SetupError> {
-        let host = Links::open()?;
+        let host = Netlink::open()?;
         namespace::enter(netns).map_err(system("enter a slot"))?;
-        Ok(Self { host, slot: Links::open()? })
+        Ok(Self { host, slot: Netlink::open()? })
     }
 }
 
@@ -376,7 +376,7 @@ async fn attach(lease: &IndexLease, netns: &OwnedFd, ends: &Ends) -> Result<(), 
 }
 
 /// Deletes the way out; both ends go, and with them what connection tracking translated by them.
-async fn detach(lease: &IndexLease, host: &Links) -> Result<(), SetupError> {
+async fn detach(lease: &IndexLease, host: &Netlink) -> Result<(), SetupError> {
     host.delete("close a slot's way out", &lease.interface()).await
 }
 

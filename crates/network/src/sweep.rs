@@ -19,8 +19,8 @@ use super::{
     OpenError, SetupError,
     claim::{self, uid_of},
     lease::Host,
-    links::Links,
     namespace,
+    netlink::Netlink,
     pool::NetworkPool,
 };
 
@@ -77,11 +77,11 @@ fn sweep(host: &Arc<Host>, waiting: BTreeSet<u16>) -> Result<SweptNetwork, OpenE
     }
     swept.numbers = waiting.iter().copied().filter(|number| !lingering.contains(number)).collect();
     let delete = async {
-        let links = Links::open()?;
-        for veth in links.veths(&host.claim.interface_prefix()).await? {
+        let netlink = Netlink::open()?;
+        for veth in netlink.veths(&host.claim.interface_prefix()).await? {
             let is_owned = host.claim.slot_of(&veth.name).is_some_and(|number| is_owned(number) || lingering.contains(&number));
             // By its index, which no later interface of this name has.
-            if !is_owned && links.delete_index("sweep a way out without a machine", veth.index).await? {
+            if !is_owned && netlink.delete_index("sweep a way out without a machine", veth.index).await? {
                 swept.interfaces.push(veth.name);
             }
         }

@@ -1,6 +1,6 @@
 //! Interfaces, addresses, neighbours and routes, over netlink by `rtnetlink`.
 //!
-//! A [`Links`] talks to the namespace that its thread was in when it was opened, wherever the thread goes afterwards. Every
+//! A [`Netlink`] talks to the namespace that its thread was in when it was opened, wherever the thread goes afterwards. Every
 //! request is one message; the kernel answers it before it takes the next.
 
 use std::{
@@ -32,12 +32,12 @@ const CARRIER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A connection to the kernel's interface configuration in one namespace.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(super) struct Netlink {
     handle: Handle,
     connection: JoinHandle<()>,
 }
 
-impl Drop for Links {
+impl Drop for Netlink {
     fn drop(&mut self) {
         self.connection.abort();
     }
@@ -61,7 +61,7 @@ fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-impl Links {
+impl Netlink {
     /// Opens a connection to the calling thread's namespace. Must run inside a tokio runtime.
     pub(super) fn open() -> Result<Self, SetupError> {
         let (connection, handle, _) =
