@@ -12,7 +12,7 @@ pub(crate) mod ram;
 pub mod sparse;
 
 pub use capture::Captured;
-pub(crate) use capture::Room;
+pub(crate) use capture::PageBuffer;
 pub use flatten::{FlattenError, flatten};
 
 /// Size of a page, everywhere in this crate: QEMU's x86 machines know no other for a private mapping of a file.

@@ -1,7 +1,7 @@
 //! The pages of a machine that stands still, copied as fast as the host can and packed later.
 //!
 //! Of what it takes to write a page into a new file the copy is the lesser part: the kernel has to find memory for it, to clear
-//! it and to map it. A [`Room`] has all of that done while the guest still runs. What is left for the freeze is one copy from
+//! it and to map it. A [`PageBuffer`] has all of that done while the guest still runs. What is left for the freeze is one copy from
 //! memory to memory, by several threads; which pages are zero, and what a diff of them looks like, is found out when the guest
 //! runs again.
 
@@ -29,12 +29,12 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// Memory for pages, mapped and present. Its file has no name and is gone when this is dropped, or with the process.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct PageBuffer {
     file: File,
     map: MmapMut,
 }
 
-impl Room {
+impl PageBuffer {
     /// Takes room for `bytes` in the file system of `dir`: in memory, if it is to be quick.
     pub(crate) fn take(dir: &Path, bytes: u64) -> io::Result<Self> {
         let file = tempfile::tempfile_in(dir)?;
@@ -64,7 +64,7 @@ fn mapped(file: &File, bytes: u64) -> io::Result<MmapMut> {
 /// What a machine's private pages held while it stood. [`Captured::pack`] makes the snapshot's member of it.
 #[derive(Debug)]
 pub struct Captured {
-    room: Room,
+    room: PageBuffer,
     pages: Vec<Range<u64>>,
     base: File,
     memory_bytes: u64,
@@ -100,7 +100,7 @@ impl Captured {
 
 impl Ram {
     /// Copies every private page into `room`, which is made larger if they have become more. The process must not run its guest.
-    pub(crate) fn capture(&self, base: File, mut room: Room) -> Result<Captured, RamError> {
+    pub(crate) fn capture(&self, base: File, mut room: PageBuffer) -> Result<Captured, RamError> {
         let pages = self.private_pages()?;
         let pieces: Vec<_> = batches(pages.iter().cloned(), PIECE_BYTES).collect();
         let bytes = pieces.iter().map(|piece| batch_bytes(piece)).sum::<usize>();
@@ -162,7 +162,7 @@ mod tests {
         let (at_once, packed) = (dir.path().join("at-once"), dir.path().join("packed"));
         let dumped = ram.dump(&base, &at_once).unwrap();
         // Far too little room, as when a guest wrote much between the estimate and its freeze.
-        let room = Room::take(dir.path(), PAGE_BYTES).unwrap();
+        let room = PageBuffer::take(dir.path(), PAGE_BYTES).unwrap();
         let captured = ram.capture(base.try_clone().unwrap(), room).unwrap();
         // What the guest does from now on is not of that instant.
         memory[page(1)].fill(77);

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
-    memory::{PAGE_BYTES, Room, ram::Ram, sparse},
+    memory::{PAGE_BYTES, PageBuffer, ram::Ram, sparse},
     parts,
 };
 
@@ -88,7 +88,7 @@ pub(super) struct QemuMachine {
     /// What QEMU has been handed to write device state to.
     outlet: Option<Outlet>,
     /// Where the guest's memory is, and room for the next snapshot of it into this directory.
-    room: Option<(PathBuf, Ram, Room)>,
+    room: Option<(PathBuf, Ram, PageBuffer)>,
     /// A second handle on the connection that was given out last, to end it before there is another.
     control: Option<StdUnixStream>,
     /// One that is open and has not been given out.
@@ -486,7 +486,7 @@ impl Machine for QemuMachine {
             let ram = blocking(find).await.map_err(|source| self.process_error(source))?;
             // The guest runs on, so there may be more of them by then.
             let (place, bytes) = (dir.to_path_buf(), bytes + bytes / 8 + ROOM_SLACK_BYTES);
-            let room = blocking(move || Room::take(&place, bytes)).await.map_err(|source| file_error(dir, source))?;
+            let room = blocking(move || PageBuffer::take(&place, bytes)).await.map_err(|source| file_error(dir, source))?;
             self.room = Some((dir.to_path_buf(), ram, room));
         }
         Ok(())
