@@ -369,7 +369,7 @@ fn check_now(state: &Path, diff: Option<&Path>, memory_bytes: u64) -> Result<Che
     let diff = diff.map(|path| Diff::open(path, memory_bytes)).transpose();
     let diff = diff.map_err(|error| refused("the snapshot's memory diff", &error.to_string()))?;
     let path = state;
-    let state = state::State::read(path).map_err(|error| match error {
+    let state = state::DeviceState::read(path).map_err(|error| match error {
         state::ReadError::Io(source) => file_error(path, source),
         damaged => refused("the snapshot's device state", &damaged.to_string()),
     })?;

@@ -40,7 +40,7 @@ pub(super) enum Form {
 
 /// A device state, ready to be loaded.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct DeviceState {
     pub(super) form: Form,
     pub(super) stream: Vec<u8>,
 }
@@ -56,7 +56,7 @@ pub(super) enum ReadError {
     Damaged(&'static str),
 }
 
-impl State {
+impl DeviceState {
     /// Reads and checks a `state` member.
     pub(super) fn read(path: &Path) -> Result<Self, ReadError> {
         let file = fs_err::File::open(path)?;
@@ -161,8 +161,8 @@ impl Outlet {
     }
 
     /// Takes what was written out of it: nothing of it stays in memory, whether it was a state or not.
-    pub(super) fn collect(&self, form: Form, machine: &str) -> Result<State, ReadError> {
-        let collected = State::collect(&self.memory, form, machine);
+    pub(super) fn collect(&self, form: Form, machine: &str) -> Result<DeviceState, ReadError> {
+        let collected = DeviceState::collect(&self.memory, form, machine);
         self.clear()?;
         collected
     }
@@ -230,14 +230,14 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("state");
             let form = if devices_only { Form::DevicesOnly } else { Form::MemoryByReference };
-            let state = State { form, stream: stream(&tail) };
+            let state = DeviceState { form, stream: stream(&tail) };
             state.write(&path).unwrap();
-            prop_assert_eq!(State::read(&path).unwrap(), state);
+            prop_assert_eq!(DeviceState::read(&path).unwrap(), state);
             let mut bytes = fs_err::read(&path).unwrap();
             let at = place.index(bytes.len());
             if truncate { bytes.truncate(at) } else { bytes[at] ^= flip }
             fs_err::write(&path, &bytes).unwrap();
-            prop_assert!(State::read(&path).is_err());
+            prop_assert!(DeviceState::read(&path).is_err());
         }
     }
 }
