@@ -40,7 +40,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use self::{
-    command::{Begin, DiskNumbers, Hardware, Layer, Memory, Nic, ROOT_NODE},
+    command::{Begin, DiskNumbers, Hardware, Layer, MemoryBackend, Nic, ROOT_NODE},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     isolation::{Isolation, Network},
     machine::{Parts, QemuMachine, Root, State, blocking},
@@ -122,7 +122,7 @@ impl Engine for QemuEngine {
             shape,
             processor,
             announces: false,
-            memory: Memory::File(handed.as_raw_fd()),
+            memory: MemoryBackend::File(handed.as_raw_fd()),
             begin,
             disk: Disk::open(&dir, &disk)?,
             record: MemoryRecord::Booted(memory_file.clone()),
@@ -157,7 +157,7 @@ impl Engine for QemuEngine {
             shape,
             processor,
             announces,
-            memory: Memory::Clone(handed.as_raw_fd()),
+            memory: MemoryBackend::Clone(handed.as_raw_fd()),
             begin: Begin::Incoming { state: state.as_raw_fd() },
             disk: Disk::open(&dir, &disk)?,
             record: MemoryRecord::Cloned(memory),
@@ -199,7 +199,7 @@ struct Start<'a> {
     shape: Shape,
     processor: Processor,
     announces: bool,
-    memory: Memory,
+    memory: MemoryBackend,
     begin: Begin<'a>,
     disk: Disk,
     record: MemoryRecord,

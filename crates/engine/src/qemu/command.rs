@@ -47,7 +47,7 @@ const EMULATED_CMDLINE: &str = " mitigations=off";
 
 /// Where guest memory comes from.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Memory {
+pub(super) enum MemoryBackend {
     /// This file, which is written: it becomes a template's memory.
     File(RawFd),
     /// A private view of this file, which is never written, not even by a discard.
@@ -87,7 +87,7 @@ pub(super) struct Hardware<'a> {
     /// `/dev/kvm`, opened by us: the process itself may not.
     pub(super) kvm: Option<RawFd>,
     pub(super) shape: Shape,
-    pub(super) memory: Memory,
+    pub(super) memory: MemoryBackend,
     pub(super) begin: Begin<'a>,
     /// Listening sockets.
     pub(super) monitor: RawFd,
@@ -202,13 +202,13 @@ fn memory(line: &mut Line, hardware: &Hardware<'_>) {
     line.pair(
         "-object",
         match hardware.memory {
-            Memory::File(fd) => format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share=on"),
+            MemoryBackend::File(fd) => format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share=on"),
             // Without `readonly`, a discard of guest memory punches holes into the file that all clones share. `rom=off` keeps
             // the private view writable.
-            Memory::Clone(fd) => {
+            MemoryBackend::Clone(fd) => {
                 format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share=off,readonly=on,rom=off")
             }
-            Memory::Anonymous => format!("memory-backend-ram,id=ram,size={size}M"),
+            MemoryBackend::Anonymous => format!("memory-backend-ram,id=ram,size={size}M"),
         },
     );
 }
@@ -333,7 +333,7 @@ mod tests {
             processor: Processor::Plain,
             kvm: (acceleration == Acceleration::Kvm).then_some(9),
             shape: Shape { vcpus: 2, memory_mib: 512 },
-            memory: Memory::Clone(5),
+            memory: MemoryBackend::Clone(5),
             begin: Begin::Incoming { state: 6 },
             monitor: 3,
             control: 4,
@@ -380,7 +380,7 @@ mod tests {
         for acceleration in [Acceleration::Tcg, Acceleration::Kvm] {
             let restore = hardware(acceleration);
             let boot = Hardware {
-                memory: Memory::File(5),
+                memory: MemoryBackend::File(5),
                 begin: Begin::Boot { kernel: 10, initrd: 11, cmdline: "x=1" },
                 ..hardware(acceleration)
             };

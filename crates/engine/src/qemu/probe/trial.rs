@@ -15,7 +15,7 @@ use super::{ProbeError, ProbeRequest, seen};
 use crate::{
     Acceleration, Compatibility, Fingerprint, PROBE_CMDLINE, Processor, Shape, StartError,
     qemu::{
-        command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, Memory},
+        command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, MemoryBackend},
         cost, greet, in_memory, instance,
         isolation::{Isolation, Network},
         listen,
@@ -100,7 +100,7 @@ impl Setting<'_> {
             processor,
             kvm: kvm.as_ref().map(fd),
             shape: PROBE_SHAPE,
-            memory: Memory::Anonymous,
+            memory: MemoryBackend::Anonymous,
             begin,
             monitor: fd(&monitor),
             control: fd(&control),
