@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::Options,
-    envd::{self, ServeError, Settings, State, sandbox_env},
+    envd::{self, EnvdState, ServeError, Settings, sandbox_env},
     interpreter, logging,
     reaper::Reaper,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// does: another era begins, and a line says so.
 pub(crate) fn run(options: Options) -> ExitCode {
     logging::start();
-    let state = State::default();
+    let state = EnvdState::default();
     state.set(Settings {
         access_token: options.token,
         default_user: options.default_user,
@@ -54,7 +54,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
 }
 
 /// Begins another era at each SIGUSR1. Needs a runtime.
-fn begin_eras(state: State) -> std::io::Result<()> {
+fn begin_eras(state: EnvdState) -> std::io::Result<()> {
     let mut asked = signal(SignalKind::user_defined1())?;
     // Not joined: it lives as long as the process.
     tokio::spawn(async move {

@@ -23,7 +23,7 @@ use firkin_wire::{
 pub(crate) use self::network::{NetworkError, loopback_up};
 use self::port::Port;
 use crate::{
-    envd::{Meter, State},
+    envd::{EnvdState, Meter},
     power,
     reaper::Reaper,
 };
@@ -61,7 +61,7 @@ pub(crate) enum ControlError {
 }
 
 /// Opens the port and serves it from a thread of its own.
-pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
+pub(crate) fn start(state: EnvdState, reaper: Reaper) -> Result<(), ControlError> {
     let port = Port::open()?;
     let files = files::Files::bind().map_err(ControlError::Files)?;
     let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
@@ -84,7 +84,7 @@ pub(crate) fn start(state: State, reaper: Reaper) -> Result<(), ControlError> {
 }
 
 struct Agent {
-    state: State,
+    state: EnvdState,
     /// Its own: processor use is told since the last question, and envd's clients ask too.
     meter: Meter,
     current: resume::Current,

@@ -21,7 +21,7 @@ use super::{
     network::{self, NetworkError},
 };
 use crate::{
-    envd::{Settings, State, sandbox_env},
+    envd::{EnvdState, Settings, sandbox_env},
     reaper::Reaper,
 };
 
@@ -91,7 +91,7 @@ impl Current {
     ///
     /// An equal epoch is a repetition, after a lost answer or for the clock's sake, and is carried out again without cutting
     /// connections and without the image's hooks, which have run.
-    pub(super) fn resume(&mut self, identity: &Identity, state: &State) -> Result<i64, ResumeError> {
+    pub(super) fn resume(&mut self, identity: &Identity, state: &EnvdState) -> Result<i64, ResumeError> {
         let seed = check(identity, self.epoch)?;
         let new_life = identity.epoch > self.epoch;
         if new_life {

@@ -14,14 +14,14 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
     error::ApiError,
-    state::{Settings, State},
+    state::{EnvdState, Settings},
     users::{User, UserDb, UserError},
 };
 
 pub(crate) use firkin_wire::headers::ACCESS_TOKEN;
 
 /// Refuses requests without the token, in the contract's words.
-pub(super) async fn require_token(Extract(state): Extract<State>, request: Request<Body>, next: Next) -> Response {
+pub(super) async fn require_token(Extract(state): Extract<EnvdState>, request: Request<Body>, next: Next) -> Response {
     let settings = state.settings();
     let open = match request.uri().path() {
         "/health" => request.method() == Method::GET,

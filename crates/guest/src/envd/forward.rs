@@ -28,7 +28,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{error::ApiError, state::State};
+use super::{error::ApiError, state::EnvdState};
 
 /// Forwarded connections at once; each holds two sockets and 16 KiB.
 const MAX_FORWARDED: usize = 1024;
@@ -52,7 +52,7 @@ pub(super) struct Wish {
 
 /// `GET /forward`: becomes a connection to a port of the loopback.
 pub(super) async fn forward(
-    Extract(state): Extract<State>,
+    Extract(state): Extract<EnvdState>,
     wish: Result<Query<Wish>, QueryRejection>,
     mut request: Request<Body>,
 ) -> Response {
@@ -81,7 +81,7 @@ pub(super) async fn forward(
     answer.await.unwrap_or_else(ApiError::into_response)
 }
 
-async fn join(host: OnUpgrade, mut program: TcpStream, state: State, place: OwnedSemaphorePermit) {
+async fn join(host: OnUpgrade, mut program: TcpStream, state: EnvdState, place: OwnedSemaphorePermit) {
     let era = state.era();
     let copy = async {
         let mut host = TokioIo::new(host.await.map_err(io::Error::other)?);

@@ -13,7 +13,7 @@ use tower::ServiceExt;
 pub use super::files::fuzzing::{form_upload, url_signature};
 use super::{
     routes,
-    state::{Settings, State},
+    state::{EnvdState, Settings},
 };
 use crate::reaper::Reaper;
 
@@ -73,7 +73,7 @@ pub(super) fn runtime() -> &'static Runtime {
 fn envd() -> &'static Router {
     static ENVD: OnceLock<Router> = OnceLock::new();
     ENVD.get_or_init(|| {
-        let state = State::default();
+        let state = EnvdState::default();
         state.set(Settings { default_user: Some("nobody of this name".to_owned()), ..Settings::default() });
         routes(&state, Reaper::of_process().expect("a thread can be had"))
     })

@@ -39,7 +39,7 @@ pub(crate) use self::{
     metrics::Meter,
     process::{Ends, Launch, Streams, find, launch, nonblocking},
     server::{ServeError, accept, bind, runtime, serve},
-    state::{Settings, State, sandbox_env},
+    state::{EnvdState, Settings, sandbox_env},
     users::{UserDb, UserError},
 };
 use self::{
@@ -53,7 +53,7 @@ use crate::reaper::Reaper;
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 /// envd's routes.
-pub(crate) fn routes(state: &State, reaper: Reaper) -> Router {
+pub(crate) fn routes(state: &EnvdState, reaper: Reaper) -> Router {
     let meter = Arc::new(Meter::default());
     let processes = Processes::new(reaper);
     let services = connectrpc::Router::new()
@@ -93,6 +93,6 @@ async fn figures(meter: Arc<Meter>) -> Response {
     }
 }
 
-async fn envs(Extract(state): Extract<State>) -> Response {
+async fn envs(Extract(state): Extract<EnvdState>) -> Response {
     ([("cache-control", "no-store")], Json(&state.settings().env)).into_response()
 }

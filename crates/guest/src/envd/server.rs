@@ -18,7 +18,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::state::State;
+use super::state::EnvdState;
 
 /// Connections open at once. A client opens a few; the host's proxy, one per request in flight.
 const MAX_CONNECTIONS: usize = 1024;
@@ -62,13 +62,13 @@ pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, ServeEr
 }
 
 /// Serves envd for ever.
-pub(crate) async fn serve(listener: std::net::TcpListener, routes: Router, state: State) -> Result<(), ServeError> {
+pub(crate) async fn serve(listener: std::net::TcpListener, routes: Router, state: EnvdState) -> Result<(), ServeError> {
     state.set_serving();
     accept(listener, routes, state).await
 }
 
 /// Serves routes for ever. Their connections end with the era too.
-pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, state: State) -> Result<(), ServeError> {
+pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, state: EnvdState) -> Result<(), ServeError> {
     let listener = TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
     let routes = routes.layer(from_fn(unread::settle));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -86,7 +86,7 @@ pub(crate) async fn accept(listener: std::net::TcpListener, routes: Router, stat
     }
 }
 
-async fn connection((stream, peer): (TcpStream, SocketAddr), routes: Router, state: State, permit: OwnedSemaphorePermit) {
+async fn connection((stream, peer): (TcpStream, SocketAddr), routes: Router, state: EnvdState, permit: OwnedSemaphorePermit) {
     let era = state.era();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot switch off Nagle's algorithm");

@@ -54,7 +54,7 @@ pub(crate) fn sandbox_env(sandbox_id: &str, template_id: &str, given: &BTreeMap<
 
 /// Shared by envd's handlers and the control channel.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct State(Arc<Inner>);
+pub(crate) struct EnvdState(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -63,7 +63,7 @@ struct Inner {
     serving: AtomicBool,
 }
 
-impl State {
+impl EnvdState {
     /// The settings in force.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))

@@ -20,7 +20,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use self::{modules::ModuleError, mounts::MountError};
 use crate::{
     control::{self, ControlError, NetworkError},
-    envd::{self, ServeError, State},
+    envd::{self, EnvdState, ServeError},
     interpreter, logging, power,
     reaper::Reaper,
 };
@@ -69,7 +69,7 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     raise_inotify();
     control::loopback_up()?;
 
-    let state = State::default();
+    let state = EnvdState::default();
     let reaper = Reaper::of_process().map_err(BootError::Reaper)?;
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
@@ -84,7 +84,7 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
 }
 
 /// Serves the code interpreter where the root file system is made for it. A sandbox without one is still a sandbox.
-fn interpret(state: &State, reaper: &Reaper) {
+fn interpret(state: &EnvdState, reaper: &Reaper) {
     let Some(setup) = interpreter::Setup::of_sandbox() else { return };
     let listener = match envd::bind(interpreter::address()) {
         Ok(listener) => listener,

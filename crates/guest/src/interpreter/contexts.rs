@@ -24,7 +24,7 @@ use super::{
     language::Language,
 };
 use crate::{
-    envd::{Settings, State},
+    envd::{EnvdState, Settings},
     reaper::Reaper,
 };
 
@@ -91,7 +91,7 @@ struct Inner {
 
 impl Contexts {
     /// The contexts of a fresh interpreter. Starts the default Python kernel; needs a runtime.
-    pub(super) fn new(setup: Setup, state: State, reaper: Reaper) -> Self {
+    pub(super) fn new(setup: Setup, state: EnvdState, reaper: Reaper) -> Self {
         let launcher = Launcher::new(setup, state, reaper);
         let places = Arc::new(Semaphore::new(MAX_CONTEXTS));
         let contexts = Self(Arc::new(Inner { launcher, list: Mutex::default(), places, ready: AtomicBool::new(false) }));

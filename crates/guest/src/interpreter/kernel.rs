@@ -40,7 +40,7 @@ use super::{
     zygote::{Forked, Wanted, Zygote, ZygoteError, complaint},
 };
 use crate::{
-    envd::{State, nonblocking},
+    envd::{EnvdState, nonblocking},
     reaper::Reaper,
 };
 
@@ -105,7 +105,7 @@ pub(super) struct Launcher {
     /// Programs and user.
     pub(super) setup: Setup,
     /// Settings of the sandbox.
-    pub(super) state: State,
+    pub(super) state: EnvdState,
     /// Who starts processes.
     reaper: Reaper,
     /// What kernels are forked from, once there is one.
@@ -124,7 +124,7 @@ pub(super) struct Kernel {
     used: bool,
     told: Option<BTreeMap<String, String>>,
     /// Where eras begin.
-    state: State,
+    state: EnvdState,
     /// The era it knows of: a later one began with the restore of a snapshot that holds it.
     era: CancellationToken,
 }
@@ -184,7 +184,7 @@ impl Listener {
 
 impl Launcher {
     /// How kernels are started with this; nothing is started yet.
-    pub(super) fn new(setup: Setup, state: State, reaper: Reaper) -> Self {
+    pub(super) fn new(setup: Setup, state: EnvdState, reaper: Reaper) -> Self {
         Self { setup, state, reaper, zygote: AsyncMutex::default() }
     }
 

@@ -34,7 +34,7 @@ use firkin_causes::chain;
 use fs_err as fs;
 
 use crate::{
-    envd::{self, State},
+    envd::{self, EnvdState},
     reaper::Reaper,
 };
 
@@ -96,7 +96,7 @@ pub(crate) fn address() -> SocketAddr {
 }
 
 /// Serves it from now on and starts the default Python kernel. Needs a runtime.
-pub(crate) fn spawn(setup: Setup, listener: TcpListener, state: &State, reaper: Reaper) -> io::Result<()> {
+pub(crate) fn spawn(setup: Setup, listener: TcpListener, state: &EnvdState, reaper: Reaper) -> io::Result<()> {
     setup.install()?;
     let routes = http::routes(contexts::Contexts::new(setup, state.clone(), reaper));
     let state = state.clone();

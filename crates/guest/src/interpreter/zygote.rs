@@ -29,7 +29,7 @@ use tokio::{io::AsyncReadExt, net::unix::pipe, task::spawn_blocking, time::timeo
 
 use super::{Setup, group::Group};
 use crate::{
-    envd::{Ends, Launch, State, Streams, UserDb, UserError, launch, nonblocking},
+    envd::{Ends, EnvdState, Launch, Streams, UserDb, UserError, launch, nonblocking},
     reaper::Reaper,
 };
 
@@ -97,7 +97,7 @@ pub(super) struct Wanted {
 
 impl Zygote {
     /// Starts the process and waits until it takes requests.
-    pub(super) async fn start(setup: &Setup, state: &State, reaper: &Reaper) -> Result<Self, ZygoteError> {
+    pub(super) async fn start(setup: &Setup, state: &EnvdState, reaper: &Reaper) -> Result<Self, ZygoteError> {
         let socket = setup.programs.join("zygote.socket");
         let program = |name: &Path| name.to_string_lossy().into_owned();
         let launch_it = Launch {

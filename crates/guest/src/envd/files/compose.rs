@@ -17,7 +17,7 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
 use super::{blocking, no_space};
-use crate::envd::{error::ApiError, paths, state::State, trouble::Trouble, users::User};
+use crate::envd::{error::ApiError, paths, state::EnvdState, trouble::Trouble, users::User};
 
 /// Files of one composition.
 const MAX_SOURCES: usize = 10_000;
@@ -39,7 +39,7 @@ struct Composed {
 }
 
 /// `POST /files/compose`: the destination appears whole or not at all, then the sources go.
-pub(in crate::envd) async fn compose(Extract(state): Extract<State>, headers: HeaderMap, body: Bytes) -> Response {
+pub(in crate::envd) async fn compose(Extract(state): Extract<EnvdState>, headers: HeaderMap, body: Bytes) -> Response {
     let answer = async {
         let wish: Wish =
             serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("invalid request body: {error}")))?;

@@ -26,7 +26,7 @@ use super::{
     auth,
     error::ApiError,
     paths::PathError,
-    state::{Settings, State},
+    state::{EnvdState, Settings},
     users::{User, UserDb, UserError},
 };
 
@@ -64,7 +64,7 @@ impl From<QueryRejection> for ApiError {
 
 /// `GET /files`.
 pub(super) async fn get(
-    Extract(state): Extract<State>,
+    Extract(state): Extract<EnvdState>,
     query: Result<Query<FilesQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
@@ -81,7 +81,7 @@ pub(super) async fn get(
 
 /// `POST /files`.
 pub(super) async fn post(
-    Extract(state): Extract<State>,
+    Extract(state): Extract<EnvdState>,
     query: Result<Query<FilesQuery>, QueryRejection>,
     request: Request<Body>,
 ) -> Response {

@@ -22,7 +22,7 @@ use self::watch::{Watchers, Wish};
 use super::{
     auth, keepalive,
     paths::{self, PathError},
-    state::State,
+    state::EnvdState,
     trouble::Trouble,
     users::{User, UserDb},
 };
@@ -30,7 +30,7 @@ use super::{
 /// Serves files.
 #[derive(Debug)]
 pub(crate) struct FilesystemService {
-    state: State,
+    state: EnvdState,
     watchers: Watchers,
 }
 
@@ -54,7 +54,7 @@ impl From<PathError> for ConnectError {
 }
 
 impl FilesystemService {
-    pub(crate) fn new(state: State) -> Self {
+    pub(crate) fn new(state: EnvdState) -> Self {
         Self { state, watchers: Watchers::default() }
     }
 

@@ -25,17 +25,17 @@ use super::{
     Described, InputError, Launch, Process, Processes, Size, StartError, Streams,
     output::{Chunk, Next, Subscription},
 };
-use crate::envd::{auth, keepalive, paths, state::State, users::UserDb};
+use crate::envd::{auth, keepalive, paths, state::EnvdState, users::UserDb};
 
 /// Serves commands.
 #[derive(Debug)]
 pub(crate) struct ProcessService {
-    state: State,
+    state: EnvdState,
     processes: Processes,
 }
 
 impl ProcessService {
-    pub(crate) fn new(state: State, processes: Processes) -> Self {
+    pub(crate) fn new(state: EnvdState, processes: Processes) -> Self {
         Self { state, processes }
     }
 
