@@ -5,7 +5,7 @@
 
 use axum::{
     body::Body,
-    extract::{Request, State as Extract},
+    extract::{Request, State},
     http::{HeaderMap, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -21,7 +21,7 @@ use super::{
 pub(crate) use firkin_wire::headers::ACCESS_TOKEN;
 
 /// Refuses requests without the token, in the contract's words.
-pub(super) async fn require_token(Extract(state): Extract<EnvdState>, request: Request<Body>, next: Next) -> Response {
+pub(super) async fn require_token(State(state): State<EnvdState>, request: Request<Body>, next: Next) -> Response {
     let settings = state.settings();
     let open = match request.uri().path() {
         "/health" => request.method() == Method::GET,

@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Query, Request, State as Extract, rejection::QueryRejection},
+    extract::{Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -52,7 +52,7 @@ pub(super) struct Wish {
 
 /// `GET /forward`: becomes a connection to a port of the loopback.
 pub(super) async fn forward(
-    Extract(state): Extract<EnvdState>,
+    State(state): State<EnvdState>,
     wish: Result<Query<Wish>, QueryRejection>,
     mut request: Request<Body>,
 ) -> Response {

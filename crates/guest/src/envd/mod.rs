@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::State as Extract,
+    extract::State,
     http::StatusCode,
     middleware,
     response::{IntoResponse, Response},
@@ -93,6 +93,6 @@ async fn figures(meter: Arc<Meter>) -> Response {
     }
 }
 
-async fn envs(Extract(state): Extract<EnvdState>) -> Response {
+async fn envs(State(state): State<EnvdState>) -> Response {
     ([("cache-control", "no-store")], Json(&state.settings().env)).into_response()
 }

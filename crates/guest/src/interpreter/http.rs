@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc
 use axum::{
     Json, Router,
     body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State as Extract},
+    extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -68,7 +68,7 @@ fn is_shown_to_pages(request: &Parts, settings: &Settings) -> bool {
 
 /// Refuses who may not.
 async fn admit(
-    Extract(contexts): Extract<Contexts>,
+    State(contexts): State<Contexts>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
@@ -149,14 +149,14 @@ struct Create {
     cwd: Option<String>,
 }
 
-async fn health(Extract(contexts): Extract<Contexts>) -> Response {
+async fn health(State(contexts): State<Contexts>) -> Response {
     if contexts.is_ready() {
         return Json("OK").into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, "the Python kernel is starting").into_response()
 }
 
-async fn run(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Response, Refusal> {
+async fn run(State(contexts): State<Contexts>, body: Bytes) -> Result<Response, Refusal> {
     let request: Execute = parse(&body)?;
     let settings = contexts.settings();
     let context = match (request.context_id, request.language) {
@@ -173,7 +173,7 @@ async fn run(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Respon
     Ok(stream(contexts, context, Cell { code: request.code, env, globals, warm: false }))
 }
 
-async fn warm_up(Extract(contexts): Extract<Contexts>) -> Response {
+async fn warm_up(State(contexts): State<Contexts>) -> Response {
     let context = contexts.default_of(Language::Python);
     stream(contexts, context, Cell::warm())
 }
@@ -192,23 +192,23 @@ fn stream(contexts: Contexts, context: Arc<Context>, cell: Cell) -> Response {
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-async fn list(Extract(contexts): Extract<Contexts>) -> Response {
+async fn list(State(contexts): State<Contexts>) -> Response {
     Json(contexts.shown()).into_response()
 }
 
-async fn create(Extract(contexts): Extract<Contexts>, body: Bytes) -> Result<Response, Refusal> {
+async fn create(State(contexts): State<Contexts>, body: Bytes) -> Result<Response, Refusal> {
     let request: Create = if body.is_empty() { Create::default() } else { parse(&body)? };
     let language = Language::named(request.language.as_deref(), &contexts.settings().env)?;
     Ok(Json(contexts.create(language, request.cwd).await?).into_response())
 }
 
-async fn restart(Extract(contexts): Extract<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn restart(State(contexts): State<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
     let context = contexts.find(&id).ok_or(Refusal::NoContext(id))?;
     contexts.restart(&context).await?;
     Ok(Json(()).into_response())
 }
 
-async fn remove(Extract(contexts): Extract<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn remove(State(contexts): State<Contexts>, Path(id): Path<String>) -> Result<Response, Refusal> {
     if contexts.remove(&id) { Ok(Json(()).into_response()) } else { Err(Refusal::NoContext(id)) }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Json,
     body::Bytes,
-    extract::State as Extract,
+    extract::State,
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
@@ -39,7 +39,7 @@ struct Composed {
 }
 
 /// `POST /files/compose`: the destination appears whole or not at all, then the sources go.
-pub(in crate::envd) async fn compose(Extract(state): Extract<EnvdState>, headers: HeaderMap, body: Bytes) -> Response {
+pub(in crate::envd) async fn compose(State(state): State<EnvdState>, headers: HeaderMap, body: Bytes) -> Response {
     let answer = async {
         let wish: Wish =
             serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("invalid request body: {error}")))?;

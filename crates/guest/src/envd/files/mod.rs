@@ -14,7 +14,7 @@ mod upload;
 
 use axum::{
     body::Body,
-    extract::{Query, Request, State as Extract, rejection::QueryRejection},
+    extract::{Query, Request, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
@@ -64,7 +64,7 @@ impl From<QueryRejection> for ApiError {
 
 /// `GET /files`.
 pub(super) async fn get(
-    Extract(state): Extract<EnvdState>,
+    State(state): State<EnvdState>,
     query: Result<Query<FilesQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
@@ -81,7 +81,7 @@ pub(super) async fn get(
 
 /// `POST /files`.
 pub(super) async fn post(
-    Extract(state): Extract<EnvdState>,
+    State(state): State<EnvdState>,
     query: Result<Query<FilesQuery>, QueryRejection>,
     request: Request<Body>,
 ) -> Response {
