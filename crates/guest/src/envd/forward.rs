@@ -46,18 +46,18 @@ static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::n
 
 /// Where a request wants to go.
 #[derive(Debug, Deserialize)]
-pub(super) struct Wish {
+pub(super) struct ForwardQuery {
     port: u16,
 }
 
 /// `GET /forward`: becomes a connection to a port of the loopback.
 pub(super) async fn forward(
     State(state): State<EnvdState>,
-    wish: Result<Query<Wish>, QueryRejection>,
+    query: Result<Query<ForwardQuery>, QueryRejection>,
     mut request: Request<Body>,
 ) -> Response {
     let answer = async {
-        let Query(Wish { port }) = wish?;
+        let Query(ForwardQuery { port }) = query?;
         let asked = request.headers().get(header::UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
         if !asked {
             return Err(ApiError::new(StatusCode::UPGRADE_REQUIRED, format!("cannot forward without `Upgrade: {PROTOCOL}`")));

@@ -23,7 +23,7 @@ use crate::envd::{error::ApiError, paths, state::EnvdState, trouble::Trouble, us
 const MAX_SOURCES: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
-struct Wish {
+struct ComposeRequest {
     #[serde(default)]
     source_paths: Vec<String>,
     #[serde(default)]
@@ -41,19 +41,19 @@ struct Composed {
 /// `POST /files/compose`: the destination appears whole or not at all, then the sources go.
 pub(in crate::envd) async fn compose(State(state): State<EnvdState>, headers: HeaderMap, body: Bytes) -> Response {
     let answer = async {
-        let wish: Wish =
+        let request: ComposeRequest =
             serde_json::from_slice(&body).map_err(|error| ApiError::bad_request(format!("invalid request body: {error}")))?;
-        if wish.source_paths.is_empty() || wish.source_paths.len() > MAX_SOURCES {
+        if request.source_paths.is_empty() || request.source_paths.len() > MAX_SOURCES {
             return Err(ApiError::bad_request(format!("source_paths must hold 1 to {MAX_SOURCES} paths")));
         }
-        if wish.destination.is_empty() {
+        if request.destination.is_empty() {
             return Err(ApiError::bad_request("destination is required"));
         }
         let settings = state.settings();
-        let user = super::user_of(&headers, wish.username.as_deref(), &settings)?;
+        let user = super::user_of(&headers, request.username.as_deref(), &settings)?;
         let resolve = |path: &str| paths::resolve(path, &user, settings.default_workdir.as_deref());
-        let destination = resolve(&wish.destination)?;
-        let sources = wish.source_paths.iter().map(|path| resolve(path)).collect::<Result<Vec<_>, _>>()?;
+        let destination = resolve(&request.destination)?;
+        let sources = request.source_paths.iter().map(|path| resolve(path)).collect::<Result<Vec<_>, _>>()?;
         blocking(move || concatenate(&sources, &destination, &user)).await.map(|composed| Json(composed).into_response())
     };
     answer.await.unwrap_or_else(ApiError::into_response)

@@ -116,15 +116,15 @@ async fn sized(source: Source, size: u64, headers: &HeaderMap) -> Result<Respons
     }
     // A range of another version of the file would not fit what the client has.
     let same_version = !headers.contains_key(header::IF_RANGE) || modified.is_some() && date_of(header::IF_RANGE) == modified;
-    let wish = headers.get(header::RANGE).and_then(|value| value.to_str().ok()).filter(|_| same_version);
-    let (status, range) = match wish.map_or(Wish::Whole, |wish| parse_range(wish, size)) {
-        Wish::Whole => (StatusCode::OK, 0..size),
-        Wish::Part(range) => {
+    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok()).filter(|_| same_version);
+    let (status, range) = match asked.map_or(RequestedRange::Whole, |asked| parse_range(asked, size)) {
+        RequestedRange::Whole => (StatusCode::OK, 0..size),
+        RequestedRange::Part(range) => {
             let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
             fields.insert(header::CONTENT_RANGE, HeaderValue::from_str(&value).expect("digits and punctuation"));
             (StatusCode::PARTIAL_CONTENT, range)
         }
-        Wish::Beyond => {
+        RequestedRange::Beyond => {
             let mut refusal =
                 ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, "the range begins after the end of the file").into_response();
             let value = HeaderValue::from_str(&format!("bytes */{size}")).expect("digits and punctuation");
@@ -145,24 +145,24 @@ async fn sized(source: Source, size: u64, headers: &HeaderMap) -> Result<Respons
 
 /// What a `Range` header asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Wish {
+enum RequestedRange {
     /// Everything; also for several ranges or none that is understood, which a server may ignore (RFC 9110, 14.2).
     Whole,
     Part(Range<u64>),
     Beyond,
 }
 
-fn parse_range(wish: &str, size: u64) -> Wish {
-    let Some((first, last)) = wish.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
-        return Wish::Whole;
+fn parse_range(asked: &str, size: u64) -> RequestedRange {
+    let Some((first, last)) = asked.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
+        return RequestedRange::Whole;
     };
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
         (Ok(first), Err(_)) if last.is_empty() => first..size,
         (Err(_), Ok(suffix)) if first.is_empty() => size.saturating_sub(suffix)..size,
-        _ => return Wish::Whole,
+        _ => return RequestedRange::Whole,
     };
-    if range.start >= range.end { Wish::Beyond } else { Wish::Part(range) }
+    if range.start >= range.end { RequestedRange::Beyond } else { RequestedRange::Part(range) }
 }
 
 /// The file's bytes from where it stands: `length` of them, or all.
@@ -270,21 +270,21 @@ mod tests {
     #[test]
     fn ranges_are_read_as_the_rfc_has_them() {
         for (wish, expected) in [
-            ("bytes=0-0", Wish::Part(0..1)),
-            ("bytes=2-", Wish::Part(2..10)),
-            ("bytes=-3", Wish::Part(7..10)),
-            ("bytes=-30", Wish::Part(0..10)),
-            ("bytes=5-500", Wish::Part(5..10)),
-            ("bytes=10-", Wish::Beyond),
-            ("bytes=-0", Wish::Beyond),
-            ("bytes=3-2", Wish::Whole),
-            ("bytes=0-1,3-4", Wish::Whole),
-            ("lines=0-1", Wish::Whole),
-            ("bytes=x-y", Wish::Whole),
+            ("bytes=0-0", RequestedRange::Part(0..1)),
+            ("bytes=2-", RequestedRange::Part(2..10)),
+            ("bytes=-3", RequestedRange::Part(7..10)),
+            ("bytes=-30", RequestedRange::Part(0..10)),
+            ("bytes=5-500", RequestedRange::Part(5..10)),
+            ("bytes=10-", RequestedRange::Beyond),
+            ("bytes=-0", RequestedRange::Beyond),
+            ("bytes=3-2", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("lines=0-1", RequestedRange::Whole),
+            ("bytes=x-y", RequestedRange::Whole),
         ] {
             assert_eq!(parse_range(wish, 10), expected, "{wish}");
         }
-        assert_eq!(parse_range("bytes=0-", 0), Wish::Beyond);
+        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Beyond);
     }
 
     #[test]

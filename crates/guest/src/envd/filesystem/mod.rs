@@ -18,7 +18,7 @@ use firkin_wire::envd::filesystem::{
 };
 use futures::StreamExt;
 
-use self::watch::{Watchers, Wish};
+use self::watch::{WatchOptions, Watchers};
 use super::{
     auth, keepalive,
     paths::{self, PathError},
@@ -141,14 +141,14 @@ impl FilesystemRpc for FilesystemService {
         ctx: RequestContext,
         request: ServiceRequest<'_, WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
-        let wish = Wish {
+        let options = WatchOptions {
             path: self.caller(&ctx)?.path(request.path)?,
             recursive: request.recursive,
             include_entry: request.include_entry,
             allow_network_mounts: request.allow_network_mounts,
         };
         let interval = keepalive::interval(ctx.headers());
-        let watcher = blocking(move || watch::open(&wish)).await?;
+        let watcher = blocking(move || watch::open(&options)).await?;
         Response::stream_ok(watch::events(watcher, interval).boxed())
     }
 
@@ -157,13 +157,13 @@ impl FilesystemRpc for FilesystemService {
         ctx: RequestContext,
         request: ServiceRequest<'_, CreateWatcherRequest>,
     ) -> ServiceResult<impl Encodable<CreateWatcherResponse> + Send + use<'a>> {
-        let wish = Wish {
+        let options = WatchOptions {
             path: self.caller(&ctx)?.path(request.path)?,
             recursive: request.recursive,
             include_entry: request.include_entry,
             allow_network_mounts: request.allow_network_mounts,
         };
-        let watcher = blocking(move || watch::open(&wish)).await?;
+        let watcher = blocking(move || watch::open(&options)).await?;
         let watcher_id = self.watchers.keep(watcher)?;
         Response::ok(CreateWatcherResponse { watcher_id, ..Default::default() })
     }

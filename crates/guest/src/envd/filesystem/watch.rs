@@ -36,7 +36,7 @@ const NETWORK_MAGICS: [i64; 5] = [0x6969, 0xFF53_4D42, 0x517B, 0xFE53_4D42, 0x65
 
 /// What to watch, and how.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct WatchOptions {
     /// The directory.
     pub(super) path: PathBuf,
     /// Whether what is below its directories counts too.
@@ -68,20 +68,20 @@ impl From<WatchError> for ConnectError {
 }
 
 /// Begins to watch.
-pub(super) fn open(wish: &Wish) -> Result<Watcher, ConnectError> {
-    let shown = wish.path.display();
-    let found = fs_err::metadata(&wish.path).map_err(|error| match error.kind() {
+pub(super) fn open(options: &WatchOptions) -> Result<Watcher, ConnectError> {
+    let shown = options.path.display();
+    let found = fs_err::metadata(&options.path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => ConnectError::not_found(format!("path {shown} not found: {error}")),
         _ => io_error(&error),
     })?;
     if !found.is_dir() {
         return Err(ConnectError::invalid_argument(format!("path {shown} not a directory")));
     }
-    if !wish.allow_network_mounts && is_network_mount(&wish.path)? {
+    if !options.allow_network_mounts && is_network_mount(&options.path)? {
         return Err(ConnectError::invalid_argument(format!("cannot watch path on network filesystem: {shown}")));
     }
-    let tree = Tree::open(&wish.path, wish.recursive)?;
-    Ok(Watcher { tree, root: wish.path.clone(), include_entry: wish.include_entry })
+    let tree = Tree::open(&options.path, options.recursive)?;
+    Ok(Watcher { tree, root: options.path.clone(), include_entry: options.include_entry })
 }
 
 fn is_network_mount(path: &PathBuf) -> Result<bool, ConnectError> {
