@@ -88,7 +88,7 @@ const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
 
 /// One request and what it is for.
-struct Step {
+struct Request {
     purpose: &'static str,
     kind: u16,
     flags: u16,
@@ -146,17 +146,17 @@ pub(super) fn apply(wanted: Option<&GuestNetwork>, before: Option<&GuestNetwork>
     }
     let mac = parse_mac(&wanted.gateway_mac)?;
     let index = index_of(INTERFACE)?;
-    let mut steps = Vec::with_capacity(5);
+    let mut requests = Vec::with_capacity(5);
     if let Some(before) = before
         && (before.address, before.prefix) != (wanted.address, wanted.prefix)
     {
-        steps.push(address("remove the old address", RTM_DELADDR, 0, index, before));
+        requests.push(address("remove the old address", RTM_DELADDR, 0, index, before));
     }
-    steps.push(link_up(index));
-    steps.push(address("set the address", RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, wanted));
-    steps.push(neighbour(index, wanted.gateway, mac));
-    steps.push(default_route(index, wanted.gateway));
-    carry_out(&steps)
+    requests.push(link_up(index));
+    requests.push(address("set the address", RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, wanted));
+    requests.push(neighbour(index, wanted.gateway, mac));
+    requests.push(default_route(index, wanted.gateway));
+    carry_out(&requests)
 }
 
 /// Whether packets to anywhere would leave from the address of `wanted`. It takes no packet to know: a socket is given its route when
@@ -176,25 +176,25 @@ fn parse_mac(text: &str) -> Result<[u8; 6], NetworkError> {
     bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| NetworkError::Mac(text.to_owned()))
 }
 
-fn link_up(index: u32) -> Step {
+fn link_up(index: u32) -> Request {
     // struct ifinfomsg: family, pad, type, index, flags, change mask.
     let mut body = vec![0; 4];
     body.extend(index.to_ne_bytes());
     body.extend(IFF_UP.to_ne_bytes());
     body.extend(IFF_UP.to_ne_bytes());
-    Step { purpose: "bring the interface up", kind: RTM_NEWLINK, flags: 0, body }
+    Request { purpose: "bring the interface up", kind: RTM_NEWLINK, flags: 0, body }
 }
 
-fn address(purpose: &'static str, kind: u16, flags: u16, index: u32, network: &GuestNetwork) -> Step {
+fn address(purpose: &'static str, kind: u16, flags: u16, index: u32, network: &GuestNetwork) -> Request {
     // struct ifaddrmsg: family, prefix, flags, scope, index.
     let mut body = vec![AF_INET, network.prefix, 0, 0];
     body.extend(index.to_ne_bytes());
     attribute(&mut body, IFA_LOCAL, &network.address.octets());
     attribute(&mut body, IFA_ADDRESS, &network.address.octets());
-    Step { purpose, kind, flags, body }
+    Request { purpose, kind, flags, body }
 }
 
-fn neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Step {
+fn neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Request {
     // struct ndmsg: family, pads, index, state, flags, type.
     let mut body = vec![AF_INET, 0, 0, 0];
     body.extend(index.to_ne_bytes());
@@ -202,15 +202,15 @@ fn neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Step {
     body.extend([0, 0]);
     attribute(&mut body, NDA_DST, &address.octets());
     attribute(&mut body, NDA_LLADDR, &mac);
-    Step { purpose: "enter the gateway as a neighbour", kind: RTM_NEWNEIGH, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
+    Request { purpose: "enter the gateway as a neighbour", kind: RTM_NEWNEIGH, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
 }
 
-fn default_route(index: u32, gateway: Ipv4Addr) -> Step {
+fn default_route(index: u32, gateway: Ipv4Addr) -> Request {
     // struct rtmsg: family, destination and source length, tos, table, protocol, scope, type, flags.
     let mut body = vec![AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0, 0, 0, 0];
     attribute(&mut body, RTA_GATEWAY, &gateway.octets());
     attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
-    Step { purpose: "set the default route", kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
+    Request { purpose: "set the default route", kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
 }
 
 /// Appends one attribute, padded to four bytes.
@@ -222,31 +222,31 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// All steps as one buffer; the sequence number is the step's position plus one.
-fn encode(steps: &[Step]) -> Vec<u8> {
+/// All requests as one buffer; the sequence number is the request's position plus one.
+fn encode(requests: &[Request]) -> Vec<u8> {
     let mut out = Vec::new();
-    for (position, step) in steps.iter().enumerate() {
-        let length = u32::try_from(16 + step.body.len()).expect("requests here are some dozen bytes long");
-        let sequence = u32::try_from(position + 1).expect("a handful of steps");
+    for (position, request) in requests.iter().enumerate() {
+        let length = u32::try_from(16 + request.body.len()).expect("requests here are some dozen bytes long");
+        let sequence = u32::try_from(position + 1).expect("a handful of requests");
         out.extend(length.to_ne_bytes());
-        out.extend(step.kind.to_ne_bytes());
-        out.extend((NLM_F_REQUEST | NLM_F_ACK | step.flags).to_ne_bytes());
+        out.extend(request.kind.to_ne_bytes());
+        out.extend((NLM_F_REQUEST | NLM_F_ACK | request.flags).to_ne_bytes());
         out.extend(sequence.to_ne_bytes());
         out.extend([0; 4]);
-        out.extend(&step.body);
+        out.extend(&request.body);
     }
     out
 }
 
-fn carry_out(steps: &[Step]) -> Result<(), NetworkError> {
+fn carry_out(requests: &[Request]) -> Result<(), NetworkError> {
     let socket = open().map_err(NetworkError::Socket)?;
     let kernel = NetlinkAddr::new(0, 0);
-    sendto(socket.as_raw_fd(), &encode(steps), &kernel, MsgFlags::empty()).map_err(NetworkError::Socket)?;
-    let mut left = steps.len();
+    sendto(socket.as_raw_fd(), &encode(requests), &kernel, MsgFlags::empty()).map_err(NetworkError::Socket)?;
+    let mut left = requests.len();
     let mut buffer = [0; 8192];
     while left > 0 {
         let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(NetworkError::Socket)?;
-        left = left.saturating_sub(acknowledged(&buffer[..count], steps)?);
+        left = left.saturating_sub(acknowledged(&buffer[..count], requests)?);
     }
     Ok(())
 }
@@ -259,8 +259,8 @@ fn open() -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// How many steps this datagram acknowledges; the first refusal is an error.
-fn acknowledged(mut datagram: &[u8], steps: &[Step]) -> Result<usize, NetworkError> {
+/// How many requests this datagram acknowledges; the first refusal is an error.
+fn acknowledged(mut datagram: &[u8], requests: &[Request]) -> Result<usize, NetworkError> {
     let word = |at: usize, bytes: &[u8]| -> Option<[u8; 4]> { bytes.get(at..at + 4)?.try_into().ok() };
     let mut count = 0;
     while !datagram.is_empty() {
@@ -271,10 +271,10 @@ fn acknowledged(mut datagram: &[u8], steps: &[Step]) -> Result<usize, NetworkErr
         }
         let sequence = word(8, message).map_or(0, u32::from_ne_bytes) as usize;
         let code = word(16, message).map_or(0, i32::from_ne_bytes);
-        let step = steps.get(sequence.wrapping_sub(1)).ok_or(NetworkError::Answer)?;
+        let request = requests.get(sequence.wrapping_sub(1)).ok_or(NetworkError::Answer)?;
         // An old address that is gone already is as good as removed.
-        if code != 0 && step.kind != RTM_DELADDR {
-            return Err(NetworkError::Refused { step: step.purpose, source: io::Error::from_raw_os_error(-code) });
+        if code != 0 && request.kind != RTM_DELADDR {
+            return Err(NetworkError::Refused { step: request.purpose, source: io::Error::from_raw_os_error(-code) });
         }
         count += 1;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_its_step() {
-        let steps = [link_up(1), default_route(1, Ipv4Addr::LOCALHOST)];
+        let requests = [link_up(1), default_route(1, Ipv4Addr::LOCALHOST)];
         let answer = |sequence: u32, code: i32| {
             let mut bytes = 36u32.to_ne_bytes().to_vec();
             bytes.extend(NLMSG_ERROR.to_ne_bytes());
@@ -336,10 +336,10 @@ mod tests {
             bytes
         };
         let both = [answer(1, 0), answer(2, 0)].concat();
-        assert_eq!(acknowledged(&both, &steps).unwrap(), 2);
-        let Err(NetworkError::Refused { step, .. }) = acknowledged(&answer(2, -101), &steps) else { panic!("not refused") };
+        assert_eq!(acknowledged(&both, &requests).unwrap(), 2);
+        let Err(NetworkError::Refused { step, .. }) = acknowledged(&answer(2, -101), &requests) else { panic!("not refused") };
         assert_eq!(step, "set the default route");
-        assert!(acknowledged(&answer(9, 0), &steps).is_err());
-        assert!(acknowledged(&[1, 2, 3], &steps).is_err());
+        assert!(acknowledged(&answer(9, 0), &requests).is_err());
+        assert!(acknowledged(&[1, 2, 3], &requests).is_err());
     }
 }
