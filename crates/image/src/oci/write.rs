@@ -19,15 +19,15 @@ const COPY_BYTES: usize = 128 << 10;
 pub(super) fn write(tree: &Tree, layers: &[File], root: &Path) -> io::Result<()> {
     let mut writer = Writer { tree, layers, written: HashMap::new(), buffer: vec![0; COPY_BYTES] };
     // Names are taken off the end; a directory's attributes are set when everything in it has been written.
-    let mut pending = vec![Step::Make(tree.root(), root.to_path_buf())];
+    let mut pending = vec![Visit::Make(tree.root(), root.to_path_buf())];
     while let Some(step) = pending.pop() {
         match step {
-            Step::Finish(node, path) => set(&path, &tree.node(node).attributes, false)?,
-            Step::Make(node, path) => {
+            Visit::Finish(node, path) => set(&path, &tree.node(node).attributes, false)?,
+            Visit::Make(node, path) => {
                 if let Kind::Directory(names) = &tree.node(node).kind {
                     std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-                    pending.push(Step::Finish(node, path.clone()));
-                    pending.extend(names.iter().map(|(name, found)| Step::Make(found.node, path.join(name))));
+                    pending.push(Visit::Finish(node, path.clone()));
+                    pending.extend(names.iter().map(|(name, found)| Visit::Make(found.node, path.join(name))));
                 } else {
                     writer.leaf(node, &path)?;
                 }
@@ -37,7 +37,7 @@ pub(super) fn write(tree: &Tree, layers: &[File], root: &Path) -> io::Result<()>
     Ok(())
 }
 
-enum Step {
+enum Visit {
     Make(NodeId, PathBuf),
     Finish(NodeId, PathBuf),
 }
