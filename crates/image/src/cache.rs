@@ -19,7 +19,7 @@ use fs_err as fs;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::oneshot;
 
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 
 /// How long a build may wait for another process's build of the same entry. The longest build takes some minutes.
 const LOCK_DEADLINE: Duration = Duration::from_secs(60 * 60);
@@ -158,7 +158,7 @@ impl Cache {
         }
         let name = format!("{kind}-{key}");
         let lock_path = self.dir.join("locks").join(&name);
-        let lock = lock(&lock_path, &mut || say(report, Step::Wait, format!("another process builds {kind} {key}"))).await?;
+        let lock = lock(&lock_path, &mut || say(report, ImageStep::Wait, format!("another process builds {kind} {key}"))).await?;
         if let Some(path) = self.get(kind, key) {
             return Ok(Claim::Ready(path));
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::command::{CommandError, capture, command, run, run_to_end};
-use crate::progress::{Event, Progress, Report, Step, say};
+use crate::progress::{Event, ImageStep, Progress, Report, say};
 use crate::sources::{index_targets, stanzas};
 
 /// Asking apt's own database. It may first have to rebuild its cache.
@@ -77,13 +77,13 @@ pub(crate) struct Candidate {
 /// Refreshes this machine's package lists. A source that does not answer is passed over as long as Debian's own indexes are
 /// there, if only old ones. Killed when dropped: an update cut off leaves the old lists.
 pub async fn refresh_lists(log: &Path, report: Report<'_>) -> Result<(), AptError> {
-    say(report, Step::PackageLists, "apt-get update");
+    say(report, ImageStep::PackageLists, "apt-get update");
     wait_for_lists().await?;
     let mut update = command("apt-get");
     update.args(["-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Retries=3", "update"]);
     let mut on_line = |line: &str| {
         if line.starts_with("Get:") {
-            say(report, Step::PackageLists, line);
+            say(report, ImageStep::PackageLists, line);
         }
     };
     let Err(error) = run(update, FETCH_DEADLINE, log, &mut on_line).await else { return Ok(()) };
@@ -107,7 +107,7 @@ pub async fn install(packages: &[&str], release: Option<&str>, log: &Path, repor
         install.args(["--target-release", release]);
     }
     install.args(packages).env("NEEDRESTART_SUSPEND", "1");
-    let mut follow = PackageProgress::new(Step::Host);
+    let mut follow = PackageProgress::new(ImageStep::Host);
     let mut on_line = |line: &str| {
         if let Some(event) = follow.event(line) {
             report(event);
@@ -234,13 +234,13 @@ fn character_weight(byte: u8) -> i32 {
 /// Makes progress of what apt and dpkg say while they install.
 #[derive(Debug)]
 pub(crate) struct PackageProgress {
-    step: Step,
+    step: ImageStep,
     done: u64,
     total: u64,
 }
 
 impl PackageProgress {
-    pub(crate) fn new(step: Step) -> Self {
+    pub(crate) fn new(step: ImageStep) -> Self {
         PackageProgress { step, done: 0, total: 0 }
     }
 
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn progress_counts_unpacking_and_setting_up() {
-        let mut follow = PackageProgress::new(Step::Packages);
+        let mut follow = PackageProgress::new(ImageStep::Packages);
         assert_eq!(follow.event("I: running apt-get update...").unwrap().detail, "running apt-get update...");
         assert_eq!(follow.event("Get:1 http://a.test/debian bookworm InRelease [151 kB]"), None);
         assert_eq!(follow.event("1 upgraded, 1 newly installed, 0 to remove and 0 not upgraded."), None);

