@@ -10,7 +10,7 @@ use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use firkin_causes::chain;
 
-use self::plan::{Candidate, Held, Spare, What};
+use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
     artifact::MemoryMember,
     core::Core,
@@ -94,9 +94,9 @@ async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + S
 }
 
 /// What the state directory holds now.
-async fn look(core: &Core) -> io::Result<Held> {
+async fn look(core: &Core) -> io::Result<DiskUse> {
     let root = core.config.state_dir.clone();
-    tokio::task::spawn_blocking(move || Held::below(&root)).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(move || DiskUse::below(&root)).await.map_err(io::Error::other)?
 }
 
 /// What can be made again and nobody stands on.

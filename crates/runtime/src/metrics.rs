@@ -103,28 +103,28 @@ struct TimingLabel {
 
 /// A label whose values are words of the source text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct KindLabel {
     kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct State {
+struct StateLabel {
     state: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Resource {
+struct ResourceLabel {
     resource: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Held {
+struct HeldLabel {
     class: &'static str,
     resource: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabel {
     outcome: &'static str,
 }
 
@@ -142,7 +142,7 @@ pub(crate) struct Live {
 pub struct Metrics {
     registry: Registry,
     phases: Family<TimingLabel, Histogram, fn() -> Histogram>,
-    errors: Family<Kind, Counter>,
+    errors: Family<KindLabel, Counter>,
     unknown_fields: Counter,
     gauges: Gauges,
 }
@@ -150,18 +150,18 @@ pub struct Metrics {
 /// What is read off the runtime when somebody asks.
 #[derive(Debug, Default)]
 struct Gauges {
-    sandboxes: Family<State, Gauge>,
-    total: Family<Resource, Gauge>,
-    held: Family<Held, Gauge>,
-    sessions: Family<Kind, Gauge>,
+    sandboxes: Family<StateLabel, Gauge>,
+    total: Family<ResourceLabel, Gauge>,
+    held: Family<HeldLabel, Gauge>,
+    sessions: Family<KindLabel, Gauge>,
     waiting: Gauge,
-    requests: Family<Outcome, Counter>,
+    requests: Family<OutcomeLabel, Counter>,
     /// The same by the words of before, for one release.
-    admissions: Family<Outcome, Counter>,
-    shelved: Family<State, Gauge>,
-    pooled: Family<Outcome, Counter>,
+    admissions: Family<OutcomeLabel, Counter>,
+    shelved: Family<StateLabel, Gauge>,
+    pooled: Family<OutcomeLabel, Counter>,
     resident: Gauge,
-    disk: Family<State, Gauge>,
+    disk: Family<StateLabel, Gauge>,
     short_of_disk: Gauge,
 }
 
@@ -199,13 +199,13 @@ impl Metrics {
     /// What the state directory may hold, and held when that was looked at last, with what of it could be made again.
     pub(crate) fn disk(&self, budget: u64, held: u64, reclaimable: u64) {
         for (state, bytes) in [("budget", budget), ("held", held), ("reclaimable", reclaimable)] {
-            self.gauges.disk.get_or_create(&State { state }).set(number(bytes));
+            self.gauges.disk.get_or_create(&StateLabel { state }).set(number(bytes));
         }
     }
 
     /// Counts a request that was refused or failed. Kinds are words of the source text, so there are only so many.
     pub fn count_error(&self, kind: &'static str) {
-        self.errors.get_or_create(&Kind { kind }).inc();
+        self.errors.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// Does `work` as a phase: within a span that knows how long it took, and observed if it succeeds.
@@ -260,16 +260,16 @@ impl Gauges {
     fn set(&self, live: &Live) {
         let Live { running, paused, capacity, pool } = live;
         for (state, count) in [("running", *running), ("paused", *paused)] {
-            self.sandboxes.get_or_create(&State { state }).set(number(count));
+            self.sandboxes.get_or_create(&StateLabel { state }).set(number(count));
         }
         let HostCapacity { cpus, memory_mib, disk_mib } = capacity.capacity;
         for (resource, value) in resources(&ResourceBudget { cpus, memory_mib, disk_mib }) {
-            self.total.get_or_create(&Resource { resource }).set(value);
+            self.total.get_or_create(&ResourceLabel { resource }).set(value);
         }
         for (class, usage) in [("active", capacity.usage.active), ("warm", capacity.usage.warm)] {
-            self.sessions.get_or_create(&Kind { kind: class }).set(number(usage.sessions));
+            self.sessions.get_or_create(&KindLabel { kind: class }).set(number(usage.sessions));
             for (resource, value) in resources(&usage.held) {
-                self.held.get_or_create(&Held { class, resource }).set(value);
+                self.held.get_or_create(&HeldLabel { class, resource }).set(value);
             }
         }
         self.waiting.set(number(capacity.waiting));
@@ -282,8 +282,8 @@ impl Gauges {
             ("too_large", "never_fitting", too_large),
         ];
         for (outcome, earlier, count) in outcomes {
-            self.requests.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
-            self.admissions.get_or_create(&Outcome { outcome: earlier }).inner().store(count, Ordering::Relaxed);
+            self.requests.get_or_create(&OutcomeLabel { outcome }).inner().store(count, Ordering::Relaxed);
+            self.admissions.get_or_create(&OutcomeLabel { outcome: earlier }).inner().store(count, Ordering::Relaxed);
         }
         self.set_pool(pool);
         self.resident.set(number(resident_bytes()));
@@ -298,7 +298,7 @@ impl Gauges {
             ("prepared", shelves().map(|shelf| shelf.prepared).sum()),
             ("making", shelves().map(|shelf| shelf.making).sum()),
         ] {
-            self.shelved.get_or_create(&State { state }).set(number(count));
+            self.shelved.get_or_create(&StateLabel { state }).set(number(count));
         }
         for (outcome, count) in [
             ("hit", pool.hits),
@@ -311,7 +311,7 @@ impl Gauges {
             ("retired", pool.retired),
             ("lost", pool.lost),
         ] {
-            self.pooled.get_or_create(&Outcome { outcome }).inner().store(count, Ordering::Relaxed);
+            self.pooled.get_or_create(&OutcomeLabel { outcome }).inner().store(count, Ordering::Relaxed);
         }
     }
 }

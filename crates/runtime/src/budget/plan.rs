@@ -24,15 +24,15 @@ const BLOCK_BYTES: u64 = 512;
 /// Where the parts of a state directory are: a directory in it, and what is in that.
 const PART_DEPTH: usize = 2;
 
-/// What a state directory holds.
+/// The space that a state directory takes, part by part.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct DiskUse {
     /// All of it.
     pub(super) bytes: u64,
     parts: HashMap<PathBuf, u64>,
 }
 
-impl Held {
+impl DiskUse {
     /// Bytes of all files below `root`, as they lie on the disk; files with several names once. What goes meanwhile counts nothing.
     /// Blocks.
     pub(super) fn below(root: &Path) -> io::Result<Self> {
@@ -134,7 +134,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("artifacts/a/b")).unwrap();
         fs::write(dir.path().join("artifacts/a/b/c"), vec![1; 1 << 20]).unwrap();
         fs::hard_link(dir.path().join("layers/file"), dir.path().join("layers/again")).unwrap();
-        let held = Held::below(dir.path()).unwrap();
+        let held = DiskUse::below(dir.path()).unwrap();
         assert!((2 << 20..3 << 20).contains(&held.bytes), "{held:?}");
         assert_eq!(held.parts[&dir.path().join("artifacts/a")] * 2, held.bytes);
         assert_eq!(held.parts.values().sum::<u64>(), held.bytes);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_and_frees_what_nobody_else_has() {
         let parts = [("base", 100), ("shared", 10), ("old", 1), ("new", 2), ("held", 1000)];
-        let held = Held { bytes: 1113, parts: parts.map(|(name, bytes)| (name.into(), bytes)).into() };
+        let held = DiskUse { bytes: 1113, parts: parts.map(|(name, bytes)| (name.into(), bytes)).into() };
         let needed = HashSet::from(["held".into()]);
         let candidates = vec![
             candidate("new", 1, &["new", "shared", "base"]),

@@ -26,8 +26,8 @@ impl Shared {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(self: &Arc<Self>, class: Class, budget: ResourceBudget) -> Held {
-        Held { shared: Arc::clone(self), class, budget }
+    fn held(self: &Arc<Self>, class: Class, budget: ResourceBudget) -> HeldBudget {
+        HeldBudget { shared: Arc::clone(self), class, budget }
     }
 
     /// Hands over what was granted. Not under the lock: whoever has just stopped waiting does not take it, and it comes back.
@@ -41,13 +41,13 @@ impl Shared {
 
 /// What one guard holds. Given back on drop.
 #[derive(Debug)]
-struct Held {
+struct HeldBudget {
     shared: Arc<Shared>,
     class: Class,
     budget: ResourceBudget,
 }
 
-impl Drop for Held {
+impl Drop for HeldBudget {
     fn drop(&mut self) {
         let grants = self.shared.book().give_back(self.class, self.budget);
         self.shared.hand_over(grants);
@@ -58,7 +58,7 @@ impl Drop for Held {
 #[derive(Debug)]
 #[must_use = "dropping a reservation gives the capacity back"]
 pub struct ActiveSessionReservation {
-    held: Held,
+    held: HeldBudget,
 }
 
 impl ActiveSessionReservation {
@@ -72,7 +72,7 @@ impl ActiveSessionReservation {
 #[derive(Debug)]
 #[must_use = "dropping a reservation gives the capacity back"]
 pub struct WarmSessionReservation {
-    held: Held,
+    held: HeldBudget,
 }
 
 impl WarmSessionReservation {
