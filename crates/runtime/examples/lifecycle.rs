@@ -33,7 +33,7 @@ use firkin_runtime::{
     command::GuestCommand,
     config::{GuestSystem, Overcommit, RuntimeConfig},
     link::NetworkChoice,
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId},

@@ -14,7 +14,7 @@ use firkin_runtime::{
     build::{BuildPlan, BuildRequest, Source},
     capacity::HostCapacity,
     config::RuntimeConfig,
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
     sandbox::CreateSandbox,

@@ -27,7 +27,7 @@ use firkin_runtime::{
     config::{AdmissionConfig, RuntimeConfig},
     disk::{DiskPressureGuard, DiskPressureProbe, DiskSpace},
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     restore::{RestoreGates, SnapshotRestoreError, restore},
     runtime::Runtime,

@@ -26,7 +26,7 @@ use crate::{
         WarmCapacityError, WarmEviction, WarmSessionReservation,
     },
     config::AdmissionConfig,
-    memory::{MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
+    memory_pressure::{MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
 };
 
 /// Between two looks at the memory of a host on which nothing is created. Guests write some hundred MiB in that time, which the

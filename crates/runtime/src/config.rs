@@ -9,7 +9,7 @@ use crate::{
     disk::{DiskPressureProbe, StatvfsProbe},
     images::{ImageSource, OwnImage},
     link::NetworkChoice,
-    memory::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
+    memory_pressure::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
     root_image::RootImage,
     warm::WarmConfig,
 };

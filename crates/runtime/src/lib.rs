@@ -30,7 +30,7 @@ mod instances;
 pub mod launch;
 pub mod lineage;
 pub mod link;
-pub mod memory;
+pub mod memory_pressure;
 pub mod metrics;
 pub mod owner;
 pub mod pool;

@@ -19,7 +19,7 @@ use firkin_runtime::{
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::{DiskPressureProbe, DiskSpace},
     link::NetworkChoice,
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, InternetAccess},

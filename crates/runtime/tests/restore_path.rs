@@ -24,7 +24,7 @@ use firkin_runtime::{
     config::AdmissionConfig,
     disk::{DiskPressure, DiskPressureGuard, DiskPressureProbe, DiskSpace},
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     restore::{RestoreGates, SnapshotRestoreError, restore},
     sandbox::InternetAccess,
 };

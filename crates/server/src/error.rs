@@ -13,7 +13,7 @@ use firkin_runtime::{
     build::error::{FilesError, NoBuild, RequestError},
     disk::DiskPressure,
     launch::{BootError, LaunchError},
-    memory::MemoryPressure,
+    memory_pressure::MemoryPressure,
     owner::{CreateError, DeadlineError, KillError, NetworkError, ResumeError, RollbackError, SnapshotError},
     reference::NoTemplate,
     restore::SnapshotRestoreError,

@@ -25,7 +25,7 @@ use firkin_runtime::{
     config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     link::NetworkChoice,
-    memory::ProcProbe,
+    memory_pressure::ProcProbe,
     owner::OnExit,
     root_image::RootImage,
     runtime::Runtime,

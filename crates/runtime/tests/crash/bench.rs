@@ -15,7 +15,7 @@ use firkin_runtime::{
     artifact::{ArtifactKind, MemoryMember, SnapshotArtifactManifest},
     capacity::{HostCapacity, ResourceBudget},
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId, SandboxState},

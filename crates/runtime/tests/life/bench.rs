@@ -20,7 +20,7 @@ use firkin_runtime::{
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     link::NetworkChoice,
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     progress::Report,
     runtime::Runtime,

@@ -11,7 +11,7 @@ use std::{
 use firkin_runtime::{
     admission::WarmAdmissionError,
     capacity::{ActiveSessionReservation, CapacityUsage, ClassUsage, WarmEviction, WarmSessionReservation},
-    memory::{MemoryPressure, MemoryPressureProbe},
+    memory_pressure::{MemoryPressure, MemoryPressureProbe},
     restore::SnapshotRestoreReport,
 };
 use proptest::{prelude::*, sample::Index};

@@ -10,7 +10,7 @@ use firkin_runtime::{
     disk::StatvfsProbe,
     images::OwnImage,
     link::NetworkChoice,
-    memory::HostMemory,
+    memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
     standard::BuildTemplate,
