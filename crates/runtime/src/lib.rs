@@ -8,7 +8,6 @@ pub mod admission;
 pub mod agent;
 pub mod artifact;
 mod boot;
-mod budget;
 pub mod build;
 mod builds;
 pub mod capacity;
@@ -18,6 +17,7 @@ mod core;
 mod dependents;
 pub mod desktop;
 pub mod disk;
+mod disk_budget;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

@@ -17,14 +17,13 @@ use crate::{
     activity::ActivityPoint,
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
-    budget,
     build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts},
     disk::DiskPressureGuard,
-    forward,
+    disk_budget, forward,
     history::Event,
     instances::Instances,
     lineage::{self, LineageNode},
@@ -166,7 +165,7 @@ impl Runtime {
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
         let core = Core::new(Parts { config, store, gates, launcher, files, api_keys, lock });
-        core.tasks.spawn(budget::keep_whenever_wanted(Arc::clone(&core)));
+        core.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&core)));
         let owners = Owners::new(Arc::clone(&core), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
         build::recover(&core).await.map_err(OpenError::Store)?;
@@ -327,7 +326,7 @@ impl Runtime {
             }
         }
         self.handle(id)?;
-        budget::admit(&self.core).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        disk_budget::admit(&self.core).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
         let names = name.map(|name| {

@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
-    budget,
     core::Core,
+    disk_budget,
     metrics::Timing,
     session::After,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
@@ -118,7 +118,7 @@ struct Made {
 async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
     let core = &builds.core;
     let _permit = builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
-    budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
+    disk_budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
     match source::resolve(core, &plan.source, &live.log).await? {
         Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
         Resolved::Layered(origin) => layered(builds, live, plan, origin).await,
