@@ -10,7 +10,7 @@ use firkin_image::oci::registry::MirrorError;
 use firkin_runtime::reference::BASE;
 use firkin_wire::DEFAULT_USER;
 
-use crate::{images::ImageSettings, promises::CapacityArgs, standard::Part};
+use crate::{capacity::CapacityArgs, images::ImageSettings, standard::Part};
 
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]

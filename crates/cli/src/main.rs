@@ -5,6 +5,7 @@
 
 mod api;
 mod args;
+mod capacity;
 mod command;
 mod envd;
 mod failure;
@@ -12,7 +13,6 @@ mod host;
 mod images;
 mod output;
 mod progress;
-mod promises;
 mod serverfile;
 mod settings;
 mod standard;

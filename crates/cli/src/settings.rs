@@ -14,8 +14,8 @@ use firkin_runtime::warm::{Depth, WarmConfig};
 
 use crate::{
     args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm},
+    capacity::CapacitySettings,
     images::ImageSettings,
-    promises::Promises,
 };
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
@@ -141,7 +141,7 @@ pub(crate) struct Settings {
     /// What becomes of running sandboxes when the server stops.
     pub(crate) on_exit: OnExit,
     /// What of the host is promised to sandboxes.
-    pub(crate) promises: Promises,
+    pub(crate) capacity: CapacitySettings,
     /// Where images come from that templates are built on.
     pub(crate) images: ImageSettings,
     /// Guests trust the authorities of this host's administrator.
@@ -197,7 +197,7 @@ impl Settings {
         if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
             options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
         }
-        options += &self.promises.options();
+        options += &self.capacity.options();
         options += &self.images.options();
         if self.trust_host_certificates {
             options += " --trust-host-certificates";
@@ -250,7 +250,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         domain: domain(serve),
         tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
-        promises: Promises::resolve(&serve.capacity),
+        capacity: CapacitySettings::resolve(&serve.capacity),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
         allow_nested_virtualization: serve.allow_nested_virtualization,

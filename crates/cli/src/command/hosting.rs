@@ -177,10 +177,10 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     });
     let config = RuntimeConfig {
         images,
-        capacity: capacity(&state_dir, settings.promises.overcommit)?,
-        admission: settings.promises.admission.clone(),
-        disk_floor_mib: settings.promises.disk_floor_mib,
-        disk_budget_mib: settings.promises.disk_budget_mib,
+        capacity: capacity(&state_dir, settings.capacity.overcommit)?,
+        admission: settings.capacity.admission.clone(),
+        disk_floor_mib: settings.capacity.disk_floor_mib,
+        disk_budget_mib: settings.capacity.disk_budget_mib,
         warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),

@@ -45,7 +45,7 @@ pub(crate) struct CapacityArgs {
 
 /// What they become.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Promises {
+pub(crate) struct CapacitySettings {
     /// How much more is promised than there is.
     pub(crate) overcommit: Overcommit,
     /// Free disk space below which nothing starts.
@@ -56,7 +56,7 @@ pub(crate) struct Promises {
     pub(crate) admission: AdmissionConfig,
 }
 
-impl Promises {
+impl CapacitySettings {
     /// Decides every value.
     pub(crate) fn resolve(args: &CapacityArgs) -> Self {
         let Self { overcommit, admission, .. } = Self::default();
@@ -118,21 +118,21 @@ mod tests {
         capacity: CapacityArgs,
     }
 
-    fn promises(options: &str) -> Promises {
-        Promises::resolve(&Line::try_parse_from(format!("up{options}").split(' ')).unwrap().capacity)
+    fn resolved(options: &str) -> CapacitySettings {
+        CapacitySettings::resolve(&Line::try_parse_from(format!("up{options}").split(' ')).unwrap().capacity)
     }
 
     #[test]
     fn without_a_word_the_runtimes_defaults_hold() {
-        assert_eq!(promises(""), Promises::default());
-        assert_eq!(promises("").options(), "");
+        assert_eq!(resolved(""), CapacitySettings::default());
+        assert_eq!(resolved("").options(), "");
     }
 
     #[test]
     fn what_is_said_is_meant_and_said_again() {
         let all = " --cpu-overcommit 4 --memory-overcommit 150 --disk-overcommit 2 --disk-floor 0 --memory-floor 2048 \
                    --memory-stall 101 --warm-share 0 --queue-length 1 --queue-deadline 0";
-        let found = promises(all);
+        let found = resolved(all);
         assert_eq!(found.overcommit, Overcommit { cpus: 4, memory_percent: 150, disk: 2 });
         assert_eq!((found.disk_floor_mib, found.admission.memory_floor_mib), (Some(0), Some(2048)));
         assert_eq!((found.admission.memory_stall_percent, found.admission.warm_percent), (101, 0));
