@@ -45,7 +45,7 @@ pub(crate) struct Options {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArgsError {
     /// No known mode.
-    #[error("cannot tell what to run from `{0}`")]
+    #[error("cannot understand argument `{0}`")]
     Mode(String),
     /// No such flag.
     #[error("cannot understand flag `{0}`")]

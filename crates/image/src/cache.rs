@@ -217,7 +217,7 @@ impl Drop for Slot {
         // the next one.
         std::thread::spawn(move || {
             if let Err(error) = firkin_files::remove_tree(&work) {
-                tracing::warn!(%error, "an unfinished cache entry stays behind until the next build");
+                tracing::warn!(%error, "cannot remove an unfinished cache entry; the next build tries again");
             }
             drop(lock);
         });
@@ -234,7 +234,7 @@ fn sweep(cache: &Path) -> std::io::Result<()> {
         if let Err(error) = firkin_files::remove_tree(&leftover)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "what a killed build left stays behind until the next start");
+            tracing::warn!(%error, "cannot remove what a killed build left behind; the next start tries again");
         }
     }
     Ok(())
@@ -250,7 +250,7 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
             && let Err(error) = firkin_files::remove_tree(&leftover.path())
         {
             // Programs of a killed process may not have ended yet: what they still write goes with the next build.
-            tracing::warn!(%error, "what a crashed build left stays behind until the next build");
+            tracing::warn!(%error, "cannot remove what a crashed build left behind; the next build tries again");
         }
     }
     // The log tells of one build, not of all that ever failed.

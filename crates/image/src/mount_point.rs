@@ -49,7 +49,7 @@ impl MountPoint {
                 return Ok(Self { path, lock });
             }
         }
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, "others take away what was made"))
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "other builds remove it again and again"))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -70,7 +70,7 @@ impl Drop for MountPoint {
     /// Takes away the directory and never what is in it. Nothing is, in our namespace.
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.path) {
-            tracing::warn!(%error, "cannot remove the place that a root file system was put together in");
+            tracing::warn!(%error, "cannot remove the directory that a root file system was built in");
         }
     }
 }
@@ -86,7 +86,7 @@ fn sweep(parent: &Path) -> io::Result<()> {
         if let Err(error) = fs::remove_dir(entry.path())
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "what a killed build left stays behind until the next one");
+            tracing::warn!(%error, "cannot remove what a killed build left behind; the next build tries again");
         }
     }
     Ok(())

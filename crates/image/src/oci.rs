@@ -76,7 +76,7 @@ pub enum ImageError {
     #[error("cannot keep the image")]
     Cache(#[from] CacheError),
     /// The configuration and the manifest disagree.
-    #[error("cannot use the image: it has {layers} layers and {promised} promised contents")]
+    #[error("cannot use the image: its manifest has {layers} layers, its configuration {promised}")]
     Layers {
         /// In the manifest.
         layers: usize,

@@ -26,7 +26,7 @@ pub(crate) enum Mode {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgsError {
     /// Nothing known.
-    #[error("cannot tell what to do from `{0}`")]
+    #[error("cannot understand argument `{0}`")]
     Mode(String),
     /// A flag at the end without its value.
     #[error("cannot use `{0}` without a value")]

@@ -55,7 +55,7 @@ pub(crate) enum ConfigError {
     )]
     Catalogue(String),
     /// A name that leaves no prefix, or the one of the sandbox's own tools.
-    #[error("cannot name an MCP server `{0}`: its tools would be named like those of the sandbox, or like nothing")]
+    #[error("cannot name an MCP server `{0}`: its tools would have the names of the sandbox's own, or none")]
     Name(String),
     /// Two servers whose tools would be named alike.
     #[error("cannot tell the tools of MCP servers `{0}` and `{1}` apart: rename one of them")]

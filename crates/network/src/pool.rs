@@ -368,7 +368,11 @@ async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, netlink: Netlink) 
         match remains {
             Remains::WayOut(lease) => {
                 if let Err(error) = netlink.delete("delete the way out of a used slot", &lease.interface()).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, slot = lease.index(), "a network slot lingers");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        slot = lease.index(),
+                        "cannot remove the way out of a used network slot; the next sweep tries again"
+                    );
                 }
             }
             Remains::Barrier(done) => drop(done.send(())),

@@ -52,7 +52,7 @@ pub struct Admission {
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
     /// The idle host has not enough: waiting and trying again are useless.
-    #[error("this host can never hold it")]
+    #[error("it is larger than this host can ever hold")]
     NeverFits(#[source] CapacityError),
     /// As many wait as may.
     #[error("the host is full, and {waiting} requests wait for room already")]

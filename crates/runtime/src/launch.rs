@@ -92,7 +92,7 @@ pub enum LaunchError {
         source: Box<LaunchError>,
     },
     /// The guest agent did not become this sandbox.
-    #[error("the guest agent did not answer as it must")]
+    #[error("the guest agent did not answer properly")]
     Agent(#[source] AgentError),
 }
 

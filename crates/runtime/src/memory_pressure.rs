@@ -91,7 +91,7 @@ impl ProcProbe {
             Ok(percent) => Some(percent),
             Err(error) => {
                 self.no_stalls.call_once(|| {
-                    tracing::info!(%error, "this kernel tells no memory pressure: only available memory is watched");
+                    tracing::info!(%error, "this kernel does not report memory pressure: only available memory is watched");
                 });
                 None
             }

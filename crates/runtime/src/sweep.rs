@@ -73,7 +73,7 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     }
     let swept = sweep(core).await;
     if swept != Swept::default() {
-        tracing::info!(?swept, "took away what an earlier server left");
+        tracing::info!(?swept, "removed what an earlier server left behind");
     }
     Ok(())
 }
@@ -97,12 +97,12 @@ pub(crate) async fn periodically(core: Arc<Core>) {
         }
         // States of builds go before anybody is refused for want of disk.
         if let Err(error) = cache::trim(&core).await {
-            tracing::warn!(error = chain(&error), "cannot let states of builds go");
+            tracing::warn!(error = chain(&error), "cannot remove states of builds that nobody needs");
         }
         core.collect();
         let swept = sweep(&core).await;
         if swept != Swept::default() {
-            tracing::warn!(?swept, "took away what nobody owned");
+            tracing::warn!(?swept, "removed what nobody owned");
         }
     }
 }

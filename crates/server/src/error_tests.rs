@@ -84,7 +84,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (
             create(never_fits()),
             400,
-            "never hold it: 2 cpus requested, 1 available; build the template smaller",
+            "larger than this host can ever hold: 2 cpus requested, 1 available; build the template smaller",
             Some("sandbox_no_compatible_node"),
             Retry::Never,
         ),

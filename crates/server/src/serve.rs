@@ -163,7 +163,7 @@ impl Server {
     /// Serves a connection, after its handshake if it is an encrypted one.
     async fn greet(self, stream: TcpStream, peer: SocketAddr, identity: Option<TlsIdentity>, permit: OwnedSemaphorePermit) {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot disable the delay of small packets");
+            tracing::debug!(%error, "cannot switch off Nagle's algorithm");
         }
         let sever = Sever::default();
         let stream = Severable::new(stream, sever.clone());
@@ -206,8 +206,8 @@ impl Server {
         };
         match served {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "what came in the clear is not HTTP"),
-            Err(_) => tracing::debug!(%peer, "no request arrived in time in the clear"),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "an unencrypted connection did not speak HTTP"),
+            Err(_) => tracing::debug!(%peer, "no request arrived in time on an unencrypted connection"),
         }
     }
 

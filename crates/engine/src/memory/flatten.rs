@@ -44,7 +44,7 @@ pub enum FlattenError {
         source: io::Error,
     },
     /// The caller did not want it any more.
-    #[error("the flattening of a memory was given up")]
+    #[error("the flattening of a memory was cancelled")]
     Stopped,
 }
 

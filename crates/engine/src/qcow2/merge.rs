@@ -71,7 +71,7 @@ pub enum MergeError {
         source: io::Error,
     },
     /// The caller did not want it any more.
-    #[error("the merge of layers was given up")]
+    #[error("the merge of layers was cancelled")]
     Stopped,
 }
 

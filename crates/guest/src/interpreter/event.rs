@@ -58,7 +58,7 @@ pub(super) enum Kind {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LineError {
     /// No JSON object.
-    #[error("cannot read what the kernel told, a line of {bytes} bytes that begins with `{start}`")]
+    #[error("cannot read the kernel's event, a line of {bytes} bytes that begins with `{start}`")]
     Json {
         /// Its length.
         bytes: usize,
@@ -69,7 +69,7 @@ pub(super) enum LineError {
         source: serde_json::Error,
     },
     /// Nobody knows its type.
-    #[error("cannot tell what the kernel told, a line of {bytes} bytes that begins with `{start}`: it has no type that is known")]
+    #[error("cannot understand the kernel's event, a line of {bytes} bytes that begins with `{start}`: its type is not known")]
     Type {
         /// Its length.
         bytes: usize,
@@ -77,7 +77,7 @@ pub(super) enum LineError {
         start: String,
     },
     /// Too long to be kept.
-    #[error("cannot keep what the kernel told, a line of {bytes} bytes that begins with `{start}`: the limit is {} MiB", MAX_LINE_BYTES >> 20)]
+    #[error("cannot take the kernel's event, a line of {bytes} bytes that begins with `{start}`: the limit is {} MiB", MAX_LINE_BYTES >> 20)]
     Length {
         /// Its length.
         bytes: usize,

@@ -106,7 +106,7 @@ enum Refusal {
     NoContext(String),
     #[error("cannot set the variable `{0}`: no program can be given it")]
     Variable(String),
-    #[error("cannot serve the code interpreter: the request does not bear this sandbox's access token")]
+    #[error("cannot serve the code interpreter: the request does not carry this sandbox's access token")]
     Token,
     #[error(transparent)]
     Language(#[from] UnknownLanguage),

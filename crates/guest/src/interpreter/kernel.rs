@@ -288,7 +288,7 @@ impl Kernel {
         }
         // A kernel that takes nothing has ended, or will be found so: its events end.
         if let Err(error) = self.input.write_all(&line).await {
-            tracing::debug!(%error, "a kernel does not take a cell");
+            tracing::debug!(%error, "a kernel does not accept a cell");
         }
         events
     }
@@ -309,7 +309,7 @@ async fn read(output: pipe::Receiver, listener: Listener) {
             Ok(Some(line)) => line,
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!(%error, "cannot read what a kernel tells");
+                tracing::warn!(%error, "cannot read a kernel's events");
                 break;
             }
         };

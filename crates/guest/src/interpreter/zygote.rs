@@ -175,7 +175,7 @@ pub(super) async fn complaint(stderr: &OwnedFd) -> String {
     let read = async { reader(stderr)?.take(MAX_COMPLAINT_BYTES).read_to_end(&mut text).await };
     match timeout(Duration::from_secs(1), read).await {
         Ok(Ok(_)) | Err(_) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "cannot read what a kernel said"),
+        Ok(Err(error)) => tracing::debug!(%error, "cannot read a kernel's output"),
     }
     let text = String::from_utf8_lossy(&text);
     text.trim().lines().next_back().unwrap_or("it ended without a word").to_owned()

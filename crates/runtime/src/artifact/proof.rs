@@ -67,7 +67,7 @@ impl Proofs {
             Ok(by_file) => by_file,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%error, "the book of proofs is of no use; members are read again");
+                    tracing::warn!(%error, "cannot use the remembered proofs; members are read again");
                 }
                 HashMap::new()
             }

@@ -139,7 +139,7 @@ impl ArtifactStore {
         fs::rename(path, &target)?;
         member::freeze(&target, MEMBER).inspect_err(|_| {
             if let Err(error) = member::remove(&target) {
-                tracing::warn!(%error, "cannot remove what was no layer");
+                tracing::warn!(%error, "cannot remove what did not become a layer");
             }
         })
     }

@@ -212,7 +212,7 @@ pub enum BuildFailure {
     #[error("the build was cancelled")]
     Cancelled,
     /// Whoever waited for it went away.
-    #[error("the build was broken off; build it again")]
+    #[error("the build was interrupted; build it again")]
     Abandoned,
     /// The server stopped.
     #[error("the server stopped before the build ended; build it again")]

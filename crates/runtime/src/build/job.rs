@@ -89,7 +89,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         registry::forget_old(core).await
     };
     if let Err(error) = tidied.await {
-        tracing::warn!(error = chain(&error), "cannot let go what builds have left");
+        tracing::warn!(error = chain(&error), "cannot remove what builds left behind");
     }
     core.collect();
 }

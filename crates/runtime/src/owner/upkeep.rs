@@ -157,7 +157,7 @@ impl Owner {
         record.phase = RecordedPhase::Paused(held.clone());
         match self.core.store.put_sandbox(record.clone()).await {
             Ok(()) => {
-                tracing::info!(sandbox = %self.record.id, artifact = held.artifact, "a paused sandbox has a memory of its own");
+                tracing::info!(sandbox = %self.record.id, artifact = held.artifact, "flattened the memory of a paused sandbox");
                 self.record = record;
                 self.become_phase(Phase::Paused(held));
             }

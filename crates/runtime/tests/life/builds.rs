@@ -236,7 +236,7 @@ fn a_build_that_nobody_waits_for_any_more_ends() {
             public: false,
         };
         let info = ended(server, &place).await;
-        assert_eq!(info.reason.unwrap().message, "the build was broken off; build it again");
+        assert_eq!(info.reason.unwrap().message, "the build was interrupted; build it again");
         until("its machine has ended", || host.engine.live() == 0).await;
     });
 }

@@ -149,7 +149,7 @@ impl Pool {
     async fn open(self: &Arc<Self>, target: &Target) -> Result<Connection, ProxyError> {
         let Dialled { stream, ended, leaving, https, .. } = self.dial.dial(&target.id, target.port).await?;
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot disable the delay of small packets");
+            tracing::debug!(%error, "cannot switch off Nagle's algorithm");
         }
         let stream: Box<dyn Io> = if https {
             let greeted = until_ended(&ended, target, guest_tls::greet(stream)).await?;
