@@ -1,4 +1,4 @@
-//! What a client is told when something is not done. The only module that knows which failure is which status.
+//! Errors as clients see them. The only module that knows which failure is which status.
 //!
 //! Every answer is the contract's `{"code", "message"[, "error_code"]}`. Clients choose exceptions by `code` and `error_code`
 //! and decide about a retry by `Should-Retry` and `Retry-After`, so both are stated wherever the default would be wrong.
@@ -40,10 +40,10 @@ const MEMORY_RETRY_SECONDS: u32 = 10;
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
 
-/// What helps whoever asked for a restore that cannot be.
+/// Advice for whoever asked for a restore that is refused.
 #[derive(Debug, Clone, Copy)]
 struct Remedies {
-    /// What was to be restored is damaged.
+    /// The artifact is damaged.
     damaged: &'static str,
     /// It is larger than all that this server promises.
     too_large: &'static str,
@@ -91,7 +91,7 @@ impl ErrorKind {
     }
 }
 
-/// What a client should know about trying again.
+/// Whether a client should try again, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
     /// The client's own rule fits.
@@ -524,7 +524,7 @@ pub(crate) enum ProxyError {
     Transitioning(SandboxId),
     /// Traffic should have woken it, and waking failed.
     Wake(Box<ResumeError>),
-    /// What listens on the port broke off, or does not speak HTTP.
+    /// The server on the port broke off, or does not speak HTTP.
     BadAnswer(SandboxId, u16, String),
 }
 

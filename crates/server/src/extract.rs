@@ -1,4 +1,4 @@
-//! What routes take from a request: bodies and ids, refused in the contract's form.
+//! Extractors for bodies and ids, whose refusals have the contract's form.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
 /// Fields that are named in the log, of those that one request sends in vain.
 const MAX_NAMED_FIELDS: usize = 8;
 
-/// What of a body meant nothing to us, at any depth.
+/// Fields of a body that were ignored, at any depth.
 #[derive(Debug, Default)]
 pub(crate) struct Ignored {
     /// How many fields.

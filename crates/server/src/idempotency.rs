@@ -35,7 +35,7 @@ struct Entry {
     answer: Option<rest::Sandbox>,
 }
 
-/// What a key means for this request.
+/// How a request with a key goes on.
 #[derive(Debug)]
 pub(crate) enum Claim<'a> {
     /// Go ahead, and say how it ended.

@@ -86,7 +86,7 @@ impl Default for ServerConfig {
     }
 }
 
-/// What every request can reach.
+/// State that all routes share.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) runtime: Runtime,

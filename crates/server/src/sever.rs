@@ -23,7 +23,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What E2B's Python SDK calls itself, before its release.
+/// How the user agent of E2B's Python SDK begins; its release follows.
 const PYTHON_SDK: &str = "e2b-python-sdk/";
 
 /// The first release whose calls of envd's services (not its files) know a reset, as (major, minor): from there on they go through

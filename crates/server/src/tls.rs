@@ -68,7 +68,7 @@ pub enum TlsError {
     File {
         /// Which one.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -77,7 +77,7 @@ pub enum TlsError {
     Pem {
         /// Which one.
         path: PathBuf,
-        /// What was looked for.
+        /// The kind of PEM block that was expected.
         what: &'static str,
     },
     /// The domain cannot stand in a certificate.

@@ -120,7 +120,7 @@ fn restore_upgrade(headers: &mut HeaderMap, protocol: Option<HeaderValue>) {
     }
 }
 
-/// What the client wants to switch to, if it does.
+/// The protocol that the client wants to switch to, if any.
 fn upgrade_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers
         .get_all(header::CONNECTION)

@@ -1,4 +1,4 @@
-//! What guests say under the control plane's own name.
+//! Answers of guests under the control plane's own name.
 //!
 //! A signed URL may name no sandbox, and routing headers may come with any host: then a guest's bytes answer under the origin of
 //! the control plane. A browser must not take them for the control plane's. What a link can open is confined: shown as of no

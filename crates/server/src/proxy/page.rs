@@ -17,7 +17,7 @@ const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "
 /// How a browser came to make a request. No script can set it.
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// What scripts of older browsers say of themselves.
+/// The header by which scripts of older browsers identify themselves.
 const REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
 
 /// Whether the client is a browser that shows what it gets.

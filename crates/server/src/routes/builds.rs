@@ -22,7 +22,7 @@ use crate::{App, auth, error::ApiError, extract::Json, listing::Query, serve::En
 /// Log entries of one answer, at most and by default. The SDKs count on no more.
 const MAX_ENTRIES: usize = 100;
 
-/// What a failed step said last, in the reason.
+/// Last log entries of a failed step that its reason repeats.
 const REASON_ENTRIES: usize = 20;
 
 /// How long an upload may begin after it was announced: the SDKs' own deadline for one.

@@ -81,7 +81,7 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
     })
 }
 
-/// What the deadline does. Traffic cannot resume what has to boot: clients would give up before it answers.
+/// The action at the deadline. Traffic cannot resume what has to boot: clients would give up before it answers.
 fn on_timeout(auto_pause: Option<bool>, memory: Option<bool>, auto_resume: bool) -> Result<OnTimeout, ApiError> {
     match (auto_pause.unwrap_or(false), memory.unwrap_or(true)) {
         (false, true) => Ok(OnTimeout::Kill),

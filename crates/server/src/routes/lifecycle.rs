@@ -1,4 +1,4 @@
-//! What is done to a sandbox while it lives: connect, resume, pause, fork, deadlines.
+//! Routes that change a living sandbox: connect, resume, pause, fork, deadlines.
 
 use std::sync::Arc;
 

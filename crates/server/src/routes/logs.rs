@@ -1,4 +1,4 @@
-//! What happened to a sandbox, as E2B's two generations of logs.
+//! A sandbox's events, in the form of E2B's two generations of logs.
 //!
 //! The lines are the events of its life as the server saw them. Output of commands is not among them: it belongs to whoever runs
 //! the command.
@@ -14,7 +14,7 @@ use crate::{App, error::ApiError, extract::Sandbox, listing::Query};
 /// Lines in one answer, at most and by default.
 const MAX_LIMIT: usize = 1000;
 
-/// What the CLI groups lines by.
+/// The value of `logger`, by which the CLI groups lines.
 const LOGGER: &str = "sandbox";
 
 /// `GET /sandboxes/{id}/logs`. The CLI parses each line as JSON.

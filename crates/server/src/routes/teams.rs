@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{App, auth, error::ApiError, listing::Query};
 
-/// What is told to whoever names no start.
+/// The range for requests that name no start.
 const DEFAULT_RANGE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The last second of 2299, beyond which E2B tells nothing either.

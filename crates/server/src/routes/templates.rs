@@ -23,7 +23,7 @@ use crate::{
     shape,
 };
 
-/// What a template is for is told in so many bytes at most.
+/// Longest description of a template.
 const MAX_DESCRIPTION_BYTES: usize = 1024;
 
 /// `GET /templates`: all of them. There is one team, and a key opens no other.
