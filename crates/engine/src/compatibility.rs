@@ -20,7 +20,7 @@ pub enum Processor {
     Nested,
 }
 
-/// What a snapshot was made with. [`Compatibility::processor`] says whether that can be restored.
+/// The engine and host that made a snapshot. [`Compatibility::processor`] says whether it can be restored here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Engine name, e.g. `qemu`.
@@ -31,7 +31,7 @@ pub struct Fingerprint {
     pub machine: String,
     /// How instructions are executed.
     pub acceleration: Acceleration,
-    /// What the guest sees of its CPU, digested: two hosts with equal values offer guests the same CPU.
+    /// Digest of the CPU that the guest sees: two hosts with equal values offer guests the same CPU.
     pub cpu: String,
     /// Layout of the devices' state, digested; none in snapshots of earlier builds, which did not look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,7 +63,7 @@ pub struct Kind<'a> {
 }
 
 impl Fingerprint {
-    /// What of it must be the same.
+    /// The part of it that must be the same.
     pub fn kind(&self) -> Kind<'_> {
         let Self { engine, version, machine, acceleration, cpu, devices, program: _, announces } = self;
         let (series, devices) = (series(version), devices.as_deref());
@@ -77,19 +77,19 @@ fn series(version: &str) -> String {
     number.splitn(3, '.').take(2).collect::<Vec<_>>().join(".")
 }
 
-/// What an engine stamps on snapshots, and which stamps it takes.
+/// The fingerprints that an engine puts on snapshots, and those that it accepts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compatibility {
     /// The stamp of guests with a plain processor.
     pub plain: Fingerprint,
     /// CPU of guests that may run guests.
     pub nested_cpu: String,
-    /// What earlier builds called that CPU, which they gave to every guest.
+    /// The digest by which earlier builds knew that CPU, which they gave to every guest.
     #[serde(default)]
     pub earlier_cpus: Vec<String>,
 }
 
-/// What of a snapshot is not as here.
+/// A difference between a snapshot's host and this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
     /// Which property.

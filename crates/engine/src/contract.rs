@@ -1,4 +1,4 @@
-//! What every engine promises, as one list of tests.
+//! The promises of every engine, as one list of tests.
 //!
 //! The list runs on the fake engine in this crate and on real QEMU in the VM tests; a [`Harness`] says how instances, disks and
 //! guests come about on either. A failed promise panics, as in any test. Booting is slow where machines are emulated, so all

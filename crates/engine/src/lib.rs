@@ -133,7 +133,7 @@ pub struct BootSpec {
     pub dir: PathBuf,
     /// Its size.
     pub shape: Shape,
-    /// What its guest sees of the processor.
+    /// The processor that its guest sees.
     pub processor: Processor,
     /// Where it runs.
     pub slot: Slot,
@@ -198,7 +198,7 @@ pub enum MemoryForm {
     InState,
 }
 
-/// What [`Machine::snapshot`] wrote, and how long its parts took.
+/// The result of [`Machine::snapshot`], with its timings.
 #[derive(Debug)]
 pub struct SnapshotParts {
     /// Form of the memory.
@@ -274,7 +274,7 @@ pub enum StartError {
     /// The engine ended before the machine was up.
     #[error("the engine ended during {phase}: {log}")]
     Died {
-        /// What it was doing.
+        /// The phase that it was in.
         phase: &'static str,
         /// The tail of its log.
         log: String,
@@ -290,7 +290,7 @@ pub enum StartError {
     /// The engine refused a command or a snapshot file.
     #[error("the engine refused {phase}: {reason}")]
     Refused {
-        /// What it was doing.
+        /// The phase that it was in.
         phase: &'static str,
         /// The engine's own words.
         reason: String,
@@ -323,7 +323,7 @@ pub enum MachineError {
     /// The engine refused.
     #[error("the engine refused {phase}: {reason}")]
     Refused {
-        /// What it was doing.
+        /// The phase that it was in.
         phase: &'static str,
         /// The engine's own words.
         reason: String,
@@ -350,7 +350,7 @@ pub enum MachineError {
     Disk(#[source] DiskError),
 }
 
-/// What a machine costs its host right now.
+/// A machine's present cost to its host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct HostUse {
     /// Proportional set size of the engine's process, guest pages included, in bytes.
@@ -370,7 +370,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug
 /// Every call is cancel-safe: a future that is dropped, or that fails, leaves no process and nothing outside `dir`.
 #[async_trait]
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// What it stamps on snapshots, and which it restores.
+    /// The fingerprints that it puts on snapshots, and those that it restores.
     fn compatibility(&self) -> &Compatibility;
 
     /// The stamp of its snapshots, as far as guests have a plain processor.
@@ -461,7 +461,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// that its guest ended, it is kept.
     async fn console_tail(&mut self) -> Result<String, MachineError>;
 
-    /// What it costs now.
+    /// Its present cost to the host.
     async fn host_use(&self) -> Result<HostUse, MachineError>;
 
     /// Asks the engine itself for a sign of life, whatever its guest does.

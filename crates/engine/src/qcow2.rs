@@ -58,7 +58,7 @@ impl Format {
     }
 }
 
-/// What an overlay lies over.
+/// The file that an overlay lies over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
     /// Path of the file. Relative paths count from the overlay's directory.
@@ -67,12 +67,12 @@ pub struct Backing {
     pub format: Format,
 }
 
-/// What an overlay says of itself.
+/// The header of an overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlay {
     /// Size of the disk as the guest sees it.
     pub virtual_bytes: u64,
-    /// What it lies over, if anything.
+    /// The file that it lies over, if any.
     pub backing: Option<Backing>,
 }
 
@@ -192,7 +192,7 @@ pub enum InspectError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         problem: &'static str,
     },
 }

@@ -194,7 +194,7 @@ impl Engine for QemuEngine {
     }
 }
 
-/// What boot and restore differ in.
+/// The differences between a boot and a restore.
 struct Start<'a> {
     shape: Shape,
     processor: Processor,
@@ -353,7 +353,7 @@ fn open_recorded(record: &Record) -> Result<machine::Memory, StartError> {
     Ok(if booted { machine::Memory::Booted(file) } else { machine::Memory::Cloned(file) })
 }
 
-/// What of a snapshot is read before a process exists.
+/// The part of a snapshot that is read before a process exists.
 struct Checked {
     state: OwnedFd,
     form: state::Form,

@@ -24,7 +24,7 @@ use super::{
 
 /// More threads than this do not copy faster: a few saturate the memory of a host.
 const MAX_COPIERS: usize = 4;
-/// What a thread copies at a time: small enough that the threads end together.
+/// Bytes that a thread copies at a time: small enough that the threads end together.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Memory for pages, mapped and present. Its file has no name and is gone when this is dropped, or with the process.
@@ -61,7 +61,7 @@ fn mapped(file: &File, bytes: u64) -> io::Result<MmapMut> {
     unsafe { MmapOptions::new().len(length).populate().map_mut(file) }
 }
 
-/// What a machine's private pages held while it stood. [`Captured::pack`] makes the snapshot's member of it.
+/// A copy of a machine's private pages, taken while it stood still. [`Captured::pack`] makes the snapshot's member of it.
 #[derive(Debug)]
 pub struct Captured {
     room: PageBuffer,

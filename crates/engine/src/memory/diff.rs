@@ -36,7 +36,7 @@ const RUN_BYTES: u64 = 16;
 /// Largest guest memory that a diff can describe, so that page numbers and index sizes stay far from overflow.
 const MAX_MEMORY_BYTES: u64 = 1 << 40;
 
-/// What the pages of a run hold.
+/// The content of a run of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// Bytes that are stored in the file.
@@ -52,7 +52,7 @@ pub struct Run {
     pub first_page: u64,
     /// How many.
     pub pages: u32,
-    /// What they hold.
+    /// Their content.
     pub content: Content,
 }
 
@@ -86,7 +86,7 @@ pub struct Writer {
     data_pages: u64,
 }
 
-/// What a finished diff holds.
+/// The size of a finished diff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     /// Pages stored.
@@ -201,9 +201,9 @@ pub enum OpenError {
     Memory {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The memory that it states, in bytes.
         found: u64,
-        /// What the machine has.
+        /// The machine's memory.
         expected: u64,
     },
     /// The file is damaged, or is no diff.
@@ -211,7 +211,7 @@ pub enum OpenError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         problem: &'static str,
     },
 }

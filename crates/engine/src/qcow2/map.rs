@@ -25,7 +25,7 @@ pub(super) const ZERO: u64 = 1;
 /// Refcounts may be behind; they are not read.
 const INCOMPATIBLE_DIRTY: u64 = 1;
 
-/// What a layer holds of one cluster.
+/// A layer's entry for one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cluster {
     /// Nothing: what lies below shows.

@@ -29,7 +29,7 @@ const COPIED: u64 = 1 << 63;
 /// Two bytes for each cluster.
 const REFCOUNTS_PER_BLOCK: u64 = CLUSTER / 2;
 
-/// What a merge wrote.
+/// The result of a merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merged {
     /// Bytes of clusters that it copied.
@@ -47,9 +47,9 @@ pub enum MergeError {
     Size {
         /// The layer.
         path: PathBuf,
-        /// What it says.
+        /// The size that its header states.
         found: u64,
-        /// What the topmost says.
+        /// The size that the topmost states.
         expected: u64,
     },
     /// They refer to more than they hold.

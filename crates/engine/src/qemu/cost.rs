@@ -1,4 +1,4 @@
-//! What a machine costs its host, and what its console said: reading what the kernel and QEMU tell.
+//! A machine's cost to its host, and its console, read from the kernel and from QEMU.
 
 use std::{
     io::{self, BufRead, BufReader},

@@ -31,7 +31,7 @@ const VERSION: u32 = 1;
 /// A record has some 300 bytes and two paths.
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 
-/// What an adopting process needs to know.
+/// The record that a later process adopts the machine by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,

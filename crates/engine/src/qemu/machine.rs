@@ -85,7 +85,7 @@ pub(super) struct QemuMachine {
     opened: Option<PathBuf>,
     /// Whether something may be open under the name of the next root node that is not to be used.
     stale: bool,
-    /// What QEMU has been handed to write device state to.
+    /// The descriptor that QEMU writes device state to, once it has one.
     outlet: Option<Outlet>,
     /// Where the guest's memory is, and room for the next snapshot of it into this directory.
     room: Option<(PathBuf, Ram, PageBuffer)>,
@@ -95,12 +95,12 @@ pub(super) struct QemuMachine {
     fresh_control: Option<UnixStream>,
     /// The guest's own wish to end, seen on the monitor: the reason that came first.
     ended_by: Option<String>,
-    /// What the guest said last, of a machine that is gone.
+    /// The end of the console, of a machine that is gone.
     last_words: Option<String>,
     killed: bool,
 }
 
-/// What a machine is made of, once its process is up.
+/// The parts of a machine, once its process is up.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) process: Process,
@@ -159,7 +159,7 @@ impl QemuMachine {
         self.answered(phase, deadline, answer).await
     }
 
-    /// What a monitor's answer means for the machine.
+    /// Applies a monitor's answer to the machine's state.
     async fn answered(
         &mut self,
         phase: &'static str,
@@ -618,7 +618,7 @@ pub(super) fn own_name<'a>(dir: &Path, file: &'a Path) -> std::io::Result<&'a st
     name.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file of the instance's directory"))
 }
 
-/// What a status of QEMU's is in the seam's diagram.
+/// The state in the seam's diagram for a status of QEMU.
 pub(super) fn state_of(status: &Value) -> Option<State> {
     match status.get("status")?.as_str()? {
         "running" => Some(State::Running),

@@ -33,7 +33,7 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// of the time.
 const SMALL_PROGRAM: &str = "qemu-system-x86_64-microvm";
 
-/// What the user asked for.
+/// The user's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Requested {
@@ -45,7 +45,7 @@ pub enum Requested {
     Tcg,
 }
 
-/// What to probe.
+/// One request to probe.
 #[derive(Debug, Clone)]
 pub struct ProbeRequest {
     /// The QEMU binary; `qemu-system-x86_64` from `PATH` when absent.
@@ -54,7 +54,7 @@ pub struct ProbeRequest {
     pub kernel: PathBuf,
     /// Initial RAM file system whose init powers off on `firkin.probe=1`.
     pub initrd: PathBuf,
-    /// What the user asked for.
+    /// The user's choice.
     pub requested: Requested,
     /// How long a guest may take from power-on to power-off.
     pub deadline: Duration,
@@ -68,7 +68,7 @@ pub enum ProbeError {
     /// No QEMU.
     #[error("cannot find `{program}`: install QEMU 8.2 or newer")]
     Missing {
-        /// What was looked for.
+        /// The program.
         program: String,
     },
     /// QEMU lacks what the engine needs.
@@ -82,7 +82,7 @@ pub enum ProbeError {
     Unusable {
         /// Which way.
         acceleration: Acceleration,
-        /// What happened instead.
+        /// Why.
         reason: String,
     },
     /// QEMU did not start.

@@ -1,4 +1,4 @@
-//! What an earlier probe found, and when it may be believed.
+//! The result of an earlier probe, and when it may be believed.
 //!
 //! That guests run is proven by one that ran, and holds for as long as the host, its files and its KVM are what they were. That
 //! they do not run is never proven: a deadline is missed on a busy host, an administrator repairs what no file shows. But there are
