@@ -244,7 +244,7 @@ pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, ClaimError> {
     Ok(DirLock(lock))
 }
 
-/// What is known when a claim is chosen.
+/// The facts that a claim is chosen by.
 #[derive(Debug)]
 pub(super) struct Choice<'a> {
     /// Directory of claim files.

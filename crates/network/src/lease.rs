@@ -21,7 +21,7 @@ use super::{
     namespace::SocketOpener,
 };
 
-/// What is left of a slot, for the reaper.
+/// The remains of a slot, for the reaper.
 #[derive(Debug)]
 pub(super) enum Remains {
     /// A way out to delete.
@@ -30,7 +30,7 @@ pub(super) enum Remains {
     Barrier(oneshot::Sender<()>),
 }
 
-/// What slots need of the server that they belong to.
+/// The part of a server's network that its slots share.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) claim: ClaimIndex,

@@ -117,7 +117,7 @@ pub enum SetupError {
     /// The kernel refused a change of interfaces, addresses or routes.
     #[error("cannot {step}")]
     Netlink {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         #[source]
@@ -126,7 +126,7 @@ pub enum SetupError {
     /// The kernel refused firewall rules.
     #[error("cannot {step}")]
     Firewall {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
         /// The kernel's answer.
         #[source]
@@ -135,7 +135,7 @@ pub enum SetupError {
     /// Any other system call failed.
     #[error("cannot {step}")]
     System {
-        /// What was being done.
+        /// The step that failed.
         step: &'static str,
         /// Why.
         #[source]

@@ -90,7 +90,7 @@ impl HookPoint {
     }
 }
 
-/// What happens to a packet that no rule of a chain decided.
+/// The verdict on a packet that no rule of a chain decided.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Policy {
     /// It is dropped.

@@ -96,7 +96,7 @@ impl Ready {
     }
 }
 
-/// What there is for someone who wants a slot.
+/// The slot, or the way to one, for whoever wants one.
 enum Found {
     Ready(NetworkSlot),
     Number(IndexLease),

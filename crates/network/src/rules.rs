@@ -72,7 +72,7 @@ pub(super) fn slot_rules() -> Batch {
         .chain("outbound", HookPoint::SourceNat, Policy::Accept, vec![Rule::all().to(out).masquerade()])
 }
 
-/// What the host's rules depend on.
+/// The settings that the host's rules depend on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HostPolicy<'a> {
     /// Resolvers that guests may ask even in a blocked network.

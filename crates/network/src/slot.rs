@@ -98,7 +98,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// What it would be as an error of the system's.
+    /// The system's kind of error that is closest.
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {
@@ -151,13 +151,13 @@ impl NetworkSlot {
         self.netns.as_fd()
     }
 
-    /// What an engine needs to run a machine here. Fails for an adopted slot: its machine has the tap.
+    /// The slot that an engine runs a machine in. Fails for an adopted slot: its machine has the tap.
     pub fn engine_slot(&self) -> io::Result<firkin_engine::Slot> {
         let tap = self.tap.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
         Ok(firkin_engine::Slot { uid: self.uid(), netns: self.netns.try_clone()?, tap: tap.try_clone()?, mac: GUEST_MAC })
     }
 
-    /// What the guest is told about its network.
+    /// The network settings for the guest.
     #[must_use]
     pub fn guest_network(&self) -> GuestNetwork {
         let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");

@@ -33,7 +33,7 @@ const DEATH_MS: u16 = 5_000;
 /// Processes that one pass ends. There are not so many but after something went very wrong, and then the next pass goes on.
 const PROCESSES_PER_PASS: usize = 64;
 
-/// What a pass took away.
+/// The things that one sweep removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SweptNetwork {
     /// Processes that were ended.
