@@ -32,7 +32,7 @@ pub enum CacheError {
     Open {
         /// The cache directory.
         dir: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -41,7 +41,7 @@ pub enum CacheError {
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -56,7 +56,7 @@ pub enum CacheError {
     Begin {
         /// The entry.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -65,7 +65,7 @@ pub enum CacheError {
     Publish {
         /// The entry.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -74,9 +74,9 @@ pub enum CacheError {
     DiskFull {
         /// The entry.
         path: PathBuf,
-        /// What the build needs at its peak.
+        /// Space that the build needs at its peak.
         needed_mib: u64,
-        /// What the file system has left.
+        /// Space that the file system has left.
         free_mib: u64,
     },
     /// A finished entry is not as it was built.
@@ -84,7 +84,7 @@ pub enum CacheError {
     Damaged {
         /// The entry.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
 }
@@ -95,7 +95,7 @@ pub struct Cache {
     dir: PathBuf,
 }
 
-/// What [`Cache::claim`] found.
+/// The result of [`Cache::claim`].
 #[derive(Debug)]
 pub enum Claim {
     /// The entry is there.

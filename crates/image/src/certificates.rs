@@ -141,7 +141,7 @@ pub(crate) fn layer(certificates: &[String], trusted: &str) -> std::io::Result<s
     Ok(file)
 }
 
-/// What this host trusts in all: Debian's authorities and its own. Empty where there is no such file.
+/// All authorities that this host trusts: Debian's and its own. Empty where there is no such file.
 pub(crate) fn host_bundle() -> std::io::Result<String> {
     let mut text = String::new();
     match fs::File::open(CERTIFICATE_BUNDLE) {

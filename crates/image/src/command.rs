@@ -16,11 +16,11 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
-/// What a log may hold. A build of the root file system writes half a megabyte.
+/// Largest log. A build of the root file system writes half a megabyte.
 const MAX_LOG_BYTES: u64 = 16 << 20;
-/// What is taken of one line; the rest is dropped.
+/// Longest line that is kept; the rest is dropped.
 const MAX_LINE_BYTES: usize = 8 << 10;
-/// What [`capture`] takes: the largest answer, the package lists of a kernel's versions, is a hundredth of this.
+/// Largest output that [`capture`] takes: the largest answer, the package lists of a kernel's versions, is a hundredth of this.
 const MAX_CAPTURE_BYTES: u64 = 8 << 20;
 /// How many of the last lines an error repeats.
 const LAST_LINES: usize = 3;
@@ -35,7 +35,7 @@ pub enum CommandError {
     Start {
         /// The program.
         program: String,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -56,7 +56,7 @@ pub enum CommandError {
     Deadline {
         /// The program.
         program: String,
-        /// What it had.
+        /// The deadline.
         seconds: u64,
         /// The end of its output.
         last: String,
@@ -68,7 +68,7 @@ pub enum CommandError {
     StillRuns {
         /// The program.
         program: String,
-        /// What it had.
+        /// The deadline.
         seconds: u64,
         /// Its output so far.
         log: PathBuf,
@@ -80,7 +80,7 @@ pub enum CommandError {
         program: String,
         /// Where its output was to go.
         log: Option<PathBuf>,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },

@@ -1,4 +1,4 @@
-//! What is asked of apt: fresh package lists, what a package's candidate is, a package file, packages for this host.
+//! Questions to apt: fresh package lists, a package's candidate, a package file, packages for this host.
 //!
 //! apt stays the authority on sources, pins, proxies and trust; nothing here fetches or verifies by itself.
 
@@ -31,7 +31,7 @@ pub enum AptError {
     Query {
         /// The package, or the beginning of its name.
         package: String,
-        /// What apt said.
+        /// Why.
         #[source]
         source: CommandError,
     },
@@ -40,7 +40,7 @@ pub enum AptError {
     Fetch {
         /// Package and version.
         package: String,
-        /// What apt said.
+        /// Why.
         #[source]
         source: CommandError,
     },
@@ -55,7 +55,7 @@ pub enum AptError {
     Install {
         /// Their names.
         packages: String,
-        /// What apt said.
+        /// Why.
         #[source]
         source: CommandError,
     },
@@ -244,7 +244,7 @@ impl PackageProgress {
         PackageProgress { step, done: 0, total: 0 }
     }
 
-    /// What a line tells, if it tells something.
+    /// The progress that a line of apt's tells of, if any.
     pub(crate) fn event(&mut self, line: &str) -> Option<Event> {
         let words: Vec<&str> = line.split_whitespace().take(8).collect();
         if let Some(detail) = line.strip_prefix("I: ") {

@@ -1,4 +1,4 @@
-//! What programs that are run in the code interpreter import, and where it comes from.
+//! The packages that programs of the code interpreter import, and where they come from.
 //!
 //! Everything that E2B's own template names is there. Debian is asked first: its packages fit each other, and its security
 //! updates reach whoever runs `apt-get upgrade`. A wheel is taken where Debian has none, or an older one than pandas accepts, or

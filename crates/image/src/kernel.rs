@@ -66,7 +66,7 @@ pub enum KernelError {
     Unpack {
         /// The package file.
         package: PathBuf,
-        /// What `dpkg-deb` said.
+        /// Why.
         #[source]
         source: CommandError,
     },
@@ -78,15 +78,15 @@ pub enum KernelError {
     Missing {
         /// The package.
         package: String,
-        /// What should be in it.
+        /// The file that should be in it.
         missing: String,
     },
-    /// What was unpacked cannot be put in order.
+    /// The unpacked files cannot be put into their places.
     #[error("cannot store the guest kernel")]
     Store(#[source] std::io::Error),
 }
 
-/// What is kept beside a kernel.
+/// The record that is kept beside a kernel.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     package: String,

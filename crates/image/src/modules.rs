@@ -49,7 +49,7 @@ pub enum ModuleError {
     Unpack {
         /// The module's file.
         path: PathBuf,
-        /// What the unpacker said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -99,7 +99,7 @@ pub(crate) fn load(tree: &Path) -> Result<Vec<Module>, ModuleError> {
     Ok(order.into_iter().filter_map(|name| Some(Module { bytes: contents.remove(&name)?, name })).collect())
 }
 
-/// What a module depends on; `None` for one that is built in.
+/// The dependencies of a module; `None` for one that is built in.
 type Dependencies = Result<Option<Vec<String>>, ModuleError>;
 
 /// Orders modules so that each comes after its dependencies, and otherwise as wanted. `depends` is asked once for

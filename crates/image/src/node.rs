@@ -98,11 +98,11 @@ pub enum NodeError {
     Pack {
         /// Which.
         name: &'static str,
-        /// What npm said.
+        /// Why.
         #[source]
         source: CommandError,
     },
-    /// What came is not what was asked for.
+    /// The archive is not the one that was asked for.
     #[error("cannot use the archive of `{name}` {version}: its SHA-512 is {found}")]
     Digest {
         /// Which.

@@ -45,11 +45,11 @@ const NEEDED_FACTOR: u64 = 8;
 pub struct Image {
     /// The root file system.
     pub root: RootImage,
-    /// What the image says about running it.
+    /// The image's settings for running it.
     pub config: ImageConfig,
 }
 
-/// What an image says about running it.
+/// An image's settings for running it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ImageConfig {
     /// Digest of the image's manifest.
@@ -60,7 +60,7 @@ pub struct ImageConfig {
     pub workdir: Option<String>,
     /// `user`, `uid`, `user:group` or `uid:gid`.
     pub user: Option<String>,
-    /// What to start.
+    /// The program to start.
     pub entrypoint: Vec<String>,
     /// Its arguments, or what to start.
     pub cmd: Vec<String>,

@@ -1,4 +1,4 @@
-//! What a build tells its caller while it runs.
+//! Progress that a build reports to its caller.
 //!
 //! A callback and not a channel: events are for a person's eyes, nothing waits for them and none is ever buffered. It is
 //! called from the task that builds and must return at once.
@@ -13,7 +13,7 @@ pub type Report<'a> = &'a (dyn Fn(Event) + Send + Sync);
 pub struct Event {
     /// The part of the work.
     pub step: ImageStep,
-    /// What is being done, for a person: a package name, a file, a sentence.
+    /// Details for a person: a package name, a file, a sentence.
     pub detail: String,
     /// How much of the step is done, where that is known.
     pub progress: Option<Progress>,

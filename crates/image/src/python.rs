@@ -26,7 +26,7 @@ const INSTALL_DEADLINE: Duration = Duration::from_secs(40 * 60);
 const COMPILE_DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// Where pip of a Debian puts what is not Debian's.
 const SCRIPTS: &str = "usr/local/bin";
-/// What a script begins with in the tree, whatever path its Python had when it was installed.
+/// The first line of a script in the tree, whatever path its Python had when it was installed.
 const SHEBANG: &[u8] = b"#!/usr/bin/python3";
 /// A script that starts a module is 200 bytes; what is larger is a program.
 const MAX_SCRIPT_BYTES: u64 = 64 << 10;

@@ -71,7 +71,7 @@ const DPKG_OPTIONS: &[&str] = &[
 const APT_SETTINGS: &[&str] =
     &["Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date", "Acquire::Retries"];
 
-/// What a root file system is made of.
+/// The parts of a root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RootSpec {
     /// Debian release, such as `bookworm`.
@@ -235,7 +235,7 @@ impl RootSpec {
     }
 }
 
-/// What this host puts into every root file system, whoever made its files.
+/// Files that this host puts into every root file system, whoever made the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Additions {
     /// Whose modules the guests will want.
@@ -287,7 +287,7 @@ pub enum RootfsError {
     Store(#[source] std::io::Error),
 }
 
-/// What is kept beside an image.
+/// The record that is kept beside an image.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     digest: String,
@@ -370,7 +370,7 @@ pub(crate) fn load(entry: &Path) -> Result<RootImage, CacheError> {
     Ok(RootImage { path, digest: record.digest, virtual_bytes: record.virtual_bytes })
 }
 
-/// What `mmdebstrap` is to put together.
+/// The parts that `mmdebstrap` puts together.
 struct Contents<'a> {
     spec: &'a RootSpec,
     mirrors: &'a Mirrors,

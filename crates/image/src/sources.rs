@@ -28,7 +28,7 @@ pub struct Source {
     pub signed_by: Option<String>,
 }
 
-/// What apt knows of an index that it has fetched or would fetch.
+/// An index that apt has fetched or would fetch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexTarget {
     /// Base URI with a final slash.
@@ -75,7 +75,7 @@ pub enum SourcesError {
     NotDebian {
         /// The file that names the release.
         path: PathBuf,
-        /// What it names.
+        /// The system that it names.
         id: String,
     },
     /// No source is Debian's own main archive.

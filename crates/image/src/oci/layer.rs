@@ -33,7 +33,7 @@ pub enum LayerError {
     /// It is larger than the image may be.
     #[error("it unpacks to more than the {limit} bytes that are left for the image")]
     TooLarge {
-        /// What was left.
+        /// Bytes that were left.
         limit: u64,
     },
     /// It unpacks to something else than the image's configuration says.
@@ -41,7 +41,7 @@ pub enum LayerError {
     DiffId {
         /// As the configuration has it.
         expected: String,
-        /// What came out, hexadecimal.
+        /// The digest that was found, in hexadecimal.
         found: String,
     },
     /// It cannot be unpacked or read.
@@ -142,7 +142,7 @@ pub(crate) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64,
 #[error("there are more than {} KiB before an entry", MAX_HEADER_BYTES >> 10)]
 struct LongHeader;
 
-/// What stands between the contents of an archive: those are skipped, and not read here.
+/// The headers of an archive. Contents are skipped, and not read here.
 struct Headers<'a> {
     archive: &'a File,
     /// Bytes that may be read until the next entry.

@@ -15,7 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{ParseError, Reference};
 use tokio::io::AsyncWriteExt;
 
-/// What Docker allows; more is an attack on whoever merges them.
+/// Layers of one image. Docker allows as many; more is an attack on whoever merges them.
 const MAX_LAYERS: usize = 127;
 /// A configuration is some kilobytes, with a long history a megabyte.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -80,7 +80,7 @@ pub enum PullError {
     Reference {
         /// As given.
         reference: String,
-        /// What is wrong with it.
+        /// The fault.
         #[source]
         source: ParseError,
     },
@@ -98,7 +98,7 @@ pub enum PullError {
     Unreasonable {
         /// The image.
         image: String,
-        /// What is too much.
+        /// The part that is too large.
         what: String,
     },
     /// A part cannot be fetched, or is not what its digest says.
@@ -117,7 +117,7 @@ pub enum PullError {
     Store {
         /// The part.
         digest: String,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -126,7 +126,7 @@ pub enum PullError {
     Config {
         /// The image.
         image: String,
-        /// What is wrong with it.
+        /// The fault.
         #[source]
         source: serde_json::Error,
     },

@@ -1,4 +1,4 @@
-//! What a container image's files are once its layers lie over each other. A pure function of the layers' entries.
+//! The files of a container image, its layers merged. A pure function of the layers' entries.
 //!
 //! Entries come from strangers. They are placed in a tree that exists in memory only, where a symbolic link is a value and not
 //! something that the kernel follows: an entry can name nothing outside of the tree, whatever `..`, links and order its author
@@ -23,7 +23,7 @@ const MAX_NAME_BYTES: usize = 255;
 /// Names, links' targets and extended attributes of one image, all together: they are in memory at once, and a packed layer may
 /// hold hundreds of times its own size of them. Large images have a fifth of it.
 const MAX_METADATA_BYTES: usize = 64 << 20;
-/// What a name or an attribute takes beside its bytes.
+/// Memory that a name or an attribute takes beside its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 /// Symbolic links on one way, as Linux follows them.
 const MAX_LINKS: usize = 40;
@@ -42,7 +42,7 @@ pub enum TreeError {
     Path {
         /// As the layer has it.
         path: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: &'static str,
     },
     /// A hard link to nothing, or to a directory.
@@ -50,7 +50,7 @@ pub enum TreeError {
     Link {
         /// The entry.
         path: String,
-        /// What it names.
+        /// The file that it names.
         target: String,
     },
     /// Too many entries.
@@ -87,7 +87,7 @@ pub struct Content {
     pub bytes: u64,
 }
 
-/// What a layer can hold.
+/// An entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// A directory.
@@ -106,7 +106,7 @@ pub struct Tree {
     nodes: Vec<Node>,
     /// Nodes that have lost their last name, to be used again.
     free: Vec<NodeId>,
-    /// What of [`MAX_METADATA_BYTES`] is taken.
+    /// Bytes of [`MAX_METADATA_BYTES`] that are taken.
     bytes: usize,
 }
 
@@ -118,13 +118,13 @@ pub type NodeId = usize;
 pub struct Node {
     /// Its attributes.
     pub attributes: Attributes,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// How many names it has.
     names: u32,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug)]
 pub enum Kind {
     /// A directory and its names.
@@ -138,7 +138,7 @@ pub enum Kind {
 /// A name in a directory.
 #[derive(Debug, Clone, Copy)]
 pub struct Name {
-    /// What it names.
+    /// The node that it names.
     pub node: NodeId,
     /// The layer that last spoke of it, itself or by something below it.
     layer: usize,
@@ -398,7 +398,7 @@ impl Tree {
     }
 }
 
-/// What a name in a directory takes.
+/// Memory that a name in a directory takes.
 fn name_bytes(name: &OsString) -> usize {
     name.len() + ENTRY_OVERHEAD_BYTES
 }
