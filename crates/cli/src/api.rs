@@ -38,7 +38,7 @@ pub(crate) struct Api {
     target: Target,
 }
 
-/// What of a sandbox is kept, or resumed.
+/// Whether memory is kept, or resumed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
     /// Memory and files.

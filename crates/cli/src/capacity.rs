@@ -1,4 +1,4 @@
-//! What of the host is promised to sandboxes: the options of `firkin up`, and the values they become.
+//! The capacity that is promised to sandboxes: the options of `firkin up`, and the values that they become.
 //!
 //! The defaults are the runtime's own; here is only how they are replaced, and said again in hints to paste.
 
@@ -43,14 +43,14 @@ pub(crate) struct CapacityArgs {
     queue_deadline: Option<u64>,
 }
 
-/// What they become.
+/// The options, resolved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CapacitySettings {
     /// How much more is promised than there is.
     pub(crate) overcommit: Overcommit,
     /// Free disk space below which nothing starts.
     pub(crate) disk_floor_mib: Option<u64>,
-    /// What the state directory may hold.
+    /// The budget of the state directory.
     pub(crate) disk_budget_mib: Option<u64>,
     /// Who is let in when.
     pub(crate) admission: AdmissionConfig,

@@ -70,7 +70,7 @@ pub(crate) struct Size {
     pub(crate) rows: u32,
 }
 
-/// What to run.
+/// The command.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CommandLine {
     /// Program and arguments, as the program shall get them: no shell comes between.
@@ -187,7 +187,7 @@ impl Process {
         self.input.clone()
     }
 
-    /// What it says next. After [`Output::End`] there is nothing more.
+    /// Its next output. After [`Output::End`] there is nothing more.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Output> {
         loop {
             let output = match next_event(&mut self.stream).await? {

@@ -104,7 +104,7 @@ pub(crate) fn cause<T: StdError + Send + Sync + 'static>(error: &anyhow::Error) 
     })
 }
 
-/// What is printed on standard error: one line for the error, one for each cause, one for each hint.
+/// The text for standard error: one line for the error, one for each cause, one for each hint.
 pub(crate) fn render(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut hints = Vec::new();

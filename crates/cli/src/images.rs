@@ -58,7 +58,7 @@ impl ImageSettings {
 pub(crate) struct Images {
     pub(crate) cache: Cache,
     pub(crate) settings: ImageSettings,
-    /// What every image gets.
+    /// Added to every image.
     pub(crate) additions: Additions,
     /// Environment of every template that is built on one.
     pub(crate) env: BTreeMap<String, String>,

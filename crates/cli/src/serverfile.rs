@@ -17,7 +17,7 @@ use crate::{
     settings::{ServerSource, Settings},
 };
 
-/// What `server.json` holds.
+/// The content of `server.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServerFile {
     /// Base URL of the control plane and of the data plane.

@@ -1,4 +1,4 @@
-//! What was typed, the environment and the defaults become one set of values, once.
+//! Command line, environment and defaults become one set of values, once.
 //!
 //! Every default of the command line is decided here and nowhere else; the rest of the program gets values, never options.
 
@@ -28,7 +28,7 @@ pub(crate) const LOCAL_DOMAIN: &str = "firkin.localhost";
 const DEFAULT_KVM_DEADLINE: Duration = Duration::from_secs(20);
 const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
 
-/// What the program reads of its surroundings, so that resolution is a pure function.
+/// The surroundings of the program, read once so that resolution is a pure function.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Surroundings {
     /// `E2B_API_URL`
@@ -140,7 +140,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     /// What becomes of running sandboxes when the server stops.
     pub(crate) on_exit: OnExit,
-    /// What of the host is promised to sandboxes.
+    /// The part of the host that is promised to sandboxes.
     pub(crate) capacity: CapacitySettings,
     /// Where images come from that templates are built on.
     pub(crate) images: ImageSettings,
@@ -166,7 +166,7 @@ impl Settings {
         self.state_dir.join("api-key")
     }
 
-    /// What the last start found out about this host's acceleration.
+    /// The last start's finding about this host's acceleration.
     pub(crate) fn acceleration_file(&self) -> PathBuf {
         self.cache_dir.join("acceleration.json")
     }

@@ -13,7 +13,7 @@ use firkin_runtime::{
     standard::BuildTemplate,
 };
 
-/// What stands before the name where an image's registry does.
+/// Prefix of the names, in the place of an image's registry.
 const REGISTRY: &str = "firkin.local/";
 
 /// What stands between a name and the parts that are left out.
@@ -54,7 +54,7 @@ enum Kind {
 pub(crate) struct Unknown(String);
 
 impl Standard {
-    /// What a template of this name is made as: as `base` is, unless the host has one of that name.
+    /// The template of the host's that has this name; `base` for any other name.
     pub(crate) fn of(name: &str, without: &[Part]) -> Self {
         let kind = match name {
             CODE_INTERPRETER => Kind::CodeInterpreter,
@@ -93,7 +93,7 @@ impl Standard {
         }
     }
 
-    /// What its root image is made of; none: it stands on the host's own.
+    /// The parts of its root image; `None`: it stands on the host's own.
     pub(crate) fn root(&self) -> Option<RootSpec> {
         match self.kind {
             Kind::Base | Kind::McpGateway => None,

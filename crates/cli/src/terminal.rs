@@ -7,7 +7,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::envd::Size;
 
-/// What a terminal that tells no size is taken for.
+/// The size of a terminal that tells none.
 const FALLBACK: Size = Size { cols: 80, rows: 24 };
 
 /// Raw mode of the terminal on standard input; dropping it restores the mode from before.

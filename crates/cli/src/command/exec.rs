@@ -78,7 +78,7 @@ async fn processes(api: &Api, id: &str, user: &str) -> anyhow::Result<Processes>
     Processes::new(api.target(), &access)
 }
 
-/// What programs on a terminal want to know.
+/// Environment for programs on a terminal.
 fn terminal_env() -> HashMap<String, String> {
     let term = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".to_owned());
     [("TERM", term.as_str()), ("LANG", "C.UTF-8"), ("LC_ALL", "C.UTF-8")]

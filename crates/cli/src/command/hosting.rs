@@ -1,4 +1,4 @@
-//! What `up`, `quickstart` and `template build` share: a host made ready, a runtime opened on it, and a server in front of it.
+//! Shared by `up`, `quickstart` and `template build`: a host made ready, a runtime opened on it, and a server in front of it.
 //!
 //! ```text
 //!   bind ─► open: host checked ─► guest system built ─► acceleration chosen ─► runtime opened ─► base template built ─► serve
@@ -86,7 +86,7 @@ impl Interrupts {
     }
 }
 
-/// What to do about an address that is taken.
+/// How to go on when an address is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IfTaken {
     /// Say so.
@@ -241,7 +241,7 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     Ok((guest, additions))
 }
 
-/// What every root file system of this host gets, whoever made its files.
+/// Files for every root file system of this host, whoever made the rest.
 fn additions(settings: &Settings, kernel: GuestKernel) -> anyhow::Result<Additions> {
     let certificates = if settings.trust_host_certificates { host_certificates(Path::new("/"))? } else { Vec::new() };
     Ok(Additions { kernel, certificates })
@@ -300,7 +300,7 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
     Ok(Arc::new(engine))
 }
 
-/// What sandboxes may use of this host together.
+/// The part of this host that sandboxes may use together.
 fn capacity(state_dir: &Path, overcommit: Overcommit) -> anyhow::Result<HostCapacity> {
     let cpus = std::thread::available_parallelism().context("cannot count the processors")?;
     let memory = nix::sys::sysinfo::sysinfo().context("cannot read the size of the memory")?.ram_total();

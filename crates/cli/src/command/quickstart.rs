@@ -57,7 +57,7 @@ struct Taken {
     ms: u128,
 }
 
-/// What the tour found out.
+/// The report of the tour.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Report {
     acceleration: String,

@@ -265,7 +265,7 @@ fn is_not_found(error: &anyhow::Error) -> bool {
     failure::cause::<Refused>(error).is_some_and(|refused| refused.status == http::StatusCode::NOT_FOUND)
 }
 
-/// What became of one of several.
+/// The outcome for one of several sandboxes.
 #[derive(Debug, Serialize)]
 struct Outcome {
     id: String,

@@ -36,10 +36,10 @@ const READY_DEADLINE: Duration = Duration::from_secs(600);
 /// Between two looks at a build of the server's.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// What the log of a build says that found all of its template made already.
+/// The log line of a build whose template was made already.
 const UNCHANGED: &str = "CACHED [finalize]";
 
-/// What a build made.
+/// The report of a build.
 #[derive(Debug, Serialize)]
 struct Built {
     template_id: String,
@@ -182,7 +182,7 @@ async fn here(
     Ok(built?.map(|(template, built)| shown(template, built)))
 }
 
-/// What is asked of the runtime. Every server makes sure of its base template, so that one is always the same.
+/// The request to the runtime. Every server makes sure of its base template, so that one is always the same.
 fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemplate> {
     if !args.without.is_empty() && args.name != CODE_INTERPRETER {
         return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");

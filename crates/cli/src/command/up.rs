@@ -12,7 +12,7 @@ use crate::{
     settings::{Format, Settings},
 };
 
-/// What is told once the server answers.
+/// The report once the server answers.
 #[derive(Debug, Serialize)]
 struct Ready {
     url: String,

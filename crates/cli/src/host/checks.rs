@@ -48,18 +48,18 @@ const CAPABILITIES: &[(u32, &str)] = &[
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Check {
-    /// What was looked at.
+    /// The thing that was checked.
     pub(crate) name: &'static str,
     /// How it stands.
     pub(crate) status: Status,
-    /// What was found.
+    /// The finding.
     pub(crate) found: String,
-    /// What it is needed for.
+    /// Why it is needed.
     pub(crate) why: &'static str,
-    /// What to do about it. Absent when it is in order.
+    /// The remedy. Absent when it is in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) remedy: Option<String>,
-    /// What [`super::plan`] can do about it.
+    /// The lack, where [`super::plan`] can mend it.
     #[serde(skip)]
     pub(crate) lack: Option<Lack>,
 }
@@ -85,18 +85,18 @@ pub(crate) enum Lack {
     Package(&'static str),
 }
 
-/// What is looked at beside the host itself. The directories need not exist yet.
+/// Things to check beside the host itself. The directories need not exist yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     pub(crate) state_dir: PathBuf,
     pub(crate) cache_dir: PathBuf,
-    /// What the last start found out about the acceleration.
+    /// The last start's finding about the acceleration.
     pub(crate) acceleration_file: PathBuf,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
 }
 
-/// What a single look found.
+/// The finding of a single check.
 struct Finding {
     status: Status,
     found: String,

@@ -1,4 +1,4 @@
-//! What this host must have and be, and how to make it so.
+//! Requirements of this host, and how to meet them.
 //!
 //! ```text
 //!   check() ──► Vec<Check> ──► plan() ──► Vec<Action> ──► (shown, agreed to) ──► apply() ──► check() again

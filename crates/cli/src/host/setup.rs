@@ -30,7 +30,7 @@ pub(crate) enum Action {
         uri: String,
         /// The file that is written.
         path: PathBuf,
-        /// What is written.
+        /// Its content.
         stanza: String,
     },
     /// The package lists are refreshed.
@@ -73,7 +73,7 @@ pub(crate) enum SetupError {
     AddSource {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -82,7 +82,7 @@ pub(crate) enum SetupError {
     Apt(#[from] AptError),
 }
 
-/// What would have to be done about what is lacking. Empty if nothing is, or nothing that packages bring.
+/// The plan that mends what is lacking. Empty if nothing is, or nothing that packages bring.
 pub(crate) async fn plan(checks: &[Check]) -> Result<Vec<Action>, PlanError> {
     let lacks: Vec<Lack> = checks.iter().filter_map(|check| check.lack).collect();
     if lacks.is_empty() {

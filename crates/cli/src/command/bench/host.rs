@@ -1,4 +1,4 @@
-//! What is read from this host: its hardware, and what machines and snapshots on it cost.
+//! Facts read from this host: its hardware, and the cost of machines and snapshots.
 
 use std::{
     ffi::OsStr,
@@ -51,7 +51,7 @@ pub(super) fn account(state_dir: &Path) -> Option<Account> {
     Some(Account { available_mib, machines: machines(state_dir).len() })
 }
 
-/// What each machine costs that is there after and was not before. Sandboxes are no measure of that: a create that takes a warm
+/// The cost of each machine that is there after and was not before. Sandboxes are no measure of that: a create that takes a warm
 /// session makes no machine, and the pool makes another one.
 pub(super) fn each_mib(before: Account, after: Account) -> Option<f64> {
     let more = after.machines.checked_sub(before.machines).filter(|&more| more > 0)?;
@@ -104,7 +104,7 @@ pub(super) fn artifacts(state_dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect()
 }
 
-/// What an artifact takes on the disk, in MiB: allocated blocks, not lengths.
+/// The size of an artifact on the disk, in MiB: allocated blocks, not lengths.
 pub(super) fn artifact_mib(state_dir: &Path, name: &str) -> Option<f64> {
     let entries = fs::read_dir(state_dir.join("artifacts").join(name)).ok()?;
     let blocks: u64 = entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|meta| meta.blocks()).sum();

@@ -1,4 +1,4 @@
-//! What a run found out: where, with what, how often, and the percentiles that so many samples allow.
+//! The report of a run: where, with what, how often, and the percentiles that so many samples allow.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ const P95_NEEDS: usize = 100;
 /// Samples that a 99th percentile needs.
 const P99_NEEDS: usize = 500;
 
-/// What was measured so far, in the order in which it began.
+/// Measurements so far, in the order in which they began.
 pub(super) type Figures = Vec<(String, Series)>;
 
 /// Samples of one kind.
@@ -33,7 +33,7 @@ pub(super) struct Report {
     pub(super) server: String,
     /// The machine that measured.
     pub(super) host: host::Hardware,
-    /// What sandboxes were created from.
+    /// The template of the sandboxes.
     pub(super) template: String,
     /// Sandboxes created at once in a burst.
     pub(super) burst: u32,

@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What idle sandboxes cost, by both accounts that the kernel keeps.
+    /// The cost of idle sandboxes, by both accounts that the kernel keeps.
     async fn density(&mut self) -> anyhow::Result<()> {
         let Some(state_dir) = self.state_dir else { return Ok(()) };
         let step = self.progress.step("idle sandboxes");
