@@ -14,7 +14,7 @@ pub struct RequestBuild {
     /// `name` or `name:tag`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What older clients call the name.
+    /// The name, as older clients send it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
     /// Further tags.
@@ -37,10 +37,10 @@ pub struct RequestBuild {
 /// `POST /templates` and `POST /templates/{id}`: how clients asked for a build that push an image of their own to a registry.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestLegacyBuild {
-    /// What the template is to be called.
+    /// The name of the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    /// What the image was made of. The client builds it itself; this is for the record only.
+    /// The Dockerfile of the image. The client builds it itself; this is for the record only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dockerfile: Option<String>,
     /// Left running in the template.
@@ -210,9 +210,9 @@ impl TryFrom<RegistryFields> for Registry {
 /// `GET /templates/{id}/builds/{build}/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BuildInfo {
-    /// What older clients read: the messages alone.
+    /// The messages alone, for older clients.
     pub logs: Vec<String>,
-    /// What has been said from the offset on.
+    /// The entries from the offset on.
     #[serde(rename = "logEntries")]
     pub log_entries: Vec<BuildLogEntry>,
     /// The template.
@@ -245,7 +245,7 @@ pub struct BuildReason {
 pub struct BuildLogEntry {
     /// When.
     pub timestamp: Timestamp,
-    /// What.
+    /// The message.
     pub message: String,
     /// How grave.
     pub level: LogLevel,
@@ -266,7 +266,7 @@ pub struct UpdateTemplate {
     /// Whether other teams may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
-    /// What it is for; an empty text takes away what was said. Ours: the contract shows it and has no way to say it.
+    /// Its description; an empty text removes it. Ours: the contract shows it and has no way to say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
 }

@@ -37,12 +37,12 @@ pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 const MAGIC: [u8; 4] = *b"FKN1";
 const HEADER_BYTES: usize = 12;
 
-/// What the host asks.
+/// A request of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Chosen by the host, repeated in the response. Never reused within one epoch.
     pub id: u64,
-    /// What to do.
+    /// The call.
     pub call: Call,
     /// For which machine it is. Absent: for one that has no nonce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct GuestNetwork {
     pub dns: Vec<std::net::IpAddr>,
 }
 
-/// What the guest answers.
+/// A response of the guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// The request's id.

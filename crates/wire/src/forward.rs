@@ -11,5 +11,5 @@
 /// The route.
 pub const PATH: &str = "/forward";
 
-/// What both sides switch to.
+/// The protocol that both sides switch to.
 pub const PROTOCOL: &str = "firkin-forward";

@@ -1,4 +1,4 @@
-//! What two processes exchange: envd's messages, the control channel between host and guest, E2B's REST bodies.
+//! Messages between processes: envd's, the control channel of host and guest, E2B's REST bodies.
 //!
 //! Definitions only. Nothing here opens a file or a socket, so both the static guest binary and the host link it.
 

@@ -21,7 +21,7 @@ pub const NONCE_BYTES: usize = 32;
 /// Says on the wire what these bytes are of.
 const DOMAIN: &[u8] = b"firkin control 1";
 
-/// What only the host and one machine know.
+/// A secret of the host and one machine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Nonce([u8; NONCE_BYTES]);
 

@@ -285,7 +285,7 @@ pub enum SandboxState {
     Paused,
 }
 
-/// What happens at the end of life.
+/// The action at the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
@@ -295,7 +295,7 @@ pub enum OnTimeout {
     Pause,
 }
 
-/// What a pause kept.
+/// Whether a pause kept the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PauseMode {
@@ -311,7 +311,7 @@ pub struct Lifecycle {
     /// Whether traffic resumes it.
     #[serde(rename = "autoResume")]
     pub auto_resume: bool,
-    /// What happens at its deadline.
+    /// The action at its deadline.
     #[serde(rename = "onTimeout")]
     pub on_timeout: OnTimeout,
 }
@@ -362,7 +362,7 @@ pub struct ListedSandbox {
 /// A sandbox as `GET /sandboxes/{id}` shows it: what lists show, and more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxDetail {
-    /// What lists show.
+    /// The fields that lists show.
     #[serde(flatten)]
     pub listed: ListedSandbox,
     /// Token for envd.
@@ -380,12 +380,12 @@ pub struct SandboxDetail {
     /// Traffic rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkConfig>,
-    /// What the pause kept, while paused.
+    /// Whether the pause kept the memory; while paused.
     #[serde(rename = "pauseMode", default, skip_serializing_if = "Option::is_none")]
     pub pause_mode: Option<PauseMode>,
 }
 
-/// What a node of `GET /lineage` is.
+/// The kind of a node of `GET /lineage`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LineageKind {
@@ -400,7 +400,7 @@ pub enum LineageKind {
 /// A node of `GET /lineage`, which is Firkin's own: something, and what came from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineageNode {
-    /// What it is.
+    /// Its kind.
     pub kind: LineageKind,
     /// Its id.
     pub id: String,
@@ -411,7 +411,7 @@ pub struct LineageNode {
     pub state: Option<SandboxState>,
     /// When it was made; of a sandbox, when it was last started.
     pub since: Timestamp,
-    /// What came from it, oldest first.
+    /// Its children, oldest first.
     pub children: Vec<LineageNode>,
 }
 
@@ -634,7 +634,7 @@ pub struct Template {
     /// Tags of its builds. Ours: the contract has a route for them.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// What it is for.
+    /// Its description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Whether SDKs name it when their users do not.

@@ -1,4 +1,4 @@
-//! What a team's sandboxes did over time.
+//! Activity of a team's sandboxes over time.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct NewSecret {
     /// Its name; upper and lower case are the same.
     pub name: String,
-    /// What is to be kept secret.
+    /// The secret.
     pub value: String,
     /// Free labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +68,7 @@ pub struct Volume {
 /// A volume and what opens its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeAndToken {
-    /// What lists show.
+    /// The fields that lists show.
     #[serde(flatten)]
     pub volume: Volume,
     /// Bearer token of `/volumecontent/{id}`.
@@ -78,7 +78,7 @@ pub struct VolumeAndToken {
     pub domain: Option<String>,
 }
 
-/// What an entry of a volume is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeEntryKind {
@@ -97,7 +97,7 @@ pub enum VolumeEntryKind {
 pub struct VolumeEntry {
     /// Its last component.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     #[serde(rename = "type")]
     pub kind: VolumeEntryKind,
     /// Its path.
