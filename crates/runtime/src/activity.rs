@@ -19,7 +19,7 @@ const MAX_MINUTES: usize = 7 * 24 * 60;
 /// The most points that one answer has: beyond them, neighbours are one.
 const MAX_POINTS: usize = 1000;
 
-/// What happened from a time on.
+/// Activity from a time on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ActivityPoint {
     /// When it began.
@@ -72,7 +72,7 @@ impl Activity {
         }
     }
 
-    /// What happened in the minutes that begin in this time, both ends included, oldest first.
+    /// Activity in the minutes that begin in this time, both ends included, oldest first.
     pub(crate) fn between(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
         let within = |minute: &Minute| {
             let begins = minute.number.saturating_mul(MINUTE_S);

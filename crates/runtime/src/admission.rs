@@ -36,7 +36,7 @@ const MEMORY_LOOKS: Duration = Duration::from_secs(2);
 /// Lets active work in. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    /// What there is and who holds it.
+    /// The host's capacity and its holders.
     pub ledger: CapacityLedger,
     /// Warm sessions, which end when active work needs their capacity.
     pub warm: Arc<dyn WarmEviction>,
@@ -59,7 +59,7 @@ pub enum AdmissionError {
     QueueFull {
         /// How many wait.
         waiting: usize,
-        /// What it lacks, once those have what they wait for.
+        /// The resource that it lacks, once those have what they wait for.
         #[source]
         source: CapacityError,
     },
@@ -68,7 +68,7 @@ pub enum AdmissionError {
     Deadline {
         /// How long it waited.
         waited: Duration,
-        /// What it lacked, once those before it had what they waited for.
+        /// The resource that it lacked, once those before it had what they waited for.
         #[source]
         source: CapacityError,
     },

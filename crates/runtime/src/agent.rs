@@ -14,7 +14,7 @@ use crate::sandbox::SandboxId;
 /// The epoch that every template's guest is in.
 pub(crate) const TEMPLATE_EPOCH: u64 = 1;
 
-/// What went wrong on the control channel.
+/// Why a call on the control channel failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// No answer in time.

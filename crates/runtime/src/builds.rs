@@ -1,4 +1,4 @@
-//! What the runtime offers of builds.
+//! The runtime's face for builds.
 
 use std::sync::Arc;
 
@@ -111,7 +111,7 @@ impl Runtime {
         Ok(if record.state == BuildState::Building { unrecorded(record) } else { record }.show())
     }
 
-    /// What a build has said so far, oldest first.
+    /// The log of a build so far, oldest first.
     pub async fn build_log(&self, template: &str, build: &str) -> Result<Vec<BuildLogEntry>, NoBuild> {
         let core = self.core();
         let live = self.builds.live(build);
@@ -142,7 +142,7 @@ impl Runtime {
         core.files.receive(hash)
     }
 
-    /// What lets a client that shows it bring files of this digest until `expires`, a Unix time.
+    /// A ticket with which a client may upload files of this digest until `expires`, a Unix time.
     pub fn sign_upload(&self, template: &str, hash: &str, expires: i64) -> String {
         let text = format!("{template} {hash} {expires}");
         blake3::keyed_hash(&self.builds.signing_key, text.as_bytes()).to_hex().to_string()

@@ -29,7 +29,7 @@ pub use ledger::{ActiveSessionReservation, CapacityLedger, WarmSessionReservatio
 pub(crate) use ledger::{Asked, Waiter};
 pub use warm::{NoWarmSessions, WarmCapacityError, WarmEviction};
 
-/// What one session needs.
+/// The resources that one session needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceBudget {
     /// Virtual CPUs.
@@ -48,7 +48,7 @@ impl AddAssign for ResourceBudget {
     }
 }
 
-/// What the host offers sandboxes, after overcommit.
+/// The resources that the host offers sandboxes, after overcommit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCapacity {
     /// Virtual CPUs.
@@ -72,7 +72,7 @@ impl HostCapacity {
     }
 }
 
-/// What the sessions of one class hold together.
+/// The resources that the sessions of one class hold together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ClassUsage {
     /// How many there are.
@@ -81,7 +81,7 @@ pub struct ClassUsage {
     pub held: ResourceBudget,
 }
 
-/// What is held, by class.
+/// The resources that are held, by class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct CapacityUsage {
     /// Sessions that somebody uses, or that a template is being built in.
@@ -99,7 +99,7 @@ impl CapacityUsage {
     }
 }
 
-/// What became of requests for active sessions since the ledger was opened. Those that wait now are in none of these.
+/// Outcomes of requests for active sessions since the ledger was opened. Those that wait now are in none of these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RequestCounts {
     /// Let in without waiting.
@@ -117,11 +117,11 @@ pub struct RequestCounts {
 /// The ledger at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CapacityView {
-    /// What the host offers.
+    /// The resources that the host offers.
     pub capacity: HostCapacity,
-    /// What warm sessions may hold of it together.
+    /// The part of it that warm sessions may hold together.
     pub warm_limit: HostCapacity,
-    /// What is held.
+    /// The part of it that is held.
     pub usage: CapacityUsage,
     /// Requests that wait.
     pub waiting: usize,

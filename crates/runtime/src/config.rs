@@ -1,4 +1,4 @@
-//! What a runtime is told when it is opened. Resolved by the caller; nothing here reads the environment.
+//! Configuration of a runtime, given when it is opened. Resolved by the caller; nothing here reads the environment.
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
 pub struct RuntimeConfig {
     /// Directory of everything that outlives the process. Created if missing; one runtime at a time.
     pub state_dir: PathBuf,
-    /// What sandboxes may use together.
+    /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
     /// Who is let in when, and what of the capacity warm sessions may hold.
     pub admission: AdmissionConfig,
@@ -37,7 +37,7 @@ pub struct RuntimeConfig {
     pub flatten: FlattenConfig,
     /// Network of sandboxes.
     pub network: NetworkChoice,
-    /// What template builds start from.
+    /// The guest system that template builds start from.
     pub guest: GuestSystem,
     /// Where container images come from that builds start from.
     pub images: Arc<dyn ImageSource>,
@@ -161,7 +161,7 @@ impl Default for Overcommit {
 }
 
 impl HostCapacity {
-    /// What a host with these processors, this memory and this free space offers.
+    /// The capacity of a host with these processors, this memory and this free space.
     pub fn with_overcommit(cpus: u32, memory_mib: u64, free_disk_mib: u64, overcommit: Overcommit) -> Self {
         Self {
             cpus: cpus.saturating_mul(overcommit.cpus),

@@ -1,4 +1,4 @@
-//! What every part of the runtime shares, and what outlives single sandboxes.
+//! State that every part of the runtime shares, and that outlives single sandboxes.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,7 @@ pub(crate) struct Core {
     pub(crate) launcher: EngineLauncher,
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
-    /// What clients bring for builds.
+    /// Files that clients upload for builds.
     pub(crate) files: Files,
     /// One task per sandbox, per warm session and per build, the pool's keeper, and collection.
     pub(crate) tasks: TaskTracker,

@@ -9,7 +9,7 @@ use std::{
 /// The floor for work on a large disk, MiB.
 pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
 
-/// What nobody has asked for yet, as sessions of the warm pool, stops at this many times the floor: 20 GiB on a large disk.
+/// Work that nobody has asked for yet, such as filling the warm pool, stops at this many times the floor: 20 GiB on a large disk.
 pub const REFILL_FACTOR: u64 = 2;
 
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
@@ -33,9 +33,9 @@ pub enum DiskPressure {
     OverBudget {
         /// The state directory.
         path: PathBuf,
-        /// What it holds.
+        /// Its use.
         held_mib: u64,
-        /// What it may.
+        /// Its budget.
         budget_mib: u64,
     },
     /// The probe failed, which is not the same as a full disk.

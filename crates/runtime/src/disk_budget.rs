@@ -93,13 +93,13 @@ async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + S
     Ok(())
 }
 
-/// What the state directory holds now.
+/// The use of the state directory now.
 async fn look(core: &Core) -> io::Result<DiskUse> {
     let root = core.config.state_dir.clone();
     tokio::task::spawn_blocking(move || DiskUse::below(&root)).await.map_err(io::Error::other)?
 }
 
-/// What can be made again and nobody stands on.
+/// Things that can be made again and that nothing else stands on.
 async fn candidates(core: &Core, needed: &HashSet<String>) -> Result<Vec<Candidate>, Box<dyn std::error::Error + Send + Sync>> {
     let layers = core.store.layers().await?.into_iter().filter(|layer| !needed.contains(&layer.artifact));
     let mut found: Vec<Candidate> = layers
@@ -136,7 +136,7 @@ async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<
     Ok(any)
 }
 
-/// What needed artifacts and running sandboxes keep.
+/// The parts that needed artifacts and running sandboxes keep.
 async fn needed_parts(core: &Core, needed: &HashSet<String>) -> Result<HashSet<PathBuf>, StoreError> {
     let mut parts: HashSet<PathBuf> = needed.iter().flat_map(|artifact| parts_of(core, artifact)).collect();
     for sandbox in core.store.sandboxes().await? {

@@ -26,7 +26,7 @@ const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Ends a head.
 const END: &[u8] = b"\r\n\r\n";
 
-/// What an answer that grants the request begins with.
+/// The beginning of an answer that grants the request.
 const GRANTED: &[u8] = b"HTTP/1.1 101 ";
 
 /// Connects to who listens at `port` of the guest's outer address, else to who does on its loopback.

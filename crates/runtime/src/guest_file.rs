@@ -25,7 +25,7 @@ pub struct GuestFile {
     pub path: String,
     /// Permissions.
     pub mode: u32,
-    /// What is in it. A recipe knows it by its digest.
+    /// Its content. A recipe names it by its digest.
     #[serde(serialize_with = "digest")]
     pub content: &'static [u8],
 }
@@ -47,7 +47,7 @@ fn digest<S: Serializer>(content: &[u8], serializer: S) -> Result<S::Ok, S::Erro
 pub struct PutError {
     /// The file.
     pub path: String,
-    /// What happened.
+    /// Why.
     #[source]
     pub source: io::Error,
 }

@@ -1,4 +1,4 @@
-//! What happened to each sandbox and what it used: two bounded rings, in memory.
+//! Events and resource use of each sandbox: two bounded rings, in memory.
 //!
 //! A question about the past is answered without asking the sandbox. The rings outlive it for a while, so that one that just ended
 //! can still be understood; they do not outlive the server.

@@ -1,4 +1,4 @@
-//! What the runtime offers of the host's own templates: building them, like any other, and waiting for it.
+//! The runtime's face for the host's own templates: building them, like any other, and waiting for the end.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     template::TemplateInfo,
 };
 
-/// What a failed build said last, in lines.
+/// Last lines of a failed build's log that its error repeats.
 const LAST_LINES: usize = 20;
 
 /// Why a template was not built.

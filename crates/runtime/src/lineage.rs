@@ -21,7 +21,7 @@ use crate::{
     store::{SandboxRecord, TemplateRecord, full_names},
 };
 
-/// What a node of the tree is.
+/// The kind of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LineageKind {
@@ -36,7 +36,7 @@ pub enum LineageKind {
 /// Something, and what came from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LineageNode {
-    /// What it is.
+    /// Its kind.
     pub kind: LineageKind,
     /// Its id.
     pub id: String,
@@ -46,7 +46,7 @@ pub struct LineageNode {
     pub state: Option<SandboxState>,
     /// When it was made; of a sandbox, when it was last started.
     pub since: Timestamp,
-    /// What came from it, oldest first.
+    /// Its children, oldest first.
     pub children: Vec<LineageNode>,
 }
 

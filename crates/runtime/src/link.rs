@@ -160,7 +160,7 @@ impl Link {
         }
     }
 
-    /// What an engine needs of it.
+    /// The slot that an engine runs in.
     pub(crate) fn engine_slot(&self) -> io::Result<Slot> {
         match self {
             Self::Isolated(slot) => slot.engine_slot(),
@@ -172,7 +172,7 @@ impl Link {
         }
     }
 
-    /// What the guest must set up.
+    /// The network that the guest must set up.
     pub(crate) fn guest_network(&self) -> Option<GuestNetwork> {
         match self {
             Self::Isolated(slot) => Some(slot.guest_network()),

@@ -15,7 +15,7 @@ pub enum MemoryPressure {
     /// Less is available than the floor.
     #[error("the host has {available_mib} MiB of memory available, the floor is {floor_mib} MiB")]
     BelowFloor {
-        /// What can be had without swapping.
+        /// Memory that can be had without swapping.
         available_mib: u64,
         /// The floor.
         floor_mib: u64,
@@ -72,7 +72,7 @@ impl MemoryPressureProbe for HostMemory {
     }
 }
 
-/// What Linux says: `/proc/meminfo`, and `/proc/pressure/memory` where the kernel keeps it.
+/// Pressure as Linux reports it: `/proc/meminfo`, and `/proc/pressure/memory` where the kernel keeps it.
 #[derive(Debug)]
 pub struct ProcProbe {
     no_stalls: Once,

@@ -1,4 +1,4 @@
-//! What is counted and timed: phases as histograms and spans, and how full the host is, as Prometheus reads it.
+//! Metrics: phases as histograms and spans, and how full the host is, as Prometheus reads it.
 //!
 //! A phase is observed by the code that went through it, and only when it came to its end: how long a failure took says
 //! nothing about speed. Labels are closed sets, so that the number of time series is known: no sandbox, template or client is
@@ -128,7 +128,7 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-/// What a runtime looks like at one instant.
+/// A runtime's state at one instant.
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) running: usize,
@@ -147,7 +147,7 @@ pub struct Metrics {
     gauges: Gauges,
 }
 
-/// What is read off the runtime when somebody asks.
+/// Gauges, which are set when somebody asks.
 #[derive(Debug, Default)]
 struct Gauges {
     sandboxes: Family<StateLabel, Gauge>,
@@ -321,7 +321,7 @@ fn resources(budget: &ResourceBudget) -> [(&'static str, i64); 3] {
     [("cpus", budget.cpus.into()), ("memory_mib", number(budget.memory_mib)), ("disk_mib", number(budget.disk_mib))]
 }
 
-/// What a gauge can hold of a count. No count comes near the difference.
+/// A count as a gauge holds it. No count comes near the limit.
 fn number(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What those who make images, boot machines and build templates say while they work.
+//! Progress of those who make images, boot machines and build templates.
 
-/// What a build reports while it goes on: one line, for a person.
+/// Takes one line of progress, for a person.
 pub type Report<'a> = &'a (dyn Fn(&str) + Send + Sync);

@@ -83,7 +83,7 @@ pub enum NoTemplate {
     },
 }
 
-/// What is said of a template that is not there: the command that builds it, if clients ask for it by themselves.
+/// The hint for a template that does not exist: the command that builds it, if it is a standard template.
 pub(crate) fn how_to_build(reference: &str) -> String {
     let base = Reference::parse(reference).base;
     if STANDARD.contains(&base.as_str()) { format!("; build it with `firkin template build {base}`") } else { String::new() }

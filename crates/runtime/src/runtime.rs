@@ -65,7 +65,7 @@ pub struct Runtime {
 /// A named state of a sandbox, from which others are created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
-    /// What a create names as its template.
+    /// The id, which creates give as their template.
     pub snapshot_id: String,
     /// Full names, `<team>/<name>:<tag>`.
     pub names: Vec<String>,
@@ -453,7 +453,7 @@ impl Runtime {
         self.core.activity.between(start, end)
     }
 
-    /// What happened to a sandbox, oldest first; also to one that ended, for a while.
+    /// Events of a sandbox, oldest first; for a while also of one that ended.
     pub fn events(&self, id: &SandboxId) -> Result<Vec<Event>, NoSuchSandbox> {
         self.core.history.events(id).ok_or_else(|| gone(id))
     }
@@ -549,7 +549,7 @@ impl Runtime {
         self.core.gates.engine.plain.acceleration
     }
 
-    /// What the host offers, what is held of it, and who waits.
+    /// The host's capacity: offered, held, and waited for.
     pub fn capacity(&self) -> CapacityView {
         self.core.gates.admission.ledger.view()
     }

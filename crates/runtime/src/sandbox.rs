@@ -1,4 +1,4 @@
-//! What a sandbox is to those outside: its id, what it was created with, and the state that is published of it.
+//! A sandbox as others see it: its id, the request that created it, and its published state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,7 +81,7 @@ impl fmt::Display for SandboxId {
     }
 }
 
-/// What happens when a sandbox reaches its deadline.
+/// The action at a sandbox's deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnTimeout {
@@ -93,7 +93,7 @@ pub enum OnTimeout {
     PauseFiles,
 }
 
-/// What becomes of memory when a sandbox is paused, snapshot or resumed.
+/// Whether a pause, snapshot or resume keeps the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Memory {
@@ -129,14 +129,14 @@ pub struct Ingress {
     pub https_ports: BTreeSet<u16>,
 }
 
-/// What a sandbox is created with. Kept for its whole life, through pauses.
+/// The request that created a sandbox. Kept for its whole life, through pauses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateSandbox {
     /// Template id, template name, `name:tag`, or a snapshot's id.
     pub template: String,
     /// Time until the deadline.
     pub timeout: Duration,
-    /// What the deadline does.
+    /// The action at the deadline.
     pub on_timeout: OnTimeout,
     /// Whether traffic to a paused sandbox resumes it.
     pub auto_resume: bool,
@@ -205,11 +205,11 @@ pub struct RuntimeSandbox {
     pub end_at: Timestamp,
     /// cpu, memory, disk.
     pub budget: ResourceBudget,
-    /// What envd demands in `X-Access-Token`, when it demands one.
+    /// The token that envd demands in `X-Access-Token`, if any.
     pub envd_access_token: Option<String>,
-    /// What callers of other ports must show, when they must.
+    /// The token that callers of other ports must show, if any.
     pub traffic_access_token: Option<String>,
-    /// What it was created with.
+    /// The request that created it.
     pub spec: CreateSandbox,
 }
 

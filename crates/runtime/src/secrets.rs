@@ -16,7 +16,7 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundK
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-/// What stands before the sealed part, and is covered by the seal. The number is the version of the format.
+/// Prefix of the sealed part, which the seal covers. The number is the version of the format.
 const HEAD: &[u8] = b"firkin secrets 1\n";
 
 /// Bytes of the key.
@@ -43,7 +43,7 @@ const MAX_FILE_BYTES: u64 = 96 << 20;
 /// The prefix of ids, which no name may have.
 const ID_PREFIX: &str = "sec_";
 
-/// What anybody may know of a secret.
+/// The public part of a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretInfo {
     /// Its id, `sec_` and more.
@@ -88,7 +88,7 @@ pub enum SecretError {
     File {
         /// Which one.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -178,7 +178,7 @@ impl Secrets {
         .await
     }
 
-    /// What is known of a secret, by id or name.
+    /// The public part of a secret, by id or name.
     pub async fn get(&self, reference: &str) -> Result<SecretInfo, SecretError> {
         let mut book = self.book.lock().await;
         let secrets = &self.opened(&mut book)?.secrets;
@@ -186,7 +186,7 @@ impl Secrets {
         Ok(secrets[&id].info.clone())
     }
 
-    /// What is known of all of them, in no order.
+    /// The public parts of all secrets, in no order.
     pub async fn list(&self) -> Result<Vec<SecretInfo>, SecretError> {
         let mut book = self.book.lock().await;
         Ok(self.opened(&mut book)?.secrets.values().map(|kept| kept.info.clone()).collect())

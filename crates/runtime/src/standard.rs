@@ -12,7 +12,7 @@ use crate::{
     root_image::RootImage,
 };
 
-/// What to build.
+/// One of the host's own templates, and how to build it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BuildTemplate {
     /// Name, e.g. `base`. An existing template of that name is replaced for new sandboxes.

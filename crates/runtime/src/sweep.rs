@@ -41,7 +41,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Instances that one pass removes, so that it ends soon.
 const INSTANCES_PER_PASS: usize = 64;
 
-/// What a sweep took away.
+/// The things that one sweep removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Directories of instances, with their machines.

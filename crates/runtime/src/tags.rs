@@ -14,7 +14,7 @@ pub(crate) const MAX_TAGS: usize = 64;
 /// Longest tag.
 const MAX_TAG_BYTES: usize = 128;
 
-/// What [`crate::runtime::Runtime::assign_tags`] did.
+/// The result of [`crate::runtime::Runtime::assign_tags`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tagged {
     /// The tags, without the name.
@@ -101,7 +101,7 @@ pub(crate) async fn remove(store: &Store, name: &str, tags: &[String]) -> Result
     }
 }
 
-/// What may name a template.
+/// Reads a text that may name a template.
 fn valid(text: &str) -> Result<Reference, TagError> {
     let reference = Reference::parse(text);
     if reference.is_valid() { Ok(reference) } else { Err(TagError::InvalidName(text.to_owned())) }

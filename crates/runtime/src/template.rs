@@ -19,7 +19,7 @@ pub struct TemplateInfo {
     pub builds: usize,
     /// Names without team, e.g. `base`, with `:tag` unless that is `default`.
     pub aliases: Vec<String>,
-    /// What its tags stand for.
+    /// Its tags and their builds.
     pub tags: Vec<TagInfo>,
     /// Size of the sandboxes of what is shown.
     pub budget: ResourceBudget,
@@ -35,11 +35,11 @@ pub struct TemplateInfo {
     pub snapshot_of: Option<SandboxId>,
     /// Whether it is marked as public. There is one team, so that changes nothing.
     pub public: bool,
-    /// What it is for, if somebody said so.
+    /// Its description, if it has one.
     pub description: Option<String>,
 }
 
-/// What a tag of a template stands for.
+/// One tag of a template, and the build that it leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagInfo {
     /// Without the name.
@@ -52,11 +52,11 @@ pub struct TagInfo {
     pub built_at: Timestamp,
 }
 
-/// What is to be changed of a template. What is absent stays.
+/// Changes of a template. Absent fields stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateUpdate {
     /// Whether it is marked as public.
     pub public: Option<bool>,
-    /// What it is for. An empty text takes away what was said.
+    /// Its description. An empty text removes it.
     pub description: Option<String>,
 }

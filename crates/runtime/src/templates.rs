@@ -1,4 +1,4 @@
-//! What the runtime offers of templates: looking at them, changing and deleting them, and their tags.
+//! The runtime's face for templates: looking at them, changing and deleting them, and their tags.
 
 use std::collections::HashSet;
 
@@ -260,7 +260,7 @@ fn short(name: &str) -> String {
     name.strip_suffix(":default").unwrap_or(name).to_owned()
 }
 
-/// What was built on the host itself, or is a snapshot: of that there is no build on record.
+/// The build of a template that has none on record: one of the host itself, or a snapshot.
 fn without_build(version: &TemplateRecord) -> BuildInfo {
     BuildInfo {
         id: version.build_id.clone(),

@@ -24,7 +24,7 @@ const MAX_FILE_BYTES: u64 = 8 << 30;
 /// All archives together; the ones not used for the longest time go first.
 const MAX_TOTAL_BYTES: u64 = 16 << 30;
 
-/// What nobody has used for so long is gone: the client brings it again.
+/// Files that nobody has used for so long are removed: the client uploads them again.
 const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A client asks for its build when all archives are here: so long after the last it does not come any more.

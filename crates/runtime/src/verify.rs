@@ -15,7 +15,7 @@ use crate::{
     store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
 };
 
-/// What was found in a state directory.
+/// The findings of one verification of a state directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
     /// Every artifact, by id.
@@ -25,7 +25,7 @@ pub struct VerifyReport {
 /// One artifact and who needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VerifiedArtifact {
-    /// What an examination of it found.
+    /// The result of its examination.
     #[serde(flatten)]
     pub examined: ExaminedArtifact,
     /// Since when it is in quarantine.

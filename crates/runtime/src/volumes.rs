@@ -93,7 +93,7 @@ pub enum VolumeError {
     Kind {
         /// Where.
         path: String,
-        /// What it should be.
+        /// The kind that was expected.
         wanted: &'static str,
     },
     /// A listing would be too long.
@@ -107,7 +107,7 @@ pub enum VolumeError {
     File {
         /// Which one.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: io::Error,
     },

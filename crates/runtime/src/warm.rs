@@ -59,7 +59,7 @@ impl WarmConfig {
     }
 }
 
-/// What is said of this build of a template by any of its names.
+/// The entry for this build of a template, under any of its names.
 fn named<T: Copy>(said: &BTreeMap<String, T>, template: &TemplateRecord) -> Option<T> {
     let names = template.names.iter().map(|name| name.strip_suffix(":default").unwrap_or(name).to_owned());
     names.chain(shelf_of(template)).find_map(|name| said.get(&name).copied())
