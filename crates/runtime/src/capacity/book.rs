@@ -33,7 +33,7 @@ pub(super) enum Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
-/// What becomes of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(super) enum Decision {
     /// It holds its budget from now on.
@@ -182,7 +182,7 @@ impl<W> Book<W> {
         self.grant_heads()
     }
 
-    /// What a waiting request is short of; `None` when it does not wait any more.
+    /// The resource that a waiting request lacks; `None` when it does not wait any more.
     pub(super) fn shortage(&self, ticket: Ticket) -> Option<CapacityError> {
         let place = self.queue.iter().position(|waiter| waiter.ticket == ticket)?;
         self.fits_behind(place, &self.queue[place].budget).err()

@@ -39,7 +39,7 @@ impl Shared {
     }
 }
 
-/// What one guard holds. Given back on drop.
+/// The budget of one guard. Given back on drop.
 #[derive(Debug)]
 struct HeldBudget {
     shared: Arc<Shared>,
@@ -91,7 +91,7 @@ impl WarmSessionReservation {
     }
 }
 
-/// What became of a request for an active session's capacity.
+/// The outcome of a request for an active session's capacity.
 #[derive(Debug)]
 pub(crate) enum Asked {
     Granted(ActiveSessionReservation),
@@ -143,12 +143,12 @@ impl CapacityLedger {
         self.shared.book().view()
     }
 
-    /// What is held now, by class.
+    /// Use now, by class.
     pub fn usage(&self) -> CapacityUsage {
         self.view().usage
     }
 
-    /// What is held now, by both classes together.
+    /// Use now, of both classes together.
     pub fn used(&self) -> ResourceBudget {
         self.usage().total()
     }

@@ -1,4 +1,4 @@
-//! What the state directory holds, part by part, and in which order what can be made again would go.
+//! The use of the state directory, part by part, and the order in which things that can be made again are removed.
 //!
 //! A part is a directory of an artifact, a layer of a disk or an uploaded file. Artifacts share parts, so letting one go frees
 //! what nobody else has: the plan counts who has what, as collection will find it.
@@ -64,7 +64,7 @@ impl DiskUse {
         Ok(held)
     }
 
-    /// What would go, one after the other, with what each frees when those before it are gone.
+    /// The removals, one after the other, each with the space that it frees when those before it are gone.
     pub(super) fn plan(&self, needed: &HashSet<PathBuf>, mut candidates: Vec<Candidate>) -> Vec<Spare> {
         let mut holders: HashMap<PathBuf, usize> = needed.iter().map(|part| (part.clone(), 1)).collect();
         for part in candidates.iter().flat_map(|candidate| &candidate.parts) {
@@ -101,7 +101,7 @@ pub(super) enum What {
     Upload(PathBuf, SystemTime),
 }
 
-/// What may go.
+/// A thing that may be removed.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) used: SystemTime,
@@ -110,11 +110,11 @@ pub(super) struct Candidate {
     pub(super) parts: HashSet<PathBuf>,
 }
 
-/// What is next to go.
+/// The next thing to remove.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Spare {
     pub(super) what: What,
-    /// What that frees.
+    /// The space that it frees.
     pub(super) bytes: u64,
 }
 

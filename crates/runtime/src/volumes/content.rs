@@ -40,7 +40,7 @@ const MAX_MODE: u32 = 0o1777;
 const NEW_FILE: u32 = 0o644;
 const NEW_DIRECTORY: u32 = 0o755;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A file.
@@ -60,7 +60,7 @@ pub struct Entry {
     pub name: String,
     /// Its path, from the root.
     pub path: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Bytes.
     pub size: u64,
@@ -80,7 +80,7 @@ pub struct Entry {
     pub target: Option<String>,
 }
 
-/// What can be chosen for an entry.
+/// Owner and mode for a new or changed entry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// Owner.
@@ -179,13 +179,13 @@ impl Content {
         })))
     }
 
-    /// What is at `path`.
+    /// The entry at `path`.
     pub async fn stat(&self, path: &str) -> Result<Entry, VolumeError> {
         let (root, path) = (Arc::clone(&self.0), Clean::new(path)?);
         blocking(move || root.entry(&path)).await
     }
 
-    /// What is in the directory at `path`, to a depth of at least 1, in order of paths.
+    /// Lists the directory at `path`, to a depth of at least 1, in order of paths.
     pub async fn list(&self, path: &str, depth: u32) -> Result<Vec<Entry>, VolumeError> {
         let (root, path) = (Arc::clone(&self.0), Clean::new(path)?);
         blocking(move || {
