@@ -6,7 +6,7 @@
 pub const TEAM: &str = "firkin";
 
 /// The tag that a name without one means. It cannot be removed: the template would have no name.
-pub(crate) const DEFAULT: &str = "default";
+pub const DEFAULT: &str = "default";
 
 /// The longest name.
 const MAX_NAME_LENGTH: usize = 128;
@@ -63,6 +63,11 @@ impl Reference {
     pub(crate) fn full(&self) -> String {
         format!("{}:{}", self.base, self.tag())
     }
+}
+
+/// A name without the tag that it means anyway.
+pub fn short(name: &str) -> &str {
+    name.strip_suffix(DEFAULT).and_then(|name| name.strip_suffix(':')).unwrap_or(name)
 }
 
 /// A reference that leads to no template or snapshot. In the contract's words, and what to do then.
@@ -123,6 +128,7 @@ mod tests {
             assert!(found.is_valid());
         }
         assert_eq!(Reference::parse("base:default").other_tag(), None);
+        assert_eq!(["base", "base:default", "base:v1", "default"].map(short), ["base", "base", "base:v1", "default"]);
         for bad in ["other/base", "", ":v1", "a b"] {
             assert!(!Reference::parse(bad).is_valid(), "{bad:?}");
         }

@@ -34,7 +34,7 @@ use crate::{
         Owners, Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    reference::{NoTemplate, TEAM, valid_name},
+    reference::{DEFAULT, NoTemplate, TEAM, valid_name},
     restore::{RestoreGates, SnapshotRestoreError},
     sampler,
     sandbox::{
@@ -319,7 +319,7 @@ impl Runtime {
         memory: Memory,
     ) -> Result<SnapshotInfo, SnapshotError> {
         if let Some(name) = &name {
-            let (base, tag) = name.split_once(':').unwrap_or((name, "default"));
+            let (base, tag) = name.split_once(':').unwrap_or((name, DEFAULT));
             let base = base.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(base);
             if !valid_name(base) || !valid_name(&tag.replace('.', "-")) {
                 return Err(SnapshotError::InvalidName(name.clone()));
@@ -331,7 +331,7 @@ impl Runtime {
         let now = Timestamp::now();
         let names = name.map(|name| {
             let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name).to_owned();
-            if name.contains(':') { name } else { format!("{name}:default") }
+            if name.contains(':') { name } else { format!("{name}:{DEFAULT}") }
         });
         let record = TemplateRecord {
             id: crate::random::alphanumeric(20),
@@ -638,7 +638,7 @@ fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBu
 
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
-        snapshot_id: record.names.first().map_or_else(|| format!("{}:default", record.id), |name| format!("{TEAM}/{name}")),
+        snapshot_id: record.names.first().map_or_else(|| format!("{}:{DEFAULT}", record.id), |name| format!("{TEAM}/{name}")),
         names: full_names(record),
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,

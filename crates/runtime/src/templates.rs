@@ -7,7 +7,7 @@ use crate::{
     build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
-    reference::{NoTemplate, Reference},
+    reference::{DEFAULT, NoTemplate, Reference, short},
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord},
     tags::{self, TagError, Tagged},
@@ -144,9 +144,7 @@ impl Runtime {
         match wanted.other_tag() {
             Some(tag) => Ok(version.names.into_iter().filter(|name| name.ends_with(&format!(":{tag}"))).collect()),
             // An id of earlier goes with what it stood for, which never was the default.
-            None if version.tags().any(|tag| tag == crate::reference::DEFAULT) => {
-                Err(NoTemplate::Absent(reference.to_owned()).into())
-            }
+            None if version.tags().any(|tag| tag == DEFAULT) => Err(NoTemplate::Absent(reference.to_owned()).into()),
             None => Ok(version.names),
         }
     }
@@ -206,7 +204,7 @@ impl Shelf {
     /// A template as the API shows it: as `version`, else as its default, else as its newest version, else as its newest build.
     fn show(&self, family: FamilyRecord, version: Option<&TemplateRecord>) -> Option<TemplateInfo> {
         let own: Vec<&TemplateRecord> = self.versions.iter().filter(|record| record.id == family.id).collect();
-        let default = || own.iter().copied().find(|record| record.tags().any(|tag| tag == crate::reference::DEFAULT));
+        let default = || own.iter().copied().find(|record| record.tags().any(|tag| tag == DEFAULT));
         let newest = || own.iter().copied().max_by_key(|record| record.updated_at);
         let builds: Vec<&BuildRecord> = self.builds.iter().filter(|build| build.template_id == family.id).collect();
         let (build_id, state, budget) = match version.or_else(default).or_else(newest) {
@@ -218,8 +216,12 @@ impl Shelf {
                 (build.id.clone(), build.state, budget)
             }
         };
-        let mut aliases: Vec<String> =
-            own.iter().filter_map(|record| record.base_name().map(|_| &record.names)).flatten().map(|name| short(name)).collect();
+        let mut aliases: Vec<String> = own
+            .iter()
+            .filter_map(|record| record.base_name().map(|_| &record.names))
+            .flatten()
+            .map(|name| short(name).to_owned())
+            .collect();
         aliases.sort();
         if aliases.is_empty() {
             aliases.extend(family.name.clone());
@@ -253,11 +255,6 @@ impl Shelf {
         };
         self.assignments.iter().filter_map(shown).collect()
     }
-}
-
-/// A name without the tag that it means anyway.
-fn short(name: &str) -> String {
-    name.strip_suffix(":default").unwrap_or(name).to_owned()
 }
 
 /// The build of a template that has none on record: one of the host itself, or a snapshot.

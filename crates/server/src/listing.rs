@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use firkin_runtime::sandbox::{RuntimeSandbox, SandboxState};
+use firkin_runtime::{
+    reference::short,
+    sandbox::{RuntimeSandbox, SandboxState},
+};
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 
@@ -160,8 +163,7 @@ impl Filter {
     pub(crate) fn matches(&self, sandbox: &RuntimeSandbox) -> bool {
         let has = |(key, value): (&String, &String)| sandbox.spec.metadata.get(key) == Some(value);
         let named = |wanted: &String| {
-            let default = wanted.strip_suffix(":default").unwrap_or(wanted);
-            [wanted.as_str(), default]
+            [wanted.as_str(), short(wanted)]
                 .iter()
                 .any(|&wanted| sandbox.template_id == wanted || sandbox.alias.as_deref() == Some(wanted))
         };

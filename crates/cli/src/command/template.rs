@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use firkin_runtime::{
     host_templates::BuildError,
     owner::OnExit,
-    reference::{CODE_INTERPRETER, valid_name},
+    reference::{CODE_INTERPRETER, DEFAULT, valid_name},
     standard::BuildTemplate,
     template::TemplateInfo,
 };
@@ -251,7 +251,7 @@ fn listing(templates: &[rest::Template], now: Timestamp) -> Table {
 /// Each name that a sandbox can be created from.
 fn named(template: &rest::Template) -> Vec<String> {
     let Some(name) = template.aliases.first() else { return Vec::new() };
-    let tagged = |tag: &String| if tag == "default" { name.clone() } else { format!("{name}:{tag}") };
+    let tagged = |tag: &String| if tag == DEFAULT { name.clone() } else { format!("{name}:{tag}") };
     // Of one that has never been built nothing can be created, but it is called something.
     if template.tags.is_empty() { vec![name.clone()] } else { template.tags.iter().map(tagged).collect() }
 }
