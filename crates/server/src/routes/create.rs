@@ -8,14 +8,8 @@ use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-use super::{network, seconds};
+use super::{SHORT_TIMEOUT, V2_TIMEOUT, network, seconds};
 use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
-
-/// Life of a v1 sandbox whose creator names none, in seconds.
-const V1_TIMEOUT: i64 = 15;
-
-/// The same in v2.
-const V2_TIMEOUT: i64 = 300;
 
 /// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
 const MAX_ENV_BYTES: usize = 128 << 10;
@@ -25,7 +19,7 @@ type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Reply<rest::S
 /// `POST /sandboxes`.
 pub(super) async fn v1(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
     let secure = body.value.secure.unwrap_or(true);
-    create(&app, &headers, body, V1_TIMEOUT, secure).await
+    create(&app, &headers, body, SHORT_TIMEOUT, secure).await
 }
 
 /// `POST /v2/sandboxes`.

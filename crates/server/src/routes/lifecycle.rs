@@ -7,19 +7,13 @@ use firkin_runtime::sandbox::{InvalidTimeout, OnTimeout, SandboxId};
 use firkin_wire::rest;
 use http::StatusCode;
 
-use super::{memory, seconds};
+use super::{SHORT_TIMEOUT, V2_TIMEOUT, memory, seconds};
 use crate::{
     App,
     error::ApiError,
     extract::{Json, Sandbox},
     shape,
 };
-
-/// Life after a resume or in a fork whose caller names none, in seconds.
-const SHORT_TIMEOUT: i64 = 15;
-
-/// Life after a v2 connect whose caller names none, in seconds.
-const V2_TIMEOUT: i64 = 300;
 
 /// The most that one refresh can give, in seconds.
 const MAX_REFRESH: i64 = 3600;

@@ -105,6 +105,12 @@ async fn files(query: Query) -> ApiError {
     }
 }
 
+/// Life of a v1 sandbox, after a resume and in a fork, where the caller names none, in seconds.
+const SHORT_TIMEOUT: i64 = 15;
+
+/// The same after a v2 create or connect.
+const V2_TIMEOUT: i64 = 300;
+
 /// Seconds as they are on the wire. The runtime refuses what is too long, and zero where that is senseless.
 fn seconds(timeout: i64) -> Result<Duration, InvalidTimeout> {
     u64::try_from(timeout).map(Duration::from_secs).map_err(|_| InvalidTimeout::Zero)
