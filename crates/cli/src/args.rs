@@ -7,10 +7,13 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
-use firkin_runtime::reference::BASE;
+use firkin_runtime::{reference::BASE, runtime::MAX_FORK};
 use firkin_wire::DEFAULT_USER;
 
 use crate::{capacity::CapacityArgs, images::ImageSettings, standard::Part};
+
+/// Life of a sandbox, unless the user says otherwise: as long as E2B's SDKs give theirs.
+const LIFE_SECONDS: u32 = 300;
 
 /// Sandboxes for AI agents, each a virtual machine restored from a snapshot.
 #[derive(Debug, Parser)]
@@ -254,7 +257,7 @@ pub(crate) struct CreateArgs {
     #[arg(default_value = BASE)]
     pub(crate) template: String,
     /// Seconds until the sandbox ends
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, short, value_name = "SECONDS", default_value_t = LIFE_SECONDS)]
     pub(crate) timeout: u32,
     /// Pause, instead of kill, when the timeout is over
     #[arg(long)]
@@ -349,7 +352,7 @@ pub(crate) struct ResumeArgs {
     #[command(flatten)]
     pub(crate) sandboxes: SomeSandboxes,
     /// Seconds until the sandbox ends, from now on
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, short, value_name = "SECONDS", default_value_t = LIFE_SECONDS)]
     pub(crate) timeout: u32,
     /// Drop the memory that was kept, and boot from the files
     #[arg(long)]
@@ -363,10 +366,10 @@ pub(crate) struct ForkArgs {
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// How many copies
-    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FORK)))]
     pub(crate) count: u32,
     /// Seconds until the copies end
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, short, value_name = "SECONDS", default_value_t = LIFE_SECONDS)]
     pub(crate) timeout: u32,
 }
 
