@@ -11,7 +11,7 @@ pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN
 /// The word that asks for the stand-alone mode.
 pub(crate) const ENVD: &str = "envd";
 
-/// What to be.
+/// The mode to run in.
 #[derive(Debug)]
 pub(crate) enum Mode {
     /// envd alone, on an ordinary host.
@@ -58,7 +58,7 @@ pub(crate) enum ArgsError {
     Value {
         /// The flag.
         flag: String,
-        /// What was given.
+        /// The value.
         value: String,
     },
 }

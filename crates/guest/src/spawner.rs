@@ -27,7 +27,7 @@ const SET_SESSION: i32 = 0x80;
 /// `PATH` of programs whose sandbox sets none, and of the image's hooks.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What to start.
+/// A program to start, and as whom.
 #[derive(Debug)]
 pub(crate) struct Order {
     /// Path of the program.

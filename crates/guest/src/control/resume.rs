@@ -34,9 +34,9 @@ pub(super) enum ResumeError {
     /// An older life of this sandbox.
     #[error("cannot resume epoch {asked}: epoch {seen} has been given already")]
     OldEpoch {
-        /// What the host asked for.
+        /// The epoch that the host asked for.
         asked: u64,
-        /// What was in force.
+        /// The epoch in force.
         seen: u64,
     },
     /// The seed is not 32 bytes in base64.
@@ -65,7 +65,7 @@ pub(super) enum ResumeError {
     Network(#[source] NetworkError),
 }
 
-/// What is in force.
+/// The state in force.
 #[derive(Debug)]
 pub(super) struct Current {
     epoch: u64,

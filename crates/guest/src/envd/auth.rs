@@ -38,7 +38,7 @@ pub(super) async fn require_token(State(state): State<EnvdState>, request: Reque
     .into_response()
 }
 
-/// What a request's token header says.
+/// The token in a request, compared with the sandbox's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Token {
     /// No header, or an empty one.

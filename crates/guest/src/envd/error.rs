@@ -12,7 +12,7 @@ use serde::Serialize;
 pub(super) struct ApiError {
     /// HTTP status, repeated in the body.
     pub(super) status: StatusCode,
-    /// What the client is told.
+    /// The message for the client.
     pub(super) message: String,
 }
 

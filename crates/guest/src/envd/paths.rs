@@ -1,4 +1,4 @@
-//! What a path in a request means: `~`, relative paths, the default directory; and making the directories above it.
+//! The meaning of a path in a request: `~`, relative paths, the default directory; and making the directories above it.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! What envd knows about the sandbox it runs in, and how a restore replaces it.
+//! State of envd about the sandbox it runs in, and how a restore replaces it.
 //!
 //! Settings are swapped whole: a request reads one consistent set. Each restore also begins a new *era*: connections of an
 //! earlier era lead to clients of another life of this memory, so they are cut, or a dead client would hold back a command's
@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// What the host has said about this sandbox.
+/// The host's settings for this sandbox.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     /// Token demanded in `X-Access-Token`; none: envd is open.

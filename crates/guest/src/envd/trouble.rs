@@ -1,4 +1,4 @@
-//! What a failed system call says to whoever asked for it: one list, for the codes of Connect and for HTTP's statuses.
+//! How the failure of a system call is reported to the client: one list, for the codes of Connect and for HTTP's statuses.
 //!
 //! What a client's own wish runs into (a socket where a file should be, a link that leads to itself, a full disk) is told as that.
 //! `resource_exhausted` and 429 are never said: the SDKs tell both as "rate limit exceeded, try again later", which helps nobody.
@@ -31,7 +31,7 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    /// What an error is, by its kind: `fs-err` gives errors a path and hides their number.
+    /// The trouble by an error's kind: `fs-err` gives errors a path and hides their number.
     pub(super) fn of(error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         match error.kind() {

@@ -29,7 +29,7 @@ const DISK_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked for; devtmpfs has no event that is cheaper than looking.
 const DISK_POLL_MS: u16 = 10;
 
-/// What an initramfs is unpacked into: ramfs or tmpfs (`linux/magic.h`).
+/// File systems that an initramfs is unpacked into: ramfs or tmpfs (`linux/magic.h`).
 const INITRAMFS_MAGICS: [i64; 2] = [0x8584_58f6, 0x0102_1994];
 
 /// Why the file systems are not in place.
@@ -78,14 +78,14 @@ const fn plain(kind: &'static str, target: &'static str, options: &'static str) 
     Mount { kind, target, flags, options, optional: false }
 }
 
-/// What the initramfs needs; moved to the new root later.
+/// File systems that the initramfs needs; moved to the new root later.
 const EARLY: [Mount; 3] = [
     plain("proc", "/proc", ""),
     plain("sysfs", "/sys", ""),
     Mount { kind: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, options: "mode=755", optional: false },
 ];
 
-/// What programs expect.
+/// File systems that programs expect.
 const LATE: [Mount; 8] = [
     Mount {
         kind: "devpts",

@@ -1,4 +1,4 @@
-//! What a kernel tells, one JSON object a line, and what becomes of a line that is none.
+//! Events of a kernel, one JSON object a line, and the handling of lines that are none.
 //!
 //! Values are passed on as the text that they came as. A number that went through a type of ours would end as another one, or
 //! not at all: JSON's have any number of digits. Nor is anything here as deep as what a line holds.
@@ -23,18 +23,18 @@ const SHOWN_CHARS: usize = 200;
 /// The values of an event by their names.
 pub(super) type Fields = BTreeMap<String, Box<RawValue>>;
 
-/// What a kernel tells.
+/// An event of a kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
     /// The cell it belongs to.
     pub(super) cell: Option<u64>,
-    /// What it is.
+    /// Its kind.
     pub(super) kind: Kind,
-    /// What it says.
+    /// Its content.
     pub(super) fields: Fields,
 }
 
-/// What an event is.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -48,7 +48,7 @@ pub(super) enum Kind {
     Stderr,
     /// A value, or something displayed.
     Result,
-    /// What the cell failed with.
+    /// The error that the cell ended with.
     Error,
     /// The cell is over.
     Done,

@@ -95,7 +95,7 @@ fn is_admitted(path: &str, headers: &HeaderMap, peer: SocketAddr, settings: &Set
     }
 }
 
-/// What a client is told instead of an answer.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("cannot read the request")]
@@ -178,7 +178,7 @@ async fn warm_up(State(contexts): State<Contexts>) -> Response {
     stream(contexts, context, Cell::warm())
 }
 
-/// What `execve` and `setenv` take.
+/// Whether `execve` and `setenv` take it.
 fn can_be_set(name: &str, value: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
 }

@@ -53,7 +53,7 @@ const READ_BYTES: usize = 64 << 10;
 /// From the fork to readiness. Java's compiler takes an emulated guest most of a minute.
 const START_DEADLINE: Duration = Duration::from_secs(240);
 
-/// What is run to be warm: all that the simplest of cells needs, and so all that any cell needs.
+/// The cell that warms a kernel: all that the simplest of cells needs, and so all that any cell needs.
 const WARM_CELL: &str = "1 + 1";
 
 /// A cell to run.
@@ -99,7 +99,7 @@ pub(super) enum StartError {
     Deadline,
 }
 
-/// What is needed to start one.
+/// Everything that starting one needs.
 #[derive(Debug)]
 pub(super) struct Launcher {
     /// Programs and user.
@@ -108,7 +108,7 @@ pub(super) struct Launcher {
     pub(super) state: EnvdState,
     /// Who starts processes.
     reaper: Reaper,
-    /// What kernels are forked from, once there is one.
+    /// The process that kernels are forked from, once there is one.
     zygote: AsyncMutex<Option<Zygote>>,
 }
 

@@ -84,7 +84,7 @@ pub(super) enum ZygoteError {
     Deadline,
 }
 
-/// What to fork.
+/// The kernel to fork.
 #[derive(Debug, Serialize)]
 pub(super) struct Wanted {
     /// The language by its name.

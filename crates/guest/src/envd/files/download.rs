@@ -143,7 +143,7 @@ async fn sized(source: Source, size: u64, headers: &HeaderMap) -> Result<Respons
     Ok((status, fields, Body::from_stream(plain(file, Some(length)))).into_response())
 }
 
-/// What a `Range` header asks for.
+/// The part that a `Range` header asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum RequestedRange {
     /// Everything; also for several ranges or none that is understood, which a server may ignore (RFC 9110, 14.2).

@@ -32,7 +32,7 @@ use super::{
 
 pub(super) use self::compose::compose;
 
-/// What a request to `/files` says beside its body. Unknown parameters are ignored.
+/// Query parameters of a request to `/files`. Unknown parameters are ignored.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct FilesQuery {
     path: Option<String>,

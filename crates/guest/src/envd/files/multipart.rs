@@ -37,7 +37,7 @@ pub(super) enum FormError {
     Body(std::io::Error),
 }
 
-/// What a part's head says.
+/// The head of a part.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Part {
     /// The field.
@@ -50,9 +50,9 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Form<S> {
     body: S,
-    /// What has arrived and is not yet given on.
+    /// Bytes that have arrived and are not yet passed on.
     buffer: BytesMut,
-    /// What comes before each part, and last.
+    /// The delimiter before each part and after the last.
     delimiter: Finder<'static>,
     state: State,
 }
@@ -199,7 +199,7 @@ fn parameters(value: &str) -> Vec<(String, String)> {
     found
 }
 
-/// What stands before the closing quote, and what after it.
+/// Splits at the closing quote: the text before it, and the rest.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut signs = text.char_indices().peekable();

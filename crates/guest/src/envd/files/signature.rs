@@ -11,7 +11,7 @@ use crate::envd::{
     state::Settings,
 };
 
-/// What the URL allows.
+/// The operation that the URL allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Download.

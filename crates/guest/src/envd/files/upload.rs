@@ -51,7 +51,7 @@ const METADATA_HEADER: &str = "x-metadata-";
 pub(super) struct Target {
     /// Owner of what is created.
     pub(super) user: User,
-    /// What an empty path means.
+    /// The directory that an empty path stands for.
     pub(super) default_workdir: Option<String>,
     /// The `path` parameter. A form may do without.
     pub(super) path: Option<String>,

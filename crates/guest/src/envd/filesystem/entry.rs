@@ -1,4 +1,4 @@
-//! What is told about a file: `EntryInfo`, with names for ids and permissions the way E2B's envd, a Go program, writes them.
+//! Descriptions of files: `EntryInfo`, with names for ids and permissions the way E2B's envd, a Go program, writes them.
 
 use std::{
     fs::Metadata,

@@ -31,7 +31,7 @@ pub(super) enum WatchError {
     /// The kernel refuses a watch, or a directory cannot be read.
     #[error("cannot watch `{path}`")]
     Add {
-        /// Which directory.
+        /// The directory.
         path: PathBuf,
         /// Why.
         #[source]
@@ -56,7 +56,7 @@ pub(super) enum WatchError {
 pub(super) struct Change {
     /// Path relative to the watched directory; `.` for the directory itself.
     pub(super) name: PathBuf,
-    /// What happened.
+    /// The kind of the event.
     pub(super) kind: EventType,
 }
 
@@ -65,7 +65,7 @@ struct Event<'a> {
     wd: i32,
     flags: ReadFlags,
     cookie: u32,
-    /// What it is about, inside the watched directory; absent for the directory itself.
+    /// The name inside the watched directory; absent for the directory itself.
     name: Option<&'a OsStr>,
 }
 

@@ -68,7 +68,7 @@ pub(super) fn remove(path: &Path) -> Result<(), ConnectError> {
     }
 }
 
-/// What is in a directory, `depth` levels down, each directory before its contents, names in byte order. Symlinks inside are not
+/// The entries of a directory, `depth` levels down, each directory before its contents, names in byte order. Symlinks inside are not
 /// followed; `root` itself may be one, and paths are told under `root` as it was named.
 pub(super) fn list(root: &Path, depth: u32, db: &UserDb) -> Result<Vec<EntryInfo>, ConnectError> {
     let found = fs_err::metadata(root).map_err(|error| match error.kind() {

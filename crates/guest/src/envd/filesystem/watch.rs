@@ -34,7 +34,7 @@ const MAX_PENDING: usize = 65_536;
 /// File systems that other machines change unseen: NFS, CIFS, SMB, SMB2, FUSE (`linux/magic.h`).
 const NETWORK_MAGICS: [i64; 5] = [0x6969, 0xFF53_4D42, 0x517B, 0xFE53_4D42, 0x6573_5546];
 
-/// What to watch, and how.
+/// The directory to watch, and how.
 #[derive(Debug)]
 pub(super) struct WatchOptions {
     /// The directory.
@@ -192,7 +192,7 @@ impl Kept {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has happened since the last question, up to this moment.
+    /// The events since the last question, up to this moment.
     pub(super) fn take(&self) -> Result<Vec<FilesystemEvent>, ConnectError> {
         let mut state = self.state();
         state.collect();

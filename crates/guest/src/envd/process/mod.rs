@@ -92,9 +92,9 @@ pub(super) enum InputError {
     /// Terminal input for a command without one, or the reverse.
     #[error("cannot write {wanted} input: the process {has}")]
     WrongKind {
-        /// What was sent.
+        /// The kind of input that was sent.
         wanted: &'static str,
-        /// What it would have taken.
+        /// The kind that it would have taken.
         has: &'static str,
     },
     /// Standard input was not wanted or is closed.
@@ -219,7 +219,7 @@ pub(super) struct Described {
     pub(super) config: ProcessConfig,
     /// Its tag.
     pub(super) tag: Option<String>,
-    /// What to run.
+    /// The command, as the client gave it.
     pub(super) launch: Launch,
 }
 

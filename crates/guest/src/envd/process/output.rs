@@ -73,7 +73,7 @@ pub(crate) struct Subscription {
     end: watch::Receiver<Option<Arc<End>>>,
 }
 
-/// What a subscriber gets next.
+/// The next thing that a subscriber gets.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// More output.

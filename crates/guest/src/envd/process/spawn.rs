@@ -28,7 +28,7 @@ use crate::{
     spawner::{Credentials, DEFAULT_PATH, Order},
 };
 
-/// What to run.
+/// A program and how to run it.
 #[derive(Debug)]
 pub(crate) struct Launch {
     /// Program, looked up in the child's `PATH`.
