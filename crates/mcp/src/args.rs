@@ -3,7 +3,7 @@
 /// How the program is called.
 pub(crate) const USAGE: &str = "mcp-gateway --config JSON | mcp-gateway pull NAME... | mcp-gateway --version";
 
-/// What to do.
+/// The mode to run in.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Print the version.

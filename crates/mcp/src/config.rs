@@ -13,7 +13,7 @@ use crate::limits::MAX_SERVERS;
 /// How names of servers begin whose programs are in a repository.
 const REPOSITORY: &str = "github/";
 
-/// What the names of the sandbox's own tools begin with.
+/// Prefix of the names of the sandbox's own tools.
 const OWN_PREFIX: &str = "sandbox";
 
 /// A server to run.
@@ -21,7 +21,7 @@ const OWN_PREFIX: &str = "sandbox";
 pub(crate) struct Server {
     /// Its name in the configuration.
     pub(crate) name: String,
-    /// What its tools' names begin with.
+    /// Prefix of its tools' names.
     pub(crate) prefix: String,
     /// Owner and name of the repository that its commands are run in, if it is named after one.
     pub(crate) repository: Option<String>,
@@ -39,12 +39,12 @@ pub(crate) enum ConfigError {
     /// Not JSON, or not an object of objects.
     #[error("cannot read the configuration of the MCP gateway")]
     Json(#[source] serde_json::Error),
-    /// What is said of one server is not understood.
+    /// The configuration of one server is not understood.
     #[error("cannot read the configuration of MCP server `{name}`")]
     Server {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// The fault.
         #[source]
         source: serde_json::Error,
     },
@@ -65,7 +65,7 @@ pub(crate) enum ConfigError {
     TooMany(usize),
 }
 
-/// What may be said of a server. The values of E2B's catalogue have other fields: they are ignored, like unknown ones.
+/// The configuration of a server. The values of E2B's catalogue have other fields: they are ignored, like unknown ones.
 #[derive(Debug, Deserialize)]
 struct Said {
     #[serde(alias = "runCmd")]

@@ -1,4 +1,4 @@
-//! What clients see: all tools in one list, each server's behind its name, and calls passed on to where the tool is.
+//! The server that clients see: all tools in one list, each server's behind its name, and calls passed on to where the tool is.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

@@ -29,7 +29,7 @@ pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(600);
 /// A session that no request comes for. Agents think for minutes between two calls.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(3600);
 
-/// What `run_command` waits when it is not told.
+/// How long `run_command` waits where the caller does not say.
 pub(crate) const COMMAND_SECONDS: u64 = 60;
 
 /// The most it can be told.
@@ -38,5 +38,5 @@ pub(crate) const MAX_COMMAND_SECONDS: u64 = 3600;
 /// Output that is given back, of each stream, and files that are read: a model reads no more.
 pub(crate) const MAX_OUTPUT_BYTES: usize = 1 << 20;
 
-/// Of a failed program's words, those that are shown.
+/// Bytes of a failed program's output that are shown.
 pub(crate) const SHOWN_BYTES: usize = 2000;

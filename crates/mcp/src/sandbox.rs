@@ -20,7 +20,7 @@ use crate::{
     upstream::{USER, as_user},
 };
 
-/// What is asked of `sandbox_run_command`.
+/// Arguments of `sandbox_run_command`.
 #[derive(Debug, Deserialize)]
 struct RunCommand {
     command: String,
@@ -28,20 +28,20 @@ struct RunCommand {
     timeout_seconds: Option<u64>,
 }
 
-/// What is asked of `sandbox_run_code`.
+/// Arguments of `sandbox_run_code`.
 #[derive(Debug, Deserialize)]
 struct RunCode {
     code: String,
     timeout_seconds: Option<u64>,
 }
 
-/// What is asked of tools that take a path alone.
+/// Arguments of tools that take a path alone.
 #[derive(Debug, Deserialize)]
 struct AtPath {
     path: String,
 }
 
-/// What is asked of `sandbox_write_file`.
+/// Arguments of `sandbox_write_file`.
 #[derive(Debug, Deserialize)]
 struct WriteFile {
     path: String,

@@ -24,7 +24,7 @@ use crate::{
     token::TOKEN,
 };
 
-/// Who servers and commands run as.
+/// The user that servers and commands run as.
 pub(crate) const USER: &str = "user";
 
 /// Where the servers' directories are.
@@ -35,9 +35,9 @@ const SERVERS: &str = "/opt/mcp-servers";
 pub(crate) struct Upstream {
     /// Its name in the configuration.
     pub(crate) name: String,
-    /// What its tools' names begin with.
+    /// Prefix of its tools' names.
     pub(crate) prefix: String,
-    /// What it offers, as it names it.
+    /// Its tools, by its own names.
     pub(crate) tools: Vec<Tool>,
     /// Where calls go.
     pub(crate) peer: Peer<RoleClient>,
@@ -54,7 +54,7 @@ pub(crate) enum UpstreamError {
     Directory {
         /// Its name.
         name: String,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -63,7 +63,7 @@ pub(crate) enum UpstreamError {
     Install {
         /// Its name.
         name: String,
-        /// What became of its repository, if that is worth telling.
+        /// The outcome for its repository, if that is worth telling.
         fetched: Fetched,
         /// How the command ended.
         #[source]
@@ -74,9 +74,9 @@ pub(crate) enum UpstreamError {
     Start {
         /// Its name.
         name: String,
-        /// What became of its repository, if that is worth telling.
+        /// The outcome for its repository, if that is worth telling.
         fetched: Fetched,
-        /// What happened instead.
+        /// Why.
         #[source]
         source: ConnectError,
     },
@@ -133,7 +133,7 @@ pub(crate) enum ConnectError {
     },
 }
 
-/// What became of a server's repository. Its commands may do without, so only when they fail does it matter.
+/// The outcome for a server's repository. Its commands may do without, so only when they fail does it matter.
 #[derive(Debug)]
 pub(crate) enum Fetched {
     /// There is none, or it is there.
