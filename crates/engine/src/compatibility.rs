@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Acceleration;
 
-/// Which processor a guest is shown.
+/// The processor that a guest is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Processor {
@@ -92,7 +92,7 @@ pub struct Compatibility {
 /// A difference between a snapshot's host and this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Which property.
+    /// The property that differs.
     pub what: &'static str,
     /// Its value in the snapshot.
     pub made_with: String,

@@ -183,7 +183,7 @@ pub enum SnapshotMemory {
     InState,
 }
 
-/// Which form a snapshot's memory has.
+/// The form of a snapshot's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum MemoryForm {

@@ -107,7 +107,7 @@ pub enum NodeError {
     Digest {
         /// Which.
         name: &'static str,
-        /// Of it.
+        /// Its version.
         version: &'static str,
         /// The digest of what came.
         found: String,

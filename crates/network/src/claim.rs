@@ -249,7 +249,7 @@ pub(super) fn lock_dir(dir: &Path) -> Result<DirLock, ClaimError> {
 pub(super) struct Choice<'a> {
     /// Directory of claim files.
     pub(super) dir: &'a Path,
-    /// Who asks. The same owner gets the same claim again.
+    /// The server that asks. The same owner gets the same claim again.
     pub(super) owner: &'a str,
     /// Slots with running processes.
     pub(super) survivors: &'a Survivors,

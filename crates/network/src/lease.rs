@@ -47,11 +47,11 @@ pub(super) struct Host {
     pub(super) numbers: Mutex<Numbers>,
 }
 
-/// Which numbers are in use.
+/// Numbers in use.
 #[derive(Debug)]
 pub(super) struct Numbers {
     used: BTreeSet<u16>,
-    /// Of those, numbers whose slot is gone and waits for the reaper.
+    /// Those of them whose slot is gone and waits for the reaper.
     leaving: usize,
     next: u16,
 }

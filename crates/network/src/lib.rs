@@ -77,7 +77,7 @@ pub enum Egress {
 /// How a server uses the host's network.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// Who the server is, the same after a restart: the canonical path of its state directory.
+    /// The server's name, the same after a restart: the canonical path of its state directory.
     pub owner: String,
     /// Where the servers of this host keep their claims; must not outlive a boot of the host.
     pub claims_dir: PathBuf,

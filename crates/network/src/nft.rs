@@ -108,7 +108,7 @@ pub(super) enum CtState {
     New = 0b1000,
 }
 
-/// Which interfaces a rule is about.
+/// The interfaces that a rule is about.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Interface<'a> {
     /// The one with this name.

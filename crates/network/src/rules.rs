@@ -1,4 +1,4 @@
-//! Which packets may go where: the rules of a slot and of the host, as data.
+//! Firewall policy: the rules of a slot and of the host, as data.
 //!
 //! A guest is distrusted at two places. In its own namespace only its own address may leave, and only as tracked flows of a
 //! bounded number, behind the slot's address. On the host, whatever comes from a slot's interface may be routed on to the

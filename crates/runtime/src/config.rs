@@ -21,7 +21,7 @@ pub struct RuntimeConfig {
     pub state_dir: PathBuf,
     /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
-    /// Who is let in when, and what of the capacity warm sessions may hold.
+    /// How requests are admitted, and the part of the capacity that warm sessions may hold.
     pub admission: AdmissionConfig,
     /// Sessions kept ready for creates.
     pub warm: WarmConfig,

@@ -53,7 +53,7 @@ pub struct BuildImage {
     pub provisioned: bool,
     /// Environment that the image asks for.
     pub env: BTreeMap<String, String>,
-    /// That it is no image alone but one of the host's own templates, with what is done in it. A build on it is made as that template is:
+    /// Set where it is no image alone but one of the host's own templates, with what is done in it. A build on it is made as that template is:
     /// booted once, with everything, and cut whole.
     pub standard: Option<Box<BuildTemplate>>,
 }

@@ -21,7 +21,7 @@ use crate::sandbox::InternetAccess;
 /// A guest that does not answer a connection attempt this long does not listen there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Which network sessions get.
+/// The kind of network that sessions get.
 #[derive(Debug, Clone)]
 pub enum NetworkChoice {
     /// A namespace each. Needs root.

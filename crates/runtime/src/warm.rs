@@ -92,15 +92,15 @@ pub struct PoolStatus {
     pub misses: u64,
     /// Creates that claimed what then failed, and were restored instead.
     pub failed_claims: u64,
-    /// Warm sessions and prepared engines that became ready. So are all below.
+    /// Warm sessions and prepared engines that became ready. The counts below are of both, too.
     pub refills: u64,
-    /// That did not become ready.
+    /// Those that did not become ready.
     pub failed_refills: u64,
-    /// That ended because active work needed their capacity.
+    /// Those that ended because active work needed their capacity.
     pub evictions: u64,
-    /// That ended because demand went down, their template changed, or a warm session needed a prepared engine's capacity.
+    /// Those that ended because demand went down, their template changed, or a warm session needed a prepared engine's capacity.
     pub retired: u64,
-    /// That died while they waited.
+    /// Those that died while they waited.
     pub lost: u64,
     /// Whether none is made now because too little of the disk is free: [`crate::disk::REFILL_FACTOR`] times the floor it must be.
     pub short_of_disk: bool,

@@ -25,7 +25,7 @@ const DOMAIN: &[u8] = b"firkin control 1";
 #[derive(Clone, PartialEq, Eq)]
 pub struct Nonce([u8; NONCE_BYTES]);
 
-/// Who speaks. A proof of one side is none of the other's, so that nobody answers with what he was asked.
+/// The side that speaks. A proof of one side is none of the other's, so that nobody answers with what he was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// It asks.
@@ -34,12 +34,12 @@ pub enum Side {
     Guest,
 }
 
-/// That who says a message knows a machine's nonce.
+/// Proof that the sender of a message knows a machine's nonce.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proof([u8; NONCE_BYTES]);
 
 impl Nonce {
-    /// Of random bytes.
+    /// A nonce of these random bytes.
     pub fn new(bytes: [u8; NONCE_BYTES]) -> Self {
         Self(bytes)
     }

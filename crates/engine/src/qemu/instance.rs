@@ -43,7 +43,7 @@ pub(super) struct Record {
     pub(super) memory: MemoryRecord,
 }
 
-/// Which file guest memory is in.
+/// The file that guest memory is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "path")]
 pub(super) enum MemoryRecord {

@@ -22,7 +22,7 @@ pub(super) enum Network {
     Fresh,
 }
 
-/// Who the process is.
+/// The user of the process.
 #[derive(Debug)]
 pub(super) struct Isolation {
     /// User and group id.

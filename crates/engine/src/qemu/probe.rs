@@ -80,7 +80,7 @@ pub enum ProbeError {
     /// A guest does not run the way that was asked for.
     #[error("cannot run guests with {acceleration}: {reason}")]
     Unusable {
-        /// Which way.
+        /// The acceleration.
         acceleration: Acceleration,
         /// Why.
         reason: String,

@@ -29,6 +29,6 @@ pub struct MaxTeamMetric {
     pub timestamp_unix: i64,
     /// The most.
     pub value: f64,
-    /// Of what.
+    /// The metric.
     pub metric: String,
 }
