@@ -49,7 +49,7 @@ use error::ProxyError;
 use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
-use proxy::{misses::Misses, origin, page, pool::Pool};
+use proxy::{misses::Misses, origin, page, pool::ConnectionPool};
 use target::{Target, Way};
 
 /// How the edge behaves. Resolved by the caller, once.
@@ -91,7 +91,7 @@ impl Default for ServerConfig {
 pub(crate) struct App {
     pub(crate) runtime: Runtime,
     pub(crate) config: ServerConfig,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<ConnectionPool>,
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
     pub(crate) misses: Misses,
@@ -102,7 +102,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> Arc<Self> {
         let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
-        let pool = Pool::new(Arc::new(runtime.clone()));
+        let pool = ConnectionPool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
         Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, misses: Misses::default(), is_for_others })
     }

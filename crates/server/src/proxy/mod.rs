@@ -27,7 +27,7 @@ use crate::{
     sever::Sever,
     target::{InvalidTarget, Target},
 };
-use pool::{Answer, Pool};
+use pool::{Answer, ConnectionPool};
 
 /// Headers that concern one connection, not the message (RFC 9110 section 7.6.1, and the two older ones in use).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -45,7 +45,11 @@ const HOST_ONLY: [&str; 8] =
     ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade", firkin_wire::forward::PATH];
 
 /// Passes one request on and its answer back.
-pub(crate) async fn forward(pool: &Arc<Pool>, target: Target, mut request: Request<Body>) -> Result<Response<Body>, ProxyError> {
+pub(crate) async fn forward(
+    pool: &Arc<ConnectionPool>,
+    target: Target,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, ProxyError> {
     if target.port == ENVD_PORT && host_only(request.uri().path()) {
         return Err(ProxyError::HostOnly(request.uri().path().to_owned()));
     }

@@ -66,7 +66,7 @@ impl Dial for Runtime {
 
 /// Every connection into sandboxes.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(crate) struct ConnectionPool {
     dial: Arc<dyn Dial>,
     idle: Mutex<HashMap<(SandboxId, u16), Vec<Idle>>>,
     /// Runs connections and upgraded streams.
@@ -102,7 +102,7 @@ pub(crate) struct Answer {
     pub(crate) ended: CancellationToken,
 }
 
-impl Pool {
+impl ConnectionPool {
     pub(crate) fn new(dial: Arc<dyn Dial>) -> Arc<Self> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         Arc::new(Self { dial, idle: Mutex::default(), tasks, stop })
@@ -274,7 +274,7 @@ fn replayable(request: &Request<Body>) -> Option<Replay> {
 
 #[derive(Debug)]
 struct Lease {
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     key: (SandboxId, u16),
     connection: Connection,
 }

@@ -63,9 +63,9 @@ impl Dial for Guests {
 }
 
 /// A proxy on a local port, in front of `guests`.
-async fn proxy() -> (SocketAddr, Arc<Guests>, Arc<Pool>) {
+async fn proxy() -> (SocketAddr, Arc<Guests>, Arc<ConnectionPool>) {
     let guests = Arc::new(Guests::default());
-    let pool = Pool::new(Arc::clone(&guests) as Arc<dyn Dial>);
+    let pool = ConnectionPool::new(Arc::clone(&guests) as Arc<dyn Dial>);
     let served = Arc::clone(&pool);
     let address = serve(move |request| {
         let pool = Arc::clone(&served);

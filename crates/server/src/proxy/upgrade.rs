@@ -8,10 +8,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::Pool;
+use super::pool::ConnectionPool;
 
 /// Joins the two halves of an upgraded connection, in the background.
-pub(crate) fn join(pool: &Arc<Pool>, client: OnUpgrade, guest: OnUpgrade, ended: CancellationToken) {
+pub(crate) fn join(pool: &Arc<ConnectionPool>, client: OnUpgrade, guest: OnUpgrade, ended: CancellationToken) {
     let stop = pool.stop.clone();
     pool.tasks.spawn(async move {
         tokio::select! {
