@@ -196,7 +196,7 @@ impl Metrics {
         self.unknown_fields.inc_by(fields) + fields
     }
 
-    /// What the state directory may hold, and held when that was looked at last, with what of it could be made again.
+    /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.
     pub(crate) fn disk(&self, budget: u64, held: u64, reclaimable: u64) {
         for (state, bytes) in [("budget", budget), ("held", held), ("reclaimable", reclaimable)] {
             self.gauges.disk.get_or_create(&StateLabel { state }).set(number(bytes));
@@ -233,25 +233,29 @@ impl Metrics {
 impl Gauges {
     fn register(&self, registry: &mut Registry) {
         registry.register("sandboxes", "Sandboxes by state", self.sandboxes.clone());
-        registry.register("capacity", "What the host offers sandboxes, after overcommit", self.total.clone());
-        registry.register("capacity_held", "What sessions hold of it, by class", self.held.clone());
+        registry.register("capacity", "Resources that the host offers sandboxes, after overcommit", self.total.clone());
+        registry.register("capacity_held", "Resources that sessions hold, by class", self.held.clone());
         registry.register("sessions", "Sessions that hold capacity, by class", self.sessions.clone());
         registry.register("queue_length", "Requests that wait for capacity", self.waiting.clone());
-        let help = "What became of requests for capacity since the start";
+        let help = "Requests for capacity since the start, by outcome";
         registry.register("admission_requests", help, self.requests.clone());
         let help = "The same as firkin_admission_requests_total, by earlier words; gone with the next release";
         registry.register("admissions", help, self.admissions.clone());
         registry.register(
             "pool_sessions",
-            "Of all templates: warm sessions wanted and ready, prepared engines ready, either being made",
+            "Warm sessions wanted and ready, prepared engines ready, and either being made, of all templates",
             self.shelved.clone(),
         );
-        registry.register("pool_events", "What became of claims and of what waits for them since the start", self.pooled.clone());
+        registry.register(
+            "pool_events",
+            "Claims of warm sessions and prepared engines, and what else happened to these, since the start",
+            self.pooled.clone(),
+        );
         let help = "1 while nothing more is kept warm because too little of the disk is free";
         registry.register("pool_short_of_disk", help, self.short_of_disk.clone());
         registry.register(
             "disk_bytes",
-            "What the state directory holds, could let go and may hold, where it has a budget",
+            "Disk space of the state directory: held, reclaimable and budget, where it has one",
             self.disk.clone(),
         );
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
