@@ -7,6 +7,7 @@ pub mod activity;
 pub mod admission;
 pub mod agent;
 pub mod artifact;
+mod blocking;
 mod boot;
 pub mod build;
 mod builds;

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, Pin, SnapshotArtifactManifest},
+    blocking::blocking,
     boot::{self, BootRequest, Booted},
     core::Core,
     launch::BootError,
@@ -34,9 +35,8 @@ pub(crate) async fn memory_of_disk(
 ) -> Result<(Artifact, Pin), SnapshotRestoreError> {
     let artifact = artifact.without_memory();
     let (store, disk) = (core.artifacts.clone(), artifact.clone());
-    tokio::task::spawn_blocking(move || store.verify(&disk))
+    blocking(move || store.verify(&disk))
         .await
-        .expect("verification does not panic and the runtime does not stop under it")
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })?;
     core.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
     let reservation = core.gates.admission.admit(record.budget).await.map_err(SnapshotRestoreError::Admission)?;

@@ -15,6 +15,7 @@ use firkin_wire::control;
 use crate::{
     admission::{Admission, AdmissionError},
     artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
+    blocking::blocking,
     capacity::ActiveSessionReservation,
     disk::{DiskPressure, DiskPressureGuard},
     launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
@@ -147,9 +148,8 @@ pub(crate) async fn launch<L: SnapshotSessionLauncher + ?Sized>(
 
 async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) -> Result<(), SnapshotRestoreError> {
     let artifact = request.artifact.manifest.id.clone();
-    tokio::task::spawn_blocking(move || artifacts.verify(&request.artifact))
+    blocking(move || artifacts.verify(&request.artifact))
         .await
-        .expect("verification does not panic and the runtime does not stop under it")
         .map_err(|source| SnapshotRestoreError::Integrity { artifact, source })
 }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
+    blocking::blocking,
     state_dir::{OpenError, prepare_state_dir},
     store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
 };
@@ -74,8 +75,7 @@ pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<
         let examined: Vec<ExaminedArtifact> = ids.iter().map(|id| artifacts.examine(id, &mut readings)).collect();
         Ok((examined, artifacts.quarantined(), over_bases(&artifacts, &ids)))
     };
-    let examined = tokio::task::spawn_blocking(examine).await.expect("an examination does not panic");
-    let (examined, marks, over) = examined.map_err(directory)?;
+    let (examined, marks, over) = blocking(examine).await.map_err(directory)?;
     let artifacts = examined.into_iter().map(|examined| VerifiedArtifact {
         quarantined_since: since(&marks, &examined.id),
         needed_by: needed_by(&examined.id, &sandboxes, &templates, &over),

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
+    blocking::blocking,
     core::Core,
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
@@ -134,8 +135,7 @@ async fn prove(core: &Core, checkpoint: &Artifact) -> Result<(), SnapshotRestore
         restore::check_compatible(&checkpoint.manifest, &core.gates.engine)?;
     }
     let (artifacts, artifact) = (core.artifacts.clone(), checkpoint.clone());
-    tokio::task::spawn_blocking(move || artifacts.verify(&artifact))
+    blocking(move || artifacts.verify(&artifact))
         .await
-        .expect("verification does not panic and the runtime does not stop under it")
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: checkpoint.manifest.id.clone(), source })
 }
