@@ -20,6 +20,7 @@ use crate::{
         Artifact, ArtifactKind, CutReason, FORMAT, GuestIdentity, IntegrityError, MemoryMember, Pin, PublishError,
         SnapshotArtifactManifest,
     },
+    blocking::blocking,
     core::Core,
     disk::DiskPressure,
     history::Event,
@@ -221,9 +222,8 @@ impl Owner {
             ..base
         };
         let artifacts = core.artifacts.clone();
-        let published = tokio::task::spawn_blocking(move || artifacts.publish(draft, manifest))
+        let published = blocking(move || artifacts.publish(draft, manifest))
             .await
-            .expect("publishing does not panic and the runtime does not stop under it")
             .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
         core.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
         core.metrics.observe(Timing::SnapshotSave, begun.elapsed());
@@ -268,9 +268,6 @@ async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact, reason: CutR
         ..paused.manifest
     };
     let artifacts = core.artifacts.clone();
-    let published = tokio::task::spawn_blocking(move || artifacts.publish(draft, manifest))
-        .await
-        .expect("publishing does not panic and the runtime does not stop under it")
-        .map_err(failed)?;
+    let published = blocking(move || artifacts.publish(draft, manifest)).await.map_err(failed)?;
     Ok((published, pin))
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
+    blocking::blocking,
     core::Core,
     store::{Held, RecordedPhase},
 };
@@ -228,8 +229,7 @@ async fn merge(core: Arc<Core>, layers: Vec<String>, stop: CancellationToken) ->
         return None;
     }
     let (artifacts, stopped) = (core.artifacts.clone(), stop.clone());
-    let merged = tokio::task::spawn_blocking(move || artifacts.merge_layers(&layers, &|| !stopped.is_cancelled())).await;
-    match merged.expect("a merge does not panic and the runtime does not stop under it") {
+    match blocking(move || artifacts.merge_layers(&layers, &|| !stopped.is_cancelled())).await {
         Ok(merged) => Some(merged),
         Err(_) if stop.is_cancelled() => None,
         Err(error) => {
@@ -254,8 +254,7 @@ async fn flatten(core: Arc<Core>, artifact: Artifact, stop: CancellationToken) -
         return None;
     }
     let (artifacts, of, stopped) = (core.artifacts.clone(), artifact.manifest.id.clone(), stop.clone());
-    let flat = tokio::task::spawn_blocking(move || artifacts.flatten(&artifact, &|| !stopped.is_cancelled())).await;
-    match flat.expect("flattening does not panic and the runtime does not stop under it") {
+    match blocking(move || artifacts.flatten(&artifact, &|| !stopped.is_cancelled())).await {
         Ok((artifact, pin)) => Some(Flat { of, artifact, pin }),
         // It was woken, or is gone.
         Err(_) if stop.is_cancelled() => None,
