@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::{
     agent::{Agent, AgentError},
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
+    blocking::blocking,
     core::Core,
     instances::InstanceDir,
     launch::{BootError, LaunchError, Obituary},
@@ -255,7 +256,7 @@ impl Booted {
     pub(crate) async fn publish(self, core: &Core, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
         let Self { draft, dir, disk, memory, .. } = self;
         let artifacts = core.artifacts.clone();
-        tokio::task::spawn_blocking(move || {
+        blocking(move || {
             if memory == Some(MemoryForm::Full) {
                 let (memory, target) = (dir.path().join(parts::MEMORY), draft.dir().join(parts::MEMORY));
                 fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
@@ -266,7 +267,6 @@ impl Booted {
             artifacts.publish(draft, manifest)
         })
         .await
-        .expect("publishing does not panic and the runtime does not stop under it")
         .map_err(BootError::Publish)
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     artifact::{
         Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
+    blocking::blocking,
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
@@ -135,10 +136,7 @@ async fn publish(
     work: impl FnOnce(crate::artifact::ArtifactStore) -> Result<Artifact, PublishError> + Send + 'static,
 ) -> Result<Artifact, BuildFailure> {
     let artifacts = core.artifacts.clone();
-    tokio::task::spawn_blocking(move || work(artifacts))
-        .await
-        .expect("publishing does not panic and the runtime does not stop under it")
-        .map_err(BuildFailure::Publish)
+    blocking(move || work(artifacts)).await.map_err(BuildFailure::Publish)
 }
 
 /// Tries until the host has room, as long as it might.

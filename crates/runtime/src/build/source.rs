@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
+    blocking::blocking,
     boot::Booted,
     core::Core,
     images::{BuildImage, ImageRequest},
@@ -184,9 +185,8 @@ async fn disk_origin(
 ) -> Result<Origin, BuildFailure> {
     let artifact = artifact.without_memory();
     let (store, disk) = (core.artifacts.clone(), artifact.clone());
-    tokio::task::spawn_blocking(move || store.verify(&disk))
+    blocking(move || store.verify(&disk))
         .await
-        .expect("verification does not panic and the runtime does not stop under it")
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })
         .map_err(BuildFailure::Restore)?;
     Ok(Origin { name, shape, processor, disk_mib: artifact.manifest.budget.disk_mib, members: artifact.manifest.disk })

@@ -11,7 +11,7 @@ use super::{
     error::{BuildFailure, CommandFailed},
     provision::Script,
 };
-use crate::{store::Defaults, uploads::Files};
+use crate::{blocking::blocking, store::Defaults, uploads::Files};
 
 /// Longest name of a user.
 const MAX_USER_BYTES: usize = 32;
@@ -151,10 +151,6 @@ impl Step {
         let unpacked = shell.script(Script::Unpack, "root", &[("FK_ARCHIVE", &archive)]).await;
         unpacked.map(drop).map_err(step(format!("unpack '{src}' at '{path}'")))
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, CopyError> + Send + 'static) -> Result<T, CopyError> {
-    tokio::task::spawn_blocking(work).await.expect("an archive is read without panic and the runtime does not stop under it")
 }
 
 /// What the guest said of the destination: uid, gid, and whether it is a directory.
