@@ -1,7 +1,12 @@
 //! The restore path: from a snapshot artifact to a running session, or to a refusal without any effect.
 //!
-//! Create, resume and fork all come through [`restore`]. Its order is the product's promise: each step refuses before the next
-//! has any effect, and capacity is held by a guard from before the launch until after the session has ended.
+//! ```text
+//!   request ──► Proven ──► Admitted ──► SnapshotRestoreReport: a session, with its capacity
+//! ```
+//!
+//! The order is the product's promise: each step refuses before the next has any effect, and capacity is held by a guard from
+//! before the launch until after the session has ended. [`restore`] goes all of it, for resumes, rollbacks and builds. Creates and
+//! forks go it themselves, because what is proven may be claimed from the warm pool, with its capacity and most of its launch.
 
 use std::{
     sync::Arc,
@@ -30,7 +35,7 @@ pub struct SnapshotRestoreReport<S> {
     pub reservation: ActiveSessionReservation,
     /// Checks before the launch, proof of integrity included.
     pub checks: Duration,
-    /// From then until capacity was held: eviction of warm sessions and the queue.
+    /// From then until capacity was held: a claim from the warm pool, else eviction of warm sessions and the queue.
     pub admission: Duration,
     /// The launch.
     pub launch: LaunchTimings,
@@ -108,42 +113,60 @@ pub async fn restore<L: SnapshotSessionLauncher + ?Sized>(
     gates: &RestoreGates,
     launcher: &L,
 ) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
-    let begun = Instant::now();
-    let request = check(request, gates).await?;
-    launch(&request, gates, launcher, begun).await
+    Proven::prove(request, gates).await?.admit(gates).await?.launch(launcher).await
 }
 
-/// What comes before capacity is taken: the artifact fits this host and is intact, and the disk is not too full.
-pub(crate) async fn check(
-    request: SnapshotRestoreRequest,
-    gates: &RestoreGates,
-) -> Result<Arc<SnapshotRestoreRequest>, SnapshotRestoreError> {
-    if request.artifact.manifest.memory == MemoryMember::Absent {
-        return Err(SnapshotRestoreError::NoMemory { artifact: request.artifact.manifest.id });
+/// What may be launched: the artifact fits this host and is intact, and the disk is not too full. It holds nothing yet.
+#[derive(Debug)]
+pub(crate) struct Proven {
+    pub(crate) request: Arc<SnapshotRestoreRequest>,
+    /// How long that took.
+    pub(crate) checks: Duration,
+    /// When it was so.
+    pub(crate) since: Instant,
+}
+
+impl Proven {
+    pub(crate) async fn prove(request: SnapshotRestoreRequest, gates: &RestoreGates) -> Result<Self, SnapshotRestoreError> {
+        let begun = Instant::now();
+        if request.artifact.manifest.memory == MemoryMember::Absent {
+            return Err(SnapshotRestoreError::NoMemory { artifact: request.artifact.manifest.id });
+        }
+        check_compatible(&request.artifact.manifest, &gates.engine)?;
+        let request = Arc::new(request);
+        verify(Arc::clone(&request), gates.artifacts.clone()).await?;
+        gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
+        Ok(Self { request, checks: begun.elapsed(), since: Instant::now() })
     }
-    check_compatible(&request.artifact.manifest, &gates.engine)?;
-    let request = Arc::new(request);
-    verify(Arc::clone(&request), gates.artifacts.clone()).await?;
-    gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
-    Ok(request)
+
+    /// Takes capacity for it: what is free, else that of warm sessions, else what comes free while it waits.
+    pub(crate) async fn admit(self, gates: &RestoreGates) -> Result<Admitted, SnapshotRestoreError> {
+        let reservation = gates.admission.admit(self.request.budget).await.map_err(SnapshotRestoreError::Admission)?;
+        Ok(Admitted { admission: self.since.elapsed(), proven: self, reservation })
+    }
 }
 
-/// Takes capacity for what has been [checked](check) since `begun`, and launches it.
-pub(crate) async fn launch<L: SnapshotSessionLauncher + ?Sized>(
-    request: &SnapshotRestoreRequest,
-    gates: &RestoreGates,
-    launcher: &L,
-    begun: Instant,
-) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
-    let checks = begun.elapsed();
-    let begun = Instant::now();
-    let reservation = gates.admission.admit(request.budget).await.map_err(SnapshotRestoreError::Admission)?;
-    let admission = begun.elapsed();
-    let (session, launch) = launcher.launch(request).await.map_err(|error| match error {
-        LaunchError::Network(source) => SnapshotRestoreError::Network(source),
-        other => SnapshotRestoreError::Launch(other),
-    })?;
-    Ok(SnapshotRestoreReport { session, reservation, checks, admission, launch })
+/// What may be launched now. Dropped, it gives its capacity back.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    proven: Proven,
+    reservation: ActiveSessionReservation,
+    /// How long it waited for that.
+    admission: Duration,
+}
+
+impl Admitted {
+    pub(crate) async fn launch<L: SnapshotSessionLauncher + ?Sized>(
+        self,
+        launcher: &L,
+    ) -> Result<SnapshotRestoreReport<L::Session>, SnapshotRestoreError> {
+        let Self { proven: Proven { request, checks, .. }, reservation, admission } = self;
+        let (session, launch) = launcher.launch(&request).await.map_err(|error| match error {
+            LaunchError::Network(source) => SnapshotRestoreError::Network(source),
+            other => SnapshotRestoreError::Launch(other),
+        })?;
+        Ok(SnapshotRestoreReport { session, reservation, checks, admission, launch })
+    }
 }
 
 async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) -> Result<(), SnapshotRestoreError> {

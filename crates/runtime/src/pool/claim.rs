@@ -1,6 +1,6 @@
 //! A create: by claiming a warm session or a prepared engine where there is one, else by restoring the template.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use firkin_causes::chain;
 
@@ -10,7 +10,7 @@ use crate::{
     core::Core,
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
     metrics::Timing,
-    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    restore::{Proven, SnapshotRestoreError, SnapshotRestoreReport},
     session::{Session, Staged},
 };
 
@@ -34,7 +34,7 @@ impl Drop for Creating<'_> {
 /// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch. A
 /// claimed session's capacity is its own, so there is none to wait for.
 ///
-/// Cancel-safe, as [`restore::restore`] is.
+/// Cancel-safe, as [`restore::restore`](crate::restore::restore) is.
 pub(crate) async fn create(
     core: &Core,
     pool: &WarmPool,
@@ -42,24 +42,32 @@ pub(crate) async fn create(
 ) -> Result<SnapshotRestoreReport<Session>, SnapshotRestoreError> {
     let _creating = Creating::new(pool);
     let begun = Instant::now();
-    let request = restore::check(request, &core.gates).await?;
-    if let Some(waiting) = pool.claim(&request).await {
-        let checks = begun.elapsed();
-        let is_warm = matches!(waiting.what, Staging::Warm(_));
-        match become_sandbox(waiting, &request).await {
-            Ok((session, reservation, launch)) => {
-                count_hit(core, pool, is_warm, begun);
-                return Ok(SnapshotRestoreReport { session, reservation, checks, admission: Duration::ZERO, launch });
-            }
-            Err(error) => {
-                pool.state().counters.failed_claims += 1;
-                tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
-            }
-        }
-    }
-    let report = restore::launch(&request, &core.gates, &core.launcher, begun).await?;
+    let proven = Proven::prove(request, &core.gates).await?;
+    let proven = match claim(core, pool, proven, begun).await {
+        Ok(report) => return Ok(report),
+        Err(proven) => proven,
+    };
+    let report = proven.admit(&core.gates).await?.launch(&core.launcher).await?;
     core.metrics.observe(Timing::WarmSnapshotRestore, begun.elapsed());
     Ok(report)
+}
+
+/// Lets what waits of the template become the sandbox. Gives back what is proven where nothing does, or what did has failed.
+async fn claim(core: &Core, pool: &WarmPool, proven: Proven, begun: Instant) -> Result<SnapshotRestoreReport<Session>, Proven> {
+    let Some(waiting) = pool.claim(&proven.request).await else { return Err(proven) };
+    let admission = proven.since.elapsed();
+    let is_warm = matches!(waiting.what, Staging::Warm(_));
+    match become_sandbox(waiting, &proven.request).await {
+        Ok((session, reservation, launch)) => {
+            count_hit(core, pool, is_warm, begun);
+            Ok(SnapshotRestoreReport { session, reservation, checks: proven.checks, admission, launch })
+        }
+        Err(error) => {
+            pool.state().counters.failed_claims += 1;
+            tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
+            Err(proven)
+        }
+    }
 }
 
 fn count_hit(core: &Core, pool: &WarmPool, is_warm: bool, begun: Instant) {

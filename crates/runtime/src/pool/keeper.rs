@@ -17,7 +17,7 @@ use crate::{
     disk::{DiskPressure, REFILL_FACTOR},
     launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     rest::come_to_rest,
-    restore::{self, SnapshotRestoreError},
+    restore::{Proven, SnapshotRestoreError},
     sandbox::InternetAccess,
     session::Session,
 };
@@ -185,7 +185,7 @@ async fn make(core: &Core, pool: &WarmPool, order: &mut Order) -> Result<Waiting
         internet: InternetAccess::Allowed,
         artifact,
     };
-    let request = restore::check(request, &core.gates).await.map_err(RefillError::Check)?;
+    let Proven { request, .. } = Proven::prove(request, &core.gates).await.map_err(RefillError::Check)?;
     core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
     if pool.note_disk(false) {
         tracing::info!("the disk has room for warm sessions again");
