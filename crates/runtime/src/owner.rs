@@ -201,6 +201,19 @@ pub(crate) struct Continuation {
 enum Phase {
     Running(Box<Running>),
     Paused(Held),
+    /// It has ended, and nobody finds its owner any more.
+    Gone,
+}
+
+impl Phase {
+    /// What runs, to be cut.
+    fn running(&mut self, id: &SandboxId) -> Result<&mut Running, SnapshotError> {
+        match self {
+            Self::Running(running) => Ok(running),
+            Self::Paused(_) => Err(SnapshotError::AlreadyPaused(id.clone())),
+            Self::Gone => Err(gone(id).into()),
+        }
+    }
 }
 
 struct Running {
@@ -316,7 +329,8 @@ impl Owner {
 
     fn new(owners: &Arc<Owners>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let (view, watched) = watch::channel(view(&record, &phase, false));
+        let shown = view(&record, &phase, false).expect("an owner begins with a sandbox that runs or is paused");
+        let (view, watched) = watch::channel(shown);
         let owner = Self {
             core: Arc::clone(&owners.core),
             owners: Arc::clone(owners),
@@ -336,6 +350,7 @@ impl Owner {
         loop {
             self.keep_up().await;
             let next = match &mut self.phase {
+                Phase::Gone => return,
                 Phase::Paused(_) => tokio::select! {
                     command = self.commands.recv() => match command {
                         Some(command) => Wake::Command(command),
@@ -403,7 +418,7 @@ impl Owner {
                         self.connect(timeout, memory).await.map(|connected| connected.sandbox)
                     }
                     Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
-                    Phase::Paused(_) => self.wake(timeout, memory).await,
+                    Phase::Paused(_) | Phase::Gone => self.wake(timeout, memory).await,
                 };
                 drop(reply.send(result));
             }
@@ -435,7 +450,7 @@ impl Owner {
             Command::Stats { reply } => {
                 let stats = match &mut self.phase {
                     Phase::Running(running) => running.session.stats().await.ok(),
-                    Phase::Paused(_) => None,
+                    Phase::Paused(_) | Phase::Gone => None,
                 };
                 // Whoever asked may have gone.
                 reply.send(stats).ok();
@@ -457,7 +472,7 @@ impl Owner {
             },
             Command::Stop { on_exit: OnExit::Leave } => return Next::Left,
             Command::Stop { on_exit: OnExit::Kill } => match self.phase {
-                Phase::Running(_) => return Next::Gone,
+                Phase::Running(_) | Phase::Gone => return Next::Gone,
                 Phase::Paused(_) => self.commands.close(),
             },
         }
@@ -477,6 +492,7 @@ impl Owner {
         match self.phase {
             Phase::Running(_) if self.record.end_at == due => self.expire().await,
             Phase::Running(_) | Phase::Paused(_) => Next::Continue,
+            Phase::Gone => Next::Gone,
         }
     }
 
@@ -500,7 +516,7 @@ impl Owner {
 
     async fn set_deadline(&mut self, timeout: Duration, only_extend: bool) -> Result<(), DeadlineError> {
         check_length(timeout).map_err(DeadlineError::InvalidTimeout)?;
-        if matches!(self.phase, Phase::Paused(_)) {
+        if !matches!(self.phase, Phase::Running(_)) {
             return Err(DeadlineError::NotFound(NoSuchSandbox(self.record.id.clone())));
         }
         let end_at = Timestamp::now().saturating_add(timeout).unwrap_or(Timestamp::MAX);
@@ -529,7 +545,9 @@ impl Owner {
     }
 
     fn publish_view(&self) {
-        self.view.send_replace(view(&self.record, &self.phase, self.changing));
+        if let Some(view) = view(&self.record, &self.phase, self.changing) {
+            self.view.send_replace(view);
+        }
     }
 
     /// Ends the sandbox because its user asks for it. A paused one that cannot be forgotten stays: it would be back after a
@@ -547,10 +565,7 @@ impl Owner {
         if self.owners.handles().remove(&id).is_none() {
             return Ok(());
         }
-        if let Phase::Running(running) = std::mem::replace(
-            &mut self.phase,
-            Phase::Paused(Held { artifact: String::new(), epoch: None, memory: Memory::Dropped }),
-        ) {
+        if let Phase::Running(running) = std::mem::replace(&mut self.phase, Phase::Gone) {
             running.ended.cancel();
             let exit = running.session.end().await;
             drop(running.reservation);

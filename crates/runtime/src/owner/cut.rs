@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Continuation, Owner, Phase, ms,
+    Continuation, Owner, Phase, gone, ms,
     view::{Seen, SeenState},
     wake::identity,
 };
@@ -104,9 +104,7 @@ impl Owner {
 
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
     pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
-        let Phase::Running(running) = &mut self.phase else {
-            return Err(SnapshotError::AlreadyPaused(self.record.id.clone()));
-        };
+        let running = self.phase.running(&self.record.id)?;
         running.leaving.cancel();
         self.publish_view();
         let result = self.try_pause(memory, reason).await;
@@ -145,6 +143,7 @@ impl Owner {
     /// A state that others can be started from.
     pub(super) async fn cut(&mut self, memory: Memory, reason: CutReason) -> Result<Continuation, SnapshotError> {
         let (artifact, pin) = match &self.phase {
+            Phase::Gone => return Err(gone(&self.record.id).into()),
             Phase::Running(_) => {
                 let result = self.publish_cut(reason, memory).await?;
                 self.go_on().await;
@@ -181,7 +180,7 @@ impl Owner {
     async fn try_publish_cut(&mut self, reason: CutReason, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
         let id = self.record.id.clone();
         let core = Arc::clone(&self.core);
-        let Phase::Running(running) = &mut self.phase else { return Err(SnapshotError::AlreadyPaused(id)) };
+        let running = self.phase.running(&id)?;
         // An earlier failure may have left it stopped; a stopped guest cannot answer.
         running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         core.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use firkin_network::SlotError;
 use firkin_wire::rest::LogLevel;
 
-use super::{Owner, Phase};
+use super::{Owner, Phase, gone};
 use crate::{
     history::Event,
     sandbox::{InternetAccess, NoSuchSandbox, SandboxId},
@@ -42,8 +42,10 @@ impl Owner {
         internet: InternetAccess,
         dns_servers: Option<Vec<Ipv4Addr>>,
     ) -> Result<(), NetworkError> {
-        let Phase::Running(running) = &mut self.phase else {
-            return Err(NetworkError::NotRunning(self.record.id.clone()));
+        let running = match &mut self.phase {
+            Phase::Running(running) => running,
+            Phase::Paused(_) => return Err(NetworkError::NotRunning(self.record.id.clone())),
+            Phase::Gone => return Err(gone(&self.record.id).into()),
         };
         let mut record = self.record.clone();
         record.spec.internet = internet;

@@ -14,7 +14,7 @@ use firkin_causes::chain;
 use jiff::Timestamp;
 
 use super::{
-    Owner, Phase,
+    Owner, Phase, gone,
     view::show,
     wake::{self, Life, Until},
 };
@@ -71,6 +71,7 @@ impl Owner {
     pub(super) async fn rollback(&mut self, checkpoint: Artifact) -> Result<RuntimeSandbox, RollbackError> {
         prove(&self.core, &checkpoint).await.map_err(RollbackError::Checkpoint)?;
         match self.phase {
+            Phase::Gone => return Err(gone(&self.record.id).into()),
             Phase::Paused(_) => self.hold(&checkpoint).await?,
             Phase::Running(_) => {
                 self.changing = true;

@@ -175,6 +175,7 @@ impl Owner {
         match &self.phase {
             Phase::Running(running) => &running.session.disk.layers,
             Phase::Paused(_) => self.upkeep.held.as_ref().map(|(_, layers)| &layers[..]).unwrap_or_default(),
+            Phase::Gone => &[],
         }
     }
 

@@ -72,9 +72,10 @@ pub(crate) struct Reach {
     pub(crate) generation: u64,
 }
 
-/// The view of a record in a phase, or of one that is `changing` from one life to the next.
-pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> View {
+/// The view of a record in a phase, or of one that is `changing` from one life to the next. What is gone shows nothing.
+pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Option<View> {
     let access = match phase {
+        Phase::Gone => return None,
         _ if changing => Access::Pausing,
         Phase::Paused(_) => Access::Paused,
         Phase::Running(running) if running.leaving.is_cancelled() => Access::Pausing,
@@ -89,7 +90,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Vie
     if let Access::Pausing = access {
         sandbox.state = SandboxState::Paused;
     }
-    View { sandbox, access, epoch: record.epoch }
+    Some(View { sandbox, access, epoch: record.epoch })
 }
 
 pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {

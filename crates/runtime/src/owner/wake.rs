@@ -71,6 +71,7 @@ impl Owner {
                 })?;
                 Ok(Connected { sandbox: show(&self.record), resumed: false })
             }
+            Phase::Gone => Err(gone(&self.record.id).into()),
         }
     }
 
@@ -87,7 +88,7 @@ impl Owner {
     pub(super) async fn wake_for_traffic(&mut self) -> Result<(), ResumeError> {
         match &self.phase {
             Phase::Running(_) => Ok(()),
-            Phase::Paused(Held { memory: Memory::Dropped, .. }) => Err(gone(&self.record.id).into()),
+            Phase::Paused(Held { memory: Memory::Dropped, .. }) | Phase::Gone => Err(gone(&self.record.id).into()),
             Phase::Paused(_) => {
                 let timeout = self.record.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
                 self.wake(timeout, Memory::Kept).await.map(drop)
@@ -98,7 +99,11 @@ impl Owner {
     /// From paused to running. The paused state stays what it is until the running one is recorded. With memory dropped, or where
     /// none is held, the guest boots.
     pub(super) async fn wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
-        let Phase::Paused(held) = &self.phase else { return Err(ResumeError::AlreadyRunning(self.record.id.clone())) };
+        let held = match &self.phase {
+            Phase::Paused(held) => held,
+            Phase::Running(_) => return Err(ResumeError::AlreadyRunning(self.record.id.clone())),
+            Phase::Gone => return Err(gone(&self.record.id).into()),
+        };
         check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
         let _pin = self.core.artifacts.pin(held.artifact.clone());
         let loaded = self.core.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
