@@ -1,18 +1,13 @@
 //! The host's side of the control channel: one call at a time, each with a deadline.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{io, time::Duration};
 
 use firkin_engine::ControlStream;
 use firkin_wire::{
-    control::{self, Answer, Call, Decoder, Request, Response, encode},
+    control::{Answer, Call, Decoder, Request, Response, encode},
     nonce::{Nonce, Side},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::sandbox::SandboxId;
-
-/// The epoch that every template's guest is in.
-pub(crate) const TEMPLATE_EPOCH: u64 = 1;
 
 /// Why a call on the control channel failed.
 #[derive(Debug, thiserror::Error)]
@@ -157,26 +152,6 @@ fn name(call: &Call) -> &'static str {
 pub(crate) fn realtime_ns() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The identity of a template: nobody in particular, without a token.
-pub(crate) fn nobody() -> control::Identity {
-    use base64::Engine as _;
-    control::Identity {
-        epoch: TEMPLATE_EPOCH,
-        // As long as the name of any sandbox, and of most templates: who becomes another writes over these and cuts nothing off.
-        sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
-        template_id: "template-00000000000".to_owned(),
-        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
-        realtime_ns: 0,
-        machine_id: Some(crate::random::hex::<16>()),
-        nonce: None,
-        network: None,
-        env: BTreeMap::new(),
-        access_token: None,
-        default_user: None,
-        default_workdir: None,
-    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub mod generation;
 pub mod guest_file;
 pub mod history;
 pub mod host_templates;
+mod identity;
 pub mod images;
 mod instances;
 pub mod launch;

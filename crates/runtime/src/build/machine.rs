@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     admission::AdmissionError,
-    agent::nobody,
     artifact::{
         Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
@@ -18,6 +17,7 @@ use crate::{
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
+    identity::nobody,
     launch::SnapshotRestoreRequest,
     rest::come_to_rest,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},

@@ -1,0 +1,37 @@
+//! Who a guest is told that it is.
+//!
+//! Entropy is fresh in each, and so is whatever tells one guest from another; the nonce and the network are its machine's, which
+//! fills them in when it gives the guest its identity.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use firkin_wire::control::Identity;
+
+use crate::sandbox::SandboxId;
+
+/// The epoch that every template's guest is in.
+const TEMPLATE_EPOCH: u64 = 1;
+
+fn entropy() -> String {
+    base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>())
+}
+
+/// A template: nobody in particular, without a token.
+pub(crate) fn nobody() -> Identity {
+    Identity {
+        epoch: TEMPLATE_EPOCH,
+        // As long as the name of any sandbox, and of most templates: who becomes another writes over these and cuts nothing off.
+        sandbox_id: format!("{:0<1$}", "template-", SandboxId::LENGTH),
+        template_id: "template-00000000000".to_owned(),
+        entropy: entropy(),
+        realtime_ns: 0,
+        machine_id: Some(crate::random::hex::<16>()),
+        nonce: None,
+        network: None,
+        env: BTreeMap::new(),
+        access_token: None,
+        default_user: None,
+        default_workdir: None,
+    }
+}
