@@ -8,13 +8,34 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use firkin_wire::control::Identity;
 
-use crate::sandbox::SandboxId;
+use crate::{agent::realtime_ns, sandbox::SandboxId, store::SandboxRecord};
 
 /// The epoch that every template's guest is in.
 const TEMPLATE_EPOCH: u64 = 1;
 
 fn entropy() -> String {
     base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>())
+}
+
+/// The sandbox of this record; with a new machine id when it is `fresh`.
+pub(crate) fn of_sandbox(record: &SandboxRecord, fresh: bool) -> Identity {
+    // What the creator says stands above what the template's build said.
+    let mut env = record.defaults.env.clone();
+    env.extend(record.spec.env.clone());
+    Identity {
+        epoch: record.epoch,
+        sandbox_id: record.id.to_string(),
+        template_id: record.template_id.clone(),
+        entropy: entropy(),
+        realtime_ns: realtime_ns(),
+        machine_id: fresh.then(crate::random::hex::<16>),
+        nonce: None,
+        network: None,
+        env,
+        access_token: record.access_token.clone(),
+        default_user: record.defaults.user.clone(),
+        default_workdir: record.defaults.workdir.clone(),
+    }
 }
 
 /// A template: nobody in particular, without a token.

@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Continuation, Owner, Phase, gone, ms,
     view::{Seen, SeenState},
-    wake::identity,
 };
 use crate::{
     agent::AgentError,
@@ -24,6 +23,7 @@ use crate::{
     core::Core,
     disk::DiskPressure,
     history::Event,
+    identity,
     metrics::Timing,
     sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
@@ -233,7 +233,7 @@ impl Owner {
 
     /// Lets a cut machine run again, with the right time.
     pub(super) async fn go_on(&mut self) {
-        let identity = identity(&self.record, false);
+        let identity = identity::of_sandbox(&self.record, false);
         let Phase::Running(running) = &mut self.phase else { return };
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
         layers.clone_from(&running.session.disk.layers);

@@ -2,7 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
-use firkin_wire::{control, rest::LogLevel};
+use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     generation::{self, StaleState},
     history::Event,
+    identity,
     launch::SnapshotRestoreRequest,
     metrics::Timing,
     owner::{Connected, DeadlineError},
@@ -201,7 +202,7 @@ async fn boot_or_restore(
 ) -> Result<(SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
     let core = &owners.core;
     let (artifact, pin) = if life.memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
-        let (booted, pin) = reboot::memory_of_disk(core, record, artifact, identity(record, life.fresh)).await?;
+        let (booted, pin) = reboot::memory_of_disk(core, record, artifact, identity::of_sandbox(record, life.fresh)).await?;
         record.epoch = booted.manifest.epoch + 1;
         (booted, Some(pin))
     } else {
@@ -210,7 +211,7 @@ async fn boot_or_restore(
     let request = SnapshotRestoreRequest {
         artifact,
         budget: record.budget,
-        identity: identity(record, life.fresh),
+        identity: identity::of_sandbox(record, life.fresh),
         internet: record.spec.internet.clone(),
     };
     // A new sandbox may get a warm session; one that goes on never does.
@@ -219,26 +220,4 @@ async fn boot_or_restore(
     }
     let restoring = restore::restore(request, &core.gates, &core.launcher);
     Ok((core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
-}
-
-/// Who the guest of this record is: fresh entropy always, a new machine id when the sandbox is new.
-pub(super) fn identity(record: &SandboxRecord, fresh: bool) -> control::Identity {
-    use base64::Engine as _;
-    // What the creator says stands above what the template's build said.
-    let mut env = record.defaults.env.clone();
-    env.extend(record.spec.env.clone());
-    control::Identity {
-        epoch: record.epoch,
-        sandbox_id: record.id.to_string(),
-        template_id: record.template_id.clone(),
-        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
-        realtime_ns: crate::agent::realtime_ns(),
-        machine_id: fresh.then(crate::random::hex::<16>),
-        nonce: None,
-        network: None,
-        env,
-        access_token: record.access_token.clone(),
-        default_user: record.defaults.user.clone(),
-        default_workdir: record.defaults.workdir.clone(),
-    }
 }
