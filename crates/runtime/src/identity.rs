@@ -1,4 +1,4 @@
-//! Who a guest is told that it is.
+//! Who a guest is told that it is. There are four: a sandbox, a template, a build's machine, and one that waits for a sandbox.
 //!
 //! Entropy is fresh in each, and so is whatever tells one guest from another; the nonce and the network are its machine's, which
 //! fills them in when it gives the guest its identity.
@@ -54,5 +54,24 @@ pub(crate) fn nobody() -> Identity {
         access_token: None,
         default_user: None,
         default_workdir: None,
+    }
+}
+
+/// A machine that a build works in.
+pub(crate) fn of_build(epoch: u64) -> Identity {
+    Identity { epoch, sandbox_id: format!("build-{}", crate::random::alphanumeric(16)), ..nobody() }
+}
+
+/// A warm guest: no sandbox yet, but nobody who does not know the token reaches its envd. It keeps the template's machine id, and
+/// its epoch: that of the claim is higher, and so begins a new life for envd's clients. Its name is that of its instance.
+pub(crate) fn of_warm(template: &str, epoch: u64, token: String) -> Identity {
+    Identity {
+        epoch,
+        sandbox_id: format!("w{}", crate::random::alphanumeric(20)),
+        template_id: template.to_owned(),
+        realtime_ns: realtime_ns(),
+        machine_id: None,
+        access_token: Some(token),
+        ..nobody()
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
-    identity::nobody,
+    identity,
     launch::SnapshotRestoreRequest,
     rest::come_to_rest,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
@@ -47,11 +47,7 @@ impl BuildMachine {
     /// Restores a state to work in.
     pub(super) async fn restore(core: &Arc<Core>, artifact: Artifact, log: &BuildLog) -> Result<Self, BuildFailure> {
         let from = artifact.manifest.clone();
-        let identity = control::Identity {
-            epoch: from.epoch + 1,
-            sandbox_id: format!("build-{}", crate::random::alphanumeric(16)),
-            ..nobody()
-        };
+        let identity = identity::of_build(from.epoch + 1);
         let report = with_room(log, || {
             let request = SnapshotRestoreRequest {
                 artifact: artifact.clone(),
@@ -191,7 +187,7 @@ pub(super) async fn boot(
         disk: origin.members.clone(),
         disk_bytes: origin.disk_mib << 20,
         internet: InternetAccess::Allowed,
-        identity: nobody(),
+        identity: identity::nobody(),
     };
     let report = |line: &str| log.info(line);
     let mut booted = boot::boot(core, &request, &report).await?;
@@ -225,7 +221,7 @@ fn manifest(
         guest: GuestIdentity::of_boot(&core.config.guest.boot),
         shape,
         budget,
-        epoch: nobody().epoch,
+        epoch: identity::nobody().epoch,
         memory: booted.memory(),
         disk: DiskMembers { layers: booted.layers(), ..members },
     }

@@ -1,10 +1,9 @@
 //! Making warm sessions and prepared engines, and watching over each until it is claimed or ends.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
-use firkin_wire::control;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
@@ -15,6 +14,7 @@ use crate::{
     command::{self, CommandError, GuestCommand},
     core::Core,
     disk::{DiskPressure, REFILL_FACTOR},
+    identity,
     launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     rest::come_to_rest,
     restore::{Proven, SnapshotRestoreError},
@@ -178,10 +178,9 @@ impl Waiting {
 async fn make(core: &Core, pool: &WarmPool, order: &mut Order) -> Result<Waiting, RefillError> {
     let _pin = core.artifacts.pin(order.artifact.clone());
     let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
-    let token = crate::random::hex::<32>();
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
-        identity: nobody(template_of(&order.template), artifact.manifest.epoch, &token),
+        identity: identity::of_warm(template_of(&order.template), artifact.manifest.epoch, crate::random::hex::<32>()),
         internet: InternetAccess::Allowed,
         artifact,
     };
@@ -273,25 +272,4 @@ async fn warm_up(session: &mut Session, ready: Option<&str>, token: Option<&str>
     }
     come_to_rest(&mut *session.machine).await.map_err(RefillError::Stop)?;
     session.machine.pause().await.map_err(RefillError::Stop)
-}
-
-/// Who a warm guest is: it has random state, a clock, a network and a token of its own, but no sandbox yet. Its name is that of
-/// its instance.
-fn nobody(template: &str, epoch: u64, token: &str) -> control::Identity {
-    use base64::Engine as _;
-    control::Identity {
-        // The template's own: the claim's is higher, and so begins a new life for envd's clients.
-        epoch,
-        sandbox_id: format!("w{}", crate::random::alphanumeric(20)),
-        template_id: template.to_owned(),
-        entropy: base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>()),
-        realtime_ns: crate::agent::realtime_ns(),
-        machine_id: None,
-        nonce: None,
-        network: None,
-        env: BTreeMap::new(),
-        access_token: Some(token.to_owned()),
-        default_user: None,
-        default_workdir: None,
-    }
 }
