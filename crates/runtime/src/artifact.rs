@@ -33,6 +33,7 @@ mod examine;
 mod flatten;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod made;
 mod manifest;
 mod member;
 mod merge;
@@ -51,6 +52,7 @@ pub use manifest::{
 pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
 
+pub(crate) use made::BootedState;
 pub(crate) use manifest::memory_base;
 pub(crate) use merge::{MAX_DEPTH, MergedLayers};
 pub(crate) use root_disk::RootDisk;

@@ -9,12 +9,10 @@
 
 use std::sync::Arc;
 
-use firkin_engine::Fingerprint;
 use firkin_wire::control::Identity;
-use jiff::Timestamp;
 
 use crate::{
-    artifact::{Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, Pin, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactKind, BootedState, DiskMembers, Pin, SnapshotArtifactManifest},
     blocking::blocking,
     boot::{self, BootRequest, Booted},
     core::Core,
@@ -58,7 +56,20 @@ pub(crate) async fn memory_of_disk(
     drop(reservation);
     let pin = core.artifacts.pin(booted.id());
     let engine = core.gates.engine.fingerprint(processor);
-    let manifest = manifest(core, (&artifact.manifest, engine), &booted, (record, epoch));
+    let from = artifact.manifest;
+    let manifest = SnapshotArtifactManifest::of_boot(BootedState {
+        id: booted.id(),
+        kind: ArtifactKind::Boot,
+        logical_id: record.id.to_string(),
+        parent: Some(from.id),
+        engine,
+        guest: &core.config.guest.boot,
+        shape: from.shape,
+        budget: from.budget,
+        epoch,
+        memory: booted.memory(),
+        disk: DiskMembers { layers: booted.layers(), ..from.disk },
+    });
     let published = booted.publish(core, manifest).await.map_err(SnapshotRestoreError::Boot)?;
     Ok((published, pin))
 }
@@ -71,29 +82,4 @@ async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::progress::R
     };
     booted.end().await;
     cut.map(|()| booted)
-}
-
-fn manifest(
-    core: &Core,
-    (from, engine): (&SnapshotArtifactManifest, Fingerprint),
-    booted: &Booted,
-    (record, epoch): (&SandboxRecord, u64),
-) -> SnapshotArtifactManifest {
-    SnapshotArtifactManifest {
-        format: FORMAT,
-        id: booted.id().to_owned(),
-        kind: ArtifactKind::Boot,
-        reason: None,
-        logical_id: record.id.to_string(),
-        parent: Some(from.id.clone()),
-        created_at: Timestamp::now(),
-        engine,
-        // The kernel and the agent that booted are this server's, not those of the memory that was dropped.
-        guest: GuestIdentity::of_boot(&core.config.guest.boot),
-        shape: from.shape,
-        budget: from.budget,
-        epoch,
-        memory: booted.memory(),
-        disk: DiskMembers { layers: booted.layers(), ..from.disk.clone() },
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{Fingerprint, MachineError, Processor, Shape};
+use firkin_engine::{MachineError, Processor, Shape};
 use firkin_wire::{control, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -11,7 +11,8 @@ use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     admission::AdmissionError,
     artifact::{
-        Artifact, ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
+        Artifact, ArtifactKind, BootedState, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError,
+        SnapshotArtifactManifest,
     },
     blocking::blocking,
     boot::{self, BootRequest, Booted},
@@ -198,31 +199,19 @@ pub(super) async fn boot(
     worked?;
     let pin = core.artifacts.pin(booted.id());
     let engine = core.gates.engine.fingerprint(origin.processor);
-    let manifest = manifest(core, &booted, (origin.name, origin.shape, budget), (engine, origin.members));
-    let published = booted.publish(core, manifest).await?;
-    Ok((published, pin))
-}
-
-fn manifest(
-    core: &Core,
-    booted: &Booted,
-    (logical_id, shape, budget): (String, Shape, ResourceBudget),
-    (engine, members): (Fingerprint, DiskMembers),
-) -> SnapshotArtifactManifest {
-    SnapshotArtifactManifest {
-        format: FORMAT,
-        id: booted.id().to_owned(),
+    let manifest = SnapshotArtifactManifest::of_boot(BootedState {
+        id: booted.id(),
         kind: ArtifactKind::BaseTemplate,
-        reason: None,
-        logical_id,
+        logical_id: origin.name,
         parent: None,
-        created_at: Timestamp::now(),
         engine,
-        guest: GuestIdentity::of_boot(&core.config.guest.boot),
-        shape,
+        guest: &core.config.guest.boot,
+        shape: origin.shape,
         budget,
         epoch: identity::nobody().epoch,
         memory: booted.memory(),
-        disk: DiskMembers { layers: booted.layers(), ..members },
-    }
+        disk: DiskMembers { layers: booted.layers(), ..origin.members },
+    });
+    let published = booted.publish(core, manifest).await?;
+    Ok((published, pin))
 }
