@@ -52,7 +52,7 @@ pub use manifest::{
 pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
 
-pub(crate) use made::BootedState;
+pub(crate) use made::{BootedState, CutState};
 pub(crate) use manifest::memory_base;
 pub(crate) use merge::{MAX_DEPTH, MergedLayers};
 pub(crate) use root_disk::RootDisk;

@@ -1,9 +1,10 @@
-//! How manifests come about.
+//! How manifests come about: of what was booted, and of what was cut.
 
 use firkin_engine::{BootFiles, Fingerprint, Shape};
+use firkin_wire::nonce::Nonce;
 use jiff::Timestamp;
 
-use super::{ArtifactKind, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest};
+use super::{ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest};
 use crate::capacity::ResourceBudget;
 
 /// A guest that was booted and cut.
@@ -27,6 +28,21 @@ pub(crate) struct BootedState<'a> {
     pub(crate) disk: DiskMembers,
 }
 
+/// What a cut took of a machine that had been restored.
+pub(crate) struct CutState<'a> {
+    /// Of the artifact.
+    pub(crate) id: &'a str,
+    /// Absent: for a template.
+    pub(crate) reason: Option<CutReason>,
+    pub(crate) logical_id: String,
+    pub(crate) parent: String,
+    pub(crate) epoch: u64,
+    pub(crate) memory: MemoryMember,
+    /// Of the disk at that instant, lowest first.
+    pub(crate) layers: Vec<String>,
+    pub(crate) nonce: Option<Nonce>,
+}
+
 impl SnapshotArtifactManifest {
     /// Of what was booted.
     pub(crate) fn of_boot(booted: BootedState<'_>) -> Self {
@@ -46,6 +62,25 @@ impl SnapshotArtifactManifest {
             epoch,
             memory,
             disk,
+        }
+    }
+
+    /// Of what was cut of a machine that had been restored from this, or over its memory.
+    pub(crate) fn of_cut(self, cut: CutState<'_>) -> Self {
+        let CutState { id, reason, logical_id, parent, epoch, memory, layers, nonce } = cut;
+        Self {
+            format: FORMAT,
+            id: id.to_owned(),
+            kind: reason.map_or(ArtifactKind::BaseTemplate, CutReason::kind),
+            reason,
+            logical_id,
+            parent: Some(parent),
+            created_at: Timestamp::now(),
+            epoch,
+            memory,
+            disk: DiskMembers { layers, ..self.disk },
+            guest: GuestIdentity { nonce, ..self.guest },
+            ..self
         }
     }
 }

@@ -4,15 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use firkin_engine::{MachineError, Processor, Shape};
 use firkin_wire::{control, rest::LogLevel};
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     admission::AdmissionError,
     artifact::{
-        Artifact, ArtifactKind, BootedState, DiskMembers, FORMAT, GuestIdentity, MemoryMember, Pin, PublishError,
-        SnapshotArtifactManifest,
+        Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
     blocking::blocking,
     boot::{self, BootRequest, Booted},
@@ -101,19 +99,16 @@ impl BuildMachine {
         let pin = core.artifacts.pin(draft.id());
         let cut = self.session.cut(&mut draft, &core.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
         let form = cut.parts.as_ref().expect("memory was wanted").memory;
-        let manifest = SnapshotArtifactManifest {
-            format: FORMAT,
-            id: draft.id().to_owned(),
-            kind: ArtifactKind::BaseTemplate,
+        let manifest = self.from.clone().of_cut(CutState {
+            id: draft.id(),
             reason: None,
-            parent: Some(self.from.id.clone()),
-            created_at: Timestamp::now(),
+            logical_id: self.from.logical_id.clone(),
+            parent: self.from.id.clone(),
             epoch: self.identity.epoch,
             memory: MemoryMember::of_cut(form, &self.session.memory_base),
-            disk: DiskMembers { layers: cut.layers, ..self.from.disk.clone() },
-            guest: GuestIdentity { nonce: self.session.nonce(), ..self.from.guest.clone() },
-            ..self.from.clone()
-        };
+            layers: cut.layers,
+            nonce: self.session.nonce(),
+        });
         let published = publish(&core, move |artifacts| artifacts.publish(draft, manifest)).await?;
         drop(cut.pin);
         if then == After::GoOn {
