@@ -15,10 +15,7 @@ use super::{
 };
 use crate::{
     agent::AgentError,
-    artifact::{
-        Artifact, ArtifactKind, CutReason, FORMAT, GuestIdentity, IntegrityError, MemoryMember, Pin, PublishError,
-        SnapshotArtifactManifest,
-    },
+    artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
     blocking::blocking,
     core::Core,
     disk::DiskPressure,
@@ -203,23 +200,19 @@ impl Owner {
             .cut(&mut draft, &core.artifacts, then, memory)
             .await
             .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
-        let manifest = SnapshotArtifactManifest {
-            format: FORMAT,
-            id: draft.id().to_owned(),
-            kind: reason.kind(),
+        let manifest = base.of_cut(CutState {
+            id: draft.id(),
             reason: Some(reason),
             logical_id: id.to_string(),
-            parent: Some(running.session.memory_base.clone()),
-            created_at: Timestamp::now(),
+            parent: running.session.memory_base.clone(),
             epoch: self.record.epoch,
             memory: cut
                 .parts
                 .as_ref()
                 .map_or(MemoryMember::Absent, |parts| MemoryMember::of_cut(parts.memory, &running.session.memory_base)),
-            disk: crate::artifact::DiskMembers { layers: cut.layers, ..base.disk.clone() },
-            guest: GuestIdentity { nonce: running.session.nonce(), ..base.guest.clone() },
-            ..base
-        };
+            layers: cut.layers,
+            nonce: running.session.nonce(),
+        });
         let artifacts = core.artifacts.clone();
         let published = blocking(move || artifacts.publish(draft, manifest))
             .await
@@ -257,15 +250,17 @@ async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact, reason: CutR
     let file = |source| failed(PublishError::File { path: core.config.state_dir.clone(), source });
     let draft = core.artifacts.draft().map_err(file)?;
     let pin = core.artifacts.pin(draft.id());
-    let manifest = SnapshotArtifactManifest {
-        id: draft.id().to_owned(),
-        kind: reason.kind(),
+    let of = paused.manifest;
+    let manifest = of.clone().of_cut(CutState {
+        id: draft.id(),
         reason: Some(reason),
-        parent: Some(paused.manifest.id),
-        created_at: Timestamp::now(),
+        logical_id: of.logical_id,
+        parent: of.id,
+        epoch: of.epoch,
         memory: MemoryMember::Absent,
-        ..paused.manifest
-    };
+        layers: of.disk.layers,
+        nonce: of.guest.nonce,
+    });
     let artifacts = core.artifacts.clone();
     let published = blocking(move || artifacts.publish(draft, manifest)).await.map_err(failed)?;
     Ok((published, pin))
