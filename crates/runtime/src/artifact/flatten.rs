@@ -10,7 +10,7 @@ use std::io;
 use firkin_engine::{memory, parts};
 use fs_err as fs;
 
-use super::{Artifact, ArtifactStore, MemoryMember, Pin, SnapshotArtifactManifest};
+use super::{Artifact, ArtifactStore, Pin};
 use crate::{
     artifact::{IntegrityError, PublishError},
     config::FlattenConfig,
@@ -55,8 +55,7 @@ impl ArtifactStore {
             memory::flatten(&artifact.memory, diff, &draft.dir().join(parts::MEMORY), goes_on)?;
         }
         fs::copy(&artifact.state, draft.dir().join(parts::STATE)).map_err(file)?;
-        let manifest =
-            SnapshotArtifactManifest { id: draft.id().to_owned(), memory: MemoryMember::Full, ..artifact.manifest.clone() };
+        let manifest = artifact.manifest.of_flattened(draft.id());
         Ok((self.publish(draft, manifest)?, pin))
     }
 }

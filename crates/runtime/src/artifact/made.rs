@@ -1,4 +1,4 @@
-//! How manifests come about: of what was booted, and of what was cut.
+//! How manifests come about: of what was booted, of what was cut, and of a state that is published once more.
 
 use firkin_engine::{BootFiles, Fingerprint, Shape};
 use firkin_wire::nonce::Nonce;
@@ -82,5 +82,10 @@ impl SnapshotArtifactManifest {
             guest: GuestIdentity { nonce, ..self.guest },
             ..self
         }
+    }
+
+    /// Of the same state with a memory of its own.
+    pub(super) fn of_flattened(&self, id: &str) -> Self {
+        Self { id: id.to_owned(), memory: MemoryMember::Full, ..self.clone() }
     }
 }
