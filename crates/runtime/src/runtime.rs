@@ -34,8 +34,8 @@ use crate::{
         Owners, Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    reference::{DEFAULT, NoTemplate, TEAM, valid_name},
-    restore::{RestoreGates, SnapshotRestoreError},
+    reference::{NoTemplate, TEAM, valid_name},
+    restore::RestoreGates,
     sampler,
     sandbox::{
         CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
@@ -45,6 +45,7 @@ use crate::{
     state_dir::{OpenError, prepare_state_dir},
     store::{Held, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
+    template::PreparedTemplate,
     uploads::Files,
     volumes::Volumes,
     warm::PoolStatus,
@@ -184,12 +185,10 @@ impl Runtime {
             return Err(CreateError::Stopping);
         }
         let found = self.core.store.template(&request.template).await.map_err(CreateError::Store)?;
-        let template = NoTemplate::unless_found(&request.template, found)?;
-        let pin = self.core.artifacts.pin(template.artifact.clone());
-        let artifact = self.core.artifacts.load(&template.artifact).map_err(|source| CreateError::Restore {
-            template: template.id.clone(),
-            source: SnapshotRestoreError::Integrity { artifact: template.artifact.clone(), source },
-        })?;
+        let found = NoTemplate::unless_found(&request.template, found)?;
+        let id = found.id.clone();
+        let PreparedTemplate { record: template, artifact, pin } =
+            PreparedTemplate::load(&self.core, found).map_err(|source| CreateError::Restore { template: id, source })?;
         let record = new_record(&template, request, artifact.manifest.budget, artifact.manifest.epoch + 1);
         let created = Owner::create(&self.owners, record, artifact).await?;
         drop(pin);
@@ -365,11 +364,9 @@ impl Runtime {
         if found.snapshot_of.as_ref() != Some(id) {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
         }
-        let pin = self.core.artifacts.pin(found.artifact.clone());
-        let checkpoint = self.core.artifacts.load(&found.artifact).map_err(|source| {
-            RollbackError::Checkpoint(SnapshotRestoreError::Integrity { artifact: found.artifact.clone(), source })
-        })?;
-        let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(checkpoint), reply }).await;
+        let PreparedTemplate { artifact, pin, .. } =
+            PreparedTemplate::load(&self.core, found).map_err(RollbackError::Checkpoint)?;
+        let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(artifact), reply }).await;
         drop(pin);
         result
     }

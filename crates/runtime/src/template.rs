@@ -4,6 +4,10 @@ use jiff::Timestamp;
 
 use crate::{capacity::ResourceBudget, sandbox::SandboxId, store::BuildState};
 
+mod prepared;
+
+pub(crate) use self::prepared::PreparedTemplate;
+
 /// A template as the API shows it. Of a template without a build that has ended, its newest build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateInfo {

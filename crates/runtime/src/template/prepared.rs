@@ -1,0 +1,29 @@
+//! A template that sandboxes can be created from.
+
+use crate::{
+    artifact::{Artifact, Pin},
+    core::Core,
+    restore::SnapshotRestoreError,
+    store::TemplateRecord,
+};
+
+/// What a build made of a template, or a snapshot: its record, and the artifact with what its members must be. While it is held,
+/// the artifact is not collected.
+#[derive(Debug)]
+pub(crate) struct PreparedTemplate {
+    pub(crate) record: TemplateRecord,
+    pub(crate) artifact: Artifact,
+    pub(crate) pin: Pin,
+}
+
+impl PreparedTemplate {
+    /// Reads the artifact of what was found. Nothing is proven of it yet.
+    pub(crate) fn load(core: &Core, record: TemplateRecord) -> Result<Self, SnapshotRestoreError> {
+        // Before it is read: what goes in between is missed here, and not in the middle of a restore.
+        let pin = core.artifacts.pin(record.artifact.clone());
+        match core.artifacts.load(&record.artifact) {
+            Ok(artifact) => Ok(Self { record, artifact, pin }),
+            Err(source) => Err(SnapshotRestoreError::Integrity { artifact: record.artifact, source }),
+        }
+    }
+}
