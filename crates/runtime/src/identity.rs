@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use firkin_wire::control::Identity;
 
-use crate::{agent::realtime_ns, sandbox::SandboxId, store::SandboxRecord};
+use crate::{agent::realtime_ns, life::Life, sandbox::SandboxId};
 
 /// The epoch that every template's guest is in.
 const TEMPLATE_EPOCH: u64 = 1;
@@ -17,24 +17,24 @@ fn entropy() -> String {
     base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>())
 }
 
-/// The sandbox of this record; with a new machine id when it is `fresh`.
-pub(crate) fn of_sandbox(record: &SandboxRecord, fresh: bool) -> Identity {
+/// A sandbox in this life. In its first it becomes another machine, with a machine id of its own.
+pub(crate) fn of_sandbox(life: &Life) -> Identity {
     // What the creator says stands above what the template's build said.
-    let mut env = record.defaults.env.clone();
-    env.extend(record.spec.env.clone());
+    let mut env = life.defaults.env.clone();
+    env.extend(life.spec.env.clone());
     Identity {
-        epoch: record.epoch,
-        sandbox_id: record.id.to_string(),
-        template_id: record.template_id.clone(),
+        epoch: life.epoch,
+        sandbox_id: life.id.to_string(),
+        template_id: life.template_id.clone(),
         entropy: entropy(),
         realtime_ns: realtime_ns(),
-        machine_id: fresh.then(crate::random::hex::<16>),
+        machine_id: life.is_first.then(crate::random::hex::<16>),
         nonce: None,
         network: None,
         env,
-        access_token: record.access_token.clone(),
-        default_user: record.defaults.user.clone(),
-        default_workdir: record.defaults.workdir.clone(),
+        access_token: life.access_token.clone(),
+        default_user: life.defaults.user.clone(),
+        default_workdir: life.defaults.workdir.clone(),
     }
 }
 

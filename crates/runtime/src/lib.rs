@@ -30,6 +30,7 @@ mod identity;
 pub mod images;
 mod instances;
 pub mod launch;
+mod life;
 pub mod lineage;
 pub mod link;
 pub mod memory_pressure;

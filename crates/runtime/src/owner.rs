@@ -26,13 +26,13 @@ use self::{
     pulse::{End, Pulse},
     upkeep::{Progress, Upkeep},
     view::view,
-    wake::{Life, Until},
 };
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
     history::Event,
+    life::Life,
     metrics::Timing,
     reference::NoTemplate,
     restore::SnapshotRestoreError,
@@ -263,15 +263,14 @@ impl Owner {
     /// later; from its record on it runs to its end: then nobody knows the sandbox, and it ends at once.
     pub(crate) fn create(
         owners: &Arc<Owners>,
-        record: SandboxRecord,
+        life: Life,
         artifact: Artifact,
     ) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
         let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(owners);
         let task_stopping = owners.core.stopping.clone();
         owners.core.tasks.spawn(async move {
-            let life = Life { until: Until::After(record.spec.timeout), fresh: true, memory: Memory::Kept };
-            let template = record.template_id.clone();
+            let template = life.template_id.clone();
             let failed = |error| match error {
                 ResumeError::Store(source) => CreateError::Store(source),
                 ResumeError::Restore { source, .. } => CreateError::Restore { template, source },
@@ -281,7 +280,7 @@ impl Owner {
                 | ResumeError::Stale(_)
                 | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
             };
-            match wake::start(&task, record, artifact, life, reply.closed()).await {
+            match wake::start(&task, life, artifact, Memory::Kept, reply.closed()).await {
                 Err(error) => drop(reply.send(Err(failed(error)))),
                 Ok((record, running)) => {
                     let sandbox = show(&record);

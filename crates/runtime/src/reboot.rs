@@ -17,17 +17,17 @@ use crate::{
     boot::{self, BootRequest, Booted},
     core::Core,
     launch::BootError,
+    life::Life,
     restore::SnapshotRestoreError,
-    store::SandboxRecord,
 };
 
-/// Boots the disk of `artifact` for the sandbox of `record`, in the epoch of `identity`. What it returns has memory and can be
+/// Boots the disk of `artifact` for the sandbox of `life`, in the epoch of `identity`. What it returns has memory and can be
 /// restored in any later epoch; it is kept until the pin is dropped.
 ///
 /// Cancel-safe: dropped at any point it leaves nothing and gives back what it reserved.
 pub(crate) async fn memory_of_disk(
     core: &Arc<Core>,
-    record: &SandboxRecord,
+    life: &Life,
     artifact: Artifact,
     identity: Identity,
 ) -> Result<(Artifact, Pin), SnapshotRestoreError> {
@@ -37,7 +37,7 @@ pub(crate) async fn memory_of_disk(
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })?;
     core.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
-    let reservation = core.gates.admission.admit(record.budget).await.map_err(SnapshotRestoreError::Admission)?;
+    let reservation = core.gates.admission.admit(life.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let epoch = identity.epoch;
     // Where the processor that it had is unknown here, that was part of what was dropped.
     let processor = core.gates.engine.processor(&artifact.manifest.engine).unwrap_or_default();
@@ -46,10 +46,10 @@ pub(crate) async fn memory_of_disk(
         processor,
         disk: artifact.manifest.disk.clone(),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
-        internet: record.spec.internet.clone(),
+        internet: life.spec.internet.clone(),
         identity,
     };
-    let id = record.id.clone();
+    let id = life.id.clone();
     let report = move |line: &str| tracing::info!(sandbox = %id, "{line}");
     let booted = cut(core, &request, &report).await.map_err(SnapshotRestoreError::Boot)?;
     // The restore that follows reserves for itself: a session and its reservation begin together.
@@ -60,7 +60,7 @@ pub(crate) async fn memory_of_disk(
     let manifest = SnapshotArtifactManifest::of_boot(BootedState {
         id: booted.id(),
         kind: ArtifactKind::Boot,
-        logical_id: record.id.to_string(),
+        logical_id: life.id.to_string(),
         parent: Some(from.id),
         engine,
         guest: &core.config.guest.boot,

@@ -18,7 +18,7 @@ use crate::{
     admission::Admission,
     artifact::{ArtifactStore, CutReason},
     build::{self, Builds},
-    capacity::{CapacityLedger, CapacityView, ResourceBudget, WarmEviction},
+    capacity::{CapacityLedger, CapacityView, WarmEviction},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts},
@@ -26,6 +26,7 @@ use crate::{
     disk_budget, forward,
     history::Event,
     instances::Instances,
+    life::Life,
     lineage::{self, LineageNode},
     link::{Connector, Links},
     metrics::{Live, Metrics},
@@ -34,7 +35,7 @@ use crate::{
         Owners, Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    reference::{NoTemplate, TEAM, valid_name},
+    reference::{DEFAULT, NoTemplate, TEAM, valid_name},
     restore::RestoreGates,
     sampler,
     sandbox::{
@@ -43,7 +44,7 @@ use crate::{
     secrets::Secrets,
     session::EngineLauncher,
     state_dir::{OpenError, prepare_state_dir},
-    store::{Held, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, full_names},
+    store::{Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
     template::PreparedTemplate,
     uploads::Files,
@@ -187,10 +188,11 @@ impl Runtime {
         let found = self.core.store.template(&request.template).await.map_err(CreateError::Store)?;
         let found = NoTemplate::unless_found(&request.template, found)?;
         let id = found.id.clone();
-        let PreparedTemplate { record: template, artifact, pin } =
+        let template =
             PreparedTemplate::load(&self.core, found).map_err(|source| CreateError::Restore { template: id, source })?;
-        let record = new_record(&template, request, artifact.manifest.budget, artifact.manifest.epoch + 1);
-        let created = Owner::create(&self.owners, record, artifact).await?;
+        let life = Life::first(&template, request);
+        let PreparedTemplate { record: template, artifact, pin } = template;
+        let created = Owner::create(&self.owners, life, artifact).await?;
         drop(pin);
         let store = self.core.store.clone();
         self.core.tasks.spawn(async move {
@@ -290,13 +292,8 @@ impl Runtime {
         let source: Continuation =
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
         let children = (0..count).map(|_| {
-            let mut record = source.record.clone();
-            record.forked_from = Some(std::mem::replace(&mut record.id, SandboxId::generate()));
-            record.spec.timeout = timeout;
-            record.epoch = source.artifact.manifest.epoch + 1;
-            record.access_token = record.access_token.map(|_| access_token());
-            record.traffic_token = record.traffic_token.map(|_| access_token());
-            Owner::create(&self.owners, record, source.artifact.clone())
+            let life = Life::of_fork(&source.record, &source.artifact.manifest, timeout);
+            Owner::create(&self.owners, life, source.artifact.clone())
         });
         let results = futures::future::join_all(children).await;
         drop(source.pin);
@@ -608,30 +605,6 @@ async fn connect(connector: &Connector, port: u16, token: Option<&str>, patience
 
 /// Traffic waits this long for a pause to end, which is as long as the longest of its steps may take.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(60);
-
-fn access_token() -> String {
-    crate::random::hex::<32>()
-}
-
-fn new_record(template: &TemplateRecord, spec: CreateSandbox, budget: ResourceBudget, epoch: u64) -> SandboxRecord {
-    let now = Timestamp::now();
-    SandboxRecord {
-        id: SandboxId::generate(),
-        template_id: template.id.clone(),
-        alias: template.base_name().map(str::to_owned),
-        budget,
-        started_at: now,
-        end_at: now,
-        access_token: spec.secure.then(access_token),
-        traffic_token: spec.ingress.private.then(access_token),
-        epoch,
-        forked_from: None,
-        defaults: template.setup.defaults.clone(),
-        // Until it runs; the restore replaces it before anyone can see it.
-        phase: RecordedPhase::Paused(Held { artifact: template.artifact.clone(), epoch: None, memory: Memory::Kept }),
-        spec,
-    }
-}
 
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {

@@ -21,6 +21,7 @@ use crate::{
     disk::DiskPressure,
     history::Event,
     identity,
+    life::Life,
     metrics::Timing,
     sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
@@ -226,7 +227,7 @@ impl Owner {
 
     /// Lets a cut machine run again, with the right time.
     pub(super) async fn go_on(&mut self) {
-        let identity = identity::of_sandbox(&self.record, false);
+        let identity = identity::of_sandbox(&Life::present(&self.record));
         let Phase::Running(running) = &mut self.phase else { return };
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
         layers.clone_from(&running.session.disk.layers);

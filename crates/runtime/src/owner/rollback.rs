@@ -13,15 +13,12 @@
 use firkin_causes::chain;
 use jiff::Timestamp;
 
-use super::{
-    Owner, Phase, gone,
-    view::show,
-    wake::{self, Life, Until},
-};
+use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     blocking::blocking,
     core::Core,
+    life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
     sandbox::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
@@ -120,10 +117,8 @@ impl Owner {
     }
 
     async fn run_from(&mut self, artifact: Artifact, end_at: Timestamp) -> Result<(), ResumeError> {
-        let mut record = self.record.clone();
-        record.epoch += 1;
-        let life = Life { until: Until::At(end_at), fresh: false, memory: Memory::Kept };
-        let (record, running) = wake::start(&self.owners, record, artifact, life, std::future::pending()).await?;
+        let life = Life::next(&self.record, Until::At(end_at));
+        let (record, running) = wake::start(&self.owners, life, artifact, Memory::Kept, std::future::pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())

@@ -3,7 +3,6 @@
 use std::{future::pending, time::Duration};
 
 use firkin_wire::rest::LogLevel;
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
@@ -16,13 +15,14 @@ use crate::{
     history::Event,
     identity,
     launch::SnapshotRestoreRequest,
+    life::{Life, Until},
     metrics::Timing,
     owner::{Connected, DeadlineError},
     pool, reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     sandbox::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     session::Session,
-    store::{Held, RecordedPhase, SandboxRecord, StoreError},
+    store::{Held, SandboxRecord, StoreError},
 };
 
 /// Why a sandbox was not connected to or resumed.
@@ -113,10 +113,8 @@ impl Owner {
         })?;
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         self.upkeep.wake();
-        let mut record = self.record.clone();
-        record.epoch += 1;
-        let (record, running) =
-            start(&self.owners, record, loaded, Life { until: Until::After(timeout), fresh: false, memory }, pending()).await?;
+        let life = Life::next(&self.record, Until::After(timeout));
+        let (record, running) = start(&self.owners, life, loaded, memory, pending()).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
@@ -127,57 +125,26 @@ impl Owner {
     }
 }
 
-/// What begins with a restore.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Life {
-    /// Its deadline.
-    pub(super) until: Until,
-    /// Whether the guest becomes another machine, with its own machine id.
-    pub(super) fresh: bool,
-    /// Dropped: the guest boots although the artifact has memory.
-    pub(super) memory: Memory,
-}
-
-/// When a life ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Until {
-    /// So long after it began.
-    After(Duration),
-    /// When an earlier one would have.
-    At(Timestamp),
-}
-
-/// Restores `artifact` as `record`, after booting its disk where that is wanted, and records that it runs. Ends early when the sandbox is `abandoned` before that.
+/// Restores `artifact` for this life, and records that it runs. With memory dropped its disk is booted before. Ends early when the
+/// sandbox is `abandoned` before it is recorded.
 pub(super) async fn start(
     owners: &Owners,
-    mut record: SandboxRecord,
-    artifact: Artifact,
     life: Life,
+    artifact: Artifact,
+    memory: Memory,
     abandoned: impl Future<Output = ()>,
 ) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let core = &owners.core;
-    let id = record.id.clone();
+    let id = life.id.clone();
     let begun = Instant::now();
     let restored = tokio::select! {
-        restored = boot_or_restore(owners, &mut record, artifact, life) => restored,
+        restored = boot_or_restore(owners, life, artifact, memory) => restored,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
         () = abandoned => return Err(gone(&id).into()),
     };
-    let (report, _pin) = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
+    let (life, report, _pin) = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
     let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
-    record.started_at = Timestamp::now();
-    record.end_at = match life.until {
-        Until::After(timeout) => record.started_at.saturating_add(timeout).unwrap_or(Timestamp::MAX),
-        Until::At(end_at) => end_at,
-    };
-    record.phase = RecordedPhase::Running {
-        memory_base: session.memory_base.clone(),
-        layers: session.disk.layers.clone(),
-        overlay: session.disk.overlay.clone(),
-        slot: session.link.index(),
-        instance: Some(session.instance()),
-        nonce: session.nonce(),
-    };
+    let record = life.begun_in(&session);
     if let Err(error) = core.store.put_sandbox(record.clone()).await {
         session.end().await;
         return Err(ResumeError::Store(error));
@@ -196,28 +163,28 @@ pub(super) async fn start(
 /// The pin keeps what was booted until the session, which keeps it too, is recorded.
 async fn boot_or_restore(
     owners: &Owners,
-    record: &mut SandboxRecord,
+    mut life: Life,
     artifact: Artifact,
-    life: Life,
-) -> Result<(SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
+    memory: Memory,
+) -> Result<(Life, SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
     let core = &owners.core;
-    let (artifact, pin) = if life.memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
-        let (booted, pin) = reboot::memory_of_disk(core, record, artifact, identity::of_sandbox(record, life.fresh)).await?;
-        record.epoch = booted.manifest.epoch + 1;
+    let (artifact, pin) = if memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
+        let (booted, pin) = reboot::memory_of_disk(core, &life, artifact, identity::of_sandbox(&life)).await?;
+        life.epoch = booted.manifest.epoch + 1;
         (booted, Some(pin))
     } else {
         (artifact, None)
     };
     let request = SnapshotRestoreRequest {
         artifact,
-        budget: record.budget,
-        identity: identity::of_sandbox(record, life.fresh),
-        internet: record.spec.internet.clone(),
+        budget: life.budget,
+        identity: identity::of_sandbox(&life),
+        internet: life.spec.internet.clone(),
     };
     // A new sandbox may get a warm session; one that goes on never does.
-    if life.fresh {
-        return Ok((pool::create(core, &owners.pool, request).await?, pin));
+    if life.is_first {
+        return Ok((life, pool::create(core, &owners.pool, request).await?, pin));
     }
     let restoring = restore::restore(request, &core.gates, &core.launcher);
-    Ok((core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
+    Ok((life, core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
 }
