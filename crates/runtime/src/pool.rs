@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::shelf::{Item, Shelf, Stage};
+use self::shelf::{Item, Shelf};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
@@ -48,7 +48,7 @@ mod demand;
 mod keeper;
 mod shelf;
 
-pub(crate) use self::{claim::create, keeper::keep};
+pub(crate) use self::{claim::Claimed, keeper::keep, shelf::Stage};
 
 /// Between the starts of two refills. Faster than any host restores, so it bounds nothing but a loop of failures.
 const REFILL_INTERVAL: Duration = Duration::from_millis(50);
@@ -169,7 +169,7 @@ impl WarmPool {
 
     /// A ready session of the request's template, if it is pooled and there is one, else a prepared engine. Counts the create as
     /// demand.
-    async fn claim(&self, request: &SnapshotRestoreRequest) -> Option<Waiting> {
+    async fn take(&self, request: &SnapshotRestoreRequest) -> Option<Waiting> {
         let manifest = &request.artifact.manifest;
         if manifest.kind != ArtifactKind::BaseTemplate {
             return None;

@@ -18,8 +18,9 @@ use crate::{
     life::{Life, Until},
     metrics::Timing,
     owner::{Connected, DeadlineError},
-    pool, reboot,
-    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    pool::{Claimed, Stage},
+    reboot,
+    restore::{self, Proven, SnapshotRestoreError, SnapshotRestoreReport},
     sandbox::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     session::Session,
     store::{Held, SandboxRecord, StoreError},
@@ -183,8 +184,26 @@ async fn boot_or_restore(
     };
     // A new sandbox may get a warm session; one that goes on never does.
     if life.is_first {
-        return Ok((life, pool::create(core, &owners.pool, request).await?, pin));
+        return Ok((life, claim_or_restore(owners, request).await?, pin));
     }
     let restoring = restore::restore(request, &core.gates, &core.launcher);
     Ok((life, core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
+}
+
+/// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch.
+async fn claim_or_restore(
+    owners: &Owners,
+    request: SnapshotRestoreRequest,
+) -> Result<SnapshotRestoreReport<Session>, SnapshotRestoreError> {
+    let (core, begun) = (&owners.core, Instant::now());
+    let _creating = owners.pool.begin_create();
+    let proven = Proven::prove(request, &core.gates).await?;
+    let (report, timing) = match owners.pool.claim(proven).await {
+        Ok(Claimed { report, stage: Stage::Warm }) => (report, Timing::WarmPoolCheckout),
+        // A restore as any other, the first half of which was done before.
+        Ok(Claimed { report, stage: Stage::Prepared }) => (report, Timing::WarmSnapshotRestore),
+        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, Timing::WarmSnapshotRestore),
+    };
+    core.metrics.observe(timing, begun.elapsed());
+    Ok(report)
 }

@@ -1,28 +1,20 @@
-//! A create: by claiming a warm session or a prepared engine where there is one, else by restoring the template.
+//! A claim: what waits in the pool becomes the sandbox that is being created, with the capacity that it holds.
 
 use std::time::Instant;
 
 use firkin_causes::chain;
 
-use super::{Staging, Waiting, WarmPool};
+use super::{Stage, Staging, Waiting, WarmPool};
 use crate::{
     capacity::ActiveSessionReservation,
-    core::Core,
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
-    metrics::Timing,
-    restore::{Proven, SnapshotRestoreError, SnapshotRestoreReport},
+    restore::{Proven, SnapshotRestoreReport},
     session::{Session, Staged},
 };
 
-/// Counts a create that is being restored, for as long as it lives: making warm sessions yields to it.
-struct Creating<'a>(&'a WarmPool);
-
-impl<'a> Creating<'a> {
-    fn new(pool: &'a WarmPool) -> Self {
-        pool.creating(tokio::time::Instant::now());
-        Self(pool)
-    }
-}
+/// A create that is being restored: for as long as this lives, making warm sessions yields to it.
+#[derive(Debug)]
+pub(crate) struct Creating<'a>(&'a WarmPool);
 
 impl Drop for Creating<'_> {
     fn drop(&mut self) {
@@ -31,56 +23,56 @@ impl Drop for Creating<'_> {
     }
 }
 
-/// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch. A
-/// claimed session's capacity is its own, so there is none to wait for.
-///
-/// Cancel-safe, as [`restore::restore`](crate::restore::restore) is.
-pub(crate) async fn create(
-    core: &Core,
-    pool: &WarmPool,
-    request: SnapshotRestoreRequest,
-) -> Result<SnapshotRestoreReport<Session>, SnapshotRestoreError> {
-    let _creating = Creating::new(pool);
-    let begun = Instant::now();
-    let proven = Proven::prove(request, &core.gates).await?;
-    let proven = match claim(core, pool, proven, begun).await {
-        Ok(report) => return Ok(report),
-        Err(proven) => proven,
-    };
-    let report = proven.admit(&core.gates).await?.launch(&core.launcher).await?;
-    core.metrics.observe(Timing::WarmSnapshotRestore, begun.elapsed());
-    Ok(report)
+/// A session that waited, and is a sandbox's now.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) report: SnapshotRestoreReport<Session>,
+    /// What it was before.
+    pub(crate) stage: Stage,
 }
 
-/// Lets what waits of the template become the sandbox. Gives back what is proven where nothing does, or what did has failed.
-async fn claim(core: &Core, pool: &WarmPool, proven: Proven, begun: Instant) -> Result<SnapshotRestoreReport<Session>, Proven> {
-    let Some(waiting) = pool.claim(&proven.request).await else { return Err(proven) };
-    let admission = proven.since.elapsed();
-    let is_warm = matches!(waiting.what, Staging::Warm(_));
-    match become_sandbox(waiting, &proven.request).await {
-        Ok((session, reservation, launch)) => {
-            count_hit(core, pool, is_warm, begun);
-            Ok(SnapshotRestoreReport { session, reservation, checks: proven.checks, admission, launch })
-        }
-        Err(error) => {
-            pool.state().counters.failed_claims += 1;
-            tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
-            Err(proven)
+impl WarmPool {
+    /// Somebody is about to have a sandbox.
+    pub(crate) fn begin_create(&self) -> Creating<'_> {
+        self.creating(tokio::time::Instant::now());
+        Creating(self)
+    }
+
+    /// Lets what waits of the template become the sandbox. Its capacity is its own, so there is none to wait for. Gives back what is
+    /// proven where nothing waits, or what did has failed: that is to be restored then.
+    ///
+    /// Cancel-safe, as [`restore::restore`](crate::restore::restore) is.
+    pub(crate) async fn claim(&self, proven: Proven) -> Result<Claimed, Proven> {
+        let Some(waiting) = self.take(&proven.request).await else { return Err(proven) };
+        let admission = proven.since.elapsed();
+        let stage = waiting.stage();
+        match become_sandbox(waiting, &proven.request).await {
+            Ok((session, reservation, launch)) => {
+                let counters = &mut self.state().counters;
+                let hits = match stage {
+                    Stage::Warm => &mut counters.hits,
+                    Stage::Prepared => &mut counters.prepared_hits,
+                };
+                *hits += 1;
+                let report = SnapshotRestoreReport { session, reservation, checks: proven.checks, admission, launch };
+                Ok(Claimed { report, stage })
+            }
+            Err(error) => {
+                self.state().counters.failed_claims += 1;
+                tracing::warn!(error = chain(&error), "what waited in the pool could not be claimed; restoring instead");
+                Err(proven)
+            }
         }
     }
 }
 
-fn count_hit(core: &Core, pool: &WarmPool, is_warm: bool, begun: Instant) {
-    let mut state = pool.state();
-    let (hits, timing) = if is_warm {
-        (&mut state.counters.hits, Timing::WarmPoolCheckout)
-    } else {
-        // A restore as any other, the first half of which was done before.
-        (&mut state.counters.prepared_hits, Timing::WarmSnapshotRestore)
-    };
-    *hits += 1;
-    drop(state);
-    core.metrics.observe(timing, begun.elapsed());
+impl Waiting {
+    fn stage(&self) -> Stage {
+        match self.what {
+            Staging::Prepared(_) => Stage::Prepared,
+            Staging::Warm(_) => Stage::Warm,
+        }
+    }
 }
 
 /// Lets what waited run, as the sandbox of the request. One that fails is gone when this returns.

@@ -10,7 +10,7 @@ use crate::{capacity::ResourceBudget, warm::Depth};
 
 /// How far what waits has come. In the order of their worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// An engine that waits for the state of its snapshot.
     Prepared,
     /// A session that is restored, warmed up and stopped.
