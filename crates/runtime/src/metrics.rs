@@ -320,6 +320,11 @@ impl Gauges {
     }
 }
 
+/// A duration as logs tell it: milliseconds, to a tenth.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
 /// The resources of a budget, by the names that they have in metrics.
 fn resources(budget: &ResourceBudget) -> [(&'static str, i64); 3] {
     [("cpus", budget.cpus.into()), ("memory_mib", number(budget.memory_mib)), ("disk_mib", number(budget.disk_mib))]

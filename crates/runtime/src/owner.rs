@@ -608,10 +608,6 @@ fn until(end_at: Timestamp) -> Instant {
     Instant::now() + left.min(MAX_TIMEOUT * 2)
 }
 
-fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
 /// The id of a sandbox whose owner is gone.
 pub(crate) fn gone(id: &SandboxId) -> NoSuchSandbox {
     NoSuchSandbox(id.clone())

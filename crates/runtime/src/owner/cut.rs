@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Continuation, Owner, Phase, gone, ms,
+    Continuation, Owner, Phase, gone,
     view::{Seen, SeenState},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     history::Event,
     identity,
     life::Life,
-    metrics::Timing,
+    metrics::{Timing, ms},
     sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
     store::{Held, RecordedPhase, StoreError},

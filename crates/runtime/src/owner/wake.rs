@@ -6,7 +6,7 @@ use firkin_wire::rest::LogLevel;
 use tokio::time::Instant;
 
 use super::{
-    Owner, Owners, Phase, Running, check_timeout, gone, ms,
+    Owner, Owners, Phase, Running, check_timeout, gone,
     view::{Seen, SeenState, show},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     identity,
     launch::SnapshotRestoreRequest,
     life::{Life, Until},
-    metrics::Timing,
+    metrics::{Timing, ms},
     owner::{Connected, DeadlineError},
     pool::{Claimed, Stage},
     reboot,
