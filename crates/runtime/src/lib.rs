@@ -51,6 +51,7 @@ pub mod sandbox;
 pub mod secrets;
 mod session;
 pub mod standard;
+mod start;
 pub mod state_dir;
 pub mod store;
 pub mod sweep;

@@ -32,12 +32,12 @@ use crate::{
     capacity::ActiveSessionReservation,
     core::Core,
     history::Event,
-    life::Life,
     metrics::Timing,
     reference::NoTemplate,
     restore::SnapshotRestoreError,
     sandbox::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
+    start::Found,
     store::{Held, SandboxRecord, StoreError},
 };
 
@@ -261,16 +261,12 @@ pub(crate) struct Owner {
 impl Owner {
     /// Restores a new sandbox and starts its owner. A caller that goes away ends the restore, in the queue for capacity or
     /// later; from its record on it runs to its end: then nobody knows the sandbox, and it ends at once.
-    pub(crate) fn create(
-        owners: &Arc<Owners>,
-        life: Life,
-        artifact: Artifact,
-    ) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
+    pub(crate) fn create(owners: &Arc<Owners>, found: Found) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
         let (mut reply, result) = oneshot::channel();
         let task = Arc::clone(owners);
         let task_stopping = owners.core.stopping.clone();
         owners.core.tasks.spawn(async move {
-            let template = life.template_id.clone();
+            let template = found.life.template_id.clone();
             let failed = |error| match error {
                 ResumeError::Store(source) => CreateError::Store(source),
                 ResumeError::Restore { source, .. } => CreateError::Restore { template, source },
@@ -280,7 +276,7 @@ impl Owner {
                 | ResumeError::Stale(_)
                 | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
             };
-            match wake::start(&task, life, artifact, Memory::Kept, reply.closed()).await {
+            match wake::start(&task, found, Memory::Kept, reply.closed()).await {
                 Err(error) => drop(reply.send(Err(failed(error)))),
                 Ok((record, running)) => {
                     let sandbox = show(&record);

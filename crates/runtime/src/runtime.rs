@@ -43,6 +43,7 @@ use crate::{
     },
     secrets::Secrets,
     session::EngineLauncher,
+    start::Found,
     state_dir::{OpenError, prepare_state_dir},
     store::{Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
@@ -182,6 +183,7 @@ impl Runtime {
     /// Creates a sandbox by restoring a template or a snapshot.
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
         check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
+        let begun = std::time::Instant::now();
         if self.core.stopping.is_cancelled() {
             return Err(CreateError::Stopping);
         }
@@ -192,8 +194,7 @@ impl Runtime {
             PreparedTemplate::load(&self.core, found).map_err(|source| CreateError::Restore { template: id, source })?;
         let life = Life::first(&template, request);
         let PreparedTemplate { record: template, artifact, pin } = template;
-        let created = Owner::create(&self.owners, life, artifact).await?;
-        drop(pin);
+        let created = Owner::create(&self.owners, Found::new(life, artifact, pin, begun)).await?;
         let store = self.core.store.clone();
         self.core.tasks.spawn(async move {
             if let Err(error) = store.count_spawn(template.id, Timestamp::now()).await {
@@ -291,9 +292,11 @@ impl Runtime {
         check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
         let source: Continuation =
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
+        let begun = std::time::Instant::now();
         let children = (0..count).map(|_| {
+            let pin = self.core.artifacts.pin(source.artifact.manifest.id.clone());
             let life = Life::of_fork(&source.record, &source.artifact.manifest, timeout);
-            Owner::create(&self.owners, life, source.artifact.clone())
+            Owner::create(&self.owners, Found::new(life, source.artifact.clone(), pin, begun))
         });
         let results = futures::future::join_all(children).await;
         drop(source.pin);

@@ -10,6 +10,8 @@
 //! so that a failure, or a crash of everything, costs no state: at worst the sandbox is paused, as it was. Two machines of one
 //! sandbox never exist at once.
 
+use std::time::Instant;
+
 use firkin_causes::chain;
 use jiff::Timestamp;
 
@@ -22,6 +24,7 @@ use crate::{
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
     sandbox::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    start::Found,
     store::{Held, RecordedPhase, StoreError},
 };
 
@@ -117,8 +120,10 @@ impl Owner {
     }
 
     async fn run_from(&mut self, artifact: Artifact, end_at: Timestamp) -> Result<(), ResumeError> {
-        let life = Life::next(&self.record, Until::At(end_at));
-        let (record, running) = wake::start(&self.owners, life, artifact, Memory::Kept, std::future::pending()).await?;
+        let begun = Instant::now();
+        let pin = self.core.artifacts.pin(artifact.manifest.id.clone());
+        let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
+        let (record, running) = wake::start(&self.owners, found, Memory::Kept, std::future::pending()).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())

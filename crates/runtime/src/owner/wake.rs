@@ -1,28 +1,25 @@
 //! From an artifact to a running sandbox: the first start, connect, resume, and traffic that wakes.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
 use firkin_wire::rest::LogLevel;
-use tokio::time::Instant;
 
 use super::{
     Owner, Owners, Phase, Running, check_timeout, gone,
     view::{Seen, SeenState, show},
 };
 use crate::{
-    artifact::{Artifact, MemoryMember, Pin},
     generation::{self, StaleState},
     history::Event,
-    identity,
-    launch::SnapshotRestoreRequest,
     life::{Life, Until},
-    metrics::{Timing, ms},
     owner::{Connected, DeadlineError},
-    pool::{Claimed, Stage},
-    reboot,
-    restore::{self, Proven, SnapshotRestoreError, SnapshotRestoreReport},
+    pool::Claimed,
+    restore::{Proven, SnapshotRestoreError},
     sandbox::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
-    session::Session,
+    start::{Found, Launched, Recorded},
     store::{Held, SandboxRecord, StoreError},
 };
 
@@ -107,7 +104,8 @@ impl Owner {
             Phase::Gone => return Err(gone(&self.record.id).into()),
         };
         check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
-        let _pin = self.core.artifacts.pin(held.artifact.clone());
+        let begun = Instant::now();
+        let pin = self.core.artifacts.pin(held.artifact.clone());
         let loaded = self.core.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
             id: self.record.id.clone(),
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
@@ -115,7 +113,8 @@ impl Owner {
         generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
-        let (record, running) = start(&self.owners, life, loaded, memory, pending()).await?;
+        let found = Found::new(life, loaded, pin, begun);
+        let (record, running) = start(&self.owners, found, memory, pending()).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
@@ -126,84 +125,39 @@ impl Owner {
     }
 }
 
-/// Restores `artifact` for this life, and records that it runs. With memory dropped its disk is booted before. Ends early when the
-/// sandbox is `abandoned` before it is recorded.
+/// Restores what was found, or claims what waits for it if it is new, and records that it runs. With memory dropped its disk is
+/// booted before. Ends early when the sandbox is `abandoned` before it is recorded.
 pub(super) async fn start(
     owners: &Owners,
-    life: Life,
-    artifact: Artifact,
+    found: Found,
     memory: Memory,
     abandoned: impl Future<Output = ()>,
 ) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let core = &owners.core;
-    let id = life.id.clone();
-    let begun = Instant::now();
-    let restored = tokio::select! {
-        restored = boot_or_restore(owners, life, artifact, memory) => restored,
+    let id = found.life.id.clone();
+    let launching = async {
+        // A new sandbox may get a warm session; one that goes on never does.
+        if found.life.is_first { claim_or_restore(owners, found).await } else { found.restore(core, memory).await }
+    };
+    let launched = tokio::select! {
+        launched = launching => launched,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
         () = abandoned => return Err(gone(&id).into()),
     };
-    let (life, report, _pin) = restored.map_err(|source| ResumeError::Restore { id: id.clone(), source })?;
-    let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
-    let record = life.begun_in(&session);
-    if let Err(error) = core.store.put_sandbox(record.clone()).await {
-        session.end().await;
-        return Err(ResumeError::Store(error));
-    }
-    core.metrics.observe(Timing::ReadyProbe, launch.first_answer);
-    core.metrics.observe(Timing::FreshnessSync, launch.agent_connect);
-    tracing::info!(
-        sandbox = %id, epoch = record.epoch,
-        total_ms = ms(begun.elapsed()), checks_ms = ms(checks), admission_ms = ms(admission), staging_ms = ms(launch.staging),
-        vm_restore_ms = ms(launch.vm_restore), agent_ms = ms(launch.agent_connect),
-        "restored a sandbox"
-    );
+    let launched = launched.map_err(|source| ResumeError::Restore { id, source })?;
+    let Recorded { session, reservation, record } = launched.record(core).await.map_err(ResumeError::Store)?;
     Ok((record, Box::new(Running::new(session, reservation))))
 }
 
-/// The pin keeps what was booted until the session, which keeps it too, is recorded.
-async fn boot_or_restore(
-    owners: &Owners,
-    mut life: Life,
-    artifact: Artifact,
-    memory: Memory,
-) -> Result<(Life, SnapshotRestoreReport<Session>, Option<Pin>), SnapshotRestoreError> {
-    let core = &owners.core;
-    let (artifact, pin) = if memory == Memory::Dropped || artifact.manifest.memory == MemoryMember::Absent {
-        let (booted, pin) = reboot::memory_of_disk(core, &life, artifact, identity::of_sandbox(&life)).await?;
-        life.epoch = booted.manifest.epoch + 1;
-        (booted, Some(pin))
-    } else {
-        (artifact, None)
-    };
-    let request = SnapshotRestoreRequest {
-        artifact,
-        budget: life.budget,
-        identity: identity::of_sandbox(&life),
-        internet: life.spec.internet.clone(),
-    };
-    // A new sandbox may get a warm session; one that goes on never does.
-    if life.is_first {
-        return Ok((life, claim_or_restore(owners, request).await?, pin));
-    }
-    let restoring = restore::restore(request, &core.gates, &core.launcher);
-    Ok((life, core.metrics.measured(Timing::WarmSnapshotRestore, restoring).await?, pin))
-}
-
 /// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch.
-async fn claim_or_restore(
-    owners: &Owners,
-    request: SnapshotRestoreRequest,
-) -> Result<SnapshotRestoreReport<Session>, SnapshotRestoreError> {
-    let (core, begun) = (&owners.core, Instant::now());
+async fn claim_or_restore(owners: &Owners, found: Found) -> Result<Launched, SnapshotRestoreError> {
+    let core = &owners.core;
+    let found = found.with_memory(core, Memory::Kept).await?;
     let _creating = owners.pool.begin_create();
-    let proven = Proven::prove(request, &core.gates).await?;
-    let (report, timing) = match owners.pool.claim(proven).await {
-        Ok(Claimed { report, stage: Stage::Warm }) => (report, Timing::WarmPoolCheckout),
-        // A restore as any other, the first half of which was done before.
-        Ok(Claimed { report, stage: Stage::Prepared }) => (report, Timing::WarmSnapshotRestore),
-        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, Timing::WarmSnapshotRestore),
+    let proven = Proven::prove(found.request(), &core.gates).await?;
+    let (report, claimed) = match owners.pool.claim(proven).await {
+        Ok(Claimed { report, stage }) => (report, Some(stage)),
+        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, None),
     };
-    core.metrics.observe(timing, begun.elapsed());
-    Ok(report)
+    Ok(found.launched(report, claimed))
 }
