@@ -19,7 +19,7 @@ use crate::{
     link::Link,
     progress::Report,
     rest::come_to_rest,
-    sandbox::InternetAccess,
+    spec::InternetAccess,
 };
 
 /// Boots are tried this often: under emulation a boot can lose a timer tick and hang.

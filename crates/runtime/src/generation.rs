@@ -14,7 +14,7 @@
 
 use crate::{
     artifact::SnapshotArtifactManifest,
-    sandbox::SandboxId,
+    spec::SandboxId,
     store::{Held, SandboxRecord},
 };
 

@@ -50,6 +50,7 @@ mod sampler;
 pub mod sandbox;
 pub mod secrets;
 mod session;
+mod spec;
 pub mod standard;
 mod start;
 pub mod state_dir;

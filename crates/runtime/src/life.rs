@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
-    sandbox::{CreateSandbox, SandboxId},
     session::Session,
+    spec::{CreateSandbox, SandboxId},
     store::{Defaults, RecordedPhase, SandboxRecord},
     template::PreparedTemplate,
 };

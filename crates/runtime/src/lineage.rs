@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     owner::show,
-    sandbox::SandboxState,
+    spec::SandboxState,
     store::{SandboxRecord, TemplateRecord, full_names},
 };
 

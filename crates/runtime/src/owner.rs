@@ -35,8 +35,8 @@ use crate::{
     metrics::Timing,
     reference::NoTemplate,
     restore::SnapshotRestoreError,
-    sandbox::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     session::Session,
+    spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     start::Found,
     store::{Held, SandboxRecord, StoreError},
 };

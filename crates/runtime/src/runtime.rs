@@ -38,11 +38,11 @@ use crate::{
     reference::{DEFAULT, NoTemplate, TEAM, valid_name},
     restore::RestoreGates,
     sampler,
-    sandbox::{
-        CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
-    },
     secrets::Secrets,
     session::EngineLauncher,
+    spec::{
+        CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
+    },
     start::Found,
     state_dir::{OpenError, prepare_state_dir},
     store::{Store, StoreError, TemplateRecord, full_names},

@@ -20,7 +20,7 @@ use crate::{
     instances::InstanceDir,
     launch::LaunchError,
     link::Link,
-    sandbox::Memory,
+    spec::Memory,
     store::{RecordedPhase, SandboxRecord},
 };
 

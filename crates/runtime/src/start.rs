@@ -23,8 +23,8 @@ use crate::{
     pool::Stage,
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    sandbox::Memory,
     session::Session,
+    spec::Memory,
     store::{SandboxRecord, StoreError},
 };
 

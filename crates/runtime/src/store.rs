@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     capacity::ResourceBudget,
     reference::TEAM,
-    sandbox::{CreateSandbox, Memory, SandboxId},
+    spec::{CreateSandbox, Memory, SandboxId},
 };
 
 mod builds;

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::{capacity::ResourceBudget, sandbox::SandboxId, store::BuildState};
+use crate::{capacity::ResourceBudget, spec::SandboxId, store::BuildState};
 
 mod prepared;
 

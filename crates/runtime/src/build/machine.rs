@@ -20,8 +20,8 @@ use crate::{
     launch::SnapshotRestoreRequest,
     rest::come_to_rest,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    sandbox::{InternetAccess, Memory},
     session::{After, Session},
+    spec::{InternetAccess, Memory},
 };
 
 /// How long a build waits for room on the host: nobody waits at the other end of a line for it.

@@ -23,8 +23,8 @@ use crate::{
     identity,
     life::Life,
     metrics::{Timing, ms},
-    sandbox::{Memory, NoSuchSandbox, SandboxId},
     session::After,
+    spec::{Memory, NoSuchSandbox, SandboxId},
     store::{Held, RecordedPhase, StoreError},
 };
 

@@ -8,7 +8,7 @@ use firkin_wire::rest::LogLevel;
 use super::{Owner, Phase, gone};
 use crate::{
     history::Event,
-    sandbox::{InternetAccess, NoSuchSandbox, SandboxId},
+    spec::{InternetAccess, NoSuchSandbox, SandboxId},
     store::StoreError,
 };
 

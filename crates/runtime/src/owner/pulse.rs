@@ -13,7 +13,7 @@ use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::{sandbox::SandboxId, session::Session};
+use crate::{session::Session, spec::SandboxId};
 
 /// Between two questions to a guest.
 const INTERVAL: Duration = Duration::from_secs(30);

@@ -23,7 +23,7 @@ use crate::{
     life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
-    sandbox::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     start::Found,
     store::{Held, RecordedPhase, StoreError},
 };

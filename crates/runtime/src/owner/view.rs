@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Command, Phase};
 use crate::{
     link::Connector,
-    sandbox::{Memory, RuntimeSandbox, SandboxState},
+    spec::{Memory, RuntimeSandbox, SandboxState},
     store::{RecordedPhase, SandboxRecord},
 };
 

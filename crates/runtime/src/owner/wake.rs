@@ -18,7 +18,7 @@ use crate::{
     owner::{Connected, DeadlineError},
     pool::Claimed,
     restore::{Proven, SnapshotRestoreError},
-    sandbox::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     start::{Found, Launched, Recorded},
     store::{Held, SandboxRecord, StoreError},
 };

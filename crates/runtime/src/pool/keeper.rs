@@ -18,8 +18,8 @@ use crate::{
     launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     rest::come_to_rest,
     restore::{Proven, SnapshotRestoreError},
-    sandbox::InternetAccess,
     session::Session,
+    spec::InternetAccess,
 };
 
 /// A ready command that takes longer in a restored guest would not make a create faster.

@@ -1,7 +1,7 @@
 //! What the pool decides, without any machine: depth, order, patience.
 
 use super::*;
-use crate::{capacity::ResourceBudget, sandbox::SandboxId};
+use crate::{capacity::ResourceBudget, spec::SandboxId};
 
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{Store, TemplateRecord, from_json, sqlite, to_json};
 use crate::{
     reference::{DEFAULT, NoTemplate, Reference},
-    sandbox::SandboxId,
+    spec::SandboxId,
     store::StoreError,
 };
 

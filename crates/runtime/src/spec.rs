@@ -1,0 +1,233 @@
+//! A sandbox as others see it: its id, the request that created it, and its published state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    str::FromStr,
+    time::Duration,
+};
+
+use firkin_network::EgressFilter;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::capacity::ResourceBudget;
+
+/// Life of a sandbox whose creator names none, in seconds.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The longest life that may be asked for at once: the contract's 24 hours.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+const MAX_ID_LENGTH: usize = 64;
+
+/// Id of a sandbox: lower-case letters and digits, so that it can stand in a host name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+/// A text that is not a sandbox id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a sandbox id: it must be 1 to {MAX_ID_LENGTH} lower-case letters and digits")]
+pub struct InvalidSandboxId(String);
+
+impl SandboxId {
+    /// Characters of an id.
+    pub(crate) const LENGTH: usize = 21;
+
+    /// A new id: `i` and 20 random characters, 103 bits.
+    pub fn generate() -> Self {
+        Self(format!("i{}", crate::random::alphanumeric(Self::LENGTH - 1)))
+    }
+
+    /// Whether [`SandboxId::generate`] could have given it.
+    pub fn is_generated(&self) -> bool {
+        self.0.len() == Self::LENGTH && self.0.starts_with('i')
+    }
+
+    /// The text of the id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SandboxId {
+    type Err = InvalidSandboxId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid =
+            (1..=MAX_ID_LENGTH).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidSandboxId(text.chars().take(MAX_ID_LENGTH).collect())) }
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = InvalidSandboxId;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The action at a sandbox's deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It ends and its state is gone.
+    Kill,
+    /// It is paused with its memory.
+    Pause,
+    /// It is paused without its memory: its files are kept, and it boots from them when it is resumed.
+    PauseFiles,
+}
+
+/// Whether a pause, snapshot or resume keeps the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// It is kept: processes go on where they were.
+    Kept,
+    /// It is dropped: the disk is kept, and its guest boots from it. No process lives on.
+    Dropped,
+}
+
+/// Whether the guest reaches anything outside its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InternetAccess {
+    /// Through the host, masqueraded. Never the host itself, never another guest.
+    Allowed,
+    /// Nothing.
+    Denied,
+    /// As `Allowed`, but only where the filter lets it.
+    Filtered(EgressFilter),
+}
+
+/// Who may reach the ports of a sandbox, other than envd's, and as whom they come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// Whether callers must show the sandbox's own traffic token.
+    #[serde(default)]
+    pub private: bool,
+    /// `Host` header that servers in the guest see; `${PORT}` stands for the port. `None` leaves it as it came.
+    #[serde(default)]
+    pub mask_host: Option<String>,
+    /// Ports whose servers in the guest speak TLS: they are spoken to in it, and whatever certificate they show is taken.
+    #[serde(default)]
+    pub https_ports: BTreeSet<u16>,
+}
+
+/// The request that created a sandbox. Kept for its whole life, through pauses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    /// Template id, template name, `name:tag`, or a snapshot's id.
+    pub template: String,
+    /// Time until the deadline.
+    pub timeout: Duration,
+    /// The action at the deadline.
+    pub on_timeout: OnTimeout,
+    /// Whether traffic to a paused sandbox resumes it.
+    pub auto_resume: bool,
+    /// Environment of every command.
+    pub env: BTreeMap<String, String>,
+    /// The creator's own labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Outbound network.
+    pub internet: InternetAccess,
+    /// Resolvers that names in the outbound rules may be asked of. Kept and shown, and of no effect where rules have no names.
+    #[serde(default)]
+    pub dns_servers: Option<Vec<Ipv4Addr>>,
+    /// Inbound network.
+    #[serde(default)]
+    pub ingress: Ingress,
+    /// Whether envd demands an access token. The v2 API always does.
+    pub secure: bool,
+}
+
+impl CreateSandbox {
+    /// A request with every default: 300 s, then killed; internet; secured.
+    pub fn from_template(template: impl Into<String>) -> Self {
+        Self {
+            template: template.into(),
+            timeout: DEFAULT_TIMEOUT,
+            on_timeout: OnTimeout::Kill,
+            auto_resume: false,
+            env: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            internet: InternetAccess::Allowed,
+            dns_servers: None,
+            ingress: Ingress::default(),
+            secure: true,
+        }
+    }
+}
+
+/// Whether a sandbox runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// It runs, or is being restored.
+    Running,
+    /// It is held as a snapshot (or is becoming one) and costs no memory.
+    Paused,
+}
+
+/// A sandbox as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuntimeSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Id of the template or snapshot it came from.
+    pub template_id: String,
+    /// Name of that template, when it has one.
+    pub alias: Option<String>,
+    /// Running or paused.
+    pub state: SandboxState,
+    /// Whether there is memory that a resume goes on with. A running sandbox has it.
+    pub memory: Memory,
+    /// Whether it runs in a machine that had been kept warm for it.
+    pub claimed: bool,
+    /// When it was created or last resumed.
+    pub started_at: Timestamp,
+    /// Its deadline. For a paused sandbox, when it was paused.
+    pub end_at: Timestamp,
+    /// cpu, memory, disk.
+    pub budget: ResourceBudget,
+    /// The token that envd demands in `X-Access-Token`, if any.
+    pub envd_access_token: Option<String>,
+    /// The token that callers of other ports must show, if any.
+    pub traffic_access_token: Option<String>,
+    /// The request that created it.
+    pub spec: CreateSandbox,
+}
+
+/// No such sandbox, or no longer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("sandbox `{0}` does not exist")]
+pub struct NoSuchSandbox(pub SandboxId);
+
+/// A life that cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTimeout {
+    /// Zero where a life is needed.
+    #[error("Timeout must be greater than 0")]
+    Zero,
+    /// Longer than the maximum.
+    #[error("Timeout cannot be greater than {max_hours} hours")]
+    TooLong {
+        /// The maximum.
+        max_hours: u64,
+    },
+}
