@@ -33,8 +33,7 @@ use crate::{
     core::Core,
     history::Event,
     metrics::Timing,
-    reference::NoTemplate,
-    restore::SnapshotRestoreError,
+    sandbox::CreateError,
     session::Session,
     spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     start::Found,
@@ -82,32 +81,6 @@ pub enum OnExit {
     Pause,
     /// They go on without a server, and the next one with this state directory takes them over.
     Leave,
-}
-
-/// Why a sandbox was not created.
-#[derive(Debug, thiserror::Error)]
-pub enum CreateError {
-    /// There is nothing to create it from.
-    #[error(transparent)]
-    NoTemplate(#[from] NoTemplate),
-    /// The timeout is zero or longer than may be asked for.
-    #[error("{0}")]
-    InvalidTimeout(InvalidTimeout),
-    /// The restore failed.
-    #[error("sandbox cannot be started from template `{template}`")]
-    Restore {
-        /// The template.
-        template: String,
-        /// Why.
-        #[source]
-        source: SnapshotRestoreError,
-    },
-    /// The server is stopping.
-    #[error("the server is stopping")]
-    Stopping,
-    /// The store failed.
-    #[error("cannot record the sandbox")]
-    Store(#[source] StoreError),
 }
 
 /// Why a sandbox was not killed.

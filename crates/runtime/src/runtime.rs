@@ -31,13 +31,14 @@ use crate::{
     link::{Connector, Links},
     metrics::{Live, Metrics},
     owner::{
-        Access, Command, Connected, Continuation, CreateError, DeadlineError, Handle, KillError, NetworkError, OnExit, Owner,
-        Owners, Reach, ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
+        Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owner, Owners, Reach,
+        ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
     reference::{DEFAULT, NoTemplate, TEAM, valid_name},
     restore::RestoreGates,
     sampler,
+    sandbox::CreateError,
     secrets::Secrets,
     session::EngineLauncher,
     spec::{

@@ -1,6 +1,10 @@
-//! Sandboxes: what they are to those outside.
+//! Sandboxes: what they are to those outside, and how one is created.
+
+mod create;
 
 pub use crate::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
     NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState,
 };
+
+pub use self::create::CreateError;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use firkin_engine::{Engine as _, fake::Keeping};
 use firkin_runtime::{
     artifact::IntegrityError,
-    owner::{CreateError, ResumeError},
+    owner::ResumeError,
     restore::SnapshotRestoreError,
+    sandbox::CreateError,
     state_dir::OpenError,
     verify::{in_use, verify},
 };

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
-    owner::{CreateError, DeadlineError, KillError, OnExit, ResumeError, SnapshotError},
+    owner::{DeadlineError, KillError, OnExit, ResumeError, SnapshotError},
     runtime::Runtime,
-    sandbox::{SandboxId, SandboxState},
+    sandbox::{CreateError, SandboxId, SandboxState},
     sweep::Swept,
 };
 
