@@ -33,10 +33,9 @@ use crate::{
     core::Core,
     history::Event,
     metrics::Timing,
-    sandbox::CreateError,
     session::Session,
     spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
-    start::Found,
+    start::Recorded,
     store::{Held, SandboxRecord, StoreError},
 };
 
@@ -232,46 +231,19 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Restores a new sandbox and starts its owner. A caller that goes away ends the restore, in the queue for capacity or
-    /// later; from its record on it runs to its end: then nobody knows the sandbox, and it ends at once.
-    pub(crate) fn create(owners: &Arc<Owners>, found: Found) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> {
-        let (mut reply, result) = oneshot::channel();
-        let task = Arc::clone(owners);
-        let task_stopping = owners.core.stopping.clone();
-        owners.core.tasks.spawn(async move {
-            let template = found.life.template_id.clone();
-            let failed = |error| match error {
-                ResumeError::Store(source) => CreateError::Store(source),
-                ResumeError::Restore { source, .. } => CreateError::Restore { template, source },
-                ResumeError::Stopping
-                | ResumeError::NotFound(_)
-                | ResumeError::AlreadyRunning(_)
-                | ResumeError::Stale(_)
-                | ResumeError::InvalidTimeout(_) => CreateError::Stopping,
-            };
-            match wake::start(&task, found, Memory::Kept, reply.closed()).await {
-                Err(error) => drop(reply.send(Err(failed(error)))),
-                Ok((record, running)) => {
-                    let sandbox = show(&record);
-                    let (owner, handle) = Self::new(&task, record, Phase::Running(running));
-                    owner.owners.handles().insert(owner.record.id.clone(), handle);
-                    owner.owners.note_start();
-                    owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", &owner.record.template_id));
-                    // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
-                    if task_stopping.is_cancelled() {
-                        owner.end("the server is stopping").await;
-                        drop(reply.send(Err(CreateError::Stopping)));
-                        return;
-                    }
-                    if reply.send(Ok(sandbox)).is_err() {
-                        owner.end("its creator went away").await;
-                    } else {
-                        Box::pin(owner.run()).await;
-                    }
-                }
-            }
-        });
-        async move { result.await.unwrap_or(Err(CreateError::Stopping)) }
+    /// The owner of a sandbox that has just been created. It can be found from now on.
+    pub(crate) fn of_created(owners: &Arc<Owners>, created: Recorded) -> Self {
+        let Recorded { session, reservation, record } = created;
+        let (owner, handle) = Self::new(owners, record, Phase::Running(Box::new(Running::new(session, reservation))));
+        owners.handles().insert(owner.record.id.clone(), handle);
+        owners.note_start();
+        owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", &owner.record.template_id));
+        owner
+    }
+
+    /// What others see of the sandbox.
+    pub(crate) fn shown(&self) -> RuntimeSandbox {
+        show(&self.record)
     }
 
     /// Starts the owner of a sandbox that is known from the store.
@@ -314,7 +286,8 @@ impl Owner {
         (owner, Handle { commands, view: watched })
     }
 
-    async fn run(mut self) {
+    /// Does what is asked of it, and what is due, until the sandbox is gone.
+    pub(crate) async fn run(mut self) {
         loop {
             self.keep_up().await;
             let next = match &mut self.phase {
@@ -545,7 +518,8 @@ impl Owner {
         deleted
     }
 
-    async fn end(mut self, why: &str) {
+    /// Ends the sandbox before anybody has had it, or because nobody can have it any more.
+    pub(crate) async fn end(mut self, why: &str) {
         if let Err(error) = self.teardown(why).await {
             tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot forget a sandbox");
         }

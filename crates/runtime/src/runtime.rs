@@ -26,25 +26,23 @@ use crate::{
     disk_budget, forward,
     history::Event,
     instances::Instances,
-    life::Life,
     lineage::{self, LineageNode},
     link::{Connector, Links},
     metrics::{Live, Metrics},
     owner::{
-        Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owner, Owners, Reach,
+        Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
         ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    reference::{DEFAULT, NoTemplate, TEAM, valid_name},
+    reference::{DEFAULT, TEAM, valid_name},
     restore::RestoreGates,
     sampler,
-    sandbox::CreateError,
+    sandbox::{self, CreateError},
     secrets::Secrets,
     session::EngineLauncher,
     spec::{
         CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
     },
-    start::Found,
     state_dir::{OpenError, prepare_state_dir},
     store::{Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
@@ -183,26 +181,7 @@ impl Runtime {
 
     /// Creates a sandbox by restoring a template or a snapshot.
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
-        check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
-        let begun = std::time::Instant::now();
-        if self.core.stopping.is_cancelled() {
-            return Err(CreateError::Stopping);
-        }
-        let found = self.core.store.template(&request.template).await.map_err(CreateError::Store)?;
-        let found = NoTemplate::unless_found(&request.template, found)?;
-        let id = found.id.clone();
-        let template =
-            PreparedTemplate::load(&self.core, found).map_err(|source| CreateError::Restore { template: id, source })?;
-        let life = Life::first(&template, request);
-        let PreparedTemplate { record: template, artifact, pin } = template;
-        let created = Owner::create(&self.owners, Found::new(life, artifact, pin, begun)).await?;
-        let store = self.core.store.clone();
-        self.core.tasks.spawn(async move {
-            if let Err(error) = store.count_spawn(template.id, Timestamp::now()).await {
-                tracing::warn!(error = firkin_causes::chain(&error), "cannot count a sandbox of a template");
-            }
-        });
-        Ok(created)
+        sandbox::create(&self.owners, request).await
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -293,13 +272,7 @@ impl Runtime {
         check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
         let source: Continuation =
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
-        let begun = std::time::Instant::now();
-        let children = (0..count).map(|_| {
-            let pin = self.core.artifacts.pin(source.artifact.manifest.id.clone());
-            let life = Life::of_fork(&source.record, &source.artifact.manifest, timeout);
-            Owner::create(&self.owners, Found::new(life, source.artifact.clone(), pin, begun))
-        });
-        let results = futures::future::join_all(children).await;
+        let results = sandbox::fork(&self.owners, &source, count, timeout).await;
         drop(source.pin);
         self.core.collect();
         Ok(results)

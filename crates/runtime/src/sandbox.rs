@@ -8,3 +8,4 @@ pub use crate::spec::{
 };
 
 pub use self::create::CreateError;
+pub(crate) use self::create::{create, fork};

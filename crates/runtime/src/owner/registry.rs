@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Owners {
     pub(crate) core: Arc<Core>,
     /// Where a new one's session may be waiting.
-    pub(super) pool: Arc<WarmPool>,
+    pub(crate) pool: Arc<WarmPool>,
     handles: Mutex<HashMap<SandboxId, Handle>>,
 }
 

@@ -123,7 +123,7 @@ impl Owner {
         let begun = Instant::now();
         let pin = self.core.artifacts.pin(artifact.manifest.id.clone());
         let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
-        let (record, running) = wake::start(&self.owners, found, Memory::Kept, std::future::pending()).await?;
+        let (record, running) = wake::start(&self.core, found, Memory::Kept).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())

@@ -1,25 +1,25 @@
-//! From an artifact to a running sandbox: the first start, connect, resume, and traffic that wakes.
+//! From a paused sandbox to one that runs: connect, resume, and traffic that wakes.
 
 use std::{
-    future::pending,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use firkin_wire::rest::LogLevel;
 
 use super::{
-    Owner, Owners, Phase, Running, check_timeout, gone,
+    Owner, Phase, Running, check_timeout, gone,
     view::{Seen, SeenState, show},
 };
 use crate::{
+    core::Core,
     generation::{self, StaleState},
     history::Event,
     life::{Life, Until},
     owner::{Connected, DeadlineError},
-    pool::Claimed,
-    restore::{Proven, SnapshotRestoreError},
+    restore::SnapshotRestoreError,
     spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
-    start::{Found, Launched, Recorded},
+    start::{Found, Recorded},
     store::{Held, SandboxRecord, StoreError},
 };
 
@@ -114,7 +114,7 @@ impl Owner {
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let found = Found::new(life, loaded, pin, begun);
-        let (record, running) = start(&self.owners, found, memory, pending()).await?;
+        let (record, running) = start(&self.core, found, memory).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
@@ -125,39 +125,13 @@ impl Owner {
     }
 }
 
-/// Restores what was found, or claims what waits for it if it is new, and records that it runs. With memory dropped its disk is
-/// booted before. Ends early when the sandbox is `abandoned` before it is recorded.
-pub(super) async fn start(
-    owners: &Owners,
-    found: Found,
-    memory: Memory,
-    abandoned: impl Future<Output = ()>,
-) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
-    let core = &owners.core;
+/// Restores what was found, and records that it runs. With memory dropped its disk is booted before.
+pub(super) async fn start(core: &Arc<Core>, found: Found, memory: Memory) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = found.life.id.clone();
-    let launching = async {
-        // A new sandbox may get a warm session; one that goes on never does.
-        if found.life.is_first { claim_or_restore(owners, found).await } else { found.restore(core, memory).await }
-    };
     let launched = tokio::select! {
-        launched = launching => launched,
+        launched = found.restore(core, memory) => launched.map_err(|source| ResumeError::Restore { id, source })?,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
-        () = abandoned => return Err(gone(&id).into()),
     };
-    let launched = launched.map_err(|source| ResumeError::Restore { id, source })?;
     let Recorded { session, reservation, record } = launched.record(core).await.map_err(ResumeError::Store)?;
     Ok((record, Box::new(Running::new(session, reservation))))
-}
-
-/// Makes a session of a new sandbox, in the order of every restore: compatibility, integrity, disk floor, capacity, launch.
-async fn claim_or_restore(owners: &Owners, found: Found) -> Result<Launched, SnapshotRestoreError> {
-    let core = &owners.core;
-    let found = found.with_memory(core, Memory::Kept).await?;
-    let _creating = owners.pool.begin_create();
-    let proven = Proven::prove(found.request(), &core.gates).await?;
-    let (report, claimed) = match owners.pool.claim(proven).await {
-        Ok(Claimed { report, stage }) => (report, Some(stage)),
-        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, None),
-    };
-    Ok(found.launched(report, claimed))
 }

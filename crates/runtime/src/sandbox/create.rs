@@ -1,6 +1,36 @@
-//! A create, and why there is none.
+//! A create, from top to bottom: from the name of a template to a sandbox with an owner.
+//!
+//! ```text
+//!                                    ┌─► Claimed, of the warm pool ─┐
+//!   PreparedTemplate ─► Found ─► Proven                             ├─► Launched ─► Recorded ─► its owner
+//!                                    └─► Admitted ─► restored ──────┘
+//! ```
+//!
+//! Each phase refuses before the next has any effect, and holds what goes back if that does not come about. A fork goes the same way,
+//! from a state that was cut for it. A resume is a [start](crate::start) of the same phases; it has an owner already, and claims
+//! nothing: what waits in the pool was never this sandbox.
 
-use crate::{reference::NoTemplate, restore::SnapshotRestoreError, spec::InvalidTimeout, store::StoreError};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use firkin_causes::chain;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use crate::{
+    core::Core,
+    life::Life,
+    owner::{Continuation, Owner, Owners, check_timeout},
+    pool::Claimed,
+    reference::NoTemplate,
+    restore::{Proven, SnapshotRestoreError},
+    spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
+    start::{Found, Launched},
+    store::StoreError,
+    template::PreparedTemplate,
+};
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -26,4 +56,121 @@ pub enum CreateError {
     /// The store failed.
     #[error("cannot record the sandbox")]
     Store(#[source] StoreError),
+}
+
+/// Creates a sandbox of a template or a snapshot. A caller that goes away before it is recorded ends this, in the queue for
+/// capacity or later; who goes away after that has a sandbox that nobody knows, and that ends at once.
+pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
+    let begun = Instant::now();
+    let core = &owners.core;
+    check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
+    if core.stopping.is_cancelled() {
+        return Err(CreateError::Stopping);
+    }
+    let template = find(core, &request.template).await?;
+    let life = Life::first(&template, request);
+    let PreparedTemplate { record, artifact, pin } = template;
+    let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun)).await?;
+    count(core, record.id);
+    Ok(created)
+}
+
+/// Creates so many sandboxes that are what another was when it was cut. One result for each.
+pub(crate) async fn fork(
+    owners: &Arc<Owners>,
+    cut: &Continuation,
+    count: u32,
+    timeout: Duration,
+) -> Vec<Result<RuntimeSandbox, CreateError>> {
+    let children = (0..count).map(|_| {
+        let begun = Instant::now();
+        let pin = owners.core.artifacts.pin(cut.artifact.manifest.id.clone());
+        let life = Life::of_fork(&cut.record, &cut.artifact.manifest, timeout);
+        SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun))
+    });
+    futures::future::join_all(children).await
+}
+
+/// What a reference leads to, with its artifact.
+async fn find(core: &Core, reference: &str) -> Result<PreparedTemplate, CreateError> {
+    let found = core.store.template(reference).await.map_err(CreateError::Store)?;
+    let record = NoTemplate::unless_found(reference, found)?;
+    let template = record.id.clone();
+    PreparedTemplate::load(core, record).map_err(|source| CreateError::Restore { template, source })
+}
+
+/// A create that is under way, for whoever waits at the other end.
+struct SandboxCreate {
+    owners: Arc<Owners>,
+    creator: oneshot::Sender<Result<RuntimeSandbox, CreateError>>,
+}
+
+impl SandboxCreate {
+    /// Starts what was found in a task that becomes its owner.
+    fn begin(owners: &Arc<Owners>, found: Found) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> + use<> {
+        let (creator, answer) = oneshot::channel();
+        let create = Self { owners: Arc::clone(owners), creator };
+        owners.core.tasks.spawn(create.run(found));
+        // A task that is gone without an answer went with its runtime.
+        async move { answer.await.unwrap_or(Err(CreateError::Stopping)) }
+    }
+
+    /// From what was found to the sandbox's end.
+    async fn run(mut self, found: Found) {
+        let template = found.life.template_id.clone();
+        let launched = tokio::select! {
+            launched = launch(&self.owners, found) => launched.map_err(|source| CreateError::Restore { template, source }),
+            () = self.owners.core.stopping.cancelled() => Err(CreateError::Stopping),
+            // Nobody hears why there is no sandbox.
+            () = self.creator.closed() => return,
+        };
+        let recorded = match launched {
+            Ok(launched) => launched.record(&self.owners.core).await.map_err(CreateError::Store),
+            Err(error) => Err(error),
+        };
+        match recorded {
+            Ok(recorded) => {
+                let owner = Owner::of_created(&self.owners, recorded);
+                self.hand_over(owner).await;
+            }
+            Err(error) => drop(self.creator.send(Err(error))),
+        }
+    }
+
+    /// Gives the sandbox to its creator, and goes on as its owner.
+    async fn hand_over(self, owner: Owner) {
+        // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
+        if self.owners.core.stopping.is_cancelled() {
+            owner.end("the server is stopping").await;
+            drop(self.creator.send(Err(CreateError::Stopping)));
+        } else if self.creator.send(Ok(owner.shown())).is_err() {
+            owner.end("its creator went away").await;
+        } else {
+            Box::pin(owner.run()).await;
+        }
+    }
+}
+
+/// Makes a session of what was found, in the order of every restore: compatibility, integrity, disk floor, capacity, launch. What waits
+/// in the pool has had its capacity and most of its launch.
+async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotRestoreError> {
+    let core = &owners.core;
+    let found = found.with_memory(core, Memory::Kept).await?;
+    let _creating = owners.pool.begin_create();
+    let proven = Proven::prove(found.request(), &core.gates).await?;
+    let (report, claimed) = match owners.pool.claim(proven).await {
+        Ok(Claimed { report, stage }) => (report, Some(stage)),
+        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, None),
+    };
+    Ok(found.launched(report, claimed))
+}
+
+/// Counts a sandbox of a template, which nobody waits for.
+fn count(core: &Core, template: String) {
+    let store = core.store.clone();
+    core.tasks.spawn(async move {
+        if let Err(error) = store.count_spawn(template, Timestamp::now()).await {
+            tracing::warn!(error = chain(&error), "cannot count a sandbox of a template");
+        }
+    });
 }
