@@ -27,7 +27,9 @@ pub struct SnapshotRestoreRequest {
     pub internet: InternetAccess,
 }
 
-/// The seam between policy and engine.
+/// The seam between policy and engine, for those who [restore](crate::restore::restore) into sessions of their own: a program that
+/// embeds the restore path, as `examples/own_parts.rs`, and the tests of the path. The runtime's own sandboxes are sessions of its
+/// engine, whose launches the pool begins before there is a request.
 #[async_trait]
 pub trait SnapshotSessionLauncher: Send + Sync {
     /// A running session.
