@@ -5,7 +5,8 @@
 //!   (what is at rest)                   (manifests, no lock)      (under the lock)        (gigabytes, no lock)
 //! ```
 //!
-//! Every create and resume takes a pin, so nothing is read or removed while the pins are locked.
+//! Every create and resume takes a pin, so nothing is read or removed while the pins are locked. Nor need it be: whoever publishes
+//! has pinned what the new artifact stands on, by itself or by an artifact that needs it, from before until that is on record.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -99,74 +100,73 @@ impl ArtifactStore {
     /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks for as long as files are removed;
     /// who takes a pin meanwhile does not wait.
     pub fn collect(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Vec<String>> {
+        self.remove(self.take_names(candidates, keep, keep_layers)?)
+    }
+
+    fn take_names(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Condemned> {
         let mut needs = HashMap::new();
-        let condemned = loop {
-            match self.condemn(candidates, keep, keep_layers, &needs) {
-                Ok(condemned) => break condemned,
-                Err(unknown) => {
-                    for id in unknown.0 {
-                        let of_it = self.needs(&id)?;
-                        needs.insert(id, of_it);
-                    }
-                }
+        let doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
+        loop {
+            match self.condemn(candidates.serial, &doomed, &needs) {
+                Ok(condemned) => return Ok(condemned),
+                Err(unknown) => self.read_needs(unknown, &mut needs)?,
             }
-        };
-        self.remove(condemned)
+        }
     }
 
-    fn needs(&self, id: &str) -> io::Result<Needs> {
-        // What cannot be read cannot be followed: then nothing is collected, rather than too much.
-        let manifest = self.load(id).map_err(io::Error::other)?.manifest;
-        let base = match manifest.memory {
-            MemoryMember::Diff { base } => Some(base),
-            _ => None,
-        };
-        Ok(Needs { layers: manifest.disk.layers, base })
-    }
-
-    /// Decides, and takes away the names of what has to go. All that happens under the lock.
-    fn condemn(
+    /// The candidates that nothing on record needs. What is not on record yet and is no candidate either, because it was pinned
+    /// when they were listed or came later, needs what it needs all the same.
+    fn doomed(
         &self,
         candidates: &Candidates,
         keep: &[String],
         keep_layers: &[String],
-        needs: &HashMap<String, Needs>,
-    ) -> Result<Condemned, Unknown> {
+        needs: &mut HashMap<String, Needs>,
+    ) -> io::Result<Doomed> {
+        let listed: HashSet<&String> = candidates.artifacts.iter().collect();
+        let others = self.ids()?.into_iter().filter(|id| !listed.contains(id));
+        let roots: Vec<String> = keep.iter().cloned().chain(others).collect();
+        let live = loop {
+            match with_needs(roots.clone(), needs) {
+                Ok(live) => break live,
+                Err(unknown) => self.read_needs(unknown, needs)?,
+            }
+        };
+        let kept: HashSet<&String> = keep_layers.iter().collect();
+        let dead = |id: &&String| !live.layers.contains(*id) && !kept.contains(*id);
+        Ok(Doomed {
+            artifacts: candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect(),
+            layers: candidates.layers.iter().filter(dead).cloned().collect(),
+        })
+    }
+
+    fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<String, Needs>) -> io::Result<()> {
+        for id in ids {
+            // What cannot be read cannot be followed: then nothing is collected, rather than too much.
+            let manifest = self.load(&id).map_err(io::Error::other)?.manifest;
+            let base = match manifest.memory {
+                MemoryMember::Diff { base } => Some(base),
+                _ => None,
+            };
+            needs.insert(id, Needs { layers: manifest.disk.layers, base });
+        }
+        Ok(())
+    }
+
+    /// Spares whom somebody has come to use since the candidates were listed, with all that these need, and takes the names of the
+    /// rest away. All that happens under the lock, where nothing is read.
+    fn condemn(&self, listed: u64, doomed: &Doomed, needs: &HashMap<String, Needs>) -> Result<Condemned, Unknown> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        if candidates.serial < pins.forgotten {
-            return Ok(Condemned::default());
-        }
-        let used = |name: &str| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > candidates.serial);
-        let mut layers: HashSet<&str> = keep_layers.iter().map(String::as_str).collect();
-        let mut live: HashSet<String> = HashSet::new();
-        let mut unknown = Vec::new();
-        let listed: HashSet<&str> = candidates.artifacts.iter().map(String::as_str).collect();
-        let mut queue: Vec<String> = keep.to_vec();
-        match self.ids() {
-            Ok(ids) => queue.extend(ids.into_iter().filter(|id| used(id) || !listed.contains(id.as_str()))),
-            Err(error) => return Ok(Condemned { failed: Some(error), ..Condemned::default() }),
-        }
-        while let Some(id) = queue.pop() {
-            if live.contains(&id) {
-                continue;
-            }
-            match needs.get(&id) {
-                Some(of_it) => {
-                    layers.extend(of_it.layers.iter().map(String::as_str));
-                    queue.extend(of_it.base.clone());
-                }
-                None => unknown.push(id.clone()),
-            }
-            live.insert(id);
-        }
-        if !unknown.is_empty() {
-            return Err(Unknown(unknown));
-        }
         let mut condemned = Condemned::default();
-        for id in candidates.artifacts.iter().filter(|id| !live.contains(*id)) {
+        if listed < pins.forgotten {
+            return Ok(condemned);
+        }
+        let used = |name: &str| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > listed);
+        let spared = with_needs(doomed.artifacts.iter().filter(|id| used(id)).cloned().collect(), needs)?;
+        for id in doomed.artifacts.iter().filter(|id| !spared.artifacts.contains(*id)) {
             condemned.take(id, self.dir(id), self.hidden_artifact(id), |condemned| &mut condemned.artifacts);
         }
-        for id in candidates.layers.iter().filter(|id| !layers.contains(id.as_str()) && !used(&format!("layer:{id}"))) {
+        for id in doomed.layers.iter().filter(|id| !spared.layers.contains(*id) && !used(&format!("layer:{id}"))) {
             condemned.take(id, self.layer(id), self.layer(&format!(".{id}")), |condemned| &mut condemned.layers);
         }
         Ok(condemned)
@@ -217,6 +217,40 @@ struct Needs {
 #[derive(Debug)]
 struct Unknown(Vec<String>);
 
+/// What has to stay.
+#[derive(Debug, Default)]
+struct Live {
+    artifacts: HashSet<String>,
+    layers: HashSet<String>,
+}
+
+/// `roots`, and all that they need.
+fn with_needs(mut roots: Vec<String>, needs: &HashMap<String, Needs>) -> Result<Live, Unknown> {
+    let mut live = Live::default();
+    let mut unknown = Vec::new();
+    while let Some(id) = roots.pop() {
+        if live.artifacts.contains(&id) {
+            continue;
+        }
+        match needs.get(&id) {
+            Some(of_it) => {
+                live.layers.extend(of_it.layers.iter().cloned());
+                roots.extend(of_it.base.clone());
+            }
+            None => unknown.push(id.clone()),
+        }
+        live.artifacts.insert(id);
+    }
+    if unknown.is_empty() { Ok(live) } else { Err(Unknown(unknown)) }
+}
+
+/// What is to lose its name.
+#[derive(Debug, Default)]
+struct Doomed {
+    artifacts: Vec<String>,
+    layers: Vec<String>,
+}
+
 /// What has lost its name and waits to be removed.
 #[derive(Debug, Default)]
 struct Condemned {
@@ -254,7 +288,7 @@ mod tests {
         fs::create_dir(&dead).unwrap();
         fs::write(store.layer("dead"), b"x").unwrap();
         let seen = store.candidates().unwrap();
-        let condemned = store.condemn(&seen, &[], &[], &HashMap::new()).unwrap();
+        let condemned = store.take_names(&seen, &[], &[]).unwrap();
         // Decided and nameless, the files still there: pins are free again.
         assert!(store.pins.try_lock().is_ok() && store.ids().unwrap().is_empty() && !store.layer("dead").exists());
         assert_eq!(store.remove(condemned).unwrap(), ["dead"]);
@@ -264,12 +298,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pinned_after_the_records_were_read_keeps_all_that_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
+        for id in ["base", "diff", "dead"] {
+            fs::create_dir(store.dir(id)).unwrap();
+        }
+        for id in ["lower", "upper", "dead"] {
+            fs::write(store.layer(id), b"x").unwrap();
+        }
+        let of = |layers: &[&str], base: Option<&str>| Needs {
+            layers: layers.iter().map(|&id| id.to_owned()).collect(),
+            base: base.map(str::to_owned),
+        };
+        let mut needs =
+            HashMap::from([("base".to_owned(), of(&["lower"], None)), ("diff".to_owned(), of(&["upper"], Some("base")))]);
+        let seen = store.candidates().unwrap();
+        let doomed = store.doomed(&seen, &[], &[], &mut needs).unwrap();
+        assert_eq!((doomed.artifacts.len(), doomed.layers.len()), (3, 3));
+        let _pin = store.pin("diff");
+        let condemned = store.condemn(seen.serial, &doomed, &needs).unwrap();
+        assert_eq!((condemned.artifacts, condemned.layers), (vec!["dead".to_owned()], vec!["dead".to_owned()]));
+    }
+
+    #[test]
     fn what_an_interrupted_removal_left_goes_with_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         fs::create_dir(dir.path().join("artifacts/dead")).unwrap();
         fs::write(store.layer("dead"), b"x").unwrap();
-        store.condemn(&store.candidates().unwrap(), &[], &[], &HashMap::new()).unwrap();
+        store.take_names(&store.candidates().unwrap(), &[], &[]).unwrap();
         let again = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for place in ["artifacts", "layers"] {
             assert_eq!(fs::read_dir(again.root.join(place)).unwrap().count(), 0, "{place}");
