@@ -172,15 +172,13 @@ impl ArtifactStore {
         Ok(condemned)
     }
 
+    /// Removes all that can be, whatever cannot: what is left has no name, and only the next start finds it.
     fn remove(&self, condemned: Condemned) -> io::Result<Vec<String>> {
-        for id in &condemned.artifacts {
-            firkin_files::remove_tree(&self.hidden_artifact(id))?;
-            self.release(id)?;
-        }
-        for id in &condemned.layers {
-            member::remove(&self.layer(&format!(".{id}")))?;
-        }
-        condemned.failed.map_or(Ok(condemned.artifacts), Err)
+        let artifact = |id: &String| firkin_files::remove_tree(&self.hidden_artifact(id)).and_then(|()| self.release(id));
+        let layer = |id: &String| member::remove(&self.layer(&format!(".{id}")));
+        let removals = condemned.artifacts.iter().map(artifact).chain(condemned.layers.iter().map(layer));
+        let failed = removals.filter_map(Result::err).fold(condemned.failed, |first, error| first.or(Some(error)));
+        failed.map_or(Ok(condemned.artifacts), Err)
     }
 
     fn hidden_artifact(&self, id: &str) -> PathBuf {
@@ -295,6 +293,21 @@ mod tests {
         for place in ["artifacts", "layers"] {
             assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_removed_keeps_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        for id in ["a", "b", "c"] {
+            fs::write(store.layer(id), b"x").unwrap();
+            fs::create_dir(store.dir(id)).unwrap();
+        }
+        // Something stands where the second layer would lose its name.
+        fs::create_dir(store.layer(".b")).unwrap();
+        store.collect(&store.candidates().unwrap(), &[], &[]).unwrap_err();
+        let left = |place: &str| fs::read_dir(dir.path().join(place)).unwrap().count();
+        assert_eq!((left("artifacts"), left("layers")), (0, 2));
     }
 
     #[test]
