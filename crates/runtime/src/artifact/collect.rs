@@ -15,9 +15,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use firkin_engine::parts;
 use fs_err as fs;
 
 use super::{ArtifactStore, manifest::MemoryMember, member};
+
+/// Names that are taken in one hold of the lock. A rename takes some ten microseconds, and creates wait for all of them.
+const AT_A_TIME: usize = 32;
 
 /// Who is being used right now, and when that was last begun, so that collection never takes what it has not seen at rest.
 #[derive(Debug, Default)]
@@ -105,13 +109,14 @@ impl ArtifactStore {
 
     fn take_names(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Condemned> {
         let mut needs = HashMap::new();
-        let doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
-        loop {
-            match self.condemn(candidates.serial, &doomed, &needs) {
-                Ok(condemned) => return Ok(condemned),
-                Err(unknown) => self.read_needs(unknown, &mut needs)?,
+        let mut doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
+        let mut condemned = Condemned::default();
+        while !doomed.is_empty() {
+            if let Err(unknown) = self.condemn(candidates.serial, &mut doomed, &needs, &mut condemned) {
+                self.read_needs(unknown, &mut needs)?;
             }
         }
+        Ok(condemned)
     }
 
     /// The candidates that nothing on record needs. What is not on record yet and is no candidate either, because it was pinned
@@ -134,10 +139,10 @@ impl ArtifactStore {
         };
         let kept: HashSet<&String> = keep_layers.iter().collect();
         let dead = |id: &&String| !live.layers.contains(*id) && !kept.contains(*id);
-        Ok(Doomed {
-            artifacts: candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect(),
-            layers: candidates.layers.iter().filter(dead).cloned().collect(),
-        })
+        let mut artifacts: Vec<String> =
+            candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
+        artifacts.sort_by_cached_key(|id| !self.dir(id).join(parts::MEMORY_DIFF).exists());
+        Ok(Doomed { artifacts, layers: candidates.layers.iter().filter(dead).cloned().collect() })
     }
 
     fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<String, Needs>) -> io::Result<()> {
@@ -154,22 +159,31 @@ impl ArtifactStore {
     }
 
     /// Spares whom somebody has come to use since the candidates were listed, with all that these need, and takes the names of the
-    /// rest away. All that happens under the lock, where nothing is read.
-    fn condemn(&self, listed: u64, doomed: &Doomed, needs: &HashMap<String, Needs>) -> Result<Condemned, Unknown> {
+    /// next few away. All that happens under the lock, where nothing is read.
+    fn condemn(
+        &self,
+        listed: u64,
+        doomed: &mut Doomed,
+        needs: &HashMap<String, Needs>,
+        condemned: &mut Condemned,
+    ) -> Result<(), Unknown> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut condemned = Condemned::default();
         if listed < pins.forgotten {
-            return Ok(condemned);
+            *doomed = Doomed::default();
+            return Ok(());
         }
         let used = |name: &str| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > listed);
         let spared = with_needs(doomed.artifacts.iter().filter(|id| used(id)).cloned().collect(), needs)?;
-        for id in doomed.artifacts.iter().filter(|id| !spared.artifacts.contains(*id)) {
-            condemned.take(id, self.dir(id), self.hidden_artifact(id), |condemned| &mut condemned.artifacts);
+        doomed.artifacts.retain(|id| !spared.artifacts.contains(id));
+        doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&format!("layer:{id}")));
+        let (artifacts, layers) = doomed.next();
+        for id in artifacts {
+            condemned.take(&id, self.dir(&id), self.hidden_artifact(&id), |condemned| &mut condemned.artifacts);
         }
-        for id in doomed.layers.iter().filter(|id| !spared.layers.contains(*id) && !used(&format!("layer:{id}"))) {
-            condemned.take(id, self.layer(id), self.layer(&format!(".{id}")), |condemned| &mut condemned.layers);
+        for id in layers {
+            condemned.take(&id, self.layer(&id), self.layer(&format!(".{id}")), |condemned| &mut condemned.layers);
         }
-        Ok(condemned)
+        Ok(())
     }
 
     /// Removes all that can be, whatever cannot: what is left has no name, and only the next start finds it.
@@ -242,11 +256,26 @@ fn with_needs(mut roots: Vec<String>, needs: &HashMap<String, Needs>) -> Result<
     if unknown.is_empty() { Ok(live) } else { Err(Unknown(unknown)) }
 }
 
-/// What is to lose its name.
+/// What is to lose its name, in this order: who stands on something goes before it does. Then whoever takes a pin between two holds
+/// of the lock finds all that the pinned one needs, or not even that one.
 #[derive(Debug, Default)]
 struct Doomed {
+    /// Those over another's memory first.
     artifacts: Vec<String>,
     layers: Vec<String>,
+}
+
+impl Doomed {
+    fn is_empty(&self) -> bool {
+        self.artifacts.is_empty() && self.layers.is_empty()
+    }
+
+    /// The artifacts and layers that lose their names in one hold of the lock.
+    fn next(&mut self) -> (Vec<String>, Vec<String>) {
+        let artifacts: Vec<String> = self.artifacts.drain(..self.artifacts.len().min(AT_A_TIME)).collect();
+        let layers = self.layers.drain(..self.layers.len().min(AT_A_TIME - artifacts.len())).collect();
+        (artifacts, layers)
+    }
 }
 
 /// What has lost its name and waits to be removed.
@@ -327,11 +356,36 @@ mod tests {
         let mut needs =
             HashMap::from([("base".to_owned(), of(&["lower"], None)), ("diff".to_owned(), of(&["upper"], Some("base")))]);
         let seen = store.candidates().unwrap();
-        let doomed = store.doomed(&seen, &[], &[], &mut needs).unwrap();
+        let mut doomed = store.doomed(&seen, &[], &[], &mut needs).unwrap();
         assert_eq!((doomed.artifacts.len(), doomed.layers.len()), (3, 3));
         let _pin = store.pin("diff");
-        let condemned = store.condemn(seen.serial, &doomed, &needs).unwrap();
+        let mut condemned = Condemned::default();
+        store.condemn(seen.serial, &mut doomed, &needs, &mut condemned).unwrap();
+        assert!(doomed.is_empty());
         assert_eq!((condemned.artifacts, condemned.layers), (vec!["dead".to_owned()], vec!["dead".to_owned()]));
+    }
+
+    #[test]
+    fn few_lose_their_names_at_a_time_and_bases_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path()).unwrap();
+        let ids: Vec<String> = (0..=AT_A_TIME).map(|n| n.to_string()).collect();
+        for id in &ids {
+            fs::create_dir(store.dir(id)).unwrap();
+            fs::write(store.layer(id), b"x").unwrap();
+        }
+        let diff = ids.last().unwrap();
+        fs::write(store.dir(diff).join(parts::MEMORY_DIFF), b"x").unwrap();
+        let seen = store.candidates().unwrap();
+        let (mut doomed, mut condemned) = (store.doomed(&seen, &[], &[], &mut HashMap::new()).unwrap(), Condemned::default());
+        let mut holds = Vec::new();
+        while !doomed.is_empty() {
+            store.condemn(seen.serial, &mut doomed, &HashMap::new(), &mut condemned).unwrap();
+            holds.push((condemned.artifacts.len(), condemned.layers.len()));
+        }
+        let all = AT_A_TIME + 1;
+        assert_eq!(holds, [(AT_A_TIME, 0), (all, AT_A_TIME - 1), (all, all)]);
+        assert_eq!(&condemned.artifacts[0], diff);
     }
 
     #[test]
