@@ -15,7 +15,7 @@ use crate::{
     artifact::MemoryMember,
     core::Core,
     disk::DiskPressure,
-    store::{RecordedPhase, StoreError},
+    store::{InUse, RecordedPhase, StoreError},
 };
 
 mod plan;
@@ -73,18 +73,8 @@ pub(crate) async fn admit(core: &Core) -> Result<(), DiskPressure> {
 async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let artifacts = core.artifacts.clone();
     let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
-    let mut keep: Vec<String> = core.store.templates().await?.into_iter().map(|t| t.artifact).collect();
-    keep.extend(core.store.layers().await?.into_iter().map(|layer| layer.artifact));
-    let mut layers = Vec::new();
-    for sandbox in core.store.sandboxes().await? {
-        match sandbox.phase {
-            RecordedPhase::Paused(held) => keep.push(held.artifact),
-            RecordedPhase::Running { memory_base, layers: sealed, .. } => {
-                keep.push(memory_base);
-                layers.extend(sealed);
-            }
-        }
-    }
+    let InUse { artifacts: mut keep, layers, states } = core.store.in_use().await?;
+    keep.extend(states.into_iter().map(|state| state.artifact));
     let artifacts = core.artifacts.clone();
     let removed = tokio::task::spawn_blocking(move || artifacts.collect(&candidates, &keep, &layers)).await??;
     if !removed.is_empty() {

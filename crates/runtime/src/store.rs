@@ -22,11 +22,13 @@ use crate::{
 };
 
 mod builds;
+mod in_use;
 mod migrate;
 mod templates;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
+pub(crate) use in_use::InUse;
 pub(crate) use templates::{Assignment, FamilyRecord};
 
 /// Version of the schema, in SQLite's `user_version`.
