@@ -12,10 +12,10 @@ use firkin_causes::chain;
 
 use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
-    artifact::MemoryMember,
+    artifact::{ArtifactStore, MemoryMember},
     core::Core,
     disk::DiskPressure,
-    store::{InUse, RecordedPhase, StoreError},
+    store::{InUse, LayerRecord},
 };
 
 mod plan;
@@ -41,13 +41,11 @@ pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error:
     let Some(budget_mib) = core.config.disk_budget_mib else { return Ok(None) };
     let budget = budget_mib.saturating_mul(1 << 20);
     loop {
-        let held = look(core).await?;
-        let needed = needed(core).await?;
-        let plan = held.plan(&needed_parts(core, &needed).await?, candidates(core, &needed).await?);
-        core.metrics.disk(budget, held.bytes, plan.iter().map(|spare| spare.bytes).sum());
+        let Found { bytes, plan } = look(core).await?;
+        core.metrics.disk(budget, bytes, plan.iter().map(|spare| spare.bytes).sum());
         // Each round lets something go, so there is a last one.
-        if held.bytes <= budget || !let_go(core, plan, held.bytes - budget).await? {
-            return Ok(Some(held.bytes));
+        if bytes <= budget || !let_go(core, plan, bytes - budget).await? {
+            return Ok(Some(bytes));
         }
         collect(core).await?;
     }
@@ -83,28 +81,43 @@ async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + S
     Ok(())
 }
 
-/// The use of the state directory now.
-async fn look(core: &Core) -> io::Result<DiskUse> {
-    let root = core.config.state_dir.clone();
-    tokio::task::spawn_blocking(move || DiskUse::below(&root)).await.map_err(io::Error::other)?
+/// What the state directory holds, and what may go of it.
+struct Found {
+    bytes: u64,
+    plan: Vec<Spare>,
 }
 
-/// Things that can be made again and that nothing else stands on.
-async fn candidates(core: &Core, needed: &HashSet<String>) -> Result<Vec<Candidate>, Box<dyn std::error::Error + Send + Sync>> {
-    let layers = core.store.layers().await?.into_iter().filter(|layer| !needed.contains(&layer.artifact));
-    let mut found: Vec<Candidate> = layers
-        .map(|layer| {
-            let (used, parts) = (SystemTime::from(layer.used_at), parts_of(core, &layer.artifact));
-            Candidate { used, what: What::Layer(layer), parts }
-        })
-        .collect();
-    let uploads = core.files.at_rest()?.into_iter();
-    found.extend(uploads.map(|(used, path)| Candidate {
-        used,
-        parts: HashSet::from([path.clone()]),
-        what: What::Upload(path, used),
-    }));
-    Ok(found)
+/// Looks at the state directory. Manifests of all that is in use are read, so that is done where it keeps nobody waiting.
+async fn look(core: &Core) -> Result<Found, Box<dyn std::error::Error + Send + Sync>> {
+    let in_use = core.store.in_use().await?;
+    let (root, artifacts, files) = (core.config.state_dir.clone(), core.artifacts.clone(), core.files.clone());
+    let look = move || {
+        let held = DiskUse::below(&root)?;
+        let needed = needed(&artifacts, in_use.artifacts);
+        let mut parts: HashSet<PathBuf> = needed.iter().flat_map(|id| parts_of(&artifacts, id)).collect();
+        parts.extend(in_use.layers.iter().map(|layer| artifacts.layer(layer)));
+        let states = in_use.states.into_iter().filter(|state| !needed.contains(&state.artifact));
+        let plan = held.plan(&parts, candidates(&artifacts, states, files.at_rest()?));
+        Ok::<_, io::Error>(Found { bytes: held.bytes, plan })
+    };
+    Ok(tokio::task::spawn_blocking(look).await??)
+}
+
+/// What can be made again and nobody stands on.
+fn candidates(
+    artifacts: &ArtifactStore,
+    states: impl Iterator<Item = LayerRecord>,
+    uploads: Vec<(SystemTime, PathBuf)>,
+) -> Vec<Candidate> {
+    let state = |state: LayerRecord| {
+        let (used, parts) = (SystemTime::from(state.used_at), parts_of(artifacts, &state.artifact));
+        Candidate { used, what: What::Layer(state), parts }
+    };
+    let upload = |(used, path): (SystemTime, PathBuf)| {
+        let parts = HashSet::from([path.clone()]);
+        Candidate { used, what: What::Upload(path, used), parts }
+    };
+    states.map(state).chain(uploads.into_iter().map(upload)).collect()
 }
 
 /// Lets go the first of `plan` until they free `excess` bytes. Whether anything went.
@@ -117,7 +130,10 @@ async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<
         // Only if it is what it was: whoever has come to use it meanwhile has noted that.
         let went = match what {
             What::Layer(layer) => core.store.delete_layer_as(layer).await?,
-            What::Upload(path, used) => core.files.remove_unused(&path, used)?,
+            What::Upload(path, used) => {
+                let files = core.files.clone();
+                tokio::task::spawn_blocking(move || files.remove_unused(&path, used)).await??
+            }
         };
         if went {
             (any, freed) = (true, freed + bytes);
@@ -126,48 +142,31 @@ async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<
     Ok(any)
 }
 
-/// The parts that needed artifacts and running sandboxes keep.
-async fn needed_parts(core: &Core, needed: &HashSet<String>) -> Result<HashSet<PathBuf>, StoreError> {
-    let mut parts: HashSet<PathBuf> = needed.iter().flat_map(|artifact| parts_of(core, artifact)).collect();
-    for sandbox in core.store.sandboxes().await? {
-        if let RecordedPhase::Running { layers, .. } = sandbox.phase {
-            parts.extend(layers.iter().map(|layer| core.artifacts.layer(layer)));
-        }
-    }
-    Ok(parts)
-}
-
 /// Artifacts that stay whether or not builds know them: to forget those would free nothing.
-async fn needed(core: &Core) -> Result<HashSet<String>, StoreError> {
-    let mut needed: HashSet<String> = core.store.templates().await?.into_iter().map(|t| t.artifact).collect();
-    needed.extend(core.store.sandboxes().await?.into_iter().map(|sandbox| match sandbox.phase {
-        RecordedPhase::Paused(held) => held.artifact,
-        RecordedPhase::Running { memory_base, .. } => memory_base,
-    }));
-    let bases: Vec<String> = needed.iter().filter_map(|id| base_of(core, id)).collect();
-    needed.extend(bases);
-    Ok(needed)
+fn needed(artifacts: &ArtifactStore, used: Vec<String>) -> HashSet<String> {
+    let bases: Vec<String> = used.iter().filter_map(|id| base_of(artifacts, id)).collect();
+    used.into_iter().chain(bases).collect()
 }
 
 /// The artifact on whose memory this one stands.
-fn base_of(core: &Core, id: &str) -> Option<String> {
-    match core.artifacts.load(id).ok()?.manifest.memory {
+fn base_of(artifacts: &ArtifactStore, id: &str) -> Option<String> {
+    match artifacts.load(id).ok()?.manifest.memory {
         MemoryMember::Diff { base } => Some(base),
         MemoryMember::Full | MemoryMember::InState | MemoryMember::Absent => None,
     }
 }
 
 /// Everything that an artifact keeps from being collected. Of one that cannot be read that is itself.
-fn parts_of(core: &Core, id: &str) -> HashSet<PathBuf> {
+fn parts_of(artifacts: &ArtifactStore, id: &str) -> HashSet<PathBuf> {
     let mut parts = HashSet::new();
     // Diffs do not stack, so this has two rounds at most.
     let mut next = Some(id.to_owned());
     while let Some(id) = next.take() {
-        if parts.insert(core.artifacts.dir(&id))
-            && let Ok(artifact) = core.artifacts.load(&id)
+        if parts.insert(artifacts.dir(&id))
+            && let Ok(artifact) = artifacts.load(&id)
         {
             parts.extend(artifact.layers);
-            next = base_of(core, &id);
+            next = base_of(artifacts, &id);
         }
     }
     parts
