@@ -11,7 +11,7 @@ use std::{
 use firkin_wire::nonce::Nonce;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -258,21 +258,22 @@ impl Store {
         result.await.map_err(|_| StoreError::Closed)?
     }
 
+    /// Does one operation: all of it, at one moment, or nothing when it fails.
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection| drop(reply.send(work(connection))));
+        let job: Job = Box::new(move |connection| drop(reply.send(whole(connection, work))));
         self.requests.send(Request::Work(job)).await.map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
     }
 
     /// Inserts or replaces a sandbox. Durable when this returns.
     pub(crate) async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError> {
-        self.run(move |c| {
+        self.run(move |tx| {
             let body = to_json("sandboxes", &record)?;
-            c.execute("INSERT OR REPLACE INTO sandboxes (id, body) VALUES (?1, ?2)", params![record.id.as_str(), body])
+            tx.execute("INSERT OR REPLACE INTO sandboxes (id, body) VALUES (?1, ?2)", params![record.id.as_str(), body])
                 .map_err(sqlite("put a sandbox"))?;
             Ok(())
         })
@@ -280,33 +281,40 @@ impl Store {
     }
 
     pub(crate) async fn delete_sandbox(&self, id: SandboxId) -> Result<(), StoreError> {
-        self.run(move |c| {
-            c.execute("DELETE FROM sandboxes WHERE id = ?1", params![id.as_str()]).map_err(sqlite("delete a sandbox"))?;
+        self.run(move |tx| {
+            tx.execute("DELETE FROM sandboxes WHERE id = ?1", params![id.as_str()]).map_err(sqlite("delete a sandbox"))?;
             Ok(())
         })
         .await
     }
 
     pub(crate) async fn sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
-        self.run(|c| bodies(c, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")).await
+        self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")).await
     }
 
     pub(crate) async fn put_api_key(&self, digest: [u8; 32]) -> Result<(), StoreError> {
-        self.run(move |c| {
-            c.execute("INSERT OR IGNORE INTO api_keys (digest) VALUES (?1)", params![digest]).map_err(sqlite("put a key"))?;
+        self.run(move |tx| {
+            tx.execute("INSERT OR IGNORE INTO api_keys (digest) VALUES (?1)", params![digest]).map_err(sqlite("put a key"))?;
             Ok(())
         })
         .await
     }
 
     pub(crate) async fn api_keys(&self) -> Result<Vec<[u8; 32]>, StoreError> {
-        self.run(|c| {
-            let mut statement = c.prepare_cached("SELECT digest FROM api_keys").map_err(sqlite("read keys"))?;
+        self.run(|tx| {
+            let mut statement = tx.prepare_cached("SELECT digest FROM api_keys").map_err(sqlite("read keys"))?;
             let rows = statement.query_map([], |row| row.get(0)).map_err(sqlite("read keys"))?;
             rows.collect::<Result<_, _>>().map_err(sqlite("read keys"))
         })
         .await
     }
+}
+
+fn whole<T>(c: &mut Connection, work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let tx = c.transaction().map_err(sqlite("begin"))?;
+    let done = work(&tx)?;
+    tx.commit().map_err(sqlite("commit"))?;
+    Ok(done)
 }
 
 fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {

@@ -116,21 +116,19 @@ impl Store {
     /// Makes a place for a build: in the template of its name, else in a new one. Gives the build with its template's id, and
     /// that template.
     pub(crate) async fn request_build(&self, record: BuildRecord) -> Result<(BuildRecord, FamilyRecord), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             let name = Some(record.name.clone()).filter(|name| !name.is_empty());
-            let known = name.as_deref().map(|name| id_of_name(&tx, name)).transpose()?.flatten();
+            let known = name.as_deref().map(|name| id_of_name(tx, name)).transpose()?.flatten();
             let template_id = known.unwrap_or_else(|| record.template_id.clone());
-            let template = match family(&tx, &template_id)? {
+            let template = match family(tx, &template_id)? {
                 Some(template) => template,
                 None => FamilyRecord::unbuilt(template_id.clone(), name, record.created_at),
             };
-            put_family(&tx, &template)?;
+            put_family(tx, &template)?;
             let record = BuildRecord { template_id, ..record };
             let body = to_json("builds", &record)?;
             tx.execute("INSERT INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
                 .map_err(sqlite("put a build"))?;
-            tx.commit().map_err(sqlite("commit a build"))?;
             Ok((record, template))
         })
         .await
@@ -138,9 +136,9 @@ impl Store {
 
     /// Inserts or replaces a build.
     pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
-        self.run(move |c| {
+        self.run(move |tx| {
             let body = to_json("builds", &record)?;
-            c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
+            tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
                 .map_err(sqlite("put a build"))?;
             Ok(())
         })
@@ -148,23 +146,22 @@ impl Store {
     }
 
     pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {
-        self.run(|c| bodies(c, "builds", "SELECT body FROM builds ORDER BY id")).await
+        self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")).await
     }
 
     pub(crate) async fn build(&self, id: String) -> Result<Option<BuildRecord>, StoreError> {
-        self.run(move |c| one(c, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
+        self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
     }
 
     /// Removes builds with their logs, and templates of which then nothing is left.
     pub(crate) async fn delete_builds(&self, ids: Vec<String>) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             for id in &ids {
                 tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
                 tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
             }
-            drop_bare(&tx)?;
-            tx.commit().map_err(sqlite("commit a deletion"))
+            drop_bare(tx)?;
+            Ok(())
         })
         .await
     }
@@ -176,31 +173,30 @@ impl Store {
         log: Vec<BuildLogEntry>,
         became: Option<TemplateRecord>,
     ) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             if let Some(template) = &became {
-                put_template(&tx, template)?;
+                put_template(tx, template)?;
             }
             let (body, log) = (to_json("builds", &record)?, to_json("build_logs", &log)?);
             tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
                 .map_err(sqlite("put a build"))?;
             tx.execute("INSERT OR REPLACE INTO build_logs (id, body) VALUES (?1, ?2)", params![record.id, log])
                 .map_err(sqlite("put a build's log"))?;
-            tx.commit().map_err(sqlite("commit a build"))
+            Ok(())
         })
         .await
     }
 
     pub(crate) async fn build_log(&self, id: String) -> Result<Vec<BuildLogEntry>, StoreError> {
-        let found = self.run(move |c| one(c, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", &id)).await?;
+        let found = self.run(move |tx| one(tx, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", &id)).await?;
         Ok(found.unwrap_or_default())
     }
 
     /// Inserts or replaces a state between two steps.
     pub(crate) async fn put_layer(&self, record: LayerRecord) -> Result<(), StoreError> {
-        self.run(move |c| {
+        self.run(move |tx| {
             let body = to_json("build_layers", &record)?;
-            c.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
+            tx.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
                 .map_err(sqlite("put a layer"))?;
             Ok(())
         })
@@ -208,36 +204,33 @@ impl Store {
     }
 
     pub(crate) async fn layer(&self, key: String) -> Result<Option<LayerRecord>, StoreError> {
-        self.run(move |c| one(c, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
+        self.run(move |tx| one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
     }
 
     pub(crate) async fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
-        self.run(|c| bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
+        self.run(|tx| bodies(tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
     }
 
     /// Removes a state if it is on record as `record`, which a use since would have changed. Whether it was.
     pub(crate) async fn delete_layer_as(&self, record: LayerRecord) -> Result<bool, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             let found: Option<LayerRecord> =
-                one(&tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &record.key)?;
+                one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &record.key)?;
             if found.as_ref() != Some(&record) {
                 return Ok(false);
             }
             tx.execute("DELETE FROM build_layers WHERE key = ?1", params![record.key]).map_err(sqlite("delete a layer"))?;
-            tx.commit().map_err(sqlite("commit a deletion"))?;
             Ok(true)
         })
         .await
     }
 
     pub(crate) async fn delete_layers(&self, keys: Vec<String>) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             for key in &keys {
                 tx.execute("DELETE FROM build_layers WHERE key = ?1", params![key]).map_err(sqlite("delete a layer"))?;
             }
-            tx.commit().map_err(sqlite("commit a deletion"))
+            Ok(())
         })
         .await
     }

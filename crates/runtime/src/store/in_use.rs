@@ -17,11 +17,10 @@ pub(crate) struct InUse {
 impl Store {
     /// Everything that is used now.
     pub(crate) async fn in_use(&self) -> Result<InUse, StoreError> {
-        self.run(|c| {
-            let tx = c.transaction().map_err(super::sqlite("begin"))?;
-            let versions: Vec<TemplateRecord> = bodies(&tx, "versions", "SELECT body FROM versions")?;
-            let sandboxes: Vec<SandboxRecord> = bodies(&tx, "sandboxes", "SELECT body FROM sandboxes")?;
-            let states = bodies(&tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")?;
+        self.run(|tx| {
+            let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions")?;
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes")?;
+            let states = bodies(tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")?;
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
             for sandbox in sandboxes {
                 match sandbox.phase {

@@ -152,10 +152,8 @@ impl Store {
     /// Inserts or replaces a version, with its template where that is new, and gives it its names, taking them from whoever had
     /// them. Gives what is on record: a template of that name has an id already.
     pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<TemplateRecord, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            let record = put_template(&tx, &record)?;
-            tx.commit().map_err(sqlite("commit a template"))?;
+        self.run(move |tx| {
+            let record = put_template(tx, &record)?;
             Ok(record)
         })
         .await
@@ -163,9 +161,9 @@ impl Store {
 
     /// Replaces what is remembered of a version, if it is there. Its names and its template stay as they are.
     pub(crate) async fn update_version(&self, record: TemplateRecord) -> Result<(), StoreError> {
-        self.run(move |c| {
+        self.run(move |tx| {
             let body = to_json("versions", &record)?;
-            c.execute("UPDATE versions SET body = ?2 WHERE build_id = ?1", params![record.build_id, body])
+            tx.execute("UPDATE versions SET body = ?2 WHERE build_id = ?1", params![record.build_id, body])
                 .map_err(sqlite("update a version"))?;
             Ok(())
         })
@@ -174,16 +172,14 @@ impl Store {
 
     /// Has tags stand for this version, taking them from whichever they stood for. Whether it is there.
     pub(crate) async fn add_names(&self, build_id: String, names: Vec<String>) -> Result<bool, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             let id = tx
                 .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
                 .optional()
                 .map_err(sqlite("read a version"))?;
             let Some(id): Option<String> = id else { return Ok(false) };
-            give(&tx, &build_id, &names, Timestamp::now())?;
-            drop_untagged(&tx, &id)?;
-            tx.commit().map_err(sqlite("commit names"))?;
+            give(tx, &build_id, &names, Timestamp::now())?;
+            drop_untagged(tx, &id)?;
             Ok(true)
         })
         .await
@@ -191,16 +187,18 @@ impl Store {
 
     /// Removes names. When one of them is not there, it is returned and all stay.
     pub(crate) async fn remove_names(&self, names: Vec<String>) -> Result<Option<String>, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            for name in names {
-                let of = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id WHERE n.name = ?1";
-                let id = tx.query_row(of, params![name], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
-                let Some(id): Option<String> = id else { return Ok(Some(name)) };
-                tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))?;
-                drop_untagged(&tx, &id)?;
+        self.run(move |tx| {
+            let mut of = Vec::new();
+            for name in &names {
+                let query = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id WHERE n.name = ?1";
+                let id = tx.query_row(query, params![name], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
+                let Some(id): Option<String> = id else { return Ok(Some(name.clone())) };
+                of.push(id);
             }
-            tx.commit().map_err(sqlite("commit names"))?;
+            for (name, id) in names.iter().zip(of) {
+                tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))?;
+                drop_untagged(tx, &id)?;
+            }
             Ok(None)
         })
         .await
@@ -222,12 +220,10 @@ impl Store {
         id: String,
         change: impl FnOnce(&mut FamilyRecord) + Send + 'static,
     ) -> Result<Option<FamilyRecord>, StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
-            let Some(mut family) = family(&tx, &id)? else { return Ok(None) };
+        self.run(move |tx| {
+            let Some(mut family) = family(tx, &id)? else { return Ok(None) };
             change(&mut family);
-            put_family(&tx, &family)?;
-            tx.commit().map_err(sqlite("commit a template"))?;
+            put_family(tx, &family)?;
             Ok(Some(family))
         })
         .await
@@ -235,8 +231,7 @@ impl Store {
 
     /// Removes a template or snapshot with all of its versions and tags.
     pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
-        self.run(move |c| {
-            let tx = c.transaction().map_err(sqlite("begin"))?;
+        self.run(move |tx| {
             for part in [
                 "DELETE FROM names WHERE build_id IN (SELECT build_id FROM versions WHERE template_id = ?1)",
                 "DELETE FROM versions WHERE template_id = ?1",
@@ -245,26 +240,26 @@ impl Store {
             ] {
                 tx.execute(part, params![id]).map_err(sqlite("delete a template"))?;
             }
-            tx.commit().map_err(sqlite("commit a deletion"))
+            Ok(())
         })
         .await
     }
 
     /// Every version of every template, and every snapshot, with the names that lead to it now. Those of one template are together.
     pub(crate) async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
-        self.run(|c| versions(c, "ORDER BY v.template_id, v.build_id", [])).await
+        self.run(|tx| versions(tx, "ORDER BY v.template_id, v.build_id", [])).await
     }
 
     /// Every template and snapshot, also those of which no build has ended.
     pub(crate) async fn families(&self) -> Result<Vec<FamilyRecord>, StoreError> {
-        self.run(|c| super::bodies(c, "templates", "SELECT body FROM templates ORDER BY id")).await
+        self.run(|tx| super::bodies(tx, "templates", "SELECT body FROM templates ORDER BY id")).await
     }
 
     /// Every name of a version.
     pub(crate) async fn assignments(&self) -> Result<Vec<Assignment>, StoreError> {
-        self.run(|c| {
+        self.run(|tx| {
             let mut statement =
-                c.prepare_cached("SELECT name, build_id, assigned_at FROM names ORDER BY name").map_err(sqlite("read names"))?;
+                tx.prepare_cached("SELECT name, build_id, assigned_at FROM names ORDER BY name").map_err(sqlite("read names"))?;
             let rows = statement
                 .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))
                 .map_err(sqlite("read names"))?;
@@ -280,21 +275,21 @@ impl Store {
     /// The version that a reference leads to.
     pub(crate) async fn template(&self, reference: &str) -> Result<Lookup, StoreError> {
         let reference = Reference::parse(reference);
-        self.run(move |c| lookup(c, &reference)).await
+        self.run(move |tx| lookup(tx, &reference)).await
     }
 
     /// The template or snapshot of a reference, whatever its tag, and whether or not anything was built.
     pub(crate) async fn family(&self, reference: &str) -> Result<Option<FamilyRecord>, StoreError> {
         let reference = Reference::parse(reference);
-        self.run(move |c| {
+        self.run(move |tx| {
             // A snapshot may be called as a template is, with a tag of its own.
-            let named = named(c, &reference.full())?.map(|record| record.id);
+            let named = named(tx, &reference.full())?.map(|record| record.id);
             let by_tag = named.clone().filter(|_| reference.tag.is_some());
             let id = match by_tag {
                 Some(id) => Some(id),
-                None => family_id(c, &reference.base)?.map(|found| found.id).or(named),
+                None => family_id(tx, &reference.base)?.map(|found| found.id).or(named),
             };
-            id.map_or(Ok(None), |id| family(c, &id))
+            id.map_or(Ok(None), |id| family(tx, &id))
         })
         .await
     }
