@@ -20,13 +20,13 @@ use crate::{
 /// A build that has begun.
 pub(crate) struct Begun {
     pub(crate) live: Arc<Live>,
-    recorded: oneshot::Receiver<Result<(), StoreError>>,
+    recorded: oneshot::Receiver<Result<(), NoBuild>>,
 }
 
 impl Begun {
     /// Waits until it is on record that it has.
     pub(crate) async fn recorded(self) -> Result<(), NoBuild> {
-        self.recorded.await.map_err(|_| NoBuild::Stopping)?.map_err(NoBuild::Store)
+        self.recorded.await.map_err(|_| NoBuild::Stopping)?
     }
 }
 
@@ -86,16 +86,24 @@ impl Runtime {
         let begun = self.builds.begin(record.clone(), core.files.for_build());
         let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
         let (builds, live) = (Arc::clone(&self.builds), Arc::clone(&begun));
+        let absent = NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
         let (reply, recorded) = oneshot::channel();
         // A task of its own: a caller that goes away leaves none that has begun and never ends.
         core.tasks.spawn(async move {
-            if let Err(error) = builds.core.store.put_build(record).await {
+            let begun = match builds.core.store.begin_build(record.id, record.updated_at).await {
+                Ok(Some(_)) => Ok(()),
+                // Its template was deleted meanwhile.
+                Ok(None) => Err(absent),
+                Err(error) => Err(NoBuild::Store(error)),
+            };
+            let goes_on = begun.is_ok();
+            if !goes_on {
                 builds.end(&live);
-                drop(reply.send(Err(error)));
-                return;
             }
-            drop(reply.send(Ok(())));
-            job::run(builds, live, plan).await;
+            drop(reply.send(begun));
+            if goes_on {
+                job::run(builds, live, plan).await;
+            }
         });
         Ok(Begun { live: begun, recorded })
     }

@@ -25,6 +25,8 @@ mod builds;
 mod in_use;
 mod migrate;
 mod templates;
+#[cfg(test)]
+mod tests;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};

@@ -134,15 +134,21 @@ impl Store {
         .await
     }
 
-    /// Inserts or replaces a build.
-    pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
+    /// Takes a build that waits for one that has begun. Gives it as it is then, unless it is gone or has begun before.
+    pub(crate) async fn begin_build(&self, id: String, at: Timestamp) -> Result<Option<BuildRecord>, StoreError> {
         self.run(move |tx| {
-            let body = to_json("builds", &record)?;
-            tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
-                .map_err(sqlite("put a build"))?;
-            Ok(())
+            let record: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &id)?;
+            let Some(record) = record.filter(|record| record.state == BuildState::Waiting) else { return Ok(None) };
+            let begun = BuildRecord { state: BuildState::Building, updated_at: at, ..record };
+            put_build(tx, &begun)?;
+            Ok(Some(begun))
         })
         .await
+    }
+
+    /// Inserts or replaces a build.
+    pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
+        self.run(move |tx| put_build(tx, &record)).await
     }
 
     pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {
@@ -177,9 +183,8 @@ impl Store {
             if let Some(template) = &became {
                 put_template(tx, template)?;
             }
-            let (body, log) = (to_json("builds", &record)?, to_json("build_logs", &log)?);
-            tx.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
-                .map_err(sqlite("put a build"))?;
+            put_build(tx, &record)?;
+            let log = to_json("build_logs", &log)?;
             tx.execute("INSERT OR REPLACE INTO build_logs (id, body) VALUES (?1, ?2)", params![record.id, log])
                 .map_err(sqlite("put a build's log"))?;
             Ok(())
@@ -234,6 +239,13 @@ impl Store {
         })
         .await
     }
+}
+
+fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
+    let body = to_json("builds", record)?;
+    c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
+        .map_err(sqlite("put a build"))?;
+    Ok(())
 }
 
 /// A state of a build's machine that others may go on from.

@@ -1,0 +1,48 @@
+//! What an operation finds that another one left, and what it does when it comes too late.
+
+use jiff::Timestamp;
+
+use super::{BuildRecord, BuildState, Store};
+
+/// A store of one test, with its directory.
+async fn store() -> (Store, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    (Store::open(&dir.path().join("firkin.db")).await.unwrap(), dir)
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn build(id: &str, name: &str) -> BuildRecord {
+    BuildRecord {
+        id: id.to_owned(),
+        template_id: format!("template-of-{id}"),
+        name: name.to_owned(),
+        tags: vec!["default".to_owned()],
+        cpus: 1,
+        memory_mib: 512,
+        min_free_disk_mib: None,
+        disk_mib: None,
+        state: BuildState::Waiting,
+        reason: None,
+        created_at: at(0),
+        updated_at: at(0),
+        finished_at: None,
+    }
+}
+
+#[tokio::test]
+async fn a_build_begins_once_and_not_after_its_deletion() {
+    let (store, _dir) = store().await;
+    for id in ["b1", "b2"] {
+        store.request_build(build(id, "app")).await.unwrap();
+    }
+    let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
+    assert_eq!((begun.state, begun.updated_at), (BuildState::Building, at(1)));
+    assert_eq!(store.build("b1".to_owned()).await.unwrap(), Some(begun));
+    assert_eq!(store.begin_build("b1".to_owned(), at(2)).await.unwrap(), None);
+    store.delete_builds(vec!["b2".to_owned()]).await.unwrap();
+    assert_eq!(store.begin_build("b2".to_owned(), at(2)).await.unwrap(), None);
+    assert_eq!(store.build("b2".to_owned()).await.unwrap(), None, "it does not come back");
+}
