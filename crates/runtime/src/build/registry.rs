@@ -150,15 +150,8 @@ impl Builds {
 
 /// Has builds of an earlier server end: their machines are gone with it.
 pub(crate) async fn recover(core: &Core) -> Result<(), StoreError> {
-    for mut record in core.store.builds().await?.into_iter().filter(|record| record.state == BuildState::Building) {
-        let now = Timestamp::now();
-        record.state = BuildState::Error;
-        let message = "the server stopped before the build ended; build it again".to_owned();
-        record.reason = Some(BuildReason { message, step: "base".to_owned() });
-        (record.updated_at, record.finished_at) = (now, Some(now));
-        core.store.put_build(record).await?;
-    }
-    Ok(())
+    let message = "the server stopped before the build ended; build it again".to_owned();
+    core.store.fail_builds_under_way(BuildReason { message, step: "base".to_owned() }, Timestamp::now()).await
 }
 
 /// Forgets the oldest builds that ended, beyond what is kept, but none that a template stands on.

@@ -146,9 +146,18 @@ impl Store {
         .await
     }
 
-    /// Inserts or replaces a build.
-    pub(crate) async fn put_build(&self, record: BuildRecord) -> Result<(), StoreError> {
-        self.run(move |tx| put_build(tx, &record)).await
+    /// Has every build that has begun end as failed.
+    pub(crate) async fn fail_builds_under_way(&self, reason: BuildReason, at: Timestamp) -> Result<(), StoreError> {
+        self.run(move |tx| {
+            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")?;
+            for record in builds.into_iter().filter(|record| record.state == BuildState::Building) {
+                let reason = Some(reason.clone());
+                let failed = BuildRecord { state: BuildState::Error, reason, updated_at: at, finished_at: Some(at), ..record };
+                put_build(tx, &failed)?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{BuildRecord, BuildState, Store};
+use super::{BuildReason, BuildRecord, BuildState, Store};
 
 /// A store of one test, with its directory.
 async fn store() -> (Store, tempfile::TempDir) {
@@ -45,4 +45,18 @@ async fn a_build_begins_once_and_not_after_its_deletion() {
     store.delete_builds(vec!["b2".to_owned()]).await.unwrap();
     assert_eq!(store.begin_build("b2".to_owned(), at(2)).await.unwrap(), None);
     assert_eq!(store.build("b2".to_owned()).await.unwrap(), None, "it does not come back");
+}
+
+#[tokio::test]
+async fn builds_of_an_earlier_server_fail_and_no_others() {
+    let (store, _dir) = store().await;
+    for id in ["b1", "b2"] {
+        store.request_build(build(id, "app")).await.unwrap();
+    }
+    store.begin_build("b1".to_owned(), at(1)).await.unwrap();
+    let reason = BuildReason { message: "gone".to_owned(), step: "base".to_owned() };
+    store.fail_builds_under_way(reason.clone(), at(2)).await.unwrap();
+    let [failed, waits] = store.builds().await.unwrap().try_into().unwrap();
+    assert_eq!((failed.state, failed.reason, failed.finished_at), (BuildState::Error, Some(reason), Some(at(2))));
+    assert_eq!(waits.state, BuildState::Waiting);
 }
