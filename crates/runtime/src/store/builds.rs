@@ -181,7 +181,8 @@ impl Store {
         .await
     }
 
-    /// Records how a build ended, with its log and with what became of it: all of that or nothing.
+    /// Records how a build ended, with its log and with what became of it: all of that or nothing. Nothing if the build has been
+    /// deleted meanwhile; its template would come back.
     pub(crate) async fn end_build(
         &self,
         record: BuildRecord,
@@ -189,6 +190,10 @@ impl Store {
         became: Option<TemplateRecord>,
     ) -> Result<(), StoreError> {
         self.run(move |tx| {
+            let known: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &record.id)?;
+            if known.is_none() {
+                return Ok(());
+            }
             if let Some(template) = &became {
                 put_template(tx, template)?;
             }

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::{BuildReason, BuildRecord, BuildState, Store};
+use super::{BuildReason, BuildRecord, BuildState, Setup, Store, TemplateRecord};
+use crate::capacity::ResourceBudget;
 
 /// A store of one test, with its directory.
 async fn store() -> (Store, tempfile::TempDir) {
@@ -32,6 +33,36 @@ fn build(id: &str, name: &str) -> BuildRecord {
     }
 }
 
+/// What a build becomes: a version of its template, with its name.
+fn version(build: &BuildRecord) -> TemplateRecord {
+    TemplateRecord {
+        id: build.template_id.clone(),
+        build_id: build.id.clone(),
+        artifact: format!("artifact-of-{}", build.id),
+        budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 8 },
+        created_at: build.created_at,
+        updated_at: build.updated_at,
+        spawn_count: 0,
+        last_spawned_at: None,
+        description: None,
+        snapshot_of: None,
+        made_from: None,
+        recipe: None,
+        warm_up: None,
+        setup: Setup::default(),
+        names: build.names(),
+    }
+}
+
+/// A build that has ended well, at this time.
+async fn built(store: &Store, id: &str, name: &str, second: i64) -> BuildRecord {
+    store.request_build(build(id, name)).await.unwrap();
+    let begun = store.begin_build(id.to_owned(), at(second)).await.unwrap().unwrap();
+    let ended = BuildRecord { state: BuildState::Ready, finished_at: Some(at(second)), ..begun };
+    store.end_build(ended.clone(), Vec::new(), Some(version(&ended))).await.unwrap();
+    ended
+}
+
 #[tokio::test]
 async fn a_build_begins_once_and_not_after_its_deletion() {
     let (store, _dir) = store().await;
@@ -45,6 +76,16 @@ async fn a_build_begins_once_and_not_after_its_deletion() {
     store.delete_builds(vec!["b2".to_owned()]).await.unwrap();
     assert_eq!(store.begin_build("b2".to_owned(), at(2)).await.unwrap(), None);
     assert_eq!(store.build("b2".to_owned()).await.unwrap(), None, "it does not come back");
+}
+
+#[tokio::test]
+async fn a_build_that_ends_after_its_deletion_makes_nothing() {
+    let (store, _dir) = store().await;
+    store.request_build(build("b1", "app")).await.unwrap();
+    let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
+    store.delete_builds(vec!["b1".to_owned()]).await.unwrap();
+    store.end_build(begun.clone(), Vec::new(), Some(version(&begun))).await.unwrap();
+    assert_eq!((store.builds().await.unwrap(), store.families().await.unwrap()), (vec![], vec![]));
 }
 
 #[tokio::test]
