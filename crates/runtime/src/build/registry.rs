@@ -1,7 +1,7 @@
 //! Which builds there are: those under way in memory, with what they say; all of them in the store, also after they ended.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -156,16 +156,7 @@ pub(crate) async fn recover(core: &Core) -> Result<(), StoreError> {
 
 /// Forgets the oldest builds that ended, beyond what is kept, but none that a template stands on.
 pub(crate) async fn forget_old(core: &Core) -> Result<(), StoreError> {
-    let mut ended = core.store.builds().await?;
-    ended.retain(BuildRecord::ended);
-    if ended.len() <= MAX_ENDED {
-        return Ok(());
-    }
-    let needed: HashSet<String> = core.store.templates().await?.into_iter().map(|template| template.build_id).collect();
-    ended.sort_by_key(|record| record.updated_at);
-    let surplus = ended.len() - MAX_ENDED;
-    let old = ended.into_iter().take(surplus).map(|record| record.id).filter(|id| !needed.contains(id)).collect();
-    core.store.delete_builds(old).await
+    core.store.forget_ended_builds(MAX_ENDED).await
 }
 
 /// Ends the builds of a template and forgets all of them.

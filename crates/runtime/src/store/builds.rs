@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Store, TemplateRecord, bodies, one, sqlite,
-    templates::{FamilyRecord, drop_bare, family, id_of_name, put_family, put_template},
+    templates::{FamilyRecord, drop_bare, family, id_of_name, is_version, put_family, put_template},
     to_json,
 };
 use crate::store::StoreError;
@@ -170,13 +170,22 @@ impl Store {
 
     /// Removes builds with their logs, and templates of which then nothing is left.
     pub(crate) async fn delete_builds(&self, ids: Vec<String>) -> Result<(), StoreError> {
+        self.run(move |tx| delete_builds(tx, &ids)).await
+    }
+
+    /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.
+    pub(crate) async fn forget_ended_builds(&self, keep: usize) -> Result<(), StoreError> {
         self.run(move |tx| {
-            for id in &ids {
-                tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
-                tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
+            let mut ended: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")?;
+            ended.retain(BuildRecord::ended);
+            ended.sort_by_key(|record| record.updated_at);
+            let mut old = Vec::new();
+            for record in ended.iter().rev().skip(keep) {
+                if !is_version(tx, &record.id)? {
+                    old.push(record.id.clone());
+                }
             }
-            drop_bare(tx)?;
-            Ok(())
+            delete_builds(tx, &old)
         })
         .await
     }
@@ -253,6 +262,14 @@ impl Store {
         })
         .await
     }
+}
+
+fn delete_builds(tx: &Transaction<'_>, ids: &[String]) -> Result<(), StoreError> {
+    for id in ids {
+        tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
+        tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
+    }
+    drop_bare(tx)
 }
 
 fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {

@@ -370,6 +370,12 @@ pub(super) fn family(c: &Connection, id: &str) -> Result<Option<FamilyRecord>, S
     super::one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id)
 }
 
+/// Whether this build became a version that is there.
+pub(super) fn is_version(c: &Connection, build_id: &str) -> Result<bool, StoreError> {
+    let found = c.query_row("SELECT 1 FROM versions WHERE build_id = ?1", params![build_id], |_| Ok(())).optional();
+    Ok(found.map_err(sqlite("read a version"))?.is_some())
+}
+
 /// The id of the template with this name.
 pub(super) fn id_of_name(c: &Connection, name: &str) -> Result<Option<String>, StoreError> {
     let found = c.query_row("SELECT id FROM templates WHERE name = ?1", params![name], |row| row.get(0)).optional();

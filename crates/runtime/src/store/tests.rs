@@ -101,3 +101,17 @@ async fn builds_of_an_earlier_server_fail_and_no_others() {
     assert_eq!((failed.state, failed.reason, failed.finished_at), (BuildState::Error, Some(reason), Some(at(2))));
     assert_eq!(waits.state, BuildState::Waiting);
 }
+
+#[tokio::test]
+async fn the_oldest_builds_are_forgotten_but_none_that_a_template_stands_on() {
+    let (store, _dir) = store().await;
+    built(&store, "b1", "stays", 1).await;
+    // Lost its tag to the next, and this to the last.
+    for (id, second) in [("b2", 2), ("b3", 3), ("b4", 4)] {
+        built(&store, id, "app", second).await;
+    }
+    store.request_build(build("b0", "waits")).await.unwrap();
+    store.forget_ended_builds(2).await.unwrap();
+    let left: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.id).collect();
+    assert_eq!(left, ["b0", "b1", "b3", "b4"]);
+}
