@@ -10,7 +10,10 @@
 //! the template in itself, so the other snapshot can go once its sandboxes are gone. A sandbox does not hold its own snapshots
 //! either, nor they it.
 
-use crate::store::{SandboxRecord, TemplateRecord};
+use crate::{
+    sandbox::SandboxId,
+    store::{SandboxRecord, TemplateRecord},
+};
 
 /// The dependents of a template or snapshot, each as a person would name it.
 ///
@@ -22,8 +25,13 @@ pub(crate) fn of(
     templates: &[TemplateRecord],
     base_of: impl Fn(&str) -> Option<String>,
 ) -> Vec<String> {
-    let created = sandboxes.iter().filter(|sandbox| sandbox.template_id == id);
-    created.map(|sandbox| format!("sandbox `{}`", sandbox.id)).chain(standing(id, artifacts, templates, base_of)).collect()
+    let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == id).map(|sandbox| &sandbox.id);
+    created(of_it).chain(standing(id, artifacts, templates, base_of)).collect()
+}
+
+/// Sandboxes that were created from it.
+pub(crate) fn created<'a>(sandboxes: impl IntoIterator<Item = &'a SandboxId>) -> impl Iterator<Item = String> {
+    sandboxes.into_iter().map(|id| format!("sandbox `{id}`"))
 }
 
 /// Those of them that stand on its memory.

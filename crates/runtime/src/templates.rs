@@ -127,8 +127,10 @@ impl Runtime {
         let (artifacts, shared) = self.artifacts_of(&own, &all).await?;
         let users = dependents::of(&family.id, &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
         refuse_if_used(reference, users)?;
-        build::cancel_all(&self.builds, &family.id).await.map_err(DeleteError::Store)?;
-        store.delete_template(family.id.clone()).await.map_err(DeleteError::Store)?;
+        // A create may have come since.
+        let users = store.delete_template(family.id.clone()).await.map_err(DeleteError::Store)?;
+        refuse_if_used(reference, dependents::created(&users).collect())?;
+        build::cancel_all(&self.builds, &family.id).await;
         self.let_go(artifacts.into_iter().chain(shared)).await
     }
 

@@ -159,8 +159,8 @@ pub(crate) async fn forget_old(core: &Core) -> Result<(), StoreError> {
     core.store.forget_ended_builds(MAX_ENDED).await
 }
 
-/// Ends the builds of a template and forgets all of them.
-pub(crate) async fn cancel_all(builds: &Builds, template: &str) -> Result<(), StoreError> {
+/// Ends the builds of a template, of which nothing is on record any more.
+pub(crate) async fn cancel_all(builds: &Builds, template: &str) {
     let live: Vec<Arc<Live>> = builds.live_of(template);
     for build in &live {
         build.cancel.cancel();
@@ -168,7 +168,4 @@ pub(crate) async fn cancel_all(builds: &Builds, template: &str) -> Result<(), St
     for build in &live {
         build.ended.cancelled().await;
     }
-    let store = &builds.core.store;
-    let of_it = store.builds().await?.into_iter().filter(|build| build.template_id == template);
-    store.delete_builds(of_it.map(|build| build.id).collect()).await
 }

@@ -168,11 +168,6 @@ impl Store {
         self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
     }
 
-    /// Removes builds with their logs, and templates of which then nothing is left.
-    pub(crate) async fn delete_builds(&self, ids: Vec<String>) -> Result<(), StoreError> {
-        self.run(move |tx| delete_builds(tx, &ids)).await
-    }
-
     /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.
     pub(crate) async fn forget_ended_builds(&self, keep: usize) -> Result<(), StoreError> {
         self.run(move |tx| {
@@ -264,6 +259,7 @@ impl Store {
     }
 }
 
+/// Removes builds with their logs, and templates of which then nothing is left.
 fn delete_builds(tx: &Transaction<'_>, ids: &[String]) -> Result<(), StoreError> {
     for id in ids {
         tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;

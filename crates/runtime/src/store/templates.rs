@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, TemplateRecord, from_json, sqlite, to_json};
+use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, sqlite, to_json};
 use crate::{
     reference::{DEFAULT, NoTemplate, Reference},
     spec::SandboxId,
@@ -229,18 +229,26 @@ impl Store {
         .await
     }
 
-    /// Removes a template or snapshot with all of its versions and tags.
-    pub(crate) async fn delete_template(&self, id: String) -> Result<(), StoreError> {
+    /// Removes a template or snapshot with all of its versions, tags and builds, unless sandboxes of it are on record: then it gives
+    /// these, and all stays.
+    pub(crate) async fn delete_template(&self, id: String) -> Result<Vec<SandboxId>, StoreError> {
         self.run(move |tx| {
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")?;
+            let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| s.id).collect();
+            if !of_it.is_empty() {
+                return Ok(of_it);
+            }
             for part in [
                 "DELETE FROM names WHERE build_id IN (SELECT build_id FROM versions WHERE template_id = ?1)",
                 "DELETE FROM versions WHERE template_id = ?1",
                 "DELETE FROM former_ids WHERE template_id = ?1",
+                "DELETE FROM build_logs WHERE id IN (SELECT id FROM builds WHERE json_extract(body, '$.template_id') = ?1)",
+                "DELETE FROM builds WHERE json_extract(body, '$.template_id') = ?1",
                 "DELETE FROM templates WHERE id = ?1",
             ] {
                 tx.execute(part, params![id]).map_err(sqlite("delete a template"))?;
             }
-            Ok(())
+            Ok(of_it)
         })
         .await
     }
@@ -252,7 +260,7 @@ impl Store {
 
     /// Every template and snapshot, also those of which no build has ended.
     pub(crate) async fn families(&self) -> Result<Vec<FamilyRecord>, StoreError> {
-        self.run(|tx| super::bodies(tx, "templates", "SELECT body FROM templates ORDER BY id")).await
+        self.run(|tx| bodies(tx, "templates", "SELECT body FROM templates ORDER BY id")).await
     }
 
     /// Every name of a version.

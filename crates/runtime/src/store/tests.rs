@@ -2,8 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::{BuildReason, BuildRecord, BuildState, Setup, Store, TemplateRecord};
-use crate::capacity::ResourceBudget;
+use super::{BuildReason, BuildRecord, BuildState, Defaults, Held, RecordedPhase, SandboxRecord, Setup, Store, TemplateRecord};
+use crate::{
+    capacity::ResourceBudget,
+    sandbox::{CreateSandbox, Memory, SandboxId},
+};
 
 /// A store of one test, with its directory.
 async fn store() -> (Store, tempfile::TempDir) {
@@ -54,6 +57,24 @@ fn version(build: &BuildRecord) -> TemplateRecord {
     }
 }
 
+fn sandbox(id: &str, template: &str) -> SandboxRecord {
+    SandboxRecord {
+        id: id.parse().unwrap(),
+        spec: CreateSandbox::from_template(template.to_owned()),
+        template_id: template.to_owned(),
+        alias: None,
+        budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 8 },
+        started_at: at(0),
+        end_at: at(60),
+        access_token: None,
+        traffic_token: None,
+        epoch: 1,
+        forked_from: None,
+        defaults: Defaults::default(),
+        phase: RecordedPhase::Paused(Held { artifact: format!("artifact-of-{id}"), epoch: None, memory: Memory::Kept }),
+    }
+}
+
 /// A build that has ended well, at this time.
 async fn built(store: &Store, id: &str, name: &str, second: i64) -> BuildRecord {
     store.request_build(build(id, name)).await.unwrap();
@@ -71,9 +92,9 @@ async fn a_build_begins_once_and_not_after_its_deletion() {
     }
     let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
     assert_eq!((begun.state, begun.updated_at), (BuildState::Building, at(1)));
-    assert_eq!(store.build("b1".to_owned()).await.unwrap(), Some(begun));
+    assert_eq!(store.build("b1".to_owned()).await.unwrap(), Some(begun.clone()));
     assert_eq!(store.begin_build("b1".to_owned(), at(2)).await.unwrap(), None);
-    store.delete_builds(vec!["b2".to_owned()]).await.unwrap();
+    store.delete_template(begun.template_id).await.unwrap();
     assert_eq!(store.begin_build("b2".to_owned(), at(2)).await.unwrap(), None);
     assert_eq!(store.build("b2".to_owned()).await.unwrap(), None, "it does not come back");
 }
@@ -83,9 +104,25 @@ async fn a_build_that_ends_after_its_deletion_makes_nothing() {
     let (store, _dir) = store().await;
     store.request_build(build("b1", "app")).await.unwrap();
     let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
-    store.delete_builds(vec!["b1".to_owned()]).await.unwrap();
+    store.delete_template(begun.template_id.clone()).await.unwrap();
     store.end_build(begun.clone(), Vec::new(), Some(version(&begun))).await.unwrap();
     assert_eq!((store.builds().await.unwrap(), store.families().await.unwrap()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_template_goes_with_all_of_it_or_stays_for_a_sandbox() {
+    let (store, _dir) = store().await;
+    let template = built(&store, "b1", "app", 1).await.template_id;
+    store.request_build(build("b2", "app")).await.unwrap();
+    built(&store, "b3", "other", 2).await;
+    store.put_sandbox(sandbox("i1", &template)).await.unwrap();
+    let used = store.delete_template(template.clone()).await.unwrap();
+    assert_eq!(used.iter().map(SandboxId::as_str).collect::<Vec<_>>(), ["i1"]);
+    assert_eq!((store.builds().await.unwrap().len(), store.templates().await.unwrap().len()), (3, 2));
+    store.delete_sandbox(used.into_iter().next().unwrap()).await.unwrap();
+    assert!(store.delete_template(template).await.unwrap().is_empty());
+    let left = |builds: Vec<BuildRecord>| builds.into_iter().map(|build| build.id).collect::<Vec<_>>();
+    assert_eq!((left(store.builds().await.unwrap()), store.templates().await.unwrap().len()), (vec!["b3".to_owned()], 1));
 }
 
 #[tokio::test]
