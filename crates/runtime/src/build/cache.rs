@@ -47,7 +47,7 @@ pub(super) struct Found {
 
 /// The state of this key, if it is there and this host can go on from it. Counts as use.
 pub(super) async fn find(core: &Core, key: &str) -> Result<Option<Found>, StoreError> {
-    let Some(mut record) = core.store.layer(key.to_owned()).await? else { return Ok(None) };
+    let Some(record) = core.store.layer(key.to_owned()).await? else { return Ok(None) };
     // Pinned before it is looked at: what is there then stays.
     let pin = core.artifacts.pin(record.artifact.clone());
     let usable = |artifact: &Artifact| {
@@ -55,11 +55,11 @@ pub(super) async fn find(core: &Core, key: &str) -> Result<Option<Found>, StoreE
     };
     let loaded = core.artifacts.load(&record.artifact).ok().filter(|_| core.artifacts.is_usable(&record.artifact));
     let Some(artifact) = loaded.filter(usable) else {
-        core.store.delete_layers(vec![key.to_owned()]).await?;
+        // Unless another build has put a good one in its place.
+        core.store.delete_layer_as(record).await?;
         return Ok(None);
     };
-    record.used_at = Timestamp::now();
-    core.store.put_layer(record.clone()).await?;
+    core.store.use_layer(record.clone(), Timestamp::now()).await?;
     Ok(Some(Found { context: record.context, artifact, pin }))
 }
 

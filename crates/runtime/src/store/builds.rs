@@ -217,13 +217,7 @@ impl Store {
 
     /// Inserts or replaces a state between two steps.
     pub(crate) async fn put_layer(&self, record: LayerRecord) -> Result<(), StoreError> {
-        self.run(move |tx| {
-            let body = to_json("build_layers", &record)?;
-            tx.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
-                .map_err(sqlite("put a layer"))?;
-            Ok(())
-        })
-        .await
+        self.run(move |tx| put_layer(tx, &record)).await
     }
 
     pub(crate) async fn layer(&self, key: String) -> Result<Option<LayerRecord>, StoreError> {
@@ -232,6 +226,19 @@ impl Store {
 
     pub(crate) async fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
         self.run(|tx| bodies(tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
+    }
+
+    /// Notes that a state is gone on from, if it is there and has not become another one.
+    pub(crate) async fn use_layer(&self, record: LayerRecord, at: Timestamp) -> Result<(), StoreError> {
+        self.run(move |tx| {
+            let found: Option<LayerRecord> =
+                one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &record.key)?;
+            match found.filter(|found| found.artifact == record.artifact) {
+                Some(found) => put_layer(tx, &LayerRecord { used_at: at, ..found }),
+                None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Removes a state if it is on record as `record`, which a use since would have changed. Whether it was.
@@ -272,6 +279,13 @@ fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
     let body = to_json("builds", record)?;
     c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
         .map_err(sqlite("put a build"))?;
+    Ok(())
+}
+
+fn put_layer(c: &Connection, record: &LayerRecord) -> Result<(), StoreError> {
+    let body = to_json("build_layers", record)?;
+    c.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
+        .map_err(sqlite("put a layer"))?;
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::{BuildReason, BuildRecord, BuildState, Defaults, Held, RecordedPhase, SandboxRecord, Setup, Store, TemplateRecord};
+use super::{
+    BuildReason, BuildRecord, BuildState, Defaults, Held, LayerRecord, RecordedPhase, SandboxRecord, Setup, Store, TemplateRecord,
+};
 use crate::{
     capacity::ResourceBudget,
     sandbox::{CreateSandbox, Memory, SandboxId},
@@ -151,4 +153,24 @@ async fn the_oldest_builds_are_forgotten_but_none_that_a_template_stands_on() {
     store.forget_ended_builds(2).await.unwrap();
     let left: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.id).collect();
     assert_eq!(left, ["b0", "b1", "b3", "b4"]);
+}
+
+fn layer(key: &str, artifact: &str, used: i64) -> LayerRecord {
+    LayerRecord { key: key.to_owned(), artifact: artifact.to_owned(), context: Defaults::default(), used_at: at(used) }
+}
+
+#[tokio::test]
+async fn a_state_that_was_let_go_is_not_kept_by_a_use_of_it() {
+    let (store, _dir) = store().await;
+    let (seen, other) = (layer("k", "a", 1), layer("k", "b", 2));
+    store.use_layer(seen.clone(), at(3)).await.unwrap();
+    assert_eq!(store.layer("k".to_owned()).await.unwrap(), None);
+    store.put_layer(other.clone()).await.unwrap();
+    // What another build has made since is neither told as this one nor removed for it.
+    store.use_layer(seen.clone(), at(3)).await.unwrap();
+    assert!(!store.delete_layer_as(seen).await.unwrap());
+    assert_eq!(store.layer("k".to_owned()).await.unwrap(), Some(other.clone()));
+    store.use_layer(other.clone(), at(4)).await.unwrap();
+    assert_eq!(store.layer("k".to_owned()).await.unwrap(), Some(layer("k", "b", 4)));
+    assert!(!store.delete_layer_as(other).await.unwrap(), "it has been used since");
 }
