@@ -71,14 +71,9 @@ pub(super) async fn keep(core: &Core, key: String, artifact: &str, context: Defa
 /// Lets go what is too much, or everything when the disk is short.
 pub(crate) async fn trim(core: &Core) -> Result<(), StoreError> {
     let keep = if core.gates.disk.check().is_ok() { MAX_LAYERS } else { 0 };
-    let mut layers = core.store.layers().await?;
-    if layers.len() <= keep {
-        return Ok(());
+    if core.store.trim_layers(keep).await? {
+        core.collect();
     }
-    layers.sort_by_key(|layer| layer.used_at);
-    layers.truncate(layers.len() - keep);
-    core.store.delete_layers(layers.into_iter().map(|layer| layer.key).collect()).await?;
-    core.collect();
     Ok(())
 }
 
@@ -88,14 +83,12 @@ pub(crate) async fn drop_artifact(core: &Core, artifact: &str) -> Result<(), Sto
     if core.artifacts.load(artifact).is_ok_and(|found| found.manifest.parent.is_none()) {
         return Ok(());
     }
-    let layers = core.store.layers().await?;
-    let keys = layers.into_iter().filter(|layer| layer.artifact == artifact).map(|layer| layer.key).collect();
-    core.store.delete_layers(keys).await
+    core.store.delete_layers_of(artifact.to_owned()).await
 }
 
 /// Whether an artifact is kept here too. Then a template that is no more than it holds nobody.
 pub(crate) async fn keeps(core: &Core, artifact: &str) -> Result<bool, StoreError> {
-    Ok(core.store.layers().await?.iter().any(|layer| layer.artifact == artifact))
+    core.store.has_layer_of(artifact.to_owned()).await
 }
 
 #[cfg(test)]

@@ -224,8 +224,9 @@ impl Store {
         self.run(move |tx| one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
     }
 
-    pub(crate) async fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")).await
+    /// Whether this artifact is a state.
+    pub(crate) async fn has_layer_of(&self, artifact: String) -> Result<bool, StoreError> {
+        self.run(move |tx| Ok(layers(tx)?.iter().any(|layer| layer.artifact == artifact))).await
     }
 
     /// Notes that a state is gone on from, if it is there and has not become another one.
@@ -249,18 +250,30 @@ impl Store {
             if found.as_ref() != Some(&record) {
                 return Ok(false);
             }
-            tx.execute("DELETE FROM build_layers WHERE key = ?1", params![record.key]).map_err(sqlite("delete a layer"))?;
+            delete_layers(tx, &[record])?;
             Ok(true)
         })
         .await
     }
 
-    pub(crate) async fn delete_layers(&self, keys: Vec<String>) -> Result<(), StoreError> {
+    /// Removes all states but the `keep` that were used last. Whether there were any.
+    pub(crate) async fn trim_layers(&self, keep: usize) -> Result<bool, StoreError> {
         self.run(move |tx| {
-            for key in &keys {
-                tx.execute("DELETE FROM build_layers WHERE key = ?1", params![key]).map_err(sqlite("delete a layer"))?;
-            }
-            Ok(())
+            let mut layers = layers(tx)?;
+            layers.sort_by_key(|layer| layer.used_at);
+            layers.truncate(layers.len().saturating_sub(keep));
+            delete_layers(tx, &layers)?;
+            Ok(!layers.is_empty())
+        })
+        .await
+    }
+
+    /// Removes the states that are this artifact.
+    pub(crate) async fn delete_layers_of(&self, artifact: String) -> Result<(), StoreError> {
+        self.run(move |tx| {
+            let mut layers = layers(tx)?;
+            layers.retain(|layer| layer.artifact == artifact);
+            delete_layers(tx, &layers)
         })
         .await
     }
@@ -279,6 +292,17 @@ fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
     let body = to_json("builds", record)?;
     c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
         .map_err(sqlite("put a build"))?;
+    Ok(())
+}
+
+pub(super) fn layers(c: &Connection) -> Result<Vec<LayerRecord>, StoreError> {
+    bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key")
+}
+
+fn delete_layers(c: &Connection, layers: &[LayerRecord]) -> Result<(), StoreError> {
+    for layer in layers {
+        c.execute("DELETE FROM build_layers WHERE key = ?1", params![layer.key]).map_err(sqlite("delete a layer"))?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What is used, as collection and the disk budget see it: all of it at one moment, so that nothing slips by on its way from one
 //! table to another.
 
-use super::{LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies};
+use super::{LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds};
 
 /// What is on record of the files below the state directory.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl Store {
         self.run(|tx| {
             let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions")?;
             let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes")?;
-            let states = bodies(tx, "build_layers", "SELECT body FROM build_layers ORDER BY key")?;
+            let states = builds::layers(tx)?;
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
             for sandbox in sandboxes {
                 match sandbox.phase {

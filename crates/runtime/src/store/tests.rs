@@ -174,3 +174,19 @@ async fn a_state_that_was_let_go_is_not_kept_by_a_use_of_it() {
     assert_eq!(store.layer("k".to_owned()).await.unwrap(), Some(layer("k", "b", 4)));
     assert!(!store.delete_layer_as(other).await.unwrap(), "it has been used since");
 }
+
+#[tokio::test]
+async fn states_that_were_not_used_for_the_longest_time_go_first() {
+    let (store, _dir) = store().await;
+    for (key, artifact, used) in [("k1", "a", 3), ("k2", "b", 1), ("k3", "a", 2), ("k4", "c", 4)] {
+        store.put_layer(layer(key, artifact, used)).await.unwrap();
+    }
+    let there = async || store.in_use().await.unwrap().states.into_iter().map(|state| state.key).collect::<Vec<_>>();
+    assert!(!store.trim_layers(4).await.unwrap());
+    assert!(store.trim_layers(3).await.unwrap());
+    assert_eq!(there().await, ["k1", "k3", "k4"]);
+    assert!(store.has_layer_of("a".to_owned()).await.unwrap());
+    store.delete_layers_of("a".to_owned()).await.unwrap();
+    assert_eq!(there().await, ["k4"]);
+    assert!(!store.has_layer_of("a".to_owned()).await.unwrap());
+}
