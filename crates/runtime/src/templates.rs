@@ -89,17 +89,9 @@ impl Runtime {
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.
     pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
-        let store = &self.core().store;
-        let Some(family) = store.family(reference).await? else { return Ok(None) };
-        let change = move |family: &mut FamilyRecord| {
-            if let Some(public) = update.public {
-                family.public = public;
-            }
-            if let Some(description) = update.description {
-                family.description = Some(description).filter(|text| !text.is_empty());
-            }
-        };
-        let Some(family) = store.change_family(family.id, change).await? else { return Ok(None) };
+        let TemplateUpdate { public, description } = update;
+        let Some(id) = self.core().store.update_template(reference, public, description).await? else { return Ok(None) };
+        let Some(family) = self.core().store.family(&id).await? else { return Ok(None) };
         Ok(self.shelf().await?.show(family, None))
     }
 

@@ -206,25 +206,32 @@ impl Store {
 
     /// Counts one more sandbox of a template.
     pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
-        self.change_family(id, move |family| {
-            family.spawn_count += 1;
-            family.last_spawned_at = Some(at);
+        self.run(move |tx| {
+            let Some(family) = family(tx, &id)? else { return Ok(()) };
+            put_family(tx, &FamilyRecord { spawn_count: family.spawn_count + 1, last_spawned_at: Some(at), ..family })
         })
         .await
-        .map(drop)
     }
 
-    /// Changes a template. Gives it as it is now, if it is there.
-    pub(crate) async fn change_family(
+    /// Changes what a reference leads to, whether or not anything was built of it: what is given, and no description where that is
+    /// empty. Gives its id, if it is there.
+    pub(crate) async fn update_template(
         &self,
-        id: String,
-        change: impl FnOnce(&mut FamilyRecord) + Send + 'static,
-    ) -> Result<Option<FamilyRecord>, StoreError> {
+        reference: &str,
+        public: Option<bool>,
+        description: Option<String>,
+    ) -> Result<Option<String>, StoreError> {
+        let reference = Reference::parse(reference);
         self.run(move |tx| {
-            let Some(mut family) = family(tx, &id)? else { return Ok(None) };
-            change(&mut family);
+            let Some(mut family) = family_of(tx, &reference)? else { return Ok(None) };
+            if let Some(public) = public {
+                family.public = public;
+            }
+            if let Some(description) = description {
+                family.description = Some(description).filter(|text| !text.is_empty());
+            }
             put_family(tx, &family)?;
-            Ok(Some(family))
+            Ok(Some(family.id))
         })
         .await
     }
@@ -289,17 +296,7 @@ impl Store {
     /// The template or snapshot of a reference, whatever its tag, and whether or not anything was built.
     pub(crate) async fn family(&self, reference: &str) -> Result<Option<FamilyRecord>, StoreError> {
         let reference = Reference::parse(reference);
-        self.run(move |tx| {
-            // A snapshot may be called as a template is, with a tag of its own.
-            let named = named(tx, &reference.full())?.map(|record| record.id);
-            let by_tag = named.clone().filter(|_| reference.tag.is_some());
-            let id = match by_tag {
-                Some(id) => Some(id),
-                None => family_id(tx, &reference.base)?.map(|found| found.id).or(named),
-            };
-            id.map_or(Ok(None), |id| family(tx, &id))
-        })
-        .await
+        self.run(move |tx| family_of(tx, &reference)).await
     }
 }
 
@@ -330,6 +327,17 @@ fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError>
     let before = "SELECT template_id, name FROM former_ids WHERE id = ?1";
     let found = c.query_row(before, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: row.get(1)? })).optional();
     found.map_err(sqlite("read a former id"))
+}
+
+fn family_of(c: &Connection, reference: &Reference) -> Result<Option<FamilyRecord>, StoreError> {
+    // A snapshot may be called as a template is, with a tag of its own.
+    let named = named(c, &reference.full())?.map(|record| record.id);
+    let by_tag = named.clone().filter(|_| reference.tag.is_some());
+    let id = match by_tag {
+        Some(id) => Some(id),
+        None => family_id(c, &reference.base)?.map(|found| found.id).or(named),
+    };
+    id.map_or(Ok(None), |id| family(c, &id))
 }
 
 fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {

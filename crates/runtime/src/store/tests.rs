@@ -190,3 +190,31 @@ async fn states_that_were_not_used_for_the_longest_time_go_first() {
     assert_eq!(there().await, ["k4"]);
     assert!(!store.has_layer_of("a".to_owned()).await.unwrap());
 }
+
+#[tokio::test]
+async fn an_update_changes_what_is_given_and_counts_stay() {
+    let (store, _dir) = store().await;
+    let id = built(&store, "b1", "app", 1).await.template_id;
+    store.count_spawn(id.clone(), at(5)).await.unwrap();
+    for (public, description) in [(Some(true), Some("for tests".to_owned())), (None, None)] {
+        assert_eq!(store.update_template("app", public, description).await.unwrap().as_ref(), Some(&id));
+        let app = store.family("app").await.unwrap().unwrap();
+        assert_eq!((app.public, app.description.as_deref(), app.spawn_count), (true, Some("for tests"), 1));
+    }
+    store.update_template(&id, None, Some(String::new())).await.unwrap();
+    assert_eq!(store.family("app").await.unwrap().unwrap().description, None);
+    assert_eq!(store.update_template("other", Some(true), None).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn of_several_names_all_are_removed_or_none() {
+    let (store, _dir) = store().await;
+    let version = built(&store, "b1", "app", 1).await;
+    store.add_names(version.id, vec!["app:v1".to_owned()]).await.unwrap();
+    let names = async || store.assignments().await.unwrap().into_iter().map(|given| given.name).collect::<Vec<_>>();
+    let remove = |names: &[&str]| store.remove_names(names.iter().map(|&name| name.to_owned()).collect());
+    assert_eq!(remove(&["app:v1", "app:v2"]).await.unwrap().as_deref(), Some("app:v2"));
+    assert_eq!(names().await, ["app:default", "app:v1"]);
+    assert_eq!(remove(&["app:v1", "app:default"]).await.unwrap(), None);
+    assert!(names().await.is_empty() && store.templates().await.unwrap().is_empty());
+}
