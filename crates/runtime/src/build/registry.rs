@@ -13,7 +13,7 @@ use super::{BuildInfo, log::BuildLog};
 use crate::{
     core::Core,
     pool::WarmPool,
-    store::{BuildReason, BuildRecord, BuildState, StoreError},
+    store::{BuildReason, BuildRecord, StoreError},
     uploads::FilesInUse,
 };
 
@@ -24,10 +24,6 @@ const AT_ONCE: usize = 8;
 const MAX_ENDED: usize = 500;
 
 impl BuildRecord {
-    pub(crate) fn ended(&self) -> bool {
-        matches!(self.state, BuildState::Ready | BuildState::Error)
-    }
-
     pub(crate) fn show(&self) -> BuildInfo {
         BuildInfo {
             id: self.id.clone(),
@@ -42,12 +38,6 @@ impl BuildRecord {
             updated_at: self.updated_at,
             finished_at: self.finished_at,
         }
-    }
-
-    /// `name:tag` of each tag, with the id where there is no name.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let base = if self.name.is_empty() { &self.template_id } else { &self.name };
-        self.tags.iter().map(|tag| format!("{base}:{tag}")).collect()
     }
 }
 

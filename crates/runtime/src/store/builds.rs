@@ -67,6 +67,18 @@ pub(crate) struct BuildRecord {
     pub(crate) finished_at: Option<Timestamp>,
 }
 
+impl BuildRecord {
+    pub(crate) fn ended(&self) -> bool {
+        matches!(self.state, BuildState::Ready | BuildState::Error)
+    }
+
+    /// `name:tag` of each tag, with the id where there is no name.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let base = if self.name.is_empty() { &self.template_id } else { &self.name };
+        self.tags.iter().map(|tag| format!("{base}:{tag}")).collect()
+    }
+}
+
 /// How far a build has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
