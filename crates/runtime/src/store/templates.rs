@@ -14,7 +14,7 @@
 //! A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Params, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, sqlite, to_json};
@@ -38,6 +38,18 @@ pub(super) const TABLES: &str = "
         id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id), name TEXT
     ) WITHOUT ROWID;
     CREATE INDEX former_ids_of_template ON former_ids (template_id);";
+
+/// The version of a name.
+const NAMED: &str = "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1)";
+
+/// The versions of a template.
+const OF_TEMPLATE: &str = "WHERE v.template_id = ?1 ORDER BY v.build_id";
+
+/// The template of an id or a name.
+const FAMILY_ID: &str = "SELECT id FROM templates WHERE id = ?1 UNION ALL SELECT id FROM templates WHERE name = ?1 LIMIT 1";
+
+/// What an id of earlier has become.
+const FORMER_ID: &str = "SELECT template_id, name FROM former_ids WHERE id = ?1";
 
 /// A template, or a snapshot: what all of its versions share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,13 +331,11 @@ impl NoTemplate {
 }
 
 fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError> {
-    let now = "SELECT id FROM templates WHERE id = ?1 UNION ALL SELECT id FROM templates WHERE name = ?1 LIMIT 1";
-    let found = c.query_row(now, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: None })).optional();
+    let found = c.query_row(FAMILY_ID, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: None })).optional();
     if let Some(found) = found.map_err(sqlite("read a template"))? {
         return Ok(Some(found));
     }
-    let before = "SELECT template_id, name FROM former_ids WHERE id = ?1";
-    let found = c.query_row(before, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: row.get(1)? })).optional();
+    let found = c.query_row(FORMER_ID, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: row.get(1)? })).optional();
     found.map_err(sqlite("read a former id"))
 }
 
@@ -348,7 +358,7 @@ fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {
     let Some(FamilyId { id, stood_for }) = family_id(c, &reference.base)? else { return Ok(Lookup::Absent) };
     let meant = stood_for.filter(|_| reference.tag.is_none()).map(|name| Reference::parse(&name));
     let tag = meant.as_ref().unwrap_or(reference).tag();
-    let versions = versions(c, "WHERE v.template_id = ?1 ORDER BY v.build_id", [&id])?;
+    let versions = versions(c, OF_TEMPLATE, [&id])?;
     // `<id>:default` is how unnamed snapshots are shown; by its bare id every snapshot is found.
     let is_it = |record: &&TemplateRecord| {
         record.tags().any(|known| known == tag) || (record.snapshot_of.is_some() && reference.other_tag().is_none())
@@ -362,24 +372,28 @@ fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {
 }
 
 fn named(c: &Connection, name: &str) -> Result<Option<TemplateRecord>, StoreError> {
-    let found = versions(c, "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1)", [name])?;
-    Ok(found.into_iter().next())
+    Ok(versions(c, NAMED, [name])?.into_iter().next())
 }
 
+/// The versions that `which` selects, each with what it shares with others of its template and with its names.
 fn versions(c: &Connection, which: &str, params: impl Params) -> Result<Vec<TemplateRecord>, StoreError> {
-    let query = format!("SELECT v.body, t.body FROM versions v JOIN templates t ON t.id = v.template_id {which}");
-    let mut statement = c.prepare_cached(&query).map_err(sqlite("prepare a read"))?;
-    let rows = statement.query_map(params, |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read versions"))?;
-    let mut names = c.prepare_cached("SELECT name FROM names WHERE build_id = ?1 ORDER BY name").map_err(sqlite("read names"))?;
+    let mut statement = c.prepare_cached(&versions_query(which)).map_err(sqlite("prepare a read"))?;
+    let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let rows = statement.query_map(params, columns).map_err(sqlite("read versions"))?;
     rows.map(|row| {
-        let (version, family): (String, String) = row.map_err(sqlite("read a version"))?;
+        let (version, family, names): (String, String, String) = row.map_err(sqlite("read a version"))?;
         let (version, family): (TemplateRecord, FamilyRecord) =
             (from_json("versions", &version)?, from_json("templates", &family)?);
-        let found = names.query_map(params![version.build_id], |row| row.get(0)).map_err(sqlite("read names"))?;
-        let names = found.collect::<Result<_, _>>().map_err(sqlite("read names"))?;
-        Ok(TemplateRecord { names, ..family.share(version) })
+        Ok(TemplateRecord { names: from_json("names", &names)?, ..family.share(version) })
     })
     .collect()
+}
+
+fn versions_query(which: &str) -> String {
+    format!(
+        "SELECT v.body, t.body, (SELECT json_group_array(name ORDER BY name) FROM names WHERE build_id = v.build_id)
+         FROM versions v JOIN templates t ON t.id = v.template_id {which}"
+    )
 }
 
 pub(super) fn family(c: &Connection, id: &str) -> Result<Option<FamilyRecord>, StoreError> {
@@ -464,4 +478,30 @@ pub(super) fn drop_bare(tx: &Transaction<'_>) -> Result<(), StoreError> {
         tx.execute(&bare, []).map_err(sqlite("delete bare templates"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How SQLite goes about a query, step by step.
+    async fn plan(store: &Store, query: String) -> Vec<String> {
+        let steps = store.run(move |tx| {
+            let mut statement = tx.prepare(&format!("EXPLAIN QUERY PLAN {query}")).map_err(sqlite("explain"))?;
+            let rows = statement.query_map(["x"], |row| row.get("detail")).map_err(sqlite("explain"))?;
+            rows.collect::<Result<_, _>>().map_err(sqlite("explain"))
+        });
+        steps.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn no_look_up_of_a_template_or_snapshot_goes_through_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("firkin.db")).await.unwrap();
+        for query in [versions_query(NAMED), versions_query(OF_TEMPLATE), FAMILY_ID.to_owned(), FORMER_ID.to_owned()] {
+            let steps = plan(&store, query.clone()).await;
+            assert!(steps.iter().any(|step| step.starts_with("SEARCH")), "{query}: {steps:?}");
+            assert!(!steps.iter().any(|step| step.starts_with("SCAN")), "{query}: {steps:?}");
+        }
+    }
 }
