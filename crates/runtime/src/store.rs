@@ -11,7 +11,7 @@ use std::{
 use firkin_wire::nonce::Nonce;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Params, Transaction, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,6 +24,7 @@ use crate::{
 mod builds;
 mod in_use;
 mod migrate;
+mod shelf;
 mod templates;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ mod tests;
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use in_use::InUse;
+pub(crate) use shelf::WholeTemplate;
 pub(crate) use templates::{Assignment, FamilyRecord};
 
 /// Version of the schema, in SQLite's `user_version`.
@@ -291,7 +293,7 @@ impl Store {
     }
 
     pub(crate) async fn sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")).await
+        self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])).await
     }
 
     pub(crate) async fn put_api_key(&self, digest: [u8; 32]) -> Result<(), StoreError> {
@@ -331,9 +333,14 @@ fn from_json<T: for<'de> Deserialize<'de>>(table: &'static str, body: &str) -> R
     serde_json::from_str(body).map_err(|source| StoreError::Row { table, source })
 }
 
-fn bodies<T: for<'de> Deserialize<'de>>(c: &Connection, table: &'static str, query: &str) -> Result<Vec<T>, StoreError> {
+fn bodies<T: for<'de> Deserialize<'de>>(
+    c: &Connection,
+    table: &'static str,
+    query: &str,
+    params: impl Params,
+) -> Result<Vec<T>, StoreError> {
     let mut statement = c.prepare_cached(query).map_err(sqlite("prepare a read"))?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(sqlite("read rows"))?;
+    let rows = statement.query_map(params, |row| row.get::<_, String>(0)).map_err(sqlite("read rows"))?;
     rows.map(|body| from_json(table, &body.map_err(sqlite("read a row"))?)).collect()
 }
 

@@ -9,7 +9,7 @@ use crate::{
     dependents,
     reference::{DEFAULT, NoTemplate, Reference, short},
     runtime::Runtime,
-    store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord},
+    store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
     tags::{self, TagError, Tagged},
     template::{TagInfo, TemplateInfo, TemplateUpdate},
 };
@@ -33,23 +33,12 @@ pub enum DeleteError {
     Store(#[source] StoreError),
 }
 
-/// Everything that is on record of templates, read at once.
-struct Shelf {
-    versions: Vec<TemplateRecord>,
-    assignments: Vec<Assignment>,
-    builds: Vec<BuildRecord>,
-}
-
 impl Runtime {
     /// Every template (snapshots excluded), also those of which no build has ended, newest first.
     pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
-        let families = self.core().store.families().await?;
-        let shelf = self.shelf().await?;
-        let mut templates: Vec<TemplateInfo> = families
-            .into_iter()
-            .filter(|family| family.snapshot_of.is_none())
-            .filter_map(|family| shelf.show(family, None))
-            .collect();
+        let whole = self.core().store.whole_templates().await?.into_iter();
+        let mut templates: Vec<TemplateInfo> =
+            whole.filter(|template| template.family.snapshot_of.is_none()).filter_map(|template| template.show(None)).collect();
         templates.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         Ok(templates)
     }
@@ -57,42 +46,30 @@ impl Runtime {
     /// A template or snapshot by id or name. With a tag it is shown as the tag's build, which has to be there; without one as that of
     /// `default`, else as the newest.
     pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        let store = &self.core().store;
-        let found = store.template(reference).await?.found();
-        if found.is_none() && Reference::parse(reference).other_tag().is_some() {
+        let Some((template, meant)) = self.core().store.whole_template(reference).await? else { return Ok(None) };
+        if meant.is_none() && Reference::parse(reference).other_tag().is_some() {
             return Ok(None);
         }
-        let family = match &found {
-            Some(version) => store.family(&version.id).await?,
-            None => store.family(reference).await?,
-        };
-        let Some(family) = family else { return Ok(None) };
-        Ok(self.shelf().await?.show(family, found.as_ref()))
+        Ok(template.show(meant.as_ref()))
     }
 
     /// The builds of a template that are remembered, newest first, and what it was built of otherwise.
     pub async fn template_builds(&self, id: &str) -> Result<Vec<BuildInfo>, StoreError> {
-        let Shelf { versions, builds, .. } = self.shelf().await?;
+        let Some((template, _)) = self.core().store.whole_template(id).await? else { return Ok(Vec::new()) };
+        let WholeTemplate { versions, builds, .. } = template;
         let known: HashSet<&str> = builds.iter().map(|build| build.id.as_str()).collect();
-        let of_it = versions.iter().filter(|version| version.id == id && !known.contains(version.build_id.as_str()));
+        let of_it = versions.iter().filter(|version| !known.contains(version.build_id.as_str()));
         let mut shown: Vec<BuildInfo> = of_it.map(without_build).collect();
-        shown.extend(builds.iter().filter(|build| build.template_id == id).map(BuildRecord::show));
+        shown.extend(builds.iter().map(BuildRecord::show));
         shown.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         Ok(shown)
-    }
-
-    async fn shelf(&self) -> Result<Shelf, StoreError> {
-        let store = &self.core().store;
-        let (versions, assignments) = (store.templates().await?, store.assignments().await?);
-        Ok(Shelf { versions, assignments, builds: store.builds().await? })
     }
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.
     pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
         let TemplateUpdate { public, description } = update;
         let Some(id) = self.core().store.update_template(reference, public, description).await? else { return Ok(None) };
-        let Some(family) = self.core().store.family(&id).await? else { return Ok(None) };
-        Ok(self.shelf().await?.show(family, None))
+        self.template(&id).await
     }
 
     /// Deletes a template with all of its builds and tags, or a snapshot. Refused while a sandbox that was created from it exists,
@@ -194,13 +171,13 @@ fn refuse_if_used(reference: &str, users: Vec<String>) -> Result<(), DeleteError
     if users.is_empty() { Ok(()) } else { Err(DeleteError::InUse { template: reference.to_owned(), users }) }
 }
 
-impl Shelf {
+impl WholeTemplate {
     /// A template as the API shows it: as `version`, else as its default, else as its newest version, else as its newest build.
-    fn show(&self, family: FamilyRecord, version: Option<&TemplateRecord>) -> Option<TemplateInfo> {
-        let own: Vec<&TemplateRecord> = self.versions.iter().filter(|record| record.id == family.id).collect();
-        let default = || own.iter().copied().find(|record| record.tags().any(|tag| tag == DEFAULT));
-        let newest = || own.iter().copied().max_by_key(|record| record.updated_at);
-        let builds: Vec<&BuildRecord> = self.builds.iter().filter(|build| build.template_id == family.id).collect();
+    fn show(self, version: Option<&TemplateRecord>) -> Option<TemplateInfo> {
+        let tags = self.tags();
+        let Self { family, versions: own, builds, .. } = self;
+        let default = || own.iter().find(|record| record.tags().any(|tag| tag == DEFAULT));
+        let newest = || own.iter().max_by_key(|record| record.updated_at);
         let (build_id, state, budget) = match version.or_else(default).or_else(newest) {
             Some(version) => (version.build_id.clone(), BuildState::Ready, version.budget),
             None => {
@@ -226,7 +203,7 @@ impl Shelf {
             state,
             builds: builds.len() + unlisted,
             aliases,
-            tags: self.tags(&own),
+            tags,
             budget,
             id: family.id,
             name: family.name,
@@ -240,9 +217,9 @@ impl Shelf {
         })
     }
 
-    fn tags(&self, own: &[&TemplateRecord]) -> Vec<TagInfo> {
+    fn tags(&self) -> Vec<TagInfo> {
         let shown = |assignment: &Assignment| {
-            let version = own.iter().find(|version| version.build_id == assignment.build_id)?;
+            let version = self.versions.iter().find(|version| version.build_id == assignment.build_id)?;
             let tag = Reference::parse(&assignment.name).tag().to_owned();
             let (build_id, assigned_at) = (version.build_id.clone(), assignment.at);
             Some(TagInfo { tag, build_id, assigned_at, built_at: version.updated_at })

@@ -119,7 +119,8 @@ pub(super) fn create_tables(c: &Connection) -> Result<(), StoreError> {
     c.execute_batch(
         "CREATE TABLE IF NOT EXISTS builds (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS build_logs (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-         CREATE TABLE IF NOT EXISTS build_layers (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;",
+         CREATE TABLE IF NOT EXISTS build_layers (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+         CREATE INDEX IF NOT EXISTS builds_of_template ON builds (json_extract(body, '$.template_id'));",
     )
     .map_err(sqlite("create the tables of builds"))
 }
@@ -161,7 +162,7 @@ impl Store {
     /// Has every build that has begun end as failed.
     pub(crate) async fn fail_builds_under_way(&self, reason: BuildReason, at: Timestamp) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")?;
+            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
             for record in builds.into_iter().filter(|record| record.state == BuildState::Building) {
                 let reason = Some(reason.clone());
                 let failed = BuildRecord { state: BuildState::Error, reason, updated_at: at, finished_at: Some(at), ..record };
@@ -173,7 +174,7 @@ impl Store {
     }
 
     pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")).await
+        self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])).await
     }
 
     pub(crate) async fn build(&self, id: String) -> Result<Option<BuildRecord>, StoreError> {
@@ -183,7 +184,7 @@ impl Store {
     /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.
     pub(crate) async fn forget_ended_builds(&self, keep: usize) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let mut ended: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id")?;
+            let mut ended: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
             ended.retain(BuildRecord::ended);
             ended.sort_by_key(|record| record.updated_at);
             let mut old = Vec::new();
@@ -308,7 +309,7 @@ fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
 }
 
 pub(super) fn layers(c: &Connection) -> Result<Vec<LayerRecord>, StoreError> {
-    bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key")
+    bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key", [])
 }
 
 fn delete_layers(c: &Connection, layers: &[LayerRecord]) -> Result<(), StoreError> {

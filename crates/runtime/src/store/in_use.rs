@@ -18,8 +18,8 @@ impl Store {
     /// Everything that is used now.
     pub(crate) async fn in_use(&self) -> Result<InUse, StoreError> {
         self.run(|tx| {
-            let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions")?;
-            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes")?;
+            let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions", [])?;
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes", [])?;
             let states = builds::layers(tx)?;
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
             for sandbox in sandboxes {

@@ -32,8 +32,8 @@ struct Joined {
 
 pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
     let tx = c.transaction().map_err(sqlite("begin a migration"))?;
-    let mut builds: Vec<BuildRecord> = bodies(&tx, "builds", "SELECT body FROM builds ORDER BY id")?;
-    let sandboxes: Vec<SandboxRecord> = bodies(&tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id")?;
+    let mut builds: Vec<BuildRecord> = bodies(&tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
+    let sandboxes: Vec<SandboxRecord> = bodies(&tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
     let joined = Joined::of(records(&tx)?, &mut builds);
     // Not before the names, which refer to them.
     tx.execute_batch("DROP TABLE names; DROP TABLE templates;").map_err(sqlite("drop the old tables"))?;
@@ -267,7 +267,8 @@ mod tests {
             let app = store.family("two").await.unwrap().unwrap();
             assert_eq!((app.name.as_deref(), app.spawn_count), (Some("app"), 2));
             assert_eq!((app.created_at.as_second(), app.updated_at.as_second()), (300, 540));
-            let names: Vec<_> = store.families().await.unwrap().into_iter().map(|family| (family.id, family.name)).collect();
+            let names: Vec<_> =
+                store.whole_templates().await.unwrap().into_iter().map(|whole| (whole.family.id, whole.family.name)).collect();
             let named = |id: &str, name: &str| (id.to_owned(), Some(name.to_owned()));
             let unnamed = |id: &str| (id.to_owned(), None);
             assert_eq!(
