@@ -1,6 +1,6 @@
 //! The runtime's face for builds.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -110,13 +110,8 @@ impl Runtime {
 
     /// How far a build has come, also after its end.
     pub async fn build(&self, template: &str, build: &str) -> Result<BuildInfo, NoBuild> {
-        let record = find(self.core(), template, build).await?;
-        if record.state != BuildState::Building || self.builds.live(build).is_some() {
-            return Ok(record.show());
-        }
-        // It has ended since, and is on record by now, or never will be.
-        let record = find(self.core(), template, build).await?;
-        Ok(if record.state == BuildState::Building { unrecorded(record) } else { record }.show())
+        let read = || find(self.core(), template, build);
+        Ok(self.as_they_are(read, |record| vec![record]).await?.show())
     }
 
     /// The log of a build so far, oldest first.
@@ -132,10 +127,33 @@ impl Runtime {
 
     /// Every build that is remembered, newest first.
     pub async fn builds(&self) -> Result<Vec<BuildInfo>, StoreError> {
-        let core = self.core();
-        let mut builds: Vec<BuildInfo> = core.store.builds().await?.iter().map(BuildRecord::show).collect();
+        let store = &self.core().store;
+        let builds = self.as_they_are(|| store.builds(), |builds| builds.iter_mut().collect()).await?;
+        let mut builds: Vec<BuildInfo> = builds.iter().map(BuildRecord::show).collect();
         builds.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         Ok(builds)
+    }
+
+    /// What `read` finds, with its `builds` as they are. One that is on record as under way, and is not, has ended since and is on
+    /// record by the next look, or never will be.
+    pub(crate) async fn as_they_are<T, E, F>(
+        &self,
+        read: impl Fn() -> F,
+        builds: impl Fn(&mut T) -> Vec<&mut BuildRecord>,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut found = read().await?;
+        let ended = |build: &&mut BuildRecord| build.state == BuildState::Building && self.builds.live(&build.id).is_none();
+        let ended: HashSet<String> = builds(&mut found).into_iter().filter(ended).map(|build| build.id.clone()).collect();
+        if ended.is_empty() {
+            return Ok(found);
+        }
+        let mut found = read().await?;
+        let still = |build: &&mut BuildRecord| build.state == BuildState::Building && ended.contains(&build.id);
+        builds(&mut found).into_iter().filter(still).for_each(unrecorded);
+        Ok(found)
     }
 
     /// Whether files of this digest are here already.
@@ -167,10 +185,10 @@ impl Runtime {
 }
 
 /// A build that has ended without anybody knowing how: its end could not be recorded.
-fn unrecorded(record: BuildRecord) -> BuildRecord {
+fn unrecorded(record: &mut BuildRecord) {
     let message = "the end of the build could not be recorded; the server's log says why; build it again".to_owned();
-    let reason = Some(BuildReason { message, step: "finalize".to_owned() });
-    BuildRecord { state: BuildState::Error, reason, ..record }
+    record.state = BuildState::Error;
+    record.reason = Some(BuildReason { message, step: "finalize".to_owned() });
 }
 
 async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {

@@ -36,7 +36,10 @@ pub enum DeleteError {
 impl Runtime {
     /// Every template (snapshots excluded), also those of which no build has ended, newest first.
     pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
-        let whole = self.core().store.whole_templates().await?.into_iter();
+        let store = &self.core().store;
+        let read = || store.whole_templates();
+        let whole = self.as_they_are(read, |whole| whole.iter_mut().flat_map(|template| &mut template.builds).collect()).await?;
+        let whole = whole.into_iter();
         let mut templates: Vec<TemplateInfo> =
             whole.filter(|template| template.family.snapshot_of.is_none()).filter_map(|template| template.show(None)).collect();
         templates.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
@@ -46,7 +49,7 @@ impl Runtime {
     /// A template or snapshot by id or name. With a tag it is shown as the tag's build, which has to be there; without one as that of
     /// `default`, else as the newest.
     pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        let Some((template, meant)) = self.core().store.whole_template(reference).await? else { return Ok(None) };
+        let Some((template, meant)) = self.whole_template(reference).await? else { return Ok(None) };
         if meant.is_none() && Reference::parse(reference).other_tag().is_some() {
             return Ok(None);
         }
@@ -55,7 +58,7 @@ impl Runtime {
 
     /// The builds of a template that are remembered, newest first, and what it was built of otherwise.
     pub async fn template_builds(&self, id: &str) -> Result<Vec<BuildInfo>, StoreError> {
-        let Some((template, _)) = self.core().store.whole_template(id).await? else { return Ok(Vec::new()) };
+        let Some((template, _)) = self.whole_template(id).await? else { return Ok(Vec::new()) };
         let WholeTemplate { versions, builds, .. } = template;
         let known: HashSet<&str> = builds.iter().map(|build| build.id.as_str()).collect();
         let of_it = versions.iter().filter(|version| !known.contains(version.build_id.as_str()));
@@ -63,6 +66,12 @@ impl Runtime {
         shown.extend(builds.iter().map(BuildRecord::show));
         shown.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         Ok(shown)
+    }
+
+    async fn whole_template(&self, reference: &str) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
+        let store = &self.core().store;
+        let read = || store.whole_template(reference);
+        self.as_they_are(read, |found| found.iter_mut().flat_map(|(template, _)| &mut template.builds).collect()).await
     }
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.

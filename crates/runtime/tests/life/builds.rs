@@ -74,6 +74,25 @@ pub(crate) async fn own_builds(server: &Runtime) -> Vec<BuildInfo> {
 }
 
 #[test]
+fn a_build_whose_end_is_not_on_record_has_failed_wherever_it_is_shown() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let place = request(server, "app", 512).await;
+        let store = rusqlite::Connection::open(host.state_dir().join("firkin.db")).unwrap();
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON build_logs BEGIN SELECT RAISE(ABORT, 'no'); END";
+        store.execute_batch(refuse).unwrap();
+        start(server, &place, plan(own_image(), &[])).await;
+        let shown = ended(server, &place).await;
+        assert_eq!(shown.state, BuildState::Error);
+        assert_eq!(own_builds(server).await, std::slice::from_ref(&shown));
+        assert_eq!(server.template_builds(&place.template_id).await.unwrap(), [shown]);
+        let listed = server.templates().await.unwrap().into_iter().find(|template| template.id == place.template_id);
+        assert_eq!(listed.as_ref().map(|template| template.state), Some(BuildState::Error));
+        assert_eq!(server.template("app").await.unwrap(), listed);
+    });
+}
+
+#[test]
 fn a_source_is_booted_once_for_each_shape() {
     let host = Host::new();
     host.serve(async |server| {
