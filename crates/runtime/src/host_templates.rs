@@ -116,14 +116,13 @@ impl Runtime {
         let core = self.core();
         let recipe = whole::recipe(core, &build);
         let existing = core.store.template(&build.name).await.map_err(BuildError::Store)?.found();
-        if let Some(mut existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
+        if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
             && core.artifacts.is_usable(&existing.artifact)
         {
             // An earlier version may have built it, which did not remember this.
             let warm_up = warms(build.ready.as_deref());
             if existing.warm_up != warm_up {
-                existing.warm_up = warm_up;
-                core.store.update_version(existing.clone()).await.map_err(BuildError::Store)?;
+                core.store.set_warm_up(existing.build_id, warm_up).await.map_err(BuildError::Store)?;
                 self.pool.templates_changed();
             }
             let found = self.template(&build.name).await.map_err(BuildError::Store)?;

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, sqlite, to_json};
+use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
     reference::{DEFAULT, NoTemplate, Reference},
     spec::SandboxId,
@@ -171,13 +171,11 @@ impl Store {
         .await
     }
 
-    /// Replaces what is remembered of a version, if it is there. Its names and its template stay as they are.
-    pub(crate) async fn update_version(&self, record: TemplateRecord) -> Result<(), StoreError> {
+    /// Notes what is run once in every warm session of a version, if that is there.
+    pub(crate) async fn set_warm_up(&self, build_id: String, warm_up: Option<String>) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let body = to_json("versions", &record)?;
-            tx.execute("UPDATE versions SET body = ?2 WHERE build_id = ?1", params![record.build_id, body])
-                .map_err(sqlite("update a version"))?;
-            Ok(())
+            let found: Option<TemplateRecord> = one(tx, "versions", "SELECT body FROM versions WHERE build_id = ?1", &build_id)?;
+            found.map_or(Ok(()), |record| put_version(tx, &TemplateRecord { warm_up, ..record }))
         })
         .await
     }
@@ -375,7 +373,7 @@ fn versions_query(which: &str) -> String {
 }
 
 pub(super) fn family(c: &Connection, id: &str) -> Result<Option<FamilyRecord>, StoreError> {
-    super::one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id)
+    one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id)
 }
 
 /// Whether this build became a version that is there.

@@ -235,3 +235,14 @@ async fn of_several_names_all_are_removed_or_none() {
     assert_eq!(remove(&["app:v1", "app:default"]).await.unwrap(), None);
     assert!(names().await.is_empty() && store.templates().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_warm_up_is_noted_of_a_version_that_is_there() {
+    let (store, _dir) = store().await;
+    let build = built(&store, "b1", "app", 1).await;
+    for id in ["b1", "b2"] {
+        store.set_warm_up(id.to_owned(), Some("true".to_owned())).await.unwrap();
+    }
+    let expected = TemplateRecord { warm_up: Some("true".to_owned()), ..version(&build) };
+    assert_eq!(store.templates().await.unwrap(), [expected]);
+}
