@@ -1,5 +1,8 @@
 //! What outlives the process: sandboxes, templates, snapshots and API keys, in one SQLite database.
 //!
+//! Others see operations, one for each decision: what is decided by what is on record is decided in here, in the transaction that
+//! writes it, so that nobody writes what another has changed since it was read. No query and no connection gets out.
+//!
 //! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
 //! JSON with a column for their id: they are always read whole, and their shape grows with the product.
 
