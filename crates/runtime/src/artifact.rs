@@ -41,6 +41,7 @@ mod proof;
 mod publish;
 mod quarantine;
 mod root_disk;
+mod shrink;
 mod staging;
 
 pub use collect::{Candidates, Pin};

@@ -18,7 +18,7 @@ use std::{
 use firkin_engine::parts;
 use fs_err as fs;
 
-use super::{ArtifactStore, manifest::MemoryMember, member};
+use super::{ArtifactStore, manifest::MemoryMember, member, shrink};
 
 /// Names that are taken in one hold of the lock. A rename takes some ten microseconds, and creates wait for all of them.
 const AT_A_TIME: usize = 32;
@@ -188,8 +188,16 @@ impl ArtifactStore {
 
     /// Removes all that can be, whatever cannot: what is left has no name, and only the next start finds it.
     fn remove(&self, condemned: Condemned) -> io::Result<Vec<String>> {
-        let artifact = |id: &String| firkin_files::remove_tree(&self.hidden_artifact(id)).and_then(|()| self.release(id));
-        let layer = |id: &String| member::remove(&self.layer(&format!(".{id}")));
+        let artifact = |id: &String| {
+            let dir = self.hidden_artifact(id);
+            note(shrink::empty_files_in(&dir));
+            firkin_files::remove_tree(&dir).and_then(|()| self.release(id))
+        };
+        let layer = |id: &String| {
+            let path = self.layer(&format!(".{id}"));
+            note(if path.is_dir() { shrink::empty_files_in(&path) } else { shrink::empty(&path) });
+            member::remove(&path)
+        };
         let removals = condemned.artifacts.iter().map(artifact).chain(condemned.layers.iter().map(layer));
         let failed = removals.filter_map(Result::err).fold(condemned.failed, |first, error| first.or(Some(error)));
         failed.map_or(Ok(condemned.artifacts), Err)
@@ -293,6 +301,13 @@ impl Condemned {
             Ok(()) => of(self).push(id.to_owned()),
             Err(error) => self.failed = Some(error),
         }
+    }
+}
+
+/// What was not emptied is removed in one go.
+fn note(emptied: io::Result<()>) {
+    if let Err(error) = emptied {
+        tracing::debug!(%error, "cannot empty what is removed");
     }
 }
 
