@@ -8,6 +8,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use self::report::{Figures, Report};
 use super::{
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     api::Api,
-    args::BenchArgs,
+    args::{BenchArgs, DeadFiles},
     failure::{Advise as _, ExitStatus},
     output,
     progress::Progress,
@@ -47,6 +48,19 @@ struct Plan {
     burst: u32,
     /// Idle sandboxes alive together.
     clones: u32,
+    /// What the server is given to remove, if that is all that is measured.
+    dead: Option<Dead>,
+}
+
+/// Artifacts that nobody needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Dead {
+    /// How many at once.
+    artifacts: u32,
+    /// The size of each.
+    mib: u32,
+    /// What it is made of.
+    files: DeadFiles,
 }
 
 /// The server that is measured.
@@ -69,7 +83,8 @@ pub(crate) async fn run(settings: &Settings, args: BenchArgs) -> anyhow::Result<
         return Ok(ExitStatus::Success);
     }
     let samples = args.samples.unwrap_or(if args.quick { QUICK_SAMPLES } else { SAMPLES });
-    let plan = Plan { template: args.template, samples, burst: args.burst.min(samples), clones: args.clones };
+    let dead = args.dead_artifacts.map(|artifacts| Dead { artifacts, mib: args.dead_mib, files: args.dead_files });
+    let plan = Plan { template: args.template, samples, burst: args.burst.min(samples), clones: args.clones, dead };
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
     let report = match given(settings).await? {

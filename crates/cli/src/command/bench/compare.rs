@@ -75,7 +75,7 @@ mod tests {
     };
 
     fn report(acceleration: &str, figures: &[(&str, f64)]) -> Report {
-        let plan = Plan { template: "base".to_owned(), samples: 1, burst: 1, clones: 1 };
+        let plan = Plan { template: "base".to_owned(), samples: 1, burst: 1, clones: 1, dead: None };
         let series = |value| Series { values: vec![value], failed: 0 };
         let figures = figures.iter().map(|(name, value)| ((*name).to_owned(), series(*value))).collect();
         Report::new(acceleration, "http://x", &plan, &figures)

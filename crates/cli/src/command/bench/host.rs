@@ -104,6 +104,13 @@ pub(super) fn artifacts(state_dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect()
 }
 
+/// Artifacts below `dir` whose names begin with `prefix` and that are there, also those that have lost their names already.
+pub(super) fn left_of(dir: &Path, prefix: &str) -> usize {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.strip_prefix('.').unwrap_or(name).starts_with(prefix)).count()
+}
+
 /// The size of an artifact on the disk, in MiB: allocated blocks, not lengths.
 pub(super) fn artifact_mib(state_dir: &Path, name: &str) -> Option<f64> {
     let entries = fs::read_dir(state_dir.join("artifacts").join(name)).ok()?;

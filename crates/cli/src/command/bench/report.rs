@@ -2,14 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, host};
-use crate::output::Table;
+use super::{Dead, Plan, host};
+use crate::{args::DeadFiles, output::Table};
 
 /// Samples that a 95th percentile needs: below, it is one or two unlucky samples.
 const P95_NEEDS: usize = 100;
 
 /// Samples that a 99th percentile needs.
 const P99_NEEDS: usize = 500;
+
+/// The row of creates while the server does nothing else.
+pub(super) const IDLE: &str = "create, idle, ms";
+
+/// The row of creates while it removes artifacts.
+pub(super) const REMOVING: &str = "create while artifacts are removed, ms";
 
 /// Measurements so far, in the order in which they began.
 pub(super) type Figures = Vec<(String, Series)>;
@@ -39,6 +45,21 @@ pub(super) struct Report {
     pub(super) burst: u32,
     /// The figures.
     pub(super) rows: Vec<Row>,
+    /// What [`REMOVING`] is to [`IDLE`], where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) removal: Option<Removal>,
+}
+
+/// How much longer creates take while artifacts are removed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Removal {
+    /// What was removed in each round.
+    #[serde(flatten)]
+    pub(super) dead: Dead,
+    /// Of the medians; 1 is as long as idle.
+    pub(super) p50_ratio: Option<f64>,
+    /// Of the 99th percentiles. Absent where there are too few samples.
+    pub(super) p99_ratio: Option<f64>,
 }
 
 /// One kind of figure. Its name ends with the unit.
@@ -58,14 +79,16 @@ pub(super) struct Row {
 
 impl Report {
     pub(super) fn new(acceleration: &str, server: &str, plan: &Plan, figures: &Figures) -> Self {
+        let rows: Vec<Row> = figures.iter().filter_map(|(name, series)| Row::new(name, series)).collect();
         Self {
+            removal: plan.dead.map(|dead| Removal::of(dead, &rows)),
             firkin: concat!(env!("CARGO_PKG_VERSION"), " ", env!("FIRKIN_COMMIT")).to_owned(),
             acceleration: acceleration.to_owned(),
             server: server.to_owned(),
             host: host::hardware(),
             template: plan.template.clone(),
             burst: plan.burst,
-            rows: figures.iter().filter_map(|(name, series)| Row::new(name, series)).collect(),
+            rows,
         }
     }
 
@@ -90,10 +113,34 @@ impl Report {
             format!("firkin {}, acceleration {}, template {}", self.firkin, self.acceleration, self.template),
             format!("{cpus} x {cpu}, {memory_mib} MiB, Linux {kernel}"),
         ];
-        for fact in facts {
+        for fact in self.removal.iter().map(Removal::fact).chain(facts) {
             table.row(std::iter::once(fact).chain(std::iter::repeat_n(String::new(), 7)));
         }
         table
+    }
+}
+
+impl Removal {
+    fn of(dead: Dead, rows: &[Row]) -> Self {
+        let row = |name: &str| rows.iter().find(|row| row.name == name);
+        let ratio = |figure: fn(&Row) -> Option<f64>| {
+            let idle = row(IDLE).and_then(figure).filter(|idle| *idle > 0.0)?;
+            Some(row(REMOVING).and_then(figure)? / idle)
+        };
+        Self { dead, p50_ratio: ratio(|row| Some(row.p50)), p99_ratio: ratio(|row| row.p99) }
+    }
+
+    /// For people.
+    fn fact(&self) -> String {
+        let known = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let Dead { artifacts, mib, files } = self.dead;
+        let kind = match files {
+            DeadFiles::Sparse => "sparse",
+            DeadFiles::Allocated => "allocated",
+            DeadFiles::Written => "written",
+        };
+        let (p50, p99) = (known(self.p50_ratio), known(self.p99_ratio));
+        format!("while {artifacts} {kind} artifacts of {mib} MiB are removed, of idle: p50 x {p50}, p99 x {p99}")
     }
 }
 
@@ -147,8 +194,29 @@ mod tests {
     }
 
     #[test]
+    fn removal_is_told_as_a_part_of_idle() {
+        let dead = Some(Dead { artifacts: 200, mib: 1024, files: DeadFiles::Allocated });
+        let plan = Plan { template: "base".to_owned(), samples: 500, burst: 1, clones: 1, dead };
+        let series = |count: usize, value| Series { values: vec![value; count], failed: 0 };
+        let report = |count| {
+            let figures = vec![(IDLE.to_owned(), series(count, 40.0)), (REMOVING.to_owned(), series(count, 44.0))];
+            Report::new("kvm", "http://x", &plan, &figures)
+        };
+        let fact = "while 200 allocated artifacts of 1024 MiB are removed, of idle: p50 x 1.10, p99 x";
+        assert!(report(500).table().render().contains(&format!("{fact} 1.10")));
+        assert!(report(499).table().render().contains(&format!("{fact} -")));
+        let json = serde_json::to_value(report(500)).unwrap();
+        assert_eq!(
+            json["removal"],
+            serde_json::json!({
+                "artifacts": 200, "mib": 1024, "files": "allocated", "p50_ratio": 1.1, "p99_ratio": 1.1,
+            })
+        );
+    }
+
+    #[test]
     fn a_report_survives_its_file() {
-        let plan = Plan { template: "base".to_owned(), samples: 1, burst: 1, clones: 1 };
+        let plan = Plan { template: "base".to_owned(), samples: 1, burst: 1, clones: 1, dead: None };
         let figures = vec![("create, ms".to_owned(), Series { values: vec![1.5], failed: 0 })];
         let report = Report::new("kvm", "http://x", &plan, &figures);
         let text = serde_json::to_string(&report).unwrap();

@@ -11,13 +11,15 @@ use anyhow::{Context as _, bail};
 use firkin_wire::{DEFAULT_USER, rest};
 use futures::{StreamExt as _, stream};
 
-use super::{Plan, host, ms, report::Figures, series};
+use super::{Dead, Plan, host, ms, report::Figures, series};
 use crate::{
     api::{Api, Keep, Refused},
     envd::{Access, CommandLine, Output, Processes},
     failure,
     progress::Progress,
 };
+
+mod removal;
 
 /// The life of a sandbox: far longer than it is needed, and bounded if this program is killed.
 const SANDBOX_SECONDS: u32 = 600;
@@ -64,8 +66,11 @@ impl<'a> Run<'a> {
         Self { api, plan, progress, state_dir, mark, alive: Mutex::default(), figures: Figures::new() }
     }
 
-    /// Takes every measurement.
+    /// Takes every measurement that is planned.
     pub(super) async fn all(&mut self) -> anyhow::Result<()> {
+        if let Some(dead) = self.plan.dead {
+            return self.removals(dead).await;
+        }
         // Whatever is read for the first time is read now.
         let first = self.create(Instant::now()).await.context("cannot create a first sandbox")?;
         self.kill(&first.sandbox.sandbox_id).await?;
