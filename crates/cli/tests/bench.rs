@@ -4,7 +4,8 @@
 use std::{net::Ipv4Addr, path::Path, process::Command, sync::Arc};
 
 use firkin_runtime::{
-    capacity::HostCapacity, config::RuntimeConfig, memory::HostMemory, owner::OnExit, runtime::Runtime, standard::BuildTemplate,
+    capacity::HostCapacity, config::RuntimeConfig, memory_pressure::HostMemory, owner::OnExit, runtime::Runtime,
+    standard::BuildTemplate,
 };
 use firkin_server::{ServerConfig, serve};
 use fs_err as fs;

@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn what_cannot_be_removed_keeps_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for id in ["a", "b", "c"] {
             fs::write(store.layer(id), b"x").unwrap();
             fs::create_dir(store.dir(id)).unwrap();
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn few_lose_their_names_at_a_time_and_bases_last() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(dir.path()).unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let ids: Vec<String> = (0..=AT_A_TIME).map(|n| n.to_string()).collect();
         for id in &ids {
             fs::create_dir(store.dir(id)).unwrap();

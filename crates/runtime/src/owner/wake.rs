@@ -129,7 +129,8 @@ impl Owner {
 pub(super) async fn start(core: &Arc<Core>, found: Found, memory: Memory) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = found.life.id.clone();
     let launched = tokio::select! {
-        launched = found.restore(core, memory) => launched.map_err(|source| ResumeError::Restore { id, source })?,
+        // Apart: an owner lives as long as its sandbox, and would keep the room of a launch that is over.
+        launched = Box::pin(found.restore(core, memory)) => launched.map_err(|source| ResumeError::Restore { id, source })?,
         () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
     };
     let Recorded { session, reservation, record } = launched.record(core).await.map_err(ResumeError::Store)?;

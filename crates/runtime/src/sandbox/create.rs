@@ -119,7 +119,8 @@ impl SandboxCreate {
     async fn run(mut self, found: Found) {
         let template = found.life.template_id.clone();
         let launched = tokio::select! {
-            launched = launch(&self.owners, found) => launched.map_err(|source| CreateError::Restore { template, source }),
+            // Apart: this task lives as long as the sandbox, and would keep the room of a launch that is over.
+            launched = Box::pin(launch(&self.owners, found)) => launched.map_err(|source| CreateError::Restore { template, source }),
             () = self.owners.core.stopping.cancelled() => Err(CreateError::Stopping),
             // Nobody hears why there is no sandbox.
             () = self.creator.closed() => return,
