@@ -215,10 +215,10 @@ impl ArtifactStore {
                 if !is_hidden(&entry.file_name().to_string_lossy()) {
                     continue;
                 }
-                if entry.file_type()?.is_dir() {
-                    firkin_files::remove_tree(&entry.path())?;
-                } else {
-                    fs::remove_file(entry.path())?;
+                match member::remove(&entry.path()) {
+                    // An earlier server of this process was at it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
                 }
             }
         }

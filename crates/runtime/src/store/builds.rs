@@ -193,7 +193,7 @@ impl Store {
                     old.push(record.id.clone());
                 }
             }
-            delete_builds(tx, &old)
+            if old.is_empty() { Ok(()) } else { delete_builds(tx, &old) }
         })
         .await
     }
