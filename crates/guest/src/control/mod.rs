@@ -150,7 +150,7 @@ impl Agent {
             }
             Call::Shrink => {
                 self.current.mend_network();
-                done(disk::shrink().inspect(|()| hooks::look()))
+                done(priority::as_others(disk::shrink).inspect(|()| hooks::look()))
             }
             Call::Stats => match self.meter.read() {
                 Ok(stats) => Answer::Stats(stats),

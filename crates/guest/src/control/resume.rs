@@ -71,6 +71,8 @@ pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
     watch: network::Watch,
+    /// Whether something of it has changed since it was seen to be in force.
+    network_touched: bool,
     files: Files,
     generator: Generator,
     reaper: Reaper,
@@ -79,7 +81,7 @@ pub(super) struct Current {
 impl Current {
     /// Nobody, before the first epoch.
     pub(super) fn new(files: Files, generator: Generator, watch: network::Watch, reaper: Reaper) -> Self {
-        Self { epoch: 0, network: None, watch, files, generator, reaper }
+        Self { epoch: 0, network: None, watch, network_touched: false, files, generator, reaper }
     }
 
     /// The highest epoch given; 0 before the first.
@@ -124,23 +126,27 @@ impl Current {
         if self.network.as_ref() != Some(wanted) {
             network::apply(Some(wanted), self.network.as_ref()).map_err(ResumeError::Network)?;
             self.network = Some(wanted.clone());
-            self.watch.has_changed();
         } else if new_life {
             self.mend_network();
         }
         Ok(())
     }
 
-    /// Puts the network's settings in force again if something has been changed and they are not.
-    pub(super) fn mend_network(&self) {
+    /// Puts the network's settings in force again if something has been changed and they are not. That it was changed is remembered until
+    /// they are.
+    pub(super) fn mend_network(&mut self) {
         let Some(network) = &self.network else { return };
-        if !self.watch.has_changed() || network::is_in_force(network) {
+        self.network_touched |= self.watch.has_changed();
+        if !self.network_touched {
             return;
         }
-        if let Err(error) = network::apply(Some(network), None) {
+        if !network::is_in_force(network)
+            && let Err(error) = network::apply(Some(network), None)
+        {
             tracing::error!(error = chain(&error), "cannot set up the network again");
+            return;
         }
-        self.watch.has_changed();
+        self.network_touched = false;
     }
 }
 
