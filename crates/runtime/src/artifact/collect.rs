@@ -92,6 +92,7 @@ impl ArtifactStore {
             let path = entry?.path();
             if let Some(id) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
                 && !is_hidden(&id)
+                && path == self.layer(&id)
                 && !pinned.contains(&format!("layer:{id}"))
             {
                 layers.push(id);
@@ -112,8 +113,12 @@ impl ArtifactStore {
         let mut doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
         let mut condemned = Condemned::default();
         while !doomed.is_empty() {
-            if let Err(unknown) = self.condemn(candidates.serial, &mut doomed, &needs, &mut condemned) {
-                self.read_needs(unknown, &mut needs)?;
+            if let Err(unknown) = self.condemn(candidates.serial, &mut doomed, &needs, &mut condemned)
+                && let Err(error) = self.read_needs(unknown, &mut needs)
+            {
+                // What has lost its name by now is removed all the same.
+                condemned.failed = condemned.failed.or(Some(error));
+                break;
             }
         }
         Ok(condemned)
