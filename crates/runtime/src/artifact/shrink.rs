@@ -46,7 +46,7 @@ pub(super) fn empty(path: &Path) -> io::Result<()> {
     // Members are sealed.
     fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let file = fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    if !is_ours_alone(file.file()) {
+    if !is_ours_alone(file.file())? {
         tracing::warn!(path = %path.display(), "what is removed is still in use: its room comes back when it is not");
         return Ok(());
     }
@@ -60,17 +60,20 @@ pub(super) fn empty(path: &Path) -> io::Result<()> {
 
 /// Whether nobody else has the file open or maps it: only then the kernel gives a lease for writing (fcntl(2)). As long as this
 /// descriptor is open, who would open the file waits.
-fn is_ours_alone(file: &std::fs::File) -> bool {
+fn is_ours_alone(file: &std::fs::File) -> io::Result<bool> {
     let descriptor = file.as_raw_fd();
     // Who would open it has us told by a signal: SIGIO unless another is chosen, and that ends a process. This one is ignored.
     // SAFETY: F_SETSIG takes a number, not an address. The descriptor is open.
     let chosen = unsafe { libc::fcntl(descriptor, F_SETSIG, libc::SIGURG) };
-    if Errno::result(chosen).is_err() {
-        return false;
-    }
+    Errno::result(chosen)?;
     // SAFETY: F_SETLEASE takes a number, not an address. The descriptor is open.
     let leased = unsafe { libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_WRLCK) };
-    Errno::result(leased).is_ok()
+    match Errno::result(leased) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN) => Ok(false),
+        // Of a file system or a server that may not: then the file goes in one step.
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +105,7 @@ mod tests {
         let emptied = fs::OpenOptions::new().write(true).open(file.path()).unwrap();
         // Its own descriptor is closed with this.
         let path = file.into_temp_path();
-        assert!(is_ours_alone(emptied.file()));
+        assert!(is_ours_alone(emptied.file()).unwrap());
         let refused = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
     }
