@@ -37,8 +37,8 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// The format has no room for what was asked.
-    #[error("cannot make or change a disk of this format")]
+    /// A file of it is not what the format demands, or the format has no room for what was asked.
+    #[error("cannot use, make or change a disk of this format")]
     Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The caller did not want it any more.
     #[error("the work on a disk was given up")]
@@ -49,6 +49,9 @@ pub enum DiskError {
 pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// How names of overlays and layers end, without the dot.
     fn extension(&self) -> &'static str;
+
+    /// Whether an overlay or layer is a directory, with all that is in it, instead of a file.
+    fn layers_are_directories(&self) -> bool;
 
     /// Makes [`RootDisk::overlay`], which must not exist, empty over the rest of the disk. The guest sees a disk of `bytes`.
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError>;

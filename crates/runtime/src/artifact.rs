@@ -263,7 +263,7 @@ impl ArtifactStore {
         for (member, path) in &members {
             let record =
                 artifact.integrity.members.get(member).ok_or_else(|| IntegrityError::Unrecorded { member: member.clone() })?;
-            let found = member::bytes(path).map_err(|source| unreadable(path, source))?;
+            let found = member::Identity::of(path).map_err(|source| unreadable(path, source))?.bytes;
             if found != record.bytes {
                 return Err(IntegrityError::Size { member: member.clone(), expected: record.bytes, found });
             }

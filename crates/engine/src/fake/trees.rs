@@ -58,6 +58,10 @@ impl DiskFormat for Trees {
         "tree"
     }
 
+    fn layers_are_directories(&self) -> bool {
+        true
+    }
+
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
         make(&disk.overlay, disk.layers.last().map(PathBuf::as_path), &bytes.to_string())
     }

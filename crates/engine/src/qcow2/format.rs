@@ -24,6 +24,10 @@ impl DiskFormat for Qcow2 {
         "qcow2"
     }
 
+    fn layers_are_directories(&self) -> bool {
+        false
+    }
+
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
         let below = chain(disk).pop().expect("a disk has an image at least");
         Ok(create(&disk.overlay, &below, bytes)?)

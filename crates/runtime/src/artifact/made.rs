@@ -14,7 +14,7 @@ pub(crate) struct BootedState<'a> {
     pub(crate) kind: ArtifactKind,
     /// Template or sandbox that it belongs to.
     pub(crate) logical_id: String,
-    /// The artifact whose disk was booted; absent: the disk of a root image.
+    /// The sandbox's artifact whose disk was booted; absent in templates, whatever disk they were booted from, by which sources are known.
     pub(crate) parent: Option<String>,
     pub(crate) engine: Fingerprint,
     /// What came up: this server's, whatever had run on the disk before.

@@ -233,7 +233,7 @@ pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), 
 /// The artifact whose memory a session of `manifest` maps.
 pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
     match &manifest.memory {
-        // What has no memory is mapped by nobody, so its own id does no harm.
+        // What has no file of memory is mapped by nobody, so its own id does no harm.
         MemoryMember::Full | MemoryMember::Absent | MemoryMember::InState => manifest.id.clone(),
         MemoryMember::Diff { base } => base.clone(),
     }

@@ -137,7 +137,11 @@ impl ArtifactStore {
         let target = self.layer(id);
         // Out of the machine's reach first: there it could be exchanged between a look and the change.
         fs::rename(path, &target)?;
-        member::freeze(&target, MEMBER).inspect_err(|_| {
+        let freeze = || {
+            member::demand(&target, self.disks.layers_are_directories())?;
+            member::freeze(&target, MEMBER)
+        };
+        freeze().inspect_err(|_| {
             if let Err(error) = member::remove(&target) {
                 tracing::warn!(%error, "cannot remove what did not become a layer");
             }
@@ -232,6 +236,7 @@ fn mode_of(member: &str) -> u32 {
 
 /// Makes a member durable and read-only.
 fn seal(path: &Path, mode: u32) -> io::Result<()> {
+    member::demand(path, false)?;
     member::freeze(path, mode)?;
     member::sync(path)
 }
