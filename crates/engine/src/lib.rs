@@ -119,6 +119,11 @@ impl BootFiles {
         Self { kernel, initrd, cmdline: String::new() }
     }
 
+    /// All that two boots differ by: results of a boot may be kept under it.
+    pub fn key(&self) -> [&str; 3] {
+        [&self.kernel.digest, &self.initrd.digest, &self.cmdline]
+    }
+
     /// Digests of what runs in a guest before its disk does: the kernel, and what holds the agent.
     pub fn digests(&self) -> [&str; 2] {
         [&self.kernel.digest, &self.initrd.digest]

@@ -107,7 +107,7 @@ fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processo
         kind,
         source,
         (shape.vcpus, shape.memory_mib),
-        guest.boot.digests(),
+        guest.boot.key(),
         core.gates.engine.fingerprint(processor).kind(),
     ))
 }

@@ -33,7 +33,7 @@ pub(crate) fn recipe(core: &Core, template: &BuildTemplate) -> String {
     let engine = core.gates.engine.fingerprint(template.processor());
     let all = serde_json::json!({
         "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
-        "boot": guest.boot.digests(), "rootfs": guest.rootfs_digest,
+        "boot": guest.boot.key(), "rootfs": guest.rootfs_digest,
     });
     blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
 }
