@@ -5,9 +5,16 @@
 
 use std::{future::pending, panic::resume_unwind};
 
+use tokio::task::{JoinError, JoinHandle};
+
 /// Does `work` on a thread where it may block. A panic of it goes on here. Under a runtime that stops this may never end.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+    whole(tokio::task::spawn_blocking(work)).await
+}
+
+/// Waits for a task that goes on also when whoever waits goes away. A panic of it goes on here. Under a runtime that stops this may never end.
+pub(crate) async fn whole<T>(task: JoinHandle<T>) -> T {
+    match task.await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => resume_unwind(panic),
         Err(Err(_given_up)) => pending().await,

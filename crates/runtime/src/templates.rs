@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     artifact::memory_base,
+    blocking::whole,
     build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
@@ -84,7 +85,14 @@ impl Runtime {
     /// Deletes a template with all of its builds and tags, or a snapshot. Refused while a sandbox that was created from it exists,
     /// running or paused, and while a snapshot stands on its memory. A create that is under way succeeds, from what is then gone; a
     /// build that is, ends. With another tag than `default`, only that tag of a template is deleted, while it has others.
+    ///
+    /// What has begun is done to its end, also when the caller goes away.
     pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
+        let (runtime, reference) = (self.clone(), reference.to_owned());
+        whole(self.core().tasks.spawn(async move { runtime.delete(&reference).await })).await
+    }
+
+    async fn delete(&self, reference: &str) -> Result<(), DeleteError> {
         let store = &self.core().store;
         let found = store.family(reference).await.map_err(DeleteError::Store)?;
         let family = found.ok_or_else(|| NoTemplate::Absent(reference.to_owned()))?;
