@@ -42,7 +42,7 @@ pub(crate) struct BootRequest {
     pub(crate) shape: Shape,
     /// What the guest sees of the processor, from now on for good.
     pub(crate) processor: Processor,
-    /// What the guest's fresh overlay lies over, lowest first: the root image at least.
+    /// What the guest's fresh overlay lies over.
     pub(crate) disk: DiskMembers,
     /// Size of the disk as the guest sees it.
     pub(crate) disk_bytes: u64,

@@ -23,6 +23,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
+    blocking::blocking,
     build::cache,
     core::Core,
     launch::LaunchError,
@@ -111,8 +112,7 @@ pub(crate) async fn periodically(core: Arc<Core>) {
 pub(crate) async fn sweep(core: &Core) -> Swept {
     let mut swept = Swept::default();
     let instances = core.launcher.instances.clone();
-    let orphans = tokio::task::spawn_blocking(move || instances.orphans(INSTANCES_PER_PASS)).await;
-    match orphans.expect("looking for orphans does not panic and the runtime does not stop under it") {
+    match blocking(move || instances.orphans(INSTANCES_PER_PASS)).await {
         Ok(orphans) => {
             for dir in orphans {
                 swept.instances.push(dir.path().to_owned());

@@ -52,7 +52,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         core.metrics.observe(Timing::ColdTemplateBuild, begun.elapsed());
     }
     if matches!(outcome, Err(BuildFailure::Cancelled)) {
-        // Whoever cancelled it removes its record.
+        // Whoever cancelled it has removed its record.
         builds.end(&live);
         core.collect();
         return;

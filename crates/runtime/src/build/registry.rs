@@ -46,7 +46,7 @@ impl BuildRecord {
 pub(crate) struct Live {
     pub(crate) record: BuildRecord,
     pub(crate) log: BuildLog,
-    /// Asks it to end. Whoever does removes its record.
+    /// Asks it to end. Its record has been removed by then.
     pub(crate) cancel: CancellationToken,
     /// Asks it to end, and to be on record as one that failed.
     pub(crate) abandoned: CancellationToken,
