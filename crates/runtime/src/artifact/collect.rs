@@ -422,6 +422,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_layer_of_this_engine_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
+        let stray = dir.path().join("layers/stray.tree");
+        fs::create_dir(&stray).unwrap();
+        fs::write(store.layer("dead"), b"x").unwrap();
+        store.collect(&store.candidates().unwrap(), &[], &[]).unwrap();
+        assert!(stray.exists() && !store.layer("dead").exists());
+    }
+
+    #[test]
     fn the_book_of_pins_forgets_and_older_candidates_are_left() {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
