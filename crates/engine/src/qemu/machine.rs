@@ -446,8 +446,14 @@ impl QemuMachine {
     }
 
     async fn connect_control(&mut self) -> Result<UnixStream, std::io::Error> {
-        self.disconnect_control()?;
-        let stream = timeout(CONNECT_DEADLINE, instance::connect(&self.dir, CONTROL_SOCKET)).await??.into_std()?;
+        let stream = match self.fresh_control.take() {
+            Some(stream) => stream,
+            None => {
+                self.disconnect_control()?;
+                timeout(CONNECT_DEADLINE, instance::connect(&self.dir, CONTROL_SOCKET)).await??
+            }
+        };
+        let stream = stream.into_std()?;
         self.control = Some(stream.try_clone()?);
         UnixStream::from_std(stream)
     }
@@ -529,16 +535,6 @@ impl Machine for QemuMachine {
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError> {
         if let State::Gone(exit) = &self.state {
             return Err(MachineError::Gone(exit.clone()));
-        }
-        if let Some(stream) = self.fresh_control.take() {
-            let remembered = stream.into_std().and_then(|stream| {
-                self.control = Some(stream.try_clone()?);
-                UnixStream::from_std(stream)
-            });
-            return match remembered {
-                Ok(stream) => Ok(Box::new(stream)),
-                Err(source) => Err(file_error(&self.dir.join(CONTROL_SOCKET), source)),
-            };
         }
         match self.connect_control().await {
             Ok(stream) => Ok(Box::new(stream)),
