@@ -296,6 +296,29 @@ fn a_template_leaves_as_much_free_disk_as_was_asked_for_or_is_none() {
 }
 
 #[test]
+fn a_deletion_whose_caller_goes_away_ends_the_builds_too() {
+    let (host, _envd) = Host::with_silent_envd();
+    host.serve(async |server| {
+        // Wherever it is cut off: each poll brings it to its next wait.
+        for polls in 1..16 {
+            let place = request(server, "left", 512).await;
+            start(server, &place, plan(own_image(), &["true"])).await;
+            until("its machine runs", || host.engine.live() == 1).await;
+            let mut deleting = Box::pin(server.delete_template(&place.template_id));
+            for _ in 0..polls {
+                if futures::poll!(&mut deleting).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(deleting);
+            until("its machine has ended", || host.engine.live() == 0).await;
+            assert!(server.template(&place.template_id).await.unwrap().is_none(), "after {polls}");
+        }
+    });
+}
+
+#[test]
 fn a_build_that_is_deleted_leaves_nothing() {
     let (host, envd) = Host::with_silent_envd();
     host.serve(async |server| {
