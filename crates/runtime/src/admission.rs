@@ -25,13 +25,51 @@ use crate::{
         ActiveSessionReservation, Asked, CapacityError, CapacityLedger, Denial, NoWarmSessions, ResourceBudget, Waiter,
         WarmCapacityError, WarmEviction, WarmSessionReservation,
     },
-    config::AdmissionConfig,
-    memory_pressure::{MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
+    memory_pressure::{MEMORY_STALL_PERCENT, MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
 };
 
 /// Between two looks at the memory of a host on which nothing is created. Guests write some hundred MiB in that time, which the
 /// floor has room for.
 const MEMORY_LOOKS: Duration = Duration::from_secs(2);
+
+/// How capacity is given out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmissionConfig {
+    /// Hundredths of the capacity that warm sessions may hold together.
+    pub warm_percent: u8,
+    /// How many requests may wait for capacity at once.
+    pub queue_length: NonZeroUsize,
+    /// How long one may wait.
+    pub queue_deadline: Duration,
+    /// Available memory in MiB below which no new work is taken; `None` for the default, scaled to the host.
+    pub memory_floor_mib: Option<u64>,
+    /// Per cent of ten seconds in which everything waits for memory, from which on no new work is taken.
+    pub memory_stall_percent: u8,
+}
+
+/// Warm sessions make creates fast but serve nobody yet. A quarter of the host leaves the rest to those that do, without having
+/// to end a warm session for each of them.
+pub const WARM_PERCENT: u8 = 25;
+
+/// A queue of one sandbox's creates is short; this one holds a burst of many clients and costs nothing.
+pub const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
+
+/// A third of the shortest life that a sandbox has by default: a fork is answered when the last of its children is decided, and
+/// the others, with their 15 s, must still be alive then. Far from the SDKs' 60 s for a request, of which the restore needs the
+/// rest; and an SDK that is told so comes again by itself.
+pub const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self {
+            warm_percent: WARM_PERCENT,
+            queue_length: QUEUE_LENGTH,
+            queue_deadline: QUEUE_DEADLINE,
+            memory_floor_mib: None,
+            memory_stall_percent: MEMORY_STALL_PERCENT,
+        }
+    }
+}
 
 /// Lets active work in. Clones share one queue.
 #[derive(Debug, Clone)]

@@ -46,6 +46,7 @@ mod staging;
 
 pub use collect::{Candidates, Pin};
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
+pub use flatten::FlattenConfig;
 pub use manifest::{
     ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
     SnapshotArtifactManifest,

@@ -1,6 +1,6 @@
 //! Configuration of a runtime, given when it is opened. Resolved by the caller; nothing here reads the environment.
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use firkin_engine::BootFiles;
 
@@ -9,9 +9,14 @@ use crate::{
     disk::{DiskPressureProbe, StatvfsProbe},
     images::{ImageSource, OwnImage},
     link::NetworkChoice,
-    memory_pressure::{MEMORY_STALL_PERCENT, MemoryPressureProbe, ProcProbe},
+    memory_pressure::{MemoryPressureProbe, ProcProbe},
     root_image::RootImage,
     warm::WarmConfig,
+};
+
+pub use crate::{
+    admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
+    artifact::FlattenConfig,
 };
 
 /// Settings of one runtime.
@@ -59,63 +64,6 @@ impl RuntimeConfig {
             network,
             images: Arc::new(OwnImage(guest.root())),
             guest,
-        }
-    }
-}
-
-/// When the memory diff of a paused sandbox counts as large, so that base and diff are made one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlattenConfig {
-    /// Bytes that it may have whatever the size of its machine.
-    pub floor_bytes: u64,
-    /// Hundredths of the machine's memory that it may have.
-    pub percent: u64,
-    /// From the pause on. What is resumed before that costs nothing.
-    pub after: Duration,
-}
-
-impl Default for FlattenConfig {
-    fn default() -> Self {
-        // 64 MiB are written into a machine in some 40 ms, as long as the rest of a restore takes.
-        Self { floor_bytes: 64 << 20, percent: 25, after: Duration::from_secs(10) }
-    }
-}
-
-/// How capacity is given out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdmissionConfig {
-    /// Hundredths of the capacity that warm sessions may hold together.
-    pub warm_percent: u8,
-    /// How many requests may wait for capacity at once.
-    pub queue_length: NonZeroUsize,
-    /// How long one may wait.
-    pub queue_deadline: Duration,
-    /// Available memory in MiB below which no new work is taken; `None` for the default, scaled to the host.
-    pub memory_floor_mib: Option<u64>,
-    /// Per cent of ten seconds in which everything waits for memory, from which on no new work is taken.
-    pub memory_stall_percent: u8,
-}
-
-/// Warm sessions make creates fast but serve nobody yet. A quarter of the host leaves the rest to those that do, without having
-/// to end a warm session for each of them.
-pub const WARM_PERCENT: u8 = 25;
-
-/// A queue of one sandbox's creates is short; this one holds a burst of many clients and costs nothing.
-pub const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
-
-/// A third of the shortest life that a sandbox has by default: a fork is answered when the last of its children is decided, and
-/// the others, with their 15 s, must still be alive then. Far from the SDKs' 60 s for a request, of which the restore needs the
-/// rest; and an SDK that is told so comes again by itself.
-pub const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
-
-impl Default for AdmissionConfig {
-    fn default() -> Self {
-        Self {
-            warm_percent: WARM_PERCENT,
-            queue_length: QUEUE_LENGTH,
-            queue_deadline: QUEUE_DEADLINE,
-            memory_floor_mib: None,
-            memory_stall_percent: MEMORY_STALL_PERCENT,
         }
     }
 }

@@ -11,7 +11,7 @@
 //! either, nor they it.
 
 use crate::{
-    sandbox::SandboxId,
+    spec::SandboxId,
     store::{SandboxRecord, TemplateRecord},
 };
 

@@ -5,16 +5,31 @@
 //! artifact, whose memory is whole: what is restored from it starts with an empty diff. The price is disk, which is why it is paid
 //! only for a diff that is large by itself and in proportion.
 
-use std::io;
+use std::{io, time::Duration};
 
 use firkin_engine::{memory, parts};
 use fs_err as fs;
 
 use super::{Artifact, ArtifactStore, Pin};
-use crate::{
-    artifact::{IntegrityError, PublishError},
-    config::FlattenConfig,
-};
+use crate::artifact::{IntegrityError, PublishError};
+
+/// When the memory diff of a paused sandbox counts as large, so that base and diff are made one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlattenConfig {
+    /// Bytes that it may have whatever the size of its machine.
+    pub floor_bytes: u64,
+    /// Hundredths of the machine's memory that it may have.
+    pub percent: u64,
+    /// From the pause on. What is resumed before that costs nothing.
+    pub after: Duration,
+}
+
+impl Default for FlattenConfig {
+    fn default() -> Self {
+        // 64 MiB are written into a machine in some 40 ms, as long as the rest of a restore takes.
+        Self { floor_bytes: 64 << 20, percent: 25, after: Duration::from_secs(10) }
+    }
+}
 
 /// Why a state did not get a memory of its own. It stays as it is.
 #[derive(Debug, thiserror::Error)]
