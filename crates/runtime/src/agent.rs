@@ -82,7 +82,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Speaks over `stream` with the machine that has this nonce; absent: with one that has none. Ids start at a random place, so that an answer to an earlier connection is never taken for ours.
     pub(crate) fn new(stream: Box<dyn ControlStream>, nonce: Option<Nonce>) -> Self {
-        let next_id = u64::from(u32::from_be_bytes(crate::random::bytes())) << 16;
+        let next_id = u64::from(u32::from_be_bytes(crate::ground::random::bytes())) << 16;
         Self { stream, decoder: Decoder::default(), next_id, nonce }
     }
 

@@ -197,7 +197,7 @@ impl ArtifactStore {
     /// Opens (and creates) the directories below `state_dir`, whose layers are of the form `disks`, and removes drafts that a crash left.
     pub fn open(state_dir: &Path, disks: &'static dyn DiskFormat) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
-            crate::private::private_dir(&state_dir.join(name))?;
+            crate::ground::private::private_dir(&state_dir.join(name))?;
         }
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));

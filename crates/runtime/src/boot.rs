@@ -12,12 +12,11 @@ use tokio::time::Instant;
 use crate::{
     agent::{Agent, AgentError},
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
-    blocking::blocking,
     core::Core,
+    ground::{blocking::blocking, progress::Report},
     instances::InstanceDir,
     launch::{BootError, LaunchError, Obituary},
     link::Link,
-    progress::Report,
     rest::come_to_rest,
     spec::InternetAccess,
 };

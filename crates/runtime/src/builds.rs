@@ -41,9 +41,9 @@ impl Runtime {
     pub(crate) async fn place(&self, named: Named) -> Result<RequestedBuild, StoreError> {
         let now = Timestamp::now();
         let record = BuildRecord {
-            id: crate::random::uuid(),
+            id: crate::ground::random::uuid(),
             // Unless a template of that name is there.
-            template_id: crate::random::alphanumeric(20),
+            template_id: crate::ground::random::alphanumeric(20),
             name: named.name,
             tags: named.tags,
             cpus: named.cpus,
@@ -192,7 +192,7 @@ fn unrecorded(record: &mut BuildRecord) {
 }
 
 async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
-    if !crate::random::is_uuid(build) {
+    if !crate::ground::random::is_uuid(build) {
         return Err(NoBuild::Malformed);
     }
     let record = core.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use crate::{
     build::{BuildPlan, Live, Source, error::NoBuild, names::Named, warms, whole},
-    progress::Report,
-    reference::{DEFAULT, valid_name},
+    ground::{
+        progress::Report,
+        reference::{DEFAULT, valid_name},
+    },
     runtime::Runtime,
     standard::BuildTemplate,
     store::{BuildReason, BuildState, StoreError},

@@ -14,7 +14,7 @@ use crate::{agent::realtime_ns, life::Life, spec::SandboxId};
 const TEMPLATE_EPOCH: u64 = 1;
 
 fn entropy() -> String {
-    base64::engine::general_purpose::STANDARD.encode(crate::random::bytes::<32>())
+    base64::engine::general_purpose::STANDARD.encode(crate::ground::random::bytes::<32>())
 }
 
 /// A sandbox in this life. In its first it becomes another machine, with a machine id of its own.
@@ -28,7 +28,7 @@ pub(crate) fn of_sandbox(life: &Life) -> Identity {
         template_id: life.template_id.clone(),
         entropy: entropy(),
         realtime_ns: realtime_ns(),
-        machine_id: life.is_first.then(crate::random::hex::<16>),
+        machine_id: life.is_first.then(crate::ground::random::hex::<16>),
         nonce: None,
         network: None,
         env,
@@ -47,7 +47,7 @@ pub(crate) fn nobody() -> Identity {
         template_id: "template-00000000000".to_owned(),
         entropy: entropy(),
         realtime_ns: 0,
-        machine_id: Some(crate::random::hex::<16>()),
+        machine_id: Some(crate::ground::random::hex::<16>()),
         nonce: None,
         network: None,
         env: BTreeMap::new(),
@@ -59,7 +59,7 @@ pub(crate) fn nobody() -> Identity {
 
 /// A machine that a build works in.
 pub(crate) fn of_build(epoch: u64) -> Identity {
-    Identity { epoch, sandbox_id: format!("build-{}", crate::random::alphanumeric(16)), ..nobody() }
+    Identity { epoch, sandbox_id: format!("build-{}", crate::ground::random::alphanumeric(16)), ..nobody() }
 }
 
 /// A warm guest: no sandbox yet, but nobody who does not know the token reaches its envd. It keeps the template's machine id, and
@@ -67,7 +67,7 @@ pub(crate) fn of_build(epoch: u64) -> Identity {
 pub(crate) fn of_warm(template: &str, epoch: u64, token: String) -> Identity {
     Identity {
         epoch,
-        sandbox_id: format!("w{}", crate::random::alphanumeric(20)),
+        sandbox_id: format!("w{}", crate::ground::random::alphanumeric(20)),
         template_id: template.to_owned(),
         realtime_ns: realtime_ns(),
         machine_id: None,

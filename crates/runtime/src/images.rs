@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, error::Error, fmt};
 
 use async_trait::async_trait;
 
-use crate::{progress::Report, root_image::RootImage, standard::BuildTemplate};
+use crate::{ground::progress::Report, root_image::RootImage, standard::BuildTemplate};
 
 /// The image that the SDKs build on by default. Here that is what `base` is made of.
 pub const SDK_BASE_IMAGE: &str = "e2bdev/base";

@@ -135,5 +135,5 @@ impl Life {
 }
 
 fn access_token() -> String {
-    crate::random::hex::<32>()
+    crate::ground::random::hex::<32>()
 }

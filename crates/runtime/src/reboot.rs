@@ -13,9 +13,9 @@ use firkin_wire::control::Identity;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, BootedState, DiskMembers, Pin, SnapshotArtifactManifest},
-    blocking::blocking,
     boot::{self, BootRequest, Booted},
     core::Core,
+    ground::blocking::blocking,
     launch::BootError,
     life::Life,
     restore::SnapshotRestoreError,
@@ -74,7 +74,7 @@ pub(crate) async fn memory_of_disk(
     Ok((published, pin))
 }
 
-async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::progress::Report<'_>) -> Result<Booted, BootError> {
+async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::ground::progress::Report<'_>) -> Result<Booted, BootError> {
     let mut booted = boot::boot(core, request, report).await?;
     let cut = match booted.shrink(report).await {
         Ok(()) => booted.cut(report).await,

@@ -20,9 +20,9 @@ use firkin_wire::control;
 use crate::{
     admission::{Admission, AdmissionError},
     artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
-    blocking::blocking,
     capacity::ActiveSessionReservation,
     disk::{DiskPressure, DiskPressureGuard},
+    ground::blocking::blocking,
     launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
 };
 

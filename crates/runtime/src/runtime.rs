@@ -24,6 +24,7 @@ use crate::{
     core::{Core, Parts},
     disk::DiskPressureGuard,
     disk_budget, forward,
+    ground::reference::{DEFAULT, TEAM, valid_name},
     history::Event,
     instances::Instances,
     lineage::{self, LineageNode},
@@ -34,7 +35,6 @@ use crate::{
         ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    reference::{DEFAULT, TEAM, valid_name},
     restore::RestoreGates,
     sampler,
     sandbox::{self, CreateError},
@@ -307,8 +307,8 @@ impl Runtime {
             if name.contains(':') { name } else { format!("{name}:{DEFAULT}") }
         });
         let record = TemplateRecord {
-            id: crate::random::alphanumeric(20),
-            build_id: crate::random::uuid(),
+            id: crate::ground::random::alphanumeric(20),
+            build_id: crate::ground::random::uuid(),
             artifact: source.artifact.manifest.id.clone(),
             budget: source.record.budget,
             created_at: now,
@@ -481,7 +481,7 @@ impl Runtime {
 
     /// Makes an API key, `e2b_` and 40 hexadecimal digits. Only its digest is kept.
     pub async fn issue_api_key(&self) -> Result<String, StoreError> {
-        let key = format!("e2b_{}", crate::random::hex::<20>());
+        let key = format!("e2b_{}", crate::ground::random::hex::<20>());
         let digest = blake3::hash(key.as_bytes());
         self.core.store.put_api_key(*digest.as_bytes()).await?;
         self.core.api_keys.lock().unwrap_or_else(PoisonError::into_inner).push(digest);

@@ -147,7 +147,7 @@ impl Secrets {
             if secrets.len() >= MAX_SECRETS {
                 return Err(SecretError::Limit);
             }
-            let (id, now) = (format!("{ID_PREFIX}{}", crate::random::alphanumeric(20)), Timestamp::now());
+            let (id, now) = (format!("{ID_PREFIX}{}", crate::ground::random::alphanumeric(20)), Timestamp::now());
             let info = SecretInfo { id: id.clone(), name, version: 1, metadata, created_at: now, updated_at: now };
             secrets.insert(id, Kept { info: info.clone(), value });
             Ok(info)
@@ -258,7 +258,7 @@ fn find(secrets: &BTreeMap<String, Kept>, reference: &str) -> Result<String, Sec
 
 fn seal(key: &LessSafeKey, secrets: &BTreeMap<String, Kept>) -> Vec<u8> {
     // A nonce is drawn for each change of a small file: a billion changes are far from a likely repetition.
-    let nonce = crate::random::bytes::<NONCE_LEN>();
+    let nonce = crate::ground::random::bytes::<NONCE_LEN>();
     let all: Vec<&Kept> = secrets.values().collect();
     let mut body = serde_json::to_vec(&all).expect("maps with text as keys are JSON");
     key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(HEAD), &mut body)
@@ -280,7 +280,7 @@ fn key(path: &Path) -> io::Result<LessSafeKey> {
     let bytes = match read(path, KEY_BYTES as u64)? {
         Some(bytes) => bytes,
         None => {
-            let bytes = crate::random::bytes::<KEY_BYTES>().to_vec();
+            let bytes = crate::ground::random::bytes::<KEY_BYTES>().to_vec();
             replace(path, &bytes)?;
             bytes
         }

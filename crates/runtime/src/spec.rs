@@ -38,7 +38,7 @@ impl SandboxId {
 
     /// A new id: `i` and 20 random characters, 103 bits.
     pub fn generate() -> Self {
-        Self(format!("i{}", crate::random::alphanumeric(Self::LENGTH - 1)))
+        Self(format!("i{}", crate::ground::random::alphanumeric(Self::LENGTH - 1)))
     }
 
     /// Whether [`SandboxId::generate`] could have given it.

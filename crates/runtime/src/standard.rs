@@ -7,8 +7,8 @@ use firkin_wire::{INTERPRETER_PORT, KERNELS_DIR};
 use serde::Serialize;
 
 use crate::{
+    ground::reference::{BASE, CODE_INTERPRETER, MCP_GATEWAY},
     guest_file::GuestFile,
-    reference::{BASE, CODE_INTERPRETER, MCP_GATEWAY},
     root_image::RootImage,
 };
 

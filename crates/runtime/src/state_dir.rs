@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
-use crate::{private::private_dir, store::StoreError};
+use crate::{ground::private::private_dir, store::StoreError};
 
 /// Why the runtime could not be opened.
 #[derive(Debug, thiserror::Error)]

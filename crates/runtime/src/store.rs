@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     capacity::ResourceBudget,
-    reference::TEAM,
+    ground::reference::TEAM,
     spec::{CreateSandbox, Memory, SandboxId},
 };
 

@@ -23,9 +23,9 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    blocking::blocking,
     build::cache,
     core::Core,
+    ground::blocking::blocking,
     launch::LaunchError,
     owner::{Owner, Owners},
     session::Session,

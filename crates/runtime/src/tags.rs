@@ -3,8 +3,10 @@
 //! A tag stands for a build until it is removed, assigned to another, or built anew; a build under other tags changes nothing of it.
 
 use crate::{
-    random::is_uuid,
-    reference::{DEFAULT, NoTemplate, Reference},
+    ground::{
+        random::is_uuid,
+        reference::{DEFAULT, NoTemplate, Reference},
+    },
     store::{Store, StoreError},
 };
 

@@ -4,11 +4,13 @@ use std::collections::HashSet;
 
 use crate::{
     artifact::memory_base,
-    blocking::whole,
     build::{self, BuildInfo},
     capacity::ResourceBudget,
     dependents,
-    reference::{DEFAULT, NoTemplate, Reference, short},
+    ground::{
+        blocking::whole,
+        reference::{DEFAULT, NoTemplate, Reference, short},
+    },
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
     tags::{self, TagError, Tagged},

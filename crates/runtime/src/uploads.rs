@@ -88,7 +88,7 @@ impl Files {
     /// Opens the directory, without what a crash left half.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("uploads");
-        crate::private::private_dir(&dir)?;
+        crate::ground::private::private_dir(&dir)?;
         let files = Self { dir, builds: Arc::default() };
         for entry in fs::read_dir(&files.dir)? {
             let entry = entry?;

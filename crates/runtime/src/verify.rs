@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
-    blocking::blocking,
+    ground::blocking::blocking,
     state_dir::{OpenError, prepare_state_dir},
     store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
 };

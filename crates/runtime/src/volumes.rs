@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     disk::{DiskPressure, DiskPressureGuard},
-    private::{private_dir, private_file},
+    ground::private::{private_dir, private_file},
 };
 
 mod content;
@@ -145,9 +145,9 @@ impl Volumes {
         }
         let volume = Volume {
             format: FORMAT,
-            id: crate::random::uuid(),
+            id: crate::ground::random::uuid(),
             name: name.to_owned(),
-            token: crate::random::hex::<32>(),
+            token: crate::ground::random::hex::<32>(),
             created_at: Timestamp::now(),
         };
         let (dir, made) = (self.dir.clone(), volume.clone());

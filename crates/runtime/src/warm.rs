@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    reference::{DEFAULT, short},
+    ground::reference::{DEFAULT, short},
     store::TemplateRecord,
 };
 

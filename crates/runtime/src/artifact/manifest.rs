@@ -226,7 +226,7 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
 /// Writes a sidecar, durable.
 pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), PublishError> {
     let text = serde_json::to_vec_pretty(value).map_err(PublishError::Serialise)?;
-    let write = || -> io::Result<()> { crate::private::private_file(path, &text)?.sync_all() };
+    let write = || -> io::Result<()> { crate::ground::private::private_file(path, &text)?.sync_all() };
     write().map_err(|source| PublishError::File { path: path.to_owned(), source })
 }
 

@@ -156,7 +156,7 @@ fn write_book(path: &Path, proofs: &[(Identity, Proof)]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let text = format!("{BOOK_HEAD}{}\n{body}", blake3::hash(body.as_bytes()).to_hex());
     // Not synced: one that a power failure tears does not match its digest.
-    crate::private::private_file(&temporary, text.as_bytes())?;
+    crate::ground::private::private_file(&temporary, text.as_bytes())?;
     fs::rename(&temporary, path)
 }
 

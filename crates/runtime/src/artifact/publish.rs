@@ -114,7 +114,7 @@ impl Drop for ArtifactDraft {
 impl ArtifactStore {
     /// Begins a new artifact.
     pub fn draft(&self) -> io::Result<ArtifactDraft> {
-        let id = crate::random::alphanumeric(20);
+        let id = crate::ground::random::alphanumeric(20);
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None })

@@ -44,7 +44,7 @@ pub(super) struct Quarantine {
 
 impl Quarantine {
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
-        crate::private::private_dir(&dir)?;
+        crate::ground::private::private_dir(&dir)?;
         let mut marks = BTreeMap::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();

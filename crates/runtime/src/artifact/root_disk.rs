@@ -113,7 +113,7 @@ fn settle(dir: &Path, name: &str, under: Option<&String>, artifacts: &ArtifactSt
 }
 
 fn new_name() -> String {
-    crate::random::alphanumeric(20)
+    crate::ground::random::alphanumeric(20)
 }
 
 /// The name that this file's layer has, if it is one of ours.

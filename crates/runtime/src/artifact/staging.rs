@@ -114,7 +114,7 @@ impl Staging {
             }
             *used += asked;
         }
-        let path = dir.join(format!("{prefix}{}", crate::random::alphanumeric(20)));
+        let path = dir.join(format!("{prefix}{}", crate::ground::random::alphanumeric(20)));
         let room = Room { path, bytes: asked, shared: Arc::clone(&self.shared) };
         std::fs::DirBuilder::new().mode(0o700).create(&room.path).map_err(failed)?;
         Ok(room)

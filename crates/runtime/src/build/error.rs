@@ -7,10 +7,10 @@ use crate::{
     artifact::{IntegrityError, PublishError},
     command::CommandError,
     disk::DiskPressure,
+    ground::reference::NoTemplate,
     guest_file::PutError,
     images::ImageError,
     launch::{BootError, Obituary},
-    reference::NoTemplate,
     restore::SnapshotRestoreError,
     store::StoreError,
 };

@@ -12,10 +12,10 @@ use crate::{
     artifact::{
         Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
-    blocking::blocking,
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget},
     core::Core,
+    ground::blocking::blocking,
     identity,
     launch::SnapshotRestoreRequest,
     rest::come_to_rest,

@@ -2,7 +2,7 @@
 
 use super::{BuildRequest, error::RequestError};
 use crate::{
-    reference::{DEFAULT, Reference},
+    ground::reference::{DEFAULT, Reference},
     tags::{MAX_TAGS, valid_tag},
 };
 

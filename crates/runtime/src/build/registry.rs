@@ -86,7 +86,7 @@ impl Builds {
             live: Mutex::default(),
             permits: Semaphore::new(AT_ONCE),
             turns: Turns::default(),
-            signing_key: crate::random::bytes::<32>(),
+            signing_key: crate::ground::random::bytes::<32>(),
         })
     }
 

@@ -20,11 +20,10 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
-    blocking::blocking,
     boot::Booted,
     core::Core,
+    ground::{blocking::blocking, reference::NoTemplate},
     images::{BuildImage, ImageRequest},
-    reference::NoTemplate,
     restore::{SnapshotRestoreError, check_compatible},
     standard::BuildTemplate,
     store::{Defaults, TemplateRecord},

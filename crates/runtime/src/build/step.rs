@@ -11,7 +11,7 @@ use super::{
     error::{BuildFailure, CommandFailed},
     provision::Script,
 };
-use crate::{blocking::blocking, store::Defaults, uploads::Files};
+use crate::{ground::blocking::blocking, store::Defaults, uploads::Files};
 
 /// Longest name of a user.
 const MAX_USER_BYTES: usize = 32;
@@ -146,7 +146,7 @@ impl Step {
             survey.rewrite(&mut to, &placement).map(|()| to)
         });
         let rewritten = rewritten.await.map_err(failed)?;
-        let archive = format!("/tmp/.firkin-copy-{}.tar", crate::random::alphanumeric(12));
+        let archive = format!("/tmp/.firkin-copy-{}.tar", crate::ground::random::alphanumeric(12));
         shell.send(&archive, rewritten).await.map_err(BuildFailure::Transfer)?;
         let unpacked = shell.script(Script::Unpack, "root", &[("FK_ARCHIVE", &archive)]).await;
         unpacked.map(drop).map_err(step(format!("unpack '{src}' at '{path}'")))

@@ -16,9 +16,9 @@ use super::{
 use crate::{
     agent::AgentError,
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
-    blocking::blocking,
     core::Core,
     disk::DiskPressure,
+    ground::blocking::blocking,
     history::Event,
     identity,
     life::Life,

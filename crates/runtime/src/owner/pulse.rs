@@ -51,7 +51,7 @@ impl Pulse {
     /// Of a machine that was heard just now.
     pub(super) fn new() -> Self {
         // Machines that were taken over at the same time are not asked at the same time.
-        let spread = INTERVAL * u32::from(crate::random::bytes::<1>()[0]) / 256;
+        let spread = INTERVAL * u32::from(crate::ground::random::bytes::<1>()[0]) / 256;
         Self { next: Instant::now() + INTERVAL + spread, guest_owes: 0, engine_owes: 0 }
     }
 

@@ -18,8 +18,8 @@ use jiff::Timestamp;
 use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
-    blocking::blocking,
     core::Core,
+    ground::blocking::blocking,
     life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},

@@ -25,8 +25,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
-    blocking::blocking,
     core::Core,
+    ground::blocking::blocking,
     store::{Held, RecordedPhase},
 };
 

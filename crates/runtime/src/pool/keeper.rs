@@ -180,7 +180,7 @@ async fn make(core: &Core, pool: &WarmPool, order: &mut Order) -> Result<Waiting
     let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
-        identity: identity::of_warm(template_of(&order.template), artifact.manifest.epoch, crate::random::hex::<32>()),
+        identity: identity::of_warm(template_of(&order.template), artifact.manifest.epoch, crate::ground::random::hex::<32>()),
         internet: InternetAccess::Allowed,
         artifact,
     };

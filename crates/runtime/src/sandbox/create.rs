@@ -21,10 +21,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     core::Core,
+    ground::reference::NoTemplate,
     life::Life,
     owner::{Continuation, Owner, Owners, check_timeout},
     pool::Claimed,
-    reference::NoTemplate,
     restore::{Proven, SnapshotRestoreError},
     spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
     start::{Found, Launched},

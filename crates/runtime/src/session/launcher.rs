@@ -115,7 +115,7 @@ impl Staged {
         let vm_restore = begun.elapsed();
 
         let begun = Instant::now();
-        let nonce = Some(Nonce::new(crate::random::bytes()));
+        let nonce = Some(Nonce::new(crate::ground::random::bytes()));
         let identity = control::Identity { network: session.link.guest_network(), nonce, ..identity.clone() };
         let first_answer = match session.begin(identity).await {
             Ok(first_answer) => first_answer,

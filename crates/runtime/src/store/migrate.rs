@@ -15,7 +15,7 @@ use super::{
     to_json,
 };
 use crate::{
-    reference::DEFAULT,
+    ground::reference::DEFAULT,
     store::{BuildRecord, StoreError},
 };
 

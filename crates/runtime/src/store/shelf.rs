@@ -8,7 +8,7 @@ use super::{
     Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies, sqlite,
     templates::{self, Lookup},
 };
-use crate::reference::Reference;
+use crate::ground::reference::Reference;
 
 /// The tags of a template.
 const TAGS_OF_TEMPLATE: &str = "SELECT n.name, n.build_id, n.assigned_at

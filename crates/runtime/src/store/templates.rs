@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
-    reference::{DEFAULT, NoTemplate, Reference},
+    ground::reference::{DEFAULT, NoTemplate, Reference},
     spec::SandboxId,
     store::StoreError,
 };

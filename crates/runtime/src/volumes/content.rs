@@ -227,7 +227,7 @@ impl Content {
         blocking(move || {
             let (parent, name) = path.split().ok_or_else(|| path.not_found())?;
             let parent = root.open(&parent, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
-            let gone = crate::random::alphanumeric(20);
+            let gone = crate::ground::random::alphanumeric(20);
             // Out of sight at once, whatever it takes to remove it.
             renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()).map_err(|error| path.failed(error))?;
             let gone = root.aside_path.join(gone);

@@ -32,7 +32,7 @@ pub(crate) fn bytes<const N: usize>() -> [u8; N] {
 
 /// A random UUID (RFC 9562, version 4).
 pub(crate) fn uuid() -> String {
-    let mut b = crate::random::bytes::<16>();
+    let mut b = crate::ground::random::bytes::<16>();
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
     let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
