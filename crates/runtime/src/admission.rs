@@ -25,7 +25,7 @@ use crate::{
         ActiveSessionReservation, Asked, CapacityError, CapacityLedger, Denial, NoWarmSessions, ResourceBudget, Waiter,
         WarmCapacityError, WarmEviction, WarmSessionReservation,
     },
-    memory_pressure::{MEMORY_STALL_PERCENT, MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
+    host::memory_pressure::{MEMORY_STALL_PERCENT, MemoryPressure, MemoryPressureGuard, MemoryPressureProbe},
 };
 
 /// Between two looks at the memory of a host on which nothing is created. Guests write some hundred MiB in that time, which the

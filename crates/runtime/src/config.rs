@@ -6,10 +6,12 @@ use firkin_engine::BootFiles;
 
 use crate::{
     capacity::HostCapacity,
-    disk::{DiskPressureProbe, StatvfsProbe},
+    host::{
+        disk::{DiskPressureProbe, StatvfsProbe},
+        memory_pressure::{MemoryPressureProbe, ProcProbe},
+    },
     images::{ImageSource, OwnImage},
     link::NetworkChoice,
-    memory_pressure::{MemoryPressureProbe, ProcProbe},
     root_image::RootImage,
     warm::WarmConfig,
 };

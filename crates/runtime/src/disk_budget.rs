@@ -14,7 +14,7 @@ use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
     artifact::{ArtifactStore, MemoryMember},
     core::Core,
-    disk::DiskPressure,
+    host::disk::DiskPressure,
     store::{InUse, LayerRecord},
 };
 

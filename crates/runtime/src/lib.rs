@@ -16,7 +16,6 @@ pub mod config;
 mod core;
 mod dependents;
 pub mod desktop;
-pub mod disk;
 mod disk_budget;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -25,6 +24,7 @@ pub mod generation;
 mod ground;
 pub mod guest_file;
 pub mod history;
+mod host;
 pub mod host_templates;
 mod identity;
 pub mod images;
@@ -33,7 +33,6 @@ pub mod launch;
 mod life;
 pub mod lineage;
 pub mod link;
-pub mod memory_pressure;
 pub mod metrics;
 pub mod owner;
 pub mod pool;
@@ -61,3 +60,4 @@ pub mod volumes;
 pub mod warm;
 
 pub use ground::{progress, reference};
+pub use host::{disk, memory_pressure};

@@ -21,8 +21,8 @@ use crate::{
     admission::{Admission, AdmissionError},
     artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
     capacity::ActiveSessionReservation,
-    disk::{DiskPressure, DiskPressureGuard},
     ground::blocking::blocking,
+    host::disk::{DiskPressure, DiskPressureGuard},
     launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
 };
 

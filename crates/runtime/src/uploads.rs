@@ -16,7 +16,7 @@ use std::{
 use fs_err as fs;
 use tokio::io::AsyncWriteExt;
 
-use crate::disk::DiskPressure;
+use crate::host::disk::DiskPressure;
 
 /// One archive. A build's context is some MiB, with models in it some GiB.
 const MAX_FILE_BYTES: u64 = 8 << 30;

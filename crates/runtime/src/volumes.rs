@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
-    disk::{DiskPressure, DiskPressureGuard},
     ground::private::{private_dir, private_file},
+    host::disk::{DiskPressure, DiskPressureGuard},
 };
 
 mod content;

@@ -102,7 +102,8 @@ pub struct PoolStatus {
     pub retired: u64,
     /// Those that died while they waited.
     pub lost: u64,
-    /// Whether none is made now because too little of the disk is free: [`crate::disk::REFILL_FACTOR`] times the floor it must be.
+    /// Whether none is made now because too little of the disk is free: [`crate::host::disk::REFILL_FACTOR`] times the floor it
+    /// must be.
     pub short_of_disk: bool,
 }
 

@@ -13,7 +13,7 @@ use crate::{
     capacity::{ResourceBudget, WarmSessionReservation},
     command::{self, CommandError, GuestCommand},
     core::Core,
-    disk::{DiskPressure, REFILL_FACTOR},
+    host::disk::{DiskPressure, REFILL_FACTOR},
     identity,
     launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
     rest::come_to_rest,

@@ -20,7 +20,7 @@ use rustix::fs::{
 use tokio::io::AsyncWriteExt;
 
 use super::{VolumeError, blocking};
-use crate::disk::DiskPressureGuard;
+use crate::host::disk::DiskPressureGuard;
 
 /// Entries of one listing: some megabytes of JSON.
 pub const MAX_ENTRIES: usize = 10_000;
@@ -461,7 +461,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::disk::StatvfsProbe;
+    use crate::host::disk::StatvfsProbe;
 
     fn content(dir: &Path) -> Content {
         fs::create_dir(dir.join("content")).unwrap();
