@@ -20,6 +20,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+pub mod admission;
 mod book;
 mod ledger;
 mod warm;

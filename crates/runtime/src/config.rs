@@ -17,8 +17,8 @@ use crate::{
 };
 
 pub use crate::{
-    admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
     artifact::FlattenConfig,
+    capacity::admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
 };
 
 /// Settings of one runtime.

@@ -4,7 +4,6 @@
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
 pub mod activity;
-pub mod admission;
 pub mod agent;
 pub mod artifact;
 mod boot;
@@ -59,5 +58,6 @@ pub mod verify;
 pub mod volumes;
 pub mod warm;
 
+pub use capacity::admission;
 pub use ground::{progress, reference};
 pub use host::{disk, memory_pressure};

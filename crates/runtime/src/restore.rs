@@ -18,9 +18,11 @@ use firkin_network::SlotError;
 use firkin_wire::control;
 
 use crate::{
-    admission::{Admission, AdmissionError},
     artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
-    capacity::ActiveSessionReservation,
+    capacity::{
+        ActiveSessionReservation,
+        admission::{Admission, AdmissionError},
+    },
     ground::blocking::blocking,
     host::disk::{DiskPressure, DiskPressureGuard},
     launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},

@@ -15,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     activity::ActivityPoint,
-    admission::Admission,
     artifact::{ArtifactStore, CutReason},
     build::{self, Builds},
-    capacity::{CapacityLedger, CapacityView, WarmEviction},
+    capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     command::{self, CommandError, CommandOutput, GuestCommand},
     config::RuntimeConfig,
     core::{Core, Parts},

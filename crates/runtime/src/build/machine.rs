@@ -8,12 +8,11 @@ use tokio::time::Instant;
 
 use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
-    admission::AdmissionError,
     artifact::{
         Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
     boot::{self, BootRequest, Booted},
-    capacity::{ActiveSessionReservation, ResourceBudget},
+    capacity::{ActiveSessionReservation, ResourceBudget, admission::AdmissionError},
     core::Core,
     ground::blocking::blocking,
     identity,

@@ -159,7 +159,7 @@ impl CapacityLedger {
     }
 
     /// Takes all of `budget` for an active session, or nothing. Does not wait, and does not pass those who do:
-    /// [`Admission`](crate::admission::Admission) is the way in for whoever may wait.
+    /// [`Admission`](crate::capacity::admission::Admission) is the way in for whoever may wait.
     pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
         self.shared.book().take(budget)?;
         Ok(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) })

@@ -8,9 +8,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
 use crate::{
-    admission::WarmAdmissionError,
     artifact::IntegrityError,
-    capacity::{ResourceBudget, WarmSessionReservation},
+    capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
     command::{self, CommandError, GuestCommand},
     core::Core,
     host::disk::{DiskPressure, REFILL_FACTOR},
