@@ -18,7 +18,7 @@ use crate::{
     launch::{BootError, LaunchError, Obituary},
     link::Link,
     rest::come_to_rest,
-    spec::InternetAccess,
+    store::spec::InternetAccess,
 };
 
 /// Boots are tried this often: under emulation a boot can lose a timer tick and hang.

@@ -61,7 +61,7 @@ pub struct CommandOutput {
 pub enum CommandError {
     /// No such running sandbox.
     #[error(transparent)]
-    NotFound(#[from] crate::spec::NoSuchSandbox),
+    NotFound(#[from] crate::store::spec::NoSuchSandbox),
     /// envd refused the command, or the connection broke.
     #[error("the command did not run to its end: {message}")]
     Rpc {

@@ -6,8 +6,17 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    activity::Activity, artifact::ArtifactStore, config::RuntimeConfig, history::History, link::Links, metrics::Metrics,
-    restore::RestoreGates, secrets::Secrets, session::EngineLauncher, state_dir::StateLock, store::Store, uploads::Files,
+    activity::Activity,
+    artifact::ArtifactStore,
+    config::RuntimeConfig,
+    history::History,
+    link::Links,
+    metrics::Metrics,
+    restore::RestoreGates,
+    secrets::Secrets,
+    session::EngineLauncher,
+    store::{Store, state_dir::StateLock},
+    uploads::Files,
     volumes::Volumes,
 };
 

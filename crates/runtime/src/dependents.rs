@@ -10,10 +10,7 @@
 //! the template in itself, so the other snapshot can go once its sandboxes are gone. A sandbox does not hold its own snapshots
 //! either, nor they it.
 
-use crate::{
-    spec::SandboxId,
-    store::{SandboxRecord, TemplateRecord},
-};
+use crate::store::{SandboxRecord, TemplateRecord, spec::SandboxId};
 
 /// The dependents of a template or snapshot, each as a person would name it.
 ///

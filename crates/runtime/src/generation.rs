@@ -14,8 +14,7 @@
 
 use crate::{
     artifact::SnapshotArtifactManifest,
-    spec::SandboxId,
-    store::{Held, SandboxRecord},
+    store::{Held, SandboxRecord, spec::SandboxId},
 };
 
 /// The artifact that a sandbox's record names does not hold the state that was recorded last.

@@ -13,7 +13,7 @@ use firkin_wire::{control::Stats, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::spec::SandboxId;
+use crate::store::spec::SandboxId;
 
 /// Samples kept of one sandbox: half an hour, 30 KiB.
 const MAX_SAMPLES: usize = 360;

@@ -11,7 +11,7 @@ use crate::{
     agent::AgentError,
     artifact::{Artifact, PublishError},
     capacity::ResourceBudget,
-    spec::InternetAccess,
+    store::spec::InternetAccess,
 };
 
 /// What a launcher is given.

@@ -11,8 +11,10 @@ use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
     session::Session,
-    spec::{CreateSandbox, SandboxId},
-    store::{Defaults, RecordedPhase, SandboxRecord},
+    store::{
+        Defaults, RecordedPhase, SandboxRecord,
+        spec::{CreateSandbox, SandboxId},
+    },
     template::PreparedTemplate,
 };
 

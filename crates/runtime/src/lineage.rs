@@ -17,8 +17,7 @@ use serde::Serialize;
 
 use crate::{
     owner::show,
-    spec::SandboxState,
-    store::{SandboxRecord, TemplateRecord, full_names},
+    store::{SandboxRecord, TemplateRecord, full_names, spec::SandboxState},
 };
 
 /// The kind of a node.

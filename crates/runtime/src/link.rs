@@ -16,7 +16,7 @@ use firkin_network::{
 use firkin_wire::control::GuestNetwork;
 use tokio::net::TcpStream;
 
-use crate::spec::InternetAccess;
+use crate::store::spec::InternetAccess;
 
 /// A guest that does not answer a connection attempt this long does not listen there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

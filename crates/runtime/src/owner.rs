@@ -34,9 +34,11 @@ use crate::{
     history::Event,
     metrics::Timing,
     session::Session,
-    spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     start::Recorded,
-    store::{Held, SandboxRecord, StoreError},
+    store::{
+        Held, SandboxRecord, StoreError,
+        spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
+    },
 };
 
 mod cut;

@@ -39,11 +39,14 @@ use crate::{
     sandbox::{self, CreateError},
     secrets::Secrets,
     session::EngineLauncher,
-    spec::{
-        CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId, SandboxState,
+    store::{
+        Store, StoreError, TemplateRecord, full_names,
+        spec::{
+            CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId,
+            SandboxState,
+        },
+        state_dir::{OpenError, prepare_state_dir},
     },
-    state_dir::{OpenError, prepare_state_dir},
-    store::{Store, StoreError, TemplateRecord, full_names},
     sweep::{self, Swept},
     template::PreparedTemplate,
     uploads::Files,

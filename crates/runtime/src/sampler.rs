@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     history::History,
     owner::{Access, Command, Handle, Owners},
-    spec::SandboxId,
+    store::spec::SandboxId,
 };
 
 /// A guest that needs longer for its statistics is left alone for a while.

@@ -2,7 +2,7 @@
 
 mod create;
 
-pub use crate::spec::{
+pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
     NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState,
 };

@@ -20,8 +20,7 @@ use crate::{
     instances::InstanceDir,
     launch::LaunchError,
     link::Link,
-    spec::Memory,
-    store::{RecordedPhase, SandboxRecord},
+    store::{RecordedPhase, SandboxRecord, spec::Memory},
 };
 
 mod launcher;

@@ -24,8 +24,7 @@ use crate::{
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     session::Session,
-    spec::Memory,
-    store::{SandboxRecord, StoreError},
+    store::{SandboxRecord, StoreError, spec::Memory},
 };
 
 /// Who is about to run, and the state that it begins from, which is not collected meanwhile.

@@ -21,13 +21,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     capacity::ResourceBudget,
     ground::reference::TEAM,
-    spec::{CreateSandbox, Memory, SandboxId},
+    store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
 mod builds;
 mod in_use;
 mod migrate;
 mod shelf;
+pub(crate) mod spec;
+pub mod state_dir;
 mod templates;
 #[cfg(test)]
 mod tests;

@@ -29,8 +29,7 @@ use crate::{
     launch::LaunchError,
     owner::{Owner, Owners},
     session::Session,
-    state_dir::OpenError,
-    store::{RecordedPhase, SandboxRecord},
+    store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
 };
 
 /// Machines that are greeted at a time: one that does not answer must not keep the others waiting.

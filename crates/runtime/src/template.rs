@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use crate::{capacity::ResourceBudget, spec::SandboxId, store::BuildState};
+use crate::{
+    capacity::ResourceBudget,
+    store::{BuildState, spec::SandboxId},
+};
 
 mod prepared;
 

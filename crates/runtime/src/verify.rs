@@ -12,8 +12,10 @@ use serde::Serialize;
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
     ground::blocking::blocking,
-    state_dir::{OpenError, prepare_state_dir},
-    store::{RecordedPhase, SandboxRecord, Store, TemplateRecord},
+    store::{
+        RecordedPhase, SandboxRecord, Store, TemplateRecord,
+        state_dir::{OpenError, prepare_state_dir},
+    },
 };
 
 /// The findings of one verification of a state directory.

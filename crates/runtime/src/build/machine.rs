@@ -20,7 +20,7 @@ use crate::{
     rest::come_to_rest,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     session::{After, Session},
-    spec::{InternetAccess, Memory},
+    store::spec::{InternetAccess, Memory},
 };
 
 /// How long a build waits for room on the host: nobody waits at the other end of a line for it.

@@ -24,8 +24,10 @@ use crate::{
     life::Life,
     metrics::{Timing, ms},
     session::After,
-    spec::{Memory, NoSuchSandbox, SandboxId},
-    store::{Held, RecordedPhase, StoreError},
+    store::{
+        Held, RecordedPhase, StoreError,
+        spec::{Memory, NoSuchSandbox, SandboxId},
+    },
 };
 
 /// Why a snapshot (pause, fork, named snapshot) was not taken. The sandbox goes on running.

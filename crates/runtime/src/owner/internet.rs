@@ -8,8 +8,10 @@ use firkin_wire::rest::LogLevel;
 use super::{Owner, Phase, gone};
 use crate::{
     history::Event,
-    spec::{InternetAccess, NoSuchSandbox, SandboxId},
-    store::StoreError,
+    store::{
+        StoreError,
+        spec::{InternetAccess, NoSuchSandbox, SandboxId},
+    },
 };
 
 /// Why a sandbox's network was not changed.

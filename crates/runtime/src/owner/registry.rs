@@ -11,7 +11,7 @@ use super::Handle;
 use crate::{
     core::Core,
     pool::WarmPool,
-    spec::{SandboxId, SandboxState},
+    store::spec::{SandboxId, SandboxState},
 };
 
 /// The owners of every sandbox, and what they share.

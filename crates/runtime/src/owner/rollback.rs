@@ -23,9 +23,11 @@ use crate::{
     life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
-    spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     start::Found,
-    store::{Held, RecordedPhase, StoreError},
+    store::{
+        Held, RecordedPhase, StoreError,
+        spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    },
 };
 
 /// Why a sandbox did not go back to a checkpoint. It is what it was; where that could not be restored either, it is paused as it

@@ -6,8 +6,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Command, Phase};
 use crate::{
     link::Connector,
-    spec::{Memory, RuntimeSandbox, SandboxState},
-    store::{RecordedPhase, SandboxRecord},
+    store::{
+        RecordedPhase, SandboxRecord,
+        spec::{Memory, RuntimeSandbox, SandboxState},
+    },
 };
 
 /// How others reach the owner.

@@ -18,9 +18,11 @@ use crate::{
     life::{Life, Until},
     owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
-    spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     start::{Found, Recorded},
-    store::{Held, SandboxRecord, StoreError},
+    store::{
+        Held, SandboxRecord, StoreError,
+        spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+    },
 };
 
 /// Why a sandbox was not connected to or resumed.

@@ -18,7 +18,7 @@ use crate::{
     rest::come_to_rest,
     restore::{Proven, SnapshotRestoreError},
     session::Session,
-    spec::InternetAccess,
+    store::spec::InternetAccess,
 };
 
 /// A ready command that takes longer in a restored guest would not make a create faster.

@@ -1,7 +1,7 @@
 //! What the pool decides, without any machine: depth, order, patience.
 
 use super::*;
-use crate::{capacity::ResourceBudget, spec::SandboxId};
+use crate::{capacity::ResourceBudget, store::spec::SandboxId};
 
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {

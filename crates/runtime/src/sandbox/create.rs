@@ -26,9 +26,11 @@ use crate::{
     owner::{Continuation, Owner, Owners, check_timeout},
     pool::Claimed,
     restore::{Proven, SnapshotRestoreError},
-    spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
     start::{Found, Launched},
-    store::StoreError,
+    store::{
+        StoreError,
+        spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
+    },
     template::PreparedTemplate,
 };
 

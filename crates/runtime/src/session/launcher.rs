@@ -23,7 +23,7 @@ use crate::{
     instances::{InstanceDir, Instances},
     launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
     link::{Link, Links},
-    spec::InternetAccess,
+    store::spec::InternetAccess,
 };
 
 /// Launches sessions on an engine.

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
     ground::reference::{DEFAULT, NoTemplate, Reference},
-    spec::SandboxId,
-    store::StoreError,
+    store::{StoreError, spec::SandboxId},
 };
 
 pub(super) const TABLES: &str = "

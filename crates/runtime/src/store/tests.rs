@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     capacity::ResourceBudget,
-    spec::{CreateSandbox, Memory, SandboxId},
+    store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
 /// A store of one test, with its directory.
