@@ -13,11 +13,9 @@ use crate::{
     link::Links,
     metrics::Metrics,
     restore::RestoreGates,
-    secrets::Secrets,
     session::EngineLauncher,
+    storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{Store, state_dir::StateLock},
-    uploads::Files,
-    volumes::Volumes,
 };
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.

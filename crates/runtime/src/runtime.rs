@@ -37,8 +37,8 @@ use crate::{
     restore::RestoreGates,
     sampler,
     sandbox::{self, CreateError},
-    secrets::Secrets,
     session::EngineLauncher,
+    storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{
         Store, StoreError, TemplateRecord, full_names,
         spec::{
@@ -49,8 +49,6 @@ use crate::{
     },
     sweep::{self, Swept},
     template::PreparedTemplate,
-    uploads::Files,
-    volumes::Volumes,
     warm::PoolStatus,
 };
 

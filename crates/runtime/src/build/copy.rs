@@ -34,7 +34,7 @@ pub enum CopyError {
     NoHash,
     /// The digest is not one.
     #[error("the step names no files")]
-    Hash(#[source] crate::uploads::FilesError),
+    Hash(#[source] crate::storage::uploads::FilesError),
     /// They were not uploaded.
     #[error("the files were not uploaded, or too long ago: upload them and build again")]
     Absent,

@@ -15,7 +15,7 @@ use crate::{
     store::StoreError,
 };
 
-pub use crate::uploads::FilesError;
+pub use crate::storage::uploads::FilesError;
 
 /// Why no place was made for a build.
 #[derive(Debug, thiserror::Error)]

@@ -49,7 +49,7 @@ pub(crate) use self::{
     record::warms,
     registry::{Builds, Live, cancel_all, recover},
 };
-pub use crate::uploads::FileUpload;
+pub use crate::storage::uploads::FileUpload;
 
 /// What is asked for before a build: a place for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use super::{BuildInfo, log::BuildLog};
 use crate::{
     core::Core,
     pool::WarmPool,
+    storage::uploads::FilesInUse,
     store::{BuildReason, BuildRecord, StoreError},
-    uploads::FilesInUse,
 };
 
 /// Builds that run at a time. Most wait for commands of theirs; capacity is admitted besides.

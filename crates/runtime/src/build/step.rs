@@ -11,7 +11,7 @@ use super::{
     error::{BuildFailure, CommandFailed},
     provision::Script,
 };
-use crate::{ground::blocking::blocking, store::Defaults, uploads::Files};
+use crate::{ground::blocking::blocking, storage::uploads::Files, store::Defaults};
 
 /// Longest name of a user.
 const MAX_USER_BYTES: usize = 32;
