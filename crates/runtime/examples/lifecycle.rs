@@ -32,7 +32,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     command::GuestCommand,
     config::{GuestSystem, Overcommit, RuntimeConfig},
-    link::NetworkChoice,
+    network::NetworkChoice,
     memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,

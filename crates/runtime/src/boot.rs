@@ -10,14 +10,16 @@ use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
 use crate::{
-    agent::{Agent, AgentError},
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
     core::Core,
     ground::{blocking::blocking, progress::Report},
-    instances::InstanceDir,
-    launch::{BootError, LaunchError, Obituary},
-    link::Link,
-    rest::come_to_rest,
+    machine::{
+        agent::{Agent, AgentError},
+        instances::InstanceDir,
+        launch::{BootError, LaunchError, Obituary},
+        network::Link,
+        quiescence::come_to_rest,
+    },
     store::spec::InternetAccess,
 };
 
@@ -164,7 +166,8 @@ async fn await_hello(machine: &mut dyn Machine) -> Result<Agent, LaunchError> {
 
 /// Gives the guest its identity, with the present time and the network of its link.
 async fn identify(agent: &mut Agent, identity: &Identity, link: &Link) -> Result<(), AgentError> {
-    let identity = Identity { realtime_ns: crate::agent::realtime_ns(), network: link.guest_network(), ..identity.clone() };
+    let identity =
+        Identity { realtime_ns: crate::machine::agent::realtime_ns(), network: link.guest_network(), ..identity.clone() };
     match agent.call(Call::Resume(Box::new(identity)), HELLO_DEADLINE * 10).await? {
         Answer::Resumed { .. } => Ok(()),
         Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {

@@ -11,7 +11,7 @@ use crate::{
         memory_pressure::{MemoryPressureProbe, ProcProbe},
     },
     images::{ImageSource, OwnImage},
-    link::NetworkChoice,
+    machine::network::NetworkChoice,
     root_image::RootImage,
     warm::WarmConfig,
 };

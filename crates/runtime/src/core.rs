@@ -10,10 +10,9 @@ use crate::{
     artifact::ArtifactStore,
     config::RuntimeConfig,
     history::History,
-    link::Links,
+    machine::{network::Links, session::EngineLauncher},
     metrics::Metrics,
     restore::RestoreGates,
-    session::EngineLauncher,
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{Store, state_dir::StateLock},
 };

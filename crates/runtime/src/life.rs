@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
-    session::Session,
+    machine::session::Session,
     store::{
         Defaults, RecordedPhase, SandboxRecord,
         spec::{CreateSandbox, SandboxId},

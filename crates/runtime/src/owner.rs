@@ -32,8 +32,8 @@ use crate::{
     capacity::ActiveSessionReservation,
     core::Core,
     history::Event,
+    machine::session::Session,
     metrics::Timing,
-    session::Session,
     start::Recorded,
     store::{
         Held, SandboxRecord, StoreError,

@@ -37,8 +37,10 @@ use self::shelf::{Item, Shelf};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
-    launch::SnapshotRestoreRequest,
-    session::{Session, Staged},
+    machine::{
+        launch::SnapshotRestoreRequest,
+        session::{Session, Staged},
+    },
     store::TemplateRecord,
     warm::{Depth, PoolStatus, ShelfStatus, WarmConfig, shelf_of},
 };

@@ -16,8 +16,8 @@ use crate::{
     boot::{self, BootRequest, Booted},
     core::Core,
     ground::blocking::blocking,
-    launch::BootError,
     life::Life,
+    machine::launch::BootError,
     restore::SnapshotRestoreError,
 };
 

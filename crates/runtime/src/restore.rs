@@ -25,7 +25,7 @@ use crate::{
     },
     ground::blocking::blocking,
     host::disk::{DiskPressure, DiskPressureGuard},
-    launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+    machine::launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
 };
 
 /// A session that runs, what it holds, and what its restore took.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     ground::reference::{BASE, CODE_INTERPRETER, MCP_GATEWAY},
-    guest_file::GuestFile,
+    machine::guest_file::GuestFile,
     root_image::RootImage,
 };
 

@@ -17,13 +17,15 @@ use crate::{
     capacity::ActiveSessionReservation,
     core::Core,
     identity,
-    launch::{LaunchTimings, SnapshotRestoreRequest},
     life::Life,
+    machine::{
+        launch::{LaunchTimings, SnapshotRestoreRequest},
+        session::Session,
+    },
     metrics::{Metrics, Timing, ms},
     pool::Stage,
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    session::Session,
     store::{SandboxRecord, StoreError, spec::Memory},
 };
 

@@ -26,9 +26,8 @@ use crate::{
     build::cache,
     core::Core,
     ground::blocking::blocking,
-    launch::LaunchError,
+    machine::{launch::LaunchError, session::Session},
     owner::{Owner, Owners},
-    session::Session,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
 };
 

@@ -18,7 +18,7 @@ use firkin_runtime::{
     capacity::{CapacityUsage, HostCapacity},
     config::{AdmissionConfig, GuestSystem, RuntimeConfig},
     disk::{DiskPressureProbe, DiskSpace},
-    link::NetworkChoice,
+    network::NetworkChoice,
     memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,

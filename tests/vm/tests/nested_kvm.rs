@@ -17,7 +17,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     command::GuestCommand,
     config::{GuestSystem, RuntimeConfig},
-    link::NetworkChoice,
+    network::NetworkChoice,
     owner::OnExit,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox},

@@ -24,7 +24,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
-    link::NetworkChoice,
+    network::NetworkChoice,
     memory_pressure::ProcProbe,
     owner::OnExit,
     root_image::RootImage,

@@ -18,7 +18,7 @@ use firkin_engine::{
     BootFile, BootFiles,
     fake::{Connection, FakeEngine, Guest},
 };
-use firkin_runtime::{config::GuestSystem, link::NetworkChoice};
+use firkin_runtime::{config::GuestSystem, network::NetworkChoice};
 use firkin_wire::{
     ENVD_PORT,
     control::{self, Answer, Call, Decoder, GENERATION, encode},

@@ -19,9 +19,11 @@ use super::{
     provision::Script,
 };
 use crate::{
-    command::{self, GuestCommand, OutputStream, Running},
-    guest_file::GuestUpload,
-    link::Connector,
+    machine::{
+        command::{self, GuestCommand, OutputStream, Running},
+        guest_file::GuestUpload,
+        network::Connector,
+    },
     store::Defaults,
 };
 

@@ -3,14 +3,16 @@
 use firkin_engine::MachineError;
 
 use crate::{
-    agent::AgentError,
     artifact::{IntegrityError, PublishError},
-    command::CommandError,
     ground::reference::NoTemplate,
-    guest_file::PutError,
     host::disk::DiskPressure,
     images::ImageError,
-    launch::{BootError, Obituary},
+    machine::{
+        agent::AgentError,
+        command::CommandError,
+        guest_file::PutError,
+        launch::{BootError, Obituary},
+    },
     restore::SnapshotRestoreError,
     store::StoreError,
 };

@@ -29,8 +29,8 @@ use crate::{
     artifact::{Artifact, Pin},
     core::Core,
     disk_budget,
+    machine::session::After,
     metrics::Timing,
-    session::After,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
 };
 

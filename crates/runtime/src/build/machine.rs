@@ -16,10 +16,12 @@ use crate::{
     core::Core,
     ground::blocking::blocking,
     identity,
-    launch::SnapshotRestoreRequest,
-    rest::come_to_rest,
+    machine::{
+        launch::SnapshotRestoreRequest,
+        quiescence::come_to_rest,
+        session::{After, Session},
+    },
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    session::{After, Session},
     store::spec::{InternetAccess, Memory},
 };
 

@@ -8,7 +8,7 @@ use super::{
     command::Shell,
     error::{BuildFailure, CommandFailed},
 };
-use crate::{command::Running, store::Defaults};
+use crate::{machine::command::Running, store::Defaults};
 
 /// How long a template may take to be ready.
 pub(super) const READY_DEADLINE: Duration = Duration::from_secs(600);

@@ -21,7 +21,7 @@ use crate::{
     artifact::{DiskMembers, FORMAT},
     boot::Booted,
     core::Core,
-    guest_file,
+    machine::guest_file,
     root_image::RootImage,
     standard::BuildTemplate,
     store::Defaults,

@@ -14,7 +14,6 @@ use super::{
     view::{Seen, SeenState},
 };
 use crate::{
-    agent::AgentError,
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
     core::Core,
     ground::blocking::blocking,
@@ -22,8 +21,8 @@ use crate::{
     host::disk::DiskPressure,
     identity,
     life::Life,
+    machine::{agent::AgentError, session::After},
     metrics::{Timing, ms},
-    session::After,
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},

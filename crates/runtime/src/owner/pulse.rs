@@ -13,7 +13,7 @@ use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::{session::Session, store::spec::SandboxId};
+use crate::{machine::session::Session, store::spec::SandboxId};
 
 /// Between two questions to a guest.
 const INTERVAL: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Command, Phase};
 use crate::{
-    link::Connector,
+    machine::network::Connector,
     store::{
         RecordedPhase, SandboxRecord,
         spec::{Memory, RuntimeSandbox, SandboxState},

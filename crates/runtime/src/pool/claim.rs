@@ -7,9 +7,11 @@ use firkin_causes::chain;
 use super::{Stage, Staging, Waiting, WarmPool};
 use crate::{
     capacity::ActiveSessionReservation,
-    launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
+    machine::{
+        launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
+        session::{Session, Staged},
+    },
     restore::{Proven, SnapshotRestoreReport},
-    session::{Session, Staged},
 };
 
 /// A create that is being restored: for as long as this lives, making warm sessions yields to it.

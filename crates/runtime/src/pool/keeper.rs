@@ -10,14 +10,16 @@ use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
 use crate::{
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
-    command::{self, CommandError, GuestCommand},
     core::Core,
     host::disk::{DiskPressure, REFILL_FACTOR},
     identity,
-    launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
-    rest::come_to_rest,
+    machine::{
+        command::{self, CommandError, GuestCommand},
+        launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
+        quiescence::come_to_rest,
+        session::Session,
+    },
     restore::{Proven, SnapshotRestoreError},
-    session::Session,
     store::spec::InternetAccess,
 };
 

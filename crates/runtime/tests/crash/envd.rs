@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible, net::Ipv4Addr, time::Durat
 
 use buffa::Message as _;
 use bytes::Bytes;
-use firkin_runtime::link::NetworkChoice;
+use firkin_runtime::network::NetworkChoice;
 use firkin_wire::{
     ENVD_PORT,
     envd::process::{

@@ -19,7 +19,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
-    link::NetworkChoice,
+    network::NetworkChoice,
     memory_pressure::HostMemory,
     owner::OnExit,
     progress::Report,

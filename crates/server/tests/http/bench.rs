@@ -9,7 +9,7 @@ use firkin_runtime::{
     config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig},
     disk::StatvfsProbe,
     images::OwnImage,
-    link::NetworkChoice,
+    network::NetworkChoice,
     memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,

@@ -15,7 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::link::Connector;
+use crate::machine::network::Connector;
 
 /// How long the agent may take, on an emulated CPU that is busy: it has its own limit of five seconds for the program.
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -20,9 +20,11 @@ use firkin_wire::{control, nonce::Nonce};
 use super::Session;
 use crate::{
     artifact::{Artifact, ArtifactStore, Pin, RootDisk, memory_base},
-    instances::{InstanceDir, Instances},
-    launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
-    link::{Link, Links},
+    machine::{
+        instances::{InstanceDir, Instances},
+        launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+        network::{Link, Links},
+    },
     store::spec::InternetAccess,
 };
 

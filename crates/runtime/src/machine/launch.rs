@@ -8,9 +8,9 @@ use firkin_network::SlotError;
 use firkin_wire::control;
 
 use crate::{
-    agent::AgentError,
     artifact::{Artifact, PublishError},
     capacity::ResourceBudget,
+    machine::agent::AgentError,
     store::spec::InternetAccess,
 };
 

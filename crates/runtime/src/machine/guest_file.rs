@@ -10,7 +10,7 @@ use hyper::body::Body;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, Serializer};
 
-use crate::link::Connector;
+use crate::machine::network::Connector;
 
 /// A program of some megabytes into an emulated guest.
 const PUT_DEADLINE: Duration = Duration::from_secs(120);

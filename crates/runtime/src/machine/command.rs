@@ -18,7 +18,7 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
-use crate::link::Connector;
+use crate::machine::network::Connector;
 
 /// Output that is kept of one command, bytes for each stream. More is counted and dropped.
 pub const MAX_OUTPUT_BYTES: usize = 1 << 20;

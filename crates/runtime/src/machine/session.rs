@@ -15,11 +15,13 @@ use firkin_wire::{
 };
 
 use crate::{
-    agent::{Agent, AgentError, realtime_ns},
     artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
-    instances::InstanceDir,
-    launch::LaunchError,
-    link::Link,
+    machine::{
+        agent::{Agent, AgentError, realtime_ns},
+        instances::InstanceDir,
+        launch::LaunchError,
+        network::Link,
+    },
     store::{RecordedPhase, SandboxRecord, spec::Memory},
 };
 
