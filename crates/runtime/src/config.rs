@@ -10,9 +10,8 @@ use crate::{
         disk::{DiskPressureProbe, StatvfsProbe},
         memory_pressure::{MemoryPressureProbe, ProcProbe},
     },
-    images::{ImageSource, OwnImage},
+    images::{ImageSource, OwnImage, root_image::RootImage},
     machine::network::NetworkChoice,
-    root_image::RootImage,
     warm::WarmConfig,
 };
 

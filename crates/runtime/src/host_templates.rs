@@ -8,8 +8,8 @@ use crate::{
         progress::Report,
         reference::{DEFAULT, valid_name},
     },
+    images::standard::BuildTemplate,
     runtime::Runtime,
-    standard::BuildTemplate,
     store::{BuildReason, BuildState, StoreError},
     template::TemplateInfo,
 };

@@ -40,7 +40,7 @@ use jiff::Timestamp;
 
 use crate::{
     images,
-    standard::BuildTemplate,
+    images::standard::BuildTemplate,
     store::{BuildReason, BuildState},
 };
 

@@ -23,9 +23,8 @@ use crate::{
     boot::Booted,
     core::Core,
     ground::{blocking::blocking, reference::NoTemplate},
-    images::{BuildImage, ImageRequest},
+    images::{BuildImage, ImageRequest, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
-    standard::BuildTemplate,
     store::{Defaults, TemplateRecord},
 };
 

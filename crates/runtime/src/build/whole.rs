@@ -21,9 +21,8 @@ use crate::{
     artifact::{DiskMembers, FORMAT},
     boot::Booted,
     core::Core,
+    images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
-    root_image::RootImage,
-    standard::BuildTemplate,
     store::Defaults,
 };
 

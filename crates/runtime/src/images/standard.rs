@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::{
     ground::reference::{BASE, CODE_INTERPRETER, MCP_GATEWAY},
+    images::root_image::RootImage,
     machine::guest_file::GuestFile,
-    root_image::RootImage,
 };
 
 /// One of the host's own templates, and how to build it.

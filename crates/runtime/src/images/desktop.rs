@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{ground::reference::DESKTOP, machine::guest_file::GuestFile, standard::BuildTemplate};
+use crate::{ground::reference::DESKTOP, images::standard::BuildTemplate, machine::guest_file::GuestFile};
 
 /// Where Debian's noVNC is, and where the SDK looks for it.
 const NOVNC: &str = "ln -sfn /usr/share/novnc /opt/noVNC && ln -sf vnc.html /usr/share/novnc/index.html";
