@@ -12,7 +12,7 @@ use crate::{
     },
     images::{ImageSource, OwnImage, root_image::RootImage},
     machine::network::NetworkChoice,
-    warm::WarmConfig,
+    restore::warm::WarmConfig,
 };
 
 pub use crate::{

@@ -41,12 +41,12 @@ pub mod tags;
 pub mod template;
 pub mod templates;
 pub mod verify;
-pub mod warm;
 
 pub use capacity::admission;
 pub use ground::{progress, reference};
 pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, guest_file, launch, network};
+pub use restore::warm;
 pub use storage::{secrets, volumes};
 pub use store::state_dir;

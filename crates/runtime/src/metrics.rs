@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use crate::{
     capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget},
-    warm::PoolStatus,
+    restore::warm::PoolStatus,
 };
 
 /// Upper bounds of the histograms, in seconds. Dense where restores and first outputs lie, with and without hardware

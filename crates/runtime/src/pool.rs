@@ -41,8 +41,8 @@ use crate::{
         launch::SnapshotRestoreRequest,
         session::{Session, Staged},
     },
+    restore::warm::{Depth, PoolStatus, ShelfStatus, WarmConfig, shelf_of},
     store::TemplateRecord,
-    warm::{Depth, PoolStatus, ShelfStatus, WarmConfig, shelf_of},
 };
 
 mod claim;

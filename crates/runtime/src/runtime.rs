@@ -38,7 +38,7 @@ use crate::{
         ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
     pool::{self, WarmPool},
-    restore::RestoreGates,
+    restore::{RestoreGates, warm::PoolStatus},
     sampler,
     sandbox::{self, CreateError},
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
@@ -52,7 +52,6 @@ use crate::{
     },
     sweep::{self, Swept},
     template::PreparedTemplate,
-    warm::PoolStatus,
 };
 
 /// The most children of one fork.

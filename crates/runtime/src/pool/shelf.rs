@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Waiting, demand::Demand};
-use crate::{capacity::ResourceBudget, warm::Depth};
+use crate::{capacity::ResourceBudget, restore::warm::Depth};
 
 /// How far what waits has come. In the order of their worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
