@@ -6,15 +6,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    activity::Activity,
     artifact::ArtifactStore,
     config::RuntimeConfig,
-    history::History,
     machine::{network::Links, session::EngineLauncher},
-    metrics::Metrics,
     restore::RestoreGates,
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{Store, state_dir::StateLock},
+    telemetry::{activity::Activity, history::History, metrics::Metrics},
 };
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.

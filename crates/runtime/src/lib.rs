@@ -3,7 +3,6 @@
 //! [`runtime::Runtime`] is the whole system without its HTTP edge. It is opened on a state directory with an engine, and asked
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
-pub mod activity;
 pub mod artifact;
 mod boot;
 pub mod build;
@@ -17,7 +16,6 @@ mod disk_budget;
 pub mod fuzzing;
 pub mod generation;
 mod ground;
-pub mod history;
 mod host;
 pub mod host_templates;
 mod identity;
@@ -25,7 +23,6 @@ pub mod images;
 mod life;
 pub mod lineage;
 mod machine;
-pub mod metrics;
 pub mod owner;
 pub mod pool;
 mod reboot;
@@ -38,6 +35,7 @@ mod storage;
 pub mod store;
 pub mod sweep;
 pub mod tags;
+mod telemetry;
 pub mod template;
 pub mod templates;
 pub mod verify;
@@ -50,3 +48,4 @@ pub use machine::{agent, command, guest_file, launch, network};
 pub use restore::warm;
 pub use storage::{secrets, volumes};
 pub use store::state_dir;
+pub use telemetry::{activity, history, metrics};

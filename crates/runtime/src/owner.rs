@@ -31,14 +31,13 @@ use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
     core::Core,
-    history::Event,
     machine::session::Session,
-    metrics::Timing,
     start::Recorded,
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     },
+    telemetry::{history::Event, metrics::Timing},
 };
 
 mod cut;

@@ -14,7 +14,6 @@ use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::ActivityPoint,
     artifact::{ArtifactStore, CutReason},
     build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
@@ -22,7 +21,6 @@ use crate::{
     core::{Core, Parts},
     disk_budget,
     ground::reference::{DEFAULT, TEAM, valid_name},
-    history::Event,
     host::disk::DiskPressureGuard,
     lineage::{self, LineageNode},
     machine::{
@@ -32,7 +30,6 @@ use crate::{
         network::{Connector, Links},
         session::EngineLauncher,
     },
-    metrics::{Live, Metrics},
     owner::{
         Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
         ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
@@ -51,6 +48,11 @@ use crate::{
         state_dir::{OpenError, prepare_state_dir},
     },
     sweep::{self, Swept},
+    telemetry::{
+        activity::ActivityPoint,
+        history::Event,
+        metrics::{Live, Metrics},
+    },
     template::PreparedTemplate,
 };
 
@@ -532,7 +534,7 @@ impl Runtime {
         &self.core.metrics
     }
 
-    /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::metrics::CONTENT_TYPE).
+    /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::telemetry::metrics::CONTENT_TYPE).
     pub fn render_metrics(&self) -> String {
         let sandboxes = self.sandboxes();
         let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();

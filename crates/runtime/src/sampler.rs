@@ -1,4 +1,4 @@
-//! Asks every running sandbox now and then how it does. What it finds is kept by [`history`](crate::history), which asks nobody.
+//! Asks every running sandbox now and then how it does. What it finds is kept by [`history`](crate::telemetry::history), which asks nobody.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    history::History,
     owner::{Access, Command, Handle, Owners},
     store::spec::SandboxId,
+    telemetry::history::History,
 };
 
 /// A guest that needs longer for its statistics is left alone for a while.

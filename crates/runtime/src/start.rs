@@ -22,11 +22,11 @@ use crate::{
         launch::{LaunchTimings, SnapshotRestoreRequest},
         session::Session,
     },
-    metrics::{Metrics, Timing, ms},
     pool::Stage,
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     store::{SandboxRecord, StoreError, spec::Memory},
+    telemetry::metrics::{Metrics, Timing, ms},
 };
 
 /// Who is about to run, and the state that it begins from, which is not collected meanwhile.

@@ -30,8 +30,8 @@ use crate::{
     core::Core,
     disk_budget,
     machine::session::After,
-    metrics::Timing,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
+    telemetry::metrics::Timing,
 };
 
 /// Runs a build and records how it ended.

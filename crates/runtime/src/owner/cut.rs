@@ -17,15 +17,17 @@ use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
     core::Core,
     ground::blocking::blocking,
-    history::Event,
     host::disk::DiskPressure,
     identity,
     life::Life,
     machine::{agent::AgentError, session::After},
-    metrics::{Timing, ms},
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},
+    },
+    telemetry::{
+        history::Event,
+        metrics::{Timing, ms},
     },
 };
 

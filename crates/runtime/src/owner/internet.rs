@@ -7,11 +7,11 @@ use firkin_wire::rest::LogLevel;
 
 use super::{Owner, Phase, gone};
 use crate::{
-    history::Event,
     store::{
         StoreError,
         spec::{InternetAccess, NoSuchSandbox, SandboxId},
     },
+    telemetry::history::Event,
 };
 
 /// Why a sandbox's network was not changed.

@@ -14,7 +14,6 @@ use super::{
 use crate::{
     core::Core,
     generation::{self, StaleState},
-    history::Event,
     life::{Life, Until},
     owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
@@ -23,6 +22,7 @@ use crate::{
         Held, SandboxRecord, StoreError,
         spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
+    telemetry::history::Event,
 };
 
 /// Why a sandbox was not connected to or resumed.
