@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::{
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
-    core::Core,
     ground::{blocking::blocking, progress::Report},
     machine::{
         agent::{Agent, AgentError},
@@ -20,6 +19,7 @@ use crate::{
         network::Link,
         quiescence::come_to_rest,
     },
+    shared::Core,
     store::spec::InternetAccess,
 };
 

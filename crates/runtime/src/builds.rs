@@ -12,8 +12,8 @@ use crate::{
         job,
         names::{self, Named},
     },
-    core::Core,
     runtime::Runtime,
+    shared::Core,
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
 };
 

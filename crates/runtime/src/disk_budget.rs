@@ -13,8 +13,8 @@ use firkin_causes::chain;
 use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
     artifact::{ArtifactStore, MemoryMember},
-    core::Core,
     host::disk::DiskPressure,
+    shared::Core,
     store::{InUse, LayerRecord},
 };
 

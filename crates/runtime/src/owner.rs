@@ -30,8 +30,8 @@ use self::{
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
-    core::Core,
     machine::session::Session,
+    shared::Core,
     start::Recorded,
     store::{
         Held, SandboxRecord, StoreError,

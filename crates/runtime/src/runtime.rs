@@ -17,8 +17,6 @@ use crate::{
     artifact::{ArtifactStore, CutReason},
     build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
-    config::RuntimeConfig,
-    core::{Core, Parts},
     disk_budget,
     ground::reference::{DEFAULT, TEAM, valid_name},
     host::disk::DiskPressureGuard,
@@ -38,6 +36,7 @@ use crate::{
     restore::{RestoreGates, warm::PoolStatus},
     sampler,
     sandbox::{self, CreateError},
+    shared::{Core, Parts, config::RuntimeConfig},
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{
         Store, StoreError, TemplateRecord, full_names,

@@ -15,7 +15,6 @@ use std::{
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     capacity::ActiveSessionReservation,
-    core::Core,
     identity,
     life::Life,
     machine::{
@@ -25,6 +24,7 @@ use crate::{
     pool::Stage,
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    shared::Core,
     store::{SandboxRecord, StoreError, spec::Memory},
     telemetry::metrics::{Metrics, Timing, ms},
 };

@@ -24,10 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     build::cache,
-    core::Core,
     ground::blocking::blocking,
     machine::{launch::LaunchError, session::Session},
     owner::{Owner, Owners},
+    shared::Core,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
 };
 

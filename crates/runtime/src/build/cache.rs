@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
-    core::Core,
     restore::check_compatible,
+    shared::Core,
     store::{Defaults, LayerRecord, StoreError},
 };
 

@@ -27,9 +27,9 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
-    core::Core,
     disk_budget,
     machine::session::After,
+    shared::Core,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
     telemetry::metrics::Timing,
 };

@@ -13,7 +13,6 @@ use crate::{
     },
     boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget, admission::AdmissionError},
-    core::Core,
     ground::blocking::blocking,
     identity,
     machine::{
@@ -22,6 +21,7 @@ use crate::{
         session::{After, Session},
     },
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    shared::Core,
     store::spec::{InternetAccess, Memory},
 };
 

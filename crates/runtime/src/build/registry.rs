@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildInfo, log::BuildLog};
 use crate::{
-    core::Core,
     pool::WarmPool,
+    shared::Core,
     storage::uploads::FilesInUse,
     store::{BuildReason, BuildRecord, StoreError},
 };

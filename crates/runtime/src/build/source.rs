@@ -21,10 +21,10 @@ use super::{
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     boot::Booted,
-    core::Core,
     ground::{blocking::blocking, reference::NoTemplate},
     images::{BuildImage, ImageRequest, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
+    shared::Core,
     store::{Defaults, TemplateRecord},
 };
 

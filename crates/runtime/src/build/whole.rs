@@ -20,9 +20,9 @@ use super::{
 use crate::{
     artifact::{DiskMembers, FORMAT},
     boot::Booted,
-    core::Core,
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
+    shared::Core,
     store::Defaults,
 };
 

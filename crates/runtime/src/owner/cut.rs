@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
-    core::Core,
     ground::blocking::blocking,
     host::disk::DiskPressure,
     identity,
     life::Life,
     machine::{agent::AgentError, session::After},
+    shared::Core,
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::Handle;
 use crate::{
-    core::Core,
     pool::WarmPool,
+    shared::Core,
     store::spec::{SandboxId, SandboxState},
 };
 

@@ -18,11 +18,11 @@ use jiff::Timestamp;
 use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
-    core::Core,
     ground::blocking::blocking,
     life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
+    shared::Core,
     start::Found,
     store::{
         Held, RecordedPhase, StoreError,

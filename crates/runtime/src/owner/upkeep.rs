@@ -25,8 +25,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
-    core::Core,
     ground::blocking::blocking,
+    shared::Core,
     store::{Held, RecordedPhase},
 };
 

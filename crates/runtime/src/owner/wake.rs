@@ -12,11 +12,11 @@ use super::{
     view::{Seen, SeenState, show},
 };
 use crate::{
-    core::Core,
     generation::{self, StaleState},
     life::{Life, Until},
     owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
+    shared::Core,
     start::{Found, Recorded},
     store::{
         Held, SandboxRecord, StoreError,

@@ -10,7 +10,6 @@ use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
 use crate::{
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
-    core::Core,
     host::disk::{DiskPressure, REFILL_FACTOR},
     identity,
     machine::{
@@ -20,6 +19,7 @@ use crate::{
         session::Session,
     },
     restore::{Proven, SnapshotRestoreError},
+    shared::Core,
     store::spec::InternetAccess,
 };
 

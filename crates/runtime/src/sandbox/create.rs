@@ -20,12 +20,12 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
-    core::Core,
     ground::reference::NoTemplate,
     life::Life,
     owner::{Continuation, Owner, Owners, check_timeout},
     pool::Claimed,
     restore::{Proven, SnapshotRestoreError},
+    shared::Core,
     start::{Found, Launched},
     store::{
         StoreError,

@@ -2,8 +2,8 @@
 
 use crate::{
     artifact::{Artifact, Pin},
-    core::Core,
     restore::SnapshotRestoreError,
+    shared::Core,
     store::TemplateRecord,
 };
 

@@ -7,13 +7,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
-    config::RuntimeConfig,
     machine::{network::Links, session::EngineLauncher},
     restore::RestoreGates,
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{Store, state_dir::StateLock},
     telemetry::{activity::Activity, history::History, metrics::Metrics},
 };
+
+pub mod config;
+
+use self::config::RuntimeConfig;
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.
 const UPKEEP_AT_ONCE: usize = 1;
