@@ -19,7 +19,7 @@ use crate::{
         network::Link,
         quiescence::come_to_rest,
     },
-    shared::Core,
+    shared::Shared,
     store::spec::InternetAccess,
 };
 
@@ -64,10 +64,10 @@ pub(crate) struct Booted {
 }
 
 /// Boots until the guest comes up, or too often.
-pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
+pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
     for attempt in 1.. {
-        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", core.gates.engine.plain.acceleration));
-        match try_boot(core, request).await {
+        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", shared.gates.engine.plain.acceleration));
+        match try_boot(shared, request).await {
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
             Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BootError::Up { attempts: attempt, source }),
@@ -77,20 +77,20 @@ pub(crate) async fn boot(core: &Arc<Core>, request: &BootRequest, report: Report
     unreachable!("the loop ends by returning")
 }
 
-async fn try_boot(core: &Arc<Core>, request: &BootRequest) -> Result<Booted, LaunchError> {
-    let guest = &core.config.guest;
-    let link = core.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
+async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
+    let guest = &shared.config.guest;
+    let link = shared.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::Stage { path, source }
     };
-    let draft = core.artifacts.draft().map_err(staged(&core.config.state_dir))?;
+    let draft = shared.artifacts.draft().map_err(staged(&shared.config.state_dir))?;
     let name = format!("build-{}", draft.id());
-    let path = core.launcher.instances.path(&name);
-    let dir = core.launcher.instances.create(&name).map_err(staged(&path))?;
+    let path = shared.launcher.instances.path(&name);
+    let dir = shared.launcher.instances.create(&name).map_err(staged(&path))?;
     let disk = RootDisk::over(request.disk.layers.clone());
-    let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &core.artifacts).map_err(LaunchError::Disk)?;
-    let mut machine = core
+    let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &shared.artifacts).map_err(LaunchError::Disk)?;
+    let mut machine = shared
         .launcher
         .engine
         .boot(BootSpec {
@@ -255,9 +255,9 @@ impl Booted {
     }
 
     /// Makes an artifact of what was cut, after the end.
-    pub(crate) async fn publish(self, core: &Core, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
+    pub(crate) async fn publish(self, shared: &Shared, manifest: SnapshotArtifactManifest) -> Result<Artifact, BootError> {
         let Self { draft, dir, disk, memory, .. } = self;
-        let artifacts = core.artifacts.clone();
+        let artifacts = shared.artifacts.clone();
         blocking(move || {
             if memory == Some(MemoryForm::Full) {
                 let (memory, target) = (dir.path().join(parts::MEMORY), draft.dir().join(parts::MEMORY));

@@ -13,7 +13,7 @@ use crate::{
         names::{self, Named},
     },
     runtime::Runtime,
-    shared::Core,
+    shared::Shared,
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
 };
 
@@ -56,7 +56,7 @@ impl Runtime {
             updated_at: now,
             finished_at: None,
         };
-        let (record, template) = self.core().store.request_build(record).await?;
+        let (record, template) = self.shared().store.request_build(record).await?;
         Ok(RequestedBuild {
             template_id: record.template_id,
             build_id: record.id,
@@ -73,24 +73,24 @@ impl Runtime {
 
     /// As [`Runtime::start_build`], and gives what goes on before anything is waited for.
     pub(crate) async fn begin_build(&self, template: &str, build: &str, plan: BuildPlan) -> Result<Begun, NoBuild> {
-        let core = self.core();
-        if core.stopping.is_cancelled() {
+        let shared = self.shared();
+        if shared.stopping.is_cancelled() {
             return Err(NoBuild::Stopping);
         }
-        let mut record = find(core, template, build).await?;
+        let mut record = find(shared, template, build).await?;
         if record.state != BuildState::Waiting {
             return Err(NoBuild::Started(build.to_owned()));
         }
         record.state = BuildState::Building;
         record.updated_at = Timestamp::now();
-        let begun = self.builds.begin(record.clone(), core.files.for_build());
+        let begun = self.builds.begin(record.clone(), shared.files.for_build());
         let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
         let (builds, live) = (Arc::clone(&self.builds), Arc::clone(&begun));
         let absent = NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
         let (reply, recorded) = oneshot::channel();
         // A task of its own: a caller that goes away leaves none that has begun and never ends.
-        core.tasks.spawn(async move {
-            let begun = match builds.core.store.begin_build(record.id, record.updated_at).await {
+        shared.tasks.spawn(async move {
+            let begun = match builds.shared.store.begin_build(record.id, record.updated_at).await {
                 Ok(Some(_)) => Ok(()),
                 // Its template was deleted meanwhile.
                 Ok(None) => Err(absent),
@@ -110,24 +110,24 @@ impl Runtime {
 
     /// How far a build has come, also after its end.
     pub async fn build(&self, template: &str, build: &str) -> Result<BuildInfo, NoBuild> {
-        let read = || find(self.core(), template, build);
+        let read = || find(self.shared(), template, build);
         Ok(self.as_they_are(read, |record| vec![record]).await?.show())
     }
 
     /// The log of a build so far, oldest first.
     pub async fn build_log(&self, template: &str, build: &str) -> Result<Vec<BuildLogEntry>, NoBuild> {
-        let core = self.core();
+        let shared = self.shared();
         let live = self.builds.live(build);
-        find(core, template, build).await?;
+        find(shared, template, build).await?;
         match live {
             Some(live) => Ok(live.log.entries()),
-            None => core.store.build_log(build.to_owned()).await.map_err(NoBuild::Store),
+            None => shared.store.build_log(build.to_owned()).await.map_err(NoBuild::Store),
         }
     }
 
     /// Every build that is remembered, newest first.
     pub async fn builds(&self) -> Result<Vec<BuildInfo>, StoreError> {
-        let store = &self.core().store;
+        let store = &self.shared().store;
         let builds = self.as_they_are(|| store.builds(), |builds| builds.iter_mut().collect()).await?;
         let mut builds: Vec<BuildInfo> = builds.iter().map(BuildRecord::show).collect();
         builds.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
@@ -158,14 +158,14 @@ impl Runtime {
 
     /// Whether files of this digest are here already.
     pub fn has_files(&self, hash: &str) -> Result<bool, FilesError> {
-        self.core().files.contains(hash)
+        self.shared().files.contains(hash)
     }
 
     /// Begins to receive files for `COPY`, an archive that the client names by this digest.
     pub fn receive_files(&self, hash: &str) -> Result<FileUpload, FilesError> {
-        let core = self.core();
-        core.gates.disk.check().map_err(FilesError::DiskPressure)?;
-        core.files.receive(hash)
+        let shared = self.shared();
+        shared.gates.disk.check().map_err(FilesError::DiskPressure)?;
+        shared.files.receive(hash)
     }
 
     /// A ticket with which a client may upload files of this digest until `expires`, a Unix time.
@@ -191,13 +191,13 @@ fn unrecorded(record: &mut BuildRecord) {
     record.reason = Some(BuildReason { message, step: "finalize".to_owned() });
 }
 
-async fn find(core: &Core, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
+async fn find(shared: &Shared, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
     if !crate::ground::random::is_uuid(build) {
         return Err(NoBuild::Malformed);
     }
-    let record = core.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;
+    let record = shared.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;
     // By name too, and by an id of earlier.
-    let family = core.store.family(template).await.map_err(NoBuild::Store)?;
+    let family = shared.store.family(template).await.map_err(NoBuild::Store)?;
     let found = record.filter(|record| family.is_some_and(|family| family.id == record.template_id));
     found.ok_or_else(|| NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() })
 }

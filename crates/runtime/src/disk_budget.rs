@@ -14,20 +14,20 @@ use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
     artifact::{ArtifactStore, MemoryMember},
     host::disk::DiskPressure,
-    shared::Core,
+    shared::Shared,
     store::{InUse, LayerRecord},
 };
 
 mod plan;
 
 /// Collects whenever that is wanted, until the runtime stops.
-pub(crate) async fn keep_whenever_wanted(core: Arc<Core>) {
+pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
     loop {
         tokio::select! {
-            () = core.collection_wanted() => {}
-            () = core.stopping.cancelled() => return,
+            () = shared.collection_wanted() => {}
+            () = shared.stopping.cancelled() => return,
         }
-        if let Err(error) = keep(&core).await {
+        if let Err(error) = keep(&shared).await {
             tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
         }
     }
@@ -35,27 +35,27 @@ pub(crate) async fn keep_whenever_wanted(core: Arc<Core>) {
 
 /// Collects what nobody needs, then lets go what can be made again until the rest fits. Gives the bytes that are held then, or
 /// nothing when there is no budget.
-pub(crate) async fn keep(core: &Core) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
-    let _turn = core.collecting.lock().await;
-    collect(core).await?;
-    let Some(budget_mib) = core.config.disk_budget_mib else { return Ok(None) };
+pub(crate) async fn keep(shared: &Shared) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
+    let _turn = shared.collecting.lock().await;
+    collect(shared).await?;
+    let Some(budget_mib) = shared.config.disk_budget_mib else { return Ok(None) };
     let budget = budget_mib.saturating_mul(1 << 20);
     loop {
-        let Found { bytes, plan } = look(core).await?;
-        core.metrics.disk(budget, bytes, plan.iter().map(|spare| spare.bytes).sum());
+        let Found { bytes, plan } = look(shared).await?;
+        shared.metrics.disk(budget, bytes, plan.iter().map(|spare| spare.bytes).sum());
         // Each round lets something go, so there is a last one.
-        if bytes <= budget || !let_go(core, plan, bytes - budget).await? {
+        if bytes <= budget || !let_go(shared, plan, bytes - budget).await? {
             return Ok(Some(bytes));
         }
-        collect(core).await?;
+        collect(shared).await?;
     }
 }
 
 /// Refuses what would be kept besides what already exceeds the budget.
-pub(crate) async fn admit(core: &Core) -> Result<(), DiskPressure> {
-    let Some(budget_mib) = core.config.disk_budget_mib else { return Ok(()) };
-    let path = || core.config.state_dir.clone();
-    let held = keep(core).await.map_err(|error| {
+pub(crate) async fn admit(shared: &Shared) -> Result<(), DiskPressure> {
+    let Some(budget_mib) = shared.config.disk_budget_mib else { return Ok(()) };
+    let path = || shared.config.state_dir.clone();
+    let held = keep(shared).await.map_err(|error| {
         let source = io::Error::other(chain(&*error));
         DiskPressure::ProbeFailed { path: path(), source }
     })?;
@@ -68,12 +68,12 @@ pub(crate) async fn admit(core: &Core) -> Result<(), DiskPressure> {
 
 /// Removes what nobody needs; only in its turn. Candidates first, then what is in use: whatever comes into use in between is not
 /// a candidate.
-async fn collect(core: &Core) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let artifacts = core.artifacts.clone();
+async fn collect(shared: &Shared) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let artifacts = shared.artifacts.clone();
     let candidates = tokio::task::spawn_blocking(move || artifacts.candidates()).await??;
-    let InUse { artifacts: mut keep, layers, states } = core.store.in_use().await?;
+    let InUse { artifacts: mut keep, layers, states } = shared.store.in_use().await?;
     keep.extend(states.into_iter().map(|state| state.artifact));
-    let artifacts = core.artifacts.clone();
+    let artifacts = shared.artifacts.clone();
     let removed = tokio::task::spawn_blocking(move || artifacts.collect(&candidates, &keep, &layers)).await??;
     if !removed.is_empty() {
         tracing::debug!(count = removed.len(), "collected unused artifacts");
@@ -88,9 +88,9 @@ struct Found {
 }
 
 /// Looks at the state directory. Manifests of all that is in use are read, so that is done where it keeps nobody waiting.
-async fn look(core: &Core) -> Result<Found, Box<dyn std::error::Error + Send + Sync>> {
-    let in_use = core.store.in_use().await?;
-    let (root, artifacts, files) = (core.config.state_dir.clone(), core.artifacts.clone(), core.files.clone());
+async fn look(shared: &Shared) -> Result<Found, Box<dyn std::error::Error + Send + Sync>> {
+    let in_use = shared.store.in_use().await?;
+    let (root, artifacts, files) = (shared.config.state_dir.clone(), shared.artifacts.clone(), shared.files.clone());
     let look = move || {
         let held = DiskUse::below(&root)?;
         let needed = needed(&artifacts, in_use.artifacts);
@@ -121,7 +121,7 @@ fn candidates(
 }
 
 /// Lets go the first of `plan` until they free `excess` bytes. Whether anything went.
-async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+async fn let_go(shared: &Shared, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let (mut any, mut freed) = (false, 0);
     for Spare { what, bytes } in plan {
         if freed >= excess {
@@ -129,9 +129,9 @@ async fn let_go(core: &Core, plan: Vec<Spare>, excess: u64) -> Result<bool, Box<
         }
         // Only if it is what it was: whoever has come to use it meanwhile has noted that.
         let went = match what {
-            What::Layer(layer) => core.store.delete_layer_as(layer).await?,
+            What::Layer(layer) => shared.store.delete_layer_as(layer).await?,
             What::Upload(path, used) => {
-                let files = core.files.clone();
+                let files = shared.files.clone();
                 tokio::task::spawn_blocking(move || files.remove_unused(&path, used)).await??
             }
         };

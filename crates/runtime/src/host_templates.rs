@@ -98,7 +98,7 @@ impl Runtime {
             told += new.len();
             new.iter().for_each(|entry| report(&entry.message));
         }
-        let store = &self.core().store;
+        let store = &self.shared().store;
         let record = store.build(live.record.id.clone()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)?;
         if let Some(reason) = record.reason {
             // The last of it says the reason once more.
@@ -115,16 +115,16 @@ impl Runtime {
 
     /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
     pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
-        let core = self.core();
-        let recipe = whole::recipe(core, &build);
-        let existing = core.store.template(&build.name).await.map_err(BuildError::Store)?.found();
+        let shared = self.shared();
+        let recipe = whole::recipe(shared, &build);
+        let existing = shared.store.template(&build.name).await.map_err(BuildError::Store)?.found();
         if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
-            && core.artifacts.is_usable(&existing.artifact)
+            && shared.artifacts.is_usable(&existing.artifact)
         {
             // An earlier version may have built it, which did not remember this.
             let warm_up = warms(build.ready.as_deref());
             if existing.warm_up != warm_up {
-                core.store.set_warm_up(existing.build_id, warm_up).await.map_err(BuildError::Store)?;
+                shared.store.set_warm_up(existing.build_id, warm_up).await.map_err(BuildError::Store)?;
                 self.pool.templates_changed();
             }
             let found = self.template(&build.name).await.map_err(BuildError::Store)?;

@@ -31,7 +31,7 @@ use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
     machine::session::Session,
-    shared::Core,
+    shared::Shared,
     start::Recorded,
     store::{
         Held, SandboxRecord, StoreError,
@@ -215,7 +215,7 @@ enum Next {
 }
 
 pub(crate) struct Owner {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     /// Itself among them.
     owners: Arc<Owners>,
     record: SandboxRecord,
@@ -252,7 +252,7 @@ impl Owner {
         let (owner, handle) = Self::new(owners, record, Phase::Paused(held));
         owners.handles().insert(owner.record.id.clone(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox found paused by a new server"));
-        owners.core.tasks.spawn(owner.run());
+        owners.shared.tasks.spawn(owner.run());
     }
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
@@ -261,7 +261,7 @@ impl Owner {
         let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
         owners.handles().insert(owner.record.id.clone(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox taken over by a new server"));
-        owners.core.tasks.spawn(async move {
+        owners.shared.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
             owner.go_on().await;
             Box::pin(owner.run()).await;
@@ -273,7 +273,7 @@ impl Owner {
         let shown = view(&record, &phase, false).expect("an owner begins with a sandbox that runs or is paused");
         let (view, watched) = watch::channel(shown);
         let owner = Self {
-            core: Arc::clone(&owners.core),
+            shared: Arc::clone(&owners.shared),
             owners: Arc::clone(owners),
             record,
             phase,
@@ -399,7 +399,7 @@ impl Owner {
             }
             Command::Kill { reply } => {
                 // Answered when everything is gone: the reply travels with the end.
-                let metrics = Arc::clone(&self.core.metrics);
+                let metrics = Arc::clone(&self.shared.metrics);
                 let result = metrics.measured(Timing::KillDelete, self.kill()).await;
                 let stays = result.is_err() && self.owners.handles().contains_key(&self.record.id);
                 drop(reply.send(result));
@@ -467,7 +467,7 @@ impl Owner {
         }
         let mut record = self.record.clone();
         record.end_at = end_at;
-        self.core.store.put_sandbox(record.clone()).await.map_err(DeadlineError::Store)?;
+        self.shared.store.put_sandbox(record.clone()).await.map_err(DeadlineError::Store)?;
         self.record = record;
         self.retry_at = None;
         self.publish_view();
@@ -483,7 +483,7 @@ impl Owner {
 
     /// Remembers what happened, for those who ask later.
     fn note(&self, event: Event) {
-        self.core.history.note(&self.record.id, event);
+        self.shared.history.note(&self.record.id, event);
     }
 
     fn publish_view(&self) {
@@ -496,7 +496,7 @@ impl Owner {
     /// restart. A running one ends in any case, and a restart finds no machine for its record.
     async fn kill(&mut self) -> Result<(), KillError> {
         if matches!(self.phase, Phase::Paused(_)) {
-            self.core.store.delete_sandbox(self.record.id.clone()).await.map_err(KillError::Store)?;
+            self.shared.store.delete_sandbox(self.record.id.clone()).await.map_err(KillError::Store)?;
         }
         self.teardown("killed").await
     }
@@ -513,9 +513,9 @@ impl Owner {
             drop(running.reservation);
             tracing::info!(sandbox = %id, why, ?exit, "a sandbox ended");
         }
-        self.core.history.close(&id, Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
-        let deleted = self.core.store.delete_sandbox(id).await.map_err(KillError::Store);
-        self.core.collect();
+        self.shared.history.close(&id, Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
+        let deleted = self.shared.store.delete_sandbox(id).await.map_err(KillError::Store);
+        self.shared.collect();
         deleted
     }
 

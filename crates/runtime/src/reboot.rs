@@ -18,7 +18,7 @@ use crate::{
     life::Life,
     machine::launch::BootError,
     restore::SnapshotRestoreError,
-    shared::Core,
+    shared::Shared,
 };
 
 /// Boots the disk of `artifact` for the sandbox of `life`, in the epoch of `identity`. What it returns has memory and can be
@@ -26,21 +26,21 @@ use crate::{
 ///
 /// Cancel-safe: dropped at any point it leaves nothing and gives back what it reserved.
 pub(crate) async fn memory_of_disk(
-    core: &Arc<Core>,
+    shared: &Arc<Shared>,
     life: &Life,
     artifact: Artifact,
     identity: Identity,
 ) -> Result<(Artifact, Pin), SnapshotRestoreError> {
     let artifact = artifact.without_memory();
-    let (store, disk) = (core.artifacts.clone(), artifact.clone());
+    let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })?;
-    core.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
-    let reservation = core.gates.admission.admit(life.budget).await.map_err(SnapshotRestoreError::Admission)?;
+    shared.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
+    let reservation = shared.gates.admission.admit(life.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let epoch = identity.epoch;
     // Where the processor that it had is unknown here, that was part of what was dropped.
-    let processor = core.gates.engine.processor(&artifact.manifest.engine).unwrap_or_default();
+    let processor = shared.gates.engine.processor(&artifact.manifest.engine).unwrap_or_default();
     let request = BootRequest {
         shape: artifact.manifest.shape,
         processor,
@@ -51,11 +51,11 @@ pub(crate) async fn memory_of_disk(
     };
     let id = life.id.clone();
     let report = move |line: &str| tracing::info!(sandbox = %id, "{line}");
-    let booted = cut(core, &request, &report).await.map_err(SnapshotRestoreError::Boot)?;
+    let booted = cut(shared, &request, &report).await.map_err(SnapshotRestoreError::Boot)?;
     // The restore that follows reserves for itself: a session and its reservation begin together.
     drop(reservation);
-    let pin = core.artifacts.pin(booted.id());
-    let engine = core.gates.engine.fingerprint(processor);
+    let pin = shared.artifacts.pin(booted.id());
+    let engine = shared.gates.engine.fingerprint(processor);
     let from = artifact.manifest;
     let manifest = SnapshotArtifactManifest::of_boot(BootedState {
         id: booted.id(),
@@ -63,19 +63,23 @@ pub(crate) async fn memory_of_disk(
         logical_id: life.id.to_string(),
         parent: Some(from.id),
         engine,
-        guest: &core.config.guest.boot,
+        guest: &shared.config.guest.boot,
         shape: from.shape,
         budget: from.budget,
         epoch,
         memory: booted.memory(),
         disk: DiskMembers { layers: booted.layers(), ..from.disk },
     });
-    let published = booted.publish(core, manifest).await.map_err(SnapshotRestoreError::Boot)?;
+    let published = booted.publish(shared, manifest).await.map_err(SnapshotRestoreError::Boot)?;
     Ok((published, pin))
 }
 
-async fn cut(core: &Arc<Core>, request: &BootRequest, report: crate::ground::progress::Report<'_>) -> Result<Booted, BootError> {
-    let mut booted = boot::boot(core, request, report).await?;
+async fn cut(
+    shared: &Arc<Shared>,
+    request: &BootRequest,
+    report: crate::ground::progress::Report<'_>,
+) -> Result<Booted, BootError> {
+    let mut booted = boot::boot(shared, request, report).await?;
     let cut = match booted.shrink(report).await {
         Ok(()) => booted.cut(report).await,
         Err(error) => Err(error),

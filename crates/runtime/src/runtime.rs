@@ -36,7 +36,7 @@ use crate::{
     restore::{RestoreGates, warm::PoolStatus},
     sampler,
     sandbox::{self, CreateError},
-    shared::{Core, Parts, config::RuntimeConfig},
+    shared::{Parts, Shared, config::RuntimeConfig},
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{
         Store, StoreError, TemplateRecord, full_names,
@@ -61,7 +61,7 @@ pub const MAX_FORK: u32 = 100;
 /// A running Firkin without its HTTP edge. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Runtime {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     owners: Arc<Owners>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) pool: Arc<WarmPool>,
@@ -169,17 +169,17 @@ impl Runtime {
             },
         };
         let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
-        let core = Core::new(Parts { config, store, gates, launcher, files, api_keys, lock });
-        core.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&core)));
-        let owners = Owners::new(Arc::clone(&core), Arc::clone(&pool));
+        let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock });
+        shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
+        let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
-        build::recover(&core).await.map_err(OpenError::Store)?;
-        core.collect();
-        core.tasks.spawn(sweep::periodically(Arc::clone(&core)));
+        build::recover(&shared).await.map_err(OpenError::Store)?;
+        shared.collect();
+        shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
-        core.tasks.spawn(pool::keep(Arc::clone(&core), Arc::clone(&pool)));
-        let builds = Builds::new(Arc::clone(&core), Arc::clone(&pool));
-        Ok(Self { core, owners, builds, pool })
+        shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
+        let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
+        Ok(Self { shared, owners, builds, pool })
     }
 
     /// Creates a sandbox by restoring a template or a snapshot.
@@ -187,8 +187,8 @@ impl Runtime {
         sandbox::create(&self.owners, request).await
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.core
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, NoSuchSandbox> {
@@ -258,7 +258,7 @@ impl Runtime {
     pub async fn pause_with(&self, id: &SandboxId, memory: Memory) -> Result<(), SnapshotError> {
         let seen = self.handle(id)?.view.borrow().seen();
         self.ask(id, |reply| Command::Pause { memory, seen, reply }).await?;
-        self.core.collect();
+        self.shared.collect();
         Ok(())
     }
 
@@ -277,7 +277,7 @@ impl Runtime {
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
         let results = sandbox::fork(&self.owners, &source, count, timeout).await;
         drop(source.pin);
-        self.core.collect();
+        self.shared.collect();
         Ok(results)
     }
 
@@ -302,7 +302,7 @@ impl Runtime {
             }
         }
         self.handle(id)?;
-        disk_budget::admit(&self.core).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        disk_budget::admit(&self.shared).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
         let names = name.map(|name| {
@@ -326,9 +326,9 @@ impl Runtime {
             setup: source.record.setup(),
             names: names.into_iter().collect(),
         };
-        let record = self.core.store.put_template(record).await.map_err(SnapshotError::Store)?;
+        let record = self.shared.store.put_template(record).await.map_err(SnapshotError::Store)?;
         drop(source.pin);
-        self.core.collect();
+        self.shared.collect();
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
     }
 
@@ -336,13 +336,13 @@ impl Runtime {
     /// cut. A paused sandbox stays paused. On failure it is what it was.
     pub async fn rollback(&self, id: &SandboxId, snapshot: &str) -> Result<RuntimeSandbox, RollbackError> {
         self.handle(id)?;
-        let found = self.core.store.template(snapshot).await.map_err(RollbackError::Store)?.found();
+        let found = self.shared.store.template(snapshot).await.map_err(RollbackError::Store)?.found();
         let found = found.ok_or_else(|| RollbackError::SnapshotNotFound(snapshot.to_owned()))?;
         if found.snapshot_of.as_ref() != Some(id) {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
         }
         let PreparedTemplate { artifact, pin, .. } =
-            PreparedTemplate::load(&self.core, found).map_err(RollbackError::Checkpoint)?;
+            PreparedTemplate::load(&self.shared, found).map_err(RollbackError::Checkpoint)?;
         let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(artifact), reply }).await;
         drop(pin);
         result
@@ -350,12 +350,12 @@ impl Runtime {
 
     /// Everything on record, as a forest: each template, snapshot and sandbox below what it came from.
     pub async fn lineage(&self) -> Result<Vec<LineageNode>, StoreError> {
-        Ok(lineage::of(&self.core.store.templates().await?, &self.core.store.sandboxes().await?))
+        Ok(lineage::of(&self.shared.store.templates().await?, &self.shared.store.sandboxes().await?))
     }
 
     /// Every snapshot, newest first.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
-        let mut snapshots: Vec<SnapshotInfo> = self.core.store.templates().await?.iter().filter_map(show_snapshot).collect();
+        let mut snapshots: Vec<SnapshotInfo> = self.shared.store.templates().await?.iter().filter_map(show_snapshot).collect();
         snapshots.sort_by(|a, b| (b.created_at, &b.snapshot_id).cmp(&(a.created_at, &a.snapshot_id)));
         Ok(snapshots)
     }
@@ -411,10 +411,10 @@ impl Runtime {
         let recent = |stats: &firkin_wire::control::Stats| {
             Timestamp::now().as_second() - stats.ts < sampler::SAMPLE_EVERY.as_secs().cast_signed()
         };
-        if !self.core.history.samples(id).last().is_some_and(recent) {
-            sampler::sample(&self.core.history, id, &handle).await;
+        if !self.shared.history.samples(id).last().is_some_and(recent) {
+            sampler::sample(&self.shared.history, id, &handle).await;
         }
-        Ok(self.core.history.samples(id))
+        Ok(self.shared.history.samples(id))
     }
 
     /// Samples every running sandbox at an interval, until `stop` or the end of the runtime.
@@ -424,12 +424,12 @@ impl Runtime {
 
     /// How many sandboxes ran at once and how often one started, oldest first, for a week at most and since this server began.
     pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
-        self.core.activity.between(start, end)
+        self.shared.activity.between(start, end)
     }
 
     /// Events of a sandbox, oldest first; for a while also of one that ended.
     pub fn events(&self, id: &SandboxId) -> Result<Vec<Event>, NoSuchSandbox> {
-        self.core.history.events(id).ok_or_else(|| gone(id))
+        self.shared.history.events(id).ok_or_else(|| gone(id))
     }
 
     /// Runs a command in a running sandbox to its end.
@@ -486,8 +486,8 @@ impl Runtime {
     pub async fn issue_api_key(&self) -> Result<String, StoreError> {
         let key = format!("e2b_{}", crate::ground::random::hex::<20>());
         let digest = blake3::hash(key.as_bytes());
-        self.core.store.put_api_key(*digest.as_bytes()).await?;
-        self.core.api_keys.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
+        self.shared.store.put_api_key(*digest.as_bytes()).await?;
+        self.shared.api_keys.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
         Ok(key)
     }
 
@@ -495,7 +495,7 @@ impl Runtime {
     pub fn authenticate(&self, key: &str) -> bool {
         let digest = blake3::hash(key.as_bytes());
         // No early exit: how long this takes does not tell which key is near.
-        self.core
+        self.shared
             .api_keys
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -505,32 +505,32 @@ impl Runtime {
 
     /// Takes away what nobody owns. Done at the start and every minute; a session that is just being launched has an owner.
     pub async fn sweep(&self) -> Swept {
-        sweep::sweep(&self.core).await
+        sweep::sweep(&self.shared).await
     }
 
     /// Secrets, which outlive sandboxes.
     pub fn secrets(&self) -> &Secrets {
-        &self.core.secrets
+        &self.shared.secrets
     }
 
     /// Volumes, which do too.
     pub fn volumes(&self) -> &Volumes {
-        &self.core.volumes
+        &self.shared.volumes
     }
 
     /// The acceleration in use, for output.
     pub fn acceleration(&self) -> Acceleration {
-        self.core.gates.engine.plain.acceleration
+        self.shared.gates.engine.plain.acceleration
     }
 
     /// The host's capacity: offered, held, and waited for.
     pub fn capacity(&self) -> CapacityView {
-        self.core.gates.admission.ledger.view()
+        self.shared.gates.admission.ledger.view()
     }
 
     /// Where the code that does something takes down how long it took.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.core.metrics
+        &self.shared.metrics
     }
 
     /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::telemetry::metrics::CONTENT_TYPE).
@@ -538,7 +538,7 @@ impl Runtime {
         let sandboxes = self.sandboxes();
         let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
         let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity(), pool: self.pool() };
-        self.core.metrics.render(&live)
+        self.shared.metrics.render(&live)
     }
 
     /// The warm pool in numbers.
@@ -548,17 +548,17 @@ impl Runtime {
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.
     pub async fn shutdown(&self, on_exit: OnExit) {
-        self.core.stopping.cancel();
+        self.shared.stopping.cancel();
         let handles: Vec<Handle> = self.owners.handles().values().cloned().collect();
         for handle in handles {
             // An owner that is gone has nothing to stop.
             drop(handle.commands.send(Command::Stop { on_exit }).await);
         }
-        self.core.tasks.close();
-        self.core.tasks.wait().await;
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
         self.owners.handles().clear();
-        self.core.links.close().await;
-        if let Err(error) = self.core.store.close().await {
+        self.shared.links.close().await;
+        if let Err(error) = self.shared.store.close().await {
             tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");
         }
     }

@@ -27,19 +27,19 @@ pub(crate) const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Samples every running sandbox until `stop`.
 pub(crate) async fn sample_all(owners: Arc<Owners>, stop: CancellationToken) {
-    let core = &owners.core;
+    let shared = &owners.shared;
     let mut ticks = interval(SAMPLE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
-            () = core.stopping.cancelled() => return,
+            () = shared.stopping.cancelled() => return,
         }
-        core.activity.observed(owners.running(), Timestamp::now());
+        shared.activity.observed(owners.running(), Timestamp::now());
         let handles: Vec<(SandboxId, Handle)> =
             owners.handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
-        let history = &core.history;
+        let history = &shared.history;
         let round = futures::stream::iter(handles).for_each_concurrent(ASKED_AT_ONCE, |(id, handle)| async move {
             sample(history, &id, &handle).await;
         });

@@ -22,7 +22,7 @@ use self::config::RuntimeConfig;
 const UPKEEP_AT_ONCE: usize = 1;
 
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct Shared {
     pub(crate) config: RuntimeConfig,
     pub(crate) store: Store,
     pub(crate) artifacts: ArtifactStore,
@@ -51,7 +51,7 @@ pub(crate) struct Core {
     lock: StateLock,
 }
 
-/// The parts of a core that are made before it.
+/// The parts that are made before the rest.
 pub(crate) struct Parts {
     pub(crate) config: RuntimeConfig,
     pub(crate) store: Store,
@@ -62,9 +62,9 @@ pub(crate) struct Parts {
     pub(crate) lock: StateLock,
 }
 
-impl Core {
+impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let core = Arc::new(Self {
+        let shared = Arc::new(Self {
             secrets: Secrets::of(&parts.config.state_dir),
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
             files: parts.files,
@@ -85,8 +85,8 @@ impl Core {
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });
-        core.tasks.spawn(Arc::clone(&core).memory_watch());
-        core
+        shared.tasks.spawn(Arc::clone(&shared).memory_watch());
+        shared
     }
 
     /// Has what nobody needs any more removed, soon.

@@ -24,7 +24,7 @@ use crate::{
     pool::Stage,
     reboot,
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    shared::Core,
+    shared::Shared,
     store::{SandboxRecord, StoreError, spec::Memory},
     telemetry::metrics::{Metrics, Timing, ms},
 };
@@ -83,13 +83,13 @@ impl Found {
     }
 
     /// Sees to it that there is memory to restore: where there is none, or it is `Dropped`, the disk is booted.
-    pub(crate) async fn with_memory(mut self, core: &Arc<Core>, memory: Memory) -> Result<Self, SnapshotRestoreError> {
+    pub(crate) async fn with_memory(mut self, shared: &Arc<Shared>, memory: Memory) -> Result<Self, SnapshotRestoreError> {
         if memory == Memory::Kept && self.artifact.manifest.memory != MemoryMember::Absent {
             return Ok(self);
         }
         let begun = Instant::now();
         let identity = identity::of_sandbox(&self.life);
-        let (booted, pin) = reboot::memory_of_disk(core, &self.life, self.artifact, identity).await?;
+        let (booted, pin) = reboot::memory_of_disk(shared, &self.life, self.artifact, identity).await?;
         self.life.epoch = booted.manifest.epoch + 1;
         self.artifact = booted;
         self.pins.push(pin);
@@ -108,9 +108,9 @@ impl Found {
     }
 
     /// Restores a sandbox that goes on.
-    pub(crate) async fn restore(self, core: &Arc<Core>, memory: Memory) -> Result<Launched, SnapshotRestoreError> {
-        let found = self.with_memory(core, memory).await?;
-        let report = restore::restore(found.request(), &core.gates, &core.launcher).await?;
+    pub(crate) async fn restore(self, shared: &Arc<Shared>, memory: Memory) -> Result<Launched, SnapshotRestoreError> {
+        let found = self.with_memory(shared, memory).await?;
+        let report = restore::restore(found.request(), &shared.gates, &shared.launcher).await?;
         Ok(found.launched(report, None))
     }
 
@@ -124,17 +124,17 @@ impl Found {
 
 impl Launched {
     /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
-    pub(crate) async fn record(self, core: &Core) -> Result<Recorded, StoreError> {
+    pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
         let Self { pins, life, mut report, reservation, session } = self;
         let begun = Instant::now();
         let record = life.begun_in(&session);
-        if let Err(error) = core.store.put_sandbox(record.clone()).await {
+        if let Err(error) = shared.store.put_sandbox(record.clone()).await {
             session.end().await;
             return Err(error);
         }
         drop(pins);
         report.recorded = begun.elapsed();
-        report.tell(&record, &core.metrics);
+        report.tell(&record, &shared.metrics);
         Ok(Recorded { session, reservation, record })
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     ground::blocking::blocking,
     machine::{launch::LaunchError, session::Session},
     owner::{Owner, Owners},
-    shared::Core,
+    shared::Shared,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
 };
 
@@ -51,9 +51,9 @@ pub struct Swept {
 
 /// Gives every recorded sandbox its owner again and removes what has none.
 pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
-    let core = &owners.core;
+    let shared = &owners.shared;
     let mut running = Vec::new();
-    for record in core.store.sandboxes().await.map_err(OpenError::Store)? {
+    for record in shared.store.sandboxes().await.map_err(OpenError::Store)? {
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
             RecordedPhase::Running { .. } => running.push(record),
@@ -66,11 +66,11 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
             Ok(()) => tracing::info!(sandbox = %id, "took over a running sandbox"),
             Err(error) => {
                 tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
-                core.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
+                shared.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
             }
         }
     }
-    let swept = sweep(core).await;
+    let swept = sweep(shared).await;
     if swept != Swept::default() {
         tracing::info!(?swept, "removed what an earlier server left behind");
     }
@@ -78,28 +78,28 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
 }
 
 async fn adopt(owners: &Arc<Owners>, record: SandboxRecord) -> Result<(), LaunchError> {
-    let core = &owners.core;
-    let session = Session::adopt(&core.launcher, &record).await?;
-    let reservation = core.gates.admission.ledger.adopt(record.budget);
+    let shared = &owners.shared;
+    let session = Session::adopt(&shared.launcher, &record).await?;
+    let reservation = shared.gates.admission.ledger.adopt(record.budget);
     Owner::adopt(owners, record, session, reservation);
     Ok(())
 }
 
 /// Sweeps every minute until the runtime stops.
-pub(crate) async fn periodically(core: Arc<Core>) {
+pub(crate) async fn periodically(shared: Arc<Shared>) {
     let mut pass = tokio::time::interval_at(Instant::now() + INTERVAL, INTERVAL);
     pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = pass.tick() => {}
-            () = core.stopping.cancelled() => return,
+            () = shared.stopping.cancelled() => return,
         }
         // States of builds go before anybody is refused for want of disk.
-        if let Err(error) = cache::trim(&core).await {
+        if let Err(error) = cache::trim(&shared).await {
             tracing::warn!(error = chain(&error), "cannot remove states of builds that nobody needs");
         }
-        core.collect();
-        let swept = sweep(&core).await;
+        shared.collect();
+        let swept = sweep(&shared).await;
         if swept != Swept::default() {
             tracing::warn!(?swept, "removed what nobody owned");
         }
@@ -107,15 +107,15 @@ pub(crate) async fn periodically(core: Arc<Core>) {
 }
 
 /// Takes away what nobody owns at this moment. What cannot be taken away is logged, and tried again by the next pass.
-pub(crate) async fn sweep(core: &Core) -> Swept {
+pub(crate) async fn sweep(shared: &Shared) -> Swept {
     let mut swept = Swept::default();
-    let instances = core.launcher.instances.clone();
+    let instances = shared.launcher.instances.clone();
     match blocking(move || instances.orphans(INSTANCES_PER_PASS)).await {
         Ok(orphans) => {
             for dir in orphans {
                 swept.instances.push(dir.path().to_owned());
                 // Without a machine, or with one that is gone, it cannot be adopted; then only files are left.
-                if let Ok(mut machine) = core.launcher.engine.adopt(dir.path()).await {
+                if let Ok(mut machine) = shared.launcher.engine.adopt(dir.path()).await {
                     let exit = machine.kill().await;
                     tracing::warn!(path = %dir.path().display(), ?exit, "ended a machine that belongs to no sandbox");
                 }
@@ -124,7 +124,7 @@ pub(crate) async fn sweep(core: &Core) -> Swept {
         Err(error) => tracing::warn!(%error, "cannot look for instances without an owner"),
     }
     // After the machines that could be ended in order: what has no instance any more, or none that can be read.
-    match core.links.sweep().await {
+    match shared.links.sweep().await {
         Ok(network) => swept.network = network,
         Err(error) => tracing::warn!(error = chain(&error), "cannot sweep the network"),
     }

@@ -39,7 +39,7 @@ pub enum DeleteError {
 impl Runtime {
     /// Every template (snapshots excluded), also those of which no build has ended, newest first.
     pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
-        let store = &self.core().store;
+        let store = &self.shared().store;
         let read = || store.whole_templates();
         let whole = self.as_they_are(read, |whole| whole.iter_mut().flat_map(|template| &mut template.builds).collect()).await?;
         let whole = whole.into_iter();
@@ -72,7 +72,7 @@ impl Runtime {
     }
 
     async fn whole_template(&self, reference: &str) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
-        let store = &self.core().store;
+        let store = &self.shared().store;
         let read = || store.whole_template(reference);
         self.as_they_are(read, |found| found.iter_mut().flat_map(|(template, _)| &mut template.builds).collect()).await
     }
@@ -80,7 +80,7 @@ impl Runtime {
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.
     pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
         let TemplateUpdate { public, description } = update;
-        let Some(id) = self.core().store.update_template(reference, public, description).await? else { return Ok(None) };
+        let Some(id) = self.shared().store.update_template(reference, public, description).await? else { return Ok(None) };
         self.template(&id).await
     }
 
@@ -91,11 +91,11 @@ impl Runtime {
     /// What has begun is done to its end, also when the caller goes away.
     pub async fn delete_template(&self, reference: &str) -> Result<(), DeleteError> {
         let (runtime, reference) = (self.clone(), reference.to_owned());
-        whole(self.core().tasks.spawn(async move { runtime.delete(&reference).await })).await
+        whole(self.shared().tasks.spawn(async move { runtime.delete(&reference).await })).await
     }
 
     async fn delete(&self, reference: &str) -> Result<(), DeleteError> {
-        let store = &self.core().store;
+        let store = &self.shared().store;
         let found = store.family(reference).await.map_err(DeleteError::Store)?;
         let family = found.ok_or_else(|| NoTemplate::Absent(reference.to_owned()))?;
         let all = store.templates().await.map_err(DeleteError::Store)?;
@@ -129,7 +129,7 @@ impl Runtime {
         if family.snapshot_of.is_some() || (wanted.other_tag().is_none() && !is_former) {
             return Ok(Vec::new());
         }
-        let found = self.core().store.template(reference).await.map_err(DeleteError::Store)?;
+        let found = self.shared().store.template(reference).await.map_err(DeleteError::Store)?;
         let version = NoTemplate::unless_found(reference, found)?;
         match wanted.other_tag() {
             Some(tag) => Ok(version.names.into_iter().filter(|name| name.ends_with(&format!(":{tag}"))).collect()),
@@ -149,7 +149,7 @@ impl Runtime {
         for version in versions {
             let stays = |other: &TemplateRecord| !versions.iter().any(|version| version.build_id == other.build_id);
             let others = all.iter().any(|other| stays(other) && other.artifact == version.artifact);
-            let kept = build::keeps(self.core(), &version.artifact).await.map_err(DeleteError::Store)?;
+            let kept = build::keeps(self.shared(), &version.artifact).await.map_err(DeleteError::Store)?;
             if others || kept { &mut shared } else { &mut own }.push(version.artifact.as_str());
         }
         Ok((own, shared))
@@ -157,31 +157,31 @@ impl Runtime {
 
     /// On whose memory an artifact stands. One that cannot be read holds nothing.
     fn base_of(&self, artifact: &str) -> Option<String> {
-        Some(memory_base(&self.core().artifacts.load(artifact).ok()?.manifest))
+        Some(memory_base(&self.shared().artifacts.load(artifact).ok()?.manifest))
     }
 
     async fn let_go(&self, artifacts: impl Iterator<Item = &str>) -> Result<(), DeleteError> {
         for artifact in artifacts {
-            build::drop_artifact(self.core(), artifact).await.map_err(DeleteError::Store)?;
+            build::drop_artifact(self.shared(), artifact).await.map_err(DeleteError::Store)?;
         }
         self.pool.templates_changed();
-        self.core().collect();
+        self.shared().collect();
         Ok(())
     }
 
     /// Has tags stand for the build that `target` names, by name or id. A tag that is in use moves.
     pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
-        let tagged = tags::assign(&self.core().store, target, tags).await?;
+        let tagged = tags::assign(&self.shared().store, target, tags).await?;
         self.pool.templates_changed();
-        self.core().collect();
+        self.shared().collect();
         Ok(tagged)
     }
 
     /// Takes tags of a template away. All of them, or none when one is not there. What no tag stands for then is gone.
     pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
-        tags::remove(&self.core().store, name, &tags).await?;
+        tags::remove(&self.shared().store, name, &tags).await?;
         self.pool.templates_changed();
-        self.core().collect();
+        self.shared().collect();
         Ok(())
     }
 }

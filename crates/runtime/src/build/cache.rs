@@ -12,7 +12,7 @@ use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     restore::check_compatible,
-    shared::Core,
+    shared::Shared,
     store::{Defaults, LayerRecord, StoreError},
 };
 
@@ -46,49 +46,49 @@ pub(super) struct Found {
 }
 
 /// The state of this key, if it is there and this host can go on from it. Counts as use.
-pub(super) async fn find(core: &Core, key: &str) -> Result<Option<Found>, StoreError> {
-    let Some(record) = core.store.layer(key.to_owned()).await? else { return Ok(None) };
+pub(super) async fn find(shared: &Shared, key: &str) -> Result<Option<Found>, StoreError> {
+    let Some(record) = shared.store.layer(key.to_owned()).await? else { return Ok(None) };
     // Pinned before it is looked at: what is there then stays.
-    let pin = core.artifacts.pin(record.artifact.clone());
+    let pin = shared.artifacts.pin(record.artifact.clone());
     let usable = |artifact: &Artifact| {
-        artifact.manifest.memory != MemoryMember::Absent && check_compatible(&artifact.manifest, &core.gates.engine).is_ok()
+        artifact.manifest.memory != MemoryMember::Absent && check_compatible(&artifact.manifest, &shared.gates.engine).is_ok()
     };
-    let loaded = core.artifacts.load(&record.artifact).ok().filter(|_| core.artifacts.is_usable(&record.artifact));
+    let loaded = shared.artifacts.load(&record.artifact).ok().filter(|_| shared.artifacts.is_usable(&record.artifact));
     let Some(artifact) = loaded.filter(usable) else {
         // Unless another build has put a good one in its place.
-        core.store.delete_layer_as(record).await?;
+        shared.store.delete_layer_as(record).await?;
         return Ok(None);
     };
-    core.store.use_layer(record.clone(), Timestamp::now()).await?;
+    shared.store.use_layer(record.clone(), Timestamp::now()).await?;
     Ok(Some(Found { context: record.context, artifact, pin }))
 }
 
 /// Keeps a state. Its artifact must be pinned until this returns.
-pub(super) async fn keep(core: &Core, key: String, artifact: &str, context: Defaults) -> Result<(), StoreError> {
-    core.store.put_layer(LayerRecord { key, artifact: artifact.to_owned(), context, used_at: Timestamp::now() }).await
+pub(super) async fn keep(shared: &Shared, key: String, artifact: &str, context: Defaults) -> Result<(), StoreError> {
+    shared.store.put_layer(LayerRecord { key, artifact: artifact.to_owned(), context, used_at: Timestamp::now() }).await
 }
 
 /// Lets go what is too much, or everything when the disk is short.
-pub(crate) async fn trim(core: &Core) -> Result<(), StoreError> {
-    let keep = if core.gates.disk.check().is_ok() { MAX_LAYERS } else { 0 };
-    if core.store.trim_layers(keep).await? {
-        core.collect();
+pub(crate) async fn trim(shared: &Shared) -> Result<(), StoreError> {
+    let keep = if shared.gates.disk.check().is_ok() { MAX_LAYERS } else { 0 };
+    if shared.store.trim_layers(keep).await? {
+        shared.collect();
     }
     Ok(())
 }
 
 /// Lets go the states between steps that are what a template was: it is deleted, and its room is wanted back. Prepared sources
 /// stay: others stand on them.
-pub(crate) async fn drop_artifact(core: &Core, artifact: &str) -> Result<(), StoreError> {
-    if core.artifacts.load(artifact).is_ok_and(|found| found.manifest.parent.is_none()) {
+pub(crate) async fn drop_artifact(shared: &Shared, artifact: &str) -> Result<(), StoreError> {
+    if shared.artifacts.load(artifact).is_ok_and(|found| found.manifest.parent.is_none()) {
         return Ok(());
     }
-    core.store.delete_layers_of(artifact.to_owned()).await
+    shared.store.delete_layers_of(artifact.to_owned()).await
 }
 
 /// Whether an artifact is kept here too. Then a template that is no more than it holds nobody.
-pub(crate) async fn keeps(core: &Core, artifact: &str) -> Result<bool, StoreError> {
-    core.store.has_layer_of(artifact.to_owned()).await
+pub(crate) async fn keeps(shared: &Shared, artifact: &str) -> Result<bool, StoreError> {
+    shared.store.has_layer_of(artifact.to_owned()).await
 }
 
 #[cfg(test)]

@@ -29,14 +29,14 @@ use crate::{
     artifact::{Artifact, Pin},
     disk_budget,
     machine::session::After,
-    shared::Core,
+    shared::Shared,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
     telemetry::metrics::Timing,
 };
 
 /// Runs a build and records how it ended.
 pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
-    let core = &builds.core;
+    let shared = &builds.shared;
     let begun = Instant::now();
     // Whatever becomes of this: who waits for the end hears of it.
     let _ends = Ends { builds: &builds, live: &live };
@@ -46,15 +46,15 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         outcome = Box::pin(build(&builds, &live, &plan)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
         () = live.abandoned.cancelled() => Err(BuildFailure::Abandoned),
-        () = core.stopping.cancelled() => Err(BuildFailure::Stopping),
+        () = shared.stopping.cancelled() => Err(BuildFailure::Stopping),
     };
     if outcome.is_ok() {
-        core.metrics.observe(Timing::ColdTemplateBuild, begun.elapsed());
+        shared.metrics.observe(Timing::ColdTemplateBuild, begun.elapsed());
     }
     if matches!(outcome, Err(BuildFailure::Cancelled)) {
         // Whoever cancelled it has removed its record.
         builds.end(&live);
-        core.collect();
+        shared.collect();
         return;
     }
     let mut record = live.record.clone();
@@ -78,20 +78,20 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
     };
     let (became, held) = made.map(|Made { became, pin, turn }| (became, (pin, turn))).unzip();
     // In one piece: a build that is told as failed has changed nothing, wherever a crash cuts it off.
-    if let Err(error) = core.store.end_build(record, live.log.entries(), became).await {
+    if let Err(error) = shared.store.end_build(record, live.log.entries(), became).await {
         tracing::error!(error = chain(&error), "cannot record how a build ended");
     }
     drop(held);
     builds.pool.templates_changed();
     builds.end(&live);
     let tidied = async {
-        cache::trim(core).await?;
-        registry::forget_old(core).await
+        cache::trim(shared).await?;
+        registry::forget_old(shared).await
     };
     if let Err(error) = tidied.await {
         tracing::warn!(error = chain(&error), "cannot remove what builds left behind");
     }
-    core.collect();
+    shared.collect();
 }
 
 /// Has a build end with whoever runs it.
@@ -116,10 +116,10 @@ struct Made {
 }
 
 async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
-    let core = &builds.core;
+    let shared = &builds.shared;
     let _permit = builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
-    disk_budget::admit(core).await.map_err(BuildFailure::DiskPressure)?;
-    match source::resolve(core, &plan.source, &live.log).await? {
+    disk_budget::admit(shared).await.map_err(BuildFailure::DiskPressure)?;
+    match source::resolve(shared, &plan.source, &live.log).await? {
         Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
         Resolved::Layered(origin) => layered(builds, live, plan, origin).await,
     }
@@ -138,7 +138,7 @@ async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source:
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
     let build = Build {
-        core: &builds.core,
+        shared: &builds.shared,
         log: &live.log,
         plan,
         keys: keys(&prepared.key, plan),
@@ -165,7 +165,7 @@ fn keys(source: &str, plan: &BuildPlan) -> Vec<String> {
 
 /// A build whose source is there.
 struct Build<'a> {
-    core: &'a Arc<Core>,
+    shared: &'a Arc<Shared>,
     log: &'a BuildLog,
     plan: &'a BuildPlan,
     keys: Vec<String>,
@@ -219,7 +219,7 @@ impl Build<'_> {
             return self.as_it_is(at).await;
         }
         let Found { context, artifact, pin } = at;
-        let mut machine = BuildMachine::restore(self.core, artifact, self.log).await?;
+        let mut machine = BuildMachine::restore(self.shared, artifact, self.log).await?;
         let result = self.go_on(&mut machine, done, context).await;
         machine.end().await;
         // Not before: it keeps what was restored until somebody's record names what came of it.
@@ -232,7 +232,7 @@ impl Build<'_> {
         if self.room.asked() {
             self.log.enter(FINALIZE);
             // How much is free is not kept with a state: few ask, and the guest says it within a moment.
-            let mut machine = BuildMachine::restore(self.core, artifact.clone(), self.log).await?;
+            let mut machine = BuildMachine::restore(self.shared, artifact.clone(), self.log).await?;
             let checked = self.room.check(machine.free_disk_bytes(), self.log).await;
             machine.end().await;
             checked?;
@@ -246,7 +246,7 @@ impl Build<'_> {
     }
 
     async fn find(&self, key: &str) -> Result<Option<Found>, BuildFailure> {
-        cache::find(self.core, key).await.map_err(BuildFailure::Store)
+        cache::find(self.shared, key).await.map_err(BuildFailure::Store)
     }
 
     /// In the contract's words: what comes next, of what content, and whether it was known.
@@ -282,7 +282,7 @@ impl Build<'_> {
             self.tell(index, spec, false);
             let shell = machine.shell(self.log);
             let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
-            let work = step.run(&shell, &context, &self.core.files, disk_bytes);
+            let work = step.run(&shell, &context, &self.shared.files, disk_bytes);
             context = machine.while_it_lives(Box::pin(work)).await?;
             let last = index + 1 == self.plan.steps.len();
             let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;
@@ -307,6 +307,6 @@ impl Build<'_> {
     }
 
     async fn keep(&self, key: String, artifact: &Artifact, context: &Defaults) -> Result<(), BuildFailure> {
-        cache::keep(self.core, key, &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)
+        cache::keep(self.shared, key, &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         session::{After, Session},
     },
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
-    shared::Core,
+    shared::Shared,
     store::spec::{InternetAccess, Memory},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct BuildMachine {
     /// Held until the machine has ended.
     #[expect(dead_code, reason = "held, not read")]
     reservation: ActiveSessionReservation,
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     identity: control::Identity,
     /// What was restored.
     from: SnapshotArtifactManifest,
@@ -45,7 +45,7 @@ pub(super) struct BuildMachine {
 
 impl BuildMachine {
     /// Restores a state to work in.
-    pub(super) async fn restore(core: &Arc<Core>, artifact: Artifact, log: &BuildLog) -> Result<Self, BuildFailure> {
+    pub(super) async fn restore(shared: &Arc<Shared>, artifact: Artifact, log: &BuildLog) -> Result<Self, BuildFailure> {
         let from = artifact.manifest.clone();
         let identity = identity::of_build(from.epoch + 1);
         let report = with_room(log, || {
@@ -55,10 +55,10 @@ impl BuildMachine {
                 identity: identity.clone(),
                 internet: InternetAccess::Allowed,
             };
-            restore::restore(request, &core.gates, &core.launcher)
+            restore::restore(request, &shared.gates, &shared.launcher)
         });
         let SnapshotRestoreReport { session, reservation, .. } = report.await?;
-        Ok(Self { session, reservation, core: Arc::clone(core), identity, from })
+        Ok(Self { session, reservation, shared: Arc::clone(shared), identity, from })
     }
 
     /// Does `work` for as long as the machine lives. Its end is told at once, not when the work has waited in vain.
@@ -89,16 +89,16 @@ impl BuildMachine {
 
     /// Makes an artifact of its state. The pin keeps it until somebody's record names it.
     pub(super) async fn cut(&mut self, then: After) -> Result<(Artifact, Pin), BuildFailure> {
-        let core = Arc::clone(&self.core);
-        core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
+        let shared = Arc::clone(&self.shared);
+        shared.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
         self.session.sync().await.map_err(BuildFailure::Guest)?;
         if then == After::StayPaused {
             come_to_rest(&mut *self.session.machine).await.map_err(BuildFailure::Machine)?;
         }
-        let failed = |source| PublishError::File { path: core.config.state_dir.clone(), source };
-        let mut draft = core.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
-        let pin = core.artifacts.pin(draft.id());
-        let cut = self.session.cut(&mut draft, &core.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
+        let failed = |source| PublishError::File { path: shared.config.state_dir.clone(), source };
+        let mut draft = shared.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
+        let pin = shared.artifacts.pin(draft.id());
+        let cut = self.session.cut(&mut draft, &shared.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
         let form = cut.parts.as_ref().expect("memory was wanted").memory;
         let manifest = self.from.clone().of_cut(CutState {
             id: draft.id(),
@@ -110,7 +110,7 @@ impl BuildMachine {
             layers: cut.layers,
             nonce: self.session.nonce(),
         });
-        let published = publish(&core, move |artifacts| artifacts.publish(draft, manifest)).await?;
+        let published = publish(&shared, move |artifacts| artifacts.publish(draft, manifest)).await?;
         drop(cut.pin);
         if then == After::GoOn {
             self.session.set_clock(&self.identity).await.map_err(BuildFailure::Guest)?;
@@ -125,10 +125,10 @@ impl BuildMachine {
 }
 
 async fn publish(
-    core: &Core,
+    shared: &Shared,
     work: impl FnOnce(crate::artifact::ArtifactStore) -> Result<Artifact, PublishError> + Send + 'static,
 ) -> Result<Artifact, BuildFailure> {
-    let artifacts = core.artifacts.clone();
+    let artifacts = shared.artifacts.clone();
     blocking(move || work(artifacts)).await.map_err(BuildFailure::Publish)
 }
 
@@ -168,15 +168,15 @@ pub(super) struct Origin {
 
 /// Boots an origin, has `work` done in it, which cuts it at its end, and makes an artifact of it.
 pub(super) async fn boot(
-    core: &Arc<Core>,
+    shared: &Arc<Shared>,
     origin: Origin,
     log: &BuildLog,
     work: impl AsyncFnOnce(&mut Booted, Shell<'_>) -> Result<(), BuildFailure>,
 ) -> Result<(Artifact, Pin), BuildFailure> {
-    core.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
+    shared.gates.disk.check().map_err(BuildFailure::DiskPressure)?;
     let Shape { vcpus, memory_mib } = origin.shape;
     let budget = ResourceBudget { cpus: vcpus, memory_mib: u64::from(memory_mib), disk_mib: origin.disk_mib };
-    let admit = || async { core.gates.admission.admit(budget).await.map_err(SnapshotRestoreError::Admission) };
+    let admit = || async { shared.gates.admission.admit(budget).await.map_err(SnapshotRestoreError::Admission) };
     let reservation = with_room(log, admit).await?;
     let request = BootRequest {
         shape: origin.shape,
@@ -187,27 +187,27 @@ pub(super) async fn boot(
         identity: identity::nobody(),
     };
     let report = |line: &str| log.info(line);
-    let mut booted = boot::boot(core, &request, &report).await?;
+    let mut booted = boot::boot(shared, &request, &report).await?;
     let shell = Shell { connector: booted.link.connector(), log };
     let worked = work(&mut booted, shell).await;
     booted.end().await;
     drop(reservation);
     worked?;
-    let pin = core.artifacts.pin(booted.id());
-    let engine = core.gates.engine.fingerprint(origin.processor);
+    let pin = shared.artifacts.pin(booted.id());
+    let engine = shared.gates.engine.fingerprint(origin.processor);
     let manifest = SnapshotArtifactManifest::of_boot(BootedState {
         id: booted.id(),
         kind: ArtifactKind::BaseTemplate,
         logical_id: origin.name,
         parent: None,
         engine,
-        guest: &core.config.guest.boot,
+        guest: &shared.config.guest.boot,
         shape: origin.shape,
         budget,
         epoch: identity::nobody().epoch,
         memory: booted.memory(),
         disk: DiskMembers { layers: booted.layers(), ..origin.members },
     });
-    let published = booted.publish(core, manifest).await?;
+    let published = booted.publish(shared, manifest).await?;
     Ok((published, pin))
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BuildInfo, log::BuildLog};
 use crate::{
     pool::WarmPool,
-    shared::Core,
+    shared::Shared,
     storage::uploads::FilesInUse,
     store::{BuildReason, BuildRecord, StoreError},
 };
@@ -68,7 +68,7 @@ type Turns = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
 /// The builds of one runtime, and where they work.
 #[derive(Debug)]
 pub(crate) struct Builds {
-    pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<Shared>,
     /// Keeps templates warm that builds make and replace.
     pub(super) pool: Arc<WarmPool>,
     live: Mutex<HashMap<String, UnderWay>>,
@@ -79,9 +79,9 @@ pub(crate) struct Builds {
 }
 
 impl Builds {
-    pub(crate) fn new(core: Arc<Core>, pool: Arc<WarmPool>) -> Arc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, pool: Arc<WarmPool>) -> Arc<Self> {
         Arc::new(Self {
-            core,
+            shared,
             pool,
             live: Mutex::default(),
             permits: Semaphore::new(AT_ONCE),
@@ -139,14 +139,14 @@ impl Builds {
 }
 
 /// Has builds of an earlier server end: their machines are gone with it.
-pub(crate) async fn recover(core: &Core) -> Result<(), StoreError> {
+pub(crate) async fn recover(shared: &Shared) -> Result<(), StoreError> {
     let message = "the server stopped before the build ended; build it again".to_owned();
-    core.store.fail_builds_under_way(BuildReason { message, step: "base".to_owned() }, Timestamp::now()).await
+    shared.store.fail_builds_under_way(BuildReason { message, step: "base".to_owned() }, Timestamp::now()).await
 }
 
 /// Forgets the oldest builds that ended, beyond what is kept, but none that a template stands on.
-pub(crate) async fn forget_old(core: &Core) -> Result<(), StoreError> {
-    core.store.forget_ended_builds(MAX_ENDED).await
+pub(crate) async fn forget_old(shared: &Shared) -> Result<(), StoreError> {
+    shared.store.forget_ended_builds(MAX_ENDED).await
 }
 
 /// Ends the builds of a template, of which nothing is on record any more.

@@ -24,7 +24,7 @@ use crate::{
     ground::{blocking::blocking, reference::NoTemplate},
     images::{BuildImage, ImageRequest, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
-    shared::Core,
+    shared::Shared,
     store::{Defaults, TemplateRecord},
 };
 
@@ -64,20 +64,20 @@ pub(super) enum Layered<'a> {
 }
 
 /// Looks the source up.
-pub(super) async fn resolve<'a>(core: &Core, source: &'a Source, log: &BuildLog) -> Result<Resolved<'a>, BuildFailure> {
+pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &BuildLog) -> Result<Resolved<'a>, BuildFailure> {
     match source {
         Source::Standard(template) => Ok(Resolved::Standard(template.clone())),
         Source::Image(request) => {
             log.info(format!("Getting image {}", request.reference));
             let report = |line: &str| log.push(LogLevel::Debug, line);
-            let mut image = core.config.images.image(request, &report).await?;
+            let mut image = shared.config.images.image(request, &report).await?;
             Ok(match image.standard.take() {
                 Some(template) => Resolved::Standard(template),
                 None => Resolved::Layered(Layered::Image(request, image)),
             })
         }
         Source::Template(reference) => {
-            let found = core.store.template(reference).await.map_err(BuildFailure::Store)?;
+            let found = shared.store.template(reference).await.map_err(BuildFailure::Store)?;
             let record = NoTemplate::unless_found(reference, found)?;
             Ok(Resolved::Layered(Layered::Template(Box::new(record))))
         }
@@ -98,15 +98,15 @@ pub(super) async fn prepare(
 }
 
 /// What is the same for every state that is booted here.
-fn key(core: &Core, kind: &str, source: &impl serde::Serialize, (shape, processor): (Shape, Processor)) -> String {
-    let guest = &core.config.guest;
+fn key(shared: &Shared, kind: &str, source: &impl serde::Serialize, (shape, processor): (Shape, Processor)) -> String {
+    let guest = &shared.config.guest;
     cache::key(&(
         "source-v1",
         kind,
         source,
         (shape.vcpus, shape.memory_mib),
         guest.boot.key(),
-        core.gates.engine.fingerprint(processor).kind(),
+        shared.gates.engine.fingerprint(processor).kind(),
     ))
 }
 
@@ -118,7 +118,7 @@ async fn of_image(
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let BuildImage { root, provisioned, env, standard: _ } = image;
-    let key = key(&builds.core, "image", &(&root, provisioned, &env), (shape, processor));
+    let key = key(&builds.shared, "image", &(&root, provisioned, &env), (shape, processor));
     let origin = Origin {
         name: reference.to_owned(),
         shape,
@@ -139,30 +139,30 @@ async fn of_template(
     (shape, wanted): (Shape, Processor),
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
-    let core = &builds.core;
+    let shared = &builds.shared;
     let title = format!("FROM TEMPLATE {}", record.base_name().unwrap_or(&record.id));
-    let pin = core.artifacts.pin(record.artifact.clone());
+    let pin = shared.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
-    let artifact = core.artifacts.load(&record.artifact).map_err(damaged)?;
+    let artifact = shared.artifacts.load(&record.artifact).map_err(damaged)?;
     let context = record.setup.defaults.clone().of_builds();
     let inherited =
         Inherited { start: record.setup.start.clone(), ready: record.setup.ready.clone(), warm_up: record.warm_up.clone() };
     let manifest = &artifact.manifest;
     // What stands on a template whose guests may run guests may, too.
-    let own = core.gates.engine.processor(&manifest.engine).unwrap_or_default();
+    let own = shared.gates.engine.processor(&manifest.engine).unwrap_or_default();
     let processor = if wanted == Processor::Nested { wanted } else { own };
     let as_it_is = manifest.shape == shape
         && processor == own
         && inherited.start.is_none()
         && manifest.memory != MemoryMember::Absent
-        && check_compatible(manifest, &core.gates.engine).is_ok();
+        && check_compatible(manifest, &shared.gates.engine).is_ok();
     if as_it_is {
         let key = cache::key(&("template-v1", &record.artifact, &context));
         log.part(true, BASE, &title, &key);
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
-    let key = key(core, "template", &(&record.artifact, &context), (shape, processor));
-    let origin = disk_origin(core, artifact, record.id.clone(), (shape, processor)).await?;
+    let key = key(shared, "template", &(&record.artifact, &context), (shape, processor));
+    let origin = disk_origin(shared, artifact, record.id.clone(), (shape, processor)).await?;
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
@@ -176,13 +176,13 @@ async fn of_template(
 
 /// The disk of a template, proven, as something to boot.
 async fn disk_origin(
-    core: &Core,
+    shared: &Shared,
     artifact: Artifact,
     name: String,
     (shape, processor): (Shape, Processor),
 ) -> Result<Origin, BuildFailure> {
     let artifact = artifact.without_memory();
-    let (store, disk) = (core.artifacts.clone(), artifact.clone());
+    let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })
@@ -198,10 +198,10 @@ async fn booted(
     origin: Origin,
     (log, title, work): (&BuildLog, &str, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
 ) -> Result<Found, BuildFailure> {
-    let core = &builds.core;
+    let shared = &builds.shared;
     let turn = builds.turn(key);
     let _turn = turn.lock().await;
-    let found = cache::find(core, key).await.map_err(BuildFailure::Store)?;
+    let found = cache::find(shared, key).await.map_err(BuildFailure::Store)?;
     log.part(found.is_some(), BASE, title, key);
     if let Some(found) = found {
         return Ok(found);
@@ -211,8 +211,8 @@ async fn booted(
         booted.while_it_lives(Box::pin(work(shell))).await??;
         Ok(booted.cut(&report).await?)
     };
-    let (artifact, pin) = machine::boot(core, origin, log, worked).await?;
-    cache::keep(core, key.to_owned(), &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)?;
+    let (artifact, pin) = machine::boot(shared, origin, log, worked).await?;
+    cache::keep(shared, key.to_owned(), &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)?;
     Ok(Found { context, artifact, pin })
 }
 

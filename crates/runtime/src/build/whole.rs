@@ -22,14 +22,14 @@ use crate::{
     boot::Booted,
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
-    shared::Core,
+    shared::Shared,
     store::Defaults,
 };
 
 /// The digest of all that a template depends on. Equal ones make templates that stand for each other.
-pub(crate) fn recipe(core: &Core, template: &BuildTemplate) -> String {
-    let guest = &core.config.guest;
-    let engine = core.gates.engine.fingerprint(template.processor());
+pub(crate) fn recipe(shared: &Shared, template: &BuildTemplate) -> String {
+    let guest = &shared.config.guest;
+    let engine = shared.gates.engine.fingerprint(template.processor());
     let all = serde_json::json!({
         "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
         "boot": guest.boot.key(), "rootfs": guest.rootfs_digest,
@@ -38,8 +38,8 @@ pub(crate) fn recipe(core: &Core, template: &BuildTemplate) -> String {
 }
 
 /// The recipe of a template with what a build adds to it.
-fn recipe_of(core: &Core, template: &BuildTemplate, steps: &[StepSpec]) -> String {
-    steps.iter().fold(recipe(core, template), |before, step| cache::after(&before, step))
+fn recipe_of(shared: &Shared, template: &BuildTemplate, steps: &[StepSpec]) -> String {
+    steps.iter().fold(recipe(shared, template), |before, step| cache::after(&before, step))
 }
 
 /// What came of a build of one of the host's own templates.
@@ -58,33 +58,33 @@ pub(super) async fn build(
     plan: &BuildPlan,
     template: BuildTemplate,
 ) -> Result<Whole, BuildFailure> {
-    let core = &builds.core;
+    let shared = &builds.shared;
     let template = asked(template, plan, live);
-    let recipe = recipe_of(core, &template, &plan.steps);
+    let recipe = recipe_of(shared, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
     // Who builds the same at once waits, and finds it made, unless it is to be made anew whatever there is.
     let turn = builds.turn(&recipe).lock_owned().await;
     // How much is free is not kept with a template: few ask.
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     let forced = plan.force || plan.steps.iter().any(|step| step.force);
-    let found = if forced || room.asked() { None } else { known(core, live, &recipe).await? };
+    let found = if forced || room.asked() { None } else { known(shared, live, &recipe).await? };
     live.log.part(found.is_some(), BASE, &title, &recipe);
     if let Some(found) = found {
         live.log.enter(FINALIZE);
         live.log.part(true, FINALIZE, "Finalizing template build", &recipe);
         return Ok(Whole { found, template, recipe, turn });
     }
-    let root = template.root.clone().unwrap_or_else(|| core.config.guest.root());
-    let Fingerprint { program, version, .. } = &core.gates.engine.plain;
+    let root = template.root.clone().unwrap_or_else(|| shared.config.guest.root());
+    let Fingerprint { program, version, .. } = &shared.gates.engine.plain;
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
     room.possible(root.bytes >> 20)?;
-    let making = Making { core, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
+    let making = Making { shared, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
     let mut context = Defaults::default();
     let work = async |booted: &mut Booted, shell: Shell<'_>| {
         context = making.make(booted, &shell).await?;
         Ok(())
     };
-    let (artifact, pin) = machine::boot(core, origin(&template, root), &live.log, work).await?;
+    let (artifact, pin) = machine::boot(shared, origin(&template, root), &live.log, work).await?;
     Ok(Whole { found: Found { context, artifact, pin }, template, recipe, turn })
 }
 
@@ -107,14 +107,14 @@ fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplat
 }
 
 /// What stands for one of the build's names already, if it was made of the same parts.
-async fn known(core: &Core, live: &Live, recipe: &str) -> Result<Option<Found>, BuildFailure> {
+async fn known(shared: &Shared, live: &Live, recipe: &str) -> Result<Option<Found>, BuildFailure> {
     for name in live.record.names() {
-        let Some(record) = core.store.template(&name).await.map_err(BuildFailure::Store)?.found() else { continue };
-        let pin = core.artifacts.pin(record.artifact.clone());
-        if record.recipe.as_deref() != Some(recipe) || !core.artifacts.is_usable(&record.artifact) {
+        let Some(record) = shared.store.template(&name).await.map_err(BuildFailure::Store)?.found() else { continue };
+        let pin = shared.artifacts.pin(record.artifact.clone());
+        if record.recipe.as_deref() != Some(recipe) || !shared.artifacts.is_usable(&record.artifact) {
             continue;
         }
-        if let Ok(artifact) = core.artifacts.load(&record.artifact) {
+        if let Ok(artifact) = shared.artifacts.load(&record.artifact) {
             return Ok(Some(Found { context: record.setup.defaults, artifact, pin }));
         }
     }
@@ -133,7 +133,7 @@ fn origin(template: &BuildTemplate, root: RootImage) -> Origin {
 
 /// A template that is being made.
 struct Making<'a> {
-    core: &'a Core,
+    shared: &'a Shared,
     live: &'a Live,
     plan: &'a BuildPlan,
     template: &'a BuildTemplate,
@@ -178,7 +178,7 @@ impl Making<'_> {
         let as_root = |script: String| Step::Run { command: script, user: Some("root".to_owned()) };
         let mut context = Defaults { env: self.template.env.clone(), ..Defaults::default() };
         let mut run = async |step: Step| -> Result<(), BuildFailure> {
-            context = step.run(shell, &context, &self.core.files, self.disk_bytes).await?;
+            context = step.run(shell, &context, &self.shared.files, self.disk_bytes).await?;
             Ok(())
         };
         for file in &self.template.files {

@@ -20,7 +20,7 @@ use crate::{
     identity,
     life::Life,
     machine::{agent::AgentError, session::After},
-    shared::Core,
+    shared::Shared,
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},
@@ -122,7 +122,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.end_at = Timestamp::now();
         record.phase = RecordedPhase::Paused(held.clone());
-        if let Err(error) = self.core.store.put_sandbox(record.clone()).await {
+        if let Err(error) = self.shared.store.put_sandbox(record.clone()).await {
             self.go_on().await;
             return Err(SnapshotError::Store(error));
         }
@@ -152,15 +152,15 @@ impl Owner {
                 result
             }
             Phase::Paused(held) => {
-                let pin = self.core.artifacts.pin(held.artifact.clone());
+                let pin = self.shared.artifacts.pin(held.artifact.clone());
                 let loaded = self
-                    .core
+                    .shared
                     .artifacts
                     .load(&held.artifact)
                     .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
                 match memory {
                     Memory::Dropped if held.memory == Memory::Kept => {
-                        publish_disk(&self.core, self.record.id.clone(), loaded, reason).await?
+                        publish_disk(&self.shared, self.record.id.clone(), loaded, reason).await?
                     }
                     Memory::Dropped | Memory::Kept => (loaded, pin),
                 }
@@ -180,20 +180,20 @@ impl Owner {
 
     async fn try_publish_cut(&mut self, reason: CutReason, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
         let id = self.record.id.clone();
-        let core = Arc::clone(&self.core);
+        let shared = Arc::clone(&self.shared);
         let running = self.phase.running(&id)?;
         // An earlier failure may have left it stopped; a stopped guest cannot answer.
         running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
-        core.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        shared.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
         // Whatever can fail without the machine, or take time, stands before the freeze.
-        let base = core.artifacts.load(&running.session.memory_base);
+        let base = shared.artifacts.load(&running.session.memory_base);
         let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
-        let mut draft = core.artifacts.draft().map_err(|source| SnapshotError::Publish {
+        let mut draft = shared.artifacts.draft().map_err(|source| SnapshotError::Publish {
             id: id.clone(),
-            source: PublishError::File { path: core.config.state_dir.clone(), source },
+            source: PublishError::File { path: shared.config.state_dir.clone(), source },
         })?;
-        let pin = core.artifacts.pin(draft.id());
+        let pin = shared.artifacts.pin(draft.id());
         let then = match reason.kind() {
             ArtifactKind::Continuation => After::GoOn,
             ArtifactKind::Pause | ArtifactKind::Boot | ArtifactKind::BaseTemplate => After::StayPaused,
@@ -201,7 +201,7 @@ impl Owner {
         let begun = Instant::now();
         let cut = running
             .session
-            .cut(&mut draft, &core.artifacts, then, memory)
+            .cut(&mut draft, &shared.artifacts, then, memory)
             .await
             .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         let manifest = base.of_cut(CutState {
@@ -217,12 +217,12 @@ impl Owner {
             layers: cut.layers,
             nonce: running.session.nonce(),
         });
-        let artifacts = core.artifacts.clone();
+        let artifacts = shared.artifacts.clone();
         let published = blocking(move || artifacts.publish(draft, manifest))
             .await
             .map_err(|source| SnapshotError::Publish { id: id.clone(), source })?;
-        core.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
-        core.metrics.observe(Timing::SnapshotSave, begun.elapsed());
+        shared.metrics.observe(Timing::SnapshotFreeze, cut.freeze);
+        shared.metrics.observe(Timing::SnapshotSave, begun.elapsed());
         tracing::info!(sandbox = %id, %reason, freeze_ms = ms(cut.freeze), save_ms = ms(begun.elapsed()), memory = ?cut.parts.map(|parts| parts.memory), "cut a sandbox");
         drop(cut.pin);
         Ok((published, pin))
@@ -242,18 +242,23 @@ impl Owner {
         if let Err(error) = running.session.set_clock(&identity).await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot set a guest's clock");
         }
-        if let Err(error) = self.core.store.put_sandbox(self.record.clone()).await {
+        if let Err(error) = self.shared.store.put_sandbox(self.record.clone()).await {
             tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox's new disk layer");
         }
     }
 }
 
 /// The disk of a paused sandbox as an artifact of its own.
-async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact, reason: CutReason) -> Result<(Artifact, Pin), SnapshotError> {
+async fn publish_disk(
+    shared: &Shared,
+    id: SandboxId,
+    paused: Artifact,
+    reason: CutReason,
+) -> Result<(Artifact, Pin), SnapshotError> {
     let failed = |source| SnapshotError::Publish { id: id.clone(), source };
-    let file = |source| failed(PublishError::File { path: core.config.state_dir.clone(), source });
-    let draft = core.artifacts.draft().map_err(file)?;
-    let pin = core.artifacts.pin(draft.id());
+    let file = |source| failed(PublishError::File { path: shared.config.state_dir.clone(), source });
+    let draft = shared.artifacts.draft().map_err(file)?;
+    let pin = shared.artifacts.pin(draft.id());
     let of = paused.manifest;
     let manifest = of.clone().of_cut(CutState {
         id: draft.id(),
@@ -265,7 +270,7 @@ async fn publish_disk(core: &Core, id: SandboxId, paused: Artifact, reason: CutR
         layers: of.disk.layers,
         nonce: of.guest.nonce,
     });
-    let artifacts = core.artifacts.clone();
+    let artifacts = shared.artifacts.clone();
     let published = blocking(move || artifacts.publish(draft, manifest)).await.map_err(failed)?;
     Ok((published, pin))
 }

@@ -52,7 +52,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.spec.internet = internet;
         record.spec.dns_servers = dns_servers;
-        self.core.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
+        self.shared.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
         self.record = record;
         let id = &self.record.id;
         let applied = running.session.link.set_internet(&self.record.spec.internet).await;

@@ -10,22 +10,22 @@ use jiff::Timestamp;
 use super::Handle;
 use crate::{
     pool::WarmPool,
-    shared::Core,
+    shared::Shared,
     store::spec::{SandboxId, SandboxState},
 };
 
 /// The owners of every sandbox, and what they share.
 #[derive(Debug)]
 pub(crate) struct Owners {
-    pub(crate) core: Arc<Core>,
+    pub(crate) shared: Arc<Shared>,
     /// Where a new one's session may be waiting.
     pub(crate) pool: Arc<WarmPool>,
     handles: Mutex<HashMap<SandboxId, Handle>>,
 }
 
 impl Owners {
-    pub(crate) fn new(core: Arc<Core>, pool: Arc<WarmPool>) -> Arc<Self> {
-        Arc::new(Self { core, pool, handles: Mutex::default() })
+    pub(crate) fn new(shared: Arc<Shared>, pool: Arc<WarmPool>) -> Arc<Self> {
+        Arc::new(Self { shared, pool, handles: Mutex::default() })
     }
 
     /// How each is reached. Never held across a wait.
@@ -40,6 +40,6 @@ impl Owners {
 
     /// Counts a sandbox that has just begun to run.
     pub(super) fn note_start(&self) {
-        self.core.activity.started(self.running(), Timestamp::now());
+        self.shared.activity.started(self.running(), Timestamp::now());
     }
 }

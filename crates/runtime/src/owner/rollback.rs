@@ -22,7 +22,7 @@ use crate::{
     life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
-    shared::Core,
+    shared::Shared,
     start::Found,
     store::{
         Held, RecordedPhase, StoreError,
@@ -71,7 +71,7 @@ pub enum RollbackError {
 impl Owner {
     /// Becomes what `checkpoint` holds. Whoever asks keeps it from being collected.
     pub(super) async fn rollback(&mut self, checkpoint: Artifact) -> Result<RuntimeSandbox, RollbackError> {
-        prove(&self.core, &checkpoint).await.map_err(RollbackError::Checkpoint)?;
+        prove(&self.shared, &checkpoint).await.map_err(RollbackError::Checkpoint)?;
         match self.phase {
             Phase::Gone => return Err(gone(&self.record.id).into()),
             Phase::Paused(_) => self.hold(&checkpoint).await?,
@@ -83,7 +83,7 @@ impl Owner {
                 result?;
             }
         }
-        self.core.collect();
+        self.shared.collect();
         Ok(show(&self.record))
     }
 
@@ -95,7 +95,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.epoch += 1;
         record.phase = RecordedPhase::Paused(held.clone());
-        self.core.store.put_sandbox(record.clone()).await.map_err(RollbackError::Store)?;
+        self.shared.store.put_sandbox(record.clone()).await.map_err(RollbackError::Store)?;
         self.record = record;
         self.become_phase(Phase::Paused(held));
         Ok(())
@@ -108,7 +108,7 @@ impl Owner {
         let id = self.record.id.clone();
         // What it was is durable; it goes on from there, or at worst stays paused.
         let Phase::Paused(held) = &self.phase else { return Err(RollbackError::Restore { id, source }) };
-        let back = match self.core.artifacts.load(&held.artifact) {
+        let back = match self.shared.artifacts.load(&held.artifact) {
             Ok(now) => self.run_from(now, end_at).await,
             Err(source) => {
                 let source = SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source };
@@ -123,9 +123,9 @@ impl Owner {
 
     async fn run_from(&mut self, artifact: Artifact, end_at: Timestamp) -> Result<(), ResumeError> {
         let begun = Instant::now();
-        let pin = self.core.artifacts.pin(artifact.manifest.id.clone());
+        let pin = self.shared.artifacts.pin(artifact.manifest.id.clone());
         let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
-        let (record, running) = wake::start(&self.core, found, Memory::Kept).await?;
+        let (record, running) = wake::start(&self.shared, found, Memory::Kept).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())
@@ -133,11 +133,11 @@ impl Owner {
 }
 
 /// Refuses what a restore would refuse.
-async fn prove(core: &Core, checkpoint: &Artifact) -> Result<(), SnapshotRestoreError> {
+async fn prove(shared: &Shared, checkpoint: &Artifact) -> Result<(), SnapshotRestoreError> {
     if checkpoint.manifest.memory != MemoryMember::Absent {
-        restore::check_compatible(&checkpoint.manifest, &core.gates.engine)?;
+        restore::check_compatible(&checkpoint.manifest, &shared.gates.engine)?;
     }
-    let (artifacts, artifact) = (core.artifacts.clone(), checkpoint.clone());
+    let (artifacts, artifact) = (shared.artifacts.clone(), checkpoint.clone());
     blocking(move || artifacts.verify(&artifact))
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: checkpoint.manifest.id.clone(), source })

@@ -26,7 +26,7 @@ use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
     ground::blocking::blocking,
-    shared::Core,
+    shared::Shared,
     store::{Held, RecordedPhase},
 };
 
@@ -134,14 +134,14 @@ impl Owner {
             return;
         }
         // One that cannot be read is not for us to complain about.
-        let loaded = self.core.artifacts.load(&held.artifact).ok();
+        let loaded = self.shared.artifacts.load(&held.artifact).ok();
         let layers = loaded.as_ref().map(|artifact| artifact.manifest.disk.layers.clone()).unwrap_or_default();
         let depth = layers.len();
         self.upkeep.held = Some((held.artifact.clone(), layers));
-        let is_bulky = |artifact: &Artifact| ArtifactStore::is_bulky(artifact, self.core.config.flatten);
+        let is_bulky = |artifact: &Artifact| ArtifactStore::is_bulky(artifact, self.shared.config.flatten);
         self.upkeep.flattening = loaded.filter(is_bulky).map(|artifact| {
-            let stop = self.core.stopping.child_token();
-            let task = self.core.tasks.spawn(flatten(Arc::clone(&self.core), artifact, stop.clone()));
+            let stop = self.shared.stopping.child_token();
+            let task = self.shared.tasks.spawn(flatten(Arc::clone(&self.shared), artifact, stop.clone()));
             Work { task, depth, _given_up: stop.drop_guard() }
         });
     }
@@ -156,7 +156,7 @@ impl Owner {
         let held = Held { artifact: flat.artifact.manifest.id.clone(), ..held.clone() };
         let mut record = self.record.clone();
         record.phase = RecordedPhase::Paused(held.clone());
-        match self.core.store.put_sandbox(record.clone()).await {
+        match self.shared.store.put_sandbox(record.clone()).await {
             Ok(()) => {
                 tracing::info!(sandbox = %self.record.id, artifact = held.artifact, "flattened the memory of a paused sandbox");
                 self.record = record;
@@ -167,7 +167,7 @@ impl Owner {
             }
         }
         drop(flat.pin);
-        self.core.collect();
+        self.shared.collect();
     }
 
     /// The sealed layers of the disk as it is now.
@@ -186,8 +186,8 @@ impl Owner {
         if depth <= MAX_DEPTH || done || upkeep.merge.is_some() || upkeep.failed_at == Some(depth) {
             return;
         }
-        let stop = self.core.stopping.child_token();
-        let task = self.core.tasks.spawn(merge(Arc::clone(&self.core), layers, stop.clone()));
+        let stop = self.shared.stopping.child_token();
+        let task = self.shared.tasks.spawn(merge(Arc::clone(&self.shared), layers, stop.clone()));
         self.upkeep.merge = Some(Work { task, depth, _given_up: stop.drop_guard() });
     }
 
@@ -200,7 +200,7 @@ impl Owner {
         let RecordedPhase::Running { layers, .. } = &mut record.phase else { return };
         layers.clone_from(&shallow);
         let depths = (running.session.disk.layers.len(), shallow.len());
-        match self.core.store.put_sandbox(record.clone()).await {
+        match self.shared.store.put_sandbox(record.clone()).await {
             Ok(()) => {
                 running.session.name_layers(shallow, merged.pin);
                 self.record = record;
@@ -218,18 +218,18 @@ impl Owner {
 }
 
 /// Merges the upper ones of `layers`, when it is this sandbox's turn.
-async fn merge(core: Arc<Core>, layers: Vec<String>, stop: CancellationToken) -> Option<MergedLayers> {
+async fn merge(shared: Arc<Shared>, layers: Vec<String>, stop: CancellationToken) -> Option<MergedLayers> {
     // They stay while they are read, whatever becomes of the sandbox.
-    let _pins: Vec<_> = layers.iter().map(|id| core.artifacts.pin(format!("layer:{id}"))).collect();
+    let _pins: Vec<_> = layers.iter().map(|id| shared.artifacts.pin(format!("layer:{id}"))).collect();
     let _turn = tokio::select! {
-        turn = core.upkeep.acquire() => turn.ok()?,
+        turn = shared.upkeep.acquire() => turn.ok()?,
         () = stop.cancelled() => return None,
     };
-    if let Err(error) = core.gates.disk.check() {
+    if let Err(error) = shared.gates.disk.check() {
         tracing::warn!(error = chain(&error), "the layers of a disk are not merged");
         return None;
     }
-    let (artifacts, stopped) = (core.artifacts.clone(), stop.clone());
+    let (artifacts, stopped) = (shared.artifacts.clone(), stop.clone());
     match blocking(move || artifacts.merge_layers(&layers, &|| !stopped.is_cancelled())).await {
         Ok(merged) => Some(merged),
         Err(_) if stop.is_cancelled() => None,
@@ -241,20 +241,20 @@ async fn merge(core: Arc<Core>, layers: Vec<String>, stop: CancellationToken) ->
 }
 
 /// Gives the state of a paused sandbox a memory of its own, some time after the pause, when it is its turn.
-async fn flatten(core: Arc<Core>, artifact: Artifact, stop: CancellationToken) -> Option<Flat> {
+async fn flatten(shared: Arc<Shared>, artifact: Artifact, stop: CancellationToken) -> Option<Flat> {
     let work = async {
-        tokio::time::sleep(core.config.flatten.after).await;
-        core.upkeep.acquire().await.ok()
+        tokio::time::sleep(shared.config.flatten.after).await;
+        shared.upkeep.acquire().await.ok()
     };
     let _turn = tokio::select! {
         turn = work => turn?,
         () = stop.cancelled() => return None,
     };
-    if let Err(error) = core.gates.disk.check() {
+    if let Err(error) = shared.gates.disk.check() {
         tracing::warn!(error = chain(&error), "the memory of a paused sandbox is not flattened");
         return None;
     }
-    let (artifacts, of, stopped) = (core.artifacts.clone(), artifact.manifest.id.clone(), stop.clone());
+    let (artifacts, of, stopped) = (shared.artifacts.clone(), artifact.manifest.id.clone(), stop.clone());
     match blocking(move || artifacts.flatten(&artifact, &|| !stopped.is_cancelled())).await {
         Ok((artifact, pin)) => Some(Flat { of, artifact, pin }),
         // It was woken, or is gone.

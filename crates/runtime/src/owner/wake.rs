@@ -16,7 +16,7 @@ use crate::{
     life::{Life, Until},
     owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
-    shared::Core,
+    shared::Shared,
     start::{Found, Recorded},
     store::{
         Held, SandboxRecord, StoreError,
@@ -107,8 +107,8 @@ impl Owner {
         };
         check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
         let begun = Instant::now();
-        let pin = self.core.artifacts.pin(held.artifact.clone());
-        let loaded = self.core.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
+        let pin = self.shared.artifacts.pin(held.artifact.clone());
+        let loaded = self.shared.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
             id: self.record.id.clone(),
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
@@ -116,25 +116,29 @@ impl Owner {
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let found = Found::new(life, loaded, pin, begun);
-        let (record, running) = start(&self.core, found, memory).await?;
+        let (record, running) = start(&self.shared, found, memory).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
         self.owners.note_start();
         self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
-        self.core.collect();
+        self.shared.collect();
         Ok(show(&self.record))
     }
 }
 
 /// Restores what was found, and records that it runs. With memory dropped its disk is booted before.
-pub(super) async fn start(core: &Arc<Core>, found: Found, memory: Memory) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
+pub(super) async fn start(
+    shared: &Arc<Shared>,
+    found: Found,
+    memory: Memory,
+) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
     let id = found.life.id.clone();
     let launched = tokio::select! {
         // Apart: an owner lives as long as its sandbox, and would keep the room of a launch that is over.
-        launched = Box::pin(found.restore(core, memory)) => launched.map_err(|source| ResumeError::Restore { id, source })?,
-        () = core.stopping.cancelled() => return Err(ResumeError::Stopping),
+        launched = Box::pin(found.restore(shared, memory)) => launched.map_err(|source| ResumeError::Restore { id, source })?,
+        () = shared.stopping.cancelled() => return Err(ResumeError::Stopping),
     };
-    let Recorded { session, reservation, record } = launched.record(core).await.map_err(ResumeError::Store)?;
+    let Recorded { session, reservation, record } = launched.record(shared).await.map_err(ResumeError::Store)?;
     Ok((record, Box::new(Running::new(session, reservation))))
 }

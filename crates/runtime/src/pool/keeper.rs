@@ -19,7 +19,7 @@ use crate::{
         session::Session,
     },
     restore::{Proven, SnapshotRestoreError},
-    shared::Core,
+    shared::Shared,
     store::spec::InternetAccess,
 };
 
@@ -74,10 +74,10 @@ impl RefillError {
 }
 
 /// Keeps the pool as deep as it is wanted until the runtime stops, then ends all that waits.
-pub(crate) async fn keep(core: Arc<Core>, pool: Arc<WarmPool>) {
+pub(crate) async fn keep(shared: Arc<Shared>, pool: Arc<WarmPool>) {
     loop {
         if std::mem::take(&mut pool.state().stale) {
-            match core.store.templates().await {
+            match shared.store.templates().await {
                 Ok(templates) => pool.reconcile(&templates),
                 Err(error) => {
                     tracing::warn!(error = chain(&error), "cannot read which templates are to be kept warm");
@@ -87,7 +87,7 @@ pub(crate) async fn keep(core: Arc<Core>, pool: Arc<WarmPool>) {
         }
         let until = match pool.plan(Instant::now()) {
             Step::Make(order) => {
-                core.tasks.spawn(tend(Arc::clone(&core), Arc::clone(&pool), order));
+                shared.tasks.spawn(tend(Arc::clone(&shared), Arc::clone(&pool), order));
                 continue;
             }
             Step::WaitUntil(until) => until,
@@ -95,18 +95,18 @@ pub(crate) async fn keep(core: Arc<Core>, pool: Arc<WarmPool>) {
         tokio::select! {
             () = pool.changed.notified() => {}
             () = tokio::time::sleep_until(until) => {}
-            () = core.stopping.cancelled() => break,
+            () = shared.stopping.cancelled() => break,
         }
     }
     pool.close();
 }
 
 /// The life of one that waits.
-async fn tend(core: Arc<Core>, pool: Arc<WarmPool>, mut order: Order) {
+async fn tend(shared: Arc<Shared>, pool: Arc<WarmPool>, mut order: Order) {
     // Told last, whatever happens: whoever evicts waits for it.
     let _ended = order.ended.clone().drop_guard();
     let begun = Instant::now();
-    let waiting = match make(&core, &pool, &mut order).await {
+    let waiting = match make(&shared, &pool, &mut order).await {
         Ok(waiting) => waiting,
         Err(error) => {
             if matches!(error, RefillError::GivenUp) {
@@ -176,39 +176,39 @@ impl Waiting {
     }
 }
 
-async fn make(core: &Core, pool: &WarmPool, order: &mut Order) -> Result<Waiting, RefillError> {
-    let _pin = core.artifacts.pin(order.artifact.clone());
-    let artifact = core.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
+async fn make(shared: &Shared, pool: &WarmPool, order: &mut Order) -> Result<Waiting, RefillError> {
+    let _pin = shared.artifacts.pin(order.artifact.clone());
+    let artifact = shared.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
         identity: identity::of_warm(template_of(&order.template), artifact.manifest.epoch, crate::ground::random::hex::<32>()),
         internet: InternetAccess::Allowed,
         artifact,
     };
-    let Proven { request, .. } = Proven::prove(request, &core.gates).await.map_err(RefillError::Check)?;
-    core.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
+    let Proven { request, .. } = Proven::prove(request, &shared.gates).await.map_err(RefillError::Check)?;
+    shared.gates.disk.check_for_refill().map_err(RefillError::Disk)?;
     if pool.note_disk(false) {
         tracing::info!("the disk has room for warm sessions again");
     }
-    let reservation = reserve(core, pool, order, request.budget).await?;
+    let reservation = reserve(shared, pool, order, request.budget).await?;
     match order.stage {
-        Stage::Prepared => prepare(core, order, &request, reservation).await,
-        Stage::Warm => warm(core, order, &request, reservation).await,
+        Stage::Prepared => prepare(shared, order, &request, reservation).await,
+        Stage::Warm => warm(shared, order, &request, reservation).await,
     }
 }
 
 /// Takes capacity for it. A warm session is worth a prepared engine, if that is all that is in its way.
 async fn reserve(
-    core: &Core,
+    shared: &Shared,
     pool: &WarmPool,
     order: &Order,
     budget: ResourceBudget,
 ) -> Result<WarmSessionReservation, WarmAdmissionError> {
-    match core.gates.admission.admit_warm(budget) {
+    match shared.gates.admission.admit_warm(budget) {
         Err(WarmAdmissionError::Capacity(_))
             if order.stage == Stage::Warm && pool.end_prepared(&order.template, &budget).await =>
         {
-            core.gates.admission.admit_warm(budget)
+            shared.gates.admission.admit_warm(budget)
         }
         decided => decided,
     }
@@ -216,13 +216,13 @@ async fn reserve(
 
 /// Stages the template, and leaves its engine waiting.
 async fn prepare(
-    core: &Core,
+    shared: &Shared,
     order: &mut Order,
     request: &SnapshotRestoreRequest,
     reservation: WarmSessionReservation,
 ) -> Result<Waiting, RefillError> {
     let staged = tokio::select! {
-        staged = core.launcher.stage(&request.artifact, &request.identity.sandbox_id, &request.internet) => staged,
+        staged = shared.launcher.stage(&request.artifact, &request.identity.sandbox_id, &request.internet) => staged,
         () = unwanted(&mut order.claimed) => return Err(RefillError::GivenUp),
     };
     let (staged, _) = staged.map_err(RefillError::Prepare)?;
@@ -231,13 +231,13 @@ async fn prepare(
 
 /// Restores the template, warms its guest up and stops it.
 async fn warm(
-    core: &Core,
+    shared: &Shared,
     order: &mut Order,
     request: &SnapshotRestoreRequest,
     reservation: WarmSessionReservation,
 ) -> Result<Waiting, RefillError> {
     let launched = tokio::select! {
-        launched = core.launcher.launch(request) => launched,
+        launched = shared.launcher.launch(request) => launched,
         () = unwanted(&mut order.claimed) => return Err(RefillError::GivenUp),
     };
     let (mut session, _) = launched.map_err(RefillError::Launch)?;

@@ -25,7 +25,7 @@ use crate::{
     owner::{Continuation, Owner, Owners, check_timeout},
     pool::Claimed,
     restore::{Proven, SnapshotRestoreError},
-    shared::Core,
+    shared::Shared,
     start::{Found, Launched},
     store::{
         StoreError,
@@ -64,16 +64,16 @@ pub enum CreateError {
 /// capacity or later; who goes away after that has a sandbox that nobody knows, and that ends at once.
 pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
     let begun = Instant::now();
-    let core = &owners.core;
+    let shared = &owners.shared;
     check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
-    if core.stopping.is_cancelled() {
+    if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
     }
-    let template = find(core, &request.template).await?;
+    let template = find(shared, &request.template).await?;
     let life = Life::first(&template, request);
     let PreparedTemplate { record, artifact, pin } = template;
     let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun)).await?;
-    count(core, record.id);
+    count(shared, record.id);
     Ok(created)
 }
 
@@ -86,7 +86,7 @@ pub(crate) async fn fork(
 ) -> Vec<Result<RuntimeSandbox, CreateError>> {
     let children = (0..count).map(|_| {
         let begun = Instant::now();
-        let pin = owners.core.artifacts.pin(cut.artifact.manifest.id.clone());
+        let pin = owners.shared.artifacts.pin(cut.artifact.manifest.id.clone());
         let life = Life::of_fork(&cut.record, &cut.artifact.manifest, timeout);
         SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun))
     });
@@ -94,11 +94,11 @@ pub(crate) async fn fork(
 }
 
 /// What a reference leads to, with its artifact.
-async fn find(core: &Core, reference: &str) -> Result<PreparedTemplate, CreateError> {
-    let found = core.store.template(reference).await.map_err(CreateError::Store)?;
+async fn find(shared: &Shared, reference: &str) -> Result<PreparedTemplate, CreateError> {
+    let found = shared.store.template(reference).await.map_err(CreateError::Store)?;
     let record = NoTemplate::unless_found(reference, found)?;
     let template = record.id.clone();
-    PreparedTemplate::load(core, record).map_err(|source| CreateError::Restore { template, source })
+    PreparedTemplate::load(shared, record).map_err(|source| CreateError::Restore { template, source })
 }
 
 /// A create that is under way, for whoever waits at the other end.
@@ -112,7 +112,7 @@ impl SandboxCreate {
     fn begin(owners: &Arc<Owners>, found: Found) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> + use<> {
         let (creator, answer) = oneshot::channel();
         let create = Self { owners: Arc::clone(owners), creator };
-        owners.core.tasks.spawn(create.run(found));
+        owners.shared.tasks.spawn(create.run(found));
         // A task that is gone without an answer went with its runtime.
         async move { answer.await.unwrap_or(Err(CreateError::Stopping)) }
     }
@@ -123,12 +123,12 @@ impl SandboxCreate {
         let launched = tokio::select! {
             // Apart: this task lives as long as the sandbox, and would keep the room of a launch that is over.
             launched = Box::pin(launch(&self.owners, found)) => launched.map_err(|source| CreateError::Restore { template, source }),
-            () = self.owners.core.stopping.cancelled() => Err(CreateError::Stopping),
+            () = self.owners.shared.stopping.cancelled() => Err(CreateError::Stopping),
             // Nobody hears why there is no sandbox.
             () = self.creator.closed() => return,
         };
         let recorded = match launched {
-            Ok(launched) => launched.record(&self.owners.core).await.map_err(CreateError::Store),
+            Ok(launched) => launched.record(&self.owners.shared).await.map_err(CreateError::Store),
             Err(error) => Err(error),
         };
         match recorded {
@@ -143,7 +143,7 @@ impl SandboxCreate {
     /// Gives the sandbox to its creator, and goes on as its owner.
     async fn hand_over(self, owner: Owner) {
         // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
-        if self.owners.core.stopping.is_cancelled() {
+        if self.owners.shared.stopping.is_cancelled() {
             owner.end("the server is stopping").await;
             drop(self.creator.send(Err(CreateError::Stopping)));
         } else if self.creator.send(Ok(owner.shown())).is_err() {
@@ -157,21 +157,21 @@ impl SandboxCreate {
 /// Makes a session of what was found, in the order of every restore: compatibility, integrity, disk floor, capacity, launch. What waits
 /// in the pool has had its capacity and most of its launch.
 async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotRestoreError> {
-    let core = &owners.core;
-    let found = found.with_memory(core, Memory::Kept).await?;
+    let shared = &owners.shared;
+    let found = found.with_memory(shared, Memory::Kept).await?;
     let _creating = owners.pool.begin_create();
-    let proven = Proven::prove(found.request(), &core.gates).await?;
+    let proven = Proven::prove(found.request(), &shared.gates).await?;
     let (report, claimed) = match owners.pool.claim(proven).await {
         Ok(Claimed { report, stage }) => (report, Some(stage)),
-        Err(proven) => (proven.admit(&core.gates).await?.launch(&core.launcher).await?, None),
+        Err(proven) => (proven.admit(&shared.gates).await?.launch(&shared.launcher).await?, None),
     };
     Ok(found.launched(report, claimed))
 }
 
 /// Counts a sandbox of a template, which nobody waits for.
-fn count(core: &Core, template: String) {
-    let store = core.store.clone();
-    core.tasks.spawn(async move {
+fn count(shared: &Shared, template: String) {
+    let store = shared.store.clone();
+    shared.tasks.spawn(async move {
         if let Err(error) = store.count_spawn(template, Timestamp::now()).await {
             tracing::warn!(error = chain(&error), "cannot count a sandbox of a template");
         }

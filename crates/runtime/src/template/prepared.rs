@@ -3,7 +3,7 @@
 use crate::{
     artifact::{Artifact, Pin},
     restore::SnapshotRestoreError,
-    shared::Core,
+    shared::Shared,
     store::TemplateRecord,
 };
 
@@ -18,10 +18,10 @@ pub(crate) struct PreparedTemplate {
 
 impl PreparedTemplate {
     /// Reads the artifact of what was found. Nothing is proven of it yet.
-    pub(crate) fn load(core: &Core, record: TemplateRecord) -> Result<Self, SnapshotRestoreError> {
+    pub(crate) fn load(shared: &Shared, record: TemplateRecord) -> Result<Self, SnapshotRestoreError> {
         // Before it is read: what goes in between is missed here, and not in the middle of a restore.
-        let pin = core.artifacts.pin(record.artifact.clone());
-        match core.artifacts.load(&record.artifact) {
+        let pin = shared.artifacts.pin(record.artifact.clone());
+        match shared.artifacts.load(&record.artifact) {
             Ok(artifact) => Ok(Self { record, artifact, pin }),
             Err(source) => Err(SnapshotRestoreError::Integrity { artifact: record.artifact, source }),
         }
