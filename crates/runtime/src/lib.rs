@@ -4,7 +4,6 @@
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
 pub mod artifact;
-mod boot;
 pub mod build;
 mod builds;
 pub mod capacity;
@@ -16,14 +15,10 @@ pub mod generation;
 mod ground;
 mod host;
 pub mod host_templates;
-mod identity;
 pub mod images;
-mod life;
 pub mod lineage;
 mod machine;
 pub mod owner;
-pub mod pool;
-mod reboot;
 pub mod restore;
 pub mod runtime;
 mod sampler;
@@ -46,6 +41,7 @@ pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, guest_file, launch, network};
 pub use restore::warm;
 pub use shared::config;
+pub use start::pool;
 pub use storage::{secrets, volumes};
 pub use store::state_dir;
 pub use telemetry::{activity, history, metrics};

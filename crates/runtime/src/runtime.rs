@@ -32,11 +32,14 @@ use crate::{
         Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
         ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
     },
-    pool::{self, WarmPool},
     restore::{RestoreGates, warm::PoolStatus},
     sampler,
     sandbox::{self, CreateError},
     shared::{Parts, Shared, config::RuntimeConfig},
+    start::{
+        PreparedTemplate,
+        pool::{self, WarmPool},
+    },
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{
         Store, StoreError, TemplateRecord, full_names,
@@ -52,7 +55,6 @@ use crate::{
         history::Event,
         metrics::{Live, Metrics},
     },
-    template::PreparedTemplate,
 };
 
 /// The most children of one fork.

@@ -7,10 +7,6 @@ use crate::{
     store::{BuildState, spec::SandboxId},
 };
 
-mod prepared;
-
-pub(crate) use self::prepared::PreparedTemplate;
-
 /// A template as the API shows it. Of a template without a build that has ended, its newest build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateInfo {

@@ -11,10 +11,8 @@ use crate::{
     artifact::{
         Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
     },
-    boot::{self, BootRequest, Booted},
     capacity::{ActiveSessionReservation, ResourceBudget, admission::AdmissionError},
     ground::blocking::blocking,
-    identity,
     machine::{
         launch::SnapshotRestoreRequest,
         quiescence::come_to_rest,
@@ -22,6 +20,10 @@ use crate::{
     },
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     shared::Shared,
+    start::{
+        boot::{self, BootRequest, Booted},
+        identity,
+    },
     store::spec::{InternetAccess, Memory},
 };
 

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildInfo, log::BuildLog};
 use crate::{
-    pool::WarmPool,
     shared::Shared,
+    start::pool::WarmPool,
     storage::uploads::FilesInUse,
     store::{BuildReason, BuildRecord, StoreError},
 };

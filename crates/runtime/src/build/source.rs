@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
-    boot::Booted,
     ground::{blocking::blocking, reference::NoTemplate},
     images::{BuildImage, ImageRequest, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
     shared::Shared,
+    start::boot::Booted,
     store::{Defaults, TemplateRecord},
 };
 

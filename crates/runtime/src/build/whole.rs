@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     artifact::{DiskMembers, FORMAT},
-    boot::Booted,
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
     shared::Shared,
+    start::boot::Booted,
     store::Defaults,
 };
 

@@ -17,10 +17,9 @@ use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
     ground::blocking::blocking,
     host::disk::DiskPressure,
-    identity,
-    life::Life,
     machine::{agent::AgentError, session::After},
     shared::Shared,
+    start::{identity, life::Life},
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::Handle;
 use crate::{
-    pool::WarmPool,
     shared::Shared,
+    start::pool::WarmPool,
     store::spec::{SandboxId, SandboxState},
 };
 

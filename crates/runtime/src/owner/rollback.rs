@@ -19,11 +19,13 @@ use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     ground::blocking::blocking,
-    life::{Life, Until},
     owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
     shared::Shared,
-    start::Found,
+    start::{
+        Found,
+        life::{Life, Until},
+    },
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},

@@ -13,11 +13,13 @@ use super::{
 };
 use crate::{
     generation::{self, StaleState},
-    life::{Life, Until},
     owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
     shared::Shared,
-    start::{Found, Recorded},
+    start::{
+        Found, Recorded,
+        life::{Life, Until},
+    },
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},

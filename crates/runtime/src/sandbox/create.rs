@@ -21,17 +21,14 @@ use tokio::sync::oneshot;
 
 use crate::{
     ground::reference::NoTemplate,
-    life::Life,
     owner::{Continuation, Owner, Owners, check_timeout},
-    pool::Claimed,
     restore::{Proven, SnapshotRestoreError},
     shared::Shared,
-    start::{Found, Launched},
+    start::{Found, Launched, PreparedTemplate, life::Life, pool::Claimed},
     store::{
         StoreError,
         spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
     },
-    template::PreparedTemplate,
 };
 
 /// Why a sandbox was not created.

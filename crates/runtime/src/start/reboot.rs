@@ -13,12 +13,14 @@ use firkin_wire::control::Identity;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, BootedState, DiskMembers, Pin, SnapshotArtifactManifest},
-    boot::{self, BootRequest, Booted},
     ground::blocking::blocking,
-    life::Life,
     machine::launch::BootError,
     restore::SnapshotRestoreError,
     shared::Shared,
+    start::{
+        boot::{self, BootRequest, Booted},
+        life::Life,
+    },
 };
 
 /// Boots the disk of `artifact` for the sandbox of `life`, in the epoch of `identity`. What it returns has memory and can be

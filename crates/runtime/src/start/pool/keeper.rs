@@ -11,7 +11,6 @@ use crate::{
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
     host::disk::{DiskPressure, REFILL_FACTOR},
-    identity,
     machine::{
         command::{self, CommandError, GuestCommand},
         launch::{LaunchError, SnapshotRestoreRequest, SnapshotSessionLauncher as _},
@@ -20,6 +19,7 @@ use crate::{
     },
     restore::{Proven, SnapshotRestoreError},
     shared::Shared,
+    start::identity,
     store::spec::InternetAccess,
 };
 

@@ -11,11 +11,11 @@ use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
     machine::session::Session,
+    start::PreparedTemplate,
     store::{
         Defaults, RecordedPhase, SandboxRecord,
         spec::{CreateSandbox, SandboxId},
     },
-    template::PreparedTemplate,
 };
 
 /// Who is about to run. Its fields are those of [`SandboxRecord`].

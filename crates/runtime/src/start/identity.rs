@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use firkin_wire::control::Identity;
 
-use crate::{life::Life, machine::agent::realtime_ns, store::spec::SandboxId};
+use crate::{machine::agent::realtime_ns, start::life::Life, store::spec::SandboxId};
 
 /// The epoch that every template's guest is in.
 const TEMPLATE_EPOCH: u64 = 1;

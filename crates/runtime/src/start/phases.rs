@@ -1,0 +1,190 @@
+//! How a sandbox starts: what creates, forks, resumes and rollbacks share, from what they found to a record that it runs.
+//!
+//! ```text
+//!   Found ──► (booted, where there is no memory) ──► Proven ──► Admitted ──► Launched ──► Recorded
+//! ```
+//!
+//! Each phase is a value that holds what is given back if the next does not come about: pins, capacity, the machine. What stands
+//! between is [`restore`](crate::restore)'s, and for what is new the [pool](crate::start::pool)'s.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    artifact::{Artifact, MemoryMember, Pin},
+    capacity::ActiveSessionReservation,
+    machine::{
+        launch::{LaunchTimings, SnapshotRestoreRequest},
+        session::Session,
+    },
+    restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
+    shared::Shared,
+    start::{identity, life::Life, pool::Stage, reboot},
+    store::{SandboxRecord, StoreError, spec::Memory},
+    telemetry::metrics::{Metrics, Timing, ms},
+};
+
+/// Who is about to run, and the state that it begins from, which is not collected meanwhile.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) life: Life,
+    artifact: Artifact,
+    pins: Vec<Pin>,
+    report: StartReport,
+}
+
+/// A session whose guest is the sandbox, and that nobody knows of yet. Dropped, it ends and gives its capacity back.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    // Before the reservation: the machine goes first.
+    session: Session,
+    reservation: ActiveSessionReservation,
+    life: Life,
+    /// Until what they keep is on record.
+    pins: Vec<Pin>,
+    report: StartReport,
+}
+
+/// A sandbox that runs and is on record.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) session: Session,
+    pub(crate) reservation: ActiveSessionReservation,
+    pub(crate) record: SandboxRecord,
+}
+
+/// How long each phase of a start took.
+#[derive(Debug, Clone, Copy, Default)]
+struct StartReport {
+    /// Looking for what is started from.
+    found: Duration,
+    /// Booting, where there was no memory.
+    booted: Option<Duration>,
+    /// Compatibility, integrity, disk floor.
+    checks: Duration,
+    /// Waiting for capacity, or for what had it.
+    admission: Duration,
+    launch: LaunchTimings,
+    /// What it was in the pool, if it came from there.
+    claimed: Option<Stage>,
+    recorded: Duration,
+}
+
+impl Found {
+    /// Since `begun` this was looked for.
+    pub(crate) fn new(life: Life, artifact: Artifact, pin: Pin, begun: Instant) -> Self {
+        let report = StartReport { found: begun.elapsed(), ..StartReport::default() };
+        Self { life, artifact, pins: vec![pin], report }
+    }
+
+    /// Sees to it that there is memory to restore: where there is none, or it is `Dropped`, the disk is booted.
+    pub(crate) async fn with_memory(mut self, shared: &Arc<Shared>, memory: Memory) -> Result<Self, SnapshotRestoreError> {
+        if memory == Memory::Kept && self.artifact.manifest.memory != MemoryMember::Absent {
+            return Ok(self);
+        }
+        let begun = Instant::now();
+        let identity = identity::of_sandbox(&self.life);
+        let (booted, pin) = reboot::memory_of_disk(shared, &self.life, self.artifact, identity).await?;
+        self.life.epoch = booted.manifest.epoch + 1;
+        self.artifact = booted;
+        self.pins.push(pin);
+        self.report.booted = Some(begun.elapsed());
+        Ok(self)
+    }
+
+    /// What its restore is to make of it.
+    pub(crate) fn request(&self) -> SnapshotRestoreRequest {
+        SnapshotRestoreRequest {
+            artifact: self.artifact.clone(),
+            budget: self.life.budget,
+            identity: identity::of_sandbox(&self.life),
+            internet: self.life.spec.internet.clone(),
+        }
+    }
+
+    /// Restores a sandbox that goes on.
+    pub(crate) async fn restore(self, shared: &Arc<Shared>, memory: Memory) -> Result<Launched, SnapshotRestoreError> {
+        let found = self.with_memory(shared, memory).await?;
+        let report = restore::restore(found.request(), &shared.gates, &shared.launcher).await?;
+        Ok(found.launched(report, None))
+    }
+
+    /// Its restore was done; or it was claimed, and what waited was so far.
+    pub(crate) fn launched(self, report: SnapshotRestoreReport<Session>, claimed: Option<Stage>) -> Launched {
+        let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
+        let report = StartReport { checks, admission, launch, claimed, ..self.report };
+        Launched { session, reservation, life: self.life, pins: self.pins, report }
+    }
+}
+
+impl Launched {
+    /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
+    pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
+        let Self { pins, life, mut report, reservation, session } = self;
+        let begun = Instant::now();
+        let record = life.begun_in(&session);
+        if let Err(error) = shared.store.put_sandbox(record.clone()).await {
+            session.end().await;
+            return Err(error);
+        }
+        drop(pins);
+        report.recorded = begun.elapsed();
+        report.tell(&record, &shared.metrics);
+        Ok(Recorded { session, reservation, record })
+    }
+}
+
+impl StartReport {
+    /// From the checks until the guest is who it should be.
+    fn restore(&self) -> Duration {
+        let LaunchTimings { staging, vm_restore, agent_connect, first_answer: _ } = self.launch;
+        self.checks + self.admission + staging + vm_restore + agent_connect
+    }
+
+    fn all(&self) -> Duration {
+        self.found + self.booted.unwrap_or_default() + self.restore() + self.recorded
+    }
+
+    /// The one place where it is told how long a start took.
+    fn tell(&self, record: &SandboxRecord, metrics: &Metrics) {
+        let restored = match self.claimed {
+            Some(Stage::Warm) => Timing::WarmPoolCheckout,
+            // A restore as any other, the first half of which was done before.
+            Some(Stage::Prepared) | None => Timing::WarmSnapshotRestore,
+        };
+        metrics.observe(restored, self.restore());
+        metrics.observe(Timing::ReadyProbe, self.launch.first_answer);
+        metrics.observe(Timing::FreshnessSync, self.launch.agent_connect);
+        tracing::info!(
+            sandbox = %record.id, epoch = record.epoch, claimed = ?self.claimed,
+            total_ms = ms(self.all()), found_ms = ms(self.found), boot_ms = self.booted.map(ms), checks_ms = ms(self.checks),
+            admission_ms = ms(self.admission), staging_ms = ms(self.launch.staging), vm_restore_ms = ms(self.launch.vm_restore),
+            agent_ms = ms(self.launch.agent_connect), record_ms = ms(self.recorded),
+            "restored a sandbox"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_lies_between_what_was_found_and_its_record() {
+        let s = Duration::from_secs;
+        let launch = LaunchTimings { staging: s(16), vm_restore: s(32), first_answer: s(1000), agent_connect: s(64) };
+        let report = StartReport {
+            found: s(1),
+            booted: Some(s(2)),
+            checks: s(4),
+            admission: s(8),
+            launch,
+            claimed: None,
+            recorded: s(128),
+        };
+        // The first answer is a part of what comes until the guest is connected.
+        assert_eq!((report.restore(), report.all()), (s(124), s(255)));
+    }
+}
