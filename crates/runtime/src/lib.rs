@@ -8,7 +8,6 @@ pub mod build;
 mod builds;
 pub mod capacity;
 mod dependents;
-mod disk_budget;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generation;
@@ -32,7 +31,7 @@ pub mod tags;
 mod telemetry;
 pub mod template;
 pub mod templates;
-pub mod verify;
+mod upkeep;
 
 pub use capacity::admission;
 pub use ground::{progress, reference};
@@ -45,3 +44,4 @@ pub use start::pool;
 pub use storage::{secrets, volumes};
 pub use store::state_dir;
 pub use telemetry::{activity, history, metrics};
+pub use upkeep::verify;

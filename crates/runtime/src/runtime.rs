@@ -17,7 +17,6 @@ use crate::{
     artifact::{ArtifactStore, CutReason},
     build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
-    disk_budget,
     ground::reference::{DEFAULT, TEAM, valid_name},
     host::disk::DiskPressureGuard,
     lineage::{self, LineageNode},
@@ -55,6 +54,7 @@ use crate::{
         history::Event,
         metrics::{Live, Metrics},
     },
+    upkeep::disk_budget,
 };
 
 /// The most children of one fork.

@@ -27,11 +27,11 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
-    disk_budget,
     machine::session::After,
     shared::Shared,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
     telemetry::metrics::Timing,
+    upkeep::disk_budget,
 };
 
 /// Runs a build and records how it ended.
