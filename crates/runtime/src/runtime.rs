@@ -19,7 +19,6 @@ use crate::{
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     ground::reference::{DEFAULT, TEAM, valid_name},
     host::disk::DiskPressureGuard,
-    lineage::{self, LineageNode},
     machine::{
         command::{self, CommandError, CommandOutput, GuestCommand},
         forward,
@@ -27,13 +26,16 @@ use crate::{
         network::{Connector, Links},
         session::EngineLauncher,
     },
-    owner::{
-        Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
-        ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
-    },
     restore::{RestoreGates, warm::PoolStatus},
-    sampler,
-    sandbox::{self, CreateError},
+    sandbox::{
+        self, CreateError,
+        lineage::{self, LineageNode},
+        owner::{
+            Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
+            ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
+        },
+        sampler,
+    },
     shared::{Parts, Shared, config::RuntimeConfig},
     start::{
         PreparedTemplate,

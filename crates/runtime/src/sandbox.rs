@@ -1,6 +1,10 @@
 //! Sandboxes: what they are to those outside, and how one is created.
 
 mod create;
+pub mod lineage;
+pub mod owner;
+pub(crate) mod sampler;
+pub mod stale_state;
 
 pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,

@@ -26,7 +26,7 @@ use crate::{
     build::cache,
     ground::blocking::blocking,
     machine::{launch::LaunchError, session::Session},
-    owner::{Owner, Owners},
+    sandbox::owner::{Owner, Owners},
     shared::Shared,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
 };

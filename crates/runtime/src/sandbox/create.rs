@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use crate::{
     ground::reference::NoTemplate,
-    owner::{Continuation, Owner, Owners, check_timeout},
     restore::{Proven, SnapshotRestoreError},
+    sandbox::owner::{Continuation, Owner, Owners, check_timeout},
     shared::Shared,
     start::{Found, Launched, PreparedTemplate, life::Life, pool::Claimed},
     store::{

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use firkin_runtime::{
-    generation::StaleState,
+    stale_state::StaleState,
     owner::ResumeError,
     sandbox::{SandboxId, SandboxState},
 };

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    owner::show,
+    sandbox::owner::show,
     store::{SandboxRecord, TemplateRecord, full_names, spec::SandboxState},
 };
 

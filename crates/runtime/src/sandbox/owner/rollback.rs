@@ -19,8 +19,8 @@ use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     ground::blocking::blocking,
-    owner::{ResumeError, SnapshotError},
     restore::{self, SnapshotRestoreError},
+    sandbox::owner::{ResumeError, SnapshotError},
     shared::Shared,
     start::{
         Found,

@@ -12,9 +12,11 @@ use super::{
     view::{Seen, SeenState, show},
 };
 use crate::{
-    generation::{self, StaleState},
-    owner::{Connected, DeadlineError},
     restore::SnapshotRestoreError,
+    sandbox::{
+        owner::{Connected, DeadlineError},
+        stale_state::{self, StaleState},
+    },
     shared::Shared,
     start::{
         Found, Recorded,
@@ -114,7 +116,7 @@ impl Owner {
             id: self.record.id.clone(),
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
-        generation::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
+        stale_state::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let found = Found::new(life, loaded, pin, begun);

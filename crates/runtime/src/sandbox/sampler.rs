@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    owner::{Access, Command, Handle, Owners},
+    sandbox::owner::{Access, Command, Handle, Owners},
     store::spec::SandboxId,
     telemetry::history::History,
 };
