@@ -6,15 +6,15 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
-    build::{
+    runtime::Runtime,
+    shared::Shared,
+    store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
+    template::build::{
         BuildInfo, BuildPlan, BuildRequest, FileUpload, Live, RequestedBuild,
         error::{FilesError, NoBuild, RequestError},
         job,
         names::{self, Named},
     },
-    runtime::Runtime,
-    shared::Shared,
-    store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
 };
 
 /// A build that has begun.

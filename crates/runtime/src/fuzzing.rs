@@ -2,5 +2,5 @@
 
 pub use crate::{
     artifact::fuzzing::sidecars,
-    build::fuzzing::{build_steps, copied_files},
+    template::build::fuzzing::{build_steps, copied_files},
 };

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::{
-    build::{BuildPlan, Live, Source, error::NoBuild, names::Named, warms, whole},
     ground::{
         progress::Report,
         reference::{DEFAULT, valid_name},
@@ -11,7 +10,10 @@ use crate::{
     images::standard::BuildTemplate,
     runtime::Runtime,
     store::{BuildReason, BuildState, StoreError},
-    template::TemplateInfo,
+    template::{
+        TemplateInfo,
+        build::{BuildPlan, Live, Source, error::NoBuild, names::Named, warms, whole},
+    },
 };
 
 /// Last lines of a failed build's log that its error repeats.

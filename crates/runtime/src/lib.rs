@@ -4,10 +4,8 @@
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
 pub mod artifact;
-pub mod build;
 mod builds;
 pub mod capacity;
-mod dependents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ground;
@@ -23,7 +21,6 @@ mod start;
 mod storage;
 pub mod store;
 pub mod sweep;
-pub mod tags;
 mod telemetry;
 pub mod template;
 pub mod templates;
@@ -41,4 +38,5 @@ pub use start::pool;
 pub use storage::{secrets, volumes};
 pub use store::state_dir;
 pub use telemetry::{activity, history, metrics};
+pub use template::{build, tags};
 pub use upkeep::verify;

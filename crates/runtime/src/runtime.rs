@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{ArtifactStore, CutReason},
-    build::{self, Builds},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     ground::reference::{DEFAULT, TEAM, valid_name},
     host::disk::DiskPressureGuard,
@@ -56,6 +55,7 @@ use crate::{
         history::Event,
         metrics::{Live, Metrics},
     },
+    template::build::{self, Builds},
     upkeep::disk_budget,
 };
 

@@ -23,12 +23,12 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    build::cache,
     ground::blocking::blocking,
     machine::{launch::LaunchError, session::Session},
     sandbox::owner::{Owner, Owners},
     shared::Shared,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
+    template::build::cache,
 };
 
 /// Machines that are greeted at a time: one that does not answer must not keep the others waiting.

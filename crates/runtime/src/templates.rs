@@ -4,17 +4,19 @@ use std::collections::HashSet;
 
 use crate::{
     artifact::memory_base,
-    build::{self, BuildInfo},
     capacity::ResourceBudget,
-    dependents,
     ground::{
         blocking::whole,
         reference::{DEFAULT, NoTemplate, Reference, short},
     },
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
-    tags::{self, TagError, Tagged},
-    template::{TagInfo, TemplateInfo, TemplateUpdate},
+    template::{
+        TagInfo, TemplateInfo, TemplateUpdate,
+        build::{self, BuildInfo},
+        dependents,
+        tags::{self, TagError, Tagged},
+    },
 };
 
 /// Why a template or a snapshot was not deleted.

@@ -15,7 +15,7 @@ type Module = Vec<String>;
 /// Which siblings a module imports, by the parent that they have in common.
 type Imports = BTreeMap<Module, BTreeMap<String, BTreeSet<String>>>;
 
-/// `crates/runtime/src/build/copy.rs` is `build::copy` of `crates/runtime`.
+/// `crates/runtime/src/template/build/copy.rs` is `build::copy` of `crates/runtime`.
 fn module_of(text: &Text) -> Option<(String, Module)> {
     let path = text.path.to_str()?.strip_suffix(".rs")?;
     let (package, module) = path.split_once("/src/")?;

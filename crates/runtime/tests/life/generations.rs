@@ -3,9 +3,9 @@
 use std::{path::Path, time::Duration};
 
 use firkin_runtime::{
-    stale_state::StaleState,
     owner::ResumeError,
     sandbox::{SandboxId, SandboxState},
+    stale_state::StaleState,
 };
 use proptest::prelude::*;
 

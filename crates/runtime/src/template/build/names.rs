@@ -3,7 +3,7 @@
 use super::{BuildRequest, error::RequestError};
 use crate::{
     ground::reference::{DEFAULT, Reference},
-    tags::{MAX_TAGS, valid_tag},
+    template::tags::{MAX_TAGS, valid_tag},
 };
 
 /// What the SDKs ask for unless told otherwise.
