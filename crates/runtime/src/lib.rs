@@ -4,13 +4,11 @@
 //! to build templates, to create, pause, resume, fork and kill sandboxes, and to connect to their ports.
 
 pub mod artifact;
-mod builds;
 pub mod capacity;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod ground;
 mod host;
-pub mod host_templates;
 pub mod images;
 mod machine;
 pub mod restore;
@@ -20,10 +18,8 @@ mod shared;
 mod start;
 mod storage;
 pub mod store;
-pub mod sweep;
 mod telemetry;
 pub mod template;
-pub mod templates;
 mod upkeep;
 
 pub use capacity::admission;
@@ -32,6 +28,7 @@ pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, guest_file, launch, network};
 pub use restore::warm;
+pub use runtime::{host_templates, sweep, templates};
 pub use sandbox::{lineage, owner, stale_state};
 pub use shared::config;
 pub use start::pool;

@@ -49,7 +49,6 @@ use crate::{
         },
         state_dir::{OpenError, prepare_state_dir},
     },
-    sweep::{self, Swept},
     telemetry::{
         activity::ActivityPoint,
         history::Event,
@@ -58,6 +57,13 @@ use crate::{
     template::build::{self, Builds},
     upkeep::disk_budget,
 };
+
+mod builds;
+pub mod host_templates;
+pub mod sweep;
+pub mod templates;
+
+use self::sweep::Swept;
 
 /// The most children of one fork.
 pub const MAX_FORK: u32 = 100;
