@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::{BootFiles, Fingerprint, MemoryForm, Shape};
+use firkin_engine::{BootFiles, Compatibility, Fingerprint, MemoryForm, Processor, Shape, compatibility::Mismatch};
 use firkin_wire::{control, nonce::Nonce};
 use fs_err as fs;
 use jiff::Timestamp;
@@ -177,6 +177,21 @@ pub struct SnapshotArtifactManifest {
     pub memory: MemoryMember,
     /// Its disk.
     pub disk: DiskMembers,
+}
+
+impl SnapshotArtifactManifest {
+    /// The processor that its guest was shown, or what of it this host cannot restore faithfully.
+    pub(crate) fn processor(&self, here: &Compatibility) -> Result<Processor, Mismatch> {
+        let processor = here.processor(&self.engine)?;
+        if self.guest.agent_generation > control::GENERATION {
+            return Err(Mismatch {
+                what: "guest agent generation",
+                made_with: self.guest.agent_generation.to_string(),
+                here: format!("up to {}", control::GENERATION),
+            });
+        }
+        Ok(processor)
+    }
 }
 
 /// Size and digest of one member.

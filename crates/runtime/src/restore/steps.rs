@@ -15,7 +15,6 @@ use std::{
 
 use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
 use firkin_network::SlotError;
-use firkin_wire::control;
 
 use crate::{
     artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
@@ -190,15 +189,7 @@ pub(crate) fn check_compatible(
         here: mismatch.here,
         remedy: remedy(manifest.kind),
     };
-    let processor = here.processor(&manifest.engine).map_err(refused)?;
-    if manifest.guest.agent_generation > control::GENERATION {
-        return Err(refused(Mismatch {
-            what: "guest agent generation",
-            made_with: manifest.guest.agent_generation.to_string(),
-            here: format!("up to {}", control::GENERATION),
-        }));
-    }
-    Ok(processor)
+    manifest.processor(here).map_err(refused)
 }
 
 /// What to do about an artifact that cannot be restored here.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError};
+use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, compatibility::Mismatch};
 use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
@@ -82,9 +82,8 @@ impl EngineLauncher {
         let staging = begun.elapsed();
 
         let begun = Instant::now();
-        let processor = crate::restore::check_compatible(manifest, self.engine.compatibility());
-        let processor = processor.map_err(|error| {
-            let reason = error.to_string();
+        let processor = manifest.processor(self.engine.compatibility()).map_err(|Mismatch { what, made_with, here }| {
+            let reason = format!("it has {what} `{made_with}`, this host has `{here}`");
             LaunchError::Start(StartError::Refused { phase: "the snapshot", reason })
         })?;
         let memory = artifact.snapshot_memory().ok_or(LaunchError::NoMemory)?;
