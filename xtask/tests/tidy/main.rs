@@ -6,6 +6,7 @@ use fs_err as fs;
 
 mod dependencies;
 mod documents;
+mod floors;
 mod rings;
 mod sources;
 

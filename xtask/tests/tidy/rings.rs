@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{Text, assert_none, files};
 
 /// A module's path inside its crate.
-type Module = Vec<String>;
+pub(crate) type Module = Vec<String>;
 
 /// Which siblings a module imports, by the parent that they have in common.
 type Imports = BTreeMap<Module, BTreeMap<String, BTreeSet<String>>>;
 
-/// `crates/runtime/src/template/build/copy.rs` is `build::copy` of `crates/runtime`.
+/// `crates/runtime/src/template/build/copy.rs` is `template::build::copy` of `crates/runtime`.
 fn module_of(text: &Text) -> Option<(String, Module)> {
     let path = text.path.to_str()?.strip_suffix(".rs")?;
     let (package, module) = path.split_once("/src/")?;
@@ -94,20 +94,34 @@ fn resolve(path: &[String], from: &[String], known: &BTreeSet<Module>) -> Module
     module
 }
 
-fn imports(texts: &[(Module, String)]) -> Imports {
+/// Every import of one crate: the module that it stands in, the path as it is written, and the module that it leads to.
+pub(crate) fn edges(texts: &[(Module, String)]) -> Vec<(&Module, Vec<String>, Module)> {
     let known: BTreeSet<Module> = texts.iter().map(|(module, _)| module.clone()).collect();
+    let edges = texts.iter().flat_map(|(from, text)| paths(&code(text)).into_iter().map(move |path| (from, path)));
+    edges.map(|(from, path)| (from, path.clone(), resolve(&path, from, &known))).collect()
+}
+
+fn imports(texts: &[(Module, String)]) -> Imports {
     let mut imports = Imports::new();
-    for (from, text) in texts {
-        for path in paths(&code(text)) {
-            let to = resolve(&path, from, &known);
-            let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-            if let (Some(a), Some(b)) = (from.get(shared), to.get(shared)) {
-                let siblings = imports.entry(from[..shared].to_vec()).or_default();
-                siblings.entry(a.clone()).or_default().insert(b.clone());
-            }
+    for (from, _, to) in edges(texts) {
+        let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+        if let (Some(a), Some(b)) = (from.get(shared), to.get(shared)) {
+            let siblings = imports.entry(from[..shared].to_vec()).or_default();
+            siblings.entry(a.clone()).or_default().insert(b.clone());
         }
     }
     imports
+}
+
+/// The modules of every crate, with their texts.
+pub(crate) fn crates() -> BTreeMap<String, Vec<(Module, String)>> {
+    let mut crates: BTreeMap<String, Vec<(Module, String)>> = BTreeMap::new();
+    for text in files("rs").into_iter().filter(|text| text.path.starts_with("crates")) {
+        if let Some((package, module)) = module_of(&text) {
+            crates.entry(package).or_default().push((module, text.text));
+        }
+    }
+    crates
 }
 
 /// All that a module reaches through its siblings' imports.
@@ -156,18 +170,18 @@ fn widest(imports: &Imports) -> (usize, String) {
     reason = "the figures are what a refactoring is steered by: `cargo test --test tidy -- --nocapture`"
 )]
 fn modules_import_each_other_in_no_ring() {
-    let mut crates: BTreeMap<String, Vec<(Module, String)>> = BTreeMap::new();
-    for text in files("rs").into_iter().filter(|text| text.path.starts_with("crates")) {
-        if let Some((package, module)) = module_of(&text) {
-            crates.entry(package).or_default().push((module, text.text));
-        }
-    }
     let mut offences = Vec::new();
-    for (package, texts) in &crates {
+    for (package, texts) in &crates() {
         let imports = imports(texts);
-        let rings = in_rings(&imports);
+        let (rings, floors) = (in_rings(&imports), imports.get(&Module::new()).cloned().unwrap_or_default());
+        let in_ring = floors.keys().filter(|floor| reached(floor, &floors).contains(floor.as_str())).count();
         let (fan_in, module) = widest(&imports);
-        println!("{package}: {} of {} modules in rings; widest fan-in {fan_in} ({module})", rings.len(), texts.len());
+        println!(
+            "{package}: {in_ring} of {} modules at its root in rings, {} of {} below; widest fan-in {fan_in} ({module})",
+            texts.iter().filter(|(module, _)| module.len() == 1).count(),
+            rings.len() - in_ring,
+            texts.iter().filter(|(module, _)| module.len() > 1).count(),
+        );
         offences.extend(rings.iter().map(|ring| format!("{package}: {ring}")));
     }
     assert_none("modules of a crate import each other in no ring", &offences);
