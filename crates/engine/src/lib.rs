@@ -81,6 +81,8 @@ pub struct Slot {
     pub tap: OwnedFd,
     /// MAC of the guest's interface. The same for every clone of a snapshot.
     pub mac: [u8; 6],
+    /// Files that the process writes `0` to before anything else: it is in the control groups behind them from its first instruction.
+    pub groups: Vec<OwnedFd>,
 }
 
 /// Size of a machine.

@@ -253,7 +253,7 @@ impl Disk {
 impl QemuEngine {
     /// Starts the process in its slot and greets it.
     async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
-        let Slot { uid, netns, tap, mac } = slot;
+        let Slot { uid, netns, tap, mac, groups } = slot;
         let Start { shape, processor, announces, memory, begin, disk, record, extra } = start;
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;
@@ -277,7 +277,7 @@ impl QemuEngine {
             program: self.program.clone(),
             arguments: command::arguments(&hardware),
             descriptors: [monitor, control, tap].into_iter().chain(kvm).chain(extra).chain(disk.into_descriptors()).collect(),
-            isolation: Isolation { uid, network: Network::Enter(netns), huge_pages: kvm_absent },
+            isolation: Isolation { uid, network: Network::Enter(netns), groups, huge_pages: kvm_absent },
             dir: dir.to_path_buf(),
         };
         let mut process = spawn(launch).await?;

@@ -154,7 +154,13 @@ impl NetworkSlot {
     /// The slot that an engine runs a machine in. Fails for an adopted slot: its machine has the tap.
     pub fn engine_slot(&self) -> io::Result<firkin_engine::Slot> {
         let tap = self.tap.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
-        Ok(firkin_engine::Slot { uid: self.uid(), netns: self.netns.try_clone()?, tap: tap.try_clone()?, mac: GUEST_MAC })
+        Ok(firkin_engine::Slot {
+            uid: self.uid(),
+            netns: self.netns.try_clone()?,
+            tap: tap.try_clone()?,
+            mac: GUEST_MAC,
+            groups: Vec::new(),
+        })
     }
 
     /// The network settings for the guest.

@@ -173,7 +173,7 @@ impl QemuHarness {
         let (netns, tap) = namespace().expect("a namespace with a tap");
         let ours = Arc::new(netns.try_clone().expect("a descriptor is duplicated"));
         self.networks.lock().expect("no panic").insert(instance.to_path_buf(), ours);
-        Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1] }
+        Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1], groups: Vec::new() }
     }
 
     /// Processes of this harness's users.

@@ -74,7 +74,7 @@ impl FakeHarness {
 
     fn slot() -> Slot {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        Slot { uid: 0, netns: null(), tap: null(), mac: [0; 6] }
+        Slot { uid: 0, netns: null(), tap: null(), mac: [0; 6], groups: Vec::new() }
     }
 
     async fn template(&self) -> Snapshot {

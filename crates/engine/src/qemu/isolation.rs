@@ -28,6 +28,8 @@ pub(super) struct Isolation {
     /// User and group id.
     pub(super) uid: u32,
     pub(super) network: Network,
+    /// As [`crate::Slot::groups`].
+    pub(super) groups: Vec<OwnedFd>,
     /// Whether its memory may be in huge pages. They make a heap of 5 MB one of 10, and clones gain nothing: memory that is mapped
     /// from a file has none. An emulator's code cache does gain.
     pub(super) huge_pages: bool,
@@ -49,7 +51,7 @@ mod child {
 
     use std::{
         io,
-        os::fd::{AsRawFd, RawFd},
+        os::fd::{AsRawFd, OwnedFd, RawFd},
     };
 
     use nix::libc;
@@ -61,6 +63,7 @@ mod child {
 
     pub(super) fn enter(isolation: &Isolation, kept: &[RawFd]) -> io::Result<()> {
         let uid = libc::c_long::from(isolation.uid);
+        join(&isolation.groups)?;
         call(libc::SYS_setsid, [0; 5])?;
         match &isolation.network {
             Network::Enter(netns) => call(libc::SYS_setns, [netns.as_raw_fd().into(), libc::CLONE_NEWNET.into(), 0, 0, 0])?,
@@ -84,6 +87,18 @@ mod child {
         }
         no_core_dumps()?;
         close_all_but(kept)
+    }
+
+    /// Goes into control groups: while there is one thread, and with the rights of whoever opened these files.
+    fn join(groups: &[OwnedFd]) -> io::Result<()> {
+        for group in groups {
+            // SAFETY: the buffer is a constant of one byte.
+            let written = unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+            if written != 1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     }
 
     /// Guest memory must not end up in a core file.
@@ -130,10 +145,31 @@ mod tests {
         for huge_pages in [true, false] {
             let mut command = Command::new("/bin/cat");
             command.arg("/proc/self/status").current_dir("/");
-            apply(&mut command, Isolation { uid: 65_534, network: Network::Fresh, huge_pages }, Vec::new());
+            apply(&mut command, Isolation { uid: 65_534, network: Network::Fresh, groups: Vec::new(), huge_pages }, Vec::new());
             let status = String::from_utf8(command.output().unwrap().stdout).unwrap();
             let enabled = status.lines().find_map(|line| line.strip_prefix("THP_enabled:")).unwrap().trim();
             assert_eq!(enabled, if huge_pages { "1" } else { "0" }, "{status}");
         }
+    }
+
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
+    #[test]
+    fn a_machine_tells_its_groups_before_anything_else() {
+        use std::io::{Read as _, Seek as _};
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIP: another user's process needs root");
+            return;
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        let groups = vec![file.try_clone().unwrap().into(), file.try_clone().unwrap().into()];
+        let mut command = Command::new("/bin/ls");
+        command.arg("/proc/self/fd").current_dir("/");
+        apply(&mut command, Isolation { uid: 65_534, network: Network::Fresh, groups, huge_pages: false }, Vec::new());
+        let open = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(open.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"], "and takes none of their files along");
+        let mut told = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "00");
     }
 }

@@ -167,7 +167,13 @@ impl Link {
             Self::Loopback(_) => {
                 let null = fs_err::File::open("/dev/null")?;
                 let null = null.file().as_fd();
-                Ok(Slot { uid: self.uid(), netns: null.try_clone_to_owned()?, tap: null.try_clone_to_owned()?, mac: GUEST_MAC })
+                Ok(Slot {
+                    uid: self.uid(),
+                    netns: null.try_clone_to_owned()?,
+                    tap: null.try_clone_to_owned()?,
+                    mac: GUEST_MAC,
+                    groups: Vec::new(),
+                })
             }
         }
     }

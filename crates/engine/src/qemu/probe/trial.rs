@@ -119,7 +119,12 @@ impl Setting<'_> {
                 .chain(layout)
                 .chain(files.into_iter().map(Into::into))
                 .collect(),
-            isolation: Isolation { uid: PROBE_UID, network: Network::Fresh, huge_pages: acceleration != Acceleration::Kvm },
+            isolation: Isolation {
+                uid: PROBE_UID,
+                network: Network::Fresh,
+                groups: Vec::new(),
+                huge_pages: acceleration != Acceleration::Kvm,
+            },
             dir: dir.path().to_path_buf(),
         };
         Ok((spawn(launch).await?, dir))
