@@ -35,6 +35,9 @@ pub(super) const LOG_FILE: &str = "qemu.log";
 const INSTANCE_VARIABLE: &str = "FIRKIN_INSTANCE";
 /// The log is emptied beyond this. A guest can make QEMU complain at will.
 const MAX_LOG_BYTES: u64 = 256 << 10;
+/// How likely a machine is to be killed when the host has no memory left, beside what its size says; 1000 is always. Its guest is one
+/// sandbox, and everything else on the host is more.
+const OOM_SCORE: &str = "500";
 /// What [`Process::log_tail`] gives at most.
 const TAIL_BYTES: u64 = 4 << 10;
 
@@ -102,6 +105,9 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
     isolation::apply(&mut command, launch.isolation, kept);
     let child = command.spawn()?;
     let pid = child.id();
+    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
+        tracing::warn!(pid, %error, "a machine is as likely to be killed for memory as everybody");
+    }
     match Process::watch(pid, log) {
         Ok(process) => Ok(process),
         Err(error) => {
