@@ -31,8 +31,8 @@ use tokio::{io::DuplexStream, sync::watch};
 pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
 use crate::{
-    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, Prepared, RestoreSpec, StartError,
-    qcow2::Qcow2,
+    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
+    StartError, qcow2::Qcow2,
 };
 
 /// A call that can be made to fail.
@@ -420,6 +420,10 @@ impl FakeEngine {
 impl Engine for FakeEngine {
     fn compatibility(&self) -> &Compatibility {
         &self.compatibility
+    }
+
+    fn own_memory(&self) -> OwnMemory {
+        OwnMemory { usual_mib: 0, most_mib: 0 }
     }
 
     fn disks(&self) -> &'static dyn DiskFormat {

@@ -368,6 +368,16 @@ pub struct HostUse {
     pub cpu_ms: u64,
 }
 
+/// The memory that an engine's process takes beside its guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnMemory {
+    /// What one usually takes, MiB: what a host should count.
+    pub usual_mib: u64,
+    /// What none that is well takes more than, MiB, the kernel's tables for it and page cache that it works with included: what it may be
+    /// held to.
+    pub most_mib: u64,
+}
+
 /// The control channel to the guest agent. Carries `firkin-wire` control frames; the engine does not look inside.
 pub trait ControlStream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug> ControlStream for T {}
@@ -384,6 +394,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn fingerprint(&self) -> &Fingerprint {
         &self.compatibility().plain
     }
+
+    /// The memory of each of its processes beside its guest's.
+    fn own_memory(&self) -> OwnMemory;
 
     /// How it keeps disks.
     fn disks(&self) -> &'static dyn DiskFormat;

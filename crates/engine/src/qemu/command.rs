@@ -38,7 +38,7 @@ const FIRST_ROOT_SET: u32 = 1024;
 pub(super) const STATE_URI: &str = "file:/dev/fdset/1";
 /// Room for translated code, of which only what is filled takes memory. A full cache is emptied whole: a guest that has run Python
 /// fills 56 MiB, and with less room what was warm is translated again by the next command, for hundreds of milliseconds.
-const CODE_CACHE_MIB: u32 = 128;
+pub(super) const CODE_CACHE_MIB: u32 = 128;
 /// The kernel command line of every boot: a panic or a reboot must end the machine at once.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t quiet random.trust_cpu=on";
 
