@@ -13,6 +13,8 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct CapacityLedger {
     shared: Arc<Shared>,
+    /// Memory that each session takes beside its guest's, MiB.
+    own_memory_mib: u64,
 }
 
 #[derive(Debug)]
@@ -135,7 +137,18 @@ impl Drop for Waiter {
 impl CapacityLedger {
     /// An empty ledger. Warm sessions may hold at most `warm_limit` of `capacity` together (see [`HostCapacity::share`]).
     pub fn new(capacity: HostCapacity, warm_limit: HostCapacity) -> Self {
-        Self { shared: Arc::new(Shared { book: Mutex::new(Book::new(capacity, warm_limit)) }) }
+        Self { shared: Arc::new(Shared { book: Mutex::new(Book::new(capacity, warm_limit)) }), own_memory_mib: 0 }
+    }
+
+    /// Counts so much memory more for each session: what its engine's process takes beside its guest.
+    #[must_use]
+    pub fn with_own_memory(self, own_memory_mib: u64) -> Self {
+        Self { own_memory_mib, ..self }
+    }
+
+    /// All that a session with this budget takes of the host.
+    fn whole(&self, budget: ResourceBudget) -> ResourceBudget {
+        ResourceBudget { memory_mib: budget.memory_mib + self.own_memory_mib, ..budget }
     }
 
     /// Everything about it at one instant.
@@ -155,18 +168,20 @@ impl CapacityLedger {
 
     /// Whether `budget` could be held on an idle host. What could never fit is refused at once, not queued.
     pub fn could_ever_fit(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
-        self.shared.book().could_ever_fit(budget)
+        self.shared.book().could_ever_fit(&self.whole(*budget))
     }
 
     /// Takes all of `budget` for an active session, or nothing. Does not wait, and does not pass those who do:
     /// [`Admission`](crate::capacity::admission::Admission) is the way in for whoever may wait.
     pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
+        let budget = self.whole(budget);
         self.shared.book().take(budget)?;
         Ok(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) })
     }
 
     /// Takes all of `budget` for an active session, or a place among at most `queue_length` that wait for theirs.
     pub(crate) fn ask(&self, budget: ResourceBudget, queue_length: usize) -> Asked {
+        let budget = self.whole(budget);
         let mut granted = None;
         let decision = self.shared.book().ask(budget, queue_length, || {
             let (sender, receiver) = oneshot::channel();
@@ -186,6 +201,7 @@ impl CapacityLedger {
     /// Takes all of `budget` for a warm session, or nothing. Do so before anything of it is launched. Refused while active work
     /// waits: it comes first.
     pub fn reserve_warm(&self, budget: ResourceBudget) -> Result<WarmSessionReservation, WarmCapacityError> {
+        let budget = self.whole(budget);
         self.shared.book().take_warm(budget)?;
         Ok(WarmSessionReservation { held: self.shared.held(Class::Warm, budget) })
     }
@@ -194,6 +210,7 @@ impl CapacityLedger {
     /// refusing it would mean to kill it. So this never fails, and may count more than the host offers when the limits were
     /// lowered; nothing new is let in until enough has ended.
     pub fn adopt(&self, budget: ResourceBudget) -> ActiveSessionReservation {
+        let budget = self.whole(budget);
         self.shared.book().adopt(budget);
         ActiveSessionReservation { held: self.shared.held(Class::Active, budget) }
     }
@@ -216,6 +233,23 @@ mod tests {
 
     fn budget(cpus: u32, memory_mib: u64, disk_mib: u64) -> ResourceBudget {
         ResourceBudget { cpus, memory_mib, disk_mib }
+    }
+
+    #[test]
+    fn an_engines_own_memory_counts_for_each_session_of_any_kind() {
+        let ledger = ledger().with_own_memory(24);
+        let held = (
+            ledger.adopt(budget(1, 1000, 1)),
+            ledger.reserve(budget(1, 1000, 1)).unwrap(),
+            ledger.reserve_warm(budget(1, 1000, 1)).unwrap().promote(),
+        );
+        assert_eq!((ledger.used().memory_mib, held.1.budget().memory_mib), (3 * 1024, 1024));
+        let short = CapacityError::Memory { requested: 1025, available: 1024 };
+        assert_eq!(ledger.reserve(budget(1, 1001, 1)).unwrap_err(), short);
+        assert!(matches!(ledger.ask(budget(1, 1001, 1), 0), Asked::Denied(Denial::QueueFull(found)) if found == short));
+        assert!(ledger.could_ever_fit(&budget(1, 4072, 1)).is_ok() && ledger.could_ever_fit(&budget(1, 4073, 1)).is_err());
+        drop(held);
+        assert_eq!(ledger.used(), ResourceBudget::default());
     }
 
     #[test]
