@@ -28,6 +28,12 @@ pub(crate) struct Tree {
     pub(crate) resources: Vec<Resource>,
 }
 
+/// The trees that hold something for this process, and what no tree holds.
+pub(crate) fn of_this_process() -> (Vec<Tree>, Vec<Lack>) {
+    let read = |path| fs_err::read_to_string(path).unwrap_or_default();
+    trees(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+}
+
 /// The trees that hold something, and what no tree holds.
 ///
 /// `mountinfo` and `cgroup` are the files of these names in `/proc/self`.

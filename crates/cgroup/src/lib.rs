@@ -72,6 +72,15 @@ impl fmt::Display for Resource {
     }
 }
 
+/// Limits that this host cannot hold anybody to, as far as that is seen without changing anything.
+pub fn look() -> Vec<Lack> {
+    let (trees, mut lacks) = detect::of_this_process();
+    for tree in &trees {
+        place::look(tree, &mut lacks);
+    }
+    lacks
+}
+
 /// A limit that this host cannot hold anybody to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Lack {

@@ -36,8 +36,7 @@ impl Groups {
     /// The groups of `owner`, a word that files can be named by, as far as this host has any. Where the process's own group is
     /// divided, as version 2 has it, the process goes into one of its own.
     pub fn open(owner: &str) -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let (trees, mut lacks) = detect::trees(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+        let (trees, mut lacks) = detect::of_this_process();
         let places = trees.iter().filter_map(|tree| Place::make(tree, owner, &mut lacks)).collect();
         Self { inner: Arc::new(Inner { places, owned: Mutex::default() }), lacks }
     }

@@ -162,6 +162,15 @@ impl Place {
     }
 }
 
+/// Adds what is seen to be missing of a tree, where nothing has been made.
+pub(crate) fn look(tree: &Tree, lacks: &mut Vec<Lack>) {
+    let base = base(tree, is_delegated(&tree.own));
+    if let Err(error) = rustix::fs::access(&base, rustix::fs::Access::WRITE_OK) {
+        let lack = |&resource| Lack::Refused { resource, path: base.clone(), reason: error.to_string() };
+        lacks.extend(tree.resources.iter().map(lack));
+    }
+}
+
 /// Below what an owner's directory is.
 fn base(tree: &Tree, delegated: bool) -> PathBuf {
     let own = tree.version == Version::V1 || delegated || (tree.own == tree.mount && !is_root(&tree.mount));
@@ -282,6 +291,11 @@ mod tests {
         let mut lacks = Vec::new();
         assert!(Place::make(&tree, "x", &mut lacks).is_none());
         assert_eq!(lacks.len(), Resource::ALL.len());
+        let mut seen = Vec::new();
+        look(&tree, &mut seen);
+        assert_eq!(seen.len(), Resource::ALL.len());
+        look(&Tree { own: host.path().to_owned(), ..tree }, &mut seen);
+        assert_eq!(seen.len(), Resource::ALL.len(), "nothing is missing of one that can be written");
     }
 
     #[test]

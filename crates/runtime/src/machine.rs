@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod command;
 pub(crate) mod forward;
+pub mod groups;
 pub mod guest_file;
 pub(crate) mod instances;
 pub mod launch;

@@ -21,6 +21,7 @@ use crate::{
     machine::{
         command::{self, CommandError, CommandOutput, GuestCommand},
         forward,
+        groups::MachineGroups,
         instances::Instances,
         network::{Connector, Links},
         session::EngineLauncher,
@@ -179,7 +180,9 @@ impl Runtime {
                 ..Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission)
             },
         };
-        let launcher = EngineLauncher { engine, links, artifacts, instances: Instances::new(config.state_dir.join("run")) };
+        let groups = MachineGroups { groups: config.groups.clone(), own_memory: engine.own_memory() };
+        let instances = Instances::new(config.state_dir.join("run"));
+        let launcher = EngineLauncher { engine, links, artifacts, instances, groups };
         let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock });
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));

@@ -186,6 +186,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         memory_probe: Arc::new(ProcProbe::new()),
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
+        groups: None,
         guest,
         state_dir,
     };

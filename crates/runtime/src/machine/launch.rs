@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use firkin_cgroup::GroupError;
 use firkin_engine::{DiskError, Exit, MachineError, StartError};
 use firkin_network::SlotError;
 use firkin_wire::control;
@@ -72,6 +73,9 @@ pub enum LaunchError {
         #[source]
         source: std::io::Error,
     },
+    /// The machine could not be held to its limits.
+    #[error("cannot limit what the sandbox uses of the host")]
+    Group(#[source] GroupError),
     /// What was to be restored has no memory.
     #[error("the snapshot artifact has no memory")]
     NoMemory,

@@ -18,6 +18,7 @@ use crate::{
     artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
     machine::{
         agent::{Agent, AgentError, realtime_ns},
+        groups::MachineGroup,
         instances::InstanceDir,
         launch::LaunchError,
         network::Link,
@@ -51,6 +52,7 @@ pub(crate) struct Session {
     agent: Option<Agent>,
     /// What its guest proves itself by; absent where its agent knows of no nonces.
     nonce: Option<Nonce>,
+    group: MachineGroup,
     pub(crate) link: Link,
     dir: InstanceDir,
     /// Artifact whose memory is mapped.
@@ -91,6 +93,7 @@ impl Session {
         let dir = launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
         let path = dir.path();
         let machine = launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
+        let group = launcher.groups.adopt(record.instance(), machine.pid()).map_err(LaunchError::Group)?;
         let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
         let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone() };
         let disk = RootDisk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts).map_err(LaunchError::Disk)?;
@@ -98,7 +101,7 @@ impl Session {
             .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
             .collect();
         let (memory_base, nonce) = (memory_base.clone(), nonce.clone());
-        Ok(Self { machine, agent: None, nonce, link, dir, memory_base, disk, pins })
+        Ok(Self { machine, agent: None, nonce, group, link, dir, memory_base, disk, pins })
     }
 
     /// The name of its directory.
@@ -308,8 +311,9 @@ impl Session {
 
     /// Gives the machine up without stopping it, for a later server to take over.
     pub(crate) fn release(self) {
-        let Self { machine, link, dir, .. } = self;
+        let Self { machine, group, link, dir, .. } = self;
         machine.release();
+        group.release();
         link.release();
         dir.release();
     }

@@ -11,6 +11,7 @@
 //!   process, by record            pid, start time and user in it           whoever has the directory
 //!   process, without a record     user id of a claim, locked likewise      the lease of that slot (`network/sweep.rs`)
 //!   way out, rules                name and table of the claim              the lease; the server
+//!   control group                 digest of the state directory; locked     the guard of its name, and who is in it
 //!   namespace, tap                no name: gone with the last process and descriptor
 //!   draft of an artifact          state directory; only at the start       its guard
 //! ```
@@ -47,6 +48,8 @@ pub struct Swept {
     pub instances: Vec<PathBuf>,
     /// Processes and interfaces that had no instance.
     pub network: SweptNetwork,
+    /// Control groups whose last process had gone.
+    pub groups: Vec<PathBuf>,
 }
 
 /// Gives every recorded sandbox its owner again and removes what has none.
@@ -128,5 +131,7 @@ pub(crate) async fn sweep(shared: &Shared) -> Swept {
         Ok(network) => swept.network = network,
         Err(error) => tracing::warn!(error = chain(&error), "cannot sweep the network"),
     }
+    let groups = shared.launcher.groups.clone();
+    swept.groups = blocking(move || groups.sweep()).await;
     swept
 }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use firkin_cgroup::Groups;
 use firkin_engine::BootFiles;
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct RuntimeConfig {
     pub flatten: FlattenConfig,
     /// Network of sandboxes.
     pub network: NetworkChoice,
+    /// Control groups that hold machines to what they may use of the host; `None` for no limits.
+    pub groups: Option<Groups>,
     /// The guest system that template builds start from.
     pub guest: GuestSystem,
     /// Where container images come from that builds start from.
@@ -63,6 +66,7 @@ impl RuntimeConfig {
             memory_probe: Arc::new(ProcProbe::new()),
             flatten: FlattenConfig::default(),
             network,
+            groups: None,
             images: Arc::new(OwnImage(guest.root())),
             guest,
         }

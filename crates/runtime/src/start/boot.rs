@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_engine::{BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, parts};
+use firkin_engine::{BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, Slot, parts};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::{
     ground::{blocking::blocking, progress::Report},
     machine::{
         agent::{Agent, AgentError},
+        groups::MachineGroup,
         instances::InstanceDir,
         launch::{BootError, LaunchError, Obituary},
         network::Link,
@@ -56,6 +57,8 @@ pub(crate) struct BootRequest {
 pub(crate) struct Booted {
     machine: Box<dyn Machine>,
     agent: Agent,
+    #[expect(dead_code, reason = "held, not read")]
+    group: MachineGroup,
     pub(crate) link: Link,
     draft: ArtifactDraft,
     dir: InstanceDir,
@@ -90,6 +93,8 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
     let dir = shared.launcher.instances.create(&name).map_err(staged(&path))?;
     let disk = RootDisk::over(request.disk.layers.clone());
     let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &shared.artifacts).map_err(LaunchError::Disk)?;
+    let group = shared.launcher.groups.make(&name, request.shape).map_err(LaunchError::Group)?;
+    let groups = group.entrances().map_err(LaunchError::Group)?;
     let mut machine = shared
         .launcher
         .engine
@@ -97,7 +102,7 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
             dir: dir.path().to_owned(),
             shape: request.shape,
             processor: request.processor,
-            slot: link.engine_slot().map_err(staged(&path))?,
+            slot: Slot { groups, ..link.engine_slot().map_err(staged(&path))? },
             boot: guest.boot.clone(),
             disk: files,
             memory_file: dir.path().join(parts::MEMORY),
@@ -105,7 +110,7 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
         .await
         .map_err(LaunchError::Start)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, link, draft, dir, disk, memory: None }),
+        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;

@@ -102,6 +102,7 @@ impl Bench {
             memory_probe: Arc::new(HostMemory::PLENTY),
             flatten: FlattenConfig::default(),
             network: NetworkChoice::Loopback,
+            groups: None,
             images: Arc::new(OwnImage(guest.root())),
             guest,
         };

@@ -14,13 +14,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, StartError, compatibility::Mismatch};
+use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, Slot, StartError, compatibility::Mismatch};
 use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
 use crate::{
     artifact::{Artifact, ArtifactStore, Pin, RootDisk, memory_base},
     machine::{
+        groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
         network::{Link, Links},
@@ -36,6 +37,8 @@ pub(crate) struct EngineLauncher {
     pub(crate) artifacts: ArtifactStore,
     /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
     pub(crate) instances: Instances,
+    /// What machines are held to.
+    pub(crate) groups: MachineGroups,
 }
 
 /// A session without its guest: an engine that waits for state, and all that it runs in. Fields drop in the order in which they
@@ -43,6 +46,7 @@ pub(crate) struct EngineLauncher {
 #[derive(Debug)]
 pub(crate) struct Staged {
     engine: Box<dyn Prepared>,
+    group: MachineGroup,
     pub(crate) link: Link,
     dir: InstanceDir,
     memory_base: String,
@@ -78,7 +82,9 @@ impl EngineLauncher {
         let disk = RootDisk::over(manifest.disk.layers.clone());
         let files = disk.create((dir.path(), &manifest.disk), manifest.budget.disk_mib << 20, &self.artifacts);
         let files = files.map_err(LaunchError::Disk)?;
-        let slot = link.engine_slot().map_err(failed(&path))?;
+        let group = self.groups.make(name, manifest.shape).map_err(LaunchError::Group)?;
+        let groups = group.entrances().map_err(LaunchError::Group)?;
+        let slot = Slot { groups, ..link.engine_slot().map_err(failed(&path))? };
         let staging = begun.elapsed();
 
         let begun = Instant::now();
@@ -99,7 +105,7 @@ impl EngineLauncher {
         };
         let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
         let (memory_base, was) = (memory_base(manifest), manifest.guest.nonce.clone());
-        let staged = Staged { engine, link, dir, memory_base, disk, was, pins };
+        let staged = Staged { engine, group, link, dir, memory_base, disk, was, pins };
         Ok((staged, LaunchTimings { staging, vm_restore: begun.elapsed(), ..LaunchTimings::default() }))
     }
 }
@@ -109,9 +115,9 @@ impl Staged {
     /// the timings of this half.
     pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
         let begun = Instant::now();
-        let Self { engine, link, dir, memory_base, disk, was, pins } = self;
+        let Self { engine, group, link, dir, memory_base, disk, was, pins } = self;
         let machine = engine.load().await.map_err(LaunchError::Start)?;
-        let mut session = Session { machine, agent: None, nonce: was, link, dir, memory_base, disk, pins };
+        let mut session = Session { machine, agent: None, nonce: was, group, link, dir, memory_base, disk, pins };
         session.machine.resume().await.map_err(LaunchError::Machine)?;
         let vm_restore = begun.elapsed();
 
