@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use firkin_cgroup::Groups;
 use firkin_engine::{
     BootFile, BootFiles, Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
@@ -24,6 +25,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
+    groups,
     network::NetworkChoice,
     memory_pressure::ProcProbe,
     owner::OnExit,
@@ -186,7 +188,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         memory_probe: Arc::new(ProcProbe::new()),
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
-        groups: None,
+        groups: Some(limits(&state_dir, progress)),
         guest,
         state_dir,
     };
@@ -299,6 +301,22 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
         None => format!("acceleration {}", engine.fingerprint().acceleration),
     });
     Ok(Arc::new(engine))
+}
+
+/// Memory that is never taken from a server, bytes: what one has that serves some hundred sandboxes.
+const SERVER_MEMORY_BYTES: u64 = 512 << 20;
+
+/// The control groups of this server's machines, and of itself. What of that the host lacks is said, and serving goes on.
+fn limits(state_dir: &Path, progress: &Progress) -> Groups {
+    let step = progress.step("control groups");
+    let groups = groups::open(state_dir);
+    let lacks = groups.lacks().iter().cloned().chain(groups.prefer_server(SERVER_MEMORY_BYTES));
+    let lacks: Vec<String> = lacks.map(|lack| lack.to_string()).collect();
+    step.done(&match lacks.as_slice() {
+        [] => "control groups: sandboxes are held to their size".to_owned(),
+        lacks => format!("control groups, with lacks: {}", lacks.join("; ")),
+    });
+    groups
 }
 
 /// The part of this host that sandboxes may use together.

@@ -152,6 +152,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     checks.push(disk(&places.cache_dir).named("disk for the cache", "the guest system is built and kept there"));
     checks.push(disk(&places.state_dir).named("disk for state", "templates, snapshots and sandboxes' disks"));
     checks.push(memory().named("memory", "sandboxes live in it"));
+    checks.push(control_groups().named("control groups", "one sandbox takes no memory and no processor from others"));
     checks.push(files().named("open files", "each sandbox takes some"));
     checks
 }
@@ -361,6 +362,16 @@ fn memory() -> Finding {
         ..MEMORY_LEAST_MIB => Finding::fail(found, format!("free at least {MEMORY_WANTED_MIB} MiB")),
         MEMORY_LEAST_MIB..MEMORY_WANTED_MIB => Finding::warn(found, format!("free at least {MEMORY_WANTED_MIB} MiB")),
         MEMORY_WANTED_MIB.. => Finding::ok(found),
+    }
+}
+
+fn control_groups() -> Finding {
+    let lacks: Vec<String> = firkin_cgroup::look().iter().map(ToString::to_string).collect();
+    if lacks.is_empty() {
+        Finding::ok("memory, processors, processes and I/O can be limited")
+    } else {
+        let remedy = "mount them where the server can write; sandboxes run without, less well kept apart";
+        Finding::warn(lacks.join("; "), remedy)
     }
 }
 
