@@ -587,7 +587,7 @@ struct Said(Arc<Mutex<Vec<tracing::Level>>>);
 impl<S: tracing::Subscriber> Layer<S> for Said {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        if metadata.target() == "firkin_runtime::pool::keeper" && *metadata.level() <= tracing::Level::INFO {
+        if metadata.target() == "firkin_runtime::start::pool::keeper" && *metadata.level() <= tracing::Level::INFO {
             self.0.lock().unwrap().push(*metadata.level());
         }
     }
