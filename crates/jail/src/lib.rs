@@ -2,6 +2,7 @@
 
 mod filter;
 mod program;
+mod root;
 
 pub use filter::{Allowed, Condition};
 pub use program::Program;
