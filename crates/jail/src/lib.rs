@@ -1,6 +1,7 @@
 //! The jail of a program that runs what strangers wrote: what is left to it when all of it is theirs.
 
 mod filter;
+mod paths;
 mod program;
 mod root;
 
