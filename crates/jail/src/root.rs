@@ -9,10 +9,12 @@ use std::{
     os::fd::OwnedFd,
     path::{Component, Path, PathBuf},
     thread,
+    time::{Duration, Instant},
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::{
+    errno::Errno,
     fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
@@ -24,6 +26,8 @@ use nix::{
 const SITE: &str = "/proc";
 /// Room for the largest program and its libraries; 60 MB are usual.
 const OPTIONS: &str = "mode=0755,size=1g";
+/// From a fork to its exec, on a busy host with room.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
 /// A root that is ready.
@@ -66,9 +70,21 @@ fn make_here(files: &[PathBuf], devices: &[PathBuf]) -> io::Result<Root> {
     chdir(SITE)?;
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
-    mount(None::<&str>, "/", None::<&str>, FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)?;
+    freeze()?;
     let top = fs_err::OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits()).open("/")?;
     Ok(Root { namespace, top: top.into_parts().0.into() })
+}
+
+/// Nothing in it is written any more, nor open to be written: a child of another thread has all of our descriptors until it runs its
+/// program, and the kernel neither freezes nor runs what is open so.
+fn freeze() -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match mount(None::<&str>, "/", None::<&str>, FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>) {
+            Err(Errno::EBUSY) if begun.elapsed() < FREEZE_DEADLINE => thread::yield_now(),
+            frozen => return Ok(frozen?),
+        }
+    }
 }
 
 /// The place of a file of the host in the root under construction, with the directories above it.
