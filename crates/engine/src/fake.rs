@@ -31,7 +31,7 @@ use tokio::{io::DuplexStream, sync::watch};
 pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
 use crate::{
-    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
+    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard,
     StartError, qcow2::Qcow2,
 };
 
@@ -424,6 +424,11 @@ impl Engine for FakeEngine {
 
     fn own_memory(&self) -> OwnMemory {
         OwnMemory { usual_mib: 0, most_mib: 0 }
+    }
+
+    /// None: it has no processes.
+    fn safeguards(&self) -> Vec<Safeguard> {
+        Vec::new()
     }
 
     fn disks(&self) -> &'static dyn DiskFormat {

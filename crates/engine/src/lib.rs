@@ -382,6 +382,15 @@ pub struct OwnMemory {
 pub trait ControlStream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + fmt::Debug> ControlStream for T {}
 
+/// One of the things that keep machines from their host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Safeguard {
+    /// What it is.
+    pub name: String,
+    /// Why machines run without it on this host. Absent: every machine that starts has it.
+    pub lacking: Option<String>,
+}
+
 /// Starts machines.
 ///
 /// Every call is cancel-safe: a future that is dropped, or that fails, leaves no process and nothing outside `dir`.
@@ -397,6 +406,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// The memory of each of its processes beside its guest's.
     fn own_memory(&self) -> OwnMemory;
+
+    /// What keeps its machines from this host, where hosts differ in it.
+    fn safeguards(&self) -> Vec<Safeguard>;
 
     /// How it keeps disks.
     fn disks(&self) -> &'static dyn DiskFormat;

@@ -242,7 +242,7 @@ impl Harness for QemuHarness {
 
     async fn crash(&self, pid: Option<u32>, _instance: &Path) {
         let pid = pid.and_then(|pid| i32::try_from(pid).ok()).expect("a live machine has a process");
-        kill(Pid::from_raw(pid), Signal::SIGSEGV).expect("the process is there");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the process is there");
     }
 
     fn live(&self) -> usize {

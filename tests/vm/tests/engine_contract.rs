@@ -46,8 +46,13 @@ async fn a_machine_has_no_privileges() {
     }
     assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
 
-    let namespace = |pid: &str| fs_err::read_link(format!("/proc/{pid}/ns/net")).unwrap();
-    assert_ne!(namespace(&pid.to_string()), namespace("self"));
+    let namespace = |pid: &str, kind: &str| fs_err::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+        assert_ne!(namespace(&pid.to_string(), kind), namespace("self", kind));
+    }
+    let root: BTreeSet<_> =
+        fs_err::read_dir(format!("/proc/{pid}/root")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(root.is_subset(&["dev", "etc", "lib", "lib64", "proc", "usr"].map(Into::into).into()), "{root:?}");
     let session = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let session = session.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
     assert_eq!(session, pid.to_string(), "it leads its own session");
@@ -62,6 +67,10 @@ async fn a_machine_has_no_privileges() {
     let limits = fs_err::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+    for limit in ["Max file size", "Max processes"] {
+        let line = limits.lines().find(|line| line.starts_with(limit)).unwrap();
+        assert!(!line.contains("unlimited"), "{line}");
+    }
 
     machine.kill().await;
     assert_eq!(harness.processes(), Vec::<u32>::new());

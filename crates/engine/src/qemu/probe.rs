@@ -12,17 +12,19 @@ mod verdict;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use firkin_causes::chain;
+use firkin_jail::Jail;
 use serde::{Deserialize, Serialize};
 
 use self::{
     trial::{Guest, Setting, Trial},
     verdict::{Fallback, Key, Verdict},
 };
-use super::QemuEngine;
+use super::{QemuEngine, isolation, machine::blocking};
 use crate::{Acceleration, Compatibility, Processor, StartError};
 
 pub use self::verdict::last_fallback;
@@ -100,7 +102,7 @@ pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
     let key = Key::of(request, &programs.all())?;
     let known = request.verdict_file.as_deref().and_then(|path| Verdict::recall(path, &key));
     if let Some(verdict) = known.as_ref().filter(|verdict| verdict.is_believed(request.deadline)) {
-        return Ok(engine(verdict));
+        return engine(verdict).await;
     }
     let (found, fallback) = match request.requested {
         Requested::Kvm => (try_kvm(request, &programs).await?, None),
@@ -127,12 +129,18 @@ pub async fn probe(request: &ProbeRequest) -> Result<QemuEngine, ProbeError> {
     {
         tracing::warn!(%error, "the next start will probe again");
     }
-    Ok(engine(&verdict))
+    engine(&verdict).await
 }
 
-fn engine(verdict: &Verdict) -> QemuEngine {
+async fn engine(verdict: &Verdict) -> Result<QemuEngine, ProbeError> {
     let Verdict { program, compatibility, fallback, .. } = verdict.clone();
-    QemuEngine { program, compatibility, fallback: fallback.map(|fallback| fallback.reason) }
+    let jail = jail(&program).await?;
+    Ok(QemuEngine { program, compatibility, jail, fallback: fallback.map(|fallback| fallback.reason) })
+}
+
+async fn jail(program: &Path) -> io::Result<Arc<Jail>> {
+    let program = program.to_path_buf();
+    blocking(move || Ok(isolation::jail(&program))).await
 }
 
 /// A QEMU that works, and what is known of it.
@@ -175,7 +183,8 @@ pub async fn try_smallest_guest(program: Option<&Path>, deadline: Duration) -> R
 }
 
 async fn smallest_guest(program: &Path, acceleration: Acceleration, deadline: Duration) -> Result<(), ProbeError> {
-    let mut trial = Trial::start(Setting { program, acceleration, processor: Processor::Plain }, Guest::Smallest).await?;
+    let setting = Setting { program, jail: &jail(program).await?, acceleration, processor: Processor::Plain };
+    let mut trial = Trial::start(setting, Guest::Smallest).await?;
     let spoke = trial.word(acceleration, deadline).await;
     trial.end().await;
     spoke
@@ -196,7 +205,8 @@ async fn try_kvm(request: &ProbeRequest, programs: &Programs) -> Result<Found, P
 }
 
 async fn try_kvm_with(request: &ProbeRequest, program: &Path) -> Result<Found, ProbeError> {
-    let setting = Setting { program, acceleration: Acceleration::Kvm, processor: Processor::Plain };
+    let jail = jail(program).await?;
+    let setting = Setting { program, jail: &jail, acceleration: Acceleration::Kvm, processor: Processor::Plain };
     let mut trial = Trial::start(setting, Guest::Linux(request)).await?;
     let powered_off = trial.power_off(Acceleration::Kvm, request.deadline).await;
     trial.end().await;
@@ -206,7 +216,8 @@ async fn try_kvm_with(request: &ProbeRequest, program: &Path) -> Result<Found, P
 }
 
 async fn try_tcg(programs: &Programs) -> Result<Found, ProbeError> {
-    let setting = Setting { program: &programs.full, acceleration: Acceleration::Tcg, processor: Processor::Plain };
+    let jail = jail(&programs.full).await?;
+    let setting = Setting { program: &programs.full, jail: &jail, acceleration: Acceleration::Tcg, processor: Processor::Plain };
     Ok(Found { program: programs.full.clone(), compatibility: describe(setting).await? })
 }
 

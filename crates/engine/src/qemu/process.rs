@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{FileExt, MetadataExt},
             process::{CommandExt, ExitStatusExt},
@@ -17,6 +17,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::Arc,
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -27,7 +28,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::isolation::{self, Isolation};
+use firkin_jail::{Confinement, Jail};
 
 /// Name of the log in the instance directory.
 pub(super) const LOG_FILE: &str = "qemu.log";
@@ -46,9 +47,10 @@ const TAIL_BYTES: u64 = 4 << 10;
 pub(super) struct Launch {
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<OsString>,
-    /// Descriptors that the arguments name by number. Ours are closed after the start.
-    pub(super) descriptors: Vec<OwnedFd>,
-    pub(super) isolation: Isolation,
+    /// That of the program.
+    pub(super) jail: Arc<Jail>,
+    /// What it is handed is what the arguments name by number.
+    pub(super) confinement: Confinement,
     /// Where the log is written, and the value of [`INSTANCE_VARIABLE`]. The process itself has no way there.
     pub(super) dir: PathBuf,
 }
@@ -101,9 +103,7 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
         .stdout(Stdio::null())
         .stderr(log.try_clone()?)
         .arg0("firkin-vm");
-    let kept: Vec<RawFd> = launch.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    isolation::apply(&mut command, launch.isolation, kept);
-    let child = command.spawn()?;
+    let child = launch.jail.spawn(command, launch.confinement)?;
     let pid = child.id();
     if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
         tracing::warn!(pid, %error, "a machine is as likely to be killed for memory as everybody");

@@ -4,9 +4,11 @@ use std::{
     io::{self, Read},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use firkin_jail::{Confinement, Jail, Network};
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
@@ -16,9 +18,7 @@ use crate::{
     Acceleration, Compatibility, Fingerprint, PROBE_CMDLINE, Processor, Shape, StartError,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, MemoryBackend},
-        cost, greet, in_memory, instance,
-        isolation::{Isolation, Network},
-        listen,
+        cost, greet, in_memory, instance, isolation, listen,
         monitor::{Event, Monitor, MonitorError},
         open_kvm,
         process::{Launch, Process},
@@ -71,6 +71,8 @@ pub(super) struct Trial {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Setting<'a> {
     pub(super) program: &'a Path,
+    /// That of the program.
+    pub(super) jail: &'a Arc<Jail>,
     pub(super) acceleration: Acceleration,
     pub(super) processor: Processor,
 }
@@ -78,7 +80,7 @@ pub(super) struct Setting<'a> {
 impl Setting<'_> {
     /// Its process, in a directory of its own. One that is handed a `layout` writes its devices' into it and ends.
     async fn launch(self, guest: Guest<'_>, layout: Option<OwnedFd>) -> Result<(Process, tempfile::TempDir), ProbeError> {
-        let Self { program, acceleration, processor } = self;
+        let Self { program, jail, acceleration, processor } = self;
         let dir = tempfile::Builder::new().prefix("firkin-probe-").tempdir()?;
         let monitor = listen(dir.path(), instance::MONITOR_SOCKET)?;
         let control = listen(dir.path(), instance::CONTROL_SOCKET)?;
@@ -113,17 +115,19 @@ impl Setting<'_> {
         let launch = Launch {
             program: program.to_path_buf(),
             arguments,
-            descriptors: [monitor, control]
-                .into_iter()
-                .chain(kvm)
-                .chain(layout)
-                .chain(files.into_iter().map(Into::into))
-                .collect(),
-            isolation: Isolation {
+            jail: Arc::clone(jail),
+            confinement: Confinement {
                 uid: PROBE_UID,
                 network: Network::Fresh,
                 groups: Vec::new(),
+                limits: isolation::limits(PROBE_SHAPE.vcpus, MAX_LAYOUT_BYTES),
                 huge_pages: acceleration != Acceleration::Kvm,
+                handed: [monitor, control]
+                    .into_iter()
+                    .chain(kvm)
+                    .chain(layout)
+                    .chain(files.into_iter().map(Into::into))
+                    .collect(),
             },
             dir: dir.path().to_path_buf(),
         };
