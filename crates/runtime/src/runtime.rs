@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::{Acceleration, Engine};
+use firkin_engine::{Acceleration, Engine, Safeguard};
 use jiff::Timestamp;
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -535,6 +535,11 @@ impl Runtime {
     /// The acceleration in use, for output.
     pub fn acceleration(&self) -> Acceleration {
         self.shared.gates.engine.plain.acceleration
+    }
+
+    /// What keeps machines from this host, and what of it the host lacks.
+    pub fn safeguards(&self) -> Vec<Safeguard> {
+        self.core.launcher.engine.safeguards()
     }
 
     /// The host's capacity: offered, held, and waited for.

@@ -9,12 +9,12 @@ use axum::{
     routing::{delete, get, patch, post, put},
 };
 use firkin_runtime::sandbox::{InvalidTimeout, Memory};
-use http::StatusCode;
 
 use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
 mod builds;
 mod create;
+mod health;
 mod lifecycle;
 mod logs;
 mod network;
@@ -77,7 +77,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/templates/{id}/builds/{build}/logs", get(builds::logs))
         .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
     Router::new()
-        .route("/health", get(health))
+        .route("/health", get(health::health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))
         .route("/files", get(files).post(files))
@@ -91,10 +91,6 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .with_state(Arc::clone(app))
-}
-
-async fn health() -> (StatusCode, &'static str) {
-    (StatusCode::OK, "Health check successful")
 }
 
 /// A file of no sandbox: envd would say the same, but whose envd nobody knows. Signed URLs of sandboxes never come here.

@@ -29,6 +29,9 @@ async fn only_a_valid_key_opens_the_control_plane() {
     }
     bench.call("GET", "/v2/sandboxes", "").await.expect(200);
     bench.answer(Request::get("/health").body(Full::<Bytes>::default()).unwrap()).await.expect(200);
+    bench.answer(Request::get("/health?details").body(Full::<Bytes>::default()).unwrap()).await.expect(401);
+    let details = bench.call("GET", "/health?details", "").await.expect(200);
+    assert_eq!(details.body["jail"]["lacking"], serde_json::json!([]), "{}", details.body);
     bench.stop().await;
 }
 

@@ -1,0 +1,30 @@
+//! Whether the server serves, and, for who holds a key, what keeps its machines from its host.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::HeaderMap;
+use serde_json::json;
+
+use crate::{App, auth, error::ApiError, listing::Query};
+
+/// `GET /health`, with `?details` as JSON. The plain form is open, since load balancers have no key.
+pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: HeaderMap) -> Result<Response, ApiError> {
+    if query.get("details").is_none() {
+        return Ok("Health check successful".into_response());
+    }
+    auth::check(&app, &headers)?;
+    let safeguards = app.runtime.safeguards();
+    let held: Vec<&str> = safeguards.iter().filter(|one| one.lacking.is_none()).map(|one| one.name.as_str()).collect();
+    let lacking: Vec<_> =
+        safeguards.iter().filter_map(|one| Some(json!({"part": one.name, "reason": one.lacking.as_ref()?}))).collect();
+    Ok(Json(json!({
+        "acceleration": app.runtime.acceleration().to_string(),
+        "jail": {"held": held, "lacking": lacking},
+    }))
+    .into_response())
+}
