@@ -52,6 +52,9 @@ pub(crate) struct HostArgs {
     /// How long a guest may take to show that KVM works, in seconds; more for a very busy host [default: 20]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600), env = "FIRKIN_KVM_DEADLINE", hide_env_values = true)]
     pub(crate) kvm_deadline: Option<u64>,
+    /// What to do where this host lacks a part of the jail that machines run in [default: best]
+    #[arg(long, value_enum, env = "FIRKIN_JAIL", hide_env_values = true)]
+    pub(crate) jail: Option<JailChoice>,
 }
 
 /// Options of the commands that serve.
@@ -124,6 +127,15 @@ pub(crate) enum Accel {
     Kvm,
     /// QEMU's emulator: works everywhere, slow CPU
     Tcg,
+}
+
+/// What a host that does not give all of a machine's jail means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JailChoice {
+    /// Machines run in what it gives; what is missing is said
+    Best,
+    /// Nothing is served
+    Strict,
 }
 
 /// How many sandboxes to keep ready, or engines prepared.

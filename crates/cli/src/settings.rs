@@ -13,7 +13,7 @@ use std::{
 use firkin_runtime::warm::{Depth, WarmConfig};
 
 use crate::{
-    args::{Accel, Cli, Command, GlobalArgs, HostArgs, OnExit, ServeArgs, Warm},
+    args::{Accel, Cli, Command, GlobalArgs, HostArgs, JailChoice, OnExit, ServeArgs, Warm},
     capacity::CapacitySettings,
     images::ImageSettings,
 };
@@ -128,6 +128,8 @@ pub(crate) struct Settings {
     pub(crate) accel: Accel,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
+    /// What a host means that does not give all of a machine's jail.
+    pub(crate) jail: JailChoice,
     /// Address to serve on.
     pub(crate) listen: SocketAddr,
     /// The address was chosen by the user, so no other will do.
@@ -197,6 +199,9 @@ impl Settings {
         if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
             options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
         }
+        if self.jail == JailChoice::Strict {
+            options += " --jail strict";
+        }
         options += &self.capacity.options();
         options += &self.images.options();
         if self.trust_host_certificates {
@@ -244,6 +249,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
         accel: host.accel.unwrap_or(Accel::Auto),
         kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
+        jail: host.jail.unwrap_or(JailChoice::Best),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
         listen_chosen: serve.listen.is_some(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
@@ -315,12 +321,12 @@ mod tests {
         assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());
         assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
         let settings = resolved(
-            "firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --warm-share 9",
+            "firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --jail strict --warm-share 9",
             &Surroundings::default(),
         );
         assert_eq!(
             settings.serve_options(),
-            " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --warm-share 9"
+            " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --jail strict --warm-share 9"
         );
     }
 

@@ -48,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::Accel,
     failure::{Advise as _, advised},
+    host::jail,
     images::Images,
     progress::Progress,
     serverfile::{self, Https, ServerFile, Target},
@@ -300,6 +301,8 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
         }
         None => format!("acceleration {}", engine.fingerprint().acceleration),
     });
+    let step = progress.step("the machines' jail");
+    step.done(&jail::accepted(&engine.safeguards(), settings.jail)?);
     Ok(Arc::new(engine))
 }
 

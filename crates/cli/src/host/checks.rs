@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use firkin_causes::chain;
 use firkin_engine::qemu::probe::{PROGRAM as QEMU, ProbeError, last_fallback, try_smallest_guest};
+use firkin_engine::qemu::safeguards_of_host;
 use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 use serde::Serialize;
+
+use super::jail::{HINT, lacking};
 
 /// The first QEMU whose `file:` migration restores a template as fast as we promise.
 const QEMU_WANTED: &str = "8.2";
@@ -133,6 +136,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
         kernel().named("kernel", "snapshots of running machines, and networks of their own"),
         kvm(places).await.named("kvm", "guests at full speed; without it they are emulated"),
         qemu().await.named("qemu", "it runs the machines"),
+        jail().named("jail", "a machine that its guest has taken over finds nothing of this host"),
     ];
     for (name, programs, package, why) in [
         ("mmdebstrap", &["mmdebstrap"][..], "mmdebstrap", "it makes the root file system from Debian packages"),
@@ -229,6 +233,14 @@ async fn qemu() -> Finding {
         Some(version) if compare_versions(version, QEMU_WANTED).is_ge() => Finding::ok(format!("QEMU {version}")),
         Some(version) => Finding::lacks(format!("QEMU {version}, older than {QEMU_WANTED}"), Lack::Qemu),
         None => Finding::lacks(format!("a {QEMU} that does not tell its version"), Lack::Qemu),
+    }
+}
+
+fn jail() -> Finding {
+    let safeguards = safeguards_of_host();
+    match lacking(&safeguards) {
+        None => Finding::ok(format!("all {} parts", safeguards.len())),
+        Some(parts) => Finding::warn(format!("lacks {parts}"), HINT),
     }
 }
 

@@ -9,6 +9,7 @@
 //! this machine already uses.
 
 mod checks;
+pub(crate) mod jail;
 mod setup;
 
 pub(crate) use checks::{Check, Places, Status, check};
