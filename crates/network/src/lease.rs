@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,6 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::{
     claim::{ClaimIndex, SLOTS_PER_CLAIM, Uids},
     namespace::SocketOpener,
+    nft::PreparedBatch,
+    rules::SlotPolicy,
 };
 
 /// The remains of a slot, for the reaper.
@@ -37,7 +38,9 @@ pub(super) struct Host {
     pub(super) uids: Uids,
     pub(super) netns: Arc<OwnedFd>,
     pub(super) opener: SocketOpener,
-    pub(super) resolvers: Vec<Ipv4Addr>,
+    pub(super) policy: SlotPolicy,
+    /// What they are in the namespace of a new slot.
+    pub(super) slot_rules: PreparedBatch,
     /// Unbounded because a drop cannot wait; there is at most one entry for each slot number.
     pub(super) remains: mpsc::UnboundedSender<Remains>,
     /// There may be a number for the refiller.

@@ -66,6 +66,8 @@ pub(super) enum HookPoint {
     EarlyForward,
     /// Routed through.
     Forward,
+    /// From the namespace's own sockets.
+    Output,
     /// After routing, where source addresses are translated.
     SourceNat,
 }
@@ -73,7 +75,7 @@ pub(super) enum HookPoint {
 impl HookPoint {
     fn kind(self) -> &'static str {
         match self {
-            Self::Raw | Self::Input | Self::EarlyForward | Self::Forward => "filter",
+            Self::Raw | Self::Input | Self::EarlyForward | Self::Forward | Self::Output => "filter",
             Self::SourceNat => "nat",
         }
     }
@@ -85,6 +87,7 @@ impl HookPoint {
             Self::Input => (InetHookNumber::LocalIn, 0),
             Self::EarlyForward => (InetHookNumber::Forward, -10),
             Self::Forward => (InetHookNumber::Forward, 0),
+            Self::Output => (InetHookNumber::LocalOut, 0),
             Self::SourceNat => (InetHookNumber::PostRouting, 100),
         }
     }
@@ -316,6 +319,11 @@ impl Batch {
         batch
     }
 
+    /// Changes chains of `table`, which is created when there is none.
+    pub(super) fn amend(table: impl Into<String>) -> Self {
+        Self::create(table)
+    }
+
     /// Replaces `table`, whatever it held, by an empty one. Takes some milliseconds more than creating one: the kernel waits for
     /// packets that see the old one.
     pub(super) fn replace(table: impl Into<String>) -> Self {
@@ -340,6 +348,21 @@ impl Batch {
 
     /// Adds a chain and its rules, in order.
     pub(super) fn chain(mut self, name: &str, hook: HookPoint, policy: Policy, rules: Vec<Rule>) -> Self {
+        self.empty_chain(name, hook, policy);
+        self.rules(name, rules);
+        self
+    }
+
+    /// Gives a chain other rules, or adds it. Packets meet the old ones until they meet the new ones.
+    pub(super) fn refill(mut self, name: &str, hook: HookPoint, policy: Policy, rules: Vec<Rule>) -> Self {
+        self.empty_chain(name, hook, policy);
+        let attributes = vec![RuleAttribute::Table(self.table.clone()), RuleAttribute::Chain(name.into())];
+        self.push(format!("flush of {name}"), NfTablesMessage::DeleteRule(RuleMessage { attributes }), 0);
+        self.rules(name, rules);
+        self
+    }
+
+    fn empty_chain(&mut self, name: &str, hook: HookPoint, policy: Policy) {
         let (number, priority) = hook.place();
         let attributes = vec![
             ChainAttribute::Table(self.table.clone()),
@@ -352,6 +375,9 @@ impl Batch {
             ChainAttribute::Type(hook.kind().into()),
         ];
         self.push(format!("chain {name}"), NfTablesMessage::NewChain(ChainMessage { attributes }), NLM_F_CREATE);
+    }
+
+    fn rules(&mut self, name: &str, rules: Vec<Rule>) {
         for (at, rule) in rules.into_iter().enumerate() {
             let attributes = vec![
                 RuleAttribute::Table(self.table.clone()),
@@ -361,7 +387,6 @@ impl Batch {
             let message = NfTablesMessage::NewRule(RuleMessage { attributes });
             self.push(format!("rule {at} of {name}"), message, NLM_F_CREATE | NLM_F_APPEND);
         }
-        self
     }
 
     fn push(&mut self, name: String, message: NfTablesMessage, flags: u16) {
@@ -372,24 +397,14 @@ impl Batch {
     }
 
     /// Applies the transaction in the calling thread's network namespace. Returns when it is in force.
-    ///
-    /// The kernel works on a batch inside `send`, and has queued its answers when that returns: nothing here waits.
-    pub(super) fn commit(self) -> Result<(), NftError> {
-        let socket = Connection::open()?;
+    pub(super) fn commit(&self) -> Result<(), NftError> {
+        self.prepare().commit()
+    }
+
+    /// The transaction as it is sent, for one that is applied in many namespaces.
+    pub(super) fn prepare(&self) -> PreparedBatch {
         let (bytes, names) = self.encode();
-        socket.send(&bytes)?;
-        socket.answers(&self.table, |sequence, payload| {
-            let at = usize::try_from(sequence).ok().filter(|at| *at < names.len());
-            let last = at == Some(names.len() - 2); // before the end of the batch
-            match payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    let message = at.map_or_else(|| "batch".to_owned(), |at| names[at].clone());
-                    Some(Err(NftError::Refused { message, source: error.to_io() }))
-                }
-                NetlinkPayload::Error(_) if last => Some(Ok(())),
-                _ => None,
-            }
-        })
+        PreparedBatch { table: self.table.clone(), bytes, names }
     }
 
     /// The bytes to send, and a name for each message at its sequence number.
@@ -415,6 +430,37 @@ impl Batch {
     }
 }
 
+/// A transaction in the form that the kernel takes.
+#[derive(Debug)]
+pub(super) struct PreparedBatch {
+    table: String,
+    bytes: Vec<u8>,
+    names: Vec<String>,
+}
+
+impl PreparedBatch {
+    /// [`Batch::commit`].
+    ///
+    /// The kernel works on a batch inside `send`, and has queued its answers when that returns: nothing here waits.
+    pub(super) fn commit(&self) -> Result<(), NftError> {
+        let names = &self.names;
+        let socket = Connection::open()?;
+        socket.send(&self.bytes)?;
+        socket.answers(&self.table, |sequence, payload| {
+            let at = usize::try_from(sequence).ok().filter(|at| *at < names.len());
+            let last = at == Some(names.len() - 2); // before the end of the batch
+            match payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    let message = at.map_or_else(|| "batch".to_owned(), |at| names[at].clone());
+                    Some(Err(NftError::Refused { message, source: error.to_io() }))
+                }
+                NetlinkPayload::Error(_) if last => Some(Ok(())),
+                _ => None,
+            }
+        })
+    }
+}
+
 fn control(message: ControlMessage) -> NetlinkMessage<NetfilterMessage> {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
     let mut message = NetlinkMessage::from(NetfilterMessage::new(header, message));
@@ -423,7 +469,7 @@ fn control(message: ControlMessage) -> NetlinkMessage<NetfilterMessage> {
 }
 
 /// Appends `message`, padded as netlink wants.
-fn append(bytes: &mut Vec<u8>, message: &mut NetlinkMessage<NetfilterMessage>) {
+pub(super) fn append(bytes: &mut Vec<u8>, message: &mut NetlinkMessage<NetfilterMessage>) {
     message.finalize();
     let start = bytes.len();
     bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
@@ -460,10 +506,10 @@ pub(super) fn tables() -> Result<Vec<String>, NftError> {
 }
 
 /// A netlink socket to the kernel's nftables, in the namespace of the thread that opened it.
-struct Connection(Socket);
+pub(super) struct Connection(Socket);
 
 impl Connection {
-    fn open() -> Result<Self, NftError> {
+    pub(super) fn open() -> Result<Self, NftError> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -474,16 +520,28 @@ impl Connection {
         open().map_err(NftError::Socket)
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), NftError> {
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), NftError> {
         let sent = self.0.send(bytes, 0).map_err(NftError::Socket)?;
         if sent == bytes.len() { Ok(()) } else { Err(NftError::Protocol("send".into())) }
     }
 
     /// Gives every answer to `judge` until it has a result.
-    fn answers(
+    pub(super) fn answers(
         &self,
         request: &str,
         mut judge: impl FnMut(u32, NetlinkPayload<NetfilterMessage>) -> Option<Result<(), NftError>>,
+    ) -> Result<(), NftError> {
+        self.messages(request, |buffer| match NetlinkMessage::<NetfilterMessage>::deserialize(buffer.into_inner()) {
+            Ok(message) => judge(message.header.sequence_number, message.payload),
+            Err(_) => Some(Err(NftError::Protocol(request.into()))),
+        })
+    }
+
+    /// The same for answers that are not taken apart.
+    pub(super) fn messages(
+        &self,
+        request: &str,
+        mut judge: impl FnMut(NetlinkBuffer<&[u8]>) -> Option<Result<(), NftError>>,
     ) -> Result<(), NftError> {
         let protocol = || NftError::Protocol(request.into());
         for _ in 0..MAX_ANSWERS {
@@ -491,9 +549,9 @@ impl Connection {
             self.0.recv(&mut buffer, 0).map_err(NftError::Socket)?;
             let mut rest = &buffer[..];
             while !rest.is_empty() {
-                let length = NetlinkBuffer::new_checked(&rest).map_err(|_| protocol())?.length() as usize;
-                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(|_| protocol())?;
-                if let Some(result) = judge(message.header.sequence_number, message.payload) {
+                let message = NetlinkBuffer::new_checked(rest).map_err(|_| protocol())?;
+                let length = message.length() as usize;
+                if let Some(result) = judge(message) {
                     return result;
                 }
                 rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();

@@ -32,7 +32,7 @@ use super::{
     netlink::Netlink,
     nft::Batch,
     resolvers,
-    rules::{HostPolicy, host_rules, host_table},
+    rules::{HostPolicy, SlotPolicy, host_rules, host_table, slot_rules},
     slot::{self, NetworkSlot},
     uplink,
 };
@@ -41,6 +41,10 @@ use super::{
 const BUILDERS: u32 = 4;
 /// How long the refiller waits after a failure, and the most that this grows to.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Addresses of the host that a slot's own rules name: each costs a comparison for every packet of the guest. The host's rules
+/// know them all, however many there are.
+const MAX_OWN_ADDRESSES: usize = 128;
 
 /// Why a pool could not be opened or closed.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +168,8 @@ impl NetworkPool {
             uids,
             netns,
             opener,
-            resolvers: opened.resolvers,
+            slot_rules: slot_rules(&opened.policy).prepare(),
+            policy: opened.policy,
             remains,
             changed: Notify::new(),
             limit: config.max_slots,
@@ -179,7 +184,13 @@ impl NetworkPool {
             prepared_sealed: config.prepared_sealed,
         });
         let tasks = [tokio::spawn(refill(Arc::clone(&inner))), tokio::spawn(reap(leavings, netlink))];
-        Ok(Self { inner, config, claim: Some(opened.claim), survivors: Mutex::new(opened.survivors), tasks })
+        Ok(Self {
+            inner,
+            config,
+            claim: Some(opened.claim),
+            survivors: Mutex::new(opened.survivors),
+            tasks,
+        })
     }
 
     /// The number of the claim, which names of interfaces and tables begin with. The same owner gets the same again.
@@ -241,6 +252,7 @@ impl NetworkPool {
         }
         let lease = self.inner.host.lease_of_survivor(index);
         let (lease, netns, way_out) = slot::find_survivor(lease, pid).await?;
+        slot::renew(&lease, &netns).await?;
         if !lock(&self.survivors).remove(&index) {
             return Err(unknown);
         }
@@ -383,7 +395,7 @@ async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, netlink: Netlink) 
 struct Opened {
     claim: Claim,
     survivors: BTreeSet<u16>,
-    resolvers: Vec<Ipv4Addr>,
+    policy: SlotPolicy,
 }
 
 /// The part of opening that one server of a host does at a time. Runs on a thread of its own in the host's namespace.
@@ -405,21 +417,33 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
         }
         sweep(&netlink, claim.index, &everyone).await?;
 
-        let own = netlink.addresses().await?.into_iter().collect();
+        let own: BTreeSet<_> = netlink.addresses().await?.into_iter().collect();
         let resolvers = match &config.resolvers {
             Some(resolvers) => resolvers.clone(),
             None => resolvers::of_host(&own).map_err(system("read the host's resolvers"))?,
         };
         let uplinks = netlink.uplinks().await?;
         let guarded = uplink::mark(dir, &uplinks, &lock)?;
-        let policy = HostPolicy { resolvers: &resolvers, reachable: &config.reachable, guarded: &guarded };
-        let installed = host_rules(claim.index, policy).commit();
+        let reachable = config.reachable.clone();
+        let policy = HostPolicy { claim: claim.index, resolvers: resolvers.clone(), reachable: reachable.clone(), guarded };
+        let installed = host_rules(&policy).commit();
         installed.map_err(|source| SetupError::Firewall { step: "install the host's rules", source })?;
         uplink::enable(&uplinks, &lock)?;
         let survivors = everyone.get(&claim.index).cloned().unwrap_or_default();
-        Ok(Opened { claim, survivors, resolvers })
+        let policy = SlotPolicy { own: own_addresses(own), resolvers, reachable };
+        Ok(Opened { claim, survivors, policy })
     })
     .map_err(system("start a runtime"))?
+}
+
+/// Those of the host's addresses that rules of slots name: not what they deny anyway.
+fn own_addresses(own: BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    let mut own: Vec<_> = own.into_iter().filter(|ip| !ip.is_loopback() && !SLOT_NETWORKS.contains(ip)).collect();
+    if own.len() > MAX_OWN_ADDRESSES {
+        tracing::warn!(addresses = own.len(), MAX_OWN_ADDRESSES, "slots' own rules do not name all addresses of this host");
+        own.truncate(MAX_OWN_ADDRESSES);
+    }
+    own
 }
 
 /// Networks of the host that overlap those of slots and are not slots.

@@ -1,17 +1,21 @@
 //! Firewall policy: the rules of a slot and of the host, as data.
 //!
-//! A guest is distrusted at two places. In its own namespace only its own address may leave, and only as tracked flows of a
-//! bounded number, behind the slot's address. On the host, whatever comes from a slot's interface may be routed on to the
-//! internet and nowhere else: not to the host itself on any of its addresses (asked of the routing table, so that addresses
-//! that appear later count), not to private networks, not to cloud metadata, not to another slot. The second place does not
-//! rely on the first: it holds even against someone who broke out of the virtual machine into the slot's namespace.
+//! A guest is distrusted at two places, and neither relies on the other. Both let it reach the internet and nothing else: not
+//! the host itself, not private networks, not cloud metadata, not another slot.
+//!
+//! * In its own namespace, whose rules no tool of the host touches: a program that reloads the host's firewall (`nft flush
+//!   ruleset`, as Debian's `/etc/nftables.conf` begins) leaves these as they are. Here, too, only the guest's own address may
+//!   leave, and only as tracked flows of a bounded number, behind the slot's address. What runs beside the guest in this
+//!   namespace talks to the guest and to nobody.
+//! * On the host, which also holds against someone who got hold of the slot's namespace, and knows the host's addresses from its
+//!   routing table: those that appear later count at once.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::{
-    GUEST_ADDRESS, INTERFACE_PREFIX, SLOT_NETWORKS,
+    GATEWAY_ADDRESS, GUEST_ADDRESS, INTERFACE_PREFIX, SLOT_NETWORKS,
     claim::{ClaimIndex, slot_net},
     nft::{Batch, CtState, HookPoint, Interface, Policy, Rule, single},
 };
@@ -51,11 +55,23 @@ const fn net(a: u8, b: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), prefix)
 }
 
+/// The settings that the rules of every slot depend on.
+#[derive(Debug, Clone)]
+pub(super) struct SlotPolicy {
+    /// Addresses of the host.
+    pub(super) own: Vec<Ipv4Addr>,
+    /// Resolvers that guests may ask even in a blocked network.
+    pub(super) resolvers: Vec<Ipv4Addr>,
+    /// Blocked networks that the operator opened.
+    pub(super) reachable: Vec<Ipv4Net>,
+}
+
 /// The rules of a new slot's namespace. They do not depend on whether it has a way out.
-pub(super) fn slot_rules() -> Batch {
+pub(super) fn slot_rules(policy: &SlotPolicy) -> Batch {
     let tap = Interface::Named(TAP);
     let out = Interface::Named(OUT);
     Batch::create(SLOT_TABLE)
+        .chain("from_guest", HookPoint::Raw, Policy::Accept, from_guest(policy))
         // Connections are opened by the host, from inside this namespace; a guest begins none to it.
         .chain("input", HookPoint::Input, Policy::Drop, vec![Rule::all().tracked(CtState::EstablishedOrRelated).accept()])
         .chain(
@@ -69,18 +85,69 @@ pub(super) fn slot_rules() -> Batch {
                 Rule::all().from(tap).to(out).ipv4().source(single(GUEST_ADDRESS)).tracked(CtState::New).accept(),
             ],
         )
+        .chain("output", HookPoint::Output, Policy::Drop, output())
         .chain("outbound", HookPoint::SourceNat, Policy::Accept, vec![Rule::all().to(out).masquerade()])
 }
 
+/// Makes the rules of a slot that an earlier server built say what ours say. Tracked flows and their number are left alone.
+pub(super) fn renewed_slot_rules(policy: &SlotPolicy) -> Batch {
+    Batch::amend(SLOT_TABLE).refill("from_guest", HookPoint::Raw, Policy::Accept, from_guest(policy)).refill(
+        "output",
+        HookPoint::Output,
+        Policy::Drop,
+        output(),
+    )
+}
+
+/// Decides, before anything is tracked, where a packet of the guest may go.
+fn from_guest(policy: &SlotPolicy) -> Vec<Rule> {
+    let from_guest = || Rule::all().from(Interface::Named(TAP)).ipv4();
+    let mut rules = vec![
+        Rule::all().not_from(Interface::Named(TAP)).accept(),
+        Rule::all().not_ipv4().drop_packet(),
+        from_guest().source_outside(single(GUEST_ADDRESS)).drop_packet(),
+        // Answers to the host, which connects from inside the slot; `input` lets nothing else in.
+        from_guest().destination(single(GATEWAY_ADDRESS)).accept(),
+        from_guest().destination_not_unicast().drop_packet(),
+        from_guest().destination(SLOT_NETWORKS).drop_packet(),
+    ];
+    rules.extend(policy.own.iter().map(|address| from_guest().destination(single(*address)).drop_packet()));
+    rules.extend(destinations(from_guest, &policy.resolvers, &policy.reachable));
+    rules
+}
+
+/// What the slot's own sockets may send: the host's connections to the guest, and answers.
+fn output() -> Vec<Rule> {
+    vec![
+        Rule::all().tracked(CtState::EstablishedOrRelated).accept(),
+        Rule::all().to(Interface::Named(TAP)).ipv4().destination(single(GUEST_ADDRESS)).accept(),
+    ]
+}
+
+/// Which destinations are reached, of those that are nobody's of this host.
+fn destinations(from_guest: impl Fn() -> Rule, resolvers: &[Ipv4Addr], reachable: &[Ipv4Net]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for resolver in resolvers {
+        for protocol in [UDP, TCP] {
+            rules.push(from_guest().destination(single(*resolver)).port(protocol, DNS_PORT).accept());
+        }
+    }
+    rules.extend(reachable.iter().map(|net| from_guest().destination(*net).accept()));
+    rules.extend(BLOCKED.iter().map(|net| from_guest().destination(*net).drop_packet()));
+    rules
+}
+
 /// The settings that the host's rules depend on.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct HostPolicy<'a> {
+#[derive(Debug, Clone)]
+pub(super) struct HostPolicy {
+    /// Whose slots.
+    pub(super) claim: ClaimIndex,
     /// Resolvers that guests may ask even in a blocked network.
-    pub(super) resolvers: &'a [Ipv4Addr],
+    pub(super) resolvers: Vec<Ipv4Addr>,
     /// Blocked networks that the operator opened.
-    pub(super) reachable: &'a [Ipv4Net],
+    pub(super) reachable: Vec<Ipv4Net>,
     /// Interfaces whose forwarding we switched on.
-    pub(super) guarded: &'a [String],
+    pub(super) guarded: Vec<String>,
 }
 
 /// Name of the host's table of one claim.
@@ -89,7 +156,8 @@ pub(super) fn host_table(claim: ClaimIndex) -> String {
 }
 
 /// The rules of the host for all slots of one claim.
-pub(super) fn host_rules(claim: ClaimIndex, policy: HostPolicy<'_>) -> Batch {
+pub(super) fn host_rules(policy: &HostPolicy) -> Batch {
+    let claim = policy.claim;
     let prefix = claim.interface_prefix();
     let ours = Interface::Prefixed(&prefix);
     let any = Interface::Prefixed(INTERFACE_PREFIX);
@@ -116,7 +184,7 @@ pub(super) fn host_rules(claim: ClaimIndex, policy: HostPolicy<'_>) -> Batch {
 }
 
 /// Decides, before any translation by other software, where a packet from one of our slots may go.
-fn from_guests(ours: Interface<'_>, slots: Ipv4Net, policy: HostPolicy<'_>) -> Vec<Rule> {
+fn from_guests(ours: Interface<'_>, slots: Ipv4Net, policy: &HostPolicy) -> Vec<Rule> {
     let from_guest = || Rule::all().from(ours).ipv4();
     let mut rules = vec![
         Rule::all().not_from(ours).accept(),
@@ -125,12 +193,6 @@ fn from_guests(ours: Interface<'_>, slots: Ipv4Net, policy: HostPolicy<'_>) -> V
         from_guest().destination_not_unicast().drop_packet(),
         from_guest().destination(SLOT_NETWORKS).drop_packet(),
     ];
-    for resolver in policy.resolvers {
-        for protocol in [UDP, TCP] {
-            rules.push(from_guest().destination(single(*resolver)).port(protocol, DNS_PORT).accept());
-        }
-    }
-    rules.extend(policy.reachable.iter().map(|net| from_guest().destination(*net).accept()));
-    rules.extend(BLOCKED.iter().map(|net| from_guest().destination(*net).drop_packet()));
+    rules.extend(destinations(from_guest, &policy.resolvers, &policy.reachable));
     rules
 }

@@ -21,7 +21,7 @@ use super::{
     lease::{Host, IndexLease, Remains},
     namespace::{self, SocketOpener},
     netlink::Netlink,
-    rules::{OUT, TAP, slot_rules},
+    rules::{OUT, TAP, renewed_slot_rules},
     tap::open_tap,
     uplink,
 };
@@ -172,7 +172,7 @@ impl NetworkSlot {
             prefix: GUEST_PREFIX,
             gateway: GATEWAY_ADDRESS,
             gateway_mac: mac,
-            dns: self.lease.host().resolvers.iter().map(|ip| (*ip).into()).collect(),
+            dns: self.lease.host().policy.resolvers.iter().map(|ip| (*ip).into()).collect(),
         }
     }
 
@@ -265,7 +265,7 @@ pub(super) fn build(lease: IndexLease, egress: Egress) -> Result<NetworkSlot, Se
         let netns = Arc::new(namespace::current().map_err(system("open the new network namespace"))?);
         set_parameters(&SLOT_PARAMETERS).map_err(system("set a slot's kernel parameters"))?;
         let tap = open_tap(TAP).map_err(system("open a tap"))?;
-        slot_rules().commit().map_err(|source| SetupError::Firewall { step: "install a slot's rules", source })?;
+        lease.host().slot_rules.commit().map_err(|source| SetupError::Firewall { step: "install a slot's rules", source })?;
 
         let slot = Netlink::open()?;
         slot.up("bring a slot's loopback up", LOOPBACK, None).await?;
@@ -305,6 +305,19 @@ pub(super) async fn find_survivor(lease: IndexLease, pid: u32) -> Result<(IndexL
     let veths = async { Netlink::open()?.veths(&interface).await }.await.map_err(setup)?;
     let has_way_out = veths.iter().any(|veth| veth.name == interface);
     Ok((lease, netns, has_way_out))
+}
+
+/// Makes the rules of a survivor's slot those of this server: its operator may have closed a network, or opened one.
+pub(super) async fn renew(lease: &IndexLease, netns: &OwnedFd) -> Result<(), SlotError> {
+    let index = lease.index();
+    let setup = |source| SlotError::Setup { index, source };
+    let netns = netns.try_clone().map_err(system("hold a survivor's namespace")).map_err(setup)?;
+    let batch = renewed_slot_rules(&lease.host().policy);
+    let job = move || {
+        namespace::enter(netns.as_fd()).map_err(system("enter a slot"))?;
+        batch.commit().map_err(|source| SetupError::Firewall { step: "renew a slot's rules", source })
+    };
+    namespace::on_own_thread(job).await.map_err(setup)
 }
 
 /// The slot of a survivor.

@@ -8,5 +8,9 @@
 mod isolation;
 #[path = "network_slots/lifetimes.rs"]
 mod lifetimes;
+#[path = "network_slots/nftables.rs"]
+mod nftables;
+#[path = "network_slots/second_place.rs"]
+mod second_place;
 #[path = "network_slots/world.rs"]
 mod world;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork};
+use firkin_network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork, open_tap};
 
 use crate::world::{
     Guest, HOST, Namespace, SERVER, World, alone_in_world, eventually, in_world, is_from, is_referenced, open_files,
@@ -218,7 +218,8 @@ fn a_restarted_server_adopts_its_machines() {
         let slot = pool.adopt(pid, index).await.unwrap();
         assert_eq!((slot.index(), slot.egress()), (index, Egress::Allowed));
         assert!(slot.engine_slot().is_err(), "its machine has the tap");
-        assert!(is_from(&Namespace::of_slot(&slot).ask((SERVER, 80)), HOST), "it still has egress");
+        let guest = Guest::on(Namespace::of_slot(&slot).run(|| open_tap("tap0").unwrap()));
+        assert!(is_from(&guest.inside.ask((SERVER, 80)), HOST), "it still has egress");
         let twice = pool.adopt(pid, index).await;
         assert!(twice.is_err(), "a slot was adopted twice");
 
@@ -229,10 +230,10 @@ fn a_restarted_server_adopts_its_machines() {
         let pool = NetworkPool::open(world.config("child")).await.unwrap();
         assert_eq!((pool.claim(), pool.survivors()), (claim, BTreeSet::from([index])));
         let slot = pool.adopt(pid, index).await.unwrap();
-        assert!(is_from(&Namespace::of_slot(&slot).ask((SERVER, 80)), HOST), "it lost its egress to a restart");
+        assert!(is_from(&guest.inside.ask((SERVER, 80)), HOST), "it lost its egress to a restart");
 
         kill(pid);
-        drop(slot);
+        drop((slot, guest));
         eventually("the machine is gone", || !is_running(pid)).await;
         pool.close().await.unwrap();
         assert!(!world.forwards());
@@ -246,7 +247,7 @@ fn is_running(pid: u32) -> bool {
 }
 
 /// Starts a machine in a slot, as an engine would.
-fn machine_in(slot: &NetworkSlot) -> u32 {
+pub(crate) fn machine_in(slot: &NetworkSlot) -> u32 {
     let pid = start_machine(&slot.netns().as_raw_fd().to_string(), slot.uid());
     while fs_err::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() != "sleep") {
         std::thread::yield_now();
@@ -322,6 +323,6 @@ fn a_sweep_never_takes_a_machine_that_is_being_launched() {
     });
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
 }

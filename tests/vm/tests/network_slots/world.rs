@@ -265,16 +265,21 @@ impl Guest {
         assert_eq!((network.address, network.gateway, network.prefix), (GUEST_ADDRESS, GATEWAY_ADDRESS, GUEST_PREFIX));
         assert_eq!(network.gateway_mac, mac(GATEWAY_MAC));
         assert_eq!(engine.mac, GUEST_MAC);
+        Self::on(engine.tap)
+    }
+
+    /// The guest at the other end of `tap`.
+    pub(crate) fn on(tap: OwnedFd) -> Self {
         let inside = Namespace::new();
         let own = inside.run(|| open_tap("eth0").unwrap());
         inside.ip(&[
             "link set lo up".into(),
             format!("link set eth0 address {} up", mac(GUEST_MAC)),
             format!("address add {GUEST_ADDRESS}/{GUEST_PREFIX} dev eth0"),
-            format!("neighbour add {GATEWAY_ADDRESS} lladdr {} dev eth0 nud permanent", network.gateway_mac),
+            format!("neighbour add {GATEWAY_ADDRESS} lladdr {} dev eth0 nud permanent", mac(GATEWAY_MAC)),
             format!("route add default via {GATEWAY_ADDRESS}"),
         ]);
-        let (theirs, own) = (Arc::new(engine.tap), Arc::new(own));
+        let (theirs, own) = (Arc::new(tap), Arc::new(own));
         let pumping = Arc::new(AtomicBool::new(true));
         let start = |from: &Arc<OwnedFd>, to: &Arc<OwnedFd>| {
             let (from, to, pumping) = (Arc::clone(from), Arc::clone(to), Arc::clone(&pumping));
