@@ -14,6 +14,8 @@
 //! * Constant guest addresses, so that a snapshot restores anywhere without touching the guest's network. The host reaches a
 //!   guest port by a socket opened *inside* the namespace ([`NetworkSlot::connect`]); a socket keeps its namespace for life.
 //! * A slot without egress has no second interface at all: nothing can leave it, whatever the rules say.
+//! * What is always denied is denied in the slot's namespace and on the host. The host's rules are watched, and slots are cut off
+//!   while they are gone (`guard.rs`).
 //! * IPv6 is off in slots. Guests are reached and reach out by IPv4.
 //! * Slots are destroyed after use, never recycled: neither connection tracking nor neighbours of one guest meet the next. A
 //!   pool prepares fresh ones in the background ([`NetworkPool`]).
@@ -28,6 +30,7 @@ use ipnet::Ipv4Net;
 
 mod claim;
 mod filter;
+mod guard;
 mod lease;
 mod namespace;
 mod netlink;
@@ -35,6 +38,7 @@ mod nft;
 mod pool;
 mod resolvers;
 mod rules;
+mod ruleset;
 mod slot;
 mod sweep;
 mod tap;

@@ -16,9 +16,11 @@ use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::AddressAttribute,
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, State},
         route::{RouteAddress, RouteAttribute},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 use tokio::task::JoinHandle;
@@ -218,6 +220,24 @@ impl Netlink {
         Ok(found)
     }
 
+    /// Leaves packets to `net` nowhere to go but to this host's own addresses. No error when that is so already.
+    pub(super) async fn cut(&self, net: Ipv4Net) -> Result<(), SetupError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = blackhole(net);
+        match request.execute().await {
+            Err(error) if errno(&error) != Some(nix::libc::EEXIST) => Err(failed("cut slots off")(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes [`cut`](Self::cut); no error when there is none.
+    pub(super) async fn end_cut(&self, net: Ipv4Net) -> Result<(), SetupError> {
+        match self.handle.rule().del(blackhole(net)).execute().await {
+            Err(error) if errno(&error) != Some(nix::libc::ENOENT) => Err(failed("end the cut of slots")(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Every IPv4 address of this namespace.
     pub(super) async fn addresses(&self) -> Result<Vec<Ipv4Addr>, SetupError> {
         let mut found = Vec::new();
@@ -230,6 +250,17 @@ impl Netlink {
         }
         Ok(found)
     }
+}
+
+/// The rule that packets to `net` go nowhere, asked right after the table of the host's own addresses.
+fn blackhole(net: Ipv4Net) -> RuleMessage {
+    const AFTER_LOCAL: u32 = 1;
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.dst_len = net.prefix_len();
+    rule.header.action = RuleAction::Blackhole;
+    rule.attributes = vec![RuleAttribute::Destination(net.network().into()), RuleAttribute::Priority(AFTER_LOCAL)];
+    rule
 }
 
 /// A route to `net` by an interface.

@@ -26,13 +26,14 @@ use tokio::{
 
 use super::{
     Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
-    claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids},
+    claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids, slot_net},
+    guard::Guard,
     lease::{Host, IndexLease, Numbers, Remains},
     namespace::{self, SocketOpener, on_own_thread},
     netlink::Netlink,
     nft::Batch,
     resolvers,
-    rules::{HostPolicy, SlotPolicy, host_rules, host_table, slot_rules},
+    rules::{HostPolicy, SlotPolicy, host_table, slot_rules},
     slot::{self, NetworkSlot},
     uplink,
 };
@@ -131,6 +132,8 @@ pub struct NetworkPool {
     config: NetworkConfig,
     /// Until the pool is closed.
     claim: Option<Claim>,
+    /// Until the pool is closed.
+    guard: Option<Guard>,
     /// Not yet adopted.
     survivors: Mutex<BTreeSet<u16>>,
     tasks: [JoinHandle<()>; 2],
@@ -188,6 +191,7 @@ impl NetworkPool {
             inner,
             config,
             claim: Some(opened.claim),
+            guard: Some(opened.guard),
             survivors: Mutex::new(opened.survivors),
             tasks,
         })
@@ -284,6 +288,9 @@ impl NetworkPool {
         let (barrier, reaped) = oneshot::channel();
         if self.inner.host.remains.send(Remains::Barrier(barrier)).is_ok() {
             reaped.await.map_err(|_| super::ThreadLost(None))?;
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.end().await;
         }
         let claim = self.claim.take().expect("a pool is closed once");
         let dir = self.config.claims_dir.clone();
@@ -394,6 +401,7 @@ async fn reap(mut leavings: mpsc::UnboundedReceiver<Remains>, netlink: Netlink) 
 
 struct Opened {
     claim: Claim,
+    guard: Guard,
     survivors: BTreeSet<u16>,
     policy: SlotPolicy,
 }
@@ -413,6 +421,7 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
             tracing::info!(claim = claim.index.number(), "sweeping the network of a server that ended without closing it");
             sweep(&netlink, claim.index, &everyone).await?;
             delete_table(claim.index)?;
+            netlink.end_cut(slot_net(claim.index)).await?;
             claim.forget(dir, &lock)?;
         }
         sweep(&netlink, claim.index, &everyone).await?;
@@ -426,12 +435,11 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
         let guarded = uplink::mark(dir, &uplinks, &lock)?;
         let reachable = config.reachable.clone();
         let policy = HostPolicy { claim: claim.index, resolvers: resolvers.clone(), reachable: reachable.clone(), guarded };
-        let installed = host_rules(&policy).commit();
-        installed.map_err(|source| SetupError::Firewall { step: "install the host's rules", source })?;
+        let guard = Guard::start(policy).await?;
         uplink::enable(&uplinks, &lock)?;
         let survivors = everyone.get(&claim.index).cloned().unwrap_or_default();
         let policy = SlotPolicy { own: own_addresses(own), resolvers, reachable };
-        Ok(Opened { claim, survivors, policy })
+        Ok(Opened { claim, guard, survivors, policy })
     })
     .map_err(system("start a runtime"))?
 }

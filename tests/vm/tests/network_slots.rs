@@ -4,6 +4,8 @@
 //! host's network.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
 
+#[path = "network_slots/guard.rs"]
+mod guard;
 #[path = "network_slots/isolation.rs"]
 mod isolation;
 #[path = "network_slots/lifetimes.rs"]
