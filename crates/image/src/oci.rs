@@ -12,6 +12,8 @@
 //! resolved in memory ([`tree`]). Nothing of an image runs on the host. A result is keyed by the digest of the image's manifest,
 //! and by the kernel's: a tag that moved is another image.
 
+pub mod client;
+pub mod hops;
 pub mod layer;
 pub mod registry;
 pub mod tree;

@@ -1,7 +1,16 @@
 //! Container images from a registry on the loopback, which tells the truth or does not.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
 
-use std::{collections::HashMap, io::Write, path::Path, process::Command, sync::Arc};
+use std::{
+    collections::HashMap,
+    io::Write,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use axum::{
     Router,
@@ -13,9 +22,12 @@ use axum::{
 use firkin_image::{
     Additions, Cache, GuestKernel, host_certificates,
     oci::{
-        Image, ImageError, image,
+        Image, ImageError,
+        client::RegistryError,
+        hops::HopError,
+        image,
         layer::LayerError,
-        registry::{ImageSource, Mirrors, PullError},
+        registry::{Credentials, ImageSource, Mirrors, PullError},
     },
 };
 use sha2::{Digest, Sha256};
@@ -207,4 +219,106 @@ async fn what_cannot_be_trusted_is_refused_and_leaves_nothing() {
 
     let kept = fs_err::read_dir(cache.path().join("image-v1")).map_or(0, Iterator::count);
     assert_eq!(kept, 0, "nothing of a refused image is kept");
+}
+
+/// A service of the host that no stranger is to reach, and how often it was asked.
+async fn internal_service() -> (String, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let answer = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async { r#"{"token": "internal-secret", "errors": "internal-secret"}"# }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    (format!("http://{address}/admin"), asked)
+}
+
+#[tokio::test]
+async fn a_registry_does_not_lead_the_server_to_services_of_the_host() {
+    let cache = tempfile::tempdir().unwrap();
+    let (internal, asked) = internal_service().await;
+    let challenge = format!("Bearer realm=\"{internal}\",service=\"x\"");
+    let redirect = internal.clone();
+    let strangers: [(&str, Router); 3] = [
+        (
+            "token",
+            Router::new().fallback(move || async move { (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]) }),
+        ),
+        (
+            "redirect",
+            Router::new().fallback(move || async move { (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, redirect)]) }),
+        ),
+        ("body", Router::new().fallback(|| async { (StatusCode::BAD_GATEWAY, "internal-secret") })),
+    ];
+    for (what, app) in strangers {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let mirrors = Mirrors::parse([format!("docker.io={host}").as_str()]).unwrap();
+        let source = ImageSource { reference: "test:1".into(), credentials: None, mirrors };
+        let store = Cache::open(cache.path()).await.unwrap();
+        let error = image(&store, &source, &additions(cache.path()), IMAGE_BYTES, &|_| ()).await.unwrap_err();
+        let text = format!("{:?}", all_causes(&error));
+        assert!(!text.contains("internal-secret"), "{what}: {text}");
+        let is_refused =
+            matches!(error, ImageError::Pull(PullError::Manifest { source: RegistryError::Hop(HopError::Private(_)), .. }));
+        assert_eq!(is_refused, what != "body", "{what}: {error:?}");
+    }
+    // A registry on the host's own addresses is reached only where the operator named it.
+    for reference in [internal.trim_start_matches("http://").replace("/admin", "/test:1"), "localhost:1/test:1".to_owned()] {
+        let source = ImageSource { reference: reference.clone(), ..ImageSource::default() };
+        let store = Cache::open(cache.path()).await.unwrap();
+        let error = image(&store, &source, &additions(cache.path()), IMAGE_BYTES, &|_| ()).await.unwrap_err();
+        let is_refused =
+            matches!(error, ImageError::Pull(PullError::Manifest { source: RegistryError::Hop(HopError::Private(_)), .. }));
+        assert!(is_refused, "{reference}: {error:?}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "a service of the host was asked");
+}
+
+#[tokio::test]
+async fn an_image_is_pulled_with_the_token_that_the_registry_gives() {
+    let cache = tempfile::tempdir().unwrap();
+    let content = Arc::new(repository(&[layer(&[("etc/hello", "x")])]));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap();
+    let answer = move |headers: axum::http::HeaderMap, uri: Uri| async move {
+        let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
+        if uri.path() == "/token" {
+            assert!(uri.query().unwrap().contains("repository%3Alibrary%2Ftest%3Apull"), "{uri}");
+            let is_login = authorization.is_some_and(|value| value.starts_with("Basic "));
+            return if is_login { r#"{"access_token":"good"}"#.into_response() } else { StatusCode::FORBIDDEN.into_response() };
+        }
+        if authorization.as_deref() != Some("Bearer good") {
+            let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"a registry\"");
+            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response();
+        }
+        match content.get(uri.path()) {
+            Some((kind, body)) => ([(header::CONTENT_TYPE, *kind)], body.clone()).into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        }
+    };
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    let mirrors = Mirrors::parse([format!("docker.io={host}").as_str()]).unwrap();
+    let credentials = Some(Credentials { username: "user".into(), password: "password".into() });
+    let source = ImageSource { reference: "test:1".into(), credentials, mirrors };
+    let store = Cache::open(cache.path()).await.unwrap();
+    let pulled = image(&store, &source, &additions(cache.path()), IMAGE_BYTES, &|_| ()).await.unwrap();
+    assert_eq!(debugfs(&pulled.root.path, "cat /etc/hello"), "x");
+    let without = ImageSource { credentials: None, ..source };
+    let error = image(&store, &without, &additions(cache.path()), IMAGE_BYTES, &|_| ()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Pull(PullError::Manifest { source: RegistryError::Login, .. })), "{error:?}");
+}
+
+/// Everything that an error says, down to its first cause.
+fn all_causes(error: &ImageError) -> Vec<String> {
+    let mut texts = vec![format!("{error:?}")];
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(inner) = cause {
+        texts.push(inner.to_string());
+        cause = inner.source();
+    }
+    texts
 }

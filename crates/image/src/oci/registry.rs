@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use futures::StreamExt;
-use oci_client::client::{Client, ClientConfig, ClientProtocol, linux_amd64_resolver};
+use oci_client::client::linux_amd64_resolver;
 use oci_client::config::ConfigFile;
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{OciDescriptor, OciImageManifest};
-use oci_client::secrets::RegistryAuth;
+use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use oci_client::{ParseError, Reference};
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+
+use super::client::{Client, RegistryError, digest_of};
 
 /// Layers of one image. Docker allows as many; more is an attack on whoever merges them.
 const MAX_LAYERS: usize = 127;
@@ -21,9 +21,6 @@ const MAX_LAYERS: usize = 127;
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// All layers together as they travel. The largest public images are near 10 GiB.
 const MAX_COMPRESSED_BYTES: u64 = 16 << 30;
-const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
-/// A registry that sends nothing for this long has died.
-const READ_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where an image is.
 #[derive(Debug, Clone, Default)]
@@ -89,9 +86,9 @@ pub enum PullError {
     Manifest {
         /// The image, with registry.
         image: String,
-        /// The registry's answer, or why there is none.
+        /// Why not.
         #[source]
-        source: OciDistributionError,
+        source: RegistryError,
     },
     /// The manifest asks for more than is reasonable.
     #[error("cannot use `{image}`: it has {what}")]
@@ -110,7 +107,7 @@ pub enum PullError {
         digest: String,
         /// Why.
         #[source]
-        source: OciDistributionError,
+        source: RegistryError,
     },
     /// A part cannot be stored.
     #[error("cannot store `{digest}`")]
@@ -148,27 +145,16 @@ impl Remote {
             .reference
             .parse()
             .map_err(|error| PullError::Reference { reference: source.reference.chars().take(200).collect(), source: error })?;
-        if let Some(mirror) = source.mirrors.0.get(reference.registry()) {
+        let mirror = source.mirrors.0.get(reference.registry());
+        if let Some(mirror) = mirror {
             reference.set_mirror_registry(mirror.clone());
         }
-        // Only one of the process's parts can have installed it before us.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let host = reference.resolve_registry().to_owned();
-        let client = Client::new(ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(if is_loopback(&host) { vec![host] } else { Vec::new() }),
-            platform_resolver: Some(Box::new(linux_amd64_resolver)),
-            connect_timeout: Some(CONNECT_DEADLINE),
-            read_timeout: Some(READ_DEADLINE),
-            ..ClientConfig::default()
-        });
-        let auth = match &source.credentials {
-            Some(Credentials { username, password }) => RegistryAuth::Basic(username.clone(), password.clone()),
-            None => RegistryAuth::Anonymous,
-        };
-        let (manifest, digest) = client
-            .pull_image_manifest(&reference, &auth)
-            .await
-            .map_err(|source| PullError::Manifest { image: reference.to_string(), source })?;
+        let registry = reference.resolve_registry().to_owned();
+        let clear = mirror.is_some() && is_loopback(&registry);
+        let client = Client::new(&registry, clear, mirror.is_some(), reference.repository(), source.credentials.clone());
+        let failed = |source| PullError::Manifest { image: reference.to_string(), source };
+        let client = client.map_err(failed)?;
+        let (manifest, digest) = image_manifest(&client, &reference).await.map_err(failed)?;
         let remote = Self { client, reference, manifest, digest };
         remote.check()?;
         Ok(remote)
@@ -209,17 +195,36 @@ impl Remote {
     /// Streams one part. The stream ends with an error unless its bytes have the part's digest.
     async fn fetch(&self, part: &OciDescriptor, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), PullError> {
         let failed = |source| PullError::Blob { image: self.reference.to_string(), digest: part.digest.clone(), source };
-        let mut stream = self.client.pull_blob_stream(&self.reference, part).await.map_err(failed)?;
-        let mut left = bytes(part);
+        let response = self.client.get(&format!("blobs/{}", part.digest), None).await.map_err(failed)?;
+        let mut stream = response.bytes_stream();
+        let (mut left, mut hash) = (bytes(part), Sha256::new());
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|source| failed(source.into()))?;
+            let chunk = chunk.map_err(|error| failed(RegistryError::from(error)))?;
             left = left.checked_sub(chunk.len() as u64).ok_or_else(|| PullError::Unreasonable {
                 image: self.reference.to_string(),
                 what: format!("a part `{}` that is longer than it says", part.digest),
             })?;
+            hash.update(&chunk);
             to.write_all(&chunk).await.map_err(|source| PullError::Store { digest: part.digest.clone(), source })?;
         }
-        Ok(())
+        let is_whole = digest_of(hash) == part.digest;
+        if is_whole { Ok(()) } else { Err(failed(RegistryError::Digest)) }
+    }
+}
+
+/// The manifest of the image for a Linux machine with an x86-64 processor, and its digest.
+async fn image_manifest(client: &Client, reference: &Reference) -> Result<(OciImageManifest, String), RegistryError> {
+    let wanted = reference.digest().or(reference.tag()).unwrap_or("latest");
+    let (manifest, digest) = client.manifest(wanted).await?;
+    match manifest {
+        OciManifest::Image(manifest) => Ok((manifest, digest)),
+        OciManifest::ImageIndex(index) => {
+            let digest = linux_amd64_resolver(&index.manifests).ok_or(RegistryError::Platform)?;
+            match client.manifest(&digest).await? {
+                (OciManifest::Image(manifest), digest) => Ok((manifest, digest)),
+                (OciManifest::ImageIndex(_), _) => Err(RegistryError::Form("manifest")),
+            }
+        }
     }
 }
 
