@@ -97,6 +97,25 @@ pub struct NetworkConfig {
     pub resolvers: Option<Vec<Ipv4Addr>>,
     /// Private networks that guests may reach all the same. Never the host, nor another guest.
     pub reachable: Vec<Ipv4Net>,
+    /// What one guest may send, and be sent. What is above is lost.
+    pub rates: Rates,
+}
+
+/// Rates of one guest, each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// Packets a second, to and from the host and beyond.
+    pub packets_per_second: u64,
+    /// Bytes a second beyond the host.
+    pub bytes_per_second: u64,
+}
+
+impl Default for Rates {
+    /// A gigabit a second, and the packets of two in full frames: far above what a guest's work needs, and less than keeps one
+    /// core of the host busy.
+    fn default() -> Self {
+        Self { packets_per_second: 200_000, bytes_per_second: 125_000_000 }
+    }
 }
 
 impl NetworkConfig {
@@ -111,6 +130,7 @@ impl NetworkConfig {
             prepared_sealed: 0,
             resolvers: None,
             reachable: Vec::new(),
+            rates: Rates::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! nftables without the `nft` program: transactions of tables, chains and rules, sent over netlink.
 //!
-//! Messages and attributes come from `netlink-packet-netfilter` (MIT). It has no types for four of the expressions that we use
-//! (`ct`, `fib`, `connlimit`, `masq`), so those are written here as plain attributes, after Linux
+//! Messages and attributes come from `netlink-packet-netfilter` (MIT). It has no types for five of the expressions that we use
+//! (`ct`, `fib`, `connlimit`, `limit`, `masq`), so those are written here as plain attributes, after Linux
 //! `include/uapi/linux/netfilter/nf_tables.h`. The other crates that speak nftables are GPL, call `nft`, or need C libraries.
 //!
 //! A [`Batch`] is one kernel transaction: all of it takes effect at once, or none. Registers hold integers in host order and
@@ -109,6 +109,15 @@ pub(super) enum CtState {
     EstablishedOrRelated = 0b110,
     /// The first packet of a flow.
     New = 0b1000,
+}
+
+/// What a rate is of (`NFT_LIMIT_PKTS`, `NFT_LIMIT_PKT_BYTES`).
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Measure {
+    /// Packets.
+    Packets = 0,
+    /// Bytes of packets.
+    Bytes = 1,
 }
 
 /// The interfaces that a rule is about.
@@ -219,6 +228,23 @@ impl Rule {
     pub(super) fn flows_above(self, count: u32) -> Self {
         const INVERT: u32 = 1;
         self.other("connlimit", vec![word(1, count), word(2, INVERT)])
+    }
+
+    /// It is above `rate` a second of what `measure` counts, with a burst of a tenth of a second's worth beside.
+    pub(super) fn rate_above(self, rate: u64, measure: Measure) -> Self {
+        const INVERT: u32 = 1;
+        const SECOND: u64 = 1;
+        let burst = u32::try_from(rate / 10).unwrap_or(u32::MAX).max(1);
+        self.other(
+            "limit",
+            vec![
+                DefaultNla::new(1, rate.to_be_bytes().to_vec()),
+                DefaultNla::new(2, SECOND.to_be_bytes().to_vec()),
+                word(3, burst),
+                word(4, measure as u32),
+                word(5, INVERT),
+            ],
+        )
     }
 
     /// Let it go on to the next chain.

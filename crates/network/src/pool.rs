@@ -33,7 +33,7 @@ use super::{
     netlink::Netlink,
     nft::Batch,
     resolvers,
-    rules::{HostPolicy, SlotPolicy, host_table, slot_rules},
+    rules::{HostPolicy, SlotPolicy, flows_of, host_table, slot_rules},
     slot::{self, NetworkSlot},
     uplink,
 };
@@ -46,6 +46,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// Addresses of the host that a slot's own rules name: each costs a comparison for every packet of the guest. The host's rules
 /// know them all, however many there are.
 const MAX_OWN_ADDRESSES: usize = 128;
+
+/// The kernel's own default of [`tracked_flows`] on hosts with more than 4 GiB.
+const DEFAULT_TRACKED: u32 = 262_144;
 
 /// Why a pool could not be opened or closed.
 #[derive(Debug, thiserror::Error)]
@@ -438,10 +441,21 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
         let guard = Guard::start(policy).await?;
         uplink::enable(&uplinks, &lock)?;
         let survivors = everyone.get(&claim.index).cloned().unwrap_or_default();
-        let policy = SlotPolicy { own: own_addresses(own), resolvers, reachable };
+        let policy = SlotPolicy {
+            own: own_addresses(own),
+            resolvers,
+            reachable,
+            flows: flows_of(tracked_flows().unwrap_or(DEFAULT_TRACKED), config.max_slots),
+            rates: config.rates,
+        };
         Ok(Opened { claim, guard, survivors, policy })
     })
     .map_err(system("start a runtime"))?
+}
+
+/// Flows that the host's table holds, if that is told: it is when connection tracking is loaded.
+fn tracked_flows() -> Option<u32> {
+    fs_err::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?.trim().parse().ok()
 }
 
 /// Those of the host's addresses that rules of slots name: not what they deny anyway.

@@ -15,9 +15,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{
-    GATEWAY_ADDRESS, GUEST_ADDRESS, INTERFACE_PREFIX, SLOT_NETWORKS,
+    GATEWAY_ADDRESS, GUEST_ADDRESS, INTERFACE_PREFIX, Rates, SLOT_NETWORKS,
     claim::{ClaimIndex, slot_net},
-    nft::{Batch, CtState, HookPoint, Interface, Policy, Rule, single},
+    nft::{Batch, CtState, HookPoint, Interface, Measure, Policy, Rule, single},
 };
 
 /// The tap in a slot's namespace.
@@ -26,9 +26,11 @@ pub(super) const TAP: &str = "tap0";
 pub(super) const OUT: &str = "out0";
 /// The table in a slot's namespace.
 const SLOT_TABLE: &str = "firkin";
-/// Flows that one guest may have tracked at a time. Connection tracking takes about 320 bytes of unswappable memory a flow, once
-/// in the slot and once on the host, whose table all share; browsers and package managers stay below a few hundred.
+/// Flows that one guest may have tracked at a time, at most. Connection tracking takes about 320 bytes of unswappable memory a
+/// flow, once in the slot and once on the host, whose table all share; browsers and package managers stay below a few hundred.
 const MAX_FLOWS: u32 = 4096;
+/// And at least, whatever the host's table holds: with fewer, ordinary package managers fail.
+const MIN_FLOWS: u32 = 512;
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
@@ -64,6 +66,16 @@ pub(super) struct SlotPolicy {
     pub(super) resolvers: Vec<Ipv4Addr>,
     /// Blocked networks that the operator opened.
     pub(super) reachable: Vec<Ipv4Net>,
+    /// Flows of one guest at a time.
+    pub(super) flows: u32,
+    /// What one guest may send and be sent.
+    pub(super) rates: Rates,
+}
+
+/// The flows of one guest on a host that tracks `table` of them: all `slots` together leave half to the host, as far as that
+/// gives each enough to work.
+pub(super) fn flows_of(table: u32, slots: u16) -> u32 {
+    (table / 2 / u32::from(slots.max(1))).clamp(MIN_FLOWS, MAX_FLOWS)
 }
 
 /// The rules of a new slot's namespace. They do not depend on whether it has a way out.
@@ -80,7 +92,7 @@ pub(super) fn slot_rules(policy: &SlotPolicy) -> Batch {
             Policy::Drop,
             vec![
                 Rule::all().tracked(CtState::EstablishedOrRelated).accept(),
-                Rule::all().from(tap).tracked(CtState::New).flows_above(MAX_FLOWS).drop_packet(),
+                Rule::all().from(tap).tracked(CtState::New).flows_above(policy.flows).drop_packet(),
                 // What is not new is not a flow, would escape translation, and is dropped.
                 Rule::all().from(tap).to(out).ipv4().source(single(GUEST_ADDRESS)).tracked(CtState::New).accept(),
             ],
@@ -102,12 +114,20 @@ pub(super) fn renewed_slot_rules(policy: &SlotPolicy) -> Batch {
 /// Decides, before anything is tracked, where a packet of the guest may go.
 fn from_guest(policy: &SlotPolicy) -> Vec<Rule> {
     let from_guest = || Rule::all().from(Interface::Named(TAP)).ipv4();
+    let (tap, out) = (Interface::Named(TAP), Interface::Named(OUT));
+    let (packets, bytes) = (policy.rates.packets_per_second, policy.rates.bytes_per_second);
     let mut rules = vec![
-        Rule::all().not_from(Interface::Named(TAP)).accept(),
+        // Both ways: a packet costs the host the same.
+        Rule::all().from(tap).rate_above(packets, Measure::Packets).drop_packet(),
+        Rule::all().from(out).rate_above(packets, Measure::Packets).drop_packet(),
+        Rule::all().from(out).rate_above(bytes, Measure::Bytes).drop_packet(),
+        Rule::all().not_from(tap).accept(),
         Rule::all().not_ipv4().drop_packet(),
         from_guest().source_outside(single(GUEST_ADDRESS)).drop_packet(),
         // Answers to the host, which connects from inside the slot; `input` lets nothing else in.
         from_guest().destination(single(GATEWAY_ADDRESS)).accept(),
+        // What the host asked for is not of the uplink, and not counted.
+        from_guest().rate_above(bytes, Measure::Bytes).drop_packet(),
         from_guest().destination_not_unicast().drop_packet(),
         from_guest().destination(SLOT_NETWORKS).drop_packet(),
     ];

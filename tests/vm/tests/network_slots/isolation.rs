@@ -2,7 +2,9 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use firkin_network::{ConnectError, Egress, EgressFilter, GATEWAY_ADDRESS, GUEST_ADDRESS, MAX_RULES, NetworkPool};
+use firkin_network::{
+    ConnectError, Egress, EgressFilter, GATEWAY_ADDRESS, GUEST_ADDRESS, MAX_RULES, NetworkConfig, NetworkPool, Rates,
+};
 use tokio::io::AsyncReadExt;
 
 use crate::world::{
@@ -234,7 +236,11 @@ fn the_host_routes_for_its_guests_only() {
 #[test]
 fn one_guest_cannot_fill_the_table_of_flows() {
     in_world(async |world| {
-        let pool = NetworkPool::open(world.config("a")).await.unwrap();
+        let table = fs_err::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
+        let config = NetworkConfig { max_slots: 64, ..world.config("a") };
+        // A share of the host's table for each slot, so that all of them leave it half; never more than 4096, never less than 512.
+        let share = (table.trim().parse::<u32>().unwrap() / 2 / u32::from(config.max_slots)).clamp(512, 4096);
+        let pool = NetworkPool::open(config).await.unwrap();
         let slot = pool.acquire(Egress::Allowed).await.unwrap();
         let guest = Guest::start(&slot);
         let flows = |namespace: &Namespace| {
@@ -254,12 +260,38 @@ fn one_guest_cannot_fill_the_table_of_flows() {
         let slot_ns = Namespace::of_slot(&slot);
         eventually("the bound is reached", || {
             flood();
-            flows(&slot_ns) >= 4000
+            flows(&slot_ns) >= share - 96
         })
         .await;
         flood();
-        assert!(flows(&slot_ns) <= 4200, "{} flows of one guest", flows(&slot_ns));
-        assert!(flows(&world.host) <= 4200, "{} flows on the host", flows(&world.host));
+        assert!(flows(&slot_ns) <= share + 104, "{} flows of one guest", flows(&slot_ns));
+        assert!(flows(&world.host) <= share + 104, "{} flows on the host", flows(&world.host));
+        drop((guest, slot));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn one_guest_sends_no_more_than_its_rate() {
+    in_world(async |world| {
+        let rates = Rates { packets_per_second: 100, bytes_per_second: 125_000_000 };
+        let pool = NetworkPool::open(NetworkConfig { rates, ..world.config("a") }).await.unwrap();
+        let slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        assert!(guest.inside.ask((SERVER, 80)).is_ok());
+        let answers = guest.inside.run(|| {
+            let socket = std::net::UdpSocket::bind((GUEST_ADDRESS, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+            socket.connect((SERVER, 80)).unwrap();
+            let start = std::time::Instant::now();
+            for _ in 0..2000 {
+                socket.send(b"?").unwrap();
+            }
+            let answers = std::iter::from_fn(|| socket.recv(&mut [0; 64]).ok()).count();
+            (answers, start.elapsed())
+        });
+        let (answered, millis) = (u128::try_from(answers.0).unwrap(), answers.1.as_millis());
+        assert!(answered > 0 && answered < (millis / 10 + 120).min(1500), "{answers:?}");
         drop((guest, slot));
         pool.close().await.unwrap();
     });
