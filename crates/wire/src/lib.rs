@@ -12,6 +12,7 @@ pub mod head;
 pub mod headers;
 pub mod nonce;
 pub mod rest;
+pub mod secret;
 pub mod signals;
 #[cfg(feature = "unread")]
 pub mod unread;

@@ -15,6 +15,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
+use crate::secret::equal;
+
 /// Bytes of a nonce: as many as nobody guesses.
 pub const NONCE_BYTES: usize = 32;
 
@@ -22,7 +24,7 @@ pub const NONCE_BYTES: usize = 32;
 const DOMAIN: &[u8] = b"firkin control 1";
 
 /// A secret of the host and one machine.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Nonce([u8; NONCE_BYTES]);
 
 /// The side that speaks. A proof of one side is none of the other's, so that nobody answers with what he was asked.
@@ -35,7 +37,7 @@ pub enum Side {
 }
 
 /// Proof that the sender of a message knows a machine's nonce.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Proof([u8; NONCE_BYTES]);
 
 impl Nonce {
@@ -77,6 +79,22 @@ impl Bond {
         }
     }
 }
+
+impl PartialEq for Nonce {
+    fn eq(&self, other: &Self) -> bool {
+        equal(&self.0, &other.0)
+    }
+}
+
+impl Eq for Nonce {}
+
+impl PartialEq for Proof {
+    fn eq(&self, other: &Self) -> bool {
+        equal(&self.0, &other.0)
+    }
+}
+
+impl Eq for Proof {}
 
 impl fmt::Debug for Nonce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use firkin_wire::secret::equal;
 
 use super::{
     error::ApiError,
@@ -57,11 +58,6 @@ pub(crate) fn token_of(headers: &HeaderMap, settings: &Settings) -> Token {
         Some(token) if equal(given, token.as_bytes()) => Token::Matches,
         _ => Token::Differs,
     }
-}
-
-/// Whether two secrets are equal, in a time that depends on their lengths only.
-pub(super) fn equal(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
 /// The user that a request acts as: the one it names, else the sandbox's default.

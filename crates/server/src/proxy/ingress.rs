@@ -4,7 +4,7 @@
 
 use axum::extract::Request;
 use firkin_runtime::{runtime::Runtime, sandbox::Ingress};
-use firkin_wire::ENVD_PORT;
+use firkin_wire::{ENVD_PORT, secret::equal};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{error::ProxyError, target::Target};
@@ -37,9 +37,4 @@ fn apply(ingress: &Ingress, token: Option<&str>, target: &Target, headers: &mut 
         }
     }
     Ok(())
-}
-
-/// Whether two secrets are equal, in a time that depends on their lengths only.
-pub(super) fn equal(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }

@@ -12,11 +12,10 @@ use std::{net::SocketAddr, time::Instant};
 
 use axum::extract::{ConnectInfo, Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use firkin_wire::ENVD_PORT;
+use firkin_wire::{ENVD_PORT, secret::equal};
 use http::{Method, Uri};
 use sha2::{Digest, Sha256};
 
-use super::ingress::equal;
 use crate::{App, error::ApiError, listing::Query, target::Target};
 
 /// Longest path that is hashed: `PATH_MAX`, past which no guest can open it.

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use firkin_wire::secret::equal;
 use sha2::{Digest, Sha256};
 
 use super::FilesQuery;
@@ -44,7 +45,7 @@ pub(super) fn authorise(
         Token::Missing => {}
     }
     let Some(given) = &query.signature else { return denied("missing signature query parameter") };
-    if !auth::equal(given.as_bytes(), sign(query, operation, token).as_bytes()) {
+    if !equal(given.as_bytes(), sign(query, operation, token).as_bytes()) {
         return denied("invalid signature");
     }
     match query.signature_expiration {
