@@ -26,7 +26,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::target::InvalidTarget;
+use crate::{discreet::without_paths, target::InvalidTarget};
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
@@ -207,7 +207,15 @@ impl ApiError {
 
     /// The body that answers it, for a place inside a larger answer.
     pub(crate) fn to_body(&self) -> rest::Error {
-        rest::Error { code: self.status.as_u16(), message: self.message.clone(), error_code: self.error_code.map(str::to_owned) }
+        let error_code = self.error_code.map(str::to_owned);
+        let mut message = self.message.clone();
+        if self.status.is_server_error() {
+            let (shown, reference) = without_paths(&self.message).unzip();
+            let status = self.status.as_u16();
+            tracing::warn!(status, error_code = self.error_code, reference = reference.as_deref(), message = %self.message, "request failed");
+            message = shown.unwrap_or(message);
+        }
+        rest::Error { code: self.status.as_u16(), message, error_code }
     }
 
     pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
@@ -482,9 +490,6 @@ impl From<DeleteError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.status.is_server_error() {
-            tracing::warn!(status = self.status.as_u16(), error_code = self.error_code, message = %self.message, "request failed");
-        }
         let mut response = json(self.status, &self.to_body());
         response.extensions_mut().insert(ErrorKind::of(self.status, self.error_code));
         let headers = response.headers_mut();

@@ -133,6 +133,24 @@ fn each_failure_has_its_status_code_and_retry_advice() {
     }
 }
 
+#[test]
+fn a_failure_of_ours_tells_no_path_of_the_host() {
+    let file = || std::io::Error::other("cannot open `/var/lib/firkin/x`");
+    let damaged = IntegrityError::Size { member: "/var/lib/firkin/artifacts/a/memory".into(), expected: 2, found: 1 };
+    let volume = firkin_runtime::volumes::VolumeError::File { path: "/var/lib/firkin/volumes/v".into(), source: file() };
+    for error in [
+        create(SnapshotRestoreError::DiskPressure(pressure())),
+        create(SnapshotRestoreError::Integrity { artifact: "a".into(), source: damaged }),
+        volume.into(),
+        ApiError::internal(&file()),
+    ] {
+        assert!(error.status.is_server_error() && error.message.contains("/"), "{error:?}");
+        let message = error.to_body().message;
+        let path = message.contains("/var") || message.contains("`/s");
+        assert!(!path && message.contains("the server's log has more under "), "{message}");
+    }
+}
+
 #[tokio::test]
 async fn proxy_errors_are_the_contracts() {
     let table = [

@@ -25,6 +25,7 @@ use firkin_wire::unread;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
 mod auth;
+mod discreet;
 mod error;
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
