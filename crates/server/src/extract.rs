@@ -77,6 +77,23 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     }
 }
 
+/// The next piece of an upload, which goes to the disk as it comes. `None` at its end.
+pub(crate) async fn piece(app: &App, body: &mut Body) -> Result<Option<Bytes>, ApiError> {
+    use http_body_util::BodyExt;
+    loop {
+        let frame = tokio::time::timeout(app.config.upload_silence, body.frame()).await;
+        match frame.map_err(|_| ApiError::request_timeout())? {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(ApiError::bad_request(format!("the upload did not arrive whole: {error}"))),
+            Some(Ok(frame)) => {
+                if let Ok(bytes) = frame.into_data() {
+                    return Ok(Some(bytes));
+                }
+            }
+        }
+    }
+}
+
 /// The sandbox that a path names.
 pub(crate) struct Sandbox(pub(crate) SandboxId);
 

@@ -68,6 +68,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// How long a new connection may take to send the head of its first request.
     pub head_deadline: Duration,
+    /// How long the client of an upload may be silent.
+    pub upload_silence: Duration,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -82,6 +84,8 @@ impl Default for ServerConfig {
             // Each costs a descriptor here and, in use, one more into a sandbox.
             max_connections: 8192,
             head_deadline: Duration::from_secs(30),
+            // A connection that lost its way recovers sooner, or never.
+            upload_silence: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(5),
         }
     }

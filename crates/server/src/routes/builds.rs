@@ -13,11 +13,17 @@ use firkin_runtime::{
     store::{BuildLogEntry, BuildReason},
 };
 use firkin_wire::{builds, rest};
-use futures::StreamExt;
 use http::{StatusCode, header};
 use jiff::Timestamp;
 
-use crate::{App, auth, error::ApiError, extract::Json, listing::Query, serve::Encrypted, shape::build_status};
+use crate::{
+    App, auth,
+    error::ApiError,
+    extract::{Json, piece},
+    listing::Query,
+    serve::Encrypted,
+    shape::build_status,
+};
 
 /// Log entries of one answer, at most and by default. The SDKs count on no more.
 const MAX_ENTRIES: usize = 100;
@@ -126,10 +132,9 @@ pub(super) async fn upload(
         auth::check(&app, request.headers())?;
     }
     let mut upload = app.runtime.receive_files(&hash)?;
-    let mut body = request.into_body().into_data_stream();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the files did not arrive whole: {error}")))?;
-        upload.write(&chunk).await?;
+    let mut body = request.into_body();
+    while let Some(bytes) = piece(&app, &mut body).await? {
+        upload.write(&bytes).await?;
     }
     upload.finish().await?;
     Ok(StatusCode::OK)

@@ -1,6 +1,6 @@
 //! Volumes, and their content, which is guarded by each volume's own token.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json as Reply,
@@ -11,13 +11,14 @@ use axum::{
 use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, VolumeError};
 use firkin_wire::rest::storage::{NewVolume, Volume, VolumeAndToken, VolumeEntry, VolumeEntryChange, VolumeEntryKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
-use http_body_util::BodyExt;
 use tokio_util::io::ReaderStream;
 
-use crate::{App, error::ApiError, extract::Json, listing::Query};
-
-/// The client of an upload may be silent for so long.
-const SILENCE: Duration = Duration::from_secs(60);
+use crate::{
+    App,
+    error::ApiError,
+    extract::{Json, piece},
+    listing::Query,
+};
 
 /// Bytes that a download has in hand.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -115,19 +116,14 @@ pub(super) async fn read(Opened(content): Opened, query: Query) -> Result<Respon
 
 /// `PUT /volumecontent/{id}/file`. Nothing of the body is collected: it goes to the disk as it comes.
 pub(super) async fn write(
+    State(app): State<Arc<App>>,
     Opened(content): Opened,
     query: Query,
-    body: Body,
+    mut body: Body,
 ) -> Result<(StatusCode, Reply<VolumeEntry>), ApiError> {
     let mut upload = content.write(path(&query)?, attributes(&query)?, force(&query)?).await?;
-    let mut body = std::pin::pin!(body);
-    loop {
-        let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| ApiError::request_timeout())?;
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
-        if let Some(bytes) = frame.data_ref() {
-            upload.push(bytes).await?;
-        }
+    while let Some(bytes) = piece(&app, &mut body).await? {
+        upload.push(&bytes).await?;
     }
     Ok((StatusCode::CREATED, Reply(shown(upload.finish().await?))))
 }

@@ -116,6 +116,7 @@ impl Bench {
         let config = ServerConfig {
             max_body_bytes: MAX_BODY,
             head_deadline: Duration::from_millis(500),
+            upload_silence: Duration::from_secs(2),
             shutdown_grace: Duration::from_millis(200),
             ..ServerConfig::default()
         };

@@ -14,3 +14,4 @@ mod metrics;
 mod network;
 mod storage;
 mod tls;
+mod uploads;
