@@ -10,7 +10,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use firkin_wire::headers::API_KEY;
+use firkin_wire::{
+    headers::{ACCESS_TOKEN, API_KEY},
+    secret::equal,
+};
 use http::HeaderMap;
 
 use crate::{App, error::ApiError};
@@ -24,6 +27,13 @@ pub(crate) async fn demand_key(State(app): State<Arc<App>>, request: Request, ne
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
+}
+
+/// Whether whoever sends these headers holds a valid key, or the token of any sandbox.
+pub(crate) fn is_known(app: &App, headers: &HeaderMap) -> bool {
+    let token = headers.get(ACCESS_TOKEN).filter(|token| !token.is_empty());
+    check(app, headers).is_ok()
+        || token.is_some_and(|given| app.runtime.whose_token(|token| equal(token.as_bytes(), given.as_bytes())).is_some())
 }
 
 /// Whether these headers hold a valid key.

@@ -147,6 +147,12 @@ impl ApiError {
             .retry(Retry::After(CAPACITY_RETRY_SECONDS))
     }
 
+    /// Too much is under way of those who have shown no key.
+    pub(crate) fn crowded() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections are in use; requests with an API key are served")
+            .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
     /// Who asks may not.
     pub(crate) fn forbidden(message: String) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)

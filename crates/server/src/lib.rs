@@ -26,6 +26,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 
 mod auth;
 mod discreet;
+mod doors;
 mod error;
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -46,7 +47,8 @@ mod tls;
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 
-use error::ProxyError;
+use doors::Place;
+use error::{ApiError, ProxyError};
 use extract::Ignored;
 use idempotency::Keys;
 use latency::Latency;
@@ -64,8 +66,12 @@ pub struct ServerConfig {
     pub nested_virtualization: bool,
     /// Longest body of a control plane request, in bytes. The data plane has no limit.
     pub max_body_bytes: usize,
-    /// Connections served at once; more wait in the listener's backlog.
+    /// Connections served at once. Where there are as many, idle ones of those who have shown no key are closed for others.
     pub max_connections: usize,
+    /// The same of one peer, unless it is this host. A reverse proxy elsewhere, or a network behind one address, is one peer.
+    pub max_connections_per_peer: usize,
+    /// How long a connection may be idle that has shown no key and reached no sandbox.
+    pub stranger_idle: Duration,
     /// How long a new connection may take to send the head of its first request.
     pub head_deadline: Duration,
     /// How long the client of an upload may be silent.
@@ -83,6 +89,10 @@ impl Default for ServerConfig {
             max_body_bytes: 1 << 20,
             // Each costs a descriptor here and, in use, one more into a sandbox.
             max_connections: 8192,
+            // An office behind one address has fewer, and one address alone does not fill the house.
+            max_connections_per_peer: 2048,
+            // Longer than a person needs from one request of a page to the next.
+            stranger_idle: Duration::from_secs(15),
             head_deadline: Duration::from_secs(30),
             // A connection that lost its way recovers sooner, or never.
             upload_silence: Duration::from_secs(60),
@@ -142,7 +152,20 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
     routes::control_plane(&app).layer(cors).layer(from_fn_with_state(app, choose_plane)).layer(from_fn(unread::settle))
 }
 
+/// Marks an answer that a sandbox gave.
+#[derive(Debug, Clone, Copy)]
+struct FromSandbox;
+
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let place = request.extensions().get::<Place>().cloned();
+    if let Some(place) = &place {
+        if !place.is_known() && auth::is_known(&app, request.headers()) {
+            place.know();
+        }
+        if place.is_too_many() {
+            return ApiError::crowded().into_response();
+        }
+    }
     let response = match target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
         None => match proxy::signed::target(&app, &request) {
             Ok(Some(target)) => {
@@ -172,6 +195,9 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
         Some(Err(reason)) => ProxyError::Target(reason).into_response(),
     };
     metrics::count(&app, &response);
+    if let Some(place) = place.filter(|_| response.extensions().get::<FromSandbox>().is_some()) {
+        place.visit();
+    }
     response
 }
 
@@ -181,9 +207,11 @@ async fn forward(app: &App, target: Target, mut request: Request) -> Response {
         return refuse(error);
     }
     let watch = app.latency.watch(&target, &request);
-    match (proxy::forward(&app.pool, target, request).await, watch) {
+    let mut response = match (proxy::forward(&app.pool, target, request).await, watch) {
         (Ok(response), Some(watch)) => watch.over(response),
         (Ok(response), None) => response,
-        (Err(error), _) => refuse(error),
-    }
+        (Err(error), _) => return refuse(error),
+    };
+    response.extensions_mut().insert(FromSandbox);
+    response
 }

@@ -23,14 +23,15 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
-    App, ServerConfig, assemble, redirect,
+    App, ServerConfig, assemble,
+    doors::{Doors, Held, Place, Tally},
+    redirect,
     sever::{Sever, Severable},
     tls::{Listener, TlsIdentity},
 };
@@ -81,8 +82,10 @@ pub async fn serve(
     let server = Server {
         router: assemble(Arc::clone(&app)),
         connections: TaskTracker::new(),
-        permits: Arc::new(Semaphore::new(app.config.max_connections)),
+        doors: Doors::new(app.config.max_connections, app.config.max_connections_per_peer),
+        failures: Arc::default(),
         head_deadline: app.config.head_deadline,
+        stranger_idle: app.config.stranger_idle,
         // Its own token: an accept loop that fails must stop the others, but not the caller.
         drain: shutdown.child_token(),
         cut: CancellationToken::new(),
@@ -121,8 +124,11 @@ pub(crate) struct Encrypted(pub(crate) bool);
 struct Server {
     router: Router,
     connections: TaskTracker,
-    permits: Arc<Semaphore>,
+    doors: Arc<Doors>,
+    /// Accepts that failed.
+    failures: Arc<Tally>,
     head_deadline: Duration,
+    stranger_idle: Duration,
     drain: CancellationToken,
     cut: CancellationToken,
 }
@@ -130,25 +136,29 @@ struct Server {
 impl Server {
     async fn accept(self, listener: TcpListener, identity: Option<TlsIdentity>) -> Result<(), ServeError> {
         loop {
-            let next = async {
-                // The semaphore is never closed; without a permit there would be no connection to serve.
-                let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
-                Some((permit, listener.accept().await))
-            };
-            let (permit, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = self.drain.cancelled() => return Ok(()),
-                next = next => match next {
-                    Some(next) => next,
-                    None => return Ok(()),
-                },
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.connections.spawn(self.clone().greet(stream, peer, identity.clone(), permit));
+                    // Whoever finds no place is hung up on, which costs nothing.
+                    if let Some(place) = self.doors.enter(peer.ip()) {
+                        let (server, identity) = (self.clone(), identity.clone());
+                        self.connections.spawn(async move {
+                            tokio::select! {
+                                biased;
+                                () = place.evicted() => tracing::debug!(%peer, "an idle connection made room for another"),
+                                () = server.greet(stream, peer, identity, &place) => {}
+                            }
+                        });
+                    }
                 }
                 Err(error) if is_passing(&error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(count) = self.failures.count() {
+                        tracing::warn!(%error, count, "cannot accept connections");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Err(source) => {
@@ -161,14 +171,14 @@ impl Server {
     }
 
     /// Serves a connection, after its handshake if it is an encrypted one.
-    async fn greet(self, stream: TcpStream, peer: SocketAddr, identity: Option<TlsIdentity>, permit: OwnedSemaphorePermit) {
+    async fn greet(self, stream: TcpStream, peer: SocketAddr, identity: Option<TlsIdentity>, place: &Place) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot switch off Nagle's algorithm");
         }
         let sever = Sever::default();
         let stream = Severable::new(stream, sever.clone());
         match identity {
-            None => self.connection(stream, peer, (sever, Encrypted(false))).await,
+            None => self.connection(stream, (peer, place), (sever, Encrypted(false))).await,
             Some(TlsIdentity(acceptor)) => {
                 let begins = tokio::select! {
                     () = self.drain.cancelled() => return,
@@ -186,13 +196,12 @@ impl Server {
                     handshake = handshake => handshake,
                 };
                 match handshake {
-                    Ok(Ok(stream)) => self.connection(stream, peer, (sever, Encrypted(true))).await,
+                    Ok(Ok(stream)) => self.connection(stream, (peer, place), (sever, Encrypted(true))).await,
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "a handshake failed"),
                     Err(_) => tracing::debug!(%peer, "a handshake did not end in time"),
                 }
             }
         }
-        drop(permit);
     }
 
     /// Answers the first request of a connection that should have been encrypted, and closes it.
@@ -214,24 +223,27 @@ impl Server {
     async fn connection(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: SocketAddr,
+        (peer, place): (SocketAddr, &Place),
         (sever, encrypted): (Sever, Encrypted),
     ) {
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
-        let first = Arc::clone(&spoke);
+        let (first, own) = (Arc::clone(&spoke), place.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
+            let busy = own.busy();
             request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(own.clone());
             first.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(sever.clone());
             request.extensions_mut().insert(encrypted);
-            router.clone().oneshot(request.map(Body::new))
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move { answer.await.map(|response| response.map(|body| Held { body, _busy: busy })) }
         });
         let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // Until the first head is whole, not even the protocol is known, and hyper's own deadline does not run.
         let patience = tokio::time::sleep(self.head_deadline);
         tokio::pin!(connection, patience);
-        let (mut draining, mut waiting) = (false, true);
+        let (mut draining, mut waiting, mut leaving) = (false, true, false);
         loop {
             tokio::select! {
                 biased;
@@ -241,11 +253,25 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = patience.as_mut(), if waiting => {
-                    waiting = false;
-                    if !spoke.load(Ordering::Relaxed) {
+                    if !spoke.load(Ordering::Relaxed) || leaving {
                         tracing::debug!(%peer, "no request arrived in time");
                         break;
                     }
+                    // From now on only whoever has shown nothing is waited for so shortly.
+                    let more = match place.patience(self.stranger_idle) {
+                        Some(Duration::ZERO) => {
+                            leaving = true;
+                            connection.as_mut().graceful_shutdown();
+                            self.stranger_idle
+                        }
+                        Some(more) => more,
+                        // It is known, or a visitor: the longer deadline holds.
+                        None => {
+                            waiting = false;
+                            continue;
+                        }
+                    };
+                    patience.as_mut().reset(tokio::time::Instant::now() + more);
                 }
                 result = connection.as_mut() => {
                     if let Err(error) = result {

@@ -23,6 +23,7 @@ pub(crate) mod signed;
 mod upgrade;
 
 use crate::{
+    doors::Place,
     error::ProxyError,
     sever::Sever,
     target::{InvalidTarget, Target},
@@ -56,6 +57,7 @@ pub(crate) async fn forward(
     let protocol = upgrade_protocol(request.headers());
     let client = protocol.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let sever = Sever::of(&request);
+    let busy = request.extensions().get::<Place>().filter(|_| client.is_some()).map(Place::busy);
     let request = for_guest(&target, request, protocol)?;
     let Answer { response, ended } = pool.send(&target, request).await?;
     let mut response = response.map(|body| Body::new(body.severing(sever)));
@@ -65,7 +67,7 @@ pub(crate) async fn forward(
         };
         let protocol = response.headers().get(header::UPGRADE).cloned();
         let guest: OnUpgrade = hyper::upgrade::on(&mut response);
-        upgrade::join(pool, client, guest, ended);
+        upgrade::join(pool, (client, busy), guest, ended);
         strip(response.headers_mut());
         restore_upgrade(response.headers_mut(), protocol);
         return Ok(response);

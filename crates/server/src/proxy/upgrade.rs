@@ -9,9 +9,15 @@ use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::ConnectionPool;
+use crate::doors::Busy;
 
 /// Joins the two halves of an upgraded connection, in the background.
-pub(crate) fn join(pool: &Arc<ConnectionPool>, client: OnUpgrade, guest: OnUpgrade, ended: CancellationToken) {
+pub(crate) fn join(
+    pool: &Arc<ConnectionPool>,
+    (client, busy): (OnUpgrade, Option<Busy>),
+    guest: OnUpgrade,
+    ended: CancellationToken,
+) {
     let stop = pool.stop.clone();
     pool.tasks.spawn(async move {
         tokio::select! {
@@ -19,6 +25,8 @@ pub(crate) fn join(pool: &Arc<ConnectionPool>, client: OnUpgrade, guest: OnUpgra
             () = ended.cancelled() => {}
             () = stop.cancelled() => {}
         }
+        // It was the client's connection until now.
+        drop(busy);
     });
 }
 

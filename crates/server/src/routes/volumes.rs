@@ -15,6 +15,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     App,
+    doors::Place,
     error::ApiError,
     extract::{Json, piece},
     listing::Query,
@@ -65,7 +66,11 @@ impl FromRequestParts<Arc<App>> for Opened {
         let malformed = |_| ApiError::bad_request("the path is malformed");
         let Path(id) = Path::<String>::from_request_parts(parts, app).await.map_err(malformed)?;
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        Ok(Self(app.runtime.volumes().open(&id, token).await?))
+        let content = app.runtime.volumes().open(&id, token).await?;
+        if let Some(place) = parts.extensions.get::<Place>() {
+            place.know();
+        }
+        Ok(Self(content))
     }
 }
 

@@ -7,6 +7,7 @@ mod bench;
 mod builds;
 mod control;
 mod data;
+mod doors;
 mod history;
 mod lifecycle;
 mod listing;
