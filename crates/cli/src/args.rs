@@ -97,6 +97,11 @@ pub(crate) struct ServeArgs {
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation
     #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
     pub(crate) allow_nested_virtualization: bool,
+    /// Connections that one peer may hold, unless it is this host; more for a proxy or a network behind one address
+    /// [default: 2048]
+    #[arg(long, value_name = "COUNT", env = "FIRKIN_MAX_CONNECTIONS_PER_PEER", hide_env_values = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections_per_peer: Option<u32>,
 }
 
 /// Whom guests trust.

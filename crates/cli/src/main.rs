@@ -40,6 +40,9 @@ fn main() -> ExitCode {
     }
     let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
     log_to_stderr(&cli.command);
+    if hosts(&cli.command) {
+        raise_descriptors();
+    }
     let status = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
             let patience = patience(&cli.command);
@@ -56,6 +59,15 @@ fn main() -> ExitCode {
         failure::status_of(&error)
     });
     status.into()
+}
+
+/// Takes as many descriptors as this process may have: shells give few, and each connection and machine takes some.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files; fewer connections are served");
+    }
 }
 
 /// How long tasks may take to let go of what they hold once a command is over. Machines die with their tasks; a client's only

@@ -150,6 +150,8 @@ pub(crate) struct Settings {
     pub(crate) trust_host_certificates: bool,
     /// Whether clients may build templates whose guests run guests.
     pub(crate) allow_nested_virtualization: bool,
+    /// Connections that one peer may hold.
+    pub(crate) max_connections_per_peer: Option<u32>,
 }
 
 impl Settings {
@@ -210,6 +212,9 @@ impl Settings {
         if self.allow_nested_virtualization {
             options += " --allow-nested-virtualization";
         }
+        if let Some(count) = self.max_connections_per_peer {
+            options += &format!(" --max-connections-per-peer {count}");
+        }
         options
     }
 }
@@ -260,6 +265,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
         allow_nested_virtualization: serve.allow_nested_virtualization,
+        max_connections_per_peer: serve.max_connections_per_peer,
         trust_host_certificates: match &cli.command {
             Command::Template(crate::args::TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             _ => serve.trust.trust_host_certificates,

@@ -58,6 +58,9 @@ use crate::{
 /// Connections that wait to be accepted: a burst of creates is some hundreds.
 const BACKLOG: u32 = 1024;
 
+/// Descriptors for each connection: its own, one into a sandbox, and as many again for machines, disks and the database.
+const PER_CONNECTION: usize = 4;
+
 /// Ctrl-C and SIGTERM.
 pub(crate) struct Interrupts {
     int: Signal,
@@ -371,15 +374,25 @@ impl Host {
         };
         let url = file.url.clone();
         let shutdown = CancellationToken::new();
+        let defaults = ServerConfig::default();
+        let per_peer = settings.max_connections_per_peer.and_then(|count| usize::try_from(count).ok());
         let config = ServerConfig {
             domain: settings.domain.clone(),
             nested_virtualization: settings.allow_nested_virtualization,
-            ..ServerConfig::default()
+            max_connections: connections(defaults.max_connections),
+            max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
+            ..defaults
         };
         let task = tokio::spawn(firkin_server::serve(listeners, self.runtime.clone(), config, shutdown.clone()));
         let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key, https: file.https.clone() };
         Ok(Server { target, runtime: self.runtime, shutdown, task, file, path })
     }
+}
+
+/// How many connections this process has descriptors for, up to `most`.
+fn connections(most: usize) -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    descriptors.and_then(|count| usize::try_from(count).ok()).map_or(most, |count| (count / PER_CONNECTION).clamp(1, most))
 }
 
 /// HTTPS, if it is to be served: what clients are told, and where it comes in.
@@ -470,6 +483,12 @@ mod tests {
         {
             assert_eq!(reachable(listener.parse().unwrap()).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn there_are_as_many_connections_as_descriptors_allow() {
+        assert_eq!(connections(1), 1);
+        assert!((1..=1 << 40).contains(&connections(1 << 40)));
     }
 
     #[test]
