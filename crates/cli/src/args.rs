@@ -102,6 +102,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", env = "FIRKIN_MAX_CONNECTIONS_PER_PEER", hide_env_values = true,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_connections_per_peer: Option<u32>,
+    /// Let other hosts in by plain HTTP: keys and tokens pass the network in the clear
+    #[arg(long, env = "FIRKIN_ALLOW_PLAIN_HTTP", hide_env_values = true)]
+    pub(crate) allow_plain_http: bool,
+    /// Let other hosts in where machines are emulated: the emulator is no boundary against what runs in them
+    #[arg(long, env = "FIRKIN_ALLOW_EMULATION", hide_env_values = true)]
+    pub(crate) allow_emulation: bool,
 }
 
 /// Whom guests trust.

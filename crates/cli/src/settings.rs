@@ -152,12 +152,28 @@ pub(crate) struct Settings {
     pub(crate) allow_nested_virtualization: bool,
     /// Connections that one peer may hold.
     pub(crate) max_connections_per_peer: Option<u32>,
+    /// Other hosts may come by plain HTTP.
+    pub(crate) allow_plain_http: bool,
+    /// Other hosts may come where machines are emulated.
+    pub(crate) allow_emulation: bool,
 }
 
 impl Settings {
     /// Environment of every template's sandboxes: how programs that bring authorities of their own are told of others.
     pub(crate) fn template_env(&self) -> BTreeMap<String, String> {
         if self.trust_host_certificates { firkin_image::certificate_variables().collect() } else { BTreeMap::new() }
+    }
+
+    /// Whether other hosts can come by plain HTTP and nobody said that they may.
+    pub(crate) fn is_in_the_clear(&self) -> bool {
+        !self.listen.ip().is_loopback() && !self.allow_plain_http
+    }
+
+    /// Whether other hosts can come at all and nobody said that they may where machines are emulated.
+    pub(crate) fn is_for_real_machines(&self) -> bool {
+        let elsewhere = |address: &SocketAddr| !address.ip().is_loopback();
+        let open = elsewhere(&self.listen) || self.tls.as_ref().is_some_and(|tls| elsewhere(&tls.listen));
+        open && !self.allow_emulation
     }
 
     /// Where the server writes its address.
@@ -215,6 +231,12 @@ impl Settings {
         if let Some(count) = self.max_connections_per_peer {
             options += &format!(" --max-connections-per-peer {count}");
         }
+        if self.allow_plain_http {
+            options += " --allow-plain-http";
+        }
+        if self.allow_emulation {
+            options += " --allow-emulation";
+        }
         options
     }
 }
@@ -266,6 +288,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
             .expect("each mirror was understood when it was read from the command line"),
         allow_nested_virtualization: serve.allow_nested_virtualization,
         max_connections_per_peer: serve.max_connections_per_peer,
+        allow_plain_http: serve.allow_plain_http,
+        allow_emulation: serve.allow_emulation,
         trust_host_certificates: match &cli.command {
             Command::Template(crate::args::TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             _ => serve.trust.trust_host_certificates,
@@ -391,6 +415,23 @@ mod tests {
         assert_eq!(domain("firkin up --tls-listen 127.0.0.1:3443").as_deref(), Some("firkin.localhost:3443"));
         assert_eq!(domain("firkin up --tls-listen 0.0.0.0:443 --domain a.test").as_deref(), Some("a.test"));
         assert_eq!(domain("firkin up --tls-listen 0.0.0.0:8443 --domain a.test:443").as_deref(), Some("a.test:443"));
+    }
+
+    #[test]
+    fn other_hosts_come_encrypted_and_to_real_machines_unless_it_is_said() {
+        for (line, clear, real) in [
+            ("firkin up", false, false),
+            ("firkin up --listen 127.8.8.8:1", false, false),
+            ("firkin up --listen [::1]:1 --tls-listen 127.0.0.1:2", false, false),
+            ("firkin up --listen 0.0.0.0:1", true, true),
+            ("firkin up --listen [::]:1 --allow-plain-http", false, true),
+            ("firkin quickstart --listen 192.0.2.1:1 --allow-emulation", true, false),
+            ("firkin up --tls-listen 0.0.0.0:443", false, true),
+            ("firkin up --tls-listen 0.0.0.0:443 --allow-emulation", false, false),
+        ] {
+            let settings = resolved(line, &Surroundings::default());
+            assert_eq!((settings.is_in_the_clear(), settings.is_for_real_machines()), (clear, real), "{line}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
 use firkin_engine::{
-    BootFile, BootFiles, Engine,
+    Acceleration, BootFile, BootFiles, Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
 use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
@@ -104,6 +104,15 @@ pub(crate) enum IfTaken {
 /// Takes the address to serve on. Until it listens, clients are refused rather than kept waiting.
 pub(crate) fn bind(settings: &Settings, if_taken: IfTaken) -> anyhow::Result<TcpSocket> {
     let wanted = settings.listen;
+    if settings.is_in_the_clear() {
+        return Err(anyhow::anyhow!(
+            "cannot serve plain HTTP on `{wanted}`: keys and tokens would pass the network in the clear"
+        ))
+        .hint(
+            "leave `--listen` on the loopback and serve HTTPS with `--tls-listen ADDR:PORT`, or say `--allow-plain-http` where \
+                 the network or a proxy before it protects them",
+        );
+    }
     match take(wanted) {
         Ok(socket) => Ok(socket),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && if_taken == IfTaken::AnyFreePort && !settings.listen_chosen => {
@@ -306,6 +315,10 @@ async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -
     });
     let step = progress.step("the machines' jail");
     step.done(&jail::accepted(&engine.safeguards(), settings.jail)?);
+    if settings.is_for_real_machines() && engine.fingerprint().acceleration == Acceleration::Tcg {
+        return Err(anyhow::anyhow!("cannot serve other hosts with emulated machines: the emulator is no security boundary"))
+            .hint("serve on the loopback, use a host with KVM, or say `--allow-emulation` if all who come may be trusted");
+    }
     Ok(Arc::new(engine))
 }
 
@@ -483,6 +496,15 @@ mod tests {
         {
             assert_eq!(reachable(listener.parse().unwrap()).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn plain_http_for_other_hosts_is_refused_with_the_remedy() {
+        let cli = <crate::args::Cli as clap::Parser>::try_parse_from(["firkin", "up", "--listen", "0.0.0.0:0"]).unwrap();
+        let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());
+        let error = crate::failure::render(&bind(&settings, IfTaken::Fail).unwrap_err());
+        assert!(error.starts_with("error: cannot serve plain HTTP on `0.0.0.0:0`"), "{error}");
+        assert!(error.contains("--tls-listen") && error.contains("--allow-plain-http"), "{error}");
     }
 
     #[test]
