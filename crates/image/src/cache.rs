@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <dir>/<kind>/<key>/...          finished entries, never changed after they appear
+//!   <dir>/<kind>/<key>-<n>/...      the same made anew: the highest number is used, what stands on an earlier one goes on to
 //!   <dir>/tmp/<kind>-<key>.<n>/     an entry being built
 //!   <dir>/locks/<kind>-<key>        held (flock) by the one process that builds it
 //!   <dir>/logs/<kind>-<key>.log     output of the programs that built it
@@ -13,7 +14,7 @@
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 use nix::fcntl::{Flock, FlockArg};
@@ -150,6 +151,21 @@ impl Cache {
         entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
     }
 
+    /// The directory of entries of one key that was made last, and its number among them: the first has 0.
+    pub fn newest(&self, kind: &str, key: &str) -> Option<(u32, PathBuf)> {
+        let number = |path: &PathBuf| {
+            let after = path.file_name()?.to_str()?.strip_prefix(key)?;
+            if after.is_empty() { Some(0) } else { after.strip_prefix('-')?.parse::<u32>().ok() }
+        };
+        self.list(kind).into_iter().filter_map(|path| Some((number(&path)?, path))).max_by_key(|(number, _)| *number)
+    }
+
+    /// The cache in `dir` as it is, if there is one. Nothing is made or changed.
+    pub fn existing(dir: &Path) -> Option<Cache> {
+        let dir = fs::canonicalize(dir).ok()?;
+        dir.is_dir().then_some(Cache { dir })
+    }
+
     /// The finished entry, or the right to build it. Waits for another process that is building it, with a deadline.
     /// Dropping the future gives up the wait.
     pub async fn claim(&self, kind: &str, key: &str, report: Report<'_>) -> Result<Claim, CacheError> {
@@ -172,6 +188,16 @@ impl Cache {
         let log = self.dir.join("logs").join(format!("{name}.log"));
         Ok(Claim::Vacant(Slot { entry, work, log, lock: Some(lock) }))
     }
+}
+
+/// The key of an entry that is made anew for the `number`th time.
+pub(crate) fn numbered(key: &str, number: u32) -> String {
+    if number == 0 { key.to_owned() } else { format!("{key}-{number}") }
+}
+
+/// When an entry was made. Nothing is added to one after that.
+pub(crate) fn made(entry: &Path) -> Option<SystemTime> {
+    fs::metadata(entry).and_then(|metadata| metadata.modified()).ok()
 }
 
 impl Slot {
@@ -336,6 +362,28 @@ mod tests {
         assert!(matches!(cache.claim("thing", "k1", &silent).await.unwrap(), Claim::Ready(path) if path == entry));
         assert_eq!(cache.list("thing"), vec![entry]);
         assert_eq!(leftovers(&cache), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_made_anew_is_used_and_what_was_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).await.unwrap();
+        assert_eq!(cache.newest("thing", "k"), None);
+        // Another key, and an unfinished entry, are not of this one.
+        for name in ["k", "k-2", "k-10", "kk-11", "k-x"] {
+            fs::create_dir_all(cache.dir().join("thing").join(name)).unwrap();
+        }
+        assert_eq!(cache.newest("thing", "k"), Some((10, cache.dir().join("thing/k-10"))));
+        assert_eq!((numbered("k", 0), numbered("k", 10)), ("k".to_owned(), "k-10".to_owned()));
+        assert!(made(&cache.dir().join("thing/k")).is_some() && cache.get("thing", "k").is_some());
+    }
+
+    #[test]
+    fn looking_for_a_cache_makes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Cache::existing(&dir.path().join("none")).is_none());
+        assert!(!dir.path().join("none").exists());
+        assert!(Cache::existing(dir.path()).is_some_and(|cache| cache.list("thing").is_empty()));
     }
 
     #[tokio::test]

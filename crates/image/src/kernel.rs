@@ -2,7 +2,7 @@
 //!
 //! The newest 6.12 is taken (the series that the engine was measured with), else the newest above it, else whatever there is.
 //! A kernel that is in the cache is used without asking apt: a template belongs to the kernel it was booted with, so that
-//! a newer kernel is a decision and not a side effect.
+//! a newer kernel is a decision ([`renewed_kernel`]) and not a side effect.
 //!
 //! Its modules travel with every root file system, whoever made it, and all of them: 25 MB as Debian packs them, which a program
 //! in a guest loads as it needs them (overlay, veth, bridge, netfilter, device mapper, NFS, WireGuard). They are indexed here, where
@@ -10,12 +10,12 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::cache::{Cache, CacheError, Claim, Slot, blocking, made};
 use crate::command::{CommandError, SBIN_PATH, command, run};
 use crate::debian::{AptError, Candidate, candidates, compare_versions, download, refresh_lists};
 use crate::progress::{ImageStep, Report, say};
@@ -110,15 +110,54 @@ pub async fn guest_kernel(cache: &Cache, report: Report<'_>) -> Result<GuestKern
     }
 }
 
+/// Gives the newest guest kernel that this machine's mirror has now, or the cached one where that is newer. What was cached stays.
+pub async fn renewed_kernel(cache: &Cache, report: Report<'_>) -> Result<GuestKernel, KernelError> {
+    refresh_lists(&apt_log(cache), report).await?;
+    let fetched = fetch(cache, report).await?;
+    Ok(newest_cached(cache).unwrap_or(fetched))
+}
+
+/// The guest kernel that is in the cache, and when it came there.
+pub fn kept_kernel(cache: &Cache) -> Option<(GuestKernel, SystemTime)> {
+    let kernel = newest_cached(cache)?;
+    let made = made(kernel.kernel.parent()?)?;
+    Some((kernel, made))
+}
+
+/// The release of the kernel that this machine's package lists name as the newest, as they are. Nothing is fetched.
+pub async fn offered_kernel() -> Result<Option<String>, AptError> {
+    let newest = newest_candidate().await?;
+    Ok(newest.and_then(|candidate| release_of(&candidate.package).map(str::to_owned)))
+}
+
+/// Whether a guest would rather have the kernel of the release `offered` than that of `kept`.
+pub fn is_newer_kernel(offered: &str, kept: &str) -> bool {
+    prefer(offered, kept).is_gt()
+}
+
 fn newest_cached(cache: &Cache) -> Option<GuestKernel> {
     let kernels = cache.list(KIND).into_iter().filter_map(|entry| match load(&entry) {
-        Ok(kernel) => Some(kernel),
+        // One release may have been packaged more than once: the entry is named after the package and its version.
+        Ok(kernel) => Some((kernel, package_version(&entry))),
         Err(error) => {
             tracing::warn!(%error, "a cached guest kernel is skipped");
             None
         }
     });
-    kernels.max_by(|left, right| prefer(&left.version, &right.version))
+    let newest = kernels.max_by(|(left, left_package), (right, right_package)| {
+        prefer(&left.version, &right.version).then_with(|| compare_versions(left_package, right_package))
+    });
+    newest.map(|(kernel, _)| kernel)
+}
+
+/// The end of an entry's name, which is that of its package with its version.
+fn package_version(entry: &Path) -> String {
+    let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit_once('_').map_or("", |(_, version)| version).to_owned()
+}
+
+fn apt_log(cache: &Cache) -> PathBuf {
+    cache.dir().join("logs").join("apt.log")
 }
 
 fn load(entry: &Path) -> Result<GuestKernel, CacheError> {
@@ -142,7 +181,7 @@ fn load(entry: &Path) -> Result<GuestKernel, CacheError> {
 
 async fn fetch(cache: &Cache, report: Report<'_>) -> Result<GuestKernel, KernelError> {
     say(report, ImageStep::Kernel, "looking for a kernel package");
-    let log = cache.dir().join("logs").join("apt.log");
+    let log = apt_log(cache);
     let mut candidate = newest_candidate().await?;
     let mut fresh = false;
     if candidate.is_none() {
@@ -364,7 +403,12 @@ mod tests {
     async fn a_cached_kernel_needs_no_apt_and_a_damaged_one_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path()).await.unwrap();
-        for (key, release, image) in [("a", "6.12.1-cloud-amd64", true), ("b", "6.12.2-cloud-amd64", false)] {
+        for (key, release, image) in [
+            ("p_6.12.1-2", "6.12.1-cloud-amd64", true),
+            ("p_6.12.1-10", "6.12.1-cloud-amd64", true),
+            ("p_6.12.1-9", "6.12.1-cloud-amd64", true),
+            ("b", "6.12.2-cloud-amd64", false),
+        ] {
             let entry = cache.dir().join(KIND).join(key);
             fs::create_dir_all(entry.join("modules")).unwrap();
             fs::write(entry.join(ARCHIVE), b"").unwrap();
@@ -376,6 +420,9 @@ mod tests {
         }
         let kernel = guest_kernel(&cache, &|event| panic!("{event:?}")).await.unwrap();
         assert_eq!(kernel.version, "6.12.1-cloud-amd64");
-        assert_eq!(kernel.kernel, cache.dir().join(KIND).join("a/vmlinuz"));
+        assert_eq!(kernel.kernel, cache.dir().join(KIND).join("p_6.12.1-10/vmlinuz"));
+        assert_eq!(kept_kernel(&cache).map(|(kept, _)| kept), Some(kernel));
+        assert!(is_newer_kernel("6.12.118-cloud-amd64", "6.12.117-cloud-amd64"));
+        assert!(!is_newer_kernel("7.1.1-cloud-amd64", "6.12.117-cloud-amd64"), "the series is kept to");
     }
 }

@@ -7,17 +7,18 @@
 //! A sandbox writes to a copy-on-write layer over the image, so nothing of it may change after it is made: not even by the
 //! guest's kernel, which would zero the inode tables of a lazily initialised file system and so copy 160 MB into every
 //! sandbox. The tables are declared zeroed instead, as they are in a fresh sparse file. An entry's key is the digest of its
-//! recipe and of the kernel whose modules it has, not of its packages' versions: a cached image stays until it is removed.
+//! recipe and of the kernel whose modules it has, not of its packages' versions: a cached image is used until it is made anew
+//! ([`renewed_rootfs`]), and stays where it is then, for the templates that stand on it.
 
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, CacheError, Claim, Slot, blocking};
+use crate::cache::{Cache, CacheError, Claim, Slot, blocking, made, numbered};
 use crate::certificates;
 use crate::command::{CommandError, SBIN_PATH, capture, command, run};
 use crate::debian::PackageProgress;
@@ -44,6 +45,8 @@ const NEEDED_BYTES: u64 = 3 << 30;
 const NEEDED_WITH_PACKAGES_BYTES: u64 = 5 << 30;
 /// The same with Python's libraries: each is 2.9 GB with the larger ones and all languages.
 const NEEDED_WITH_PYTHON_BYTES: u64 = 8 << 30;
+/// An image that was made this short a time ago is as new as another would be: several templates stand on one.
+const FRESH: Duration = Duration::from_secs(60 * 60);
 /// Fetching 180 MB and unpacking 560 packages takes two to three minutes on two idle cores with a near mirror.
 const PACKAGES_DEADLINE: Duration = Duration::from_secs(60 * 60);
 const IMAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
@@ -312,7 +315,43 @@ fn needed_bytes(spec: &RootSpec) -> u64 {
 
 /// Gives a root file system for guests of a kernel, building it if the cache has none. Needs root, `mmdebstrap` and `mke2fs`.
 pub async fn rootfs(cache: &Cache, spec: &RootSpec, additions: &Additions, report: Report<'_>) -> Result<RootImage, RootfsError> {
-    let slot = match cache.claim(KIND, &key(spec, additions), report).await? {
+    let key = key(spec, additions);
+    let number = cache.newest(KIND, &key).map_or(0, |(number, _)| number);
+    numbered_rootfs(cache, (&key, number), (spec, additions), report).await
+}
+
+/// The same with the packages that the mirror has now: made anew beside the one that is there, unless that is fresh.
+pub async fn renewed_rootfs(
+    cache: &Cache,
+    spec: &RootSpec,
+    additions: &Additions,
+    report: Report<'_>,
+) -> Result<RootImage, RootfsError> {
+    let key = key(spec, additions);
+    let number = match cache.newest(KIND, &key) {
+        None => 0,
+        Some((number, entry)) if is_fresh(&entry, SystemTime::now()) => number,
+        Some((number, _)) => number + 1,
+    };
+    numbered_rootfs(cache, (&key, number), (spec, additions), report).await
+}
+
+/// When the root file system that [`rootfs`] would give was made, if there is one.
+pub fn kept_rootfs(cache: &Cache, spec: &RootSpec, additions: &Additions) -> Option<SystemTime> {
+    made(&cache.newest(KIND, &key(spec, additions))?.1)
+}
+
+fn is_fresh(entry: &Path, now: SystemTime) -> bool {
+    made(entry).is_some_and(|made| now.duration_since(made).unwrap_or_default() < FRESH)
+}
+
+async fn numbered_rootfs(
+    cache: &Cache,
+    (key, number): (&str, u32),
+    (spec, additions): (&RootSpec, &Additions),
+    report: Report<'_>,
+) -> Result<RootImage, RootfsError> {
+    let slot = match cache.claim(KIND, &numbered(key, number), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
@@ -564,6 +603,33 @@ mod tests {
         let all = key(&RootSpec::code_interpreter(&HeavyPart::ALL));
         assert_ne!(all, key(&RootSpec::code_interpreter(&[HeavyPart::R, HeavyPart::Java])));
         assert_eq!(all, key(&RootSpec::code_interpreter(&[HeavyPart::Science, HeavyPart::Java, HeavyPart::R])));
+    }
+
+    #[tokio::test]
+    async fn a_root_file_system_that_was_just_made_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).await.unwrap();
+        let kernel = GuestKernel {
+            kernel: "k".into(),
+            modules: "m".into(),
+            archive: "a".into(),
+            version: "6.12.1".into(),
+            digest: "d".into(),
+        };
+        let (spec, additions) = (RootSpec::default(), Additions { kernel, certificates: Vec::new() });
+        assert_eq!(kept_rootfs(&cache, &spec, &additions), None);
+        let entry = |number| cache.dir().join(KIND).join(numbered(&super::key(&spec, &additions), number));
+        for (number, digest) in [(0, "old"), (1, "new")] {
+            fs::create_dir_all(entry(number)).unwrap();
+            fs::write(entry(number).join(IMAGE), b"0123456789").unwrap();
+            fs::write(entry(number).join(RECORD), format!(r#"{{"digest":"{digest}","virtual_bytes":10}}"#)).unwrap();
+        }
+        let given = rootfs(&cache, &spec, &additions, &|event| panic!("{event:?}")).await.unwrap();
+        assert_eq!(given.digest, "new", "what was made last is used");
+        let renewed = renewed_rootfs(&cache, &spec, &additions, &|event| panic!("{event:?}")).await.unwrap();
+        assert_eq!(renewed.digest, "new");
+        let made = kept_rootfs(&cache, &spec, &additions).unwrap();
+        assert!(is_fresh(&entry(1), made) && !is_fresh(&entry(1), made + FRESH));
     }
 
     #[test]
