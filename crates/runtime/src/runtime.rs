@@ -36,7 +36,10 @@ use crate::{
         },
         sampler,
     },
-    shared::{Parts, Shared, config::RuntimeConfig},
+    shared::{
+        Parts, Shared,
+        config::{Guests, RuntimeConfig},
+    },
     start::{
         PreparedTemplate,
         pool::{self, WarmPool},
@@ -539,7 +542,12 @@ impl Runtime {
 
     /// What keeps machines from this host, and what of it the host lacks.
     pub fn safeguards(&self) -> Vec<Safeguard> {
-        self.core.launcher.engine.safeguards()
+        self.shared.launcher.engine.safeguards()
+    }
+
+    /// The guest system, which may be renewed at any time.
+    pub fn guests(&self) -> &Guests {
+        &self.shared.config.guest
     }
 
     /// The host's capacity: offered, held, and waited for.

@@ -202,7 +202,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
         groups: Some(limits(&state_dir, progress)),
-        guest,
+        guest: guest.into(),
         state_dir,
     };
     let runtime = Runtime::open(config, engine).await.map_err(refused)?;

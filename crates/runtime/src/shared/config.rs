@@ -1,6 +1,9 @@
 //! Configuration of a runtime, given when it is opened. Resolved by the caller; nothing here reads the environment.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use firkin_cgroup::Groups;
 use firkin_engine::BootFiles;
@@ -47,7 +50,7 @@ pub struct RuntimeConfig {
     /// Control groups that hold machines to what they may use of the host; `None` for no limits.
     pub groups: Option<Groups>,
     /// The guest system that template builds start from.
-    pub guest: GuestSystem,
+    pub guest: Guests,
     /// Where container images come from that builds start from.
     pub images: Arc<dyn ImageSource>,
 }
@@ -68,7 +71,7 @@ impl RuntimeConfig {
             network,
             groups: None,
             images: Arc::new(OwnImage(guest.root())),
-            guest,
+            guest: guest.into(),
         }
     }
 }
@@ -90,6 +93,29 @@ impl GuestSystem {
     /// The root image of templates that name no other.
     pub fn root(&self) -> RootImage {
         RootImage { path: self.rootfs.clone(), digest: self.rootfs_digest.clone(), bytes: self.rootfs_bytes }
+    }
+}
+
+/// The guest system that is used now. Whoever opened a runtime keeps a clone, and renews the system while the runtime serves: what is
+/// built or booted from then on is made of the new one. What was built before stands on the files that it was made of.
+#[derive(Debug, Clone)]
+pub struct Guests(Arc<RwLock<Arc<GuestSystem>>>);
+
+impl Guests {
+    /// The one that is used now.
+    pub fn now(&self) -> Arc<GuestSystem> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on `guest` is used.
+    pub fn renew(&self, guest: GuestSystem) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(guest);
+    }
+}
+
+impl From<GuestSystem> for Guests {
+    fn from(guest: GuestSystem) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(guest))))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_engine::{BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, Slot, parts};
+use firkin_engine::{BootFiles, BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, Slot, parts};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
@@ -64,6 +64,8 @@ pub(crate) struct Booted {
     dir: InstanceDir,
     disk: RootDisk,
     memory: Option<MemoryForm>,
+    /// What it was booted from.
+    pub(crate) boot: BootFiles,
 }
 
 /// Boots until the guest comes up, or too often.
@@ -81,7 +83,7 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
 }
 
 async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
-    let guest = &shared.config.guest;
+    let guest = shared.config.guest.now();
     let link = shared.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
@@ -110,7 +112,7 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
         .await
         .map_err(LaunchError::Start)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None }),
+        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None, boot: guest.boot.clone() }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;

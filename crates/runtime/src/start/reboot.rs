@@ -65,7 +65,7 @@ pub(crate) async fn memory_of_disk(
         logical_id: life.id.to_string(),
         parent: Some(from.id),
         engine,
-        guest: &shared.config.guest.boot,
+        guest: &booted.boot,
         shape: from.shape,
         budget: from.budget,
         epoch,

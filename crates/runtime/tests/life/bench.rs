@@ -266,7 +266,7 @@ impl Host {
         let defaults = RuntimeConfig::new(self.state_dir(), capacity, NetworkChoice::LoopbackPorts(self.ports.clone()), guest);
         // What tests remember is small; a part of the smallest machine's memory is not.
         let flatten = FlattenConfig { floor_bytes: 0, ..FlattenConfig::default() };
-        let images = Arc::new(Images(OwnImage(defaults.guest.root())));
+        let images = Arc::new(Images(OwnImage(defaults.guest.now().root())));
         RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), flatten, images, ..defaults }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use firkin_runtime::{
     build::{BuildInfo, BuildPlan, BuildRequest, RequestedBuild, Source, StepSpec},
+    config::GuestSystem,
     images::ImageRequest,
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxState},
@@ -140,6 +141,39 @@ fn a_template_of_the_hosts_own_is_built_anew_while_the_server_serves() {
             server.resume(&id, PATIENCE).await.unwrap();
             server.kill(&id).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn a_guest_system_that_is_renewed_is_what_is_built_of_from_then_on() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let running = server.create(base()).await.unwrap().id;
+        let before = server.template("base").await.unwrap().unwrap();
+        let old = server.guests().now();
+        let renewed = host.state_dir().with_file_name("renewed");
+        fs_err::write(&renewed, vec![0; 4096]).unwrap();
+        server.guests().renew(GuestSystem { rootfs: renewed.clone(), rootfs_digest: "renewed".into(), ..(*old).clone() });
+        // Nothing changes for what is there.
+        assert_eq!(server.template("base").await.unwrap().unwrap().build_id, before.build_id);
+        server.pause(&running).await.unwrap();
+        server.resume(&running, PATIENCE).await.unwrap();
+        server.create(base()).await.unwrap();
+
+        let template = || BuildTemplate { ready: None, ..BuildTemplate::base() };
+        let (after, built) = Box::pin(server.ensure_template(template(), &|_| {})).await.unwrap();
+        assert!(built && after.build_id != before.build_id, "{after:?}");
+        let made_of = |digest: &str| {
+            let manifests =
+                host.artifacts().into_iter().map(|id| host.state_dir().join("artifacts").join(id).join("manifest.json"));
+            manifests.filter(|path| fs_err::read_to_string(path).unwrap().contains(digest)).count()
+        };
+        assert_eq!((made_of("\"renewed\""), made_of(renewed.to_str().unwrap())), (1, 1));
+        let (_, built) = Box::pin(server.ensure_template(template(), &|_| {})).await.unwrap();
+        assert!(!built, "it is known for what it is made of");
+        let id = server.create(base()).await.unwrap().id;
+        server.kill(&id).await.unwrap();
+        assert_eq!(server.sandbox(&running).unwrap().state, SandboxState::Running);
     });
 }
 

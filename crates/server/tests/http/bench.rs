@@ -104,7 +104,7 @@ impl Bench {
             network: NetworkChoice::Loopback,
             groups: None,
             images: Arc::new(OwnImage(guest.root())),
-            guest,
+            guest: guest.into(),
         };
         let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };

@@ -203,7 +203,7 @@ pub(super) async fn boot(
         logical_id: origin.name,
         parent: None,
         engine,
-        guest: &shared.config.guest.boot,
+        guest: &booted.boot,
         shape: origin.shape,
         budget,
         epoch: identity::nobody().epoch,

@@ -99,7 +99,7 @@ pub(super) async fn prepare(
 
 /// What is the same for every state that is booted here.
 fn key(shared: &Shared, kind: &str, source: &impl serde::Serialize, (shape, processor): (Shape, Processor)) -> String {
-    let guest = &shared.config.guest;
+    let guest = shared.config.guest.now();
     cache::key(&(
         "source-v1",
         kind,

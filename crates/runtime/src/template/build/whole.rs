@@ -28,7 +28,7 @@ use crate::{
 
 /// The digest of all that a template depends on. Equal ones make templates that stand for each other.
 pub(crate) fn recipe(shared: &Shared, template: &BuildTemplate) -> String {
-    let guest = &shared.config.guest;
+    let guest = shared.config.guest.now();
     let engine = shared.gates.engine.fingerprint(template.processor());
     let all = serde_json::json!({
         "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
@@ -74,7 +74,7 @@ pub(super) async fn build(
         live.log.part(true, FINALIZE, "Finalizing template build", &recipe);
         return Ok(Whole { found, template, recipe, turn });
     }
-    let root = template.root.clone().unwrap_or_else(|| shared.config.guest.root());
+    let root = template.root.clone().unwrap_or_else(|| shared.config.guest.now().root());
     let Fingerprint { program, version, .. } = &shared.gates.engine.plain;
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
     room.possible(root.bytes >> 20)?;
