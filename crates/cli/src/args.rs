@@ -7,7 +7,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
-use firkin_runtime::{reference::BASE, runtime::MAX_FORK};
+use firkin_runtime::{
+    reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY},
+    runtime::MAX_FORK,
+};
 use firkin_wire::DEFAULT_USER;
 use serde::{Deserialize, Serialize};
 
@@ -471,6 +474,8 @@ pub(crate) struct KillArgs {
 pub(crate) enum TemplateCommand {
     /// Build a template, by the server that runs or without one
     Build(BuildArgs),
+    /// Renew guest kernel and root images from this host's mirror, and the host's own templates on them
+    Refresh(RefreshArgs),
     /// List templates
     #[command(visible_alias = "list")]
     Ls,
@@ -509,6 +514,21 @@ pub(crate) struct BuildArgs {
     /// Build again even if nothing changed
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// `firkin template refresh`
+#[derive(Debug, Args)]
+pub(crate) struct RefreshArgs {
+    /// Names of the host's own templates [default: those that are there]
+    #[arg(value_name = "NAME", value_parser = [BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY])]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// Large parts to leave out of the code interpreter [default: those that were left out before]
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    pub(crate) without: Option<Vec<Part>>,
 }
 
 /// `firkin template rm`

@@ -3,19 +3,27 @@
 //!
 //! A mirror that has an image of that name is believed. Without one, or without a mirror, the own root image is what the name
 //! stands for here: it holds what the SDKs expect of it, and needs no network.
+//!
+//! A client that asks for one of the host's own templates renewed has kernel and root images made anew first, of what the mirror has
+//! now. What exists stands on the old ones until a build of new ones is on record.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
+use firkin_engine::{BootFile, BootFiles};
 use firkin_image::{
-    Additions, Cache,
+    Additions, Cache, Initramfs, RootSpec, initramfs,
     oci::{
         self, ImageError as OciError,
         registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
     },
-    rootfs,
+    renewed_kernel, renewed_rootfs, rootfs,
 };
 use firkin_runtime::{
+    config::{GuestSystem, Guests},
     images::{BuildImage, ImageError, ImageRequest, ImageSource, RegistryLogin, SDK_BASE_IMAGE, same_image},
     progress::Report,
     root_image::RootImage,
@@ -59,10 +67,26 @@ pub(crate) struct Images {
     pub(crate) cache: Cache,
     pub(crate) settings: ImageSettings,
     /// Added to every image.
-    pub(crate) additions: Additions,
+    additions: RwLock<Additions>,
     /// Environment of every template that is built on one.
     pub(crate) env: BTreeMap<String, String>,
-    pub(crate) own: RootImage,
+    /// What guests are made of: the runtime's own word for it.
+    guests: Guests,
+    /// Held by who renews it: another who wants that finds it renewed.
+    renewal: tokio::sync::Mutex<()>,
+}
+
+/// What guests are booted from, and the root image of templates that name no other.
+pub(crate) fn guest_system(additions: &Additions, initrd: Initramfs, root: firkin_image::RootImage) -> GuestSystem {
+    GuestSystem {
+        boot: BootFiles::new(
+            BootFile { path: additions.kernel.kernel.clone(), digest: additions.kernel.digest.clone() },
+            BootFile { path: initrd.path, digest: initrd.digest },
+        ),
+        rootfs: root.path,
+        rootfs_digest: root.digest,
+        rootfs_bytes: root.virtual_bytes,
+    }
 }
 
 /// AWS gives a registry's password only for a signed request to another of its services.
@@ -73,6 +97,43 @@ pub(crate) struct Images {
 struct AwsLogin;
 
 impl Images {
+    /// Images with these additions, beside guests that are made of `guests`.
+    pub(crate) fn new(
+        cache: Cache,
+        settings: ImageSettings,
+        additions: Additions,
+        env: BTreeMap<String, String>,
+        guests: Guests,
+    ) -> Self {
+        Self { cache, settings, additions: RwLock::new(additions), env, guests, renewal: tokio::sync::Mutex::new(()) }
+    }
+
+    fn additions(&self) -> Additions {
+        self.additions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes kernel, initial RAM file system and root image anew, and has guests made of them from now on.
+    async fn renew(&self, report: firkin_image::Report<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let turn = self.renewal.lock().await;
+        let kernel = renewed_kernel(&self.cache, report).await?;
+        let initrd = initramfs(&self.cache, &kernel, crate::host::agent()).await?;
+        let additions = Additions { kernel, ..self.additions() };
+        let root = renewed_rootfs(&self.cache, &RootSpec::default(), &additions, report).await?;
+        let renewed = guest_system(&additions, initrd, root);
+        if *self.guests.now() != renewed {
+            tracing::info!(kernel = %additions.kernel.version, "the guest system was renewed");
+            *self.additions.write().unwrap_or_else(PoisonError::into_inner) = additions;
+            self.guests.renew(renewed);
+        }
+        drop(turn);
+        Ok(())
+    }
+
+    /// The host's own root image, as guests have it now.
+    fn own_root(&self) -> RootImage {
+        self.guests.now().root()
+    }
+
     async fn pull(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
         let failed = |source| ImageError { reference: request.reference.clone(), source };
         let credentials = match &request.login {
@@ -84,7 +145,7 @@ impl Images {
         };
         let source = OciSource { reference: request.reference.clone(), credentials, mirrors: self.settings.mirrors.clone() };
         let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
-        let image = oci::image(&self.cache, &source, &self.additions, self.own.bytes, &told).await;
+        let image = oci::image(&self.cache, &source, &self.additions(), self.own_root().bytes, &told).await;
         let image = image.map_err(|error| failed(Box::new(error) as _))?;
         let own = image.config.env.iter().filter_map(|pair| pair.split_once('='));
         let mut env = self.env.clone();
@@ -101,11 +162,19 @@ impl Images {
     async fn standard(&self, standard: &Standard, report: Report<'_>) -> Result<BuildImage, ImageError> {
         let failed = |source| ImageError { reference: standard.reference(), source };
         let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
+        if standard.is_renewed() {
+            self.renew(&told).await.map_err(failed)?;
+        }
         let root = match standard.root() {
-            None => self.own.clone(),
+            None => self.own_root(),
             Some(spec) => {
-                let root =
-                    rootfs(&self.cache, &spec, &self.additions, &told).await.map_err(|error| failed(Box::new(error) as _))?;
+                let (cache, additions) = (&self.cache, self.additions());
+                let root = if standard.is_renewed() {
+                    renewed_rootfs(cache, &spec, &additions, &told).await
+                } else {
+                    rootfs(cache, &spec, &additions, &told).await
+                };
+                let root = root.map_err(|error| failed(Box::new(error) as _))?;
                 RootImage { path: root.path, digest: root.digest, bytes: root.virtual_bytes }
             }
         };
@@ -114,7 +183,7 @@ impl Images {
     }
 
     fn own(&self) -> BuildImage {
-        BuildImage { root: self.own.clone(), provisioned: true, env: self.env.clone(), standard: None }
+        BuildImage { root: self.own_root(), provisioned: true, env: self.env.clone(), standard: None }
     }
 }
 

@@ -79,7 +79,8 @@ fn patience(command: &Command) -> Duration {
 /// Whether a command runs machines in this process.
 fn hosts(command: &Command) -> bool {
     match command {
-        Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) | Command::Template(TemplateCommand::Build(_)) => true,
+        Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
+        Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
         Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
     }
 }
@@ -101,6 +102,7 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Verify => command::verify::run(settings).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => command::template::build(settings, args).await,
+        Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
     }

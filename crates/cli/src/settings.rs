@@ -13,7 +13,7 @@ use std::{
 use firkin_runtime::warm::{Depth, WarmConfig};
 
 use crate::{
-    args::{Accel, Cli, Command, GlobalArgs, HostArgs, JailChoice, OnExit, ServeArgs, Warm},
+    args::{Accel, Cli, Command, GlobalArgs, HostArgs, JailChoice, OnExit, ServeArgs, TemplateCommand, Warm},
     capacity::CapacitySettings,
     images::ImageSettings,
 };
@@ -249,7 +249,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         Command::Up(serve) | Command::Quickstart(serve) => (serve, &serve.host),
         Command::Doctor(doctor) => (&no_serve, &doctor.host),
         Command::Bench(bench) => (&no_serve, &bench.host),
-        Command::Template(crate::args::TemplateCommand::Build(build)) => (&no_serve, &build.host),
+        Command::Template(TemplateCommand::Build(build)) => (&no_serve, &build.host),
+        Command::Template(TemplateCommand::Refresh(refresh)) => (&no_serve, &refresh.host),
         Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
     };
     // A state directory that was named is more to the point than variables left over in a shell.
@@ -291,7 +292,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         allow_plain_http: serve.allow_plain_http,
         allow_emulation: serve.allow_emulation,
         trust_host_certificates: match &cli.command {
-            Command::Template(crate::args::TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
+            Command::Template(TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
+            Command::Template(TemplateCommand::Refresh(refresh)) => refresh.trust.trust_host_certificates,
             _ => serve.trust.trust_host_certificates,
         },
     }

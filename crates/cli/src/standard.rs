@@ -1,7 +1,8 @@
 //! The host's own templates by name: what their root images are made of, and how a client asks a server for them.
 //!
 //! A server is asked in E2B's own way, by an image to build on. `firkin.local/desktop` is no image of any registry but the template
-//! of that name, made anew; `firkin.local/code-interpreter-v1:without-r-java` is one without these parts.
+//! of that name, made anew; `firkin.local/code-interpreter-v1:without-r-java` is one without these parts. With `:renewed`, or
+//! `:renewed-without-r`, kernel and root images are made anew before, of what this host's mirror has now.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +17,11 @@ use firkin_runtime::{
 /// Prefix of the names, in the place of an image's registry.
 const REGISTRY: &str = "firkin.local/";
 
-/// What stands between a name and the parts that are left out.
-const WITHOUT: &str = ":without-";
+/// What stands before the parts that are left out.
+const WITHOUT: &str = "without-";
+
+/// What stands behind a name whose root image is to be made anew.
+const RENEWED: &str = "renewed";
 
 /// A part of the code interpreter that can be left out
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,6 +39,8 @@ pub(crate) enum Part {
 pub(crate) struct Standard {
     kind: Kind,
     without: Vec<Part>,
+    /// Kernel and root images are made anew first.
+    renewed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +55,7 @@ enum Kind {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no `{0}`: `{REGISTRY}` has `{BASE}`, `{CODE_INTERPRETER}`, `{DESKTOP}` and `{MCP_GATEWAY}`, the second also with \
-     `{WITHOUT}` and `r`, `java` or `science` with `-` between them"
+     `:{WITHOUT}` and `r`, `java` or `science` with `-` between them; `:{RENEWED}` has them made anew"
 )]
 pub(crate) struct Unknown(String);
 
@@ -62,17 +68,26 @@ impl Standard {
             MCP_GATEWAY => Kind::McpGateway,
             _ => Kind::Base,
         };
-        Self { kind, without: without.to_vec() }
+        Self { kind, without: without.to_vec(), renewed: false }
+    }
+
+    /// The same, with kernel and root images made anew first.
+    pub(crate) fn renewed(self) -> Self {
+        Self { renewed: true, ..self }
+    }
+
+    /// Whether kernel and root images are to be made anew first.
+    pub(crate) fn is_renewed(&self) -> bool {
+        self.renewed
     }
 
     /// Understands what [`reference`](Self::reference) gives; nothing of what names an image elsewhere.
     pub(crate) fn parse(reference: &str) -> Option<Result<Self, Unknown>> {
         let asked = reference.strip_prefix(REGISTRY)?;
         let unknown = || Unknown(asked.to_owned());
-        let (name, parts) = asked.split_once(WITHOUT).map_or((asked, None), |(name, parts)| (name, Some(parts)));
-        let without: Option<Vec<Part>> = parts.map_or(Some(Vec::new()), |parts| parts.split('-').map(part).collect());
-        let Some(without) = without else { return Some(Err(unknown())) };
-        let standard = Self::of(name, &without);
+        let (name, tag) = asked.split_once(':').map_or((asked, None), |(name, tag)| (name, Some(tag)));
+        let Some((renewed, without)) = tag.map_or(Some((false, Vec::new())), understood) else { return Some(Err(unknown())) };
+        let standard = Self { renewed, ..Self::of(name, &without) };
         let known = standard.name() == name && (without.is_empty() || standard.kind == Kind::CodeInterpreter);
         Some(if known { Ok(standard) } else { Err(unknown()) })
     }
@@ -81,10 +96,25 @@ impl Standard {
     pub(crate) fn reference(&self) -> String {
         let parts: Vec<&str> = self.without.iter().map(|part| word(*part)).collect();
         let without = if parts.is_empty() { String::new() } else { format!("{WITHOUT}{}", parts.join("-")) };
-        format!("{REGISTRY}{}{without}", self.name())
+        let tag = match (self.renewed, without.as_str()) {
+            (false, "") => String::new(),
+            (false, without) => format!(":{without}"),
+            (true, "") => format!(":{RENEWED}"),
+            (true, without) => format!(":{RENEWED}-{without}"),
+        };
+        format!("{REGISTRY}{}{tag}", self.name())
     }
 
-    fn name(&self) -> &'static str {
+    /// Every choice of parts that can be left out.
+    pub(crate) fn choices() -> impl Iterator<Item = Vec<Part>> {
+        const PARTS: [Part; 3] = [Part::R, Part::Java, Part::Science];
+        (0..1_u8 << PARTS.len()).map(|chosen| {
+            let among = PARTS.iter().enumerate().filter(|(at, _)| chosen & (1 << at) != 0);
+            among.map(|(_, part)| *part).collect()
+        })
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
         match self.kind {
             Kind::Base => BASE,
             Kind::CodeInterpreter => CODE_INTERPRETER,
@@ -125,6 +155,17 @@ impl Standard {
     }
 }
 
+/// Understands what stands behind a name: whether it is to be renewed, and what is left out.
+fn understood(tag: &str) -> Option<(bool, Vec<Part>)> {
+    let (renewed, rest) = match tag.strip_prefix(RENEWED) {
+        Some("") => return Some((true, Vec::new())),
+        Some(rest) => (true, rest.strip_prefix('-')?),
+        None => (false, tag),
+    };
+    let without: Option<Vec<Part>> = rest.strip_prefix(WITHOUT)?.split('-').map(part).collect();
+    Some((renewed, without?))
+}
+
 fn word(part: Part) -> &'static str {
     match part {
         Part::R => "r",
@@ -156,10 +197,25 @@ mod tests {
         let small = Standard::of(CODE_INTERPRETER, &[Part::R, Part::Java]);
         assert_eq!(small.reference(), "firkin.local/code-interpreter-v1:without-r-java");
         assert_eq!(Standard::parse(&small.reference()).unwrap().unwrap(), small);
+        assert_eq!(Standard::choices().count(), 8);
+        for without in Standard::choices() {
+            let renewed = Standard::of(CODE_INTERPRETER, &without).renewed();
+            assert_eq!(Standard::parse(&renewed.reference()).unwrap().unwrap(), renewed);
+        }
+        let renewed = Standard::parse("firkin.local/base:renewed").unwrap().unwrap();
+        assert!(renewed.renewed && renewed.name() == BASE);
         assert!(Standard::parse("ubuntu:22.04").is_none() && Standard::parse("docker.io/firkin.local/base").is_none());
-        for wrong in
-            ["", "mine", "base:without-r", "base:latest", "code-interpreter-v1:without-", "code-interpreter-v1:without-go"]
-        {
+        for wrong in [
+            "",
+            "mine",
+            "base:without-r",
+            "base:latest",
+            "base:renewed-without-r",
+            "base:renewed-",
+            "code-interpreter-v1:without-",
+            "code-interpreter-v1:without-go",
+            "code-interpreter-v1:renewedwithout-r",
+        ] {
             assert!(Standard::parse(&format!("firkin.local/{wrong}")).unwrap().is_err(), "{wrong}");
         }
     }

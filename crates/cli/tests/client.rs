@@ -166,6 +166,34 @@ fn create_sends_what_was_asked_and_nothing_else() {
 }
 
 #[test]
+fn a_refresh_has_the_server_renew_the_templates_that_are_there_and_keeps_their_size() {
+    const TEMPLATES: &str = r#"[{"templateID":"t1","buildID":"b0","cpuCount":2,"memoryMB":768,"diskSizeMB":1024,"public":false,
+        "aliases":["base"],"names":["local/base"],"createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-01-01T00:00:00Z",
+        "lastSpawnedAt":null,"spawnCount":0,"buildCount":1,"envdVersion":"0.6.13","buildStatus":"ready","createdBy":null}]"#;
+    const PLACE: &str =
+        r#"{"templateID":"t1","buildID":"b1","public":false,"names":["local/base"],"tags":[],"aliases":["base"]}"#;
+    const READY: &str = r#"{"logs":[],"logEntries":[{"timestamp":"2026-01-01T00:00:00Z","level":"info","step":"base","message":"made"}],
+        "templateID":"t1","buildID":"b1","status":"ready"}"#;
+    let server = Server::start([
+        ("GET /v2/sandboxes", json(200, "[]")),
+        ("GET /templates", json(200, TEMPLATES)),
+        ("POST /v3/templates", json(202, PLACE)),
+        ("POST /v2/templates/t1/builds/b1", json(202, "")),
+        ("GET /templates/t1/builds/b1/status?logsOffset=0", json(200, READY)),
+    ]);
+    let output = server.run(&["template", "refresh", "--json", "--cache-dir", "/nowhere/firkin"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report[0]["template_id"], "t1");
+    assert_eq!((report[0]["built"].as_bool(), report.as_array().unwrap().len()), (Some(true), 1), "{report}");
+    let seen = server.seen.lock().unwrap();
+    let body = |at: usize| serde_json::from_slice::<serde_json::Value>(&seen[at].body).unwrap();
+    assert_eq!(body(2), serde_json::json!({"name": "base", "cpuCount": 2, "memoryMB": 768}));
+    assert_eq!(body(3)["fromImage"], "firkin.local/base:renewed");
+    assert_eq!(body(3)["force"], false, "what is fresh already is not made again");
+}
+
+#[test]
 fn a_refusal_is_told_in_the_servers_words_with_a_next_step() {
     let server = Server::start([("POST /v2/sandboxes", json(401, r#"{"code":401,"message":"invalid API key"}"#))]);
     let output = server.run(&["sandbox", "create"]);

@@ -16,14 +16,17 @@ use std::{
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
 use firkin_engine::{
-    Acceleration, BootFile, BootFiles, Engine,
+    Acceleration, Engine,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_image::{Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, rootfs};
+use firkin_image::{
+    Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, renewed_kernel,
+    renewed_rootfs, rootfs,
+};
 use firkin_network::NetworkConfig;
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, Overcommit, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     groups,
     memory_pressure::ProcProbe,
@@ -49,7 +52,7 @@ use crate::{
     args::Accel,
     failure::{Advise as _, advised},
     host::jail,
-    images::Images,
+    images::{self, Images},
     progress::Progress,
     serverfile::{self, Https, ServerFile, Target},
     settings::{Settings, Tls},
@@ -183,13 +186,9 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
-    let images = Arc::new(Images {
-        cache: Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?,
-        settings: settings.images.clone(),
-        additions,
-        env: settings.template_env(),
-        own: guest.root(),
-    });
+    let guest = Guests::from(guest);
+    let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    let images = Arc::new(Images::new(cache, settings.images.clone(), additions, settings.template_env(), guest.clone()));
     let config = RuntimeConfig {
         images,
         capacity: capacity(&state_dir, settings.capacity.overcommit)?,
@@ -202,7 +201,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
         groups: Some(limits(&state_dir, progress)),
-        guest: guest.into(),
+        guest,
         state_dir,
     };
     let runtime = Runtime::open(config, engine).await.map_err(refused)?;
@@ -245,16 +244,35 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let root = base_rootfs(&cache, &additions, &|event| step.at(&described(&event))).await;
     let root = root.context("cannot make the guest root file system")?;
     step.done("guest root file system");
-    let guest = GuestSystem {
-        boot: BootFiles::new(
-            BootFile { path: additions.kernel.kernel.clone(), digest: additions.kernel.digest.clone() },
-            BootFile { path: initrd.path, digest: initrd.digest },
-        ),
-        rootfs: root.path,
-        rootfs_digest: root.digest,
-        rootfs_bytes: root.virtual_bytes,
-    };
-    Ok((guest, additions))
+    Ok((images::guest_system(&additions, initrd, root), additions))
+}
+
+/// Makes guest kernel and root image anew, of what the mirror has now: the next runtime that is opened is made of them. What is there
+/// stays.
+pub(crate) async fn renew(settings: &Settings, progress: &Progress) -> anyhow::Result<()> {
+    let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    let step = progress.step("newest guest kernel");
+    let kernel = renewed_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot renew the guest kernel")?;
+    step.done(&format!("guest kernel {}", kernel.version));
+    renewed_root_of(settings, "base", &RootSpec::default(), progress).await.map(drop)
+}
+
+/// The root image of a template, made anew unless it is fresh.
+pub(crate) async fn renewed_root_of(
+    settings: &Settings,
+    name: &str,
+    spec: &RootSpec,
+    progress: &Progress,
+) -> anyhow::Result<RootImage> {
+    let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    let title = format!("root file system of {name}, made anew");
+    let step = progress.step(&title);
+    let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
+    let additions = additions(settings, kernel)?;
+    let root = renewed_rootfs(&cache, spec, &additions, &|event| step.at(&described(&event))).await;
+    let root = root.with_context(|| format!("cannot make the {title}"))?;
+    step.done(&title);
+    Ok(RootImage { path: root.path, digest: root.digest, bytes: root.virtual_bytes })
 }
 
 /// Files for every root file system of this host, whoever made the rest.

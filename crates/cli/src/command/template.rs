@@ -14,6 +14,10 @@ use firkin_wire::{builds, rest};
 use jiff::Timestamp;
 use serde::Serialize;
 
+mod refresh;
+
+pub(crate) use refresh::refresh;
+
 use super::{
     hosting::{self, Interrupts},
     quickstart::running_server,
@@ -75,19 +79,23 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
         None => here(settings, &standard, request, force, (&mut interrupts, &progress)).await?,
     };
     let Some(result) = built else { return Ok(ExitStatus::Interrupted) };
-    output::result(settings.format, &result, || {
-        let mut table = Table::new(&["template", "names", "result", ">cpus", ">memory"]);
-        let outcome = if result.built { "built" } else { "unchanged" };
-        table.row([
-            result.template_id.clone(),
-            result.names.join(" "),
-            outcome.to_owned(),
-            result.cpus.to_string(),
-            format!("{} MiB", result.memory_mib),
-        ]);
-        table
-    })?;
+    output::result(settings.format, &result, || made(std::slice::from_ref(&result)))?;
     Ok(ExitStatus::Success)
+}
+
+fn made(builds: &[Built]) -> Table {
+    let mut table = Table::new(&["template", "names", "result", ">cpus", ">memory"]);
+    for built in builds {
+        let outcome = if built.built { "built" } else { "unchanged" };
+        table.row([
+            built.template_id.clone(),
+            built.names.join(" "),
+            outcome.to_owned(),
+            built.cpus.to_string(),
+            format!("{} MiB", built.memory_mib),
+        ]);
+    }
+    table
 }
 
 /// Has the server that runs build the template, which it goes on serving meanwhile.
