@@ -124,8 +124,12 @@ impl Cache {
                 fs::create_dir_all(wanted.join(part))?;
             }
             // The root file systems of private images lie below. Also of a cache that an earlier version left open.
-            for private in [wanted.clone(), wanted.join("tmp")] {
-                fs::set_permissions(private, std::fs::Permissions::from_mode(0o700))?;
+            private(&wanted)?;
+            for inside in fs::read_dir(&wanted)? {
+                let inside = inside?;
+                if inside.file_type()?.is_dir() {
+                    private(&inside.path())?;
+                }
             }
             sweep(&wanted)?;
             fs::canonicalize(&wanted)
@@ -250,6 +254,29 @@ impl Drop for Slot {
     }
 }
 
+/// Lets nobody but its owner into a directory.
+fn private(dir: &Path) -> std::io::Result<()> {
+    fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Makes everything below `dir` its owner's alone, and files what nobody writes to any more. Links are left as they are.
+fn seal(dir: &Path) -> std::io::Result<()> {
+    let mut pending = vec![dir.to_path_buf()];
+    while let Some(dir) = pending.pop() {
+        private(&dir)?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                pending.push(entry.path());
+            } else if kind.is_file() {
+                fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o400))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes what killed processes left of any entry: nobody may ever build that one again. Whose lock is held is alive.
 fn sweep(cache: &Path) -> std::io::Result<()> {
     for leftover in fs::read_dir(cache.join("tmp"))? {
@@ -286,13 +313,15 @@ fn begin(cache: &Path, entry: &Path, name: &str) -> std::io::Result<PathBuf> {
     }
     if let Some(kind) = entry.parent() {
         fs::create_dir_all(kind)?;
+        private(kind)?;
     }
     // What is made inside may be a stranger's tree, with set-user-id programs in it.
-    let private = std::fs::Permissions::from_mode(0o700);
-    Ok(tempfile::Builder::new().prefix(&prefix).permissions(private).tempdir_in(&tmp)?.keep())
+    let owners = std::fs::Permissions::from_mode(0o700);
+    Ok(tempfile::Builder::new().prefix(&prefix).permissions(owners).tempdir_in(&tmp)?.keep())
 }
 
 fn publish(work: &Path, entry: &Path) -> std::io::Result<()> {
+    seal(work)?;
     // One flush of the file system instead of one per file: a kernel entry has a thousand of them.
     nix::unistd::syncfs(File::open(work)?)?;
     fs::rename(work, entry)?;

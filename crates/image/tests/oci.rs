@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     io::Write,
-    path::Path,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -129,6 +130,66 @@ fn additions(dir: &Path) -> Additions {
     Additions { kernel, certificates: Vec::new() }
 }
 
+/// The images that a cache has.
+fn images(cache: &Path) -> Vec<PathBuf> {
+    let inside = |dir: PathBuf| fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let kinds = inside(cache.to_owned()).filter(|kind| kind.file_name().unwrap().to_str().unwrap().starts_with("image-"));
+    kinds.flat_map(inside).collect()
+}
+
+/// Everything below `dir`.
+fn all(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut pending) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = pending.pop() {
+        for path in fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() && !path.is_symlink() {
+                pending.push(path.clone());
+            }
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "a skip is printed")]
+async fn another_user_finds_no_image_in_the_cache() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIP: only root can look as another user");
+        return;
+    }
+    let open = |path: &Path| fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path());
+    // As an earlier version left it.
+    let cache = dir.path().join("cache");
+    let old = cache.join("rootfs-v1/key");
+    fs_err::create_dir_all(&old).unwrap();
+    fs_err::write(old.join("rootfs.ext4"), "a file system").unwrap();
+    for path in [&cache, &cache.join("rootfs-v1"), &old, &old.join("rootfs.ext4")] {
+        open(path);
+    }
+    let found_by_nobody = |paths: &[PathBuf]| {
+        let mut look = Command::new("setpriv");
+        look.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", "sh", "-c"]);
+        look.arg(r#"for path; do if [ -e "$path" ]; then echo "$path"; fi; done"#).arg("sh").args(paths);
+        String::from_utf8(look.current_dir("/").output().unwrap().stdout).unwrap()
+    };
+    assert!(found_by_nobody(&all(&cache)).contains("rootfs.ext4"), "the test finds as that user");
+
+    let image = pull_with(&cache, repository(&[layer(&[("etc/secret", "of a private image")])]), &additions(dir.path())).await;
+    let image = image.unwrap().root.path;
+    let found = all(&cache);
+    assert!(found.contains(&image) && found.iter().any(|path| path.ends_with("logs")));
+    assert_eq!(found_by_nobody(&found), "");
+    // Each by itself too, whatever stands above it.
+    for path in all(image.parent().unwrap()).iter().map(PathBuf::as_path).chain(image.ancestors().take(4)) {
+        let mode = fs_err::metadata(path).unwrap().permissions().mode();
+        assert!(mode & 0o077 == 0, "{} is {mode:o}", path.display());
+    }
+    assert_eq!(fs_err::metadata(cache.join("rootfs-v1")).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
 /// What `debugfs` says to a request about an image.
 fn debugfs(image: &Path, request: &str) -> String {
     let mut debugfs = Command::new("debugfs");
@@ -217,8 +278,9 @@ async fn what_cannot_be_trusted_is_refused_and_leaves_nothing() {
     let error = pull(cache.path(), Content::new()).await.unwrap_err();
     assert!(matches!(error, ImageError::Pull(PullError::Manifest { .. })), "{error:?}");
 
-    let kept = fs_err::read_dir(cache.path().join("image-v1")).map_or(0, Iterator::count);
-    assert_eq!(kept, 0, "nothing of a refused image is kept");
+    assert_eq!(images(cache.path()).len(), 0, "nothing of a refused image is kept");
+    pull(cache.path(), repository(&[good])).await.unwrap();
+    assert_eq!(images(cache.path()).len(), 1, "the test looks where images are kept");
 }
 
 /// A service of the host that no stranger is to reach, and how often it was asked.
