@@ -34,10 +34,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }.into();
         }
     };
-    if hosts(&cli.command) {
-        // Before anything is written: names, tokens, memory and files of users are nobody else's on this host.
-        nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
-    }
+    // Before anything is written: names, tokens, memory and files of users are nobody else's on this host. Programs that are run
+    // get the usual mask back.
+    nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
     let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
     log_to_stderr(&cli.command);
     if hosts(&cli.command) {

@@ -58,7 +58,7 @@ impl ServerFile {
     /// Writes the file whole or not at all.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string(self).context("cannot write JSON")?;
-        replace(path, &text, 0o644)
+        replace(path, &text)
     }
 
     /// Removes the file if it is still this server's.
@@ -72,7 +72,7 @@ impl ServerFile {
 
 /// Keeps the API key for clients on this host, readable by its owner only.
 pub(crate) fn write_api_key(path: &Path, key: &str) -> anyhow::Result<()> {
-    replace(path, &format!("{key}\n"), 0o600)
+    replace(path, &format!("{key}\n"))
 }
 
 /// The API key that the server keeps for clients on this host, if it may be read.
@@ -97,12 +97,13 @@ pub(crate) fn write_bundle(path: &Path, authority: &Path) -> anyhow::Result<()> 
     if let Ok(system) = fs::read_to_string(firkin_image::CERTIFICATE_BUNDLE) {
         text.push_str(&system);
     }
-    replace(path, &text, 0o644)
+    replace(path, &text)
 }
 
-fn replace(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+/// Whole or not at all, and nobody's but its owner's.
+fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -177,7 +178,9 @@ mod tests {
         let file = ServerFile { url, pid: 7, acceleration: "kvm".to_owned(), https: None };
         file.write(&settings.server_file()).unwrap();
         write_api_key(&settings.api_key_file(), "e2b_00ff").unwrap();
-        assert_eq!(fs::metadata(settings.api_key_file()).unwrap().permissions().mode() & 0o777, 0o600);
+        for path in [settings.server_file(), settings.api_key_file()] {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
         assert_eq!(
             find(&settings).unwrap(),
             Target { api_url: file.url.clone(), sandbox_url: file.url.clone(), api_key: "e2b_00ff".to_owned(), https: None }

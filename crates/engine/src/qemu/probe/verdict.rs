@@ -196,7 +196,7 @@ impl Verdict {
 
     pub(super) fn remember(&self, path: &Path) -> io::Result<()> {
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
-        let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         serde_json::to_writer_pretty(&mut file, self)?;
         fs_err::rename(temporary, path)
     }
