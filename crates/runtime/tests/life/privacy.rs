@@ -1,14 +1,23 @@
 //! What is kept of users is nobody else's on the host: not another local user's, and not a machine's own.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use firkin_engine::fake::Keeping;
-use firkin_runtime::sandbox::CreateSandbox;
+use firkin_runtime::{
+    runtime::Runtime,
+    sandbox::{CreateSandbox, SandboxId},
+    store::BuildState,
+};
 
-use crate::bench::{Host, base};
+use crate::{
+    bench::{Host, base},
+    builds,
+};
 
 /// Everything below `dir`, itself included.
 fn all(dir: &Path) -> Vec<PathBuf> {
@@ -79,6 +88,7 @@ fn another_user_finds_nothing_in_the_state_directory() {
     fs_err::set_permissions(host.state_dir().parent().unwrap(), std::fs::Permissions::from_mode(0o755)).unwrap();
     host.serve(async |server| {
         let running = server.create(base()).await.unwrap();
+        used(&host, server, &running.id).await;
         let reads = |uid: u32, path: &Path| {
             let mut read = Command::new("setpriv");
             read.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--"]).arg("find").arg(path);
@@ -95,6 +105,48 @@ fn another_user_finds_nothing_in_the_state_directory() {
                 let seen = String::from_utf8(found.stdout).unwrap();
                 assert!(seen.lines().all(|line| Path::new(line) == host.state_dir()), "{seen}");
             }
+            // Whoever knows each name finds nothing under it either.
+            let inside = all(&host.state_dir()).into_iter().filter(|path| *path != host.state_dir()).collect::<Vec<_>>();
+            assert!(inside.len() > 30, "{inside:?}");
+            assert_eq!(found_by(uid, &inside), Vec::<String>::new());
+            assert_eq!(found_by(uid, &[beside.clone()]), [beside.display().to_string()], "the test itself finds as that user");
         }
     });
+}
+
+/// Has everything there be that a server keeps: of a pause, a fork, a snapshot, a volume, a secret, an upload and a build.
+async fn used(host: &Host, server: &Runtime, running: &SandboxId) {
+    let paused = server.create(CreateSandbox { secure: true, ..base() }).await.unwrap();
+    server.pause(&paused.id).await.unwrap();
+    server.snapshot(running, Some("mine".into())).await.unwrap();
+    server.fork(running, 1, Duration::from_secs(600)).await.unwrap();
+    server.volumes().create("v").await.unwrap();
+    server.secrets().create("s", "a value".into(), BTreeMap::new()).await.unwrap();
+    let mut upload = server.receive_files(&"0".repeat(64)).unwrap();
+    upload.write(b"a file of a build").await.unwrap();
+    upload.finish().await.unwrap();
+    let place = builds::request(server, "built", 512).await;
+    builds::start(server, &place, builds::plan(builds::own_image(), &[])).await;
+    assert_eq!(builds::ended(server, &place).await.state, BuildState::Ready);
+    let found = all(&host.state_dir());
+    for part in ["firkin.db", "/artifacts/", "/layers/", "/volumes/", "/uploads/", "/secrets", "/run/"] {
+        assert!(found.iter().any(|path| path.to_str().unwrap().contains(part)), "the test has made no {part}");
+    }
+}
+
+/// Which of `paths` a process of this user finds anything under.
+fn found_by(uid: u32, paths: &[PathBuf]) -> Vec<String> {
+    use std::{
+        io::Write as _,
+        process::{Command, Stdio},
+    };
+    let mut look = Command::new("setpriv");
+    look.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--", "sh", "-c"]);
+    look.arg(r#"while IFS= read -r path; do if [ -e "$path" ] || [ -L "$path" ]; then echo "$path"; fi; done"#);
+    let mut child = look.stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/").spawn().expect("a part of every Debian");
+    let list: String = paths.iter().map(|path| format!("{}\n", path.display())).collect();
+    child.stdin.take().unwrap().write_all(list.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
