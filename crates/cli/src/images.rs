@@ -116,7 +116,7 @@ impl Images {
     async fn renew(&self, report: firkin_image::Report<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let turn = self.renewal.lock().await;
         let kernel = renewed_kernel(&self.cache, report).await?;
-        let initrd = initramfs(&self.cache, &kernel, crate::host::agent()).await?;
+        let initrd = initramfs(&self.cache, &kernel, firkin_agent::GUEST_AGENT).await?;
         let additions = Additions { kernel, ..self.additions() };
         let root = renewed_rootfs(&self.cache, &RootSpec::default(), &additions, report).await?;
         let renewed = guest_system(&additions, initrd, root);
