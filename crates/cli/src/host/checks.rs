@@ -12,7 +12,11 @@ use firkin_engine::qemu::probe::{PROGRAM as QEMU, ProbeError, last_fallback, try
 use firkin_engine::qemu::safeguards_of_host;
 use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
-use serde::Serialize;
+
+use super::{
+    finding::{Check, Finding, Lack, which},
+    guests, packages,
+};
 
 use super::jail::{HINT, lacking};
 
@@ -48,46 +52,6 @@ const CAPABILITIES: &[(u32, &str)] = &[
     (27, "MKNOD"),
 ];
 
-/// One finding.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Check {
-    /// The thing that was checked.
-    pub(crate) name: &'static str,
-    /// How it stands.
-    pub(crate) status: Status,
-    /// The finding.
-    pub(crate) found: String,
-    /// Why it is needed.
-    pub(crate) why: &'static str,
-    /// The remedy. Absent when it is in order.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) remedy: Option<String>,
-    /// The lack, where [`super::plan`] can mend it.
-    #[serde(skip)]
-    pub(crate) lack: Option<Lack>,
-}
-
-/// How a checked thing stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Status {
-    /// In order.
-    Ok,
-    /// Sandboxes start, but not as well or not as many as they could.
-    Warn,
-    /// No sandbox starts.
-    Fail,
-}
-
-/// Something that a package brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lack {
-    /// A QEMU that is new enough.
-    Qemu,
-    /// A package of the host's own release.
-    Package(&'static str),
-}
-
 /// Things to check beside the host itself. The directories need not exist yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -99,36 +63,6 @@ pub(crate) struct Places {
     pub(crate) kvm_deadline: Duration,
 }
 
-/// The finding of a single check.
-struct Finding {
-    status: Status,
-    found: String,
-    remedy: Option<String>,
-    lack: Option<Lack>,
-}
-
-impl Finding {
-    fn ok(found: impl Into<String>) -> Self {
-        Finding { status: Status::Ok, found: found.into(), remedy: None, lack: None }
-    }
-
-    fn warn(found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Finding { status: Status::Warn, found: found.into(), remedy: Some(remedy.into()), lack: None }
-    }
-
-    fn fail(found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Finding { status: Status::Fail, ..Self::warn(found, remedy) }
-    }
-
-    fn lacks(found: impl Into<String>, lack: Lack) -> Self {
-        Finding { lack: Some(lack), ..Self::fail(found, "`firkin doctor --fix` installs it") }
-    }
-
-    fn named(self, name: &'static str, why: &'static str) -> Check {
-        Check { name, status: self.status, found: self.found, why, remedy: self.remedy, lack: self.lack }
-    }
-}
-
 /// Looks at everything, in the order in which a person would want to know.
 pub(crate) async fn check(places: &Places) -> Vec<Check> {
     let mut checks = vec![
@@ -137,6 +71,8 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
         kvm(places).await.named("kvm", "guests at full speed; without it they are emulated"),
         qemu().await.named("qemu", "it runs the machines"),
         jail().named("jail", "a machine that its guest has taken over finds nothing of this host"),
+        packages::qemu_package().await.named("qemu package", "it is the wall between guests and this host: updates mend it"),
+        guests::guest_system(&places.cache_dir).await.named("guest system", "updates of guests' packages come with it alone"),
     ];
     for (name, programs, package, why) in [
         ("mmdebstrap", &["mmdebstrap"][..], "mmdebstrap", "it makes the root file system from Debian packages"),
@@ -255,13 +191,6 @@ fn program(programs: &[&str], package: &'static str) -> Finding {
         Some(path) if missing.is_empty() => Finding::ok(path.display().to_string()),
         _ => Finding::lacks(format!("no {}", missing.join(", ")), Lack::Package(package)),
     }
-}
-
-/// Looks a program up as the programs that we start are looked up, and where administrators' programs are.
-fn which(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
-    places.map(|place| place.join(program)).find(|candidate| candidate.is_file())
 }
 
 /// Whether names below the local domain are this host's, which RFC 6761 asks for and the C library leaves to a module.
@@ -409,6 +338,7 @@ fn two_numbers(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::finding::Status;
 
     #[test]
     fn versions_are_read() {

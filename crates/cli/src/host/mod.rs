@@ -9,10 +9,14 @@
 //! this machine already uses.
 
 mod checks;
+mod finding;
+mod guests;
 pub(crate) mod jail;
+mod packages;
 mod setup;
 
-pub(crate) use checks::{Check, Places, Status, check};
+pub(crate) use checks::{Places, check};
+pub(crate) use finding::{Check, Status};
 pub(crate) use setup::{Action, apply, plan};
 
 /// The guest agent's executable, the `/init` of every guest.

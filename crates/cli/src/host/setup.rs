@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use firkin_image::sources::{self, Mirrors, SourcesError};
 use firkin_image::{AptError, Report, install, refresh_lists};
 
-use super::checks::{Check, Lack};
+use super::finding::{Check, Lack};
 
 /// The release whose own QEMU is too old, and the source that has a newer one.
 const OLD_RELEASE: &str = "bookworm";
