@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod advisories;
 mod conformance;
 mod e2b_suite;
 mod household;
@@ -39,7 +40,7 @@ enum Command {
     Test,
     /// Formatting of Rust sources
     Fmt,
-    /// Clippy, with warnings as errors
+    /// Clippy, with warnings as errors; licences, sources and advisories of all crates
     Lint,
     /// Rules about the text of the project: files, links, promises, dependencies
     Tidy,
@@ -87,7 +88,10 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
     match command {
         Command::Test => test(workspace, household, report),
         Command::Fmt => report.step("formatting", |step| workspace.formatting(step)),
-        Command::Lint => report.step("lints", |step| workspace.lints(step)),
+        Command::Lint => {
+            report.step("lints", |step| workspace.lints(step))?;
+            dependencies(workspace, report)
+        }
         Command::Tidy => report.step("tidiness", |step| workspace.tidiness(step)),
         Command::Unit => report.step("unit tests", |step| workspace.unit_tests(step)),
         Command::Doc => report.step("documentation", |step| workspace.documentation(step)),
@@ -120,11 +124,17 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
     }
 }
 
+fn dependencies(workspace: &Workspace, report: &mut Report) -> anyhow::Result<()> {
+    report.step("dependencies", |step| workspace.dependencies(step))?;
+    report.step("advisories", |step| workspace.advisories(step))
+}
+
 /// Cheap checks first: what fails in seconds should not fail after ten minutes.
 fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> anyhow::Result<()> {
     report.step("formatting", |step| workspace.formatting(step))?;
     let packages = |step: &mut Step| conformance::fetch(workspace, &[], step);
     report.steps_at_once(("lints", |step| workspace.lints(step)), ("packages of the tests", packages))?;
+    dependencies(workspace, report)?;
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
     let before = leaks::Host::observe(household)?;

@@ -114,6 +114,12 @@ impl Step {
         self.skipped = Some(why.to_owned());
     }
 
+    /// What was skipped, if it was.
+    #[cfg(test)]
+    pub(crate) fn why_skipped(&self) -> Option<&str> {
+        self.skipped.as_deref()
+    }
+
     /// Counts checks that this program made itself.
     pub(crate) fn passed(&mut self, checks: u64) {
         self.counts.passed += checks;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::run::Step;
+use crate::{advisories, run::Step};
 
 /// The package of tests that run virtual machines.
 const VM_TESTS: &str = "firkin-vm-tests";
@@ -55,7 +55,7 @@ impl Workspace {
         Self { root: self.root.clone(), binaries: self.binaries.clone(), product_cache: Some(cache.to_owned()) }
     }
 
-    fn cargo(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(arguments).current_dir(&self.root);
         command
@@ -80,11 +80,21 @@ impl Workspace {
             step.skip("clippy is not installed");
             return Ok(());
         }
-        step.run(&mut self.cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
-        if self.has("deny") {
-            step.run(&mut self.cargo(&["deny", "check", "bans", "licenses", "sources"]))?;
+        step.run(&mut self.cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+    }
+
+    /// Versions, licences and sources of all crates. One version of each is held by a rule of `xtask/tests` too.
+    pub(crate) fn dependencies(&self, step: &mut Step) -> anyhow::Result<()> {
+        if !self.has("deny") {
+            step.skip("cargo-deny is not installed (`cargo install --locked cargo-deny`): licences and sources were not checked");
+            return Ok(());
         }
-        Ok(())
+        step.run(&mut self.cargo(&["deny", "check", "bans", "licenses", "sources"]))
+    }
+
+    /// What is known against them.
+    pub(crate) fn advisories(&self, step: &mut Step) -> anyhow::Result<()> {
+        advisories::check(step, &self.root, |arguments| self.cargo(arguments))
     }
 
     pub(crate) fn build(&self, step: &mut Step) -> anyhow::Result<()> {
