@@ -18,6 +18,7 @@ mod nested;
 mod node;
 mod python;
 mod run;
+mod sbom;
 mod server;
 mod workspace;
 
@@ -42,6 +43,8 @@ enum Command {
     Fmt,
     /// Clippy, with warnings as errors; licences, sources and advisories of all crates
     Lint,
+    /// A list of everything that the product is made of, as CycloneDX JSON
+    Sbom(sbom::List),
     /// Rules about the text of the project: files, links, promises, dependencies
     Tidy,
     /// Tests of the crates, which need no virtual machine
@@ -92,6 +95,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("lints", |step| workspace.lints(step))?;
             dependencies(workspace, report)
         }
+        Command::Sbom(list) => report.step("bill of materials", |step| sbom::write(workspace, &list, step)),
         Command::Tidy => report.step("tidiness", |step| workspace.tidiness(step)),
         Command::Unit => report.step("unit tests", |step| workspace.unit_tests(step)),
         Command::Doc => report.step("documentation", |step| workspace.documentation(step)),
