@@ -1,4 +1,4 @@
-//! Rules about Markdown documents: links lead somewhere, promises are numbered and tested.
+//! Rules about Markdown documents: links lead somewhere, promises are numbered and tested, threats have a test or a named gap.
 
 use std::path::Path;
 
@@ -152,6 +152,60 @@ fn names_test(source: &str, test: &str) -> bool {
     })
 }
 
+/// What is said of references to tests that are not there.
+fn missing(references: &[(String, String)]) -> impl Iterator<Item = String> {
+    let absent = references.iter().filter(|(file, test)| {
+        let source = fs::read_to_string(root().join(file)).unwrap_or_default();
+        !names_test(&source, test)
+    });
+    absent.map(|(file, test)| format!("no test `{test}` in `{file}`"))
+}
+
+/// Rows of the threat model, `| a1 | promise | tests | gap |`, without what is not shown: the number, the tests and the gap.
+fn threats(model: &str) -> Vec<[String; 3]> {
+    let numbered = |cell: &str| {
+        let mut characters = cell.chars();
+        characters.next().is_some_and(|letter| letter.is_ascii_lowercase()) && characters.as_str().parse::<u32>().is_ok()
+    };
+    let shown = |cell: &str| cell.split("<!--").next().unwrap_or_default().trim().to_owned();
+    let rows = model.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
+        let [number, _, tests, gap] = cells[..] else { return None };
+        numbered(number).then(|| [number.to_owned(), shown(tests), shown(gap)])
+    });
+    rows.collect()
+}
+
+#[test]
+fn every_threat_names_a_test_that_exists_or_a_gap() {
+    let model = fs::read_to_string(root().join("docs/security.md")).expect("the project has a threat model");
+    let threats = threats(&model);
+    assert!(threats.len() > 20, "docs/security.md has its rows: {}", threats.len());
+    let mut offences = Vec::new();
+    for (at, [number, tests, gap]) in threats.iter().enumerate() {
+        let references = references(tests);
+        if references.is_empty() && gap.is_empty() {
+            offences.push(format!("threat {number}: names neither a test as `path/to/file::test` nor a gap"));
+        }
+        if threats[..at].iter().any(|[other, ..]| other == number) {
+            offences.push(format!("threat {number}: its number is given twice"));
+        }
+        offences.extend(missing(&references).map(|missing| format!("threat {number}: {missing}")));
+    }
+    assert_none("each threat names the tests that try it, or what is accepted and why", &offences);
+}
+
+#[test]
+fn rows_of_threats_are_read_right() {
+    let model =
+        "| | promise | test | gap |\n|---|---|---|---|\n| a1 | p | `a/b.rs::holds` | |\n| b10 | p | | <!-- FILL --> |\ntext | a2";
+    let read = threats(model);
+    assert_eq!(read.iter().map(|[number, ..]| number.as_str()).collect::<Vec<_>>(), ["a1", "b10"]);
+    assert_eq!(references(&read[0][1]), [("a/b.rs".to_owned(), "holds".to_owned())]);
+    assert!(read[1][1].is_empty() && read[1][2].is_empty(), "what is not shown is no gap");
+    assert_eq!(missing(&[("xtask/tests/tidy/documents.rs".to_owned(), "no_such".to_owned())]).count(), 1);
+}
+
 #[test]
 fn every_promise_names_a_test_that_exists() {
     let path = root().join("SPECIFICATION.md");
@@ -164,12 +218,7 @@ fn every_promise_names_a_test_that_exists() {
         if references.is_empty() {
             offences.push(format!("{promise}: names no test as `path/to/file::test`"));
         }
-        for (file, test) in references {
-            let source = fs::read_to_string(root().join(&file)).unwrap_or_default();
-            if !names_test(&source, &test) {
-                offences.push(format!("{promise}: no test `{test}` in `{file}`"));
-            }
-        }
+        offences.extend(missing(&references).map(|missing| format!("{promise}: {missing}")));
     }
     assert_none("each promise names the test that holds it", &offences);
 }
