@@ -22,6 +22,7 @@ pub(crate) async fn run(settings: &Settings, args: &DoctorArgs) -> anyhow::Resul
             checks = look(settings).await;
         }
     }
+    checks.extend(host::upkeep(&settings.cache_dir).await);
     output::result(settings.format, &checks, || table(&checks))?;
     if checks.iter().all(|check| check.status != Status::Fail) {
         return Ok(ExitStatus::Success);

@@ -15,7 +15,7 @@ pub(crate) mod jail;
 mod packages;
 mod setup;
 
-pub(crate) use checks::{Places, check};
+pub(crate) use checks::{Places, check, upkeep};
 pub(crate) use finding::{Check, Status};
 pub(crate) use setup::{Action, apply, plan};
 
