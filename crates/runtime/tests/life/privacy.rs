@@ -109,7 +109,11 @@ fn another_user_finds_nothing_in_the_state_directory() {
             let inside = all(&host.state_dir()).into_iter().filter(|path| *path != host.state_dir()).collect::<Vec<_>>();
             assert!(inside.len() > 30, "{inside:?}");
             assert_eq!(found_by(uid, &inside), Vec::<String>::new());
-            assert_eq!(found_by(uid, &[beside.clone()]), [beside.display().to_string()], "the test itself finds as that user");
+            assert_eq!(
+                found_by(uid, std::slice::from_ref(&beside)),
+                [beside.display().to_string()],
+                "the test itself finds as that user"
+            );
         }
     });
 }
