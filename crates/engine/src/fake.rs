@@ -31,8 +31,8 @@ use tokio::{io::DuplexStream, sync::watch};
 pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
 use crate::{
-    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard,
-    StartError, qcow2::Qcow2,
+    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
+    Safeguard, StartError, qcow2::Qcow2,
 };
 
 /// A call that can be made to fail.
