@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Limits,
-    owner::Inner,
+    names::Inner,
     place::{Place, remove},
 };
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 mod detect;
 mod group;
 mod limits;
+mod names;
 mod owner;
 mod place;
 

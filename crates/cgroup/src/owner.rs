@@ -1,10 +1,6 @@
 //! All groups of one owner: who has which, and what is left of those that nobody has.
 
-use std::{
-    collections::HashSet,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use fs_err as fs;
 
@@ -13,6 +9,7 @@ use crate::{
     detect::{self, Version},
     group::{Group, GroupError},
     limits::{Limits, cpu_weight},
+    names::Inner,
     place::{Place, SERVER, directories, name, remove, write},
 };
 
@@ -26,19 +23,13 @@ pub struct Groups {
     lacks: Vec<Lack>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) places: Vec<Place>,
-    owned: Mutex<HashSet<String>>,
-}
-
 impl Groups {
     /// The groups of `owner`, a word that files can be named by, as far as this host has any. Where the process's own group is
     /// divided, as version 2 has it, the process goes into one of its own.
     pub fn open(owner: &str) -> Self {
         let (trees, mut lacks) = detect::of_this_process();
         let places = trees.iter().filter_map(|tree| Place::make(tree, owner, &mut lacks)).collect();
-        Self { inner: Arc::new(Inner { places, owned: Mutex::default() }), lacks }
+        Self { inner: Arc::new(Inner::new(places)), lacks }
     }
 
     /// Limits that this host cannot hold anybody to.
@@ -109,30 +100,4 @@ fn prefer(place: &Place, memory_bytes: u64) -> std::io::Result<()> {
         write(&server.join("memory.min"), &memory_bytes.to_string())?;
     }
     Ok(())
-}
-
-impl Inner {
-    /// Whether the name was free, and is the caller's now.
-    pub(crate) fn own(&self, name: &str) -> bool {
-        self.names().insert(name.to_owned())
-    }
-
-    pub(crate) fn disown(&self, name: &str) {
-        self.names().remove(name);
-    }
-
-    fn is_owned(&self, name: &str) -> bool {
-        self.names().contains(name)
-    }
-
-    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Each holder makes one change, so a poisoned set is a whole one.
-        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.places.iter().for_each(Place::give_back);
-    }
 }
