@@ -18,7 +18,8 @@ use firkin_image::{
     Additions, Cache, Initramfs, RootSpec, initramfs,
     oci::{
         self, ImageError as OciError,
-        registry::{Credentials, ImageSource as OciSource, MirrorError, Mirrors, PullError},
+        credentials::Credentials,
+        registry::{ImageSource as OciSource, MirrorError, Mirrors, PullError},
     },
     renewed_kernel, renewed_rootfs, rootfs,
 };

@@ -13,6 +13,7 @@
 //! and by the kernel's: a tag that moved is another image.
 
 pub mod client;
+pub mod credentials;
 pub mod hops;
 pub mod layer;
 pub mod registry;

@@ -25,10 +25,11 @@ use firkin_image::{
     oci::{
         Image, ImageError,
         client::RegistryError,
+        credentials::Credentials,
         hops::HopError,
         image,
         layer::LayerError,
-        registry::{Credentials, ImageSource, Mirrors, PullError},
+        registry::{ImageSource, Mirrors, PullError},
     },
 };
 use sha2::{Digest, Sha256};

@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
 use super::{
+    credentials::Credentials,
     hops::{HopError, Hops, Resolver},
-    registry::Credentials,
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);

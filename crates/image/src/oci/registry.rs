@@ -1,7 +1,6 @@
 //! Fetches an image's manifest, configuration and layers, and believes nothing that its digest does not prove.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::client::{Client, RegistryError, digest_of};
+use super::credentials::Credentials;
 
 /// Layers of one image. Docker allows as many; more is an attack on whoever merges them.
 const MAX_LAYERS: usize = 127;
@@ -31,21 +31,6 @@ pub struct ImageSource {
     pub credentials: Option<Credentials>,
     /// Where registries really are.
     pub mirrors: Mirrors,
-}
-
-/// A user of a registry. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// User name.
-    pub username: String,
-    /// Password or token.
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
-    }
 }
 
 /// Registries that are asked at another address. On the loopback they are spoken to in the clear.
