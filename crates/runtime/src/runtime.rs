@@ -63,6 +63,7 @@ use crate::{
 };
 
 mod builds;
+mod disk_floor;
 pub mod host_templates;
 pub mod sweep;
 pub mod templates;
@@ -193,6 +194,7 @@ impl Runtime {
         build::recover(&shared).await.map_err(OpenError::Store)?;
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
+        shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));

@@ -19,6 +19,8 @@ mod deletion;
 mod engines;
 #[path = "life/files.rs"]
 mod files;
+#[path = "life/floor.rs"]
+mod floor;
 #[path = "life/generations.rs"]
 mod generations;
 #[path = "life/identity.rs"]

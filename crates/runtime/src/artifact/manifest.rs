@@ -53,6 +53,8 @@ pub enum CutReason {
     Idle,
     /// The server ended.
     Stopped,
+    /// The disk was too full for it to write on.
+    DiskFull,
     /// It went back to a snapshot of its own.
     RolledBack,
     /// Somebody asked for a snapshot.
@@ -65,7 +67,7 @@ impl CutReason {
     /// What is made for this reason: a sandbox's only state, or one that others start from while it goes on.
     pub(crate) fn kind(self) -> ArtifactKind {
         match self {
-            Self::Asked | Self::Idle | Self::Stopped | Self::RolledBack => ArtifactKind::Pause,
+            Self::Asked | Self::Idle | Self::Stopped | Self::DiskFull | Self::RolledBack => ArtifactKind::Pause,
             Self::Snapshot | Self::Fork => ArtifactKind::Continuation,
         }
     }
@@ -77,6 +79,7 @@ impl fmt::Display for CutReason {
             Self::Asked => "asked",
             Self::Idle => "idle",
             Self::Stopped => "stopped",
+            Self::DiskFull => "disk_full",
             Self::RolledBack => "rolled_back",
             Self::Snapshot => "snapshot",
             Self::Fork => "fork",

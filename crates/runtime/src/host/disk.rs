@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,6 +12,9 @@ pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
 
 /// Work that nobody has asked for yet, such as filling the warm pool, stops at this many times the floor: 20 GiB on a large disk.
 pub const REFILL_FACTOR: u64 = 2;
+
+/// Bytes of a block as `stat` counts them, whatever the file system's own are.
+const BLOCK_BYTES: u64 = 512;
 
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
 const SMALL_DISK_DIVISOR: u64 = 20;
@@ -113,9 +117,42 @@ impl DiskPressureGuard {
     }
 }
 
+/// Bytes of all files below a directory, as they lie on the disk. What goes meanwhile counts nothing, and links lead nowhere. Blocks.
+pub(crate) fn bytes_below(dir: &Path) -> io::Result<u64> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let (mut bytes, mut dirs) = (0, vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        let entries = match fs_err::read_dir(dir) {
+            Err(error) if gone(&error) => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            match fs_err::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => dirs.push(path),
+                Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
+                Err(error) if gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_below_a_directory_counts_as_it_lies_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        fs_err::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs_err::write(dir.path().join("a/b/c"), vec![1; 1 << 20]).unwrap();
+        fs_err::File::create(dir.path().join("a/hole")).unwrap().set_len(1 << 40).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("a/link")).unwrap();
+        assert!((1 << 20..2 << 20).contains(&bytes_below(dir.path()).unwrap()));
+        assert_eq!(bytes_below(&dir.path().join("absent")).unwrap(), 0);
+    }
 
     #[derive(Debug)]
     struct Fixed(io::Result<DiskSpace>);

@@ -131,6 +131,12 @@ pub(crate) enum Command {
         seen: Seen,
         reply: Reply<Result<(), SnapshotError>>,
     },
+    /// To stop writing to a disk that is nearly full.
+    MakeRoom {
+        /// What it has written lately, bytes.
+        grown: u64,
+        reply: Reply<Result<(), SnapshotError>>,
+    },
     /// A state to start others from; the sandbox goes on.
     Cut {
         memory: Memory,
@@ -355,13 +361,7 @@ impl Owner {
                 drop(reply.send(result));
             }
             Command::Resume { timeout, memory, seen, reply } => {
-                let result = match self.phase {
-                    Phase::Running(_) if self.has_been_resumed_for(seen, memory) => {
-                        self.connect(timeout, memory).await.map(|connected| connected.sandbox)
-                    }
-                    Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
-                    Phase::Paused(_) | Phase::Gone => self.wake(timeout, memory).await,
-                };
+                let result = self.resume(timeout, memory, seen).await;
                 drop(reply.send(result));
             }
             Command::Wake { reply } => {
@@ -371,6 +371,10 @@ impl Owner {
             Command::Pause { memory, seen, reply } => {
                 let result =
                     if self.has_been_paused_for(seen, memory) { Ok(()) } else { self.pause(memory, CutReason::Asked).await };
+                drop(reply.send(result));
+            }
+            Command::MakeRoom { grown, reply } => {
+                let result = self.pause_for_room(grown).await;
                 drop(reply.send(result));
             }
             Command::Cut { memory, reason, reply } => {

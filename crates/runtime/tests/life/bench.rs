@@ -18,6 +18,7 @@ use firkin_engine::{
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
+    disk::DiskPressureProbe,
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     memory_pressure::HostMemory,
     network::NetworkChoice,
@@ -277,7 +278,16 @@ impl Host {
 
     /// The same, with a disk budget.
     pub(crate) async fn server_within(&self, disk_budget_mib: Option<u64>) -> Runtime {
-        let config = RuntimeConfig { disk_budget_mib, ..self.config() };
+        self.opened(RuntimeConfig { disk_budget_mib, ..self.config() }).await
+    }
+
+    /// The same, on a disk that is as full as `probe` says, with a floor of 100 MiB.
+    pub(crate) async fn server_on(&self, probe: Arc<dyn DiskPressureProbe>) -> Runtime {
+        let config = RuntimeConfig { disk_floor_mib: Some(100), disk_probe: probe, ..self.config() };
+        self.opened(config).await
+    }
+
+    async fn opened(&self, config: RuntimeConfig) -> Runtime {
         let runtime = Runtime::open(config, Arc::new(self.engine.clone())).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
         Box::pin(runtime.ensure_template(base, &|_| {})).await.unwrap();

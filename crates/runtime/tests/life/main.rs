@@ -13,6 +13,7 @@ mod deletion;
 mod engines;
 mod files;
 mod flatten;
+mod floor;
 mod generations;
 mod identity;
 mod keeping;

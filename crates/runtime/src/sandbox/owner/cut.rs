@@ -115,6 +115,17 @@ impl Owner {
         result
     }
 
+    /// Pauses the sandbox because the disk that it writes to is nearly full. Its user learns of that by its events and its log.
+    pub(super) async fn pause_for_room(&mut self, grown_bytes: u64) -> Result<(), SnapshotError> {
+        let paused = self.pause(Memory::Kept, CutReason::DiskFull).await;
+        let message = match &paused {
+            Ok(()) => "the host's disk is below its floor, and this sandbox wrote most: it was paused",
+            Err(_) => "the host's disk is below its floor, and this sandbox, which wrote most, cannot be paused",
+        };
+        self.note(Event::new(LogLevel::Warn, message).with("written_mib", (grown_bytes >> 20).to_string()));
+        paused
+    }
+
     async fn try_pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
         let (artifact, pin) = self.publish_cut(reason, memory).await?;
         let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch), memory };
@@ -183,7 +194,10 @@ impl Owner {
         let running = self.phase.running(&id)?;
         // An earlier failure may have left it stopped; a stopped guest cannot answer.
         running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
-        shared.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        // The floor is kept free for this.
+        if reason != CutReason::DiskFull {
+            shared.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
+        }
         running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
         // Whatever can fail without the machine, or take time, stands before the freeze.
         let base = shared.artifacts.load(&running.session.memory_base);

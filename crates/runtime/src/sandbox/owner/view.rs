@@ -25,6 +25,8 @@ pub(crate) struct View {
     pub(crate) sandbox: RuntimeSandbox,
     pub(crate) access: Access,
     pub(crate) epoch: u64,
+    /// The name of its machine's directory.
+    pub(crate) instance: String,
 }
 
 impl View {
@@ -92,7 +94,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Opt
     if let Access::Pausing = access {
         sandbox.state = SandboxState::Paused;
     }
-    Some(View { sandbox, access, epoch: record.epoch })
+    Some(View { sandbox, access, epoch: record.epoch, instance: record.instance().to_owned() })
 }
 
 pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {

@@ -65,6 +65,17 @@ pub enum ResumeError {
 const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 impl Owner {
+    /// Resumes it, once for each pause that who asks has `seen`.
+    pub(super) async fn resume(&mut self, timeout: Duration, memory: Memory, seen: Seen) -> Result<RuntimeSandbox, ResumeError> {
+        match self.phase {
+            Phase::Running(_) if self.has_been_resumed_for(seen, memory) => {
+                self.connect(timeout, memory).await.map(|connected| connected.sandbox)
+            }
+            Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
+            Phase::Paused(_) | Phase::Gone => self.wake(timeout, memory).await,
+        }
+    }
+
     pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
         match self.phase {
             Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
