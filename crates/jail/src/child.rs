@@ -58,7 +58,6 @@ pub(crate) fn enter(plan: &Plan, filter: Option<&[sock_filter]>) -> io::Result<(
     // The maps of a user namespace are files of the host's `/proc`, which is about to go.
     let own = if plan.held.has(Part::Users) { Some(open(libc::AT_FDCWD, c"/proc/self", libc::O_PATH)?) } else { None };
     namespaces(plan)?;
-    limits(plan.limits)?;
     call(libc::SYS_umask, [0o077, 0, 0, 0, 0])?;
     no_capabilities()?;
     become_user(plan.uid.into())?;
@@ -73,6 +72,8 @@ pub(crate) fn enter(plan: &Plan, filter: Option<&[sock_filter]>) -> io::Result<(
         prctl(libc::PR_SET_THP_DISABLE, 1)?;
     }
     close_all_but(&plan.handed)?;
+    // Last of those that open nothing: until exec all descriptors of the server count, however many those are.
+    limits(plan.limits)?;
     if let Some(rules) = &plan.rules {
         call(libc::SYS_landlock_restrict_self, [rules.as_raw_fd().into(), 0, 0, 0, 0])?;
     }
