@@ -76,6 +76,11 @@ impl Query {
         self.all(name).last()
     }
 
+    /// Whether it is there, with a value or without.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(key, _)| key == name)
+    }
+
     /// Every value of a comma-separated or repeated parameter.
     pub(crate) fn list(&self, name: &str) -> Vec<&str> {
         self.all(name).flat_map(|value| value.split(',')).map(str::trim).filter(|value| !value.is_empty()).collect()
