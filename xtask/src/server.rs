@@ -32,6 +32,10 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long one question may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Where the tests' registry listens (`tests/conformance/newest/test_builds.py`): an address of the loopback that nobody else uses. Servers ask
+/// registries on the loopback only where they are named.
+const TESTS_REGISTRY: &str = "127.83.12.1:5000";
+
 /// How much of the log is shown when something went wrong.
 const LOG_TAIL_LINES: usize = 60;
 
@@ -46,9 +50,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server with this state directory and returns once it answers.
+    /// Starts a server with this state directory, which may pull from the tests' registry, and returns once it answers.
     pub(crate) fn start(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
-        Self::start_with(workspace, state_dir, &[])
+        Self::start_with(workspace, state_dir, &["--registry-mirror", &format!("{TESTS_REGISTRY}={TESTS_REGISTRY}")])
     }
 
     /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.

@@ -100,6 +100,10 @@ def archive(members):
     return packed.getvalue()
 
 
+# The server under test was told of it: `firkin up --registry-mirror 127.83.12.1:5000=127.83.12.1:5000`.
+REGISTRY = ("127.83.12.1", 5000)
+
+
 class Registry:
     """A registry on the loopback that serves the images it is given."""
 
@@ -125,7 +129,7 @@ class Registry:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = http.server.ThreadingHTTPServer(REGISTRY, Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def push(self, name, layers):
@@ -157,7 +161,7 @@ class Registry:
         for reference in ["latest", digest(manifest)]:
             self.answers[f"/v2/{name}/manifests/{reference}"] = (f"{oci}.manifest.v1+json", manifest)
         self.answers["/v2/"] = ("application/json", b"{}")
-        return f"127.0.0.1:{self.server.server_port}/{name}:latest"
+        return f"{REGISTRY[0]}:{REGISTRY[1]}/{name}:latest"
 
 
 def digest(data):
