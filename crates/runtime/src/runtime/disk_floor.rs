@@ -2,14 +2,21 @@
 //! it from filling it wholly. A full disk would take their neighbours' writes too, and the records of all.
 //!
 //! While the disk is below its floor, whoever wrote most since the last look is paused, one a look, and stays so until there is room for
-//! its resume. Its memory is kept, below the floor: that is what the floor is a reserve for. Who writes next to nothing goes on.
+//! its resume. Its memory is kept, below the floor: that is what the floor is a reserve for. Who writes next to nothing goes on, and so
+//! does, for one look, whoever has just come: of them it is not known what they write. Template builds are not looked at: they refuse to
+//! begin below the floor.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use firkin_causes::chain;
 use tokio::{
     sync::oneshot,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use crate::{
@@ -23,6 +30,9 @@ use crate::{
 /// Between two looks. A guest writes a gigabyte a second at most, and the floor of a large disk is ten.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// How long one pause is waited for: others write meanwhile. What takes longer is done all the same, by its owner.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(30);
+
 /// What a sandbox may write between two looks without counting as a writer: logs and the like.
 const LITTLE_BYTES: u64 = 1 << 20;
 
@@ -35,6 +45,7 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = Sizes::new();
+    let mut cannot = HashSet::new();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -43,17 +54,23 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
         // Who wrote how much is worth knowing from some time before it matters.
         if shared.gates.disk.check_for_refill().is_ok() {
             before.clear();
+            cannot.clear();
             continue;
         }
-        let now = sizes(&owners).await;
+        let mut now = sizes(&owners).await;
         if let Err(pressure @ DiskPressure::BelowFloor { .. }) = shared.gates.disk.check()
-            && let Some((id, grown)) = largest_writer(&before, &now)
+            && let Some((id, grown)) = next_to_pause(&before, &now, &mut cannot)
         {
             tracing::warn!(sandbox = %id, grown_mib = grown >> 20, error = chain(&pressure), "pausing the sandbox that writes most");
-            tokio::select! {
-                () = pause(&owners, &id, grown) => {}
+            let paused = tokio::select! {
+                paused = timeout(PAUSE_DEADLINE, pause(&owners, &id, grown)) => paused.unwrap_or(false),
                 () = shared.stopping.cancelled() => return,
+            };
+            if !paused {
+                cannot.insert(id);
             }
+            // A pause takes its time, and what others write meanwhile is more than what they write between two looks.
+            now = sizes(&owners).await;
         }
         before = now;
     }
@@ -74,24 +91,37 @@ async fn sizes(owners: &Owners) -> Sizes {
     blocking(move || running.into_iter().filter_map(|(id, dir)| Some((id, bytes_below(&dir).ok()?))).collect()).await
 }
 
-/// Who has written most since the last look, and how much. Of a sandbox that was not there then, all counts.
-fn largest_writer(before: &Sizes, now: &Sizes) -> Option<(SandboxId, u64)> {
-    let grown = now.iter().map(|(id, bytes)| (id, bytes.saturating_sub(before.get(id).copied().unwrap_or_default())));
+/// The largest writer, but for those that could not be paused: these are tried again once nobody else writes.
+fn next_to_pause(before: &Sizes, now: &Sizes, cannot: &mut HashSet<SandboxId>) -> Option<(SandboxId, u64)> {
+    let found = largest_writer(before, now, cannot);
+    if found.is_none() {
+        cannot.clear();
+    }
+    found
+}
+
+/// Who has written most since the last look, and how much.
+fn largest_writer(before: &Sizes, now: &Sizes, cannot: &HashSet<SandboxId>) -> Option<(SandboxId, u64)> {
+    let known = now.iter().filter(|(id, _)| !cannot.contains(id));
+    let grown = known.filter_map(|(id, bytes)| Some((id, bytes.saturating_sub(*before.get(id)?))));
     let largest = grown.filter(|(_, bytes)| *bytes > LITTLE_BYTES).max_by_key(|(_, bytes)| *bytes)?;
     Some((largest.0.clone(), largest.1))
 }
 
-/// Has a sandbox paused by its owner.
-async fn pause(owners: &Owners, id: &SandboxId, grown: u64) {
-    let Some(handle) = owners.handles().get(id).cloned() else { return };
+/// Has a sandbox paused by its owner. Whether it writes no more.
+async fn pause(owners: &Owners, id: &SandboxId, grown: u64) -> bool {
+    let Some(handle) = owners.handles().get(id).cloned() else { return true };
     let (reply, answer) = oneshot::channel();
     if handle.commands.send(Command::MakeRoom { grown, reply }).await.is_err() {
-        return;
+        return true;
     }
     match answer.await {
-        // Gone, or paused by somebody else: it writes no more.
-        Ok(Ok(()) | Err(SnapshotError::AlreadyPaused(_) | SnapshotError::NotFound(_))) | Err(_) => {}
-        Ok(Err(error)) => tracing::error!(sandbox = %id, error = chain(&error), "cannot pause the sandbox that writes most"),
+        // Gone, or paused by somebody else.
+        Ok(Ok(()) | Err(SnapshotError::AlreadyPaused(_) | SnapshotError::NotFound(_))) | Err(_) => true,
+        Ok(Err(error)) => {
+            tracing::error!(sandbox = %id, error = chain(&error), "cannot pause the sandbox that writes most");
+            false
+        }
     }
 }
 
@@ -104,7 +134,7 @@ mod tests {
     }
 
     fn largest(before: &Sizes, now: &Sizes) -> Option<(String, u64)> {
-        largest_writer(before, now).map(|(id, bytes)| (id.to_string(), bytes >> 20))
+        largest_writer(before, now, &HashSet::new()).map(|(id, bytes)| (id.to_string(), bytes >> 20))
     }
 
     #[test]
@@ -112,7 +142,19 @@ mod tests {
         let before = sizes([("large", 900), ("writer", 10), ("cut", 500)]);
         let now = sizes([("large", 901), ("writer", 40), ("cut", 20), ("new", 5)]);
         assert_eq!(largest(&before, &now), Some(("writer".to_owned(), 30)));
-        assert_eq!(largest(&Sizes::new(), &now), Some(("large".to_owned(), 901)), "nothing is known of before");
+        assert_eq!(largest(&Sizes::new(), &now), None, "what is there already was not written just now");
+    }
+
+    #[test]
+    fn who_cannot_be_paused_shields_nobody_and_is_tried_again() {
+        let (before, now) = (sizes([("first", 0), ("second", 0)]), sizes([("first", 90), ("second", 50)]));
+        let mut cannot = HashSet::new();
+        let mut next = || {
+            let found = next_to_pause(&before, &now, &mut cannot).map(|(id, _)| id);
+            cannot.extend(found.clone());
+            found.map(|id| id.to_string())
+        };
+        assert_eq!([next(), next(), next(), next()].map(|id| id.unwrap_or_default()), ["first", "second", "", "first"]);
     }
 
     #[test]
