@@ -2,8 +2,8 @@
 //!
 //! Anybody can open connections and leave them; whoever has a key must get in all the same. So a connection is a stranger's until a
 //! valid key, or the token of a sandbox, has come over it. Where there is no room for another, the stranger's that has been idle for
-//! longest is closed for it. Strangers that are *not* idle may be so many that a reserve is left, and are told to come back later
-//! beyond that. One peer may hold so many at once; this host itself is not limited, because a reverse proxy on it speaks for all.
+//! longest is closed for it; where none of theirs is idle, one with a key that is: clients open another when they need it, and would
+//! get none otherwise. Strangers that are *not* idle may be so many that a reserve is left, and are told to come back later beyond that. One peer may hold so many at once; this host itself is not limited, because a reverse proxy on it speaks for all.
 
 use std::{
     collections::HashMap,
@@ -63,6 +63,8 @@ struct Entry {
 
 impl Doors {
     pub(crate) fn new(limit: usize, per_peer: usize) -> Arc<Self> {
+        // One peer alone leaves the reserve too.
+        let per_peer = per_peer.min(limit - limit / RESERVE_PART);
         Arc::new(Self { limit, per_peer, open: Mutex::default(), refusals: Tally::default() })
     }
 
@@ -139,10 +141,10 @@ impl Open {
     }
 }
 
-/// The stranger's connection that nothing was asked over for longest.
+/// The connection that nothing was asked over for longest, a stranger's if there is one.
 fn longest_idle<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Option<&'a Arc<Entry>> {
-    let idle = entries.filter(|entry| !entry.is_known() && entry.requests.load(Ordering::Acquire) == 0);
-    idle.min_by_key(|entry| entry.idle_since())
+    let idle = entries.filter(|entry| entry.requests.load(Ordering::Acquire) == 0);
+    idle.min_by_key(|entry| (entry.is_known(), entry.idle_since()))
 }
 
 /// A peer as it is counted: whoever has one address of IPv6 has the whole network of it. `None` is this host.
@@ -287,22 +289,37 @@ mod tests {
         assert_eq!(evicted, [false, false, true, false]);
         newcomer.know();
         places[3].know();
-        assert!(enter(&doors, "192.0.2.6").is_none(), "who has a key, or is busy, keeps its place");
+        let _last = enter(&doors, "192.0.2.6").unwrap();
+        let evicted: Vec<_> = places.iter().map(|place| place.0.evicted.is_cancelled()).collect();
+        assert_eq!(
+            evicted,
+            [true, false, true, false],
+            "no stranger is idle: who has a key and is opens another when it asks again"
+        );
+        let _all: Vec<_> = [&places[3], &newcomer, &_last].map(|place| place.busy()).into();
+        assert!(enter(&doors, "192.0.2.7").is_none(), "who is busy keeps its place");
     }
 
     #[test]
     fn a_peer_has_so_many_and_this_host_has_all() {
         let doors = Doors::new(8, 2);
         let first = enter(&doors, PEER).unwrap();
-        let _second = enter(&doors, PEER).unwrap();
+        let second = enter(&doors, PEER).unwrap();
         let third = enter(&doors, PEER).unwrap();
         assert!(first.0.evicted.is_cancelled(), "its own place, and nobody else's");
-        third.know();
-        _second.know();
+        let _busy = (third.busy(), second.busy());
         assert!(enter(&doors, PEER).is_none());
         assert!(enter(&doors, "2001:db8::1").is_some() && enter(&doors, "2001:db8::2").is_some());
         let own: Vec<_> = (0..6).map(|_| enter(&doors, "::ffff:127.0.0.1").unwrap()).collect();
         assert!(own.iter().all(|place| !place.0.evicted.is_cancelled()));
+    }
+
+    #[test]
+    fn one_peer_alone_leaves_a_reserve_whatever_it_may_hold() {
+        let doors = Doors::new(4, 2048);
+        let places: Vec<_> = (0..4).map(|_| enter(&doors, PEER).unwrap()).collect();
+        assert!(places[0].0.evicted.is_cancelled(), "the fourth takes a place of its own");
+        assert!(enter(&doors, "192.0.2.2").is_some() && !places[1].0.evicted.is_cancelled());
     }
 
     #[test]

@@ -253,12 +253,14 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = patience.as_mut(), if waiting => {
-                    if !spoke.load(Ordering::Relaxed) || leaving {
+                    if !spoke.load(Ordering::Relaxed) {
                         tracing::debug!(%peer, "no request arrived in time");
                         break;
                     }
                     // From now on only whoever has shown nothing is waited for so shortly.
                     let more = match place.patience(self.stranger_idle) {
+                        Some(Duration::ZERO) if leaving => break,
+                        // A request may be on its way already: it is answered, however long that takes.
                         Some(Duration::ZERO) => {
                             leaving = true;
                             connection.as_mut().graceful_shutdown();
