@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use super::{
     credentials::Credentials,
-    hops::{HopError, Hops, Resolver},
+    hops::{HopError, Hops, Named, Resolver},
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
@@ -101,11 +101,12 @@ struct Token {
 }
 
 impl Client {
-    /// For `repository` of `registry`, which is spoken to in the `clear` if so said. The operator has `named` it, or a stranger.
+    /// For `repository` of `registry`, which is spoken to in the `clear` if so said. The operator has `named` places that are reached
+    /// wherever they are.
     pub(super) fn new(
         registry: &str,
         clear: bool,
-        named: bool,
+        named: Vec<Named>,
         repository: &str,
         credentials: Option<Credentials>,
     ) -> Result<Self, RegistryError> {
@@ -114,8 +115,7 @@ impl Client {
         let (scheme, host) = (if clear { "http" } else { "https" }, if registry == HUB.0 { HUB.1 } else { registry });
         let wrong = || RegistryError::Name(registry.to_owned());
         let base = Url::parse(&format!("{scheme}://{host}/v2/{repository}/")).map_err(|_| wrong())?;
-        let place = base.host_str().map(ToOwned::to_owned).zip(base.port_or_known_default()).ok_or_else(wrong)?;
-        let hops = Arc::new(Hops::new(named.then_some(place), clear));
+        let hops = Arc::new(Hops::new(named));
         let http = reqwest::Client::builder()
             .dns_resolver(Resolver(Arc::clone(&hops)))
             .redirect(hops.redirects())

@@ -3,7 +3,8 @@
 //! A registry says where its tokens are given and sends its clients on to wherever its layers are; who chooses an image chooses
 //! the registry. So the server must not become such a stranger's client inside the host's network: every address is looked at
 //! before it is connected to, and it is the looked-at address that is connected to, whatever a name resolves to a moment later.
-//! The operator's `--registry-mirror` names what is reached all the same, by its name and port and nothing beside it.
+//! Each `--registry-mirror` of the operator's names what is reached all the same, by its name and port and nothing beside it: a registry
+//! of the own network, and likewise where it gives its tokens or keeps its layers.
 //!
 //! Where the environment names a proxy for the server, the proxy resolves names, and its rules decide about addresses.
 
@@ -27,7 +28,7 @@ const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HopError {
     /// Neither public nor named by the operator.
-    #[error("`{0}` is no public address, and no `--registry-mirror` names it")]
+    #[error("`{0}` is no public address, and no `--registry-mirror` names it, as `--registry-mirror {0}={0}` would")]
     Private(String),
     /// Not by HTTPS.
     #[error("`{0}` would be spoken to in the clear")]
@@ -37,13 +38,20 @@ pub enum HopError {
     TooMany,
 }
 
+/// A place that the operator named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    /// As a URL has it.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+}
+
 /// The places that one pull may lead to.
 #[derive(Debug, Clone)]
 pub(super) struct Hops {
-    /// Host and port that the operator named, if it is such a registry.
-    pub(super) named: Option<(String, u16)>,
-    /// Whether that one is spoken to in the clear.
-    pub(super) clear: bool,
+    named: Vec<Named>,
     /// Addresses of this host.
     own: Vec<IpAddr>,
     /// Names of the environment's proxies.
@@ -51,15 +59,14 @@ pub(super) struct Hops {
 }
 
 impl Hops {
-    pub(super) fn new(named: Option<(String, u16)>, clear: bool) -> Self {
+    pub(super) fn new(named: Vec<Named>) -> Self {
         let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
         let own = addresses.filter_map(|address| {
             let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         });
         let proxies = PROXY_VARIABLES.iter().filter_map(|name| std::env::var(name).ok());
-        let proxies = proxies.filter_map(|proxy| Url::parse(&proxy).ok()?.host_str().map(ToOwned::to_owned));
-        Self { named, clear, own: own.collect(), proxies: proxies.collect() }
+        Self { named, own: own.collect(), proxies: proxies.filter_map(|proxy| proxy_host(&proxy)).collect() }
     }
 
     /// Whether `url` may be asked. Names are looked at again when they are resolved.
@@ -68,15 +75,12 @@ impl Hops {
             return Err(HopError::Private(url.scheme().to_owned()));
         };
         let shown = || host.to_owned();
-        if let Some((name, its_port)) = &self.named
-            && name == host
-        {
-            let scheme = if self.clear { "http" } else { "https" };
-            return if *its_port == port && url.scheme() == scheme {
-                Ok(())
-            } else {
-                Err(HopError::Private(format!("{host}:{port}")))
-            };
+        if self.named.iter().any(|named| named.host == host && named.port == port && named.scheme == url.scheme()) {
+            return Ok(());
+        }
+        // It would be resolved without a look at its addresses.
+        if self.named.iter().any(|named| named.host == host) {
+            return Err(HopError::Private(format!("{host}:{port}")));
         }
         if url.scheme() != "https" {
             return Err(HopError::Clear(shown()));
@@ -107,7 +111,7 @@ impl Hops {
     }
 
     fn is_named(&self, name: &str) -> bool {
-        self.named.as_ref().is_some_and(|(named, _)| named == name) || self.proxies.iter().any(|proxy| proxy == name)
+        self.named.iter().map(|named| &named.host).chain(&self.proxies).any(|host| host.eq_ignore_ascii_case(name))
     }
 }
 
@@ -128,6 +132,12 @@ impl Resolve for Resolver {
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
+}
+
+/// The host in a variable that names a proxy, which may have no scheme.
+fn proxy_host(proxy: &str) -> Option<String> {
+    let url = if proxy.contains("://") { Url::parse(proxy) } else { Url::parse(&format!("http://{proxy}")) };
+    url.ok()?.host_str().map(ToOwned::to_owned)
 }
 
 /// Whether the IANA special-purpose registries (RFC 6890) call `address` globally reachable.
@@ -197,13 +207,17 @@ mod tests {
 
     #[test]
     fn beside_the_named_registry_only_https_to_public_places_is_allowed() {
-        let hops = Hops::new(Some(("127.0.0.1".into(), 5000)), true);
+        let named = |host: &str, port, scheme| Named { host: host.into(), port, scheme };
+        let hops = Hops::new(vec![named("127.0.0.1", 5000, "http"), named("tokens.internal", 443, "https")]);
         let check = |url: &str| hops.check(&Url::parse(url).unwrap());
         assert_eq!(check("http://127.0.0.1:5000/v2/"), Ok(()));
         assert_eq!(check("https://auth.docker.io/token"), Ok(()));
+        assert_eq!(check("https://tokens.internal/auth"), Ok(()), "a place of its own, named by itself");
         for url in [
             "http://127.0.0.1:5001/x",
             "https://127.0.0.1/x",
+            "https://127.0.0.1:5000/x",
+            "https://tokens.internal:8443/auth",
             "http://auth.docker.io/",
             "https://169.254.169.254/",
             "https://[::1]/",
@@ -218,10 +232,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_leads_to_this_host_is_not_resolved() {
-        let resolver = |named| Resolver(Arc::new(Hops::new(named, false)));
-        let refused = resolver(None).resolve("localhost".parse().unwrap()).await;
+        let resolver = |named| Resolver(Arc::new(Hops::new(named)));
+        let refused = resolver(Vec::new()).resolve("localhost".parse().unwrap()).await;
         assert!(refused.err().unwrap().downcast_ref::<HopError>().is_some());
-        let named = resolver(Some(("localhost".to_owned(), 5000))).resolve("localhost".parse().unwrap()).await;
+        let named = vec![Named { host: "localhost".to_owned(), port: 5000, scheme: "https" }];
+        let named = resolver(named).resolve("localhost".parse().unwrap()).await;
         assert!(named.is_ok());
+    }
+
+    #[test]
+    fn a_proxy_is_known_by_its_host_with_or_without_a_scheme() {
+        for proxy in ["proxy.corp:3128", "http://Proxy.corp:3128", "https://user:secret@proxy.corp"] {
+            assert_eq!(proxy_host(proxy).as_deref(), Some("proxy.corp"), "{proxy}");
+        }
     }
 }

@@ -9,11 +9,13 @@ use oci_client::client::linux_amd64_resolver;
 use oci_client::config::ConfigFile;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use oci_client::{ParseError, Reference};
+use reqwest::Url;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::client::{Client, RegistryError, digest_of};
 use super::credentials::Credentials;
+use super::hops::Named;
 
 /// Layers of one image. Docker allows as many; more is an attack on whoever merges them.
 const MAX_LAYERS: usize = 127;
@@ -51,6 +53,16 @@ impl Mirrors {
             (plain(registry) && plain(mirror)).then(|| (registry.to_owned(), mirror.to_owned()))
         };
         texts.into_iter().map(|text| parse(text).ok_or_else(|| MirrorError(text.to_owned()))).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Every place that is named.
+    fn places(&self) -> Vec<Named> {
+        let place = |mirror: &String| {
+            let scheme = if is_loopback(mirror) { "http" } else { "https" };
+            let url = Url::parse(&format!("{scheme}://{mirror}/")).ok()?;
+            Some(Named { host: url.host_str()?.to_owned(), port: url.port_or_known_default()?, scheme })
+        };
+        self.0.values().filter_map(place).collect()
     }
 }
 
@@ -136,7 +148,8 @@ impl Remote {
         }
         let registry = reference.resolve_registry().to_owned();
         let clear = mirror.is_some() && is_loopback(&registry);
-        let client = Client::new(&registry, clear, mirror.is_some(), reference.repository(), source.credentials.clone());
+        let named = source.mirrors.places();
+        let client = Client::new(&registry, clear, named, reference.repository(), source.credentials.clone());
         let failed = |source| PullError::Manifest { image: reference.to_string(), source };
         let client = client.map_err(failed)?;
         let (manifest, digest) = image_manifest(&client, &reference).await.map_err(failed)?;
