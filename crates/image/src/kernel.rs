@@ -135,16 +135,25 @@ pub fn is_newer_kernel(offered: &str, kept: &str) -> bool {
     prefer(offered, kept).is_gt()
 }
 
-fn newest_cached(cache: &Cache) -> Option<GuestKernel> {
-    let kernels = cache.list(KIND).into_iter().filter_map(|entry| match load(&entry) {
+/// Every guest kernel of the cache, in no order: root images that were made for an earlier one are there still.
+pub fn kept_kernels(cache: &Cache) -> Vec<GuestKernel> {
+    cached(cache).map(|(kernel, _)| kernel).collect()
+}
+
+/// Each with the version of its package.
+fn cached(cache: &Cache) -> impl Iterator<Item = (GuestKernel, String)> {
+    cache.list(KIND).into_iter().filter_map(|entry| match load(&entry) {
         // One release may have been packaged more than once: the entry is named after the package and its version.
         Ok(kernel) => Some((kernel, package_version(&entry))),
         Err(error) => {
             tracing::warn!(%error, "a cached guest kernel is skipped");
             None
         }
-    });
-    let newest = kernels.max_by(|(left, left_package), (right, right_package)| {
+    })
+}
+
+fn newest_cached(cache: &Cache) -> Option<GuestKernel> {
+    let newest = cached(cache).max_by(|(left, left_package), (right, right_package)| {
         prefer(&left.version, &right.version).then_with(|| compare_versions(left_package, right_package))
     });
     newest.map(|(kernel, _)| kernel)
@@ -421,6 +430,7 @@ mod tests {
         let kernel = guest_kernel(&cache, &|event| panic!("{event:?}")).await.unwrap();
         assert_eq!(kernel.version, "6.12.1-cloud-amd64");
         assert_eq!(kernel.kernel, cache.dir().join(KIND).join("p_6.12.1-10/vmlinuz"));
+        assert_eq!(kept_kernels(&cache).len(), 3);
         assert_eq!(kept_kernel(&cache).map(|(kept, _)| kept), Some(kernel));
         assert!(is_newer_kernel("6.12.118-cloud-amd64", "6.12.117-cloud-amd64"));
         assert!(!is_newer_kernel("7.1.1-cloud-amd64", "6.12.117-cloud-amd64"), "the series is kept to");

@@ -37,7 +37,9 @@ pub use cache::{Cache, CacheError, Claim, Slot};
 pub use certificates::{CERTIFICATE_BUNDLE, CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
-pub use kernel::{GuestKernel, KernelError, guest_kernel, is_newer_kernel, kept_kernel, offered_kernel, renewed_kernel};
+pub use kernel::{
+    GuestKernel, KernelError, guest_kernel, is_newer_kernel, kept_kernel, kept_kernels, offered_kernel, renewed_kernel,
+};
 pub use modules::ModuleError;
 pub use node::{NodeError, NodePackage};
 pub use progress::{Event, ImageStep, Progress, Report};

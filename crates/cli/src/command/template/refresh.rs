@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use firkin_image::{Additions, Cache, host_certificates, kept_kernel, kept_rootfs};
+use firkin_image::{Additions, Cache, host_certificates, kept_kernels, kept_rootfs};
 use firkin_runtime::{
     owner::OnExit,
     reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY},
@@ -75,14 +75,15 @@ fn wanted(settings: &Settings, args: &RefreshArgs) -> Vec<Standard> {
 /// What the code interpreter was made without here the last time.
 fn left_out(settings: &Settings) -> Vec<Part> {
     let Some(cache) = Cache::existing(&settings.cache_dir) else { return Vec::new() };
-    let Some((kernel, _)) = kept_kernel(&cache) else { return Vec::new() };
+    // Of every kernel: the newest may have come after what was made the last time.
+    let kernels = kept_kernels(&cache);
     let authorities = [Vec::new(), host_certificates(std::path::Path::new("/")).unwrap_or_default()];
     let last = |without: &Vec<Part>| -> Option<SystemTime> {
         let spec = Standard::of(CODE_INTERPRETER, without).root()?;
-        let of = |certificates: &Vec<String>| {
-            kept_rootfs(&cache, &spec, &Additions { kernel: kernel.clone(), certificates: certificates.clone() })
-        };
-        authorities.iter().filter_map(of).max()
+        let additions = kernels.iter().flat_map(|kernel| {
+            authorities.iter().map(|certificates| Additions { kernel: kernel.clone(), certificates: certificates.clone() })
+        });
+        additions.filter_map(|additions| kept_rootfs(&cache, &spec, &additions)).max()
     };
     let made = Standard::choices().filter_map(|without| Some((last(&without)?, without)));
     made.max_by_key(|(when, _)| *when).map(|(_, without)| without).unwrap_or_default()
