@@ -510,5 +510,7 @@ fn take_down(dir: &std::path::Path, claim: Claim, uids: Uids) -> Result<(), Open
         uplink::disable(dir, &lock)?;
     }
     delete_table(claim.index)?;
+    // The watch may have been ended within one.
+    namespace::block_on(async { Netlink::open()?.end_cut(slot_net(claim.index)).await }).map_err(system("start a runtime"))??;
     Ok(claim.forget(dir, &lock)?)
 }
