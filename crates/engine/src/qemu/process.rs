@@ -105,15 +105,20 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
         .arg0("firkin-vm");
     let child = launch.jail.spawn(command, launch.confinement)?;
     let pid = child.id();
-    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
-        tracing::warn!(pid, %error, "a machine is as likely to be killed for memory as everybody");
-    }
+    may_be_killed_for_memory(pid);
     match Process::watch(pid, log) {
         Ok(process) => Ok(process),
         Err(error) => {
             abandon(child);
             Err(error)
         }
+    }
+}
+
+/// Told of a process that is taken over too: the server that started it may have been killed before it said so.
+fn may_be_killed_for_memory(pid: u32) {
+    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
+        tracing::warn!(pid, %error, "a machine is as likely to be killed for memory as everybody");
     }
 }
 
@@ -136,6 +141,7 @@ impl Process {
         if process.start_time != start_time || owner != uid {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the process id belongs to another process now"));
         }
+        may_be_killed_for_memory(pid);
         Ok(process)
     }
 
