@@ -17,6 +17,8 @@ use firkin_wire::{control::Answer, nonce::Nonce};
 
 /// Where the child of [`a_machine_outlives_its_server`] tells which machine it has started.
 const CHILD: &str = "FIRKIN_TEST_MACHINE_FILE";
+/// It probes the host, perhaps without a memory of that, and boots an emulated machine beside other tests.
+const CHILD_DEADLINE: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_keeps_the_contract() {
@@ -219,7 +221,12 @@ async fn a_server_that_will_be_killed() {
 }
 
 async fn read_when_whole(path: &Path) -> PathBuf {
+    let begun = std::time::Instant::now();
     while !path.exists() {
+        assert!(
+            begun.elapsed() < CHILD_DEADLINE,
+            "the server that is to be killed has booted no machine within {CHILD_DEADLINE:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     fs_err::read_to_string(path).expect("a file of /proc can be read").into()
