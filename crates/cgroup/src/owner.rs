@@ -71,7 +71,9 @@ impl Groups {
         for place in &self.inner.places {
             let resources = place.resources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             if place.left.is_none() {
-                let reason = format!("its control group for {resources} is not its own to divide: run it with `Delegate=yes`");
+                let reason = format!(
+                    "its control group for {resources} is not its own to divide: set `MemoryMin=` and `OOMScoreAdjust=` in its unit"
+                );
                 lacks.push(Lack::Server { reason });
                 continue;
             }
