@@ -52,6 +52,20 @@ mod tests {
 
     #[expect(clippy::print_stderr, reason = "a skip is printed")]
     #[test]
+    fn what_the_caller_has_open_takes_no_part_away() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIP: a jail needs root");
+            return;
+        }
+        let before = survey();
+        // More than a jail's own process may have.
+        let open: Vec<_> = (0..200).map(|_| fs_err::File::open("/dev/null").unwrap()).collect();
+        assert_eq!(survey(), before);
+        drop(open);
+    }
+
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
+    #[test]
     fn what_is_missing_is_named_with_all_that_needs_it() {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIP: a jail needs root");
