@@ -311,6 +311,31 @@ fn pump(from: &OwnedFd, to: &OwnedFd, pumping: &AtomicBool) {
     }
 }
 
+/// An end of the way out of the slot `index` of a claim: 0 is the host's, 1 the slot's.
+pub(crate) fn way_out(claim: u16, index: u16, end: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, u8::try_from(claim * 8).unwrap(), u8::try_from(index).unwrap() * 2 + end)
+}
+
+/// Nothing that no guest reaches answers this one, which is in the slot `own` beside `other`, whichever rules stand.
+pub(crate) fn assert_nothing_denied_answers(guest: &Guest, claim: u16, [own, other]: [u16; 2]) {
+    for (what, address) in [
+        ("the host", HOST),
+        ("the host's end of its way out", way_out(claim, own, 0)),
+        ("the host's end of another's way out", way_out(claim, other, 0)),
+        ("another slot", way_out(claim, other, 1)),
+        ("its own slot", GATEWAY_ADDRESS),
+        ("its own slot's way out", way_out(claim, own, 1)),
+        ("a private network", PRIVATE),
+        ("a resolver's other ports", RESOLVER),
+        ("cloud metadata", METADATA),
+    ] {
+        let tcp = guest.inside.ask((address, 80));
+        assert!(tcp.is_err(), "{what} ({address}) answered by tcp: {tcp:?}");
+        let udp = guest.inside.ask_udp(GUEST_ADDRESS, (address, 80));
+        assert!(udp.is_err(), "{what} ({address}) answered by udp: {udp:?}");
+    }
+}
+
 /// Waits for a level, with a deadline.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
