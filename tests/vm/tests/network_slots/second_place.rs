@@ -2,14 +2,14 @@
 
 use std::{net::Ipv4Addr, time::Instant};
 
-use firkin_network::{Egress, GATEWAY_ADDRESS, NetworkConfig, NetworkPool};
+use firkin_network::{Egress, NetworkConfig, NetworkPool};
 
 use crate::{
     lifetimes::{kill, machine_in},
     nftables,
     world::{
-        Guest, HOST, METADATA, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, assert_nothing_denied_answers, eventually,
-        in_world, way_out,
+        Guest, HOST, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, assert_nothing_denied_answers, eventually, in_world,
+        way_out,
     },
 };
 
