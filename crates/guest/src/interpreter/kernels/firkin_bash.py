@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import subprocess
 import threading
 
@@ -16,6 +17,9 @@ from firkin_channel import Capture, Channel, Environment
 
 ENDED = b"!"
 """What its kernel writes there when the shell is no more."""
+
+INTERRUPTED = b"?"
+"""What its kernel writes there when it was interrupted, with the shell and all that runs in it."""
 
 START = ["bash", "--norc", "--noprofile", "--noediting", "-i"]
 
@@ -41,24 +45,30 @@ class Bash:
     def __init__(self, streams: list[Capture]):
         self._streams = streams
         self._is_seeded = False
+        self._interrupts = self._asked = self._asked_after = 0
+        self._part, self._told = b"", []
         commands, self._commands = os.pipe()
-        self._status, status = os.pipe()
+        self._status, self._ended = os.pipe()
+        signal.signal(signal.SIGINT, self._interrupt)
         # What it says about its missing terminal is no cell's business: only afterwards its errors go where they belong.
         errors = streams[1].fileno()
         ends = {"stdin": commands, "stdout": streams[0], "stderr": subprocess.DEVNULL, "pass_fds": [errors]}
         self._process = subprocess.Popen(START, **ends)
         os.close(commands)
-        self._ended = status
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
-        self._done = f"builtin printf . >|/proc/{os.getpid()}/fd/{status}"
+        self._answer = f"/proc/{os.getpid()}/fd/{self._ended}"
         self._write(f"exec 2>&{errors} {errors}>&-; {QUIET}")
-        self.wait()
+        self.wait(self._interrupts)
 
     def _watch(self) -> None:
         """Tells the shell's end: what it has left running may hold the pipe open for long."""
         self._process.wait()
-        os.write(self._ended, ENDED)
+        os.write(self._ended, ENDED + b"\n")
+
+    def _interrupt(self, _signal, _frame) -> None:
+        self._interrupts += 1
+        os.write(self._ended, INTERRUPTED + b"\n")
 
     def _write(self, line: str) -> None:
         data = line.encode() + b"\n"
@@ -77,23 +87,49 @@ class Bash:
     def run(self, code: str) -> bool:
         """Runs a cell to its end; false if that was the shell's end too."""
         self._is_seeded |= bool(SEEDS.search(code))
+        since = self._interrupts
         try:
             self._write(f"eval {shlex.quote(code)} </dev/null")
         except BrokenPipeError:
             return False
-        return self.wait()
+        return self.wait(since)
 
-    def wait(self) -> bool:
-        """Returns once the shell has done what it was told."""
+    def wait(self, since: int) -> bool:
+        """Returns once the shell has done what it was told when there had been as many interrupts as `since`.
+
+        An interrupt may end the question with the cell. And where it comes between the shell's fork and the program's start, the shell
+        gives the cell up, answers, and then waits for the program, which has heard of nothing. So after an interrupt the shell is asked
+        again, and the last answer counts: until then the cell goes on, and is interrupted again.
+        """
         try:
-            self._write(self._done)
+            self._ask(since)
+            while True:
+                told = self._next()
+                if told == ENDED:
+                    return False
+                if self._asked_after != self._interrupts:
+                    self._ask(self._interrupts)
+                elif told == str(self._asked).encode():
+                    return True
         except BrokenPipeError:
             return False
-        return os.read(self._status, 1) != ENDED
+
+    def _ask(self, since: int) -> None:
+        self._asked += 1
+        self._asked_after = since
+        self._write(f"builtin echo {self._asked} >|{self._answer}")
+
+    def _next(self) -> bytes:
+        """What comes next over the pipe of answers."""
+        while not self._told:
+            *self._told, self._part = (self._part + os.read(self._status, 256)).split(b"\n")
+        return self._told.pop(0)
 
     def bury(self) -> int:
         """The exit status of a shell that has ended."""
         self._watcher.join()
+        # Until the next one.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for end in (self._commands, self._status, self._ended):
             os.close(end)
         return self._process.returncode
