@@ -17,13 +17,14 @@ use firkin_runtime::{
     warm::WarmConfig,
 };
 use firkin_server::{ServeError, ServerConfig, serve};
+use firkin_wire::ENVD_PORT;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,7 @@ pub(crate) struct Bench {
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: JoinHandle<Result<(), ServeError>>,
     pub(crate) key: String,
+    envd: TcpSocket,
     _dir: tempfile::TempDir,
 }
 
@@ -91,6 +93,10 @@ impl Bench {
             rootfs_digest: "r".into(),
             rootfs_bytes: 1 << 30,
         };
+        // Held, and closed to callers until a test listens: no other test's requests come here, nor this one's there.
+        let envd = TcpSocket::new_v4().unwrap();
+        envd.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let ports = BTreeMap::from([(ENVD_PORT, envd.local_addr().unwrap().port())]);
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
             capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
@@ -101,7 +107,7 @@ impl Bench {
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
             flatten: FlattenConfig::default(),
-            network: NetworkChoice::Loopback,
+            network: NetworkChoice::LoopbackPorts(ports),
             groups: None,
             images: Arc::new(OwnImage(guest.root())),
             guest: guest.into(),
@@ -121,7 +127,12 @@ impl Bench {
             ..ServerConfig::default()
         };
         let server = tokio::spawn(serve(vec![listener.into()], runtime.clone(), config, shutdown.clone()));
-        Self { address, runtime, shutdown, server, key, _dir: dir }
+        Self { address, runtime, shutdown, server, key, envd, _dir: dir }
+    }
+
+    /// Opens the port of the guests' daemon, which is one for all sandboxes of this server and of no other.
+    pub(crate) fn listen_as_envd(&mut self) -> TcpListener {
+        std::mem::replace(&mut self.envd, TcpSocket::new_v4().unwrap()).listen(8).unwrap()
     }
 
     /// Ends the server and every sandbox, as the program does.

@@ -163,21 +163,10 @@ async fn a_server_that_is_meant_for_others_demands_the_key_for_metrics() {
     bench.stop().await;
 }
 
-/// A port of this host that other tests may hold for a moment.
-async fn wait_for_port(port: u16) -> TcpListener {
-    let mut tries = tokio::time::interval(std::time::Duration::from_millis(20));
-    loop {
-        tries.tick().await;
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
-            return listener;
-        }
-    }
-}
-
 #[tokio::test]
 async fn the_first_output_is_timed_from_the_create_on() {
-    let bench = Bench::start().await;
-    let envd = tokio::time::timeout(DEADLINE, wait_for_port(ENVD_PORT)).await.expect("the port becomes free");
+    let mut bench = Bench::start().await;
+    let envd = bench.listen_as_envd();
     let guest = tokio::spawn(async move {
         for _ in 0..2 {
             let (mut stream, _) = envd.accept().await.unwrap();
