@@ -17,10 +17,14 @@ use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, fchmod, fchown, mkdirat, openat2,
     readlinkat, renameat_with, statat,
 };
-use tokio::io::AsyncWriteExt;
 
+use self::upload::Target;
 use super::{VolumeError, blocking};
 use crate::host::disk::DiskPressureGuard;
+
+mod upload;
+
+pub use self::upload::Upload;
 
 /// Entries of one listing: some megabytes of JSON.
 pub const MAX_ENTRIES: usize = 10_000;
@@ -31,13 +35,9 @@ const MAX_DEPTH: u32 = 64;
 /// Longest path.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// Between two looks at the disk during an upload.
-const LOOK_AT_DISK_EVERY: u64 = 64 << 20;
-
 /// Permissions that an entry may have: no program of a volume runs as another user.
 const MAX_MODE: u32 = 0o1777;
 
-const NEW_FILE: u32 = 0o644;
 const NEW_DIRECTORY: u32 = 0o755;
 
 /// The kind of an entry.
@@ -276,53 +276,7 @@ impl Content {
             let aside = tempfile::Builder::new().tempfile_in(&root.aside_path);
             let aside = aside.map_err(|source| VolumeError::File { path: root.aside_path.clone(), source })?;
             let (file, aside) = aside.into_parts();
-            Ok(Upload { root, path, attributes, force, file: tokio::fs::File::from_std(file), aside, unlooked: 0 })
-        })
-        .await
-    }
-}
-
-/// A file that is being written. Dropped before it was finished, nothing of it stays.
-#[derive(Debug)]
-pub struct Upload {
-    root: Arc<Root>,
-    path: Clean,
-    attributes: Attributes,
-    force: bool,
-    file: tokio::fs::File,
-    aside: tempfile::TempPath,
-    unlooked: u64,
-}
-
-impl Upload {
-    /// Appends bytes.
-    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
-        self.unlooked += bytes.len() as u64;
-        if self.unlooked >= LOOK_AT_DISK_EVERY {
-            self.unlooked = 0;
-            self.root.disk.check().map_err(VolumeError::Disk)?;
-        }
-        self.file.write_all(bytes).await.map_err(|error| self.path.failed(error))
-    }
-
-    /// Puts the file in its place. Durable when this returns.
-    pub async fn finish(mut self) -> Result<Entry, VolumeError> {
-        self.file.flush().await.map_err(|error| self.path.failed(error))?;
-        let file = self.file.into_std().await;
-        let (root, path, attributes, force, aside) = (self.root, self.path, self.attributes, self.force, self.aside);
-        blocking(move || {
-            let attributes = Attributes { mode: Some(attributes.mode.unwrap_or(NEW_FILE)), ..attributes };
-            attributes.apply(&file).map_err(|error| path.failed(error))?;
-            file.sync_all().map_err(|error| path.failed(error))?;
-            let (parent, name) = path.split().ok_or_else(|| path.not_found())?;
-            let parent = root.open(&parent, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
-            let flags = if force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-            let from = aside.file_name().unwrap_or_default();
-            renameat_with(&root.aside, from, &parent, name, flags).map_err(|error| path.failed(error))?;
-            rustix::fs::fsync(&parent).map_err(|error| path.failed(error))?;
-            // It has its place: there is nothing to remove.
-            drop(aside.keep().map_err(|error| path.failed(error.error))?);
-            root.entry(&path)
+            Ok(Upload::new(Target { root, path, attributes, force }, tokio::fs::File::from_std(file), aside))
         })
         .await
     }

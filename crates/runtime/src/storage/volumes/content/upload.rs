@@ -1,0 +1,70 @@
+//! An upload into a volume: it goes to the disk as it comes, aside, and has its place once it is whole.
+
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, RenameFlags, renameat_with};
+use tokio::io::AsyncWriteExt;
+
+use super::{Attributes, Clean, Entry, Root, VolumeError, blocking};
+
+/// Between two looks at the disk during an upload.
+const LOOK_AT_DISK_EVERY: u64 = 64 << 20;
+
+const NEW_FILE: u32 = 0o644;
+
+/// Where an upload goes, and as what.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) root: Arc<Root>,
+    pub(super) path: Clean,
+    pub(super) attributes: Attributes,
+    pub(super) force: bool,
+}
+
+/// A file that is being written. Dropped before it was finished, nothing of it stays.
+#[derive(Debug)]
+pub struct Upload {
+    target: Target,
+    file: tokio::fs::File,
+    aside: tempfile::TempPath,
+    unlooked: u64,
+}
+
+impl Upload {
+    pub(super) fn new(target: Target, file: tokio::fs::File, aside: tempfile::TempPath) -> Self {
+        Self { target, file, aside, unlooked: 0 }
+    }
+
+    /// Appends bytes.
+    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.unlooked += bytes.len() as u64;
+        if self.unlooked >= LOOK_AT_DISK_EVERY {
+            self.unlooked = 0;
+            self.target.root.disk.check().map_err(VolumeError::Disk)?;
+        }
+        self.file.write_all(bytes).await.map_err(|error| self.target.path.failed(error))
+    }
+
+    /// Puts the file in its place. Durable when this returns.
+    pub async fn finish(mut self) -> Result<Entry, VolumeError> {
+        self.file.flush().await.map_err(|error| self.target.path.failed(error))?;
+        let file = self.file.into_std().await;
+        let (Target { root, path, attributes, force }, aside) = (self.target, self.aside);
+        blocking(move || {
+            let attributes = Attributes { mode: Some(attributes.mode.unwrap_or(NEW_FILE)), ..attributes };
+            attributes.apply(&file).map_err(|error| path.failed(error))?;
+            file.sync_all().map_err(|error| path.failed(error))?;
+            let (parent, name) = path.split().ok_or_else(|| path.not_found())?;
+            let parent = root.open(&parent, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
+            let flags = if force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+            let from = aside.file_name().unwrap_or_default();
+            renameat_with(&root.aside, from, &parent, name, flags).map_err(|error| path.failed(error))?;
+            rustix::fs::fsync(&parent).map_err(|error| path.failed(error))?;
+            // It has its place: there is nothing to remove.
+            drop(aside.keep().map_err(|error| path.failed(error.error))?);
+            root.entry(&path)
+        })
+        .await
+    }
+}
+
