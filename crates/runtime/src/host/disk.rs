@@ -19,6 +19,9 @@ const BLOCK_BYTES: u64 = 512;
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
 const SMALL_DISK_DIVISOR: u64 = 20;
 
+/// What one sandbox or one volume may hold unless the operator says how much is this part of the disk: so that none fills it alone.
+const SHARE_DIVISOR: u64 = 4;
+
 /// The free-space floor is not met, or could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskPressure {
@@ -104,9 +107,20 @@ impl DiskPressureGuard {
         self.check_floor(REFILL_FACTOR)
     }
 
+    /// What one sandbox or volume may hold, bytes: what was `given`, else a quarter of the disk.
+    pub fn share(&self, given_mib: Option<u64>) -> Result<u64, DiskPressure> {
+        match given_mib {
+            Some(mib) => Ok(mib.saturating_mul(1 << 20)),
+            None => Ok(self.space()?.total / SHARE_DIVISOR),
+        }
+    }
+
+    fn space(&self) -> Result<DiskSpace, DiskPressure> {
+        self.probe.probe(&self.path).map_err(|source| DiskPressure::ProbeFailed { path: self.path.clone(), source })
+    }
+
     fn check_floor(&self, factor: u64) -> Result<(), DiskPressure> {
-        let space =
-            self.probe.probe(&self.path).map_err(|source| DiskPressure::ProbeFailed { path: self.path.clone(), source })?;
+        let space = self.space()?;
         let free_mib = space.free >> 20;
         let floor_mib = self.floor_mib.unwrap_or_else(|| WORK_FLOOR_MIB.min((space.total >> 20) / SMALL_DISK_DIVISOR));
         let floor_mib = floor_mib.saturating_mul(factor);
@@ -179,6 +193,14 @@ mod tests {
         let error = guard(None, space(10 * GIB - 1)).check().unwrap_err();
         assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 10239, floor_mib: 10240, .. }), "{error}");
         assert!(guard(Some(1), space(GIB)).check().is_ok());
+    }
+
+    #[test]
+    fn a_share_is_what_was_given_or_a_quarter_of_the_disk() {
+        let space = || Ok(DiskSpace { free: 0, total: 20 * GIB });
+        assert_eq!(guard(None, space()).share(None).unwrap(), 5 * GIB);
+        assert_eq!(guard(None, space()).share(Some(3)).unwrap(), 3 << 20);
+        assert!(guard(None, Err(io::ErrorKind::PermissionDenied.into())).share(None).is_err());
     }
 
     #[test]
