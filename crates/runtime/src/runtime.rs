@@ -195,6 +195,7 @@ impl Runtime {
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners)));
+        shared.tasks.spawn(count_volumes(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
@@ -590,6 +591,16 @@ impl Runtime {
         if let Err(error) = self.shared.store.close().await {
             tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");
         }
+    }
+}
+
+/// Counts what volumes hold. Where that fails it is tried again by whoever writes to one, who is told.
+async fn count_volumes(shared: Arc<Shared>) {
+    tokio::select! {
+        counted = shared.volumes.count_all() => if let Err(error) = counted {
+            tracing::warn!(error = firkin_causes::chain(&error), "cannot count what volumes hold");
+        },
+        () = shared.stopping.cancelled() => {}
     }
 }
 

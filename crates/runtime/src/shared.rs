@@ -66,7 +66,7 @@ impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let shared = Arc::new(Self {
             secrets: Secrets::of(&parts.config.state_dir),
-            volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone()),
+            volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone(), parts.config.volumes),
             files: parts.files,
             config: parts.config,
             store: parts.store,

@@ -17,6 +17,7 @@ use crate::{
     images::{ImageSource, OwnImage, root_image::RootImage},
     machine::network::NetworkChoice,
     restore::warm::WarmConfig,
+    storage::volumes::VolumeLimits,
 };
 
 pub use crate::{
@@ -39,6 +40,8 @@ pub struct RuntimeConfig {
     pub disk_floor_mib: Option<u64>,
     /// Disk that the state directory may hold in MiB, volumes aside; `None` for all above the floor.
     pub disk_budget_mib: Option<u64>,
+    /// How many volumes there may be, and how large.
+    pub volumes: VolumeLimits,
     /// Measures free space.
     pub disk_probe: Arc<dyn DiskPressureProbe>,
     /// Measures the host's memory.
@@ -65,6 +68,7 @@ impl RuntimeConfig {
             warm: WarmConfig::default(),
             disk_floor_mib: None,
             disk_budget_mib: None,
+            volumes: VolumeLimits::default(),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
             flatten: FlattenConfig::default(),

@@ -10,9 +10,11 @@
 //! opens one volume's content and nothing else; whoever has an API key may ask for it.
 
 use std::{
+    collections::HashMap,
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
 };
 
 use fs_err as fs;
@@ -26,6 +28,9 @@ use crate::{
 };
 
 mod content;
+mod usage;
+
+use self::usage::Account;
 
 pub use content::{Attributes, Content, Entry, Kind, MAX_ENTRIES, Upload};
 
@@ -35,8 +40,32 @@ const FORMAT: u32 = 1;
 /// The largest `volume.json` that is read.
 const MAX_SIDECAR_BYTES: u64 = 4096;
 
-/// Volumes of a server: each is a directory that every list reads.
+/// Volumes of a server unless it is told otherwise: each is a directory that every list reads.
 pub const MAX_VOLUMES: usize = 1000;
+
+/// How much volumes may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeLimits {
+    /// The most volumes.
+    pub count: usize,
+    /// What each may hold, MiB; `None` for a part of the disk, which [`DiskPressureGuard::share`] tells.
+    pub quota_mib: Option<u64>,
+}
+
+impl Default for VolumeLimits {
+    fn default() -> Self {
+        Self { count: MAX_VOLUMES, quota_mib: None }
+    }
+}
+
+/// What one volume holds and may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that count, unless nobody has counted them yet: each entry's own on the disk, and at least 16 KiB for each.
+    pub used_bytes: Option<u64>,
+    /// The most.
+    pub quota_bytes: u64,
+}
 
 /// Bytes of a name.
 pub const MAX_NAME_BYTES: usize = 128;
@@ -68,8 +97,19 @@ pub enum VolumeError {
     #[error("a volume with the name `{0}` exists already")]
     NameTaken(String),
     /// There are too many.
-    #[error("cannot keep more than {MAX_VOLUMES} volumes")]
-    Limit,
+    #[error("cannot keep more than {max} volumes")]
+    Limit {
+        /// The most.
+        max: usize,
+    },
+    /// It would hold more than it may.
+    #[error("cannot write to the volume: it may hold {quota_mib} MiB, and {used_mib} MiB of that are in use")]
+    Quota {
+        /// In use, by what is there and by uploads under way.
+        used_mib: u64,
+        /// The most.
+        quota_mib: u64,
+    },
     /// There is none with this id.
     #[error("volume `{0}` not found")]
     NotFound(String),
@@ -118,14 +158,17 @@ pub enum VolumeError {
 pub struct Volumes {
     dir: PathBuf,
     disk: DiskPressureGuard,
+    limits: VolumeLimits,
     /// Held while a name is looked for and taken.
     naming: Mutex<()>,
+    /// What each holds, of those that were asked about.
+    accounts: std::sync::Mutex<HashMap<String, Arc<Account>>>,
 }
 
 impl Volumes {
     /// Those of this directory. Nothing is read yet.
-    pub(crate) fn of(state_dir: &Path, disk: DiskPressureGuard) -> Self {
-        Self { dir: state_dir.join("volumes"), disk, naming: Mutex::default() }
+    pub(crate) fn of(state_dir: &Path, disk: DiskPressureGuard, limits: VolumeLimits) -> Self {
+        Self { dir: state_dir.join("volumes"), disk, limits, naming: Mutex::default(), accounts: std::sync::Mutex::default() }
     }
 
     /// Makes an empty volume. Durable when this returns.
@@ -140,8 +183,8 @@ impl Volumes {
         if existing.iter().any(|volume| volume.name == name) {
             return Err(VolumeError::NameTaken(name.to_owned()));
         }
-        if existing.len() >= MAX_VOLUMES {
-            return Err(VolumeError::Limit);
+        if existing.len() >= self.limits.count {
+            return Err(VolumeError::Limit { max: self.limits.count });
         }
         let volume = Volume {
             format: FORMAT,
@@ -168,8 +211,41 @@ impl Volumes {
         blocking(move || read(&dir, &id)).await
     }
 
+    /// What a volume holds, as far as that is known, and may hold.
+    pub fn usage(&self, id: &str) -> Result<Usage, VolumeError> {
+        let account = self.account(id)?;
+        Ok(Usage { used_bytes: account.used(), quota_bytes: account.quota() })
+    }
+
+    /// Counts what each volume holds, one after the other, so that it is known before somebody asks.
+    pub(crate) async fn count_all(&self) -> Result<(), VolumeError> {
+        for volume in self.list().await? {
+            match self.content(&volume.id).await {
+                Ok(content) => content.count().await?,
+                // It went meanwhile.
+                Err(_) if matches!(self.get(&volume.id).await, Err(VolumeError::NotFound(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn account(&self, id: &str) -> Result<Arc<Account>, VolumeError> {
+        let quota = self.disk.share(self.limits.quota_mib).map_err(VolumeError::Disk)?;
+        // Each holder makes one change, so a poisoned map is a whole one.
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(accounts.entry(id.to_owned()).or_insert_with(|| Account::new(quota))))
+    }
+
+    async fn content(&self, id: &str) -> Result<Content, VolumeError> {
+        let (dir, disk, account) = (self.dir.join(id), self.disk.clone(), self.account(id)?);
+        blocking(move || Content::open(&dir, disk, account)).await
+    }
+
     /// Ends a volume with everything in it. Uploads under way fail.
     pub async fn destroy(&self, id: &str) -> Result<(), VolumeError> {
+        self.get(id).await?;
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         let (dir, id) = (self.dir.clone(), id.to_owned());
         blocking(move || {
             read(&dir, &id)?;
@@ -195,8 +271,7 @@ impl Volumes {
         if token.is_none_or(|token| digest(token) != digest(&volume.token)) {
             return Err(refused());
         }
-        let (dir, disk) = (self.dir.join(id), self.disk.clone());
-        blocking(move || Content::open(dir, disk)).await
+        self.content(id).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -19,7 +19,10 @@ use rustix::fs::{
 };
 
 use self::upload::Target;
-use super::{VolumeError, blocking};
+use super::{
+    VolumeError, blocking,
+    usage::{self, Account, OverQuota, Taken},
+};
 use crate::host::disk::DiskPressureGuard;
 
 mod upload;
@@ -101,6 +104,7 @@ struct Root {
     aside: OwnedFd,
     aside_path: PathBuf,
     disk: DiskPressureGuard,
+    account: Arc<Account>,
 }
 
 /// A path from the root, without `.`, `..` or empty components.
@@ -165,7 +169,7 @@ impl Clean {
 }
 
 impl Content {
-    pub(super) fn open(dir: PathBuf, disk: DiskPressureGuard) -> Result<Self, VolumeError> {
+    pub(super) fn open(dir: &Path, disk: DiskPressureGuard, account: Arc<Account>) -> Result<Self, VolumeError> {
         let directory = |path: PathBuf| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| VolumeError::File { path, source: error.into() })
@@ -176,7 +180,14 @@ impl Content {
             aside: directory(aside_path.clone())?,
             aside_path,
             disk,
+            account,
         })))
+    }
+
+    /// Counts what it holds, unless that is known.
+    pub(super) async fn count(&self) -> Result<(), VolumeError> {
+        let root = Arc::clone(&self.0);
+        blocking(move || root.counted().map(drop)).await
     }
 
     /// The entry at `path`.
@@ -203,6 +214,7 @@ impl Content {
         attributes.check()?;
         blocking(move || {
             root.disk.check().map_err(VolumeError::Disk)?;
+            root.counted()?;
             root.make_dir(&path, attributes, force)?;
             root.entry(&path)
         })
@@ -227,16 +239,21 @@ impl Content {
         blocking(move || {
             let (parent, name) = path.split().ok_or_else(|| path.not_found())?;
             let parent = root.open(&parent, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
+            let account = root.counted()?;
             let gone = crate::ground::random::alphanumeric(20);
             // Out of sight at once, whatever it takes to remove it.
-            renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()).map_err(|error| path.failed(error))?;
-            let gone = root.aside_path.join(gone);
-            let removed = if fs::symlink_metadata(&gone).is_ok_and(|meta| meta.is_dir()) {
-                firkin_files::remove_tree(&gone)
+            root.changing(&parent, || renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()))
+                .map_err(|error| path.failed(error))?;
+            let before = root.bytes_aside(&gone).map_err(|error| path.failed(error))?;
+            let at = root.aside_path.join(&gone);
+            let removed = if fs::symlink_metadata(&at).is_ok_and(|meta| meta.is_dir()) {
+                firkin_files::remove_tree(&at)
             } else {
-                fs::remove_file(&gone)
+                fs::remove_file(&at)
             };
-            removed.map_err(|source| VolumeError::File { path: gone, source })
+            // What could not be removed counts on.
+            account.became(before, root.bytes_aside(&gone).unwrap_or(0));
+            removed.map_err(|source| VolumeError::File { path: at, source })
         })
         .await
     }
@@ -273,10 +290,11 @@ impl Content {
                 Ok(_) if !force => return Err(VolumeError::Exists(path.shown())),
                 Ok(_) => {}
             }
+            let taken = root.take(usage::LEAST_BYTES)?;
             let aside = tempfile::Builder::new().tempfile_in(&root.aside_path);
             let aside = aside.map_err(|source| VolumeError::File { path: root.aside_path.clone(), source })?;
             let (file, aside) = aside.into_parts();
-            Ok(Upload::new(Target { root, path, attributes, force }, tokio::fs::File::from_std(file), aside))
+            Ok(Upload::new(Target { root, path, attributes, force }, (tokio::fs::File::from_std(file), aside), taken))
         })
         .await
     }
@@ -303,6 +321,39 @@ impl Attributes {
 }
 
 impl Root {
+    /// The count of the volume, once that is made.
+    fn counted(&self) -> Result<&Arc<Account>, VolumeError> {
+        let counted = self.account.count(&self.root, &self.aside_path);
+        counted.map_err(|source| VolumeError::File { path: self.aside_path.clone(), source })?;
+        Ok(&self.account)
+    }
+
+    fn take(&self, bytes: u64) -> Result<Taken, VolumeError> {
+        self.counted()?.take(bytes).map_err(VolumeError::from)
+    }
+
+    /// Does what changes the directory `parent`, and counts what that takes or leaves.
+    fn changing<T>(&self, parent: impl AsFd, change: impl FnOnce() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+        let _changing = self.account.change();
+        let before = rustix::fs::fstat(&parent)?;
+        let done = change()?;
+        self.account.became(usage::of(&before), usage::of(&rustix::fs::fstat(&parent)?));
+        Ok(done)
+    }
+
+    /// What something takes that is being removed. Nothing, once it is gone.
+    fn bytes_aside(&self, name: &str) -> io::Result<u64> {
+        let stat = match statat(&self.aside, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(rustix::io::Errno::NOENT) => return Ok(0),
+            stat => stat?,
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Ok(usage::of(&stat));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        usage::below(rustix::fs::openat(&self.aside, name, flags, Mode::empty())?)
+    }
+
     fn open(&self, path: &Clean, flags: OFlags) -> Result<OwnedFd, VolumeError> {
         let text = if path.0.is_empty() { "." } else { &path.0 };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -370,8 +421,9 @@ impl Root {
             }
             parent => parent?,
         };
-        match mkdirat(&parent, name, Mode::from_raw_mode(NEW_DIRECTORY)) {
-            Ok(()) => {}
+        let taken = self.take(usage::LEAST_BYTES)?;
+        match self.changing(&parent, || mkdirat(&parent, name, Mode::from_raw_mode(NEW_DIRECTORY))) {
+            Ok(()) => taken.keep(usage::LEAST_BYTES),
             Err(rustix::io::Errno::EXIST) if force => {
                 let found = self.open(path, OFlags::PATH | OFlags::DIRECTORY);
                 return found.map(drop).map_err(|_| VolumeError::Exists(path.shown()));
@@ -382,6 +434,12 @@ impl Root {
         let attributes = Attributes { mode: Some(attributes.mode.unwrap_or(NEW_DIRECTORY)), ..attributes };
         attributes.apply(&made).map_err(|error| path.failed(error))?;
         rustix::fs::fsync(&parent).map_err(|error| path.failed(error))
+    }
+}
+
+impl From<OverQuota> for VolumeError {
+    fn from(OverQuota { used, quota }: OverQuota) -> Self {
+        Self::Quota { used_mib: used >> 20, quota_mib: quota >> 20 }
     }
 }
 
@@ -412,16 +470,18 @@ fn entry(path: &Clean, name: &str, stat: &Stat, target: Option<String>) -> Entry
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::host::disk::StatvfsProbe;
 
     fn content(dir: &Path) -> Content {
+        content_within(dir, u64::MAX)
+    }
+
+    fn content_within(dir: &Path, quota: u64) -> Content {
         fs::create_dir(dir.join("content")).unwrap();
         fs::create_dir(dir.join("aside")).unwrap();
         let disk = DiskPressureGuard::new(dir.to_owned(), Some(0), Arc::new(StatvfsProbe));
-        Content::open(dir.to_owned(), disk).unwrap()
+        Content::open(dir, disk, Account::new(quota)).unwrap()
     }
 
     #[tokio::test]
@@ -469,5 +529,39 @@ mod tests {
         assert!(matches!(content.write("/c", setuid, false).await, Err(VolumeError::Mode(_))));
         content.write("/a", Attributes::default(), true).await.unwrap().finish().await.unwrap();
         assert_eq!(content.stat("/a").await.unwrap().size, 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_counted_change_by_change_is_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content_within(dir.path(), 1 << 30);
+        fs::write(dir.path().join("aside/of-a-crash"), vec![1; 1 << 20]).unwrap();
+        let put = async |path: &str, bytes: usize| {
+            let mut upload = content.write(path, Attributes::default(), true).await.unwrap();
+            upload.push(&vec![1; bytes]).await.unwrap();
+            upload.finish().await.unwrap();
+        };
+        content.make_dir("/a/b/c", Attributes::default(), true).await.unwrap();
+        for n in 0..200 {
+            // Long names, so that the directory grows by blocks.
+            put(&format!("/a/{}{n}", "x".repeat(200)), n * 100).await;
+        }
+        put("/a/b/large", 1 << 20).await;
+        put("/a/b/large", 3 << 20).await;
+        content.remove("/a/b/c").await.unwrap();
+        content.write("/a/half", Attributes::default(), true).await.unwrap().push(&[1; 100]).await.unwrap();
+        let again = || {
+            let disk = DiskPressureGuard::new(dir.path().to_owned(), Some(0), Arc::new(StatvfsProbe));
+            Content::open(dir.path(), disk, Account::new(1 << 30)).unwrap()
+        };
+        for _ in 0..2 {
+            let fresh = again();
+            fresh.count().await.unwrap();
+            assert_eq!(content.0.account.used(), fresh.0.account.used());
+            assert!(!dir.path().join("aside/of-a-crash").exists());
+            // Then, of nothing.
+            content.remove("/a").await.ok();
+        }
+        assert_eq!(content.0.account.used(), Some(usage::LEAST_BYTES));
     }
 }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, renameat_with, statat};
 use tokio::io::AsyncWriteExt;
 
-use super::{Attributes, Clean, Entry, Root, VolumeError, blocking};
+use super::{
+    Attributes, Clean, Entry, Root, VolumeError, blocking,
+    usage::{self, Taken},
+};
 
 /// Between two looks at the disk during an upload.
 const LOOK_AT_DISK_EVERY: u64 = 64 << 20;
@@ -28,15 +31,25 @@ pub struct Upload {
     file: tokio::fs::File,
     aside: tempfile::TempPath,
     unlooked: u64,
+    length: u64,
+    taken: Taken,
 }
 
 impl Upload {
-    pub(super) fn new(target: Target, file: tokio::fs::File, aside: tempfile::TempPath) -> Self {
-        Self { target, file, aside, unlooked: 0 }
+    pub(super) fn new(target: Target, (file, aside): (tokio::fs::File, tempfile::TempPath), taken: Taken) -> Self {
+        Self { target, file, aside, unlooked: 0, length: 0, taken }
     }
 
-    /// Appends bytes.
+    /// Refuses a file of which it is known that the volume has no room for it, before any of it has come.
+    pub fn announce(&self, length: u64) -> Result<(), VolumeError> {
+        let more = usage::of_length(length).saturating_sub(usage::LEAST_BYTES);
+        Ok(self.target.root.account.has_room(more)?)
+    }
+
+    /// Appends bytes, if the volume has room for them.
     pub async fn push(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+        self.length += bytes.len() as u64;
+        self.taken.grow_to(usage::of_length(self.length))?;
         self.unlooked += bytes.len() as u64;
         if self.unlooked >= LOOK_AT_DISK_EVERY {
             self.unlooked = 0;
@@ -49,7 +62,7 @@ impl Upload {
     pub async fn finish(mut self) -> Result<Entry, VolumeError> {
         self.file.flush().await.map_err(|error| self.target.path.failed(error))?;
         let file = self.file.into_std().await;
-        let (Target { root, path, attributes, force }, aside) = (self.target, self.aside);
+        let (Target { root, path, attributes, force }, aside, taken) = (self.target, self.aside, self.taken);
         blocking(move || {
             let attributes = Attributes { mode: Some(attributes.mode.unwrap_or(NEW_FILE)), ..attributes };
             attributes.apply(&file).map_err(|error| path.failed(error))?;
@@ -58,7 +71,14 @@ impl Upload {
             let parent = root.open(&parent, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
             let flags = if force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
             let from = aside.file_name().unwrap_or_default();
-            renameat_with(&root.aside, from, &parent, name, flags).map_err(|error| path.failed(error))?;
+            let bytes = rustix::fs::fstat(&file).map(|stat| usage::of(&stat)).map_err(|error| path.failed(error))?;
+            let place = || {
+                let replaced = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| usage::of(&stat));
+                renameat_with(&root.aside, from, &parent, name, flags).map(|()| replaced)
+            };
+            let replaced = root.changing(&parent, place).map_err(|error| path.failed(error))?;
+            taken.keep(bytes);
+            root.account.became(replaced, 0);
             rustix::fs::fsync(&parent).map_err(|error| path.failed(error))?;
             // It has its place: there is nothing to remove.
             drop(aside.keep().map_err(|error| path.failed(error.error))?);
@@ -67,4 +87,3 @@ impl Upload {
         .await
     }
 }
-
