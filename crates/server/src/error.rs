@@ -244,6 +244,11 @@ impl ApiError {
         }
     }
 
+    /// As much is kept for who asks as may be, and this would be more.
+    pub(crate) fn quota(what: &dyn std::error::Error, remedy: &str) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("{}; {remedy}", chain(what))).retry(Retry::Never)
+    }
+
     fn admission(what: &dyn std::error::Error, refused: &AdmissionError, remedies: Remedies) -> Self {
         match refused {
             // Not the server's state but what was asked of it: no server of this size will ever do it.

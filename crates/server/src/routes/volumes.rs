@@ -8,9 +8,10 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
-use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, VolumeError};
+use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, Usage, VolumeError};
 use firkin_wire::rest::storage::{NewVolume, Volume, VolumeAndToken, VolumeEntry, VolumeEntryChange, VolumeEntryKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http_body::Body as _;
 use tokio_util::io::ReaderStream;
 
 use crate::{
@@ -30,19 +31,19 @@ pub(super) async fn create(
     body: Json<NewVolume>,
 ) -> Result<(StatusCode, Reply<VolumeAndToken>), ApiError> {
     let made = app.runtime.volumes().create(&body.value.name).await?;
-    Ok((StatusCode::CREATED, Reply(with_token(&app, made))))
+    Ok((StatusCode::CREATED, Reply(with_token(&app, made)?)))
 }
 
 /// `GET /volumes`.
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Reply<Vec<Volume>>, ApiError> {
-    let shown = app.runtime.volumes().list().await?.into_iter();
-    Ok(Reply(shown.map(|volume| Volume { volume_id: volume.id, name: volume.name }).collect()))
+    let listed = app.runtime.volumes().list().await?.into_iter();
+    Ok(Reply(listed.map(|volume| in_list(&app, volume.id, volume.name)).collect::<Result<_, _>>()?))
 }
 
 /// `GET /volumes/{id}`.
 pub(super) async fn detail(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Reply<VolumeAndToken>, ApiError> {
     let volume = app.runtime.volumes().get(&id).await?;
-    Ok(Reply(with_token(&app, volume)))
+    Ok(Reply(with_token(&app, volume)?))
 }
 
 /// `DELETE /volumes/{id}`.
@@ -51,9 +52,14 @@ pub(super) async fn destroy(State(app): State<Arc<App>>, Path(id): Path<String>)
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn with_token(app: &App, volume: firkin_runtime::volumes::Volume) -> VolumeAndToken {
-    let shown = Volume { volume_id: volume.id, name: volume.name };
-    VolumeAndToken { volume: shown, token: volume.token, domain: app.config.domain.clone() }
+fn with_token(app: &App, volume: firkin_runtime::volumes::Volume) -> Result<VolumeAndToken, VolumeError> {
+    let shown = in_list(app, volume.id, volume.name)?;
+    Ok(VolumeAndToken { volume: shown, token: volume.token, domain: app.config.domain.clone() })
+}
+
+fn in_list(app: &App, volume_id: String, name: String) -> Result<Volume, VolumeError> {
+    let Usage { used_bytes, quota_bytes } = app.runtime.volumes().usage(&volume_id)?;
+    Ok(Volume { volume_id, name, used_bytes, quota_bytes: Some(quota_bytes) })
 }
 
 /// The volume that a path names, opened by the token that the request bears.
@@ -127,6 +133,9 @@ pub(super) async fn write(
     mut body: Body,
 ) -> Result<(StatusCode, Reply<VolumeEntry>), ApiError> {
     let mut upload = content.write(path(&query)?, attributes(&query)?, force(&query)?).await?;
+    if let Some(length) = body.size_hint().exact() {
+        upload.announce(length)?;
+    }
     while let Some(bytes) = piece(&app, &mut body).await? {
         upload.push(&bytes).await?;
     }
@@ -179,8 +188,12 @@ fn shown(entry: Entry) -> VolumeEntry {
 impl From<VolumeError> for ApiError {
     fn from(error: VolumeError) -> Self {
         match &error {
-            VolumeError::Name | VolumeError::Path | VolumeError::Mode(_) | VolumeError::TooMany | VolumeError::Limit => {
+            VolumeError::Name | VolumeError::Path | VolumeError::Mode(_) | VolumeError::TooMany => {
                 Self::bad_request(error.to_string())
+            }
+            VolumeError::Limit { .. } => Self::quota(&error, "delete one, or have the server keep more (`--max-volumes`)"),
+            VolumeError::Quota { .. } => {
+                Self::quota(&error, "remove files of it, or have the server give each more (`--volume-quota`)")
             }
             // The contract's status and words.
             VolumeError::NameTaken(name) => Self::bad_request(format!("Volume with name '{name}' already exists")),

@@ -14,6 +14,7 @@ use firkin_runtime::{
     owner::OnExit,
     runtime::Runtime,
     standard::BuildTemplate,
+    volumes::VolumeLimits,
     warm::WarmConfig,
 };
 use firkin_server::{ServeError, ServerConfig, serve};
@@ -78,6 +79,15 @@ impl Bench {
 
     /// The same, with a queue of one's own for capacity.
     pub(crate) async fn start_with(admission: AdmissionConfig) -> Self {
+        Self::open(admission, VolumeLimits::default()).await
+    }
+
+    /// A server whose volumes are few and small.
+    pub(crate) async fn start_within(volumes: VolumeLimits) -> Self {
+        Self::open(AdmissionConfig::default(), volumes).await
+    }
+
+    async fn open(admission: AdmissionConfig, volumes: VolumeLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             let path = dir.path().join(name);
@@ -104,6 +114,7 @@ impl Bench {
             warm: WarmConfig::default(),
             disk_floor_mib: Some(0),
             disk_budget_mib: None,
+            volumes,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
             flatten: FlattenConfig::default(),

@@ -13,6 +13,7 @@ mod lifecycle;
 mod listing;
 mod metrics;
 mod network;
+mod quotas;
 mod storage;
 mod tls;
 mod uploads;

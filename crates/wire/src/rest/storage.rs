@@ -63,6 +63,12 @@ pub struct Volume {
     pub volume_id: String,
     /// Its name.
     pub name: String,
+    /// Bytes that it holds; absent while they are being counted. Ours, not the contract's.
+    #[serde(rename = "usedBytes", default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// Bytes that it may hold. Ours, not the contract's.
+    #[serde(rename = "quotaBytes", default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
 }
 
 /// A volume and what opens its content.
