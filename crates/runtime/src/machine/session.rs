@@ -16,6 +16,7 @@ use firkin_wire::{
 
 use crate::{
     artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
+    ground::blocking::blocking,
     machine::{
         agent::{Agent, AgentError, realtime_ns},
         groups::MachineGroup,
@@ -69,6 +70,15 @@ pub(crate) enum After {
     GoOn,
     /// It waits, so that it can go on if what was cut cannot be kept.
     StayPaused,
+}
+
+/// What of a cut was done while the guest ran: its next layer is there, and it is known how much memory a cut writes at most.
+#[derive(Debug)]
+pub(crate) struct CutAhead {
+    next: String,
+    path: PathBuf,
+    /// Bytes.
+    pub(crate) memory: u64,
 }
 
 /// What was cut out of a session.
@@ -225,12 +235,19 @@ impl Session {
     /// to a new layer from then on. What can be done before the freeze is done before it, and what can wait is done after.
     pub(crate) async fn cut(
         &mut self,
+        ahead: CutAhead,
         draft: &mut ArtifactDraft,
         artifacts: &ArtifactStore,
-        then: After,
-        memory: Memory,
+        (then, memory): (After, Memory),
     ) -> Result<Cut, MachineError> {
-        let (next, next_path) = self.prepare_cut(draft, artifacts, memory).await?;
+        let CutAhead { next, path: next_path, memory: expected } = ahead;
+        if memory == Memory::Kept {
+            artifacts.stage(draft, expected);
+            if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
+                // The snapshot makes its own way, which takes longer.
+                tracing::warn!(error = firkin_causes::chain(&error), "cannot take room for a cut");
+            }
+        }
         let sealed = format!("layer:{}", self.disk.overlay);
         let pin = artifacts.pin(&*sealed);
         let begun = Instant::now();
@@ -264,13 +281,8 @@ impl Session {
         self.pins.push(merged);
     }
 
-    /// What of a cut can be done while the guest runs: its next layer, and room in memory. Gives the layer's id and path.
-    async fn prepare_cut(
-        &mut self,
-        draft: &mut ArtifactDraft,
-        artifacts: &ArtifactStore,
-        memory: Memory,
-    ) -> Result<(String, PathBuf), MachineError> {
+    /// Makes and opens the layer that follows a cut, while the guest runs. Whoever does not cut then says so by [`Session::forgo_cut`].
+    pub(crate) async fn prepare_cut(&mut self, artifacts: &ArtifactStore) -> Result<CutAhead, MachineError> {
         let next = || -> Result<_, DiskError> {
             if !self.disk.is_settled(artifacts) {
                 // An earlier cut could not put it there.
@@ -279,16 +291,16 @@ impl Session {
             self.disk.create_next(self.dir.path(), artifacts)
         };
         let (next, path) = next().map_err(MachineError::Disk)?;
-        let expected = self.machine.prepare_cut(&path).await?;
-        if memory == Memory::Dropped {
-            return Ok((next, path));
+        let memory = self.machine.prepare_cut(&path).await?;
+        Ok(CutAhead { next, path, memory })
+    }
+
+    /// Removes the layer that was made for a cut that is not to be. The machine has it open until another takes its place.
+    pub(crate) async fn forgo_cut(&mut self, CutAhead { path, .. }: CutAhead) {
+        let remove = move || if path.is_dir() { firkin_files::remove_tree(&path) } else { fs_err::remove_file(&path) };
+        if let Err(error) = blocking(remove).await {
+            tracing::warn!(%error, "cannot remove the layer of a cut that was not made");
         }
-        artifacts.stage(draft, expected);
-        if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
-            // The snapshot makes its own way, which takes longer.
-            tracing::warn!(error = firkin_causes::chain(&error), "cannot take room for a cut");
-        }
-        Ok((next, path))
     }
 
     /// Writes state and memory of the stopped machine, into memory, or to the disk when they turn out not to fit; it goes on with

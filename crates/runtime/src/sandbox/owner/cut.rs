@@ -212,11 +212,9 @@ impl Owner {
             ArtifactKind::Pause | ArtifactKind::Boot | ArtifactKind::BaseTemplate => After::StayPaused,
         };
         let begun = Instant::now();
-        let cut = running
-            .session
-            .cut(&mut draft, &shared.artifacts, then, memory)
-            .await
-            .map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
+        let failed = |source| SnapshotError::Machine { id: id.clone(), source };
+        let ahead = running.session.prepare_cut(&shared.artifacts).await.map_err(failed)?;
+        let cut = running.session.cut(ahead, &mut draft, &shared.artifacts, (then, memory)).await.map_err(failed)?;
         let manifest = base.of_cut(CutState {
             id: draft.id(),
             reason: Some(reason),

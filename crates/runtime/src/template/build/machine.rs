@@ -100,7 +100,9 @@ impl BuildMachine {
         let failed = |source| PublishError::File { path: shared.config.state_dir.clone(), source };
         let mut draft = shared.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
         let pin = shared.artifacts.pin(draft.id());
-        let cut = self.session.cut(&mut draft, &shared.artifacts, then, Memory::Kept).await.map_err(BuildFailure::Machine)?;
+        let ahead = self.session.prepare_cut(&shared.artifacts).await.map_err(BuildFailure::Machine)?;
+        let cut = self.session.cut(ahead, &mut draft, &shared.artifacts, (then, Memory::Kept));
+        let cut = cut.await.map_err(BuildFailure::Machine)?;
         let form = cut.parts.as_ref().expect("memory was wanted").memory;
         let manifest = self.from.clone().of_cut(CutState {
             id: draft.id(),
