@@ -36,7 +36,7 @@ mod tests;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
-pub(crate) use in_use::InUse;
+pub(crate) use in_use::{InUse, Named};
 pub(crate) use shelf::WholeTemplate;
 pub(crate) use templates::{Assignment, FamilyRecord};
 
@@ -76,6 +76,9 @@ pub(crate) struct SandboxRecord {
     /// What its template's build left as defaults for commands. Absent in records of earlier servers.
     #[serde(default)]
     pub(crate) defaults: Defaults,
+    /// Layers of what it was created on: they are not there for it. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inherited: Option<Vec<String>>,
     pub(crate) phase: RecordedPhase,
 }
 

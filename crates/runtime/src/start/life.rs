@@ -31,6 +31,7 @@ pub(crate) struct Life {
     pub(crate) epoch: u64,
     pub(crate) forked_from: Option<SandboxId>,
     pub(crate) defaults: Defaults,
+    pub(crate) inherited: Option<Vec<String>>,
     /// Its deadline.
     pub(crate) until: Until,
     /// Whether it is the sandbox's first: then its guest becomes another machine than its state was cut of.
@@ -60,6 +61,7 @@ impl Life {
             epoch: artifact.manifest.epoch + 1,
             forked_from: None,
             defaults: record.setup.defaults.clone(),
+            inherited: Some(artifact.manifest.disk.layers.clone()),
             until: Until::After(spec.timeout),
             is_first: true,
             spec,
@@ -75,6 +77,7 @@ impl Life {
             traffic_token: parent.traffic_token.as_ref().map(|_| access_token()),
             epoch: state.epoch + 1,
             forked_from: Some(parent.id.clone()),
+            inherited: Some(state.disk.layers.clone()),
             until: Until::After(timeout),
             is_first: true,
             ..Self::present(parent)
@@ -100,6 +103,7 @@ impl Life {
             epoch: record.epoch,
             forked_from: record.forked_from,
             defaults: record.defaults,
+            inherited: record.inherited,
             until: Until::At(record.end_at),
             is_first: false,
         }
@@ -124,6 +128,7 @@ impl Life {
             epoch: self.epoch,
             forked_from: self.forked_from,
             defaults: self.defaults,
+            inherited: self.inherited,
             phase: RecordedPhase::Running {
                 memory_base: session.memory_base.clone(),
                 layers: session.disk.layers.clone(),

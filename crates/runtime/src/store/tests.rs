@@ -90,6 +90,7 @@ fn sandbox(id: &str, template: &str) -> SandboxRecord {
         epoch: 1,
         forked_from: None,
         defaults: Defaults::default(),
+        inherited: None,
         phase: RecordedPhase::Paused(Held { artifact: format!("artifact-of-{id}"), epoch: None, memory: Memory::Kept }),
     }
 }
