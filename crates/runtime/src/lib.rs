@@ -36,4 +36,4 @@ pub use storage::{secrets, volumes};
 pub use store::state_dir;
 pub use telemetry::{activity, history, metrics};
 pub use template::{build, tags};
-pub use upkeep::verify;
+pub use upkeep::{sandbox_quota, verify};

@@ -59,7 +59,7 @@ use crate::{
         metrics::{Live, Metrics},
     },
     template::build::{self, Builds},
-    upkeep::disk_budget,
+    upkeep::{disk_budget, sandbox_quota},
 };
 
 mod builds;
@@ -321,7 +321,11 @@ impl Runtime {
                 return Err(SnapshotError::InvalidName(name.clone()));
             }
         }
-        self.handle(id)?;
+        let handle = self.handle(id)?;
+        // Until it is on record, so that the next one counts it.
+        let _turn = handle.snapshots.lock().await;
+        let counted = sandbox_quota::admit_snapshot(&self.shared, id).await;
+        counted.map_err(|source| SnapshotError::Quota { id: id.clone(), source })?;
         disk_budget::admit(&self.shared).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();

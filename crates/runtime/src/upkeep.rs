@@ -1,4 +1,5 @@
 //! What keeps the state directory in order without anybody asking.
 
 pub(crate) mod disk_budget;
+pub mod sandbox_quota;
 pub mod verify;

@@ -37,6 +37,8 @@ mod migration;
 mod nonces;
 #[path = "life/privacy.rs"]
 mod privacy;
+#[path = "life/quota.rs"]
+mod quota;
 #[path = "life/races.rs"]
 mod races;
 #[path = "life/rollback.rs"]

@@ -19,6 +19,7 @@ use firkin_runtime::{
     restore::SnapshotRestoreError,
     runtime::{DialError, ForkError},
     sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, NoSuchSandbox, SandboxId},
+    sandbox_quota::QuotaError,
     store::StoreError,
     tags::TagError,
     templates::DeleteError,
@@ -249,6 +250,18 @@ impl ApiError {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("{}; {remedy}", chain(what))).retry(Retry::Never)
     }
 
+    fn sandbox_quota(what: &dyn std::error::Error, source: &QuotaError) -> Self {
+        match source {
+            QuotaError::Disk { .. } => {
+                Self::quota(what, "delete snapshots of it, or have the server give each more (`--sandbox-disk-quota`)")
+            }
+            QuotaError::Snapshots { .. } => {
+                Self::quota(what, "delete one, or have the server keep more (`--max-snapshots-per-sandbox`)")
+            }
+            QuotaError::Disks(_) | QuotaError::Unmeasured(_) | QuotaError::Store(_) => Self::internal(what),
+        }
+    }
+
     fn admission(what: &dyn std::error::Error, refused: &AdmissionError, remedies: Remedies) -> Self {
         match refused {
             // Not the server's state but what was asked of it: no server of this size will ever do it.
@@ -348,6 +361,7 @@ impl From<ResumeError> for ApiError {
             ResumeError::AlreadyRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             ResumeError::InvalidTimeout(invalid) => (*invalid).into(),
             ResumeError::Restore { source, .. } => Self::restore(&error, source, OF_A_SANDBOX),
+            ResumeError::Quota { source, .. } => Self::sandbox_quota(&error, source),
             ResumeError::Stale(_) => Self::internal(&error),
             ResumeError::Stopping => Self::stopping(),
             ResumeError::Store(_) => Self::internal(&error),
@@ -379,6 +393,7 @@ impl From<SnapshotError> for ApiError {
             SnapshotError::AlreadyPaused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             SnapshotError::InvalidName(_) => Self::bad_request(error.to_string()),
             SnapshotError::DiskPressure { source, .. } => Self::disk(&error, source),
+            SnapshotError::Quota { source, .. } => Self::sandbox_quota(&error, source),
             SnapshotError::Guest { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
                 .code("sandbox_snapshot_guest_agent_unresponsive")
                 .retry(Retry::Never),

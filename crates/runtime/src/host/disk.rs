@@ -131,6 +131,16 @@ impl DiskPressureGuard {
     }
 }
 
+/// As [`bytes_below`], also of what is no directory.
+pub(crate) fn bytes_at(path: &Path) -> io::Result<u64> {
+    match fs_err::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => bytes_below(path),
+        Ok(metadata) => Ok(metadata.blocks() * BLOCK_BYTES),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
 /// Bytes of all files below a directory, as they lie on the disk. What goes meanwhile counts nothing, and links lead nowhere. Blocks.
 pub(crate) fn bytes_below(dir: &Path) -> io::Result<u64> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;

@@ -290,7 +290,7 @@ impl Owner {
             woken_with: Memory::Kept,
             upkeep: Upkeep::default(),
         };
-        (owner, Handle { commands, view: watched })
+        (owner, Handle { commands, view: watched, snapshots: Arc::default() })
     }
 
     /// Does what is asked of it, and what is due, until the sandbox is gone.

@@ -40,6 +40,8 @@ pub struct RuntimeConfig {
     pub disk_floor_mib: Option<u64>,
     /// Disk that the state directory may hold in MiB, volumes aside; `None` for all above the floor.
     pub disk_budget_mib: Option<u64>,
+    /// What one sandbox may hold of the disk.
+    pub sandboxes: SandboxLimits,
     /// How many volumes there may be, and how large.
     pub volumes: VolumeLimits,
     /// Measures free space.
@@ -68,6 +70,7 @@ impl RuntimeConfig {
             warm: WarmConfig::default(),
             disk_floor_mib: None,
             disk_budget_mib: None,
+            sandboxes: SandboxLimits::default(),
             volumes: VolumeLimits::default(),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
@@ -120,6 +123,25 @@ impl Guests {
 impl From<GuestSystem> for Guests {
     fn from(guest: GuestSystem) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(guest))))
+    }
+}
+
+/// Snapshots of one sandbox unless the operator says how many: each is a record and an artifact, however small.
+pub const MAX_SNAPSHOTS: usize = 1000;
+
+/// What one sandbox may hold of the disk, running or paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SandboxLimits {
+    /// MiB of overlay, own layers, paused state and snapshots together; `None` for a quarter of the disk, or the sandbox's own disk and
+    /// memory where these are more.
+    pub disk_mib: Option<u64>,
+    /// The most snapshots.
+    pub snapshots: usize,
+}
+
+impl Default for SandboxLimits {
+    fn default() -> Self {
+        Self { disk_mib: None, snapshots: MAX_SNAPSHOTS }
     }
 }
 

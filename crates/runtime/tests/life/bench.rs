@@ -17,7 +17,7 @@ use firkin_engine::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     memory_pressure::HostMemory,
@@ -285,6 +285,11 @@ impl Host {
     pub(crate) async fn server_on(&self, probe: Arc<dyn DiskPressureProbe>) -> Runtime {
         let config = RuntimeConfig { disk_floor_mib: Some(100), disk_probe: probe, ..self.config() };
         self.opened(config).await
+    }
+
+    /// The same, where each sandbox may hold so much of the disk.
+    pub(crate) async fn server_that_limits(&self, sandboxes: SandboxLimits) -> Runtime {
+        self.opened(RuntimeConfig { sandboxes, ..self.config() }).await
     }
 
     async fn opened(&self, config: RuntimeConfig) -> Runtime {

@@ -22,6 +22,7 @@ mod lineage;
 mod migration;
 mod nonces;
 mod privacy;
+mod quota;
 mod races;
 mod rollback;
 mod survival;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig},
+    config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::StatvfsProbe,
     images::OwnImage,
     memory_pressure::HostMemory,
@@ -114,6 +114,7 @@ impl Bench {
             warm: WarmConfig::default(),
             disk_floor_mib: Some(0),
             disk_budget_mib: None,
+            sandboxes: SandboxLimits::default(),
             volumes,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),

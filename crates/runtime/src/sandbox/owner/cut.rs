@@ -28,6 +28,7 @@ use crate::{
         history::Event,
         metrics::{Timing, ms},
     },
+    upkeep::sandbox_quota::{self, QuotaError},
 };
 
 /// Why a snapshot (pause, fork, named snapshot) was not taken. The sandbox goes on running.
@@ -47,6 +48,15 @@ pub enum SnapshotError {
         /// Why.
         #[source]
         source: DiskPressure,
+    },
+    /// It may keep nothing more.
+    #[error("cannot take a snapshot of sandbox `{id}`")]
+    Quota {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: QuotaError,
     },
     /// The guest agent did not get ready.
     #[error("the guest of sandbox `{id}` did not get ready for a snapshot")]
@@ -214,6 +224,14 @@ impl Owner {
         let begun = Instant::now();
         let failed = |source| SnapshotError::Machine { id: id.clone(), source };
         let ahead = running.session.prepare_cut(&shared.artifacts).await.map_err(failed)?;
+        let more = if memory == Memory::Kept { ahead.memory } else { 0 };
+        // What is not asked of a pause: it is what keeps the rest from being lost.
+        if reason.kind() == ArtifactKind::Continuation
+            && let Err(source) = sandbox_quota::admit(&shared, &self.record, more).await
+        {
+            running.session.forgo_cut(ahead).await;
+            return Err(SnapshotError::Quota { id, source });
+        }
         let cut = running.session.cut(ahead, &mut draft, &shared.artifacts, (then, memory)).await.map_err(failed)?;
         let manifest = base.of_cut(CutState {
             id: draft.id(),

@@ -1,6 +1,8 @@
 //! What a sandbox shows without being asked: published by its owner, read by anybody, waited for by nobody.
 
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Command, Phase};
@@ -17,6 +19,8 @@ use crate::{
 pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
+    /// Held by who takes a snapshot of it, until that is on record.
+    pub(crate) snapshots: Arc<Mutex<()>>,
 }
 
 /// What a sandbox shows.

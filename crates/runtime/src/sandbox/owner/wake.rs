@@ -27,6 +27,7 @@ use crate::{
         spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
     telemetry::history::Event,
+    upkeep::sandbox_quota::{self, QuotaError},
 };
 
 /// Why a sandbox was not connected to or resumed.
@@ -49,6 +50,15 @@ pub enum ResumeError {
         /// Why.
         #[source]
         source: SnapshotRestoreError,
+    },
+    /// It holds more of the disk than it may, and would write on.
+    #[error("sandbox `{id}` cannot be resumed")]
+    Quota {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: QuotaError,
     },
     /// What is held of it is not its last durable state. Nothing was launched.
     #[error("cannot resume another state than the last durable one")]
@@ -128,6 +138,8 @@ impl Owner {
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
         stale_state::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
+        let within = sandbox_quota::admit(&self.shared, &self.record, 0).await;
+        within.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source })?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let found = Found::new(life, loaded, pin, begun);

@@ -1,0 +1,123 @@
+//! What one sandbox holds of the disk, and how much it may hold: its overlay and the layers below that are its own, its state while it
+//! is paused, and its snapshots.
+//!
+//! What it was created on is not its own: layers and memory of its template, or of another's snapshot. What is shared by several of its
+//! own states counts once. A snapshot or fork that would exceed the quota is refused before the guest stands still for it; a pause never
+//! is, because nothing else ends the writing and keeps what there is. It counts from then on, so a sandbox that was paused for its quota
+//! is not resumed before it holds less. So the most that one sandbox holds is its quota, one pause, and what it writes between two looks.
+
+use std::{collections::HashSet, io, path::PathBuf};
+
+use crate::{
+    artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember},
+    ground::blocking::blocking,
+    host::disk::{DiskPressure, bytes_at},
+    shared::Shared,
+    store::{Named, RecordedPhase, SandboxRecord, StoreError, spec::SandboxId},
+};
+
+/// Why a sandbox may keep nothing more.
+#[derive(Debug, thiserror::Error)]
+pub enum QuotaError {
+    /// It would hold more of the disk than it may.
+    #[error("it takes {needed_mib} MiB of the disk, and its quota is {quota_mib} MiB")]
+    Disk {
+        /// What it holds, with what was to come.
+        needed_mib: u64,
+        /// What it may hold.
+        quota_mib: u64,
+    },
+    /// It has as many snapshots as it may.
+    #[error("it has as many snapshots as one sandbox may have, {max}")]
+    Snapshots {
+        /// The most.
+        max: usize,
+    },
+    /// The disk could not be measured.
+    #[error("cannot tell its quota")]
+    Disks(#[source] DiskPressure),
+    /// Its files could not be measured.
+    #[error("cannot tell what it holds of the disk")]
+    Unmeasured(#[source] io::Error),
+    /// The store failed.
+    #[error("cannot tell which snapshots it has")]
+    Store(#[source] StoreError),
+}
+
+/// Refuses another snapshot of a sandbox that has as many as it may.
+pub(crate) async fn admit_snapshot(shared: &Shared, id: &SandboxId) -> Result<(), QuotaError> {
+    let max = shared.config.sandboxes.snapshots;
+    let named = shared.store.named_artifacts().await.map_err(QuotaError::Store)?;
+    let count = named.iter().filter(|named| named.snapshot_of.as_ref() == Some(id)).count();
+    if count < max { Ok(()) } else { Err(QuotaError::Snapshots { max }) }
+}
+
+/// Refuses to have a sandbox hold so many bytes more than it does.
+pub(crate) async fn admit(shared: &Shared, record: &SandboxRecord, more: u64) -> Result<(), QuotaError> {
+    let quota = quota(shared, record)?;
+    let needed = held(shared, record).await?.saturating_add(more);
+    if needed <= quota { Ok(()) } else { Err(QuotaError::Disk { needed_mib: needed.div_ceil(1 << 20), quota_mib: quota >> 20 }) }
+}
+
+/// What a sandbox may hold. Where nobody has said how much, it can at least fill its own disk and be paused.
+fn quota(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
+    let given = shared.config.sandboxes.disk_mib;
+    let share = shared.gates.disk.share(given).map_err(QuotaError::Disks)?;
+    let own = (record.budget.disk_mib + record.budget.memory_mib).saturating_mul(1 << 20);
+    Ok(if given.is_some() { share } else { share.max(own) })
+}
+
+/// What a sandbox holds, bytes as they lie on the disk.
+async fn held(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
+    let named = shared.store.named_artifacts().await.map_err(QuotaError::Store)?;
+    let dir = shared.launcher.instances.path(record.instance());
+    let (artifacts, record) = (shared.artifacts.clone(), record.clone());
+    let measure = move || -> io::Result<u64> {
+        let mut parts = own_parts(&artifacts, &record, &named);
+        if matches!(record.phase, RecordedPhase::Running { .. }) {
+            parts.insert(dir);
+        }
+        parts.iter().map(|part| bytes_at(part)).sum()
+    };
+    blocking(measure).await.map_err(QuotaError::Unmeasured)
+}
+
+/// Directories of artifacts and files of layers that are there because of this sandbox.
+fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named]) -> HashSet<PathBuf> {
+    let (state, mut layers) = match &record.phase {
+        RecordedPhase::Running { memory_base, layers, .. } => (memory_base, layers.clone()),
+        RecordedPhase::Paused(held) => (&held.artifact, Vec::new()),
+    };
+    let is_its = |named: &&Named| named.snapshot_of.as_ref() == Some(&record.id);
+    let mut next: Vec<String> = named.iter().filter(is_its).map(|named| named.artifact.clone()).collect();
+    next.push(state.clone());
+    let mut parts = HashSet::new();
+    let mut seen = HashSet::new();
+    while let Some(id) = next.pop() {
+        if !seen.insert(id.clone()) {
+            continue;
+        }
+        // One that cannot be read is somebody else's trouble.
+        let Ok(artifact) = artifacts.load(&id) else { continue };
+        if !is_own(&artifact, &record.id, named) {
+            continue;
+        }
+        parts.insert(artifacts.dir(&id));
+        layers.extend(artifact.manifest.disk.layers.iter().cloned());
+        if let MemoryMember::Diff { base } = artifact.manifest.memory {
+            next.push(base);
+        }
+    }
+    // Of a sandbox of an earlier server it is not known which layers are its own.
+    let inherited = record.inherited.as_deref();
+    let own = layers.iter().filter(|layer| inherited.is_some_and(|inherited| !inherited.contains(layer)));
+    parts.extend(own.map(|layer| artifacts.layer(layer)));
+    parts
+}
+
+/// Whether an artifact is there for this sandbox: it was cut of it, or it is the state that it was forked from.
+fn is_own(artifact: &Artifact, id: &SandboxId, named: &[Named]) -> bool {
+    let manifest = &artifact.manifest;
+    let of_another = || named.iter().any(|other| other.artifact == manifest.id && other.snapshot_of.as_ref() != Some(id));
+    manifest.logical_id == id.as_str() || (manifest.kind == ArtifactKind::Continuation && !of_another())
+}

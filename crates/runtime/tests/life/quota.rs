@@ -1,0 +1,104 @@
+//! What one sandbox may hold of the disk, with its snapshots and its paused state.
+
+use std::path::Path;
+
+use firkin_runtime::{
+    config::SandboxLimits,
+    owner::{OnExit, ResumeError, SnapshotError},
+    runtime::Runtime,
+    sandbox::{RuntimeSandbox, SandboxState},
+    sandbox_quota::QuotaError,
+};
+
+use crate::bench::{Host, base, life, names, until};
+
+fn disk_mib(mib: u64) -> SandboxLimits {
+    SandboxLimits { disk_mib: Some(mib), ..SandboxLimits::default() }
+}
+
+/// Writes into what a sandbox's machine writes.
+fn write(host: &Host, sandbox: &RuntimeSandbox, mib: usize) {
+    fs_err::write(host.guest(&sandbox.id).written().with_file_name("written"), vec![1; mib << 20]).unwrap();
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let bytes = |path: &Path| match fs_err::symlink_metadata(path).unwrap() {
+        meta if meta.is_dir() => bytes_below(path),
+        meta => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
+    };
+    names(dir).iter().map(|name| bytes(&dir.join(name))).sum()
+}
+
+fn is_over(refused: &SnapshotError) -> bool {
+    matches!(refused, SnapshotError::Quota { source: QuotaError::Disk { .. }, .. })
+}
+
+#[tokio::test]
+async fn a_sandbox_that_makes_snapshots_in_a_loop_does_not_fill_the_disk() {
+    let host = Host::new();
+    let server = host.server_that_limits(disk_mib(2)).await;
+    // What it was created on is not its own, however much that is.
+    for artifact in host.artifacts() {
+        fs_err::write(host.state_dir().join("artifacts").join(artifact).join("weight"), vec![1; 8 << 20]).unwrap();
+    }
+    let (greedy, other) = (server.create(base()).await.unwrap(), server.create(base()).await.unwrap());
+    host.remember(&greedy.id, "kept");
+    let before = bytes_below(&host.state_dir().join("artifacts"));
+    let mut taken = Vec::new();
+    let refused = loop {
+        match server.snapshot(&greedy.id, None).await {
+            Ok(snapshot) => taken.push(snapshot.snapshot_id),
+            Err(refused) => break refused,
+        }
+        assert!(taken.len() < 1000, "nothing ends it");
+    };
+    assert!(is_over(&refused), "{refused:?}");
+    let text = firkin_causes::chain(&refused);
+    assert!(text.contains("its quota is 2 MiB"), "{text}");
+    let held = bytes_below(&host.state_dir().join("artifacts")) - before;
+    assert!((1 << 18..5 << 19).contains(&held), "{} snapshots, {held} bytes", taken.len());
+    let artifacts = host.artifacts();
+    assert!(is_over(&server.fork(&greedy.id, 1, life(&greedy)).await.map_err(snapshot_error).unwrap_err()));
+    assert!(is_over(&server.snapshot(&greedy.id, None).await.unwrap_err()));
+    assert_eq!(host.artifacts(), artifacts, "a refusal leaves nothing");
+    // It goes on, and so do others.
+    assert_eq!((state(&server, &greedy), host.memory(&greedy.id).word.as_str()), (SandboxState::Running, "kept"));
+    server.snapshot(&other.id, None).await.unwrap();
+    for snapshot in taken.drain(..8) {
+        server.delete_template(&snapshot).await.unwrap();
+    }
+    until("they are removed", || host.artifacts().len() < artifacts.len()).await;
+    server.snapshot(&greedy.id, None).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
+fn snapshot_error(error: firkin_runtime::runtime::ForkError) -> SnapshotError {
+    match error {
+        firkin_runtime::runtime::ForkError::Snapshot(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn state(server: &Runtime, sandbox: &RuntimeSandbox) -> SandboxState {
+    server.sandbox(&sandbox.id).unwrap().state
+}
+
+#[tokio::test]
+async fn a_sandbox_has_no_more_snapshots_than_it_may_however_many_are_asked_for_at_once() {
+    let host = Host::new();
+    let server = host.server_that_limits(SandboxLimits { snapshots: 3, ..SandboxLimits::default() }).await;
+    let (one, other) = (server.create(base()).await.unwrap(), server.create(base()).await.unwrap());
+    let asked = futures::future::join_all((0..8).map(|_| server.snapshot(&one.id, None))).await;
+    let (taken, refused): (Vec<_>, Vec<_>) = asked.into_iter().partition(Result::is_ok);
+    assert_eq!(taken.len(), 3);
+    for refused in refused {
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, SnapshotError::Quota { source: QuotaError::Snapshots { max: 3 }, .. }), "{refused:?}");
+    }
+    server.pause(&one.id).await.unwrap();
+    server.snapshot(&one.id, None).await.unwrap_err();
+    server.snapshot(&other.id, None).await.unwrap();
+    server.delete_template(&taken[0].as_ref().unwrap().snapshot_id).await.unwrap();
+    server.snapshot(&one.id, None).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
