@@ -64,6 +64,7 @@ use crate::{
 
 mod builds;
 mod disk_floor;
+mod disk_quota;
 pub mod host_templates;
 pub mod sweep;
 pub mod templates;
@@ -195,6 +196,7 @@ impl Runtime {
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners)));
+        shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
         shared.tasks.spawn(count_volumes(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));

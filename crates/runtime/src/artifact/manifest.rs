@@ -55,6 +55,8 @@ pub enum CutReason {
     Stopped,
     /// The disk was too full for it to write on.
     DiskFull,
+    /// It held more of the disk than it may.
+    OverQuota,
     /// It went back to a snapshot of its own.
     RolledBack,
     /// Somebody asked for a snapshot.
@@ -67,7 +69,7 @@ impl CutReason {
     /// What is made for this reason: a sandbox's only state, or one that others start from while it goes on.
     pub(crate) fn kind(self) -> ArtifactKind {
         match self {
-            Self::Asked | Self::Idle | Self::Stopped | Self::DiskFull | Self::RolledBack => ArtifactKind::Pause,
+            Self::Asked | Self::Idle | Self::Stopped | Self::DiskFull | Self::OverQuota | Self::RolledBack => ArtifactKind::Pause,
             Self::Snapshot | Self::Fork => ArtifactKind::Continuation,
         }
     }
@@ -80,6 +82,7 @@ impl fmt::Display for CutReason {
             Self::Idle => "idle",
             Self::Stopped => "stopped",
             Self::DiskFull => "disk_full",
+            Self::OverQuota => "over_quota",
             Self::RolledBack => "rolled_back",
             Self::Snapshot => "snapshot",
             Self::Fork => "fork",

@@ -37,7 +37,7 @@ const PAUSE_DEADLINE: Duration = Duration::from_secs(30);
 const LITTLE_BYTES: u64 = 1 << 20;
 
 /// Bytes in the directory of each running sandbox's machine: the layer that it writes.
-type Sizes = HashMap<SandboxId, u64>;
+pub(super) type Sizes = HashMap<SandboxId, u64>;
 
 /// Looks until the runtime stops.
 pub(crate) async fn hold(owners: Arc<Owners>) {
@@ -77,7 +77,7 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
 }
 
 /// What each running sandbox has written.
-async fn sizes(owners: &Owners) -> Sizes {
+pub(super) async fn sizes(owners: &Owners) -> Sizes {
     let shared: &Shared = &owners.shared;
     let running: Vec<(SandboxId, PathBuf)> = {
         let handles = owners.handles();

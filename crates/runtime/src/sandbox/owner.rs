@@ -137,6 +137,10 @@ pub(crate) enum Command {
         grown: u64,
         reply: Reply<Result<(), SnapshotError>>,
     },
+    /// To stop writing if it holds more of the disk than it may. Answers whether it did.
+    HoldQuota {
+        reply: Reply<Result<bool, SnapshotError>>,
+    },
     /// A state to start others from; the sandbox goes on.
     Cut {
         memory: Memory,
@@ -375,6 +379,10 @@ impl Owner {
             }
             Command::MakeRoom { grown, reply } => {
                 let result = self.pause_for_room(grown).await;
+                drop(reply.send(result));
+            }
+            Command::HoldQuota { reply } => {
+                let result = self.pause_over_quota().await;
                 drop(reply.send(result));
             }
             Command::Cut { memory, reason, reply } => {

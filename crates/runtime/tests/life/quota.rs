@@ -102,3 +102,30 @@ async fn a_sandbox_has_no_more_snapshots_than_it_may_however_many_are_asked_for_
     server.snapshot(&one.id, None).await.unwrap();
     server.shutdown(OnExit::Kill).await;
 }
+
+#[tokio::test]
+async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost() {
+    let host = Host::new();
+    let server = host.server_that_limits(disk_mib(24)).await;
+    let (writer, other) = (server.create(base()).await.unwrap(), server.create(base()).await.unwrap());
+    host.remember(&writer.id, "kept");
+    write(&host, &other, 20);
+    write(&host, &writer, 40);
+    until("it is paused", || state(&server, &writer) == SandboxState::Paused).await;
+    let told =
+        || server.events(&writer.id).unwrap().into_iter().find(|event| event.message.contains("more of the disk than it may"));
+    until("why is told", || told().is_some()).await;
+    assert!(told().unwrap().fields["quota"].contains("its quota is 24 MiB"));
+    assert_eq!(state(&server, &other), SandboxState::Running);
+    server.shutdown(OnExit::Pause).await;
+
+    let server = host.server_that_limits(disk_mib(0)).await;
+    let refused = server.resume(&writer.id, life(&writer)).await.unwrap_err();
+    assert!(matches!(refused, ResumeError::Quota { source: QuotaError::Disk { quota_mib: 0, .. }, .. }), "{refused:?}");
+    server.shutdown(OnExit::Pause).await;
+
+    let server = host.server().await;
+    server.resume(&writer.id, life(&writer)).await.unwrap();
+    assert_eq!(host.memory(&writer.id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}

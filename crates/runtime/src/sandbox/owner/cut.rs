@@ -136,6 +136,22 @@ impl Owner {
         paused
     }
 
+    /// Pauses the sandbox if it holds more of the disk than it may: nothing else would end that. Whether it was.
+    pub(super) async fn pause_over_quota(&mut self) -> Result<bool, SnapshotError> {
+        let source = match sandbox_quota::admit(&self.shared, &self.record, 0).await {
+            Ok(()) => return Ok(false),
+            Err(source @ QuotaError::Disk { .. }) => source,
+            Err(source) => return Err(SnapshotError::Quota { id: self.record.id.clone(), source }),
+        };
+        let paused = self.pause(Memory::Kept, CutReason::OverQuota).await;
+        let message = match &paused {
+            Ok(()) => "this sandbox holds more of the disk than it may: it was paused, and is resumed once it holds less",
+            Err(_) => "this sandbox holds more of the disk than it may, and cannot be paused",
+        };
+        self.note(Event::new(LogLevel::Warn, message).with("quota", chain(&source)));
+        paused.map(|()| true)
+    }
+
     async fn try_pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
         let (artifact, pin) = self.publish_cut(reason, memory).await?;
         let held = Held { artifact: artifact.manifest.id, epoch: Some(artifact.manifest.epoch), memory };
