@@ -5,7 +5,10 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use clap::{Args, value_parser};
-use firkin_runtime::config::{AdmissionConfig, Overcommit};
+use firkin_runtime::{
+    config::{AdmissionConfig, Overcommit, SandboxLimits},
+    volumes::VolumeLimits,
+};
 
 /// Options about capacity.
 #[derive(Debug, Default, Args)]
@@ -26,6 +29,18 @@ pub(crate) struct CapacityArgs {
     /// Let the state directory hold so much, volumes aside; what can be made again goes first [default: all above the floor]
     #[arg(long, value_name = "MIB", env = "FIRKIN_DISK_BUDGET", hide_env_values = true)]
     disk_budget: Option<u64>,
+    /// Let each sandbox hold so much disk with its paused state and its snapshots [default: a quarter of the disk]
+    #[arg(long, value_name = "MIB", env = "FIRKIN_SANDBOX_DISK_QUOTA", hide_env_values = true)]
+    sandbox_disk_quota: Option<u64>,
+    /// Keep so many snapshots of each sandbox at most [default: 1000]
+    #[arg(long, value_name = "COUNT", env = "FIRKIN_MAX_SNAPSHOTS_PER_SANDBOX", hide_env_values = true)]
+    max_snapshots_per_sandbox: Option<usize>,
+    /// Keep so many volumes at most [default: 1000]
+    #[arg(long, value_name = "COUNT", env = "FIRKIN_MAX_VOLUMES", hide_env_values = true)]
+    max_volumes: Option<usize>,
+    /// Let each volume hold so much [default: a quarter of the disk]
+    #[arg(long, value_name = "MIB", env = "FIRKIN_VOLUME_QUOTA", hide_env_values = true)]
+    volume_quota: Option<u64>,
     /// Start nothing while less memory is available [default: 1024, or a twentieth of a small host]
     #[arg(long, value_name = "MIB", env = "FIRKIN_MEMORY_FLOOR", hide_env_values = true)]
     memory_floor: Option<u64>,
@@ -52,6 +67,10 @@ pub(crate) struct CapacitySettings {
     pub(crate) disk_floor_mib: Option<u64>,
     /// The budget of the state directory.
     pub(crate) disk_budget_mib: Option<u64>,
+    /// What one sandbox may hold of the disk.
+    pub(crate) sandboxes: SandboxLimits,
+    /// How many volumes there may be, and how large.
+    pub(crate) volumes: VolumeLimits,
     /// Who is let in when.
     pub(crate) admission: AdmissionConfig,
 }
@@ -59,7 +78,7 @@ pub(crate) struct CapacitySettings {
 impl CapacitySettings {
     /// Decides every value.
     pub(crate) fn resolve(args: &CapacityArgs) -> Self {
-        let Self { overcommit, admission, .. } = Self::default();
+        let Self { overcommit, admission, sandboxes, volumes, .. } = Self::default();
         Self {
             overcommit: Overcommit {
                 cpus: args.cpu_overcommit.unwrap_or(overcommit.cpus),
@@ -68,6 +87,11 @@ impl CapacitySettings {
             },
             disk_floor_mib: args.disk_floor,
             disk_budget_mib: args.disk_budget,
+            sandboxes: SandboxLimits {
+                disk_mib: args.sandbox_disk_quota,
+                snapshots: args.max_snapshots_per_sandbox.unwrap_or(sandboxes.snapshots),
+            },
+            volumes: VolumeLimits { count: args.max_volumes.unwrap_or(volumes.count), quota_mib: args.volume_quota },
             admission: AdmissionConfig {
                 warm_percent: args.warm_share.unwrap_or(admission.warm_percent),
                 queue_length: args.queue_length.unwrap_or(admission.queue_length),
@@ -96,6 +120,10 @@ impl CapacitySettings {
             option("disk-overcommit", self.overcommit.disk.to_string(), default.overcommit.disk.to_string()),
             floor("disk-floor", self.disk_floor_mib),
             floor("disk-budget", self.disk_budget_mib),
+            floor("sandbox-disk-quota", self.sandboxes.disk_mib),
+            option("max-snapshots-per-sandbox", self.sandboxes.snapshots.to_string(), default.sandboxes.snapshots.to_string()),
+            option("max-volumes", self.volumes.count.to_string(), default.volumes.count.to_string()),
+            floor("volume-quota", self.volumes.quota_mib),
             floor("memory-floor", ours.memory_floor_mib),
             option("memory-stall", ours.memory_stall_percent.to_string(), theirs.memory_stall_percent.to_string()),
             option("warm-share", ours.warm_percent.to_string(), theirs.warm_percent.to_string()),
@@ -130,11 +158,13 @@ mod tests {
 
     #[test]
     fn what_is_said_is_meant_and_said_again() {
-        let all = " --cpu-overcommit 4 --memory-overcommit 150 --disk-overcommit 2 --disk-floor 0 --memory-floor 2048 \
-                   --memory-stall 101 --warm-share 0 --queue-length 1 --queue-deadline 0";
+        let all = " --cpu-overcommit 4 --memory-overcommit 150 --disk-overcommit 2 --disk-floor 0 --sandbox-disk-quota 7 \
+                   --max-snapshots-per-sandbox 2 --max-volumes 3 --volume-quota 5 --memory-floor 2048 --memory-stall 101 --warm-share 0 --queue-length 1 --queue-deadline 0";
         let found = resolved(all);
         assert_eq!(found.overcommit, Overcommit { cpus: 4, memory_percent: 150, disk: 2 });
         assert_eq!((found.disk_floor_mib, found.admission.memory_floor_mib), (Some(0), Some(2048)));
+        assert_eq!(found.sandboxes, SandboxLimits { disk_mib: Some(7), snapshots: 2 });
+        assert_eq!(found.volumes, VolumeLimits { count: 3, quota_mib: Some(5) });
         assert_eq!((found.admission.memory_stall_percent, found.admission.warm_percent), (101, 0));
         assert_eq!((found.admission.queue_length, found.admission.queue_deadline), (NonZeroUsize::MIN, Duration::ZERO));
         assert_eq!(found.options(), all);

@@ -195,6 +195,8 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,
+        sandboxes: settings.capacity.sandboxes,
+        volumes: settings.capacity.volumes,
         warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
