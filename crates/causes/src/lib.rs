@@ -17,9 +17,49 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// What stands in a path's place.
+const HIDDEN: &str = "<path>";
+
+/// A message without the absolute paths that it names: for who has no business with this host's files.
+pub fn without_paths(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let (mut rest, mut before) = (message, ' ');
+    while let Some(next) = rest.chars().next() {
+        // Two are a URL's.
+        let begins = next == '/' && !rest.starts_with("//") && " \t\n`'\"(=:[".contains(before);
+        let length =
+            if begins { rest.find(|c: char| c.is_whitespace() || "`'\"()[],;:".contains(c)).unwrap_or(rest.len()) } else { 0 };
+        // A slash alone divides words.
+        if length > 1 {
+            shown.push_str(HIDDEN);
+            rest = &rest[length..];
+            before = '/';
+        } else {
+            shown.push(next);
+            rest = &rest[next.len_utf8()..];
+            before = next;
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
-    use super::chain;
+    use super::{chain, without_paths};
+
+    #[test]
+    fn paths_are_hidden_wherever_they_stand_and_nothing_else_is() {
+        for (message, shown) in [
+            ("cannot open `/var/lib/firkin/firkin.db`: denied", "cannot open `<path>`: denied"),
+            ("failed to read /a/b: no such file", "failed to read <path>: no such file"),
+            ("file:/a, (/b) '/c d' and=/e/f", "file:<path>, (<path>) '<path> d' and=<path>"),
+        ] {
+            assert_eq!(without_paths(message), shown);
+        }
+        for message in ["", "text/html", "1 / 2", "the host has 3 MiB; `x` is full", "http://registry.example/v2"] {
+            assert_eq!(without_paths(message), message);
+        }
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]

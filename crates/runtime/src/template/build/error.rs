@@ -1,5 +1,6 @@
 //! Why a build was not taken, and why one that was taken failed. Sources carry the causes; a client is told the whole chain.
 
+use firkin_causes::{chain, without_paths};
 use firkin_engine::MachineError;
 
 use crate::{
@@ -221,6 +222,45 @@ pub enum BuildFailure {
     Stopping,
 }
 
+impl BuildFailure {
+    /// What whoever asked for the build is told: all of it, but where this host failed, which of its files that was about.
+    pub(crate) fn told(&self) -> String {
+        let whole = chain(self);
+        if self.is_of_this_host() { without_paths(&whole) } else { whole }
+    }
+
+    /// Whether paths in it are this host's, and not of the template, the image or the build's own commands.
+    fn is_of_this_host(&self) -> bool {
+        match self {
+            Self::Image(_)
+            | Self::Artifact { .. }
+            | Self::DiskPressure(_)
+            | Self::Restore(_)
+            | Self::Boot(_)
+            | Self::Transfer(_)
+            | Self::Guest(_)
+            | Self::Machine(_)
+            | Self::Publish(_)
+            | Self::Store(_) => true,
+            Self::NoTemplate(_)
+            | Self::SmallDisk { .. }
+            | Self::LittleFreeDisk { .. }
+            | Self::Died(_)
+            | Self::File(_)
+            | Self::Provision(_)
+            | Self::Malformed { .. }
+            | Self::Command { .. }
+            | Self::Step { .. }
+            | Self::Copy { .. }
+            | Self::Start(_)
+            | Self::NotReady { .. }
+            | Self::Cancelled
+            | Self::Abandoned
+            | Self::Stopping => false,
+        }
+    }
+}
+
 impl From<BootError> for BuildFailure {
     fn from(error: BootError) -> Self {
         match error {
@@ -258,5 +298,20 @@ impl From<CommandError> for CommandFailed {
             CommandError::Rpc { code, message } => Self::Refused { code, message },
             other @ (CommandError::NotFound(_) | CommandError::Cut) => Self::Broken(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_builds_is_told_of_its_own_files_and_not_of_this_hosts() {
+        let path = "/var/lib/firkin/artifacts/x".into();
+        let failed = BuildFailure::Publish(PublishError::File { path, source: std::io::ErrorKind::StorageFull.into() });
+        assert!(chain(&failed).contains("/var/lib"), "{failed:?}");
+        assert_eq!(failed.told(), chain(&failed).replace("/var/lib/firkin/artifacts/x", "<path>"));
+        let own = BuildFailure::Command { command: "cat /etc/none".into(), source: CommandFailed::Exit(1) };
+        assert_eq!(own.told(), chain(&own));
     }
 }

@@ -68,8 +68,8 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
             Some(made)
         }
         Err(failure) => {
-            let message = chain(&failure);
-            tracing::info!(build = record.id, message, "a template build failed");
+            tracing::info!(build = record.id, error = chain(&failure), "a template build failed");
+            let message = failure.told();
             record.state = BuildState::Error;
             live.log.push(LogLevel::Error, &format!("Build failed: {message}"));
             record.reason = Some(BuildReason { message, step: live.log.step() });
