@@ -195,6 +195,11 @@ impl Booted {
         self.disk.layers.iter().chain([&self.disk.overlay]).cloned().collect()
     }
 
+    /// Where it writes.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The id of the artifact that it becomes.
     pub(crate) fn id(&self) -> &str {
         self.draft.id()

@@ -116,6 +116,11 @@ pub enum BuildFailure {
     /// The disk has less free space than the floor.
     #[error("the disk is too full for a template build")]
     DiskPressure(#[source] DiskPressure),
+    /// The disk fell below its floor while it wrote most.
+    #[error(
+        "the host's disk is below its free-space floor, and this build wrote most: it was ended; build it again once there is room"
+    )]
+    CrowdedOut,
     /// The disk of the source could not have that much free space if it were empty.
     #[error("the disk of the template has {disk_mib} MiB, and {asked_mib} MiB of it were asked to be free")]
     SmallDisk {
@@ -243,6 +248,7 @@ impl BuildFailure {
             | Self::Publish(_)
             | Self::Store(_) => true,
             Self::NoTemplate(_)
+            | Self::CrowdedOut
             | Self::SmallDisk { .. }
             | Self::LittleFreeDisk { .. }
             | Self::Died(_)

@@ -46,6 +46,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         outcome = Box::pin(build(&builds, &live, &plan)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
         () = live.abandoned.cancelled() => Err(BuildFailure::Abandoned),
+        () = live.crowded_out.cancelled() => Err(BuildFailure::CrowdedOut),
         () = shared.stopping.cancelled() => Err(BuildFailure::Stopping),
     };
     if outcome.is_ok() {

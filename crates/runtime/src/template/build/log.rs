@@ -3,7 +3,10 @@
 //! Readers go by the number of entries that they have seen, so nothing is ever taken away from the front: what is too much is
 //! left out at the end, and said to be.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
@@ -37,6 +40,8 @@ struct State {
     entries: Vec<BuildLogEntry>,
     bytes: usize,
     step: String,
+    /// The directory of the build's machine.
+    workplace: Option<PathBuf>,
 }
 
 impl BuildLog {
@@ -53,6 +58,16 @@ impl BuildLog {
     /// The step that the build is in.
     pub(super) fn step(&self) -> String {
         self.state().step.clone()
+    }
+
+    /// Its machine writes there from now on. Not told to those who read along.
+    pub(super) fn work_in(&self, dir: PathBuf) {
+        self.state().workplace = Some(dir);
+    }
+
+    /// Where its machine writes, or the last one did.
+    pub(super) fn workplace(&self) -> Option<PathBuf> {
+        self.state().workplace.clone()
     }
 
     pub(super) fn info(&self, message: impl AsRef<str>) {

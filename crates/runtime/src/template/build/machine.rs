@@ -60,6 +60,7 @@ impl BuildMachine {
             restore::restore(request, &shared.gates, &shared.launcher)
         });
         let SnapshotRestoreReport { session, reservation, .. } = report.await?;
+        log.work_in(shared.launcher.instances.path(&session.instance()));
         Ok(Self { session, reservation, shared: Arc::clone(shared), identity, from })
     }
 
@@ -192,6 +193,7 @@ pub(super) async fn boot(
     };
     let report = |line: &str| log.info(line);
     let mut booted = boot::boot(shared, &request, &report).await?;
+    log.work_in(booted.dir().to_owned());
     let shell = Shell { connector: booted.link.connector(), log };
     let worked = work(&mut booted, shell).await;
     booted.end().await;

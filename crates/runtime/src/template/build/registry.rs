@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Live {
     pub(crate) cancel: CancellationToken,
     /// Asks it to end, and to be on record as one that failed.
     pub(crate) abandoned: CancellationToken,
+    /// Asks it to end because the disk has no room for what it writes.
+    pub(crate) crowded_out: CancellationToken,
     /// Cancelled once it has, and all of its machine is gone.
     pub(crate) ended: CancellationToken,
 }
@@ -107,6 +110,7 @@ impl Builds {
             log: BuildLog::default(),
             cancel: CancellationToken::new(),
             abandoned: CancellationToken::new(),
+            crowded_out: CancellationToken::new(),
             ended: CancellationToken::new(),
         });
         live.insert(id, UnderWay { build: Arc::clone(&begun), files });
@@ -122,6 +126,19 @@ impl Builds {
         let all = self.all_live();
         let of_it = all.values().map(|live| &live.build).filter(|build| build.record.template_id == template);
         of_it.cloned().collect()
+    }
+
+    /// Where the machine of each build writes, by the build's id.
+    pub(crate) fn workplaces(&self) -> Vec<(String, PathBuf)> {
+        let place = |(id, live): (&String, &UnderWay)| Some((id.clone(), live.build.log.workplace()?));
+        self.all_live().iter().filter_map(place).collect()
+    }
+
+    /// Ends a build for which the disk has no room.
+    pub(crate) fn crowd_out(&self, id: &str) {
+        if let Some(live) = self.live(id) {
+            live.crowded_out.cancel();
+        }
     }
 
     /// Its record is in the store from now on, or nowhere.
