@@ -195,12 +195,12 @@ impl Runtime {
         build::recover(&shared).await.map_err(OpenError::Store)?;
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
-        shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners)));
         shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
         shared.tasks.spawn(count_volumes(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
+        shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners), Arc::clone(&builds)));
         Ok(Self { shared, owners, builds, pool })
     }
 

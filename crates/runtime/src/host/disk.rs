@@ -19,6 +19,9 @@ const BLOCK_BYTES: u64 = 512;
 /// On a disk where [`WORK_FLOOR_MIB`] would be more than this part, the floor is this part of the disk instead.
 const SMALL_DISK_DIVISOR: u64 = 20;
 
+/// Of what the floor holds back, this part is never taken for pauses of those who write below it.
+const RESERVE_DIVISOR: u64 = 2;
+
 /// What one sandbox or one volume may hold unless the operator says how much is this part of the disk: so that none fills it alone.
 const SHARE_DIVISOR: u64 = 4;
 
@@ -102,6 +105,12 @@ impl DiskPressureGuard {
         self.check_floor(1)
     }
 
+    /// Whether half of the floor stays free when so many bytes are written.
+    pub fn check_reserve(&self, bytes: u64) -> Result<(), DiskPressure> {
+        let space = self.space()?;
+        self.demand(space.free.saturating_sub(bytes), self.floor_mib(space) / RESERVE_DIVISOR)
+    }
+
     /// As [`DiskPressureGuard::check`] with [`REFILL_FACTOR`] times the floor.
     pub fn check_for_refill(&self) -> Result<(), DiskPressure> {
         self.check_floor(REFILL_FACTOR)
@@ -121,9 +130,15 @@ impl DiskPressureGuard {
 
     fn check_floor(&self, factor: u64) -> Result<(), DiskPressure> {
         let space = self.space()?;
-        let free_mib = space.free >> 20;
-        let floor_mib = self.floor_mib.unwrap_or_else(|| WORK_FLOOR_MIB.min((space.total >> 20) / SMALL_DISK_DIVISOR));
-        let floor_mib = floor_mib.saturating_mul(factor);
+        self.demand(space.free, self.floor_mib(space).saturating_mul(factor))
+    }
+
+    fn floor_mib(&self, space: DiskSpace) -> u64 {
+        self.floor_mib.unwrap_or_else(|| WORK_FLOOR_MIB.min((space.total >> 20) / SMALL_DISK_DIVISOR))
+    }
+
+    fn demand(&self, free: u64, floor_mib: u64) -> Result<(), DiskPressure> {
+        let free_mib = free >> 20;
         if free_mib < floor_mib {
             return Err(DiskPressure::BelowFloor { path: self.path.clone(), free_mib, floor_mib });
         }
@@ -226,6 +241,14 @@ mod tests {
         assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 20479, floor_mib: 20480, .. }), "{error}");
         assert!(guard(Some(100), space(GIB)).check_for_refill().is_ok());
         assert!(guard(None, Ok(DiskSpace { free: 2 * GIB, total: 20 * GIB })).check_for_refill().is_ok());
+    }
+
+    #[test]
+    fn half_of_the_floor_is_left_by_who_is_paused_for_it() {
+        let space = || Ok(DiskSpace { free: 8 * GIB, total: 1000 * GIB });
+        assert!(guard(None, space()).check_reserve(3 * GIB).is_ok());
+        let error = guard(None, space()).check_reserve(4 * GIB).unwrap_err();
+        assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 4096, floor_mib: 5120, .. }), "{error}");
     }
 
     #[test]

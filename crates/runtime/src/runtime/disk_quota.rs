@@ -4,7 +4,7 @@
 //! To know all that a sandbox holds takes a look at the records and at its files, so that is done only where the layer that it writes
 //! has changed by more than a little since the last time.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
 use tokio::{
@@ -12,8 +12,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::disk_floor::{Sizes, sizes};
+use super::disk_floor::running;
 use crate::{
+    ground::blocking::blocking,
+    host::disk::bytes_below,
     sandbox::owner::{Command, Owners, SnapshotError},
     store::spec::SandboxId,
 };
@@ -32,7 +34,7 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
     let shared = Arc::clone(&owners.shared);
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked = Sizes::new();
+    let mut looked: HashMap<SandboxId, u64> = HashMap::new();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -53,6 +55,12 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
             }
         }
     }
+}
+
+/// What each running sandbox has written. Of one that has gone meanwhile there is nothing to know.
+async fn sizes(owners: &Owners) -> HashMap<SandboxId, u64> {
+    let running = running(owners);
+    blocking(move || running.into_iter().filter_map(|(id, dir)| Some((id, bytes_below(&dir).ok()?))).collect()).await
 }
 
 /// Has its owner pause a sandbox that holds too much. Whether it need not be looked at again before it has written more.

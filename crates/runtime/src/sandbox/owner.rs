@@ -45,6 +45,7 @@ mod internet;
 mod pulse;
 mod registry;
 mod rollback;
+mod room;
 mod upkeep;
 mod view;
 mod wake;
@@ -52,6 +53,7 @@ mod wake;
 pub use self::{cut::SnapshotError, internet::NetworkError, rollback::RollbackError, wake::ResumeError};
 pub(crate) use self::{
     registry::Owners,
+    room::Relief,
     view::{Access, Handle, Reach, Seen, View, show},
 };
 
@@ -135,8 +137,10 @@ pub(crate) enum Command {
     MakeRoom {
         /// What it has written lately, bytes.
         grown: u64,
-        reply: Reply<Result<(), SnapshotError>>,
+        reply: Reply<Result<Relief, SnapshotError>>,
     },
+    /// To go on, if it stood still for that and the disk has room again.
+    MoveAgain,
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -207,12 +211,14 @@ struct Running {
     /// Cancelled while it is being paused.
     leaving: CancellationToken,
     pulse: Pulse,
+    /// Its processors are stopped because the disk has no room, not even for its pause.
+    still: bool,
 }
 
 impl Running {
     fn new(session: Session, reservation: ActiveSessionReservation) -> Self {
         let (ended, leaving) = (CancellationToken::new(), CancellationToken::new());
-        Self { session, reservation, ended, leaving, pulse: Pulse::new() }
+        Self { session, reservation, ended, leaving, pulse: Pulse::new(), still: false }
     }
 }
 
@@ -317,7 +323,7 @@ impl Owner {
                             Some(command) => Wake::Command(command),
                             None => return,
                         },
-                        end = pulse::watch(&mut running.session, &mut running.pulse, &self.record.id) => Wake::Ended(end),
+                        end = pulse::watch(running, &self.record.id) => Wake::Ended(end),
                         () = tokio::time::sleep_until(deadline) => Wake::Deadline,
                         progress = self.upkeep.progress() => Wake::Upkeep(progress),
                     }
@@ -378,9 +384,10 @@ impl Owner {
                 drop(reply.send(result));
             }
             Command::MakeRoom { grown, reply } => {
-                let result = self.pause_for_room(grown).await;
+                let result = self.make_room(grown).await;
                 drop(reply.send(result));
             }
+            Command::MoveAgain => self.move_again().await,
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));
@@ -403,8 +410,8 @@ impl Owner {
             }
             Command::Stats { reply } => {
                 let stats = match &mut self.phase {
-                    Phase::Running(running) => running.session.stats().await.ok(),
-                    Phase::Paused(_) | Phase::Gone => None,
+                    Phase::Running(running) if !running.still => running.session.stats().await.ok(),
+                    Phase::Running(_) | Phase::Paused(_) | Phase::Gone => None,
                 };
                 // Whoever asked may have gone.
                 reply.send(stats).ok();

@@ -10,11 +10,15 @@ use std::{
 
 use firkin_runtime::{
     disk::{DiskPressureProbe, DiskSpace},
-    owner::{OnExit, ResumeError},
+    owner::{OnExit, ResumeError, SnapshotError},
     sandbox::SandboxState,
+    store::BuildState,
 };
 
-use crate::bench::{Host, base, life, until};
+use crate::{
+    bench::{Host, base, life, names, until},
+    builds::{own_image, plan, request, start},
+};
 
 /// A disk that is as full as a test says.
 #[derive(Debug)]
@@ -26,23 +30,24 @@ impl DiskPressureProbe for Disk {
     }
 }
 
+/// Has `file` be as large as one that grows by 4 MiB a second. It may go at any time, and its directory with it.
+fn grow(file: &Path, begun: std::time::Instant) {
+    let bytes = (1 + usize::try_from(begun.elapsed().as_secs()).unwrap()) * (4 << 20);
+    if std::fs::metadata(file).map_or(0, |there| there.len()) != bytes as u64 {
+        drop(std::fs::write(file, vec![1; bytes]));
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_pauses_who_writes_most_and_says_why() {
     let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
     let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
     let (writer, idle) = (server.create(base()).await.unwrap(), server.create(base()).await.unwrap());
     host.remember(&writer.id, "kept");
-    let overlay = host.guest(&writer.id).written();
-    // As long as it runs, it writes: 4 MiB a second.
+    let written = host.guest(&writer.id).written().with_file_name("written");
+    // As long as it runs, it writes.
     let begun = std::time::Instant::now();
-    let write = || {
-        let bytes = (1 + usize::try_from(begun.elapsed().as_secs()).unwrap()) * (4 << 20);
-        let path = overlay.with_file_name("written");
-        if fs_err::metadata(&path).map_or(0, |there| there.len()) != bytes as u64 {
-            fs_err::write(path, vec![1; bytes]).unwrap();
-        }
-    };
-    write();
+    grow(&written, begun);
     let state = |id| server.sandbox(id).unwrap().state;
     assert_eq!(state(&writer.id), SandboxState::Running, "a disk with room is everybody's");
 
@@ -50,7 +55,7 @@ async fn a_full_disk_pauses_who_writes_most_and_says_why() {
     let is_paused = || {
         let paused = state(&writer.id) == SandboxState::Paused;
         if !paused {
-            write();
+            grow(&written, begun);
         }
         paused
     };
@@ -67,5 +72,82 @@ async fn a_full_disk_pauses_who_writes_most_and_says_why() {
     disk.0.store(1000, Ordering::SeqCst);
     server.resume(&writer.id, life(&writer)).await.unwrap();
     assert_eq!(host.memory(&writer.id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn below_half_of_the_floor_writers_stand_still_and_nothing_is_written_for_them() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let [one, two, idle] =
+        [server.create(base()).await, server.create(base()).await, server.create(base()).await].map(Result::unwrap);
+    let artifacts = host.artifacts();
+    let epoch = server.create(base()).await.map(|other| host.memory(&other.id).epoch).unwrap();
+    let state = |id| server.sandbox(id).unwrap().state;
+    host.remember(&one.id, "kept");
+    let files = [&one, &two].map(|sandbox| host.guest(&sandbox.id).written().with_file_name("written"));
+    disk.0.store(49, Ordering::SeqCst);
+    let begun = std::time::Instant::now();
+    let both = || {
+        let still = [&one, &two].map(|sandbox| state(&sandbox.id) == SandboxState::Paused);
+        for (file, still) in files.iter().zip(still) {
+            if !still {
+                grow(file, begun);
+            }
+        }
+        still == [true, true]
+    };
+    until("both write no more", both).await;
+    assert_eq!(state(&idle.id), SandboxState::Running);
+    assert_eq!(host.artifacts(), artifacts, "no pause was written to the full disk");
+    let told = |message: &str| server.events(&one.id).unwrap().iter().any(|event| event.message.contains(message));
+    until("why is told", || told("stands still until there is room")).await;
+    // Nobody is told that it runs, and it can be ended.
+    let refused = server.connect(&one.id, life(&one)).await.unwrap_err();
+    assert!(matches!(refused, ResumeError::Restore { .. }), "{refused:?}");
+    let refused = server.pause(&one.id).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::DiskPressure { .. }), "{refused:?}");
+    assert_eq!(state(&one.id), SandboxState::Paused, "it stands still after that too");
+    assert_eq!(server.stats(&one.id).await.unwrap(), None);
+    server.kill(&two.id).await.unwrap();
+
+    disk.0.store(1000, Ordering::SeqCst);
+    until("it goes on", || state(&one.id) == SandboxState::Running).await;
+    assert!(told("goes on"));
+    assert_eq!((host.memory(&one.id).word.as_str(), host.memory(&one.id).epoch), ("kept", epoch), "in the same life");
+    assert!(server.stats(&one.id).await.unwrap().is_some());
+    server.pause(&one.id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn a_build_that_writes_most_fails_and_says_why() {
+    let (host, _envd) = Host::with_silent_envd();
+    let disk = Arc::new(Disk(AtomicU64::new(1000)));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let idle = server.create(base()).await.unwrap();
+    let run = host.state_dir().join("run");
+    let others = names(&run);
+    let place = request(&server, "large", 1024).await;
+    start(&server, &place, plan(own_image(), &["fill the disk"])).await;
+    disk.0.store(150, Ordering::SeqCst);
+    let begun = std::time::Instant::now();
+    let info = loop {
+        for dir in names(&run).into_iter().filter(|name| !others.contains(name)) {
+            grow(&run.join(dir).join("written"), begun);
+            disk.0.store(99, Ordering::SeqCst);
+        }
+        let info = server.build(&place.template_id, &place.build_id).await.unwrap();
+        if info.state != BuildState::Building {
+            break info;
+        }
+        assert!(begun.elapsed().as_secs() < 100, "nothing ends it");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(info.state, BuildState::Error);
+    let reason = info.reason.unwrap().message;
+    assert!(reason.contains("below its free-space floor, and this build wrote most"), "{reason}");
+    assert_eq!(server.sandbox(&idle.id).unwrap().state, SandboxState::Running);
+    until("nothing of it is left", || names(&run) == others).await;
     server.shutdown(OnExit::Kill).await;
 }

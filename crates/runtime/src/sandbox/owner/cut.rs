@@ -114,26 +114,18 @@ impl Owner {
 
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
     pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
+        self.move_again().await;
         let running = self.phase.running(&self.record.id)?;
         running.leaving.cancel();
         self.publish_view();
         let result = self.try_pause(memory, reason).await;
-        if let Phase::Running(running) = &mut self.phase {
+        if let Phase::Running(running) = &mut self.phase
+            && !running.still
+        {
             running.leaving = CancellationToken::new();
             self.publish_view();
         }
         result
-    }
-
-    /// Pauses the sandbox because the disk that it writes to is nearly full. Its user learns of that by its events and its log.
-    pub(super) async fn pause_for_room(&mut self, grown_bytes: u64) -> Result<(), SnapshotError> {
-        let paused = self.pause(Memory::Kept, CutReason::DiskFull).await;
-        let message = match &paused {
-            Ok(()) => "the host's disk is below its floor, and this sandbox wrote most: it was paused",
-            Err(_) => "the host's disk is below its floor, and this sandbox, which wrote most, cannot be paused",
-        };
-        self.note(Event::new(LogLevel::Warn, message).with("written_mib", (grown_bytes >> 20).to_string()));
-        paused
     }
 
     /// Pauses the sandbox if it holds more of the disk than it may: nothing else would end that. Whether it was.
@@ -218,12 +210,12 @@ impl Owner {
         let id = self.record.id.clone();
         let shared = Arc::clone(&self.shared);
         let running = self.phase.running(&id)?;
-        // An earlier failure may have left it stopped; a stopped guest cannot answer.
-        running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         // The floor is kept free for this.
         if reason != CutReason::DiskFull {
             shared.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         }
+        // An earlier failure may have left it stopped; a stopped guest cannot answer.
+        running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
         // Whatever can fail without the machine, or take time, stands before the freeze.
         let base = shared.artifacts.load(&running.session.memory_base);
@@ -277,6 +269,9 @@ impl Owner {
     pub(super) async fn go_on(&mut self) {
         let identity = identity::of_sandbox(&Life::present(&self.record));
         let Phase::Running(running) = &mut self.phase else { return };
+        if running.still {
+            return;
+        }
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
         layers.clone_from(&running.session.disk.layers);
         overlay.clone_from(&running.session.disk.overlay);

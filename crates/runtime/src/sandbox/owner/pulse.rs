@@ -13,7 +13,8 @@ use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::{machine::session::Session, store::spec::SandboxId};
+use super::Running;
+use crate::store::spec::SandboxId;
 
 /// Between two questions to a guest.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -63,12 +64,14 @@ impl Pulse {
     }
 }
 
-/// Ends when the machine does, or when nothing of it answers. Cancel-safe: a question under way is then not counted.
-pub(super) async fn watch(session: &mut Session, pulse: &mut Pulse, id: &SandboxId) -> End {
+/// Ends when the machine does, or when nothing of it answers. Cancel-safe: a question under way is then not counted. A guest that was
+/// told to stand still is not asked.
+pub(super) async fn watch(running: &mut Running, id: &SandboxId) -> End {
+    let Running { session, pulse, still, .. } = running;
     loop {
         tokio::select! {
             exit = session.machine.wait() => return End::Exited(exit),
-            () = sleep_until(pulse.next) => {}
+            () = sleep_until(pulse.next), if !*still => {}
         }
         pulse.next = Instant::now() + INTERVAL;
         if matches!(timeout(GUEST_DEADLINE, session.hello(GUEST_DEADLINE)).await, Ok(Ok(()))) {

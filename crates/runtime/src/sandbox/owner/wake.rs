@@ -77,6 +77,10 @@ const MIN_WAKE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 impl Owner {
     /// Resumes it, once for each pause that who asks has `seen`.
     pub(super) async fn resume(&mut self, timeout: Duration, memory: Memory, seen: Seen) -> Result<RuntimeSandbox, ResumeError> {
+        // Whoever was told that it is paused has it running now.
+        if self.stands_still() {
+            return self.connect(timeout, memory).await.map(|connected| connected.sandbox);
+        }
         match self.phase {
             Phase::Running(_) if self.has_been_resumed_for(seen, memory) => {
                 self.connect(timeout, memory).await.map(|connected| connected.sandbox)
@@ -87,6 +91,8 @@ impl Owner {
     }
 
     pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
+        self.move_again().await;
+        self.demand_moving()?;
         match self.phase {
             Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
             Phase::Running(_) => {

@@ -1,0 +1,109 @@
+//! What becomes of a sandbox that writes to a disk which is nearly full.
+//!
+//! ```text
+//!             its memory fits into the reserve
+//!   running ──────────────────────────────────► paused
+//!      │ ▲
+//!      ▼ │ there is room again
+//!   stands still
+//! ```
+//!
+//! A pause writes the memory, and that to the very disk that has no room: ten pauses of large sandboxes would take what the floor holds
+//! back. So it is paused only where half of the floor stays free after it. Where that is not so, or the pause fails, its processors are
+//! stopped and nothing else is done: nothing is written from then on, neither by it nor for it, its memory is where it was, and it goes on
+//! by itself. Meanwhile it is shown as paused, and traffic waits as it does during a pause. It keeps its capacity, because it has its
+//! memory; and should the server end, the next one lets it go on and looks again.
+
+use firkin_causes::chain;
+use firkin_wire::rest::LogLevel;
+use tokio_util::sync::CancellationToken;
+
+use super::{Owner, Phase, ResumeError, SnapshotError};
+use crate::{artifact::CutReason, restore::SnapshotRestoreError, store::spec::Memory, telemetry::history::Event};
+
+/// How a sandbox stopped writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Relief {
+    /// It is paused, and stays so until somebody resumes it.
+    Paused,
+    /// It stands still until there is room.
+    Still,
+}
+
+impl Owner {
+    /// Has the sandbox write no more, because it wrote most of late. Its user learns of that by its events and its log.
+    pub(super) async fn make_room(&mut self, grown_bytes: u64) -> Result<Relief, SnapshotError> {
+        if self.stands_still() {
+            return Ok(Relief::Still);
+        }
+        let paused = match self.reserve_has_room().await {
+            Ok(()) => self.pause(Memory::Kept, CutReason::DiskFull).await,
+            refused => refused,
+        };
+        let relief = match paused {
+            Ok(()) => Ok(Relief::Paused),
+            Err(error @ (SnapshotError::AlreadyPaused(_) | SnapshotError::NotFound(_))) => return Err(error),
+            Err(error) => {
+                tracing::warn!(sandbox = %self.record.id, error = chain(&error), "a sandbox that wrote most is not paused: it stands still");
+                self.stand_still().await.map(|()| Relief::Still)
+            }
+        };
+        let message = match relief {
+            Ok(Relief::Paused) => "the host's disk is below its floor, and this sandbox wrote most: it was paused",
+            Ok(Relief::Still) => {
+                "the host's disk is below its floor, and this sandbox wrote most: it stands still until there is room"
+            }
+            Err(_) => "the host's disk is below its floor, and this sandbox, which wrote most, cannot be stopped",
+        };
+        self.note(Event::new(LogLevel::Warn, message).with("written_mib", (grown_bytes >> 20).to_string()));
+        relief
+    }
+
+    /// Refuses a pause that would write more than may be taken of what the floor holds back.
+    async fn reserve_has_room(&mut self) -> Result<(), SnapshotError> {
+        let id = self.record.id.clone();
+        let running = self.phase.running(&id)?;
+        let ahead = running.session.prepare_cut(&self.shared.artifacts).await;
+        let ahead = ahead.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
+        let memory = ahead.memory;
+        running.session.forgo_cut(ahead).await;
+        self.shared.gates.disk.check_reserve(memory).map_err(|source| SnapshotError::DiskPressure { id, source })
+    }
+
+    async fn stand_still(&mut self) -> Result<(), SnapshotError> {
+        let id = self.record.id.clone();
+        let running = self.phase.running(&id)?;
+        running.session.machine.pause().await.map_err(|source| SnapshotError::Machine { id, source })?;
+        running.still = true;
+        running.leaving.cancel();
+        self.publish_view();
+        Ok(())
+    }
+
+    pub(super) fn stands_still(&self) -> bool {
+        matches!(&self.phase, Phase::Running(running) if running.still)
+    }
+
+    /// Lets a sandbox go on that stood still, if the disk has room again.
+    pub(super) async fn move_again(&mut self) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        if !running.still || self.shared.gates.disk.check().is_err() {
+            return;
+        }
+        running.still = false;
+        running.leaving = CancellationToken::new();
+        self.go_on().await;
+        self.publish_view();
+        self.note(Event::new(LogLevel::Info, "the host's disk has room again: the sandbox goes on"));
+    }
+
+    /// Refuses to call a sandbox running that stands still.
+    pub(super) fn demand_moving(&self) -> Result<(), ResumeError> {
+        if !self.stands_still() {
+            return Ok(());
+        }
+        let restore =
+            |pressure| ResumeError::Restore { id: self.record.id.clone(), source: SnapshotRestoreError::DiskPressure(pressure) };
+        self.shared.gates.disk.check().map_err(restore)
+    }
+}
