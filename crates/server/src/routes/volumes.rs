@@ -1,10 +1,10 @@
 //! Volumes, and their content, which is guarded by each volume's own token.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
-    body::Body,
+    body::{Body, Bytes},
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
@@ -12,6 +12,7 @@ use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, Usage, VolumeErr
 use firkin_wire::rest::storage::{NewVolume, Volume, VolumeAndToken, VolumeEntry, VolumeEntryChange, VolumeEntryKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::{
@@ -24,6 +25,12 @@ use crate::{
 
 /// Bytes that a download has in hand.
 const CHUNK_BYTES: usize = 128 << 10;
+
+/// Of a refused upload so much is taken that clients get to hear why: some seconds of a fast network.
+const MAX_THROWN_AWAY_BYTES: usize = 256 << 20;
+
+/// And for so long.
+const THROW_AWAY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// `POST /volumes`.
 pub(super) async fn create(
@@ -132,14 +139,37 @@ pub(super) async fn write(
     query: Query,
     mut body: Body,
 ) -> Result<(StatusCode, Reply<VolumeEntry>), ApiError> {
-    let mut upload = content.write(path(&query)?, attributes(&query)?, force(&query)?).await?;
+    let received = receive(&app, &content, &query, &mut body).await;
+    if received.is_err() {
+        throw_away(&mut body).await;
+    }
+    Ok((StatusCode::CREATED, Reply(shown(received?))))
+}
+
+async fn receive(app: &App, content: &Content, query: &Query, body: &mut Body) -> Result<Entry, ApiError> {
+    let mut upload = content.write(path(query)?, attributes(query)?, force(query)?).await?;
     if let Some(length) = body.size_hint().exact() {
         upload.announce(length)?;
     }
-    while let Some(bytes) = piece(&app, &mut body).await? {
+    while let Some(bytes) = piece(app, body).await? {
         upload.push(&bytes).await?;
     }
-    Ok((StatusCode::CREATED, Reply(shown(upload.finish().await?))))
+    Ok(upload.finish().await?)
+}
+
+/// Takes what is still coming of an upload that is refused: many clients look for the answer only once they have sent all, and find the
+/// connection closed otherwise. What is longer is cut off.
+async fn throw_away(body: &mut Body) {
+    let drain = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > MAX_THROWN_AWAY_BYTES {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(THROW_AWAY_DEADLINE, drain).await);
 }
 
 fn path(query: &Query) -> Result<&str, ApiError> {
