@@ -31,6 +31,7 @@ mod error;
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod hosts;
 mod idempotency;
 mod latency;
 mod listing;

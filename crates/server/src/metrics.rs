@@ -9,10 +9,7 @@
 //! host. So a server that is meant for others, by a public domain or by TLS, demands the key of everybody; in front of any other,
 //! such a proxy must block `/metrics` itself.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     extract::{ConnectInfo, State},
@@ -21,7 +18,7 @@ use axum::{
 use firkin_runtime::metrics::CONTENT_TYPE;
 use http::{Extensions, HeaderMap, HeaderName, Uri, header};
 
-use crate::{App, auth, error::ErrorKind, target::host};
+use crate::{App, auth, error::ErrorKind, hosts::HostName, target::host};
 
 /// Headers of requests that the peer makes for somebody else.
 const SECOND_HAND: [HeaderName; 7] = [
@@ -48,16 +45,11 @@ pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, ur
 
 /// Whether a host, with or without a port, is the loopback by a name that nobody else can give out.
 fn is_this_host(host: &str) -> bool {
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
-            None => return false,
-        },
-        None => host.split_once(':').unwrap_or((host, "")),
-    };
-    let loopback = name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
-    is_port(port) && (loopback || name.eq_ignore_ascii_case("localhost"))
+    match HostName::read(host) {
+        Some(HostName::Address(address)) => address.to_canonical().is_loopback(),
+        Some(HostName::Name(name)) => name == "localhost",
+        None => false,
+    }
 }
 
 /// Counts an answer if it is an error of ours. What a guest answers is its own affair.
