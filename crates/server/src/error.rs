@@ -148,6 +148,15 @@ impl ApiError {
             .retry(Retry::After(CAPACITY_RETRY_SECONDS))
     }
 
+    /// It asks for a host that this server does not answer to. The name is one that was understood.
+    pub(crate) fn foreign_host(name: &str) -> Self {
+        let message = format!(
+            "this server does not answer to the host `{name}`; ask it by its address, as `localhost` or by a name of its domain, or have \
+             its operator start it with `--allowed-host {name}`"
+        );
+        Self::new(StatusCode::MISDIRECTED_REQUEST, message).code("host_not_allowed").retry(Retry::Never)
+    }
+
     /// Too much is under way of those who have shown no key.
     pub(crate) fn crowded() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections are in use; requests with an API key are served")

@@ -22,6 +22,7 @@ use axum::{
 };
 use firkin_runtime::runtime::Runtime;
 use firkin_wire::unread;
+use http::Method;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
 mod auth;
@@ -45,16 +46,18 @@ mod shape;
 mod target;
 mod tls;
 
+pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern, OtherHosts};
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 
 use doors::Place;
 use error::{ApiError, ProxyError};
 use extract::Ignored;
+use hosts::{Hosts, Named, OtherHosts as Others};
 use idempotency::Keys;
 use latency::Latency;
 use proxy::{misses::Misses, origin, page, pool::ConnectionPool};
-use target::{Target, Way};
+use target::{InvalidTarget, Target, Way};
 
 /// How the edge behaves. Resolved by the caller, once.
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ pub struct ServerConfig {
     /// Domain of the sandboxes' host names, told to clients. `None` leaves the client's own setting in force, and lets host
     /// names of any domain in.
     pub domain: Option<String>,
+    /// Host names that it answers to, beside the loopback's, those of its domain, and addresses.
+    pub allowed_hosts: AllowedHosts,
     /// Whether clients may ask for templates whose guests run guests. These reach more of the host's kernel than others. What is built
     /// on such a template is as it is.
     pub nested_virtualization: bool,
@@ -85,6 +90,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             domain: None,
+            allowed_hosts: AllowedHosts::default(),
             nested_virtualization: false,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
@@ -107,6 +113,7 @@ impl Default for ServerConfig {
 pub(crate) struct App {
     pub(crate) runtime: Runtime,
     pub(crate) config: ServerConfig,
+    pub(crate) hosts: Hosts,
     pub(crate) pool: Arc<ConnectionPool>,
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
@@ -120,7 +127,17 @@ impl App {
         let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
         let pool = ConnectionPool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
-        Arc::new(Self { runtime, config, pool, idempotency: Keys::default(), latency, misses: Misses::default(), is_for_others })
+        let hosts = Hosts::new(config.allowed_hosts.clone(), config.domain.as_deref());
+        Arc::new(Self {
+            runtime,
+            config,
+            hosts,
+            pool,
+            idempotency: Keys::default(),
+            latency,
+            misses: Misses::default(),
+            is_for_others,
+        })
     }
 
     /// Counts fields that a client sent in vain, and names them in the log.
@@ -167,10 +184,42 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
             return ApiError::crowded().into_response();
         }
     }
-    let response = match target::target(request.uri(), request.headers(), app.config.domain.as_deref()) {
-        None => match proxy::signed::target(&app, &request) {
+    let way = target::target(request.uri(), request.headers(), app.config.domain.as_deref());
+    let response = match check_host(&app, &request, way.as_ref()) {
+        Ok(()) => answer(&app, way, request, next).await,
+        Err(error) => error.into_response(),
+    };
+    metrics::count(&app, &response);
+    if let Some(place) = place.filter(|_| response.extensions().get::<FromSandbox>().is_some()) {
+        place.visit();
+    }
+    response
+}
+
+/// Refuses what asks under a name that is not ours, unless it shows what no page of elsewhere has.
+fn check_host(app: &App, request: &Request, way: Option<&Result<(Target, Way), InvalidTarget>>) -> Result<(), ApiError> {
+    let named = app.hosts.named(request.uri(), request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let Named::Foreign(name) = named else { return Ok(()) };
+    let admitted = match app.hosts.others {
+        Others::Anybody => true,
+        Others::Nobody => false,
+        Others::Known => match way {
+            Some(Ok((_, Way::Host))) => true,
+            // The CORS layer answers these itself, and browsers put no key into them.
+            None if request.method() == Method::OPTIONS => true,
+            // Whether the signature is anybody's is seen by those whom it leads to, and leads to no route if it is not.
+            None if proxy::signed::is_signed(request) => true,
+            Some(Ok((_, Way::Headers)) | Err(_)) | None => auth::is_known(app, request.headers()),
+        },
+    };
+    if admitted { Ok(()) } else { Err(ApiError::foreign_host(&name)) }
+}
+
+async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, request: Request, next: Next) -> Response {
+    match way {
+        None => match proxy::signed::target(app, &request) {
             Ok(Some(target)) => {
-                let mut response = forward(&app, target, request).await;
+                let mut response = forward(app, target, request).await;
                 origin::confine(response.headers_mut());
                 response
             }
@@ -187,19 +236,14 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
                 response
             }
         },
-        Some(Ok((target, Way::Host))) => forward(&app, target, request).await,
+        Some(Ok((target, Way::Host))) => forward(app, target, request).await,
         Some(Ok((target, Way::Headers))) => {
-            let mut response = forward(&app, target, request).await;
+            let mut response = forward(app, target, request).await;
             origin::vary(response.headers_mut());
             response
         }
         Some(Err(reason)) => ProxyError::Target(reason).into_response(),
-    };
-    metrics::count(&app, &response);
-    if let Some(place) = place.filter(|_| response.extensions().get::<FromSandbox>().is_some()) {
-        place.visit();
     }
-    response
 }
 
 async fn forward(app: &App, target: Target, mut request: Request) -> Response {

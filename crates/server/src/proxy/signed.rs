@@ -64,6 +64,11 @@ impl Signed {
     }
 }
 
+/// Whether a request has the form of a signed URL, whoever signed it.
+pub(crate) fn is_signed(request: &Request) -> bool {
+    Signed::read(request.method(), request.uri()).is_some()
+}
+
 /// The sandbox whose token signed this URL. `None` for URLs that are not signed, and for signatures of nobody here, of which one peer
 /// may have so many.
 pub(crate) fn target(app: &App, request: &Request) -> Result<Option<Target>, ApiError> {

@@ -130,7 +130,7 @@ async fn end_of_cut(bench: &Bench, path: &str, agent: &str) -> Result<Vec<u8>, s
     let (id, port) = (bench.create("").await, streaming_port().await);
     let mut stream = TcpStream::connect(bench.address).await.unwrap();
     let head = format!(
-        "GET {path} HTTP/1.1\r\nhost: x\r\nuser-agent: {agent}\r\ne2b-sandbox-id: {id}\r\ne2b-sandbox-port: {port}\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nuser-agent: {agent}\r\ne2b-sandbox-id: {id}\r\ne2b-sandbox-port: {port}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut got = Vec::new();
@@ -310,7 +310,7 @@ async fn a_stop_ends_idle_connections_and_cuts_endless_ones() {
 #[tokio::test]
 async fn a_connection_that_asks_nothing_is_closed() {
     let bench = Bench::start().await;
-    for head in ["", "P", "GET /health HTTP/1.1\r\nhost: x\r\n"] {
+    for head in ["", "P", "GET /health HTTP/1.1\r\nhost: localhost\r\n"] {
         let mut stream = TcpStream::connect(bench.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         let closed = tokio::time::timeout(DEADLINE, stream.read(&mut [0; 1])).await;
@@ -337,7 +337,7 @@ async fn an_early_refusal_leaves_the_connection_usable() {
     for n in 0..20 {
         // Absent sandbox, missing key, unknown route: none of them reads the body.
         let (id, path) = [(Some("inone"), "/"), (None, "/v2/sandboxes"), (None, "/none")][n % 3];
-        let mut request = Request::builder().method("POST").uri(path).header("host", "x");
+        let mut request = Request::builder().method("POST").uri(path).header("host", "localhost");
         if let Some(id) = id {
             request = request.header("E2b-Sandbox-Id", id).header("E2b-Sandbox-Port", "80");
         }
@@ -353,7 +353,7 @@ async fn an_early_refusal_leaves_the_connection_usable() {
 async fn an_early_refusal_of_an_unfinished_body_announces_the_close() {
     let bench = Bench::start().await;
     let mut stream = TcpStream::connect(bench.address).await.unwrap();
-    let head = "POST / HTTP/1.1\r\nhost: x\r\ne2b-sandbox-id: inone\r\ne2b-sandbox-port: 80\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n";
+    let head = "POST / HTTP/1.1\r\nhost: localhost\r\ne2b-sandbox-id: inone\r\ne2b-sandbox-port: 80\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = String::new();
     tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("the connection closes").unwrap();

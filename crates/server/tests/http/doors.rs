@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::bench::{Bench, DEADLINE, send_to};
 
 /// A second server on the same runtime, with its own limits.
-async fn server(bench: &Bench, config: ServerConfig) -> (SocketAddr, CancellationToken, JoinHandle<Result<(), ServeError>>) {
+pub(crate) async fn server(
+    bench: &Bench,
+    config: ServerConfig,
+) -> (SocketAddr, CancellationToken, JoinHandle<Result<(), ServeError>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let serving = serve(vec![listener.into()], bench.runtime.clone(), config, stop.clone());

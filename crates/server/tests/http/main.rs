@@ -9,6 +9,7 @@ mod control;
 mod data;
 mod doors;
 mod history;
+mod hosts;
 mod lifecycle;
 mod listing;
 mod metrics;
