@@ -14,7 +14,7 @@ use firkin_runtime::{
 use firkin_wire::DEFAULT_USER;
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity::CapacityArgs, images::ImageSettings, standard::Part};
+use crate::{capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, standard::Part};
 
 /// Life of a sandbox, unless the user says otherwise: as long as E2B's SDKs give theirs.
 const LIFE_SECONDS: u32 = 300;
@@ -97,6 +97,8 @@ pub(crate) struct ServeArgs {
     pub(crate) images: ImageArgs,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    #[command(flatten)]
+    pub(crate) hostnames: HostnameArgs,
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation
     #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
     pub(crate) allow_nested_virtualization: bool,

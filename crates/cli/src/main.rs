@@ -10,6 +10,7 @@ mod command;
 mod envd;
 mod failure;
 mod host;
+mod hostnames;
 mod images;
 mod output;
 mod progress;

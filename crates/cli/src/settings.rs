@@ -11,10 +11,12 @@ use std::{
 };
 
 use firkin_runtime::warm::{Depth, WarmConfig};
+use firkin_server::{AllowedHosts, HostPattern};
 
 use crate::{
     args::{Accel, Cli, Command, GlobalArgs, HostArgs, JailChoice, OnExit, ServeArgs, TemplateCommand, Warm},
     capacity::CapacitySettings,
+    hostnames,
     images::ImageSettings,
 };
 
@@ -152,6 +154,8 @@ pub(crate) struct Settings {
     pub(crate) allow_nested_virtualization: bool,
     /// Connections that one peer may hold.
     pub(crate) max_connections_per_peer: Option<u32>,
+    /// Host names that the server answers to beside its own.
+    pub(crate) allowed_hosts: Vec<HostPattern>,
     /// Other hosts may come by plain HTTP.
     pub(crate) allow_plain_http: bool,
     /// Other hosts may come where machines are emulated.
@@ -169,11 +173,20 @@ impl Settings {
         !self.listen.ip().is_loopback() && !self.allow_plain_http
     }
 
+    /// Whether other hosts can come.
+    pub(crate) fn is_open(&self) -> bool {
+        let elsewhere = |address: &SocketAddr| !address.ip().is_loopback();
+        elsewhere(&self.listen) || self.tls.as_ref().is_some_and(|tls| elsewhere(&tls.listen))
+    }
+
+    /// Under which names it is asked.
+    pub(crate) fn hosts(&self) -> AllowedHosts {
+        hostnames::allowed(&self.allowed_hosts, self.domain.as_deref(), self.is_open())
+    }
+
     /// Whether other hosts can come at all and nobody said that they may where machines are emulated.
     pub(crate) fn is_for_real_machines(&self) -> bool {
-        let elsewhere = |address: &SocketAddr| !address.ip().is_loopback();
-        let open = elsewhere(&self.listen) || self.tls.as_ref().is_some_and(|tls| elsewhere(&tls.listen));
-        open && !self.allow_emulation
+        self.is_open() && !self.allow_emulation
     }
 
     /// Where the server writes its address.
@@ -231,6 +244,7 @@ impl Settings {
         if let Some(count) = self.max_connections_per_peer {
             options += &format!(" --max-connections-per-peer {count}");
         }
+        options += &hostnames::options(&self.allowed_hosts);
         if self.allow_plain_http {
             options += " --allow-plain-http";
         }
@@ -289,6 +303,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
             .expect("each mirror was understood when it was read from the command line"),
         allow_nested_virtualization: serve.allow_nested_virtualization,
         max_connections_per_peer: serve.max_connections_per_peer,
+        allowed_hosts: serve.hostnames.allowed_host.clone(),
         allow_plain_http: serve.allow_plain_http,
         allow_emulation: serve.allow_emulation,
         trust_host_certificates: match &cli.command {

@@ -411,6 +411,7 @@ impl Host {
         let per_peer = settings.max_connections_per_peer.and_then(|count| usize::try_from(count).ok());
         let config = ServerConfig {
             domain: settings.domain.clone(),
+            allowed_hosts: settings.hosts(),
             nested_virtualization: settings.allow_nested_virtualization,
             max_connections: connections(defaults.max_connections),
             max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
