@@ -99,6 +99,8 @@ pub struct NetworkConfig {
     pub reachable: Vec<Ipv4Net>,
     /// What one guest may send, and be sent. What is above is lost.
     pub rates: Rates,
+    /// Of the flows that the host can track, what all slots may have together, as far as that leaves each enough to work.
+    pub flow_percent: u8,
 }
 
 /// Rates of one guest, each way.
@@ -119,6 +121,9 @@ impl Default for Rates {
 }
 
 impl NetworkConfig {
+    /// The rest is for the host's own connections, and those of its other guests.
+    pub const FLOW_PERCENT: u8 = 50;
+
     /// The defaults for `owner`.
     pub fn new(owner: impl Into<String>) -> Self {
         Self {
@@ -131,6 +136,7 @@ impl NetworkConfig {
             resolvers: None,
             reachable: Vec::new(),
             rates: Rates::default(),
+            flow_percent: Self::FLOW_PERCENT,
         }
     }
 }

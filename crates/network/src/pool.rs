@@ -445,7 +445,7 @@ fn take_claim(config: &NetworkConfig, uids: Uids) -> Result<Opened, OpenError> {
             own: own_addresses(own),
             resolvers,
             reachable,
-            flows: flows_of(tracked_flows().unwrap_or(DEFAULT_TRACKED), config.max_slots),
+            flows: flows_of(tracked_flows().unwrap_or(DEFAULT_TRACKED), config.max_slots, config.flow_percent),
             rates: config.rates,
         };
         Ok(Opened { claim, guard, survivors, policy })

@@ -72,10 +72,11 @@ pub(super) struct SlotPolicy {
     pub(super) rates: Rates,
 }
 
-/// The flows of one guest on a host that tracks `table` of them: all `slots` together leave half to the host, as far as that
-/// gives each enough to work.
-pub(super) fn flows_of(table: u32, slots: u16) -> u32 {
-    (table / 2 / u32::from(slots.max(1))).clamp(MIN_FLOWS, MAX_FLOWS)
+/// The flows of one guest on a host that tracks `table` of them: all `slots` together have `percent` of it, as far as that gives each
+/// enough to work.
+pub(super) fn flows_of(table: u32, slots: u16, percent: u8) -> u32 {
+    let share = u64::from(table) * u64::from(percent) / 100 / u64::from(slots.max(1));
+    u32::try_from(share).unwrap_or(MAX_FLOWS).clamp(MIN_FLOWS, MAX_FLOWS)
 }
 
 /// The rules of a new slot's namespace. They do not depend on whether it has a way out.
