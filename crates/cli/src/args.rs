@@ -14,7 +14,7 @@ use firkin_runtime::{
 use firkin_wire::DEFAULT_USER;
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, standard::Part};
+use crate::{capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, rates::RateArgs, standard::Part};
 
 /// Life of a sandbox, unless the user says otherwise: as long as E2B's SDKs give theirs.
 const LIFE_SECONDS: u32 = 300;
@@ -93,6 +93,8 @@ pub(crate) struct ServeArgs {
     pub(crate) on_exit: Option<OnExit>,
     #[command(flatten)]
     pub(crate) capacity: CapacityArgs,
+    #[command(flatten)]
+    pub(crate) rates: RateArgs,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
     #[command(flatten)]

@@ -14,6 +14,7 @@ mod hostnames;
 mod images;
 mod output;
 mod progress;
+mod rates;
 mod serverfile;
 mod settings;
 mod standard;

@@ -18,6 +18,7 @@ use crate::{
     capacity::CapacitySettings,
     hostnames,
     images::ImageSettings,
+    rates::RateSettings,
 };
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
@@ -146,6 +147,8 @@ pub(crate) struct Settings {
     pub(crate) on_exit: OnExit,
     /// The part of the host that is promised to sandboxes.
     pub(crate) capacity: CapacitySettings,
+    /// What one sandbox may have of the network.
+    pub(crate) rates: RateSettings,
     /// Where images come from that templates are built on.
     pub(crate) images: ImageSettings,
     /// Guests trust the authorities of this host's administrator.
@@ -234,6 +237,7 @@ impl Settings {
             options += " --jail strict";
         }
         options += &self.capacity.options();
+        options += &self.rates.options();
         options += &self.images.options();
         if self.trust_host_certificates {
             options += " --trust-host-certificates";
@@ -299,6 +303,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         capacity: CapacitySettings::resolve(&serve.capacity),
+        rates: RateSettings::resolve(&serve.rates),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
         allow_nested_virtualization: serve.allow_nested_virtualization,

@@ -23,7 +23,6 @@ use firkin_image::{
     Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, renewed_kernel,
     renewed_rootfs, rootfs,
 };
-use firkin_network::NetworkConfig;
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
@@ -201,7 +200,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
         flatten: FlattenConfig::default(),
-        network: NetworkChoice::Isolated(NetworkConfig::new(state_dir.display().to_string())),
+        network: NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string())),
         groups: Some(limits(&state_dir, progress)),
         guest,
         state_dir,
