@@ -17,6 +17,7 @@ mod command;
 mod cost;
 mod instance;
 mod isolation;
+mod log;
 mod machine;
 mod monitor;
 mod prepared;

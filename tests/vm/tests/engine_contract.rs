@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::Write as _,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,6 +15,7 @@ use firkin_engine::{
 };
 use firkin_vm_tests::engine_qemu::{QemuHarness, bind, hello_for};
 use firkin_wire::{control::Answer, nonce::Nonce};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 /// Where the child of [`a_machine_outlives_its_server`] tells which machine it has started.
 const CHILD: &str = "FIRKIN_TEST_MACHINE_FILE";
@@ -122,6 +124,31 @@ async fn a_machine_has_no_way_to_its_directory() {
     assert_eq!(tries(uid, &dir, state), found, "its own memory is its own, and all else that it runs from is the server's");
     mode(&dir, 0o755);
     assert!(tries(uid, &dir, state).contains(&own(&dir.join("control.sock"))), "the test itself looks");
+    machine.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_says_without_end_fills_no_disk() {
+    let Some(harness) = QemuHarness::open().await else { return };
+    let (mut machine, dir, _) = up(&harness).await;
+    let stderr = format!("/proc/{}/fd/2", machine.pid().unwrap());
+    let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let mut stderr = fs_err::OpenOptions::new().write(true).append(true).custom_flags(nonblocking).open(stderr).unwrap();
+    let flood = [b'x'; 1 << 20];
+    for _ in 0..64 {
+        match stderr.write(&flood) {
+            Ok(written) => assert!(written > 0),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "its words are lost and nobody waits"),
+        }
+    }
+    let bytes: u64 = fs_err::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu.")))
+        .map(|path| fs_err::metadata(path).unwrap().len())
+        .sum();
+    assert!(bytes <= 256 << 10, "{bytes} bytes are kept of what it says");
+    machine.answer().await.unwrap();
     machine.kill().await;
 }
 

@@ -47,7 +47,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 const EXIT_DEADLINE: Duration = Duration::from_secs(3);
 /// QEMU's reason of a shutdown that the guest asked for by powering off.
 const POWER_OFF: &str = "guest-shutdown";
-/// Between looks at the log's length.
+/// Between looks at what its process says: what does not fit the pipe meanwhile is lost.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where guest memory is.
@@ -586,7 +586,7 @@ impl Machine for QemuMachine {
                     Ok(event) => note(&mut self.ended_by, &event),
                     Err(_) => return self.settle().await,
                 },
-                _ = look_at_log.tick() => self.process.bound_log(),
+                _ = look_at_log.tick() => self.process.look_at_log(),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The QEMU process: started without privileges, watched by pidfd, killed and reaped, its standard error kept short.
+//! The QEMU process: started without privileges, watched by pidfd, killed and reaped, its standard error kept short (`log.rs`).
 //!
 //! The process is in a session of its own and outlives us on purpose: an adopted machine is a process that we find again by
 //! pid *and* start time. Everything that ends it goes through its pidfd, so a reused pid is never hit. Dropping a [`Process`]
@@ -6,12 +6,11 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::{FileExt, MetadataExt},
+            fs::MetadataExt,
             process::{CommandExt, ExitStatusExt},
         },
     },
@@ -20,7 +19,6 @@ use std::{
     sync::Arc,
 };
 
-use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::{
     io::Errno,
@@ -30,17 +28,13 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use firkin_jail::{Confinement, Jail};
 
-/// Name of the log in the instance directory.
-pub(super) const LOG_FILE: &str = "qemu.log";
+use super::log::Log;
+
 /// Variable of a machine's process that names its instance directory.
 const INSTANCE_VARIABLE: &str = "FIRKIN_INSTANCE";
-/// The log is emptied beyond this. A guest can make QEMU complain at will.
-const MAX_LOG_BYTES: u64 = 256 << 10;
 /// How likely a machine is to be killed when the host has no memory left, beside what its size says; 1000 is always. Its guest is one
 /// sandbox, and everything else on the host is more.
 const OOM_SCORE: &str = "500";
-/// What [`Process::log_tail`] gives at most.
-const TAIL_BYTES: u64 = 4 << 10;
 
 /// What to run.
 #[derive(Debug)]
@@ -77,21 +71,14 @@ pub(super) struct Process {
     pid: u32,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
-    log: File,
+    log: Log,
     ended: Option<Ended>,
     kill_on_drop: bool,
 }
 
 /// Starts it. Blocking, and to be called within a runtime. No error leaves a process behind.
 pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
-    let log = fs_err::OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(launch.dir.join(LOG_FILE))?
-        .into_parts()
-        .0;
+    let (log, stderr) = Log::create(&launch.dir)?;
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
@@ -101,7 +88,7 @@ pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log.try_clone()?)
+        .stderr(stderr)
         .arg0("firkin-vm");
     let child = launch.jail.spawn(command, launch.confinement)?;
     let pid = child.id();
@@ -132,9 +119,7 @@ fn abandon(mut child: std::process::Child) {
 impl Process {
     /// A process that an earlier process of ours started, if `pid` still is that process.
     pub(super) fn adopt(pid: u32, start_time: u64, uid: u32, dir: &Path) -> io::Result<Self> {
-        let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
-        let log = fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags).open(dir.join(LOG_FILE))?.into_parts().0;
-        let mut process = Self::watch(pid, log)?;
+        let mut process = Self::watch(pid, Log::open(dir)?)?;
         process.kill_on_drop = false;
         // The pidfd is held, so what is read below is of the process that it names, or of none.
         let owner = fs_err::metadata(format!("/proc/{pid}"))?.uid();
@@ -145,7 +130,7 @@ impl Process {
         Ok(process)
     }
 
-    fn watch(pid: u32, log: File) -> io::Result<Self> {
+    fn watch(pid: u32, log: Log) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = watched(pidfd_open(raw, PidfdFlags::empty())?)?;
         Ok(Self { pid, start_time: start_time(pid)?, pidfd, log, ended: None, kill_on_drop: true })
@@ -206,24 +191,13 @@ impl Process {
 
     /// The end of what it wrote to its standard error.
     pub(super) fn log_tail(&self) -> String {
-        let read = || {
-            let length = self.log.metadata()?.len();
-            let start = length.saturating_sub(TAIL_BYTES);
-            let mut bytes = vec![0; usize::try_from(length - start).unwrap_or_default()];
-            self.log.read_exact_at(&mut bytes, start)?;
-            Ok::<_, io::Error>(bytes)
-        };
-        match read() {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
-            Err(error) => format!("(the log cannot be read: {error})"),
-        }
+        self.log.tail()
     }
 
-    /// Empties the log when it has grown too long. It is opened for appending, so QEMU goes on at its new end.
-    pub(super) fn bound_log(&self) {
-        let bound = || if self.log.metadata()?.len() > MAX_LOG_BYTES { self.log.set_len(0) } else { Ok(()) };
-        if let Err(error) = bound() {
-            tracing::warn!(pid = self.pid, %error, "cannot bound a machine's log");
+    /// Takes what it wrote to its standard error, of which a bounded part is kept.
+    pub(super) fn look_at_log(&self) {
+        if let Err(error) = self.log.look() {
+            tracing::warn!(pid = self.pid, %error, "cannot keep what a machine's process says");
         }
     }
 }
