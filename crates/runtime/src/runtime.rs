@@ -4,7 +4,7 @@
 
 use std::{
     net::Ipv4Addr,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -66,6 +66,7 @@ mod builds;
 mod disk_floor;
 mod disk_quota;
 pub mod host_templates;
+mod keys;
 pub mod sweep;
 pub mod templates;
 
@@ -506,27 +507,6 @@ impl Runtime {
             }
         }
         Err(DialError::Transitioning(id.clone()))
-    }
-
-    /// Makes an API key, `e2b_` and 40 hexadecimal digits. Only its digest is kept.
-    pub async fn issue_api_key(&self) -> Result<String, StoreError> {
-        let key = format!("e2b_{}", crate::ground::random::hex::<20>());
-        let digest = blake3::hash(key.as_bytes());
-        self.shared.store.put_api_key(*digest.as_bytes()).await?;
-        self.shared.api_keys.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
-        Ok(key)
-    }
-
-    /// Whether this API key may use the server. Compares digests, in constant time.
-    pub fn authenticate(&self, key: &str) -> bool {
-        let digest = blake3::hash(key.as_bytes());
-        // No early exit: how long this takes does not tell which key is near.
-        self.shared
-            .api_keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .fold(false, |found, known| found | (*known == digest))
     }
 
     /// Takes away what nobody owns. Done at the start and every minute; a session that is just being launched has an owner.
