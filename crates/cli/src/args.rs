@@ -82,10 +82,11 @@ pub(crate) struct ServeArgs {
     /// Serve HTTPS here too, for <https://PORT-ID.DOMAIN>
     #[arg(long, value_name = "ADDR:PORT", env = "FIRKIN_TLS_LISTEN", hide_env_values = true)]
     pub(crate) tls_listen: Option<SocketAddr>,
-    /// Certificate chain for *.DOMAIN, PEM [default: one by an authority of the server's own]
+    /// Certificate chain for *.DOMAIN, PEM [default: with --domain, systemd's credential `tls-cert`, else one by an authority of the
+    /// server's own]
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_listen", "domain"])]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// Private key of that certificate, PEM
+    /// Private key of that certificate, PEM, in a file that is nobody else's [default: systemd's credential `tls-key`]
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
     /// What becomes of running sandboxes when the server stops [default: kill]

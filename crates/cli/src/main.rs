@@ -15,6 +15,7 @@ mod images;
 mod output;
 mod progress;
 mod rates;
+mod secretfile;
 mod serverfile;
 mod settings;
 mod standard;

@@ -13,7 +13,8 @@ use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    failure::{Advise as _, ExitStatus},
+    failure::{Advise as _, ExitStatus, advised},
+    secretfile::SecretFile,
     settings::{ServerSource, Settings},
 };
 
@@ -78,6 +79,14 @@ pub(crate) fn write_api_key(path: &Path, key: &str) -> anyhow::Result<()> {
 /// The API key that the server keeps for clients on this host, if it may be read.
 pub(crate) fn read_api_key(path: &Path) -> anyhow::Result<Option<String>> {
     Ok(read_small(path)?.map(|text| text.trim().to_owned()).filter(|key| !key.is_empty()))
+}
+
+/// A secret of the operator's, or why it is not taken and what helps.
+pub(crate) fn read_secret(file: &SecretFile) -> anyhow::Result<String> {
+    file.read().map_err(|error| {
+        let hint = error.hint();
+        advised(error, hint, None)
+    })
 }
 
 fn read_small(path: &Path) -> anyhow::Result<Option<String>> {

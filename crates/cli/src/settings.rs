@@ -19,6 +19,7 @@ use crate::{
     hostnames,
     images::ImageSettings,
     rates::RateSettings,
+    secretfile::{self, Credentials, SecretFile},
 };
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
@@ -40,6 +41,8 @@ pub(crate) struct Surroundings {
     pub(crate) api_key: Option<String>,
     /// `E2B_SANDBOX_URL`
     pub(crate) sandbox_url: Option<String>,
+    /// What systemd keeps for this process.
+    pub(crate) credentials: Credentials,
     /// Standard input is a terminal.
     pub(crate) stdin_tty: bool,
     /// Standard output is a terminal.
@@ -56,6 +59,7 @@ impl Surroundings {
             api_url: variable("E2B_API_URL"),
             api_key: variable("E2B_API_KEY"),
             sandbox_url: variable("E2B_SANDBOX_URL"),
+            credentials: Credentials::of_process(),
             stdin_tty: stdin().is_terminal(),
             stdout_tty: stdout().is_terminal(),
             stderr_tty: stderr().is_terminal(),
@@ -105,7 +109,7 @@ pub(crate) struct Tls {
     /// Where.
     pub(crate) listen: SocketAddr,
     /// The operator's certificate chain and key; absent for an authority of the server's own.
-    pub(crate) files: Option<(PathBuf, PathBuf)>,
+    pub(crate) files: Option<(PathBuf, SecretFile)>,
 }
 
 /// Everything that is decided before a command runs.
@@ -195,6 +199,11 @@ impl Settings {
     /// Where the server writes its address.
     pub(crate) fn server_file(&self) -> PathBuf {
         self.state_dir.join("server.json")
+    }
+
+    /// The operator's secrets that a server is given.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
+        self.tls.iter().filter_map(|tls| tls.files.as_ref()).map(|(_, key)| key)
     }
 
     /// Where the API key is kept in plain, readable by its owner only.
@@ -300,7 +309,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         listen_chosen: serve.listen.is_some(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
         domain: domain(serve),
-        tls: serve.tls_listen.map(|listen| Tls { listen, files: serve.tls_cert.clone().zip(serve.tls_key.clone()) }),
+        tls: serve.tls_listen.map(|listen| Tls { listen, files: certificate(serve, &around.credentials) }),
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         capacity: CapacitySettings::resolve(&serve.capacity),
         rates: RateSettings::resolve(&serve.rates),
@@ -343,6 +352,15 @@ fn domain(serve: &ServeArgs) -> Option<String> {
     let domain = serve.domain.as_deref().unwrap_or(LOCAL_DOMAIN);
     let named = tls.port() == 443 || domain.contains(':');
     Some(if named { domain.to_owned() } else { format!("{domain}:{}", tls.port()) })
+}
+
+/// The operator's certificate: what the options name, else what systemd keeps, if it is said for which domain.
+fn certificate(serve: &ServeArgs, credentials: &Credentials) -> Option<(PathBuf, SecretFile)> {
+    if let Some((chain, key)) = serve.tls_cert.as_ref().zip(serve.tls_key.as_ref()) {
+        return Some((chain.clone(), credentials.file(key)));
+    }
+    serve.domain.as_ref()?;
+    Some((credentials.named(secretfile::TLS_CERT)?.path, credentials.named(secretfile::TLS_KEY)?))
 }
 
 /// The engine's processes run elsewhere: no path may depend on the working directory.

@@ -95,15 +95,15 @@ pub enum TlsError {
 }
 
 impl TlsIdentity {
-    /// The operator's own certificate chain and key, both PEM.
-    pub fn from_files(chain: &Path, key: &Path) -> Result<Self, TlsError> {
+    /// The operator's own certificate chain in a file, and its key, which came from `key`; both PEM.
+    pub fn from_chain(chain: &Path, key: &Path, secret: &str) -> Result<Self, TlsError> {
         let missing = |path: &Path, what| TlsError::Pem { path: path.to_owned(), what };
         let text = read(chain)?;
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text).filter_map(Result::ok).collect();
         if certificates.is_empty() {
             return Err(missing(chain, "a certificate"));
         }
-        let key = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| missing(key, "a private key"))?;
+        let key = PrivateKeyDer::from_pem_slice(secret.as_bytes()).map_err(|_| missing(key, "a private key"))?;
         Self::new(certificates, key)
     }
 
@@ -280,7 +280,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cert.pem");
         fs::write(&path, "hello").unwrap();
-        assert!(matches!(TlsIdentity::from_files(&path, &path), Err(TlsError::Pem { what: "a certificate", .. })));
-        assert!(matches!(TlsIdentity::from_files(&dir.path().join("none"), &path), Err(TlsError::File { .. })));
+        assert!(matches!(TlsIdentity::from_chain(&path, &path, ""), Err(TlsError::Pem { what: "a certificate", .. })));
+        assert!(matches!(TlsIdentity::from_chain(&dir.path().join("none"), &path, ""), Err(TlsError::File { .. })));
+        TlsIdentity::internal(dir.path(), "a.test").unwrap();
+        let (chain, key) = (dir.path().join("ca.pem"), dir.path().join("ca-key.pem"));
+        let secret = fs::read_to_string(&key).unwrap();
+        TlsIdentity::from_chain(&chain, &key, &secret).unwrap();
+        assert!(matches!(TlsIdentity::from_chain(&chain, &key, "hello"), Err(TlsError::Pem { what: "a private key", .. })));
     }
 }

@@ -106,6 +106,10 @@ pub(crate) enum IfTaken {
 /// Takes the address to serve on. Until it listens, clients are refused rather than kept waiting.
 pub(crate) fn bind(settings: &Settings, if_taken: IfTaken) -> anyhow::Result<TcpSocket> {
     let wanted = settings.listen;
+    for secret in settings.secrets() {
+        // Used much later; what is wrong with it is told at once too.
+        serverfile::read_secret(secret)?;
+    }
     if settings.is_in_the_clear() {
         return Err(anyhow::anyhow!(
             "cannot serve plain HTTP on `{wanted}`: keys and tokens would pass the network in the clear"
@@ -433,7 +437,10 @@ fn https(settings: &Settings) -> anyhow::Result<Option<(Https, Listener)>> {
     let (Some(Tls { listen, files }), Some(domain)) = (&settings.tls, &settings.domain) else { return Ok(None) };
     let name = domain.split(':').next().unwrap_or(domain);
     let (identity, bundle) = match files {
-        Some((chain, key)) => (TlsIdentity::from_files(chain, key)?, None),
+        Some((chain, key)) => {
+            let secret = serverfile::read_secret(key)?;
+            (TlsIdentity::from_chain(chain, &key.path, &secret)?, None)
+        }
         None => {
             let dir = settings.state_dir.join("tls");
             let (identity, authority) = TlsIdentity::internal(&dir, name)?;
@@ -525,6 +532,23 @@ mod tests {
         let error = crate::failure::render(&bind(&settings, IfTaken::Fail).unwrap_err());
         assert!(error.starts_with("error: cannot serve plain HTTP on `0.0.0.0:0`"), "{error}");
         assert!(error.contains("--tls-listen") && error.contains("--allow-plain-http"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_before_anything_is_made_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key.pem");
+        fs::write(&key, "secret").unwrap();
+        fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        let key = key.to_str().unwrap();
+        let tls = ["--tls-listen", "127.0.0.1:0", "--domain", "a.test", "--tls-cert", "/c", "--tls-key", key];
+        for options in [tls] {
+            let line = ["firkin", "up", "--listen", "127.0.0.1:0"].into_iter().chain(options.iter().copied());
+            let cli = <crate::args::Cli as clap::Parser>::try_parse_from(line).unwrap();
+            let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());
+            let error = crate::failure::render(&bind(&settings, IfTaken::Fail).unwrap_err());
+            assert!(error.contains("lets other users in") && error.contains("hint: `chmod 600"), "{error}");
+        }
     }
 
     #[test]
