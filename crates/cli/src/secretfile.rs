@@ -16,6 +16,8 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use nix::fcntl::OFlag;
 
+/// Credential with the API key: the one that a server accepts, or a client shows.
+pub(crate) const API_KEY: &str = "api-key";
 /// Credential with the certificate chain for HTTPS, PEM.
 pub(crate) const TLS_CERT: &str = "tls-cert";
 /// Credential with its private key, PEM.
@@ -216,16 +218,16 @@ mod tests {
     #[test]
     fn credentials_are_found_by_name_and_guarded_by_who_keeps_them() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(TLS_CERT);
+        let path = dir.path().join(API_KEY);
         // As systemd gives them to a service with a user of its own.
         write(&path, "s3cret\n", 0o440);
         let credentials = Credentials::within(dir.path().to_owned());
-        assert_eq!(credentials.named(TLS_CERT).unwrap().read().unwrap(), "s3cret");
+        assert_eq!(credentials.named(API_KEY).unwrap().read().unwrap(), "s3cret");
         assert_eq!(credentials.named(TLS_KEY), None);
         assert_eq!(credentials.file(&path).read().unwrap(), "s3cret");
         assert!(Credentials::default().file(&path).read().is_err());
         write(&path, "s3cret\n", 0o444);
-        assert!(matches!(credentials.named(TLS_CERT).unwrap().read(), Err(SecretFileError::Open { .. })));
-        assert_eq!(Credentials::within(dir.path().join("none")).named(TLS_CERT), None);
+        assert!(matches!(credentials.named(API_KEY).unwrap().read(), Err(SecretFileError::Open { .. })));
+        assert_eq!(Credentials::within(dir.path().join("none")).named(API_KEY), None);
     }
 }

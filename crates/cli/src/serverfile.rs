@@ -134,11 +134,12 @@ pub(crate) struct Target {
 
 /// Finds the server that client commands talk to.
 pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
+    let given = settings.secret_key.as_ref().map(read_secret).transpose()?;
     let start = format!("start a server with `firkin up{}`", settings.state_option());
     match &settings.server {
         ServerSource::Variables { api_url, sandbox_url, api_key } => {
-            let api_key = api_key
-                .clone()
+            let api_key = given
+                .or_else(|| api_key.clone())
                 .ok_or_else(|| anyhow!("E2B_API_URL is set, but E2B_API_KEY is not"))
                 .hint("`eval \"$(firkin env)\"` sets both")?;
             Ok(Target { api_url: api_url.clone(), sandbox_url: sandbox_url.clone(), api_key, https: None })
@@ -149,10 +150,16 @@ pub(crate) fn find(settings: &Settings) -> anyhow::Result<Target> {
                     .hint(start)
                     .status(ExitStatus::Unreachable);
             };
+            if let Some(api_key) = given {
+                return Ok(Target { api_url: url.clone(), sandbox_url: url, api_key, https });
+            }
             let api_key = match (read_api_key(&settings.api_key_file()), &settings.api_key) {
                 (Ok(Some(key)), _) => key,
                 (Ok(None) | Err(_), Some(key)) => key.clone(),
-                (Ok(None), None) => return Err(anyhow!("there is no API key in `{}`", settings.state_dir.display())).hint(start),
+                (Ok(None), None) => {
+                    return Err(anyhow!("there is no API key in `{}`", settings.state_dir.display()))
+                        .hint("if the server has the operator's key, name its file with `--api-key-file`");
+                }
                 (Err(error), None) => {
                     return Err(error)
                         .context("cannot read the API key")

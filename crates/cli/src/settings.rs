@@ -127,6 +127,8 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     /// Where client commands find the server.
     pub(crate) server: ServerSource,
+    /// Where the operator keeps the API key, or the client its.
+    pub(crate) secret_key: Option<SecretFile>,
     /// `E2B_API_KEY`: used when the state directory's key cannot be read.
     pub(crate) api_key: Option<String>,
     /// Downloads and builds that servers share.
@@ -201,12 +203,18 @@ impl Settings {
         self.state_dir.join("server.json")
     }
 
-    /// The operator's secrets that a server is given.
-    pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
-        self.tls.iter().filter_map(|tls| tls.files.as_ref()).map(|(_, key)| key)
+    /// Where clients on this host find the API key that the server accepts.
+    pub(crate) fn known_key_file(&self) -> PathBuf {
+        self.secret_key.as_ref().map_or_else(|| self.api_key_file(), |file| absolute(&file.path))
     }
 
-    /// Where the API key is kept in plain, readable by its owner only.
+    /// The operator's secrets that a server is given.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
+        let certificate = self.tls.iter().filter_map(|tls| tls.files.as_ref()).map(|(_, key)| key);
+        self.secret_key.iter().chain(certificate)
+    }
+
+    /// Where the API key is kept in plain, readable by its owner only, unless the operator keeps it.
     pub(crate) fn api_key_file(&self) -> PathBuf {
         self.state_dir.join("api-key")
     }
@@ -216,13 +224,16 @@ impl Settings {
         self.cache_dir.join("acceleration.json")
     }
 
-    /// The options that make another command of ours find the same directories, for hints to paste.
+    /// The options that make another command of ours find the same directories and key, for hints to paste.
     pub(crate) fn state_option(&self) -> String {
-        if self.state_dir == Path::new(DEFAULT_STATE_DIR) {
-            String::new()
-        } else {
-            format!(" --state-dir {}", self.state_dir.display())
+        let mut options = String::new();
+        if self.state_dir != Path::new(DEFAULT_STATE_DIR) {
+            options += &format!(" --state-dir {}", self.state_dir.display());
         }
+        if let Some(file) = &self.secret_key {
+            options += &format!(" --api-key-file {}", absolute(&file.path).display());
+        }
+        options
     }
 
     /// The options that make another server of ours run like this one, for hints to paste.
@@ -270,7 +281,7 @@ impl Settings {
 
 /// Decides every value.
 pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
-    let GlobalArgs { state_dir, json, yes } = &cli.global;
+    let GlobalArgs { state_dir, api_key_file, json, yes } = &cli.global;
     let no_serve = ServeArgs::default();
     let (serve, host): (&ServeArgs, &HostArgs) = match &cli.command {
         Command::Up(serve) | Command::Quickstart(serve) => (serve, &serve.host),
@@ -300,6 +311,10 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         stdin_tty: around.stdin_tty,
         state_dir: absolute(state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))),
         server,
+        secret_key: match api_key_file {
+            Some(path) => Some(around.credentials.file(path)),
+            None => around.credentials.named(secretfile::API_KEY),
+        },
         api_key: around.api_key.clone(),
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
         accel: host.accel.unwrap_or(Accel::Auto),
@@ -445,6 +460,31 @@ mod tests {
         let named = resolved("firkin sandbox ls --state-dir /s", &around);
         assert_eq!(named.server, ServerSource::StateDir);
         assert_eq!(named.state_option(), " --state-dir /s");
+    }
+
+    #[test]
+    fn credentials_stand_in_for_options_that_are_not_given() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [secretfile::API_KEY, secretfile::TLS_CERT, secretfile::TLS_KEY] {
+            fs_err::write(dir.path().join(name), "secret").unwrap();
+        }
+        let around = Surroundings { credentials: Credentials::within(dir.path().to_owned()), ..Surroundings::default() };
+        let found = |options: &str| {
+            let settings = resolved(&format!("firkin up{options}"), &around);
+            let files = settings.tls.clone().and_then(|tls| tls.files);
+            (settings.known_key_file(), files.map(|(chain, key)| (chain, key.path)))
+        };
+        let named = |name: &str| dir.path().join(name);
+        let kept = Some((named(secretfile::TLS_CERT), named(secretfile::TLS_KEY)));
+        assert_eq!(found(" --tls-listen 127.0.0.1:1 --domain a.test"), (named(secretfile::API_KEY), kept));
+        assert_eq!(
+            found(" --tls-listen 127.0.0.1:1"),
+            (named(secretfile::API_KEY), None),
+            "its own authority is for its own domain"
+        );
+        let given = " --api-key-file /k --tls-listen 127.0.0.1:1 --domain a.test --tls-cert /c --tls-key /t";
+        assert_eq!(found(given), ("/k".into(), Some(("/c".into(), "/t".into()))));
+        assert_eq!(resolved("firkin env --api-key-file /k", &around).state_option(), " --api-key-file /k");
     }
 
     #[test]

@@ -130,6 +130,40 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
+#[test]
+fn the_key_comes_from_a_file_that_is_nobody_elses() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let listing = ("GET /v2/sandboxes", json(200, "[]"));
+    let server = Server::start([listing.clone(), listing.clone(), listing]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("api-key");
+    let shown = |mode: u32, args: &[&str], credentials: bool| {
+        fs_err::write(&file, "e2b_4567\n").unwrap();
+        fs_err::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firkin"));
+        command.args(["sandbox", "ls"]).args(args).env("FIRKIN_STATE_DIR", server.state_dir.path());
+        command.env("E2B_API_KEY", "e2b_89ab").env_remove("E2B_API_URL").env_remove("CREDENTIALS_DIRECTORY");
+        if credentials {
+            command.env("CREDENTIALS_DIRECTORY", dir.path());
+        }
+        let output = command.output().unwrap();
+        let seen =
+            server.seen.lock().unwrap().drain(..).map(|seen| seen.headers["x-api-key"].to_str().unwrap().to_owned()).next();
+        (seen, stderr(&output).to_owned())
+    };
+    let named = ["--api-key-file", file.to_str().unwrap()];
+    for (mode, args, credentials, key) in
+        [(0o600, &named[..], false, "e2b_4567"), (0o440, &[], true, "e2b_4567"), (0o600, &[], false, "e2b_0123")]
+    {
+        assert_eq!(shown(mode, args, credentials).0.as_deref(), Some(key), "{mode:o}");
+    }
+    for (mode, args, credentials) in [(0o640, &named[..], false), (0o604, &named, false), (0o444, &[], true)] {
+        let (seen, said) = shown(mode, args, credentials);
+        assert!(seen.is_none() && said.contains("lets other users in") && said.contains("hint: `chmod 600"), "{said}");
+        assert!(!said.contains("4567"), "{said}");
+    }
+}
+
 const ONE: &str = r#"[{"templateID":"t","sandboxID":"i1","clientID":"c","startedAt":"2026-01-01T00:00:00Z",
     "endAt":"2026-01-01T00:05:00Z","cpuCount":2,"memoryMB":512,"diskSizeMB":1024,"state":"running","envdVersion":"0.6.13"}]"#;
 const DETAIL: &str = r#"{"templateID":"t","sandboxID":"i1","clientID":"c","startedAt":"2026-01-01T00:00:00Z",

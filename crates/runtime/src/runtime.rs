@@ -2,11 +2,7 @@
 //!
 //! Each method finds the owner task of the sandbox it concerns and talks to it; nothing here holds a lock across a wait.
 
-use std::{
-    net::Ipv4Addr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use firkin_engine::{Acceleration, Engine, Safeguard};
 use jiff::Timestamp;
@@ -70,6 +66,7 @@ mod keys;
 pub mod sweep;
 pub mod templates;
 
+pub use self::keys::InvalidApiKey;
 use self::sweep::Swept;
 
 /// The most children of one fork.

@@ -370,8 +370,14 @@ fn capacity(state_dir: &Path, overcommit: Overcommit) -> anyhow::Result<HostCapa
     Ok(HostCapacity::with_overcommit(u32::try_from(cpus.get())?, memory >> 20, disk.free >> 20, overcommit))
 }
 
-/// The key that clients on this host use: the one in the state directory while the store knows it, else a new one.
+/// The key that clients on this host use: the operator's; or the one in the state directory while the store knows it, else a new one.
 async fn api_key(runtime: &Runtime, settings: &Settings) -> anyhow::Result<String> {
+    if let Some(file) = &settings.secret_key {
+        let key = serverfile::read_secret(file)?;
+        let accepted = runtime.accept_api_key(&key).with_context(|| format!("cannot use `{}`", file.path.display()));
+        accepted.hint("make one with `(umask 77; echo e2b_$(openssl rand -hex 20) > FILE)`")?;
+        return Ok(key);
+    }
     let path = settings.api_key_file();
     if let Some(key) = serverfile::read_api_key(&path)?
         && runtime.authenticate(&key)
@@ -542,7 +548,7 @@ mod tests {
         fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
         let key = key.to_str().unwrap();
         let tls = ["--tls-listen", "127.0.0.1:0", "--domain", "a.test", "--tls-cert", "/c", "--tls-key", key];
-        for options in [tls] {
+        for options in [&["--api-key-file", key][..], &tls] {
             let line = ["firkin", "up", "--listen", "127.0.0.1:0"].into_iter().chain(options.iter().copied());
             let cli = <crate::args::Cli as clap::Parser>::try_parse_from(line).unwrap();
             let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());

@@ -38,7 +38,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             url: server.target().api_url.clone(),
             acceleration,
             state_dir: settings.state_dir.display().to_string(),
-            api_key_file: settings.api_key_file().display().to_string(),
+            api_key_file: settings.known_key_file().display().to_string(),
             pid: std::process::id(),
         },
     )?;

@@ -40,6 +40,35 @@ fn open_to_others(top: &Path, paths: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_key_that_the_operator_brings_is_valid_for_as_long_as_it_is_brought() {
+    let host = Host::new();
+    let (one, other) = (format!("e2b_{}", "5".repeat(40)), format!("e2b_{}", "6".repeat(40)));
+    let issued = host.serve(async |server| {
+        assert!(!server.authenticate(&one));
+        server.accept_api_key(&one).unwrap();
+        assert!(server.authenticate(&one) && !server.authenticate(&other));
+        server.issue_api_key().await.unwrap()
+    });
+    host.serve(async |server| {
+        server.accept_api_key(&other).unwrap();
+        assert!(server.authenticate(&other) && !server.authenticate(&one), "it was replaced");
+        assert!(server.authenticate(&issued), "what the server has made is kept");
+        let (short, long) = ("5".repeat(31), "5".repeat(129));
+        for wrong in [
+            "",
+            "e2b_",
+            "5",
+            &"5".repeat(40),
+            &format!("e2b_{short}"),
+            &format!("e2b_{long}"),
+            &format!("e2b_{}", "F".repeat(40)),
+        ] {
+            assert!(server.accept_api_key(wrong).is_err() && !server.authenticate(wrong), "{wrong}");
+        }
+    });
+}
+
+#[test]
 fn nothing_in_the_state_directory_is_open_to_other_users() {
     let host = Host::new();
     // As an earlier version left it.
