@@ -134,7 +134,7 @@ async fn a_machine_that_says_without_end_fills_no_disk() {
     let stderr = format!("/proc/{}/fd/2", machine.pid().unwrap());
     let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
     let mut stderr = fs_err::OpenOptions::new().write(true).append(true).custom_flags(nonblocking).open(stderr).unwrap();
-    let flood = [b'x'; 1 << 20];
+    let flood = vec![b'x'; 1 << 20];
     for _ in 0..64 {
         match stderr.write(&flood) {
             Ok(written) => assert!(written > 0),
