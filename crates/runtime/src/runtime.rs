@@ -237,7 +237,12 @@ impl Runtime {
         self.owners.handles().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
     }
 
-    /// The sandbox whose envd token `is_wanted`, looked for without a copy of anything.
+    /// The sandbox that has this envd token. It costs the same however many there are.
+    pub fn with_token(&self, token: &str) -> Option<SandboxId> {
+        self.owners.with_token(token)
+    }
+
+    /// The sandbox whose envd token `is_wanted`, looked for among all without a copy of anything.
     pub fn whose_token(&self, is_wanted: impl Fn(&str) -> bool) -> Option<SandboxId> {
         let views: Vec<_> = self.owners.handles().values().map(|handle| handle.view.clone()).collect();
         views.into_iter().find_map(|view| {

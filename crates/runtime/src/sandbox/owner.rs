@@ -252,7 +252,7 @@ impl Owner {
     pub(crate) fn of_created(owners: &Arc<Owners>, created: Recorded) -> Self {
         let Recorded { session, reservation, record } = created;
         let (owner, handle) = Self::new(owners, record, Phase::Running(Box::new(Running::new(session, reservation))));
-        owners.handles().insert(owner.record.id.clone(), handle);
+        owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owners.note_start();
         owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", &owner.record.template_id));
         owner
@@ -266,7 +266,7 @@ impl Owner {
     /// Starts the owner of a sandbox that is known from the store.
     pub(crate) fn restore_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
         let (owner, handle) = Self::new(owners, record, Phase::Paused(held));
-        owners.handles().insert(owner.record.id.clone(), handle);
+        owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox found paused by a new server"));
         owners.shared.tasks.spawn(owner.run());
     }
@@ -275,7 +275,7 @@ impl Owner {
     pub(crate) fn adopt(owners: &Arc<Owners>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
         let running = Box::new(Running::new(session, reservation));
         let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
-        owners.handles().insert(owner.record.id.clone(), handle);
+        owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox taken over by a new server"));
         owners.shared.tasks.spawn(async move {
             // The earlier server may have been killed while it held the machine for a cut, and before it recorded that.
@@ -523,7 +523,7 @@ impl Owner {
     /// Ends the session, if any, and forgets the sandbox. Idempotent.
     async fn teardown(&mut self, why: &str) -> Result<(), KillError> {
         let id = self.record.id.clone();
-        if self.owners.handles().remove(&id).is_none() {
+        if !self.owners.forget(&id, self.record.access_token.as_deref()) {
             return Ok(());
         }
         if let Phase::Running(running) = std::mem::replace(&mut self.phase, Phase::Gone) {

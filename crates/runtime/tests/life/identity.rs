@@ -46,6 +46,33 @@ fn many_forks_share_nothing_that_is_their_own() {
 }
 
 #[test]
+fn a_token_leads_to_its_sandbox_for_as_long_as_that_is_there() {
+    let host = Host::new();
+    let (kept, gone) = host.serve(async |server| {
+        let secure = CreateSandbox { secure: true, ..base() };
+        let (kept, killed) = (server.create(secure.clone()).await.unwrap(), server.create(secure).await.unwrap());
+        let fork = server.fork(&kept.id, 1, MINUTE).await.unwrap().remove(0).unwrap();
+        for sandbox in [&kept, &killed, &fork] {
+            assert_eq!(server.with_token(sandbox.envd_access_token.as_deref().unwrap()).as_ref(), Some(&sandbox.id));
+        }
+        server.pause(&kept.id).await.unwrap();
+        server.kill(&killed.id).await.unwrap();
+        server.kill(&fork.id).await.unwrap();
+        for token in [killed.envd_access_token.as_deref().unwrap(), fork.envd_access_token.as_deref().unwrap(), "", "nobody's"] {
+            assert_eq!(server.with_token(token), None);
+        }
+        (kept, killed)
+    });
+    host.serve(async |server| {
+        let token = kept.envd_access_token.as_deref().unwrap();
+        assert_eq!(server.with_token(token).as_ref(), Some(&kept.id), "also of one that a new server finds");
+        server.connect(&kept.id, MINUTE).await.unwrap();
+        assert_eq!(server.with_token(token).as_ref(), Some(&kept.id));
+        assert_eq!(server.with_token(gone.envd_access_token.as_deref().unwrap()), None);
+    });
+}
+
+#[test]
 fn a_sandbox_that_comes_back_is_the_same_machine_with_fresh_randomness() {
     let host = Host::new();
     host.serve(async |server| {
