@@ -424,15 +424,27 @@ impl Owner {
                 drop(reply.send(result));
                 return if stays { Next::Continue } else { Next::Gone };
             }
-            Command::Stop { on_exit: OnExit::Pause } => match self.pause(Memory::Kept, CutReason::Stopped).await {
+            Command::Stop { on_exit } => return self.stop(on_exit).await,
+        }
+        Next::Continue
+    }
+
+    /// The server ends.
+    async fn stop(&mut self, on_exit: OnExit) -> Next {
+        match on_exit {
+            OnExit::Pause => match self.pause(Memory::Kept, CutReason::Stopped).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
+                Err(error @ SnapshotError::DiskPressure { .. }) => {
+                    tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it is left to the next server");
+                    return Next::Left;
+                }
                 Err(error) => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it ends");
                     return Next::Gone;
                 }
             },
-            Command::Stop { on_exit: OnExit::Leave } => return Next::Left,
-            Command::Stop { on_exit: OnExit::Kill } => match self.phase {
+            OnExit::Leave => return Next::Left,
+            OnExit::Kill => match self.phase {
                 Phase::Running(_) | Phase::Gone => return Next::Gone,
                 Phase::Paused(_) => self.commands.close(),
             },

@@ -33,8 +33,8 @@ impl DiskPressureProbe for Disk {
 /// Has `file` be as large as one that grows by 4 MiB a second. It may go at any time, and its directory with it.
 fn grow(file: &Path, begun: std::time::Instant) {
     let bytes = (1 + usize::try_from(begun.elapsed().as_secs()).unwrap()) * (4 << 20);
-    if std::fs::metadata(file).map_or(0, |there| there.len()) != bytes as u64 {
-        drop(std::fs::write(file, vec![1; bytes]));
+    if fs_err::metadata(file).map_or(0, |there| there.len()) != bytes as u64 {
+        drop(fs_err::write(file, vec![1; bytes]));
     }
 }
 
@@ -122,7 +122,7 @@ async fn below_half_of_the_floor_writers_stand_still_and_nothing_is_written_for_
 
 #[tokio::test]
 async fn a_build_that_writes_most_fails_and_says_why() {
-    let (host, _envd) = Host::with_silent_envd();
+    let (host, envd) = Host::with_silent_envd();
     let disk = Arc::new(Disk(AtomicU64::new(1000)));
     let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
     let idle = server.create(base()).await.unwrap();
@@ -133,8 +133,9 @@ async fn a_build_that_writes_most_fails_and_says_why() {
     disk.0.store(150, Ordering::SeqCst);
     let begun = std::time::Instant::now();
     let info = loop {
-        for dir in names(&run).into_iter().filter(|name| !others.contains(name)) {
-            grow(&run.join(dir).join("written"), begun);
+        // Then the command is under way.
+        if envd.was_called() {
+            names(&run).iter().filter(|name| !others.contains(name)).for_each(|dir| grow(&run.join(dir).join("written"), begun));
             disk.0.store(99, Ordering::SeqCst);
         }
         let info = server.build(&place.template_id, &place.build_id).await.unwrap();
@@ -149,5 +150,23 @@ async fn a_build_that_writes_most_fails_and_says_why() {
     assert!(reason.contains("below its free-space floor, and this build wrote most"), "{reason}");
     assert_eq!(server.sandbox(&idle.id).unwrap().state, SandboxState::Running);
     until("nothing of it is left", || names(&run) == others).await;
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_on_a_full_disk_leaves_to_the_next_what_it_cannot_pause() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let open = || host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>);
+    let server = open().await;
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, "kept");
+    disk.0.store(40, Ordering::SeqCst);
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
+    let server = open().await;
+    assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
+    assert_eq!(host.memory(&id).word, "kept");
+    disk.0.store(1000, Ordering::SeqCst);
+    server.pause(&id).await.unwrap();
     server.shutdown(OnExit::Kill).await;
 }

@@ -130,6 +130,7 @@ impl Owner {
 
     /// Pauses the sandbox if it holds more of the disk than it may: nothing else would end that. Whether it was.
     pub(super) async fn pause_over_quota(&mut self) -> Result<bool, SnapshotError> {
+        self.phase.running(&self.record.id)?;
         let source = match sandbox_quota::admit(&self.shared, &self.record, 0).await {
             Ok(()) => return Ok(false),
             Err(source @ QuotaError::Disk { .. }) => source,

@@ -93,8 +93,8 @@ impl Owner {
         running.still = false;
         running.leaving = CancellationToken::new();
         self.go_on().await;
-        self.publish_view();
         self.note(Event::new(LogLevel::Info, "the host's disk has room again: the sandbox goes on"));
+        self.publish_view();
     }
 
     /// Refuses to call a sandbox running that stands still.
