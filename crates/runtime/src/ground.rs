@@ -5,3 +5,4 @@ pub(crate) mod private;
 pub mod progress;
 pub(crate) mod random;
 pub mod reference;
+mod text;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     artifact::{ArtifactStore, CutReason},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
-    ground::reference::{DEFAULT, TEAM, valid_name},
+    ground::reference::{DEFAULT, Reference, TEAM},
     host::disk::DiskPressureGuard,
     machine::{
         command::{self, CommandError, CommandOutput, GuestCommand},
@@ -319,13 +319,7 @@ impl Runtime {
         name: Option<String>,
         memory: Memory,
     ) -> Result<SnapshotInfo, SnapshotError> {
-        if let Some(name) = &name {
-            let (base, tag) = name.split_once(':').unwrap_or((name, DEFAULT));
-            let base = base.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(base);
-            if !valid_name(base) || !valid_name(&tag.replace('.', "-")) {
-                return Err(SnapshotError::InvalidName(name.clone()));
-            }
-        }
+        let name = name.map(|name| Reference::given(&name)).transpose()?;
         let handle = self.handle(id)?;
         // Until it is on record, so that the next one counts it.
         let _turn = handle.snapshots.lock().await;
@@ -334,10 +328,6 @@ impl Runtime {
         disk_budget::admit(&self.shared).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
-        let names = name.map(|name| {
-            let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name).to_owned();
-            if name.contains(':') { name } else { format!("{name}:{DEFAULT}") }
-        });
         let record = TemplateRecord {
             id: crate::ground::random::alphanumeric(20),
             build_id: crate::ground::random::uuid(),
@@ -353,7 +343,7 @@ impl Runtime {
             recipe: None,
             warm_up: None,
             setup: source.record.setup(),
-            names: names.into_iter().collect(),
+            names: name.map(Reference::full).into_iter().collect(),
         };
         let record = self.shared.store.put_template(record).await.map_err(SnapshotError::Store)?;
         drop(source.pin);
@@ -365,8 +355,10 @@ impl Runtime {
     /// cut. A paused sandbox stays paused. On failure it is what it was.
     pub async fn rollback(&self, id: &SandboxId, snapshot: &str) -> Result<RuntimeSandbox, RollbackError> {
         self.handle(id)?;
-        let found = self.shared.store.template(snapshot).await.map_err(RollbackError::Store)?.found();
-        let found = found.ok_or_else(|| RollbackError::SnapshotNotFound(snapshot.to_owned()))?;
+        let absent = || RollbackError::SnapshotNotFound(snapshot.to_owned());
+        let reference = snapshot.parse().map_err(|_| absent())?;
+        let found = self.shared.store.template(reference).await.map_err(RollbackError::Store)?.found();
+        let found = found.ok_or_else(absent)?;
         if found.snapshot_of.as_ref() != Some(id) {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
         }

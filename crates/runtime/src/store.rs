@@ -20,11 +20,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     capacity::ResourceBudget,
-    ground::reference::TEAM,
+    ground::reference::{Reference, TEAM},
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
 mod builds;
+mod columns;
 mod in_use;
 mod migrate;
 mod shelf;
@@ -173,7 +174,7 @@ pub(crate) struct TemplateRecord {
     #[serde(default)]
     pub(crate) setup: Setup,
     /// `name:tag`, each unique in the whole database.
-    pub(crate) names: Vec<String>,
+    pub(crate) names: Vec<Reference>,
 }
 
 /// Names with the team.

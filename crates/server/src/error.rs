@@ -451,11 +451,9 @@ impl From<TagError> for ApiError {
             TagError::NoSuchTag { tag, name } => {
                 Self::new(StatusCode::NOT_FOUND, format!("tag '{tag}' does not exist for template '{name}'"))
             }
-            TagError::InvalidName(_)
-            | TagError::Tagged(_)
-            | TagError::InvalidTag(_)
-            | TagError::Count { .. }
-            | TagError::Default => Self::bad_request(error.to_string()),
+            TagError::Malformed(_) | TagError::Nameless(_) | TagError::Tagged(_) | TagError::Count { .. } | TagError::Default => {
+                Self::bad_request(error.to_string())
+            }
             TagError::Store(_) => Self::internal(&error),
         }
     }
@@ -466,7 +464,6 @@ impl From<RequestError> for ApiError {
         match error {
             RequestError::Store(_) => Self::internal(&error),
             RequestError::Name(_)
-            | RequestError::Tag(_)
             | RequestError::Tags { .. }
             | RequestError::FewCpus
             | RequestError::ManyCpus { .. }

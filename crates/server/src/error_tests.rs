@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError};
+use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, reference::Reference};
 
 use super::*;
 
@@ -101,7 +101,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (ResumeError::AlreadyRunning(id()).into(), 409, "already running", None, Retry::Unsaid),
         (ResumeError::Restore { id: id(), source: waited() }.into(), 503, "cannot be resumed", placement, Retry::After(1)),
         (SnapshotError::AlreadyPaused(id()).into(), 409, "already paused", None, Retry::Unsaid),
-        (SnapshotError::InvalidName("A".into()).into(), 400, "`A`", None, Retry::Unsaid),
+        (SnapshotError::InvalidName("a b".parse::<Reference>().unwrap_err()).into(), 400, "`a b`", None, Retry::Unsaid),
         (refused_guest().into(), 503, "no answer", Some("sandbox_snapshot_guest_agent_unresponsive"), Retry::Never),
         (ForkError::Count { asked: 0, max: 100 }.into(), 400, "1 to 100", None, Retry::Unsaid),
         (ForkError::Snapshot(SnapshotError::NotFound(absent())).into(), 404, "doesn't exist", None, Retry::Unsaid),

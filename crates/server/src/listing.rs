@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use firkin_runtime::{
-    reference::short,
+    reference::{Reference, TemplateName},
     sandbox::{RuntimeSandbox, SandboxState},
 };
 use firkin_wire::rest::LogLevel;
@@ -140,7 +140,8 @@ pub(crate) struct Filter {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) states: Vec<SandboxState>,
     pub(crate) started_after: Option<Timestamp>,
-    pub(crate) template: Option<String>,
+    /// By name or id. Within it there is nothing where nothing can be meant.
+    pub(crate) template: Option<Option<TemplateName>>,
 }
 
 impl Filter {
@@ -160,27 +161,28 @@ impl Filter {
             metadata: query.get("metadata").map_or_else(|| Ok(BTreeMap::new()), metadata)?,
             states: query.list("state").into_iter().map(state).collect::<Result<_, _>>()?,
             started_after,
-            template: query.get("template").map(str::to_owned),
+            template: query.get("template").map(template),
         })
     }
 
     /// Whether `sandbox` is wanted, apart from its state.
     pub(crate) fn matches(&self, sandbox: &RuntimeSandbox) -> bool {
         let has = |(key, value): (&String, &String)| sandbox.spec.metadata.get(key) == Some(value);
-        let named = |wanted: &String| {
-            [wanted.as_str(), short(wanted)]
-                .iter()
-                .any(|&wanted| sandbox.template_id == wanted || sandbox.alias.as_deref() == Some(wanted))
-        };
+        let of_it = |name: &TemplateName| sandbox.template_id == name.as_str() || sandbox.alias.as_deref() == Some(name.as_str());
         self.metadata.iter().all(has)
             && self.started_after.is_none_or(|at| sandbox.started_at >= at)
-            && self.template.as_ref().is_none_or(named)
+            && self.template.as_ref().is_none_or(|wanted| wanted.as_ref().is_some_and(of_it))
     }
 
     /// Whether a sandbox in this state is wanted.
     pub(crate) fn wants(&self, state: SandboxState) -> bool {
         self.states.is_empty() || self.states.contains(&state)
     }
+}
+
+/// The template that is wanted. With a tag it is none: which of its builds a sandbox began with is not known of that.
+fn template(text: &str) -> Option<TemplateName> {
+    text.parse().ok().filter(|wanted: &Reference| wanted.other_tag().is_none()).map(|wanted| wanted.name)
 }
 
 /// The metadata filter. Clients quote each key and value, join them into a query string, quote that, and put it into the query,

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use firkin_runtime::{
-    host_templates::BuildError,
     owner::OnExit,
-    reference::{CODE_INTERPRETER, DEFAULT, valid_name},
+    reference::{CODE_INTERPRETER, DEFAULT, TemplateName},
     standard::BuildTemplate,
     template::TemplateInfo,
 };
@@ -195,9 +194,7 @@ fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemp
     if !args.without.is_empty() && args.name != CODE_INTERPRETER {
         return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");
     }
-    if !valid_name(&args.name) {
-        return Err(BuildError::InvalidName(args.name).into());
-    }
+    args.name.parse::<TemplateName>()?;
     let base = BuildTemplate { env: standard.env.clone(), ..BuildTemplate::base() };
     let request = BuildTemplate {
         ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { standard.ready_deadline },
@@ -301,7 +298,7 @@ mod tests {
         for name in ["Base", "firkin/base", "base:v1", "Desktop", ""] {
             let args = BuildArgs { name: name.into(), ..parsed("firkin template build") };
             let error = request(args, BuildTemplate::base()).unwrap_err();
-            assert!(error.to_string().contains("is not a template name"), "{name}: {error}");
+            assert!(error.to_string().contains("is not a name for a template"), "{name}: {error}");
         }
         let own = requested("firkin template build big --memory 1024 --ready-cmd true").unwrap();
         assert_eq!((own.name.as_str(), own.memory_mib, own.ready.as_deref()), ("big", 1024, Some("true")));

@@ -1,6 +1,13 @@
 //! How templates and snapshots are named: `[team/]name[:tag]` or `id[:tag]`. A name or an id without a tag means its tag `default`.
 //!
 //! A template has one id and at most one name. Each of its tags stands for what one build made; what no tag stands for is gone.
+//!
+//! Names are taken apart and put together here and nowhere else, so that what can be given to something can also be looked up. What
+//! is given is read more strictly in one thing: a tag in the form of a build's id could not be told from that id.
+
+use std::{fmt, str::FromStr};
+
+use super::{random::is_uuid, text::text_type};
 
 /// The slug that stands before `/` in full names. There is one team.
 pub const TEAM: &str = "firkin";
@@ -9,7 +16,13 @@ pub const TEAM: &str = "firkin";
 pub const DEFAULT: &str = "default";
 
 /// The longest name.
-const MAX_NAME_LENGTH: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
+
+/// The longest tag.
+const MAX_TAG_BYTES: usize = 128;
+
+/// The longest text that means anything: team, name and tag.
+pub const MAX_REFERENCE_BYTES: usize = TEAM.len() + 1 + MAX_NAME_BYTES + 1 + MAX_TAG_BYTES;
 
 /// The template that stands for no use in particular, which every host has.
 pub const BASE: &str = "base";
@@ -26,48 +39,165 @@ pub const DESKTOP: &str = "desktop";
 /// Templates that clients ask for by name although their users have not built any such.
 pub const STANDARD: [&str; 4] = [BASE, CODE_INTERPRETER, MCP_GATEWAY, DESKTOP];
 
-/// A reference, taken apart. Letters count as small ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reference {
+/// A text that nothing can be called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidReference {
+    /// Not a name.
+    #[error(
+        "`{0}` is not a name for a template or snapshot: it must be 1 to {MAX_NAME_BYTES} lower-case letters, digits, `-` and `_`"
+    )]
+    Name(String),
+    /// Not a tag.
+    #[error(
+        "`{0}` is not a tag: it must be 1 to {MAX_TAG_BYTES} lower-case letters, digits, `-`, `_` and `.`, and not a build's id"
+    )]
+    Tag(String),
+}
+
+/// As much of a text as an error repeats.
+fn told(text: impl AsRef<str>) -> String {
+    text.as_ref().chars().take(MAX_REFERENCE_BYTES).collect()
+}
+
+text_type! {
+    /// What a template or a snapshot is called, without team and tag. An id has the same form.
+    pub struct TemplateName where is_name, else InvalidReference = |text| InvalidReference::Name(told(text))
+}
+
+text_type! {
+    /// One of a template's tags.
+    pub struct Tag where is_tag, else InvalidReference = |text| InvalidReference::Tag(told(text))
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    (1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn is_tag(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    (1..=MAX_TAG_BYTES).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+impl Tag {
+    /// Reads a tag that something is to be given.
+    pub(crate) fn given(text: &str) -> Result<Self, InvalidReference> {
+        let text = plain(text);
+        if is_uuid(&text) { Err(InvalidReference::Tag(text)) } else { Self::try_from(text) }
+    }
+
+    /// Reads tags that something is to be given, each once.
+    pub(crate) fn all_given<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Self>, InvalidReference> {
+        let mut tags = Vec::new();
+        for text in texts {
+            let tag = Self::given(text)?;
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
+    }
+
+    /// Whether it is what a name without a tag means.
+    pub(crate) fn is_default(&self) -> bool {
+        self.0 == DEFAULT
+    }
+}
+
+impl Default for Tag {
+    fn default() -> Self {
+        Self(DEFAULT.to_owned())
+    }
+}
+
+/// What leads to a template, to one of its builds, or to a snapshot: a name or an id, and a tag if one was given.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Reference {
     /// Name or id.
-    pub(crate) base: String,
+    pub name: TemplateName,
     /// As it was given.
-    pub(crate) tag: Option<String>,
+    pub tag: Option<Tag>,
+}
+
+/// Letters count as small ones, and space around a word as none.
+fn plain(text: &str) -> String {
+    text.trim().to_lowercase()
+}
+
+/// Reads whatever may be on record.
+impl FromStr for Reference {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        let text = text.trim();
+        if text.len() > MAX_REFERENCE_BYTES {
+            return Err(InvalidReference::Name(told(text)));
+        }
+        let (name, tag) = text.split_once(':').map_or((text, None), |(name, tag)| (name, Some(tag)));
+        let name = plain(name);
+        let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name);
+        // The text as it was given tells more than what is left of it.
+        let name = name.parse().map_err(|_| InvalidReference::Name(told(text)))?;
+        Ok(Self { name, tag: tag.map(|tag| Tag::try_from(plain(tag))).transpose()? })
+    }
 }
 
 impl Reference {
-    /// Takes it apart, whatever it is: what nothing can be called is found nowhere.
-    pub(crate) fn parse(text: &str) -> Self {
-        let text = text.trim().to_lowercase();
-        let bare = text.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&text);
-        let (base, tag) = bare.split_once(':').map_or((bare, None), |(base, tag)| (base, Some(tag.to_owned())));
-        Self { base: base.to_owned(), tag }
+    /// Reads a name that something is to be given.
+    pub(crate) fn given(text: &str) -> Result<Self, InvalidReference> {
+        let reference: Self = text.parse()?;
+        let tag = reference.tag.as_ref().map(|tag| Tag::given(tag.as_str())).transpose()?;
+        Ok(Self { tag, ..reference })
+    }
+
+    /// Reads a text that is looked up: what nothing can be called is found nowhere.
+    pub(crate) fn wanted(text: &str) -> Result<Self, NoTemplate> {
+        text.parse().map_err(|_| NoTemplate::Absent(text.to_owned()))
     }
 
     /// The tag that is meant.
-    pub(crate) fn tag(&self) -> &str {
-        self.tag.as_deref().unwrap_or(DEFAULT)
+    pub fn tag(&self) -> &str {
+        self.tag.as_ref().map_or(DEFAULT, Tag::as_str)
     }
 
     /// A tag that is not the one of the bare name.
-    pub(crate) fn other_tag(&self) -> Option<&str> {
-        self.tag.as_deref().filter(|tag| *tag != DEFAULT)
+    pub fn other_tag(&self) -> Option<&Tag> {
+        self.tag.as_ref().filter(|tag| !tag.is_default())
     }
 
-    /// Whether anything can be called so.
-    pub(crate) fn is_valid(&self) -> bool {
-        valid_name(&self.base)
+    /// How it is on record: with the tag that is meant.
+    pub fn full(self) -> Self {
+        Self { tag: Some(self.tag.unwrap_or_default()), ..self }
     }
 
-    /// How it is on record.
-    pub(crate) fn full(&self) -> String {
-        format!("{}:{}", self.base, self.tag())
+    /// Without the tag that its name means anyway.
+    pub fn short(self) -> Self {
+        Self { tag: self.tag.filter(|tag| !tag.is_default()), ..self }
     }
 }
 
-/// A name without the tag that it means anyway.
-pub fn short(name: &str) -> &str {
-    name.strip_suffix(DEFAULT).and_then(|name| name.strip_suffix(':')).unwrap_or(name)
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tag {
+            Some(tag) => write!(f, "{}:{tag}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
+}
+
+impl From<Reference> for String {
+    fn from(reference: Reference) -> Self {
+        reference.to_string()
+    }
+}
+
+impl TryFrom<String> for Reference {
+    type Error = InvalidReference;
+
+    fn try_from(text: String) -> Result<Self, InvalidReference> {
+        text.parse()
+    }
 }
 
 /// A reference that leads to no template or snapshot. In the contract's words, and what to do then.
@@ -89,15 +219,13 @@ pub enum NoTemplate {
 }
 
 /// The hint for a template that does not exist: the command that builds it, if it is a standard template.
-pub(crate) fn how_to_build(reference: &str) -> String {
-    let base = Reference::parse(reference).base;
-    if STANDARD.contains(&base.as_str()) { format!("; build it with `firkin template build {base}`") } else { String::new() }
-}
-
-/// Whether a text may name a template or a snapshot: `^[a-z0-9_-]+$`.
-pub fn valid_name(name: &str) -> bool {
-    (1..=MAX_NAME_LENGTH).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+fn how_to_build(reference: &str) -> String {
+    match reference.parse::<Reference>() {
+        Ok(Reference { name, .. }) if STANDARD.contains(&name.as_str()) => {
+            format!("; build it with `firkin template build {name}`")
+        }
+        Ok(_) | Err(_) => String::new(),
+    }
 }
 
 /// Tags that are named, of a template that has many.
@@ -114,23 +242,72 @@ fn known_tags(tags: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const UUID: &str = "3f2b1c4d-0000-4000-8000-000000000000";
+
+    fn read(text: &str) -> Reference {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn a_reference_is_taken_apart() {
-        for (text, base, tag, full) in [
-            ("base", "base", None, "base:default"),
-            ("firkin/Base:V1", "base", Some("v1"), "base:v1"),
-            ("base:default", "base", Some("default"), "base:default"),
+        for (text, name, tag, full, short) in [
+            ("base", "base", None, "base:default", "base"),
+            ("firkin/Base:V1.0", "base", Some("v1.0"), "base:v1.0", "base:v1.0"),
+            (" base: default ", "base", Some("default"), "base:default", "base"),
+            ("default", "default", None, "default:default", "default"),
         ] {
-            let found = Reference::parse(text);
-            assert_eq!((found.base.as_str(), found.tag.as_deref(), found.full().as_str()), (base, tag, full));
-            assert!(found.is_valid());
+            let found = read(text);
+            assert_eq!((found.name.as_str(), found.tag.as_ref().map(Tag::as_str)), (name, tag), "{text}");
+            assert_eq!((found.clone().full().to_string(), found.short().to_string()), (full.to_owned(), short.to_owned()));
         }
-        assert_eq!(Reference::parse("base:default").other_tag(), None);
-        assert_eq!(["base", "base:default", "base:v1", "default"].map(short), ["base", "base", "base:v1", "default"]);
-        for bad in ["other/base", "", ":v1", "a b"] {
-            assert!(!Reference::parse(bad).is_valid(), "{bad:?}");
+        assert_eq!((read("base:default").other_tag(), read("base:v1").other_tag().map(Tag::as_str)), (None, Some("v1")));
+        for bad in ["other/base", "", ":v1", "base:", "base:a:b", "a b", "firkin/", "firkin/a/b", "ä", "base:a/b", "base:ä"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_has_no_tag_that_could_be_a_builds_id() {
+        assert_eq!(Reference::given("Base:V1").unwrap(), read("base:v1"));
+        let refused = Reference::given(&format!("base:{UUID}")).unwrap_err();
+        assert_eq!(refused, InvalidReference::Tag(UUID.to_owned()));
+        // One that an earlier version let through is still found.
+        assert_eq!(read(&format!("base:{UUID}")).tag(), UUID);
+    }
+
+    #[test]
+    fn the_longest_name_is_read_and_no_longer_one() {
+        let longest = format!("{TEAM}/{}:{}", "n".repeat(MAX_NAME_BYTES), "t".repeat(MAX_TAG_BYTES));
+        assert_eq!(longest.len(), MAX_REFERENCE_BYTES);
+        assert!(longest.parse::<Reference>().is_ok());
+        for longer in [format!("{longest}t"), "n".repeat(MAX_NAME_BYTES + 1), format!("n:{}", "t".repeat(MAX_TAG_BYTES + 1))] {
+            assert!(longer.parse::<Reference>().is_err(), "{longer}");
+        }
+        let refused = " ".repeat(1 << 20).parse::<Reference>().unwrap_err();
+        assert!(refused.to_string().len() < 2 * MAX_REFERENCE_BYTES, "an error repeats no more than could have been a name");
+    }
+
+    proptest! {
+        #[test]
+        fn a_reference_is_read_as_it_is_written(name in "[a-z0-9_-]{1,128}", tag in proptest::option::of("[a-z0-9._-]{1,128}")) {
+            let written = Reference { name: name.parse().unwrap(), tag: tag.map(|tag| tag.parse().unwrap()) };
+            prop_assert_eq!(&written.to_string().parse::<Reference>().unwrap(), &written);
+            prop_assert_eq!(&format!(" {TEAM}/{} ", written.to_string().to_uppercase()).parse::<Reference>().unwrap(), &written);
+            let json = serde_json::to_string(&written).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Reference>(&json).unwrap(), written);
+        }
+
+        #[test]
+        fn whatever_is_read_is_written_as_what_it_is(text in "[ -~]{0,300}|\\PC{0,40}|[a-z/]{0,12}:?[a-zA-Z.]{0,12}") {
+            if let Ok(read) = text.parse::<Reference>() {
+                let written = read.to_string();
+                prop_assert!(written.len() <= MAX_REFERENCE_BYTES);
+                prop_assert_eq!(written.parse::<Reference>(), Ok(read));
+            }
         }
     }
 }

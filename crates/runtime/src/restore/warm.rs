@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{
-    ground::reference::{DEFAULT, short},
-    store::TemplateRecord,
-};
+use crate::{ground::reference::DEFAULT, store::TemplateRecord};
 
 /// The most engines that are prepared for a template unless it is said otherwise. Each costs some 16 MiB.
 const MAX_PREPARED: u32 = 2;
@@ -64,7 +61,7 @@ impl WarmConfig {
 
 /// The entry for this build of a template, under any of its names.
 fn named<T: Copy>(said: &BTreeMap<String, T>, template: &TemplateRecord) -> Option<T> {
-    let names = template.names.iter().map(|name| short(name).to_owned());
+    let names = template.names.iter().map(|name| name.clone().short().to_string());
     names.chain(shelf_of(template)).find_map(|name| said.get(&name).copied())
 }
 

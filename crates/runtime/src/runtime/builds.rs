@@ -60,8 +60,8 @@ impl Runtime {
         Ok(RequestedBuild {
             template_id: record.template_id,
             build_id: record.id,
-            name: template.name,
-            tags: record.tags,
+            name: template.name.map(String::from),
+            tags: record.tags.into_iter().map(String::from).collect(),
             public: template.public,
         })
     }
@@ -197,7 +197,8 @@ async fn find(shared: &Shared, template: &str, build: &str) -> Result<BuildRecor
     }
     let record = shared.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;
     // By name too, and by an id of earlier.
-    let family = shared.store.family(template).await.map_err(NoBuild::Store)?;
-    let found = record.filter(|record| family.is_some_and(|family| family.id == record.template_id));
-    found.ok_or_else(|| NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() })
+    let absent = || NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
+    let reference = template.parse().map_err(|_| absent())?;
+    let family = shared.store.family(reference).await.map_err(NoBuild::Store)?;
+    record.filter(|record| family.is_some_and(|family| family.id == record.template_id)).ok_or_else(absent)
 }

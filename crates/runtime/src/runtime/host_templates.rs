@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     ground::{
         progress::Report,
-        reference::{DEFAULT, valid_name},
+        reference::{InvalidReference, Reference, Tag},
     },
     images::standard::BuildTemplate,
     runtime::Runtime,
@@ -23,8 +23,8 @@ const LAST_LINES: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The name is malformed.
-    #[error("`{0}` is not a template name: lower-case letters, digits, `-` and `_`")]
-    InvalidName(String),
+    #[error(transparent)]
+    InvalidName(#[from] InvalidReference),
     /// It did not begin.
     #[error("cannot start the build")]
     NotStarted(#[source] NoBuild),
@@ -63,12 +63,9 @@ impl Drop for Waiting {
 impl Runtime {
     /// Boots, prepares and snapshots a template. The build ends with this future.
     pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
-        if !valid_name(&build.name) {
-            return Err(BuildError::InvalidName(build.name));
-        }
         let named = Named {
-            name: build.name.clone(),
-            tags: vec![DEFAULT.to_owned()],
+            name: Some(build.name.parse()?),
+            tags: vec![Tag::default()],
             cpus: build.cpus,
             memory_mib: build.memory_mib,
             min_free_disk_mib: None,
@@ -111,15 +108,15 @@ impl Runtime {
         if record.state != BuildState::Ready {
             return Err(BuildError::Unrecorded);
         }
-        let name = live.record.names().into_iter().next().unwrap_or_default();
-        self.template(&name).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
+        self.template(&live.record.template_id).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
     }
 
     /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.
     pub async fn ensure_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<(TemplateInfo, bool), BuildError> {
         let shared = self.shared();
         let recipe = whole::recipe(shared, &build);
-        let existing = shared.store.template(&build.name).await.map_err(BuildError::Store)?.found();
+        let name = Reference { name: build.name.parse()?, tag: None };
+        let existing = shared.store.template(name).await.map_err(BuildError::Store)?.found();
         if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
             && shared.artifacts.is_usable(&existing.artifact)
         {

@@ -7,7 +7,7 @@ use crate::{
     capacity::ResourceBudget,
     ground::{
         blocking::whole,
-        reference::{DEFAULT, NoTemplate, Reference, short},
+        reference::{DEFAULT, NoTemplate, Reference, TemplateName},
     },
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
@@ -54,8 +54,9 @@ impl Runtime {
     /// A template or snapshot by id or name. With a tag it is shown as the tag's build, which has to be there; without one as that of
     /// `default`, else as the newest.
     pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        let Some((template, meant)) = self.whole_template(reference).await? else { return Ok(None) };
-        if meant.is_none() && Reference::parse(reference).other_tag().is_some() {
+        let Ok(reference) = reference.parse::<Reference>() else { return Ok(None) };
+        let Some((template, meant)) = self.whole_template(&reference).await? else { return Ok(None) };
+        if meant.is_none() && reference.other_tag().is_some() {
             return Ok(None);
         }
         Ok(template.show(meant.as_ref()))
@@ -63,7 +64,8 @@ impl Runtime {
 
     /// The builds of a template that are remembered, newest first, and what it was built of otherwise.
     pub async fn template_builds(&self, id: &str) -> Result<Vec<BuildInfo>, StoreError> {
-        let Some((template, _)) = self.whole_template(id).await? else { return Ok(Vec::new()) };
+        let Ok(reference) = id.parse() else { return Ok(Vec::new()) };
+        let Some((template, _)) = self.whole_template(&reference).await? else { return Ok(Vec::new()) };
         let WholeTemplate { versions, builds, .. } = template;
         let known: HashSet<&str> = builds.iter().map(|build| build.id.as_str()).collect();
         let of_it = versions.iter().filter(|version| !known.contains(version.build_id.as_str()));
@@ -73,15 +75,16 @@ impl Runtime {
         Ok(shown)
     }
 
-    async fn whole_template(&self, reference: &str) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
+    async fn whole_template(&self, reference: &Reference) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
         let store = &self.shared().store;
-        let read = || store.whole_template(reference);
+        let read = || store.whole_template(reference.clone());
         self.as_they_are(read, |found| found.iter_mut().flat_map(|(template, _)| &mut template.builds).collect()).await
     }
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.
     pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
         let TemplateUpdate { public, description } = update;
+        let Ok(reference) = reference.parse() else { return Ok(None) };
         let Some(id) = self.shared().store.update_template(reference, public, description).await? else { return Ok(None) };
         self.template(&id).await
     }
@@ -98,11 +101,12 @@ impl Runtime {
 
     async fn delete(&self, reference: &str) -> Result<(), DeleteError> {
         let store = &self.shared().store;
-        let found = store.family(reference).await.map_err(DeleteError::Store)?;
+        let wanted = Reference::wanted(reference)?;
+        let found = store.family(wanted.clone()).await.map_err(DeleteError::Store)?;
         let family = found.ok_or_else(|| NoTemplate::Absent(reference.to_owned()))?;
         let all = store.templates().await.map_err(DeleteError::Store)?;
         let own: Vec<&TemplateRecord> = all.iter().filter(|record| record.id == family.id).collect();
-        let names = self.names_meant(reference, &family).await?;
+        let names = self.names_meant((reference, wanted), &family).await?;
         let goes = |version: &&&TemplateRecord| version.names.iter().all(|name| names.contains(name));
         if !names.is_empty() && own.iter().flat_map(|version| &version.names).any(|name| !names.contains(name)) {
             let going: Vec<&TemplateRecord> = own.iter().filter(goes).copied().collect();
@@ -125,16 +129,19 @@ impl Runtime {
     }
 
     /// The names that are to go, if a reference does not mean the whole template.
-    async fn names_meant(&self, reference: &str, family: &FamilyRecord) -> Result<Vec<String>, DeleteError> {
-        let wanted = Reference::parse(reference);
-        let is_former = wanted.base != family.id && family.name.as_ref().is_some_and(|name| *name != wanted.base);
+    async fn names_meant(
+        &self,
+        (reference, wanted): (&str, Reference),
+        family: &FamilyRecord,
+    ) -> Result<Vec<Reference>, DeleteError> {
+        let is_former = wanted.name.as_str() != family.id && family.name.as_ref().is_some_and(|name| *name != wanted.name);
         if family.snapshot_of.is_some() || (wanted.other_tag().is_none() && !is_former) {
             return Ok(Vec::new());
         }
-        let found = self.shared().store.template(reference).await.map_err(DeleteError::Store)?;
+        let found = self.shared().store.template(wanted.clone()).await.map_err(DeleteError::Store)?;
         let version = NoTemplate::unless_found(reference, found)?;
         match wanted.other_tag() {
-            Some(tag) => Ok(version.names.into_iter().filter(|name| name.ends_with(&format!(":{tag}"))).collect()),
+            Some(_) => Ok(version.names.into_iter().filter(|name| name.tag == wanted.tag).collect()),
             // An id of earlier goes with what it stood for, which never was the default.
             None if version.tags().any(|tag| tag == DEFAULT) => Err(NoTemplate::Absent(reference.to_owned()).into()),
             None => Ok(version.names),
@@ -212,11 +219,11 @@ impl WholeTemplate {
             .iter()
             .filter_map(|record| record.base_name().map(|_| &record.names))
             .flatten()
-            .map(|name| short(name).to_owned())
+            .map(|name| name.clone().short().to_string())
             .collect();
         aliases.sort();
         if aliases.is_empty() {
-            aliases.extend(family.name.clone());
+            aliases.extend(family.name.as_ref().map(TemplateName::to_string));
         }
         let unlisted = own.iter().filter(|record| !builds.iter().any(|build| build.id == record.build_id)).count();
         Some(TemplateInfo {
@@ -227,7 +234,7 @@ impl WholeTemplate {
             tags,
             budget,
             id: family.id,
-            name: family.name,
+            name: family.name.map(String::from),
             created_at: family.created_at,
             updated_at: family.updated_at,
             spawn_count: family.spawn_count,
@@ -241,7 +248,7 @@ impl WholeTemplate {
     fn tags(&self) -> Vec<TagInfo> {
         let shown = |assignment: &Assignment| {
             let version = self.versions.iter().find(|version| version.build_id == assignment.build_id)?;
-            let tag = Reference::parse(&assignment.name).tag().to_owned();
+            let tag = assignment.name.tag().to_owned();
             let (build_id, assigned_at) = (version.build_id.clone(), assignment.at);
             Some(TagInfo { tag, build_id, assigned_at, built_at: version.updated_at })
         };

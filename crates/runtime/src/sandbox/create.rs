@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
-    ground::reference::NoTemplate,
+    ground::reference::{NoTemplate, Reference},
     restore::{Proven, SnapshotRestoreError},
     sandbox::owner::{Continuation, Owner, Owners, check_timeout},
     shared::Shared,
@@ -92,7 +92,7 @@ pub(crate) async fn fork(
 
 /// What a reference leads to, with its artifact.
 async fn find(shared: &Shared, reference: &str) -> Result<PreparedTemplate, CreateError> {
-    let found = shared.store.template(reference).await.map_err(CreateError::Store)?;
+    let found = shared.store.template(Reference::wanted(reference)?).await.map_err(CreateError::Store)?;
     let record = NoTemplate::unless_found(reference, found)?;
     let template = record.id.clone();
     PreparedTemplate::load(shared, record).map_err(|source| CreateError::Restore { template, source })

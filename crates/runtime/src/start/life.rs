@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
+    ground::reference::TemplateName,
     machine::session::Session,
     start::PreparedTemplate,
     store::{
@@ -54,7 +55,7 @@ impl Life {
         Self {
             id: SandboxId::generate(),
             template_id: record.id.clone(),
-            alias: record.base_name().map(str::to_owned),
+            alias: record.base_name().map(TemplateName::to_string),
             budget: artifact.manifest.budget,
             access_token: spec.secure.then(access_token),
             traffic_token: spec.ingress.private.then(access_token),

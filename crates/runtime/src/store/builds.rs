@@ -13,7 +13,10 @@ use super::{
     templates::{FamilyRecord, drop_bare, family, id_of_name, is_version, put_family, put_template},
     to_json,
 };
-use crate::store::StoreError;
+use crate::{
+    ground::reference::{Reference, Tag, TemplateName},
+    store::StoreError,
+};
 
 /// What commands of a sandbox get that ask for nothing else. Absent: as envd has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +54,10 @@ pub(crate) struct Setup {
 pub(crate) struct BuildRecord {
     pub(crate) id: String,
     pub(crate) template_id: String,
-    /// Without tag. Empty for a template without a name.
-    pub(crate) name: String,
-    pub(crate) tags: Vec<String>,
+    /// Absent for a template without a name, and empty on disk.
+    #[serde(with = "maybe_empty")]
+    pub(crate) name: Option<TemplateName>,
+    pub(crate) tags: Vec<Tag>,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     /// What its root file system must have free.
@@ -73,9 +77,25 @@ impl BuildRecord {
     }
 
     /// `name:tag` of each tag, with the id where there is no name.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let base = if self.name.is_empty() { &self.template_id } else { &self.name };
-        self.tags.iter().map(|tag| format!("{base}:{tag}")).collect()
+    pub(crate) fn names(&self) -> Vec<Reference> {
+        let Some(name) = self.name.clone().or_else(|| self.template_id.parse().ok()) else { return Vec::new() };
+        self.tags.iter().map(|tag| Reference { name: name.clone(), tag: Some(tag.clone()) }).collect()
+    }
+}
+
+/// A name that is an empty text where there is none.
+mod maybe_empty {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    use super::TemplateName;
+
+    pub(super) fn serialize<S: Serializer>(name: &Option<TemplateName>, serializer: S) -> Result<S::Ok, S::Error> {
+        name.as_ref().map_or("", TemplateName::as_str).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TemplateName>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
     }
 }
 
@@ -130,8 +150,8 @@ impl Store {
     /// that template.
     pub(crate) async fn request_build(&self, record: BuildRecord) -> Result<(BuildRecord, FamilyRecord), StoreError> {
         self.run(move |tx| {
-            let name = Some(record.name.clone()).filter(|name| !name.is_empty());
-            let known = name.as_deref().map(|name| id_of_name(tx, name)).transpose()?.flatten();
+            let name = record.name.clone();
+            let known = name.as_ref().map(|name| id_of_name(tx, name)).transpose()?.flatten();
             let template_id = known.unwrap_or_else(|| record.template_id.clone());
             let template = match family(tx, &template_id)? {
                 Some(template) => template,

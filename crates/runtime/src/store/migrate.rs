@@ -15,7 +15,7 @@ use super::{
     to_json,
 };
 use crate::{
-    ground::reference::DEFAULT,
+    ground::reference::{Reference, Tag, TemplateName},
     store::{BuildRecord, StoreError},
 };
 
@@ -25,9 +25,9 @@ struct Joined {
     families: BTreeMap<String, FamilyRecord>,
     versions: Vec<TemplateRecord>,
     /// From each id that is none any more to the one that it has become, and the name that it stood for.
-    former: BTreeMap<String, (String, Option<String>)>,
+    former: BTreeMap<String, (String, Option<Reference>)>,
     /// The template of each name.
-    names: BTreeMap<String, String>,
+    names: BTreeMap<TemplateName, String>,
 }
 
 pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
@@ -66,10 +66,10 @@ pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
 }
 
 fn records(c: &Connection) -> Result<Vec<TemplateRecord>, StoreError> {
-    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut names: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
     let mut statement = c.prepare("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
     for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))? {
-        let (id, name): (String, String) = row.map_err(sqlite("read names"))?;
+        let (id, name): (String, Reference) = row.map_err(sqlite("read names"))?;
         names.entry(id).or_default().push(name);
     }
     let mut statement = c.prepare("SELECT body FROM templates ORDER BY id").map_err(sqlite("read templates"))?;
@@ -86,10 +86,10 @@ impl Joined {
     fn of(records: Vec<TemplateRecord>, builds: &mut [BuildRecord]) -> Self {
         let mut joined = Self::default();
         let (snapshots, templates): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.snapshot_of.is_some());
-        let mut groups: BTreeMap<String, Vec<TemplateRecord>> = BTreeMap::new();
+        let mut groups: BTreeMap<TemplateName, Vec<TemplateRecord>> = BTreeMap::new();
         let mut nameless = Vec::new();
         for record in templates {
-            match record.base_name().map(str::to_owned) {
+            match record.base_name().cloned() {
                 Some(base) => groups.entry(base).or_default().push(record),
                 None => nameless.push(record),
             }
@@ -99,9 +99,12 @@ impl Joined {
         }
         for record in nameless {
             let build = builds.iter().find(|build| build.id == record.build_id);
-            match build.and_then(|build| joined.names.get(&build.name)).cloned() {
+            match build.and_then(|build| joined.named(build)).cloned() {
                 Some(template) => drop(joined.former.insert(record.id, (template, None))),
-                None => joined.keep(TemplateRecord { names: vec![format!("{}:{DEFAULT}", record.id)], ..record }),
+                None => {
+                    let name = record.id.parse::<Reference>().map(Reference::full);
+                    joined.keep(TemplateRecord { names: name.into_iter().collect(), ..record });
+                }
             }
         }
         for snapshot in snapshots {
@@ -115,8 +118,8 @@ impl Joined {
     }
 
     /// Versions of one name become one template, with the id of that which the bare name means.
-    fn join(&mut self, name: String, group: Vec<TemplateRecord>) {
-        let default = format!("{name}:{DEFAULT}");
+    fn join(&mut self, name: TemplateName, group: Vec<TemplateRecord>) {
+        let default = Reference { name: name.clone(), tag: Some(Tag::default()) };
         let first = group.iter().max_by_key(|record| (record.names.contains(&default), record.updated_at));
         let Some(first) = first.cloned() else { return };
         let family = FamilyRecord {
@@ -136,6 +139,11 @@ impl Joined {
         self.families.insert(first.id, family);
     }
 
+    /// The template of a build's name.
+    fn named(&self, build: &BuildRecord) -> Option<&String> {
+        self.names.get(build.name.as_ref()?)
+    }
+
     /// A template of one version.
     fn keep(&mut self, record: TemplateRecord) {
         self.families.insert(record.id.clone(), FamilyRecord::of(&record));
@@ -148,11 +156,13 @@ impl Joined {
             return;
         }
         let known = self.former.get(&build.template_id).map(|(template, _)| template);
-        let template = known.or_else(|| self.names.get(&build.name)).cloned();
+        let template = known.or_else(|| self.named(build)).cloned();
         let Some(template) = template else {
             let id = build.template_id.clone();
-            self.names.insert(build.name.clone(), id.clone());
-            self.families.insert(id.clone(), FamilyRecord::unbuilt(id, Some(build.name.clone()), build.created_at));
+            if let Some(name) = build.name.clone() {
+                self.names.insert(name, id.clone());
+            }
+            self.families.insert(id.clone(), FamilyRecord::unbuilt(id, build.name.clone(), build.created_at));
             return;
         };
         let before = std::mem::replace(&mut build.template_id, template.clone());
@@ -239,9 +249,9 @@ mod tests {
         for _ in 0..2 {
             // The second time there is nothing to do.
             let store = Store::open(&path).await.unwrap();
-            let at = async |reference: &str| match store.template(reference).await.unwrap() {
+            let at = async |reference: &str| match store.template(reference.parse().unwrap()).await.unwrap() {
                 Lookup::Found(found) => format!("{} {}", found.id, found.build_id),
-                Lookup::NoTag { tag, tags } => format!("no {tag} but {tags:?}"),
+                Lookup::NoTag { tag, tags, .. } => format!("no {tag} but {tags:?}"),
                 Lookup::Absent => "absent".to_owned(),
             };
             for (reference, expected) in [
@@ -264,12 +274,12 @@ mod tests {
             ] {
                 assert_eq!(at(reference).await, expected, "{reference}");
             }
-            let app = store.family("two").await.unwrap().unwrap();
-            assert_eq!((app.name.as_deref(), app.spawn_count), (Some("app"), 2));
+            let app = store.family("two".parse().unwrap()).await.unwrap().unwrap();
+            assert_eq!((app.name, app.spawn_count), (Some("app".parse().unwrap()), 2));
             assert_eq!((app.created_at.as_second(), app.updated_at.as_second()), (300, 540));
             let names: Vec<_> =
                 store.whole_templates().await.unwrap().into_iter().map(|whole| (whole.family.id, whole.family.name)).collect();
-            let named = |id: &str, name: &str| (id.to_owned(), Some(name.to_owned()));
+            let named = |id: &str, name: &str| (id.to_owned(), Some(name.parse().unwrap()));
             let unnamed = |id: &str| (id.to_owned(), None);
             assert_eq!(
                 names,
@@ -277,7 +287,7 @@ mod tests {
             );
             let builds: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.template_id).collect();
             assert_eq!(builds, ["one", "one", "never", "one"]);
-            let snapshot = store.template("mine:v1").await.unwrap().found().unwrap();
+            let snapshot = store.template("mine:v1".parse().unwrap()).await.unwrap().found().unwrap();
             assert_eq!(snapshot.made_from.as_deref(), Some("one"));
             store.close().await.unwrap();
         }

@@ -43,9 +43,8 @@ impl Store {
     /// is there.
     pub(crate) async fn whole_template(
         &self,
-        reference: &str,
+        reference: Reference,
     ) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
-        let reference = Reference::parse(reference);
         self.run(move |tx| {
             let meant = templates::lookup(tx, &reference).map(Lookup::found)?;
             let family = match &meant {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
-    ground::reference::{DEFAULT, NoTemplate, Reference},
+    ground::reference::{NoTemplate, Reference, TemplateName},
     store::{StoreError, spec::SandboxId},
 };
 
@@ -55,7 +55,7 @@ const FORMER_ID: &str = "SELECT template_id, name FROM former_ids WHERE id = ?1"
 pub(crate) struct FamilyRecord {
     pub(crate) id: String,
     /// Without tag. Absent where none was given, and for snapshots, which are named one by one.
-    pub(crate) name: Option<String>,
+    pub(crate) name: Option<TemplateName>,
     pub(crate) public: bool,
     #[serde(default)]
     pub(crate) description: Option<String>,
@@ -84,7 +84,7 @@ impl FamilyRecord {
     }
 
     /// Of a template that has no version yet.
-    pub(crate) fn unbuilt(id: String, name: Option<String>, at: Timestamp) -> Self {
+    pub(crate) fn unbuilt(id: String, name: Option<TemplateName>, at: Timestamp) -> Self {
         Self {
             id,
             name,
@@ -114,19 +114,18 @@ impl FamilyRecord {
 
 impl TemplateRecord {
     /// The name before its tags, unless it has none.
-    pub(crate) fn base_name(&self) -> Option<&str> {
-        let base = self.names.first().map(|name| name.split_once(':').map_or(name.as_str(), |(base, _)| base));
-        base.filter(|base| *base != self.id)
+    pub(crate) fn base_name(&self) -> Option<&TemplateName> {
+        self.names.first().map(|full| &full.name).filter(|name| name.as_str() != self.id)
     }
 
     /// The name of the template that it is a version of.
-    fn family_name(&self) -> Option<String> {
-        self.base_name().filter(|_| self.snapshot_of.is_none()).map(str::to_owned)
+    fn family_name(&self) -> Option<TemplateName> {
+        self.base_name().filter(|_| self.snapshot_of.is_none()).cloned()
     }
 
     /// Its tags.
     pub(crate) fn tags(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(|name| name.split_once(':').map_or(DEFAULT, |(_, tag)| tag))
+        self.names.iter().map(Reference::tag)
     }
 }
 
@@ -136,7 +135,7 @@ pub(crate) enum Lookup {
     /// To this version.
     Found(Box<TemplateRecord>),
     /// To a template that has no such tag, but these.
-    NoTag { tag: String, tags: Vec<String> },
+    NoTag { template: String, tag: String, tags: Vec<String> },
     /// Nowhere.
     Absent,
 }
@@ -154,7 +153,7 @@ impl Lookup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Assignment {
     /// With the name.
-    pub(crate) name: String,
+    pub(crate) name: Reference,
     pub(crate) build_id: String,
     pub(crate) at: Timestamp,
 }
@@ -180,7 +179,7 @@ impl Store {
     }
 
     /// Has tags stand for this version, taking them from whichever they stood for. Whether it is there.
-    pub(crate) async fn add_names(&self, build_id: String, names: Vec<String>) -> Result<bool, StoreError> {
+    pub(crate) async fn add_names(&self, build_id: String, names: Vec<Reference>) -> Result<bool, StoreError> {
         self.run(move |tx| {
             let id = tx
                 .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
@@ -195,7 +194,7 @@ impl Store {
     }
 
     /// Removes names. When one of them is not there, it is returned and all stay.
-    pub(crate) async fn remove_names(&self, names: Vec<String>) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn remove_names(&self, names: Vec<Reference>) -> Result<Option<Reference>, StoreError> {
         self.run(move |tx| {
             let mut of = Vec::new();
             for name in &names {
@@ -226,11 +225,10 @@ impl Store {
     /// empty. Gives its id, if it is there.
     pub(crate) async fn update_template(
         &self,
-        reference: &str,
+        reference: Reference,
         public: Option<bool>,
         description: Option<String>,
     ) -> Result<Option<String>, StoreError> {
-        let reference = Reference::parse(reference);
         self.run(move |tx| {
             let Some(mut family) = family_of(tx, &reference)? else { return Ok(None) };
             if let Some(public) = public {
@@ -275,14 +273,12 @@ impl Store {
     }
 
     /// The version that a reference leads to.
-    pub(crate) async fn template(&self, reference: &str) -> Result<Lookup, StoreError> {
-        let reference = Reference::parse(reference);
+    pub(crate) async fn template(&self, reference: Reference) -> Result<Lookup, StoreError> {
         self.run(move |tx| lookup(tx, &reference)).await
     }
 
     /// The template or snapshot of a reference, whatever its tag, and whether or not anything was built.
-    pub(crate) async fn family(&self, reference: &str) -> Result<Option<FamilyRecord>, StoreError> {
-        let reference = Reference::parse(reference);
+    pub(crate) async fn family(&self, reference: Reference) -> Result<Option<FamilyRecord>, StoreError> {
         self.run(move |tx| family_of(tx, &reference)).await
     }
 }
@@ -291,7 +287,7 @@ impl Store {
 struct FamilyId {
     id: String,
     /// The `name:tag` that it stood for by itself, if it is a former id.
-    stood_for: Option<String>,
+    stood_for: Option<Reference>,
 }
 
 impl NoTemplate {
@@ -299,7 +295,7 @@ impl NoTemplate {
     pub(crate) fn unless_found(reference: &str, found: Lookup) -> Result<TemplateRecord, Self> {
         match found {
             Lookup::Found(record) => Ok(*record),
-            Lookup::NoTag { tag, tags } => Err(Self::NoTag { template: Reference::parse(reference).base, tag, tags }),
+            Lookup::NoTag { template, tag, tags } => Err(Self::NoTag { template, tag, tags }),
             Lookup::Absent => Err(Self::Absent(reference.to_owned())),
         }
     }
@@ -316,22 +312,22 @@ fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError>
 
 pub(super) fn family_of(c: &Connection, reference: &Reference) -> Result<Option<FamilyRecord>, StoreError> {
     // A snapshot may be called as a template is, with a tag of its own.
-    let named = named(c, &reference.full())?.map(|record| record.id);
+    let named = named(c, reference)?.map(|record| record.id);
     let by_tag = named.clone().filter(|_| reference.tag.is_some());
     let id = match by_tag {
         Some(id) => Some(id),
-        None => family_id(c, &reference.base)?.map(|found| found.id).or(named),
+        None => family_id(c, reference.name.as_str())?.map(|found| found.id).or(named),
     };
     id.map_or(Ok(None), |id| family(c, &id))
 }
 
 pub(super) fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {
     let found = |record: TemplateRecord| Ok(Lookup::Found(Box::new(record)));
-    if let Some(record) = named(c, &reference.full())? {
+    if let Some(record) = named(c, reference)? {
         return found(record);
     }
-    let Some(FamilyId { id, stood_for }) = family_id(c, &reference.base)? else { return Ok(Lookup::Absent) };
-    let meant = stood_for.filter(|_| reference.tag.is_none()).map(|name| Reference::parse(&name));
+    let Some(FamilyId { id, stood_for }) = family_id(c, reference.name.as_str())? else { return Ok(Lookup::Absent) };
+    let meant = stood_for.filter(|_| reference.tag.is_none());
     let tag = meant.as_ref().unwrap_or(reference).tag();
     let versions = versions(c, OF_TEMPLATE, [&id])?;
     // `<id>:default` is how unnamed snapshots are shown; by its bare id every snapshot is found.
@@ -343,11 +339,11 @@ pub(super) fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, St
     }
     let mut tags: Vec<String> = versions.iter().flat_map(TemplateRecord::tags).map(str::to_owned).collect();
     tags.sort();
-    Ok(Lookup::NoTag { tag: tag.to_owned(), tags })
+    Ok(Lookup::NoTag { template: reference.name.to_string(), tag: tag.to_owned(), tags })
 }
 
-fn named(c: &Connection, name: &str) -> Result<Option<TemplateRecord>, StoreError> {
-    Ok(versions(c, NAMED, [name])?.into_iter().next())
+fn named(c: &Connection, reference: &Reference) -> Result<Option<TemplateRecord>, StoreError> {
+    Ok(versions(c, NAMED, [reference.clone().full()])?.into_iter().next())
 }
 
 /// The versions that `which` selects, each with what it shares with others of its template and with its names.
@@ -382,7 +378,7 @@ pub(super) fn is_version(c: &Connection, build_id: &str) -> Result<bool, StoreEr
 }
 
 /// The id of the template with this name.
-pub(super) fn id_of_name(c: &Connection, name: &str) -> Result<Option<String>, StoreError> {
+pub(super) fn id_of_name(c: &Connection, name: &TemplateName) -> Result<Option<String>, StoreError> {
     let found = c.query_row("SELECT id FROM templates WHERE name = ?1", params![name], |row| row.get(0)).optional();
     found.map_err(sqlite("read a template"))
 }
@@ -403,7 +399,7 @@ pub(super) fn put_version(c: &Connection, record: &TemplateRecord) -> Result<(),
     Ok(())
 }
 
-pub(super) fn give(c: &Connection, build_id: &str, names: &[String], at: Timestamp) -> Result<(), StoreError> {
+pub(super) fn give(c: &Connection, build_id: &str, names: &[Reference], at: Timestamp) -> Result<(), StoreError> {
     let give = "INSERT INTO names (name, build_id, assigned_at) VALUES (?1, ?2, ?3)
                 ON CONFLICT (name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
     for name in names {

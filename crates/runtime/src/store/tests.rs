@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     capacity::ResourceBudget,
+    ground::reference::{Reference, Tag},
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
@@ -41,8 +42,8 @@ fn build(id: &str, name: &str) -> BuildRecord {
     BuildRecord {
         id: id.to_owned(),
         template_id: format!("template-of-{id}"),
-        name: name.to_owned(),
-        tags: vec!["default".to_owned()],
+        name: Some(name.parse().unwrap()),
+        tags: vec![Tag::default()],
         cpus: 1,
         memory_mib: 512,
         min_free_disk_mib: None,
@@ -53,6 +54,10 @@ fn build(id: &str, name: &str) -> BuildRecord {
         updated_at: at(0),
         finished_at: None,
     }
+}
+
+fn app() -> Reference {
+    "app".parse().unwrap()
 }
 
 /// What a build becomes: a version of its template, with its name.
@@ -215,23 +220,25 @@ async fn an_update_changes_what_is_given_and_counts_stay() {
     let id = built(&store, "b1", "app", 1).await.template_id;
     store.count_spawn(id.clone(), at(5)).await.unwrap();
     for (public, description) in [(Some(true), Some("for tests".to_owned())), (None, None)] {
-        assert_eq!(store.update_template("app", public, description).await.unwrap().as_ref(), Some(&id));
-        let app = store.family("app").await.unwrap().unwrap();
-        assert_eq!((app.public, app.description.as_deref(), app.spawn_count), (true, Some("for tests"), 1));
+        assert_eq!(store.update_template(app(), public, description).await.unwrap().as_ref(), Some(&id));
+        let found = store.family(app()).await.unwrap().unwrap();
+        assert_eq!((found.public, found.description.as_deref(), found.spawn_count), (true, Some("for tests"), 1));
     }
-    store.update_template(&id, None, Some(String::new())).await.unwrap();
-    assert_eq!(store.family("app").await.unwrap().unwrap().description, None);
-    assert_eq!(store.update_template("other", Some(true), None).await.unwrap(), None);
+    store.update_template(id.parse().unwrap(), None, Some(String::new())).await.unwrap();
+    assert_eq!(store.family(app()).await.unwrap().unwrap().description, None);
+    assert_eq!(store.update_template("other".parse().unwrap(), Some(true), None).await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn of_several_names_all_are_removed_or_none() {
     let (store, _dir) = store().await;
     let version = built(&store, "b1", "app", 1).await;
-    store.add_names(version.id, vec!["app:v1".to_owned()]).await.unwrap();
-    let names = async || store.templates().await.unwrap().into_iter().flat_map(|version| version.names).collect::<Vec<_>>();
-    let remove = |names: &[&str]| store.remove_names(names.iter().map(|&name| name.to_owned()).collect());
-    assert_eq!(remove(&["app:v1", "app:v2"]).await.unwrap().as_deref(), Some("app:v2"));
+    store.add_names(version.id, vec!["app:v1".parse().unwrap()]).await.unwrap();
+    let names = async || {
+        store.templates().await.unwrap().into_iter().flat_map(|version| version.names).map(String::from).collect::<Vec<_>>()
+    };
+    let remove = |names: &[&str]| store.remove_names(names.iter().map(|name| name.parse().unwrap()).collect());
+    assert_eq!(remove(&["app:v1", "app:v2"]).await.unwrap(), Some("app:v2".parse().unwrap()));
     assert_eq!(names().await, ["app:default", "app:v1"]);
     assert_eq!(remove(&["app:v1", "app:default"]).await.unwrap(), None);
     assert!(names().await.is_empty() && store.templates().await.unwrap().is_empty());

@@ -10,7 +10,10 @@
 //! the template in itself, so the other snapshot can go once its sandboxes are gone. A sandbox does not hold its own snapshots
 //! either, nor they it.
 
-use crate::store::{SandboxRecord, TemplateRecord, spec::SandboxId};
+use crate::{
+    ground::reference::Reference,
+    store::{SandboxRecord, TemplateRecord, spec::SandboxId},
+};
 
 /// The dependents of a template or snapshot, each as a person would name it.
 ///
@@ -46,5 +49,9 @@ pub(crate) fn standing(
     };
     let kind = |record: &TemplateRecord| if record.snapshot_of.is_some() { "snapshot" } else { "template" };
     let standing = templates.iter().filter(stands);
-    standing.map(|record| format!("{} `{}`", kind(record), record.names.first().unwrap_or(&record.id))).collect()
+    standing
+        .map(|record| {
+            format!("{} `{}`", kind(record), record.names.first().map_or_else(|| record.id.clone(), Reference::to_string))
+        })
+        .collect()
 }

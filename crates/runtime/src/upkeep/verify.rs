@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
-    ground::blocking::blocking,
+    ground::{blocking::blocking, reference::Reference},
     store::{
         RecordedPhase, SandboxRecord, Store, TemplateRecord,
         state_dir::{OpenError, prepare_state_dir},
@@ -106,7 +106,7 @@ fn needed_by(id: &str, sandboxes: &[SandboxRecord], templates: &[TemplateRecord]
     });
     let templates = templates.iter().filter(|template| template.artifact == id).map(|template| {
         let kind = if template.snapshot_of.is_some() { "snapshot" } else { "template" };
-        format!("{kind} {}", template.names.first().unwrap_or(&template.id))
+        format!("{kind} {}", template.names.first().map_or_else(|| template.id.clone(), Reference::to_string))
     });
     let over = over.iter().filter(|(_, base)| base == id).map(|(artifact, _)| format!("artifact {artifact}"));
     sandboxes.map(|sandbox| format!("sandbox {}", sandbox.id)).chain(templates).chain(over).collect()

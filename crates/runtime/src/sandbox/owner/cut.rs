@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
-    ground::blocking::blocking,
+    ground::{blocking::blocking, reference::InvalidReference},
     host::disk::DiskPressure,
     machine::{agent::AgentError, session::After},
     shared::Shared,
@@ -94,9 +94,9 @@ pub enum SnapshotError {
         #[source]
         source: PublishError,
     },
-    /// The name is taken or malformed.
-    #[error("`{0}` is not a usable snapshot name: lower-case letters, digits, `-`, `_` and at most one `:tag`")]
-    InvalidName(String),
+    /// The name is malformed.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidReference),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,

@@ -19,7 +19,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
         recipe: None,
         warm_up: None,
         setup: crate::store::Setup::default(),
-        names: vec![format!("{id}:default")],
+        names: vec![format!("{id}:default").parse().unwrap()],
     }
 }
 
@@ -101,7 +101,7 @@ fn each_build_that_a_tag_stands_for_has_a_shelf_of_its_own() {
     pool.config.templates = BTreeMap::from([("app".to_owned(), Depth::at_least(1)), ("app:v1".to_owned(), Depth::at_least(2))]);
     let tagged = |build: &str, tags: &[&str]| TemplateRecord {
         build_id: build.to_owned(),
-        names: tags.iter().map(|tag| format!("app:{tag}")).collect(),
+        names: tags.iter().map(|tag| format!("app:{tag}").parse().unwrap()).collect(),
         ..template("id", build)
     };
     pool.reconcile(&[tagged("a", &["default", "v2"]), tagged("b", &["v0", "v1"]), tagged("c", &["v3"]), tagged("d", &[])]);

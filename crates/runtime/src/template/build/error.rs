@@ -5,7 +5,7 @@ use firkin_engine::MachineError;
 
 use crate::{
     artifact::{IntegrityError, PublishError},
-    ground::reference::NoTemplate,
+    ground::reference::{InvalidReference, NoTemplate},
     host::disk::DiskPressure,
     images::ImageError,
     machine::{
@@ -23,12 +23,9 @@ pub use crate::storage::uploads::FilesError;
 /// Why no place was made for a build.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Not a name.
-    #[error("`{0}` is not a template name: it must be lower-case letters, digits, `-` and `_`, and may have `:tag`")]
-    Name(String),
-    /// Not a tag.
-    #[error("`{0}` is not a tag: it must be lower-case letters, digits, `-`, `_` and `.`, and not a build's id")]
-    Tag(String),
+    /// Not the form of a name, or of a tag.
+    #[error(transparent)]
+    Name(#[from] InvalidReference),
     /// Too many tags.
     #[error("a build cannot have more than {max} tags")]
     Tags {

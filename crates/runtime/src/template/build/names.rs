@@ -2,8 +2,8 @@
 
 use super::{BuildRequest, error::RequestError};
 use crate::{
-    ground::reference::{DEFAULT, Reference},
-    template::tags::{MAX_TAGS, valid_tag},
+    ground::reference::{Reference, Tag, TemplateName},
+    template::tags::MAX_TAGS,
 };
 
 /// What the SDKs ask for unless told otherwise.
@@ -19,9 +19,8 @@ const MIN_MEMORY_MIB: i64 = 128;
 /// A request that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
-    /// Empty if none was given.
-    pub(crate) name: String,
-    pub(crate) tags: Vec<String>,
+    pub(crate) name: Option<TemplateName>,
+    pub(crate) tags: Vec<Tag>,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     /// Absent as well when it is none.
@@ -30,27 +29,14 @@ pub(crate) struct Named {
 
 /// Understands a request on a host of so much memory.
 pub(crate) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
-    let Reference { base: name, tag: own } = match &request.name {
-        None => Reference { base: String::new(), tag: None },
-        Some(given) => {
-            Some(Reference::parse(given)).filter(Reference::is_valid).ok_or_else(|| RequestError::Name(given.clone()))?
-        }
-    };
-    let mut tags: Vec<String> = Vec::new();
-    for tag in own.iter().chain(&request.tags) {
-        let tag = tag.trim().to_lowercase();
-        if !valid_tag(&tag) {
-            return Err(RequestError::Tag(tag));
-        }
-        if !tags.contains(&tag) {
-            tags.push(tag);
-        }
-    }
+    let given = request.name.as_deref().map(Reference::given).transpose()?;
+    let (name, own) = given.map_or((None, None), |Reference { name, tag }| (Some(name), tag));
+    let mut tags = Tag::all_given(own.iter().map(Tag::as_str).chain(request.tags.iter().map(String::as_str)))?;
     if tags.len() > MAX_TAGS {
         return Err(RequestError::Tags { max: MAX_TAGS });
     }
     if tags.is_empty() {
-        tags.push(DEFAULT.to_owned());
+        tags.push(Tag::default());
     }
     let cpus = request.cpus.unwrap_or(DEFAULT_CPUS);
     let memory = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
@@ -87,6 +73,10 @@ mod tests {
         BuildRequest { name: Some(name.to_owned()), ..BuildRequest::default() }
     }
 
+    fn texts(tags: &[Tag]) -> Vec<&str> {
+        tags.iter().map(Tag::as_str).collect()
+    }
+
     fn message(request: &BuildRequest) -> String {
         parse(request, 4096).unwrap_err().to_string()
     }
@@ -94,13 +84,13 @@ mod tests {
     #[test]
     fn names_and_tags_are_put_together() {
         let named = parse(&request("firkin/My-App:V1.0"), 4096).unwrap();
-        assert_eq!((named.name.as_str(), named.tags.as_slice()), ("my-app", ["v1.0".to_owned()].as_slice()));
+        assert_eq!((named.name.as_ref().map(TemplateName::as_str), texts(&named.tags)), (Some("my-app"), vec!["v1.0"]));
         assert_eq!((named.cpus, named.memory_mib), (2, 1024));
         let named = parse(&BuildRequest { tags: vec!["a".into(), "b".into(), "a".into()], ..request("x") }, 4096).unwrap();
-        assert_eq!(named.tags, ["a", "b"]);
-        assert_eq!(parse(&request("x"), 4096).unwrap().tags, ["default"]);
+        assert_eq!(texts(&named.tags), ["a", "b"]);
+        assert_eq!(texts(&parse(&request("x"), 4096).unwrap().tags), ["default"]);
         let nameless = parse(&BuildRequest::default(), 4096).unwrap();
-        assert_eq!((nameless.name.as_str(), nameless.tags), ("", vec!["default".to_owned()]));
+        assert_eq!((nameless.name, texts(&nameless.tags)), (None, vec!["default"]));
         for bad in ["", ":v1", "x:", "a b", "other/x", "x:a:b", "ä"] {
             assert!(parse(&request(bad), 4096).is_err(), "{bad:?}");
         }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildInfo, log::BuildLog};
 use crate::{
+    ground::reference::Tag,
     shared::Shared,
     start::pool::WarmPool,
     storage::uploads::FilesInUse,
@@ -29,7 +30,7 @@ impl BuildRecord {
         BuildInfo {
             id: self.id.clone(),
             template_id: self.template_id.clone(),
-            tags: self.tags.clone(),
+            tags: self.tags.iter().map(Tag::to_string).collect(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             disk_mib: self.disk_mib,

@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
-    ground::{blocking::blocking, reference::NoTemplate},
+    ground::{
+        blocking::blocking,
+        reference::{NoTemplate, Reference, TemplateName},
+    },
     images::{BuildImage, ImageRequest, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
     shared::Shared,
@@ -77,7 +80,7 @@ pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &Build
             })
         }
         Source::Template(reference) => {
-            let found = shared.store.template(reference).await.map_err(BuildFailure::Store)?;
+            let found = shared.store.template(Reference::wanted(reference)?).await.map_err(BuildFailure::Store)?;
             let record = NoTemplate::unless_found(reference, found)?;
             Ok(Resolved::Layered(Layered::Template(Box::new(record))))
         }
@@ -140,7 +143,7 @@ async fn of_template(
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let shared = &builds.shared;
-    let title = format!("FROM TEMPLATE {}", record.base_name().unwrap_or(&record.id));
+    let title = format!("FROM TEMPLATE {}", record.base_name().map_or(record.id.as_str(), TemplateName::as_str));
     let pin = shared.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
     let artifact = shared.artifacts.load(&record.artifact).map_err(damaged)?;

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     artifact::{DiskMembers, FORMAT},
+    ground::reference::TemplateName,
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
     shared::Shared,
@@ -94,7 +95,7 @@ fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplat
     let ready = given(&plan.ready);
     let own_ready = ready.is_none() || ready == template.ready;
     BuildTemplate {
-        name: live.record.name.clone(),
+        name: live.record.name.as_ref().map(TemplateName::to_string).unwrap_or_default(),
         cpus: live.record.cpus,
         memory_mib: live.record.memory_mib,
         nested_virtualization: template.nested_virtualization || plan.nested_virtualization,
@@ -109,7 +110,7 @@ fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplat
 /// What stands for one of the build's names already, if it was made of the same parts.
 async fn known(shared: &Shared, live: &Live, recipe: &str) -> Result<Option<Found>, BuildFailure> {
     for name in live.record.names() {
-        let Some(record) = shared.store.template(&name).await.map_err(BuildFailure::Store)?.found() else { continue };
+        let Some(record) = shared.store.template(name).await.map_err(BuildFailure::Store)?.found() else { continue };
         let pin = shared.artifacts.pin(record.artifact.clone());
         if record.recipe.as_deref() != Some(recipe) || !shared.artifacts.is_usable(&record.artifact) {
             continue;
