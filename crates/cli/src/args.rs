@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
 use firkin_runtime::{
-    reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY},
+    reference::{BASE, CODE_INTERPRETER, DESKTOP, InvalidReference, MCP_GATEWAY, Reference},
     runtime::MAX_FORK,
 };
 use firkin_wire::DEFAULT_USER;
@@ -165,7 +165,7 @@ pub(crate) enum JailChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Warm {
     /// Of this template, or of all that are not named.
-    pub(crate) template: Option<String>,
+    pub(crate) template: Option<Reference>,
     pub(crate) count: u32,
 }
 
@@ -558,7 +558,10 @@ fn mirror(text: &str) -> Result<String, MirrorError> {
 fn warm(text: &str) -> Result<Warm, String> {
     let (template, count) = match text.rsplit_once('=') {
         Some(("", _)) => return Err("expected a template's name before `=`".to_owned()),
-        Some((template, count)) => (Some(template.to_owned()), count),
+        Some((template, count)) => {
+            let named: Reference = template.parse().map_err(|error: InvalidReference| error.to_string())?;
+            (Some(named.short()), count)
+        }
         None => (None, text),
     };
     let count = count.parse().ok().filter(|count| *count <= MAX_WARM);

@@ -417,13 +417,14 @@ mod tests {
 
     #[test]
     fn the_pools_depth_is_said_for_all_and_for_one() {
-        let settings = resolved("firkin up --warm 4 --warm ci=8 --warm big=0", &Surroundings::default());
+        let named = |text: &str| text.parse::<firkin_runtime::reference::Reference>().unwrap();
+        let settings = resolved("firkin up --warm 4 --warm firkin/Ci:default=8 --warm big=0", &Surroundings::default());
         assert_eq!(settings.warm.depth, Depth::at_least(4));
-        assert_eq!(settings.warm.templates["ci"], Depth::at_least(8));
-        assert_eq!(settings.warm.templates["big"], Depth::NONE);
+        assert_eq!(settings.warm.templates[&named("ci")], Depth::at_least(8));
+        assert_eq!(settings.warm.templates[&named("big")], Depth::NONE);
         assert_eq!(resolved("firkin up --warm 0", &Surroundings::default()).warm, WarmConfig::default());
         let warm = resolved("firkin up --prepared 4 --prepared ci=0 --prepared 3", &Surroundings::default()).warm;
-        assert_eq!((warm.depth, warm.prepared, warm.prepared_templates["ci"]), (Depth::at_least(2), Some(3), 0));
+        assert_eq!((warm.depth, warm.prepared, warm.prepared_templates[&named("ci")]), (Depth::at_least(2), Some(3), 0));
     }
 
     #[test]

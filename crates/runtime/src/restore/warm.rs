@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{ground::reference::DEFAULT, store::TemplateRecord};
+use crate::{ground::reference::Reference, store::TemplateRecord};
 
 /// The most engines that are prepared for a template unless it is said otherwise. Each costs some 16 MiB.
 const MAX_PREPARED: u32 = 2;
@@ -39,13 +39,13 @@ impl Depth {
 pub struct WarmConfig {
     /// For every template that is not named below.
     pub depth: Depth,
-    /// By a template's name or id.
-    pub templates: BTreeMap<String, Depth>,
+    /// By a template's name or id, without the tag that it means anyway.
+    pub templates: BTreeMap<Reference, Depth>,
     /// Engines that are kept prepared for each template that is not named below. Absent: as many as its sessions that are always
     /// kept warm, at most two.
     pub prepared: Option<u32>,
-    /// By a template's name or id.
-    pub prepared_templates: BTreeMap<String, u32>,
+    /// By the same.
+    pub prepared_templates: BTreeMap<Reference, u32>,
 }
 
 impl WarmConfig {
@@ -60,20 +60,17 @@ impl WarmConfig {
 }
 
 /// The entry for this build of a template, under any of its names.
-fn named<T: Copy>(said: &BTreeMap<String, T>, template: &TemplateRecord) -> Option<T> {
-    let names = template.names.iter().map(|name| name.clone().short().to_string());
+fn named<T: Copy>(said: &BTreeMap<Reference, T>, template: &TemplateRecord) -> Option<T> {
+    let names = template.names.iter().map(|name| name.clone().short());
     names.chain(shelf_of(template)).find_map(|name| said.get(&name).copied())
 }
 
 /// How the shelf of this build is called: as its template by id, with the tag unless that is `default`. What no tag stands for has
 /// none: nobody can ask for it.
-pub(crate) fn shelf_of(template: &TemplateRecord) -> Option<String> {
-    let tags: Vec<&str> = template.tags().collect();
-    match tags.first() {
-        Some(_) if tags.contains(&DEFAULT) => Some(template.id.clone()),
-        Some(tag) => Some(format!("{}:{tag}", template.id)),
-        None => None,
-    }
+pub(crate) fn shelf_of(template: &TemplateRecord) -> Option<Reference> {
+    let tags = || template.names.iter().filter_map(|name| name.tag.as_ref());
+    let tag = tags().find(|tag| tag.is_default()).or_else(|| tags().next())?;
+    Some(Reference { name: template.id.parse().ok()?, tag: Some(tag.clone()) }.short())
 }
 
 /// The pool in numbers. Counters begin with the process.

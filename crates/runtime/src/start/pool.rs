@@ -37,6 +37,7 @@ use self::shelf::{Item, Shelf};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
+    ground::reference::Reference,
     machine::{
         launch::SnapshotRestoreRequest,
         session::{Session, Staged},
@@ -71,11 +72,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The most that [`RETRY`] grows to.
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
-/// The template whose build a shelf has.
-fn template_of(shelf: &str) -> &str {
-    shelf.split_once(':').map_or(shelf, |(template, _)| template)
-}
-
 /// What waits for a claim, and the capacity that it holds. Dropping it kills the machine.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -93,7 +89,7 @@ enum Staging {
 
 #[derive(Debug, Default)]
 struct State {
-    shelves: BTreeMap<String, Shelf>,
+    shelves: BTreeMap<Reference, Shelf>,
     /// The templates are to be read again.
     stale: bool,
     closed: bool,
@@ -110,7 +106,7 @@ struct State {
 #[derive(Debug)]
 struct Order {
     /// The shelf that it is for, see [`shelf_of`].
-    template: String,
+    template: Reference,
     artifact: String,
     stage: Stage,
     warm_up: Option<String>,
@@ -163,7 +159,7 @@ impl WarmPool {
             prepared: shelf.ready(Stage::Prepared),
             making: shelf.making(),
         };
-        let templates: BTreeMap<_, _> = state.shelves.iter().map(|(id, found)| (id.clone(), shelf(found))).collect();
+        let templates: BTreeMap<_, _> = state.shelves.iter().map(|(called, found)| (called.to_string(), shelf(found))).collect();
         // Where nothing is kept warm, nothing looks whether there is room again.
         let short_of_disk = state.counters.short_of_disk && !templates.is_empty();
         PoolStatus { templates, short_of_disk, ..state.counters.clone() }
@@ -181,7 +177,7 @@ impl WarmPool {
         loop {
             let item = {
                 let mut state = self.state();
-                let mut shelves = state.shelves.iter_mut().filter(|(shelf, _)| template_of(shelf) == template);
+                let mut shelves = state.shelves.iter_mut().filter(|(shelf, _)| shelf.name.as_str() == template);
                 let (_, shelf) = shelves.find(|(_, shelf)| shelf.artifact == manifest.id)?;
                 if std::mem::take(&mut first) {
                     shelf.demand.record(Instant::now());
@@ -287,7 +283,7 @@ impl WarmPool {
     }
 
     /// What was being made can be claimed.
-    fn made(&self, template: &str, item: u64) {
+    fn made(&self, template: &Reference, item: u64) {
         let mut state = self.state();
         if let Some(shelf) = state.shelves.get_mut(template)
             && let Some(item) = shelf.items.iter_mut().find(|found| found.id == item)
@@ -322,7 +318,7 @@ impl WarmPool {
     }
 
     /// What was ready died.
-    fn lost(&self, template: &str, item: u64) {
+    fn lost(&self, template: &Reference, item: u64) {
         let mut state = self.state();
         if let Some(shelf) = state.shelves.get_mut(template) {
             shelf.items.retain(|found| found.id != item);
@@ -358,14 +354,14 @@ impl WarmPool {
 
     /// Ends a prepared engine whose capacity is enough for `budget`, so that a warm session of `template` can have it: one of the
     /// same template rather than of another. Whether there was one; it has ended when this returns.
-    async fn end_prepared(&self, template: &str, budget: &ResourceBudget) -> bool {
+    async fn end_prepared(&self, template: &Reference, budget: &ResourceBudget) -> bool {
         let item = {
             let mut state = self.state();
             let fits = |has: &ResourceBudget| {
                 has.cpus >= budget.cpus && has.memory_mib >= budget.memory_mib && has.disk_mib >= budget.disk_mib
             };
             let stocked = state.shelves.iter_mut().filter(|(_, shelf)| shelf.count(Stage::Prepared) > 0 && fits(&shelf.budget));
-            let shelf = stocked.max_by_key(|(id, _)| id.as_str() == template).map(|(_, shelf)| shelf);
+            let shelf = stocked.max_by_key(|(called, _)| *called == template).map(|(_, shelf)| shelf);
             let item = shelf.and_then(|shelf| shelf.take_least(Stage::Prepared));
             state.counters.retired += u64::from(item.is_some());
             item

@@ -6,7 +6,7 @@ use firkin_causes::chain;
 use firkin_engine::{Exit, MachineError};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Order, Stage, Staging, Step, Waiting, WarmPool, template_of};
+use super::{Order, Stage, Staging, Step, Waiting, WarmPool};
 use crate::{
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
@@ -121,16 +121,16 @@ async fn tend(shared: Arc<Shared>, pool: Arc<WarmPool>, mut order: Order) {
                      floor (`firkin up --disk-floor MIB`)"
                 );
             } else if for_now {
-                tracing::debug!(template, ?stage, reason, "no room in the pool");
+                tracing::debug!(%template, ?stage, reason, "no room in the pool");
             } else {
-                tracing::warn!(template, ?stage, reason, "cannot refill the pool");
+                tracing::warn!(%template, ?stage, reason, "cannot refill the pool");
             }
             pool.not_made(&order, for_now, Instant::now());
             return;
         }
     };
     let took_ms = begun.elapsed().as_millis();
-    tracing::debug!(template = order.template, stage = ?order.stage, took_ms, "one more waits in the pool");
+    tracing::debug!(template = %order.template, stage = ?order.stage, took_ms, "one more waits in the pool");
     pool.made(&order.template, order.item);
     wait(&pool, order, waiting).await;
 }
@@ -142,7 +142,7 @@ async fn wait(pool: &WarmPool, order: Order, mut waiting: Waiting) {
         // What is dead is not given to anybody: whoever claimed it meanwhile sees that it is gone.
         biased;
         exit = waiting.died() => {
-            tracing::warn!(template, ?stage, ?exit, "what waited in the pool ended by itself");
+            tracing::warn!(%template, ?stage, ?exit, "what waited in the pool ended by itself");
             pool.lost(&template, item);
             waiting.end().await;
         }
@@ -181,7 +181,7 @@ async fn make(shared: &Shared, pool: &WarmPool, order: &mut Order) -> Result<Wai
     let artifact = shared.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
-        identity: identity::of_warm(template_of(&order.template), artifact.manifest.epoch, crate::ground::random::hex::<32>()),
+        identity: identity::of_warm(order.template.name.as_str(), artifact.manifest.epoch, crate::ground::random::hex::<32>()),
         internet: InternetAccess::Allowed,
         artifact,
     };

@@ -3,6 +3,10 @@
 use super::*;
 use crate::{capacity::ResourceBudget, store::spec::SandboxId};
 
+fn named(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {
         id: id.into(),
@@ -71,7 +75,7 @@ fn a_pool_fills_to_its_minimum_and_grows_and_shrinks_with_demand() {
     let mut orders = fill(&pool, &mut now);
     assert_eq!(orders.len(), 1);
     for _ in 0..3 {
-        pool.state().shelves.get_mut("t").unwrap().demand.record(now);
+        pool.state().shelves.get_mut(&named("t")).unwrap().demand.record(now);
     }
     orders.extend(fill(&pool, &mut now));
     assert_eq!(orders.len(), 3, "three came at once");
@@ -86,7 +90,7 @@ fn a_pool_fills_to_its_minimum_and_grows_and_shrinks_with_demand() {
 #[test]
 fn templates_have_depths_of_their_own_and_snapshots_have_none() {
     let mut pool = pool(Depth::at_least(2));
-    pool.config.templates = BTreeMap::from([("big".to_owned(), Depth::NONE), ("ci".to_owned(), Depth::at_least(3))]);
+    pool.config.templates = BTreeMap::from([(named("big"), Depth::NONE), (named("ci"), Depth::at_least(3))]);
     let mut snapshot = template("snap", "s");
     snapshot.snapshot_of = Some(SandboxId::generate());
     pool.reconcile(&[template("base", "a"), template("big", "b"), template("ci", "c"), snapshot]);
@@ -98,16 +102,15 @@ fn templates_have_depths_of_their_own_and_snapshots_have_none() {
 #[test]
 fn each_build_that_a_tag_stands_for_has_a_shelf_of_its_own() {
     let mut pool = pool(Depth::NONE);
-    pool.config.templates = BTreeMap::from([("app".to_owned(), Depth::at_least(1)), ("app:v1".to_owned(), Depth::at_least(2))]);
+    pool.config.templates = BTreeMap::from([(named("app"), Depth::at_least(1)), (named("app:v1"), Depth::at_least(2))]);
     let tagged = |build: &str, tags: &[&str]| TemplateRecord {
         build_id: build.to_owned(),
-        names: tags.iter().map(|tag| format!("app:{tag}").parse().unwrap()).collect(),
+        names: tags.iter().map(|tag| named(&format!("app:{tag}"))).collect(),
         ..template("id", build)
     };
     pool.reconcile(&[tagged("a", &["default", "v2"]), tagged("b", &["v0", "v1"]), tagged("c", &["v3"]), tagged("d", &[])]);
     fill(&pool, &mut Instant::now());
     assert_eq!(ready(&pool), BTreeMap::from([("id".to_owned(), 1), ("id:v0".to_owned(), 2)]));
-    assert_eq!(template_of("id:v0"), "id");
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn sessions_of_a_rebuilt_or_deleted_template_end() {
 fn one_template_that_hangs_leaves_a_maker_to_the_others() {
     let mut pool = pool(Depth { min: 9, max: 9 });
     pool.cpus = 2;
-    pool.config.templates = BTreeMap::from([("u".to_owned(), Depth { min: 1, max: 1 })]);
+    pool.config.templates = BTreeMap::from([(named("u"), Depth { min: 1, max: 1 })]);
     pool.reconcile(&[template("t", "a"), template("u", "b")]);
     let now = Instant::now();
     let Step::Make(first) = pool.plan(now) else { panic!("nothing is made") };
@@ -168,7 +171,7 @@ fn a_refill_that_fails_is_tried_again_ever_later() {
         let Step::Make(order) = pool.plan(now) else { panic!("never tried again") };
         pool.not_made(&order, false, now);
         let begun = now;
-        while pool.state().shelves["t"].patience[&Stage::Warm].retry_at.is_some_and(|at| at > now) {
+        while pool.state().shelves[&named("t")].patience[&Stage::Warm].retry_at.is_some_and(|at| at > now) {
             let Step::WaitUntil(at) = pool.plan(now) else { panic!("tried again too early") };
             now = at;
         }
@@ -188,7 +191,7 @@ async fn the_least_valuable_session_is_evicted_and_its_end_is_waited_for() {
     pool.reconcile(&[template("busy", "a"), template("idle", "b")]);
     let mut now = Instant::now();
     for _ in 0..2 {
-        pool.state().shelves.get_mut("busy").unwrap().demand.record(now);
+        pool.state().shelves.get_mut(&named("busy")).unwrap().demand.record(now);
     }
     let orders = fill(&pool, &mut now);
     assert_eq!(orders.len(), 3);
@@ -199,7 +202,7 @@ async fn the_least_valuable_session_is_evicted_and_its_end_is_waited_for() {
     let mut told = None;
     for order in orders {
         let (template, ended) = (order.template.clone(), order.ended.clone());
-        if template == "idle" {
+        if template == named("idle") {
             assert!(order.claimed.await.is_err(), "the session of the idle template is told to end");
             assert!(!evicting.is_finished(), "it has not ended yet");
             told = Some(ended);
@@ -215,16 +218,16 @@ async fn the_least_valuable_session_is_evicted_and_its_end_is_waited_for() {
 }
 
 fn stages(orders: &[Order]) -> Vec<(&str, Stage)> {
-    orders.iter().map(|order| (order.template.as_str(), order.stage)).collect()
+    orders.iter().map(|order| (order.template.name.as_str(), order.stage)).collect()
 }
 
 #[test]
 fn engines_are_prepared_after_sessions_are_warm_and_without_them() {
     let mut pool = pool(Depth { min: 3, max: 3 });
     pool.config.prepared = None;
-    pool.config.templates = BTreeMap::from([("one".to_owned(), Depth::at_least(1)), ("none".to_owned(), Depth::NONE)]);
-    pool.config.prepared_templates = BTreeMap::from([("bare".to_owned(), 1)]);
-    pool.config.templates.insert("bare".to_owned(), Depth::NONE);
+    pool.config.templates = BTreeMap::from([(named("one"), Depth::at_least(1)), (named("none"), Depth::NONE)]);
+    pool.config.prepared_templates = BTreeMap::from([(named("bare"), 1)]);
+    pool.config.templates.insert(named("bare"), Depth::NONE);
     pool.reconcile(&[template("three", "a"), template("one", "b"), template("none", "c"), template("bare", "d")]);
     let orders = fill(&pool, &mut Instant::now());
     let made = stages(&orders);
@@ -276,11 +279,14 @@ async fn a_warm_session_takes_the_room_of_a_prepared_engine_that_is_large_enough
     let orders = fill(&pool, &mut Instant::now());
     orders.iter().for_each(|order| order.ended.cancel());
     let has = template("t", "a").budget;
-    assert!(!pool.end_prepared("u", &ResourceBudget { memory_mib: has.memory_mib + 1, ..has }).await, "it would not help");
-    assert!(pool.end_prepared("u", &has).await);
+    assert!(
+        !pool.end_prepared(&named("u"), &ResourceBudget { memory_mib: has.memory_mib + 1, ..has }).await,
+        "it would not help"
+    );
+    assert!(pool.end_prepared(&named("u"), &has).await);
     assert_eq!(pool.status().templates["u"].prepared, 0, "of the same template, if there is one");
-    assert!(pool.end_prepared("u", &has).await);
-    assert!(!pool.end_prepared("u", &has).await);
+    assert!(pool.end_prepared(&named("u"), &has).await);
+    assert!(!pool.end_prepared(&named("u"), &has).await);
     assert_eq!((pool.status().retired, pool.status().evictions), (2, 0));
 }
 
