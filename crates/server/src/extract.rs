@@ -6,7 +6,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Request},
 };
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{reference::MAX_REFERENCE_BYTES, sandbox::SandboxId};
 use http::{header, request::Parts};
 use serde::de::DeserializeOwned;
 
@@ -108,9 +108,6 @@ impl FromRequestParts<Arc<App>> for Sandbox {
 
 /// The template, snapshot or alias that a path names, decoded.
 pub(crate) struct Reference(pub(crate) String);
-
-/// Longest reference that is looked up: a team, a name and a tag.
-const MAX_REFERENCE_BYTES: usize = 256;
 
 impl FromRequestParts<Arc<App>> for Reference {
     type Rejection = ApiError;

@@ -7,7 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use firkin_runtime::runtime::SnapshotInfo;
+use firkin_runtime::{reference::Reference, runtime::SnapshotInfo};
 use firkin_wire::rest;
 use http::StatusCode;
 
@@ -53,13 +53,12 @@ pub(super) async fn lineage(State(app): State<Arc<App>>) -> Result<Reply<Vec<res
 /// The one snapshot that is meant by `name`, which may leave out the team. With a tag it is that one; without, the newest of any tag. One
 /// that has no name is called by its id, with or without the tag.
 fn called(snapshots: Vec<SnapshotInfo>, name: &str) -> Option<SnapshotInfo> {
-    let short = |text: &str| text.rsplit_once('/').map_or(text, |(_, short)| short).to_owned();
-    let base = |text: &str| text.rsplit_once(':').map_or(text, |(base, _)| base).to_owned();
-    let means = |full: &str| {
-        let same = |full: &str| if name.contains(':') { full == name } else { base(full) == name };
-        same(full) || same(&short(full))
+    let wanted: Reference = name.parse().ok()?;
+    let means = |full: &String| {
+        let same = |full: Reference| full.name == wanted.name && (wanted.tag.is_none() || full.tag == wanted.tag);
+        full.parse().is_ok_and(same)
     };
-    let is_called = |snapshot: &SnapshotInfo| means(&snapshot.snapshot_id) || snapshot.names.iter().any(|full| means(full));
+    let is_called = |snapshot: &SnapshotInfo| means(&snapshot.snapshot_id) || snapshot.names.iter().any(means);
     snapshots.into_iter().filter(is_called).max_by_key(|snapshot| (snapshot.created_at, snapshot.snapshot_id.clone()))
 }
 
@@ -76,17 +75,18 @@ mod tests {
             created_at: jiff::Timestamp::from_second(second).unwrap(),
         };
         let all = vec![
-            snapshot("team/name:default", &["team/name:default"], 1),
-            snapshot("team/name:v2", &["team/name:v2"], 3),
-            snapshot("team/name:v1", &["team/name:v1"], 2),
+            snapshot("firkin/name:default", &["firkin/name:default"], 1),
+            snapshot("firkin/name:v2", &["firkin/name:v2"], 3),
+            snapshot("firkin/name:v1", &["firkin/name:v1"], 2),
             snapshot("x7f3:default", &[], 4),
         ];
         for (name, is) in [
-            ("name", Some("team/name:v2")),
-            ("team/name", Some("team/name:v2")),
-            ("name:v1", Some("team/name:v1")),
-            ("team/name:v1", Some("team/name:v1")),
-            ("name:default", Some("team/name:default")),
+            ("name", Some("firkin/name:v2")),
+            ("firkin/name", Some("firkin/name:v2")),
+            ("FIRKIN/Name:V1", Some("firkin/name:v1")),
+            ("name:v1", Some("firkin/name:v1")),
+            ("firkin/name:v1", Some("firkin/name:v1")),
+            ("name:default", Some("firkin/name:default")),
             ("x7f3", Some("x7f3:default")),
             ("x7f3:default", Some("x7f3:default")),
             ("name:v3", None),

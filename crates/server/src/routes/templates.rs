@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::{
-    reference::{STANDARD, TEAM},
+    reference::{self as name, STANDARD, TEAM},
     template::TemplateUpdate,
 };
 use firkin_wire::{builds as wire, rest};
@@ -77,8 +77,8 @@ pub(super) async fn alias(
     if let Some(template) = app.runtime.template(&alias).await? {
         return Ok(Reply(rest::TemplateAlias { template_id: template.id, public: template.public }));
     }
-    if let Some((name, tag)) = alias.split_once(':')
-        && app.runtime.template(name).await?.is_some()
+    if let Ok(name::Reference { name, tag: Some(tag) }) = alias.parse()
+        && app.runtime.template(name.as_str()).await?.is_some()
     {
         return Err(ApiError::not_found(format!("tag '{tag}' does not exist for template '{name}'")));
     }

@@ -390,3 +390,33 @@ async fn the_log_says_in_the_contracts_words_what_is_done_and_what_was_known() {
     assert!(first[0].1.starts_with("Building template "), "{first:?}");
     bench.stop().await;
 }
+
+/// Whatever is given a name, or looked up by one, reads it by the same limits.
+#[tokio::test]
+async fn every_door_reads_names_alike() {
+    let bench = Bench::start().await;
+    let snapshots = format!("/sandboxes/{}/snapshots", bench.create("").await);
+    let name = async |name: &str| bench.call("POST", &snapshots, &format!(r#"{{"name":"{name}"}}"#)).await;
+    // Capitals count as small letters, and a tag cannot be in the form of a build's id: as for a build's name, so for a snapshot's.
+    assert_eq!(name("FIRKIN/My-State:V1").await.expect(201).text("/snapshotID"), "firkin/my-state:v1");
+    name("my-state:3f2b1c4d-0000-4000-8000-000000000000").await.expect(400);
+    for (path, found) in [
+        ("/snapshots?name=firkin%2FMy-State%3AV1", 1),
+        ("/snapshots?name=other%2Fmy-state", 0),
+        ("/v2/sandboxes?template=firkin%2FBase", 1),
+        ("/v2/sandboxes?template=base%3Av1", 0),
+        ("/v2/sandboxes?template=other%2Fbase", 0),
+    ] {
+        assert_eq!(bench.call("GET", path, "").await.expect(200).body.as_array().unwrap().len(), found, "{path}");
+    }
+    let missing = bench.call("GET", "/templates/aliases/firkin%2FBase:V2", "").await.expect(404);
+    assert_eq!(missing.text("/message"), "tag 'v2' does not exist for template 'base'");
+
+    // What has the longest name there is can be looked up by it, and by no more than that.
+    let longest = format!("firkin/{}:{}", "n".repeat(128), "t".repeat(128));
+    assert_eq!(name(&longest).await.expect(201).text("/snapshotID"), longest);
+    bench.call("GET", &format!("/templates/{}", longest.replace('/', "%2F")), "").await.expect(200);
+    name(&format!("{longest}t")).await.expect(400);
+    bench.call("GET", &format!("/templates/{}t", longest.replace('/', "%2F")), "").await.expect(400);
+    bench.stop().await;
+}
