@@ -28,6 +28,8 @@ use proof::Proofs;
 use quarantine::Quarantine;
 use staging::Staging;
 
+use crate::ground::ids::LayerId;
+
 mod collect;
 mod examine;
 mod flatten;
@@ -44,7 +46,7 @@ mod root_disk;
 mod shrink;
 mod staging;
 
-pub use collect::{Candidates, Pin};
+pub use collect::{Candidates, Pin, PinName};
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
 pub use flatten::FlattenConfig;
 pub use manifest::{
@@ -109,7 +111,7 @@ impl Artifact {
             members.push((parts::MEMORY_DIFF.to_owned(), diff));
         }
         for (id, path) in self.manifest.disk.layers.iter().zip(&self.layers) {
-            members.push((format!("layer:{id}"), path));
+            members.push((id.member(), path));
         }
         members
     }
@@ -213,12 +215,12 @@ impl ArtifactStore {
     }
 
     /// Where a layer is, whether or not it exists.
-    pub fn layer(&self, id: &str) -> PathBuf {
+    pub fn layer(&self, id: &LayerId) -> PathBuf {
         self.root.join("layers").join(self.disk_file(id))
     }
 
     /// The name of a layer's file, or of that of an overlay which may become one.
-    fn disk_file(&self, id: &str) -> String {
+    fn disk_file(&self, id: &LayerId) -> String {
         format!("{id}.{}", self.disks.extension())
     }
 

@@ -20,7 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     capacity::ResourceBudget,
-    ground::reference::{Reference, TEAM},
+    ground::{
+        ids::LayerId,
+        reference::{Reference, TEAM},
+    },
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
@@ -92,9 +95,9 @@ pub(crate) enum RecordedPhase {
         /// Artifact whose memory it maps.
         memory_base: String,
         /// Sealed layers under its overlay, lowest first.
-        layers: Vec<String>,
+        layers: Vec<LayerId>,
         /// Its current overlay, a layer to be.
-        overlay: String,
+        overlay: LayerId,
         /// Network slot.
         slot: u16,
         /// Name of the machine's directory. Absent in records of earlier servers: the sandbox's id.

@@ -14,6 +14,7 @@ use firkin_runtime::{
         Readings, SnapshotArtifactManifest,
     },
     capacity::ResourceBudget,
+    ids::LayerId,
 };
 use fs_err as fs;
 
@@ -44,7 +45,7 @@ fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifact
         disk: DiskMembers {
             rootfs: "r".into(),
             rootfs_path: "/r".into(),
-            layers: layers.iter().map(|&id| id.to_owned()).collect(),
+            layers: layers.iter().map(|&id| id.parse().unwrap()).collect(),
         },
     }
 }
@@ -56,7 +57,7 @@ fn template(store: &ArtifactStore, layer: &str) -> Artifact {
     fs::write(draft.dir().join("memory"), vec![7; 8192]).unwrap();
     let disk = draft.dir().join("disk");
     fs::write(&disk, format!("layer {layer}")).unwrap();
-    store.adopt_layer(layer, &disk).unwrap();
+    store.adopt_layer(&layer.parse().unwrap(), &disk).unwrap();
     let manifest = manifest(draft.id(), MemoryMember::Full, &[layer]);
     store.publish(draft, manifest).unwrap()
 }
@@ -68,7 +69,7 @@ fn pause(store: &ArtifactStore, base: &Artifact) -> Result<Artifact, PublishErro
     fs::write(draft.cut_dir().join("state"), b"device state").unwrap();
     fs::write(draft.cut_dir().join("memory.diff"), b"diff").unwrap();
     let memory = MemoryMember::Diff { base: base.manifest.id.clone() };
-    let layers: Vec<&str> = base.manifest.disk.layers.iter().map(String::as_str).collect();
+    let layers: Vec<&str> = base.manifest.disk.layers.iter().map(LayerId::as_str).collect();
     let manifest = manifest(draft.id(), memory, &layers);
     store.publish(draft, manifest)
 }

@@ -104,7 +104,7 @@ fn publish(store: &ArtifactStore) -> Artifact {
     fs::write(draft.dir().join("memory"), vec![7; 8192]).unwrap();
     let layer = draft.dir().join("disk");
     fs::write(&layer, b"layer").unwrap();
-    store.adopt_layer("l1", &layer).unwrap();
+    store.adopt_layer(&"l1".parse().unwrap(), &layer).unwrap();
     let manifest = SnapshotArtifactManifest {
         format: FORMAT,
         id: draft.id().to_owned(),
@@ -119,7 +119,7 @@ fn publish(store: &ArtifactStore) -> Artifact {
         budget: BUDGET,
         epoch: 1,
         memory: MemoryMember::Full,
-        disk: DiskMembers { rootfs: "r".into(), rootfs_path: "/r".into(), layers: vec!["l1".into()] },
+        disk: DiskMembers { rootfs: "r".into(), rootfs_path: "/r".into(), layers: vec!["l1".parse().unwrap()] },
     };
     store.publish(draft, manifest).unwrap()
 }

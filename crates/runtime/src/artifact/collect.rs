@@ -11,7 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,6 +19,7 @@ use firkin_engine::parts;
 use fs_err as fs;
 
 use super::{ArtifactStore, manifest::MemoryMember, member, shrink};
+use crate::ground::ids::LayerId;
 
 /// Names that are taken in one hold of the lock. A rename takes some ten microseconds, and creates wait for all of them.
 const AT_A_TIME: usize = 32;
@@ -27,7 +28,7 @@ const AT_A_TIME: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Pins {
     serial: u64,
-    by_name: HashMap<String, Pinned>,
+    by_name: HashMap<PinName, Pinned>,
     /// When what is no longer pinned was last forgotten. Candidates that were listed before cannot be judged any more.
     forgotten: u64,
 }
@@ -38,11 +39,38 @@ struct Pinned {
     since: u64,
 }
 
+/// What can be pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PinName {
+    /// An artifact.
+    Artifact(String),
+    /// A layer.
+    Layer(LayerId),
+}
+
+impl From<&str> for PinName {
+    fn from(artifact: &str) -> Self {
+        Self::Artifact(artifact.to_owned())
+    }
+}
+
+impl From<String> for PinName {
+    fn from(artifact: String) -> Self {
+        Self::Artifact(artifact)
+    }
+}
+
+impl From<LayerId> for PinName {
+    fn from(layer: LayerId) -> Self {
+        Self::Layer(layer)
+    }
+}
+
 /// Keeps an artifact or a layer from being collected while it is used but not yet recorded.
 #[derive(Debug)]
 #[must_use = "dropping a pin lets the artifact be collected"]
 pub struct Pin {
-    name: String,
+    name: PinName,
     pins: Arc<Mutex<Pins>>,
 }
 
@@ -60,12 +88,12 @@ impl Drop for Pin {
 pub struct Candidates {
     serial: u64,
     artifacts: Vec<String>,
-    layers: Vec<String>,
+    layers: Vec<LayerId>,
 }
 
 impl ArtifactStore {
-    /// Keeps `name` (an artifact, or `layer:<id>`) from being collected until the guard is dropped.
-    pub fn pin(&self, name: impl Into<String>) -> Pin {
+    /// Keeps an artifact or a layer from being collected until the guard is dropped.
+    pub fn pin(&self, name: impl Into<PinName>) -> Pin {
         let name = name.into();
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         pins.serial += 1;
@@ -82,18 +110,17 @@ impl ArtifactStore {
             let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
             pins.by_name.retain(|_, pinned| pinned.count > 0);
             pins.forgotten = pins.serial;
-            let pinned: HashSet<String> = pins.by_name.keys().cloned().collect();
+            let pinned: HashSet<PinName> = pins.by_name.keys().cloned().collect();
             (pins.serial, pinned)
         };
         let mut artifacts = self.ids()?;
-        artifacts.retain(|id| !pinned.contains(id));
+        artifacts.retain(|id| !pinned.contains(&PinName::from(id.as_str())));
         let mut layers = Vec::new();
         for entry in fs::read_dir(self.root.join("layers"))? {
             let path = entry?.path();
-            if let Some(id) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
-                && !is_hidden(&id)
+            if let Some(id) = path.file_stem().and_then(|stem| stem.to_str()?.parse::<LayerId>().ok())
                 && path == self.layer(&id)
-                && !pinned.contains(&format!("layer:{id}"))
+                && !pinned.contains(&PinName::from(id.clone()))
             {
                 layers.push(id);
             }
@@ -104,11 +131,11 @@ impl ArtifactStore {
     /// Removes those candidates that are neither in `keep`, nor needed by one that is, nor used since they were listed.
     /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks for as long as files are removed;
     /// who takes a pin meanwhile does not wait.
-    pub fn collect(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Vec<String>> {
+    pub fn collect(&self, candidates: &Candidates, keep: &[String], keep_layers: &[LayerId]) -> io::Result<Vec<String>> {
         self.remove(self.take_names(candidates, keep, keep_layers)?)
     }
 
-    fn take_names(&self, candidates: &Candidates, keep: &[String], keep_layers: &[String]) -> io::Result<Condemned> {
+    fn take_names(&self, candidates: &Candidates, keep: &[String], keep_layers: &[LayerId]) -> io::Result<Condemned> {
         let mut needs = HashMap::new();
         let mut doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
         let mut condemned = Condemned::default();
@@ -130,7 +157,7 @@ impl ArtifactStore {
         &self,
         candidates: &Candidates,
         keep: &[String],
-        keep_layers: &[String],
+        keep_layers: &[LayerId],
         needs: &mut HashMap<String, Needs>,
     ) -> io::Result<Doomed> {
         let listed: HashSet<&String> = candidates.artifacts.iter().collect();
@@ -142,8 +169,8 @@ impl ArtifactStore {
                 Err(unknown) => self.read_needs(unknown, needs)?,
             }
         };
-        let kept: HashSet<&String> = keep_layers.iter().collect();
-        let dead = |id: &&String| !live.layers.contains(*id) && !kept.contains(*id);
+        let kept: HashSet<&LayerId> = keep_layers.iter().collect();
+        let dead = |id: &&LayerId| !live.layers.contains(*id) && !kept.contains(*id);
         let mut artifacts: Vec<String> =
             candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
         artifacts.sort_by_cached_key(|id| !self.dir(id).join(parts::MEMORY_DIFF).exists());
@@ -177,16 +204,19 @@ impl ArtifactStore {
             *doomed = Doomed::default();
             return Ok(());
         }
-        let used = |name: &str| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > listed);
-        let spared = with_needs(doomed.artifacts.iter().filter(|id| used(id)).cloned().collect(), needs)?;
+        let used = |name: &PinName| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > listed);
+        let spared =
+            with_needs(doomed.artifacts.iter().filter(|id| used(&PinName::from(id.as_str()))).cloned().collect(), needs)?;
         doomed.artifacts.retain(|id| !spared.artifacts.contains(id));
-        doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&format!("layer:{id}")));
+        doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&PinName::from(id.clone())));
         let (artifacts, layers) = doomed.next();
         for id in artifacts {
-            condemned.take(&id, self.dir(&id), self.hidden_artifact(&id), |condemned| &mut condemned.artifacts);
+            let (from, hidden) = (self.dir(&id), self.hidden_artifact(&id));
+            condemned.take(id, (&from, &hidden), |condemned| &mut condemned.artifacts);
         }
         for id in layers {
-            condemned.take(&id, self.layer(&id), self.layer(&format!(".{id}")), |condemned| &mut condemned.layers);
+            let (from, hidden) = (self.layer(&id), self.hidden_layer(&id));
+            condemned.take(id, (&from, &hidden), |condemned| &mut condemned.layers);
         }
         Ok(())
     }
@@ -198,8 +228,8 @@ impl ArtifactStore {
             note(shrink::empty_files_in(&dir));
             firkin_files::remove_tree(&dir).and_then(|()| self.release(id))
         };
-        let layer = |id: &String| {
-            let path = self.layer(&format!(".{id}"));
+        let layer = |id: &LayerId| {
+            let path = self.hidden_layer(id);
             note(if path.is_dir() { shrink::empty_files_in(&path) } else { shrink::empty(&path) });
             member::remove(&path)
         };
@@ -210,6 +240,10 @@ impl ArtifactStore {
 
     fn hidden_artifact(&self, id: &str) -> PathBuf {
         self.root.join("artifacts").join(format!(".{id}"))
+    }
+
+    fn hidden_layer(&self, id: &LayerId) -> PathBuf {
+        self.root.join("layers").join(format!(".{}", self.disk_file(id)))
     }
 
     /// Removes what an interrupted collection, or a draft that was never published, has left.
@@ -234,7 +268,7 @@ impl ArtifactStore {
 /// What an artifact needs of others.
 #[derive(Debug)]
 struct Needs {
-    layers: Vec<String>,
+    layers: Vec<LayerId>,
     base: Option<String>,
 }
 
@@ -246,7 +280,7 @@ struct Unknown(Vec<String>);
 #[derive(Debug, Default)]
 struct Live {
     artifacts: HashSet<String>,
-    layers: HashSet<String>,
+    layers: HashSet<LayerId>,
 }
 
 /// `roots`, and all that they need.
@@ -275,7 +309,7 @@ fn with_needs(mut roots: Vec<String>, needs: &HashMap<String, Needs>) -> Result<
 struct Doomed {
     /// Those over another's memory first.
     artifacts: Vec<String>,
-    layers: Vec<String>,
+    layers: Vec<LayerId>,
 }
 
 impl Doomed {
@@ -284,7 +318,7 @@ impl Doomed {
     }
 
     /// The artifacts and layers that lose their names in one hold of the lock.
-    fn next(&mut self) -> (Vec<String>, Vec<String>) {
+    fn next(&mut self) -> (Vec<String>, Vec<LayerId>) {
         let artifacts: Vec<String> = self.artifacts.drain(..self.artifacts.len().min(AT_A_TIME)).collect();
         let layers = self.layers.drain(..self.layers.len().min(AT_A_TIME - artifacts.len())).collect();
         (artifacts, layers)
@@ -295,15 +329,15 @@ impl Doomed {
 #[derive(Debug, Default)]
 struct Condemned {
     artifacts: Vec<String>,
-    layers: Vec<String>,
+    layers: Vec<LayerId>,
     failed: Option<io::Error>,
 }
 
 impl Condemned {
     /// Renamed first, so that an interrupted removal leaves a draft and not half an artifact.
-    fn take(&mut self, id: &str, from: PathBuf, hidden: PathBuf, of: impl FnOnce(&mut Self) -> &mut Vec<String>) {
+    fn take<T>(&mut self, id: T, (from, hidden): (&Path, &Path), of: impl FnOnce(&mut Self) -> &mut Vec<T>) {
         match fs::rename(from, hidden) {
-            Ok(()) => of(self).push(id.to_owned()),
+            Ok(()) => of(self).push(id),
             Err(error) => self.failed = Some(error),
         }
     }
@@ -327,17 +361,21 @@ mod tests {
 
     use super::*;
 
+    fn named(id: &str) -> LayerId {
+        id.parse().unwrap()
+    }
+
     #[test]
     fn who_pins_does_not_wait_for_files_that_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let dead = dir.path().join("artifacts/dead");
         fs::create_dir(&dead).unwrap();
-        fs::write(store.layer("dead"), b"x").unwrap();
+        fs::write(store.layer(&named("dead")), b"x").unwrap();
         let seen = store.candidates().unwrap();
         let condemned = store.take_names(&seen, &[], &[]).unwrap();
         // Decided and nameless, the files still there: pins are free again.
-        assert!(store.pins.try_lock().is_ok() && store.ids().unwrap().is_empty() && !store.layer("dead").exists());
+        assert!(store.pins.try_lock().is_ok() && store.ids().unwrap().is_empty() && !store.layer(&named("dead")).exists());
         assert_eq!(store.remove(condemned).unwrap(), ["dead"]);
         for place in ["artifacts", "layers"] {
             assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
@@ -349,11 +387,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for id in ["a", "b", "c"] {
-            fs::write(store.layer(id), b"x").unwrap();
+            fs::write(store.layer(&named(id)), b"x").unwrap();
             fs::create_dir(store.dir(id)).unwrap();
         }
         // Something stands where the second layer would lose its name.
-        fs::create_dir(store.layer(".b")).unwrap();
+        fs::create_dir(store.hidden_layer(&named("b"))).unwrap();
         store.collect(&store.candidates().unwrap(), &[], &[]).unwrap_err();
         let left = |place: &str| fs::read_dir(dir.path().join(place)).unwrap().count();
         assert_eq!((left("artifacts"), left("layers")), (0, 2));
@@ -367,10 +405,10 @@ mod tests {
             fs::create_dir(store.dir(id)).unwrap();
         }
         for id in ["lower", "upper", "dead"] {
-            fs::write(store.layer(id), b"x").unwrap();
+            fs::write(store.layer(&named(id)), b"x").unwrap();
         }
         let of = |layers: &[&str], base: Option<&str>| Needs {
-            layers: layers.iter().map(|&id| id.to_owned()).collect(),
+            layers: layers.iter().map(|&id| named(id)).collect(),
             base: base.map(str::to_owned),
         };
         let mut needs =
@@ -382,7 +420,7 @@ mod tests {
         let mut condemned = Condemned::default();
         store.condemn(seen.serial, &mut doomed, &needs, &mut condemned).unwrap();
         assert!(doomed.is_empty());
-        assert_eq!((condemned.artifacts, condemned.layers), (vec!["dead".to_owned()], vec!["dead".to_owned()]));
+        assert_eq!((condemned.artifacts, condemned.layers), (vec!["dead".to_owned()], vec![named("dead")]));
     }
 
     #[test]
@@ -392,7 +430,7 @@ mod tests {
         let ids: Vec<String> = (0..=AT_A_TIME).map(|n| n.to_string()).collect();
         for id in &ids {
             fs::create_dir(store.dir(id)).unwrap();
-            fs::write(store.layer(id), b"x").unwrap();
+            fs::write(store.layer(&named(id)), b"x").unwrap();
         }
         let diff = ids.last().unwrap();
         fs::write(store.dir(diff).join(parts::MEMORY_DIFF), b"x").unwrap();
@@ -413,7 +451,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         fs::create_dir(dir.path().join("artifacts/dead")).unwrap();
-        fs::write(store.layer("dead"), b"x").unwrap();
+        fs::write(store.layer(&named("dead")), b"x").unwrap();
         store.take_names(&store.candidates().unwrap(), &[], &[]).unwrap();
         let again = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for place in ["artifacts", "layers"] {
@@ -427,9 +465,9 @@ mod tests {
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let stray = dir.path().join("layers/stray.tree");
         fs::create_dir(&stray).unwrap();
-        fs::write(store.layer("dead"), b"x").unwrap();
+        fs::write(store.layer(&named("dead")), b"x").unwrap();
         store.collect(&store.candidates().unwrap(), &[], &[]).unwrap();
-        assert!(stray.exists() && !store.layer("dead").exists());
+        assert!(stray.exists() && !store.layer(&named("dead")).exists());
     }
 
     #[test]

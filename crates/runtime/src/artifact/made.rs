@@ -5,7 +5,7 @@ use firkin_wire::nonce::Nonce;
 use jiff::Timestamp;
 
 use super::{ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest};
-use crate::capacity::ResourceBudget;
+use crate::{capacity::ResourceBudget, ground::ids::LayerId};
 
 /// A guest that was booted and cut.
 pub(crate) struct BootedState<'a> {
@@ -39,7 +39,7 @@ pub(crate) struct CutState<'a> {
     pub(crate) epoch: u64,
     pub(crate) memory: MemoryMember,
     /// Of the disk at that instant, lowest first.
-    pub(crate) layers: Vec<String>,
+    pub(crate) layers: Vec<LayerId>,
     pub(crate) nonce: Option<Nonce>,
 }
 

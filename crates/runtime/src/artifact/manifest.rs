@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     artifact::{IntegrityError, PublishError},
     capacity::ResourceBudget,
+    ground::ids::LayerId,
 };
 
 /// The version of both sidecars that this code writes, and the only one it reads.
@@ -126,7 +127,7 @@ pub struct DiskMembers {
     /// Where that image is.
     pub rootfs_path: PathBuf,
     /// Layers over it, lowest first.
-    pub layers: Vec<String>,
+    pub layers: Vec<LayerId>,
 }
 
 /// What runs inside the guest of an artifact.

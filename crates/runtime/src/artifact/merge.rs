@@ -17,6 +17,7 @@ use firkin_engine::DiskError;
 use fs_err as fs;
 
 use super::{ArtifactStore, Pin, member, publish::sync_dir};
+use crate::ground::ids::LayerId;
 
 /// Layers that a chain may have before its upper ones are merged.
 pub(crate) const MAX_DEPTH: usize = 8;
@@ -28,9 +29,9 @@ const MERGED_DEPTH: usize = 4;
 #[derive(Debug)]
 pub(crate) struct MergedLayers {
     /// Its id.
-    pub(crate) layer: String,
+    pub(crate) layer: LayerId,
     /// What it stands for, lowest first.
-    pub(crate) replaces: Vec<String>,
+    pub(crate) replaces: Vec<LayerId>,
     /// Keeps it until somebody is on record who names it.
     pub(crate) pin: Pin,
 }
@@ -38,7 +39,7 @@ pub(crate) struct MergedLayers {
 impl MergedLayers {
     /// The chain `layers` with this layer for what it stands for. `None` where that is not the upper end of it: what is sealed
     /// names the layer below it for ever.
-    pub(crate) fn splice(&self, layers: &[String]) -> Option<Vec<String>> {
+    pub(crate) fn splice(&self, layers: &[LayerId]) -> Option<Vec<LayerId>> {
         let below = layers.strip_suffix(&self.replaces[..])?;
         Some(below.iter().chain([&self.layer]).cloned().collect())
     }
@@ -60,7 +61,7 @@ pub(crate) enum MergeLayersError {
     #[error("layer `{layer}` has not been proven since it was written last")]
     Unproven {
         /// Its id.
-        layer: String,
+        layer: LayerId,
     },
     /// What they hold cannot be merged.
     #[error(transparent)]
@@ -72,7 +73,7 @@ impl ArtifactStore {
     /// for another chain is used again: its name is a digest of what it was made of. Given up when `goes_on` says no.
     ///
     /// Blocks for as long as the layers take to be copied.
-    pub(crate) fn merge_layers(&self, layers: &[String], goes_on: &dyn Fn() -> bool) -> Result<MergedLayers, MergeLayersError> {
+    pub(crate) fn merge_layers(&self, layers: &[LayerId], goes_on: &dyn Fn() -> bool) -> Result<MergedLayers, MergeLayersError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| MergeLayersError::File { path, source }
@@ -85,7 +86,7 @@ impl ArtifactStore {
         let replaces = layers[range.clone()].to_vec();
         let layer = name_of(&replaces);
         // Before it is looked for: from then on it stays.
-        let pin = self.pin(format!("layer:{layer}"));
+        let pin = self.pin(layer.clone());
         let target = self.layer(&layer);
         if !fs::exists(&target).map_err(file(&target))? {
             let below = self.layer(&layers[range.start - 1]);
@@ -106,7 +107,7 @@ impl ArtifactStore {
     }
 
     /// Refuses layers that are not the files that were proven last.
-    fn demand_proven(&self, layers: &[String]) -> Result<(), MergeLayersError> {
+    fn demand_proven(&self, layers: &[LayerId]) -> Result<(), MergeLayersError> {
         for layer in layers {
             let path = self.layer(layer);
             match self.proofs.knows(&path) {
@@ -132,12 +133,12 @@ fn upper(sizes: &[u64]) -> Range<usize> {
 }
 
 /// As hard to guess as the names that it is made of.
-fn name_of(layers: &[String]) -> String {
+fn name_of(layers: &[LayerId]) -> LayerId {
     let mut hasher = blake3::Hasher::new();
     for layer in layers {
-        hasher.update(layer.as_bytes()).update(b"\n");
+        hasher.update(layer.as_str().as_bytes()).update(b"\n");
     }
-    hasher.finalize().to_hex()[..20].to_owned()
+    hasher.finalize().to_hex()[..20].parse().expect("hexadecimal digits are an id")
 }
 
 #[cfg(test)]
@@ -177,8 +178,9 @@ mod tests {
     fn a_merged_layer_takes_the_place_of_what_it_stands_for() {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
-        let ids = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let merged = MergedLayers { layer: "m".into(), replaces: ids("b c"), pin: store.pin("layer:m") };
+        let ids = |text: &str| text.split(' ').map(|id| id.parse().unwrap()).collect::<Vec<LayerId>>();
+        let named = ids("m").remove(0);
+        let merged = MergedLayers { layer: named.clone(), replaces: ids("b c"), pin: store.pin(named) };
         assert_eq!(merged.splice(&ids("a b c")), Some(ids("a m")));
         assert_eq!(merged.splice(&ids("a b c d")), None, "`d` lies over `c`, not over `m`");
         assert_eq!(merged.splice(&ids("a b d c")), None);

@@ -19,7 +19,10 @@ use super::{
     member,
     staging::Room,
 };
-use crate::artifact::{IntegrityError, memory_base};
+use crate::{
+    artifact::{IntegrityError, memory_base},
+    ground::ids::LayerId,
+};
 
 /// Why an artifact could not be published. Nothing of it is visible.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +136,7 @@ impl ArtifactStore {
 
     /// Takes the file at `path`, on the same file system, as layer `id`: immutable from now on. Not yet durable;
     /// [`ArtifactStore::publish`] of the artifact that names it makes it so.
-    pub fn adopt_layer(&self, id: &str, path: &Path) -> io::Result<()> {
+    pub fn adopt_layer(&self, id: &LayerId, path: &Path) -> io::Result<()> {
         let target = self.layer(id);
         // Out of the machine's reach first: there it could be exchanged between a look and the change.
         fs::rename(path, &target)?;
@@ -212,7 +215,7 @@ impl ArtifactStore {
                 // A new one is durable before anything says that it is proven.
                 member::sync(&path).map_err(file(&path))?;
             }
-            shared.insert(format!("layer:{layer}"), self.proofs.digest(&path).map_err(file(&path))?);
+            shared.insert(layer.member(), self.proofs.digest(&path).map_err(file(&path))?);
         }
         for (name, found) in &shared {
             if let Some(recorded) = recorded.get(name) {
@@ -258,6 +261,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let path = |name: &str| dir.path().join(name);
+        let named = |id: &str| id.parse::<LayerId>().unwrap();
         fs::write(path("secret"), "of the host").unwrap();
         fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
 
@@ -265,13 +269,13 @@ mod tests {
         fs::hard_link(path("secret"), path("second")).unwrap();
         nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for hostile in ["link", "second", "pipe"] {
-            store.adopt_layer(hostile, &path(hostile)).unwrap_err();
-            assert!(!store.layer(hostile).exists(), "{hostile}");
+            store.adopt_layer(&named(hostile), &path(hostile)).unwrap_err();
+            assert!(!store.layer(&named(hostile)).exists(), "{hostile}");
         }
         assert_eq!(fs::metadata(path("secret")).unwrap().permissions().mode() & 0o777, 0o600, "nothing of the host was touched");
 
         fs::write(path("layer"), "x").unwrap();
-        store.adopt_layer("layer", &path("layer")).unwrap();
-        assert_eq!(fs::metadata(store.layer("layer")).unwrap().permissions().mode() & 0o777, 0o400);
+        store.adopt_layer(&named("layer"), &path("layer")).unwrap();
+        assert_eq!(fs::metadata(store.layer(&named("layer"))).unwrap().permissions().mode() & 0o777, 0o400);
     }
 }

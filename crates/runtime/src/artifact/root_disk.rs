@@ -13,6 +13,7 @@ use firkin_engine::DiskError;
 use fs_err as fs;
 
 use super::{ArtifactStore, DiskMembers};
+use crate::ground::ids::LayerId;
 
 /// Cuts that a machine can be ahead of its record: one, or as many as failed to be recorded.
 const MAX_UNRECORDED: usize = 64;
@@ -21,15 +22,15 @@ const MAX_UNRECORDED: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RootDisk {
     /// Sealed layers, lowest first.
-    pub(crate) layers: Vec<String>,
+    pub(crate) layers: Vec<LayerId>,
     /// The layer that it writes, in the machine's directory until it is sealed.
-    pub(crate) overlay: String,
+    pub(crate) overlay: LayerId,
 }
 
 impl RootDisk {
     /// A disk with a new overlay.
-    pub(crate) fn over(layers: Vec<String>) -> Self {
-        Self { layers, overlay: new_name() }
+    pub(crate) fn over(layers: Vec<LayerId>) -> Self {
+        Self { layers, overlay: LayerId::generate() }
     }
 
     /// Where its overlay is, in the machine's directory.
@@ -50,8 +51,8 @@ impl RootDisk {
     }
 
     /// Makes the overlay that follows its own in the next cut. Gives its name and path.
-    pub(crate) fn create_next(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(String, PathBuf), DiskError> {
-        let next = new_name();
+    pub(crate) fn create_next(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(LayerId, PathBuf), DiskError> {
+        let next = LayerId::generate();
         let path = dir.join(artifacts.disk_file(&next));
         // Named by the path that the current layer is about to have: the engine has it open already.
         artifacts.disks.create_next(&self.path(dir, artifacts), &artifacts.layer(&self.overlay), &path)?;
@@ -59,7 +60,7 @@ impl RootDisk {
     }
 
     /// It was cut: what was its overlay is its uppermost layer now, and it writes to `next`.
-    pub(crate) fn seal(&mut self, next: String) {
+    pub(crate) fn seal(&mut self, next: LayerId) {
         self.layers.push(std::mem::replace(&mut self.overlay, next));
     }
 
@@ -104,7 +105,7 @@ impl RootDisk {
 }
 
 /// Puts the sealed overlay `name` where layers are, over the layer `under` if that may have been merged since.
-fn settle(dir: &Path, name: &str, under: Option<&String>, artifacts: &ArtifactStore) -> Result<(), DiskError> {
+fn settle(dir: &Path, name: &LayerId, under: Option<&LayerId>, artifacts: &ArtifactStore) -> Result<(), DiskError> {
     let sealed = dir.join(artifacts.disk_file(name));
     if let Some(under) = under {
         artifacts.disks.put_over(&sealed, &artifacts.layer(under))?;
@@ -112,16 +113,11 @@ fn settle(dir: &Path, name: &str, under: Option<&String>, artifacts: &ArtifactSt
     artifacts.adopt_layer(name, &sealed).map_err(|source| DiskError::File { path: sealed, source })
 }
 
-fn new_name() -> String {
-    crate::ground::random::alphanumeric(20)
-}
-
 /// The name that this file's layer has, if it is one of ours.
-fn name_of(path: &Path, artifacts: &ArtifactStore) -> Result<String, DiskError> {
-    let name = path.file_stem().and_then(|stem| stem.to_str());
-    let name = name.filter(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+fn name_of(path: &Path, artifacts: &ArtifactStore) -> Result<LayerId, DiskError> {
+    let name: Option<LayerId> = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
     let name = name.filter(|name| path.file_name().is_some_and(|file| file == artifacts.disk_file(name).as_str()));
-    name.map(str::to_owned).ok_or_else(|| invalid(path, "the name of a layer is not one of ours"))
+    name.ok_or_else(|| invalid(path, "the name of a layer is not one of ours"))
 }
 
 fn invalid(path: &Path, text: &'static str) -> DiskError {
@@ -151,10 +147,10 @@ mod tests {
 
         /// An overlay in the instance directory, over what a cut names as backing.
         fn overlay(&self, id: &str, over: &str) -> PathBuf {
-            let path = self.dir.join(self.artifacts.disk_file(id));
+            let path = self.dir.join(self.artifacts.disk_file(&named(id)));
             let disk = firkin_engine::RootDisk {
                 image: "/image".into(),
-                layers: vec![self.artifacts.layer(over)],
+                layers: vec![self.artifacts.layer(&named(over))],
                 overlay: path.clone(),
             };
             Qcow2.create(&disk, 1 << 20).unwrap();
@@ -162,13 +158,17 @@ mod tests {
         }
 
         fn find(&self, current: &Path) -> Result<RootDisk, DiskError> {
-            let recorded = RootDisk { layers: vec!["base".into()], overlay: "a".into() };
+            let recorded = RootDisk { layers: vec![named("base")], overlay: named("a") };
             RootDisk::of_machine(&self.dir, current, recorded, &self.artifacts)
         }
     }
 
+    fn named(id: &str) -> LayerId {
+        id.parse().unwrap()
+    }
+
     fn disk(layers: &[&str], overlay: &str) -> RootDisk {
-        RootDisk { layers: layers.iter().map(|&id| id.to_owned()).collect(), overlay: overlay.to_owned() }
+        RootDisk { layers: layers.iter().map(|&id| named(id)).collect(), overlay: named(overlay) }
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
         let a = bench.overlay("a", "base");
         bench.overlay("b", "a"); // made for a cut that never came to the switch
         assert_eq!(bench.find(&a).unwrap(), disk(&["base"], "a"));
-        assert!(a.exists() && !bench.artifacts.layer("a").exists());
+        assert!(a.exists() && !bench.artifacts.layer(&named("a")).exists());
     }
 
     #[test]
@@ -187,10 +187,10 @@ mod tests {
             let a = bench.overlay("a", "base");
             let b = bench.overlay("b", "a");
             if renamed {
-                bench.artifacts.adopt_layer("a", &a).unwrap();
+                bench.artifacts.adopt_layer(&named("a"), &a).unwrap();
             }
             assert_eq!(bench.find(&b).unwrap(), disk(&["base", "a"], "b"));
-            assert!(!a.exists() && bench.artifacts.layer("a").exists());
+            assert!(!a.exists() && bench.artifacts.layer(&named("a")).exists());
         }
     }
 
@@ -199,7 +199,7 @@ mod tests {
         let bench = Bench::new();
         for (id, over) in [("a", "base"), ("b", "a"), ("c", "b")] {
             let path = bench.overlay(id, over);
-            bench.artifacts.adopt_layer(id, &path).unwrap();
+            bench.artifacts.adopt_layer(&named(id), &path).unwrap();
         }
         let d = bench.overlay("d", "c");
         assert_eq!(bench.find(&d).unwrap(), disk(&["base", "a", "b", "c"], "d"));
@@ -216,7 +216,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/hostname", bench.dir.join("x.qcow2")).unwrap();
         assert!(bench.find(&link).is_err(), "a link in place of a layer");
         let mut circle = bench.overlay("e", "e");
-        bench.artifacts.adopt_layer("e", &circle).unwrap();
+        bench.artifacts.adopt_layer(&named("e"), &circle).unwrap();
         circle = bench.overlay("f", "e");
         assert!(bench.find(&circle).is_err(), "a chain without an end");
     }

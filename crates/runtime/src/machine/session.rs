@@ -16,7 +16,7 @@ use firkin_wire::{
 
 use crate::{
     artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::LayerId},
     machine::{
         agent::{Agent, AgentError, realtime_ns},
         groups::MachineGroup,
@@ -75,7 +75,7 @@ pub(crate) enum After {
 /// What of a cut was done while the guest ran: its next layer is there, and it is known how much memory a cut writes at most.
 #[derive(Debug)]
 pub(crate) struct CutAhead {
-    next: String,
+    next: LayerId,
     path: PathBuf,
     /// Bytes.
     pub(crate) memory: u64,
@@ -87,7 +87,7 @@ pub(crate) struct Cut {
     /// Absent when memory was not wanted.
     pub(crate) parts: Option<SnapshotParts>,
     /// Layers of the disk at that instant, lowest first.
-    pub(crate) layers: Vec<String>,
+    pub(crate) layers: Vec<LayerId>,
     /// How long the guest stood still, or would have if it went on.
     pub(crate) freeze: Duration,
     /// Hold the new layer until the artifact that names it is recorded.
@@ -108,7 +108,7 @@ impl Session {
         let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone() };
         let disk = RootDisk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts).map_err(LaunchError::Disk)?;
         let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
-            .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(format!("layer:{id}"))))
+            .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(id.clone())))
             .collect();
         let (memory_base, nonce) = (memory_base.clone(), nonce.clone());
         Ok(Self { machine, agent: None, nonce, group, link, dir, memory_base, disk, pins })
@@ -248,8 +248,8 @@ impl Session {
                 tracing::warn!(error = firkin_causes::chain(&error), "cannot take room for a cut");
             }
         }
-        let sealed = format!("layer:{}", self.disk.overlay);
-        let pin = artifacts.pin(&*sealed);
+        let sealed = self.disk.overlay.clone();
+        let pin = artifacts.pin(sealed.clone());
         let begun = Instant::now();
         self.machine.pause().await?;
         let parts = match memory {
@@ -259,7 +259,7 @@ impl Session {
         let mut freeze = begun.elapsed();
         if self.machine.root_disk() == next_path {
             // From now on the session needs it, whether or not that can be recorded, and also if the rest of the cut failed.
-            self.pins.push(artifacts.pin(&*sealed));
+            self.pins.push(artifacts.pin(sealed));
             self.disk.seal(next);
         }
         let parts = parts?;
@@ -276,7 +276,7 @@ impl Session {
 
     /// Names `layers` from now on, which hold the same as those that it names: some of them were merged. The machine goes on with
     /// the files that it has open.
-    pub(crate) fn name_layers(&mut self, layers: Vec<String>, merged: Pin) {
+    pub(crate) fn name_layers(&mut self, layers: Vec<LayerId>, merged: Pin) {
         self.disk.layers = layers;
         self.pins.push(merged);
     }

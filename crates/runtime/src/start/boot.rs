@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
-    ground::{blocking::blocking, progress::Report},
+    ground::{blocking::blocking, ids::LayerId, progress::Report},
     machine::{
         agent::{Agent, AgentError},
         groups::MachineGroup,
@@ -191,7 +191,7 @@ impl Booted {
     }
 
     /// The layers of the disk that the artifact has: what it wrote is the uppermost.
-    pub(crate) fn layers(&self) -> Vec<String> {
+    pub(crate) fn layers(&self) -> Vec<LayerId> {
         self.disk.layers.iter().chain([&self.disk.overlay]).cloned().collect()
     }
 
@@ -275,7 +275,7 @@ impl Booted {
                 let (memory, target) = (dir.path().join(parts::MEMORY), draft.dir().join(parts::MEMORY));
                 fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
             }
-            let _pin = artifacts.pin(format!("layer:{}", disk.overlay));
+            let _pin = artifacts.pin(disk.overlay.clone());
             let overlay = disk.path(dir.path(), &artifacts);
             artifacts.adopt_layer(&disk.overlay, &overlay).map_err(|source| PublishError::File { path: overlay, source })?;
             artifacts.publish(draft, manifest)

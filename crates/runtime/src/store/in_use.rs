@@ -4,6 +4,7 @@
 use super::{
     LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds, spec::SandboxId, sqlite,
 };
+use crate::ground::ids::LayerId;
 
 /// What is on record of the files below the state directory.
 #[derive(Debug)]
@@ -11,7 +12,7 @@ pub(crate) struct InUse {
     /// Artifacts that somebody needs: versions, snapshots, paused sandboxes, and what machines map their memory from.
     pub(crate) artifacts: Vec<String>,
     /// Sealed layers under the disks of machines.
-    pub(crate) layers: Vec<String>,
+    pub(crate) layers: Vec<LayerId>,
     /// States of builds, which can be made again.
     pub(crate) states: Vec<LayerRecord>,
 }

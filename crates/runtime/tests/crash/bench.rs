@@ -15,6 +15,7 @@ use firkin_runtime::{
     artifact::{ArtifactKind, MemoryMember, SnapshotArtifactManifest},
     capacity::{HostCapacity, ResourceBudget},
     config::{FlattenConfig, GuestSystem, RuntimeConfig},
+    ids::LayerId,
     memory_pressure::HostMemory,
     owner::OnExit,
     runtime::Runtime,
@@ -162,7 +163,7 @@ impl Bench {
         for artifact in self.entries("state/artifacts") {
             let Ok(text) = fs::read(artifact.join("manifest.json")) else { continue };
             let manifest: SnapshotArtifactManifest = serde_json::from_slice(&text).unwrap();
-            let layer = |id: &String| self.dir.join("state/layers").join(format!("{id}.qcow2"));
+            let layer = |id: &LayerId| self.dir.join("state/layers").join(format!("{id}.qcow2"));
             for pair in manifest.disk.layers.windows(2) {
                 // It may be collected just now, after its artifact; a restore proves that those that are needed are there.
                 let Ok(above) = firkin_engine::qcow2::inspect(&layer(&pair[1])) else { continue };

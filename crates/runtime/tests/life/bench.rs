@@ -19,6 +19,7 @@ use firkin_runtime::{
     capacity::HostCapacity,
     config::{FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
+    ids::LayerId,
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     memory_pressure::HostMemory,
     network::NetworkChoice,
@@ -244,8 +245,8 @@ impl Host {
     }
 
     /// Where a layer is.
-    pub(crate) fn layer(&self, id: &str) -> PathBuf {
-        self.state_dir().join("layers").join(id).with_extension(self.engine.disks().extension())
+    pub(crate) fn layer(&self, id: &LayerId) -> PathBuf {
+        self.state_dir().join("layers").join(id.as_str()).with_extension(self.engine.disks().extension())
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {

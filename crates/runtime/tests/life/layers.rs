@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use firkin_engine::Engine as _;
-use firkin_runtime::{artifact::SnapshotArtifactManifest, runtime::Runtime, sandbox::SandboxId};
+use firkin_runtime::{artifact::SnapshotArtifactManifest, ids::LayerId, runtime::Runtime, sandbox::SandboxId};
 
 use crate::bench::{Host, base, names, until};
 
@@ -105,7 +105,7 @@ fn a_merged_disk_outlives_the_server() {
             let snapshot = server.snapshot(&id, None).await.unwrap();
             let newest = manifests(&host).into_iter().max_by_key(|manifest| manifest.created_at).unwrap();
             server.delete_template(&snapshot.snapshot_id).await.unwrap();
-            if newest.epoch > 1 && newest.disk.layers.iter().any(|layer| is_merged(layer)) {
+            if newest.epoch > 1 && newest.disk.layers.iter().any(is_merged) {
                 return id;
             }
         }
@@ -118,6 +118,6 @@ fn a_merged_disk_outlives_the_server() {
 }
 
 /// Its name is a digest in hexadecimal; a name that was drawn looks like one once in ten million.
-fn is_merged(layer: &str) -> bool {
-    layer.bytes().all(|byte| byte.is_ascii_hexdigit())
+fn is_merged(layer: &LayerId) -> bool {
+    layer.as_str().bytes().all(|byte| byte.is_ascii_hexdigit())
 }

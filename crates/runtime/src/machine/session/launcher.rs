@@ -70,7 +70,7 @@ impl EngineLauncher {
         let begun = Instant::now();
         let manifest = &artifact.manifest;
         let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
-            .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(format!("layer:{id}"))))
+            .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(id.clone())))
             .collect();
         let link = self.links.acquire(internet).await.map_err(LaunchError::Network)?;
         let path = self.instances.path(name);

@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::LayerId},
     shared::Shared,
     store::{Held, RecordedPhase},
 };
@@ -37,7 +37,7 @@ const WAITING_DEPTH: usize = 2 * MAX_DEPTH;
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     /// The artifact that holds the sandbox while it is paused, and its layers.
-    held: Option<(String, Vec<String>)>,
+    held: Option<(String, Vec<LayerId>)>,
     flattening: Option<Work<Flat>>,
     merge: Option<Work<MergedLayers>>,
     /// What was merged, until it is named.
@@ -171,7 +171,7 @@ impl Owner {
     }
 
     /// The sealed layers of the disk as it is now.
-    fn layers(&self) -> &[String] {
+    fn layers(&self) -> &[LayerId] {
         match &self.phase {
             Phase::Running(running) => &running.session.disk.layers,
             Phase::Paused(_) => self.upkeep.held.as_ref().map(|(_, layers)| &layers[..]).unwrap_or_default(),
@@ -218,9 +218,9 @@ impl Owner {
 }
 
 /// Merges the upper ones of `layers`, when it is this sandbox's turn.
-async fn merge(shared: Arc<Shared>, layers: Vec<String>, stop: CancellationToken) -> Option<MergedLayers> {
+async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, stop: CancellationToken) -> Option<MergedLayers> {
     // They stay while they are read, whatever becomes of the sandbox.
-    let _pins: Vec<_> = layers.iter().map(|id| shared.artifacts.pin(format!("layer:{id}"))).collect();
+    let _pins: Vec<_> = layers.iter().map(|id| shared.artifacts.pin(id.clone())).collect();
     let _turn = tokio::select! {
         turn = shared.upkeep.acquire() => turn.ok()?,
         () = stop.cancelled() => return None,
