@@ -28,7 +28,7 @@ use proof::Proofs;
 use quarantine::Quarantine;
 use staging::Staging;
 
-use crate::ground::ids::LayerId;
+use crate::ground::ids::{ArtifactId, LayerId};
 
 mod collect;
 mod examine;
@@ -210,8 +210,8 @@ impl ArtifactStore {
     }
 
     /// Where an artifact is, whether or not it exists.
-    pub(crate) fn dir(&self, id: &str) -> PathBuf {
-        self.root.join("artifacts").join(id)
+    pub(crate) fn dir(&self, id: &ArtifactId) -> PathBuf {
+        self.root.join("artifacts").join(id.as_str())
     }
 
     /// Where a layer is, whether or not it exists.
@@ -231,7 +231,7 @@ impl ArtifactStore {
     }
 
     /// Reads the sidecars of an artifact. Proves nothing yet, but a sidecar that is damaged puts it into quarantine.
-    pub fn load(&self, id: &str) -> Result<Artifact, IntegrityError> {
+    pub fn load(&self, id: &ArtifactId) -> Result<Artifact, IntegrityError> {
         let read = || {
             let manifest: SnapshotArtifactManifest = read_sidecar(&self.dir(id).join(MANIFEST))?;
             let integrity = read_sidecar(&self.dir(id).join(INTEGRITY))?;
@@ -286,12 +286,12 @@ impl ArtifactStore {
     }
 
     /// Every artifact's id, in no order.
-    pub fn ids(&self) -> io::Result<Vec<String>> {
+    pub fn ids(&self) -> io::Result<Vec<ArtifactId>> {
         let mut ids = Vec::new();
         for entry in fs::read_dir(self.root.join("artifacts"))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if !name.starts_with('.') {
-                ids.push(name);
+            // Drafts and what is being removed have names that are no ids.
+            if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                ids.push(id);
             }
         }
         Ok(ids)

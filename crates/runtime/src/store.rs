@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     capacity::ResourceBudget,
     ground::{
-        ids::LayerId,
+        ids::{ArtifactId, LayerId},
         reference::{Reference, TEAM},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
@@ -82,7 +82,7 @@ pub(crate) struct SandboxRecord {
     pub(crate) defaults: Defaults,
     /// Layers of what it was created on: they are not there for it. Absent in records of earlier servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) inherited: Option<Vec<String>>,
+    pub(crate) inherited: Option<Vec<LayerId>>,
     pub(crate) phase: RecordedPhase,
 }
 
@@ -93,7 +93,7 @@ pub(crate) enum RecordedPhase {
     /// A machine runs it.
     Running {
         /// Artifact whose memory it maps.
-        memory_base: String,
+        memory_base: ArtifactId,
         /// Sealed layers under its overlay, lowest first.
         layers: Vec<LayerId>,
         /// Its current overlay, a layer to be.
@@ -115,7 +115,7 @@ pub(crate) enum RecordedPhase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Held {
     /// The artifact.
-    pub(crate) artifact: String,
+    pub(crate) artifact: ArtifactId,
     /// The epoch that its guest must be in. Absent in records of earlier servers: the sandbox's own.
     #[serde(default)]
     pub(crate) epoch: Option<u64>,
@@ -151,7 +151,7 @@ pub(crate) struct TemplateRecord {
     pub(crate) id: String,
     /// Its own.
     pub(crate) build_id: String,
-    pub(crate) artifact: String,
+    pub(crate) artifact: ArtifactId,
     pub(crate) budget: ResourceBudget,
     /// When the template was.
     pub(crate) created_at: Timestamp,

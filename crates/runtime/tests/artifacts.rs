@@ -14,14 +14,14 @@ use firkin_runtime::{
         Readings, SnapshotArtifactManifest,
     },
     capacity::ResourceBudget,
-    ids::LayerId,
+    ids::{ArtifactId, LayerId},
 };
 use fs_err as fs;
 
-fn manifest(id: &str, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifactManifest {
+fn manifest(id: &ArtifactId, memory: MemoryMember, layers: &[&str]) -> SnapshotArtifactManifest {
     SnapshotArtifactManifest {
         format: FORMAT,
-        id: id.to_owned(),
+        id: id.clone(),
         kind: if memory == MemoryMember::Full { ArtifactKind::BaseTemplate } else { ArtifactKind::Pause },
         reason: None,
         logical_id: "base".into(),
@@ -226,15 +226,15 @@ fn format_1_is_read_as_it_was_written() {
     copy(&golden, dir.path());
     let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     for id in ["goldenbase", "goldenpause"] {
-        let artifact = store.load(id).unwrap();
+        let artifact = store.load(&id.parse().unwrap()).unwrap();
         store.verify(&artifact).unwrap();
         let text = fs::read_to_string(golden.join("artifacts").join(id).join("manifest.json")).unwrap();
         let written: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_value(&artifact.manifest).unwrap(), written, "a field is missing or has another form");
     }
-    let pause = store.load("goldenpause").unwrap();
-    assert_eq!(pause.manifest.memory, MemoryMember::Diff { base: "goldenbase".into() });
-    assert_eq!(pause.manifest.parent.as_deref(), Some("goldenbase"));
+    let pause = store.load(&"goldenpause".parse().unwrap()).unwrap();
+    assert_eq!(pause.manifest.memory, MemoryMember::Diff { base: "goldenbase".parse().unwrap() });
+    assert_eq!(pause.manifest.parent, Some("goldenbase".parse().unwrap()));
     let diff = Diff::open(pause.memory_diff.as_ref().unwrap(), 1 << 20).unwrap();
     let runs: Vec<_> = diff.runs().iter().map(|run| (run.range(), run.content)).collect();
     assert_eq!(runs, [(1..3, Content::Data), (5..6, Content::Zero)]);

@@ -107,7 +107,7 @@ fn publish(store: &ArtifactStore) -> Artifact {
     store.adopt_layer(&"l1".parse().unwrap(), &layer).unwrap();
     let manifest = SnapshotArtifactManifest {
         format: FORMAT,
-        id: draft.id().to_owned(),
+        id: draft.id().clone(),
         kind: ArtifactKind::BaseTemplate,
         reason: None,
         logical_id: "base".into(),
@@ -329,7 +329,7 @@ fn collection_keeps_what_is_needed_pinned_or_new_and_removes_the_rest() {
     fs::write(draft.dir().join("state"), b"s").unwrap();
     fs::write(draft.dir().join("memory.diff"), b"d").unwrap();
     let mut manifest = base.manifest.clone();
-    manifest.id = draft.id().to_owned();
+    manifest.id = draft.id().clone();
     manifest.memory = MemoryMember::Diff { base: base.manifest.id.clone() };
     let child = store.publish(draft, manifest).unwrap();
 
@@ -349,7 +349,7 @@ fn collection_keeps_what_is_needed_pinned_or_new_and_removes_the_rest() {
     fs::write(draft.dir().join("state"), b"s").unwrap();
     fs::write(draft.dir().join("memory.diff"), b"d").unwrap();
     let mut manifest = child.manifest.clone();
-    manifest.id = draft.id().to_owned();
+    manifest.id = draft.id().clone();
     let late = store.publish(draft, manifest).unwrap();
     assert_eq!(store.collect(&seen, &[], &[]).unwrap(), std::slice::from_ref(&child.manifest.id));
     store.verify(&late).unwrap();

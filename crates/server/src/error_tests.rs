@@ -46,13 +46,19 @@ fn pressure() -> DiskPressure {
 
 fn damaged() -> SnapshotRestoreError {
     SnapshotRestoreError::Integrity {
-        artifact: "a".into(),
+        artifact: "a".parse().unwrap(),
         source: IntegrityError::Size { member: "memory".into(), expected: 2, found: 1 },
     }
 }
 
 fn incompatible() -> SnapshotRestoreError {
-    SnapshotRestoreError::Incompatible { artifact: "a".into(), what: "cpu", made_with: "x".into(), here: "y".into(), remedy: "z" }
+    SnapshotRestoreError::Incompatible {
+        artifact: "a".parse().unwrap(),
+        what: "cpu",
+        made_with: "x".into(),
+        here: "y".into(),
+        remedy: "z",
+    }
 }
 
 fn refused_guest() -> SnapshotError {
@@ -140,7 +146,7 @@ fn a_failure_of_ours_tells_no_path_of_the_host() {
     let volume = firkin_runtime::volumes::VolumeError::File { path: "/var/lib/firkin/volumes/v".into(), source: file() };
     for error in [
         create(SnapshotRestoreError::DiskPressure(pressure())),
-        create(SnapshotRestoreError::Integrity { artifact: "a".into(), source: damaged }),
+        create(SnapshotRestoreError::Integrity { artifact: "a".parse().unwrap(), source: damaged }),
         volume.into(),
         ApiError::internal(&file()),
     ] {

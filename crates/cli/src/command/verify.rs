@@ -45,7 +45,7 @@ fn table(report: &VerifyReport) -> Table {
         };
         let bytes: u64 = examined.members.iter().map(|member| member.bytes).sum();
         table.row([
-            examined.id.clone(),
+            examined.id.to_string(),
             kind.to_owned(),
             examined.logical_id.clone().unwrap_or_else(|| "-".to_owned()),
             examined.members.len().to_string(),

@@ -19,7 +19,7 @@ use firkin_engine::parts;
 use fs_err as fs;
 
 use super::{ArtifactStore, manifest::MemoryMember, member, shrink};
-use crate::ground::ids::LayerId;
+use crate::ground::ids::{ArtifactId, LayerId};
 
 /// Names that are taken in one hold of the lock. A rename takes some ten microseconds, and creates wait for all of them.
 const AT_A_TIME: usize = 32;
@@ -43,20 +43,20 @@ struct Pinned {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PinName {
     /// An artifact.
-    Artifact(String),
+    Artifact(ArtifactId),
     /// A layer.
     Layer(LayerId),
 }
 
-impl From<&str> for PinName {
-    fn from(artifact: &str) -> Self {
-        Self::Artifact(artifact.to_owned())
+impl From<ArtifactId> for PinName {
+    fn from(artifact: ArtifactId) -> Self {
+        Self::Artifact(artifact)
     }
 }
 
-impl From<String> for PinName {
-    fn from(artifact: String) -> Self {
-        Self::Artifact(artifact)
+impl From<&ArtifactId> for PinName {
+    fn from(artifact: &ArtifactId) -> Self {
+        Self::Artifact(artifact.clone())
     }
 }
 
@@ -87,7 +87,7 @@ impl Drop for Pin {
 #[derive(Debug)]
 pub struct Candidates {
     serial: u64,
-    artifacts: Vec<String>,
+    artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
 }
 
@@ -114,7 +114,7 @@ impl ArtifactStore {
             (pins.serial, pinned)
         };
         let mut artifacts = self.ids()?;
-        artifacts.retain(|id| !pinned.contains(&PinName::from(id.as_str())));
+        artifacts.retain(|id| !pinned.contains(&PinName::from(id)));
         let mut layers = Vec::new();
         for entry in fs::read_dir(self.root.join("layers"))? {
             let path = entry?.path();
@@ -131,11 +131,11 @@ impl ArtifactStore {
     /// Removes those candidates that are neither in `keep`, nor needed by one that is, nor used since they were listed.
     /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks for as long as files are removed;
     /// who takes a pin meanwhile does not wait.
-    pub fn collect(&self, candidates: &Candidates, keep: &[String], keep_layers: &[LayerId]) -> io::Result<Vec<String>> {
+    pub fn collect(&self, candidates: &Candidates, keep: &[ArtifactId], keep_layers: &[LayerId]) -> io::Result<Vec<ArtifactId>> {
         self.remove(self.take_names(candidates, keep, keep_layers)?)
     }
 
-    fn take_names(&self, candidates: &Candidates, keep: &[String], keep_layers: &[LayerId]) -> io::Result<Condemned> {
+    fn take_names(&self, candidates: &Candidates, keep: &[ArtifactId], keep_layers: &[LayerId]) -> io::Result<Condemned> {
         let mut needs = HashMap::new();
         let mut doomed = self.doomed(candidates, keep, keep_layers, &mut needs)?;
         let mut condemned = Condemned::default();
@@ -156,13 +156,13 @@ impl ArtifactStore {
     fn doomed(
         &self,
         candidates: &Candidates,
-        keep: &[String],
+        keep: &[ArtifactId],
         keep_layers: &[LayerId],
-        needs: &mut HashMap<String, Needs>,
+        needs: &mut HashMap<ArtifactId, Needs>,
     ) -> io::Result<Doomed> {
-        let listed: HashSet<&String> = candidates.artifacts.iter().collect();
+        let listed: HashSet<&ArtifactId> = candidates.artifacts.iter().collect();
         let others = self.ids()?.into_iter().filter(|id| !listed.contains(id));
-        let roots: Vec<String> = keep.iter().cloned().chain(others).collect();
+        let roots: Vec<ArtifactId> = keep.iter().cloned().chain(others).collect();
         let live = loop {
             match with_needs(roots.clone(), needs) {
                 Ok(live) => break live,
@@ -171,13 +171,13 @@ impl ArtifactStore {
         };
         let kept: HashSet<&LayerId> = keep_layers.iter().collect();
         let dead = |id: &&LayerId| !live.layers.contains(*id) && !kept.contains(*id);
-        let mut artifacts: Vec<String> =
+        let mut artifacts: Vec<ArtifactId> =
             candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
         artifacts.sort_by_cached_key(|id| !self.dir(id).join(parts::MEMORY_DIFF).exists());
         Ok(Doomed { artifacts, layers: candidates.layers.iter().filter(dead).cloned().collect() })
     }
 
-    fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<String, Needs>) -> io::Result<()> {
+    fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<ArtifactId, Needs>) -> io::Result<()> {
         for id in ids {
             // What cannot be read cannot be followed: then nothing is collected, rather than too much.
             let manifest = self.load(&id).map_err(io::Error::other)?.manifest;
@@ -196,7 +196,7 @@ impl ArtifactStore {
         &self,
         listed: u64,
         doomed: &mut Doomed,
-        needs: &HashMap<String, Needs>,
+        needs: &HashMap<ArtifactId, Needs>,
         condemned: &mut Condemned,
     ) -> Result<(), Unknown> {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,8 +205,7 @@ impl ArtifactStore {
             return Ok(());
         }
         let used = |name: &PinName| pins.by_name.get(name).is_some_and(|p| p.count > 0 || p.since > listed);
-        let spared =
-            with_needs(doomed.artifacts.iter().filter(|id| used(&PinName::from(id.as_str()))).cloned().collect(), needs)?;
+        let spared = with_needs(doomed.artifacts.iter().filter(|id| used(&PinName::from(*id))).cloned().collect(), needs)?;
         doomed.artifacts.retain(|id| !spared.artifacts.contains(id));
         doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&PinName::from(id.clone())));
         let (artifacts, layers) = doomed.next();
@@ -222,8 +221,8 @@ impl ArtifactStore {
     }
 
     /// Removes all that can be, whatever cannot: what is left has no name, and only the next start finds it.
-    fn remove(&self, condemned: Condemned) -> io::Result<Vec<String>> {
-        let artifact = |id: &String| {
+    fn remove(&self, condemned: Condemned) -> io::Result<Vec<ArtifactId>> {
+        let artifact = |id: &ArtifactId| {
             let dir = self.hidden_artifact(id);
             note(shrink::empty_files_in(&dir));
             firkin_files::remove_tree(&dir).and_then(|()| self.release(id))
@@ -238,7 +237,7 @@ impl ArtifactStore {
         failed.map_or(Ok(condemned.artifacts), Err)
     }
 
-    fn hidden_artifact(&self, id: &str) -> PathBuf {
+    fn hidden_artifact(&self, id: &ArtifactId) -> PathBuf {
         self.root.join("artifacts").join(format!(".{id}"))
     }
 
@@ -269,22 +268,22 @@ impl ArtifactStore {
 #[derive(Debug)]
 struct Needs {
     layers: Vec<LayerId>,
-    base: Option<String>,
+    base: Option<ArtifactId>,
 }
 
 /// Artifacts that are live, and whose needs have to be read before anything can be decided.
 #[derive(Debug)]
-struct Unknown(Vec<String>);
+struct Unknown(Vec<ArtifactId>);
 
 /// What has to stay.
 #[derive(Debug, Default)]
 struct Live {
-    artifacts: HashSet<String>,
+    artifacts: HashSet<ArtifactId>,
     layers: HashSet<LayerId>,
 }
 
 /// `roots`, and all that they need.
-fn with_needs(mut roots: Vec<String>, needs: &HashMap<String, Needs>) -> Result<Live, Unknown> {
+fn with_needs(mut roots: Vec<ArtifactId>, needs: &HashMap<ArtifactId, Needs>) -> Result<Live, Unknown> {
     let mut live = Live::default();
     let mut unknown = Vec::new();
     while let Some(id) = roots.pop() {
@@ -308,7 +307,7 @@ fn with_needs(mut roots: Vec<String>, needs: &HashMap<String, Needs>) -> Result<
 #[derive(Debug, Default)]
 struct Doomed {
     /// Those over another's memory first.
-    artifacts: Vec<String>,
+    artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
 }
 
@@ -318,8 +317,8 @@ impl Doomed {
     }
 
     /// The artifacts and layers that lose their names in one hold of the lock.
-    fn next(&mut self) -> (Vec<String>, Vec<LayerId>) {
-        let artifacts: Vec<String> = self.artifacts.drain(..self.artifacts.len().min(AT_A_TIME)).collect();
+    fn next(&mut self) -> (Vec<ArtifactId>, Vec<LayerId>) {
+        let artifacts: Vec<ArtifactId> = self.artifacts.drain(..self.artifacts.len().min(AT_A_TIME)).collect();
         let layers = self.layers.drain(..self.layers.len().min(AT_A_TIME - artifacts.len())).collect();
         (artifacts, layers)
     }
@@ -328,7 +327,7 @@ impl Doomed {
 /// What has lost its name and waits to be removed.
 #[derive(Debug, Default)]
 struct Condemned {
-    artifacts: Vec<String>,
+    artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
     failed: Option<io::Error>,
 }
@@ -365,6 +364,10 @@ mod tests {
         id.parse().unwrap()
     }
 
+    fn artifact(id: &str) -> ArtifactId {
+        id.parse().unwrap()
+    }
+
     #[test]
     fn who_pins_does_not_wait_for_files_that_are_removed() {
         let dir = tempfile::tempdir().unwrap();
@@ -376,7 +379,7 @@ mod tests {
         let condemned = store.take_names(&seen, &[], &[]).unwrap();
         // Decided and nameless, the files still there: pins are free again.
         assert!(store.pins.try_lock().is_ok() && store.ids().unwrap().is_empty() && !store.layer(&named("dead")).exists());
-        assert_eq!(store.remove(condemned).unwrap(), ["dead"]);
+        assert_eq!(store.remove(condemned).unwrap(), [artifact("dead")]);
         for place in ["artifacts", "layers"] {
             assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
         }
@@ -388,7 +391,7 @@ mod tests {
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for id in ["a", "b", "c"] {
             fs::write(store.layer(&named(id)), b"x").unwrap();
-            fs::create_dir(store.dir(id)).unwrap();
+            fs::create_dir(store.dir(&artifact(id))).unwrap();
         }
         // Something stands where the second layer would lose its name.
         fs::create_dir(store.hidden_layer(&named("b"))).unwrap();
@@ -402,25 +405,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         for id in ["base", "diff", "dead"] {
-            fs::create_dir(store.dir(id)).unwrap();
+            fs::create_dir(store.dir(&artifact(id))).unwrap();
         }
         for id in ["lower", "upper", "dead"] {
             fs::write(store.layer(&named(id)), b"x").unwrap();
         }
         let of = |layers: &[&str], base: Option<&str>| Needs {
             layers: layers.iter().map(|&id| named(id)).collect(),
-            base: base.map(str::to_owned),
+            base: base.map(artifact),
         };
         let mut needs =
-            HashMap::from([("base".to_owned(), of(&["lower"], None)), ("diff".to_owned(), of(&["upper"], Some("base")))]);
+            HashMap::from([(artifact("base"), of(&["lower"], None)), (artifact("diff"), of(&["upper"], Some("base")))]);
         let seen = store.candidates().unwrap();
         let mut doomed = store.doomed(&seen, &[], &[], &mut needs).unwrap();
         assert_eq!((doomed.artifacts.len(), doomed.layers.len()), (3, 3));
-        let _pin = store.pin("diff");
+        let _pin = store.pin(artifact("diff"));
         let mut condemned = Condemned::default();
         store.condemn(seen.serial, &mut doomed, &needs, &mut condemned).unwrap();
         assert!(doomed.is_empty());
-        assert_eq!((condemned.artifacts, condemned.layers), (vec!["dead".to_owned()], vec![named("dead")]));
+        assert_eq!((condemned.artifacts, condemned.layers), (vec![artifact("dead")], vec![named("dead")]));
     }
 
     #[test]
@@ -429,11 +432,11 @@ mod tests {
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         let ids: Vec<String> = (0..=AT_A_TIME).map(|n| n.to_string()).collect();
         for id in &ids {
-            fs::create_dir(store.dir(id)).unwrap();
+            fs::create_dir(store.dir(&artifact(id))).unwrap();
             fs::write(store.layer(&named(id)), b"x").unwrap();
         }
         let diff = ids.last().unwrap();
-        fs::write(store.dir(diff).join(parts::MEMORY_DIFF), b"x").unwrap();
+        fs::write(store.dir(&artifact(diff)).join(parts::MEMORY_DIFF), b"x").unwrap();
         let seen = store.candidates().unwrap();
         let (mut doomed, mut condemned) = (store.doomed(&seen, &[], &[], &mut HashMap::new()).unwrap(), Condemned::default());
         let mut holds = Vec::new();
@@ -443,7 +446,7 @@ mod tests {
         }
         let all = AT_A_TIME + 1;
         assert_eq!(holds, [(AT_A_TIME, 0), (all, AT_A_TIME - 1), (all, all)]);
-        assert_eq!(&condemned.artifacts[0], diff);
+        assert_eq!(condemned.artifacts[0].as_str(), diff);
     }
 
     #[test]
@@ -476,11 +479,11 @@ mod tests {
         let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
         fs::create_dir(dir.path().join("artifacts/one")).unwrap();
         let seen = store.candidates().unwrap();
-        drop(store.pin("one"));
+        drop(store.pin(artifact("one")));
         assert_eq!(store.pins.lock().unwrap().by_name.len(), 1);
         let later = store.candidates().unwrap();
         assert_eq!(store.pins.lock().unwrap().by_name.len(), 0);
         assert!(store.collect(&seen, &[], &[]).unwrap().is_empty(), "`one` was used after it was seen");
-        assert_eq!(store.collect(&later, &[], &[]).unwrap(), ["one"]);
+        assert_eq!(store.collect(&later, &[], &[]).unwrap(), [artifact("one")]);
     }
 }

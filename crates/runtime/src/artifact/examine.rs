@@ -6,13 +6,13 @@ use firkin_causes::chain;
 use serde::Serialize;
 
 use super::{Artifact, ArtifactKind, ArtifactStore, MemberIntegrity, manifest::unreadable};
-use crate::artifact::IntegrityError;
+use crate::{artifact::IntegrityError, ground::ids::ArtifactId};
 
 /// What an examination found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExaminedArtifact {
     /// Its id.
-    pub id: String,
+    pub id: ArtifactId,
     /// Why it exists, if its manifest can be read.
     pub kind: Option<ArtifactKind>,
     /// Template or sandbox that it belongs to, if its manifest can be read.
@@ -44,9 +44,9 @@ pub struct Readings {
 
 impl ArtifactStore {
     /// Reads the artifact `id` whole. Puts it into quarantine when it is damaged and takes it out when it is intact. Blocks.
-    pub fn examine(&self, id: &str, readings: &mut Readings) -> ExaminedArtifact {
+    pub fn examine(&self, id: &ArtifactId, readings: &mut Readings) -> ExaminedArtifact {
         let mut examined =
-            ExaminedArtifact { id: id.to_owned(), kind: None, logical_id: None, members: Vec::new(), problems: Vec::new() };
+            ExaminedArtifact { id: id.clone(), kind: None, logical_id: None, members: Vec::new(), problems: Vec::new() };
         match self.load(id) {
             Ok(artifact) => self.examine_members(&artifact, readings, &mut examined),
             Err(error) => examined.problems.push(chain(&error)),

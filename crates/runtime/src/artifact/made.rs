@@ -5,17 +5,20 @@ use firkin_wire::nonce::Nonce;
 use jiff::Timestamp;
 
 use super::{ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemoryMember, SnapshotArtifactManifest};
-use crate::{capacity::ResourceBudget, ground::ids::LayerId};
+use crate::{
+    capacity::ResourceBudget,
+    ground::ids::{ArtifactId, LayerId},
+};
 
 /// A guest that was booted and cut.
 pub(crate) struct BootedState<'a> {
     /// Of the artifact.
-    pub(crate) id: &'a str,
+    pub(crate) id: &'a ArtifactId,
     pub(crate) kind: ArtifactKind,
     /// Template or sandbox that it belongs to.
     pub(crate) logical_id: String,
     /// The sandbox's artifact whose disk was booted; absent in templates, whatever disk they were booted from, by which sources are known.
-    pub(crate) parent: Option<String>,
+    pub(crate) parent: Option<ArtifactId>,
     pub(crate) engine: Fingerprint,
     /// What came up: this server's, whatever had run on the disk before.
     pub(crate) guest: &'a BootFiles,
@@ -31,11 +34,11 @@ pub(crate) struct BootedState<'a> {
 /// What a cut took of a machine that had been restored.
 pub(crate) struct CutState<'a> {
     /// Of the artifact.
-    pub(crate) id: &'a str,
+    pub(crate) id: &'a ArtifactId,
     /// Absent: for a template.
     pub(crate) reason: Option<CutReason>,
     pub(crate) logical_id: String,
-    pub(crate) parent: String,
+    pub(crate) parent: ArtifactId,
     pub(crate) epoch: u64,
     pub(crate) memory: MemoryMember,
     /// Of the disk at that instant, lowest first.
@@ -49,7 +52,7 @@ impl SnapshotArtifactManifest {
         let BootedState { id, kind, logical_id, parent, engine, guest, shape, budget, epoch, memory, disk } = booted;
         Self {
             format: FORMAT,
-            id: id.to_owned(),
+            id: id.clone(),
             kind,
             reason: None,
             logical_id,
@@ -70,7 +73,7 @@ impl SnapshotArtifactManifest {
         let CutState { id, reason, logical_id, parent, epoch, memory, layers, nonce } = cut;
         Self {
             format: FORMAT,
-            id: id.to_owned(),
+            id: id.clone(),
             kind: reason.map_or(ArtifactKind::BaseTemplate, CutReason::kind),
             reason,
             logical_id,
@@ -85,7 +88,7 @@ impl SnapshotArtifactManifest {
     }
 
     /// Of the same state with a memory of its own.
-    pub(super) fn of_flattened(&self, id: &str) -> Self {
-        Self { id: id.to_owned(), memory: MemoryMember::Full, ..self.clone() }
+    pub(super) fn of_flattened(&self, id: &ArtifactId) -> Self {
+        Self { id: id.clone(), memory: MemoryMember::Full, ..self.clone() }
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     artifact::{IntegrityError, PublishError},
     capacity::ResourceBudget,
-    ground::ids::LayerId,
+    ground::ids::{ArtifactId, LayerId},
 };
 
 /// The version of both sidecars that this code writes, and the only one it reads.
@@ -100,7 +100,7 @@ pub enum MemoryMember {
     /// The `memory` of artifact `base`, with the pages of this one's `memory.diff` over it. Diffs never stack.
     Diff {
         /// Artifact whose memory is whole.
-        base: String,
+        base: ArtifactId,
     },
     /// None: only the disk was kept, and its guest must be booted. There is no device state either.
     Absent,
@@ -110,10 +110,10 @@ pub enum MemoryMember {
 
 impl MemoryMember {
     /// Of what was cut out of a machine whose memory is that of `base`, if it is of another artifact's.
-    pub(crate) fn of_cut(form: MemoryForm, base: &str) -> Self {
+    pub(crate) fn of_cut(form: MemoryForm, base: &ArtifactId) -> Self {
         match form {
             MemoryForm::Full => Self::Full,
-            MemoryForm::Diff { .. } => Self::Diff { base: base.to_owned() },
+            MemoryForm::Diff { .. } => Self::Diff { base: base.clone() },
             MemoryForm::InState => Self::InState,
         }
     }
@@ -158,7 +158,7 @@ pub struct SnapshotArtifactManifest {
     /// [`FORMAT`].
     pub format: u32,
     /// Its id, also the name of its directory.
-    pub id: String,
+    pub id: ArtifactId,
     /// Why it exists.
     pub kind: ArtifactKind,
     /// Why the sandbox was cut; none for what was booted or built, and for artifacts of earlier builds.
@@ -167,7 +167,7 @@ pub struct SnapshotArtifactManifest {
     /// Template or sandbox that it belongs to.
     pub logical_id: String,
     /// Artifact from which the snapshotted machine had been restored.
-    pub parent: Option<String>,
+    pub parent: Option<ArtifactId>,
     /// When.
     pub created_at: Timestamp,
     /// Which engine made it.
@@ -253,7 +253,7 @@ pub(super) fn write_sidecar<T: Serialize>(path: &Path, value: &T) -> Result<(), 
 }
 
 /// The artifact whose memory a session of `manifest` maps.
-pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> String {
+pub(crate) fn memory_base(manifest: &SnapshotArtifactManifest) -> ArtifactId {
     match &manifest.memory {
         // What has no file of memory is mapped by nobody, so its own id does no harm.
         MemoryMember::Full | MemoryMember::Absent | MemoryMember::InState => manifest.id.clone(),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     artifact::{IntegrityError, memory_base},
-    ground::ids::LayerId,
+    ground::ids::{ArtifactId, LayerId},
 };
 
 /// Why an artifact could not be published. Nothing of it is visible.
@@ -40,7 +40,7 @@ pub enum PublishError {
     #[error("snapshot artifact `{base}`, which it builds on, is not intact")]
     Base {
         /// The artifact whose memory it would share.
-        base: String,
+        base: ArtifactId,
         /// What is wrong.
         #[source]
         source: IntegrityError,
@@ -53,7 +53,7 @@ pub enum PublishError {
 /// A new artifact that is still invisible. Dropping it removes what was written.
 #[derive(Debug)]
 pub struct ArtifactDraft {
-    id: String,
+    id: ArtifactId,
     /// Where its members are written.
     dir: PathBuf,
     published: bool,
@@ -65,7 +65,7 @@ pub struct ArtifactDraft {
 
 impl ArtifactDraft {
     /// The id that it will have.
-    pub fn id(&self) -> &str {
+    pub fn id(&self) -> &ArtifactId {
         &self.id
     }
 
@@ -117,7 +117,7 @@ impl Drop for ArtifactDraft {
 impl ArtifactStore {
     /// Begins a new artifact.
     pub fn draft(&self) -> io::Result<ArtifactDraft> {
-        let id = crate::ground::random::alphanumeric(20);
+        let id = ArtifactId::generate();
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None })

@@ -20,7 +20,7 @@ use super::{
     ArtifactStore,
     manifest::{FORMAT, read_sidecar, write_sidecar},
 };
-use crate::artifact::IntegrityError;
+use crate::{artifact::IntegrityError, ground::ids::ArtifactId};
 
 /// What a mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct QuarantineMark {
     /// [`FORMAT`].
     pub format: u32,
     /// The artifact.
-    pub artifact: String,
+    pub artifact: ArtifactId,
     /// When it was found damaged.
     pub since: Timestamp,
     /// What was found.
@@ -39,7 +39,7 @@ pub struct QuarantineMark {
 #[derive(Debug, Clone)]
 pub(super) struct Quarantine {
     dir: PathBuf,
-    marks: Arc<Mutex<BTreeMap<String, QuarantineMark>>>,
+    marks: Arc<Mutex<BTreeMap<ArtifactId, QuarantineMark>>>,
 }
 
 impl Quarantine {
@@ -56,12 +56,12 @@ impl Quarantine {
         Ok(Self { dir, marks: Arc::new(Mutex::new(marks)) })
     }
 
-    fn marks(&self) -> MutexGuard<'_, BTreeMap<String, QuarantineMark>> {
+    fn marks(&self) -> MutexGuard<'_, BTreeMap<ArtifactId, QuarantineMark>> {
         // Every critical section is one call on the map.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, id: &str) -> PathBuf {
+    fn path(&self, id: &ArtifactId) -> PathBuf {
         self.dir.join(format!("{id}.json"))
     }
 }
@@ -73,11 +73,11 @@ impl ArtifactStore {
     }
 
     /// Whether an artifact can be restored as far as is known without reading its members.
-    pub fn is_usable(&self, id: &str) -> bool {
+    pub fn is_usable(&self, id: &ArtifactId) -> bool {
         self.refuse_quarantined(id).is_ok() && self.load(id).is_ok()
     }
 
-    pub(super) fn refuse_quarantined(&self, id: &str) -> Result<(), IntegrityError> {
+    pub(super) fn refuse_quarantined(&self, id: &ArtifactId) -> Result<(), IntegrityError> {
         match self.quarantine.marks().get(id) {
             Some(mark) => Err(IntegrityError::Quarantined { since: mark.since, reason: mark.reason.clone() }),
             None => Ok(()),
@@ -86,7 +86,7 @@ impl ArtifactStore {
 
     /// Marks `id` if `error` shows that it is damaged, and gives the error back. What merely could not be read this time, or was
     /// written by a newer version, is not damaged.
-    pub(super) fn judged(&self, id: &str, error: IntegrityError) -> IntegrityError {
+    pub(super) fn judged(&self, id: &ArtifactId, error: IntegrityError) -> IntegrityError {
         let damaged = match &error {
             IntegrityError::Unreadable { source, .. } => source.kind() == io::ErrorKind::NotFound,
             IntegrityError::Malformed { .. }
@@ -102,18 +102,18 @@ impl ArtifactStore {
         error
     }
 
-    fn mark(&self, id: &str, reason: String) {
-        tracing::error!(artifact = id, reason, "an artifact is damaged and goes into quarantine; `firkin verify` reads it again");
-        let mark = QuarantineMark { format: FORMAT, artifact: id.to_owned(), since: Timestamp::now(), reason };
+    fn mark(&self, id: &ArtifactId, reason: String) {
+        tracing::error!(artifact = %id, reason, "an artifact is damaged and goes into quarantine; `firkin verify` reads it again");
+        let mark = QuarantineMark { format: FORMAT, artifact: id.clone(), since: Timestamp::now(), reason };
         if let Err(error) = write_sidecar(&self.quarantine.path(id), &mark) {
             // Then it is found damaged once more after a restart.
             tracing::warn!(error = chain(&error), "cannot write a mark of the quarantine");
         }
-        self.quarantine.marks().insert(id.to_owned(), mark);
+        self.quarantine.marks().insert(id.clone(), mark);
     }
 
     /// Takes the mark away: the artifact was read and is intact, or is gone.
-    pub(super) fn release(&self, id: &str) -> io::Result<()> {
+    pub(super) fn release(&self, id: &ArtifactId) -> io::Result<()> {
         if self.quarantine.marks().remove(id).is_some() {
             remove(&self.quarantine.path(id))?;
         }

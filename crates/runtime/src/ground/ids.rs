@@ -49,11 +49,6 @@ macro_rules! id {
 }
 
 id! {
-    /// A template or a snapshot, whatever it is called. It is looked up where names are, and has their form.
-    TemplateId, "a template", is_name, alphanumeric(LENGTH)
-}
-
-id! {
     /// One build of a template, and the version that it made; a snapshot has one too.
     BuildId, "a build", is_id, uuid()
 }

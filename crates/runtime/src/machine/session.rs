@@ -16,7 +16,10 @@ use firkin_wire::{
 
 use crate::{
     artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
-    ground::{blocking::blocking, ids::LayerId},
+    ground::{
+        blocking::blocking,
+        ids::{ArtifactId, LayerId},
+    },
     machine::{
         agent::{Agent, AgentError, realtime_ns},
         groups::MachineGroup,
@@ -57,7 +60,7 @@ pub(crate) struct Session {
     pub(crate) link: Link,
     dir: InstanceDir,
     /// Artifact whose memory is mapped.
-    pub(crate) memory_base: String,
+    pub(crate) memory_base: ArtifactId,
     pub(crate) disk: RootDisk,
     /// Keep what it needs from being collected.
     pins: Vec<Pin>,

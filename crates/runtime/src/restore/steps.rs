@@ -22,7 +22,7 @@ use crate::{
         ActiveSessionReservation,
         admission::{Admission, AdmissionError},
     },
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::ArtifactId},
     host::disk::{DiskPressure, DiskPressureGuard},
     machine::launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
 };
@@ -62,7 +62,7 @@ pub enum SnapshotRestoreError {
     #[error("snapshot artifact `{artifact}` is not intact")]
     Integrity {
         /// The artifact.
-        artifact: String,
+        artifact: ArtifactId,
         /// What is wrong.
         #[source]
         source: IntegrityError,
@@ -73,7 +73,7 @@ pub enum SnapshotRestoreError {
     )]
     Incompatible {
         /// The artifact.
-        artifact: String,
+        artifact: ArtifactId,
         /// Which property differs.
         what: &'static str,
         /// The artifact's value.
@@ -96,7 +96,7 @@ pub enum SnapshotRestoreError {
     #[error("snapshot artifact `{artifact}` has no memory: its guest must be booted")]
     NoMemory {
         /// The artifact.
-        artifact: String,
+        artifact: ArtifactId,
     },
     /// A guest without memory could not be booted from its disk.
     #[error("the guest could not be booted from its disk")]

@@ -7,6 +7,7 @@ use crate::{
     capacity::ResourceBudget,
     ground::{
         blocking::whole,
+        ids::ArtifactId,
         reference::{DEFAULT, NoTemplate, Reference, TemplateName},
     },
     runtime::Runtime,
@@ -153,23 +154,23 @@ impl Runtime {
         &self,
         versions: &[&'a TemplateRecord],
         all: &[TemplateRecord],
-    ) -> Result<(Vec<&'a str>, Vec<&'a str>), DeleteError> {
+    ) -> Result<(Vec<&'a ArtifactId>, Vec<&'a ArtifactId>), DeleteError> {
         let (mut own, mut shared) = (Vec::new(), Vec::new());
         for version in versions {
             let stays = |other: &TemplateRecord| !versions.iter().any(|version| version.build_id == other.build_id);
             let others = all.iter().any(|other| stays(other) && other.artifact == version.artifact);
             let kept = build::keeps(self.shared(), &version.artifact).await.map_err(DeleteError::Store)?;
-            if others || kept { &mut shared } else { &mut own }.push(version.artifact.as_str());
+            if others || kept { &mut shared } else { &mut own }.push(&version.artifact);
         }
         Ok((own, shared))
     }
 
     /// On whose memory an artifact stands. One that cannot be read holds nothing.
-    fn base_of(&self, artifact: &str) -> Option<String> {
+    fn base_of(&self, artifact: &ArtifactId) -> Option<ArtifactId> {
         Some(memory_base(&self.shared().artifacts.load(artifact).ok()?.manifest))
     }
 
-    async fn let_go(&self, artifacts: impl Iterator<Item = &str>) -> Result<(), DeleteError> {
+    async fn let_go(&self, artifacts: impl Iterator<Item = &ArtifactId>) -> Result<(), DeleteError> {
         for artifact in artifacts {
             build::drop_artifact(self.shared(), artifact).await.map_err(DeleteError::Store)?;
         }

@@ -14,6 +14,7 @@
 
 use crate::{
     artifact::SnapshotArtifactManifest,
+    ground::ids::ArtifactId,
     store::{Held, SandboxRecord, spec::SandboxId},
 };
 
@@ -24,7 +25,7 @@ pub struct StaleState {
     /// The sandbox.
     pub id: SandboxId,
     /// The artifact on its record.
-    pub artifact: String,
+    pub artifact: ArtifactId,
     /// Whose state that is.
     pub of: String,
     /// The epoch of that state.

@@ -11,7 +11,11 @@ use tokio::time::Instant;
 
 use crate::{
     artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
-    ground::{blocking::blocking, ids::LayerId, progress::Report},
+    ground::{
+        blocking::blocking,
+        ids::{ArtifactId, LayerId},
+        progress::Report,
+    },
     machine::{
         agent::{Agent, AgentError},
         groups::MachineGroup,
@@ -201,7 +205,7 @@ impl Booted {
     }
 
     /// The id of the artifact that it becomes.
-    pub(crate) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &ArtifactId {
         self.draft.id()
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Life {
     pub(crate) epoch: u64,
     pub(crate) forked_from: Option<SandboxId>,
     pub(crate) defaults: Defaults,
-    pub(crate) inherited: Option<Vec<String>>,
+    pub(crate) inherited: Option<Vec<LayerId>>,
     /// Its deadline.
     pub(crate) until: Until,
     /// Whether it is the sandbox's first: then its guest becomes another machine than its state was cut of.

@@ -37,7 +37,7 @@ use self::shelf::{Item, Shelf};
 use crate::{
     artifact::ArtifactKind,
     capacity::{ResourceBudget, WarmEviction, WarmSessionReservation},
-    ground::reference::Reference,
+    ground::{ids::ArtifactId, reference::Reference},
     machine::{
         launch::SnapshotRestoreRequest,
         session::{Session, Staged},
@@ -107,7 +107,7 @@ struct State {
 struct Order {
     /// The shelf that it is for, see [`shelf_of`].
     template: Reference,
-    artifact: String,
+    artifact: ArtifactId,
     stage: Stage,
     warm_up: Option<String>,
     item: u64,

@@ -14,7 +14,10 @@ use super::{
     to_json,
 };
 use crate::{
-    ground::reference::{Reference, Tag, TemplateName},
+    ground::{
+        ids::ArtifactId,
+        reference::{Reference, Tag, TemplateName},
+    },
     store::StoreError,
 };
 
@@ -258,7 +261,7 @@ impl Store {
     }
 
     /// Whether this artifact is a state.
-    pub(crate) async fn has_layer_of(&self, artifact: String) -> Result<bool, StoreError> {
+    pub(crate) async fn has_layer_of(&self, artifact: ArtifactId) -> Result<bool, StoreError> {
         self.run(move |tx| Ok(layers(tx)?.iter().any(|layer| layer.artifact == artifact))).await
     }
 
@@ -302,7 +305,7 @@ impl Store {
     }
 
     /// Removes the states that are this artifact.
-    pub(crate) async fn delete_layers_of(&self, artifact: String) -> Result<(), StoreError> {
+    pub(crate) async fn delete_layers_of(&self, artifact: ArtifactId) -> Result<(), StoreError> {
         self.run(move |tx| {
             let mut layers = layers(tx)?;
             layers.retain(|layer| layer.artifact == artifact);
@@ -352,7 +355,7 @@ pub(crate) struct LayerRecord {
     /// Digest of all that it was made of.
     pub(crate) key: String,
     /// Where it is.
-    pub(crate) artifact: String,
+    pub(crate) artifact: ArtifactId,
     /// What the next step finds.
     pub(crate) context: crate::store::Defaults,
     /// When it was made or last gone on from.

@@ -4,13 +4,13 @@
 use super::{
     LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds, spec::SandboxId, sqlite,
 };
-use crate::ground::ids::LayerId;
+use crate::ground::ids::{ArtifactId, LayerId};
 
 /// What is on record of the files below the state directory.
 #[derive(Debug)]
 pub(crate) struct InUse {
     /// Artifacts that somebody needs: versions, snapshots, paused sandboxes, and what machines map their memory from.
-    pub(crate) artifacts: Vec<String>,
+    pub(crate) artifacts: Vec<ArtifactId>,
     /// Sealed layers under the disks of machines.
     pub(crate) layers: Vec<LayerId>,
     /// States of builds, which can be made again.
@@ -20,7 +20,7 @@ pub(crate) struct InUse {
 /// An artifact that a template or snapshot names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
-    pub(crate) artifact: String,
+    pub(crate) artifact: ArtifactId,
     /// The sandbox that it is a snapshot of; absent for a template.
     pub(crate) snapshot_of: Option<SandboxId>,
 }

@@ -65,7 +65,7 @@ fn version(build: &BuildRecord) -> TemplateRecord {
     TemplateRecord {
         id: build.template_id.clone(),
         build_id: build.id.clone(),
-        artifact: format!("artifact-of-{}", build.id),
+        artifact: format!("artifact-of-{}", build.id).parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 8 },
         created_at: build.created_at,
         updated_at: build.updated_at,
@@ -96,7 +96,11 @@ fn sandbox(id: &str, template: &str) -> SandboxRecord {
         forked_from: None,
         defaults: Defaults::default(),
         inherited: None,
-        phase: RecordedPhase::Paused(Held { artifact: format!("artifact-of-{id}"), epoch: None, memory: Memory::Kept }),
+        phase: RecordedPhase::Paused(Held {
+            artifact: format!("artifact-of-{id}").parse().unwrap(),
+            epoch: None,
+            memory: Memory::Kept,
+        }),
     }
 }
 
@@ -179,7 +183,7 @@ async fn the_oldest_builds_are_forgotten_but_none_that_a_template_stands_on() {
 }
 
 fn layer(key: &str, artifact: &str, used: i64) -> LayerRecord {
-    LayerRecord { key: key.to_owned(), artifact: artifact.to_owned(), context: Defaults::default(), used_at: at(used) }
+    LayerRecord { key: key.to_owned(), artifact: artifact.parse().unwrap(), context: Defaults::default(), used_at: at(used) }
 }
 
 #[tokio::test]
@@ -208,10 +212,10 @@ async fn states_that_were_not_used_for_the_longest_time_go_first() {
     assert!(!store.trim_layers(4).await.unwrap());
     assert!(store.trim_layers(3).await.unwrap());
     assert_eq!(there().await, ["k1", "k3", "k4"]);
-    assert!(store.has_layer_of("a".to_owned()).await.unwrap());
-    store.delete_layers_of("a".to_owned()).await.unwrap();
+    assert!(store.has_layer_of("a".parse().unwrap()).await.unwrap());
+    store.delete_layers_of("a".parse().unwrap()).await.unwrap();
     assert_eq!(there().await, ["k4"]);
-    assert!(!store.has_layer_of("a".to_owned()).await.unwrap());
+    assert!(!store.has_layer_of("a".parse().unwrap()).await.unwrap());
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@
 //! either, nor they it.
 
 use crate::{
-    ground::reference::Reference,
+    ground::{ids::ArtifactId, reference::Reference},
     store::{SandboxRecord, TemplateRecord, spec::SandboxId},
 };
 
@@ -20,10 +20,10 @@ use crate::{
 /// `artifacts` are those that would go with it, and `base_of` tells on whose memory another one stands.
 pub(crate) fn of(
     id: &str,
-    artifacts: &[&str],
+    artifacts: &[&ArtifactId],
     sandboxes: &[SandboxRecord],
     templates: &[TemplateRecord],
-    base_of: impl Fn(&str) -> Option<String>,
+    base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
 ) -> Vec<String> {
     let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == id).map(|sandbox| &sandbox.id);
     created(of_it).chain(standing(id, artifacts, templates, base_of)).collect()
@@ -37,15 +37,13 @@ pub(crate) fn created<'a>(sandboxes: impl IntoIterator<Item = &'a SandboxId>) ->
 /// Those of them that stand on its memory.
 pub(crate) fn standing(
     id: &str,
-    artifacts: &[&str],
+    artifacts: &[&ArtifactId],
     templates: &[TemplateRecord],
-    base_of: impl Fn(&str) -> Option<String>,
+    base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
 ) -> Vec<String> {
     let stands = |other: &&TemplateRecord| {
         let base = || base_of(&other.artifact);
-        other.id != id
-            && !artifacts.contains(&other.artifact.as_str())
-            && base().is_some_and(|base| artifacts.contains(&base.as_str()))
+        other.id != id && !artifacts.contains(&&other.artifact) && base().is_some_and(|base| artifacts.contains(&&base))
     };
     let kind = |record: &TemplateRecord| if record.snapshot_of.is_some() { "snapshot" } else { "template" };
     let standing = templates.iter().filter(stands);

@@ -13,6 +13,7 @@ use firkin_causes::chain;
 use self::plan::{Candidate, DiskUse, Spare, What};
 use crate::{
     artifact::{ArtifactStore, MemoryMember},
+    ground::ids::ArtifactId,
     host::disk::DiskPressure,
     shared::Shared,
     store::{InUse, LayerRecord},
@@ -143,13 +144,13 @@ async fn let_go(shared: &Shared, plan: Vec<Spare>, excess: u64) -> Result<bool, 
 }
 
 /// Artifacts that stay whether or not builds know them: to forget those would free nothing.
-fn needed(artifacts: &ArtifactStore, used: Vec<String>) -> HashSet<String> {
-    let bases: Vec<String> = used.iter().filter_map(|id| base_of(artifacts, id)).collect();
+fn needed(artifacts: &ArtifactStore, used: Vec<ArtifactId>) -> HashSet<ArtifactId> {
+    let bases: Vec<ArtifactId> = used.iter().filter_map(|id| base_of(artifacts, id)).collect();
     used.into_iter().chain(bases).collect()
 }
 
 /// The artifact on whose memory this one stands.
-fn base_of(artifacts: &ArtifactStore, id: &str) -> Option<String> {
+fn base_of(artifacts: &ArtifactStore, id: &ArtifactId) -> Option<ArtifactId> {
     match artifacts.load(id).ok()?.manifest.memory {
         MemoryMember::Diff { base } => Some(base),
         MemoryMember::Full | MemoryMember::InState | MemoryMember::Absent => None,
@@ -157,10 +158,10 @@ fn base_of(artifacts: &ArtifactStore, id: &str) -> Option<String> {
 }
 
 /// Everything that an artifact keeps from being collected. Of one that cannot be read that is itself.
-fn parts_of(artifacts: &ArtifactStore, id: &str) -> HashSet<PathBuf> {
+fn parts_of(artifacts: &ArtifactStore, id: &ArtifactId) -> HashSet<PathBuf> {
     let mut parts = HashSet::new();
     // Diffs do not stack, so this has two rounds at most.
-    let mut next = Some(id.to_owned());
+    let mut next = Some(id.clone());
     while let Some(id) = next.take() {
         if parts.insert(artifacts.dir(&id))
             && let Ok(artifact) = artifacts.load(&id)

@@ -89,7 +89,7 @@ fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named])
         RecordedPhase::Paused(held) => (&held.artifact, Vec::new()),
     };
     let is_its = |named: &&Named| named.snapshot_of.as_ref() == Some(&record.id);
-    let mut next: Vec<String> = named.iter().filter(is_its).map(|named| named.artifact.clone()).collect();
+    let mut next: Vec<ArtifactId> = named.iter().filter(is_its).map(|named| named.artifact.clone()).collect();
     next.push(state.clone());
     let mut parts = HashSet::new();
     let mut seen = HashSet::new();

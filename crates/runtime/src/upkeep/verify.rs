@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
-    ground::{blocking::blocking, reference::Reference},
+    ground::{blocking::blocking, ids::ArtifactId, reference::Reference},
     store::{
         RecordedPhase, SandboxRecord, Store, TemplateRecord,
         state_dir::{OpenError, prepare_state_dir},
@@ -87,24 +87,29 @@ pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<
 }
 
 /// Artifacts whose memory lies over another's: (artifact, base).
-fn over_bases(artifacts: &ArtifactStore, ids: &[String]) -> Vec<(String, String)> {
-    let base = |id: &String| match artifacts.load(id).ok()?.manifest.memory {
+fn over_bases(artifacts: &ArtifactStore, ids: &[ArtifactId]) -> Vec<(ArtifactId, ArtifactId)> {
+    let base = |id: &ArtifactId| match artifacts.load(id).ok()?.manifest.memory {
         MemoryMember::Diff { base } => Some((id.clone(), base)),
         MemoryMember::Full | MemoryMember::InState | MemoryMember::Absent => None,
     };
     ids.iter().filter_map(base).collect()
 }
 
-fn since(marks: &[QuarantineMark], id: &str) -> Option<Timestamp> {
-    marks.iter().find(|mark| mark.artifact == id).map(|mark| mark.since)
+fn since(marks: &[QuarantineMark], id: &ArtifactId) -> Option<Timestamp> {
+    marks.iter().find(|mark| mark.artifact == *id).map(|mark| mark.since)
 }
 
-fn needed_by(id: &str, sandboxes: &[SandboxRecord], templates: &[TemplateRecord], over: &[(String, String)]) -> Vec<String> {
+fn needed_by(
+    id: &ArtifactId,
+    sandboxes: &[SandboxRecord],
+    templates: &[TemplateRecord],
+    over: &[(ArtifactId, ArtifactId)],
+) -> Vec<String> {
     let sandboxes = sandboxes.iter().filter(|sandbox| match &sandbox.phase {
-        RecordedPhase::Paused(held) => held.artifact == id,
+        RecordedPhase::Paused(held) => held.artifact == *id,
         RecordedPhase::Running { memory_base, .. } => memory_base == id,
     });
-    let templates = templates.iter().filter(|template| template.artifact == id).map(|template| {
+    let templates = templates.iter().filter(|template| template.artifact == *id).map(|template| {
         let kind = if template.snapshot_of.is_some() { "snapshot" } else { "template" };
         format!("{kind} {}", template.names.first().map_or_else(|| template.id.clone(), Reference::to_string))
     });

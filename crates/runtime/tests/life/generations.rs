@@ -50,7 +50,7 @@ fn an_artifact_of_another_epoch_or_sandbox_is_refused_by_name_and_harms_nothing(
             forge(&dir, &true_field, &forged);
             let restores = host.engine.restores();
             let refused = server.connect(&id, MINUTE).await.unwrap_err();
-            let expected = StaleState { id: id.clone(), artifact: artifact.clone(), of, found, expected: 2 };
+            let expected = StaleState { id: id.clone(), artifact: artifact.parse().unwrap(), of, found, expected: 2 };
             assert!(matches!(&refused, ResumeError::Stale(stale) if *stale == expected), "{refused:?}");
             assert_eq!(host.engine.restores(), restores, "nothing was launched");
             assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Paused);

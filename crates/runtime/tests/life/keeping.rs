@@ -35,7 +35,7 @@ fn a_verification_names_the_damage_and_who_needs_it() {
     let report = check();
     assert!(!report.is_intact());
     for artifact in &report.artifacts {
-        let damaged = artifact.examined.id == pause;
+        let damaged = artifact.examined.id.as_str() == pause;
         assert_eq!((artifact.examined.problems.is_empty(), artifact.quarantined_since.is_some()), (!damaged, damaged));
         let mut needed_by = vec![if damaged { format!("sandbox {id}") } else { "template base:default".to_owned() }];
         if !damaged && crate::KEEPING == Keeping::Files {
@@ -49,7 +49,7 @@ fn a_verification_names_the_damage_and_who_needs_it() {
     host.serve(async |server| {
         let refused = server.resume(&id, Duration::from_secs(60)).await.unwrap_err();
         assert!(
-            matches!(&refused, ResumeError::Restore { source: SnapshotRestoreError::Integrity { source: IntegrityError::Quarantined { .. }, artifact }, .. } if *artifact == pause),
+            matches!(&refused, ResumeError::Restore { source: SnapshotRestoreError::Integrity { source: IntegrityError::Quarantined { .. }, artifact }, .. } if artifact.as_str() == pause),
             "{refused:?}"
         );
         server.create(base()).await.unwrap();
@@ -69,7 +69,7 @@ fn a_template_in_quarantine_is_refused_by_name_and_built_anew() {
         fs_err::write(&state, content.to_ascii_uppercase()).unwrap();
         let refused = server.create(base()).await.unwrap_err();
         assert!(
-            matches!(&refused, CreateError::Restore { source: SnapshotRestoreError::Integrity { artifact, .. }, .. } if *artifact == template),
+            matches!(&refused, CreateError::Restore { source: SnapshotRestoreError::Integrity { artifact, .. }, .. } if artifact.as_str() == template),
             "{refused:?}"
         );
     });

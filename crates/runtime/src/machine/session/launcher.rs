@@ -20,6 +20,7 @@ use firkin_wire::{control, nonce::Nonce};
 use super::Session;
 use crate::{
     artifact::{Artifact, ArtifactStore, Pin, RootDisk, memory_base},
+    ground::ids::ArtifactId,
     machine::{
         groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
@@ -49,7 +50,7 @@ pub(crate) struct Staged {
     group: MachineGroup,
     pub(crate) link: Link,
     dir: InstanceDir,
-    memory_base: String,
+    memory_base: ArtifactId,
     disk: RootDisk,
     /// The nonce of the machine whose memory it gets.
     was: Option<Nonce>,

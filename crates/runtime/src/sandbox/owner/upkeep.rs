@@ -25,7 +25,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Owner, Phase};
 use crate::{
     artifact::{Artifact, ArtifactStore, MAX_DEPTH, MergedLayers, Pin},
-    ground::{blocking::blocking, ids::LayerId},
+    ground::{
+        blocking::blocking,
+        ids::{ArtifactId, LayerId},
+    },
     shared::Shared,
     store::{Held, RecordedPhase},
 };
@@ -37,7 +40,7 @@ const WAITING_DEPTH: usize = 2 * MAX_DEPTH;
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     /// The artifact that holds the sandbox while it is paused, and its layers.
-    held: Option<(String, Vec<LayerId>)>,
+    held: Option<(ArtifactId, Vec<LayerId>)>,
     flattening: Option<Work<Flat>>,
     merge: Option<Work<MergedLayers>>,
     /// What was merged, until it is named.
@@ -59,7 +62,7 @@ struct Work<T> {
 #[derive(Debug)]
 pub(super) struct Flat {
     /// What it is made of.
-    of: String,
+    of: ArtifactId,
     artifact: Artifact,
     pin: Pin,
 }
@@ -158,7 +161,7 @@ impl Owner {
         record.phase = RecordedPhase::Paused(held.clone());
         match self.shared.store.put_sandbox(record.clone()).await {
             Ok(()) => {
-                tracing::info!(sandbox = %self.record.id, artifact = held.artifact, "flattened the memory of a paused sandbox");
+                tracing::info!(sandbox = %self.record.id, artifact = %held.artifact, "flattened the memory of a paused sandbox");
                 self.record = record;
                 self.become_phase(Phase::Paused(held));
             }

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Waiting, demand::Demand};
-use crate::{capacity::ResourceBudget, restore::warm::Depth};
+use crate::{capacity::ResourceBudget, ground::ids::ArtifactId, restore::warm::Depth};
 
 /// How far what waits has come. In the order of their worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +45,7 @@ pub(super) struct Patience {
 /// One template's part of the pool.
 #[derive(Debug)]
 pub(super) struct Shelf {
-    pub(super) artifact: String,
+    pub(super) artifact: ArtifactId,
     pub(super) budget: ResourceBudget,
     pub(super) warm_up: Option<String>,
     pub(super) depth: Depth,

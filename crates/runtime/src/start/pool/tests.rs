@@ -11,7 +11,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {
         id: id.into(),
         build_id: "b".into(),
-        artifact: artifact.into(),
+        artifact: artifact.parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1 },
         created_at: jiff::Timestamp::UNIX_EPOCH,
         updated_at: jiff::Timestamp::UNIX_EPOCH,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
+    ground::ids::ArtifactId,
     restore::check_compatible,
     shared::Shared,
     store::{Defaults, LayerRecord, StoreError},
@@ -64,8 +65,8 @@ pub(super) async fn find(shared: &Shared, key: &str) -> Result<Option<Found>, St
 }
 
 /// Keeps a state. Its artifact must be pinned until this returns.
-pub(super) async fn keep(shared: &Shared, key: String, artifact: &str, context: Defaults) -> Result<(), StoreError> {
-    shared.store.put_layer(LayerRecord { key, artifact: artifact.to_owned(), context, used_at: Timestamp::now() }).await
+pub(super) async fn keep(shared: &Shared, key: String, artifact: &ArtifactId, context: Defaults) -> Result<(), StoreError> {
+    shared.store.put_layer(LayerRecord { key, artifact: artifact.clone(), context, used_at: Timestamp::now() }).await
 }
 
 /// Lets go what is too much, or everything when the disk is short.
@@ -79,16 +80,16 @@ pub(crate) async fn trim(shared: &Shared) -> Result<(), StoreError> {
 
 /// Lets go the states between steps that are what a template was: it is deleted, and its room is wanted back. Prepared sources
 /// stay: others stand on them.
-pub(crate) async fn drop_artifact(shared: &Shared, artifact: &str) -> Result<(), StoreError> {
+pub(crate) async fn drop_artifact(shared: &Shared, artifact: &ArtifactId) -> Result<(), StoreError> {
     if shared.artifacts.load(artifact).is_ok_and(|found| found.manifest.parent.is_none()) {
         return Ok(());
     }
-    shared.store.delete_layers_of(artifact.to_owned()).await
+    shared.store.delete_layers_of(artifact.clone()).await
 }
 
 /// Whether an artifact is kept here too. Then a template that is no more than it holds nobody.
-pub(crate) async fn keeps(shared: &Shared, artifact: &str) -> Result<bool, StoreError> {
-    shared.store.has_layer_of(artifact.to_owned()).await
+pub(crate) async fn keeps(shared: &Shared, artifact: &ArtifactId) -> Result<bool, StoreError> {
+    shared.store.has_layer_of(artifact.clone()).await
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use firkin_engine::MachineError;
 
 use crate::{
     artifact::{IntegrityError, PublishError},
-    ground::reference::{InvalidReference, NoTemplate},
+    ground::{
+        ids::ArtifactId,
+        reference::{InvalidReference, NoTemplate},
+    },
     host::disk::DiskPressure,
     images::ImageError,
     machine::{
@@ -105,7 +108,7 @@ pub enum BuildFailure {
     #[error("cannot use artifact `{artifact}`")]
     Artifact {
         /// Which.
-        artifact: String,
+        artifact: ArtifactId,
         /// Why.
         #[source]
         source: IntegrityError,
