@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     artifact::{ArtifactStore, CutReason},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
-    ground::reference::{DEFAULT, Reference, TEAM},
+    ground::{
+        ids::TemplateId,
+        reference::{DEFAULT, Reference, TEAM},
+    },
     host::disk::DiskPressureGuard,
     machine::{
         command::{self, CommandError, CommandOutput, GuestCommand},
@@ -329,7 +332,7 @@ impl Runtime {
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
         let now = Timestamp::now();
         let record = TemplateRecord {
-            id: crate::ground::random::alphanumeric(20),
+            id: TemplateId::generate(),
             build_id: crate::ground::random::uuid(),
             artifact: source.artifact.manifest.id.clone(),
             budget: source.record.budget,

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     capacity::ResourceBudget,
     ground::{
-        ids::{ArtifactId, LayerId},
+        ids::{ArtifactId, LayerId, TemplateId},
         reference::{Reference, TEAM},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
@@ -63,7 +63,7 @@ enum Request {
 pub(crate) struct SandboxRecord {
     pub(crate) id: SandboxId,
     pub(crate) spec: CreateSandbox,
-    pub(crate) template_id: String,
+    pub(crate) template_id: TemplateId,
     pub(crate) alias: Option<String>,
     pub(crate) budget: ResourceBudget,
     pub(crate) started_at: Timestamp,
@@ -148,7 +148,7 @@ impl SandboxRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TemplateRecord {
     /// Of the template.
-    pub(crate) id: String,
+    pub(crate) id: TemplateId,
     /// Its own.
     pub(crate) build_id: String,
     pub(crate) artifact: ArtifactId,
@@ -167,7 +167,7 @@ pub(crate) struct TemplateRecord {
     pub(crate) snapshot_of: Option<SandboxId>,
     /// The template or snapshot that this sandbox had been created from. Absent for a template, and in records of earlier servers.
     #[serde(default)]
-    pub(crate) made_from: Option<String>,
+    pub(crate) made_from: Option<TemplateId>,
     /// Digest of everything that the build was made from: an equal one need not be built again.
     pub(crate) recipe: Option<String>,
     /// What runs once in every warm session: the template's ready command. Absent for snapshots and in older records.

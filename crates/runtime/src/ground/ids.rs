@@ -2,7 +2,11 @@
 //!
 //! Ids are parts of paths, so none is read that could lead out of the directory that it is looked for in.
 
-use super::{random::alphanumeric, text::text_type};
+use super::{
+    random::alphanumeric,
+    reference::{TemplateName, is_name},
+    text::text_type,
+};
 
 /// The longest id of anything.
 const MAX_ID_BYTES: usize = 64;
@@ -48,15 +52,17 @@ macro_rules! id {
     };
 }
 
-id! {
-    /// One build of a template, and the version that it made; a snapshot has one too.
-    BuildId, "a build", is_id, uuid()
-}
-
 impl LayerId {
     /// The name that the layer has among the members of an artifact.
     pub(crate) fn member(&self) -> String {
         format!("layer:{self}")
+    }
+}
+
+/// What has no name is called by its id.
+impl From<&TemplateId> for TemplateName {
+    fn from(id: &TemplateId) -> Self {
+        id.as_str().parse().expect("an id has the form of a name")
     }
 }
 

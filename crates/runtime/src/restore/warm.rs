@@ -70,7 +70,7 @@ fn named<T: Copy>(said: &BTreeMap<Reference, T>, template: &TemplateRecord) -> O
 pub(crate) fn shelf_of(template: &TemplateRecord) -> Option<Reference> {
     let tags = || template.names.iter().filter_map(|name| name.tag.as_ref());
     let tag = tags().find(|tag| tag.is_default()).or_else(|| tags().next())?;
-    Some(Reference { name: template.id.parse().ok()?, tag: Some(tag.clone()) }.short())
+    Some(Reference { name: (&template.id).into(), tag: Some(tag.clone()) }.short())
 }
 
 /// The pool in numbers. Counters begin with the process.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
+    ground::ids::TemplateId,
     runtime::Runtime,
     shared::Shared,
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
@@ -43,7 +44,7 @@ impl Runtime {
         let record = BuildRecord {
             id: crate::ground::random::uuid(),
             // Unless a template of that name is there.
-            template_id: crate::ground::random::alphanumeric(20),
+            template_id: TemplateId::generate(),
             name: named.name,
             tags: named.tags,
             cpus: named.cpus,
@@ -58,7 +59,7 @@ impl Runtime {
         };
         let (record, template) = self.shared().store.request_build(record).await?;
         Ok(RequestedBuild {
-            template_id: record.template_id,
+            template_id: record.template_id.into(),
             build_id: record.id,
             name: template.name.map(String::from),
             tags: record.tags.into_iter().map(String::from).collect(),

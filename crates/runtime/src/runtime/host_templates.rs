@@ -108,7 +108,7 @@ impl Runtime {
         if record.state != BuildState::Ready {
             return Err(BuildError::Unrecorded);
         }
-        self.template(&live.record.template_id).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
+        self.template(live.record.template_id.as_str()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)
     }
 
     /// Builds a template unless one of that name was made of the very same parts. Returns it, and whether it was built.

@@ -87,7 +87,7 @@ impl Runtime {
         let TemplateUpdate { public, description } = update;
         let Ok(reference) = reference.parse() else { return Ok(None) };
         let Some(id) = self.shared().store.update_template(reference, public, description).await? else { return Ok(None) };
-        self.template(&id).await
+        self.template(id.as_str()).await
     }
 
     /// Deletes a template with all of its builds and tags, or a snapshot. Refused while a sandbox that was created from it exists,
@@ -135,7 +135,8 @@ impl Runtime {
         (reference, wanted): (&str, Reference),
         family: &FamilyRecord,
     ) -> Result<Vec<Reference>, DeleteError> {
-        let is_former = wanted.name.as_str() != family.id && family.name.as_ref().is_some_and(|name| *name != wanted.name);
+        let is_former =
+            wanted.name.as_str() != family.id.as_str() && family.name.as_ref().is_some_and(|name| *name != wanted.name);
         if family.snapshot_of.is_some() || (wanted.other_tag().is_none() && !is_former) {
             return Ok(Vec::new());
         }
@@ -234,7 +235,7 @@ impl WholeTemplate {
             aliases,
             tags,
             budget,
-            id: family.id,
+            id: family.id.into(),
             name: family.name.map(String::from),
             created_at: family.created_at,
             updated_at: family.updated_at,
@@ -261,7 +262,7 @@ impl WholeTemplate {
 fn without_build(version: &TemplateRecord) -> BuildInfo {
     BuildInfo {
         id: version.build_id.clone(),
-        template_id: version.id.clone(),
+        template_id: version.id.to_string(),
         tags: version.tags().map(str::to_owned).collect(),
         cpus: version.budget.cpus,
         memory_mib: u32::try_from(version.budget.memory_mib).unwrap_or(u32::MAX),

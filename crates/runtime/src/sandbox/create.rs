@@ -20,7 +20,10 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
-    ground::reference::{NoTemplate, Reference},
+    ground::{
+        ids::TemplateId,
+        reference::{NoTemplate, Reference},
+    },
     restore::{Proven, SnapshotRestoreError},
     sandbox::owner::{Continuation, Owner, Owners, check_timeout},
     shared::Shared,
@@ -94,7 +97,7 @@ pub(crate) async fn fork(
 async fn find(shared: &Shared, reference: &str) -> Result<PreparedTemplate, CreateError> {
     let found = shared.store.template(Reference::wanted(reference)?).await.map_err(CreateError::Store)?;
     let record = NoTemplate::unless_found(reference, found)?;
-    let template = record.id.clone();
+    let template = record.id.to_string();
     PreparedTemplate::load(shared, record).map_err(|source| CreateError::Restore { template, source })
 }
 
@@ -116,7 +119,7 @@ impl SandboxCreate {
 
     /// From what was found to the sandbox's end.
     async fn run(mut self, found: Found) {
-        let template = found.life.template_id.clone();
+        let template = found.life.template_id.to_string();
         let launched = tokio::select! {
             // Apart: this task lives as long as the sandbox, and would keep the room of a launch that is over.
             launched = Box::pin(launch(&self.owners, found)) => launched.map_err(|source| CreateError::Restore { template, source }),
@@ -166,7 +169,7 @@ async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotResto
 }
 
 /// Counts a sandbox of a template, which nobody waits for.
-fn count(shared: &Shared, template: String) {
+fn count(shared: &Shared, template: TemplateId) {
     let store = shared.store.clone();
     shared.tasks.spawn(async move {
         if let Err(error) = store.count_spawn(template, Timestamp::now()).await {

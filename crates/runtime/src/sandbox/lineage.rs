@@ -60,16 +60,16 @@ pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> V
     let mut below: BTreeMap<Option<Key>, Vec<LineageNode>> = BTreeMap::new();
     for record in templates {
         // Versions of one template are one node.
-        let known = below.values_mut().flatten().find(|node| node.id == record.id && node.kind == kind(record));
+        let known = below.values_mut().flatten().find(|node| node.id == record.id.as_str() && node.kind == kind(record));
         if let Some(known) = known {
             known.names.extend(full_names(record));
             continue;
         }
         let source = record.snapshot_of.as_ref().and_then(|id| lives(id.as_str()));
-        let parent = source.or_else(|| record.made_from.as_ref().and_then(|id| made_by(id)));
+        let parent = source.or_else(|| record.made_from.as_ref().and_then(|id| made_by(id.as_str())));
         below.entry(parent).or_default().push(LineageNode {
             kind: kind(record),
-            id: record.id.clone(),
+            id: record.id.to_string(),
             names: full_names(record),
             state: None,
             since: record.created_at,
@@ -78,7 +78,7 @@ pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> V
     }
     for record in sandboxes {
         let source = record.forked_from.as_ref().and_then(|id| lives(id.as_str()));
-        below.entry(source.or_else(|| made_by(&record.template_id))).or_default().push(LineageNode {
+        below.entry(source.or_else(|| made_by(record.template_id.as_str()))).or_default().push(LineageNode {
             kind: LineageKind::Sandbox,
             id: record.id.to_string(),
             names: Vec::new(),

@@ -254,7 +254,7 @@ impl Owner {
         let (owner, handle) = Self::new(owners, record, Phase::Running(Box::new(Running::new(session, reservation))));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owners.note_start();
-        owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", &owner.record.template_id));
+        owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", owner.record.template_id.as_str()));
         owner
     }
 

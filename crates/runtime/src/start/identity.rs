@@ -25,7 +25,7 @@ pub(crate) fn of_sandbox(life: &Life) -> Identity {
     Identity {
         epoch: life.epoch,
         sandbox_id: life.id.to_string(),
-        template_id: life.template_id.clone(),
+        template_id: life.template_id.to_string(),
         entropy: entropy(),
         realtime_ns: realtime_ns(),
         machine_id: life.is_first.then(crate::ground::random::hex::<16>),

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
-    ground::reference::TemplateName,
+    ground::{ids::TemplateId, reference::TemplateName},
     machine::session::Session,
     start::PreparedTemplate,
     store::{
@@ -24,7 +24,7 @@ use crate::{
 pub(crate) struct Life {
     pub(crate) id: SandboxId,
     pub(crate) spec: CreateSandbox,
-    pub(crate) template_id: String,
+    pub(crate) template_id: TemplateId,
     pub(crate) alias: Option<String>,
     pub(crate) budget: ResourceBudget,
     pub(crate) access_token: Option<String>,

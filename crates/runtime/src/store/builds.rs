@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     ground::{
-        ids::ArtifactId,
+        ids::{ArtifactId, TemplateId},
         reference::{Reference, Tag, TemplateName},
     },
     store::StoreError,
@@ -56,7 +56,7 @@ pub(crate) struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BuildRecord {
     pub(crate) id: String,
-    pub(crate) template_id: String,
+    pub(crate) template_id: TemplateId,
     /// Absent for a template without a name, and empty on disk.
     #[serde(with = "maybe_empty")]
     pub(crate) name: Option<TemplateName>,
@@ -81,7 +81,7 @@ impl BuildRecord {
 
     /// `name:tag` of each tag, with the id where there is no name.
     pub(crate) fn names(&self) -> Vec<Reference> {
-        let Some(name) = self.name.clone().or_else(|| self.template_id.parse().ok()) else { return Vec::new() };
+        let name = self.name.clone().unwrap_or_else(|| TemplateName::from(&self.template_id));
         self.tags.iter().map(|tag| Reference { name: name.clone(), tag: Some(tag.clone()) }).collect()
     }
 }

@@ -2,7 +2,10 @@
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
-use crate::ground::reference::{Reference, TemplateName};
+use crate::ground::{
+    ids::TemplateId,
+    reference::{Reference, TemplateName},
+};
 
 /// What is a text in a column.
 macro_rules! column {
@@ -23,3 +26,4 @@ macro_rules! column {
 
 column!(Reference);
 column!(TemplateName);
+column!(TemplateId);

@@ -15,19 +15,22 @@ use super::{
     to_json,
 };
 use crate::{
-    ground::reference::{Reference, Tag, TemplateName},
+    ground::{
+        ids::TemplateId,
+        reference::{Reference, Tag, TemplateName},
+    },
     store::{BuildRecord, StoreError},
 };
 
 /// What is to be on record.
 #[derive(Debug, Default)]
 struct Joined {
-    families: BTreeMap<String, FamilyRecord>,
+    families: BTreeMap<TemplateId, FamilyRecord>,
     versions: Vec<TemplateRecord>,
     /// From each id that is none any more to the one that it has become, and the name that it stood for.
-    former: BTreeMap<String, (String, Option<Reference>)>,
+    former: BTreeMap<TemplateId, (TemplateId, Option<Reference>)>,
     /// The template of each name.
-    names: BTreeMap<TemplateName, String>,
+    names: BTreeMap<TemplateName, TemplateId>,
 }
 
 pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
@@ -66,10 +69,10 @@ pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
 }
 
 fn records(c: &Connection) -> Result<Vec<TemplateRecord>, StoreError> {
-    let mut names: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
+    let mut names: BTreeMap<TemplateId, Vec<Reference>> = BTreeMap::new();
     let mut statement = c.prepare("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
     for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))? {
-        let (id, name): (String, Reference) = row.map_err(sqlite("read names"))?;
+        let (id, name): (TemplateId, Reference) = row.map_err(sqlite("read names"))?;
         names.entry(id).or_default().push(name);
     }
     let mut statement = c.prepare("SELECT body FROM templates ORDER BY id").map_err(sqlite("read templates"))?;
@@ -102,8 +105,8 @@ impl Joined {
             match build.and_then(|build| joined.named(build)).cloned() {
                 Some(template) => drop(joined.former.insert(record.id, (template, None))),
                 None => {
-                    let name = record.id.parse::<Reference>().map(Reference::full);
-                    joined.keep(TemplateRecord { names: name.into_iter().collect(), ..record });
+                    let name = Reference { name: (&record.id).into(), tag: Some(Tag::default()) };
+                    joined.keep(TemplateRecord { names: vec![name], ..record });
                 }
             }
         }
@@ -140,7 +143,7 @@ impl Joined {
     }
 
     /// The template of a build's name.
-    fn named(&self, build: &BuildRecord) -> Option<&String> {
+    fn named(&self, build: &BuildRecord) -> Option<&TemplateId> {
         self.names.get(build.name.as_ref()?)
     }
 
@@ -279,16 +282,16 @@ mod tests {
             assert_eq!((app.created_at.as_second(), app.updated_at.as_second()), (300, 540));
             let names: Vec<_> =
                 store.whole_templates().await.unwrap().into_iter().map(|whole| (whole.family.id, whole.family.name)).collect();
-            let named = |id: &str, name: &str| (id.to_owned(), Some(name.parse().unwrap()));
-            let unnamed = |id: &str| (id.to_owned(), None);
+            let named = |id: &str, name: &str| (id.parse().unwrap(), Some(name.parse().unwrap()));
+            let unnamed = |id: &str| (id.parse().unwrap(), None);
             assert_eq!(
                 names,
                 [unnamed("lone"), named("never", "unbuilt"), named("one", "app"), unnamed("snap"), named("tagged", "other")]
             );
-            let builds: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.template_id).collect();
+            let builds: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.template_id.to_string()).collect();
             assert_eq!(builds, ["one", "one", "never", "one"]);
             let snapshot = store.template("mine:v1".parse().unwrap()).await.unwrap().found().unwrap();
-            assert_eq!(snapshot.made_from.as_deref(), Some("one"));
+            assert_eq!(snapshot.made_from.as_ref().map(TemplateId::as_str), Some("one"));
             store.close().await.unwrap();
         }
     }

@@ -8,7 +8,7 @@ use super::{
     Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies, sqlite,
     templates::{self, Lookup},
 };
-use crate::ground::reference::Reference;
+use crate::ground::{ids::TemplateId, reference::Reference};
 
 /// The tags of a template.
 const TAGS_OF_TEMPLATE: &str = "SELECT n.name, n.build_id, n.assigned_at
@@ -82,7 +82,7 @@ fn together(
     assignments: Vec<Assignment>,
     builds: Vec<BuildRecord>,
 ) -> Vec<WholeTemplate> {
-    let place: HashMap<String, usize> = families.iter().enumerate().map(|(at, family)| (family.id.clone(), at)).collect();
+    let place: HashMap<TemplateId, usize> = families.iter().enumerate().map(|(at, family)| (family.id.clone(), at)).collect();
     let alone = |family| WholeTemplate { family, versions: Vec::new(), assignments: Vec::new(), builds: Vec::new() };
     let mut whole: Vec<WholeTemplate> = families.into_iter().map(alone).collect();
     let of_build: HashMap<String, usize> =

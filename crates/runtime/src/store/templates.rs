@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
-    ground::reference::{NoTemplate, Reference, TemplateName},
+    ground::{
+        ids::TemplateId,
+        reference::{NoTemplate, Reference, TemplateName},
+    },
     store::{StoreError, spec::SandboxId},
 };
 
@@ -53,7 +56,7 @@ const FORMER_ID: &str = "SELECT template_id, name FROM former_ids WHERE id = ?1"
 /// A template, or a snapshot: what all of its versions share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FamilyRecord {
-    pub(crate) id: String,
+    pub(crate) id: TemplateId,
     /// Without tag. Absent where none was given, and for snapshots, which are named one by one.
     pub(crate) name: Option<TemplateName>,
     pub(crate) public: bool,
@@ -84,7 +87,7 @@ impl FamilyRecord {
     }
 
     /// Of a template that has no version yet.
-    pub(crate) fn unbuilt(id: String, name: Option<TemplateName>, at: Timestamp) -> Self {
+    pub(crate) fn unbuilt(id: TemplateId, name: Option<TemplateName>, at: Timestamp) -> Self {
         Self {
             id,
             name,
@@ -115,7 +118,7 @@ impl FamilyRecord {
 impl TemplateRecord {
     /// The name before its tags, unless it has none.
     pub(crate) fn base_name(&self) -> Option<&TemplateName> {
-        self.names.first().map(|full| &full.name).filter(|name| name.as_str() != self.id)
+        self.names.first().map(|full| &full.name).filter(|name| name.as_str() != self.id.as_str())
     }
 
     /// The name of the template that it is a version of.
@@ -185,7 +188,7 @@ impl Store {
                 .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
                 .optional()
                 .map_err(sqlite("read a version"))?;
-            let Some(id): Option<String> = id else { return Ok(false) };
+            let Some(id): Option<TemplateId> = id else { return Ok(false) };
             give(tx, &build_id, &names, Timestamp::now())?;
             drop_untagged(tx, &id)?;
             Ok(true)
@@ -200,7 +203,7 @@ impl Store {
             for name in &names {
                 let query = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id WHERE n.name = ?1";
                 let id = tx.query_row(query, params![name], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
-                let Some(id): Option<String> = id else { return Ok(Some(name.clone())) };
+                let Some(id): Option<TemplateId> = id else { return Ok(Some(name.clone())) };
                 of.push(id);
             }
             for (name, id) in names.iter().zip(of) {
@@ -213,7 +216,7 @@ impl Store {
     }
 
     /// Counts one more sandbox of a template.
-    pub(crate) async fn count_spawn(&self, id: String, at: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn count_spawn(&self, id: TemplateId, at: Timestamp) -> Result<(), StoreError> {
         self.run(move |tx| {
             let Some(family) = family(tx, &id)? else { return Ok(()) };
             put_family(tx, &FamilyRecord { spawn_count: family.spawn_count + 1, last_spawned_at: Some(at), ..family })
@@ -228,7 +231,7 @@ impl Store {
         reference: Reference,
         public: Option<bool>,
         description: Option<String>,
-    ) -> Result<Option<String>, StoreError> {
+    ) -> Result<Option<TemplateId>, StoreError> {
         self.run(move |tx| {
             let Some(mut family) = family_of(tx, &reference)? else { return Ok(None) };
             if let Some(public) = public {
@@ -245,7 +248,7 @@ impl Store {
 
     /// Removes a template or snapshot with all of its versions, tags and builds, unless sandboxes of it are on record: then it gives
     /// these, and all stays.
-    pub(crate) async fn delete_template(&self, id: String) -> Result<Vec<SandboxId>, StoreError> {
+    pub(crate) async fn delete_template(&self, id: TemplateId) -> Result<Vec<SandboxId>, StoreError> {
         self.run(move |tx| {
             let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
             let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| s.id).collect();
@@ -285,7 +288,7 @@ impl Store {
 
 /// A template that an id or a name leads to.
 struct FamilyId {
-    id: String,
+    id: TemplateId,
     /// The `name:tag` that it stood for by itself, if it is a former id.
     stood_for: Option<Reference>,
 }
@@ -367,8 +370,8 @@ fn versions_query(which: &str) -> String {
     )
 }
 
-pub(super) fn family(c: &Connection, id: &str) -> Result<Option<FamilyRecord>, StoreError> {
-    one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id)
+pub(super) fn family(c: &Connection, id: &TemplateId) -> Result<Option<FamilyRecord>, StoreError> {
+    one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id.as_str())
 }
 
 /// Whether this build became a version that is there.
@@ -378,7 +381,7 @@ pub(super) fn is_version(c: &Connection, build_id: &str) -> Result<bool, StoreEr
 }
 
 /// The id of the template with this name.
-pub(super) fn id_of_name(c: &Connection, name: &TemplateName) -> Result<Option<String>, StoreError> {
+pub(super) fn id_of_name(c: &Connection, name: &TemplateName) -> Result<Option<TemplateId>, StoreError> {
     let found = c.query_row("SELECT id FROM templates WHERE name = ?1", params![name], |row| row.get(0)).optional();
     found.map_err(sqlite("read a template"))
 }
@@ -430,7 +433,7 @@ pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Res
 }
 
 /// Removes the versions of a template to which no tag leads any more. A snapshot may have no name and is none of them.
-fn drop_untagged(tx: &Transaction<'_>, id: &str) -> Result<(), StoreError> {
+fn drop_untagged(tx: &Transaction<'_>, id: &TemplateId) -> Result<(), StoreError> {
     if family(tx, id)?.is_none_or(|family| family.snapshot_of.is_some()) {
         return Ok(());
     }

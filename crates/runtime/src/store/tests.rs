@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     capacity::ResourceBudget,
-    ground::reference::{Reference, Tag},
+    ground::{
+        ids::TemplateId,
+        reference::{Reference, Tag},
+    },
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
@@ -41,7 +44,7 @@ fn at(second: i64) -> Timestamp {
 fn build(id: &str, name: &str) -> BuildRecord {
     BuildRecord {
         id: id.to_owned(),
-        template_id: format!("template-of-{id}"),
+        template_id: format!("template-of-{id}").parse().unwrap(),
         name: Some(name.parse().unwrap()),
         tags: vec![Tag::default()],
         cpus: 1,
@@ -81,11 +84,11 @@ fn version(build: &BuildRecord) -> TemplateRecord {
     }
 }
 
-fn sandbox(id: &str, template: &str) -> SandboxRecord {
+fn sandbox(id: &str, template: &TemplateId) -> SandboxRecord {
     SandboxRecord {
         id: id.parse().unwrap(),
-        spec: CreateSandbox::from_template(template.to_owned()),
-        template_id: template.to_owned(),
+        spec: CreateSandbox::from_template(template.to_string()),
+        template_id: template.clone(),
         alias: None,
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 8 },
         started_at: at(0),
@@ -228,7 +231,7 @@ async fn an_update_changes_what_is_given_and_counts_stay() {
         let found = store.family(app()).await.unwrap().unwrap();
         assert_eq!((found.public, found.description.as_deref(), found.spawn_count), (true, Some("for tests"), 1));
     }
-    store.update_template(id.parse().unwrap(), None, Some(String::new())).await.unwrap();
+    store.update_template(id.as_str().parse().unwrap(), None, Some(String::new())).await.unwrap();
     assert_eq!(store.family(app()).await.unwrap().unwrap().description, None);
     assert_eq!(store.update_template("other".parse().unwrap(), Some(true), None).await.unwrap(), None);
 }

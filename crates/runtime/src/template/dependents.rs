@@ -11,7 +11,10 @@
 //! either, nor they it.
 
 use crate::{
-    ground::{ids::ArtifactId, reference::Reference},
+    ground::{
+        ids::{ArtifactId, TemplateId},
+        reference::Reference,
+    },
     store::{SandboxRecord, TemplateRecord, spec::SandboxId},
 };
 
@@ -19,13 +22,13 @@ use crate::{
 ///
 /// `artifacts` are those that would go with it, and `base_of` tells on whose memory another one stands.
 pub(crate) fn of(
-    id: &str,
+    id: &TemplateId,
     artifacts: &[&ArtifactId],
     sandboxes: &[SandboxRecord],
     templates: &[TemplateRecord],
     base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
 ) -> Vec<String> {
-    let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == id).map(|sandbox| &sandbox.id);
+    let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == *id).map(|sandbox| &sandbox.id);
     created(of_it).chain(standing(id, artifacts, templates, base_of)).collect()
 }
 
@@ -36,20 +39,20 @@ pub(crate) fn created<'a>(sandboxes: impl IntoIterator<Item = &'a SandboxId>) ->
 
 /// Those of them that stand on its memory.
 pub(crate) fn standing(
-    id: &str,
+    id: &TemplateId,
     artifacts: &[&ArtifactId],
     templates: &[TemplateRecord],
     base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
 ) -> Vec<String> {
     let stands = |other: &&TemplateRecord| {
         let base = || base_of(&other.artifact);
-        other.id != id && !artifacts.contains(&&other.artifact) && base().is_some_and(|base| artifacts.contains(&&base))
+        other.id != *id && !artifacts.contains(&&other.artifact) && base().is_some_and(|base| artifacts.contains(&&base))
     };
     let kind = |record: &TemplateRecord| if record.snapshot_of.is_some() { "snapshot" } else { "template" };
     let standing = templates.iter().filter(stands);
     standing
         .map(|record| {
-            format!("{} `{}`", kind(record), record.names.first().map_or_else(|| record.id.clone(), Reference::to_string))
+            format!("{} `{}`", kind(record), record.names.first().map_or_else(|| record.id.to_string(), Reference::to_string))
         })
         .collect()
 }

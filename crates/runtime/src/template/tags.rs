@@ -64,7 +64,7 @@ pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Re
     // A snapshot that was given no name has to be called something first.
     let name = match version.base_name() {
         Some(name) => name.clone(),
-        None if version.snapshot_of.is_none() => version.id.parse()?,
+        None if version.snapshot_of.is_none() => TemplateName::from(&version.id),
         None => return Err(TagError::Nameless(target.to_owned())),
     };
     if !store.add_names(version.build_id.clone(), full(&name, &tags)).await.map_err(TagError::Store)? {

@@ -111,7 +111,7 @@ fn needed_by(
     });
     let templates = templates.iter().filter(|template| template.artifact == *id).map(|template| {
         let kind = if template.snapshot_of.is_some() { "snapshot" } else { "template" };
-        format!("{kind} {}", template.names.first().map_or_else(|| template.id.clone(), Reference::to_string))
+        format!("{kind} {}", template.names.first().map_or_else(|| template.id.to_string(), Reference::to_string))
     });
     let over = over.iter().filter(|(_, base)| base == id).map(|(artifact, _)| format!("artifact {artifact}"));
     sandboxes.map(|sandbox| format!("sandbox {}", sandbox.id)).chain(templates).chain(over).collect()

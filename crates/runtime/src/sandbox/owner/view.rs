@@ -104,7 +104,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Opt
 pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
     RuntimeSandbox {
         id: record.id.clone(),
-        template_id: record.template_id.clone(),
+        template_id: record.template_id.to_string(),
         alias: record.alias.clone(),
         state: match record.phase {
             RecordedPhase::Running { .. } => SandboxState::Running,

@@ -9,7 +9,7 @@ fn named(text: &str) -> Reference {
 
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {
-        id: id.into(),
+        id: id.parse().unwrap(),
         build_id: "b".into(),
         artifact: artifact.parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1 },

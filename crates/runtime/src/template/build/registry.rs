@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildInfo, log::BuildLog};
 use crate::{
-    ground::reference::Tag,
+    ground::{ids::TemplateId, reference::Tag},
     shared::Shared,
     start::pool::WarmPool,
     storage::uploads::FilesInUse,
@@ -29,7 +29,7 @@ impl BuildRecord {
     pub(crate) fn show(&self) -> BuildInfo {
         BuildInfo {
             id: self.id.clone(),
-            template_id: self.template_id.clone(),
+            template_id: self.template_id.to_string(),
             tags: self.tags.iter().map(Tag::to_string).collect(),
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -123,9 +123,9 @@ impl Builds {
     }
 
     /// Those of one template.
-    pub(crate) fn live_of(&self, template: &str) -> Vec<Arc<Live>> {
+    pub(crate) fn live_of(&self, template: &TemplateId) -> Vec<Arc<Live>> {
         let all = self.all_live();
-        let of_it = all.values().map(|live| &live.build).filter(|build| build.record.template_id == template);
+        let of_it = all.values().map(|live| &live.build).filter(|build| build.record.template_id == *template);
         of_it.cloned().collect()
     }
 
@@ -168,7 +168,7 @@ pub(crate) async fn forget_old(shared: &Shared) -> Result<(), StoreError> {
 }
 
 /// Ends the builds of a template, of which nothing is on record any more.
-pub(crate) async fn cancel_all(builds: &Builds, template: &str) {
+pub(crate) async fn cancel_all(builds: &Builds, template: &TemplateId) {
     let live: Vec<Arc<Live>> = builds.live_of(template);
     for build in &live {
         build.cancel.cancel();

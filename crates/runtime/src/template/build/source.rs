@@ -165,7 +165,7 @@ async fn of_template(
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
     let key = key(shared, "template", &(&record.artifact, &context), (shape, processor));
-    let origin = disk_origin(shared, artifact, record.id.clone(), (shape, processor)).await?;
+    let origin = disk_origin(shared, artifact, record.id.to_string(), (shape, processor)).await?;
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
