@@ -13,7 +13,7 @@ use crate::{
     artifact::{ArtifactStore, CutReason},
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     ground::{
-        ids::TemplateId,
+        ids::{BuildId, TemplateId},
         reference::{DEFAULT, Reference, TEAM},
     },
     host::disk::DiskPressureGuard,
@@ -333,7 +333,7 @@ impl Runtime {
         let now = Timestamp::now();
         let record = TemplateRecord {
             id: TemplateId::generate(),
-            build_id: crate::ground::random::uuid(),
+            build_id: BuildId::generate(),
             artifact: source.artifact.manifest.id.clone(),
             budget: source.record.budget,
             created_at: now,

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     capacity::ResourceBudget,
     ground::{
-        ids::{ArtifactId, LayerId, TemplateId},
+        ids::{ArtifactId, BuildId, LayerId, TemplateId},
         reference::{Reference, TEAM},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
@@ -150,7 +150,7 @@ pub(crate) struct TemplateRecord {
     /// Of the template.
     pub(crate) id: TemplateId,
     /// Its own.
-    pub(crate) build_id: String,
+    pub(crate) build_id: BuildId,
     pub(crate) artifact: ArtifactId,
     pub(crate) budget: ResourceBudget,
     /// When the template was.

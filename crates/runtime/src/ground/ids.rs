@@ -3,7 +3,7 @@
 //! Ids are parts of paths, so none is read that could lead out of the directory that it is looked for in.
 
 use super::{
-    random::alphanumeric,
+    random::{alphanumeric, uuid},
     reference::{TemplateName, is_name},
     text::text_type,
 };
@@ -50,6 +50,26 @@ macro_rules! id {
             }
         }
     };
+}
+
+id! {
+    /// One layer of a root disk, or an overlay that may become one.
+    LayerId, "a layer", is_id, alphanumeric(LENGTH)
+}
+
+id! {
+    /// A snapshot artifact; also the name of its directory.
+    ArtifactId, "an artifact", is_id, alphanumeric(LENGTH)
+}
+
+id! {
+    /// A template or a snapshot, whatever it is called. It is looked up where names are, and has their form.
+    TemplateId, "a template", is_name, alphanumeric(LENGTH)
+}
+
+id! {
+    /// One build of a template, and the version that it made; a snapshot has one too.
+    BuildId, "a build", is_id, uuid()
 }
 
 impl LayerId {

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
-    ground::ids::TemplateId,
+    ground::{
+        ids::{BuildId, TemplateId},
+        random::is_uuid,
+    },
     runtime::Runtime,
     shared::Shared,
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
@@ -42,7 +45,7 @@ impl Runtime {
     pub(crate) async fn place(&self, named: Named) -> Result<RequestedBuild, StoreError> {
         let now = Timestamp::now();
         let record = BuildRecord {
-            id: crate::ground::random::uuid(),
+            id: BuildId::generate(),
             // Unless a template of that name is there.
             template_id: TemplateId::generate(),
             name: named.name,
@@ -60,7 +63,7 @@ impl Runtime {
         let (record, template) = self.shared().store.request_build(record).await?;
         Ok(RequestedBuild {
             template_id: record.template_id.into(),
-            build_id: record.id,
+            build_id: record.id.into(),
             name: template.name.map(String::from),
             tags: record.tags.into_iter().map(String::from).collect(),
             public: template.public,
@@ -118,11 +121,12 @@ impl Runtime {
     /// The log of a build so far, oldest first.
     pub async fn build_log(&self, template: &str, build: &str) -> Result<Vec<BuildLogEntry>, NoBuild> {
         let shared = self.shared();
-        let live = self.builds.live(build);
-        find(shared, template, build).await?;
+        // Before its record: what has ended since is on record with its log.
+        let live = build.parse().ok().and_then(|build| self.builds.live(&build));
+        let record = find(shared, template, build).await?;
         match live {
             Some(live) => Ok(live.log.entries()),
-            None => shared.store.build_log(build.to_owned()).await.map_err(NoBuild::Store),
+            None => shared.store.build_log(record.id).await.map_err(NoBuild::Store),
         }
     }
 
@@ -147,7 +151,7 @@ impl Runtime {
     {
         let mut found = read().await?;
         let ended = |build: &&mut BuildRecord| build.state == BuildState::Building && self.builds.live(&build.id).is_none();
-        let ended: HashSet<String> = builds(&mut found).into_iter().filter(ended).map(|build| build.id.clone()).collect();
+        let ended: HashSet<BuildId> = builds(&mut found).into_iter().filter(ended).map(|build| build.id.clone()).collect();
         if ended.is_empty() {
             return Ok(found);
         }
@@ -193,10 +197,8 @@ fn unrecorded(record: &mut BuildRecord) {
 }
 
 async fn find(shared: &Shared, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
-    if !crate::ground::random::is_uuid(build) {
-        return Err(NoBuild::Malformed);
-    }
-    let record = shared.store.build(build.to_owned()).await.map_err(NoBuild::Store)?;
+    let id = Some(build).filter(|build| is_uuid(build)).and_then(|build| build.parse().ok()).ok_or(NoBuild::Malformed)?;
+    let record = shared.store.build(id).await.map_err(NoBuild::Store)?;
     // By name too, and by an id of earlier.
     let absent = || NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
     let reference = template.parse().map_err(|_| absent())?;

@@ -7,7 +7,7 @@ use crate::{
     capacity::ResourceBudget,
     ground::{
         blocking::whole,
-        ids::ArtifactId,
+        ids::{ArtifactId, BuildId},
         reference::{DEFAULT, NoTemplate, Reference, TemplateName},
     },
     runtime::Runtime,
@@ -68,8 +68,8 @@ impl Runtime {
         let Ok(reference) = id.parse() else { return Ok(Vec::new()) };
         let Some((template, _)) = self.whole_template(&reference).await? else { return Ok(Vec::new()) };
         let WholeTemplate { versions, builds, .. } = template;
-        let known: HashSet<&str> = builds.iter().map(|build| build.id.as_str()).collect();
-        let of_it = versions.iter().filter(|version| !known.contains(version.build_id.as_str()));
+        let known: HashSet<&BuildId> = builds.iter().map(|build| &build.id).collect();
+        let of_it = versions.iter().filter(|version| !known.contains(&version.build_id));
         let mut shown: Vec<BuildInfo> = of_it.map(without_build).collect();
         shown.extend(builds.iter().map(BuildRecord::show));
         shown.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
@@ -229,7 +229,7 @@ impl WholeTemplate {
         }
         let unlisted = own.iter().filter(|record| !builds.iter().any(|build| build.id == record.build_id)).count();
         Some(TemplateInfo {
-            build_id,
+            build_id: build_id.into(),
             state,
             builds: builds.len() + unlisted,
             aliases,
@@ -251,7 +251,7 @@ impl WholeTemplate {
         let shown = |assignment: &Assignment| {
             let version = self.versions.iter().find(|version| version.build_id == assignment.build_id)?;
             let tag = assignment.name.tag().to_owned();
-            let (build_id, assigned_at) = (version.build_id.clone(), assignment.at);
+            let (build_id, assigned_at) = (version.build_id.to_string(), assignment.at);
             Some(TagInfo { tag, build_id, assigned_at, built_at: version.updated_at })
         };
         self.assignments.iter().filter_map(shown).collect()
@@ -261,7 +261,7 @@ impl WholeTemplate {
 /// The build of a template that has none on record: one of the host itself, or a snapshot.
 fn without_build(version: &TemplateRecord) -> BuildInfo {
     BuildInfo {
-        id: version.build_id.clone(),
+        id: version.build_id.to_string(),
         template_id: version.id.to_string(),
         tags: version.tags().map(str::to_owned).collect(),
         cpus: version.budget.cpus,

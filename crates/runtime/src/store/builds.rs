@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     ground::{
-        ids::{ArtifactId, TemplateId},
+        ids::{ArtifactId, BuildId, TemplateId},
         reference::{Reference, Tag, TemplateName},
     },
     store::StoreError,
@@ -55,7 +55,7 @@ pub(crate) struct Setup {
 /// A build as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BuildRecord {
-    pub(crate) id: String,
+    pub(crate) id: BuildId,
     pub(crate) template_id: TemplateId,
     /// Absent for a template without a name, and empty on disk.
     #[serde(with = "maybe_empty")]
@@ -171,9 +171,9 @@ impl Store {
     }
 
     /// Takes a build that waits for one that has begun. Gives it as it is then, unless it is gone or has begun before.
-    pub(crate) async fn begin_build(&self, id: String, at: Timestamp) -> Result<Option<BuildRecord>, StoreError> {
+    pub(crate) async fn begin_build(&self, id: BuildId, at: Timestamp) -> Result<Option<BuildRecord>, StoreError> {
         self.run(move |tx| {
-            let record: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &id)?;
+            let record: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())?;
             let Some(record) = record.filter(|record| record.state == BuildState::Waiting) else { return Ok(None) };
             let begun = BuildRecord { state: BuildState::Building, updated_at: at, ..record };
             put_build(tx, &begun)?;
@@ -200,8 +200,8 @@ impl Store {
         self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])).await
     }
 
-    pub(crate) async fn build(&self, id: String) -> Result<Option<BuildRecord>, StoreError> {
-        self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &id)).await
+    pub(crate) async fn build(&self, id: BuildId) -> Result<Option<BuildRecord>, StoreError> {
+        self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())).await
     }
 
     /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.
@@ -230,7 +230,7 @@ impl Store {
         became: Option<TemplateRecord>,
     ) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let known: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", &record.id)?;
+            let known: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", record.id.as_str())?;
             if known.is_none() {
                 return Ok(());
             }
@@ -246,8 +246,8 @@ impl Store {
         .await
     }
 
-    pub(crate) async fn build_log(&self, id: String) -> Result<Vec<BuildLogEntry>, StoreError> {
-        let found = self.run(move |tx| one(tx, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", &id)).await?;
+    pub(crate) async fn build_log(&self, id: BuildId) -> Result<Vec<BuildLogEntry>, StoreError> {
+        let found = self.run(move |tx| one(tx, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", id.as_str())).await?;
         Ok(found.unwrap_or_default())
     }
 
@@ -316,7 +316,7 @@ impl Store {
 }
 
 /// Removes builds with their logs, and templates of which then nothing is left.
-fn delete_builds(tx: &Transaction<'_>, ids: &[String]) -> Result<(), StoreError> {
+fn delete_builds(tx: &Transaction<'_>, ids: &[BuildId]) -> Result<(), StoreError> {
     for id in ids {
         tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
         tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;

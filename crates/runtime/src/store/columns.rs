@@ -3,7 +3,7 @@
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
 use crate::ground::{
-    ids::TemplateId,
+    ids::{BuildId, TemplateId},
     reference::{Reference, TemplateName},
 };
 
@@ -27,3 +27,4 @@ macro_rules! column {
 column!(Reference);
 column!(TemplateName);
 column!(TemplateId);
+column!(BuildId);

@@ -8,7 +8,10 @@ use super::{
     Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies, sqlite,
     templates::{self, Lookup},
 };
-use crate::ground::{ids::TemplateId, reference::Reference};
+use crate::ground::{
+    ids::{BuildId, TemplateId},
+    reference::Reference,
+};
 
 /// The tags of a template.
 const TAGS_OF_TEMPLATE: &str = "SELECT n.name, n.build_id, n.assigned_at
@@ -85,7 +88,7 @@ fn together(
     let place: HashMap<TemplateId, usize> = families.iter().enumerate().map(|(at, family)| (family.id.clone(), at)).collect();
     let alone = |family| WholeTemplate { family, versions: Vec::new(), assignments: Vec::new(), builds: Vec::new() };
     let mut whole: Vec<WholeTemplate> = families.into_iter().map(alone).collect();
-    let of_build: HashMap<String, usize> =
+    let of_build: HashMap<BuildId, usize> =
         versions.iter().filter_map(|version| Some((version.build_id.clone(), *place.get(&version.id)?))).collect();
     for version in versions {
         if let Some(&at) = place.get(&version.id) {

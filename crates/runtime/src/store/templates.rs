@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
 use crate::{
     ground::{
-        ids::TemplateId,
+        ids::{BuildId, TemplateId},
         reference::{NoTemplate, Reference, TemplateName},
     },
     store::{StoreError, spec::SandboxId},
@@ -157,7 +157,7 @@ impl Lookup {
 pub(crate) struct Assignment {
     /// With the name.
     pub(crate) name: Reference,
-    pub(crate) build_id: String,
+    pub(crate) build_id: BuildId,
     pub(crate) at: Timestamp,
 }
 
@@ -173,16 +173,17 @@ impl Store {
     }
 
     /// Notes what is run once in every warm session of a version, if that is there.
-    pub(crate) async fn set_warm_up(&self, build_id: String, warm_up: Option<String>) -> Result<(), StoreError> {
+    pub(crate) async fn set_warm_up(&self, build_id: BuildId, warm_up: Option<String>) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let found: Option<TemplateRecord> = one(tx, "versions", "SELECT body FROM versions WHERE build_id = ?1", &build_id)?;
+            let found: Option<TemplateRecord> =
+                one(tx, "versions", "SELECT body FROM versions WHERE build_id = ?1", build_id.as_str())?;
             found.map_or(Ok(()), |record| put_version(tx, &TemplateRecord { warm_up, ..record }))
         })
         .await
     }
 
     /// Has tags stand for this version, taking them from whichever they stood for. Whether it is there.
-    pub(crate) async fn add_names(&self, build_id: String, names: Vec<Reference>) -> Result<bool, StoreError> {
+    pub(crate) async fn add_names(&self, build_id: BuildId, names: Vec<Reference>) -> Result<bool, StoreError> {
         self.run(move |tx| {
             let id = tx
                 .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
@@ -375,7 +376,7 @@ pub(super) fn family(c: &Connection, id: &TemplateId) -> Result<Option<FamilyRec
 }
 
 /// Whether this build became a version that is there.
-pub(super) fn is_version(c: &Connection, build_id: &str) -> Result<bool, StoreError> {
+pub(super) fn is_version(c: &Connection, build_id: &BuildId) -> Result<bool, StoreError> {
     let found = c.query_row("SELECT 1 FROM versions WHERE build_id = ?1", params![build_id], |_| Ok(())).optional();
     Ok(found.map_err(sqlite("read a version"))?.is_some())
 }
@@ -402,7 +403,7 @@ pub(super) fn put_version(c: &Connection, record: &TemplateRecord) -> Result<(),
     Ok(())
 }
 
-pub(super) fn give(c: &Connection, build_id: &str, names: &[Reference], at: Timestamp) -> Result<(), StoreError> {
+pub(super) fn give(c: &Connection, build_id: &BuildId, names: &[Reference], at: Timestamp) -> Result<(), StoreError> {
     let give = "INSERT INTO names (name, build_id, assigned_at) VALUES (?1, ?2, ?3)
                 ON CONFLICT (name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
     for name in names {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     capacity::ResourceBudget,
     ground::{
-        ids::TemplateId,
+        ids::{BuildId, TemplateId},
         reference::{Reference, Tag},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
@@ -43,7 +43,7 @@ fn at(second: i64) -> Timestamp {
 
 fn build(id: &str, name: &str) -> BuildRecord {
     BuildRecord {
-        id: id.to_owned(),
+        id: id.parse().unwrap(),
         template_id: format!("template-of-{id}").parse().unwrap(),
         name: Some(name.parse().unwrap()),
         tags: vec![Tag::default()],
@@ -57,6 +57,10 @@ fn build(id: &str, name: &str) -> BuildRecord {
         updated_at: at(0),
         finished_at: None,
     }
+}
+
+fn id(text: &str) -> BuildId {
+    text.parse().unwrap()
 }
 
 fn app() -> Reference {
@@ -110,7 +114,7 @@ fn sandbox(id: &str, template: &TemplateId) -> SandboxRecord {
 /// A build that has ended well, at this time.
 async fn built(store: &Store, id: &str, name: &str, second: i64) -> BuildRecord {
     store.request_build(build(id, name)).await.unwrap();
-    let begun = store.begin_build(id.to_owned(), at(second)).await.unwrap().unwrap();
+    let begun = store.begin_build(id.parse().unwrap(), at(second)).await.unwrap().unwrap();
     let ended = BuildRecord { state: BuildState::Ready, finished_at: Some(at(second)), ..begun };
     store.end_build(ended.clone(), Vec::new(), Some(version(&ended))).await.unwrap();
     ended
@@ -122,20 +126,20 @@ async fn a_build_begins_once_and_not_after_its_deletion() {
     for id in ["b1", "b2"] {
         store.request_build(build(id, "app")).await.unwrap();
     }
-    let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
+    let begun = store.begin_build(id("b1"), at(1)).await.unwrap().unwrap();
     assert_eq!((begun.state, begun.updated_at), (BuildState::Building, at(1)));
-    assert_eq!(store.build("b1".to_owned()).await.unwrap(), Some(begun.clone()));
-    assert_eq!(store.begin_build("b1".to_owned(), at(2)).await.unwrap(), None);
+    assert_eq!(store.build(id("b1")).await.unwrap(), Some(begun.clone()));
+    assert_eq!(store.begin_build(id("b1"), at(2)).await.unwrap(), None);
     store.delete_template(begun.template_id).await.unwrap();
-    assert_eq!(store.begin_build("b2".to_owned(), at(2)).await.unwrap(), None);
-    assert_eq!(store.build("b2".to_owned()).await.unwrap(), None, "it does not come back");
+    assert_eq!(store.begin_build(id("b2"), at(2)).await.unwrap(), None);
+    assert_eq!(store.build(id("b2")).await.unwrap(), None, "it does not come back");
 }
 
 #[tokio::test]
 async fn a_build_that_ends_after_its_deletion_makes_nothing() {
     let (store, _dir) = store().await;
     store.request_build(build("b1", "app")).await.unwrap();
-    let begun = store.begin_build("b1".to_owned(), at(1)).await.unwrap().unwrap();
+    let begun = store.begin_build(id("b1"), at(1)).await.unwrap().unwrap();
     store.delete_template(begun.template_id.clone()).await.unwrap();
     store.end_build(begun.clone(), Vec::new(), Some(version(&begun))).await.unwrap();
     assert_eq!((store.builds().await.unwrap(), store.whole_templates().await.unwrap().len()), (vec![], 0));
@@ -153,7 +157,7 @@ async fn a_template_goes_with_all_of_it_or_stays_for_a_sandbox() {
     assert_eq!((store.builds().await.unwrap().len(), store.templates().await.unwrap().len()), (3, 2));
     store.delete_sandbox(used.into_iter().next().unwrap()).await.unwrap();
     assert!(store.delete_template(template).await.unwrap().is_empty());
-    let left = |builds: Vec<BuildRecord>| builds.into_iter().map(|build| build.id).collect::<Vec<_>>();
+    let left = |builds: Vec<BuildRecord>| builds.into_iter().map(|build| build.id.to_string()).collect::<Vec<_>>();
     assert_eq!((left(store.builds().await.unwrap()), store.templates().await.unwrap().len()), (vec!["b3".to_owned()], 1));
 }
 
@@ -163,7 +167,7 @@ async fn builds_of_an_earlier_server_fail_and_no_others() {
     for id in ["b1", "b2"] {
         store.request_build(build(id, "app")).await.unwrap();
     }
-    store.begin_build("b1".to_owned(), at(1)).await.unwrap();
+    store.begin_build(id("b1"), at(1)).await.unwrap();
     let reason = BuildReason { message: "gone".to_owned(), step: "base".to_owned() };
     store.fail_builds_under_way(reason.clone(), at(2)).await.unwrap();
     let [failed, waits] = store.builds().await.unwrap().try_into().unwrap();
@@ -181,7 +185,7 @@ async fn the_oldest_builds_are_forgotten_but_none_that_a_template_stands_on() {
     }
     store.request_build(build("b0", "waits")).await.unwrap();
     store.forget_ended_builds(2).await.unwrap();
-    let left: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.id).collect();
+    let left: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.id.to_string()).collect();
     assert_eq!(left, ["b0", "b1", "b3", "b4"]);
 }
 
@@ -256,7 +260,7 @@ async fn a_warm_up_is_noted_of_a_version_that_is_there() {
     let (store, _dir) = store().await;
     let build = built(&store, "b1", "app", 1).await;
     for id in ["b1", "b2"] {
-        store.set_warm_up(id.to_owned(), Some("true".to_owned())).await.unwrap();
+        store.set_warm_up(id.parse().unwrap(), Some("true".to_owned())).await.unwrap();
     }
     let expected = TemplateRecord { warm_up: Some("true".to_owned()), ..version(&build) };
     assert_eq!(store.templates().await.unwrap(), [expected]);

@@ -71,7 +71,7 @@ pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Re
         // It was deleted meanwhile.
         return Err(NoTemplate::Absent(target.to_owned()).into());
     }
-    Ok(Tagged { tags: tags.into_iter().map(String::from).collect(), build_id: version.build_id })
+    Ok(Tagged { tags: tags.into_iter().map(String::from).collect(), build_id: version.build_id.into() })
 }
 
 pub(crate) async fn remove(store: &Store, target: &str, tags: &[String]) -> Result<(), TagError> {

@@ -10,7 +10,7 @@ fn named(text: &str) -> Reference {
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {
         id: id.parse().unwrap(),
-        build_id: "b".into(),
+        build_id: "b".parse().unwrap(),
         artifact: artifact.parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1 },
         created_at: jiff::Timestamp::UNIX_EPOCH,
@@ -104,7 +104,7 @@ fn each_build_that_a_tag_stands_for_has_a_shelf_of_its_own() {
     let mut pool = pool(Depth::NONE);
     pool.config.templates = BTreeMap::from([(named("app"), Depth::at_least(1)), (named("app:v1"), Depth::at_least(2))]);
     let tagged = |build: &str, tags: &[&str]| TemplateRecord {
-        build_id: build.to_owned(),
+        build_id: build.parse().unwrap(),
         names: tags.iter().map(|tag| named(&format!("app:{tag}"))).collect(),
         ..template("id", build)
     };

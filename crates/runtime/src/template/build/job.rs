@@ -69,7 +69,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
             Some(made)
         }
         Err(failure) => {
-            tracing::info!(build = record.id, error = chain(&failure), "a template build failed");
+            tracing::info!(build = %record.id, error = chain(&failure), "a template build failed");
             let message = failure.told();
             record.state = BuildState::Error;
             live.log.push(LogLevel::Error, &format!("Build failed: {message}"));

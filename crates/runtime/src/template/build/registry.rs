@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildInfo, log::BuildLog};
 use crate::{
-    ground::{ids::TemplateId, reference::Tag},
+    ground::{
+        ids::{BuildId, TemplateId},
+        reference::Tag,
+    },
     shared::Shared,
     start::pool::WarmPool,
     storage::uploads::FilesInUse,
@@ -28,7 +31,7 @@ const MAX_ENDED: usize = 500;
 impl BuildRecord {
     pub(crate) fn show(&self) -> BuildInfo {
         BuildInfo {
-            id: self.id.clone(),
+            id: self.id.to_string(),
             template_id: self.template_id.to_string(),
             tags: self.tags.iter().map(Tag::to_string).collect(),
             cpus: self.cpus,
@@ -75,7 +78,7 @@ pub(crate) struct Builds {
     pub(crate) shared: Arc<Shared>,
     /// Keeps templates warm that builds make and replace.
     pub(super) pool: Arc<WarmPool>,
-    live: Mutex<HashMap<String, UnderWay>>,
+    live: Mutex<HashMap<BuildId, UnderWay>>,
     pub(crate) permits: Semaphore,
     turns: Turns,
     /// Signs what lets files in.
@@ -94,7 +97,7 @@ impl Builds {
         })
     }
 
-    fn all_live(&self) -> MutexGuard<'_, HashMap<String, UnderWay>> {
+    fn all_live(&self) -> MutexGuard<'_, HashMap<BuildId, UnderWay>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,7 +121,7 @@ impl Builds {
         Some(begun)
     }
 
-    pub(crate) fn live(&self, id: &str) -> Option<Arc<Live>> {
+    pub(crate) fn live(&self, id: &BuildId) -> Option<Arc<Live>> {
         self.all_live().get(id).map(|live| Arc::clone(&live.build))
     }
 
