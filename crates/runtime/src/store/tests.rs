@@ -1,6 +1,8 @@
 //! What an operation finds that another one left, and what it does when it comes too late.
 
 use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::{
     BuildReason, BuildRecord, BuildState, Defaults, Held, LayerRecord, RecordedPhase, SandboxRecord, Setup, Store,
@@ -264,4 +266,44 @@ async fn a_warm_up_is_noted_of_a_version_that_is_there() {
     }
     let expected = TemplateRecord { warm_up: Some("true".to_owned()), ..version(&build) };
     assert_eq!(store.templates().await.unwrap(), [expected]);
+}
+
+/// Ids and names are types in memory only: what was written when they were texts is read, and written again as it was.
+#[test]
+fn records_of_earlier_servers_are_read_as_they_were_written() {
+    fn unchanged<T: Serialize + DeserializeOwned>(written: &Value) {
+        let read: T = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(&serde_json::to_value(read).unwrap(), written);
+    }
+    let budget = json!({"cpus": 1, "memory_mib": 512, "disk_mib": 8});
+    let defaults = json!({});
+    let running = json!({
+        "phase": "running", "memory_base": "k3v0w2xqd7m1a9c8e5zt", "layers": ["p0o9i8u7y6t5r4e3w2q1", "0123456789abcdef0123"],
+        "overlay": "l1k2j3h4g5f6d7s8a9q0", "slot": 7, "instance": "iabc-1",
+    });
+    let paused = json!({"phase": "paused", "artifact": "k3v0w2xqd7m1a9c8e5zt", "epoch": 3, "memory": "kept"});
+    for phase in [running, paused] {
+        unchanged::<SandboxRecord>(&json!({
+            "id": "iabc", "spec": CreateSandbox::from_template("firkin/base:v1".to_owned()), "template_id": "q1w2e3r4t5y6u7i8o9p0",
+            "alias": "base", "budget": budget, "started_at": at(0), "end_at": at(60), "access_token": null, "traffic_token": null,
+            "epoch": 3, "forked_from": null, "defaults": defaults, "phase": phase,
+        }));
+    }
+    let build = "3f2b1c4d-0000-4000-8000-000000000000";
+    unchanged::<TemplateRecord>(&json!({
+        "id": "q1w2e3r4t5y6u7i8o9p0", "build_id": build, "artifact": "k3v0w2xqd7m1a9c8e5zt", "budget": budget, "created_at": at(0),
+        "updated_at": at(1), "spawn_count": 2, "last_spawned_at": null, "description": null, "snapshot_of": "iabc",
+        "made_from": "a1s2d3f4g5h6j7k8l9z0", "recipe": null, "warm_up": null,
+        "setup": {"public": false, "defaults": defaults, "start": null, "ready": null},
+        // A snapshot could once be given a tag like this.
+        "names": ["mine:default", format!("mine:{build}")],
+    }));
+    for name in ["", "my-app"] {
+        unchanged::<BuildRecord>(&json!({
+            "id": build, "template_id": "q1w2e3r4t5y6u7i8o9p0", "name": name, "tags": ["default", "v1.0"], "cpus": 1,
+            "memory_mib": 512, "disk_mib": null, "state": "waiting", "reason": null, "created_at": at(0), "updated_at": at(0),
+            "finished_at": null,
+        }));
+    }
+    unchanged::<LayerRecord>(&json!({"key": "k", "artifact": "k3v0w2xqd7m1a9c8e5zt", "context": defaults, "used_at": at(0)}));
 }
