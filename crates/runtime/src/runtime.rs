@@ -14,7 +14,7 @@ use crate::{
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     ground::{
         ids::{BuildId, TemplateId},
-        reference::{DEFAULT, Reference, TEAM},
+        reference::{DEFAULT, Reference, with_team},
     },
     host::disk::DiskPressureGuard,
     machine::{
@@ -45,7 +45,7 @@ use crate::{
     },
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{
-        Store, StoreError, TemplateRecord, full_names,
+        Store, StoreError, TemplateRecord,
         spec::{
             CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId,
             SandboxState,
@@ -89,8 +89,8 @@ pub struct Runtime {
 pub struct SnapshotInfo {
     /// The id, which creates give as their template.
     pub snapshot_id: String,
-    /// Full names, `<team>/<name>:<tag>`.
-    pub names: Vec<String>,
+    /// Its names, each with its tag.
+    pub names: Vec<Reference>,
     /// The sandbox it was taken of.
     pub sandbox_id: SandboxId,
     /// When.
@@ -611,8 +611,8 @@ const PAUSE_PATIENCE: Duration = Duration::from_secs(60);
 
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
-        snapshot_id: record.names.first().map_or_else(|| format!("{}:{DEFAULT}", record.id), |name| format!("{TEAM}/{name}")),
-        names: full_names(record),
+        snapshot_id: record.names.first().map_or_else(|| format!("{}:{DEFAULT}", record.id), with_team),
+        names: record.names.iter().filter(|_| record.base_name().is_some()).cloned().collect(),
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,
     })

@@ -22,7 +22,7 @@ use crate::{
     capacity::ResourceBudget,
     ground::{
         ids::{ArtifactId, BuildId, LayerId, TemplateId},
-        reference::{Reference, TEAM},
+        reference::{Reference, with_team},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
@@ -183,7 +183,7 @@ pub(crate) struct TemplateRecord {
 /// Names with the team.
 pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
     let named = record.names.iter().filter(|_| record.base_name().is_some());
-    named.map(|name| format!("{TEAM}/{name}")).collect()
+    named.map(with_team).collect()
 }
 
 /// What went wrong in the database.

@@ -3,7 +3,7 @@
 use firkin_runtime::{
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
-    reference::TEAM,
+    reference::with_team,
     runtime::SnapshotInfo,
     sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
     store::BuildState,
@@ -139,10 +139,7 @@ fn state(state: SandboxState) -> rest::SandboxState {
 
 /// A snapshot. Its id has a tag, its names have none.
 pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
-    let mut names: Vec<String> = snapshot.names;
-    for name in &mut names {
-        name.truncate(name.rfind(':').unwrap_or(name.len()));
-    }
+    let mut names: Vec<String> = snapshot.names.iter().map(|full| with_team(&full.name)).collect();
     names.dedup();
     rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names }
 }
@@ -156,7 +153,7 @@ pub(crate) fn template(template: TemplateInfo) -> rest::Template {
         memory_mb: memory_mb(template.budget),
         disk_size_mb: template.budget.disk_mib,
         public: template.public,
-        names: template.name.iter().map(|name| format!("{TEAM}/{name}")).collect(),
+        names: template.name.iter().map(with_team).collect(),
         aliases: template.name.into_iter().collect(),
         tags: template.tags.into_iter().map(|tag| tag.tag).collect(),
         description: template.description,

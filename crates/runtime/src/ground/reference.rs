@@ -120,6 +120,11 @@ pub struct Reference {
     pub tag: Option<Tag>,
 }
 
+/// A name as others are told it: behind its team.
+pub fn with_team(name: impl fmt::Display) -> String {
+    format!("{TEAM}/{name}")
+}
+
 /// Letters count as small ones, and space around a word as none.
 fn plain(text: &str) -> String {
     text.trim().to_lowercase()

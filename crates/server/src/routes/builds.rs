@@ -9,7 +9,7 @@ use axum::{
 use firkin_runtime::{
     build::{BuildInfo, BuildPlan, BuildRequest, Source, StepSpec, dockerfile},
     images::{ImageRequest, RegistryLogin},
-    reference::TEAM,
+    reference::with_team,
     store::{BuildLogEntry, BuildReason},
 };
 use firkin_wire::{builds, rest};
@@ -60,7 +60,7 @@ async fn place(app: &App, request: &BuildRequest) -> Result<(StatusCode, Reply<b
         template_id: place.template_id,
         build_id: place.build_id,
         public: place.public,
-        names: place.name.iter().map(|name| format!("{TEAM}/{name}")).collect(),
+        names: place.name.iter().map(with_team).collect(),
         tags: place.tags,
         aliases: place.name.into_iter().collect(),
     };

@@ -54,11 +54,9 @@ pub(super) async fn lineage(State(app): State<Arc<App>>) -> Result<Reply<Vec<res
 /// that has no name is called by its id, with or without the tag.
 fn called(snapshots: Vec<SnapshotInfo>, name: &str) -> Option<SnapshotInfo> {
     let wanted: Reference = name.parse().ok()?;
-    let means = |full: &String| {
-        let same = |full: Reference| full.name == wanted.name && (wanted.tag.is_none() || full.tag == wanted.tag);
-        full.parse().is_ok_and(same)
-    };
-    let is_called = |snapshot: &SnapshotInfo| means(&snapshot.snapshot_id) || snapshot.names.iter().any(means);
+    let means = |full: &Reference| full.name == wanted.name && (wanted.tag.is_none() || full.tag == wanted.tag);
+    let has_id = |snapshot: &SnapshotInfo| snapshot.snapshot_id.parse::<Reference>().is_ok_and(|id| means(&id));
+    let is_called = |snapshot: &SnapshotInfo| has_id(snapshot) || snapshot.names.iter().any(means);
     snapshots.into_iter().filter(is_called).max_by_key(|snapshot| (snapshot.created_at, snapshot.snapshot_id.clone()))
 }
 
@@ -70,7 +68,7 @@ mod tests {
     fn a_snapshot_is_found_by_every_form_of_its_name() {
         let snapshot = |id: &str, names: &[&str], second| SnapshotInfo {
             snapshot_id: id.into(),
-            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            names: names.iter().map(|name| name.parse().unwrap()).collect(),
             sandbox_id: "iabc".parse().unwrap(),
             created_at: jiff::Timestamp::from_second(second).unwrap(),
         };
