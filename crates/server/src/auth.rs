@@ -11,9 +11,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_wire::headers::{ACCESS_TOKEN, API_KEY};
-use http::HeaderMap;
+use http::{HeaderMap, Method, header};
 
-use crate::{App, error::ApiError};
+use crate::{App, error::ApiError, listing::Query};
 
 /// Longest key worth hashing: `e2b_` and 40 digits, with room for other issuers' forms.
 const MAX_KEY_BYTES: usize = 256;
@@ -30,6 +30,21 @@ pub(crate) async fn demand_key(State(app): State<Arc<App>>, request: Request, ne
 pub(crate) fn is_known(app: &App, headers: &HeaderMap) -> bool {
     let token = || headers.get(ACCESS_TOKEN)?.to_str().ok().filter(|token| token.len() <= MAX_KEY_BYTES);
     check(app, headers).is_ok() || token().is_some_and(|token| app.runtime.with_token(token).is_some())
+}
+
+/// Whether a request brings a secret to a route that asks for one of its own: the signature of an upload's link, a volume's token, a key
+/// that is borne as a token. Whether it is the right one is for the route to see, which answers nothing before.
+pub(crate) fn brings_own(request: &Request) -> bool {
+    let mut path = request.uri().path().split('/').skip(1);
+    match (path.next(), path.next(), path.next(), path.next(), path.next()) {
+        (Some("volumecontent"), Some(_), Some(_), None, None) | (Some("teams"), None, None, None, None) => {
+            request.headers().get(header::AUTHORIZATION).is_some_and(|value| value.as_bytes().starts_with(b"Bearer "))
+        }
+        (Some("templates"), Some(_), Some("files"), Some(_), None) => {
+            request.method() == Method::PUT && Query::parse(request.uri().query()).get("signature").is_some()
+        }
+        _ => false,
+    }
 }
 
 /// Whether these headers hold a valid key.

@@ -6,8 +6,8 @@
 //! domain and those below it, and what the operator allows.
 //!
 //! A name of none of these need not be an attack: a reverse proxy or a tunnel may pass on a name that the server was never told. Unless the
-//! operator has listed names, two things tell such a request from a page's: a key or token, which no browser adds by itself, and the
-//! id of a sandbox in the name, which leads to that sandbox and nowhere else.
+//! operator has listed names, two things tell such a request from a page's: a secret, which no browser adds by itself (a key, a token, the
+//! signature of a link), and the id of a sandbox in the name or the routing headers, which leads to that sandbox and nowhere else.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -28,7 +28,7 @@ pub struct AllowedHosts {
 /// Who may ask under a name that is neither the server's own nor allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OtherHosts {
-    /// Whoever shows what no page of elsewhere has: a key, a token, a signed URL, or a host name with the id of a sandbox.
+    /// Whoever shows what no page of elsewhere has: a key, a token, a signed URL, or the id of a sandbox.
     #[default]
     Known,
     /// Anybody: other hosts reach this server by names that it cannot know.

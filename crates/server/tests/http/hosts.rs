@@ -38,7 +38,6 @@ async fn raw(address: SocketAddr, head: &str) -> u16 {
 #[tokio::test]
 async fn a_page_whose_name_was_made_to_point_here_is_answered_nothing() {
     let bench = Bench::start().await;
-    let id = bench.create("").await;
     for host in ["evil.example", "evil.example:3000", "EVIL.example.", "localhost.evil.example", "127.0.0.1.evil.example"] {
         for path in ["/", "/health", "/health?details", "/metrics", "/files", "/v2/sandboxes", "/none"] {
             let answer = bench.answer(get(path, &[("host", host)])).await.expect(421);
@@ -50,11 +49,14 @@ async fn a_page_whose_name_was_made_to_point_here_is_answered_nothing() {
         }
         // What a page may say itself, and a wrong key.
         for (name, value) in
-            [("x-forwarded-host", "localhost"), ("x-api-key", "e2b_0"), ("x-access-token", "0"), ("origin", "http://localhost")]
+            [("x-forwarded-host", "localhost"), ("x-api-key", "e2b_0"), ("x-access-token", "0"), ("authorization", "Bearer 0")]
         {
             bench.answer(get("/health", &[("host", host), (name, value)])).await.expect(421);
         }
-        let mut by_headers = bench.guest(&id, 8080, "/");
+        for path in ["/volumecontent/v/path?path=a", "/templates/t/files/h?signature=s", "/health?signature=s"] {
+            bench.answer(get(path, &[("host", host)])).await.expect(421);
+        }
+        let mut by_headers = bench.guest("iguessed", 8080, "/");
         by_headers.headers_mut().insert("host", host.parse().unwrap());
         bench.answer(by_headers).await.expect(421);
     }
@@ -93,13 +95,8 @@ async fn a_page_whose_name_was_made_to_point_here_is_answered_nothing() {
 async fn who_shows_what_no_page_has_is_answered_under_any_name() {
     let bench = Bench::start().await;
     let id = bench.create("").await;
-    let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await;
     let foreign = ("host", "firkin.proxy.example");
     bench.answer(get("/v2/sandboxes", &[foreign, ("x-api-key", &bench.key)])).await.expect(200);
-    let routed =
-        [foreign, ("e2b-sandbox-id", &id), ("e2b-sandbox-port", "1"), ("x-access-token", detail.text("/envdAccessToken"))];
-    bench.answer(get("/", &routed)).await.expect(502);
-    bench.answer(get("/", &routed[..3])).await.expect(421);
     // The name is the sandbox's own, and leads to it alone.
     bench.answer(get("/health", &[("host", &format!("1-{id}.tunnel.example"))])).await.expect(502);
     // A signed URL is its own proof; this one is nobody's, and leads to no route without a key.
@@ -111,6 +108,50 @@ async fn who_shows_what_no_page_has_is_answered_under_any_name() {
     bench.answer(preflight).await.expect(200);
     for host in ["192.0.2.1:80", "[2001:db8::1]", "0.0.0.0:3000", "api.firkin.localhost"] {
         bench.answer(get("/health", &[("host", host)])).await.expect(200);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_sdks_do_works_through_a_proxy_that_passes_on_its_name() {
+    let bench = Bench::start().await;
+    let foreign = ("host", "firkin.proxy.example");
+    let send = async |method: &str, url: &str, headers: &[(&str, &str)]| {
+        let mut request = get(url, &[&[foreign][..], headers].concat());
+        *request.method_mut() = method.parse().unwrap();
+        bench.answer(request).await
+    };
+    // Files of a build: the link names the proxy, and is used without a key.
+    let place = format!("/templates/t/files/{}", "a".repeat(64));
+    let link = send("GET", &place, &[("x-api-key", &bench.key)]).await.expect(201);
+    let link = link.text("/url").strip_prefix("http://firkin.proxy.example").unwrap().to_owned();
+    send("PUT", &link, &[]).await.expect(200);
+    send("PUT", &format!("{place}?expires=9999999999&signature=0"), &[]).await.expect(401);
+    send("GET", &link, &[]).await.expect(421);
+    // Volumes have tokens of their own.
+    let volume = bench.call("POST", "/volumes", r#"{"name":"v"}"#).await.expect(201);
+    let content = format!("/volumecontent/{}/path?path=/", volume.text("/volumeID"));
+    let bearing = format!("Bearer {}", volume.text("/token"));
+    send("GET", &content, &[("authorization", &bearing)]).await.expect(200);
+    send("GET", &content, &[("authorization", "Bearer 0")]).await.expect(401);
+    send("GET", &content, &[("authorization", "Basic 0")]).await.expect(421);
+    // So has the CLI, for its first question.
+    send("GET", "/teams", &[("authorization", &format!("Bearer {}", bench.key))]).await.expect(200);
+    send("GET", "/teams", &[("authorization", "Bearer 0")]).await.expect(401);
+    send("GET", "/teams", &[]).await.expect(421);
+    // Sandboxes by routing headers, with whatever token they have, or none; and one that has gone is gone.
+    for fields in ["", r#","secure":false"#, r#","network":{"allowPublicTraffic":false}"#] {
+        let body = format!(r#"{{"templateID":"base"{fields}}}"#);
+        let created = bench.call("POST", "/v2/sandboxes", &body).await.expect(201);
+        let token = |field: &str| created.body[field].as_str().unwrap_or("");
+        let (id, own, traffic) = (created.text("/sandboxID"), token("envdAccessToken"), token("trafficAccessToken"));
+        let routed = [("e2b-sandbox-id", id), ("e2b-sandbox-port", "1")];
+        let shown = [("x-access-token", own), ("e2b-traffic-access-token", traffic)];
+        send("GET", "/", &[&routed[..], &shown].concat()).await.expect(502);
+        send("GET", "/", &routed).await.expect(if traffic.is_empty() { 502 } else { 403 });
+        bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+        let gone = send("GET", "/", &routed).await.expect(502);
+        assert!(gone.text("/message").contains("not found"), "{gone:?}");
     }
     bench.stop().await;
 }
