@@ -36,7 +36,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", env = "FIRKIN_STATE_DIR", hide_env_values = true)]
     pub(crate) state_dir: Option<PathBuf>,
     /// The API key, alone in a file that is nobody else's: a server accepts it beside its own, other commands show it
-    /// [default: systemd's credential `api-key`, else the key in the state directory, else E2B_API_KEY]
+    /// [default: for `up` systemd's credential `api-key`; for others the key in the state directory, else E2B_API_KEY]
     #[arg(long, global = true, value_name = "FILE", env = "FIRKIN_API_KEY_FILE", hide_env_values = true)]
     pub(crate) api_key_file: Option<PathBuf>,
     /// Print JSON even on a terminal

@@ -16,7 +16,7 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use nix::fcntl::OFlag;
 
-/// Credential with the API key: the one that a server accepts, or a client shows.
+/// Credential with the API key that a server accepts. Clients are told theirs: a unit's credential of this name may be anybody's.
 pub(crate) const API_KEY: &str = "api-key";
 /// Credential with the certificate chain for HTTPS, PEM.
 pub(crate) const TLS_CERT: &str = "tls-cert";

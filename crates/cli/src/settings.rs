@@ -311,9 +311,11 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         stdin_tty: around.stdin_tty,
         state_dir: absolute(state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))),
         server,
-        secret_key: match api_key_file {
-            Some(path) => Some(around.credentials.file(path)),
-            None => around.credentials.named(secretfile::API_KEY),
+        secret_key: match (api_key_file, &cli.command) {
+            (Some(path), _) => Some(around.credentials.file(path)),
+            // Whatever runs in a unit has that unit's credentials: a client must not show to a server what may be meant for another.
+            (None, Command::Up(_)) => around.credentials.named(secretfile::API_KEY),
+            (None, _) => None,
         },
         api_key: around.api_key.clone(),
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
@@ -486,6 +488,9 @@ mod tests {
         let given = " --api-key-file /k --tls-listen 127.0.0.1:1 --domain a.test --tls-cert /c --tls-key /t";
         assert_eq!(found(given), ("/k".into(), Some(("/c".into(), "/t".into()))));
         assert_eq!(resolved("firkin env --api-key-file /k", &around).state_option(), " --api-key-file /k");
+        for client in ["env", "sandbox ls", "verify", "quickstart"] {
+            assert_eq!(resolved(&format!("firkin {client}"), &around).secret_key, None, "{client}");
+        }
     }
 
     #[test]

@@ -137,28 +137,30 @@ fn the_key_comes_from_a_file_that_is_nobody_elses() {
     let server = Server::start([listing.clone(), listing.clone(), listing]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("api-key");
-    let shown = |mode: u32, args: &[&str], credentials: bool| {
+    // As systemd would have it for any program of a unit that has such a credential.
+    let ambient = tempfile::tempdir().unwrap();
+    fs_err::write(ambient.path().join("api-key"), "of another service").unwrap();
+    let shown = |mode: u32, args: &[&str], credentials: &Path| {
         fs_err::write(&file, "e2b_4567\n").unwrap();
         fs_err::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_firkin"));
         command.args(["sandbox", "ls"]).args(args).env("FIRKIN_STATE_DIR", server.state_dir.path());
-        command.env("E2B_API_KEY", "e2b_89ab").env_remove("E2B_API_URL").env_remove("CREDENTIALS_DIRECTORY");
-        if credentials {
-            command.env("CREDENTIALS_DIRECTORY", dir.path());
-        }
+        command.env("E2B_API_KEY", "e2b_89ab").env_remove("E2B_API_URL").env("CREDENTIALS_DIRECTORY", credentials);
         let output = command.output().unwrap();
         let seen =
             server.seen.lock().unwrap().drain(..).map(|seen| seen.headers["x-api-key"].to_str().unwrap().to_owned()).next();
         (seen, stderr(&output).to_owned())
     };
     let named = ["--api-key-file", file.to_str().unwrap()];
-    for (mode, args, credentials, key) in
-        [(0o600, &named[..], false, "e2b_4567"), (0o440, &[], true, "e2b_4567"), (0o600, &[], false, "e2b_0123")]
-    {
+    for (mode, args, credentials, key) in [
+        (0o600, &named[..], ambient.path(), "e2b_4567"),
+        (0o440, &named, dir.path(), "e2b_4567"),
+        (0o600, &[], ambient.path(), "e2b_0123"),
+    ] {
         assert_eq!(shown(mode, args, credentials).0.as_deref(), Some(key), "{mode:o}");
     }
-    for (mode, args, credentials) in [(0o640, &named[..], false), (0o604, &named, false), (0o444, &[], true)] {
-        let (seen, said) = shown(mode, args, credentials);
+    for (mode, credentials) in [(0o640, ambient.path()), (0o604, ambient.path()), (0o444, dir.path())] {
+        let (seen, said) = shown(mode, &named, credentials);
         assert!(seen.is_none() && said.contains("lets other users in") && said.contains("hint: `chmod 600"), "{said}");
         assert!(!said.contains("4567"), "{said}");
     }
