@@ -1,6 +1,6 @@
 //! What one sandbox may hold of the disk, with its snapshots and its paused state.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use firkin_runtime::{
     config::SandboxLimits,
@@ -10,7 +10,7 @@ use firkin_runtime::{
     sandbox_quota::QuotaError,
 };
 
-use crate::bench::{Host, base, life, names, until};
+use crate::bench::{DEAF, Host, base, hold_the_clock, life, names, until};
 
 fn disk_mib(mib: u64) -> SandboxLimits {
     SandboxLimits { disk_mib: Some(mib), ..SandboxLimits::default() }
@@ -100,6 +100,44 @@ async fn a_sandbox_has_no_more_snapshots_than_it_may_however_many_are_asked_for_
     server.snapshot(&other.id, None).await.unwrap();
     server.delete_template(&taken[0].as_ref().unwrap().snapshot_id).await.unwrap();
     server.snapshot(&one.id, None).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_nothing_keeps_neither_others_nor_itself_from_being_held() {
+    hold_the_clock();
+    let host = Host::new();
+    let server = host.server_that_limits(disk_mib(24)).await;
+    let mut deaf = Vec::new();
+    for _ in 0..6 {
+        deaf.push(server.create(base()).await.unwrap());
+    }
+    let other = server.create(base()).await.unwrap();
+    for sandbox in &deaf {
+        host.remember(&sandbox.id, DEAF);
+        write(&host, sandbox, 40);
+    }
+    write(&host, &other, 40);
+    let second = async || {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let told = |sandbox: &RuntimeSandbox| {
+        let events = server.events(&sandbox.id).unwrap().into_iter();
+        events.filter(|event| event.message.contains("more of the disk than it may: it was paused")).count()
+    };
+    // One look, and the clock stands still again.
+    second().await;
+    second().await;
+    until("who answers is paused", || told(&other) == 1).await;
+    assert!(deaf.iter().all(|sandbox| told(sandbox) == 0), "they are waited for, but not by others");
+    // The deadline of what is asked of a guest passes.
+    for _ in 0..90 {
+        second().await;
+    }
+    until("so are the others", || deaf.iter().all(|sandbox| told(sandbox) == 1)).await;
     server.shutdown(OnExit::Kill).await;
 }
 

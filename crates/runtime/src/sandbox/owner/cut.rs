@@ -217,7 +217,13 @@ impl Owner {
         }
         // An earlier failure may have left it stopped; a stopped guest cannot answer.
         running.session.machine.resume().await.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
-        running.session.sync().await.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?;
+        match running.session.sync().await {
+            // By not answering, a guest would go on writing. What it has not written is in the memory that is kept.
+            Err(error) if (reason, memory) == (CutReason::OverQuota, Memory::Kept) => {
+                tracing::warn!(sandbox = %id, error = chain(&error), "a guest did not get ready for the pause that its quota demands");
+            }
+            synced => synced.map_err(|source| SnapshotError::Guest { id: id.clone(), source })?,
+        }
         // Whatever can fail without the machine, or take time, stands before the freeze.
         let base = shared.artifacts.load(&running.session.memory_base);
         let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
