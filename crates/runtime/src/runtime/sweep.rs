@@ -30,6 +30,7 @@ use crate::{
     shared::Shared,
     store::{RecordedPhase, SandboxRecord, state_dir::OpenError},
     template::build::cache,
+    upkeep::sandbox_quota,
 };
 
 /// Machines that are greeted at a time: one that does not answer must not keep the others waiting.
@@ -57,6 +58,7 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     let shared = &owners.shared;
     let mut running = Vec::new();
     for record in shared.store.sandboxes().await.map_err(OpenError::Store)? {
+        let record = sandbox_quota::begin(shared, record).await;
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
             RecordedPhase::Running { .. } => running.push(record),

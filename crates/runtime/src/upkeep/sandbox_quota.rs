@@ -8,6 +8,8 @@
 
 use std::{collections::HashSet, io, path::PathBuf};
 
+use firkin_causes::chain;
+
 use crate::{
     artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember},
     ground::blocking::blocking,
@@ -42,6 +44,24 @@ pub enum QuotaError {
     /// The store failed.
     #[error("cannot tell which snapshots it has")]
     Store(#[source] StoreError),
+}
+
+/// The record of a sandbox whose server did not write down what it was created on: all that it has counts as that, and only what it writes
+/// from now on as its own. Of a paused one that cannot be read nothing is known, and it cannot be resumed either.
+pub(crate) async fn begin(shared: &Shared, record: SandboxRecord) -> SandboxRecord {
+    let layers = match &record.phase {
+        _ if record.inherited.is_some() => return record,
+        RecordedPhase::Running { layers, .. } => layers.clone(),
+        RecordedPhase::Paused(held) => match shared.artifacts.load(&held.artifact) {
+            Ok(artifact) => artifact.manifest.disk.layers,
+            Err(_) => return record,
+        },
+    };
+    let record = SandboxRecord { inherited: Some(layers), ..record };
+    if let Err(error) = shared.store.put_sandbox(record.clone()).await {
+        tracing::warn!(sandbox = %record.id, error = chain(&error), "cannot record what a sandbox was created on");
+    }
+    record
 }
 
 /// Refuses another snapshot of a sandbox that has as many as it may.
@@ -108,7 +128,6 @@ fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named])
             next.push(base);
         }
     }
-    // Of a sandbox of an earlier server it is not known which layers are its own.
     let inherited = record.inherited.as_deref();
     let own = layers.iter().filter(|layer| inherited.is_some_and(|inherited| !inherited.contains(layer)));
     parts.extend(own.map(|layer| artifacts.layer(layer)));

@@ -142,6 +142,33 @@ async fn who_answers_nothing_keeps_neither_others_nor_itself_from_being_held() {
 }
 
 #[tokio::test]
+async fn of_a_sandbox_of_an_earlier_server_counts_what_it_writes_from_now_on() {
+    let host = Host::new();
+    let server = host.server().await;
+    let sandbox = server.create(base()).await.unwrap();
+    server.shutdown(OnExit::Pause).await;
+    let store = rusqlite::Connection::open(host.state_dir().join("firkin.db")).unwrap();
+    let forgot = store.execute("UPDATE sandboxes SET body = json_remove(body, '$.inherited')", []).unwrap();
+    assert_eq!(forgot, 1);
+    store.close().unwrap();
+    let layers = host.state_dir().join("layers");
+    let before = names(&layers);
+
+    let server = host.server_that_limits(disk_mib(24)).await;
+    server.resume(&sandbox.id, life(&sandbox)).await.unwrap();
+    server.snapshot(&sandbox.id, None).await.unwrap();
+    let sealed: Vec<_> = names(&layers).into_iter().filter(|name| !before.contains(name)).collect();
+    let [sealed] = &sealed[..] else { panic!("{sealed:?}") };
+    let sealed = layers.join(sealed);
+    let heavy = if sealed.is_dir() { sealed.join("weight") } else { sealed };
+    let mut heavy = fs_err::OpenOptions::new().create(true).append(true).open(heavy).unwrap();
+    std::io::Write::write_all(&mut heavy, &vec![1; 40 << 20]).unwrap();
+    let refused = server.snapshot(&sandbox.id, None).await.unwrap_err();
+    assert!(is_over(&refused), "{refused:?}");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
 async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost() {
     let host = Host::new();
     let server = host.server_that_limits(disk_mib(24)).await;
