@@ -186,8 +186,14 @@ impl Content {
 
     /// Counts what it holds, unless that is known.
     pub(super) async fn count(&self) -> Result<(), VolumeError> {
+        let Some(counting) = self.0.account.to_be_counted().await else { return Ok(()) };
         let root = Arc::clone(&self.0);
-        blocking(move || root.counted().map(drop)).await
+        blocking(move || {
+            // Until it is done, also if nobody waits for it any more.
+            let _counting = counting;
+            root.counted().map(drop)
+        })
+        .await
     }
 
     /// The entry at `path`.
@@ -212,6 +218,7 @@ impl Content {
     pub async fn make_dir(&self, path: &str, attributes: Attributes, force: bool) -> Result<Entry, VolumeError> {
         let (root, path) = (Arc::clone(&self.0), Clean::new(path)?);
         attributes.check()?;
+        self.count().await?;
         blocking(move || {
             root.disk.check().map_err(VolumeError::Disk)?;
             root.counted()?;
@@ -236,6 +243,7 @@ impl Content {
     /// Removes a file, or a directory with all in it. The root stays.
     pub async fn remove(&self, path: &str) -> Result<(), VolumeError> {
         let (root, path) = (Arc::clone(&self.0), Clean::new(path)?);
+        self.count().await?;
         blocking(move || {
             let (parent, name) = path.split().ok_or_else(|| path.not_found())?;
             let parent = root.open(&parent, OFlags::PATH | OFlags::DIRECTORY).map_err(|_| path.not_found())?;
@@ -244,15 +252,19 @@ impl Content {
             // Out of sight at once, whatever it takes to remove it.
             root.changing(&parent, || renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()))
                 .map_err(|error| path.failed(error))?;
-            let before = root.bytes_aside(&gone).map_err(|error| path.failed(error))?;
+            let before = root.bytes_aside(&gone);
             let at = root.aside_path.join(&gone);
             let removed = if fs::symlink_metadata(&at).is_ok_and(|meta| meta.is_dir()) {
                 firkin_files::remove_tree(&at)
             } else {
                 fs::remove_file(&at)
             };
-            // What could not be removed counts on.
-            account.became(before, root.bytes_aside(&gone).unwrap_or(0));
+            match before {
+                // What could not be removed counts on.
+                Ok(before) => account.became(before, root.bytes_aside(&gone).unwrap_or(0)),
+                // Nobody is given room that there may not be.
+                Err(error) => tracing::warn!(%error, "what was removed from a volume counts until the server starts again"),
+            }
             removed.map_err(|source| VolumeError::File { path: at, source })
         })
         .await
@@ -277,6 +289,7 @@ impl Content {
     pub async fn write(&self, path: &str, attributes: Attributes, force: bool) -> Result<Upload, VolumeError> {
         let (root, path) = (Arc::clone(&self.0), Clean::new(path)?);
         attributes.check()?;
+        self.count().await?;
         blocking(move || {
             root.disk.check().map_err(VolumeError::Disk)?;
             let (parent, _) = path.split().ok_or(VolumeError::Kind { path: path.shown(), wanted: "file" })?;
@@ -529,6 +542,48 @@ mod tests {
         assert!(matches!(content.write("/c", setuid, false).await, Err(VolumeError::Mode(_))));
         content.write("/a", Attributes::default(), true).await.unwrap().finish().await.unwrap();
         assert_eq!(content.stat("/a").await.unwrap().size, 0);
+    }
+
+    #[test]
+    #[expect(clippy::await_holding_lock, reason = "it stands for a count that takes long")]
+    fn who_waits_for_a_count_keeps_no_thread() {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+        tokio.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let content = content(dir.path());
+            let counting = content.0.account.change();
+            let make = |n: u32| {
+                let content = content.clone();
+                tokio::spawn(async move { content.make_dir(&format!("/{n}"), Attributes::default(), false).await })
+            };
+            let waiting: Vec<_> = (0..8).map(make).collect();
+            tokio::task::yield_now().await;
+            let read = tokio::time::timeout(std::time::Duration::from_secs(10), content.stat("/")).await;
+            read.expect("a thread is left for others").unwrap();
+            drop(counting);
+            for made in waiting {
+                made.await.unwrap().unwrap();
+            }
+            assert_eq!(content.0.account.used(), Some(9 * usage::LEAST_BYTES));
+        });
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_measured_is_removed_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = content(dir.path());
+        content.make_dir("/a", Attributes::default(), false).await.unwrap();
+        // Deeper than any path that the system takes.
+        let mut at = OwnedFd::from(fs::File::open(dir.path().join("content/a")).unwrap().into_parts().0);
+        for _ in 0..20 {
+            let name = "x".repeat(250);
+            mkdirat(&at, &name, Mode::from_raw_mode(0o700)).unwrap();
+            at = rustix::fs::openat(&at, &name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        content.remove("/a").await.unwrap();
+        assert!(matches!(content.stat("/a").await, Err(VolumeError::PathNotFound(_))));
+        assert_eq!(fs::read_dir(dir.path().join("aside")).unwrap().count(), 0);
+        assert_eq!(content.0.account.used(), Some(2 * usage::LEAST_BYTES), "what is not known to be free is nobody's");
     }
 
     #[tokio::test]

@@ -43,11 +43,13 @@ pub(super) struct Account {
     used: Mutex<Option<u64>>,
     /// Held while the volume is counted, and while a directory of it is changed and looked at before and after.
     changing: Mutex<()>,
+    /// Held by who has it counted: the others wait for that without a thread.
+    counting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Account {
     pub(super) fn new(quota: u64) -> Arc<Self> {
-        Arc::new(Self { quota, used: Mutex::default(), changing: Mutex::default() })
+        Arc::new(Self { quota, used: Mutex::default(), changing: Mutex::default(), counting: Arc::default() })
     }
 
     pub(super) fn quota(&self) -> u64 {
@@ -67,6 +69,15 @@ impl Account {
     /// Held by who changes a directory, so that what it grew by can be told.
     pub(super) fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to have it counted, unless that has been done. It is to be kept until that is done, by whoever does it.
+    pub(super) async fn to_be_counted(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        if self.used().is_some() {
+            return None;
+        }
+        let counting = Arc::clone(&self.counting).lock_owned().await;
+        self.used().is_none().then_some(counting)
     }
 
     /// Counts what `root` holds unless that is known, and clears `aside` of what uploads left that a crash ended. Blocks.
