@@ -398,6 +398,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         found => return Err(StoreError::Schema { found, known: SCHEMA }),
     }
     builds::create_tables(&connection)?;
+    connection.execute_batch(in_use::INDICES).map_err(sqlite("create indices"))?;
     Ok(connection)
 }
 

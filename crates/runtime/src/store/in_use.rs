@@ -1,6 +1,8 @@
 //! What is used, as collection and the disk budget see it: all of it at one moment, so that nothing slips by on its way from one
 //! table to another.
 
+use std::collections::HashSet;
+
 use super::{
     LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds, spec::SandboxId, sqlite,
 };
@@ -25,17 +27,39 @@ pub(crate) struct Named {
     pub(crate) snapshot_of: Option<SandboxId>,
 }
 
+/// What finds versions by the sandbox that they are snapshots of, and by their artifact. A server that knows nothing of these keeps them
+/// right all the same, so they are no other version of the schema.
+pub(super) const INDICES: &str = "
+    CREATE INDEX IF NOT EXISTS versions_of_sandbox ON versions (json_extract(body, '$.snapshot_of'), json_extract(body, '$.artifact'));
+    CREATE INDEX IF NOT EXISTS versions_of_artifact ON versions (json_extract(body, '$.artifact'), json_extract(body, '$.snapshot_of'));";
+
+const OF_SANDBOX: &str = "SELECT json_extract(body, '$.artifact') FROM versions WHERE json_extract(body, '$.snapshot_of') = ?1";
+const OF_ARTIFACT: &str = "SELECT json_extract(body, '$.snapshot_of') FROM versions WHERE json_extract(body, '$.artifact') = ?1";
+
 impl Store {
-    /// Artifacts of all templates and snapshots, without all else that is on record of them.
-    pub(crate) async fn named_artifacts(&self) -> Result<Vec<Named>, StoreError> {
-        self.run(|tx| {
-            let query = "SELECT json_extract(body, '$.artifact'), json_extract(body, '$.snapshot_of') FROM versions";
-            let mut statement = tx.prepare_cached(query).map_err(sqlite("prepare a read"))?;
-            let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, Option<String>>(1)?));
-            let rows = statement.query_map([], columns).map_err(sqlite("read versions"))?;
-            let named =
-                |(artifact, of): (String, Option<String>)| Named { artifact, snapshot_of: of.and_then(|id| id.parse().ok()) };
-            rows.map(|row| row.map(named).map_err(sqlite("read a version"))).collect()
+    /// Artifacts of the snapshots of a sandbox.
+    pub(crate) async fn snapshots_of(&self, id: SandboxId) -> Result<Vec<String>, StoreError> {
+        self.run(move |tx| {
+            let mut statement = tx.prepare_cached(OF_SANDBOX).map_err(sqlite("prepare a read"))?;
+            let rows = statement.query_map([id.as_str()], |row| row.get(0)).map_err(sqlite("read versions"))?;
+            rows.collect::<Result<_, _>>().map_err(sqlite("read a version"))
+        })
+        .await
+    }
+
+    /// Which of these artifacts templates and snapshots name.
+    pub(crate) async fn named(&self, artifacts: HashSet<String>) -> Result<Vec<Named>, StoreError> {
+        self.run(move |tx| {
+            let mut statement = tx.prepare_cached(OF_ARTIFACT).map_err(sqlite("prepare a read"))?;
+            let mut found = Vec::new();
+            for artifact in artifacts {
+                let column = |row: &rusqlite::Row<'_>| row.get::<_, Option<String>>(0);
+                for of in statement.query_map([&artifact], column).map_err(sqlite("read versions"))? {
+                    let of = of.map_err(sqlite("read a version"))?;
+                    found.push(Named { artifact: artifact.clone(), snapshot_of: of.and_then(|id| id.parse().ok()) });
+                }
+            }
+            Ok(found)
         })
         .await
     }
@@ -59,5 +83,16 @@ impl Store {
             Ok(used)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::goes_through_no_table;
+
+    #[tokio::test]
+    async fn who_names_an_artifact_is_found_by_an_index() {
+        goes_through_no_table([OF_SANDBOX, OF_ARTIFACT].map(str::to_owned)).await;
     }
 }

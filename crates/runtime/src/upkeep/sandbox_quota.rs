@@ -67,8 +67,7 @@ pub(crate) async fn begin(shared: &Shared, record: SandboxRecord) -> SandboxReco
 /// Refuses another snapshot of a sandbox that has as many as it may.
 pub(crate) async fn admit_snapshot(shared: &Shared, id: &SandboxId) -> Result<(), QuotaError> {
     let max = shared.config.sandboxes.snapshots;
-    let named = shared.store.named_artifacts().await.map_err(QuotaError::Store)?;
-    let count = named.iter().filter(|named| named.snapshot_of.as_ref() == Some(id)).count();
+    let count = shared.store.snapshots_of(id.clone()).await.map_err(QuotaError::Store)?.len();
     if count < max { Ok(()) } else { Err(QuotaError::Snapshots { max }) }
 }
 
@@ -89,7 +88,7 @@ fn quota(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
 
 /// What a sandbox holds, bytes as they lie on the disk.
 async fn held(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
-    let named = shared.store.named_artifacts().await.map_err(QuotaError::Store)?;
+    let named = named(shared, record).await?;
     let dir = shared.launcher.instances.path(record.instance());
     let (artifacts, record) = (shared.artifacts.clone(), record.clone());
     let measure = move || -> io::Result<u64> {
@@ -100,6 +99,30 @@ async fn held(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError
         parts.iter().map(|part| bytes_at(part)).sum()
     };
     blocking(measure).await.map_err(QuotaError::Unmeasured)
+}
+
+/// Who names what the state and the snapshots of a sandbox are made of. Of all else that is on record nothing is read.
+async fn named(shared: &Shared, record: &SandboxRecord) -> Result<Vec<Named>, QuotaError> {
+    let mut next = shared.store.snapshots_of(record.id.clone()).await.map_err(QuotaError::Store)?;
+    next.push(match &record.phase {
+        RecordedPhase::Running { memory_base, .. } => memory_base.clone(),
+        RecordedPhase::Paused(held) => held.artifact.clone(),
+    });
+    let artifacts = shared.artifacts.clone();
+    let with_bases = move || {
+        let mut found = HashSet::new();
+        while let Some(id) = next.pop() {
+            if let Ok(artifact) = artifacts.load(&id)
+                && let MemoryMember::Diff { base } = artifact.manifest.memory
+                && !found.contains(&base)
+            {
+                next.push(base);
+            }
+            found.insert(id);
+        }
+        found
+    };
+    shared.store.named(blocking(with_bases).await).await.map_err(QuotaError::Store)
 }
 
 /// Directories of artifacts and files of layers that are there because of this sandbox.
