@@ -10,7 +10,10 @@ use jiff::Timestamp;
 use crate::{
     artifact::SnapshotArtifactManifest,
     capacity::ResourceBudget,
-    ground::{ids::TemplateId, reference::TemplateName},
+    ground::{
+        ids::{LayerId, TemplateId},
+        reference::TemplateName,
+    },
     machine::session::Session,
     start::PreparedTemplate,
     store::{

@@ -3,7 +3,7 @@
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
 use crate::ground::{
-    ids::{BuildId, TemplateId},
+    ids::{ArtifactId, BuildId, TemplateId},
     reference::{Reference, TemplateName},
 };
 
@@ -28,3 +28,4 @@ column!(Reference);
 column!(TemplateName);
 column!(TemplateId);
 column!(BuildId);
+column!(ArtifactId);

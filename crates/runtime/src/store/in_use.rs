@@ -38,7 +38,7 @@ const OF_ARTIFACT: &str = "SELECT json_extract(body, '$.snapshot_of') FROM versi
 
 impl Store {
     /// Artifacts of the snapshots of a sandbox.
-    pub(crate) async fn snapshots_of(&self, id: SandboxId) -> Result<Vec<String>, StoreError> {
+    pub(crate) async fn snapshots_of(&self, id: SandboxId) -> Result<Vec<ArtifactId>, StoreError> {
         self.run(move |tx| {
             let mut statement = tx.prepare_cached(OF_SANDBOX).map_err(sqlite("prepare a read"))?;
             let rows = statement.query_map([id.as_str()], |row| row.get(0)).map_err(sqlite("read versions"))?;
@@ -48,13 +48,13 @@ impl Store {
     }
 
     /// Which of these artifacts templates and snapshots name.
-    pub(crate) async fn named(&self, artifacts: HashSet<String>) -> Result<Vec<Named>, StoreError> {
+    pub(crate) async fn named(&self, artifacts: HashSet<ArtifactId>) -> Result<Vec<Named>, StoreError> {
         self.run(move |tx| {
             let mut statement = tx.prepare_cached(OF_ARTIFACT).map_err(sqlite("prepare a read"))?;
             let mut found = Vec::new();
             for artifact in artifacts {
                 let column = |row: &rusqlite::Row<'_>| row.get::<_, Option<String>>(0);
-                for of in statement.query_map([&artifact], column).map_err(sqlite("read versions"))? {
+                for of in statement.query_map([artifact.as_str()], column).map_err(sqlite("read versions"))? {
                     let of = of.map_err(sqlite("read a version"))?;
                     found.push(Named { artifact: artifact.clone(), snapshot_of: of.and_then(|id| id.parse().ok()) });
                 }

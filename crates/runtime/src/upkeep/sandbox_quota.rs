@@ -12,7 +12,7 @@ use firkin_causes::chain;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember},
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::ArtifactId},
     host::disk::{DiskPressure, bytes_at},
     shared::Shared,
     store::{Named, RecordedPhase, SandboxRecord, StoreError, spec::SandboxId},
