@@ -6,7 +6,6 @@
 //! for the README.
 
 use std::{
-    fmt::Write as _,
     io::{BufReader, Read as _},
     process::Stdio,
 };
@@ -17,6 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     run::{Report, Step, say},
+    table::{self, Row},
     workspace::Workspace,
 };
 
@@ -55,24 +55,12 @@ struct Host {
     kernel: String,
 }
 
-#[derive(Debug, Deserialize)]
-struct Row {
-    name: String,
-    samples: u32,
-    failed: u32,
-    min: f64,
-    p50: f64,
-    p95: Option<f64>,
-    p99: Option<f64>,
-    max: f64,
-}
-
 /// Restores, and fails unless every one of them came to life.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, soak: &Soak) -> anyhow::Result<()> {
     let mut table = String::new();
     report.step("kvm soak", |step| {
         let bench = measure(workspace, soak.restores.div_ceil(u32::try_from(RESTORES.len())?))?;
-        table = markdown(&bench)?;
+        table = markdown(&bench);
         judge(&bench, soak.restores, step)
     })?;
     say(&format!("\n{table}"));
@@ -112,19 +100,12 @@ fn judge(bench: &Bench, restores: u32, step: &mut Step) -> anyhow::Result<()> {
 }
 
 /// The table for the README.
-fn markdown(bench: &Bench) -> anyhow::Result<String> {
+fn markdown(bench: &Bench) -> String {
     let Bench { firkin, acceleration, host, rows } = bench;
     let alive: u32 = rows.iter().filter(|row| RESTORES.contains(&row.name.as_str())).map(|row| row.samples).sum();
-    let mut text = format!(
-        "firkin {firkin}, {acceleration}, {} x {}, Linux {}: {alive} restores, 0 deaths\n\n\
-         | figure | samples | min | p50 | p95 | p99 | max |\n|---|---|---|---|---|---|---|\n",
-        host.cpus, host.cpu, host.kernel
-    );
-    let rare = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
-    for Row { name, samples, min, p50, p95, p99, max, failed: _ } in rows {
-        writeln!(text, "| {name} | {samples} | {min:.1} | {p50:.1} | {} | {} | {max:.1} |", rare(*p95), rare(*p99))?;
-    }
-    Ok(text)
+    let Host { cpu, cpus, kernel } = host;
+    let head = format!("firkin {firkin}, {acceleration}, {cpus} x {cpu}, Linux {kernel}: {alive} restores, 0 deaths");
+    format!("{head}\n\n{}", table::markdown(rows))
 }
 
 #[cfg(test)]
@@ -167,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_table_is_markdown() {
-        let table = markdown(&bench("kvm", 1000, 0)).unwrap();
+        let table = markdown(&bench("kvm", 1000, 0));
         assert!(table.starts_with("firkin 0.1.0 abc, kvm, 2 x EPYC, Linux 6.12: 5000 restores, 0 deaths\n"), "{table}");
         assert!(table.contains("\n| fork to first stdout, ms | 1000 | 1.0 | 2.0 | 3.0 | - | 4.0 |\n"), "{table}");
     }

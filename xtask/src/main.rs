@@ -20,6 +20,7 @@ mod python;
 mod run;
 mod sbom;
 mod server;
+mod table;
 mod workspace;
 
 use conformance::Parts;
