@@ -12,6 +12,7 @@ mod advisories;
 mod conformance;
 mod e2b_suite;
 mod household;
+mod http;
 mod kvm_soak;
 mod leaks;
 mod nested;

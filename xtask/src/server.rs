@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -18,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{run::say, workspace::Workspace};
+use crate::{http, run::say, workspace::Workspace};
 
 /// From start to an answer on `/health`, the probe for acceleration included, which may have to wait for a guest that hangs.
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -165,15 +164,8 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 
 /// Whether `/health` is answered with success.
 fn healthy(address: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, PROBE_DEADLINE)?;
-        stream.set_read_timeout(Some(PROBE_DEADLINE))?;
-        stream.write_all(format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-        let mut answer = String::new();
-        stream.take(4096).read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 2"))
+    let request = http::Request { method: "GET", path: "/health", headers: &[], body: b"" };
+    http::ask(address, &request, PROBE_DEADLINE).is_ok_and(|answer| (200..300).contains(&answer.status))
 }
 
 /// The variables that `firkin env` prints for the server of this state directory.
