@@ -19,12 +19,17 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        signal::Signal,
+        signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{Pid, getppid},
+    unistd::{Pid, getppid, setpgid},
 };
 use tempfile::TempDir;
+
+use crate::{
+    interrupt::{ASKED_TO_END, on_each},
+    run::say,
+};
 
 /// Names the directory of a run to everything below it: where tests make state directories.
 pub(crate) const DIRECTORY: &str = "FIRKIN_TEST_DIR";
@@ -62,6 +67,19 @@ impl Household {
         &self.directory
     }
 
+    /// Has the run end when it comes to that, instead of at once, if its keeper is asked to end: from now on no terminal's Ctrl-C
+    /// reaches it, or what it starts.
+    pub(crate) fn heed_wishes(&self) -> anyhow::Result<Wish> {
+        setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("cannot make a process group")?;
+        let wish = self.wish();
+        fs::write(wish.is_heeded(), "")?;
+        Ok(wish)
+    }
+
+    pub(crate) fn wish(&self) -> Wish {
+        Wish { directory: self.directory.clone() }
+    }
+
     /// A directory of this run that machines' users may pass through, removed when it is dropped.
     pub(crate) fn passable_dir(&self, prefix: &str) -> anyhow::Result<TempDir> {
         passable_dir(&self.directory, prefix)
@@ -83,6 +101,44 @@ impl Household {
             }
         }
         Ok(descendants(self.keeper, &parents))
+    }
+}
+
+/// That a run may end, as somebody has asked its keeper.
+///
+/// A run that does nothing about it ends by the signal, as any program. One that has said so is told by a file, and ends after the
+/// step that is under way.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    directory: PathBuf,
+}
+
+impl Wish {
+    fn is_heeded(&self) -> PathBuf {
+        self.directory.join("heeds-wishes")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.join("is-to-end")
+    }
+
+    /// Whether somebody has asked.
+    pub(crate) fn is_there(&self) -> bool {
+        self.file().exists()
+    }
+
+    /// The keeper's part.
+    fn pass_on(&self, signal: Signal, run: Pid) -> anyhow::Result<()> {
+        if !self.is_heeded().exists() {
+            return kill(run, signal).context("cannot signal it");
+        }
+        say(&format!("{signal}: ending after the step that is under way"));
+        self.make()
+    }
+
+    /// Leaves the wish.
+    pub(crate) fn make(&self) -> anyhow::Result<()> {
+        Ok(fs::write(self.file(), "")?)
     }
 }
 
@@ -131,6 +187,12 @@ pub(crate) fn keep() -> anyhow::Result<ExitCode> {
         .spawn()
         .context("cannot start the run")?;
     let run = Pid::from_raw(i32::try_from(run.id()).context("a process id is an i32")?);
+    let wish = Wish { directory: directory.path().to_owned() };
+    on_each(&ASKED_TO_END, move |signal| {
+        if let Err(error) = wish.pass_on(signal, run) {
+            say(&format!("cannot pass {signal} on to the run: {error:#}"));
+        }
+    })?;
     loop {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, status)) if pid == run => {
@@ -147,6 +209,7 @@ pub(crate) fn keep() -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::{
+        os::unix::process::ExitStatusExt as _,
         process::{Child, Stdio},
         time::{Duration, Instant},
     };
@@ -176,6 +239,20 @@ pub(crate) mod tests {
         assert_eq!(descendants(1, &parents).len(), 5);
         assert_eq!(parent("7 (a) b) S 3 7 7 0"), Some(3));
         assert_eq!(parent("7 (dead) Z 3 7 7 0"), None);
+    }
+
+    #[test]
+    fn a_run_is_told_by_a_file_only_if_it_looks_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let wish = of_this_process(dir.path()).wish();
+        let mut run = waiting(Path::new("/bin/cat"));
+        let pid = Pid::from_raw(run.id().try_into().unwrap());
+        fs::write(wish.is_heeded(), "").unwrap();
+        wish.pass_on(Signal::SIGINT, pid).unwrap();
+        assert!(wish.is_there() && run.try_wait().unwrap().is_none());
+        fs::remove_file(wish.is_heeded()).unwrap();
+        wish.pass_on(Signal::SIGINT, pid).unwrap();
+        assert_eq!(run.wait().unwrap().signal(), Some(Signal::SIGINT as i32));
     }
 
     #[test]

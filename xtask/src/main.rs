@@ -13,6 +13,7 @@ mod conformance;
 mod e2b_suite;
 mod household;
 mod http;
+mod interrupt;
 mod kvm_soak;
 mod leaks;
 mod nested;
