@@ -18,6 +18,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use fs_err as fs;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{household::Household, run::Step};
 
@@ -35,6 +39,34 @@ const CLAIMS: &str = "/run/firkin/network";
 
 /// With what the names of numbered things begin: interfaces, and tables of rules.
 const NUMBERED: [&str; 2] = ["fk", "firkin_"];
+
+/// What things there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A server or another program of the product.
+    Process,
+    /// A virtual machine.
+    Machine,
+    NetworkNamespace,
+    Claim,
+    NetworkInterface,
+    Mount,
+    File,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Machine => "machine",
+            Self::NetworkNamespace => "network namespace",
+            Self::Claim => "claim of",
+            Self::NetworkInterface => "network interface",
+            Self::Mount => "mount",
+            Self::File => "file",
+        }
+    }
+}
 
 /// Everything of interest on the host at one time, each thing as a line that names it.
 #[derive(Debug)]
@@ -70,6 +102,11 @@ impl Host {
         Ok(Self { things })
     }
 
+    /// How many things of one kind there are.
+    pub(crate) fn count(&self, kind: Kind) -> usize {
+        self.things.iter().filter(|thing| thing.strip_prefix(kind.word()).is_some_and(|rest| rest.starts_with(' '))).count()
+    }
+
     fn since(&self, before: &Self) -> BTreeSet<String> {
         self.things.difference(&before.things).cloned().collect()
     }
@@ -94,6 +131,18 @@ pub(crate) fn check(household: &Household, before: &Host, step: &mut Step) -> an
     }
 }
 
+/// Kills the machines that this household has left, so that a run which has found them leaves none.
+pub(crate) fn end_machines(household: &Household) -> anyhow::Result<()> {
+    for pid in household.processes()? {
+        // A process may end while it is looked at: what cannot be read is gone.
+        let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+        if name.starts_with("qemu") {
+            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL).with_context(|| format!("cannot kill machine {pid}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Virtual machines and servers of the household, and the network namespaces that any of its processes is in.
 fn processes_and_namespaces(household: &Household, things: &mut BTreeSet<String>) -> anyhow::Result<()> {
     for pid in household.processes()? {
@@ -103,11 +152,14 @@ fn processes_and_namespaces(household: &Household, things: &mut BTreeSet<String>
             things.insert(format!("network namespace {}", namespace.display()));
         }
         let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        if name.starts_with("qemu") || name.starts_with("firkin") {
-            let words = fs::read(path.join("cmdline")).unwrap_or_default();
-            let words = String::from_utf8_lossy(&words).replace('\0', " ");
-            things.insert(format!("process {pid} {}: {}", name.trim(), words.chars().take(160).collect::<String>()));
-        }
+        let what = match name.as_str() {
+            name if name.starts_with("qemu") => Kind::Machine,
+            name if name.starts_with("firkin") => Kind::Process,
+            _ => continue,
+        };
+        let words = fs::read(path.join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        things.insert(format!("{} {pid} {}: {}", what.word(), name.trim(), words.chars().take(160).collect::<String>()));
     }
     Ok(())
 }
@@ -206,6 +258,8 @@ mod tests {
         let host = |things: &[&str]| Host { things: things.iter().map(|thing| (*thing).to_owned()).collect() };
         assert_eq!(host(&["a", "c"]).since(&host(&["a", "b"])), BTreeSet::from(["c".to_owned()]));
         assert!(host(&["a"]).since(&host(&["a", "b"])).is_empty());
+        let host = host(&["process 1 firkin", "mount /a", "mount /b", "mounted"]);
+        assert_eq!([Kind::Process, Kind::Mount, Kind::File].map(|kind| host.count(kind)), [1, 2, 0]);
     }
 
     #[test]
