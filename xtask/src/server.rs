@@ -3,9 +3,9 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
     thread,
     time::{Duration, Instant},
 };
@@ -50,39 +50,74 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server with this state directory, which may pull from the tests' registry, and returns once it answers.
-    pub(crate) fn start(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(workspace: &Workspace, state_dir: &Path) -> anyhow::Result<Self> {
         Self::start_with(workspace, state_dir, &["--registry-mirror", &format!("{TESTS_REGISTRY}={TESTS_REGISTRY}")])
     }
 
     /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.
-    pub(crate) fn start_with_https(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn start_with_https(workspace: &Workspace, state_dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
         let address = free_address()?.to_string();
         Self::start_with(workspace, state_dir, &[&["--tls-listen", &address], options].concat())
     }
 
     /// The same, with these options.
-    pub(crate) fn start_with(workspace: &Workspace, state_dir: &std::path::Path, options: &[&str]) -> anyhow::Result<Self> {
-        let address = free_address()?;
+    pub(crate) fn start_with(workspace: &Workspace, state_dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        Self::launch(workspace, state_dir, options, free_address()?)
+    }
+
+    /// Another one in the place of this one, which has died: at its address, and with its log.
+    pub(crate) fn start_again(self, workspace: &Workspace, state_dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        Self::launch(workspace, state_dir, options, self.address)
+    }
+
+    fn launch(workspace: &Workspace, state_dir: &Path, options: &[&str], address: SocketAddr) -> anyhow::Result<Self> {
         // Beside the directory and not in it: that is the server's own.
         let log = state_dir.with_extension("log");
-        let output = fs::File::create(&log)?.into_parts().0;
+        let output = fs::OpenOptions::new().create(true).append(true).open(&log)?.into_parts().0;
         let errors = output.try_clone().context("cannot share the log file")?;
-        let child = workspace
-            .firkin()
-            .args(["up", "--yes", "--listen", &address.to_string(), "--state-dir"])
-            .arg(state_dir)
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .context("cannot start `firkin up`")?;
+        let mut command = workspace.firkin();
+        command.args(["up", "--yes", "--listen", &address.to_string(), "--state-dir"]).arg(state_dir).args(options);
+        let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().context("cannot start `firkin up`")?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id is an i32")?);
         let mut server = Self { address, pid, exited: watch(child), log, stopped: false };
         let started = Instant::now();
         server.wait_until_healthy(started + START_DEADLINE)?;
         say(&format!("server {pid} answers on {address} after {:.1} s", started.elapsed().as_secs_f32()));
         Ok(server)
+    }
+
+    /// Where it serves.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Kills it, as the kernel does when there is no memory left: its machines go on.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.stopped = true;
+        kill(self.pid, Signal::SIGKILL).context("the server is gone already")?;
+        self.exited
+            .recv_timeout(STOP_DEADLINE)
+            .context("the killed server does not end")?
+            .context("cannot wait for the server")?;
+        Ok(())
+    }
+
+    /// Fails if it has ended by itself.
+    pub(crate) fn is_there(&mut self) -> anyhow::Result<()> {
+        match self.exited.try_recv() {
+            Err(TryRecvError::Empty) => Ok(()),
+            Ok(Ok(status)) => {
+                self.stopped = true;
+                bail!("the server ended by itself: {status}\n{}", self.log_tail())
+            }
+            Ok(Err(error)) => Err(error).context("cannot wait for the server"),
+            Err(TryRecvError::Disconnected) => bail!("the server's watcher ended"),
+        }
     }
 
     fn wait_until_healthy(&mut self, deadline: Instant) -> anyhow::Result<()> {
@@ -169,7 +204,7 @@ fn healthy(address: SocketAddr) -> bool {
 }
 
 /// The variables that `firkin env` prints for the server of this state directory.
-pub(crate) fn variables(workspace: &Workspace, state_dir: &std::path::Path) -> anyhow::Result<BTreeMap<String, String>> {
+pub(crate) fn variables(workspace: &Workspace, state_dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let output = workspace.firkin().arg("env").arg("--state-dir").arg(state_dir).output().context("cannot run `firkin env`")?;
     if !output.status.success() {
         bail!("`firkin env` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
