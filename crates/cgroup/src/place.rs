@@ -20,6 +20,9 @@ pub(crate) const PREFIX: &str = "firkin-";
 /// The group of the process that owns the others.
 pub(crate) const SERVER: &str = "server";
 
+/// Groups of a host that are looked at for what dead owners have left: far more than most have, and read within a second.
+const MAX_GROUPS: usize = 20_000;
+
 /// Where an owner's groups are in one tree.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -41,8 +44,8 @@ impl Place {
             lacks.extend(tree.resources.iter().map(lack));
         };
         let base = base(tree, is_delegated(&tree.own));
-        sweep_strangers(&base, owner);
         let dir = base.join(format!("{PREFIX}{owner}"));
+        sweep_others(&tree.mount, &dir);
         let lock = match made(&dir).and_then(|()| lock(&dir)) {
             Ok(lock) => lock,
             Err(error) => {
@@ -190,17 +193,28 @@ fn is_delegated(group: &Path) -> bool {
     })
 }
 
-/// Removes what other owners left who live no more: whoever lives locks his directory.
-fn sweep_strangers(base: &Path, owner: &str) {
-    for stranger in directories(base).into_iter().filter(|path| name(path).is_some_and(|name| name.starts_with(PREFIX))) {
-        if name(&stranger).and_then(|name| name.strip_prefix(PREFIX)) != Some(owner)
-            && let Ok(_held) = lock(&stranger)
-        {
-            for group in directories(&stranger).iter().chain([&stranger]) {
+/// Removes what owners left anywhere in a tree who live no more: whoever lives locks his directory. An earlier process of the same owner
+/// is one of them, if it was in another group than this one: a session's, or that of another unit.
+fn sweep_others(mount: &Path, own: &Path) {
+    for other in owners_below(mount).iter().filter(|other| *other != own) {
+        if let Ok(_held) = lock(other) {
+            for group in directories(other).iter().chain([other]) {
                 remove(group);
             }
         }
     }
+}
+
+/// The directories of owners, at any depth.
+fn owners_below(mount: &Path) -> Vec<PathBuf> {
+    let (mut owners, mut left, mut seen) = (Vec::new(), vec![mount.to_owned()], 0);
+    while let Some(dir) = left.pop().filter(|_| seen < MAX_GROUPS) {
+        for group in directories(&dir) {
+            seen += 1;
+            if name(&group).is_some_and(|name| name.starts_with(PREFIX)) { owners.push(group) } else { left.push(group) }
+        }
+    }
+    owners
 }
 
 /// Removes a group, unless somebody is in it or below it. Whether it is gone.
@@ -302,14 +316,23 @@ mod tests {
     fn what_a_dead_owner_left_goes_and_what_a_living_one_has_stays() {
         let host = tempfile::tempdir().unwrap();
         let tree = tree(host.path(), Version::V1);
-        for path in ["firkin-dead/a", "firkin-alive/a", "other/a"] {
-            fs::create_dir_all(tree.own.join(path)).unwrap();
+        let (here, elsewhere) = (tree.own.clone(), host.path().join("user.slice/session-1"));
+        for path in ["firkin-dead/a", "firkin-alive/a", "firkin-x/a", "other/a"] {
+            fs::create_dir_all(here.join(path)).unwrap();
         }
-        let held = lock(&tree.own.join("firkin-alive")).unwrap();
-        sweep_strangers(&tree.own, "x");
-        let mut left: Vec<PathBuf> = directories(&tree.own);
-        left.sort();
-        assert_eq!(left, ["firkin-alive", "other"].map(|name| tree.own.join(name)));
+        // Of this owner, started by another user, and of one who lives.
+        for path in ["firkin-x/server", "firkin-there/a"] {
+            fs::create_dir_all(elsewhere.join(path)).unwrap();
+        }
+        let held = ["own/firkin-alive", "user.slice/session-1/firkin-there"].map(|path| lock(&host.path().join(path)).unwrap());
+        sweep_others(host.path(), &here.join("firkin-x"));
+        let left = |dir: &Path| {
+            let mut left: Vec<String> = directories(dir).iter().filter_map(|path| name(path)).map(str::to_owned).collect();
+            left.sort();
+            left
+        };
+        assert_eq!(left(&here), ["firkin-alive", "firkin-x", "other"]);
+        assert_eq!(left(&elsewhere), ["firkin-there"]);
         drop(held);
     }
 }
