@@ -22,6 +22,7 @@ mod python;
 mod run;
 mod sbom;
 mod server;
+mod soak;
 mod table;
 mod workspace;
 
@@ -64,6 +65,8 @@ enum Command {
     },
     /// E2B's own Python test suites, from a checkout, against a server of our own
     E2bSuite(e2b_suite::Suite),
+    /// The long form of the tests: hours of use of one server, after which nothing may have failed, grown or been left
+    Soak(soak::Soak),
     /// Thousands of restores with KVM on this host, none of which may die; prints the README's table
     KvmSoak(kvm_soak::Soak),
     /// The whole product on KVM, in an emulated machine that has it: for hosts without
@@ -117,6 +120,11 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             e2b_suite::run(workspace, household, report, &suite)
+        }
+        Command::Soak(soak) => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            soak::run(workspace, household, report, &soak)
         }
         Command::KvmSoak(soak) => {
             report.step("build", |step| workspace.build(step))?;
