@@ -35,6 +35,8 @@ use tracing_subscriber::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How long a ready command may take in a warm session.
+const READY_COMMAND: Duration = Duration::from_secs(60);
 /// A host that is never full.
 const NEVER: HostCapacity = HostCapacity { cpus: 1000, memory_mib: 1 << 20, disk_mib: 1 << 30 };
 
@@ -277,6 +279,33 @@ async fn a_warm_session_that_dies_is_replaced() {
     assert!(bench.engine.crash(&bench.engine.live_dirs()[0]));
     let status = bench.until("another is made", |status| status.refills == 2).await;
     assert_eq!((status.lost, bench.engine.live(), bench.runtime.capacity().usage.warm.sessions), (1, 1, 1));
+    bench.stop().await;
+}
+
+/// A guest that takes connections and says nothing, as one whose machine has died does.
+fn silent_envd() -> (NetworkChoice, std::net::TcpListener) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    (NetworkChoice::LoopbackPorts([(49983, listener.local_addr().unwrap().port())].into()), listener)
+}
+
+#[tokio::test]
+async fn a_machine_that_dies_while_it_is_warmed_up_is_noticed_at_once() {
+    let Bench { runtime, engine, taken, dir } = Bench::start(Depth::NONE).await;
+    runtime.shutdown(OnExit::Kill).await;
+    drop(runtime);
+    // As if its ready command had been there from the start: then the build would have waited for it.
+    let store = rusqlite::Connection::open(dir.path().join("state/firkin.db")).unwrap();
+    let changed = store.execute("UPDATE versions SET body = json_set(body, '$.warm_up', 'true')", []).unwrap();
+    assert_eq!(changed, 1);
+    drop(store);
+    let (network, envd) = silent_envd();
+    let config = RuntimeConfig { network, ..config(dir.path(), NEVER, Depth { min: 1, max: 1 }) };
+    let runtime = Runtime::open(config, Arc::new(engine.clone())).await.unwrap();
+    let bench = Bench { runtime, engine, taken, dir };
+    let (_connection, _) = tokio::task::spawn_blocking(move || envd.accept().unwrap()).await.unwrap();
+    assert!(bench.engine.crash(&bench.engine.live_dirs()[0]));
+    let noticed = bench.until("it is noticed", |status| status.failed_refills == 1);
+    tokio::time::timeout(READY_COMMAND / 2, noticed).await.expect("long before the ready command's own deadline");
     bench.stop().await;
 }
 

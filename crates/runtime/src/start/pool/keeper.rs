@@ -43,6 +43,8 @@ enum RefillError {
     Prepare(#[source] LaunchError),
     #[error("the template's ready command did not end in a warm session")]
     WarmUp(#[source] CommandError),
+    #[error("the machine of a warm session ended while the template's ready command ran in it: {0}")]
+    Died(Exit),
     #[error("the template's ready command ended with status {0} in a warm session")]
     NotReady(i32),
     #[error("cannot stop a warm session")]
@@ -66,6 +68,7 @@ impl RefillError {
             | Self::Launch(_)
             | Self::Prepare(_)
             | Self::WarmUp(_)
+            | Self::Died(_)
             | Self::NotReady(_)
             | Self::Stop(_)
             | Self::GivenUp => false,
@@ -266,7 +269,11 @@ async fn warm_up(session: &mut Session, ready: Option<&str>, token: Option<&str>
     if let Some(ready) = ready {
         let mut command = GuestCommand::new(ready);
         command.deadline = WARM_UP_DEADLINE;
-        let output = command::run_as_clients_do(session.link.connector(), token, &command).await.map_err(RefillError::WarmUp)?;
+        // A dead guest answers nothing, not even that it is gone: the command would be waited for until its deadline.
+        let output = tokio::select! {
+            output = command::run_as_clients_do(session.link.connector(), token, &command) => output.map_err(RefillError::WarmUp)?,
+            exit = session.machine.wait() => return Err(RefillError::Died(exit)),
+        };
         if output.exit_code != 0 {
             return Err(RefillError::NotReady(output.exit_code));
         }
