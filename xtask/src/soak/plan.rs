@@ -7,6 +7,9 @@ use super::walk::Lane;
 /// The part of a run in which its server is killed.
 const SERVERS_DIE: f64 = 1.0 / 3.0;
 
+/// So many cycles do everything, also where a run has no more.
+const ROUND: u64 = 6;
+
 /// What one cycle does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -25,9 +28,9 @@ impl Plan {
         Self {
             cycle,
             builds: cycle % 3 == 1,
-            reboots: cycle % 6 == 2,
-            machines_die: cycle % 6 == 3,
-            server_dies: cycle % 6 == 5 && part < SERVERS_DIE,
+            reboots: cycle % ROUND == 2,
+            machines_die: cycle % ROUND == 3,
+            server_dies: cycle % ROUND == 5 && (part < SERVERS_DIE || cycle < ROUND),
             walks_the_host: cycle % 24 == 6,
         }
     }
@@ -55,7 +58,7 @@ mod tests {
 
     #[test]
     fn everything_is_done_early_and_the_server_lives_on_in_the_end() {
-        let early: Vec<Plan> = (1..=6).map(|cycle| Plan::of(cycle, 0.1)).collect();
+        let early: Vec<Plan> = (1..=ROUND).map(|cycle| Plan::of(cycle, 0.9)).collect();
         for done in [
             |plan: &Plan| plan.builds,
             |plan: &Plan| plan.reboots,
@@ -65,7 +68,8 @@ mod tests {
         ] {
             assert!(early.iter().any(done));
         }
-        assert!((1..100).map(|cycle| Plan::of(cycle, 0.4)).all(|plan| !plan.server_dies));
+        let late = |part| (ROUND..100).map(move |cycle| Plan::of(cycle, part)).filter(|plan| plan.server_dies).count();
+        assert_eq!((late(0.2), late(0.4)), (15, 0));
     }
 
     #[test]
