@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::BuildId},
     host::disk::{DiskPressure, bytes_below},
     sandbox::owner::{Access, Command, Owners, Relief, SnapshotError},
     store::spec::SandboxId,
@@ -39,7 +39,7 @@ const LITTLE_BYTES: u64 = 1 << 20;
 enum Writer {
     Sandbox(SandboxId),
     /// By its id.
-    Build(String),
+    Build(BuildId),
 }
 
 /// Bytes in the directory of each one's machine: the layer that it writes.
@@ -220,7 +220,7 @@ mod tests {
 
     fn writer(id: &str) -> Writer {
         if let Some(build) = id.strip_prefix("build-") {
-            Writer::Build(build.to_owned())
+            Writer::Build(build.parse().unwrap())
         } else {
             Writer::Sandbox(id.parse().unwrap())
         }

@@ -133,13 +133,13 @@ impl Builds {
     }
 
     /// Where the machine of each build writes, by the build's id.
-    pub(crate) fn workplaces(&self) -> Vec<(String, PathBuf)> {
-        let place = |(id, live): (&String, &UnderWay)| Some((id.clone(), live.build.log.workplace()?));
+    pub(crate) fn workplaces(&self) -> Vec<(BuildId, PathBuf)> {
+        let place = |(id, live): (&BuildId, &UnderWay)| Some((id.clone(), live.build.log.workplace()?));
         self.all_live().iter().filter_map(place).collect()
     }
 
     /// Ends a build for which the disk has no room.
-    pub(crate) fn crowd_out(&self, id: &str) {
+    pub(crate) fn crowd_out(&self, id: &BuildId) {
         if let Some(live) = self.live(id) {
             live.crowded_out.cancel();
         }
