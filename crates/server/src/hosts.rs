@@ -86,6 +86,8 @@ impl HostName {
         let (name, port) = match host.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']')?;
+                // Some clients leave the zone of a link-local address in.
+                let address = address.split_once('%').map_or(address, |(address, _)| address);
                 (Self::Address(IpAddr::V6(address.parse().ok()?)), port)
             }
             None => {
@@ -202,6 +204,7 @@ mod tests {
             "192.0.2.1:80",
             "[::1]:3000",
             "[::FFFF:127.0.0.1]",
+            "[fe80::1%25eth0]:3000",
             "boxes.test",
             "BOXES.test.:8443",
             "api.boxes.test",
