@@ -35,7 +35,7 @@ pub(crate) struct GlobalArgs {
     /// Where the server keeps its state, and where other commands find it [default: /var/lib/firkin]
     #[arg(long, global = true, value_name = "DIR", env = "FIRKIN_STATE_DIR", hide_env_values = true)]
     pub(crate) state_dir: Option<PathBuf>,
-    /// The API key, alone in a file that is nobody else's: a server accepts it beside its own, other commands show it
+    /// The API key, in a file that is nobody else's: servers accept it, other commands show it
     /// [default: for `up` systemd's credential `api-key`; for others the key in the state directory, else E2B_API_KEY]
     #[arg(long, global = true, value_name = "FILE", env = "FIRKIN_API_KEY_FILE", hide_env_values = true)]
     pub(crate) api_key_file: Option<PathBuf>,
