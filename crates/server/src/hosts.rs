@@ -13,6 +13,9 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use http::{HeaderMap, Uri, header};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 /// Longest name of a host (RFC 1035, 2.3.4).
 const MAX_NAME_BYTES: usize = 253;
 
