@@ -62,10 +62,12 @@ pub(crate) async fn hold(owners: Arc<Owners>, builds: Arc<Builds>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = shared.stopping.cancelled() => return,
+            () = shared.stopping.cancelled() => break,
         }
         watch.look().await;
     }
+    // They hold what the next server waits for: the lock of the state directory.
+    watch.under_way.shutdown().await;
 }
 
 struct Watch {

@@ -61,7 +61,7 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = shared.stopping.cancelled() => return,
+            () = shared.stopping.cancelled() => break,
         }
         while let Some(done) = under_way.try_join_next() {
             // One that panicked has said so, and is not told again.
@@ -80,6 +80,8 @@ pub(crate) async fn hold(owners: Arc<Owners>) {
             });
         }
     }
+    // They hold what the next server waits for: the lock of the state directory.
+    under_way.shutdown().await;
 }
 
 /// What is known of each sandbox.
