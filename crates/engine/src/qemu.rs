@@ -17,12 +17,11 @@ mod command;
 mod cost;
 mod instance;
 mod isolation;
-mod log;
+mod launch;
 mod machine;
 mod monitor;
 mod prepared;
 pub mod probe;
-mod process;
 mod state;
 
 pub use isolation::safeguards_of_host;
@@ -48,16 +47,17 @@ use tokio::time::timeout;
 use self::{
     command::{Begin, CODE_CACHE_MIB, DiskNumbers, Hardware, Layer, MemoryBackend, Nic, ROOT_NODE},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
+    launch::Launch,
     machine::{Parts, QemuMachine, Root, State, blocking},
     monitor::{Monitor, MonitorError},
     prepared::{Phases, QemuPrepared, Snapshot},
-    process::{Launch, Process},
 };
 use crate::{
     Acceleration, BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, Processor, RestoreSpec, Safeguard, Shape, Slot,
     SnapshotMemory, StartError,
     disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
+    process::Process,
     qcow2::{self, Format, Qcow2},
 };
 
@@ -198,7 +198,8 @@ impl Engine for QemuEngine {
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
         let record = Record::read(dir).map_err(|source| file_error(dir, source))?;
         let memory = open_recorded(&record)?;
-        let mut process = Process::adopt(record.pid, record.start_time, record.uid, dir)
+        let log = launch::open_log(dir).map_err(|source| file_error(dir, source))?;
+        let mut process = Process::adopt(record.pid, record.start_time, record.uid, log)
             .map_err(|source| file_error(&dir.join("instance.json"), source))?;
         let outcome = timeout(ADOPT_DEADLINE, greet_again(dir)).await;
         // From here on the machine is either ours or of no use to anybody.
@@ -339,7 +340,7 @@ impl QemuEngine {
 
 async fn spawn(launch: Launch) -> Result<Process, StartError> {
     let program = launch.program.display().to_string();
-    blocking(move || process::spawn(launch)).await.map_err(|source| StartError::Spawn { program, source })
+    blocking(move || launch::spawn(launch)).await.map_err(|source| StartError::Spawn { program, source })
 }
 
 /// Waits for QEMU's greeting, or for its end.

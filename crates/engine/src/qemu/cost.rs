@@ -7,8 +7,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::process::stat_field;
-use crate::{HostUse, memory::ram::Ram};
+use crate::{HostUse, memory::ram::Ram, process::stat_field};
 
 /// Memory from `smaps_rollup` and `smaps`, CPU time from `stat`. Walks page tables: milliseconds for a large guest.
 pub(super) fn of_process(pid: u32, inode: u64, memory_bytes: u64) -> io::Result<HostUse> {

@@ -24,13 +24,13 @@ use super::{
     cost,
     instance::{self, CONTROL_SOCKET},
     monitor::{Event, Monitor, MonitorError},
-    process::Process,
     state::{self, Outlet},
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
     memory::{PAGE_BYTES, PageBuffer, ram::Ram, sparse},
     parts,
+    process::Process,
 };
 
 /// A command that changes no data answers at once, even on a host that is short of CPU.

@@ -20,12 +20,12 @@ use super::{
     instance::{self, CONTROL_SOCKET},
     machine::{self, Parts, QemuMachine, State, blocking},
     monitor::Monitor,
-    process::Process,
     refused, start_error, state,
 };
 use crate::{
     Exit, Machine, Prepared, StartError,
     memory::{diff::Diff, ram::Ram},
+    process::Process,
 };
 
 /// Loading less than a megabyte of device state.

@@ -18,12 +18,13 @@ use crate::{
     Acceleration, Compatibility, Fingerprint, PROBE_CMDLINE, Processor, Shape, StartError,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, MemoryBackend},
-        cost, greet, in_memory, instance, isolation, listen,
+        cost, greet, in_memory, instance, isolation,
+        launch::Launch,
+        listen,
         monitor::{Event, Monitor, MonitorError},
-        open_kvm,
-        process::{Launch, Process},
-        spawn, start_error,
+        open_kvm, spawn, start_error,
     },
+    process::Process,
 };
 
 /// `file:` migration and descriptor sets with it came together in this version.

@@ -1,22 +1,19 @@
-//! The QEMU process: started without privileges, watched by pidfd, killed and reaped, its standard error kept short (`log.rs`).
+//! The process of a machine: watched by pidfd, killed and reaped, what it says kept short (`process/log.rs`).
 //!
-//! The process is in a session of its own and outlives us on purpose: an adopted machine is a process that we find again by
+//! The process outlives us on purpose: an adopted machine is a process that we find again by
 //! pid *and* start time. Everything that ends it goes through its pidfd, so a reused pid is never hit. Dropping a [`Process`]
 //! kills it; [`Process::release`] does not.
 
 use std::{
-    ffi::OsString,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             fs::MetadataExt,
-            process::{CommandExt, ExitStatusExt},
+            process::ExitStatusExt,
         },
     },
-    path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
-    sync::Arc,
+    process::ExitStatus,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -26,32 +23,17 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use firkin_jail::{Confinement, Jail};
+pub(crate) mod log;
 
-use super::log::Log;
+use log::Log;
 
-/// Variable of a machine's process that names its instance directory.
-const INSTANCE_VARIABLE: &str = "FIRKIN_INSTANCE";
 /// How likely a machine is to be killed when the host has no memory left, beside what its size says; 1000 is always. Its guest is one
 /// sandbox, and everything else on the host is more.
 const OOM_SCORE: &str = "500";
 
-/// What to run.
-#[derive(Debug)]
-pub(super) struct Launch {
-    pub(super) program: PathBuf,
-    pub(super) arguments: Vec<OsString>,
-    /// That of the program.
-    pub(super) jail: Arc<Jail>,
-    /// What it is handed is what the arguments name by number.
-    pub(super) confinement: Confinement,
-    /// Where the log is written, and the value of [`INSTANCE_VARIABLE`]. The process itself has no way there.
-    pub(super) dir: PathBuf,
-}
-
 /// How a process ended, as far as we may know it: only a parent is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     Status(ExitStatus),
     /// It was started by an earlier process of ours.
     Unknown,
@@ -67,7 +49,7 @@ impl std::fmt::Display for Ended {
 }
 
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: u32,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
@@ -76,50 +58,17 @@ pub(super) struct Process {
     kill_on_drop: bool,
 }
 
-/// Starts it. Blocking, and to be called within a runtime. No error leaves a process behind.
-pub(super) fn spawn(launch: Launch) -> io::Result<Process> {
-    let (log, stderr) = Log::create(&launch.dir)?;
-    let mut command = Command::new(&launch.program);
-    command
-        .args(&launch.arguments)
-        .env_clear()
-        // For operators, who look for the machine of a directory: it works in none of its own, and its files have no names.
-        .env(INSTANCE_VARIABLE, &launch.dir)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(stderr)
-        .arg0("firkin-vm");
-    let child = launch.jail.spawn(command, launch.confinement)?;
-    let pid = child.id();
-    may_be_killed_for_memory(pid);
-    match Process::watch(pid, log) {
-        Ok(process) => Ok(process),
-        Err(error) => {
-            abandon(child);
-            Err(error)
-        }
-    }
-}
-
 /// Told of a process that is taken over too: the server that started it may have been killed before it said so.
-fn may_be_killed_for_memory(pid: u32) {
+pub(crate) fn may_be_killed_for_memory(pid: u32) {
     if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE) {
         tracing::warn!(pid, %error, "a machine is as likely to be killed for memory as everybody");
     }
 }
 
-/// A child without a pidfd: out of descriptors. It must not stay.
-fn abandon(mut child: std::process::Child) {
-    if let Err(error) = child.kill().and_then(|()| child.wait()) {
-        tracing::error!(pid = child.id(), %error, "cannot end a process that cannot be watched");
-    }
-}
-
 impl Process {
     /// A process that an earlier process of ours started, if `pid` still is that process.
-    pub(super) fn adopt(pid: u32, start_time: u64, uid: u32, dir: &Path) -> io::Result<Self> {
-        let mut process = Self::watch(pid, Log::open(dir)?)?;
+    pub(crate) fn adopt(pid: u32, start_time: u64, uid: u32, log: Log) -> io::Result<Self> {
+        let mut process = Self::watch(pid, log)?;
         process.kill_on_drop = false;
         // The pidfd is held, so what is read below is of the process that it names, or of none.
         let owner = fs_err::metadata(format!("/proc/{pid}"))?.uid();
@@ -130,33 +79,34 @@ impl Process {
         Ok(process)
     }
 
-    fn watch(pid: u32, log: Log) -> io::Result<Self> {
+    /// A process that is to end with what is returned, unless that is released.
+    pub(crate) fn watch(pid: u32, log: Log) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = watched(pidfd_open(raw, PidfdFlags::empty())?)?;
         Ok(Self { pid, start_time: start_time(pid)?, pidfd, log, ended: None, kill_on_drop: true })
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Clock ticks between the host's start and the process's.
-    pub(super) fn start_time(&self) -> u64 {
+    pub(crate) fn start_time(&self) -> u64 {
         self.start_time
     }
 
     /// From here on, a drop kills the process.
-    pub(super) fn kill_on_drop(&mut self) {
+    pub(crate) fn kill_on_drop(&mut self) {
         self.kill_on_drop = true;
     }
 
     /// Lets it live on without us.
-    pub(super) fn release(mut self) {
+    pub(crate) fn release(mut self) {
         self.kill_on_drop = false;
     }
 
     /// Ends when the process has ended and is reaped. Cancel-safe.
-    pub(super) async fn ended(&mut self) -> Ended {
+    pub(crate) async fn ended(&mut self) -> Ended {
         if let Some(ended) = self.ended {
             return ended;
         }
@@ -177,12 +127,12 @@ impl Process {
     }
 
     /// Whether it has ended already, without waiting.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some() || has_ended(self.pidfd.get_ref())
     }
 
     /// Sends SIGKILL. A process that has ended is no error.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => tracing::error!(pid = self.pid, %error, "cannot kill a machine's process"),
@@ -190,12 +140,12 @@ impl Process {
     }
 
     /// The end of what it wrote to its standard error.
-    pub(super) fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         self.log.tail()
     }
 
     /// Takes what it wrote to its standard error, of which a bounded part is kept.
-    pub(super) fn look_at_log(&self) {
+    pub(crate) fn look_at_log(&self) {
         if let Err(error) = self.log.look() {
             tracing::warn!(pid = self.pid, %error, "cannot keep what a machine's process says");
         }
@@ -255,7 +205,7 @@ fn start_time(pid: u32) -> io::Result<u64> {
 }
 
 /// A numeric field of `/proc/<pid>/stat`, counted from 1 as in proc(5); at least 4.
-pub(super) fn stat_field(pid: u32, field: usize) -> io::Result<u64> {
+pub(crate) fn stat_field(pid: u32, field: usize) -> io::Result<u64> {
     let stat = fs_err::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
     after_name

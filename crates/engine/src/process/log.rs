@@ -1,6 +1,6 @@
 //! What a machine's process says on its standard error, of which a bounded part is kept.
 //!
-//! A guest can make QEMU complain at will, and who has taken QEMU over writes what it likes. A file that the process writes to itself
+//! A guest can make its engine complain at will, and who has taken that over writes what it likes. A file that the process writes to itself
 //! grows for as long as nobody looks, and nobody looks while the server is away. So the process writes to a pipe, whose size the
 //! kernel bounds: when it is full, what is said further is lost and nobody waits. Whoever watches the machine moves what has come to
 //! the log now and then, a bounded piece each time, and empties the log before it would grow too long.
@@ -17,10 +17,6 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 
-/// Name of the log in the instance directory.
-const LOG_FILE: &str = "qemu.log";
-/// Name of the pipe.
-const PIPE_FILE: &str = "qemu.stderr";
 /// The log is emptied before it is longer.
 const MAX_LOG_BYTES: u64 = 256 << 10;
 /// What is moved to it at a time: all that a pipe holds (`pipe(7)`), unless the process has made it larger.
@@ -30,29 +26,28 @@ const TAIL_BYTES: u64 = 4 << 10;
 
 /// The reader's side.
 #[derive(Debug)]
-pub(super) struct Log {
-    /// Absent where an earlier build had the process write to the file itself.
+pub(crate) struct Log {
+    /// Absent where the process writes to the file itself.
     pipe: Option<File>,
     file: File,
 }
 
 impl Log {
-    /// A new one in `dir`, and what the process is given to write to.
-    pub(super) fn create(dir: &Path) -> io::Result<(Self, File)> {
-        let file = fs_err::OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(dir.join(LOG_FILE))?;
-        let path = dir.join(PIPE_FILE);
-        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    /// A new one, by these names, and what the process is given to write to.
+    pub(crate) fn create(file: &Path, pipe: &Path) -> io::Result<(Self, File)> {
+        let file = fs_err::OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(file)?;
+        mkfifo(pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
         // Also to be read: a pipe without a reader, as after our end, would be an error to who writes. And opened apart from
         // ours, since the process may change the flags of what it has.
-        let theirs = fs_err::OpenOptions::new().read(true).write(true).custom_flags(flags()).open(&path)?;
-        let log = Self { pipe: Some(read_end(&path)?), file: file.into_parts().0 };
+        let theirs = fs_err::OpenOptions::new().read(true).write(true).custom_flags(flags()).open(pipe)?;
+        let log = Self { pipe: Some(read_end(pipe)?), file: file.into_parts().0 };
         Ok((log, theirs.into_parts().0))
     }
 
     /// That of a machine which an earlier process of ours started.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        let file = fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags()).open(dir.join(LOG_FILE))?;
-        let pipe = match read_end(&dir.join(PIPE_FILE)) {
+    pub(crate) fn open(file: &Path, pipe: &Path) -> io::Result<Self> {
+        let file = fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags()).open(file)?;
+        let pipe = match read_end(pipe) {
             Ok(pipe) => Some(pipe),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
@@ -60,8 +55,13 @@ impl Log {
         Ok(Self { pipe, file: file.into_parts().0 })
     }
 
+    /// A file that its writers append to themselves.
+    pub(crate) fn of_file(file: File) -> Self {
+        Self { pipe: None, file }
+    }
+
     /// Moves what has come to the log, and bounds that.
-    pub(super) fn look(&self) -> io::Result<()> {
+    pub(crate) fn look(&self) -> io::Result<()> {
         let mut said = Vec::new();
         match self.pipe.as_ref().map(|pipe| pipe.take(LOOK_BYTES).read_to_end(&mut said)) {
             None | Some(Ok(_)) => {}
@@ -76,7 +76,7 @@ impl Log {
     }
 
     /// The end of what has come.
-    pub(super) fn tail(&self) -> String {
+    pub(crate) fn tail(&self) -> String {
         let read = || {
             self.look()?;
             let length = self.file.metadata()?.len();
@@ -121,6 +121,20 @@ mod tests {
         (0..FLOOD_BYTES / line.len()).for_each(|_| say(process, &line));
     }
 
+    fn names(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
+        (dir.join("log"), dir.join("stderr"))
+    }
+
+    fn create(dir: &Path) -> (Log, File) {
+        let (file, pipe) = names(dir);
+        Log::create(&file, &pipe).unwrap()
+    }
+
+    fn open(dir: &Path) -> Log {
+        let (file, pipe) = names(dir);
+        Log::open(&file, &pipe).unwrap()
+    }
+
     fn on_disk(dir: &Path) -> u64 {
         fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
     }
@@ -128,7 +142,7 @@ mod tests {
     #[test]
     fn a_flood_fills_neither_disk_nor_memory_and_the_last_words_are_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, process) = Log::create(dir.path()).unwrap();
+        let (log, process) = create(dir.path());
         say(&process, b"first words\n");
         assert_eq!(log.tail(), "first words");
         for _ in 0..10 {
@@ -143,13 +157,13 @@ mod tests {
     #[test]
     fn while_nobody_looks_a_flood_is_bounded_too_and_the_next_server_finds_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, process) = Log::create(dir.path()).unwrap();
+        let (log, process) = create(dir.path());
         drop(log);
         say(&process, b"said to nobody\n");
-        assert_eq!(Log::open(dir.path()).unwrap().tail(), "said to nobody");
+        assert_eq!(open(dir.path()).tail(), "said to nobody");
         flood(&process);
         assert_eq!(on_disk(dir.path()), "said to nobody\n".len() as u64);
-        let log = Log::open(dir.path()).unwrap();
+        let log = open(dir.path());
         assert!(log.tail().ends_with("xxx"));
         assert!(on_disk(dir.path()) <= MAX_LOG_BYTES);
     }
@@ -157,7 +171,7 @@ mod tests {
     #[test]
     fn a_process_that_waits_for_us_does_not_make_us_wait() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, process) = Log::create(dir.path()).unwrap();
+        let (log, process) = create(dir.path());
         // It has made its side wait.
         nix::fcntl::fcntl(&process, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty())).unwrap();
         assert_eq!(log.tail(), "");
@@ -166,8 +180,8 @@ mod tests {
     #[test]
     fn the_log_of_an_earlier_build_is_bounded_as_before() {
         let dir = tempfile::tempdir().unwrap();
-        fs_err::write(dir.path().join(LOG_FILE), vec![b'x'; 1 << 20]).unwrap();
-        let log = Log::open(dir.path()).unwrap();
+        fs_err::write(names(dir.path()).0, vec![b'x'; 1 << 20]).unwrap();
+        let log = open(dir.path());
         log.look().unwrap();
         assert_eq!(on_disk(dir.path()), 0);
     }
