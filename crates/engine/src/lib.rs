@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub mod compatibility;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+mod directory;
 pub mod disk;
 pub mod fake;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -48,13 +48,14 @@ use self::{
     command::{Begin, CODE_CACHE_MIB, DiskNumbers, Hardware, Layer, MemoryBackend, Nic, ROOT_NODE},
     instance::{CONTROL_SOCKET, MONITOR_SOCKET, MemoryRecord, Record},
     launch::Launch,
-    machine::{Parts, QemuMachine, Root, State, blocking},
+    machine::{Parts, QemuMachine, Root, State},
     monitor::{Monitor, MonitorError},
     prepared::{Phases, QemuPrepared, Snapshot},
 };
 use crate::{
     Acceleration, BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, Processor, RestoreSpec, Safeguard, Shape, Slot,
     SnapshotMemory, StartError,
+    directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
     process::Process,
@@ -126,7 +127,9 @@ impl Engine for QemuEngine {
             Acceleration::Tcg => {
                 OwnMemory { usual_mib: PROCESS_MIB + WARM_CODE_MIB, most_mib: MOST_MIB + u64::from(CODE_CACHE_MIB) }
             }
-            Acceleration::Kvm | Acceleration::None => OwnMemory { usual_mib: PROCESS_MIB, most_mib: MOST_MIB },
+            Acceleration::Kvm | Acceleration::None => {
+                OwnMemory { usual_mib: PROCESS_MIB, most_mib: MOST_MIB }
+            }
         }
     }
 
@@ -255,11 +258,11 @@ impl Disk {
             let path = path.to_path_buf();
             move |source| StartError::File { path, source }
         };
-        let name = machine::own_name(dir, overlay).map_err(failed(overlay))?.to_owned();
+        let name = directory::own_name(dir, overlay).map_err(failed(overlay))?.to_owned();
         let bytes = qcow2::inspect(overlay).map_err(|error| refused("the root disk", &error.to_string()))?.virtual_bytes;
-        let opened = instance::open_unfollowed(overlay, true).map_err(failed(overlay))?;
+        let opened = directory::open_unfollowed(overlay, true).map_err(failed(overlay))?;
         let layers = layers.iter().map(|layer| {
-            let (file, is_device) = instance::open_layer(&layer.path).map_err(failed(&layer.path))?;
+            let (file, is_device) = directory::open_layer(&layer.path).map_err(failed(&layer.path))?;
             Ok((file.into(), layer.format, is_device))
         });
         Ok(Self { name, overlay: opened.into(), bytes, layers: layers.collect::<Result<_, _>>()? })
@@ -346,7 +349,7 @@ async fn spawn(launch: Launch) -> Result<Process, StartError> {
 /// Waits for QEMU's greeting, or for its end.
 async fn greet(dir: &Path, process: &mut Process) -> Result<(Monitor, serde_json::Value), StartError> {
     const PHASE: &str = "its start";
-    let stream = instance::connect(dir, MONITOR_SOCKET).await.map_err(|source| file_error(&dir.join(MONITOR_SOCKET), source))?;
+    let stream = directory::connect(dir, MONITOR_SOCKET).await.map_err(|source| file_error(&dir.join(MONITOR_SOCKET), source))?;
     let opened = tokio::select! {
         opened = timeout(START_DEADLINE, Monitor::open(stream)) => opened,
         _ = process.ended() => return Err(StartError::Died { phase: PHASE, log: process.log_tail() }),
@@ -358,7 +361,7 @@ async fn greet(dir: &Path, process: &mut Process) -> Result<(Monitor, serde_json
 
 /// Speaks to a machine that was started before: its state, and its current root disk.
 async fn greet_again(dir: &Path) -> Result<(Monitor, State, Root), MonitorError> {
-    let stream = instance::connect(dir, MONITOR_SOCKET).await.map_err(MonitorError::Closed)?;
+    let stream = directory::connect(dir, MONITOR_SOCKET).await.map_err(MonitorError::Closed)?;
     let (mut monitor, _) = Monitor::open(stream).await?;
     let status = monitor.execute("query-status", json!({})).await?;
     let state = machine::state_of(&status).ok_or(MonitorError::Protocol("its machine was never whole"))?;
@@ -384,7 +387,7 @@ fn root_of(dir: &Path, blocks: &serde_json::Value, sets: &serde_json::Value) -> 
 fn open_recorded(record: &Record) -> Result<machine::Memory, StartError> {
     let (MemoryRecord::Cloned(path) | MemoryRecord::Booted(path)) = &record.memory;
     let booted = matches!(record.memory, MemoryRecord::Booted(_));
-    let file = instance::open_unfollowed(path, booted).map_err(|source| file_error(path, source))?;
+    let file = directory::open_unfollowed(path, booted).map_err(|source| file_error(path, source))?;
     let metadata = file.metadata().map_err(|source| file_error(path, source))?;
     if metadata.len() != record.memory_bytes || booted && metadata.uid() != record.uid {
         return Err(refused("adopting it", "its memory file is not what it was"));
@@ -446,7 +449,7 @@ async fn in_memory(path: PathBuf) -> Result<File, StartError> {
     let from = path.clone();
     let copy = blocking(move || {
         let mut copy = File::from(rustix::fs::memfd_create("firkin-boot", rustix::fs::MemfdFlags::CLOEXEC)?);
-        io::copy(&mut instance::open_unfollowed(&from, false)?, &mut copy)?;
+        io::copy(&mut directory::open_unfollowed(&from, false)?, &mut copy)?;
         rustix::fs::fchmod(&copy, rustix::fs::Mode::from_raw_mode(0o444))?;
         Ok(copy)
     });
@@ -454,7 +457,7 @@ async fn in_memory(path: PathBuf) -> Result<File, StartError> {
 }
 
 fn listen(dir: &Path, name: &str) -> Result<OwnedFd, StartError> {
-    instance::listen(dir, name).map_err(|source| file_error(&dir.join(name), source))
+    directory::listen(dir, name).map_err(|source| file_error(&dir.join(name), source))
 }
 
 fn duplicate(file: &File, path: &Path) -> Result<OwnedFd, StartError> {

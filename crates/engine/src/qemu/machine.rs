@@ -22,12 +22,13 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     command::{self, CONSOLE, CONSOLE_BYTES, STATE_OUT_SET},
     cost,
-    instance::{self, CONTROL_SOCKET},
+    instance::CONTROL_SOCKET,
     monitor::{Event, Monitor, MonitorError},
     state::{self, Outlet},
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
+    directory::{self, blocking},
     memory::{PAGE_BYTES, PageBuffer, ram::Ram, sparse},
     parts,
     process::Process,
@@ -365,7 +366,8 @@ impl QemuMachine {
             return Ok(());
         }
         let next = self.root.node + 1;
-        let (set, name) = (command::root_set(next), own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?);
+        let (set, name) =
+            (command::root_set(next), directory::own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?);
         self.opened = None;
         if self.stale {
             // One may have been opened for a cut that never came, perhaps under an earlier server.
@@ -373,7 +375,7 @@ impl QemuMachine {
             self.forget(PHASE, "remove-fd", json!({"fdset-id": set})).await?;
         }
         self.stale = true;
-        let file = instance::open_unfollowed(overlay, true).map_err(|source| file_error(overlay, source))?;
+        let file = directory::open_unfollowed(overlay, true).map_err(|source| file_error(overlay, source))?;
         self.hand(PHASE, json!({"fdset-id": set, "opaque": name}), &file).await?;
         // The node that is to lie below it is open already.
         self.command(PHASE, "blockdev-add", command::root_node(next, Value::Null)).await?;
@@ -450,7 +452,7 @@ impl QemuMachine {
             Some(stream) => stream,
             None => {
                 self.disconnect_control()?;
-                timeout(CONNECT_DEADLINE, instance::connect(&self.dir, CONTROL_SOCKET)).await??
+                timeout(CONNECT_DEADLINE, directory::connect(&self.dir, CONTROL_SOCKET)).await??
             }
         };
         let stream = stream.into_std()?;
@@ -608,12 +610,6 @@ impl Machine for QemuMachine {
     }
 }
 
-/// The name of a file of the instance, by which whoever adopts the machine finds it again.
-pub(super) fn own_name<'a>(dir: &Path, file: &'a Path) -> std::io::Result<&'a str> {
-    let name = file.file_name().and_then(|name| name.to_str()).filter(|_| file.parent() == Some(dir));
-    name.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file of the instance's directory"))
-}
-
 /// The state in the seam's diagram for a status of QEMU.
 pub(super) fn state_of(status: &Value) -> Option<State> {
     match status.get("status")?.as_str()? {
@@ -664,11 +660,4 @@ fn console_arguments() -> Value {
 
 fn file_error(path: &Path, source: std::io::Error) -> MachineError {
     MachineError::File { path: path.to_path_buf(), source }
-}
-
-/// Runs what reads or writes files on a thread that may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }

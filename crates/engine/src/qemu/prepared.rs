@@ -17,13 +17,14 @@ use tokio::time::timeout;
 
 use super::{
     command, file_error,
-    instance::{self, CONTROL_SOCKET},
-    machine::{self, Parts, QemuMachine, State, blocking},
+    instance::CONTROL_SOCKET,
+    machine::{self, Parts, QemuMachine, State},
     monitor::Monitor,
     refused, start_error, state,
 };
 use crate::{
     Exit, Machine, Prepared, StartError,
+    directory::{self, blocking},
     memory::{diff::Diff, ram::Ram},
     process::Process,
 };
@@ -81,7 +82,7 @@ impl Prepared for QemuPrepared {
             clock.phase("diff");
         }
         // A guest whose port is open when it wakes up, as it was when it fell asleep, has nothing to be told of it.
-        let control = match instance::connect(&parts.dir, CONTROL_SOCKET).await {
+        let control = match directory::connect(&parts.dir, CONTROL_SOCKET).await {
             Ok(control) => control,
             Err(_) if parts.process.has_ended() => {
                 return Err(StartError::Died { phase: "its wait for a snapshot", log: parts.process.log_tail() });

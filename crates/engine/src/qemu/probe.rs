@@ -24,8 +24,8 @@ use self::{
     trial::{Guest, Setting, Trial},
     verdict::{Fallback, Key, Verdict},
 };
-use super::{QemuEngine, isolation, machine::blocking};
-use crate::{Acceleration, Compatibility, Processor, StartError};
+use super::{QemuEngine, isolation};
+use crate::{Acceleration, Compatibility, Processor, StartError, directory::blocking};
 
 pub use self::verdict::last_fallback;
 

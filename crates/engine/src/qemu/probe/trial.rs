@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{ProbeError, ProbeRequest, seen};
 use crate::{
     Acceleration, Compatibility, Fingerprint, PROBE_CMDLINE, Processor, Shape, StartError,
+    process::Process,
     qemu::{
         command::{self, Begin, CONSOLE, CONSOLE_BYTES, Hardware, MemoryBackend},
         cost, greet, in_memory, instance, isolation,
@@ -24,7 +25,6 @@ use crate::{
         monitor::{Event, Monitor, MonitorError},
         open_kvm, spawn, start_error,
     },
-    process::Process,
 };
 
 /// `file:` migration and descriptor sets with it came together in this version.
