@@ -19,9 +19,14 @@ ioctl_readwrite!(trim_file_system, b'X', 121, TrimRange);
 pub(super) fn shrink() -> io::Result<()> {
     nix::unistd::sync();
     trim("/")?;
-    fs_err::write("/proc/sys/vm/drop_caches", "3")?;
+    tell_kernel("drop_caches", "3")?;
     // Merges what the dropping has freed into large blocks, which the balloon can report.
-    fs_err::write("/proc/sys/vm/compact_memory", "1").or_else(|error| match error.kind() {
+    tell_kernel("compact_memory", "1")
+}
+
+/// A kernel that is not asked for it, as a container's is not, has nothing of the kind to do.
+fn tell_kernel(what: &str, value: &str) -> io::Result<()> {
+    fs_err::write(format!("/proc/sys/vm/{what}"), value).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
     })
