@@ -15,6 +15,14 @@ use nix::{
     unistd::{Pid, sync},
 };
 
+use crate::logging;
+
+/// What Linux says on the console when it powers off, and what a container's engine looks for there.
+const POWERED_OFF: &str = "reboot: Power down";
+
+/// What Linux says when it restarts.
+const RESET: &str = "reboot: Restarting system";
+
 /// How long processes may take to end by themselves.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 
@@ -34,19 +42,23 @@ pub(crate) fn off() -> ! {
         tracing::debug!(%error, "cannot make the root file system read-only");
     }
     sync();
-    end(RebootMode::RB_POWER_OFF)
+    end(RebootMode::RB_POWER_OFF, POWERED_OFF, 0)
 }
 
 /// Ends the machine at once, in the way that says it failed.
 pub(crate) fn reset() {
     sync();
-    end(RebootMode::RB_AUTOBOOT)
+    end(RebootMode::RB_AUTOBOOT, RESET, 1)
 }
 
-fn end(mode: RebootMode) -> ! {
-    let error: Result<Infallible, Errno> = reboot(mode);
-    // PID 1 may not return: the kernel's panic is the last way to end the machine.
-    panic!("cannot end the machine: {error:?}");
+/// A container has no machine to end: its end is that of its first process, and the last line on its console says why. In a machine
+/// that is the kernel's panic, the last way to end it.
+#[expect(clippy::exit, reason = "PID 1 ends what it is PID 1 of")]
+fn end(mode: RebootMode, last_words: &str, status: i32) -> ! {
+    let Err(error): Result<Infallible, Errno> = reboot(mode);
+    tracing::debug!(%error, "there is no machine to end");
+    logging::complain(last_words);
+    std::process::exit(status)
 }
 
 /// Asks every process but this one to end, then makes it. The reaper collects them.
