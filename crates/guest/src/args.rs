@@ -1,4 +1,4 @@
-//! The command line of the stand-alone mode. PID 1 takes none: the kernel's parameters are not ours.
+//! The command line. PID 1 of a machine takes none: the kernel's parameters are not ours. That of a container is told so by a word.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -6,16 +6,21 @@ use crate::interpreter::Setup;
 
 /// How the program is called.
 pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
-     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... [--interpreter DIR] | firkin-guest --version";
+     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... [--interpreter DIR] | firkin-guest container | firkin-guest --version";
 
 /// The word that asks for the stand-alone mode.
 pub(crate) const ENVD: &str = "envd";
+
+/// The word that asks to be the first process of a container.
+pub(crate) const CONTAINER: &str = "container";
 
 /// The mode to run in.
 #[derive(Debug)]
 pub(crate) enum Mode {
     /// envd alone, on an ordinary host.
     Envd(Box<Options>),
+    /// The whole user space of a container, as its first process.
+    Container,
     /// Print the version.
     Version,
 }
@@ -67,6 +72,7 @@ pub(crate) enum ArgsError {
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, ArgsError> {
     match args.next().as_deref() {
         Some("--version") => return Ok(Mode::Version),
+        Some(CONTAINER) => return args.next().map_or(Ok(Mode::Container), |word| Err(ArgsError::Mode(word))),
         Some(ENVD) => {}
         other => return Err(ArgsError::Mode(other.unwrap_or_default().to_owned())),
     }
@@ -127,7 +133,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for words in ["", "serve", "envd --port", "envd --port x", "envd --what 1", "envd --env novalue"] {
+        assert!(matches!(parse_words("container"), Ok(Mode::Container)));
+        for words in ["", "serve", "container now", "envd --port", "envd --port x", "envd --what 1", "envd --env novalue"] {
             assert!(parse_words(words).is_err(), "{words}");
         }
     }

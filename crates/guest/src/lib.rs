@@ -1,7 +1,8 @@
 //! The agent inside a sandbox: PID 1, the control channel, envd, the code interpreter.
 //!
-//! One static binary with two ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
-//! guest. As `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
+//! One static binary with three ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
+//! guest. As `firkin-guest container` it is that in a container, whose kernel and file systems somebody else has set up. As
+//! `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
 
 mod alone;
 mod args;
@@ -23,12 +24,14 @@ use std::process::ExitCode;
 pub fn run() -> ExitCode {
     let mut args = std::env::args().skip(1).peekable();
     // A container may run the stand-alone mode as its PID 1, so the words on the command line come first.
-    if nix::unistd::getpid().as_raw() == 1 && args.peek().is_none_or(|word| word != args::ENVD) {
+    let first = nix::unistd::getpid().as_raw() == 1;
+    if first && args.peek().is_none_or(|word| word != args::ENVD && word != args::CONTAINER) {
         return init::run();
     }
     match args::parse(args) {
         Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
         Ok(args::Mode::Envd(options)) => alone::run(*options),
+        Ok(args::Mode::Container) => init::run_in_container(),
         Err(error) => {
             logging::complain(&format!("{error}\nusage: {}", args::USAGE));
             ExitCode::from(2)

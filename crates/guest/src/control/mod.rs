@@ -60,13 +60,27 @@ pub(crate) enum ControlError {
     Encode(#[source] EncodeError),
 }
 
+/// Whose kernel this is, and so what of it is this agent's to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Surroundings {
+    /// A machine of its own: the random generator, the clock and the table of neighbours came with the snapshot.
+    Machine,
+    /// A container: random bytes and the clock are the host's, which never slept, and the way to the gateway is the host's affair.
+    Container,
+}
+
 /// Opens the port and serves it from a thread of its own.
-pub(crate) fn start(state: EnvdState, reaper: Reaper) -> Result<(), ControlError> {
-    let port = Port::open()?;
+pub(crate) fn start(state: EnvdState, reaper: Reaper, surroundings: Surroundings) -> Result<(), ControlError> {
     let files = files::Files::bind().map_err(ControlError::Files)?;
-    let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
-    let watch = network::Watch::begin().map_err(ControlError::Watch)?;
-    let current = resume::Current::new(files, generator, watch, reaper);
+    let (port, kernel) = match surroundings {
+        Surroundings::Machine => {
+            let generator = entropy::Generator::open().map_err(ControlError::Generator)?;
+            let watch = network::Watch::begin().map_err(ControlError::Watch)?;
+            (Port::open()?, Some(resume::Kernel { generator, watch }))
+        }
+        Surroundings::Container => (Port::of_standard_streams()?, None),
+    };
+    let current = resume::Current::new(files, kernel, reaper);
     let agent = Agent { state, meter: Meter::default(), current, bond: Bond::default() };
     let run = move || {
         if let Err(error) = priority::before_others() {

@@ -138,8 +138,21 @@ pub(crate) fn loopback_up() -> Result<(), NetworkError> {
     carry_out(&[link_up(index_of("lo")?)])
 }
 
+/// How the gateway's hardware address comes to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Neighbours {
+    /// By an entry that never ages, so that nobody is asked after a restore.
+    Permanent,
+    /// By asking: a kernel that has no such entries.
+    Asked,
+}
+
 /// Makes `eth0` have `wanted`, taking back the address of `before`.
-pub(super) fn apply(wanted: Option<&GuestNetwork>, before: Option<&GuestNetwork>) -> Result<(), NetworkError> {
+pub(super) fn apply(
+    wanted: Option<&GuestNetwork>,
+    before: Option<&GuestNetwork>,
+    neighbours: Neighbours,
+) -> Result<(), NetworkError> {
     let Some(wanted) = wanted else { return Ok(()) };
     if wanted.prefix > 32 {
         return Err(NetworkError::Prefix(wanted.prefix));
@@ -154,7 +167,9 @@ pub(super) fn apply(wanted: Option<&GuestNetwork>, before: Option<&GuestNetwork>
     }
     requests.push(link_up(index));
     requests.push(address("set the address", RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, index, wanted));
-    requests.push(neighbour(index, wanted.gateway, mac));
+    if neighbours == Neighbours::Permanent {
+        requests.push(neighbour(index, wanted.gateway, mac));
+    }
     requests.push(default_route(index, wanted.gateway));
     carry_out(&requests)
 }

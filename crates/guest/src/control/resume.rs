@@ -18,7 +18,7 @@ use super::{
     entropy::{Generator, SEED_BYTES},
     files::Files,
     hooks,
-    network::{self, NetworkError},
+    network::{self, Neighbours, NetworkError},
 };
 use crate::{
     envd::{EnvdState, Settings, sandbox_env},
@@ -65,23 +65,30 @@ pub(super) enum ResumeError {
     Network(#[source] NetworkError),
 }
 
+/// What a kernel of this guest's own has to be told of.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) generator: Generator,
+    pub(super) watch: network::Watch,
+}
+
 /// The state in force.
 #[derive(Debug)]
 pub(super) struct Current {
     epoch: u64,
     network: Option<GuestNetwork>,
-    watch: network::Watch,
     /// Whether something of it has changed since it was seen to be in force.
     network_touched: bool,
     files: Files,
-    generator: Generator,
+    /// Absent in a container.
+    kernel: Option<Kernel>,
     reaper: Reaper,
 }
 
 impl Current {
     /// Nobody, before the first epoch.
-    pub(super) fn new(files: Files, generator: Generator, watch: network::Watch, reaper: Reaper) -> Self {
-        Self { epoch: 0, network: None, watch, network_touched: false, files, generator, reaper }
+    pub(super) fn new(files: Files, kernel: Option<Kernel>, reaper: Reaper) -> Self {
+        Self { epoch: 0, network: None, network_touched: false, files, kernel, reaper }
     }
 
     /// The highest epoch given; 0 before the first.
@@ -100,8 +107,14 @@ impl Current {
             state.begin_era();
         }
         self.epoch = identity.epoch;
-        self.generator.add(seed).map_err(ResumeError::Entropy)?;
-        let clock_behind_ns = set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?;
+        let clock_behind_ns = match &self.kernel {
+            Some(kernel) => {
+                kernel.generator.add(seed).map_err(ResumeError::Entropy)?;
+                set_clock(identity.realtime_ns).map_err(ResumeError::Clock)?
+            }
+            // The host's own are in force.
+            None => 0,
+        };
         nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
         write_files(identity, &self.files).map_err(ResumeError::Files)?;
         self.set_network(identity.network.as_ref(), new_life)?;
@@ -124,7 +137,7 @@ impl Current {
     fn set_network(&mut self, wanted: Option<&GuestNetwork>, new_life: bool) -> Result<(), ResumeError> {
         let Some(wanted) = wanted else { return Ok(()) };
         if self.network.as_ref() != Some(wanted) {
-            network::apply(Some(wanted), self.network.as_ref()).map_err(ResumeError::Network)?;
+            network::apply(Some(wanted), self.network.as_ref(), self.neighbours()).map_err(ResumeError::Network)?;
             self.network = Some(wanted.clone());
         } else if new_life {
             self.mend_network();
@@ -132,16 +145,22 @@ impl Current {
         Ok(())
     }
 
+    /// Whether the gateway can be entered for good among the neighbours.
+    fn neighbours(&self) -> Neighbours {
+        if self.kernel.is_some() { Neighbours::Permanent } else { Neighbours::Asked }
+    }
+
     /// Puts the network's settings in force again if something has been changed and they are not. That it was changed is remembered until
     /// they are.
     pub(super) fn mend_network(&mut self) {
         let Some(network) = &self.network else { return };
-        self.network_touched |= self.watch.has_changed();
+        // Without a watch, something may have.
+        self.network_touched |= self.kernel.as_ref().is_none_or(|kernel| kernel.watch.has_changed());
         if !self.network_touched {
             return;
         }
         if !network::is_in_force(network)
-            && let Err(error) = network::apply(Some(network), None)
+            && let Err(error) = network::apply(Some(network), None, self.neighbours())
         {
             tracing::error!(error = chain(&error), "cannot set up the network again");
             return;

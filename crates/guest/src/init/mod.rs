@@ -5,13 +5,14 @@
 //!                                        └► wait for /dev/vda ─► mount it ─► switch root ─► mount the rest ─► lo up ─► serve
 //! ```
 //!
-//! A step that fails ends the machine with a reset, which the host tells from a clean power-off.
+//! A step that fails ends the machine with a reset, which the host tells from a clean power-off. In a container only the last step is
+//! this program's: the rest is there before it.
 
 mod modules;
 mod mounts;
 mod nodes;
 
-use std::{io, net::SocketAddr, process::ExitCode};
+use std::{convert::Infallible, io, net::SocketAddr, process::ExitCode};
 
 use firkin_causes::chain;
 use firkin_wire::control::PROBE;
@@ -19,7 +20,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use self::{modules::ModuleError, mounts::MountError};
 use crate::{
-    control::{self, ControlError, NetworkError},
+    control::{self, ControlError, NetworkError, Surroundings},
     envd::{self, EnvdState, ServeError},
     interpreter, logging, power,
     reaper::Reaper,
@@ -44,7 +45,16 @@ enum BootError {
 
 /// Runs the machine. Returns only when that failed and the machine could not even be reset.
 pub(crate) fn run() -> ExitCode {
-    let error = match boot() {
+    ended(boot())
+}
+
+/// Runs the container whose first process this is. Returns only when that failed.
+pub(crate) fn run_in_container() -> ExitCode {
+    ended(boot_container())
+}
+
+fn ended(booted: Result<Infallible, BootError>) -> ExitCode {
+    let error = match booted {
         Ok(never) => match never {},
         Err(error) => error,
     };
@@ -53,7 +63,7 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn boot() -> Result<std::convert::Infallible, BootError> {
+fn boot() -> Result<Infallible, BootError> {
     mounts::early()?;
     logging::start();
     modules::load()?;
@@ -68,12 +78,24 @@ fn boot() -> Result<std::convert::Infallible, BootError> {
     raise_limits();
     raise_inotify();
     control::loopback_up()?;
+    serve(Surroundings::Machine)
+}
 
+/// Kernel, file systems and loopback are there; the rest of what PID 1 owes to its processes is the same.
+fn boot_container() -> Result<Infallible, BootError> {
+    logging::start();
+    raise_limits();
+    // So that a console has a word on it before anything goes wrong.
+    logging::complain(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"), " is the first process of a container"));
+    serve(Surroundings::Container)
+}
+
+fn serve(surroundings: Surroundings) -> Result<Infallible, BootError> {
     let state = EnvdState::default();
     let reaper = Reaper::of_process().map_err(BootError::Reaper)?;
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
-    control::start(state.clone(), reaper.clone())?;
+    control::start(state.clone(), reaper.clone(), surroundings)?;
     let routes = {
         let _guard = runtime.enter();
         interpret(&state, &reaper);
