@@ -320,7 +320,8 @@ async fn disk_is_switched(harness: &dyn Harness, template: &Snapshot) {
         guest.write_disk().await;
         instance.machine.pause().await.expect("it pauses");
         assert!(content(&frozen) == before, "a frozen overlay is written to");
-        assert!(content(&next) != empty, "the new overlay is not written to");
+        let held = harness.engine().disks().holds_writes();
+        assert!(content(&next) != empty || !held, "the new overlay is not written to");
         instance.machine.resume().await.expect("it resumes");
         instance.disk = next;
     }

@@ -53,6 +53,10 @@ pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// Whether an overlay or layer is a directory, with all that is in it, instead of a file.
     fn layers_are_directories(&self) -> bool;
 
+    /// Whether what a guest writes is in its overlay. Otherwise it is in the state of its snapshots, and overlays and layers only keep
+    /// their order.
+    fn holds_writes(&self) -> bool;
+
     /// Makes [`RootDisk::overlay`], which must not exist, empty over the rest of the disk. The guest sees a disk of `bytes`.
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError>;
 

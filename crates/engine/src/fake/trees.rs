@@ -62,6 +62,10 @@ impl DiskFormat for Trees {
         true
     }
 
+    fn holds_writes(&self) -> bool {
+        true
+    }
+
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
         make(&disk.overlay, disk.layers.last().map(PathBuf::as_path), &bytes.to_string())
     }

@@ -28,6 +28,10 @@ impl DiskFormat for Qcow2 {
         false
     }
 
+    fn holds_writes(&self) -> bool {
+        true
+    }
+
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
         let below = chain(disk).pop().expect("a disk has an image at least");
         Ok(create(&disk.overlay, &below, bytes)?)
