@@ -58,6 +58,8 @@ pub enum Acceleration {
     Kvm,
     /// QEMU's emulator. Real machines and real snapshots on any host, with a slow CPU.
     Tcg,
+    /// No virtual machine: a kernel in a process, whose guests run on the host's processor (gVisor, platform systrap).
+    Gvisor,
     /// No machine at all: the fake engine.
     None,
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Acceleration {
         f.write_str(match self {
             Self::Kvm => "kvm",
             Self::Tcg => "vm-emulated (tcg)",
+            Self::Gvisor => "gvisor (systrap)",
             Self::None => "none",
         })
     }

@@ -112,7 +112,7 @@ fn open_kvm(acceleration: Acceleration) -> io::Result<Option<OwnedFd>> {
             let file = fs_err::OpenOptions::new().read(true).write(true).open(KVM)?;
             Ok(Some(file.into_parts().0.into()))
         }
-        Acceleration::Tcg | Acceleration::None => Ok(None),
+        Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None => Ok(None),
     }
 }
 
@@ -127,7 +127,7 @@ impl Engine for QemuEngine {
             Acceleration::Tcg => {
                 OwnMemory { usual_mib: PROCESS_MIB + WARM_CODE_MIB, most_mib: MOST_MIB + u64::from(CODE_CACHE_MIB) }
             }
-            Acceleration::Kvm | Acceleration::None => {
+            Acceleration::Kvm | Acceleration::Gvisor | Acceleration::None => {
                 OwnMemory { usual_mib: PROCESS_MIB, most_mib: MOST_MIB }
             }
         }

@@ -120,7 +120,7 @@ pub(super) struct Layer {
 pub(super) fn machine_alias(acceleration: Acceleration) -> &'static str {
     match acceleration {
         Acceleration::Kvm => "microvm",
-        Acceleration::Tcg | Acceleration::None => "q35",
+        Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None => "q35",
     }
 }
 
@@ -128,7 +128,7 @@ pub(super) fn machine_alias(acceleration: Acceleration) -> &'static str {
 pub(super) fn cpu_model(acceleration: Acceleration) -> &'static str {
     match acceleration {
         Acceleration::Kvm => "host",
-        Acceleration::Tcg | Acceleration::None => "max",
+        Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None => "max",
     }
 }
 
@@ -139,8 +139,8 @@ pub(super) fn features_left_out(acceleration: Acceleration, processor: Processor
     match (acceleration, processor) {
         (Acceleration::Kvm, Processor::Plain) => &["svm", "vmx"],
         (Acceleration::Kvm, Processor::Nested) => &[],
-        (Acceleration::Tcg | Acceleration::None, Processor::Plain) => &["la57", "smap", "svm"],
-        (Acceleration::Tcg | Acceleration::None, Processor::Nested) => &["la57", "smap"],
+        (Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None, Processor::Plain) => &["la57", "smap", "svm"],
+        (Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None, Processor::Nested) => &["la57", "smap"],
     }
 }
 
@@ -176,7 +176,7 @@ fn base(line: &mut Line, hardware: &Hardware<'_>) {
     let Shape { vcpus, memory_mib } = hardware.shape;
     let features = match hardware.acceleration {
         Acceleration::Kvm => "acpi=on,pcie=off,rtc=on,usb=off",
-        Acceleration::Tcg | Acceleration::None => "usb=off,smbus=off,sata=off,graphics=off",
+        Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None => "usb=off,smbus=off,sata=off,graphics=off",
     };
     line.pair("-machine", format!("{},{features},memory-backend=ram,dump-guest-core=off", hardware.machine));
     match hardware.kvm {

@@ -65,7 +65,7 @@ pub(super) fn devices(dump: &Value, acceleration: Acceleration) -> Option<String
     let all = dump.as_object()?;
     let more: &[&str] = match acceleration {
         Acceleration::Kvm => &[],
-        Acceleration::Tcg | Acceleration::None => &EMULATED_DEVICES,
+        Acceleration::Tcg | Acceleration::Gvisor | Acceleration::None => &EMULATED_DEVICES,
     };
     let layout = |&name: &&str| Some((name.to_owned(), without_subsections(all.get(name)?.clone())));
     let ours: Map<String, Value> = DEVICES.iter().chain(more).filter_map(layout).collect();
