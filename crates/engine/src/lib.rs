@@ -32,6 +32,7 @@ pub mod disk;
 pub mod fake;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod gvisor;
 pub mod memory;
 mod process;
 pub mod qcow2;
