@@ -13,3 +13,4 @@
 //! guest has its loopback, and its agent the two pipes of its control channel.
 
 mod program;
+mod state;
