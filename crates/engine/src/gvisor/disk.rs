@@ -1,0 +1,111 @@
+//! Root disks of sandboxes whose snapshots hold what was written.
+//!
+//! An overlay is memory of the sandbox, and a checkpoint has all of it. So the files here hold nothing of a guest's: an overlay or layer
+//! is a mark that says what it lies over, which keeps the order of layers for whoever owns them.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{DiskError, DiskFormat, RootDisk};
+
+/// A mark is a path and a number.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// A mark for each overlay and layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Marks;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    /// None: the image.
+    below: Option<PathBuf>,
+    /// What the guest was to see of its disk.
+    bytes: u64,
+}
+
+fn read(path: &Path) -> Result<Mark, DiskError> {
+    let read = || {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(fs_err::File::open(path)?, MAX_BYTES), &mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|source| DiskError::File { path: path.to_path_buf(), source })?;
+    serde_json::from_slice(&text).map_err(|error| DiskError::Refused(error.into()))
+}
+
+fn make(path: &Path, mark: &Mark) -> Result<(), DiskError> {
+    let make = || {
+        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(&serde_json::to_vec(mark)?)
+    };
+    make().map_err(|source| DiskError::File { path: path.to_path_buf(), source })
+}
+
+impl DiskFormat for Marks {
+    fn extension(&self) -> &'static str {
+        "mark"
+    }
+
+    fn layers_are_directories(&self) -> bool {
+        false
+    }
+
+    fn holds_writes(&self) -> bool {
+        false
+    }
+
+    fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
+        make(&disk.overlay, &Mark { below: disk.layers.last().cloned(), bytes })
+    }
+
+    fn create_next(&self, current: &Path, sealed: &Path, next: &Path) -> Result<(), DiskError> {
+        let Mark { bytes, .. } = read(current)?;
+        make(next, &Mark { below: Some(sealed.to_path_buf()), bytes })
+    }
+
+    fn below(&self, file: &Path) -> Result<Option<PathBuf>, DiskError> {
+        Ok(read(file)?.below)
+    }
+
+    fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError> {
+        let Mark { bytes, .. } = read(file)?;
+        let text = serde_json::to_vec(&Mark { below: Some(below.to_path_buf()), bytes }).expect("a mark is JSON");
+        fs_err::write(file, text).map_err(|source| DiskError::File { path: file.to_path_buf(), source })
+    }
+
+    fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError> {
+        if !goes_on() {
+            return Err(DiskError::Stopped);
+        }
+        let Mark { bytes, .. } = read(layers.last().expect("a merge has layers"))?;
+        make(merged, &Mark { below: Some(below.to_path_buf()), bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_keep_the_order_of_a_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let disk = RootDisk { image: path("image"), layers: Vec::new(), overlay: path("a") };
+        Marks.create(&disk, 7).unwrap();
+        assert!(Marks.create(&disk, 7).is_err(), "it exists");
+        Marks.create_next(&path("a"), &path("a"), &path("b")).unwrap();
+        Marks.create_next(&path("b"), &path("b"), &path("c")).unwrap();
+        assert_eq!((Marks.below(&path("a")).unwrap(), Marks.below(&path("c")).unwrap()), (None, Some(path("b"))));
+        Marks.merge(&[path("b"), path("c")], &path("a"), &path("d"), &|| true).unwrap();
+        assert_eq!(Marks.below(&path("d")).unwrap(), Some(path("a")));
+        Marks.put_over(&path("c"), &path("d")).unwrap();
+        assert_eq!(Marks.below(&path("c")).unwrap(), Some(path("d")));
+        assert!(matches!(Marks.merge(&[path("c")], &path("a"), &path("e"), &|| false), Err(DiskError::Stopped)));
+        assert!(!path("e").exists());
+    }
+}
