@@ -12,6 +12,7 @@
 //! What a sandbox is started from is in its root image: a kernel and an initial file system have no meaning here. There is no network yet: a
 //! guest has its loopback, and its agent the two pipes of its control channel.
 
+mod channel;
 mod disk;
 mod program;
 mod state;
