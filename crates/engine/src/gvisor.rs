@@ -15,6 +15,7 @@
 mod channel;
 mod disk;
 mod program;
+mod spec;
 mod state;
 
 pub use self::disk::Marks;

@@ -1,0 +1,131 @@
+//! What `runsc` is told: its flags, and the OCI bundle of a sandbox.
+//!
+//! Nothing of it differs between sandboxes but their user and their root image. A checkpoint is restored only with the mounts and
+//! flags that it was made with, and a root that is another one is not even noticed, so the fixed part has a digest that snapshots
+//! carry.
+
+use std::{ffi::OsString, io, path::Path};
+
+use serde_json::{Value, json};
+
+/// The agent in every root image, which is the container's first process.
+pub const AGENT: &str = "/usr/lib/firkin/guest";
+/// What that is told.
+const AGENT_WORD: &str = "container";
+/// The directory of the bundle that stands for its root, which is in an image.
+pub(super) const EMPTY_ROOT: &str = "empty";
+/// The name of the one container in each directory of `runsc`.
+pub(super) const CONTAINER: &str = "sandbox";
+/// How likely a sandbox is to be killed when the host has no memory left; 1000 is always.
+const OOM_SCORE: i32 = 500;
+
+/// What a program may do in the sandbox, whose root has no rights outside. Not there: what gVisor has nothing behind.
+const CAPABILITIES: [&str; 20] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_IPC_LOCK",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RESOURCE",
+];
+
+/// Flags of every sandbox: no network, the platform that needs nothing of the host, and what a guest writes in memory and so in its
+/// checkpoints. Control groups are those that the process was put into.
+const FLAGS: [&str; 5] =
+    ["--network=none", "--platform=systrap", "--overlay2=root:memory", "--file-access=exclusive", "--ignore-cgroups"];
+
+/// The flags of a sandbox whose directory of `runsc` is `root`.
+pub(super) fn flags(root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
+    let with = |flag: &str, path: &Path| {
+        let mut word = OsString::from(flag);
+        word.push(path);
+        word
+    };
+    let own = [with("--root=", root), with("--log=", log), with("--panic-log=", panic_log), "--log-format=json".into()];
+    FLAGS.iter().map(OsString::from).chain(own).collect()
+}
+
+/// The bundle's `config.json` for a root in `image`, with the user `uid` of the host as its only one.
+fn config(image: &Path, uid: u32) -> io::Result<Value> {
+    let image = image.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is not text"))?;
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let ids = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
+    let capabilities = json!(CAPABILITIES);
+    let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "network", "user"].map(|kind| json!({"type": kind})).into();
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": [AGENT, AGENT_WORD],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities, "inheritable": capabilities,
+            },
+            "oomScoreAdj": OOM_SCORE,
+        },
+        "root": {"path": EMPTY_ROOT},
+        "hostname": "sandbox",
+        "annotations": {
+            "dev.gvisor.spec.rootfs.source": image,
+            "dev.gvisor.spec.rootfs.type": "erofs",
+            "dev.gvisor.spec.rootfs.overlay": "memory",
+        },
+        "mounts": [
+            mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("/dev", "tmpfs", &["nosuid", "mode=755"]),
+            mount("/dev/pts", "devpts", &["nosuid", "noexec"]),
+            mount("/dev/shm", "tmpfs", &["nosuid", "nodev", "mode=1777"]),
+            mount("/run", "tmpfs", &["nosuid", "nodev", "mode=755"]),
+        ],
+        "linux": {"namespaces": namespaces, "uidMappings": ids, "gidMappings": ids},
+    }))
+}
+
+/// The text of the bundle's `config.json`.
+pub(super) fn text(image: &Path, uid: u32) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(&config(image, uid)?)?)
+}
+
+/// Digest of all that sandboxes have in common.
+pub(super) fn digest() -> String {
+    let mut hasher = blake3::Hasher::new();
+    for flag in FLAGS {
+        hasher.update(flag.as_bytes()).update(b"\0");
+    }
+    let fixed = text(Path::new(""), 0).expect("no path is text");
+    hasher.update(&fixed).finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_has_one_user_of_the_host_and_no_file_of_it() {
+        let config = config(Path::new("/images/root.erofs"), 1234).unwrap();
+        assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 1234, "size": 1}]));
+        assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
+        let kinds: Vec<&str> = config["mounts"].as_array().unwrap().iter().map(|mount| mount["type"].as_str().unwrap()).collect();
+        assert!(!kinds.contains(&"bind"), "{kinds:?}");
+        for flag in flags(Path::new("/r"), Path::new("/l"), Path::new("/p")) {
+            let flag = flag.into_string().unwrap();
+            assert!(flag.starts_with("--") && !flag.contains("host-uds") && !flag.contains("host-fifo"), "{flag}");
+        }
+    }
+}
