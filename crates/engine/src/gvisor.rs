@@ -15,6 +15,7 @@
 mod channel;
 mod disk;
 mod program;
+mod sentry;
 mod spec;
 mod state;
 
