@@ -15,6 +15,7 @@
 mod channel;
 mod disk;
 mod program;
+mod remains;
 mod sentry;
 mod spec;
 mod state;
