@@ -14,6 +14,7 @@
 
 mod channel;
 mod disk;
+mod instance;
 mod program;
 mod remains;
 mod sentry;
