@@ -13,6 +13,8 @@
 //! guest has its loopback, and its agent the two pipes of its control channel.
 
 mod channel;
+mod command;
+mod cost;
 mod disk;
 mod instance;
 mod program;

@@ -1,0 +1,146 @@
+//! A run of the command `runsc`: in mounts of its own, in the control groups of its sandbox, and not longer than it may take.
+//!
+//! What the command mounts for a sandbox is in a mount namespace that it and the sandbox are alone in, so there is nothing to unmount when
+//! they are gone. The command is root, as any container runtime is; what it starts is not.
+#![expect(unsafe_code, reason = "a process joins its control groups between fork and exec")]
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use nix::{
+    libc,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::{
+    channel,
+    instance::{self, CONSOLE, LOG, RUNSC_DIR, RUNSC_LOG},
+    program::Program,
+    spec::{self, CONTAINER},
+};
+use crate::{
+    directory::blocking,
+    process::{Ended, Process},
+};
+
+/// A sandbox starts in a tenth of a second, many at once on a busy host in seconds; a large checkpoint is written in seconds.
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the command has as its standard streams, and so what the first process of a sandbox has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Streams {
+    /// The control channel and the console.
+    OfSandbox,
+    /// None: the command only speaks to a sandbox.
+    None,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) program: Program,
+    /// The instance directory.
+    pub(super) dir: PathBuf,
+    /// The subcommand and its flags. The container's name is added.
+    pub(super) words: Vec<OsString>,
+    pub(super) streams: Streams,
+    /// As [`crate::Slot::groups`].
+    pub(super) groups: Vec<OwnedFd>,
+}
+
+/// Why a run came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    /// It did not start.
+    #[error("cannot start `runsc`")]
+    Spawn(#[source] io::Error),
+    /// It failed, for this reason.
+    #[error("`runsc` failed: {0}")]
+    Failed(String),
+    /// It was killed: it took too long.
+    #[error("`runsc` did not finish within {} s", DEADLINE.as_secs())]
+    Deadline,
+}
+
+/// Runs it to its end. Dropping the future kills the command; what it has started is for [`super::remains`].
+pub(super) async fn run(call: Call) -> Result<(), RunError> {
+    let log = call.dir.join(RUNSC_LOG);
+    let mut process = blocking(move || spawn(call)).await.map_err(RunError::Spawn)?;
+    match timeout(DEADLINE, process.ended()).await {
+        Ok(Ended::Status(status)) if status.success() => Ok(()),
+        Ok(ended) => Err(RunError::Failed(reason(&log).unwrap_or_else(|| ended.to_string()))),
+        Err(_) => Err(RunError::Deadline),
+    }
+}
+
+fn spawn(call: Call) -> io::Result<Process> {
+    let Call { program, dir, words, streams, groups } = call;
+    let root = dir.join(RUNSC_DIR);
+    let mut command = Command::new(&program.path);
+    command.args(spec::flags(&root, &dir.join(RUNSC_LOG), &dir.join(LOG))).args(words).arg(CONTAINER);
+    command.env_clear().current_dir("/").process_group(0);
+    match streams {
+        Streams::OfSandbox => {
+            let open = |name| fs_err::OpenOptions::new().read(true).write(true).open(dir.join(name)).map(fs_err::File::into_file);
+            let console = append(&dir.join(CONSOLE))?;
+            command.stdin(open(channel::INPUT)?).stdout(open(channel::OUTPUT)?).stderr(console);
+        }
+        Streams::None => {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        }
+    }
+    let join = move || groups.iter().try_for_each(join_group);
+    // SAFETY: what runs between fork and exec only calls `write`, which is async-signal-safe, on descriptors that are open in the child.
+    unsafe { command.pre_exec(join) };
+    let log = append(&dir.join(LOG))?;
+    let child = apart(command)?;
+    Process::watch(child, log)
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    Ok(fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags).open(path)?.into_file())
+}
+
+/// Writes `0` to the file: the writing process.
+fn join_group(group: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the byte lives until the call returns, and it is as long as is said.
+    let written = unsafe { libc::write(group.as_raw_fd(), b"0".as_ptr().cast(), 1) };
+    if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Starts it from a thread whose mounts are its own: a child has the namespaces of the thread that starts it.
+fn apart(mut command: Command) -> io::Result<u32> {
+    let start = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        command.spawn().map(|child| child.id())
+    };
+    let thread = std::thread::Builder::new().name("firkin-runsc".into()).spawn(start)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts `runsc` has panicked")))
+}
+
+/// The last thing that the command said.
+fn reason(log: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Line {
+        msg: String,
+    }
+    let text = instance::tail(log).ok()?;
+    let line = text.rsplit(['\n', '}']).find_map(|line| serde_json::from_str::<Line>(&format!("{}}}", line.trim())).ok())?;
+    Some(line.msg)
+}
