@@ -17,6 +17,7 @@ mod command;
 mod cost;
 mod disk;
 mod instance;
+mod machine;
 mod program;
 mod remains;
 mod sentry;
