@@ -18,10 +18,260 @@ mod cost;
 mod disk;
 mod instance;
 mod machine;
+mod prepared;
+pub mod probe;
 mod program;
 mod remains;
 mod sentry;
 mod spec;
 mod state;
 
-pub use self::disk::Marks;
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use fs_err::os::unix::fs::OpenOptionsExt;
+
+use self::{
+    command::{Call, RunError, Streams},
+    instance::{LOG, PID_FILE, RUNSC_DIR, Record},
+    machine::{GvisorMachine, Parts, State},
+    prepared::GvisorPrepared,
+    program::Program,
+    remains::Remains,
+    state::{Origin, ReadError},
+};
+pub use self::{disk::Marks, spec::AGENT};
+use crate::{
+    BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard, SnapshotMemory, StartError,
+    directory::{self, blocking},
+    disk::{DiskFormat, RootDisk},
+    process::{Process, may_be_killed_for_memory},
+};
+
+/// What an idle sandbox takes beside its guest's memory: 24 MiB were measured, by proportional share.
+const USUAL_MIB: u64 = 24;
+/// Tables for its guest's pages, buffers, and the stacks of a thread for each of its guest's.
+const MOST_MIB: u64 = 256;
+
+/// Starts sandboxes with `runsc`. Made by [`probe::probe`], which finds out whether that works on this host.
+#[derive(Debug, Clone)]
+pub struct GvisorEngine {
+    program: Program,
+    /// Where binaries are kept, by their digests.
+    pins: PathBuf,
+    compatibility: Compatibility,
+    /// Digest of what all sandboxes have in common.
+    fixed: String,
+    images: Arc<Images>,
+}
+
+impl GvisorEngine {
+    /// The binary in use: a copy that no upgrade changes.
+    pub fn program(&self) -> &Path {
+        &self.program.path
+    }
+
+    async fn boot_from(&self, start: Start) -> Result<GvisorMachine, StartError> {
+        start.make().await?;
+        let mut parts = start.create(self.program.clone()).await?;
+        let (program, dir) = (parts.program.clone(), parts.dir.clone());
+        let words = vec!["start".into()];
+        let started = command::run(Call { program, dir, words, streams: Streams::None, groups: Vec::new() }).await;
+        started.map_err(|error| start_error("its start", error))?;
+        parts.record.whole = true;
+        parts.record.write(&parts.dir).map_err(|source| file_error(&parts.dir, source))?;
+        Ok(GvisorMachine::new(parts, State::Running))
+    }
+
+    /// Proves the state before there is a process.
+    async fn prepare_from(&self, start: Start, path: &Path) -> Result<GvisorPrepared, StartError> {
+        const PHASE: &str = "the snapshot's state";
+        start.make().await?;
+        let (state, image) = (path.to_path_buf(), start.dir.join(instance::IMAGE_DIR));
+        let read = tokio::task::spawn_blocking(move || state::open(&state, &image)).await;
+        let made = match read.map_err(|error| file_error(path, io::Error::other(error)))? {
+            Ok(made) => made,
+            Err(ReadError::Io(source)) => return Err(file_error(path, source)),
+            Err(error @ (ReadError::Version(_) | ReadError::Damaged(_))) => return Err(refused(PHASE, error.to_string())),
+        };
+        if made.image != start.origin.image {
+            return Err(refused(PHASE, "it was made on another root image".to_owned()));
+        }
+        if made.fixed != start.origin.fixed {
+            return Err(refused(PHASE, "it was made with other flags or mounts".to_owned()));
+        }
+        let program = self.maker(&made.program).await?;
+        Ok(GvisorPrepared::new(Start { origin: made, ..start }.create(program).await?))
+    }
+
+    /// The binary that wrote a state, kept since.
+    async fn maker(&self, digest: &str) -> Result<Program, StartError> {
+        if digest == self.program.digest {
+            return Ok(self.program.clone());
+        }
+        let (pins, wanted) = (self.pins.clone(), digest.to_owned());
+        blocking(move || Program::kept(&wanted, &pins)).await.map_err(|error| {
+            refused("the snapshot's state", format!("it was written by a `runsc` that is not kept here (`{digest}`): {error}"))
+        })
+    }
+
+    async fn origin(&self, disk: &RootDisk) -> Result<Origin, StartError> {
+        let (images, image) = (Arc::clone(&self.images), disk.image.clone());
+        let image = blocking(move || images.digest(&image)).await.map_err(|source| file_error(&disk.image, source))?;
+        Ok(Origin { program: self.program.digest.clone(), fixed: self.fixed.clone(), image })
+    }
+}
+
+#[async_trait]
+impl Engine for GvisorEngine {
+    fn compatibility(&self) -> &Compatibility {
+        &self.compatibility
+    }
+
+    fn own_memory(&self) -> OwnMemory {
+        OwnMemory { usual_mib: USUAL_MIB, most_mib: MOST_MIB }
+    }
+
+    /// None that hosts differ in: without its user namespace and its filter of system calls a sandbox does not start.
+    fn safeguards(&self) -> Vec<Safeguard> {
+        Vec::new()
+    }
+
+    fn disks(&self) -> &'static dyn DiskFormat {
+        &Marks
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
+        let origin = self.origin(&spec.disk).await?;
+        let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
+        Ok(Box::new(self.boot_from(start).await?))
+    }
+
+    async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError> {
+        if spec.memory != SnapshotMemory::InState {
+            return Err(refused("the snapshot's memory", "it is of another engine".to_owned()));
+        }
+        let origin = self.origin(&spec.disk).await?;
+        let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
+        Ok(Box::new(self.prepare_from(start, &spec.state).await?))
+    }
+
+    async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
+        let record = Record::read(dir).map_err(|source| file_error(dir, source))?;
+        let adopted = Process::adopt(record.pid, record.start_time, record.uid, &dir.join(LOG));
+        let mut process = adopted.map_err(|source| file_error(&dir.join("instance.json"), source))?;
+        let mut remains = Remains::adopted(record.uid, &dir.join(RUNSC_DIR));
+        if !record.whole {
+            process.kill_on_drop();
+            remains.end_on_drop();
+            return Err(refused("to be adopted", "its machine was never whole".to_owned()));
+        }
+        let outcome = sentry::is_paused(&dir.join(RUNSC_DIR)).await;
+        // From here on the sandbox is either ours or of no use to anybody.
+        process.kill_on_drop();
+        remains.end_on_drop();
+        let paused = outcome.map_err(|error| refused("to be adopted", firkin_causes::chain(&error)))?;
+        let program = self.maker(&record.origin.program).await?;
+        let parts = Parts { process, remains, dir: dir.to_path_buf(), record, program };
+        Ok(Box::new(GvisorMachine::new(parts, if paused { State::Paused } else { State::Running })))
+    }
+}
+
+/// A sandbox that is about to be.
+struct Start {
+    dir: PathBuf,
+    uid: u32,
+    groups: Vec<OwnedFd>,
+    disk: RootDisk,
+    origin: Origin,
+}
+
+impl Start {
+    /// Makes its bundle. Its overlay must be there, although it is only a mark.
+    async fn make(&self) -> Result<(), StartError> {
+        let overlay = &self.disk.overlay;
+        directory::own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?;
+        directory::open_unfollowed(overlay, false).map_err(|source| file_error(overlay, source))?;
+        let (dir, image, uid) = (self.dir.clone(), self.disk.image.clone(), self.uid);
+        blocking(move || instance::make(&dir, &image, uid)).await.map_err(|source| file_error(&self.dir, source))
+    }
+
+    /// Has `runsc` make the sandbox, with nothing in it.
+    async fn create(self, program: Program) -> Result<Parts, StartError> {
+        let Self { dir, uid, groups, disk, origin } = self;
+        let remains = Remains::of(uid, &dir.join(RUNSC_DIR));
+        let with = |flag: &str, path: &Path| {
+            let mut word = OsString::from(flag);
+            word.push(path);
+            word
+        };
+        let pid_file = dir.join(PID_FILE);
+        let words = vec!["create".into(), with("--bundle=", &dir), with("--pid-file=", &pid_file)];
+        let call = Call { program: program.clone(), dir: dir.clone(), words, streams: Streams::OfSandbox, groups };
+        command::run(call).await.map_err(|error| start_error("its start", error))?;
+        let watched = || {
+            let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;
+            let log =
+                fs_err::OpenOptions::new().read(true).append(true).custom_flags(nix::libc::O_NOFOLLOW).open(dir.join(LOG))?;
+            Process::watch(pid, log.into_file())
+        };
+        let process = watched().map_err(|source| file_error(&pid_file, source))?;
+        may_be_killed_for_memory(process.pid());
+        let root_disk = directory::own_name(&dir, &disk.overlay).map_err(|source| file_error(&disk.overlay, source))?;
+        let record = Record::new((process.pid(), process.start_time()), uid, root_disk, origin);
+        record.write(&dir).map_err(|source| file_error(&dir, source))?;
+        Ok(Parts { process, remains, dir, record, program })
+    }
+}
+
+/// Digests of root images, which are read once.
+#[derive(Debug, Default)]
+struct Images {
+    known: Mutex<HashMap<Identity, String>>,
+}
+
+/// A file that was not written to since.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    place: (u64, u64),
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Images {
+    /// Blocks, for as long as it takes to read an image that is not known.
+    fn digest(&self, image: &Path) -> io::Result<String> {
+        let found = fs_err::metadata(image)?;
+        let identity =
+            Identity { place: (found.dev(), found.ino()), bytes: found.len(), changed: (found.ctime(), found.ctime_nsec()) };
+        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&identity) {
+            return Ok(known.clone());
+        }
+        let digest = program::digest(image)?;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(identity, digest.clone());
+        Ok(digest)
+    }
+}
+
+fn refused(phase: &'static str, reason: String) -> StartError {
+    StartError::Refused { phase, reason }
+}
+
+fn file_error(path: &Path, source: io::Error) -> StartError {
+    StartError::File { path: path.to_path_buf(), source }
+}
+
+fn start_error(phase: &'static str, error: RunError) -> StartError {
+    match error {
+        RunError::Spawn(source) => StartError::Spawn { program: "runsc".to_owned(), source },
+        RunError::Failed(reason) => StartError::Refused { phase, reason },
+        RunError::Deadline => StartError::Deadline { phase, deadline: command::DEADLINE },
+    }
+}

@@ -426,7 +426,8 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// waits for [`Prepared::load`], as long as one likes.
     async fn prepare(&self, spec: RestoreSpec) -> Result<Box<dyn Prepared>, StartError>;
 
-    /// Brings a snapshot back. The machine is paused when this returns.
+    /// Brings a snapshot back. The machine is paused when this returns. An engine may have let its guest run for a moment, so what a guest
+    /// must not do before it is told who it is, it must wait to be told.
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
         self.prepare(spec).await?.load().await
     }

@@ -1,0 +1,82 @@
+//! A sandbox that is up and empty: what a restore can have ready before anybody asks for it.
+//!
+//! Its process, its namespaces and its filter are there, and the checkpoint that it is to load was proven and lies in its directory.
+
+use async_trait::async_trait;
+
+use super::{
+    command::{self, Call, RunError, Streams},
+    file_error,
+    instance::{IMAGE_DIR, PID_FILE},
+    machine::{GvisorMachine, Parts, State},
+    sentry, start_error,
+};
+use crate::{Exit, Machine, Prepared, StartError, directory::blocking};
+
+#[derive(Debug)]
+pub(super) struct GvisorPrepared {
+    parts: Parts,
+    exit: Option<Exit>,
+}
+
+impl GvisorPrepared {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self { parts, exit: None }
+    }
+
+    async fn settle(&mut self, killed: bool) -> Exit {
+        if let Some(exit) = &self.exit {
+            return exit.clone();
+        }
+        self.parts.process.ended().await;
+        let exit = self.parts.settle(killed).await;
+        self.exit = Some(exit.clone());
+        exit
+    }
+}
+
+#[async_trait]
+impl Prepared for GvisorPrepared {
+    fn pid(&self) -> Option<u32> {
+        (self.exit.is_none() && !self.parts.process.has_ended()).then(|| self.parts.process.pid())
+    }
+
+    async fn load(self: Box<Self>) -> Result<Box<dyn Machine>, StartError> {
+        const PHASE: &str = "its wait for a snapshot";
+        let Self { mut parts, .. } = *self;
+        let died = |parts: &Parts| StartError::Died { phase: PHASE, log: parts.process.log_tail() };
+        if parts.process.has_ended() {
+            return Err(died(&parts));
+        }
+        let (program, dir, image) = (parts.program.clone(), parts.dir.clone(), parts.dir.join(IMAGE_DIR));
+        let mut words = vec!["restore".into(), "--detach".into()];
+        for (flag, path) in [("--bundle=", &parts.dir), ("--image-path=", &image), ("--pid-file=", &dir.join(PID_FILE))] {
+            let mut word = std::ffi::OsString::from(flag);
+            word.push(path);
+            words.push(word);
+        }
+        match command::run(Call { program, dir, words, streams: Streams::OfSandbox, groups: Vec::new() }).await {
+            Ok(()) => {}
+            Err(RunError::Failed(_)) if parts.process.has_ended() => return Err(died(&parts)),
+            Err(error) => return Err(start_error("to load its snapshot", error)),
+        }
+        // A sandbox runs when it is restored: nobody has told it anything yet.
+        let paused = sentry::pause(&parts.root()).await;
+        paused.map_err(|error| StartError::Refused { phase: "to stop it", reason: firkin_causes::chain(&error) })?;
+        parts.record.whole = true;
+        parts.record.write(&parts.dir).map_err(|source| file_error(&parts.dir, source))?;
+        let freed = image.clone();
+        blocking(move || fs_err::remove_dir_all(freed)).await.map_err(|source| file_error(&image, source))?;
+        Ok(Box::new(GvisorMachine::new(parts, State::Paused)))
+    }
+
+    async fn wait(&mut self) -> Exit {
+        self.settle(false).await
+    }
+
+    async fn kill(&mut self) -> Exit {
+        let killed = !self.parts.process.has_ended();
+        self.parts.process.kill();
+        self.settle(killed).await
+    }
+}

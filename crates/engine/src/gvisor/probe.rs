@@ -1,0 +1,198 @@
+//! Whether and how sandboxes work on this host, found out by running one.
+//!
+//! The socket on which a sandbox is paused, its stacks and many of its flags are gVisor's own affair, so nothing is concluded from a
+//! version: a small sandbox is started, paused, cut and restored, and what did not do as it was told is named.
+
+use std::{
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{GvisorEngine, GvisorMachine, Images, Start, program, program::Program, spec};
+use crate::{
+    Acceleration, Compatibility, DiskError, DiskFormat, Engine, Fingerprint, Machine, MachineError, Prepared, RootDisk,
+    StartError, directory::blocking, parts,
+};
+
+/// First of the users of trials; a machine's is a slot's. Each process has some, so that trials at one time are of different users.
+const TRIAL_UIDS: u32 = 1_800_000_000;
+/// Users of one process's trials, which are few and short.
+const TRIALS: u32 = 16;
+
+/// One request to probe.
+#[derive(Debug, Clone)]
+pub struct ProbeRequest {
+    /// The binary; `runsc` from `PATH` when absent.
+    pub program: Option<PathBuf>,
+    /// Where binaries are kept by their digests, and where trials are made: a directory of the server's alone.
+    pub pins: PathBuf,
+    /// A small root image with the agent in it, at [`super::AGENT`].
+    pub image: PathBuf,
+    /// For all steps of the trial together.
+    pub deadline: Duration,
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// No `runsc`.
+    #[error("cannot find `runsc`")]
+    Missing,
+    /// It cannot be kept, or a file of the trial could not be used.
+    #[error("cannot probe `runsc`")]
+    Io(#[from] io::Error),
+    /// A sandbox did not start.
+    #[error("cannot {step} a sandbox")]
+    Start {
+        /// What was to be done to it.
+        step: &'static str,
+        /// Why it was not.
+        #[source]
+        source: StartError,
+    },
+    /// One that was up did not do as it was told.
+    #[error("cannot {step} a sandbox")]
+    Machine {
+        /// What was to be done to it.
+        step: &'static str,
+        /// Why it was not.
+        #[source]
+        source: MachineError,
+    },
+    /// It says that it did, and has not.
+    #[error("a sandbox that was to be {0} is not")]
+    Otherwise(&'static str),
+    /// It took too long.
+    #[error("a small sandbox was not started, cut and restored within {} s", .0.as_secs())]
+    Deadline(Duration),
+}
+
+/// Something that guests may want of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capability {
+    /// What it is.
+    pub name: &'static str,
+    /// Why it is not there.
+    pub lacking: Option<String>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    /// The engine.
+    pub engine: GvisorEngine,
+    /// What its guests have and lack.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Keeps the binary and tries it. Takes half a second.
+pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
+    let found = request.program.clone().or_else(program::find).filter(|path| path.is_file()).ok_or(ProbeError::Missing)?;
+    let pins = request.pins.clone();
+    let (engine, flags) = blocking(move || {
+        let program = Program::pin(&found, &pins)?;
+        let flags = program::known_flags(&program)?;
+        Ok((describe(program, pins)?, flags))
+    })
+    .await?;
+    let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
+    let tried = timeout(request.deadline, try_out(&engine, &request.image, dir.path())).await;
+    tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
+    Ok(Found { engine, capabilities: capabilities(&flags) })
+}
+
+fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
+    let fixed = spec::digest();
+    let plain = Fingerprint {
+        engine: "gvisor".into(),
+        version: program.version()?,
+        machine: format!("runsc-{}", &fixed[..16]),
+        acceleration: Acceleration::Gvisor,
+        cpu: cpu(&fs_err::read_to_string("/proc/cpuinfo")?),
+        devices: None,
+        program: Some(program.digest.clone()),
+        announces: false,
+    };
+    Ok(GvisorEngine { program, pins, compatibility: Compatibility::from(plain), fixed, images: Arc::new(Images::default()) })
+}
+
+/// Digest of what guests see of the first processor, which is the host's own: they run on it.
+fn cpu(cpuinfo: &str) -> String {
+    const SEEN: [&str; 4] = ["vendor_id", "cpu family", "model", "flags"];
+    let first = cpuinfo.lines().take_while(|line| !line.is_empty());
+    let seen = first.filter(|line| line.split(':').next().is_some_and(|name| SEEN.contains(&name.trim())));
+    let mut hasher = blake3::Hasher::new();
+    for line in seen {
+        hasher.update(line.as_bytes()).update(b"\n");
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// What is found without a sandbox. That it starts, pauses, is cut and restored was tried by then.
+fn capabilities(flags: &str) -> Vec<Capability> {
+    let tried = ["start", "pause", "cut", "restore"].map(|name| Capability { name, lacking: None });
+    let setuid = flags.contains("allow-suid");
+    let rest = [
+        Capability { name: "setuid", lacking: (!setuid).then(|| "this build of `runsc` has no `--allow-suid`".to_owned()) },
+        Capability { name: "network", lacking: Some("its guests are given none yet".to_owned()) },
+    ];
+    tried.into_iter().chain(rest).collect()
+}
+
+/// The whole course of a sandbox, in `dir`.
+async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), ProbeError> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let uid = || TRIAL_UIDS + std::process::id() * TRIALS + COUNT.fetch_add(1, Ordering::Relaxed) % TRIALS;
+    let disk = trial_disk(engine, image, &dir.join("first")).map_err(io::Error::other)?;
+    let origin = engine.origin(&disk).await.map_err(|source| ProbeError::Start { step: "start", source })?;
+    let start = Start { dir: dir.join("first"), uid: uid(), groups: Vec::new(), disk, origin };
+    let machine = engine.boot_from(start).await.map_err(|source| ProbeError::Start { step: "start", source })?;
+    let state = cut(machine, dir).await?;
+
+    let second = dir.join("second");
+    let disk = trial_disk(engine, image, &second).map_err(io::Error::other)?;
+    let origin = engine.origin(&disk).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
+    let start = Start { dir: second, uid: uid(), groups: Vec::new(), disk, origin };
+    let prepared = engine.prepare_from(start, &state).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
+    let mut machine = Box::new(prepared).load().await.map_err(|source| ProbeError::Start { step: "restore", source })?;
+    let told = |step| move |source| ProbeError::Machine { step, source };
+    machine.answer().await.map_err(told("restore"))?;
+    machine.resume().await.map_err(told("resume"))?;
+    machine.kill().await;
+    Ok(())
+}
+
+async fn cut(mut machine: GvisorMachine, dir: &Path) -> Result<PathBuf, ProbeError> {
+    let told = |step| move |source| ProbeError::Machine { step, source };
+    if machine.is_paused().await.map_err(told("look at"))? {
+        return Err(ProbeError::Otherwise("running"));
+    }
+    for _ in 0..2 {
+        machine.resume().await.map_err(told("resume"))?;
+        machine.pause().await.map_err(told("pause"))?;
+        if !machine.is_paused().await.map_err(told("look at"))? {
+            return Err(ProbeError::Otherwise("paused"));
+        }
+    }
+    machine.snapshot(dir).await.map_err(told("cut"))?;
+    machine.kill().await;
+    Ok(dir.join(parts::STATE))
+}
+
+fn trial_disk(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<RootDisk, DiskError> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+    made.map_err(|source| DiskError::File { path: dir.to_path_buf(), source })?;
+    let format: &dyn DiskFormat = engine.disks();
+    let disk =
+        RootDisk { image: image.to_path_buf(), layers: Vec::new(), overlay: dir.join("root").with_extension(format.extension()) };
+    format.create(&disk, 0)?;
+    Ok(disk)
+}
