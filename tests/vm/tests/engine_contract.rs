@@ -13,7 +13,10 @@ use firkin_engine::{
     Engine, Exit, Machine, MachineError, MemoryForm,
     contract::{self, Harness},
 };
-use firkin_vm_tests::engine_qemu::{QemuHarness, bind, hello_for};
+use firkin_vm_tests::{
+    agent_guest::{bind, hello_for},
+    engine_qemu::QemuHarness,
+};
 use firkin_wire::{control::Answer, nonce::Nonce};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
