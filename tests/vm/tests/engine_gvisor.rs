@@ -1,0 +1,175 @@
+//! Real gVisor keeps the engine contract, and has no rights on its host while it does.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use firkin_engine::{
+    Engine, Exit, Machine, SnapshotMemory, StartError,
+    contract::{self, Harness, Snapshot},
+    gvisor::probe::{ProbeRequest, probe},
+    parts,
+};
+use firkin_vm_tests::engine_gvisor::{GvisorHarness, PROBE_DEADLINE};
+
+/// Where the child of [`a_sandbox_outlives_its_server`] tells which sandbox it has started.
+const CHILD: &str = "FIRKIN_TEST_SANDBOX_FILE";
+/// It keeps a binary, tries it and starts one more sandbox, beside other tests.
+const CHILD_DEADLINE: Duration = Duration::from_secs(120);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gvisor_keeps_the_contract() {
+    if let Some(harness) = GvisorHarness::open().await {
+        contract::check(&harness).await;
+    }
+}
+
+/// A sandbox whose guest answers, with its directory.
+async fn up(harness: &GvisorHarness) -> (Box<dyn Machine>, PathBuf) {
+    let spec = harness.boot_spec().await;
+    let dir = spec.dir.clone();
+    let mut machine = harness.engine.boot(spec).await.expect("a sandbox starts");
+    harness.guest(machine.control().await.expect("it has a control channel"), &dir).ready().await;
+    (machine, dir)
+}
+
+/// A cut of what this sandbox is now. Ends it.
+async fn cut(harness: &GvisorHarness, mut machine: Box<dyn Machine>) -> Snapshot {
+    let dir = harness.snapshot_dir().await;
+    machine.pause().await.expect("it pauses");
+    machine.snapshot(&dir).await.expect("it is cut");
+    let disk = machine.root_disk();
+    machine.kill().await;
+    Snapshot { memory: SnapshotMemory::InState, state: dir.join(parts::STATE), disk }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sandbox_wrote_to_its_disk_is_in_its_state_alone() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let (machine, dir) = up(&harness).await;
+    harness.shell(&dir, "echo kept >/root/file; rm /bin/rm").unwrap();
+    let snapshot = cut(&harness, machine).await;
+    for other in ["one", "two"] {
+        let spec = harness.restore_spec(&snapshot).await;
+        let dir = spec.dir.clone();
+        let mut machine = harness.engine.restore(spec).await.unwrap();
+        machine.resume().await.unwrap();
+        let said = harness.shell(&dir, "read text </root/file; echo $text; test -e /bin/rm && echo back; true").unwrap();
+        assert_eq!(said, "kept\n", "and no sibling wrote to it");
+        harness.shell(&dir, &format!("echo {other} >/root/file")).unwrap();
+        assert_eq!(machine.kill().await, Exit::Killed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_has_no_rights_on_its_host() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let (mut machine, dir) = up(&harness).await;
+    let [uid] = harness.users()[..] else { panic!("one sandbox has one user") };
+    let processes = harness.processes();
+    assert!(processes.contains(&machine.pid().unwrap()) && processes.len() > 1, "{processes:?}");
+    for pid in processes {
+        let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+        let [uids, gids] = ["Uid:", "Gid:"].map(|name| field(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!((uids, gids), (vec![uid.to_string(); 4], vec![uid.to_string(); 4]));
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()));
+        let namespace = |pid: &str, kind: &str| fs_err::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        // What rights it has are in a user namespace of its own, in which there is one user, and of networks it has none.
+        for kind in ["user", "mnt", "net", "ipc", "uts"] {
+            assert_ne!(namespace(&pid.to_string(), kind), namespace("self", kind), "{kind}");
+        }
+        let users = fs_err::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+        assert_eq!(users.split_whitespace().collect::<Vec<_>>(), ["0", &uid.to_string(), "1"]);
+        let root = fs_err::read_dir(format!("/proc/{pid}/root")).unwrap().map(|entry| entry.unwrap().file_name());
+        let root: Vec<_> = root.filter(|name| !["etc", "proc"].map(Into::into).contains(name)).collect();
+        assert!(root.is_empty(), "{root:?}");
+    }
+    let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(dir.to_str().unwrap()), "nothing is mounted on the host");
+    machine.kill().await;
+    assert_eq!(harness.users(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_is_refused_on_another_root_and_restored_by_the_binary_that_wrote_it() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let (machine, _) = up(&harness).await;
+    let snapshot = cut(&harness, machine).await;
+
+    let other = harness.image.with_extension("other");
+    fs_err::copy(&harness.image, &other).unwrap();
+    fs_err::OpenOptions::new().append(true).open(&other).unwrap().write_all(&[0; 4096]).unwrap();
+    let mut spec = harness.restore_spec(&snapshot).await;
+    spec.disk.image = other;
+    let refused = harness.engine.restore(spec).await.err();
+    assert!(matches!(&refused, Some(StartError::Refused { reason, .. }) if reason.contains("root image")), "{refused:?}");
+
+    // An upgrade: the same program with another digest.
+    let upgraded = harness.image.with_extension("runsc");
+    fs_err::copy(harness.engine.program(), &upgraded).unwrap();
+    fs_err::set_permissions(&upgraded, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    fs_err::OpenOptions::new().append(true).open(&upgraded).unwrap().write_all(b"\0").unwrap();
+    let kept = harness.engine.program().parent().unwrap().parent().unwrap().to_path_buf();
+    let request = ProbeRequest { program: Some(upgraded), pins: kept, image: harness.image.clone(), deadline: PROBE_DEADLINE };
+    let after = probe(&request).await.unwrap().engine;
+    assert_ne!(after.program(), harness.engine.program());
+    assert!(after.compatibility().processor(harness.engine.fingerprint()).is_ok(), "an upgrade strands nothing");
+    let mut machine = after.restore(harness.restore_spec(&snapshot).await).await.unwrap();
+    let runs = fs_err::read_to_string(format!("/proc/{}/cmdline", machine.pid().unwrap())).unwrap();
+    assert!(runs.starts_with("runsc-sandbox"), "{runs}");
+    machine.resume().await.unwrap();
+    machine.kill().await;
+
+    fs_err::remove_file(harness.engine.program()).unwrap();
+    let refused = after.restore(harness.restore_spec(&snapshot).await).await.err();
+    assert!(matches!(&refused, Some(StartError::Refused { reason, .. }) if reason.contains("not kept")), "{refused:?}");
+    assert_eq!(harness.users(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_outlives_its_server() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let told = harness.snapshot_dir().await.join("sandbox");
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_server_that_will_be_killed"])
+        .env(CHILD, &told)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let dir = tokio::time::timeout(CHILD_DEADLINE, read_when_whole(&told)).await.expect("the server starts its sandbox");
+    server.kill().unwrap();
+    server.wait().unwrap();
+
+    let mut machine = harness.engine.adopt(&dir).await.unwrap();
+    let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
+    guest.ready().await;
+    assert_eq!(guest.recall().await, 77, "its guest did not notice");
+    machine.pause().await.unwrap();
+    machine.snapshot(&harness.snapshot_dir().await).await.unwrap();
+    harness.crash(machine.pid(), &dir).await;
+    assert!(matches!(machine.wait().await, Exit::Crashed { .. }));
+    fs_err::remove_dir_all(dir.parent().unwrap()).unwrap();
+}
+
+/// Not a test of its own: the process that [`a_sandbox_outlives_its_server`] starts and kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_will_be_killed() {
+    let Some(told) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let harness = GvisorHarness::open().await.unwrap();
+    let (mut machine, dir) = up(&harness).await;
+    harness.guest(machine.control().await.unwrap(), &dir).remember(77).await;
+    fs_err::write(told.with_extension("new"), dir.to_str().unwrap()).unwrap();
+    fs_err::rename(told.with_extension("new"), told).unwrap();
+    machine.wait().await;
+}
+
+async fn read_when_whole(path: &Path) -> PathBuf {
+    while !path.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fs_err::read_to_string(path).expect("a file is read").into()
+}
