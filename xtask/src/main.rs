@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod advisories;
 mod conformance;
 mod e2b_suite;
+mod gvisor;
 mod household;
 mod http;
 mod interrupt;
@@ -108,6 +109,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
         Command::Vm => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
+            report.step("gVisor", gvisor::set_up)?;
             report.step("vm tests", |step| workspace.vm_tests(step))
         }
         Command::Conformance { pytest } => {
@@ -152,6 +154,7 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     dependencies(workspace, report)?;
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
+    report.step("gVisor", gvisor::set_up)?;
     let before = leaks::Host::observe(household)?;
     report.step("build of the rust tests", |step| workspace.build_of_tests(step))?;
     let nested = |step: &mut Step| workspace.nested_test(step);
