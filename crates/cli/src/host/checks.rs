@@ -15,7 +15,7 @@ use firkin_image::{compare_versions, sources};
 
 use super::{
     finding::{Check, Finding, Lack, which},
-    guests, packages,
+    guests, gvisor, packages,
 };
 
 use super::jail::{HINT, lacking};
@@ -100,6 +100,7 @@ pub(crate) async fn upkeep(cache_dir: &Path) -> Vec<Check> {
     vec![
         packages::qemu_package().await.named("qemu package", "it is the wall between guests and this host: updates mend it"),
         guests::guest_system(cache_dir).await.named("guest system", "updates of guests' packages come with it alone"),
+        gvisor::gvisor().await.named("gvisor", "it is to run sandboxes at the processor's speed on hosts without KVM"),
     ]
 }
 

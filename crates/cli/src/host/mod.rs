@@ -11,6 +11,7 @@
 mod checks;
 mod finding;
 mod guests;
+mod gvisor;
 pub(crate) mod jail;
 mod packages;
 mod setup;
