@@ -30,8 +30,8 @@ use crate::agent_guest::{AgentGuest, Way};
 
 /// A size that nothing depends on: a sandbox takes what its processes take.
 const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
-/// First of the users that sandboxes run as, and how many one harness uses at most.
-const FIRST_UID: u32 = 2_000_000_000;
+/// First of the users that sandboxes run as, beyond those of the machines of other tests, and how many one harness uses at most.
+const FIRST_UID: u32 = 2_110_000_000;
 const UIDS: u32 = 200;
 /// Harnesses of one process.
 const HARNESSES_MAX: u32 = 8;
@@ -137,7 +137,7 @@ fn user_of(process: &Path) -> Option<u32> {
 fn first_uid() -> u32 {
     let harness = HARNESSES.fetch_add(1, Ordering::Relaxed);
     assert!(harness < HARNESSES_MAX, "HARNESSES_MAX has not grown with the tests");
-    FIRST_UID + (std::process::id() % 50_000 * HARNESSES_MAX + harness) * UIDS
+    FIRST_UID + (std::process::id() % 20_000 * HARNESSES_MAX + harness) * UIDS
 }
 
 fn on_path(program: &str) -> bool {
