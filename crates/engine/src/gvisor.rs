@@ -36,7 +36,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fs_err::os::unix::fs::OpenOptionsExt;
 
 use self::{
     command::{Call, RunError, Streams},
@@ -52,7 +51,7 @@ use crate::{
     BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard, SnapshotMemory, StartError,
     directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
-    process::{Process, may_be_killed_for_memory},
+    process::{Process, log::Log, may_be_killed_for_memory},
 };
 
 /// What an idle sandbox takes beside its guest's memory: 24 MiB were measured, by proportional share.
@@ -165,7 +164,8 @@ impl Engine for GvisorEngine {
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
         let record = Record::read(dir).map_err(|source| file_error(dir, source))?;
-        let adopted = Process::adopt(record.pid, record.start_time, record.uid, &dir.join(LOG));
+        let log = command::append(&dir.join(LOG)).map(Log::of_file);
+        let adopted = log.and_then(|log| Process::adopt(record.pid, record.start_time, record.uid, log));
         let mut process = adopted.map_err(|source| file_error(&dir.join("instance.json"), source))?;
         let mut remains = Remains::adopted(record.uid, &dir.join(RUNSC_DIR));
         if !record.whole {
@@ -218,9 +218,7 @@ impl Start {
         command::run(call).await.map_err(|error| start_error("its start", error))?;
         let watched = || {
             let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;
-            let log =
-                fs_err::OpenOptions::new().read(true).append(true).custom_flags(nix::libc::O_NOFOLLOW).open(dir.join(LOG))?;
-            Process::watch(pid, log.into_file())
+            Process::watch(pid, Log::of_file(command::append(&dir.join(LOG))?))
         };
         let process = watched().map_err(|source| file_error(&pid_file, source))?;
         may_be_killed_for_memory(process.pid());

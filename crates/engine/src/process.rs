@@ -8,10 +8,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{
-            fs::MetadataExt,
-            process::ExitStatusExt,
-        },
+        unix::{fs::MetadataExt, process::ExitStatusExt},
     },
     process::ExitStatus,
 };

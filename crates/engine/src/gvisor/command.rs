@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     directory::blocking,
-    process::{Ended, Process},
+    process::{Ended, Process, log::Log},
 };
 
 /// A sandbox starts in a tenth of a second, many at once on a busy host in seconds; a large checkpoint is written in seconds.
@@ -106,12 +106,12 @@ fn spawn(call: Call) -> io::Result<Process> {
     let join = move || groups.iter().try_for_each(join_group);
     // SAFETY: what runs between fork and exec only calls `write`, which is async-signal-safe, on descriptors that are open in the child.
     unsafe { command.pre_exec(join) };
-    let log = append(&dir.join(LOG))?;
+    let log = Log::of_file(append(&dir.join(LOG))?);
     let child = apart(command)?;
     Process::watch(child, log)
 }
 
-fn append(path: &Path) -> io::Result<File> {
+pub(super) fn append(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     Ok(fs_err::OpenOptions::new().read(true).append(true).custom_flags(flags).open(path)?.into_file())
 }

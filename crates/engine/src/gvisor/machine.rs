@@ -317,7 +317,7 @@ impl Machine for GvisorMachine {
             tokio::select! {
                 _ = self.parts.process.ended() => return self.settle().await,
                 _ = look_at_logs.tick() => {
-                    self.parts.process.bound_log();
+                    self.parts.process.look_at_log();
                     if let Err(error) = instance::bound_console(&self.parts.dir) {
                         tracing::warn!(pid = self.parts.process.pid(), %error, "cannot bound a sandbox's console");
                     }
