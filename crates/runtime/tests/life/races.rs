@@ -210,11 +210,13 @@ async fn what_waits_when_the_deadline_fires_is_answered_first() {
         // The owner is busy with a snapshot across the deadline.
         scene.host.engine.inject(Point::Snapshot, Fault::Delay(Duration::from_secs(200)));
         let snapshot = scene.server.snapshot(&scene.id, None);
+        let under_way = || scene.host.engine.faults() == 0;
         let connect = async {
-            tokio::task::yield_now().await;
+            until("the snapshot is under way", under_way).await;
             scene.server.connect(&scene.id, Duration::from_secs(1000)).await
         };
         let pass = async {
+            until("the snapshot is under way", under_way).await;
             for _ in 0..30 {
                 tokio::task::yield_now().await;
                 advance(Duration::from_secs(10)).await;

@@ -18,8 +18,8 @@ use firkin_causes::chain;
 use firkin_wire::rest::LogLevel;
 use tokio_util::sync::CancellationToken;
 
-use super::{Owner, Phase, ResumeError, SnapshotError};
-use crate::{artifact::CutReason, restore::SnapshotRestoreError, store::spec::Memory, telemetry::history::Event};
+use super::{Owner, Phase, SnapshotError};
+use crate::{artifact::CutReason, host::disk::DiskPressure, store::spec::Memory, telemetry::history::Event};
 
 /// How a sandbox stopped writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,12 +98,7 @@ impl Owner {
     }
 
     /// Refuses to call a sandbox running that stands still.
-    pub(super) fn demand_moving(&self) -> Result<(), ResumeError> {
-        if !self.stands_still() {
-            return Ok(());
-        }
-        let restore =
-            |pressure| ResumeError::Restore { id: self.record.id.clone(), source: SnapshotRestoreError::DiskPressure(pressure) };
-        self.shared.gates.disk.check().map_err(restore)
+    pub(super) fn demand_moving(&self) -> Result<(), DiskPressure> {
+        if self.stands_still() { self.shared.gates.disk.check() } else { Ok(()) }
     }
 }

@@ -92,7 +92,10 @@ impl Owner {
 
     pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
         self.move_again().await;
-        self.demand_moving()?;
+        self.demand_moving().map_err(|pressure| ResumeError::Restore {
+            id: self.record.id.clone(),
+            source: SnapshotRestoreError::DiskPressure(pressure),
+        })?;
         match self.phase {
             Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
             Phase::Running(_) => {
