@@ -148,6 +148,7 @@ async fn of_a_sandbox_of_an_earlier_server_counts_what_it_writes_from_now_on() {
     let server = host.server().await;
     let sandbox = server.create(base()).await.unwrap();
     server.shutdown(OnExit::Pause).await;
+    drop(server);
     let store = rusqlite::Connection::open(host.state_dir().join("firkin.db")).unwrap();
     let forgot = store.execute("UPDATE sandboxes SET body = json_remove(body, '$.inherited')", []).unwrap();
     assert_eq!(forgot, 1);
