@@ -211,14 +211,14 @@ struct Running {
     /// Cancelled while it is being paused.
     leaving: CancellationToken,
     pulse: Pulse,
-    /// Its processors are stopped because the disk has no room, not even for its pause.
-    still: bool,
+    /// Since when its processors are stopped because the disk has no room, not even for its pause, and its deadline with them.
+    still: Option<Instant>,
 }
 
 impl Running {
     fn new(session: Session, reservation: ActiveSessionReservation) -> Self {
         let (ended, leaving) = (CancellationToken::new(), CancellationToken::new());
-        Self { session, reservation, ended, leaving, pulse: Pulse::new(), still: false }
+        Self { session, reservation, ended, leaving, pulse: Pulse::new(), still: None }
     }
 }
 
@@ -318,13 +318,14 @@ impl Owner {
                 },
                 Phase::Running(running) => {
                     let deadline = until(self.record.end_at).max(self.retry_at.unwrap_or_else(Instant::now));
+                    let moves = running.still.is_none();
                     tokio::select! {
                         command = self.commands.recv() => match command {
                             Some(command) => Wake::Command(command),
                             None => return,
                         },
                         end = pulse::watch(running, &self.record.id) => Wake::Ended(end),
-                        () = tokio::time::sleep_until(deadline) => Wake::Deadline,
+                        () = tokio::time::sleep_until(deadline), if moves => Wake::Deadline,
                         progress = self.upkeep.progress() => Wake::Upkeep(progress),
                     }
                 }
@@ -410,7 +411,7 @@ impl Owner {
             }
             Command::Stats { reply } => {
                 let stats = match &mut self.phase {
-                    Phase::Running(running) if !running.still => running.session.stats().await.ok(),
+                    Phase::Running(running) if running.still.is_none() => running.session.stats().await.ok(),
                     Phase::Running(_) | Phase::Paused(_) | Phase::Gone => None,
                 };
                 // Whoever asked may have gone.
@@ -434,22 +435,33 @@ impl Owner {
         match on_exit {
             OnExit::Pause => match self.pause(Memory::Kept, CutReason::Stopped).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
-                Err(error @ SnapshotError::DiskPressure { .. }) => {
+                Err(error) if matches!(error, SnapshotError::DiskPressure { .. }) || self.stands_still() => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it is left to the next server");
-                    return Next::Left;
+                    return self.leave().await;
                 }
                 Err(error) => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it ends");
                     return Next::Gone;
                 }
             },
-            OnExit::Leave => return Next::Left,
+            OnExit::Leave => return self.leave().await,
             OnExit::Kill => match self.phase {
                 Phase::Running(_) | Phase::Gone => return Next::Gone,
                 Phase::Paused(_) => self.commands.close(),
             },
         }
         Next::Continue
+    }
+
+    /// Leaves the machine to the next server.
+    async fn leave(&mut self) -> Next {
+        if self.stands_still() {
+            self.keep_time_left();
+            if let Err(error) = self.shared.store.put_sandbox(self.record.clone()).await {
+                tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record the deadline of a sandbox that stood still");
+            }
+        }
+        Next::Left
     }
 
     /// The deadline has passed. What had been asked by then is answered first: a connect or a later deadline among it still counts.
@@ -463,7 +475,7 @@ impl Owner {
             }
         }
         match self.phase {
-            Phase::Running(_) if self.record.end_at == due => self.expire().await,
+            Phase::Running(_) if self.record.end_at == due && !self.stands_still() => self.expire().await,
             Phase::Running(_) | Phase::Paused(_) => Next::Continue,
             Phase::Gone => Next::Gone,
         }
@@ -501,6 +513,10 @@ impl Owner {
         self.shared.store.put_sandbox(record.clone()).await.map_err(DeadlineError::Store)?;
         self.record = record;
         self.retry_at = None;
+        if let Phase::Running(running) = &mut self.phase {
+            // From now on, not from when it began to stand still.
+            running.still = running.still.map(|_| Instant::now());
+        }
         self.publish_view();
         Ok(())
     }

@@ -6,12 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use firkin_runtime::{
     disk::{DiskPressureProbe, DiskSpace},
     owner::{OnExit, ResumeError, SnapshotError},
-    sandbox::SandboxState,
+    runtime::Runtime,
+    sandbox::{RuntimeSandbox, SandboxState},
     store::BuildState,
 };
 
@@ -36,6 +38,20 @@ fn grow(file: &Path, begun: std::time::Instant) {
     if fs_err::metadata(file).map_or(0, |there| there.len()) != bytes as u64 {
         drop(fs_err::write(file, vec![1; bytes]));
     }
+}
+
+/// Has the disk be so full that nothing may be written for a pause, and these write until they stand still.
+async fn fill(host: &Host, server: &Runtime, disk: &Disk, writers: &[&RuntimeSandbox]) {
+    disk.0.store(49, Ordering::SeqCst);
+    let begun = Instant::now();
+    let files: Vec<_> = writers.iter().map(|writer| host.guest(&writer.id).written().with_file_name("written")).collect();
+    let all = || {
+        let moving: Vec<bool> =
+            writers.iter().map(|writer| server.sandbox(&writer.id).unwrap().state == SandboxState::Running).collect();
+        files.iter().zip(&moving).filter(|(_, moving)| **moving).for_each(|(file, _)| grow(file, begun));
+        !moving.contains(&true)
+    };
+    until("they write no more", all).await;
 }
 
 #[tokio::test]
@@ -85,19 +101,7 @@ async fn below_half_of_the_floor_writers_stand_still_and_nothing_is_written_for_
     let epoch = server.create(base()).await.map(|other| host.memory(&other.id).epoch).unwrap();
     let state = |id| server.sandbox(id).unwrap().state;
     host.remember(&one.id, "kept");
-    let files = [&one, &two].map(|sandbox| host.guest(&sandbox.id).written().with_file_name("written"));
-    disk.0.store(49, Ordering::SeqCst);
-    let begun = std::time::Instant::now();
-    let both = || {
-        let still = [&one, &two].map(|sandbox| state(&sandbox.id) == SandboxState::Paused);
-        for (file, still) in files.iter().zip(still) {
-            if !still {
-                grow(file, begun);
-            }
-        }
-        still == [true, true]
-    };
-    until("both write no more", both).await;
+    fill(&host, &server, &disk, &[&one, &two]).await;
     assert_eq!(state(&idle.id), SandboxState::Running);
     assert_eq!(host.artifacts(), artifacts, "no pause was written to the full disk");
     let told = |message: &str| server.events(&one.id).unwrap().iter().any(|event| event.message.contains(message));
@@ -168,5 +172,48 @@ async fn a_server_that_ends_on_a_full_disk_leaves_to_the_next_what_it_cannot_pau
     assert_eq!(host.memory(&id).word, "kept");
     disk.0.store(1000, Ordering::SeqCst);
     server.pause(&id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
+/// Waits until a sandbox that stands still, and was to end with its deadline, has passed that by far.
+async fn outlast_deadline(server: &Runtime, sandbox: &RuntimeSandbox) {
+    server.set_timeout(&sandbox.id, Duration::from_secs(8)).await.unwrap();
+    let begun = Instant::now();
+    until("its deadline has passed", || begun.elapsed() > Duration::from_secs(9)).await;
+    assert_eq!(server.sandbox(&sandbox.id).unwrap().state, SandboxState::Paused);
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_sandbox_stands_still_with_it() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let one = server.create(base()).await.unwrap();
+    host.remember(&one.id, "kept");
+    fill(&host, &server, &disk, &[&one]).await;
+    outlast_deadline(&server, &one).await;
+    let due = server.sandbox(&one.id).unwrap().end_at;
+
+    disk.0.store(1000, Ordering::SeqCst);
+    until("it goes on", || server.sandbox(&one.id).unwrap().state == SandboxState::Running).await;
+    assert!(server.sandbox(&one.id).unwrap().end_at > due, "what it had left is left");
+    server.connect(&one.id, life(&one)).await.unwrap();
+    assert_eq!(host.memory(&one.id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn the_next_server_gives_a_sandbox_that_stood_still_the_time_that_it_had_left() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let open = || host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>);
+    let server = open().await;
+    let one = server.create(base()).await.unwrap();
+    host.remember(&one.id, "kept");
+    fill(&host, &server, &disk, &[&one]).await;
+    outlast_deadline(&server, &one).await;
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
+    let server = open().await;
+    server.connect(&one.id, life(&one)).await.unwrap();
+    assert_eq!(host.memory(&one.id).word, "kept");
     server.shutdown(OnExit::Kill).await;
 }

@@ -120,7 +120,7 @@ impl Owner {
         self.publish_view();
         let result = self.try_pause(memory, reason).await;
         if let Phase::Running(running) = &mut self.phase
-            && !running.still
+            && running.still.is_none()
         {
             running.leaving = CancellationToken::new();
             self.publish_view();
@@ -276,7 +276,7 @@ impl Owner {
     pub(super) async fn go_on(&mut self) {
         let identity = identity::of_sandbox(&Life::present(&self.record));
         let Phase::Running(running) = &mut self.phase else { return };
-        if running.still {
+        if running.still.is_some() {
             return;
         }
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };

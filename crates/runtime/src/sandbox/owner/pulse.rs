@@ -71,7 +71,7 @@ pub(super) async fn watch(running: &mut Running, id: &SandboxId) -> End {
     loop {
         tokio::select! {
             exit = session.machine.wait() => return End::Exited(exit),
-            () = sleep_until(pulse.next), if !*still => {}
+            () = sleep_until(pulse.next), if still.is_none() => {}
         }
         pulse.next = Instant::now() + INTERVAL;
         if matches!(timeout(GUEST_DEADLINE, session.hello(GUEST_DEADLINE)).await, Ok(Ok(()))) {

@@ -12,10 +12,13 @@
 //! back. So it is paused only where half of the floor stays free after it. Where that is not so, or the pause fails, its processors are
 //! stopped and nothing else is done: nothing is written from then on, neither by it nor for it, its memory is where it was, and it goes on
 //! by itself. Meanwhile it is shown as paused, and traffic waits as it does during a pause. It keeps its capacity, because it has its
-//! memory; and should the server end, the next one lets it go on and looks again.
+//! memory, and its deadline stands still with it: it did not get that time. Should the server end, the next one lets it go on and looks
+//! again.
 
 use firkin_causes::chain;
 use firkin_wire::rest::LogLevel;
+use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Owner, Phase, SnapshotError};
@@ -74,23 +77,34 @@ impl Owner {
         let id = self.record.id.clone();
         let running = self.phase.running(&id)?;
         running.session.machine.pause().await.map_err(|source| SnapshotError::Machine { id, source })?;
-        running.still = true;
+        running.still = Some(Instant::now());
         running.leaving.cancel();
         self.publish_view();
         Ok(())
     }
 
     pub(super) fn stands_still(&self) -> bool {
-        matches!(&self.phase, Phase::Running(running) if running.still)
+        matches!(&self.phase, Phase::Running(running) if running.still.is_some())
+    }
+
+    /// Moves the deadline of a sandbox that stands still by the time that it has.
+    pub(super) fn keep_time_left(&mut self) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(since) = &mut running.still else { return };
+        let stood = since.elapsed();
+        *since += stood;
+        self.record.end_at = self.record.end_at.saturating_add(stood).unwrap_or(Timestamp::MAX);
     }
 
     /// Lets a sandbox go on that stood still, if the disk has room again.
     pub(super) async fn move_again(&mut self) {
         let Phase::Running(running) = &mut self.phase else { return };
-        if !running.still || self.shared.gates.disk.check().is_err() {
+        if running.still.is_none() || self.shared.gates.disk.check().is_err() {
             return;
         }
-        running.still = false;
+        self.keep_time_left();
+        let Phase::Running(running) = &mut self.phase else { return };
+        running.still = None;
         running.leaving = CancellationToken::new();
         self.go_on().await;
         self.note(Event::new(LogLevel::Info, "the host's disk has room again: the sandbox goes on"));
