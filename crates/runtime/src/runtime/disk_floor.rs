@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     ground::{blocking::blocking, ids::BuildId},
     host::disk::{DiskPressure, bytes_below},
-    sandbox::owner::{Access, Command, Owners, Relief, SnapshotError},
+    sandbox::owner::{Access, Command, Owners, Relief, SnapshotError, StillError},
     store::spec::SandboxId,
     template::build::Builds,
 };
@@ -74,7 +74,7 @@ struct Watch {
     owners: Arc<Owners>,
     builds: Arc<Builds>,
     before: Sizes,
-    /// Who is being kept from writing.
+    /// Who is being kept from writing, or let go on.
     under_way: JoinSet<(Writer, Outcome)>,
     told: HashSet<Writer>,
     /// Who could not be.
@@ -99,7 +99,7 @@ impl Watch {
         let disk = &owners.shared.gates.disk;
         let pressure = disk.check();
         if pressure.is_ok() {
-            self.let_go_on().await;
+            self.let_go_on();
         }
         // Who wrote how much is worth knowing from some time before it matters.
         if disk.check_for_refill().is_ok() {
@@ -133,14 +133,14 @@ impl Watch {
         }
     }
 
-    /// Has those go on that stand still.
-    async fn let_go_on(&mut self) {
+    /// Has those go on that stand still. Whoever does not is asked again by a later look.
+    fn let_go_on(&mut self) {
         for id in std::mem::take(&mut self.still) {
-            let handle = self.owners.handles().get(&id).cloned();
-            // A full queue is an owner that has enough to do: it is asked again.
-            if handle.is_some_and(|handle| handle.commands.try_send(Command::MoveAgain).is_err_and(|error| is_full(&error))) {
-                self.still.insert(id);
-            }
+            let owners = Arc::clone(&self.owners);
+            self.under_way.spawn(async move {
+                let outcome = move_again(&owners, &id).await;
+                (Writer::Sandbox(id), outcome)
+            });
         }
     }
 
@@ -168,10 +168,6 @@ impl Watch {
         // Of one that has gone meanwhile there is nothing to know.
         blocking(move || dirs.into_iter().filter_map(|(writer, dir)| Some((writer, bytes_below(&dir).ok()?))).collect()).await
     }
-}
-
-fn is_full<T>(error: &tokio::sync::mpsc::error::TrySendError<T>) -> bool {
-    matches!(error, tokio::sync::mpsc::error::TrySendError::Full(_))
 }
 
 /// Where the machine of each running sandbox writes.
@@ -212,6 +208,24 @@ async fn make_room(owners: &Owners, id: &SandboxId, grown: u64) -> Outcome {
         Ok(Err(error)) => {
             tracing::error!(sandbox = %id, error = chain(&error), "cannot stop the sandbox that writes most");
             Outcome::Failed
+        }
+    }
+}
+
+/// Has a sandbox go on that stands still.
+async fn move_again(owners: &Owners, id: &SandboxId) -> Outcome {
+    let Some(handle) = owners.handles().get(id).cloned() else { return Outcome::Ended };
+    let (reply, answer) = oneshot::channel();
+    if handle.commands.send(Command::MoveAgain { reply }).await.is_err() {
+        return Outcome::Ended;
+    }
+    match answer.await {
+        // It moves, or is gone.
+        Ok(Ok(())) | Err(_) => Outcome::Ended,
+        Ok(Err(StillError::Disk(_))) => Outcome::Still,
+        Ok(Err(error @ StillError::Machine(_))) => {
+            tracing::error!(sandbox = %id, error = chain(&error), "cannot let a sandbox go on that stood still");
+            Outcome::Still
         }
     }
 }

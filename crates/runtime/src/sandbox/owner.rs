@@ -53,7 +53,7 @@ mod wake;
 pub use self::{cut::SnapshotError, internet::NetworkError, rollback::RollbackError, wake::ResumeError};
 pub(crate) use self::{
     registry::Owners,
-    room::Relief,
+    room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},
 };
 
@@ -139,8 +139,10 @@ pub(crate) enum Command {
         grown: u64,
         reply: Reply<Result<Relief, SnapshotError>>,
     },
-    /// To go on, if it stood still for that and the disk has room again.
-    MoveAgain,
+    /// To go on, if it stood still for that and the disk has room again. Answers when it does not.
+    MoveAgain {
+        reply: Reply<Result<(), StillError>>,
+    },
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -388,7 +390,10 @@ impl Owner {
                 let result = self.make_room(grown).await;
                 drop(reply.send(result));
             }
-            Command::MoveAgain => self.move_again().await,
+            Command::MoveAgain { reply } => {
+                let result = self.move_again().await;
+                drop(reply.send(result));
+            }
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     disk::{DiskPressureProbe, DiskSpace},
     owner::{OnExit, ResumeError, SnapshotError},
@@ -215,5 +216,20 @@ async fn the_next_server_gives_a_sandbox_that_stood_still_the_time_that_it_had_l
     let server = open().await;
     server.connect(&one.id, life(&one)).await.unwrap();
     assert_eq!(host.memory(&one.id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn who_could_not_be_let_go_on_is_not_forgotten() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let one = server.create(base()).await.unwrap();
+    fill(&host, &server, &disk, &[&one]).await;
+    host.engine.inject(Point::Resume, Fault::Refuse);
+    disk.0.store(1000, Ordering::SeqCst);
+    let goes_on = || server.sandbox(&one.id).unwrap().state == SandboxState::Running;
+    until("it goes on", goes_on).await;
+    assert_eq!(host.engine.faults(), 0, "that was not at once");
+    assert!(server.stats(&one.id).await.unwrap().is_some(), "who is shown as running runs");
     server.shutdown(OnExit::Kill).await;
 }

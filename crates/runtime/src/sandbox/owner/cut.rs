@@ -114,14 +114,12 @@ impl Owner {
 
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
     pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
-        self.move_again().await;
+        self.move_again().await.map_err(|error| error.of_cut(self.record.id.clone()))?;
         let running = self.phase.running(&self.record.id)?;
         running.leaving.cancel();
         self.publish_view();
         let result = self.try_pause(memory, reason).await;
-        if let Phase::Running(running) = &mut self.phase
-            && running.still.is_none()
-        {
+        if let Phase::Running(running) = &mut self.phase {
             running.leaving = CancellationToken::new();
             self.publish_view();
         }

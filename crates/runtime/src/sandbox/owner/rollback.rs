@@ -104,6 +104,8 @@ impl Owner {
     }
 
     async fn restart_from(&mut self, checkpoint: Artifact) -> Result<(), RollbackError> {
+        // Whose deadline moves then.
+        self.move_again().await.map_err(|error| error.of_cut(self.record.id.clone()))?;
         let end_at = self.record.end_at;
         self.pause(Memory::Kept, CutReason::RolledBack).await?;
         let Err(source) = self.run_from(checkpoint, end_at).await else { return Ok(()) };

@@ -16,13 +16,51 @@
 //! again.
 
 use firkin_causes::chain;
+use firkin_engine::MachineError;
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Owner, Phase, SnapshotError};
-use crate::{artifact::CutReason, host::disk::DiskPressure, store::spec::Memory, telemetry::history::Event};
+use super::{Owner, Phase, ResumeError, SnapshotError};
+use crate::{
+    artifact::CutReason,
+    host::disk::DiskPressure,
+    machine::launch::LaunchError,
+    restore::SnapshotRestoreError,
+    store::spec::{Memory, SandboxId},
+    telemetry::history::Event,
+};
+
+/// Why a sandbox that stands still does not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StillError {
+    /// There is no room yet.
+    #[error("the disk has no room yet for what the sandbox writes")]
+    Disk(#[source] DiskPressure),
+    /// Its processors could not be started.
+    #[error("the machine of the sandbox does not go on")]
+    Machine(#[source] MachineError),
+}
+
+impl StillError {
+    /// Of a cut, which wants it to run.
+    pub(super) fn of_cut(self, id: SandboxId) -> SnapshotError {
+        match self {
+            Self::Disk(source) => SnapshotError::DiskPressure { id, source },
+            Self::Machine(source) => SnapshotError::Machine { id, source },
+        }
+    }
+
+    /// Of a connect: nobody is told that a sandbox runs which stands still.
+    pub(super) fn of_connect(self, id: SandboxId) -> ResumeError {
+        let source = match self {
+            Self::Disk(source) => SnapshotRestoreError::DiskPressure(source),
+            Self::Machine(source) => SnapshotRestoreError::Launch(LaunchError::Machine(source)),
+        };
+        ResumeError::Restore { id, source }
+    }
+}
 
 /// How a sandbox stopped writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,23 +134,22 @@ impl Owner {
         self.record.end_at = self.record.end_at.saturating_add(stood).unwrap_or(Timestamp::MAX);
     }
 
-    /// Lets a sandbox go on that stood still, if the disk has room again.
-    pub(super) async fn move_again(&mut self) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        if running.still.is_none() || self.shared.gates.disk.check().is_err() {
-            return;
+    /// Lets a sandbox go on that stood still. On any failure it stands still after that too.
+    pub(super) async fn move_again(&mut self) -> Result<(), StillError> {
+        let Phase::Running(running) = &mut self.phase else { return Ok(()) };
+        if running.still.is_none() {
+            return Ok(());
         }
+        self.shared.gates.disk.check().map_err(StillError::Disk)?;
+        running.session.machine.resume().await.map_err(StillError::Machine)?;
         self.keep_time_left();
-        let Phase::Running(running) = &mut self.phase else { return };
-        running.still = None;
-        running.leaving = CancellationToken::new();
+        if let Phase::Running(running) = &mut self.phase {
+            running.still = None;
+            running.leaving = CancellationToken::new();
+        }
         self.go_on().await;
         self.note(Event::new(LogLevel::Info, "the host's disk has room again: the sandbox goes on"));
         self.publish_view();
-    }
-
-    /// Refuses to call a sandbox running that stands still.
-    pub(super) fn demand_moving(&self) -> Result<(), DiskPressure> {
-        if self.stands_still() { self.shared.gates.disk.check() } else { Ok(()) }
+        Ok(())
     }
 }

@@ -91,11 +91,7 @@ impl Owner {
     }
 
     pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
-        self.move_again().await;
-        self.demand_moving().map_err(|pressure| ResumeError::Restore {
-            id: self.record.id.clone(),
-            source: SnapshotRestoreError::DiskPressure(pressure),
-        })?;
+        self.move_again().await.map_err(|error| error.of_connect(self.record.id.clone()))?;
         match self.phase {
             Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
             Phase::Running(_) => {
