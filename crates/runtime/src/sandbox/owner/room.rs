@@ -114,7 +114,14 @@ impl Owner {
     async fn stand_still(&mut self) -> Result<(), SnapshotError> {
         let id = self.record.id.clone();
         let running = self.phase.running(&id)?;
-        running.session.machine.pause().await.map_err(|source| SnapshotError::Machine { id, source })?;
+        if let Err(source) = running.session.machine.pause().await {
+            // It may stop later all the same, and nobody would know.
+            match running.session.machine.resume().await {
+                Ok(()) | Err(MachineError::Gone(_)) => return Err(SnapshotError::Machine { id, source }),
+                // So it counts as one that stands still, which is let go on as soon as it obeys.
+                Err(error) => tracing::warn!(sandbox = %id, error = chain(&error), "nobody knows whether a sandbox stands still"),
+            }
+        }
         running.still = Some(Instant::now());
         running.leaving.cancel();
         self.publish_view();
