@@ -233,3 +233,19 @@ async fn who_could_not_be_let_go_on_is_not_forgotten() {
     assert!(server.stats(&one.id).await.unwrap().is_some(), "who is shown as running runs");
     server.shutdown(OnExit::Kill).await;
 }
+
+#[tokio::test]
+async fn a_sandbox_that_stood_still_goes_on_before_a_snapshot_is_taken_of_it() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let one = server.create(base()).await.unwrap();
+    fill(&host, &server, &disk, &[&one]).await;
+    let refused = server.snapshot(&one.id, None).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::DiskPressure { .. }), "{refused:?}");
+    assert_eq!(server.sandbox(&one.id).unwrap().state, SandboxState::Paused);
+    disk.0.store(1000, Ordering::SeqCst);
+    server.snapshot(&one.id, None).await.unwrap();
+    assert_eq!(server.sandbox(&one.id).unwrap().state, SandboxState::Running, "nobody runs unseen");
+    server.pause(&one.id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}

@@ -170,6 +170,7 @@ impl Owner {
 
     /// A state that others can be started from.
     pub(super) async fn cut(&mut self, memory: Memory, reason: CutReason) -> Result<Continuation, SnapshotError> {
+        self.move_again().await.map_err(|error| error.of_cut(self.record.id.clone()))?;
         let (artifact, pin) = match &self.phase {
             Phase::Gone => return Err(gone(&self.record.id).into()),
             Phase::Running(_) => {
