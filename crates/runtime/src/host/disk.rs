@@ -4,7 +4,10 @@ use std::{
     fmt, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// The floor for work on a large disk, MiB.
@@ -92,12 +95,27 @@ pub struct DiskPressureGuard {
     path: PathBuf,
     floor_mib: Option<u64>,
     probe: Arc<dyn DiskPressureProbe>,
+    /// Bytes that are about to be written below the floor. Clones share them.
+    promised: Arc<AtomicU64>,
+}
+
+/// Room below the floor that is kept for somebody until this is dropped.
+#[derive(Debug)]
+pub struct Promise {
+    promised: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.promised.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
 }
 
 impl DiskPressureGuard {
     /// Guards the file system of `path`. Without a floor, [`WORK_FLOOR_MIB`], scaled down on a small disk.
     pub fn new(path: PathBuf, floor_mib: Option<u64>, probe: Arc<dyn DiskPressureProbe>) -> Self {
-        Self { path, floor_mib, probe }
+        Self { path, floor_mib, probe, promised: Arc::default() }
     }
 
     /// Free space at or above the floor passes; a probe that fails does not.
@@ -105,8 +123,21 @@ impl DiskPressureGuard {
         self.check_floor(1)
     }
 
-    /// Whether half of the floor stays free when so many bytes are written.
-    pub fn check_reserve(&self, bytes: u64) -> Result<(), DiskPressure> {
+    /// Whether half of the floor is free.
+    pub fn check_reserve(&self) -> Result<(), DiskPressure> {
+        self.check_reserve_without(0)
+    }
+
+    /// Promises room for so many bytes where half of the floor stays free when they are written, and all that is promised already: who
+    /// is kept from writing at the same time as others finds the same free space as they do. Of two who ask at once, both may be refused.
+    pub fn promise_reserve(&self, bytes: u64) -> Result<Promise, DiskPressure> {
+        let others = self.promised.fetch_add(bytes, Ordering::SeqCst);
+        let promise = Promise { promised: Arc::clone(&self.promised), bytes };
+        self.check_reserve_without(others.saturating_add(bytes))?;
+        Ok(promise)
+    }
+
+    fn check_reserve_without(&self, bytes: u64) -> Result<(), DiskPressure> {
         let space = self.space()?;
         self.demand(space.free.saturating_sub(bytes), self.floor_mib(space) / RESERVE_DIVISOR)
     }
@@ -246,9 +277,21 @@ mod tests {
     #[test]
     fn half_of_the_floor_is_left_by_who_is_paused_for_it() {
         let space = || Ok(DiskSpace { free: 8 * GIB, total: 1000 * GIB });
-        assert!(guard(None, space()).check_reserve(3 * GIB).is_ok());
-        let error = guard(None, space()).check_reserve(4 * GIB).unwrap_err();
+        assert!(guard(None, space()).check_reserve().is_ok());
+        assert!(guard(None, space()).promise_reserve(3 * GIB).is_ok());
+        let error = guard(None, space()).promise_reserve(4 * GIB).unwrap_err();
         assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 4096, floor_mib: 5120, .. }), "{error}");
+    }
+
+    #[test]
+    fn the_same_room_is_not_promised_twice() {
+        let guard = guard(None, Ok(DiskSpace { free: 8 * GIB, total: 1000 * GIB }));
+        let first = guard.promise_reserve(2 * GIB).unwrap();
+        let error = guard.clone().promise_reserve(2 * GIB).unwrap_err();
+        assert!(matches!(error, DiskPressure::BelowFloor { free_mib: 4096, floor_mib: 5120, .. }), "{error}");
+        let second = guard.promise_reserve(GIB).expect("a refusal keeps nothing");
+        drop((first, second));
+        assert!(guard.promise_reserve(3 * GIB).is_ok());
     }
 
     #[test]

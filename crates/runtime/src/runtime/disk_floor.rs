@@ -109,7 +109,7 @@ impl Watch {
         }
         let now = self.sizes().await;
         if let Err(pressure @ DiskPressure::BelowFloor { .. }) = pressure {
-            let at_once = if disk.check_reserve(0).is_err() { usize::MAX } else { 1 };
+            let at_once = if disk.check_reserve().is_err() { usize::MAX } else { 1 };
             for (writer, grown) in next(&self.before, &now, &self.told, &mut self.cannot).into_iter().take(at_once) {
                 tracing::warn!(
                     ?writer,

@@ -9,11 +9,11 @@
 //! ```
 //!
 //! A pause writes the memory, and that to the very disk that has no room: ten pauses of large sandboxes would take what the floor holds
-//! back. So it is paused only where half of the floor stays free after it. Where that is not so, or the pause fails, its processors are
-//! stopped and nothing else is done: nothing is written from then on, neither by it nor for it, its memory is where it was, and it goes on
-//! by itself. Meanwhile it is shown as paused, and traffic waits as it does during a pause. It keeps its capacity, because it has its
-//! memory, and its deadline stands still with it: it did not get that time. Should the server end, the next one lets it go on and looks
-//! again.
+//! back. So it is paused only where half of the floor stays free after it and all others that are paused just then. Where that is not
+//! so, or the pause fails, its processors are stopped and nothing else is done: nothing is written from then on, neither by it nor for
+//! it, its memory is where it was, and it goes on by itself. Meanwhile it is shown as paused, and traffic waits as it does during a pause.
+//! It keeps its capacity, because it has its memory, and its deadline stands still with it: it did not get that time. Should the server
+//! end, the next one lets it go on and looks again.
 
 use firkin_causes::chain;
 use firkin_engine::MachineError;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Owner, Phase, ResumeError, SnapshotError};
 use crate::{
     artifact::CutReason,
-    host::disk::DiskPressure,
+    host::disk::{DiskPressure, Promise},
     machine::launch::LaunchError,
     restore::SnapshotRestoreError,
     store::spec::{Memory, SandboxId},
@@ -77,9 +77,9 @@ impl Owner {
         if self.stands_still() {
             return Ok(Relief::Still);
         }
-        let paused = match self.reserve_has_room().await {
-            Ok(()) => self.pause(Memory::Kept, CutReason::DiskFull).await,
-            refused => refused,
+        let paused = match self.reserve_room().await {
+            Ok(_until_then) => self.pause(Memory::Kept, CutReason::DiskFull).await,
+            Err(refused) => Err(refused),
         };
         let relief = match paused {
             Ok(()) => Ok(Relief::Paused),
@@ -100,15 +100,15 @@ impl Owner {
         relief
     }
 
-    /// Refuses a pause that would write more than may be taken of what the floor holds back.
-    async fn reserve_has_room(&mut self) -> Result<(), SnapshotError> {
+    /// Refuses a pause that would write more than may be taken of what the floor holds back, with all others that are paused now.
+    async fn reserve_room(&mut self) -> Result<Promise, SnapshotError> {
         let id = self.record.id.clone();
         let running = self.phase.running(&id)?;
         let ahead = running.session.prepare_cut(&self.shared.artifacts).await;
         let ahead = ahead.map_err(|source| SnapshotError::Machine { id: id.clone(), source })?;
         let memory = ahead.memory;
         running.session.forgo_cut(ahead).await;
-        self.shared.gates.disk.check_reserve(memory).map_err(|source| SnapshotError::DiskPressure { id, source })
+        self.shared.gates.disk.promise_reserve(memory).map_err(|source| SnapshotError::DiskPressure { id, source })
     }
 
     async fn stand_still(&mut self) -> Result<(), SnapshotError> {
