@@ -4,7 +4,8 @@
 //! While the disk is below its floor, whoever wrote most since the last look writes no more, one a look: a sandbox is paused, or stands
 //! still where there is no room for its memory (`sandbox/owner/room.rs`), and a template build fails, which leaves nothing. Below half of
 //! the floor all who write are told at once. Nobody is waited for: what takes long goes on beside the next look. Who writes next to
-//! nothing goes on, and so does, for one look, whoever has just come: of them it is not known what they write.
+//! nothing goes on, and so does, for one look, whoever has just come: of them it is not known what they write. Of a build, what its machine
+//! writes is watched, and not the image that it pulls and unpacks before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -147,8 +148,15 @@ impl Watch {
     fn tell(&mut self, writer: Writer, grown: u64) {
         match &writer {
             Writer::Build(id) => {
-                self.builds.crowd_out(id);
-                self.told.remove(&writer);
+                let Some(ended) = self.builds.crowd_out(id) else {
+                    self.told.remove(&writer);
+                    return;
+                };
+                self.under_way.spawn(async move {
+                    // Until its machine is gone it is not told again in place of somebody else.
+                    ended.cancelled_owned().await;
+                    (writer, Outcome::Ended)
+                });
             }
             Writer::Sandbox(id) => {
                 let (owners, id) = (Arc::clone(&self.owners), id.clone());

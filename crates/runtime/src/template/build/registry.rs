@@ -138,11 +138,11 @@ impl Builds {
         self.all_live().iter().filter_map(place).collect()
     }
 
-    /// Ends a build for which the disk has no room.
-    pub(crate) fn crowd_out(&self, id: &BuildId) {
-        if let Some(live) = self.live(id) {
-            live.crowded_out.cancel();
-        }
+    /// Ends a build for which the disk has no room. Gives what is cancelled once it has ended, unless it has already.
+    pub(crate) fn crowd_out(&self, id: &BuildId) -> Option<CancellationToken> {
+        let live = self.live(id)?;
+        live.crowded_out.cancel();
+        Some(live.ended.clone())
     }
 
     /// Its record is in the store from now on, or nowhere.
