@@ -1,10 +1,11 @@
-//! What one sandbox holds of the disk, and how much it may hold: its overlay and the layers below that are its own, its state while it
-//! is paused, and its snapshots.
+//! What one sandbox holds of the disk, and how much it may hold: its overlay and the layers below that are its own, and its snapshots.
 //!
 //! What it was created on is not its own: layers and memory of its template, or of another's snapshot. What is shared by several of its
 //! own states counts once. A snapshot or fork that would exceed the quota is refused before the guest stands still for it; a pause never
-//! is, because nothing else ends the writing and keeps what there is. It counts from then on, so a sandbox that was paused for its quota
-//! is not resumed before it holds less. So the most that one sandbox holds is its quota, one pause, and what it writes between two looks.
+//! is, because nothing else ends the writing and keeps what there is. Nor does its memory count, paused or mapped: that is no larger than
+//! the machine, its user can remove nothing of it, and flattening makes it larger unasked. A sandbox that was paused for its quota is not
+//! resumed before it holds less. So the most that one sandbox holds is its quota, its memory, that of one pause, and what it writes
+//! between two looks.
 
 use std::{collections::HashSet, io, path::PathBuf};
 
@@ -101,13 +102,9 @@ async fn held(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError
     blocking(measure).await.map_err(QuotaError::Unmeasured)
 }
 
-/// Who names what the state and the snapshots of a sandbox are made of. Of all else that is on record nothing is read.
+/// Who names what the snapshots of a sandbox are made of. Of all else that is on record nothing is read.
 async fn named(shared: &Shared, record: &SandboxRecord) -> Result<Vec<Named>, QuotaError> {
     let mut next = shared.store.snapshots_of(record.id.clone()).await.map_err(QuotaError::Store)?;
-    next.push(match &record.phase {
-        RecordedPhase::Running { memory_base, .. } => memory_base.clone(),
-        RecordedPhase::Paused(held) => held.artifact.clone(),
-    });
     let artifacts = shared.artifacts.clone();
     let with_bases = move || {
         let mut found = HashSet::new();
@@ -127,13 +124,12 @@ async fn named(shared: &Shared, record: &SandboxRecord) -> Result<Vec<Named>, Qu
 
 /// Directories of artifacts and files of layers that are there because of this sandbox.
 fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named]) -> HashSet<PathBuf> {
-    let (state, mut layers) = match &record.phase {
-        RecordedPhase::Running { memory_base, layers, .. } => (memory_base, layers.clone()),
-        RecordedPhase::Paused(held) => (&held.artifact, Vec::new()),
+    let mut layers = match &record.phase {
+        RecordedPhase::Running { layers, .. } => layers.clone(),
+        RecordedPhase::Paused(held) => artifacts.load(&held.artifact).map(|held| held.manifest.disk.layers).unwrap_or_default(),
     };
     let is_its = |named: &&Named| named.snapshot_of.as_ref() == Some(&record.id);
     let mut next: Vec<ArtifactId> = named.iter().filter(is_its).map(|named| named.artifact.clone()).collect();
-    next.push(state.clone());
     let mut parts = HashSet::new();
     let mut seen = HashSet::new();
     while let Some(id) = next.pop() {
