@@ -210,3 +210,20 @@ async fn what_a_sandbox_has_in_memory_does_not_keep_it_paused() {
     assert_eq!(host.memory(&one.id).word.len(), 3 << 20);
     server.shutdown(OnExit::Kill).await;
 }
+
+#[tokio::test]
+async fn a_sandbox_that_is_paused_over_its_quota_has_no_forks_and_no_snapshots() {
+    let host = Host::new();
+    let server = host.server().await;
+    let one = server.create(base()).await.unwrap();
+    server.snapshot(&one.id, None).await.unwrap();
+    server.pause(&one.id).await.unwrap();
+    server.shutdown(OnExit::Pause).await;
+
+    let server = host.server_that_limits(disk_mib(0)).await;
+    let artifacts = host.artifacts();
+    assert!(is_over(&server.fork(&one.id, 1, life(&one)).await.map_err(snapshot_error).unwrap_err()));
+    assert!(is_over(&server.snapshot(&one.id, None).await.unwrap_err()));
+    assert_eq!(host.artifacts(), artifacts, "a refusal leaves nothing");
+    server.shutdown(OnExit::Kill).await;
+}

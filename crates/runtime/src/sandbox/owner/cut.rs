@@ -180,6 +180,9 @@ impl Owner {
                 result
             }
             Phase::Paused(held) => {
+                // What is cut of it adds nothing now, but goes on where it ended.
+                let within = sandbox_quota::admit(&self.shared, &self.record, 0).await;
+                within.map_err(|source| SnapshotError::Quota { id: self.record.id.clone(), source })?;
                 let pin = self.shared.artifacts.pin(held.artifact.clone());
                 let loaded = self
                     .shared
