@@ -79,12 +79,41 @@ pub(crate) async fn admit(shared: &Shared, record: &SandboxRecord, more: u64) ->
     if needed <= quota { Ok(()) } else { Err(QuotaError::Disk { needed_mib: needed.div_ceil(1 << 20), quota_mib: quota >> 20 }) }
 }
 
+/// Refuses to have a paused sandbox run on `layers` if it would hold more than it may. Where it has nothing but a disk that is no larger
+/// than it was made, it is let in whatever the quota is: its user can remove nothing from outside.
+pub(crate) async fn admit_resume(shared: &Shared, record: &SandboxRecord, layers: &[String]) -> Result<(), QuotaError> {
+    let RecordedPhase::Paused(held_by) = &record.phase else { return Ok(()) };
+    let phase = RecordedPhase::Running {
+        memory_base: held_by.artifact.clone(),
+        layers: layers.to_vec(),
+        overlay: String::new(),
+        slot: 0,
+        instance: None,
+        nonce: None,
+    };
+    let record = SandboxRecord { phase, ..record.clone() };
+    let (quota, needed) = (quota(shared, &record)?, held(shared, &record).await?);
+    if needed <= quota {
+        return Ok(());
+    }
+    let own: Vec<PathBuf> = own_layers(&record, layers).map(|layer| shared.artifacts.layer(layer)).collect();
+    let disk = blocking(move || own.iter().map(|layer| bytes_at(layer)).sum::<io::Result<u64>>()).await;
+    if needed == disk.map_err(QuotaError::Unmeasured)? && needed <= own_size(&record) {
+        return Ok(());
+    }
+    Err(QuotaError::Disk { needed_mib: needed.div_ceil(1 << 20), quota_mib: quota >> 20 })
+}
+
 /// What a sandbox may hold. Where nobody has said how much, it can at least fill its own disk and be paused.
 fn quota(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
     let given = shared.config.sandboxes.disk_mib;
     let share = shared.gates.disk.share(given).map_err(QuotaError::Disks)?;
-    let own = (record.budget.disk_mib + record.budget.memory_mib).saturating_mul(1 << 20);
-    Ok(if given.is_some() { share } else { share.max(own) })
+    Ok(if given.is_some() { share } else { share.max(own_size(record)) })
+}
+
+/// Its own disk and memory, bytes.
+fn own_size(record: &SandboxRecord) -> u64 {
+    (record.budget.disk_mib + record.budget.memory_mib).saturating_mul(1 << 20)
 }
 
 /// What a sandbox holds, bytes as they lie on the disk.
@@ -147,10 +176,14 @@ fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named])
             next.push(base);
         }
     }
-    let inherited = record.inherited.as_deref();
-    let own = layers.iter().filter(|layer| inherited.is_some_and(|inherited| !inherited.contains(layer)));
-    parts.extend(own.map(|layer| artifacts.layer(layer)));
+    parts.extend(own_layers(record, &layers).map(|layer| artifacts.layer(layer)));
     parts
+}
+
+/// Those of `layers` that are not what a sandbox was created on.
+pub(crate) fn own_layers<'a>(record: &SandboxRecord, layers: &'a [String]) -> impl Iterator<Item = &'a String> {
+    let inherited = record.inherited.as_deref();
+    layers.iter().filter(move |layer| inherited.is_some_and(|inherited| !inherited.contains(layer)))
 }
 
 /// Whether an artifact is there for this sandbox: it was cut of it, or it is the state that it was forked from.

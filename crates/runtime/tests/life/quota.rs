@@ -184,16 +184,15 @@ async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost()
     until("why is told", || told().is_some()).await;
     assert!(told().unwrap().fields["quota"].contains("its quota is 24 MiB"));
     assert_eq!(state(&server, &other), SandboxState::Running);
+    let snapshot = server.snapshot(&writer.id, None).await.unwrap();
     server.shutdown(OnExit::Pause).await;
     drop(server);
 
     let server = host.server_that_limits(disk_mib(0)).await;
     let refused = server.resume(&writer.id, life(&writer)).await.unwrap_err();
     assert!(matches!(refused, ResumeError::Quota { source: QuotaError::Disk { quota_mib: 0, .. }, .. }), "{refused:?}");
-    server.shutdown(OnExit::Pause).await;
-    drop(server);
-
-    let server = host.server().await;
+    // What its user cannot remove does not keep it paused.
+    server.delete_template(&snapshot.snapshot_id).await.unwrap();
     server.resume(&writer.id, life(&writer)).await.unwrap();
     assert_eq!(host.memory(&writer.id).word, "kept");
     server.shutdown(OnExit::Kill).await;

@@ -143,7 +143,7 @@ impl Owner {
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
         stale_state::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
-        let within = sandbox_quota::admit(&self.shared, &self.record, 0).await;
+        let within = sandbox_quota::admit_resume(&self.shared, &self.record, &loaded.manifest.disk.layers).await;
         within.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source })?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
