@@ -69,11 +69,17 @@ pub(crate) enum MergeLayersError {
 }
 
 impl ArtifactStore {
-    /// Merges the upper ones of `layers`, lowest first, and keeps the result from being collected. The same merge that was made
-    /// for another chain is used again: its name is a digest of what it was made of. Given up when `goes_on` says no.
+    /// Merges the upper ones of `layers`, lowest first, or all of them `from` one that is given, and keeps the result from being
+    /// collected. The same merge that was made for another chain is used again: its name is a digest of what it was made of. Given up
+    /// when `goes_on` says no.
     ///
     /// Blocks for as long as the layers take to be copied.
-    pub(crate) fn merge_layers(&self, layers: &[LayerId], goes_on: &dyn Fn() -> bool) -> Result<MergedLayers, MergeLayersError> {
+    pub(crate) fn merge_layers(
+        &self,
+        layers: &[LayerId],
+        from: Option<usize>,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<MergedLayers, MergeLayersError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| MergeLayersError::File { path, source }
@@ -82,7 +88,8 @@ impl ArtifactStore {
             let path = self.layer(id);
             member::blocks(&path).map_err(file(&path))
         });
-        let range = upper(&sizes.collect::<Result<Vec<u64>, _>>()?);
+        let sizes = sizes.collect::<Result<Vec<u64>, _>>()?;
+        let range = from.map_or_else(|| upper(&sizes), |from| from..sizes.len());
         let replaces = layers[range.clone()].to_vec();
         let layer = name_of(&replaces);
         // Before it is looked for: from then on it stays.

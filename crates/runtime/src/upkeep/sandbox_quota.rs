@@ -4,8 +4,8 @@
 //! own states counts once. A snapshot or fork that would exceed the quota is refused before the guest stands still for it; a pause never
 //! is, because nothing else ends the writing and keeps what there is. Nor does its memory count, paused or mapped: that is no larger than
 //! the machine, its user can remove nothing of it, and flattening makes it larger unasked. A sandbox that was paused for its quota is not
-//! resumed before it holds less. So the most that one sandbox holds is its quota, its memory, that of one pause, and what it writes
-//! between two looks.
+//! resumed before it holds less; what it wrote over is freed meanwhile, by making its layers one (`sandbox/owner/upkeep.rs`). So the
+//! most that one sandbox holds is its quota, its memory, that of one pause, and what it writes between two looks.
 
 use std::{collections::HashSet, io, path::PathBuf};
 

@@ -1,13 +1,17 @@
 //! What one sandbox may hold of the disk, with its snapshots and its paused state.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use firkin_runtime::{
     config::SandboxLimits,
     owner::{OnExit, ResumeError, SnapshotError},
     runtime::Runtime,
-    sandbox::{RuntimeSandbox, SandboxState},
+    sandbox::{CreateSandbox, RuntimeSandbox, SandboxState},
     sandbox_quota::QuotaError,
+    standard::BuildTemplate,
 };
 
 use crate::bench::{DEAF, Host, base, hold_the_clock, life, names, until};
@@ -224,5 +228,39 @@ async fn a_sandbox_that_is_paused_over_its_quota_has_no_forks_and_no_snapshots()
     assert!(is_over(&server.fork(&one.id, 1, life(&one)).await.map_err(snapshot_error).unwrap_err()));
     assert!(is_over(&server.snapshot(&one.id, None).await.unwrap_err()));
     assert_eq!(host.artifacts(), artifacts, "a refusal leaves nothing");
+    server.shutdown(OnExit::Kill).await;
+}
+
+/// Makes what a sandbox's disk takes larger, by what a merge of its layers finds to be written over.
+fn overwrite(host: &Host, sandbox: &RuntimeSandbox, mib: usize) {
+    let disk = host.guest(&sandbox.id).root_disk();
+    let file = if disk.is_dir() { disk.join("overwritten") } else { disk };
+    let mut file = fs_err::OpenOptions::new().create(true).append(true).open(file).unwrap();
+    std::io::Write::write_all(&mut file, &vec![1; mib << 20]).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_sandbox_wrote_over_does_not_keep_it_paused() {
+    let host = Host::new();
+    let server = host.server_that_limits(disk_mib(12)).await;
+    let small = BuildTemplate { name: "small".into(), ready: None, memory_mib: 1, ..BuildTemplate::base() };
+    Box::pin(server.build_template(small, &|_| {})).await.unwrap();
+    let one = server.create(CreateSandbox { template: "small".into(), ..base() }).await.unwrap();
+    host.remember(&one.id, "kept");
+    overwrite(&host, &one, 8);
+    server.pause(&one.id).await.unwrap();
+    server.resume(&one.id, life(&one)).await.unwrap();
+    overwrite(&host, &one, 8);
+    server.pause(&one.id).await.unwrap();
+    let refused = server.resume(&one.id, life(&one)).await.unwrap_err();
+    assert!(matches!(refused, ResumeError::Quota { source: QuotaError::Disk { .. }, .. }), "{refused:?}");
+    let begun = Instant::now();
+    while let Err(refused) = server.resume(&one.id, life(&one)).await {
+        assert!(matches!(refused, ResumeError::Quota { .. }) && begun.elapsed() < Duration::from_secs(60), "{refused:?}");
+    }
+    assert_eq!(host.memory(&one.id).word, "kept");
+    // And again: what was merged is what it has from now on.
+    server.pause(&one.id).await.unwrap();
+    server.resume(&one.id, life(&one)).await.unwrap();
     server.shutdown(OnExit::Kill).await;
 }

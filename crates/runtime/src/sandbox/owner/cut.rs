@@ -135,6 +135,9 @@ impl Owner {
             Err(source) => return Err(SnapshotError::Quota { id: self.record.id.clone(), source }),
         };
         let paused = self.pause(Memory::Kept, CutReason::OverQuota).await;
+        if paused.is_ok() {
+            self.upkeep.crowd();
+        }
         let message = match &paused {
             Ok(()) => "this sandbox holds more of the disk than it may: it was paused, and is resumed once it holds less",
             Err(_) => "this sandbox holds more of the disk than it may, and cannot be paused",

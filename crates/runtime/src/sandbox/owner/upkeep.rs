@@ -9,6 +9,9 @@
 //! machine writes, when that is sealed. A layer that was sealed meanwhile names what lay below it then, so a merge that was
 //! overtaken by a cut is of no use and another one begins.
 //!
+//! Of a sandbox that is paused and holds more of the disk than it may, all own layers are merged, however few: that frees what it wrote
+//! over, and nobody else can free it. A resume then counts the merged layer instead.
+//!
 //! The record comes first: until then nothing needs the merged layer, and a crash leaves it to be collected; from then on a later
 //! server names it, too. A sandbox that is cut faster than its layers can be merged waits for them in the end: the depth is
 //! bounded.
@@ -31,6 +34,7 @@ use crate::{
     },
     shared::Shared,
     store::{Held, RecordedPhase},
+    upkeep::sandbox_quota,
 };
 
 /// At this depth a sandbox waits for its merge: before it is cut again, it is shallow.
@@ -47,6 +51,8 @@ pub(super) struct Upkeep {
     merged: Option<MergedLayers>,
     /// The depth at which a merge failed: there it is not tried again.
     failed_at: Option<usize>,
+    /// It is paused, and holds more of the disk than it may: its layers are merged however few they are.
+    crowded: bool,
 }
 
 /// Something that is under way. Dropped, it is given up.
@@ -79,7 +85,17 @@ pub(super) enum Progress {
 impl Upkeep {
     /// The sandbox is being woken: what can only be done while it is paused is given up.
     pub(super) fn wake(&mut self) {
-        (self.flattening, self.held) = (None, None);
+        (self.flattening, self.held, self.crowded) = (None, None, false);
+    }
+
+    /// The paused sandbox holds more of the disk than it may.
+    pub(super) fn crowd(&mut self) {
+        self.crowded = true;
+    }
+
+    /// The layers of a disk with what was merged of them.
+    pub(super) fn shallow(&self, layers: &[String]) -> Option<Vec<String>> {
+        self.merged.as_ref().and_then(|merged| merged.splice(layers))
     }
 
     /// Ends when something does that is under way. Cancel-safe.
@@ -185,13 +201,21 @@ impl Owner {
     fn begin_merge(&mut self) {
         let layers = self.layers().to_vec();
         let (depth, upkeep) = (layers.len(), &self.upkeep);
-        let done = upkeep.merged.as_ref().is_some_and(|merged| merged.splice(&layers).is_some());
-        if depth <= MAX_DEPTH || done || upkeep.merge.is_some() || upkeep.failed_at == Some(depth) {
+        let own = if upkeep.crowded { self.first_own(&layers) } else { None };
+        let done = upkeep.shallow(&layers).is_some();
+        if (depth <= MAX_DEPTH && own.is_none()) || done || upkeep.merge.is_some() || upkeep.failed_at == Some(depth) {
             return;
         }
         let stop = self.shared.stopping.child_token();
-        let task = self.shared.tasks.spawn(merge(Arc::clone(&self.shared), layers, stop.clone()));
+        let task = self.shared.tasks.spawn(merge(Arc::clone(&self.shared), layers, own, stop.clone()));
         self.upkeep.merge = Some(Work { task, depth, _given_up: stop.drop_guard() });
+    }
+
+    /// Where the sandbox's own layers begin, if there are several, above the lowest of all.
+    fn first_own(&self, layers: &[String]) -> Option<usize> {
+        let first = sandbox_quota::own_layers(&self.record, layers).next()?;
+        let first = layers.iter().position(|layer| layer == first)?.max(1);
+        (layers.len() > first + 1).then_some(first)
     }
 
     /// Has the record, and then the running session, name what was merged. What does not fit is dropped.
@@ -220,8 +244,8 @@ impl Owner {
     }
 }
 
-/// Merges the upper ones of `layers`, when it is this sandbox's turn.
-async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, stop: CancellationToken) -> Option<MergedLayers> {
+/// Merges the upper ones of `layers`, or those from the one that is given, when it is this sandbox's turn.
+async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, from: Option<usize>, stop: CancellationToken) -> Option<MergedLayers> {
     // They stay while they are read, whatever becomes of the sandbox.
     let _pins: Vec<_> = layers.iter().map(|id| shared.artifacts.pin(id.clone())).collect();
     let _turn = tokio::select! {
@@ -233,7 +257,7 @@ async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, stop: CancellationToke
         return None;
     }
     let (artifacts, stopped) = (shared.artifacts.clone(), stop.clone());
-    match blocking(move || artifacts.merge_layers(&layers, &|| !stopped.is_cancelled())).await {
+    match blocking(move || artifacts.merge_layers(&layers, from, &|| !stopped.is_cancelled())).await {
         Ok(merged) => Some(merged),
         Err(_) if stop.is_cancelled() => None,
         Err(error) => {

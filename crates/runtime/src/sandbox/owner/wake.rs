@@ -143,8 +143,7 @@ impl Owner {
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;
         stale_state::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
-        let within = sandbox_quota::admit_resume(&self.shared, &self.record, &loaded.manifest.disk.layers).await;
-        within.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source })?;
+        self.admit_within_quota(&loaded.manifest.disk.layers).await?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let found = Found::new(life, loaded, pin, begun);
@@ -156,6 +155,20 @@ impl Owner {
         self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.shared.collect();
         Ok(show(&self.record))
+    }
+
+    /// Refuses to run on `layers` if the sandbox holds more than it may, also with what was merged of them.
+    async fn admit_within_quota(&mut self, layers: &[String]) -> Result<(), ResumeError> {
+        let mut within = sandbox_quota::admit_resume(&self.shared, &self.record, layers).await;
+        if within.is_err()
+            && let Some(shallow) = self.upkeep.shallow(layers)
+        {
+            within = sandbox_quota::admit_resume(&self.shared, &self.record, &shallow).await;
+        }
+        if let Err(QuotaError::Disk { .. }) = within {
+            self.upkeep.crowd();
+        }
+        within.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source })
     }
 }
 
