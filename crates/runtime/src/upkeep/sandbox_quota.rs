@@ -13,7 +13,10 @@ use firkin_causes::chain;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember},
-    ground::{blocking::blocking, ids::ArtifactId},
+    ground::{
+        blocking::blocking,
+        ids::{ArtifactId, LayerId},
+    },
     host::disk::{DiskPressure, bytes_at},
     shared::Shared,
     store::{Named, RecordedPhase, SandboxRecord, StoreError, spec::SandboxId},
@@ -81,12 +84,12 @@ pub(crate) async fn admit(shared: &Shared, record: &SandboxRecord, more: u64) ->
 
 /// Refuses to have a paused sandbox run on `layers` if it would hold more than it may. Where it has nothing but a disk that is no larger
 /// than it was made, it is let in whatever the quota is: its user can remove nothing from outside.
-pub(crate) async fn admit_resume(shared: &Shared, record: &SandboxRecord, layers: &[String]) -> Result<(), QuotaError> {
+pub(crate) async fn admit_resume(shared: &Shared, record: &SandboxRecord, layers: &[LayerId]) -> Result<(), QuotaError> {
     let RecordedPhase::Paused(held_by) = &record.phase else { return Ok(()) };
     let phase = RecordedPhase::Running {
         memory_base: held_by.artifact.clone(),
         layers: layers.to_vec(),
-        overlay: String::new(),
+        overlay: LayerId::generate(),
         slot: 0,
         instance: None,
         nonce: None,
@@ -181,7 +184,7 @@ fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named])
 }
 
 /// Those of `layers` that are not what a sandbox was created on.
-pub(crate) fn own_layers<'a>(record: &SandboxRecord, layers: &'a [String]) -> impl Iterator<Item = &'a String> {
+pub(crate) fn own_layers<'a>(record: &SandboxRecord, layers: &'a [LayerId]) -> impl Iterator<Item = &'a LayerId> {
     let inherited = record.inherited.as_deref();
     layers.iter().filter(move |layer| inherited.is_some_and(|inherited| !inherited.contains(layer)))
 }

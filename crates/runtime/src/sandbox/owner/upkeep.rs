@@ -94,7 +94,7 @@ impl Upkeep {
     }
 
     /// The layers of a disk with what was merged of them.
-    pub(super) fn shallow(&self, layers: &[String]) -> Option<Vec<String>> {
+    pub(super) fn shallow(&self, layers: &[LayerId]) -> Option<Vec<LayerId>> {
         self.merged.as_ref().and_then(|merged| merged.splice(layers))
     }
 
@@ -212,7 +212,7 @@ impl Owner {
     }
 
     /// Where the sandbox's own layers begin, if there are several, above the lowest of all.
-    fn first_own(&self, layers: &[String]) -> Option<usize> {
+    fn first_own(&self, layers: &[LayerId]) -> Option<usize> {
         let first = sandbox_quota::own_layers(&self.record, layers).next()?;
         let first = layers.iter().position(|layer| layer == first)?.max(1);
         (layers.len() > first + 1).then_some(first)

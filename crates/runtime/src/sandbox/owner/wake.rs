@@ -12,6 +12,7 @@ use super::{
     view::{Seen, SeenState, show},
 };
 use crate::{
+    ground::ids::LayerId,
     restore::SnapshotRestoreError,
     sandbox::{
         owner::{Connected, DeadlineError},
@@ -158,7 +159,7 @@ impl Owner {
     }
 
     /// Refuses to run on `layers` if the sandbox holds more than it may, also with what was merged of them.
-    async fn admit_within_quota(&mut self, layers: &[String]) -> Result<(), ResumeError> {
+    async fn admit_within_quota(&mut self, layers: &[LayerId]) -> Result<(), ResumeError> {
         let mut within = sandbox_quota::admit_resume(&self.shared, &self.record, layers).await;
         if within.is_err()
             && let Some(shallow) = self.upkeep.shallow(layers)
