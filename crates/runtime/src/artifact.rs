@@ -6,7 +6,9 @@
 //!                  state            device state
 //!                  memory           whole guest memory (templates), or
 //!                  memory.diff      pages that differ from the base's memory
-//!   layers/<id>.<format>            one layer of a root disk, shared by every artifact above it
+//!                  key             wrapped data key, where members are sealed: their names end with `.sealed` then
+//!   layers/<id>.<format>            one layer of a root disk, shared by every artifact above it, or
+//!          <id>.sealed, <id>.key    a sealed one with its wrapped data key
 //! ```
 //!
 //! An artifact is written into a temporary directory, synced, and renamed: it is whole or absent, and never changes. Layers
@@ -21,12 +23,14 @@ use std::{
 };
 
 use collect::Pins;
-use firkin_engine::{DiskFormat, SnapshotMemory, parts};
+use firkin_engine::{DiskFormat, parts};
 use fs_err as fs;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
 use quarantine::Quarantine;
+use sealed::present;
 use staging::Staging;
+use vault::Vault;
 
 use crate::ground::ids::{ArtifactId, LayerId};
 
@@ -43,23 +47,27 @@ mod proof;
 mod publish;
 mod quarantine;
 mod root_disk;
+mod sealed;
 mod shrink;
 mod staging;
+mod vault;
 
 pub use collect::{Candidates, Pin, PinName};
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
 pub use flatten::FlattenConfig;
 pub use manifest::{
-    ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity,
-    SnapshotArtifactManifest,
+    ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SEALED_FORMAT,
+    SnapshotArtifactIntegrity, SnapshotArtifactManifest,
 };
 pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
+pub use vault::{EncryptionConfig, EncryptionError, UnsealError};
 
 pub(crate) use made::{BootedState, CutState};
 pub(crate) use manifest::memory_base;
 pub(crate) use merge::{MAX_DEPTH, MergedLayers};
 pub(crate) use root_disk::RootDisk;
+pub(crate) use sealed::{Readable, Secrecy};
 
 /// An artifact with its files.
 #[derive(Debug, Clone)]
@@ -84,18 +92,6 @@ impl Artifact {
         self.manifest.memory = MemoryMember::Absent;
         self.memory_diff = None;
         self
-    }
-
-    /// Where an engine finds its memory, if it has one.
-    pub(crate) fn snapshot_memory(&self) -> Option<SnapshotMemory> {
-        match (&self.manifest.memory, &self.memory_diff) {
-            (MemoryMember::Absent, _) => None,
-            (MemoryMember::InState, _) => Some(SnapshotMemory::InState),
-            (MemoryMember::Full | MemoryMember::Diff { .. }, None) => Some(SnapshotMemory::Full(self.memory.clone())),
-            (MemoryMember::Full | MemoryMember::Diff { .. }, Some(diff)) => {
-                Some(SnapshotMemory::Diff { base: self.memory.clone(), diff: diff.clone() })
-            }
-        }
     }
 
     /// Its members, shared ones included, by the names that they have in the integrity record.
@@ -192,11 +188,28 @@ pub struct ArtifactStore {
     quarantine: Quarantine,
     pins: Arc<Mutex<Pins>>,
     staging: Staging,
+    vault: Vault,
     disks: &'static dyn DiskFormat,
 }
 
 impl ArtifactStore {
+    /// As [`ArtifactStore::open`], with the keys that `config` means, and with what it has sealed from now on.
+    pub fn open_encrypted(
+        state_dir: &Path,
+        disks: &'static dyn DiskFormat,
+        config: &EncryptionConfig,
+    ) -> Result<Self, EncryptionError> {
+        if config.seal && disks.layers_are_directories() {
+            return Err(EncryptionError::Directories);
+        }
+        let failed = |source| EncryptionError::File { path: state_dir.to_owned(), source };
+        let store = Self::open(state_dir, disks).map_err(failed)?;
+        let in_use = !store.wrapped_keys().map_err(failed)?.is_empty();
+        Ok(Self { vault: Vault::open(state_dir, config, in_use)?, ..store })
+    }
+
     /// Opens (and creates) the directories below `state_dir`, whose layers are of the form `disks`, and removes drafts that a crash left.
+    /// Without keys: what is sealed is proven and collected, and not restored.
     pub fn open(state_dir: &Path, disks: &'static dyn DiskFormat) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
             crate::ground::private::private_dir(&state_dir.join(name))?;
@@ -204,7 +217,8 @@ impl ArtifactStore {
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
-        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins: Arc::default(), staging, disks };
+        let (pins, vault) = (Arc::default(), Vault::shut());
+        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins, staging, vault, disks };
         store.remove_hidden()?;
         Ok(store)
     }
@@ -244,10 +258,10 @@ impl ArtifactStore {
         let dir = self.dir(&manifest.id);
         let (memory, memory_diff) = match &manifest.memory {
             MemoryMember::Full | MemoryMember::Absent | MemoryMember::InState => (dir.join(parts::MEMORY), None),
-            MemoryMember::Diff { base } => (self.dir(base).join(parts::MEMORY), Some(dir.join(parts::MEMORY_DIFF))),
+            MemoryMember::Diff { base } => (self.dir(base).join(parts::MEMORY), Some(present(dir.join(parts::MEMORY_DIFF)))),
         };
-        let layers = manifest.disk.layers.iter().map(|id| self.layer(id)).collect();
-        Artifact { state: dir.join(parts::STATE), memory, memory_diff, layers, manifest, integrity }
+        let layers = manifest.disk.layers.iter().map(|id| self.layer_file(id)).collect();
+        Artifact { state: present(dir.join(parts::STATE)), memory: present(memory), memory_diff, layers, manifest, integrity }
     }
 
     /// Proves that every member is what was recorded: all sizes first, then all digests. One that is not puts the artifact into

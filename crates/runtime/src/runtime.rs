@@ -170,7 +170,8 @@ impl Runtime {
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
         let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
         let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
-        let artifacts = ArtifactStore::open(&config.state_dir, engine.disks()).map_err(directory)?;
+        let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engine.disks(), &config.encryption);
+        let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
         let files = Files::open(&config.state_dir).map_err(directory)?;
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));

@@ -258,10 +258,10 @@ async fn an_artifact_of_another_host_is_refused_with_both_values() {
 async fn a_newer_sidecar_format_is_refused_by_its_number() {
     let bench = bench();
     let path = bench.artifact.state.with_file_name("manifest.json");
-    let text = fs::read_to_string(&path).unwrap().replacen("\"format\": 1", "\"format\": 2", 1);
+    let text = fs::read_to_string(&path).unwrap().replacen("\"format\": 1", "\"format\": 3", 1);
     fs::write(&path, text).unwrap();
     let error = bench.gates.artifacts.load(&bench.artifact.manifest.id).unwrap_err();
-    assert!(matches!(error, IntegrityError::Format { found: 2, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, IntegrityError::Format { found: 3, known: 2, .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -303,6 +303,9 @@ impl ApiError {
             }
             SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
             // It says itself what helps.
+            SnapshotRestoreError::Sealed { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_create_failed").retry(Retry::Never)
+            }
             SnapshotRestoreError::Incompatible { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_no_compatible_node").retry(Retry::Never)
             }

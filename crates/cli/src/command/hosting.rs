@@ -25,7 +25,7 @@ use firkin_image::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
+    config::{EncryptionConfig, FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     groups,
     memory_pressure::ProcProbe,
@@ -175,7 +175,7 @@ fn refused(error: OpenError) -> anyhow::Error {
         }
         OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
         OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
-        OpenError::Store(_) => None,
+        OpenError::Store(_) | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
 }
@@ -203,6 +203,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
+        encryption: EncryptionConfig::default(),
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string())),
         groups: Some(limits(&state_dir, progress)),

@@ -18,7 +18,13 @@ use std::{
 use firkin_engine::parts;
 use fs_err as fs;
 
-use super::{ArtifactStore, manifest::MemoryMember, member, shrink};
+use super::{
+    ArtifactStore,
+    manifest::MemoryMember,
+    member,
+    sealed::{KEY, SEALED, present},
+    shrink,
+};
 use crate::ground::ids::{ArtifactId, LayerId};
 
 /// Names that are taken in one hold of the lock. A rename takes some ten microseconds, and creates wait for all of them.
@@ -119,7 +125,7 @@ impl ArtifactStore {
         for entry in fs::read_dir(self.root.join("layers"))? {
             let path = entry?.path();
             if let Some(id) = path.file_stem().and_then(|stem| stem.to_str()?.parse::<LayerId>().ok())
-                && path == self.layer(&id)
+                && (path == self.layer(&id) || path == self.sealed_layer(&id))
                 && !pinned.contains(&PinName::from(id.clone()))
             {
                 layers.push(id);
@@ -173,7 +179,7 @@ impl ArtifactStore {
         let dead = |id: &&LayerId| !live.layers.contains(*id) && !kept.contains(*id);
         let mut artifacts: Vec<ArtifactId> =
             candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
-        artifacts.sort_by_cached_key(|id| !self.dir(id).join(parts::MEMORY_DIFF).exists());
+        artifacts.sort_by_cached_key(|id| !present(self.dir(id).join(parts::MEMORY_DIFF)).exists());
         Ok(Doomed { artifacts, layers: candidates.layers.iter().filter(dead).cloned().collect() })
     }
 
@@ -214,7 +220,7 @@ impl ArtifactStore {
             condemned.take(id, (&from, &hidden), |condemned| &mut condemned.artifacts);
         }
         for id in layers {
-            let (from, hidden) = (self.layer(&id), self.hidden_layer(&id));
+            let (from, hidden) = (self.layer_file(&id), self.hidden_layer(&id));
             condemned.take(id, (&from, &hidden), |condemned| &mut condemned.layers);
         }
         Ok(())
@@ -224,11 +230,14 @@ impl ArtifactStore {
     fn remove(&self, condemned: Condemned) -> io::Result<Vec<ArtifactId>> {
         let artifact = |id: &ArtifactId| {
             let dir = self.hidden_artifact(id);
+            // Before the rest, which takes a while: without it the rest is noise.
+            note(self.vault.destroy(&dir.join(KEY)));
             note(shrink::empty_files_in(&dir));
             firkin_files::remove_tree(&dir).and_then(|()| self.release(id))
         };
         let layer = |id: &LayerId| {
             let path = self.hidden_layer(id);
+            note(self.vault.destroy(&self.layer_key(id)));
             note(if path.is_dir() { shrink::empty_files_in(&path) } else { shrink::empty(&path) });
             member::remove(&path)
         };
@@ -241,8 +250,11 @@ impl ArtifactStore {
         self.root.join("artifacts").join(format!(".{id}"))
     }
 
+    /// The name that a layer has when it is to be removed: that of the form in which it is there.
     fn hidden_layer(&self, id: &LayerId) -> PathBuf {
-        self.root.join("layers").join(format!(".{}", self.disk_file(id)))
+        // Its key stays until it is removed, and tells the form after its name is gone.
+        let name = if self.layer_key(id).exists() { format!(".{id}.{SEALED}") } else { format!(".{}", self.disk_file(id)) };
+        self.root.join("layers").join(name)
     }
 
     /// Removes what an interrupted collection, or a draft that was never published, has left.
@@ -258,6 +270,17 @@ impl ArtifactStore {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     removed => removed?,
                 }
+            }
+        }
+        self.destroy_keys_of_nothing()
+    }
+
+    /// Destroys the keys of layers that are not there: removed, or never sealed to the end.
+    fn destroy_keys_of_nothing(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join("layers"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == KEY) && !path.with_extension(SEALED).exists() {
+                self.vault.destroy(&path)?;
             }
         }
         Ok(())

@@ -46,8 +46,12 @@ pub(crate) enum FlattenArtifactError {
 }
 
 impl ArtifactStore {
-    /// Whether the diff of this artifact is so large that it should be flattened.
+    /// Whether the diff of this artifact is so large that it should be flattened. One that is sealed never is: all of a whole memory
+    /// would have to be opened at each resume, and could be shared by nobody.
     pub(crate) fn is_bulky(artifact: &Artifact, config: FlattenConfig) -> bool {
+        if artifact.is_sealed() {
+            return false;
+        }
         let part = (u64::from(artifact.manifest.shape.memory_mib) << 20) / 100 * config.percent;
         let diff = artifact.memory_diff.as_ref().and_then(|path| fs::metadata(path).ok());
         diff.is_some_and(|metadata| metadata.len() > config.floor_bytes.max(part))

@@ -21,8 +21,11 @@ use crate::{
     ground::ids::{ArtifactId, LayerId},
 };
 
-/// The version of both sidecars that this code writes, and the only one it reads.
+/// The version of both sidecars that this code writes, unless members are sealed.
 pub const FORMAT: u32 = 1;
+
+/// The version of the manifest of an artifact whose members are sealed, which a reader of the first would not find.
+pub const SEALED_FORMAT: u32 = 2;
 
 /// A sidecar is at most this long: a manifest is below 16 KiB, so more is damage or malice.
 const MAX_SIDECAR_BYTES: u64 = 1 << 20;
@@ -155,7 +158,7 @@ impl GuestIdentity {
 /// What an artifact is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotArtifactManifest {
-    /// [`FORMAT`].
+    /// [`FORMAT`] or [`SEALED_FORMAT`].
     pub format: u32,
     /// Its id, also the name of its directory.
     pub id: ArtifactId,
@@ -187,6 +190,11 @@ pub struct SnapshotArtifactManifest {
 }
 
 impl SnapshotArtifactManifest {
+    /// What it was made as: what is cut from a machine of a sealed one is as secret.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.format == SEALED_FORMAT
+    }
+
     /// The processor that its guest was shown, or what of it this host cannot restore faithfully.
     pub(crate) fn processor(&self, here: &Compatibility) -> Result<Processor, Mismatch> {
         let processor = here.processor(&self.engine)?;
@@ -239,8 +247,8 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
     let text = fs::read(path).map_err(|source| unreadable(path, source))?;
     let malformed = |source| IntegrityError::Malformed { path: path.to_owned(), source };
     let found = serde_json::from_slice::<Versioned>(&text).map_err(malformed)?.format;
-    if found != FORMAT {
-        return Err(IntegrityError::Format { path: path.to_owned(), found, known: FORMAT });
+    if !(FORMAT..=SEALED_FORMAT).contains(&found) {
+        return Err(IntegrityError::Format { path: path.to_owned(), found, known: SEALED_FORMAT });
     }
     serde_json::from_slice(&text).map_err(malformed)
 }

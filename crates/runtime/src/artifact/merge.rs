@@ -9,6 +9,7 @@
 //! stays shared.
 
 use std::{
+    io,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -16,7 +17,7 @@ use std::{
 use firkin_engine::DiskError;
 use fs_err as fs;
 
-use super::{ArtifactStore, Pin, member, publish::sync_dir};
+use super::{ArtifactDraft, ArtifactStore, Pin, Secrecy, UnsealError, member, publish::sync_dir};
 use crate::ground::ids::LayerId;
 
 /// Layers that a chain may have before its upper ones are merged.
@@ -63,6 +64,9 @@ pub(crate) enum MergeLayersError {
         /// Its id.
         layer: LayerId,
     },
+    /// One is sealed, and cannot be opened.
+    #[error("cannot open a layer that is to be merged")]
+    Sealed(#[from] UnsealError),
     /// What they hold cannot be merged.
     #[error(transparent)]
     Merge(#[from] DiskError),
@@ -85,7 +89,7 @@ impl ArtifactStore {
             move |source| MergeLayersError::File { path, source }
         };
         let sizes = layers.iter().map(|id| {
-            let path = self.layer(id);
+            let path = self.layer_file(id);
             member::blocks(&path).map_err(file(&path))
         });
         let sizes = sizes.collect::<Result<Vec<u64>, _>>()?;
@@ -94,29 +98,40 @@ impl ArtifactStore {
         let layer = name_of(&replaces);
         // Before it is looked for: from then on it stays.
         let pin = self.pin(layer.clone());
-        let target = self.layer(&layer);
-        if !fs::exists(&target).map_err(file(&target))? {
+        if !fs::exists(self.layer_file(&layer)).map_err(file(&self.root))? {
             let below = self.layer(&layers[range.start - 1]);
-            let draft = self.draft().map_err(file(&self.root))?;
-            let path = draft.dir().join("layer");
-            let sources: Vec<_> = replaces.iter().map(|id| self.layer(id)).collect();
+            let mut draft = self.draft_of_sandbox().map_err(file(&self.root))?;
+            self.stage_merge(&mut draft, &replaces).map_err(file(&self.root))?;
+            let path = draft.cut_dir().join("layer");
             self.demand_proven(&replaces)?;
+            let sources = self.readable_layers(&replaces, draft.cut_dir())?;
             self.disks.merge(&sources, &below, &path, goes_on)?;
             // What was damaged meanwhile must not pass for intact in the copy.
             self.demand_proven(&replaces)?;
             member::sync(&path).map_err(file(&path))?;
-            self.adopt_layer(&layer, &path).map_err(file(&path))?;
+            self.keep_layer(&layer, &path, draft.secrecy()).map_err(file(&path))?;
             let dir = self.root.join("layers");
             sync_dir(&dir).map_err(file(&dir))?;
         }
+        let target = self.layer_file(&layer);
         self.proofs.digest(&target).map_err(file(&target))?;
         Ok(MergedLayers { layer, replaces, pin })
+    }
+
+    /// Takes room in memory for plain copies of these layers and for what comes of them, if any of it is sealed and there is room.
+    fn stage_merge(&self, draft: &mut ArtifactDraft, layers: &[LayerId]) -> io::Result<()> {
+        if draft.secrecy() == Secrecy::Sealed {
+            let sizes = layers.iter().map(|id| fs::metadata(self.layer_file(id)).map(|found| found.len()));
+            let bytes = sizes.sum::<io::Result<u64>>()?;
+            self.stage(draft, bytes);
+        }
+        Ok(())
     }
 
     /// Refuses layers that are not the files that were proven last.
     fn demand_proven(&self, layers: &[LayerId]) -> Result<(), MergeLayersError> {
         for layer in layers {
-            let path = self.layer(layer);
+            let path = self.layer_file(layer);
             match self.proofs.knows(&path) {
                 Ok(true) => {}
                 Ok(false) => return Err(MergeLayersError::Unproven { layer: layer.clone() }),

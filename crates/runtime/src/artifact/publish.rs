@@ -13,10 +13,11 @@ use fs_err as fs;
 use super::{
     Artifact, ArtifactStore,
     manifest::{
-        FORMAT, INTEGRITY, MANIFEST, MemberIntegrity, MemoryMember, SnapshotArtifactIntegrity, SnapshotArtifactManifest,
-        write_sidecar,
+        FORMAT, INTEGRITY, MANIFEST, MemberIntegrity, MemoryMember, SEALED_FORMAT, SnapshotArtifactIntegrity,
+        SnapshotArtifactManifest, write_sidecar,
     },
     member,
+    sealed::{Secrecy, present},
     staging::Room,
 };
 use crate::{
@@ -61,6 +62,7 @@ pub struct ArtifactDraft {
     room: Option<Room>,
     /// Its memory, while that is not packed into the member yet.
     captured: Option<Captured>,
+    secrecy: Secrecy,
 }
 
 impl ArtifactDraft {
@@ -91,6 +93,19 @@ impl ArtifactDraft {
         self.captured = captured;
     }
 
+    /// What becomes of its members, and of the layer that is sealed for it.
+    pub(crate) fn secrecy(&self) -> Secrecy {
+        self.secrecy
+    }
+
+    /// Packs its memory beside what else was written while the guest stood still.
+    pub(super) fn pack_where_it_is(&mut self) -> io::Result<()> {
+        match self.captured.take() {
+            Some(captured) => captured.pack(&self.cut_dir().join(parts::MEMORY_DIFF)).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Puts what was written into memory where members belong.
     fn settle(&mut self, members: &[&str]) -> io::Result<()> {
         if let Some(captured) = self.captured.take() {
@@ -115,17 +130,32 @@ impl Drop for ArtifactDraft {
 }
 
 impl ArtifactStore {
-    /// Begins a new artifact.
+    /// Begins a new artifact of what a sandbox holds.
+    pub(crate) fn draft_of_sandbox(&self) -> io::Result<ArtifactDraft> {
+        self.draft_in(self.secrecy())
+    }
+
+    /// Begins a new artifact whose members stay plain: a template's.
     pub fn draft(&self) -> io::Result<ArtifactDraft> {
+        self.draft_in(Secrecy::Plain)
+    }
+
+    /// Begins a new artifact in this form.
+    pub(crate) fn draft_in(&self, secrecy: Secrecy) -> io::Result<ArtifactDraft> {
         let id = ArtifactId::generate();
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None })
+        Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None, secrecy })
     }
 
     /// Takes room in memory for a cut into `draft` that may write `expected` bytes of memory. Where there is none, the cut is
     /// written to the disk, which takes longer.
     pub fn stage(&self, draft: &mut ArtifactDraft, expected: u64) {
+        let expected = match draft.secrecy {
+            Secrecy::Plain => expected,
+            // It is packed there, too: it is to reach the disk sealed.
+            Secrecy::Sealed => expected.saturating_mul(2),
+        };
         match self.staging.room(expected) {
             Ok(room) => draft.room = Some(room),
             Err(reason) => {
@@ -154,7 +184,7 @@ impl ArtifactStore {
     /// Digests every member, writes both sidecars, syncs all of it and makes the artifact visible.
     ///
     /// Blocks: call it off the asynchronous threads.
-    pub fn publish(&self, mut draft: ArtifactDraft, manifest: SnapshotArtifactManifest) -> Result<Artifact, PublishError> {
+    pub fn publish(&self, mut draft: ArtifactDraft, mut manifest: SnapshotArtifactManifest) -> Result<Artifact, PublishError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| PublishError::File { path, source }
@@ -165,11 +195,16 @@ impl ArtifactStore {
             MemoryMember::InState => &[parts::STATE],
             MemoryMember::Absent => &[],
         };
-        draft.settle(own).map_err(file(&draft.dir))?;
+        let settled = match draft.secrecy {
+            Secrecy::Plain => draft.settle(own),
+            Secrecy::Sealed => self.seal_members(&mut draft, own),
+        };
+        settled.map_err(file(&draft.dir))?;
+        manifest.format = if draft.secrecy == Secrecy::Sealed { SEALED_FORMAT } else { FORMAT };
         let mut members = BTreeMap::new();
         for name in own {
-            let path = draft.dir.join(name);
-            seal(&path, mode_of(name)).map_err(file(&path))?;
+            let path = present(draft.dir.join(name));
+            seal(&path, mode_of(&path)).map_err(file(&path))?;
             members.insert((*name).to_owned(), self.proofs.digest(&path).map_err(file(&path))?);
         }
         members.extend(self.shared_members(&manifest)?);
@@ -180,13 +215,16 @@ impl ArtifactStore {
         sync_dir(&layers).map_err(file(&layers))?;
         sync_dir(&draft.dir).map_err(file(&draft.dir))?;
         let target = self.dir(&draft.id);
-        fs::rename(&draft.dir, &target).map_err(file(&target))?;
+        {
+            let _held = self.vault.hold();
+            fs::rename(&draft.dir, &target).map_err(file(&target))?;
+        }
         draft.published = true;
         let parent = self.root.join("artifacts");
         sync_dir(&parent).map_err(file(&parent))?;
         // The change time moved with the seal, not with the directory's rename, so what was digested is still proven.
         for name in own {
-            let path = target.join(name);
+            let path = present(target.join(name));
             self.proofs.digest(&path).map_err(file(&path))?;
         }
         self.proofs.save();
@@ -210,7 +248,7 @@ impl ArtifactStore {
             shared.insert(parts::MEMORY.to_owned(), self.proofs.digest(&base.memory).map_err(file(&base.memory))?);
         }
         for layer in &manifest.disk.layers {
-            let path = self.layer(layer);
+            let path = self.layer_file(layer);
             if !self.proofs.knows(&path).map_err(file(&path))? {
                 // A new one is durable before anything says that it is proven.
                 member::sync(&path).map_err(file(&path))?;
@@ -233,8 +271,8 @@ const MEMBER: u32 = 0o400;
 /// itself whether it may be read. No directory on the way to it can be entered by anybody else.
 const WHOLE_MEMORY: u32 = 0o444;
 
-fn mode_of(member: &str) -> u32 {
-    if member == parts::MEMORY { WHOLE_MEMORY } else { MEMBER }
+fn mode_of(member: &Path) -> u32 {
+    if member.ends_with(parts::MEMORY) { WHOLE_MEMORY } else { MEMBER }
 }
 
 /// Makes a member durable and read-only.

@@ -12,7 +12,7 @@ use std::{
 use firkin_engine::DiskError;
 use fs_err as fs;
 
-use super::{ArtifactStore, DiskMembers};
+use super::{ArtifactStore, DiskMembers, Secrecy};
 use crate::ground::ids::LayerId;
 
 /// Cuts that a machine can be ahead of its record: one, or as many as failed to be recorded.
@@ -66,13 +66,13 @@ impl RootDisk {
 
     /// Whether its uppermost layer is where layers are.
     pub(crate) fn is_settled(&self, artifacts: &ArtifactStore) -> bool {
-        self.layers.last().is_none_or(|last| artifacts.layer(last).exists())
+        self.layers.last().is_none_or(|last| artifacts.layer_file(last).exists())
     }
 
-    /// Puts the layer that was sealed last where layers are, over the one that is below it by now.
-    pub(crate) fn settle(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(), DiskError> {
+    /// Puts the layer that was sealed last where layers are, over the one that is below it by now. Encrypting one blocks.
+    pub(crate) fn settle(&self, dir: &Path, artifacts: &ArtifactStore, secrecy: Secrecy) -> Result<(), DiskError> {
         let sealed = self.layers.last().expect("a cut has sealed one");
-        settle(dir, sealed, self.layers.iter().rev().nth(1), artifacts)
+        settle((dir, sealed), self.layers.iter().rev().nth(1), artifacts, secrecy)
     }
 
     /// The disk of an adopted machine that writes to `current`, below what was `recorded`. Layers that were sealed and not
@@ -88,12 +88,13 @@ impl RootDisk {
             if unrecorded.len() == MAX_UNRECORDED {
                 return Err(invalid(current, "its disk is not the one that was recorded"));
             }
-            let below = artifacts.disks.below(&at.1)?.ok_or_else(|| invalid(&at.1, "it lies over nothing"))?;
+            let below = if at.1 == current { artifacts.disks.below(current)? } else { artifacts.below_layer(&at.0, dir)? };
+            let below = below.ok_or_else(|| invalid(&at.1, "it lies over nothing"))?;
             let name = name_of(&below, artifacts)?;
             // The lowest of them was written over what is on record, under whatever name that had then.
             let under = recorded.layers.last().filter(|_| name == recorded.overlay);
-            if !fs::exists(artifacts.layer(&name)).map_err(|source| DiskError::File { path: below, source })? {
-                settle(dir, &name, under, artifacts)?;
+            if !fs::exists(artifacts.layer_file(&name)).map_err(|source| DiskError::File { path: below, source })? {
+                settle((dir, &name), under, artifacts, artifacts.secrecy())?;
             }
             let layer = artifacts.layer(&name);
             unrecorded.push(name.clone());
@@ -105,12 +106,17 @@ impl RootDisk {
 }
 
 /// Puts the sealed overlay `name` where layers are, over the layer `under` if that may have been merged since.
-fn settle(dir: &Path, name: &LayerId, under: Option<&LayerId>, artifacts: &ArtifactStore) -> Result<(), DiskError> {
+fn settle(
+    (dir, name): (&Path, &LayerId),
+    under: Option<&LayerId>,
+    artifacts: &ArtifactStore,
+    secrecy: Secrecy,
+) -> Result<(), DiskError> {
     let sealed = dir.join(artifacts.disk_file(name));
     if let Some(under) = under {
         artifacts.disks.put_over(&sealed, &artifacts.layer(under))?;
     }
-    artifacts.adopt_layer(name, &sealed).map_err(|source| DiskError::File { path: sealed, source })
+    artifacts.keep_layer(name, &sealed, secrecy).map_err(|source| DiskError::File { path: sealed, source })
 }
 
 /// The name that this file's layer has, if it is one of ours.

@@ -9,7 +9,7 @@ use firkin_network::SlotError;
 use firkin_wire::control;
 
 use crate::{
-    artifact::{Artifact, PublishError},
+    artifact::{Artifact, PublishError, UnsealError},
     capacity::ResourceBudget,
     machine::agent::AgentError,
     store::spec::InternetAccess,
@@ -76,6 +76,9 @@ pub enum LaunchError {
     /// The machine could not be held to its limits.
     #[error("cannot limit what the sandbox uses of the host")]
     Group(#[source] GroupError),
+    /// What was to be restored is sealed, and could not be opened.
+    #[error("cannot open what the sandbox left")]
+    Sealed(#[source] UnsealError),
     /// What was to be restored has no memory.
     #[error("the snapshot artifact has no memory")]
     NoMemory,

@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_engine::{DiskError, Exit, Machine, MachineError, SnapshotParts};
+use firkin_engine::{Exit, Machine, MachineError, SnapshotParts};
 use firkin_wire::{
     control::{Answer, Call, Stats},
     nonce::Nonce,
 };
 
 use crate::{
-    artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk},
+    artifact::{ArtifactDraft, ArtifactStore, Pin, RootDisk, Secrecy},
     ground::{
         blocking::blocking,
         ids::{ArtifactId, LayerId},
@@ -273,8 +273,21 @@ impl Session {
                 Err(error) => tracing::warn!(error = firkin_causes::chain(&error), "cannot let a machine go on after a cut"),
             }
         }
-        self.disk.settle(self.dir.path(), artifacts).map_err(MachineError::Disk)?;
+        self.settle(artifacts, draft.secrecy()).await?;
         Ok(Cut { parts, layers: self.disk.layers.clone(), freeze, pin })
+    }
+
+    /// Puts the layer that was sealed last where layers are. Encrypting it takes as long as it is large.
+    async fn settle(&mut self, artifacts: &ArtifactStore, secrecy: Secrecy) -> Result<(), MachineError> {
+        let dir = self.dir.path();
+        let settled = match secrecy {
+            Secrecy::Plain => self.disk.settle(dir, artifacts, secrecy),
+            Secrecy::Sealed => {
+                let (disk, dir, artifacts) = (self.disk.clone(), dir.to_owned(), artifacts.clone());
+                blocking(move || disk.settle(&dir, &artifacts, secrecy)).await
+            }
+        };
+        settled.map_err(MachineError::Disk)
     }
 
     /// Names `layers` from now on, which hold the same as those that it names: some of them were merged. The machine goes on with
@@ -286,14 +299,11 @@ impl Session {
 
     /// Makes and opens the layer that follows a cut, while the guest runs. Whoever does not cut then says so by [`Session::forgo_cut`].
     pub(crate) async fn prepare_cut(&mut self, artifacts: &ArtifactStore) -> Result<CutAhead, MachineError> {
-        let next = || -> Result<_, DiskError> {
-            if !self.disk.is_settled(artifacts) {
-                // An earlier cut could not put it there.
-                self.disk.settle(self.dir.path(), artifacts)?;
-            }
-            self.disk.create_next(self.dir.path(), artifacts)
-        };
-        let (next, path) = next().map_err(MachineError::Disk)?;
+        if !self.disk.is_settled(artifacts) {
+            // An earlier cut could not put it there.
+            self.settle(artifacts, artifacts.secrecy()).await?;
+        }
+        let (next, path) = self.disk.create_next(self.dir.path(), artifacts).map_err(MachineError::Disk)?;
         let memory = self.machine.prepare_cut(&path).await?;
         Ok(CutAhead { next, path, memory })
     }

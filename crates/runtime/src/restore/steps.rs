@@ -17,7 +17,7 @@ use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
 use firkin_network::SlotError;
 
 use crate::{
-    artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest},
+    artifact::{ArtifactKind, ArtifactStore, IntegrityError, MemoryMember, SnapshotArtifactManifest, UnsealError},
     capacity::{
         ActiveSessionReservation,
         admission::{Admission, AdmissionError},
@@ -66,6 +66,15 @@ pub enum SnapshotRestoreError {
         /// What is wrong.
         #[source]
         source: IntegrityError,
+    },
+    /// It is sealed, and cannot be opened here. It stays as it is. Nothing was launched, or what was is undone.
+    #[error("snapshot artifact `{artifact}` is encrypted and cannot be opened")]
+    Sealed {
+        /// The artifact.
+        artifact: String,
+        /// Why.
+        #[source]
+        source: UnsealError,
     },
     /// The artifact was made by another engine, kernel, CPU or agent generation. Nothing was launched.
     #[error(
@@ -136,6 +145,8 @@ impl Proven {
         check_compatible(&request.artifact.manifest, &gates.engine)?;
         let request = Arc::new(request);
         verify(Arc::clone(&request), gates.artifacts.clone()).await?;
+        let sealed = |source| SnapshotRestoreError::Sealed { artifact: request.artifact.manifest.id.clone(), source };
+        gates.artifacts.demand_keys(&request.artifact).map_err(sealed)?;
         gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
         Ok(Self { request, checks: begun.elapsed(), since: Instant::now() })
     }
@@ -164,6 +175,9 @@ impl Admitted {
         let Self { proven: Proven { request, checks, .. }, reservation, admission } = self;
         let (session, launch) = launcher.launch(&request).await.map_err(|error| match error {
             LaunchError::Network(source) => SnapshotRestoreError::Network(source),
+            LaunchError::Sealed(source) => {
+                SnapshotRestoreError::Sealed { artifact: request.artifact.manifest.id.clone(), source }
+            }
             other => SnapshotRestoreError::Launch(other),
         })?;
         Ok(SnapshotRestoreReport { session, reservation, checks, admission, launch })

@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub use crate::{
-    artifact::FlattenConfig,
+    artifact::{EncryptionConfig, FlattenConfig},
     capacity::admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
 };
 
@@ -48,6 +48,8 @@ pub struct RuntimeConfig {
     pub disk_probe: Arc<dyn DiskPressureProbe>,
     /// Measures the host's memory.
     pub memory_probe: Arc<dyn MemoryPressureProbe>,
+    /// What of this is encrypted.
+    pub encryption: EncryptionConfig,
     /// When a paused sandbox gets a memory of its own.
     pub flatten: FlattenConfig,
     /// Network of sandboxes.
@@ -74,6 +76,7 @@ impl RuntimeConfig {
             volumes: VolumeLimits::default(),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
+            encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network,
             groups: None,

@@ -10,7 +10,7 @@ use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
 use crate::{
-    artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, SnapshotArtifactManifest},
+    artifact::{Artifact, ArtifactDraft, DiskMembers, MemoryMember, PublishError, RootDisk, Secrecy, SnapshotArtifactManifest},
     ground::{
         blocking::blocking,
         ids::{ArtifactId, LayerId},
@@ -55,6 +55,8 @@ pub(crate) struct BootRequest {
     pub(crate) internet: InternetAccess,
     /// Who the guest is until it is cut. Its time and network are filled in.
     pub(crate) identity: Identity,
+    /// What becomes of what it leaves.
+    pub(crate) secrecy: Secrecy,
 }
 
 /// A machine that came up, and everything that exists only because of it. Fields drop in the order in which they must go.
@@ -93,12 +95,14 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
         let path = path.to_owned();
         move |source| LaunchError::Stage { path, source }
     };
-    let draft = shared.artifacts.draft().map_err(staged(&shared.config.state_dir))?;
+    let draft = shared.artifacts.draft_in(request.secrecy).map_err(staged(&shared.config.state_dir))?;
     let name = format!("build-{}", draft.id());
     let path = shared.launcher.instances.path(&name);
     let dir = shared.launcher.instances.create(&name).map_err(staged(&path))?;
     let disk = RootDisk::over(request.disk.layers.clone());
     let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &shared.artifacts).map_err(LaunchError::Disk)?;
+    let (artifacts, ids, into) = (shared.artifacts.clone(), disk.layers.clone(), dir.path().to_owned());
+    let layers = blocking(move || artifacts.readable_layers(&ids, &into)).await.map_err(LaunchError::Sealed)?;
     let group = shared.launcher.groups.make(&name, request.shape).map_err(LaunchError::Group)?;
     let groups = group.entrances().map_err(LaunchError::Group)?;
     let mut machine = shared
@@ -110,7 +114,7 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
             processor: request.processor,
             slot: Slot { groups, ..link.engine_slot().map_err(staged(&path))? },
             boot: guest.boot.clone(),
-            disk: files,
+            disk: firkin_engine::RootDisk { layers, ..files },
             memory_file: dir.path().join(parts::MEMORY),
         })
         .await
@@ -281,7 +285,9 @@ impl Booted {
             }
             let _pin = artifacts.pin(disk.overlay.clone());
             let overlay = disk.path(dir.path(), &artifacts);
-            artifacts.adopt_layer(&disk.overlay, &overlay).map_err(|source| PublishError::File { path: overlay, source })?;
+            artifacts
+                .keep_layer(&disk.overlay, &overlay, draft.secrecy())
+                .map_err(|source| PublishError::File { path: overlay, source })?;
             artifacts.publish(draft, manifest)
         })
         .await

@@ -38,6 +38,8 @@ pub(crate) async fn memory_of_disk(
     blocking(move || store.verify(&disk))
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })?;
+    let sealed = |source| SnapshotRestoreError::Sealed { artifact: artifact.manifest.id.clone(), source };
+    shared.artifacts.demand_keys(&artifact).map_err(sealed)?;
     shared.gates.disk.check().map_err(SnapshotRestoreError::DiskPressure)?;
     let reservation = shared.gates.admission.admit(life.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let epoch = identity.epoch;
@@ -50,6 +52,7 @@ pub(crate) async fn memory_of_disk(
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
         internet: life.spec.internet.clone(),
         identity,
+        secrecy: shared.artifacts.secrecy(),
     };
     let id = life.id.clone();
     let report = move |line: &str| tracing::info!(sandbox = %id, "{line}");

@@ -25,6 +25,9 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// What is encrypted of it, or is to be, cannot be used as it is.
+    #[error("cannot encrypt or decrypt what sandboxes leave")]
+    Encryption(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The store could not be opened.
     #[error("cannot open the database")]
     Store(#[source] StoreError),

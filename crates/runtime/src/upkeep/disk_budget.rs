@@ -96,7 +96,7 @@ async fn look(shared: &Shared) -> Result<Found, Box<dyn std::error::Error + Send
         let held = DiskUse::below(&root)?;
         let needed = needed(&artifacts, in_use.artifacts);
         let mut parts: HashSet<PathBuf> = needed.iter().flat_map(|id| parts_of(&artifacts, id)).collect();
-        parts.extend(in_use.layers.iter().map(|layer| artifacts.layer(layer)));
+        parts.extend(in_use.layers.iter().map(|layer| artifacts.layer_file(layer)));
         let states = in_use.states.into_iter().filter(|state| !needed.contains(&state.artifact));
         let plan = held.plan(&parts, candidates(&artifacts, states, files.at_rest()?));
         Ok::<_, io::Error>(Found { bytes: held.bytes, plan })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{AdmissionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
+    config::{AdmissionConfig, EncryptionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::StatvfsProbe,
     images::OwnImage,
     memory_pressure::HostMemory,
@@ -118,6 +118,7 @@ impl Bench {
             volumes,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
+            encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network: NetworkChoice::LoopbackPorts(ports),
             groups: None,

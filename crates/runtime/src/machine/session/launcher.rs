@@ -19,8 +19,8 @@ use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
 use crate::{
-    artifact::{Artifact, ArtifactStore, Pin, RootDisk, memory_base},
-    ground::ids::ArtifactId,
+    artifact::{Artifact, ArtifactStore, Pin, Readable, RootDisk, memory_base},
+    ground::{blocking::blocking, ids::ArtifactId},
     machine::{
         groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
@@ -93,7 +93,8 @@ impl EngineLauncher {
             let reason = format!("it has {what} `{made_with}`, this host has `{here}`");
             LaunchError::Start(StartError::Refused { phase: "the snapshot", reason })
         })?;
-        let memory = artifact.snapshot_memory().ok_or(LaunchError::NoMemory)?;
+        let readable = self.readable(artifact, dir.path()).await?;
+        let memory = readable.memory.clone().ok_or(LaunchError::NoMemory)?;
         let spec = RestoreSpec {
             dir: dir.path().to_owned(),
             shape: manifest.shape,
@@ -101,13 +102,25 @@ impl EngineLauncher {
             announces: manifest.engine.announces,
             slot,
             memory,
-            state: artifact.state.clone(),
-            disk: files,
+            state: readable.state.clone(),
+            disk: firkin_engine::RootDisk { layers: readable.layers.clone(), ..files },
         };
         let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
+        drop(readable);
         let (memory_base, was) = (memory_base(manifest), manifest.guest.nonce.clone());
         let staged = Staged { engine, group, link, dir, memory_base, disk, was, pins };
         Ok((staged, LaunchTimings { staging, vm_restore: begun.elapsed(), ..LaunchTimings::default() }))
+    }
+}
+
+impl EngineLauncher {
+    /// The artifact as the engine reads it. What is sealed takes a while, and is opened into the machine's directory.
+    async fn readable(&self, artifact: &Artifact, dir: &Path) -> Result<Readable, LaunchError> {
+        if !artifact.is_sealed() {
+            return self.artifacts.readable(artifact, dir).map_err(LaunchError::Sealed);
+        }
+        let (artifacts, artifact, dir) = (self.artifacts.clone(), artifact.clone(), dir.to_owned());
+        blocking(move || artifacts.readable(&artifact, &dir)).await.map_err(LaunchError::Sealed)
     }
 }
 

@@ -232,7 +232,7 @@ impl Owner {
         // Whatever can fail without the machine, or take time, stands before the freeze.
         let base = shared.artifacts.load(&running.session.memory_base);
         let base = base.map_err(|source| SnapshotError::Integrity { id: id.clone(), source })?.manifest;
-        let mut draft = shared.artifacts.draft().map_err(|source| SnapshotError::Publish {
+        let mut draft = shared.artifacts.draft_of_sandbox().map_err(|source| SnapshotError::Publish {
             id: id.clone(),
             source: PublishError::File { path: shared.config.state_dir.clone(), source },
         })?;
@@ -309,7 +309,7 @@ async fn publish_disk(
 ) -> Result<(Artifact, Pin), SnapshotError> {
     let failed = |source| SnapshotError::Publish { id: id.clone(), source };
     let file = |source| failed(PublishError::File { path: shared.config.state_dir.clone(), source });
-    let draft = shared.artifacts.draft().map_err(file)?;
+    let draft = shared.artifacts.draft_of_sandbox().map_err(file)?;
     let pin = shared.artifacts.pin(draft.id());
     let of = paused.manifest;
     let manifest = of.clone().of_cut(CutState {

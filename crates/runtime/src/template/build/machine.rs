@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::{command::Shell, error::BuildFailure, log::BuildLog};
 use crate::{
     artifact::{
-        Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, SnapshotArtifactManifest,
+        Artifact, ArtifactKind, BootedState, CutState, DiskMembers, MemoryMember, Pin, PublishError, Secrecy,
+        SnapshotArtifactManifest,
     },
     capacity::{ActiveSessionReservation, ResourceBudget, admission::AdmissionError},
     ground::blocking::blocking,
@@ -99,7 +100,7 @@ impl BuildMachine {
             come_to_rest(&mut *self.session.machine).await.map_err(BuildFailure::Machine)?;
         }
         let failed = |source| PublishError::File { path: shared.config.state_dir.clone(), source };
-        let mut draft = shared.artifacts.draft().map_err(failed).map_err(BuildFailure::Publish)?;
+        let mut draft = shared.artifacts.draft_in(self.secrecy()).map_err(failed).map_err(BuildFailure::Publish)?;
         let pin = shared.artifacts.pin(draft.id());
         let ahead = self.session.prepare_cut(&shared.artifacts).await.map_err(BuildFailure::Machine)?;
         let cut = self.session.cut(ahead, &mut draft, &shared.artifacts, (then, Memory::Kept));
@@ -121,6 +122,11 @@ impl BuildMachine {
             self.session.set_clock(&self.identity).await.map_err(BuildFailure::Guest)?;
         }
         Ok((published, pin))
+    }
+
+    /// What was built on a sandbox's state holds what that sandbox held.
+    fn secrecy(&self) -> Secrecy {
+        if self.from.is_sealed() { self.shared.artifacts.secrecy() } else { Secrecy::Plain }
     }
 
     /// Ends the machine; all of it is gone on return.
@@ -190,6 +196,7 @@ pub(super) async fn boot(
         disk_bytes: origin.disk_mib << 20,
         internet: InternetAccess::Allowed,
         identity: identity::nobody(),
+        secrecy: shared.artifacts.secrecy_over(&origin.members.layers),
     };
     let report = |line: &str| log.info(line);
     let mut booted = boot::boot(shared, &request, &report).await?;
