@@ -47,6 +47,7 @@ mod proof;
 mod publish;
 mod quarantine;
 mod root_disk;
+mod rotate;
 mod sealed;
 mod shrink;
 mod staging;
@@ -61,6 +62,7 @@ pub use manifest::{
 };
 pub use publish::{ArtifactDraft, PublishError};
 pub use quarantine::QuarantineMark;
+pub use rotate::{EncryptionStatus, RotateError, Rotation};
 pub use vault::{EncryptionConfig, EncryptionError, UnsealError};
 
 pub(crate) use made::{BootedState, CutState};
@@ -189,6 +191,8 @@ pub struct ArtifactStore {
     pins: Arc<Mutex<Pins>>,
     staging: Staging,
     vault: Vault,
+    /// Held by whoever rotates its key.
+    rotating: Arc<Mutex<()>>,
     disks: &'static dyn DiskFormat,
 }
 
@@ -217,8 +221,8 @@ impl ArtifactStore {
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
-        let (pins, vault) = (Arc::default(), Vault::shut());
-        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins, staging, vault, disks };
+        let (pins, rotating, vault) = (Arc::default(), Arc::default(), Vault::shut());
+        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins, staging, vault, rotating, disks };
         store.remove_hidden()?;
         Ok(store)
     }

@@ -28,7 +28,7 @@ pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, groups, guest_file, launch, network};
 pub use restore::warm;
-pub use runtime::{host_templates, sweep, templates};
+pub use runtime::{encryption, host_templates, sweep, templates};
 pub use sandbox::{lineage, owner, stale_state};
 pub use shared::config;
 pub use start::pool;

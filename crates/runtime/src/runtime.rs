@@ -64,6 +64,7 @@ use crate::{
 mod builds;
 mod disk_floor;
 mod disk_quota;
+pub mod encryption;
 pub mod host_templates;
 mod keys;
 pub mod sweep;
@@ -172,6 +173,7 @@ impl Runtime {
         let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
         let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engine.disks(), &config.encryption);
         let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
+        artifacts.finish_rotation().map_err(|source| OpenError::Encryption(source.into()))?;
         let files = Files::open(&config.state_dir).map_err(directory)?;
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
