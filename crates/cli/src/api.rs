@@ -126,6 +126,11 @@ impl Api {
         self.send::<()>(Method::GET, &sandbox_path(id, ""), None).await?.json()
     }
 
+    /// Rotates the encryption key.
+    pub(crate) async fn rotate_key(&self) -> anyhow::Result<serde_json::Value> {
+        self.send::<()>(Method::POST, "/encryption/rotate", None).await?.json()
+    }
+
     /// Pauses a sandbox.
     pub(crate) async fn pause(&self, id: &str, keep: Keep) -> anyhow::Result<()> {
         let body = rest::PauseSandbox { memory: keep.memory(), ..Default::default() };

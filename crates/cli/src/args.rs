@@ -106,6 +106,8 @@ pub(crate) struct ServeArgs {
     pub(crate) trust: TrustArgs,
     #[command(flatten)]
     pub(crate) hostnames: HostnameArgs,
+    #[command(flatten)]
+    pub(crate) encryption: EncryptionArgs,
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation
     #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
     pub(crate) allow_nested_virtualization: bool,
@@ -120,6 +122,25 @@ pub(crate) struct ServeArgs {
     /// Let other hosts in where machines are emulated: the emulator is no boundary against what runs in them
     #[arg(long, env = "FIRKIN_ALLOW_EMULATION", hide_env_values = true)]
     pub(crate) allow_emulation: bool,
+}
+
+/// What of a state directory is encrypted.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EncryptionArgs {
+    /// Encrypt memory, device state and disks of paused sandboxes and snapshots from now on
+    #[arg(long, env = "FIRKIN_ENCRYPT_AT_REST", hide_env_values = true)]
+    pub(crate) encrypt_at_rest: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyFileArgs,
+}
+
+/// Where an installation's key is.
+#[derive(Debug, Default, Args)]
+pub(crate) struct KeyFileArgs {
+    /// File with the key that states are encrypted with, 64 hexadecimal digits
+    /// [default: firkin-encryption-key of systemd's credentials, else encryption.key in the state directory]
+    #[arg(long, value_name = "FILE", env = "FIRKIN_ENCRYPTION_KEY_FILE", hide_env_values = true)]
+    pub(crate) encryption_key_file: Option<PathBuf>,
 }
 
 /// Whom guests trust.
@@ -201,6 +222,16 @@ pub(crate) enum Command {
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Work on the key that paused sandboxes are encrypted with
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// `firkin key ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Encrypt with a new key from now on; data keys are wrapped anew, nothing else is written
+    Rotate(KeyFileArgs),
 }
 
 /// `firkin bench`

@@ -23,7 +23,7 @@ mod terminal;
 
 use std::{process::ExitCode, time::Duration};
 
-use args::{Cli, Command, TemplateCommand};
+use args::{Cli, Command, KeyCommand, TemplateCommand};
 use clap::Parser as _;
 use failure::ExitStatus;
 use settings::Settings;
@@ -83,7 +83,9 @@ fn hosts(command: &Command) -> bool {
     match command {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
-        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
+        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Key(_) => {
+            false
+        }
     }
 }
 
@@ -107,5 +109,6 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+        Command::Key(KeyCommand::Rotate(_)) => command::key::rotate(settings).await,
     }
 }

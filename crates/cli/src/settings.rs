@@ -10,11 +10,17 @@ use std::{
     time::Duration,
 };
 
-use firkin_runtime::warm::{Depth, WarmConfig};
+use firkin_runtime::{
+    config::EncryptionConfig,
+    warm::{Depth, WarmConfig},
+};
 use firkin_server::{AllowedHosts, HostPattern};
 
 use crate::{
-    args::{Accel, Cli, Command, GlobalArgs, HostArgs, JailChoice, OnExit, ServeArgs, TemplateCommand, Warm},
+    args::{
+        Accel, Cli, Command, EncryptionArgs, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs, TemplateCommand,
+        Warm,
+    },
     capacity::CapacitySettings,
     hostnames,
     images::ImageSettings,
@@ -31,6 +37,8 @@ pub(crate) const LOCAL_DOMAIN: &str = "firkin.localhost";
 /// From power-on to power-off of the guest that shows whether hardware virtualisation works: 0.2 s where it does.
 const DEFAULT_KVM_DEADLINE: Duration = Duration::from_secs(20);
 const DEFAULT_CACHE_DIR: &str = "/var/cache/firkin";
+/// Name of the credential by which systemd hands the encryption key over.
+const ENCRYPTION_CREDENTIAL: &str = "firkin-encryption-key";
 
 /// The surroundings of the program, read once so that resolution is a pure function.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +51,8 @@ pub(crate) struct Surroundings {
     pub(crate) sandbox_url: Option<String>,
     /// What systemd keeps for this process.
     pub(crate) credentials: Credentials,
+    /// The key among the credentials that systemd gave this process, if there is one.
+    pub(crate) encryption_key: Option<PathBuf>,
     /// Standard input is a terminal.
     pub(crate) stdin_tty: bool,
     /// Standard output is a terminal.
@@ -60,6 +70,9 @@ impl Surroundings {
             api_key: variable("E2B_API_KEY"),
             sandbox_url: variable("E2B_SANDBOX_URL"),
             credentials: Credentials::of_process(),
+            encryption_key: variable("CREDENTIALS_DIRECTORY")
+                .map(|dir| Path::new(&dir).join(ENCRYPTION_CREDENTIAL))
+                .filter(|path| path.exists()),
             stdin_tty: stdin().is_terminal(),
             stdout_tty: stdout().is_terminal(),
             stderr_tty: stderr().is_terminal(),
@@ -169,6 +182,8 @@ pub(crate) struct Settings {
     pub(crate) allow_plain_http: bool,
     /// Other hosts may come where machines are emulated.
     pub(crate) allow_emulation: bool,
+    /// What paused sandboxes are encrypted with, if they are.
+    pub(crate) encryption: EncryptionConfig,
 }
 
 impl Settings {
@@ -275,6 +290,9 @@ impl Settings {
         if self.allow_emulation {
             options += " --allow-emulation";
         }
+        if self.encryption.seal {
+            options += " --encrypt-at-rest";
+        }
         options
     }
 }
@@ -289,7 +307,9 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         Command::Bench(bench) => (&no_serve, &bench.host),
         Command::Template(TemplateCommand::Build(build)) => (&no_serve, &build.host),
         Command::Template(TemplateCommand::Refresh(refresh)) => (&no_serve, &refresh.host),
-        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => (&no_serve, &no_serve.host),
+        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Key(_) => {
+            (&no_serve, &no_serve.host)
+        }
     };
     // A state directory that was named is more to the point than variables left over in a shell.
     let server = match (&state_dir, &around.api_url) {
@@ -337,6 +357,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         allowed_hosts: serve.hostnames.allowed_host.clone(),
         allow_plain_http: serve.allow_plain_http,
         allow_emulation: serve.allow_emulation,
+        encryption: encryption(&cli.command, &serve.encryption, around),
         trust_host_certificates: match &cli.command {
             Command::Template(TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             Command::Template(TemplateCommand::Refresh(refresh)) => refresh.trust.trust_host_certificates,
@@ -361,6 +382,16 @@ fn warm(serve: &ServeArgs, default: u32) -> WarmConfig {
         }
     }
     config
+}
+
+/// What is encrypted, and with which key. A file that was named is more to the point than one of the surroundings.
+fn encryption(command: &Command, serve: &EncryptionArgs, around: &Surroundings) -> EncryptionConfig {
+    let named = match command {
+        Command::Key(KeyCommand::Rotate(args)) => &args.encryption_key_file,
+        _ => &serve.key.encryption_key_file,
+    };
+    let key_file = named.as_deref().map(absolute).or_else(|| around.encryption_key.clone());
+    EncryptionConfig { seal: serve.encrypt_at_rest, key_file }
 }
 
 /// The domain that clients are told. With HTTPS it names the port too, because clients make URLs of it.
@@ -491,6 +522,18 @@ mod tests {
         for client in ["env", "sandbox ls", "verify", "quickstart"] {
             assert_eq!(resolved(&format!("firkin {client}"), &around).secret_key, None, "{client}");
         }
+    }
+
+    #[test]
+    fn a_named_key_file_wins_over_a_credential() {
+        let around = Surroundings { encryption_key: Some("/cred/key".into()), ..Surroundings::default() };
+        let encryption = |line: &str| resolved(line, &around).encryption;
+        let of = |seal, path: &str| EncryptionConfig { seal, key_file: Some(path.into()) };
+        assert_eq!(resolved("firkin up", &Surroundings::default()).encryption, EncryptionConfig::default());
+        assert_eq!(encryption("firkin up --encrypt-at-rest"), of(true, "/cred/key"));
+        assert_eq!(encryption("firkin up --encryption-key-file /k"), of(false, "/k"));
+        assert_eq!(encryption("firkin key rotate --encryption-key-file /k"), of(false, "/k"));
+        assert_eq!(encryption("firkin key rotate"), of(false, "/cred/key"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use firkin_image::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{EncryptionConfig, FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
+    config::{FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     groups,
     memory_pressure::ProcProbe,
@@ -203,7 +203,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         warm: settings.warm.clone(),
         disk_probe: Arc::new(StatvfsProbe),
         memory_probe: Arc::new(ProcProbe::new()),
-        encryption: EncryptionConfig::default(),
+        encryption: settings.encryption.clone(),
         flatten: FlattenConfig::default(),
         network: NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string())),
         groups: Some(limits(&state_dir, progress)),

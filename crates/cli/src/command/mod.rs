@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod env;
 pub(crate) mod exec;
 mod hosting;
+pub(crate) mod key;
 pub(crate) mod quickstart;
 pub(crate) mod sandbox;
 pub(crate) mod template;
