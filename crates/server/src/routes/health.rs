@@ -22,9 +22,11 @@ pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: H
     let held: Vec<&str> = safeguards.iter().filter(|one| one.lacking.is_none()).map(|one| one.name.as_str()).collect();
     let lacking: Vec<_> =
         safeguards.iter().filter_map(|one| Some(json!({"part": one.name, "reason": one.lacking.as_ref()?}))).collect();
+    let encryption = app.runtime.encryption().await.map_err(|error| ApiError::internal(&error))?;
     Ok(Json(json!({
         "acceleration": app.runtime.acceleration().to_string(),
         "jail": {"held": held, "lacking": lacking},
+        "encryption": {"enabled": encryption.enabled, "key": encryption.key, "sealed": encryption.sealed},
     }))
     .into_response())
 }

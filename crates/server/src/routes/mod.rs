@@ -14,6 +14,7 @@ use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
 mod builds;
 mod create;
+mod encryption;
 mod health;
 mod lifecycle;
 mod logs;
@@ -50,6 +51,7 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/teams/{id}/metrics/max", get(teams::most))
         // Ours, too.
         .route("/lineage", get(snapshots::lineage))
+        .route("/encryption/rotate", post(encryption::rotate))
         .route("/templates", get(templates::list).post(builds::request_legacy))
         .route("/v2/templates", get(templates::list_pages).post(builds::request_legacy))
         .route("/templates/aliases/{alias}", get(templates::alias))
