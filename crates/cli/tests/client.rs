@@ -416,6 +416,25 @@ fn a_paused_sandbox_runs_nothing() {
 }
 
 #[test]
+fn a_key_is_rotated_by_the_server_that_runs() {
+    let answer = r#"{"key":"b2","former":"a1","key_file":"/s/encryption.key","rewrapped":4,"unreadable":[]}"#;
+    let server = Server::start([("GET /v2/sandboxes", json(200, "[]")), ("POST /encryption/rotate", json(200, answer))]);
+    let output = server.run(&["key", "rotate"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((told["key"].as_str(), told["rewrapped"].as_u64()), (Some("b2"), Some(4)));
+}
+
+#[test]
+fn there_is_no_key_to_rotate_in_a_state_directory_of_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = firkin(dir.path(), &["key", "rotate"], b"");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("hint: `--state-dir`"), "{}", stderr(&output));
+    assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 0, "nothing is made where nothing is");
+}
+
+#[test]
 fn help_names_every_command() {
     let output = firkin(Path::new("/nonexistent"), &["--help"], b"");
     assert_eq!(output.status.code(), Some(0));
@@ -433,7 +452,8 @@ fn help_names_every_command() {
            bench       Measure creates, pauses, forks and density\n  \
            verify      Read every template and snapshot, and say what is damaged and who needs it\n  \
            sandbox     Create, use and end sandboxes [alias: sbx]\n  \
-           template    Build, list and remove templates\n\
+           template    Build, list and remove templates\n  \
+           key         Work on the key that paused sandboxes are encrypted with\n\
          \n\
          Options:\n      \
                --state-dir <DIR>      Where the server keeps its state, and where other commands find it \

@@ -32,6 +32,9 @@ async fn only_a_valid_key_opens_the_control_plane() {
     bench.answer(Request::get("/health?details").body(Full::<Bytes>::default()).unwrap()).await.expect(401);
     let details = bench.call("GET", "/health?details", "").await.expect(200);
     assert_eq!(details.body["jail"]["lacking"], serde_json::json!([]), "{}", details.body);
+    assert_eq!(details.body["encryption"], serde_json::json!({"enabled": false, "key": null, "sealed": 0}), "{}", details.body);
+    let refused = bench.call("POST", "/encryption/rotate", "").await.expect(409);
+    assert!(refused.body["message"].as_str().unwrap().contains("--encrypt-at-rest"), "{}", refused.body);
     bench.stop().await;
 }
 
