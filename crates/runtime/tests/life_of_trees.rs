@@ -48,3 +48,6 @@ mod survival;
 
 /// What the engine makes of memory and disks.
 const KEEPING: Keeping = Keeping::InStateAndTrees;
+
+/// Whether servers encrypt what sandboxes leave; `life_sealed` has them do so.
+const SEALS: bool = false;

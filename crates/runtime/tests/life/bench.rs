@@ -17,7 +17,7 @@ use firkin_engine::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
+    config::{EncryptionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
     ids::LayerId,
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
@@ -188,6 +188,8 @@ pub(crate) struct Host {
     dir: tempfile::TempDir,
     /// Ports of guests that are others of the host.
     ports: BTreeMap<u16, u16>,
+    /// What servers encrypt from now on.
+    pub(crate) encryption: Mutex<EncryptionConfig>,
 }
 
 /// What stands for envd in every guest: it is called and says nothing, for ever.
@@ -213,7 +215,8 @@ impl Host {
         for name in ["kernel", "initrd", "rootfs"] {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
         }
-        Self { engine, guests, dir, ports: BTreeMap::new() }
+        let encryption = Mutex::new(EncryptionConfig { seal: crate::SEALS, key_file: None });
+        Self { engine, guests, dir, ports: BTreeMap::new(), encryption }
     }
 
     /// The same, with an envd in its guests that never answers.
@@ -269,7 +272,9 @@ impl Host {
         // What tests remember is small; a part of the smallest machine's memory is not.
         let flatten = FlattenConfig { floor_bytes: 0, ..FlattenConfig::default() };
         let images = Arc::new(Images(OwnImage(defaults.guest.now().root())));
-        RuntimeConfig { disk_floor_mib: Some(0), memory_probe: Arc::new(HostMemory::PLENTY), flatten, images, ..defaults }
+        let encryption = self.encryption.lock().unwrap().clone();
+        let memory_probe = Arc::new(HostMemory::PLENTY);
+        RuntimeConfig { disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
     }
 
     /// A server on this host, with template `base`. One at a time.

@@ -29,3 +29,6 @@ mod survival;
 
 /// What the engine makes of memory and disks; `life_of_trees` has the other form.
 const KEEPING: Keeping = Keeping::Files;
+
+/// Whether servers encrypt what sandboxes leave; `life_sealed` has them do so.
+const SEALS: bool = false;
