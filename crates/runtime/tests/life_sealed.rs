@@ -7,6 +7,7 @@ use firkin_engine::fake::Keeping;
 
 #[path = "life/bases.rs"]
 mod bases;
+#[expect(dead_code, reason = "what is for the limits of sandboxes is of tests that look into files")]
 #[path = "life/bench.rs"]
 mod bench;
 #[path = "life/budget.rs"]

@@ -71,7 +71,7 @@ pub enum SnapshotRestoreError {
     #[error("snapshot artifact `{artifact}` is encrypted and cannot be opened")]
     Sealed {
         /// The artifact.
-        artifact: String,
+        artifact: ArtifactId,
         /// Why.
         #[source]
         source: UnsealError,

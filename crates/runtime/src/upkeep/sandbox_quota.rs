@@ -99,7 +99,7 @@ pub(crate) async fn admit_resume(shared: &Shared, record: &SandboxRecord, layers
     if needed <= quota {
         return Ok(());
     }
-    let own: Vec<PathBuf> = own_layers(&record, layers).map(|layer| shared.artifacts.layer(layer)).collect();
+    let own: Vec<PathBuf> = own_layers(&record, layers).map(|layer| shared.artifacts.layer_file(layer)).collect();
     let disk = blocking(move || own.iter().map(|layer| bytes_at(layer)).sum::<io::Result<u64>>()).await;
     if needed == disk.map_err(QuotaError::Unmeasured)? && needed <= own_size(&record) {
         return Ok(());
@@ -179,7 +179,7 @@ fn own_parts(artifacts: &ArtifactStore, record: &SandboxRecord, named: &[Named])
             next.push(base);
         }
     }
-    parts.extend(own_layers(record, &layers).map(|layer| artifacts.layer(layer)));
+    parts.extend(own_layers(record, &layers).map(|layer| artifacts.layer_file(layer)));
     parts
 }
 
