@@ -222,6 +222,7 @@ async fn a_sandbox_that_is_paused_over_its_quota_has_no_forks_and_no_snapshots()
     server.snapshot(&one.id, None).await.unwrap();
     server.pause(&one.id).await.unwrap();
     server.shutdown(OnExit::Pause).await;
+    drop(server);
 
     let server = host.server_that_limits(disk_mib(0)).await;
     let artifacts = host.artifacts();
