@@ -22,8 +22,8 @@ const STATE_FULL: &[u8] = b"state of a booted machine";
 const STATE_DIFF: &[u8] = b"state of a restored machine";
 /// Before the memory, where the state has it.
 const STATE_WITH_MEMORY: &[u8] = b"state and memory of a machine:";
-/// What a test's guest remembers at most.
-const MAX_MEMORY_BYTES: u64 = 4 << 20;
+/// A test's guest remembers a few bytes.
+const MAX_MEMORY_BYTES: u64 = 1 << 20;
 
 pub(super) fn exists(path: &Path) -> Result<(), StartError> {
     fs_err::metadata(path).map(drop).map_err(|source| error(path, source))

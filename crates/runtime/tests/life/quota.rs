@@ -205,12 +205,12 @@ async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost()
 #[tokio::test]
 async fn what_a_sandbox_has_in_memory_does_not_keep_it_paused() {
     let host = Host::new();
-    let server = host.server_that_limits(disk_mib(2)).await;
+    let server = host.server_that_limits(disk_mib(0)).await;
     let one = server.create(base()).await.unwrap();
-    host.remember(&one.id, &"x".repeat(3 << 20));
+    host.remember(&one.id, &"x".repeat(300_000));
     server.pause(&one.id).await.unwrap();
     server.resume(&one.id, life(&one)).await.unwrap();
-    assert_eq!(host.memory(&one.id).word.len(), 3 << 20);
+    assert_eq!(host.memory(&one.id).word.len(), 300_000);
     server.shutdown(OnExit::Kill).await;
 }
 
