@@ -459,7 +459,7 @@ fn help_names_every_command() {
                --state-dir <DIR>      Where the server keeps its state, and where other commands find it \
                                      [default: /var/lib/firkin] [env: FIRKIN_STATE_DIR]\n      \
                --api-key-file <FILE>  The API key, in a file that is nobody else's: servers accept it, other commands show it \
-                                     [default: systemd's credential `api-key`, else what the server left] [env: FIRKIN_API_KEY_FILE]\n      \
+                                     [default: for `up` systemd's credential `api-key`; for others the key in the state directory, else E2B_API_KEY] [env: FIRKIN_API_KEY_FILE]\n      \
                --json                 Print JSON even on a terminal\n  \
            -y, --yes                  Answer every question with yes\n  \
            -h, --help                 Print help\n  \

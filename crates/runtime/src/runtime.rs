@@ -173,7 +173,13 @@ impl Runtime {
         let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
         let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engine.disks(), &config.encryption);
         let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
-        artifacts.finish_rotation().map_err(|source| OpenError::Encryption(source.into()))?;
+        if let Err(error) = artifacts.finish_rotation() {
+            // As on a full disk, which is no reason to serve nobody.
+            tracing::warn!(
+                error = firkin_causes::chain(&error),
+                "a rotation of the encryption key is not finished: all keys are kept"
+            );
+        }
         let files = Files::open(&config.state_dir).map_err(directory)?;
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));

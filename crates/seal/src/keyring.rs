@@ -90,6 +90,18 @@ impl Keyring {
         Ok(Some(Self { path: path.to_owned(), keys }))
     }
 
+    /// Takes the keys that are in the file by now; those that were known before and are not in it still open. Whether there is a file.
+    pub fn read_again(&mut self) -> Result<bool, KeyFileError> {
+        let Some(mut now) = Self::read(&self.path)? else { return Ok(false) };
+        for key in std::mem::take(&mut self.keys) {
+            if now.find(&key.id()).is_none() {
+                now.keys.push(key);
+            }
+        }
+        *self = now;
+        Ok(true)
+    }
+
     /// A new key, in a new file that only its owner may read. Durable when this returns.
     pub fn create(path: &Path) -> Result<Self, KeyFileError> {
         let ring = Self { path: path.to_owned(), keys: vec![InstallationKey::random()] };

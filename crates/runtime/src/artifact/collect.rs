@@ -24,6 +24,7 @@ use super::{
     member,
     sealed::{KEY, SEALED, present},
     shrink,
+    vault::NEXT,
 };
 use crate::ground::ids::{ArtifactId, LayerId};
 
@@ -265,6 +266,7 @@ impl ArtifactStore {
                 if !is_hidden(&entry.file_name().to_string_lossy()) {
                     continue;
                 }
+                note(self.vault.destroy(&entry.path().join(KEY)));
                 match member::remove(&entry.path()) {
                     // An earlier server of this process was at it.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -279,8 +281,9 @@ impl ArtifactStore {
     fn destroy_keys_of_nothing(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.root.join("layers"))? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == KEY) && !path.with_extension(SEALED).exists() {
-                self.vault.destroy(&path)?;
+            let is_key = path.extension().is_some_and(|extension| extension == KEY || extension == NEXT);
+            if is_key && !fs::exists(path.with_extension(SEALED))? {
+                self.vault.destroy(&path.with_extension(KEY))?;
             }
         }
         Ok(())

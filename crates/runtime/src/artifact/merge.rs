@@ -95,7 +95,11 @@ impl ArtifactStore {
         let sizes = sizes.collect::<Result<Vec<u64>, _>>()?;
         let range = from.map_or_else(|| upper(&sizes), |from| from..sizes.len());
         let replaces = layers[range.clone()].to_vec();
-        let layer = name_of(&replaces);
+        // The key of one that is being removed stays under its name for a while: a sealed one never has the name of another.
+        let layer = match self.secrecy() {
+            Secrecy::Plain => name_of(&replaces),
+            Secrecy::Sealed => LayerId::generate(),
+        };
         // Before it is looked for: from then on it stays.
         let pin = self.pin(layer.clone());
         if !fs::exists(self.layer_file(&layer)).map_err(file(&self.root))? {

@@ -88,15 +88,24 @@ impl RootDisk {
             if unrecorded.len() == MAX_UNRECORDED {
                 return Err(invalid(current, "its disk is not the one that was recorded"));
             }
-            let below = if at.1 == current { artifacts.disks.below(current)? } else { artifacts.below_layer(&at.0, dir)? };
+            let settled = at.1 != current && at.1.parent() != Some(dir);
+            let below = if settled { artifacts.below_layer(&at.0, dir)? } else { artifacts.disks.below(&at.1)? };
             let below = below.ok_or_else(|| invalid(&at.1, "it lies over nothing"))?;
             let name = name_of(&below, artifacts)?;
             // The lowest of them was written over what is on record, under whatever name that had then.
             let under = recorded.layers.last().filter(|_| name == recorded.overlay);
+            let mut layer = artifacts.layer(&name);
             if !fs::exists(artifacts.layer_file(&name)).map_err(|source| DiskError::File { path: below, source })? {
-                settle((dir, &name), under, artifacts, artifacts.secrecy())?;
+                let waiting = dir.join(artifacts.disk_file(&name));
+                match settle((dir, &name), under, artifacts, artifacts.secrecy()) {
+                    // As on a full disk. The next cut puts it there before it makes another.
+                    Err(error) if at.1 == current && waiting.exists() => {
+                        tracing::warn!(error = firkin_causes::chain(&error), "a layer stays where its machine is");
+                        layer = waiting;
+                    }
+                    settled => settled?,
+                }
             }
-            let layer = artifacts.layer(&name);
             unrecorded.push(name.clone());
             at = (name, layer);
         }

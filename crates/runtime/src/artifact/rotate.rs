@@ -12,7 +12,7 @@ use std::{io, path::PathBuf};
 use firkin_causes::chain;
 use serde::Serialize;
 
-use super::{ArtifactStore, EncryptionError, vault::wrapped_under};
+use super::{ArtifactStore, EncryptionError, UnsealError, vault::wrapped_under};
 
 /// How often what is wrapped is looked through: artifacts come and go meanwhile, under the new key.
 const ROUNDS: usize = 100;
@@ -57,6 +57,9 @@ pub enum RotateError {
     /// Wrapped keys cannot be listed or read.
     #[error("cannot read the wrapped keys")]
     Read(#[from] io::Error),
+    /// A data key cannot be read or written now. The former key is kept.
+    #[error("cannot wrap a data key anew; both keys are kept, rotate again to go on")]
+    Rewrap(#[source] UnsealError),
     /// Too much came and went meanwhile.
     #[error("the key was renewed, and data keys still need the former one, which is kept; rotate again to go on")]
     Unfinished,
@@ -66,7 +69,9 @@ impl ArtifactStore {
     /// What is encrypted.
     pub(crate) fn encryption(&self) -> io::Result<EncryptionStatus> {
         let (key, key_file) = self.vault.current().map(|(key, path)| (key.to_string(), path)).unzip();
-        Ok(EncryptionStatus { enabled: self.vault.seals(), key_file, key, sealed: self.wrapped_keys()?.len() as u64 })
+        // Where there never was a key nothing is sealed.
+        let sealed = if key.is_some() { self.wrapped_keys()?.len() as u64 } else { 0 };
+        Ok(EncryptionStatus { enabled: self.vault.seals(), key_file, key, sealed })
     }
 
     /// Has another key seal from now on, and wraps every data key under it. Blocks.
@@ -97,19 +102,23 @@ impl ArtifactStore {
                     Ok(changed) => rewrapped += u64::from(changed),
                     // It was published, or removed, since it was listed.
                     Err(_) if !path.exists() => {}
-                    Err(error) => {
+                    // No key that is known opens it, now or later.
+                    Err(error) if error.is_for_ever() => {
                         tracing::warn!(error = chain(&error), "cannot wrap a data key anew");
                         unreadable.push(owner);
                     }
+                    Err(error) => return Err(RotateError::Rewrap(error)),
                 }
             }
-            let done = self.vault.forget_former(|current| {
-                let under_another = |(owner, path): &(String, PathBuf)| {
-                    !unreadable.contains(owner) && wrapped_under(path).is_ok_and(|key| key != *current)
-                };
-                Ok(!self.wrapped_keys()?.iter().any(under_another))
-            })?;
-            if done {
+            let Some((current, _)) = self.vault.current() else { return Ok((rewrapped, unreadable)) };
+            // What cannot be read now may need the former key as well.
+            let needs_former = |(owner, path): &(String, PathBuf)| {
+                !unreadable.contains(owner)
+                    && wrapped_under(path).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |key| key != current)
+            };
+            // Whoever wrapped a key under the former one was waited for when the new one came.
+            if !self.wrapped_keys()?.iter().any(needs_former) {
+                self.vault.forget_former()?;
                 return Ok((rewrapped, unreadable));
             }
         }

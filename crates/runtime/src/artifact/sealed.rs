@@ -125,10 +125,23 @@ impl ArtifactStore {
         member::freeze(path, 0o400)?;
         let (owner, target) = (layer_owner(id.as_str()), self.sealed_layer(id));
         let hidden = self.root.join("layers").join(format!(".{id}.{SEALED}"));
-        let key = self.vault.new_key(&owner, &self.layer_key(id))?;
-        seal_file((&key, &owner), path, &hidden)?;
-        member::freeze(&hidden, 0o400)?;
-        fs::rename(&hidden, &target)?;
+        let seal = || {
+            let key = self.vault.new_key(&owner, &self.layer_key(id))?;
+            seal_file((&key, &owner), path, &hidden)?;
+            member::freeze(&hidden, 0o400)?;
+            fs::rename(&hidden, &target)
+        };
+        if let Err(error) = seal() {
+            // On a full disk it must not keep the room from others. What cannot be removed is removed by the next start.
+            for undone in [fs::remove_file(&hidden), self.vault.destroy(&self.layer_key(id))] {
+                if let Err(error) =
+                    undone.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+                {
+                    tracing::warn!(layer = %id, %error, "cannot remove what is left of a layer that was not sealed");
+                }
+            }
+            return Err(error);
+        }
         fs::remove_file(path)
     }
 
@@ -174,6 +187,11 @@ impl ArtifactStore {
     /// Proves that the keys are there for what of `artifact` is sealed.
     pub(crate) fn demand_keys(&self, artifact: &Artifact) -> Result<(), UnsealError> {
         let own = |path: &Path| path.parent() == Some(&self.dir(&artifact.manifest.id));
+        if artifact.manifest.is_sealed()
+            && let Some((_, path)) = artifact.members().iter().find(|(_, path)| own(path) && !is_sealed(path))
+        {
+            return Err(UnsealError::Plain { path: path.to_path_buf() });
+        }
         for (member, path) in artifact.members().iter().filter(|(_, path)| is_sealed(path)) {
             match member.strip_prefix("layer:").and_then(|id| id.parse().ok()) {
                 Some(id) => self.key_of_layer(&id)?,

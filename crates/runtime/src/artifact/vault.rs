@@ -29,7 +29,7 @@ const KEY_FILE: &str = "encryption.key";
 const FORMAT: u32 = 1;
 
 /// How the name of a wrapped key ends that is to take another's place.
-const NEXT: &str = "new";
+pub(super) const NEXT: &str = "new";
 
 /// A wrapped key's file has 250 bytes.
 const MAX_RECORD_BYTES: u64 = 4096;
@@ -117,6 +117,12 @@ pub enum UnsealError {
         #[source]
         source: OpenError,
     },
+    /// It was sealed, and a plain file is in its place.
+    #[error("`{}` is not sealed, and was", path.display())]
+    Plain {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file that it is opened into cannot be made.
     #[error("cannot use `{}`", path.display())]
     File {
@@ -126,6 +132,17 @@ pub enum UnsealError {
         #[source]
         source: io::Error,
     },
+}
+
+impl UnsealError {
+    /// Whether this is so whenever it is tried again with the same keys.
+    pub(super) fn is_for_ever(&self) -> bool {
+        match self {
+            Self::Unwrap { .. } => true,
+            Self::Key { source, .. } => matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+            Self::NoKeys { .. } | Self::Open { .. } | Self::Plain { .. } | Self::File { .. } => false,
+        }
+    }
 }
 
 /// What is on the disk of a wrapped key.
@@ -201,6 +218,7 @@ impl Vault {
 
     /// A new data key of `owner`, wrapped into the file `path`. Durable but for that file's name.
     pub(super) fn new_key(&self, owner: &str, path: &Path) -> io::Result<DataKey> {
+        let _held = self.hold();
         let ring = self.ring();
         let ring = ring.as_ref().ok_or_else(|| io::Error::other("nothing is sealed without a key"))?;
         let key = DataKey::random();
@@ -220,7 +238,7 @@ impl Vault {
     pub(super) fn destroy(&self, path: &Path) -> io::Result<()> {
         let _held = self.hold();
         // A rotation that was interrupted may have left the next one beside it.
-        for path in [path, &path.with_extension(NEXT)] {
+        for path in [&path.with_extension(NEXT), path] {
             match fs::File::open(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 file => keyring::overwrite(file?.into_parts().0)?,
@@ -237,7 +255,9 @@ impl Vault {
         let before = ring.current().id();
         if self.shared.given {
             let path = ring.path().to_owned();
-            *ring = Keyring::read(&path)?.ok_or(EncryptionError::NoKeyFile { path })?;
+            if !ring.read_again()? {
+                return Err(EncryptionError::NoKeyFile { path });
+            }
         } else {
             ring.renew()?;
         }
@@ -249,21 +269,12 @@ impl Vault {
         self.ring().as_ref().is_some_and(Keyring::has_former)
     }
 
-    /// Destroys the keys that no longer seal, if `nothing_needs_them` while nothing can be sealed. The operator's are his to remove.
-    pub(super) fn forget_former(
-        &self,
-        nothing_needs_them: impl FnOnce(&KeyId) -> io::Result<bool>,
-    ) -> Result<bool, EncryptionError> {
-        let mut ring = self.ring_to_change();
-        let Some(ring) = ring.as_mut() else { return Ok(true) };
-        let path = ring.path().to_owned();
-        if !nothing_needs_them(&ring.current().id()).map_err(|source| EncryptionError::File { path, source })? {
-            return Ok(false);
+    /// Destroys the keys that no longer seal, which nothing needs. The operator's are his to remove.
+    pub(super) fn forget_former(&self) -> Result<(), EncryptionError> {
+        match self.ring_to_change().as_mut() {
+            Some(ring) if !self.shared.given => Ok(ring.forget_former()?),
+            Some(_) | None => Ok(()),
         }
-        if !self.shared.given {
-            ring.forget_former()?;
-        }
-        Ok(true)
     }
 
     /// Wraps the key of `owner` under the key that seals now. Whether it was under another.

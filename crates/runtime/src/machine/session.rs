@@ -109,7 +109,9 @@ impl Session {
         let group = launcher.groups.adopt(record.instance(), machine.pid()).map_err(LaunchError::Group)?;
         let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
         let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone() };
-        let disk = RootDisk::of_machine(path, &machine.root_disk(), recorded, &launcher.artifacts).map_err(LaunchError::Disk)?;
+        // What was cut and not recorded may have to be encrypted first.
+        let (at, root, artifacts) = (path.to_owned(), machine.root_disk(), launcher.artifacts.clone());
+        let disk = blocking(move || RootDisk::of_machine(&at, &root, recorded, &artifacts)).await.map_err(LaunchError::Disk)?;
         let pins = std::iter::once(launcher.artifacts.pin(memory_base.clone()))
             .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(id.clone())))
             .collect();

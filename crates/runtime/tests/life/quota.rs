@@ -180,6 +180,7 @@ async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost()
     let server = host.server_that_limits(disk_mib(24)).await;
     let (writer, other) = (server.create(base()).await.unwrap(), server.create(base()).await.unwrap());
     host.remember(&writer.id, "kept");
+    let snapshot = server.snapshot(&writer.id, None).await.unwrap();
     write(&host, &other, 20);
     write(&host, &writer, 40);
     until("it is paused", || state(&server, &writer) == SandboxState::Paused).await;
@@ -188,7 +189,6 @@ async fn who_writes_more_than_its_quota_is_paused_and_told_and_nothing_is_lost()
     until("why is told", || told().is_some()).await;
     assert!(told().unwrap().fields["quota"].contains("its quota is 24 MiB"));
     assert_eq!(state(&server, &other), SandboxState::Running);
-    let snapshot = server.snapshot(&writer.id, None).await.unwrap();
     server.shutdown(OnExit::Pause).await;
     drop(server);
 

@@ -32,7 +32,7 @@ fn files(host: &Host, part: &str) -> Vec<PathBuf> {
     while let Some(path) = pending.pop() {
         let Ok(metadata) = fs_err::symlink_metadata(&path) else { continue };
         if metadata.is_dir() {
-            pending.extend(fs_err::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            pending.extend(fs_err::read_dir(&path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())));
         } else if metadata.is_file() {
             found.push(path);
         }
@@ -42,8 +42,10 @@ fn files(host: &Host, part: &str) -> Vec<PathBuf> {
 
 /// Those that have `word` in them, but for a template's memory, which is its own and large.
 fn with_word(host: &Host, part: &str, word: &str) -> Vec<PathBuf> {
-    let small = |path: &PathBuf| fs_err::metadata(path).unwrap().len() < 64 << 20;
-    let has = |path: &PathBuf| fs_err::read(path).unwrap().windows(word.len()).any(|window| window == word.as_bytes());
+    // What is collected meanwhile has no words any more.
+    let small = |path: &PathBuf| fs_err::metadata(path).is_ok_and(|found| found.len() < 64 << 20);
+    let has =
+        |path: &PathBuf| fs_err::read(path).is_ok_and(|read| read.windows(word.len()).any(|window| window == word.as_bytes()));
     files(host, part).into_iter().filter(small).filter(has).collect()
 }
 

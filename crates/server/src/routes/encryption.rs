@@ -11,6 +11,8 @@ use crate::{App, error::ApiError};
 pub(super) async fn rotate(State(app): State<Arc<App>>) -> Result<Json<Rotation>, ApiError> {
     app.runtime.rotate_key().await.map(Json).map_err(|error| match error {
         RotateError::NoKey => ApiError::conflict(error.to_string()),
-        RotateError::Keys(_) | RotateError::Read(_) | RotateError::Unfinished => ApiError::internal(&error),
+        RotateError::Keys(_) | RotateError::Read(_) | RotateError::Rewrap(_) | RotateError::Unfinished => {
+            ApiError::internal(&error)
+        }
     })
 }
