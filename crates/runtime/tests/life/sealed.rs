@@ -361,6 +361,50 @@ fn an_operator_rotates_by_a_line_in_his_file() {
 }
 
 #[test]
+fn an_operator_who_exchanged_his_key_before_a_rotation_has_lost_nothing() {
+    let host = Host::new();
+    let given = host.state_dir().with_file_name("given.key");
+    let key = |line: &str| {
+        if given.exists() {
+            fs_err::remove_file(&given).unwrap();
+        }
+        fs_err::write(&given, line.repeat(32)).unwrap();
+        fs_err::set_permissions(&given, std::fs::Permissions::from_mode(0o400)).unwrap();
+    };
+    key("11");
+    host.encryption.lock().unwrap().key_file = Some(given.clone());
+    let id = host.serve(async |server| {
+        let id = sandbox(&host, server).await;
+        server.pause(&id).await.unwrap();
+        key("22");
+        let rotation = server.rotate_key().await.unwrap();
+        assert_eq!((rotation.rewrapped, rotation.unreadable), (2, vec![]));
+        id
+    });
+    host.serve(async |server| resumes(&host, server, &id).await);
+}
+
+#[test]
+fn what_cannot_be_read_for_a_moment_keeps_the_former_key() {
+    let host = Host::new();
+    let id = host.serve(async |server| {
+        let id = sandbox(&host, server).await;
+        server.pause(&id).await.unwrap();
+        let key = wrapped_keys(&host).remove(0);
+        let aside = key.with_extension("aside");
+        fs_err::rename(&key, &aside).unwrap();
+        fs_err::create_dir(&key).unwrap();
+        let refused = server.rotate_key().await.unwrap_err();
+        assert!(matches!(refused, RotateError::Rewrap(_)), "{refused:?}");
+        fs_err::remove_dir(&key).unwrap();
+        fs_err::rename(&aside, &key).unwrap();
+        server.rotate_key().await.unwrap();
+        id
+    });
+    host.serve(async |server| resumes(&host, server, &id).await);
+}
+
+#[test]
 fn there_is_no_key_to_rotate_where_nothing_is_encrypted() {
     let host = Host::new();
     host.encryption.lock().unwrap().seal = false;
