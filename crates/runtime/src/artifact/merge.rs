@@ -96,10 +96,11 @@ impl ArtifactStore {
         let range = from.map_or_else(|| upper(&sizes), |from| from..sizes.len());
         let replaces = layers[range.clone()].to_vec();
         // The key of one that is being removed stays under its name for a while: a sealed one never has the name of another.
-        let layer = match self.secrecy() {
-            Secrecy::Plain => name_of(&replaces),
-            Secrecy::Sealed => LayerId::generate(),
+        let only = match self.secrecy() {
+            Secrecy::Plain => None,
+            Secrecy::Sealed => Some(LayerId::generate()),
         };
+        let layer = name_of(replaces.iter().chain(&only));
         // Before it is looked for: from then on it stays.
         let pin = self.pin(layer.clone());
         if !fs::exists(self.layer_file(&layer)).map_err(file(&self.root))? {
@@ -159,7 +160,7 @@ fn upper(sizes: &[u64]) -> Range<usize> {
 }
 
 /// As hard to guess as the names that it is made of.
-fn name_of(layers: &[LayerId]) -> LayerId {
+fn name_of<'a>(layers: impl Iterator<Item = &'a LayerId>) -> LayerId {
     let mut hasher = blake3::Hasher::new();
     for layer in layers {
         hasher.update(layer.as_str().as_bytes()).update(b"\n");
