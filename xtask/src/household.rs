@@ -248,11 +248,11 @@ pub(crate) mod tests {
         let mut run = waiting(Path::new("/bin/cat"));
         let pid = Pid::from_raw(run.id().try_into().unwrap());
         fs::write(wish.is_heeded(), "").unwrap();
-        wish.pass_on(Signal::SIGINT, pid).unwrap();
+        wish.pass_on(Signal::SIGTERM, pid).unwrap();
         assert!(wish.is_there() && run.try_wait().unwrap().is_none());
         fs::remove_file(wish.is_heeded()).unwrap();
-        wish.pass_on(Signal::SIGINT, pid).unwrap();
-        assert_eq!(run.wait().unwrap().signal(), Some(Signal::SIGINT as i32));
+        wish.pass_on(Signal::SIGTERM, pid).unwrap();
+        assert_eq!(run.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
     }
 
     #[test]
