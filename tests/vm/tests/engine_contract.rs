@@ -15,13 +15,12 @@ use firkin_engine::{
 };
 use firkin_vm_tests::{
     agent_guest::{bind, hello_for},
+    doomed_server::{self, DoomedServer},
     engine_qemu::QemuHarness,
 };
 use firkin_wire::{control::Answer, nonce::Nonce};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
-/// Where the child of [`a_machine_outlives_its_server`] tells which machine it has started.
-const CHILD: &str = "FIRKIN_TEST_MACHINE_FILE";
 /// It probes the host, perhaps without a memory of that, and boots an emulated machine beside other tests.
 const CHILD_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -196,17 +195,9 @@ async fn a_machine_answers_no_call_for_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_outlives_its_server() {
     let Some(harness) = QemuHarness::open().await else { return };
-    let told = harness.snapshot_dir().await.join("machine");
-    let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_server_that_will_be_killed"])
-        .env(CHILD, &told)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let dir =
-        tokio::time::timeout(Duration::from_secs(300), read_when_whole(&told)).await.expect("the server starts its machine");
-    server.kill().unwrap();
-    server.wait().unwrap();
+    let server = DoomedServer::start(&harness.snapshot_dir().await);
+    let dir = server.instance(CHILD_DEADLINE).await;
+    server.kill();
 
     let mut machine = harness.engine.adopt(&dir).await.unwrap();
     let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
@@ -237,7 +228,7 @@ async fn a_reset_is_not_a_power_off_and_leaves_what_the_guest_said_last() {
 /// Not a test of its own: the process that [`a_machine_outlives_its_server`] starts and kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_will_be_killed() {
-    let Some(told) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let Some(file) = doomed_server::file() else { return };
     let harness = QemuHarness::open().await.unwrap();
     let spec = harness.boot_spec().await;
     let dir = spec.dir.clone();
@@ -245,19 +236,6 @@ async fn a_server_that_will_be_killed() {
     let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
     guest.ready().await;
     guest.remember(77).await;
-    fs_err::write(told.with_extension("new"), dir.to_str().unwrap()).unwrap();
-    fs_err::rename(told.with_extension("new"), told).unwrap();
+    doomed_server::tell(&file, &dir);
     machine.wait().await;
-}
-
-async fn read_when_whole(path: &Path) -> PathBuf {
-    let begun = std::time::Instant::now();
-    while !path.exists() {
-        assert!(
-            begun.elapsed() < CHILD_DEADLINE,
-            "the server that is to be killed has booted no machine within {CHILD_DEADLINE:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    fs_err::read_to_string(path).expect("a file of /proc can be read").into()
 }

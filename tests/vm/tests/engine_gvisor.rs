@@ -1,11 +1,6 @@
 //! Real gVisor keeps the engine contract, and has no rights on its host while it does.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{io::Write, path::PathBuf, time::Duration};
 
 use firkin_engine::{
     Engine, Exit, Machine, SnapshotMemory, StartError,
@@ -13,10 +8,11 @@ use firkin_engine::{
     gvisor::probe::{ProbeRequest, probe},
     parts,
 };
-use firkin_vm_tests::engine_gvisor::{GvisorHarness, PROBE_DEADLINE};
+use firkin_vm_tests::{
+    doomed_server::{self, DoomedServer},
+    engine_gvisor::{GvisorHarness, PROBE_DEADLINE},
+};
 
-/// Where the child of [`a_sandbox_outlives_its_server`] tells which sandbox it has started.
-const CHILD: &str = "FIRKIN_TEST_SANDBOX_FILE";
 /// It keeps a binary, tries it and starts one more sandbox, beside other tests.
 const CHILD_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -133,16 +129,9 @@ async fn a_state_is_refused_on_another_root_and_restored_by_the_binary_that_wrot
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_outlives_its_server() {
     let Some(harness) = GvisorHarness::open().await else { return };
-    let told = harness.snapshot_dir().await.join("sandbox");
-    let mut server = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_server_that_will_be_killed"])
-        .env(CHILD, &told)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let dir = tokio::time::timeout(CHILD_DEADLINE, read_when_whole(&told)).await.expect("the server starts its sandbox");
-    server.kill().unwrap();
-    server.wait().unwrap();
+    let server = DoomedServer::start(&harness.snapshot_dir().await);
+    let dir = server.instance(CHILD_DEADLINE).await;
+    server.kill();
 
     let mut machine = harness.engine.adopt(&dir).await.unwrap();
     let mut guest = harness.guest(machine.control().await.unwrap(), &dir);
@@ -158,18 +147,10 @@ async fn a_sandbox_outlives_its_server() {
 /// Not a test of its own: the process that [`a_sandbox_outlives_its_server`] starts and kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_will_be_killed() {
-    let Some(told) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let Some(file) = doomed_server::file() else { return };
     let harness = GvisorHarness::open().await.unwrap();
     let (mut machine, dir) = up(&harness).await;
     harness.guest(machine.control().await.unwrap(), &dir).remember(77).await;
-    fs_err::write(told.with_extension("new"), dir.to_str().unwrap()).unwrap();
-    fs_err::rename(told.with_extension("new"), told).unwrap();
+    doomed_server::tell(&file, &dir);
     machine.wait().await;
-}
-
-async fn read_when_whole(path: &Path) -> PathBuf {
-    while !path.exists() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    fs_err::read_to_string(path).expect("a file is read").into()
 }
