@@ -440,7 +440,8 @@ impl Engine for FakeEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         self.host.suffer_start(Point::Boot).await?;
-        for file in [&spec.boot.kernel.path, &spec.boot.initrd.path, &spec.disk.overlay] {
+        let boot = spec.boot.kernel()?;
+        for file in [&boot.kernel.path, &boot.initrd.path, &spec.disk.overlay] {
             files::exists(file)?;
         }
         if self.host.keeping == Keeping::Files {

@@ -24,6 +24,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+mod boot_files;
 pub mod compatibility;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -39,8 +40,9 @@ pub mod qcow2;
 pub mod qemu;
 
 pub use self::{
+    boot_files::{BootFile, BootFiles, KernelFiles},
     compatibility::{Compatibility, Fingerprint, Processor},
-    disk::{DiskError, DiskFormat, RootDisk},
+    disk::{DiskError, DiskFormat, ImageForm, RootDisk},
 };
 
 /// Name of the serial port that a guest's agent listens on. Engines carry its bytes and do not know what they mean, so `firkin-wire`
@@ -98,44 +100,6 @@ pub struct Shape {
     pub vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u32,
-}
-
-/// A file that machines are booted from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its digest: equal ones are equal files.
-    pub digest: String,
-}
-
-/// What a machine is booted from, beside its root disk. Who works above an engine hands it on as it was told: what is in it is
-/// between an engine and who made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootFiles {
-    /// Linux kernel image.
-    pub kernel: BootFile,
-    /// Initial RAM file system with the guest agent.
-    pub initrd: BootFile,
-    /// Added to the kernel's command line.
-    pub cmdline: String,
-}
-
-impl BootFiles {
-    /// Without more on the command line.
-    pub fn new(kernel: BootFile, initrd: BootFile) -> Self {
-        Self { kernel, initrd, cmdline: String::new() }
-    }
-
-    /// All that two boots differ by: results of a boot may be kept under it.
-    pub fn key(&self) -> [&str; 3] {
-        [&self.kernel.digest, &self.initrd.digest, &self.cmdline]
-    }
-
-    /// Digests of what runs in a guest before its disk does: the kernel, and what holds the agent.
-    pub fn digests(&self) -> [&str; 2] {
-        [&self.kernel.digest, &self.initrd.digest]
-    }
 }
 
 /// How to boot a machine from nothing.

@@ -143,8 +143,9 @@ impl Engine for QemuEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         let BootSpec { dir, shape, processor, slot, boot, disk, memory_file } = spec;
+        let boot = boot.kernel()?;
         let (memory, unfinished) = create_memory(&memory_file, memory_bytes(shape), slot.uid)?;
-        let (kernel, initrd) = tokio::try_join!(in_memory(boot.kernel.path), in_memory(boot.initrd.path))?;
+        let (kernel, initrd) = tokio::try_join!(in_memory(boot.kernel.path.clone()), in_memory(boot.initrd.path.clone()))?;
         let handed = duplicate(&memory, &memory_file)?;
         let begin = Begin::Boot { kernel: kernel.as_raw_fd(), initrd: initrd.as_raw_fd(), cmdline: &boot.cmdline };
         let start = Start {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use firkin_engine::{
-    BootFile, BootFiles, BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
+    BootFiles, BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
     contract::{self, Guest, Harness, Snapshot},
     gvisor::{
         AGENT, GvisorEngine,
@@ -191,8 +191,6 @@ impl Harness for GvisorHarness {
 
     async fn boot_spec(&self) -> BootSpec {
         let (dir, uid) = self.instance();
-        // It is the root image that has what is booted.
-        let none = BootFile { path: PathBuf::new(), digest: String::new() };
         BootSpec {
             disk: contract::disk_of(self.engine.disks(), &dir, &self.image, 1 << 30),
             memory_file: dir.join("memory"),
@@ -200,7 +198,7 @@ impl Harness for GvisorHarness {
             dir,
             shape: SHAPE,
             processor: Processor::Plain,
-            boot: BootFiles::new(none.clone(), none),
+            boot: BootFiles::InRootImage { agent: String::new() },
         }
     }
 

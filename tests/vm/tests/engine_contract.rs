@@ -10,7 +10,7 @@ use std::{
 };
 
 use firkin_engine::{
-    Engine, Exit, Machine, MachineError, MemoryForm,
+    BootFiles, Engine, Exit, KernelFiles, Machine, MachineError, MemoryForm,
     contract::{self, Harness},
 };
 use firkin_vm_tests::{
@@ -216,7 +216,8 @@ async fn a_reset_is_not_a_power_off_and_leaves_what_the_guest_said_last() {
     let Some(harness) = QemuHarness::open().await else { return };
     // A kernel without an init or a root panics, and a panic resets the machine by a triple fault.
     let mut spec = harness.boot_spec().await;
-    spec.boot.cmdline = "rdinit=/absent root=/dev/absent".into();
+    let files = spec.boot.kernel().unwrap().clone();
+    spec.boot = BootFiles::Kernel(KernelFiles { cmdline: "rdinit=/absent root=/dev/absent".into(), ..files });
     let dir = spec.dir.clone();
     let mut machine = harness.engine.boot(spec).await.unwrap();
     assert_eq!(machine.wait().await, Exit::GuestReset { reason: "guest-reset".into() });
