@@ -45,6 +45,15 @@ pub enum DiskError {
     Stopped,
 }
 
+/// The form of the image at the bottom of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageForm {
+    /// A raw ext4 file system. What runs in a guest before its disk does comes from elsewhere.
+    Ext4,
+    /// An EROFS file system of the same content, and the agent in it, which is the guest's first process.
+    ErofsWithAgent,
+}
+
 /// How an engine keeps disks. Stateless: two formats of one name are the same.
 pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// How names of overlays and layers end, without the dot.
@@ -56,6 +65,9 @@ pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// Whether what a guest writes is in its overlay. Otherwise it is in the state of its snapshots, and overlays and layers only keep
     /// their order.
     fn holds_writes(&self) -> bool;
+
+    /// What [`RootDisk::image`] is.
+    fn image_form(&self) -> ImageForm;
 
     /// Makes [`RootDisk::overlay`], which must not exist, empty over the rest of the disk. The guest sees a disk of `bytes`.
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError>;

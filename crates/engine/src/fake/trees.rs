@@ -20,7 +20,7 @@ use std::{
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 
-use crate::disk::{DiskError, DiskFormat, RootDisk};
+use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// A directory for each layer.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +64,10 @@ impl DiskFormat for Trees {
 
     fn holds_writes(&self) -> bool {
         true
+    }
+
+    fn image_form(&self) -> ImageForm {
+        ImageForm::Ext4
     }
 
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {

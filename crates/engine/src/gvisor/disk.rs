@@ -11,7 +11,7 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{DiskError, DiskFormat, RootDisk};
+use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// A mark is a path and a number.
 const MAX_BYTES: u64 = 64 << 10;
@@ -57,6 +57,10 @@ impl DiskFormat for Marks {
 
     fn holds_writes(&self) -> bool {
         false
+    }
+
+    fn image_form(&self) -> ImageForm {
+        ImageForm::ErofsWithAgent
     }
 
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Backing, CreateError, Format, InspectError, MergeError, create, inspect, merge, rebase};
-use crate::disk::{DiskError, DiskFormat, RootDisk};
+use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// Disks in qcow2 files.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +30,10 @@ impl DiskFormat for Qcow2 {
 
     fn holds_writes(&self) -> bool {
         true
+    }
+
+    fn image_form(&self) -> ImageForm {
+        ImageForm::Ext4
     }
 
     fn create(&self, disk: &RootDisk, bytes: u64) -> Result<(), DiskError> {
