@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use firkin_engine::{BootFiles, ImageForm};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
-    machine::{network::Links, session::EngineLauncher},
+    machine::{launch::FilesInMemory, network::Links, session::EngineLauncher},
     restore::RestoreGates,
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
     store::{Store, state_dir::StateLock},
@@ -16,7 +17,7 @@ use crate::{
 
 pub mod config;
 
-use self::config::RuntimeConfig;
+use self::config::{GuestSystem, RuntimeConfig};
 
 /// Merges and the like at once: they read and write whole layers, and nobody waits for them.
 const UPKEEP_AT_ONCE: usize = 1;
@@ -87,6 +88,22 @@ impl Shared {
         });
         shared.tasks.spawn(Arc::clone(&shared).memory_watch());
         shared
+    }
+
+    /// What the engine boots a guest of this system from, beside its root disk.
+    pub(crate) fn boot_files(&self, guest: &GuestSystem) -> BootFiles {
+        match self.launcher.engine.disks().image_form() {
+            ImageForm::Ext4 => guest.boot.clone(),
+            ImageForm::ErofsWithAgent => BootFiles::InRootImage { agent: guest.boot.digests()[1].to_owned() },
+        }
+    }
+
+    /// Refuses what needs a disk that is whole without its guest's memory, where there is none.
+    pub(crate) fn demand_disks(&self) -> Result<(), FilesInMemory> {
+        if self.launcher.engine.disks().holds_writes() {
+            return Ok(());
+        }
+        Err(FilesInMemory { acceleration: self.gates.engine.plain.acceleration })
     }
 
     /// Has what nobody needs any more removed, soon.

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, error::Error, fmt};
 
 use async_trait::async_trait;
+use firkin_engine::ImageForm;
 
 use crate::{
     ground::progress::Report,
@@ -78,11 +79,28 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
     /// The root file system of an image, as it is now. Equal images have equal digests; what was returned stays where it is for
     /// as long as any template stands on it. Cancel-safe.
     async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError>;
+
+    /// A root image of this source, or the guest system's, in the form that an engine has its images in. It is as large to its guests, and
+    /// has a digest of its own. What was returned stays as [`Self::image`]'s does. Cancel-safe.
+    async fn in_form(&self, root: RootImage, form: ImageForm, report: Report<'_>) -> Result<RootImage, ImageError> {
+        let _ = report;
+        match form {
+            ImageForm::Ext4 => Ok(root),
+            ImageForm::ErofsWithAgent => {
+                Err(ImageError { reference: root.path.display().to_string(), source: Box::new(NoSuchForm) })
+            }
+        }
+    }
 }
 
 /// Only the host's own root image, under the name that the SDKs use.
 #[derive(Debug, Clone)]
 pub struct OwnImage(pub RootImage);
+
+/// There is nobody who makes it.
+#[derive(Debug, thiserror::Error)]
+#[error("this runtime has root images in ext4 alone")]
+struct NoSuchForm;
 
 /// There is no registry to ask.
 #[derive(Debug, thiserror::Error)]

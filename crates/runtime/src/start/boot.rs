@@ -89,7 +89,7 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
 }
 
 async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
-    let guest = shared.config.guest.now();
+    let boot = shared.boot_files(&shared.config.guest.now());
     let link = shared.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
@@ -113,14 +113,14 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
             shape: request.shape,
             processor: request.processor,
             slot: Slot { groups, ..link.engine_slot().map_err(staged(&path))? },
-            boot: guest.boot.clone(),
+            boot: boot.clone(),
             disk: firkin_engine::RootDisk { layers, ..files },
             memory_file: dir.path().join(parts::MEMORY),
         })
         .await
         .map_err(LaunchError::Start)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None, boot: guest.boot.clone() }),
+        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None, boot }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;

@@ -24,7 +24,7 @@ use crate::{
         blocking::blocking,
         reference::{NoTemplate, Reference, TemplateName},
     },
-    images::{BuildImage, ImageRequest, standard::BuildTemplate},
+    images::{BuildImage, ImageRequest, root_image::RootImage, standard::BuildTemplate},
     restore::{SnapshotRestoreError, check_compatible},
     shared::Shared,
     start::boot::Booted,
@@ -87,6 +87,13 @@ pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &Build
     }
 }
 
+/// A root image as the engine has them.
+pub(super) async fn in_form(shared: &Shared, root: RootImage, log: &BuildLog) -> Result<RootImage, BuildFailure> {
+    let report = |line: &str| log.push(LogLevel::Debug, line);
+    let form = shared.launcher.engine.disks().image_form();
+    Ok(shared.config.images.in_form(root, form, &report).await?)
+}
+
 /// Gives the state, booting it if nobody has before.
 pub(super) async fn prepare(
     builds: &Builds,
@@ -108,7 +115,7 @@ fn key(shared: &Shared, kind: &str, source: &impl serde::Serialize, (shape, proc
         kind,
         source,
         (shape.vcpus, shape.memory_mib),
-        guest.boot.key(),
+        shared.boot_files(&guest).key(),
         shared.gates.engine.fingerprint(processor).kind(),
     ))
 }
@@ -121,6 +128,7 @@ async fn of_image(
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let BuildImage { root, provisioned, env, standard: _ } = image;
+    let root = in_form(&builds.shared, root, log).await?;
     let key = key(&builds.shared, "image", &(&root, provisioned, &env), (shape, processor));
     let origin = Origin {
         name: reference.to_owned(),
@@ -184,6 +192,7 @@ async fn disk_origin(
     name: String,
     (shape, processor): (Shape, Processor),
 ) -> Result<Origin, BuildFailure> {
+    shared.demand_disks().map_err(|error| BuildFailure::Restore(error.into()))?;
     let artifact = artifact.without_memory();
     let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))

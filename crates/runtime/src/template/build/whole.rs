@@ -15,6 +15,7 @@ use super::{
     ready::{self, READY_DEADLINE, Ready},
     registry::{Builds, Live},
     room::Room,
+    source,
     step::{self, Step},
 };
 use crate::{
@@ -33,7 +34,7 @@ pub(crate) fn recipe(shared: &Shared, template: &BuildTemplate) -> String {
     let engine = shared.gates.engine.fingerprint(template.processor());
     let all = serde_json::json!({
         "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
-        "boot": guest.boot.key(), "rootfs": guest.rootfs_digest,
+        "boot": shared.boot_files(&guest).key(), "rootfs": guest.rootfs_digest,
     });
     blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
 }
@@ -78,6 +79,7 @@ pub(super) async fn build(
     let root = template.root.clone().unwrap_or_else(|| shared.config.guest.now().root());
     let Fingerprint { program, version, .. } = &shared.gates.engine.plain;
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
+    let root = source::in_form(shared, root, &live.log).await?;
     room.possible(root.bytes >> 20)?;
     let making = Making { shared, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
     let mut context = Defaults::default();
