@@ -302,6 +302,7 @@ impl ApiError {
                     .retry(Retry::After(CAPACITY_RETRY_SECONDS))
             }
             SnapshotRestoreError::DiskPressure(pressure) => Self::disk(what, pressure),
+            SnapshotRestoreError::FilesInMemory(_) => Self::bad_request(chain(what)),
             // It says itself what helps.
             SnapshotRestoreError::Sealed { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_create_failed").retry(Retry::Never)
@@ -359,6 +360,7 @@ impl From<CreateError> for ApiError {
         match &error {
             CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
+            CreateError::FilesInMemory(_) => Self::bad_request(error.to_string()),
             CreateError::Restore { source, .. } => Self::restore(&error, source, OF_A_TEMPLATE),
             CreateError::Stopping => Self::stopping(),
             CreateError::Store(_) => Self::internal(&error),
@@ -404,6 +406,7 @@ impl From<SnapshotError> for ApiError {
             SnapshotError::NotFound(absent) => absent.clone().into(),
             SnapshotError::AlreadyPaused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             SnapshotError::InvalidName(_) => Self::bad_request(error.to_string()),
+            SnapshotError::FilesInMemory { .. } => Self::bad_request(chain(&error)),
             SnapshotError::DiskPressure { source, .. } => Self::disk(&error, source),
             SnapshotError::Quota { source, .. } => Self::sandbox_quota(&error, source),
             SnapshotError::Guest { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use firkin_cgroup::GroupError;
-use firkin_engine::{DiskError, Exit, MachineError, StartError};
+use firkin_engine::{Acceleration, DiskError, Exit, MachineError, StartError};
 use firkin_network::SlotError;
 use firkin_wire::control;
 
@@ -103,6 +103,14 @@ pub enum LaunchError {
     /// The guest agent did not become this sandbox.
     #[error("the guest agent did not answer properly")]
     Agent(#[source] AgentError),
+}
+
+/// What was asked for is a disk without the memory of its guest, and this engine keeps what guests write in their memory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("sandboxes on {acceleration} have their files in their memory, which can only be kept: ask for it with its memory")]
+pub struct FilesInMemory {
+    /// How the engine executes guests.
+    pub acceleration: Acceleration,
 }
 
 /// Why no guest was booted and cut. Nothing of it is left behind.

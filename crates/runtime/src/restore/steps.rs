@@ -24,7 +24,7 @@ use crate::{
     },
     ground::{blocking::blocking, ids::ArtifactId},
     host::disk::{DiskPressure, DiskPressureGuard},
-    machine::launch::{BootError, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+    machine::launch::{BootError, FilesInMemory, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
 };
 
 /// A session that runs, what it holds, and what its restore took.
@@ -107,6 +107,9 @@ pub enum SnapshotRestoreError {
         /// The artifact.
         artifact: ArtifactId,
     },
+    /// It has no memory, and its disk is not whole without.
+    #[error(transparent)]
+    FilesInMemory(#[from] FilesInMemory),
     /// A guest without memory could not be booted from its disk.
     #[error("the guest could not be booted from its disk")]
     Boot(#[source] BootError),

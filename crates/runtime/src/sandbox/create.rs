@@ -24,13 +24,14 @@ use crate::{
         ids::TemplateId,
         reference::{NoTemplate, Reference},
     },
+    machine::launch::FilesInMemory,
     restore::{Proven, SnapshotRestoreError},
     sandbox::owner::{Continuation, Owner, Owners, check_timeout},
     shared::Shared,
     start::{Found, Launched, PreparedTemplate, life::Life, pool::Claimed},
     store::{
         StoreError,
-        spec::{CreateSandbox, InvalidTimeout, Memory, RuntimeSandbox},
+        spec::{CreateSandbox, InvalidTimeout, Memory, OnTimeout, RuntimeSandbox},
     },
 };
 
@@ -43,6 +44,9 @@ pub enum CreateError {
     /// The timeout is zero or longer than may be asked for.
     #[error("{0}")]
     InvalidTimeout(InvalidTimeout),
+    /// Its deadline asks for what this engine cannot keep.
+    #[error(transparent)]
+    FilesInMemory(#[from] FilesInMemory),
     /// The restore failed.
     #[error("sandbox cannot be started from template `{template}`")]
     Restore {
@@ -68,6 +72,9 @@ pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Resu
     check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
+    }
+    if request.on_timeout == OnTimeout::PauseFiles {
+        shared.demand_disks()?;
     }
     let template = find(shared, &request.template).await?;
     let life = Life::first(&template, request);

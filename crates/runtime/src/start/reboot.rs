@@ -33,6 +33,7 @@ pub(crate) async fn memory_of_disk(
     artifact: Artifact,
     identity: Identity,
 ) -> Result<(Artifact, Pin), SnapshotRestoreError> {
+    shared.demand_disks()?;
     let artifact = artifact.without_memory();
     let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))

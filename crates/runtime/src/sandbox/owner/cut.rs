@@ -17,7 +17,7 @@ use crate::{
     artifact::{Artifact, ArtifactKind, CutReason, CutState, IntegrityError, MemoryMember, Pin, PublishError},
     ground::{blocking::blocking, reference::InvalidReference},
     host::disk::DiskPressure,
-    machine::{agent::AgentError, session::After},
+    machine::{agent::AgentError, launch::FilesInMemory, session::After},
     shared::Shared,
     start::{identity, life::Life},
     store::{
@@ -40,6 +40,15 @@ pub enum SnapshotError {
     /// It is paused already (only where that is an error).
     #[error("sandbox `{0}` is already paused")]
     AlreadyPaused(SandboxId),
+    /// Without its memory it would have no files either.
+    #[error("the memory of sandbox `{id}` cannot be dropped")]
+    FilesInMemory {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: FilesInMemory,
+    },
     /// The disk has less free space than the floor.
     #[error("the disk is too full for a snapshot of sandbox `{id}`")]
     DiskPressure {
@@ -114,6 +123,7 @@ impl Owner {
 
     /// From running to paused, durable when this returns. On any failure the sandbox goes on running.
     pub(super) async fn pause(&mut self, memory: Memory, reason: CutReason) -> Result<(), SnapshotError> {
+        self.demand_disk(memory)?;
         self.move_again().await.map_err(|error| error.of_cut(self.record.id.clone()))?;
         let running = self.phase.running(&self.record.id)?;
         running.leaving.cancel();
@@ -171,8 +181,19 @@ impl Owner {
         Ok(())
     }
 
+    /// Memory is dropped only where the disk is whole without it.
+    fn demand_disk(&self, memory: Memory) -> Result<(), SnapshotError> {
+        match memory {
+            Memory::Kept => Ok(()),
+            Memory::Dropped => {
+                self.shared.demand_disks().map_err(|source| SnapshotError::FilesInMemory { id: self.record.id.clone(), source })
+            }
+        }
+    }
+
     /// A state that others can be started from.
     pub(super) async fn cut(&mut self, memory: Memory, reason: CutReason) -> Result<Continuation, SnapshotError> {
+        self.demand_disk(memory)?;
         self.move_again().await.map_err(|error| error.of_cut(self.record.id.clone()))?;
         let (artifact, pin) = match &self.phase {
             Phase::Gone => return Err(gone(&self.record.id).into()),
