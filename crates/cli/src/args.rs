@@ -53,9 +53,12 @@ pub(crate) struct HostArgs {
     /// Downloads and builds that servers share [default: /var/cache/firkin]
     #[arg(long, value_name = "DIR", env = "FIRKIN_CACHE_DIR", hide_env_values = true)]
     pub(crate) cache_dir: Option<PathBuf>,
-    /// How guest instructions are executed [default: auto]
-    #[arg(long, value_enum, env = "FIRKIN_ACCEL", hide_env_values = true)]
-    pub(crate) accel: Option<Accel>,
+    /// What runs sandboxes [default: auto]
+    #[arg(long, value_enum, env = "FIRKIN_ENGINE", hide_env_values = true)]
+    pub(crate) engine: Option<EngineChoice>,
+    /// The same by its earlier name, for one more release
+    #[arg(long, value_enum, env = "FIRKIN_ACCEL", hide_env_values = true, hide = true, conflicts_with = "engine")]
+    pub(crate) accel: Option<EngineChoice>,
     /// How long a guest may take to show that KVM works, in seconds; more for a very busy host [default: 20]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600), env = "FIRKIN_KVM_DEADLINE", hide_env_values = true)]
     pub(crate) kvm_deadline: Option<u64>,
@@ -162,15 +165,30 @@ pub(crate) struct ImageArgs {
     pub(crate) own_image: Vec<String>,
 }
 
-/// How guest instructions are executed.
+/// What runs sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Accel {
-    /// KVM if a tiny guest runs under it, else TCG
+pub(crate) enum EngineChoice {
+    /// KVM if a tiny guest runs under it, else the emulator
     Auto,
-    /// Hardware virtualisation, or fail
+    /// Virtual machines by the host's hardware, or fail
     Kvm,
+    /// No virtual machines: gVisor's kernel on the host's processor, or fail
+    Gvisor,
     /// QEMU's emulator: works everywhere, slow CPU
-    Tcg,
+    #[value(alias = "tcg")]
+    Emulated,
+}
+
+impl EngineChoice {
+    /// As it is written on a command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Gvisor => "gvisor",
+            Self::Emulated => "emulated",
+        }
+    }
 }
 
 /// What a host that does not give all of a machine's jail means.

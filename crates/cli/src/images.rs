@@ -13,9 +13,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{BootFile, BootFiles};
+use firkin_engine::{BootFile, BootFiles, ImageForm};
 use firkin_image::{
-    Additions, Cache, Initramfs, RootSpec, initramfs,
+    Additions, Cache, Initramfs, RootSpec, container_root, initramfs,
     oci::{
         self, ImageError as OciError,
         credentials::Credentials,
@@ -188,8 +188,24 @@ impl Images {
     }
 }
 
+/// The agent, for an image that has it in it.
+const AGENT: &[u8] = firkin_agent::GUEST_AGENT;
+
 #[async_trait]
 impl ImageSource for Images {
+    async fn in_form(&self, root: RootImage, form: ImageForm, report: Report<'_>) -> Result<RootImage, ImageError> {
+        match form {
+            ImageForm::Ext4 => Ok(root),
+            ImageForm::ErofsWithAgent => {
+                let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
+                let failed = |error| ImageError { reference: root.path.display().to_string(), source: Box::new(error) };
+                let from = firkin_image::RootImage { path: root.path.clone(), digest: root.digest.clone(), virtual_bytes: root.bytes };
+                let made = container_root(&self.cache, &from, AGENT, &told).await.map_err(failed)?;
+                Ok(RootImage { path: made.path, digest: made.digest, bytes: made.virtual_bytes })
+            }
+        }
+    }
+
     async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {
         if let Some(standard) = Standard::parse(&request.reference) {
             let standard =

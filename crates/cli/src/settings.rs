@@ -18,7 +18,7 @@ use firkin_server::{AllowedHosts, HostPattern};
 
 use crate::{
     args::{
-        Accel, Cli, Command, EncryptionArgs, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs, TemplateCommand,
+        Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs, TemplateCommand,
         Warm,
     },
     capacity::CapacitySettings,
@@ -146,8 +146,8 @@ pub(crate) struct Settings {
     pub(crate) api_key: Option<String>,
     /// Downloads and builds that servers share.
     pub(crate) cache_dir: PathBuf,
-    /// How guest instructions are executed.
-    pub(crate) accel: Accel,
+    /// What runs sandboxes.
+    pub(crate) engine: EngineChoice,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
     /// What a host means that does not give all of a machine's jail.
@@ -260,10 +260,8 @@ impl Settings {
         if self.cache_dir != Path::new(DEFAULT_CACHE_DIR) {
             options += &format!(" --cache-dir {}", self.cache_dir.display());
         }
-        match self.accel {
-            Accel::Auto => {}
-            Accel::Kvm => options += " --accel kvm",
-            Accel::Tcg => options += " --accel tcg",
+        if self.engine != EngineChoice::Auto {
+            options += &format!(" --engine {}", self.engine.word());
         }
         if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
             options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
@@ -339,7 +337,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         },
         api_key: around.api_key.clone(),
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
-        accel: host.accel.unwrap_or(Accel::Auto),
+        engine: host.engine.or(host.accel).unwrap_or(EngineChoice::Auto),
         kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
         jail: host.jail.unwrap_or(JailChoice::Best),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
@@ -433,7 +431,7 @@ mod tests {
         assert!(!settings.listen_chosen);
         assert_eq!(settings.state_dir, Path::new("/var/lib/firkin"));
         assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
-        assert_eq!(settings.accel, Accel::Auto);
+        assert_eq!(settings.engine, EngineChoice::Auto);
         assert_eq!(settings.kvm_deadline, DEFAULT_KVM_DEADLINE);
         assert_eq!((settings.on_exit, settings.warm.depth), (OnExit::Kill, Depth::at_least(2)));
         assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());
@@ -444,7 +442,7 @@ mod tests {
         );
         assert_eq!(
             settings.serve_options(),
-            " --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --jail strict --warm-share 9"
+            " --listen 127.0.0.1:4000 --cache-dir /c --engine emulated --kvm-deadline 60 --jail strict --warm-share 9"
         );
     }
 

@@ -15,10 +15,6 @@ use std::{
 
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
-use firkin_engine::{
-    Acceleration, Engine,
-    qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
-};
 use firkin_image::{
     Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, renewed_kernel,
     renewed_rootfs, rootfs,
@@ -48,9 +44,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    args::Accel,
+    command::engines,
     failure::{Advise as _, advised},
-    host::jail,
     images::{self, Images},
     progress::Progress,
     serverfile::{self, Https, ServerFile, Target},
@@ -185,13 +180,13 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     demand_unused(settings)?;
     super::doctor::ensure_ready(settings, progress).await?;
     let (guest, additions) = guest_system(settings, progress).await?;
-    let engine = engine(settings, &guest, progress).await?;
-    let step = progress.step("opening the state directory");
-    fs::create_dir_all(&settings.state_dir)?;
-    let state_dir = fs::canonicalize(&settings.state_dir)?;
     let guest = Guests::from(guest);
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let images = Arc::new(Images::new(cache, settings.images.clone(), additions, settings.template_env(), guest.clone()));
+    let engine = engines::choose(settings, (&guest.now(), &images), progress).await?;
+    let step = progress.step("opening the state directory");
+    fs::create_dir_all(&settings.state_dir)?;
+    let state_dir = fs::canonicalize(&settings.state_dir)?;
     let config = RuntimeConfig {
         images,
         capacity: capacity(&state_dir, settings.capacity.overcommit)?,
@@ -305,45 +300,6 @@ fn described(event: &firkin_image::Event) -> String {
         Some(progress) => format!("{}: {} ({} of {})", event.step, event.detail, progress.done, progress.total),
         None => format!("{}: {}", event.step, event.detail),
     }
-}
-
-/// The engine, with the acceleration that a guest was seen to run with.
-async fn engine(settings: &Settings, guest: &GuestSystem, progress: &Progress) -> anyhow::Result<Arc<dyn Engine>> {
-    let step = progress.step("trying the acceleration");
-    let request = ProbeRequest {
-        program: None,
-        kernel: guest.boot.kernel.path.clone(),
-        initrd: guest.boot.initrd.path.clone(),
-        requested: match settings.accel {
-            Accel::Auto => Requested::Auto,
-            Accel::Kvm => Requested::Kvm,
-            Accel::Tcg => Requested::Tcg,
-        },
-        deadline: settings.kvm_deadline,
-        verdict_file: Some(settings.acceleration_file()),
-    };
-    let engine = probe(&request).await.map_err(|error| {
-        let hint = match &error {
-            ProbeError::Missing { .. } | ProbeError::TooOld { .. } => Some("`firkin doctor --fix` installs it"),
-            ProbeError::Unusable { .. } => Some("`--accel tcg` emulates the machine: it works everywhere, with a slow CPU"),
-            ProbeError::Start(_) | ProbeError::Io(_) => None,
-        };
-        advised(error, hint.map(str::to_owned), None)
-    })?;
-    step.done(&match engine.fallback() {
-        Some(reason) => {
-            let reason = reason.lines().next().unwrap_or_default();
-            format!("acceleration {}; kvm does not work here: {reason}", engine.fingerprint().acceleration)
-        }
-        None => format!("acceleration {}", engine.fingerprint().acceleration),
-    });
-    let step = progress.step("the machines' jail");
-    step.done(&jail::accepted(&engine.safeguards(), settings.jail)?);
-    if settings.is_for_real_machines() && engine.fingerprint().acceleration == Acceleration::Tcg {
-        return Err(anyhow::anyhow!("cannot serve other hosts with emulated machines: the emulator is no security boundary"))
-            .hint("serve on the loopback, use a host with KVM, or say `--allow-emulation` if all who come may be trusted");
-    }
-    Ok(Arc::new(engine))
 }
 
 /// Memory that is never taken from a server, bytes: what one has that serves some hundred sandboxes.

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod env;
 pub(crate) mod exec;
+mod engines;
 mod hosting;
 pub(crate) mod key;
 pub(crate) mod quickstart;

@@ -1,0 +1,119 @@
+//! What runs sandboxes on this host: as was asked for, and as it was seen to work.
+//!
+//! ```text
+//!   kvm, emulated ──► QEMU, with a guest that was seen to run        gvisor ──► runsc, with a sandbox that was cut and restored
+//! ```
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use firkin_engine::{
+    Acceleration, Engine, ImageForm,
+    gvisor::probe as gvisor,
+    qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
+};
+use firkin_runtime::{config::GuestSystem, images::ImageSource as _};
+use fs_err as fs;
+
+use crate::{
+    args::EngineChoice,
+    failure::{Advise as _, advised},
+    host::jail,
+    images::Images,
+    progress::Progress,
+    settings::Settings,
+};
+
+/// What sandboxes of gVisor cannot do without: it is what clients reach them by.
+const DEMANDED: &str = "network";
+
+/// The engine that the settings ask for.
+pub(super) async fn choose(
+    settings: &Settings,
+    (guest, images): (&GuestSystem, &Images),
+    progress: &Progress,
+) -> anyhow::Result<Arc<dyn Engine>> {
+    let requested = match settings.engine {
+        EngineChoice::Auto => Requested::Auto,
+        EngineChoice::Kvm => Requested::Kvm,
+        EngineChoice::Emulated => Requested::Tcg,
+        EngineChoice::Gvisor => return with_gvisor(settings, (guest, images), progress).await,
+    };
+    with_qemu(settings, guest, requested, progress).await
+}
+
+/// QEMU, with the acceleration that a guest was seen to run with.
+async fn with_qemu(
+    settings: &Settings,
+    guest: &GuestSystem,
+    requested: Requested,
+    progress: &Progress,
+) -> anyhow::Result<Arc<dyn Engine>> {
+    let step = progress.step("trying the acceleration");
+    let boot = guest.boot.kernel().context("the guest system has nothing to boot")?;
+    let request = ProbeRequest {
+        program: None,
+        kernel: boot.kernel.path.clone(),
+        initrd: boot.initrd.path.clone(),
+        requested,
+        deadline: settings.kvm_deadline,
+        verdict_file: Some(settings.acceleration_file()),
+    };
+    let engine = probe(&request).await.map_err(|error| {
+        let hint = match &error {
+            ProbeError::Missing { .. } | ProbeError::TooOld { .. } => Some("`firkin doctor --fix` installs it"),
+            ProbeError::Unusable { .. } => {
+                Some("`--engine gvisor` needs no KVM, and `--engine emulated` works everywhere, with a slow CPU")
+            }
+            ProbeError::Start(_) | ProbeError::Io(_) => None,
+        };
+        advised(error, hint.map(str::to_owned), None)
+    })?;
+    step.done(&match engine.fallback() {
+        Some(reason) => {
+            let reason = reason.lines().next().unwrap_or_default();
+            format!("acceleration {}; kvm does not work here: {reason}", engine.fingerprint().acceleration)
+        }
+        None => format!("acceleration {}", engine.fingerprint().acceleration),
+    });
+    let step = progress.step("the machines' jail");
+    step.done(&jail::accepted(&engine.safeguards(), settings.jail)?);
+    if settings.is_for_real_machines() && engine.fingerprint().acceleration == Acceleration::Tcg {
+        return Err(anyhow::anyhow!("cannot serve other hosts with emulated machines: the emulator is no security boundary"))
+            .hint("serve on the loopback, use a host with KVM, or say `--allow-emulation` if all who come may be trusted");
+    }
+    Ok(Arc::new(engine))
+}
+
+/// gVisor, with a sandbox of the host's own root image that was started, cut and restored. Its binary is kept in the state directory.
+async fn with_gvisor(
+    settings: &Settings,
+    (guest, images): (&GuestSystem, &Images),
+    progress: &Progress,
+) -> anyhow::Result<Arc<dyn Engine>> {
+    let step = progress.step("guest root file system for gVisor");
+    let root = images.in_form(guest.root(), ImageForm::ErofsWithAgent, &|line| step.at(line)).await;
+    let root = root.hint("`firkin doctor --fix` installs what makes it")?;
+    step.done("guest root file system for gVisor");
+    let step = progress.step("trying gVisor");
+    let pins = settings.state_dir.join("engines");
+    fs::create_dir_all(&pins)?;
+    let request = gvisor::ProbeRequest { program: None, pins, image: root.path, deadline: settings.kvm_deadline };
+    let found = gvisor::probe(&request).await.map_err(|error| {
+        let hint = match &error {
+            gvisor::ProbeError::Missing => "`firkin doctor --fix` installs it",
+            _ => "`--engine emulated` works everywhere, with a slow CPU",
+        };
+        advised(error, Some(hint.to_owned()), None)
+    })?;
+    let lacking = |name: &str| found.capabilities.iter().find(|found| found.name == name).and_then(|found| found.lacking.clone());
+    if let Some(reason) = lacking(DEMANDED) {
+        return Err(anyhow::anyhow!("sandboxes of gVisor have no {DEMANDED} here: {reason}"))
+            .hint("`--engine emulated` works everywhere, with a slow CPU");
+    }
+    let lacks: Vec<String> =
+        found.capabilities.iter().filter_map(|one| Some(format!("{} ({})", one.name, one.lacking.as_ref()?))).collect();
+    let lacks = if lacks.is_empty() { String::new() } else { format!("; lacks {}", lacks.join(", ")) };
+    step.done(&format!("acceleration {}{lacks}", found.engine.fingerprint().acceleration));
+    Ok(Arc::new(found.engine))
+}
