@@ -31,8 +31,8 @@ use tokio::{io::DuplexStream, sync::watch};
 pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
 use crate::{
-    Acceleration, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
-    Safeguard, StartError, qcow2::Qcow2,
+    Acceleration, BootFiles, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
+    Safeguard, StartError, gvisor::Marks, qcow2::Qcow2,
 };
 
 /// A call that can be made to fail.
@@ -84,6 +84,8 @@ pub enum Keeping {
     Files,
     /// Memory within the state, all of it each time, and each layer of a disk in a directory. A booted machine may go on.
     InStateAndTrees,
+    /// As gVisor does: memory and what guests wrote within the state, and nothing to boot but the root image, which has the agent.
+    AllInState,
 }
 
 /// What agents are given: one end of a control connection, and the guest behind it.
@@ -118,9 +120,12 @@ impl Guest {
         lock(&self.core.root_disk).clone()
     }
 
-    /// The file that the guest writes, when it writes to its root disk.
+    /// The file that the guest writes, when it writes to its root disk. On an engine that keeps what guests write in their state it is no
+    /// part of the disk, and need not be there yet.
     pub fn written(&self) -> PathBuf {
-        trees::written(&self.root_disk())
+        let disk = self.root_disk();
+        let is_mark = disk.extension().is_some_and(|extension| extension == Marks.extension());
+        if is_mark { disk.with_file_name("written") } else { trees::written(&disk) }
     }
 
     /// Ends the machine from within.
@@ -435,15 +440,21 @@ impl Engine for FakeEngine {
         match self.host.keeping {
             Keeping::Files => &Qcow2,
             Keeping::InStateAndTrees => &Trees,
+            Keeping::AllInState => &Marks,
         }
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         self.host.suffer_start(Point::Boot).await?;
-        let boot = spec.boot.kernel()?;
-        for file in [&boot.kernel.path, &boot.initrd.path, &spec.disk.overlay] {
-            files::exists(file)?;
+        match &spec.boot {
+            BootFiles::InRootImage { .. } if self.host.keeping == Keeping::AllInState => {}
+            boot => {
+                let boot = boot.kernel()?;
+                files::exists(&boot.kernel.path)?;
+                files::exists(&boot.initrd.path)?;
+            }
         }
+        files::exists(&spec.disk.overlay)?;
         if self.host.keeping == Keeping::Files {
             files::create_memory(&spec.memory_file, spec.shape)?;
         }

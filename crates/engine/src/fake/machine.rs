@@ -144,7 +144,7 @@ impl Machine for FakeMachine {
         let started = Instant::now();
         let memory = lock(&self.core.memory).clone();
         let write = || match &self.core.origin {
-            _ if self.host.keeping == Keeping::InStateAndTrees => {
+            _ if self.host.keeping != Keeping::Files => {
                 files::write_state_with_memory(&dir.join(parts::STATE), &memory)?;
                 Ok(MemoryForm::InState)
             }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
 use super::{Connection, FakeEngine, Fault, Keeping, Point};
 use crate::{
-    BootFile, BootFiles, BootSpec, ControlStream, Engine, Exit, Machine, MachineError, Processor, RestoreSpec, Shape, Slot,
+    BootFile, BootFiles, BootSpec, ControlStream, Engine, Exit, ImageForm, Machine, MachineError, Processor, RestoreSpec, Shape, Slot,
     SnapshotMemory, StartError,
     contract::{self, Guest, Harness, Snapshot},
 };
@@ -27,7 +27,7 @@ async fn agent(connection: Connection) {
             "recall" => String::from_utf8(guest.memory()).unwrap(),
             "write" => {
                 let disk = guest.written();
-                let mut bytes = fs_err::read(&disk).unwrap();
+                let mut bytes = fs_err::read(&disk).unwrap_or_default();
                 bytes.push(1);
                 fs_err::write(disk, bytes).unwrap();
                 "written".into()
@@ -112,10 +112,13 @@ impl Harness for FakeHarness {
             shape: SHAPE,
             processor: Processor::Plain,
             slot: Self::slot(),
-            boot: BootFiles::new(
-                BootFile { path: file.clone(), digest: String::new() },
-                BootFile { path: file, digest: String::new() },
-            ),
+            boot: match self.engine.disks().image_form() {
+                ImageForm::Ext4 => {
+                    let file = BootFile { path: file, digest: String::new() };
+                    BootFiles::new(file.clone(), file)
+                }
+                ImageForm::ErofsWithAgent => BootFiles::InRootImage { agent: String::new() },
+            },
         }
     }
 
@@ -190,7 +193,7 @@ impl Guest for LineGuest {
 
 #[tokio::test]
 async fn the_fake_keeps_the_contract() {
-    for keeping in [Keeping::Files, Keeping::InStateAndTrees] {
+    for keeping in [Keeping::Files, Keeping::InStateAndTrees, Keeping::AllInState] {
         contract::check(&FakeHarness::keeping(keeping)).await;
     }
 }
