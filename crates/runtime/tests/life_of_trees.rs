@@ -9,6 +9,8 @@ use firkin_engine::fake::Keeping;
 mod bench;
 #[path = "life/budget.rs"]
 mod budget;
+#[path = "life/building.rs"]
+mod building;
 #[path = "life/builds.rs"]
 mod builds;
 #[path = "life/crashes.rs"]

@@ -10,6 +10,8 @@ mod bases;
 #[expect(dead_code, reason = "what is for the limits of sandboxes is of tests that look into files")]
 #[path = "life/bench.rs"]
 mod bench;
+#[path = "life/building.rs"]
+mod building;
 #[path = "life/builds.rs"]
 mod builds;
 #[path = "life/deletion.rs"]

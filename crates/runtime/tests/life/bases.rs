@@ -12,7 +12,7 @@ use firkin_runtime::{
 
 use crate::{
     bench::{Host, base, names},
-    builds::built,
+    building::built,
 };
 
 async fn in_use(server: &Runtime, reference: &str) -> Vec<String> {

@@ -6,7 +6,7 @@ use firkin_runtime::{disk::DiskPressure, owner::SnapshotError, runtime::Runtime,
 
 use crate::{
     bench::{Host, base, names, until},
-    builds::{built, ended, own_image, plan, request, start},
+    building::{built, ended, own_image, plan, request, start},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);

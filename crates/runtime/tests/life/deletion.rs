@@ -4,7 +4,7 @@ use firkin_runtime::{sandbox::CreateSandbox, templates::DeleteError};
 
 use crate::{
     bench::{Host, base},
-    builds::{built, own_builds, own_image},
+    building::{built, own_builds, own_image},
 };
 
 #[test]

@@ -20,7 +20,7 @@ use firkin_runtime::{
 
 use crate::{
     bench::{Host, base, life, names, until},
-    builds::{own_image, plan, request, start},
+    building::{own_image, plan, request, start},
 };
 
 /// A disk that is as full as a test says.

@@ -7,6 +7,7 @@ use firkin_engine::fake::Keeping;
 mod bases;
 mod bench;
 mod budget;
+mod building;
 mod builds;
 mod crashes;
 mod deletion;

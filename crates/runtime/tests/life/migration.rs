@@ -5,7 +5,7 @@ use rusqlite::Connection;
 
 use crate::{
     bench::{Host, base},
-    builds::{built, own_builds, own_image},
+    building::{built, own_builds, own_image},
 };
 
 /// Makes of a database what the first version of the schema would have had in it: templates have the ids of their builds.

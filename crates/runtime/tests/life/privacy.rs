@@ -16,7 +16,7 @@ use firkin_runtime::{
 
 use crate::{
     bench::{Host, base},
-    builds,
+    building,
 };
 
 /// Everything below `dir`, itself included.
@@ -86,7 +86,7 @@ fn nothing_in_the_state_directory_is_open_to_other_users() {
         let has = |part: &str| found.iter().any(|path| path.to_str().unwrap().contains(part));
         let memory = match crate::KEEPING {
             Keeping::Files => "/memory.diff",
-            Keeping::InStateAndTrees => "/state",
+            Keeping::InStateAndTrees | Keeping::AllInState => "/state",
         };
         for part in ["firkin.db", "firkin.db-wal", "/proofs", "/volumes/", "/uploads", "/quarantine", "/layers/", memory] {
             assert!(has(part), "the test has made no {part}");
@@ -158,9 +158,9 @@ async fn used(host: &Host, server: &Runtime, running: &SandboxId) {
     let mut upload = server.receive_files(&"0".repeat(64)).unwrap();
     upload.write(b"a file of a build").await.unwrap();
     upload.finish().await.unwrap();
-    let place = builds::request(server, "built", 512).await;
-    builds::start(server, &place, builds::plan(builds::own_image(), &[])).await;
-    assert_eq!(builds::ended(server, &place).await.state, BuildState::Ready);
+    let place = building::request(server, "built", 512).await;
+    building::start(server, &place, building::plan(building::own_image(), &[])).await;
+    assert_eq!(building::ended(server, &place).await.state, BuildState::Ready);
     let found = all(&host.state_dir());
     for part in ["firkin.db", "/artifacts/", "/layers/", "/volumes/", "/uploads/", "/secrets", "/run/"] {
         assert!(found.iter().any(|path| path.to_str().unwrap().contains(part)), "the test has made no {part}");
