@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootFile, BootFiles, Engine, Fingerprint,
+    BootFile, BootFiles, Engine, Fingerprint, ImageForm,
     fake::{Connection, FakeEngine, Guest},
 };
 use firkin_runtime::{
@@ -25,6 +25,7 @@ use firkin_runtime::{
     network::NetworkChoice,
     owner::OnExit,
     progress::Report,
+    root_image::RootImage,
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     standard::BuildTemplate,
@@ -55,6 +56,13 @@ impl ImageSource for Images {
         let template = BuildTemplate { ready: None, ..BuildTemplate::base() };
         let own = ImageRequest { reference: SDK_BASE_IMAGE.to_owned(), login: None };
         Ok(BuildImage { standard: Some(Box::new(template)), ..self.0.image(&own, report).await? })
+    }
+
+    async fn in_form(&self, root: RootImage, form: ImageForm, _: Report<'_>) -> Result<RootImage, ImageError> {
+        Ok(match form {
+            ImageForm::Ext4 => root,
+            ImageForm::ErofsWithAgent => RootImage { digest: format!("{}, as an engine has it", root.digest), ..root },
+        })
     }
 }
 

@@ -1,0 +1,81 @@
+//! Sandboxes whose files are in their memory: everything that keeps the memory works, and what would drop it is refused before anything is
+//! lost.
+
+use std::time::Duration;
+
+use firkin_runtime::{
+    build::Source,
+    owner::SnapshotError,
+    sandbox::{CreateError, CreateSandbox, Memory, OnTimeout, SandboxState},
+    store::BuildState,
+};
+
+use crate::{
+    bench::{Host, base},
+    building::{built, ended, own_image, plan, request, start},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn memory_that_has_the_files_is_not_dropped() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let id = server.create(base()).await.unwrap().id;
+        host.remember(&id, "a file");
+        let refused = server.pause_with(&id, Memory::Dropped).await.unwrap_err();
+        assert!(matches!(refused, SnapshotError::FilesInMemory { .. }), "{refused:?}");
+        assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
+        let refused = server.snapshot_with(&id, None, Memory::Dropped).await.unwrap_err();
+        assert!(matches!(refused, SnapshotError::FilesInMemory { .. }), "{refused:?}");
+        assert_eq!(host.memory(&id).word, "a file");
+
+        server.pause(&id).await.unwrap();
+        assert!(server.resume_with(&id, MINUTE, Memory::Dropped).await.is_err());
+        assert!(server.snapshot_with(&id, None, Memory::Dropped).await.is_err());
+        server.connect(&id, MINUTE).await.unwrap();
+        assert_eq!(host.memory(&id).word, "a file", "what was refused has taken nothing");
+    });
+}
+
+#[test]
+fn a_create_that_would_drop_them_later_is_refused_at_once() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let refused = server.create(CreateSandbox { on_timeout: OnTimeout::PauseFiles, ..base() }).await.unwrap_err();
+        assert!(matches!(refused, CreateError::FilesInMemory(_)), "{refused:?}");
+        assert!(server.sandboxes().is_empty());
+        assert_eq!(host.engine.live(), 0);
+    });
+}
+
+#[test]
+fn what_is_cut_has_the_files_of_the_root_image_that_the_engine_has() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let id = server.create(base()).await.unwrap().id;
+        host.remember(&id, "a file");
+        let snapshot = server.snapshot(&id, None).await.unwrap();
+        let fork = server.fork(&id, 1, MINUTE).await.unwrap().remove(0).unwrap().id;
+        let created = server.create(CreateSandbox::from_template(&snapshot.snapshot_id)).await.unwrap().id;
+        for id in [&fork, &created] {
+            assert_eq!(host.memory(id).word, "a file");
+        }
+    });
+}
+
+#[test]
+fn a_build_stands_on_a_template_of_its_own_size_only() {
+    let host = Host::new();
+    host.serve(async |server| {
+        built(server, "one", own_image(), 512).await;
+        built(server, "same", Source::Template("one".into()), 512).await;
+        server.create(CreateSandbox::from_template("same")).await.unwrap();
+        let place = request(server, "larger", 1024).await;
+        start(server, &place, plan(Source::Template("one".into()), &[])).await;
+        let info = ended(server, &place).await;
+        assert_eq!(info.state, BuildState::Error);
+        let said = format!("{info:?}");
+        assert!(said.contains("have their files in their memory"), "{said}");
+    });
+}
