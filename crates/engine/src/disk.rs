@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::{fake::Trees, gvisor::Marks, qcow2::Qcow2};
+
 /// A root disk of a machine. What the files say of each other is not believed: this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
@@ -54,6 +56,11 @@ pub enum ImageForm {
     ErofsWithAgent,
 }
 
+/// All forms that there are: what a file is, is known by how its name ends.
+pub fn formats() -> [&'static dyn DiskFormat; 3] {
+    [&Qcow2, &Marks, &Trees]
+}
+
 /// How an engine keeps disks. Stateless: two formats of one name are the same.
 pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// How names of overlays and layers end, without the dot.
@@ -86,3 +93,11 @@ pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// soon as `goes_on` says no. On failure `merged` may exist.
     fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError>;
 }
+
+impl PartialEq for dyn DiskFormat {
+    fn eq(&self, other: &Self) -> bool {
+        self.extension() == other.extension()
+    }
+}
+
+impl Eq for dyn DiskFormat {}

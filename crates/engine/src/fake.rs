@@ -431,6 +431,10 @@ impl Engine for FakeEngine {
         OwnMemory { usual_mib: 0, most_mib: 0 }
     }
 
+    fn most_threads(&self) -> u32 {
+        0
+    }
+
     /// None: it has no processes.
     fn safeguards(&self) -> Vec<Safeguard> {
         Vec::new()
@@ -471,6 +475,10 @@ impl Engine for FakeEngine {
         let origin = Origin::Restored { memory_bytes: u64::from(spec.shape.memory_mib) << 20 };
         let core = self.start(spec.dir, spec.disk.overlay, (origin, Phase::Prepared, memory));
         Ok(Box::new(FakePrepared::new(FakeMachine::new(core, Arc::clone(&self.host)))))
+    }
+
+    fn has_started(&self, dir: &Path) -> bool {
+        lock(&self.host.machines).contains_key(dir)
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {

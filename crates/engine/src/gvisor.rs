@@ -56,6 +56,8 @@ use crate::{
 
 /// What an idle sandbox takes beside its guest's memory: 24 MiB were measured, by proportional share.
 const USUAL_MIB: u64 = 24;
+/// The processes and threads of its guest are some of the host's, and each has a stub: as many as a small server of programs has.
+const MOST_THREADS: u32 = 8192;
 /// Tables for its guest's pages, buffers, and the stacks of a thread for each of its guest's.
 const MOST_MIB: u64 = 256;
 
@@ -138,6 +140,10 @@ impl Engine for GvisorEngine {
         OwnMemory { usual_mib: USUAL_MIB, most_mib: MOST_MIB }
     }
 
+    fn most_threads(&self) -> u32 {
+        MOST_THREADS
+    }
+
     /// None that hosts differ in: without its user namespace and its filter of system calls a sandbox does not start.
     fn safeguards(&self) -> Vec<Safeguard> {
         Vec::new()
@@ -160,6 +166,10 @@ impl Engine for GvisorEngine {
         let origin = self.origin(&spec.disk).await?;
         let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
         Ok(Box::new(self.prepare_from(start, &spec.state).await?))
+    }
+
+    fn has_started(&self, dir: &Path) -> bool {
+        Record::read(dir).is_ok()
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {

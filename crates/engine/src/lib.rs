@@ -67,6 +67,23 @@ pub enum Acceleration {
     None,
 }
 
+impl Acceleration {
+    /// The word by which people ask for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "emulated",
+            Self::Gvisor => "gvisor",
+            Self::None => "none",
+        }
+    }
+
+    /// What this word asks for.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Kvm, Self::Tcg, Self::Gvisor, Self::None].into_iter().find(|acceleration| acceleration.word() == word)
+    }
+}
+
 impl fmt::Display for Acceleration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -377,6 +394,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// The memory of each of its processes beside its guest's.
     fn own_memory(&self) -> OwnMemory;
 
+    /// Threads and processes of a machine on its host beside one a virtual processor, at most: what it may be held to.
+    fn most_threads(&self) -> u32;
+
     /// What keeps its machines from this host, where hosts differ in it.
     fn safeguards(&self) -> Vec<Safeguard>;
 
@@ -395,6 +415,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
     async fn restore(&self, spec: RestoreSpec) -> Result<Box<dyn Machine>, StartError> {
         self.prepare(spec).await?.load().await
     }
+
+    /// Whether what is recorded in `dir` is a machine of this engine.
+    fn has_started(&self, dir: &Path) -> bool;
 
     /// Takes over a machine that an earlier process of ours started in `dir` and that still runs. Its slot stays as it was.
     /// A future that is dropped leaves the machine as it is; one that fails because the machine can no longer be talked to

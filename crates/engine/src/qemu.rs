@@ -72,6 +72,8 @@ const PROCESS_MIB: u64 = 32;
 /// An emulator's translated code, of a guest that has run Python.
 const WARM_CODE_MIB: u64 = 56;
 /// Beside what was measured, tables of the kernel for the guest's pages, buffers of I/O in flight, and page cache to write the disk
+/// Threads of a process besides one a virtual processor: its pool for I/O has 64 at most.
+const THREADS: u32 = 128;
 /// through. A machine that is held to too little dies.
 const MOST_MIB: u64 = 256;
 /// Layers of a disk. Chains are merged long before; each has a descriptor.
@@ -131,6 +133,10 @@ impl Engine for QemuEngine {
                 OwnMemory { usual_mib: PROCESS_MIB, most_mib: MOST_MIB }
             }
         }
+    }
+
+    fn most_threads(&self) -> u32 {
+        THREADS
     }
 
     fn safeguards(&self) -> Vec<Safeguard> {
@@ -197,6 +203,10 @@ impl Engine for QemuEngine {
         clock.phase("up");
         let parts = self.parts((process, monitor), (dir, disk.overlay), (machine::Memory::Cloned(base), shape));
         Ok(Box::new(QemuPrepared::new(parts, Snapshot { form, diff }, clock)))
+    }
+
+    fn has_started(&self, dir: &Path) -> bool {
+        Record::read(dir).is_ok()
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {

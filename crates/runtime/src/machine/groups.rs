@@ -6,12 +6,10 @@
 use std::{path::Path, path::PathBuf};
 
 use firkin_cgroup::{Group, GroupError, Groups, Limits};
-use firkin_engine::{OwnMemory, Shape};
+use firkin_engine::{Engine, OwnMemory, Shape};
 
 /// A machine's own threads (its main loop, and what works on its disk and its memory) get half a processor besides its guest's.
 const ENGINE_CPU_PERCENT: u32 = 50;
-/// Threads of an engine besides one a virtual processor. QEMU's pool for I/O has 64 at most.
-const ENGINE_THREADS: u32 = 128;
 /// Digits of the digest in an owner's name: the state directories of one host do not collide.
 const OWNER_DIGITS: usize = 16;
 
@@ -26,7 +24,6 @@ pub fn open(state_dir: &Path) -> Groups {
 #[derive(Debug, Clone)]
 pub(crate) struct MachineGroups {
     pub(crate) groups: Option<Groups>,
-    pub(crate) own_memory: OwnMemory,
 }
 
 /// The group of one machine, if machines have any.
@@ -34,9 +31,9 @@ pub(crate) struct MachineGroups {
 pub(crate) struct MachineGroup(Option<Group>);
 
 impl MachineGroups {
-    /// The group of a machine that is about to be started as the instance `name`.
-    pub(crate) fn make(&self, name: &str, shape: Shape) -> Result<MachineGroup, GroupError> {
-        let make = |groups: &Groups| groups.make(name, &limits(shape, self.own_memory));
+    /// The group of a machine that this engine is about to start as the instance `name`.
+    pub(crate) fn make(&self, name: &str, shape: Shape, engine: &dyn Engine) -> Result<MachineGroup, GroupError> {
+        let make = |groups: &Groups| groups.make(name, &limits(shape, engine.own_memory(), engine.most_threads()));
         self.groups.as_ref().map(make).transpose().map(MachineGroup)
     }
 
@@ -65,12 +62,12 @@ impl MachineGroup {
     }
 }
 
-fn limits(shape: Shape, own: OwnMemory) -> Limits {
+fn limits(shape: Shape, own: OwnMemory, threads: u32) -> Limits {
     Limits {
         memory_bytes: (u64::from(shape.memory_mib) + own.most_mib) << 20,
         weight: shape.vcpus,
         cpu_percent: shape.vcpus.saturating_mul(100).saturating_add(ENGINE_CPU_PERCENT),
-        pids: shape.vcpus.saturating_add(ENGINE_THREADS),
+        pids: shape.vcpus.saturating_add(threads),
     }
 }
 
@@ -81,7 +78,7 @@ mod tests {
     #[test]
     fn a_machine_may_take_its_size_and_what_its_engine_needs() {
         let own = OwnMemory { usual_mib: 32, most_mib: 256 };
-        let limits = limits(Shape { vcpus: 2, memory_mib: 512 }, own);
+        let limits = limits(Shape { vcpus: 2, memory_mib: 512 }, own, 128);
         assert_eq!(limits, Limits { memory_bytes: 768 << 20, weight: 2, cpu_percent: 250, pids: 130 });
     }
 
