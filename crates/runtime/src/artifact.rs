@@ -23,7 +23,11 @@ use std::{
 };
 
 use collect::Pins;
-use firkin_engine::{DiskFormat, parts};
+use firkin_engine::{
+    DiskFormat,
+    disk::formats,
+    parts,
+};
 use fs_err as fs;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;
@@ -196,6 +200,11 @@ pub struct ArtifactStore {
     disks: &'static dyn DiskFormat,
 }
 
+/// The name of a layer's file, or of that of an overlay which may become one.
+fn disk_file(id: &LayerId, form: &dyn DiskFormat) -> String {
+    format!("{id}.{}", form.extension())
+}
+
 impl ArtifactStore {
     /// As [`ArtifactStore::open`], with the keys that `config` means, and with what it has sealed from now on.
     pub fn open_encrypted(
@@ -212,7 +221,8 @@ impl ArtifactStore {
         Ok(Self { vault: Vault::open(state_dir, config, in_use)?, ..store })
     }
 
-    /// Opens (and creates) the directories below `state_dir`, whose layers are of the form `disks`, and removes drafts that a crash left.
+    /// Opens (and creates) the directories below `state_dir`, whose layers are of the form `disks` unless their names say otherwise, and
+    /// removes drafts that a crash left.
     /// Without keys: what is sealed is proven and collected, and not restored.
     pub fn open(state_dir: &Path, disks: &'static dyn DiskFormat) -> io::Result<Self> {
         for name in ["artifacts", "layers"] {
@@ -232,20 +242,25 @@ impl ArtifactStore {
         self.root.join("artifacts").join(id.as_str())
     }
 
-    /// Where a layer is, whether or not it exists.
+    /// Where a layer is that is not encrypted: in the form in which it is there, whichever engine made it.
     pub fn layer(&self, id: &LayerId) -> PathBuf {
-        self.root.join("layers").join(self.disk_file(id))
+        let own = self.layer_in(id, self.disks);
+        if own.symlink_metadata().is_ok() {
+            return own;
+        }
+        let mut others = formats().into_iter().map(|form| self.layer_in(id, form));
+        others.find(|path| path.symlink_metadata().is_ok()).unwrap_or(own)
     }
 
-    /// The name of a layer's file, or of that of an overlay which may become one.
-    fn disk_file(&self, id: &LayerId) -> String {
-        format!("{id}.{}", self.disks.extension())
+    /// Where a layer of this form is, whether or not it exists.
+    pub(crate) fn layer_in(&self, id: &LayerId, form: &dyn DiskFormat) -> PathBuf {
+        self.root.join("layers").join(disk_file(id, form))
     }
 
-    /// The files of the disk that has `members`, under `overlay`.
-    pub(crate) fn disk(&self, members: &DiskMembers, overlay: PathBuf) -> firkin_engine::RootDisk {
-        let layers = members.layers.iter().map(|id| self.layer(id)).collect();
-        firkin_engine::RootDisk { image: members.rootfs_path.clone(), layers, overlay }
+    /// The form of an overlay or a layer.
+    fn form_of(&self, path: &Path) -> &'static dyn DiskFormat {
+        let is_of = |form: &&dyn DiskFormat| path.extension().is_some_and(|extension| extension == form.extension());
+        formats().into_iter().find(is_of).unwrap_or(self.disks)
     }
 
     /// Reads the sidecars of an artifact. Proves nothing yet, but a sidecar that is damaged puts it into quarantine.

@@ -15,11 +15,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use firkin_engine::parts;
+use firkin_engine::{DiskFormat, disk::formats, parts};
 use fs_err as fs;
 
 use super::{
-    ArtifactStore,
+    ArtifactStore, disk_file,
     manifest::MemoryMember,
     member,
     sealed::{KEY, SEALED, present},
@@ -254,8 +254,13 @@ impl ArtifactStore {
     /// The name that a layer has when it is to be removed: that of the form in which it is there.
     fn hidden_layer(&self, id: &LayerId) -> PathBuf {
         // Its key stays until it is removed, and tells the form after its name is gone.
-        let name = if self.layer_key(id).exists() { format!(".{id}.{SEALED}") } else { format!(".{}", self.disk_file(id)) };
-        self.root.join("layers").join(name)
+        let layers = self.root.join("layers");
+        if self.layer_key(id).exists() {
+            return layers.join(format!(".{id}.{SEALED}"));
+        }
+        let hidden = |form: &dyn DiskFormat| layers.join(format!(".{}", disk_file(id, form)));
+        let there = |form: &&dyn DiskFormat| hidden(*form).exists() || self.layer_in(id, *form).exists();
+        hidden(formats().into_iter().find(there).unwrap_or(self.disks))
     }
 
     /// Removes what an interrupted collection, or a draft that was never published, has left.

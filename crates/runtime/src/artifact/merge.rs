@@ -104,13 +104,14 @@ impl ArtifactStore {
         // Before it is looked for: from then on it stays.
         let pin = self.pin(layer.clone());
         if !fs::exists(self.layer_file(&layer)).map_err(file(&self.root))? {
-            let below = self.layer(&layers[range.start - 1]);
             let mut draft = self.draft_of_sandbox().map_err(file(&self.root))?;
             self.stage_merge(&mut draft, &replaces).map_err(file(&self.root))?;
-            let path = draft.cut_dir().join("layer");
+            let form = self.form_of(&self.layer(&replaces[0]));
+            let below = self.layer_in(&layers[range.start - 1], form);
+            let path = draft.cut_dir().join("layer").with_extension(form.extension());
             self.demand_proven(&replaces)?;
             let sources = self.readable_layers(&replaces, draft.cut_dir())?;
-            self.disks.merge(&sources, &below, &path, goes_on)?;
+            form.merge(&sources, &below, &path, goes_on)?;
             // What was damaged meanwhile must not pass for intact in the copy.
             self.demand_proven(&replaces)?;
             member::sync(&path).map_err(file(&path))?;

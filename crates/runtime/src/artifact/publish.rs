@@ -167,11 +167,12 @@ impl ArtifactStore {
     /// Takes the file at `path`, on the same file system, as layer `id`: immutable from now on. Not yet durable;
     /// [`ArtifactStore::publish`] of the artifact that names it makes it so.
     pub fn adopt_layer(&self, id: &LayerId, path: &Path) -> io::Result<()> {
-        let target = self.layer(id);
+        let form = self.form_of(path);
+        let target = self.layer_in(id, form);
         // Out of the machine's reach first: there it could be exchanged between a look and the change.
         fs::rename(path, &target)?;
         let freeze = || {
-            member::demand(&target, self.disks.layers_are_directories())?;
+            member::demand(&target, form.layers_are_directories())?;
             member::freeze(&target, MEMBER)
         };
         freeze().inspect_err(|_| {

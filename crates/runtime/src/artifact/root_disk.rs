@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::DiskError;
+use firkin_engine::{DiskError, DiskFormat};
 use fs_err as fs;
 
-use super::{ArtifactStore, DiskMembers, Secrecy};
+use super::{ArtifactStore, DiskMembers, Secrecy, disk_file};
 use crate::ground::ids::LayerId;
 
 /// Cuts that a machine can be ahead of its record: one, or as many as failed to be recorded.
@@ -25,17 +25,19 @@ pub(crate) struct RootDisk {
     pub(crate) layers: Vec<LayerId>,
     /// The layer that it writes, in the machine's directory until it is sealed.
     pub(crate) overlay: LayerId,
+    /// How the engine of that machine keeps disks.
+    pub(crate) form: &'static dyn DiskFormat,
 }
 
 impl RootDisk {
     /// A disk with a new overlay.
-    pub(crate) fn over(layers: Vec<LayerId>) -> Self {
-        Self { layers, overlay: LayerId::generate() }
+    pub(crate) fn over(layers: Vec<LayerId>, form: &'static dyn DiskFormat) -> Self {
+        Self { layers, overlay: LayerId::generate(), form }
     }
 
     /// Where its overlay is, in the machine's directory.
-    pub(crate) fn path(&self, dir: &Path, artifacts: &ArtifactStore) -> PathBuf {
-        dir.join(artifacts.disk_file(&self.overlay))
+    pub(crate) fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(disk_file(&self.overlay, self.form))
     }
 
     /// Makes its overlay in `dir`, over the root image of `members` and its layers; the guest sees a disk of `bytes`. Gives its files.
@@ -45,17 +47,19 @@ impl RootDisk {
         bytes: u64,
         artifacts: &ArtifactStore,
     ) -> Result<firkin_engine::RootDisk, DiskError> {
-        let files = artifacts.disk(members, self.path(dir, artifacts));
-        artifacts.disks.create(&files, bytes)?;
+        let layers = members.layers.iter().map(|id| artifacts.layer_in(id, self.form)).collect();
+        let files = firkin_engine::RootDisk { image: members.rootfs_path.clone(), layers, overlay: self.path(dir) };
+        self.form.create(&files, bytes)?;
         Ok(files)
     }
 
     /// Makes the overlay that follows its own in the next cut. Gives its name and path.
     pub(crate) fn create_next(&self, dir: &Path, artifacts: &ArtifactStore) -> Result<(LayerId, PathBuf), DiskError> {
         let next = LayerId::generate();
-        let path = dir.join(artifacts.disk_file(&next));
+        let path = dir.join(disk_file(&next, self.form));
         // Named by the path that the current layer is about to have: the engine has it open already.
-        artifacts.disks.create_next(&self.path(dir, artifacts), &artifacts.layer(&self.overlay), &path)?;
+        let sealed = artifacts.layer_in(&self.overlay, self.form);
+        self.form.create_next(&self.path(dir), &sealed, &path)?;
         Ok((next, path))
     }
 
@@ -72,7 +76,7 @@ impl RootDisk {
     /// Puts the layer that was sealed last where layers are, over the one that is below it by now. Encrypting one blocks.
     pub(crate) fn settle(&self, dir: &Path, artifacts: &ArtifactStore, secrecy: Secrecy) -> Result<(), DiskError> {
         let sealed = self.layers.last().expect("a cut has sealed one");
-        settle((dir, sealed), self.layers.iter().rev().nth(1), artifacts, secrecy)
+        settle((dir, sealed, self.form), self.layers.iter().rev().nth(1), artifacts, secrecy)
     }
 
     /// The disk of an adopted machine that writes to `current`, below what was `recorded`. Layers that were sealed and not
@@ -81,7 +85,8 @@ impl RootDisk {
         if current.parent() != Some(dir) {
             return Err(invalid(current, "the machine writes to a file that is not its own"));
         }
-        let overlay = name_of(current, artifacts)?;
+        let form = recorded.form;
+        let overlay = name_of(current, form)?;
         let mut unrecorded = Vec::new();
         let mut at = (overlay.clone(), current.to_owned());
         while at.0 != recorded.overlay {
@@ -89,15 +94,15 @@ impl RootDisk {
                 return Err(invalid(current, "its disk is not the one that was recorded"));
             }
             let settled = at.1 != current && at.1.parent() != Some(dir);
-            let below = if settled { artifacts.below_layer(&at.0, dir)? } else { artifacts.disks.below(&at.1)? };
+            let below = if settled { artifacts.below_layer(&at.0, form, dir)? } else { form.below(&at.1)? };
             let below = below.ok_or_else(|| invalid(&at.1, "it lies over nothing"))?;
-            let name = name_of(&below, artifacts)?;
+            let name = name_of(&below, form)?;
             // The lowest of them was written over what is on record, under whatever name that had then.
             let under = recorded.layers.last().filter(|_| name == recorded.overlay);
-            let mut layer = artifacts.layer(&name);
+            let mut layer = artifacts.layer_in(&name, form);
             if !fs::exists(artifacts.layer_file(&name)).map_err(|source| DiskError::File { path: below, source })? {
-                let waiting = dir.join(artifacts.disk_file(&name));
-                match settle((dir, &name), under, artifacts, artifacts.secrecy()) {
+                let waiting = dir.join(disk_file(&name, form));
+                match settle((dir, &name, form), under, artifacts, artifacts.secrecy()) {
                     // As on a full disk. The next cut puts it there before it makes another.
                     Err(error) if at.1 == current && waiting.exists() => {
                         tracing::warn!(error = firkin_causes::chain(&error), "a layer stays where its machine is");
@@ -110,28 +115,28 @@ impl RootDisk {
             at = (name, layer);
         }
         let layers = recorded.layers.into_iter().chain(unrecorded.into_iter().rev()).collect();
-        Ok(Self { layers, overlay })
+        Ok(Self { layers, overlay, form })
     }
 }
 
 /// Puts the sealed overlay `name` where layers are, over the layer `under` if that may have been merged since.
 fn settle(
-    (dir, name): (&Path, &LayerId),
+    (dir, name, form): (&Path, &LayerId, &dyn DiskFormat),
     under: Option<&LayerId>,
     artifacts: &ArtifactStore,
     secrecy: Secrecy,
 ) -> Result<(), DiskError> {
-    let sealed = dir.join(artifacts.disk_file(name));
+    let sealed = dir.join(disk_file(name, form));
     if let Some(under) = under {
-        artifacts.disks.put_over(&sealed, &artifacts.layer(under))?;
+        form.put_over(&sealed, &artifacts.layer_in(under, form))?;
     }
     artifacts.keep_layer(name, &sealed, secrecy).map_err(|source| DiskError::File { path: sealed, source })
 }
 
 /// The name that this file's layer has, if it is one of ours.
-fn name_of(path: &Path, artifacts: &ArtifactStore) -> Result<LayerId, DiskError> {
+fn name_of(path: &Path, form: &dyn DiskFormat) -> Result<LayerId, DiskError> {
     let name: Option<LayerId> = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-    let name = name.filter(|name| path.file_name().is_some_and(|file| file == artifacts.disk_file(name).as_str()));
+    let name = name.filter(|name| path.file_name().is_some_and(|file| file == disk_file(name, form).as_str()));
     name.ok_or_else(|| invalid(path, "the name of a layer is not one of ours"))
 }
 
@@ -141,7 +146,7 @@ fn invalid(path: &Path, text: &'static str) -> DiskError {
 
 #[cfg(test)]
 mod tests {
-    use firkin_engine::{DiskFormat as _, qcow2::Qcow2};
+    use firkin_engine::qcow2::Qcow2;
 
     use super::*;
 
@@ -162,7 +167,7 @@ mod tests {
 
         /// An overlay in the instance directory, over what a cut names as backing.
         fn overlay(&self, id: &str, over: &str) -> PathBuf {
-            let path = self.dir.join(self.artifacts.disk_file(&named(id)));
+            let path = self.dir.join(disk_file(&named(id), &Qcow2));
             let disk = firkin_engine::RootDisk {
                 image: "/image".into(),
                 layers: vec![self.artifacts.layer(&named(over))],
@@ -173,7 +178,7 @@ mod tests {
         }
 
         fn find(&self, current: &Path) -> Result<RootDisk, DiskError> {
-            let recorded = RootDisk { layers: vec![named("base")], overlay: named("a") };
+            let recorded = RootDisk { layers: vec![named("base")], overlay: named("a"), form: &Qcow2 };
             RootDisk::of_machine(&self.dir, current, recorded, &self.artifacts)
         }
     }
@@ -183,7 +188,7 @@ mod tests {
     }
 
     fn disk(layers: &[&str], overlay: &str) -> RootDisk {
-        RootDisk { layers: layers.iter().map(|&id| named(id)).collect(), overlay: named(overlay) }
+        RootDisk { layers: layers.iter().map(|&id| named(id)).collect(), overlay: named(overlay), form: &Qcow2 }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::{DiskError, SnapshotMemory, parts};
+use firkin_engine::{DiskError, DiskFormat, SnapshotMemory, parts};
 use firkin_seal::DataKey;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -247,7 +247,7 @@ impl ArtifactStore {
         if !is_sealed(&path) {
             return Ok(path);
         }
-        let (key, target) = (self.key_of_layer(id)?, dir.join(format!("below-{}", self.disk_file(id))));
+        let (key, target) = (self.key_of_layer(id)?, dir.join(format!("below-{id}")));
         open_named((&key, &layer_owner(id.as_str())), &path, &target, 0o400)?;
         Ok(target)
     }
@@ -285,9 +285,14 @@ impl ArtifactStore {
     }
 
     /// What the layer `id` lies over by its own word. A sealed one is opened in `dir` for that.
-    pub(super) fn below_layer(&self, id: &LayerId, dir: &Path) -> Result<Option<PathBuf>, DiskError> {
+    pub(super) fn below_layer(
+        &self,
+        id: &LayerId,
+        form: &dyn DiskFormat,
+        dir: &Path,
+    ) -> Result<Option<PathBuf>, DiskError> {
         let path = self.readable_layer(id, dir).map_err(|error| DiskError::Refused(Box::new(error)))?;
-        self.disks.below(&path)
+        form.below(&path)
     }
 }
 
