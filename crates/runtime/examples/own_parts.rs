@@ -123,7 +123,7 @@ async fn main() -> Result<()> {
     let ledger = CapacityLedger::new(room, room.share(50));
     let admission = Admission::new(ledger.clone(), Arc::new(HostMemory::PLENTY), &AdmissionConfig::default());
     let gates = RestoreGates {
-        engine: engine.compatibility().clone(),
+        engines: vec![engine.compatibility().clone()],
         artifacts,
         disk: DiskPressureGuard::new(sessions.clone(), Some(1), Arc::new(Quota { bytes: 8 << 20 })),
         admission: Admission { warm: Arc::clone(&warm) as Arc<dyn WarmEviction>, ..admission },

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod command;
+pub mod engines;
 pub(crate) mod forward;
 pub mod groups;
 pub mod guest_file;

@@ -4,5 +4,5 @@ pub mod warm;
 
 mod steps;
 
-pub(crate) use self::steps::{Proven, check_compatible};
+pub(crate) use self::steps::Proven;
 pub use self::steps::{RestoreGates, SnapshotRestoreError, SnapshotRestoreReport, restore};

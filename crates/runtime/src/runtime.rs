@@ -166,12 +166,13 @@ pub enum DialError {
 impl Runtime {
     /// Opens a state directory: what ran before is taken over or ended, what was paused is there again, and nothing without
     /// an owner is left.
-    pub async fn open(config: RuntimeConfig, engine: Arc<dyn Engine>) -> Result<Self, OpenError> {
+    pub async fn open(config: RuntimeConfig, engines: impl Into<Engines>) -> Result<Self, OpenError> {
+        let engines = engines.into();
         let lock = prepare_state_dir(&config.state_dir)?;
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
         let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
         let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
-        let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engine.disks(), &config.encryption);
+        let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engines.first().disks(), &config.encryption);
         let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
         if let Err(error) = artifacts.finish_rotation() {
             // As on a full disk, which is no reason to serve nobody.
@@ -184,10 +185,10 @@ impl Runtime {
         let links = Arc::new(Links::open(config.network.clone()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent))
-            .with_own_memory(engine.own_memory().usual_mib);
+            .with_own_memory(engines.own_memory().usual_mib);
         let pool = WarmPool::new(config.warm.clone());
         let gates = RestoreGates {
-            engine: engine.compatibility().clone(),
+            engines: engines.all().map(|engine| engine.compatibility().clone()).collect(),
             artifacts: artifacts.clone(),
             disk,
             admission: Admission {
@@ -195,9 +196,9 @@ impl Runtime {
                 ..Admission::new(ledger, Arc::clone(&config.memory_probe), &config.admission)
             },
         };
-        let groups = MachineGroups { groups: config.groups.clone(), own_memory: engine.own_memory() };
+        let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
-        let launcher = EngineLauncher { engine, links, artifacts, instances, groups };
+        let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
         let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock });
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
@@ -530,14 +531,19 @@ impl Runtime {
         &self.shared.volumes
     }
 
-    /// The acceleration in use, for output.
+    /// The acceleration in use unless another is asked for, for output.
     pub fn acceleration(&self) -> Acceleration {
-        self.shared.gates.engine.plain.acceleration
+        self.shared.launcher.engines.first().fingerprint().acceleration
+    }
+
+    /// All that there are, that one first.
+    pub fn accelerations(&self) -> Vec<Acceleration> {
+        self.shared.launcher.engines.accelerations()
     }
 
     /// What keeps machines from this host, and what of it the host lacks.
     pub fn safeguards(&self) -> Vec<Safeguard> {
-        self.shared.launcher.engine.safeguards()
+        self.shared.launcher.engines.safeguards()
     }
 
     /// The guest system, which may be renewed at any time.

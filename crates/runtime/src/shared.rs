@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use firkin_engine::{BootFiles, ImageForm};
+use firkin_engine::{BootFiles, Engine, Fingerprint, ImageForm};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -72,7 +72,7 @@ impl Shared {
             config: parts.config,
             store: parts.store,
             artifacts: parts.gates.artifacts.clone(),
-            metrics: Arc::new(Metrics::new(parts.gates.engine.plain.acceleration)),
+            metrics: Arc::new(Metrics::new(parts.launcher.engines.first().fingerprint().acceleration)),
             gates: parts.gates,
             links: Arc::clone(&parts.launcher.links),
             launcher: parts.launcher,
@@ -90,20 +90,20 @@ impl Shared {
         shared
     }
 
-    /// What the engine boots a guest of this system from, beside its root disk.
-    pub(crate) fn boot_files(&self, guest: &GuestSystem) -> BootFiles {
-        match self.launcher.engine.disks().image_form() {
+    /// What an engine boots a guest of this system from, beside its root disk.
+    pub(crate) fn boot_files(engine: &dyn Engine, guest: &GuestSystem) -> BootFiles {
+        match engine.disks().image_form() {
             ImageForm::Ext4 => guest.boot.clone(),
             ImageForm::ErofsWithAgent => BootFiles::InRootImage { agent: guest.boot.digests()[1].to_owned() },
         }
     }
 
     /// Refuses what needs a disk that is whole without its guest's memory, where there is none.
-    pub(crate) fn demand_disks(&self) -> Result<(), FilesInMemory> {
-        if self.launcher.engine.disks().holds_writes() {
+    pub(crate) fn demand_disk(&self, made: &Fingerprint) -> Result<(), FilesInMemory> {
+        if self.launcher.engines.of(made).disks().holds_writes() {
             return Ok(());
         }
-        Err(FilesInMemory { acceleration: self.gates.engine.plain.acceleration })
+        Err(FilesInMemory { acceleration: made.acceleration })
     }
 
     /// Has what nobody needs any more removed, soon.

@@ -131,7 +131,7 @@ fn bench() -> Bench {
     let artifacts = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
     let artifact = publish(&artifacts);
     let gates = RestoreGates {
-        engine: fingerprint().into(),
+        engines: vec![fingerprint().into()],
         // Opened anew: nothing is remembered as proven.
         artifacts: ArtifactStore::open(dir.path(), &Qcow2).unwrap(),
         disk: DiskPressureGuard::new(dir.path().to_owned(), None, Arc::clone(&probe) as Arc<dyn DiskPressureProbe>),
@@ -246,8 +246,8 @@ async fn a_truncated_or_missing_member_is_refused_by_size_without_being_read() {
 #[tokio::test]
 async fn an_artifact_of_another_host_is_refused_with_both_values() {
     let mut bench = bench();
-    bench.gates.engine.plain.cpu = "another".into();
-    bench.gates.engine.nested_cpu = "another".into();
+    bench.gates.engines[0].plain.cpu = "another".into();
+    bench.gates.engines[0].nested_cpu = "another".into();
     let error = bench.refused_untouched().await;
     assert!(
         matches!(&error, SnapshotRestoreError::Incompatible { what: "CPU", made_with, here, .. } if made_with == "c" && here == "another")

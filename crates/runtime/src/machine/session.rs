@@ -105,10 +105,10 @@ impl Session {
         };
         let dir = launcher.instances.adopt(record.instance()).ok_or(LaunchError::NotRecorded)?;
         let path = dir.path();
-        let machine = launcher.engine.adopt(path).await.map_err(LaunchError::Start)?;
+        let (engine, machine) = launcher.engines.adopt(path).await.map_err(LaunchError::Start)?;
         let group = launcher.groups.adopt(record.instance(), machine.pid()).map_err(LaunchError::Group)?;
         let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
-        let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone() };
+        let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone(), form: engine.disks() };
         // What was cut and not recorded may have to be encrypted first.
         let (at, root, artifacts) = (path.to_owned(), machine.root_disk(), launcher.artifacts.clone());
         let disk = blocking(move || RootDisk::of_machine(&at, &root, recorded, &artifacts)).await.map_err(LaunchError::Disk)?;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_engine::{Compatibility, Processor, compatibility::Mismatch};
+use firkin_engine::{Compatibility, Fingerprint, Processor, compatibility::Mismatch};
 use firkin_network::SlotError;
 
 use crate::{
@@ -24,7 +24,10 @@ use crate::{
     },
     ground::{blocking::blocking, ids::ArtifactId},
     host::disk::{DiskPressure, DiskPressureGuard},
-    machine::launch::{BootError, FilesInMemory, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+    machine::{
+        engines::which,
+        launch::{BootError, FilesInMemory, LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
+    },
 };
 
 /// A session that runs, what it holds, and what its restore took.
@@ -45,8 +48,8 @@ pub struct SnapshotRestoreReport<S> {
 /// What the restore path consults, in this order.
 #[derive(Debug, Clone)]
 pub struct RestoreGates {
-    /// What this host's engine makes and takes.
-    pub engine: Compatibility,
+    /// What this host's engines make and take; what is made for nobody's choice is of the first. Not empty.
+    pub engines: Vec<Compatibility>,
     /// Where artifacts are, and which are proven.
     pub artifacts: ArtifactStore,
     /// Free-space floor of the file system that sessions write to.
@@ -145,7 +148,7 @@ impl Proven {
         if request.artifact.manifest.memory == MemoryMember::Absent {
             return Err(SnapshotRestoreError::NoMemory { artifact: request.artifact.manifest.id });
         }
-        check_compatible(&request.artifact.manifest, &gates.engine)?;
+        gates.check_compatible(&request.artifact.manifest)?;
         let request = Arc::new(request);
         verify(Arc::clone(&request), gates.artifacts.clone()).await?;
         let sealed = |source| SnapshotRestoreError::Sealed { artifact: request.artifact.manifest.id.clone(), source };
@@ -194,19 +197,24 @@ async fn verify(request: Arc<SnapshotRestoreRequest>, artifacts: ArtifactStore) 
         .map_err(|source| SnapshotRestoreError::Integrity { artifact, source })
 }
 
-/// Refuses what this host cannot restore faithfully. Gives the processor that the guest was shown.
-pub(crate) fn check_compatible(
-    manifest: &SnapshotArtifactManifest,
-    here: &Compatibility,
-) -> Result<Processor, SnapshotRestoreError> {
-    let refused = |mismatch: Mismatch| SnapshotRestoreError::Incompatible {
-        artifact: manifest.id.clone(),
-        what: mismatch.what,
-        made_with: mismatch.made_with,
-        here: mismatch.here,
-        remedy: remedy(manifest.kind),
-    };
-    manifest.processor(here).map_err(refused)
+impl RestoreGates {
+    /// What can be made and taken by the engine that would restore this.
+    pub(crate) fn engine(&self, made: &Fingerprint) -> &Compatibility {
+        let at = which(self.engines.iter().map(|engine| &engine.plain), made);
+        &self.engines[at]
+    }
+
+    /// Refuses what this host cannot restore faithfully. Gives the processor that the guest was shown.
+    pub(crate) fn check_compatible(&self, manifest: &SnapshotArtifactManifest) -> Result<Processor, SnapshotRestoreError> {
+        let refused = |mismatch: Mismatch| SnapshotRestoreError::Incompatible {
+            artifact: manifest.id.clone(),
+            what: mismatch.what,
+            made_with: mismatch.made_with,
+            here: mismatch.here,
+            remedy: remedy(manifest.kind),
+        };
+        manifest.processor(self.engine(&manifest.engine)).map_err(refused)
+    }
 }
 
 /// What to do about an artifact that cannot be restored here.

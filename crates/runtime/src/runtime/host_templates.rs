@@ -73,6 +73,7 @@ impl Runtime {
         let place = self.place(named).await.map_err(BuildError::Store)?;
         let plan = BuildPlan {
             nested_virtualization: build.nested_virtualization,
+            engine: build.engine,
             source: Source::Standard(Box::new(build)),
             force: true,
             steps: Vec::new(),

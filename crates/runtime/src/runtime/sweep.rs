@@ -120,7 +120,7 @@ pub(crate) async fn sweep(shared: &Shared) -> Swept {
             for dir in orphans {
                 swept.instances.push(dir.path().to_owned());
                 // Without a machine, or with one that is gone, it cannot be adopted; then only files are left.
-                if let Ok(mut machine) = shared.launcher.engine.adopt(dir.path()).await {
+                if let Ok((_, mut machine)) = shared.launcher.engines.adopt(dir.path()).await {
                     let exit = machine.kill().await;
                     tracing::warn!(path = %dir.path().display(), ?exit, "ended a machine that belongs to no sandbox");
                 }

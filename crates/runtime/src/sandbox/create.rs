@@ -73,10 +73,10 @@ pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Resu
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
     }
-    if request.on_timeout == OnTimeout::PauseFiles {
-        shared.demand_disks()?;
-    }
     let template = find(shared, &request.template).await?;
+    if request.on_timeout == OnTimeout::PauseFiles {
+        shared.demand_disk(&template.artifact.manifest.engine)?;
+    }
     let life = Life::first(&template, request);
     let PreparedTemplate { record, artifact, pin } = template;
     let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun)).await?;

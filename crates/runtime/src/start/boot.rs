@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_engine::{BootFiles, BootSpec, Machine, MachineError, MemoryForm, Processor, Shape, Slot, parts};
+use firkin_engine::{BootFiles, BootSpec, Engine, Machine, MachineError, MemoryForm, Processor, Shape, Slot, parts};
 use firkin_wire::control::{self, Answer, Call, Identity};
 use tokio::time::Instant;
 
@@ -45,6 +45,8 @@ const SHRINK_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What to boot.
 pub(crate) struct BootRequest {
+    /// On what it runs.
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) shape: Shape,
     /// What the guest sees of the processor, from now on for good.
     pub(crate) processor: Processor,
@@ -77,7 +79,7 @@ pub(crate) struct Booted {
 /// Boots until the guest comes up, or too often.
 pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
     for attempt in 1.. {
-        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", shared.gates.engine.plain.acceleration));
+        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", request.engine.fingerprint().acceleration));
         match try_boot(shared, request).await {
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
@@ -89,7 +91,8 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
 }
 
 async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
-    let boot = shared.boot_files(&shared.config.guest.now());
+    let engine = &request.engine;
+    let boot = Shared::boot_files(&**engine, &shared.config.guest.now());
     let link = shared.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
@@ -99,15 +102,13 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
     let name = format!("build-{}", draft.id());
     let path = shared.launcher.instances.path(&name);
     let dir = shared.launcher.instances.create(&name).map_err(staged(&path))?;
-    let disk = RootDisk::over(request.disk.layers.clone());
+    let disk = RootDisk::over(request.disk.layers.clone(), engine.disks());
     let files = disk.create((dir.path(), &request.disk), request.disk_bytes, &shared.artifacts).map_err(LaunchError::Disk)?;
     let (artifacts, ids, into) = (shared.artifacts.clone(), disk.layers.clone(), dir.path().to_owned());
     let layers = blocking(move || artifacts.readable_layers(&ids, &into)).await.map_err(LaunchError::Sealed)?;
-    let group = shared.launcher.groups.make(&name, request.shape).map_err(LaunchError::Group)?;
+    let group = shared.launcher.groups.make(&name, request.shape, &**engine).map_err(LaunchError::Group)?;
     let groups = group.entrances().map_err(LaunchError::Group)?;
-    let mut machine = shared
-        .launcher
-        .engine
+    let mut machine = engine
         .boot(BootSpec {
             dir: dir.path().to_owned(),
             shape: request.shape,
@@ -284,7 +285,7 @@ impl Booted {
                 fs_err::rename(&memory, &target).map_err(|source| PublishError::File { path: target, source })?;
             }
             let _pin = artifacts.pin(disk.overlay.clone());
-            let overlay = disk.path(dir.path(), &artifacts);
+            let overlay = disk.path(dir.path());
             artifacts
                 .keep_layer(&disk.overlay, &overlay, draft.secrecy())
                 .map_err(|source| PublishError::File { path: overlay, source })?;

@@ -33,7 +33,7 @@ pub(crate) async fn memory_of_disk(
     artifact: Artifact,
     identity: Identity,
 ) -> Result<(Artifact, Pin), SnapshotRestoreError> {
-    shared.demand_disks()?;
+    shared.demand_disk(&artifact.manifest.engine)?;
     let artifact = artifact.without_memory();
     let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))
@@ -45,8 +45,11 @@ pub(crate) async fn memory_of_disk(
     let reservation = shared.gates.admission.admit(life.budget).await.map_err(SnapshotRestoreError::Admission)?;
     let epoch = identity.epoch;
     // Where the processor that it had is unknown here, that was part of what was dropped.
-    let processor = shared.gates.engine.processor(&artifact.manifest.engine).unwrap_or_default();
+    let processor = shared.gates.engine(&artifact.manifest.engine).processor(&artifact.manifest.engine).unwrap_or_default();
+    let engine = Arc::clone(shared.launcher.engines.of(&artifact.manifest.engine));
+    let made = engine.compatibility().fingerprint(processor);
     let request = BootRequest {
+        engine,
         shape: artifact.manifest.shape,
         processor,
         disk: artifact.manifest.disk.clone(),
@@ -61,14 +64,13 @@ pub(crate) async fn memory_of_disk(
     // The restore that follows reserves for itself: a session and its reservation begin together.
     drop(reservation);
     let pin = shared.artifacts.pin(booted.id());
-    let engine = shared.gates.engine.fingerprint(processor);
     let from = artifact.manifest;
     let manifest = SnapshotArtifactManifest::of_boot(BootedState {
         id: booted.id(),
         kind: ArtifactKind::Boot,
         logical_id: life.id.to_string(),
         parent: Some(from.id),
-        engine,
+        engine: made,
         guest: &booted.boot,
         shape: from.shape,
         budget: from.budget,

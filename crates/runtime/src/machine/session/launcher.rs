@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_engine::{Engine, Exit, Prepared, RestoreSpec, Slot, StartError, compatibility::Mismatch};
+use firkin_engine::{Exit, Prepared, RestoreSpec, Slot, StartError, compatibility::Mismatch};
 use firkin_wire::{control, nonce::Nonce};
 
 use super::Session;
@@ -22,6 +22,7 @@ use crate::{
     artifact::{Artifact, ArtifactStore, Pin, Readable, RootDisk, memory_base},
     ground::{blocking::blocking, ids::ArtifactId},
     machine::{
+        engines::Engines,
         groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
@@ -30,10 +31,10 @@ use crate::{
     store::spec::InternetAccess,
 };
 
-/// Launches sessions on an engine.
+/// Launches sessions, each on the engine that made what it is launched from.
 #[derive(Debug, Clone)]
 pub(crate) struct EngineLauncher {
-    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) engines: Engines,
     pub(crate) links: Arc<Links>,
     pub(crate) artifacts: ArtifactStore,
     /// The restore staging root: persistent, because a session's files may become part of a later snapshot.
@@ -80,16 +81,17 @@ impl EngineLauncher {
             move |source| LaunchError::Stage { path, source }
         };
         let dir = self.instances.create(name).map_err(failed(&path))?;
-        let disk = RootDisk::over(manifest.disk.layers.clone());
+        let engine = self.engines.of(&manifest.engine);
+        let disk = RootDisk::over(manifest.disk.layers.clone(), engine.disks());
         let files = disk.create((dir.path(), &manifest.disk), manifest.budget.disk_mib << 20, &self.artifacts);
         let files = files.map_err(LaunchError::Disk)?;
-        let group = self.groups.make(name, manifest.shape).map_err(LaunchError::Group)?;
+        let group = self.groups.make(name, manifest.shape, &**engine).map_err(LaunchError::Group)?;
         let groups = group.entrances().map_err(LaunchError::Group)?;
         let slot = Slot { groups, ..link.engine_slot().map_err(failed(&path))? };
         let staging = begun.elapsed();
 
         let begun = Instant::now();
-        let processor = manifest.processor(self.engine.compatibility()).map_err(|Mismatch { what, made_with, here }| {
+        let processor = manifest.processor(engine.compatibility()).map_err(|Mismatch { what, made_with, here }| {
             let reason = format!("it has {what} `{made_with}`, this host has `{here}`");
             LaunchError::Start(StartError::Refused { phase: "the snapshot", reason })
         })?;
@@ -105,7 +107,7 @@ impl EngineLauncher {
             state: readable.state.clone(),
             disk: firkin_engine::RootDisk { layers: readable.layers.clone(), ..files },
         };
-        let engine = self.engine.prepare(spec).await.map_err(LaunchError::Start)?;
+        let engine = engine.prepare(spec).await.map_err(LaunchError::Start)?;
         drop(readable);
         let (memory_base, was) = (memory_base(manifest), manifest.guest.nonce.clone());
         let staged = Staged { engine, group, link, dir, memory_base, disk, was, pins };

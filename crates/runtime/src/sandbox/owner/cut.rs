@@ -183,12 +183,15 @@ impl Owner {
 
     /// Memory is dropped only where the disk is whole without it.
     fn demand_disk(&self, memory: Memory) -> Result<(), SnapshotError> {
-        match memory {
-            Memory::Kept => Ok(()),
-            Memory::Dropped => {
-                self.shared.demand_disks().map_err(|source| SnapshotError::FilesInMemory { id: self.record.id.clone(), source })
-            }
-        }
+        let holds = match (memory, &self.phase) {
+            (Memory::Kept, _) | (Memory::Dropped, Phase::Gone) => return Ok(()),
+            (Memory::Dropped, Phase::Running(running)) => &running.session.memory_base,
+            (Memory::Dropped, Phase::Paused(held)) => &held.artifact,
+        };
+        // What cannot be read is told by who needs it.
+        let Ok(state) = self.shared.artifacts.load(holds) else { return Ok(()) };
+        let whole = self.shared.demand_disk(&state.manifest.engine);
+        whole.map_err(|source| SnapshotError::FilesInMemory { id: self.record.id.clone(), source })
     }
 
     /// A state that others can be started from.

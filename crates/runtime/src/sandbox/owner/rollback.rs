@@ -139,7 +139,7 @@ impl Owner {
 /// Refuses what a restore would refuse.
 async fn prove(shared: &Shared, checkpoint: &Artifact) -> Result<(), SnapshotRestoreError> {
     if checkpoint.manifest.memory != MemoryMember::Absent {
-        restore::check_compatible(&checkpoint.manifest, &shared.gates.engine)?;
+        shared.gates.check_compatible(&checkpoint.manifest)?;
     }
     let (artifacts, artifact) = (shared.artifacts.clone(), checkpoint.clone());
     blocking(move || artifacts.verify(&artifact))
