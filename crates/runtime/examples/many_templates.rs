@@ -74,6 +74,7 @@ async fn template(runtime: &Runtime, name: &str) -> Result<()> {
         start: None,
         ready: None,
         nested_virtualization: false,
+        engine: None,
     };
     runtime.start_build(&place.template_id, &place.build_id, plan).await?;
     loop {

@@ -119,6 +119,9 @@ pub struct StartBuild {
     /// Whether its guests may run guests. Ours: the contract knows nothing of the kind.
     #[serde(rename = "nestedVirtualization", default, skip_serializing_if = "Option::is_none")]
     pub nested_virtualization: Option<bool>,
+    /// What its sandboxes run on: `kvm`, `gvisor` or `emulated`. Ours, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 /// One step.

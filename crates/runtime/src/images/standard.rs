@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use firkin_engine::Processor;
+use firkin_engine::{Acceleration, Processor};
 use firkin_wire::{INTERPRETER_PORT, KERNELS_DIR};
 use serde::Serialize;
 
@@ -24,6 +24,9 @@ pub struct BuildTemplate {
     /// Whether its guests may run guests: they are shown the host's virtualisation.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub nested_virtualization: bool,
+    /// What its sandboxes run on; none: the first of the host's engines.
+    #[serde(skip)]
+    pub engine: Option<Acceleration>,
     /// Root image to build on; none: the one of the host's guest system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<RootImage>,
@@ -57,6 +60,7 @@ impl BuildTemplate {
             cpus: 1,
             memory_mib: 512,
             nested_virtualization: false,
+            engine: None,
             root: None,
             files: Vec::new(),
             env: BTreeMap::new(),

@@ -183,6 +183,7 @@ fn plan(steps: Vec<StepSpec>) -> BuildPlan {
         start: None,
         ready: None,
         nested_virtualization: false,
+        engine: None,
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn plan(source: Source, commands: &[&str]) -> BuildPlan {
         start: None,
         ready: None,
         nested_virtualization: false,
+        engine: None,
     }
 }
 

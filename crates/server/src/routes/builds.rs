@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, Request, State},
 };
 use firkin_runtime::{
+    engines::Acceleration,
     build::{BuildInfo, BuildPlan, BuildRequest, Source, StepSpec, dockerfile},
     images::{ImageRequest, RegistryLogin},
     reference::with_team,
@@ -184,7 +185,12 @@ fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
         (Some(_), Some(_)) => return Err(ApiError::bad_request("give `fromImage` or `fromTemplate`, not both")),
         (None, None) => return Err(ApiError::bad_request("`fromImage` or `fromTemplate` is missing")),
     };
+    let engine = given(body.engine).map(|word| {
+        Acceleration::of_word(&word)
+            .ok_or_else(|| ApiError::bad_request(format!("`engine` is `kvm`, `gvisor` or `emulated`, not `{word}`")))
+    });
     Ok(BuildPlan {
+        engine: engine.transpose()?,
         source,
         force: body.force == Some(true),
         steps,

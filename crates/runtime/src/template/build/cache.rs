@@ -12,7 +12,6 @@ use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
     ground::ids::ArtifactId,
-    restore::check_compatible,
     shared::Shared,
     store::{Defaults, LayerRecord, StoreError},
 };
@@ -52,7 +51,7 @@ pub(super) async fn find(shared: &Shared, key: &str) -> Result<Option<Found>, St
     // Pinned before it is looked at: what is there then stays.
     let pin = shared.artifacts.pin(record.artifact.clone());
     let usable = |artifact: &Artifact| {
-        artifact.manifest.memory != MemoryMember::Absent && check_compatible(&artifact.manifest, &shared.gates.engine).is_ok()
+        artifact.manifest.memory != MemoryMember::Absent && shared.gates.check_compatible(&artifact.manifest).is_ok()
     };
     let loaded = shared.artifacts.load(&record.artifact).ok().filter(|_| shared.artifacts.is_usable(&record.artifact));
     let Some(artifact) = loaded.filter(usable) else {

@@ -14,6 +14,7 @@ use crate::{
     machine::{
         agent::AgentError,
         command::CommandError,
+        engines::NoEngine,
         guest_file::PutError,
         launch::{BootError, Obituary},
     },
@@ -104,6 +105,9 @@ pub enum BuildFailure {
     /// Its template is not there.
     #[error(transparent)]
     NoTemplate(#[from] NoTemplate),
+    /// The host does not have the engine that it is for.
+    #[error(transparent)]
+    NoEngine(#[from] NoEngine),
     /// Its template, or a state that it was to go on from, is damaged.
     #[error("cannot use artifact `{artifact}`")]
     Artifact {

@@ -21,7 +21,7 @@ use super::{
     record::{self, Finished},
     registry::{self, Builds, Live},
     room::Room,
-    source::{self, Inherited, Prepared, Resolved},
+    source::{self, Inherited, Prepared, Resolved, Wanted},
     step::{self, Step},
     whole::{self, Whole},
 };
@@ -135,7 +135,8 @@ fn made_whole(whole: Whole, live: &Live) -> Made {
 
 async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
-    let prepared = source::prepare(builds, origin, (shape, plan.processor()), &live.log).await?;
+    let wanted = Wanted { shape, processor: plan.processor(), engine: plan.engine };
+    let prepared = source::prepare(builds, origin, &wanted, &live.log).await?;
     let room = Room { asked_mib: live.record.min_free_disk_mib };
     room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
     let build = Build {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use firkin_engine::{MachineError, Processor, Shape};
+use firkin_engine::{Engine, MachineError, Processor, Shape};
 use firkin_wire::{control, rest::LogLevel};
 use tokio::time::Instant;
 
@@ -168,6 +168,8 @@ async fn with_room<T, F: Future<Output = Result<T, SnapshotRestoreError>>>(
 
 /// What to boot.
 pub(super) struct Origin {
+    /// What its machine is to run on.
+    pub(super) engine: Arc<dyn Engine>,
     /// Names it in the artifact.
     pub(super) name: String,
     pub(super) shape: Shape,
@@ -190,6 +192,7 @@ pub(super) async fn boot(
     let admit = || async { shared.gates.admission.admit(budget).await.map_err(SnapshotRestoreError::Admission) };
     let reservation = with_room(log, admit).await?;
     let request = BootRequest {
+        engine: Arc::clone(&origin.engine),
         shape: origin.shape,
         processor: origin.processor,
         disk: origin.members.clone(),
@@ -207,7 +210,7 @@ pub(super) async fn boot(
     drop(reservation);
     worked?;
     let pin = shared.artifacts.pin(booted.id());
-    let engine = shared.gates.engine.fingerprint(origin.processor);
+    let engine = origin.engine.compatibility().fingerprint(origin.processor);
     let manifest = SnapshotArtifactManifest::of_boot(BootedState {
         id: booted.id(),
         kind: ArtifactKind::BaseTemplate,

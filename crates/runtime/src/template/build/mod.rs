@@ -35,7 +35,7 @@ mod source;
 mod step;
 pub(crate) mod whole;
 
-use firkin_engine::Processor;
+use firkin_engine::{Acceleration, Processor};
 use jiff::Timestamp;
 
 use crate::{
@@ -96,6 +96,8 @@ pub struct BuildPlan {
     pub ready: Option<String>,
     /// Whether its guests may run guests: they are shown the host's virtualisation.
     pub nested_virtualization: bool,
+    /// What its sandboxes run on; none: what its source's do, and the first of the host's engines for one that is not built yet.
+    pub engine: Option<Acceleration>,
 }
 
 impl BuildPlan {

@@ -4,7 +4,9 @@
 //! result kept: an image, a template of another shape, and one with a start command, which would otherwise run on beneath the
 //! build's own. What is kept is named by digests, so it is never stale, and a forced build uses it too.
 
-use firkin_engine::{Processor, Shape};
+use std::sync::Arc;
+
+use firkin_engine::{Acceleration, Engine, Processor, Shape};
 use firkin_wire::rest::LogLevel;
 
 use super::{
@@ -25,7 +27,7 @@ use crate::{
         reference::{NoTemplate, Reference, TemplateName},
     },
     images::{BuildImage, ImageRequest, root_image::RootImage, standard::BuildTemplate},
-    restore::{SnapshotRestoreError, check_compatible},
+    restore::SnapshotRestoreError,
     shared::Shared,
     start::boot::Booted,
     store::{Defaults, TemplateRecord},
@@ -87,36 +89,54 @@ pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &Build
     }
 }
 
-/// A root image as the engine has them.
-pub(super) async fn in_form(shared: &Shared, root: RootImage, log: &BuildLog) -> Result<RootImage, BuildFailure> {
+/// A root image as this engine has them.
+pub(super) async fn in_form(
+    shared: &Shared,
+    root: RootImage,
+    engine: &dyn Engine,
+    log: &BuildLog,
+) -> Result<RootImage, BuildFailure> {
     let report = |line: &str| log.push(LogLevel::Debug, line);
-    let form = shared.launcher.engine.disks().image_form();
-    Ok(shared.config.images.in_form(root, form, &report).await?)
+    Ok(shared.config.images.in_form(root, engine.disks().image_form(), &report).await?)
 }
 
 /// Gives the state, booting it if nobody has before.
 pub(super) async fn prepare(
     builds: &Builds,
     source: Layered<'_>,
-    (shape, processor): (Shape, Processor),
+    wanted: &Wanted,
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     match source {
-        Layered::Image(request, image) => of_image(builds, &request.reference, image, (shape, processor), log).await,
-        Layered::Template(record) => of_template(builds, *record, (shape, processor), log).await,
+        Layered::Image(request, image) => of_image(builds, &request.reference, image, wanted, log).await,
+        Layered::Template(record) => of_template(builds, *record, wanted, log).await,
     }
 }
 
+/// What the machine of a build is to be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) shape: Shape,
+    pub(super) processor: Processor,
+    /// None: as the source's, or the first of the host's.
+    pub(super) engine: Option<Acceleration>,
+}
+
 /// What is the same for every state that is booted here.
-fn key(shared: &Shared, kind: &str, source: &impl serde::Serialize, (shape, processor): (Shape, Processor)) -> String {
+fn key(
+    shared: &Shared,
+    kind: &str,
+    source: &impl serde::Serialize,
+    (engine, shape, processor): (&dyn Engine, Shape, Processor),
+) -> String {
     let guest = shared.config.guest.now();
     cache::key(&(
         "source-v1",
         kind,
         source,
         (shape.vcpus, shape.memory_mib),
-        shared.boot_files(&guest).key(),
-        shared.gates.engine.fingerprint(processor).kind(),
+        Shared::boot_files(engine, &guest).key(),
+        engine.compatibility().fingerprint(processor).kind(),
     ))
 }
 
@@ -124,13 +144,15 @@ async fn of_image(
     builds: &Builds,
     reference: &str,
     image: BuildImage,
-    (shape, processor): (Shape, Processor),
+    &Wanted { shape, processor, engine }: &Wanted,
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let BuildImage { root, provisioned, env, standard: _ } = image;
-    let root = in_form(&builds.shared, root, log).await?;
-    let key = key(&builds.shared, "image", &(&root, provisioned, &env), (shape, processor));
+    let engine = Arc::clone(builds.shared.launcher.engines.asked(engine)?);
+    let root = in_form(&builds.shared, root, &*engine, log).await?;
+    let key = key(&builds.shared, "image", &(&root, provisioned, &env), (&*engine, shape, processor));
     let origin = Origin {
+        engine,
         name: reference.to_owned(),
         shape,
         processor,
@@ -147,7 +169,7 @@ async fn of_image(
 async fn of_template(
     builds: &Builds,
     record: TemplateRecord,
-    (shape, wanted): (Shape, Processor),
+    wanted: &Wanted,
     log: &BuildLog,
 ) -> Result<Prepared, BuildFailure> {
     let shared = &builds.shared;
@@ -160,20 +182,26 @@ async fn of_template(
         Inherited { start: record.setup.start.clone(), ready: record.setup.ready.clone(), warm_up: record.warm_up.clone() };
     let manifest = &artifact.manifest;
     // What stands on a template whose guests may run guests may, too.
-    let own = shared.gates.engine.processor(&manifest.engine).unwrap_or_default();
-    let processor = if wanted == Processor::Nested { wanted } else { own };
+    let own = shared.gates.engine(&manifest.engine).processor(&manifest.engine).unwrap_or_default();
+    let processor = if wanted.processor == Processor::Nested { wanted.processor } else { own };
+    let engine = match wanted.engine {
+        None => shared.launcher.engines.of(&manifest.engine),
+        wanted => shared.launcher.engines.asked(wanted)?,
+    };
+    let (engine, shape) = (Arc::clone(engine), wanted.shape);
     let as_it_is = manifest.shape == shape
         && processor == own
         && inherited.start.is_none()
         && manifest.memory != MemoryMember::Absent
-        && check_compatible(manifest, &shared.gates.engine).is_ok();
+        && engine.compatibility().processor(&manifest.engine).is_ok()
+        && shared.gates.check_compatible(manifest).is_ok();
     if as_it_is {
         let key = cache::key(&("template-v1", &record.artifact, &context));
         log.part(true, BASE, &title, &key);
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
-    let key = key(shared, "template", &(&record.artifact, &context), (shape, processor));
-    let origin = disk_origin(shared, artifact, record.id.to_string(), (shape, processor)).await?;
+    let key = key(shared, "template", &(&record.artifact, &context), (&*engine, shape, processor));
+    let origin = disk_origin(shared, artifact, record.id.to_string(), (engine, shape, processor)).await?;
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
@@ -190,16 +218,16 @@ async fn disk_origin(
     shared: &Shared,
     artifact: Artifact,
     name: String,
-    (shape, processor): (Shape, Processor),
+    (engine, shape, processor): (Arc<dyn Engine>, Shape, Processor),
 ) -> Result<Origin, BuildFailure> {
-    shared.demand_disks().map_err(|error| BuildFailure::Restore(error.into()))?;
+    shared.demand_disk(&artifact.manifest.engine).map_err(|error| BuildFailure::Restore(error.into()))?;
     let artifact = artifact.without_memory();
     let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))
         .await
         .map_err(|source| SnapshotRestoreError::Integrity { artifact: artifact.manifest.id.clone(), source })
         .map_err(BuildFailure::Restore)?;
-    Ok(Origin { name, shape, processor, disk_mib: artifact.manifest.budget.disk_mib, members: artifact.manifest.disk })
+    Ok(Origin { engine, name, shape, processor, disk_mib: artifact.manifest.budget.disk_mib, members: artifact.manifest.disk })
 }
 
 /// The kept state of this key, or what comes of booting the origin and doing the work. One build does it, the others wait.

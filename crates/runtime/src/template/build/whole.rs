@@ -1,7 +1,9 @@
 //! One of the host's own templates: booted once, with all that is done in it, and cut whole, so that nothing else's memory lies under
 //! it. What most sandboxes are restored from deserves that.
 
-use firkin_engine::{Fingerprint, Shape};
+use std::sync::Arc;
+
+use firkin_engine::{Engine, Fingerprint, Shape};
 use firkin_wire::control;
 use tokio::sync::OwnedMutexGuard;
 
@@ -31,10 +33,10 @@ use crate::{
 /// The digest of all that a template depends on. Equal ones make templates that stand for each other.
 pub(crate) fn recipe(shared: &Shared, template: &BuildTemplate) -> String {
     let guest = shared.config.guest.now();
-    let engine = shared.gates.engine.fingerprint(template.processor());
+    let engine = shared.launcher.engines.asked(template.engine).unwrap_or(shared.launcher.engines.first());
     let all = serde_json::json!({
-        "format": FORMAT, "generation": control::GENERATION, "engine": engine.kind(), "build": template,
-        "boot": shared.boot_files(&guest).key(), "rootfs": guest.rootfs_digest,
+        "format": FORMAT, "generation": control::GENERATION, "engine": engine.compatibility().fingerprint(template.processor()).kind(), "build": template,
+        "boot": Shared::boot_files(&**engine, &guest).key(), "rootfs": guest.rootfs_digest,
     });
     blake3::hash(all.to_string().as_bytes()).to_hex().to_string()
 }
@@ -77,9 +79,10 @@ pub(super) async fn build(
         return Ok(Whole { found, template, recipe, turn });
     }
     let root = template.root.clone().unwrap_or_else(|| shared.config.guest.now().root());
-    let Fingerprint { program, version, .. } = &shared.gates.engine.plain;
+    let engine = Arc::clone(shared.launcher.engines.asked(template.engine)?);
+    let Fingerprint { program, version, .. } = engine.fingerprint();
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
-    let root = source::in_form(shared, root, &live.log).await?;
+    let root = source::in_form(shared, root, &*engine, &live.log).await?;
     room.possible(root.bytes >> 20)?;
     let making = Making { shared, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
     let mut context = Defaults::default();
@@ -87,7 +90,7 @@ pub(super) async fn build(
         context = making.make(booted, &shell).await?;
         Ok(())
     };
-    let (artifact, pin) = machine::boot(shared, origin(&template, root), &live.log, work).await?;
+    let (artifact, pin) = machine::boot(shared, origin(engine, &template, root), &live.log, work).await?;
     Ok(Whole { found: Found { context, artifact, pin }, template, recipe, turn })
 }
 
@@ -101,6 +104,7 @@ fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplat
         cpus: live.record.cpus,
         memory_mib: live.record.memory_mib,
         nested_virtualization: template.nested_virtualization || plan.nested_virtualization,
+        engine: plan.engine.or(template.engine),
         start: given(&plan.start).or(template.start),
         ready: ready.or(template.ready),
         // How long the template's own takes is known.
@@ -124,8 +128,9 @@ async fn known(shared: &Shared, live: &Live, recipe: &str) -> Result<Option<Foun
     Ok(None)
 }
 
-fn origin(template: &BuildTemplate, root: RootImage) -> Origin {
+fn origin(engine: Arc<dyn Engine>, template: &BuildTemplate, root: RootImage) -> Origin {
     Origin {
+        engine,
         name: template.name.clone(),
         shape: Shape { vcpus: template.cpus, memory_mib: template.memory_mib },
         processor: template.processor(),
