@@ -10,6 +10,7 @@
 //!   initramfs      the guest agent + the few modules it needs to find its disk        -->  one cpio archive
 //!   base_rootfs    packages, modules  --mmdebstrap, customise.sh, mke2fs-->  one sparse ext4 image, read-only, shared by all
 //!   oci::image     a container image's layers  --checked, merged in memory, mke2fs-->  the same kind of image
+//!   container_root one of these images, the guest agent  --mounted, mkfs.erofs-->  one EROFS image, for sandboxes of gVisor
 //! ```
 //!
 //! External programs ([`command`]) run with a deadline and write to a log that errors name.
@@ -19,6 +20,7 @@ mod certificates;
 pub mod command;
 mod cpio;
 mod debian;
+mod erofs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod initramfs;
@@ -36,6 +38,7 @@ pub mod sources;
 pub use cache::{Cache, CacheError, Claim, Slot};
 pub use certificates::{CERTIFICATE_BUNDLE, CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
+pub use erofs::{CONTAINER_AGENT, ErofsError, ViewError, container_root};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{
     GuestKernel, KernelError, guest_kernel, is_newer_kernel, kept_kernel, kept_kernels, offered_kernel, renewed_kernel,

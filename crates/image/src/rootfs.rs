@@ -528,7 +528,7 @@ pub(crate) fn finish(work: &Path, virtual_bytes: u64) -> std::io::Result<()> {
 }
 
 /// The digest of an image: see [`RootImage::digest`]. Holes are not read.
-fn digest(image: &Path) -> std::io::Result<String> {
+pub(crate) fn digest(image: &Path) -> std::io::Result<String> {
     use nix::unistd::{Whence, lseek};
     let file = std::fs::File::open(image)?;
     let mut hasher = blake3::Hasher::new();
