@@ -14,7 +14,7 @@ mod view;
 
 use std::{
     io::Read,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -69,14 +69,8 @@ pub enum ErofsError {
     #[error("cannot keep the root image for gVisor")]
     Cache(#[from] CacheError),
     /// The files of the machine's image are not there to be read or changed.
-    #[error("cannot make a root image for gVisor of `{image}`")]
-    View {
-        /// The machine's image.
-        image: PathBuf,
-        /// Why.
-        #[source]
-        source: ViewError,
-    },
+    #[error("cannot make a root image for gVisor")]
+    View(#[from] ViewError),
     /// The image has grown beyond what the files take.
     #[error(
         "cannot make a root image for gVisor: files with holes would take more than the {limit_mib} MiB that all files take now; \
@@ -189,17 +183,16 @@ async fn in_thread(slot: Slot, work: Work) -> Result<Slot, ErofsError> {
 }
 
 async fn build(slot: &Slot, Work { root, agent }: &Work) -> Result<(), ErofsError> {
-    let seen = |source| ErofsError::View { image: root.path.clone(), source };
     let ours = fs::canonicalize(&root.path).map_err(ErofsError::Store)?;
-    view::apart(slot.path()).map_err(seen)?;
+    view::apart(slot.path())?;
     let agent_bytes = agent.len() as u64;
-    let view = View::open(slot.path(), &ours, agent_bytes + MARGIN_BYTES, slot.log()).await.map_err(seen)?;
-    let limit = needed_bytes(view.size().map_err(seen)?) + agent_bytes;
+    let view = View::open(slot.path(), &ours, agent_bytes + MARGIN_BYTES, slot.log()).await?;
+    let limit = needed_bytes(view.size()?) + agent_bytes;
     slot.require_free(limit)?;
-    view.change(|| furnish::furnish(agent)).map_err(seen)?;
+    view.change(|| furnish::furnish(agent))?;
     let image = slot.path().join(IMAGE);
     make(&view.files(), &image, limit, slot.log()).await?;
-    view.close().map_err(seen)?;
+    view.close()?;
     let finish = || {
         let record =
             Record { digest: rootfs::digest(&image)?, virtual_bytes: root.virtual_bytes, bytes: fs::metadata(&image)?.len() };
