@@ -25,7 +25,8 @@ use crate::{
 const PRODUCT: [&str; 3] = ["firkin", "firkin-guest", "firkin-mcp"];
 
 /// Debian packages that `firkin doctor --fix` installs where they are missing (`crates/cli/src/host`).
-const HOST_PACKAGES: [&str; 7] = ["apt", "e2fsprogs", "kmod", "libnss-myhostname", "mmdebstrap", "mount", "qemu-system-x86"];
+const HOST_PACKAGES: [&str; 9] =
+    ["apt", "e2fsprogs", "erofs-utils", "kmod", "libnss-myhostname", "mmdebstrap", "mount", "qemu-system-x86", "runsc"];
 
 /// Where the list goes.
 #[derive(Debug, Args)]
@@ -330,8 +331,9 @@ mod tests {
         // A row of the programs that are looked for: name, programs, package, reason.
         let rows = checks.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split_once("]")?.1.split('"').nth(1));
         let single = checks.split("Lack::Package(\"").skip(1).filter_map(|rest| rest.split('"').next());
-        let qemu = setup.split("const QEMU: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
-        let installed: BTreeSet<&str> = rows.chain(single).chain(qemu).collect();
+        let named = |name: &str| setup.split(&format!("const {name}: &str = \"")).nth(1).and_then(|rest| rest.split('"').next());
+        let newer = ["QEMU", "GVISOR", "MAKES_IMAGES"].into_iter().filter_map(named);
+        let installed: BTreeSet<&str> = rows.chain(single).chain(newer).collect();
         assert_eq!(installed, BTreeSet::from(HOST_PACKAGES));
     }
 }

@@ -14,15 +14,14 @@ use crate::{
 
 /// `firkin doctor`
 pub(crate) async fn run(settings: &Settings, args: &DoctorArgs) -> anyhow::Result<ExitStatus> {
-    let mut checks = look(settings).await;
+    let mut checks = look_at_all(settings).await;
     if args.fix {
         let actions = host::plan(&checks).await.context("cannot plan the set-up of this host")?;
         if !actions.is_empty() {
             set_up(settings, &actions, &Progress::on_stderr(settings.live_progress)).await?;
-            checks = look(settings).await;
+            checks = look_at_all(settings).await;
         }
     }
-    checks.extend(host::upkeep(&settings.cache_dir).await);
     output::result(settings.format, &checks, || table(&checks))?;
     if checks.iter().all(|check| check.status != Status::Fail) {
         return Ok(ExitStatus::Success);
@@ -50,6 +49,13 @@ pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> an
         return Ok(());
     }
     Err(anyhow!("this host is not ready: {failed}")).hint("`firkin doctor` shows every check").status(ExitStatus::HostNotReady)
+}
+
+async fn look_at_all(settings: &Settings) -> Vec<Check> {
+    let mut checks = look(settings).await;
+    let upkeep = host::upkeep(&settings.cache_dir, &checks).await;
+    checks.extend(upkeep);
+    checks
 }
 
 async fn look(settings: &Settings) -> Vec<Check> {

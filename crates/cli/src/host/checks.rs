@@ -14,7 +14,7 @@ use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 
 use super::{
-    finding::{Check, Finding, Lack, which},
+    finding::{Check, Finding, Lack, Status, which},
     guests, gvisor, packages,
 };
 
@@ -52,6 +52,9 @@ const CAPABILITIES: &[(u32, &str)] = &[
     (27, "MKNOD"),
 ];
 
+/// The check that tells whether guests are emulated.
+const KVM: &str = "kvm";
+
 /// Things to check beside the host itself. The directories need not exist yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -68,7 +71,7 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     let mut checks = vec![
         root().named("root", "namespaces, taps and separate users for every machine"),
         kernel().named("kernel", "snapshots of running machines, and networks of their own"),
-        kvm(places).await.named("kvm", "guests at full speed; without it they are emulated"),
+        kvm(places).await.named(KVM, "guests at full speed; without it they are emulated"),
         qemu().await.named("qemu", "it runs the machines"),
         jail().named("jail", "a machine that its guest has taken over finds nothing of this host"),
     ];
@@ -95,12 +98,14 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     checks
 }
 
-/// Looks at how current is what machines run and are made of. No sandbox needs it to start, and apt takes seconds to answer.
-pub(crate) async fn upkeep(cache_dir: &Path) -> Vec<Check> {
+/// Looks at how current is what machines run and are made of, and at what would run them better. No sandbox needs it to start, and apt
+/// takes seconds to answer. `checks` are those of the host itself.
+pub(crate) async fn upkeep(cache_dir: &Path, checks: &[Check]) -> Vec<Check> {
+    let kvm = checks.iter().any(|check| check.name == KVM && check.status == Status::Ok);
     vec![
         packages::qemu_package().await.named("qemu package", "it is the wall between guests and this host: updates mend it"),
         guests::guest_system(cache_dir).await.named("guest system", "updates of guests' packages come with it alone"),
-        gvisor::gvisor().await.named("gvisor", "it is to run sandboxes at the processor's speed on hosts without KVM"),
+        gvisor::gvisor(kvm).await.named("gvisor", "it is to run sandboxes at the processor's speed on hosts without KVM"),
     ]
 }
 
@@ -345,7 +350,6 @@ fn two_numbers(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::finding::Status;
 
     #[test]
     fn versions_are_read() {
@@ -369,7 +373,8 @@ mod tests {
         };
         let mut checks = check(&places).await;
         assert!(checks.len() > 10);
-        checks.extend(upkeep(&places.cache_dir).await);
+        let upkeep = upkeep(&places.cache_dir, &checks).await;
+        checks.extend(upkeep);
         for check in checks {
             assert!(!check.found.is_empty(), "{check:?}");
             assert_eq!(check.remedy.is_some(), check.status != Status::Ok, "{check:?}");

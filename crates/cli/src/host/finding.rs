@@ -42,6 +42,8 @@ pub(crate) enum Lack {
     Qemu,
     /// A package of the host's own release.
     Package(&'static str),
+    /// gVisor, and what makes its root images.
+    Gvisor,
 }
 
 /// The finding of a single check.

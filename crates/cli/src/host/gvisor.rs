@@ -18,7 +18,7 @@ use firkin_engine::{
 use firkin_image::command::{capture, command};
 use fs_err as fs;
 
-use super::finding::{Finding, which};
+use super::finding::{Finding, Lack, which};
 
 const PROGRAM: &str = "runsc";
 const MAKES_IMAGES: &str = "mkfs.erofs";
@@ -27,20 +27,35 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// How long a small image may take to make.
 const IMAGE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Tries it. What is found is never a fault of the host.
-pub(super) async fn gvisor() -> Finding {
-    let Some(program) = which(PROGRAM) else {
-        return Finding::ok("not installed, and not needed: `firkin up` does not offer it yet");
+/// Tries it. What is found is never a fault of a host that has KVM; one that has not could have it by packages.
+pub(super) async fn gvisor(kvm: bool) -> Finding {
+    let program = which(PROGRAM);
+    let missing: Vec<&str> = [(PROGRAM, program.is_none()), (MAKES_IMAGES, which(MAKES_IMAGES).is_none())]
+        .into_iter()
+        .filter_map(|(name, missing)| missing.then_some(name))
+        .collect();
+    let Some(program) = program.filter(|_| missing.is_empty()) else {
+        return absent(&missing, kvm);
     };
-    if which(MAKES_IMAGES).is_none() {
-        return Finding::ok(format!("`{}` was not tried: there is no `{MAKES_IMAGES}`", program.display()));
-    }
     if !nix::unistd::geteuid().is_root() {
         return Finding::ok(format!("`{}` was not tried: only root can", program.display()));
     }
     match tried(program).await {
         Ok(found) => Finding::ok(told(&found.engine.fingerprint().version, &found.capabilities)),
         Err(error) => Finding::ok(format!("it does not work here: {}", chain(error.as_ref()))),
+    }
+}
+
+/// The finding where these programs are not there.
+fn absent(missing: &[&str], kvm: bool) -> Finding {
+    let missing = missing.join(" and no ");
+    if kvm {
+        return Finding::ok(format!("there is no {missing}, and no need: this host has KVM"));
+    }
+    let found = format!("there is no {missing}: without KVM and without gVisor, sandboxes are emulated");
+    Finding {
+        lack: Some(Lack::Gvisor),
+        ..Finding::warn(found, "`firkin doctor --fix` installs gVisor and what makes its root images")
     }
 }
 
@@ -91,9 +106,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_host_without_kvm_can_have_it_and_one_with_kvm_need_not() {
+        let needless = absent(&["runsc", "mkfs.erofs"], true);
+        assert_eq!((needless.status, needless.remedy, needless.lack), (Status::Ok, None, None));
+        let lacking = absent(&["runsc", "mkfs.erofs"], false);
+        assert_eq!((lacking.status, lacking.lack), (Status::Warn, Some(Lack::Gvisor)));
+        assert!(lacking.found.starts_with("there is no runsc and no mkfs.erofs"), "{}", lacking.found);
+    }
+
     #[tokio::test]
     async fn what_is_not_needed_is_never_a_fault() {
-        let found = gvisor().await;
+        let found = gvisor(true).await;
         assert_eq!((found.status, found.remedy), (Status::Ok, None), "{}", found.found);
         let tried = which(PROGRAM).is_some() && which(MAKES_IMAGES).is_some() && nix::unistd::geteuid().is_root();
         assert!(!tried || found.found.contains("has start, pause, cut, restore"), "{}", found.found);

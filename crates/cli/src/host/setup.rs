@@ -1,7 +1,8 @@
 //! Set-up: from what is lacking to actions, and from actions to a host that has it.
 //!
-//! Debian 12 has a QEMU that is too old, so it gets bookworm-backports as a source of its own: with apt's default pin nothing
-//! comes from there unless it is asked for. Later releases have a QEMU that will do. Every action may be repeated.
+//! Debian 12 has a QEMU that is too old, and a gVisor that does not start on new kernels, so it gets bookworm-backports as a source of its
+//! own: with apt's default pin nothing comes from there unless it is asked for. What later releases have will do. Every action may be
+//! repeated.
 
 use std::fmt;
 use std::io::Write as _;
@@ -13,11 +14,14 @@ use firkin_image::{AptError, Report, install, refresh_lists};
 
 use super::finding::{Check, Lack};
 
-/// The release whose own QEMU is too old, and the source that has a newer one.
+/// The release whose own QEMU and gVisor are too old, and the source that has newer ones.
 const OLD_RELEASE: &str = "bookworm";
 const BACKPORTS: &str = "bookworm-backports";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/firkin-backports.sources";
 const QEMU: &str = "qemu-system-x86";
+const GVISOR: &str = "runsc";
+/// The package that makes its root images.
+const MAKES_IMAGES: &str = "erofs-utils";
 
 /// One change of the host. Displayed as a sentence without its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,16 +100,23 @@ pub(crate) async fn plan(checks: &[Check]) -> Result<Vec<Action>, PlanError> {
 
 fn actions(lacks: &[Lack], mirrors: &Mirrors, has_backports: bool) -> Vec<Action> {
     let mut own: Vec<&'static str> = Vec::new();
+    let mut newer: Vec<&'static str> = Vec::new();
     for lack in lacks {
         match lack {
             Lack::Package(name) if !own.contains(name) => own.push(name),
-            Lack::Qemu if mirrors.codename != OLD_RELEASE => own.push(QEMU),
-            Lack::Qemu | Lack::Package(_) => {}
+            Lack::Package(_) => {}
+            Lack::Qemu => newer.push(QEMU),
+            Lack::Gvisor => {
+                own.push(MAKES_IMAGES);
+                newer.push(GVISOR);
+            }
         }
     }
-    let from_backports = lacks.contains(&Lack::Qemu) && mirrors.codename == OLD_RELEASE;
+    if mirrors.codename != OLD_RELEASE {
+        own.splice(..0, newer.drain(..));
+    }
     let mut actions = Vec::new();
-    if from_backports && !has_backports {
+    if !newer.is_empty() && !has_backports {
         actions.push(Action::AddSource {
             suite: BACKPORTS.to_owned(),
             uri: mirrors.main.uri.clone(),
@@ -117,8 +128,8 @@ fn actions(lacks: &[Lack], mirrors: &Mirrors, has_backports: bool) -> Vec<Action
     if !own.is_empty() {
         actions.push(Action::Install { packages: own, suite: None });
     }
-    if from_backports {
-        actions.push(Action::Install { packages: vec![QEMU], suite: Some(BACKPORTS.to_owned()) });
+    if !newer.is_empty() {
+        actions.push(Action::Install { packages: newer, suite: Some(BACKPORTS.to_owned()) });
     }
     actions
 }
@@ -174,6 +185,22 @@ mod tests {
                 "install mmdebstrap",
                 "install qemu-system-x86 from bookworm-backports",
             ]
+        );
+    }
+
+    #[test]
+    fn gvisor_comes_with_what_makes_its_images() {
+        assert_eq!(
+            sentences(&[Lack::Qemu, Lack::Gvisor], "bookworm", true),
+            [
+                "refresh the package lists (apt-get update)",
+                "install erofs-utils",
+                "install qemu-system-x86, runsc from bookworm-backports"
+            ]
+        );
+        assert_eq!(
+            sentences(&[Lack::Gvisor], "trixie", false),
+            ["refresh the package lists (apt-get update)", "install runsc, erofs-utils"]
         );
     }
 
