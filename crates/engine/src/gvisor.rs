@@ -44,6 +44,7 @@ use self::{
     prepared::GvisorPrepared,
     program::Program,
     remains::Remains,
+    spec::Options,
     state::{Origin, ReadError},
 };
 pub use self::{disk::Marks, spec::AGENT};
@@ -70,6 +71,8 @@ pub struct GvisorEngine {
     compatibility: Compatibility,
     /// Digest of what all sandboxes have in common.
     fixed: String,
+    /// Whether a root disk of its sandboxes can have a size: found out by giving one.
+    sizes_disks: bool,
     images: Arc<Images>,
 }
 
@@ -123,10 +126,15 @@ impl GvisorEngine {
         })
     }
 
-    async fn origin(&self, disk: &RootDisk) -> Result<Origin, StartError> {
-        let (images, image) = (Arc::clone(&self.images), disk.image.clone());
+    /// What a sandbox of this size is made with.
+    async fn origin(&self, disk: &RootDisk, memory_mib: u32) -> Result<Origin, StartError> {
+        let (images, image, overlay) = (Arc::clone(&self.images), disk.image.clone(), disk.overlay.clone());
         let image = blocking(move || images.digest(&image)).await.map_err(|source| file_error(&disk.image, source))?;
-        Ok(Origin { program: self.program.digest.clone(), fixed: self.fixed.clone(), image })
+        let size = blocking(move || disk::bytes(&overlay).map_err(io::Error::other));
+        let bytes = size.await.map_err(|source| file_error(&disk.overlay, source))?;
+        let disk_bytes = Some(bytes).filter(|bytes| self.sizes_disks && *bytes > 0);
+        let options = Options { memory_mib: Some(memory_mib), disk_bytes };
+        Ok(Origin { program: self.program.digest.clone(), fixed: self.fixed.clone(), image, options })
     }
 }
 
@@ -154,7 +162,7 @@ impl Engine for GvisorEngine {
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
-        let origin = self.origin(&spec.disk).await?;
+        let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
         let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
         Ok(Box::new(self.boot_from(start).await?))
     }
@@ -163,7 +171,7 @@ impl Engine for GvisorEngine {
         if spec.memory != SnapshotMemory::InState {
             return Err(refused("the snapshot's memory", "it is of another engine".to_owned()));
         }
-        let origin = self.origin(&spec.disk).await?;
+        let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
         let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
         Ok(Box::new(self.prepare_from(start, &spec.state).await?))
     }
@@ -204,18 +212,19 @@ struct Start {
 }
 
 impl Start {
-    /// Makes its bundle. Its overlay must be there, although it is only a mark.
+    /// Makes its directory. Its overlay must be there, although it is only a mark.
     async fn make(&self) -> Result<(), StartError> {
         let overlay = &self.disk.overlay;
         directory::own_name(&self.dir, overlay).map_err(|source| file_error(overlay, source))?;
         directory::open_unfollowed(overlay, false).map_err(|source| file_error(overlay, source))?;
-        let (dir, image, uid) = (self.dir.clone(), self.disk.image.clone(), self.uid);
-        blocking(move || instance::make(&dir, &image, uid)).await.map_err(|source| file_error(&self.dir, source))
+        let dir = self.dir.clone();
+        blocking(move || instance::make(&dir)).await.map_err(|source| file_error(&self.dir, source))
     }
 
     /// Has `runsc` make the sandbox, with nothing in it.
     async fn create(self, program: Program) -> Result<Parts, StartError> {
         let Self { dir, uid, groups, disk, origin } = self;
+        instance::bundle(&dir, &disk.image, uid, origin.options).map_err(|source| file_error(&dir, source))?;
         let remains = Remains::of(uid, &dir.join(RUNSC_DIR));
         let with = |flag: &str, path: &Path| {
             let mut word = OsString::from(flag);

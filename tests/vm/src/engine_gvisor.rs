@@ -18,7 +18,7 @@ use firkin_engine::{
     contract::{self, Guest, Harness, Snapshot},
     gvisor::{
         AGENT, GvisorEngine,
-        probe::{Found, ProbeError, ProbeRequest, probe},
+        probe::{Capability, Found, ProbeError, ProbeRequest, probe},
     },
 };
 use nix::{
@@ -29,7 +29,11 @@ use nix::{
 use crate::agent_guest::{AgentGuest, Way};
 
 /// A size that nothing depends on: a sandbox takes what its processes take.
-const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 256 };
+const SHAPE: Shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
+/// What guests are to see of memory and of their disks.
+pub const MEMORY_MIB: u32 = 256;
+/// Likewise.
+pub const DISK_BYTES: u64 = 1 << 30;
 /// First of the users that sandboxes run as, beyond those of the machines of other tests, and how many one harness uses at most.
 const FIRST_UID: u32 = 2_110_000_000;
 const UIDS: u32 = 200;
@@ -38,7 +42,7 @@ const HARNESSES_MAX: u32 = 8;
 /// For a small sandbox that is started, cut and restored, on a busy host.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// What the root image has beside the agent, as the host has it.
-const PROGRAMS: [&str; 2] = ["/bin/sh", "/bin/rm"];
+const PROGRAMS: [&str; 3] = ["/bin/sh", "/bin/rm", "/bin/df"];
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
@@ -47,6 +51,8 @@ static HARNESSES: AtomicU32 = AtomicU32::new(0);
 pub struct GvisorHarness {
     /// The engine under test.
     pub engine: GvisorEngine,
+    /// What its guests have and lack.
+    pub capabilities: Vec<Capability>,
     /// The root image of all.
     pub image: PathBuf,
     dir: tempfile::TempDir,
@@ -86,7 +92,7 @@ impl GvisorHarness {
         for lacking in capabilities.iter().filter_map(|found| Some((found.name, found.lacking.as_ref()?))) {
             eprintln!("lacking: {}: {}", lacking.0, lacking.1);
         }
-        Some(Self { engine, image, dir, first_uid: first_uid(), next: AtomicU32::new(0) })
+        Some(Self { engine, capabilities, image, dir, first_uid: first_uid(), next: AtomicU32::new(0) })
     }
 
     /// A directory for an instance, and its user.
@@ -117,6 +123,12 @@ impl GvisorHarness {
         let entries = fs_err::read_dir("/proc").expect("procfs").flatten();
         let process = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, user_of(&path)?));
         entries.filter_map(|entry| process(entry.path())).filter(|(_, uid)| ours.contains(uid)).collect()
+    }
+
+    /// Whether its guests have this. A capability is always named.
+    pub fn has(&self, name: &str) -> bool {
+        let found = self.capabilities.iter().find(|capability| capability.name == name);
+        found.expect("the probe names it").lacking.is_none()
     }
 
     /// What a shell says that runs this script in the sandbox of this instance.
@@ -192,7 +204,7 @@ impl Harness for GvisorHarness {
     async fn boot_spec(&self) -> BootSpec {
         let (dir, uid) = self.instance();
         BootSpec {
-            disk: contract::disk_of(self.engine.disks(), &dir, &self.image, 1 << 30),
+            disk: contract::disk_of(self.engine.disks(), &dir, &self.image, DISK_BYTES),
             memory_file: dir.join("memory"),
             slot: slot(uid),
             dir,

@@ -1,6 +1,10 @@
 //! Real gVisor keeps the engine contract, and has no rights on its host while it does.
 
-use std::{io::Write, path::PathBuf, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use firkin_engine::{
     Engine, Exit, Machine, SnapshotMemory, StartError,
@@ -10,7 +14,7 @@ use firkin_engine::{
 };
 use firkin_vm_tests::{
     doomed_server::{self, DoomedServer},
-    engine_gvisor::{GvisorHarness, PROBE_DEADLINE},
+    engine_gvisor::{DISK_BYTES, GvisorHarness, MEMORY_MIB, PROBE_DEADLINE},
 };
 
 /// It keeps a binary, tries it and starts one more sandbox, beside other tests.
@@ -58,6 +62,31 @@ async fn what_a_sandbox_wrote_to_its_disk_is_in_its_state_alone() {
         harness.shell(&dir, &format!("echo {other} >/root/file")).unwrap();
         assert_eq!(machine.kill().await, Exit::Killed);
     }
+}
+
+/// MiB of memory and bytes of the root disk, as a guest sees them.
+fn sizes(harness: &GvisorHarness, dir: &Path) -> (u64, u64) {
+    let memory = "while read name size unit; do [ $name = MemTotal: ] && echo $size; done </proc/meminfo; true";
+    let memory = harness.shell(dir, memory).unwrap().trim().parse::<u64>().unwrap() / 1024;
+    let disk = harness.shell(dir, "df --block-size=1 --output=size /").unwrap();
+    (memory, disk.lines().last().unwrap().trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_sees_the_sizes_that_it_has_and_so_does_its_clone() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let (machine, dir) = up(&harness).await;
+    let seen = sizes(&harness, &dir);
+    assert_eq!(seen.0, u64::from(MEMORY_MIB));
+    assert_eq!(seen.1 == DISK_BYTES, harness.has("disk size"), "{seen:?}");
+    let snapshot = cut(&harness, machine).await;
+    let mut spec = harness.restore_spec(&snapshot).await;
+    spec.shape.memory_mib *= 2;
+    let dir = spec.dir.clone();
+    let mut machine = harness.engine.restore(spec).await.unwrap();
+    machine.resume().await.unwrap();
+    assert_eq!(sizes(&harness, &dir), seen, "what a snapshot was made with stands in it");
+    machine.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

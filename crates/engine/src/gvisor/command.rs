@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use super::{
     channel,
-    instance::{self, CONSOLE, LOG, RUNSC_DIR, RUNSC_LOG},
+    instance::{self, CONSOLE, LOG, MEMINFO, RUNSC_DIR, RUNSC_LOG},
     program::Program,
     spec::{self, CONTAINER},
 };
@@ -107,7 +107,8 @@ fn spawn(call: Call) -> io::Result<Process> {
     // SAFETY: what runs between fork and exec only calls `write`, which is async-signal-safe, on descriptors that are open in the child.
     unsafe { command.pre_exec(join) };
     let log = Log::of_file(append(&dir.join(LOG))?);
-    let child = apart(command)?;
+    let meminfo = Some(dir.join(MEMINFO)).filter(|path| streams == Streams::OfSandbox && path.exists());
+    let child = apart(command, meminfo)?;
     Process::watch(child, log)
 }
 
@@ -124,10 +125,15 @@ fn join_group(group: &OwnedFd) -> io::Result<()> {
 }
 
 /// Starts it from a thread whose mounts are its own: a child has the namespaces of the thread that starts it.
-fn apart(mut command: Command) -> io::Result<u32> {
+///
+/// A sandbox has as much memory as the command believes that its host has. There is no flag for it, so there it is shown `meminfo`.
+fn apart(mut command: Command, meminfo: Option<PathBuf>) -> io::Result<u32> {
     let start = move || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        if let Some(shown) = meminfo {
+            mount(Some(&shown), "/proc/meminfo", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
         command.spawn().map(|child| child.id())
     };
     let thread = std::thread::Builder::new().name("firkin-runsc".into()).spawn(start)?;

@@ -38,6 +38,11 @@ fn read(path: &Path) -> Result<Mark, DiskError> {
     serde_json::from_slice(&text).map_err(|error| DiskError::Refused(error.into()))
 }
 
+/// What the guest that has this overlay is to see of its disk, bytes.
+pub(super) fn bytes(overlay: &Path) -> Result<u64, DiskError> {
+    read(overlay).map(|mark| mark.bytes)
+}
+
 fn make(path: &Path, mark: &Mark) -> Result<(), DiskError> {
     let make = || {
         let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   config.json, empty/   the bundle; its root is in an image, so the directory that stands for it is empty
+//!   meminfo               how much memory its guest is shown
 //!   runsc/                the directory of `runsc`: its state, and the socket that the sandbox answers on
 //!   control.in, .out      FIFOs
 //!   console               what the first process writes to its standard error
@@ -19,7 +20,10 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
-use super::{channel, spec};
+use super::{
+    channel,
+    spec::{self, Options},
+};
 use crate::directory::{enter, open_unfollowed, within};
 
 /// What `runsc` calls its root.
@@ -29,6 +33,8 @@ pub(super) const RUNSC_LOG: &str = "runsc.log";
 pub(super) const LOG: &str = "gvisor.log";
 pub(super) const PID_FILE: &str = "sandbox.pid";
 pub(super) const IMAGE_DIR: &str = "image";
+/// What covers the host's `/proc/meminfo` where `runsc` makes a sandbox.
+pub(super) const MEMINFO: &str = "meminfo";
 const CONFIG: &str = "config.json";
 const RECORD_FILE: &str = "instance.json";
 const VERSION: u32 = 1;
@@ -80,18 +86,25 @@ impl Record {
     }
 }
 
-/// Makes all that a sandbox is started from, in a directory that is the server's alone.
-pub(super) fn make(dir: &Path, image: &Path, uid: u32) -> io::Result<()> {
+/// Makes all that a sandbox is started from but its bundle, in a directory that is the server's alone.
+pub(super) fn make(dir: &Path) -> io::Result<()> {
     enter(dir)?;
     for name in [spec::EMPTY_ROOT, RUNSC_DIR, IMAGE_DIR] {
         std::fs::DirBuilder::new().mode(0o700).create(dir.join(name))?;
     }
     channel::make(dir)?;
-    for (name, text) in [(CONFIG, spec::text(image, uid)?), (CONSOLE, Vec::new()), (LOG, Vec::new()), (RUNSC_LOG, Vec::new())] {
-        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
-        io::Write::write_all(&mut file, &text)?;
-    }
-    Ok(())
+    [CONSOLE, LOG, RUNSC_LOG].iter().try_for_each(|name| new(dir, name, &[]))
+}
+
+/// Makes the bundle, with what the sandbox is shown of its host.
+pub(super) fn bundle(dir: &Path, image: &Path, uid: u32, options: Options) -> io::Result<()> {
+    new(dir, CONFIG, &spec::text(image, uid, options)?)?;
+    options.memory_mib.map_or(Ok(()), |mib| new(dir, MEMINFO, spec::meminfo(mib).as_bytes()))
+}
+
+fn new(dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
+    io::Write::write_all(&mut file, text)
 }
 
 /// The end of a text file: as much as an error has room for.

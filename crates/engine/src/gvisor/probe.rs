@@ -26,6 +26,9 @@ use crate::{
 const TRIAL_UIDS: u32 = 1_800_000_000;
 /// Users of one process's trials, which are few and short.
 const TRIALS: u32 = 16;
+/// What a trial is shown of memory and disk. It uses next to nothing of either.
+const TRIAL_MIB: u32 = 128;
+const TRIAL_DISK_BYTES: u64 = 64 << 20;
 
 /// One request to probe.
 #[derive(Debug, Clone)]
@@ -97,16 +100,34 @@ pub struct Found {
 pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     let found = request.program.clone().or_else(program::find).filter(|path| path.is_file()).ok_or(ProbeError::Missing)?;
     let pins = request.pins.clone();
-    let (engine, flags) = blocking(move || {
+    let (mut engine, flags) = blocking(move || {
         let program = Program::pin(&found, &pins)?;
         let flags = program::known_flags(&program)?;
         Ok((describe(program, pins)?, flags))
     })
     .await?;
+    let trials = async {
+        match trial(&engine, request).await {
+            Err(error) if is_of_disk_size(&error) => {
+                engine.sizes_disks = false;
+                trial(&engine, request).await
+            }
+            tried => tried,
+        }
+    };
+    timeout(request.deadline, trials).await.map_err(|_| ProbeError::Deadline(request.deadline))??;
+    let capabilities = capabilities(&flags, engine.sizes_disks);
+    Ok(Found { engine, capabilities })
+}
+
+async fn trial(engine: &GvisorEngine, request: &ProbeRequest) -> Result<(), ProbeError> {
     let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
-    let tried = timeout(request.deadline, try_out(&engine, &request.image, dir.path())).await;
-    tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
-    Ok(Found { engine, capabilities: capabilities(&flags) })
+    try_out(engine, &request.image, dir.path()).await
+}
+
+/// Whether a sandbox did not start for the size that its disk was to have: a build that does not know the annotation names it.
+fn is_of_disk_size(error: &ProbeError) -> bool {
+    matches!(error, ProbeError::Start { source: StartError::Refused { reason, .. }, .. } if reason.contains("rootfs annotation"))
 }
 
 fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
@@ -121,7 +142,8 @@ fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
         program: Some(program.digest.clone()),
         announces: false,
     };
-    Ok(GvisorEngine { program, pins, compatibility: Compatibility::from(plain), fixed, images: Arc::new(Images::default()) })
+    let (compatibility, images) = (Compatibility::from(plain), Arc::new(Images::default()));
+    Ok(GvisorEngine { program, pins, compatibility, fixed, sizes_disks: true, images })
 }
 
 /// Digest of what guests see of the first processor, which is the host's own: they run on it.
@@ -137,11 +159,14 @@ fn cpu(cpuinfo: &str) -> String {
 }
 
 /// What is found without a sandbox. That it starts, pauses, is cut and restored was tried by then.
-fn capabilities(flags: &str) -> Vec<Capability> {
+fn capabilities(flags: &str, sizes_disks: bool) -> Vec<Capability> {
     let tried = ["start", "pause", "cut", "restore"].map(|name| Capability { name, lacking: None });
     let setuid = flags.contains("allow-suid");
+    let no_size =
+        "this build of `runsc` cannot bound what is written to a root disk, and `df` shows no size; it counts as memory";
     let rest = [
         Capability { name: "setuid", lacking: (!setuid).then(|| "this build of `runsc` has no `--allow-suid`".to_owned()) },
+        Capability { name: "disk size", lacking: (!sizes_disks).then(|| no_size.to_owned()) },
         Capability { name: "network", lacking: Some("its guests are given none yet".to_owned()) },
     ];
     tried.into_iter().chain(rest).collect()
@@ -152,14 +177,14 @@ async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), 
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let uid = || TRIAL_UIDS + std::process::id() * TRIALS + COUNT.fetch_add(1, Ordering::Relaxed) % TRIALS;
     let disk = trial_disk(engine, image, &dir.join("first")).map_err(io::Error::other)?;
-    let origin = engine.origin(&disk).await.map_err(|source| ProbeError::Start { step: "start", source })?;
+    let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "start", source })?;
     let start = Start { dir: dir.join("first"), uid: uid(), groups: Vec::new(), disk, origin };
     let machine = engine.boot_from(start).await.map_err(|source| ProbeError::Start { step: "start", source })?;
     let state = cut(machine, dir).await?;
 
     let second = dir.join("second");
     let disk = trial_disk(engine, image, &second).map_err(io::Error::other)?;
-    let origin = engine.origin(&disk).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
+    let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let start = Start { dir: second, uid: uid(), groups: Vec::new(), disk, origin };
     let prepared = engine.prepare_from(start, &state).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let mut machine = Box::new(prepared).load().await.map_err(|source| ProbeError::Start { step: "restore", source })?;
@@ -193,6 +218,6 @@ fn trial_disk(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<RootDis
     let format: &dyn DiskFormat = engine.disks();
     let disk =
         RootDisk { image: image.to_path_buf(), layers: Vec::new(), overlay: dir.join("root").with_extension(format.extension()) };
-    format.create(&disk, 0)?;
+    format.create(&disk, TRIAL_DISK_BYTES)?;
     Ok(disk)
 }

@@ -1,11 +1,12 @@
 //! What `runsc` is told: its flags, and the OCI bundle of a sandbox.
 //!
-//! Nothing of it differs between sandboxes but their user and their root image. A checkpoint is restored only with the mounts and
-//! flags that it was made with, and a root that is another one is not even noticed, so the fixed part has a digest that snapshots
-//! carry.
+//! Sandboxes differ in their user, their root image and their [`Options`]. A checkpoint is restored only with the mounts and flags that it
+//! was made with, and a root that is another one is not even noticed, so the fixed part has a digest that snapshots carry, beside their
+//! options.
 
 use std::{ffi::OsString, io, path::Path};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// The agent in every root image, which is the container's first process.
@@ -48,6 +49,16 @@ const CAPABILITIES: [&str; 20] = [
 const FLAGS: [&str; 5] =
     ["--network=none", "--platform=systrap", "--overlay2=root:memory", "--file-access=exclusive", "--ignore-cgroups"];
 
+/// What a sandbox was given, where builds of `runsc` and shapes differ. Who was told nothing of it has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Options {
+    /// The memory that its guest sees, MiB. Absent: the host's.
+    pub(super) memory_mib: Option<u32>,
+    /// What its root disk holds beside what the image has, bytes. Absent: what memory there is, and `df` shows no bound.
+    pub(super) disk_bytes: Option<u64>,
+}
+
 /// The flags of a sandbox whose directory of `runsc` is `root`.
 pub(super) fn flags(root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
     let with = |flag: &str, path: &Path| {
@@ -60,7 +71,16 @@ pub(super) fn flags(root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> 
 }
 
 /// The bundle's `config.json` for a root in `image`, with the user `uid` of the host as its only one.
-fn config(image: &Path, uid: u32) -> io::Result<Value> {
+fn config(image: &Path, uid: u32, options: Options) -> io::Result<Value> {
+    let mut config = fixed(image, uid)?;
+    if let Some(bytes) = options.disk_bytes {
+        config["annotations"]["dev.gvisor.spec.rootfs.options"] = format!("size={bytes}").into();
+    }
+    Ok(config)
+}
+
+/// That of a sandbox without options.
+fn fixed(image: &Path, uid: u32) -> io::Result<Value> {
     let image = image.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is not text"))?;
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let ids = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
@@ -98,8 +118,13 @@ fn config(image: &Path, uid: u32) -> io::Result<Value> {
 }
 
 /// The text of the bundle's `config.json`.
-pub(super) fn text(image: &Path, uid: u32) -> io::Result<Vec<u8>> {
-    Ok(serde_json::to_vec_pretty(&config(image, uid)?)?)
+pub(super) fn text(image: &Path, uid: u32, options: Options) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(&config(image, uid, options)?)?)
+}
+
+/// A file of the kernel's form that says how much memory there is: `runsc` tells its sandbox what it reads there.
+pub(super) fn meminfo(memory_mib: u32) -> String {
+    format!("MemTotal: {} kB\n", u64::from(memory_mib) * 1024)
 }
 
 /// Digest of all that sandboxes have in common.
@@ -108,7 +133,7 @@ pub(super) fn digest() -> String {
     for flag in FLAGS {
         hasher.update(flag.as_bytes()).update(b"\0");
     }
-    let fixed = text(Path::new(""), 0).expect("no path is text");
+    let fixed = text(Path::new(""), 0, Options::default()).expect("no path is text");
     hasher.update(&fixed).finalize().to_hex().to_string()
 }
 
@@ -118,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_sandbox_has_one_user_of_the_host_and_no_file_of_it() {
-        let config = config(Path::new("/images/root.erofs"), 1234).unwrap();
+        let config = config(Path::new("/images/root.erofs"), 1234, Options::default()).unwrap();
         assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 1234, "size": 1}]));
         assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
         let kinds: Vec<&str> = config["mounts"].as_array().unwrap().iter().map(|mount| mount["type"].as_str().unwrap()).collect();
@@ -127,5 +152,14 @@ mod tests {
             let flag = flag.into_string().unwrap();
             assert!(flag.starts_with("--") && !flag.contains("host-uds") && !flag.contains("host-fifo"), "{flag}");
         }
+    }
+
+    #[test]
+    fn a_disk_has_the_size_that_it_was_given() {
+        let size = |disk_bytes| {
+            let config = config(Path::new("/r"), 1, Options { disk_bytes, ..Options::default() }).unwrap();
+            config["annotations"].get("dev.gvisor.spec.rootfs.options").cloned()
+        };
+        assert_eq!((size(None), size(Some(5 << 30))), (None, Some(json!("size=5368709120"))));
     }
 }

@@ -15,6 +15,8 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
+use super::spec::Options;
+
 const MAGIC: [u8; 8] = *b"FKNGVSR\0";
 /// Readers keep every version that was ever released.
 const VERSION: u32 = 1;
@@ -36,6 +38,9 @@ pub(super) struct Origin {
     pub(super) fixed: String,
     /// Digest of the root image.
     pub(super) image: String,
+    /// What it was given beside.
+    #[serde(default)]
+    pub(super) options: Options,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -180,7 +185,8 @@ mod tests {
     use super::*;
 
     fn origin() -> Origin {
-        Origin { program: "p".into(), fixed: "f".into(), image: "i".into() }
+        let options = Options { memory_mib: Some(512), disk_bytes: None };
+        Origin { program: "p".into(), fixed: "f".into(), image: "i".into(), options }
     }
 
     fn fresh(dir: &Path, name: &str) -> std::path::PathBuf {
