@@ -34,6 +34,14 @@ pub(crate) fn of_this_process() -> (Vec<Tree>, Vec<Lack>) {
     trees(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
 }
 
+/// The tree that holds `resource`, with the group of the process `pid`, or of this one: `self`.
+pub(crate) fn group_of(pid: &str, resource: Resource) -> Option<Tree> {
+    let mountinfo = fs_err::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+    let cgroup = fs_err::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    find(resource, &mounts, &cgroup).ok()
+}
+
 /// The trees that hold something, and what no tree holds.
 ///
 /// `mountinfo` and `cgroup` are the files of these names in `/proc/self`.

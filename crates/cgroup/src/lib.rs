@@ -18,6 +18,7 @@ use serde::Serialize;
 mod detect;
 mod group;
 mod limits;
+mod memory;
 mod names;
 mod owner;
 mod place;
@@ -25,6 +26,7 @@ mod place;
 pub use self::{
     group::{Group, GroupError},
     limits::Limits,
+    memory::MemoryWatch,
     owner::Groups,
 };
 

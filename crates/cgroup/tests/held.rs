@@ -86,6 +86,21 @@ fn a_group_holds_its_processes_and_is_gone_after() {
 }
 
 #[test]
+fn whoever_is_ended_for_the_limit_of_its_group_is_told_from_others() {
+    let Some(groups) = groups("memory") else { return };
+    let group = groups.make("m", &LIMITS).unwrap();
+    run(&group, "sleep 600 > /dev/null 2>&1 &");
+    let dir = group.dirs().next().unwrap().to_owned();
+    let pid = processes(&dir)[0];
+    let watch = firkin_cgroup::MemoryWatch::of(pid.try_into().unwrap()).expect("it is in a group of its own");
+    assert_eq!(watch.limit_reached(), None);
+    run(&group, "head -c 300000000 /dev/zero | tail > /dev/null");
+    assert_eq!(watch.limit_reached(), Some(LIMITS.memory_bytes));
+    kill(pid);
+    until("it ends", || processes(&dir).is_empty());
+}
+
+#[test]
 fn a_released_group_is_found_again_by_the_next_of_its_owner() {
     let Some(groups) = groups("adopted") else { return };
     let group = groups.make("b", &LIMITS).unwrap();
