@@ -229,6 +229,11 @@ pub enum Exit {
     },
     /// It was killed by us.
     Killed,
+    /// The host ended it: its processes took more memory than their group may.
+    OutOfMemory {
+        /// That limit, MiB: its guest's memory, and [`OwnMemory::most_mib`].
+        limit_mib: u64,
+    },
     /// The engine died: exit status or signal, and the tail of what it wrote to its log.
     Crashed {
         /// As the operating system tells it.
@@ -247,6 +252,12 @@ impl fmt::Display for Exit {
             }
             Self::GuestReset { reason } => write!(f, "its guest ended it (`{reason}`)"),
             Self::Killed => f.write_str("it was killed"),
+            Self::OutOfMemory { limit_mib } => {
+                write!(
+                    f,
+                    "the host's memory limit ended it ({limit_mib} MiB: its guest's memory, and what its engine may take beside)"
+                )
+            }
             Self::Crashed { status, log } if log.is_empty() => write!(f, "its engine ended: {status}"),
             Self::Crashed { status, log } => write!(f, "its engine ended: {status}; it said last: {log}"),
         }

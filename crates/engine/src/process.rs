@@ -13,6 +13,7 @@ use std::{
     process::ExitStatus,
 };
 
+use firkin_cgroup::MemoryWatch;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::{
     io::Errno,
@@ -23,6 +24,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub(crate) mod log;
 
 use log::Log;
+
+use crate::Exit;
 
 /// How likely a machine is to be killed when the host has no memory left, beside what its size says; 1000 is always. Its guest is one
 /// sandbox, and everything else on the host is more.
@@ -51,6 +54,8 @@ pub(crate) struct Process {
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
     log: Log,
+    /// Absent: its memory has no limit of its own.
+    memory: Option<MemoryWatch>,
     ended: Option<Ended>,
     kill_on_drop: bool,
 }
@@ -72,7 +77,6 @@ impl Process {
         if process.start_time != start_time || owner != uid {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the process id belongs to another process now"));
         }
-        may_be_killed_for_memory(pid);
         Ok(process)
     }
 
@@ -80,7 +84,8 @@ impl Process {
     pub(crate) fn watch(pid: u32, log: Log) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = watched(pidfd_open(raw, PidfdFlags::empty())?)?;
-        Ok(Self { pid, start_time: start_time(pid)?, pidfd, log, ended: None, kill_on_drop: true })
+        let memory = MemoryWatch::of(pid);
+        Ok(Self { pid, start_time: start_time(pid)?, pidfd, log, memory, ended: None, kill_on_drop: true })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -133,6 +138,25 @@ impl Process {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => tracing::error!(pid = self.pid, %error, "cannot kill a machine's process"),
+        }
+    }
+
+    /// How it came to its end, where nobody meant it to. A parent knows by what signal; who is not is not told, and goes by the count.
+    pub(crate) fn crash(&self, ended: Ended) -> Exit {
+        let killed = match ended {
+            Ended::Status(status) => status.signal() == Some(Signal::KILL.as_raw()),
+            Ended::Unknown => true,
+        };
+        match self.memory.as_ref().and_then(MemoryWatch::limit_reached) {
+            Some(bytes) if killed => Exit::OutOfMemory { limit_mib: bytes >> 20 },
+            Some(_) | None => Exit::Crashed { status: ended.to_string(), log: self.log_tail() },
+        }
+    }
+
+    /// Where others of its group may be ended for want of memory, and it goes on: such an end is not its own, if it was long ago.
+    pub(crate) fn look_at_memory(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.look();
         }
     }
 

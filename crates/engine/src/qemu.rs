@@ -58,7 +58,7 @@ use crate::{
     directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
-    process::Process,
+    process::{Process, may_be_killed_for_memory},
     qcow2::{self, Format, Qcow2},
 };
 
@@ -215,6 +215,7 @@ impl Engine for QemuEngine {
         let log = launch::open_log(dir).map_err(|source| file_error(dir, source))?;
         let mut process = Process::adopt(record.pid, record.start_time, record.uid, log)
             .map_err(|source| file_error(&dir.join("instance.json"), source))?;
+        may_be_killed_for_memory(process.pid());
         let outcome = timeout(ADOPT_DEADLINE, greet_again(dir)).await;
         // From here on the machine is either ours or of no use to anybody.
         process.kill_on_drop();

@@ -80,10 +80,13 @@ impl Parts {
 
     /// Ends all that is left, and tells how it came to that.
     pub(super) async fn settle(&mut self, killed: bool) -> Exit {
-        if timeout(EXIT_DEADLINE, self.process.ended()).await.is_err() {
-            self.process.kill();
-            self.process.ended().await;
-        }
+        let ended = match timeout(EXIT_DEADLINE, self.process.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.process.kill();
+                self.process.ended().await
+            }
+        };
         let search = self.remains.searcher();
         if let Err(error) = blocking(move || {
             search.end();
@@ -98,7 +101,7 @@ impl Parts {
             _ if killed => Exit::Killed,
             Some(POWERED_OFF) => Exit::GuestPoweroff,
             Some(RESET) => Exit::GuestReset { reason: "guest-reset".into() },
-            Some(_) | None => Exit::Crashed { status: "exit status unknown: not our child".into(), log: self.process.log_tail() },
+            Some(_) | None => self.process.crash(ended),
         }
     }
 }
@@ -318,6 +321,7 @@ impl Machine for GvisorMachine {
                 _ = self.parts.process.ended() => return self.settle().await,
                 _ = look_at_logs.tick() => {
                     self.parts.process.look_at_log();
+                    self.parts.process.look_at_memory();
                     if let Err(error) = instance::bound_console(&self.parts.dir) {
                         tracing::warn!(pid = self.parts.process.pid(), %error, "cannot bound a sandbox's console");
                     }

@@ -246,7 +246,7 @@ impl QemuMachine {
             Some(reason) if reason == POWER_OFF => Exit::GuestPoweroff,
             Some(reason) => Exit::GuestReset { reason },
             None if self.killed => Exit::Killed,
-            None => Exit::Crashed { status: ended.to_string(), log: self.process.log_tail() },
+            None => self.process.crash(ended),
         };
         tracing::debug!(pid = self.process.pid(), ?exit, "machine ended");
         self.state = State::Gone(exit.clone());

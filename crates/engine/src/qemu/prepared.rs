@@ -58,8 +58,7 @@ impl QemuPrepared {
             return exit.clone();
         }
         let ended = self.parts.process.ended().await;
-        let exit =
-            if killed { Exit::Killed } else { Exit::Crashed { status: ended.to_string(), log: self.parts.process.log_tail() } };
+        let exit = if killed { Exit::Killed } else { self.parts.process.crash(ended) };
         self.exit = Some(exit.clone());
         exit
     }
