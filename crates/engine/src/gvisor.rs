@@ -52,7 +52,7 @@ use crate::{
     BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard, SnapshotMemory, StartError,
     directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
-    process::{Process, log::Log, may_be_killed_for_memory},
+    process::{Process, log::Log},
 };
 
 /// What an idle sandbox takes beside its guest's memory: 24 MiB were measured, by proportional share.
@@ -240,7 +240,8 @@ impl Start {
             Process::watch(pid, Log::of_file(command::append(&dir.join(LOG))?))
         };
         let process = watched().map_err(|source| file_error(&pid_file, source))?;
-        may_be_killed_for_memory(process.pid());
+        let (pid, search) = (process.pid(), remains.searcher());
+        blocking(move || search.prefer_for_memory(pid)).await.map_err(|source| file_error(Path::new("/proc"), source))?;
         let root_disk = directory::own_name(&dir, &disk.overlay).map_err(|source| file_error(&disk.overlay, source))?;
         let record = Record::new((process.pid(), process.start_time()), uid, root_disk, origin);
         record.write(&dir).map_err(|source| file_error(&dir, source))?;

@@ -17,6 +17,9 @@ use firkin_vm_tests::{
     engine_gvisor::{DISK_BYTES, GvisorHarness, MEMORY_MIB, PROBE_DEADLINE},
 };
 
+#[path = "engine_gvisor/limits.rs"]
+mod limits;
+
 /// It keeps a binary, tries it and starts one more sandbox, beside other tests.
 const CHILD_DEADLINE: Duration = Duration::from_secs(120);
 

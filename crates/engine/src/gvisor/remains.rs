@@ -16,6 +16,8 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
+use crate::process::may_be_killed_for_memory;
+
 /// A killed process is gone within milliseconds.
 const GONE_MS: u16 = 2_000;
 /// Each round kills all that there are; what one of them started meanwhile is seen by the next.
@@ -114,6 +116,17 @@ impl Search {
             line.split(|byte| *byte == 0).any(|word| word == self.mark.as_bytes())
         };
         (of_user || marked()) && lives(&process)
+    }
+
+    /// Has what runs its guest's processes be ended before it when there is no memory, that of their group or that of the host: the sandbox
+    /// `sandbox` loses a process by that, and not its life. What it starts later inherits it. Blocks.
+    pub(super) fn prefer_for_memory(&self, sandbox: u32) -> io::Result<()> {
+        for pid in self.find()?.into_iter().filter_map(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()) {
+            if pid != sandbox {
+                may_be_killed_for_memory(pid);
+            }
+        }
+        Ok(())
     }
 
     fn kill(&self, pid: Pid) -> Result<(), Errno> {

@@ -17,8 +17,6 @@ const AGENT_WORD: &str = "container";
 pub(super) const EMPTY_ROOT: &str = "empty";
 /// The name of the one container in each directory of `runsc`.
 pub(super) const CONTAINER: &str = "sandbox";
-/// How likely a sandbox is to be killed when the host has no memory left; 1000 is always.
-const OOM_SCORE: i32 = 500;
 
 /// What a program may do in the sandbox, whose root has no rights outside. Not there: what gVisor has nothing behind.
 const CAPABILITIES: [&str; 20] = [
@@ -96,7 +94,6 @@ fn fixed(image: &Path, uid: u32) -> io::Result<Value> {
             "capabilities": {
                 "bounding": capabilities, "effective": capabilities, "permitted": capabilities, "inheritable": capabilities,
             },
-            "oomScoreAdj": OOM_SCORE,
         },
         "root": {"path": EMPTY_ROOT},
         "hostname": "sandbox",
