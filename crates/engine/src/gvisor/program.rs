@@ -1,9 +1,10 @@
 //! The `runsc` binary, kept by its digest.
 //!
 //! A checkpoint is readable by the build that wrote it and by no other. So the binary is copied to where an upgrade of the package does not
-//! reach it, and a snapshot is restored with the one that it names.
+//! reach it, with what its release has beside it, and a snapshot is restored with the one that it names.
 
 use std::{
+    fs::Permissions,
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -14,6 +15,10 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 
 /// The binary's name, in `PATH` and below its digest.
 const NAME: &str = "runsc";
+/// Where releases from 2026 on have binaries that `runsc` runs, beside it.
+const SIDE_DIR: &str = "gvisor-bin";
+/// A release has a handful.
+const MAX_SIDE_FILES: usize = 64;
 /// A build has 30 to 70 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
@@ -26,21 +31,24 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Keeps what `found` is now in `pins`, which is the server's alone. Blocks: it reads the binary.
+    /// Keeps what `found` is now, and what lies beside it, in `pins`, which is the server's alone. Blocks: it reads all of it.
+    ///
+    /// What is kept stays: which snapshots name it is for their owner to know, and nobody removes it yet.
     pub(super) fn pin(found: &Path, pins: &Path) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(pins)?;
-        let mut copy = tempfile::Builder::new().prefix(".new-").tempfile_in(pins)?;
-        let digest = copy_digested(fs_err::File::open(found)?.take(MAX_BYTES), copy.as_file_mut())?;
+        let copy = tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o755)).tempdir_in(pins)?;
+        let found = fs_err::canonicalize(found)?;
+        let digest = digest_of(&found, Some(copy.path()))?;
         if let Ok(kept) = Self::kept(&digest, pins) {
             return Ok(kept);
         }
         let dir = pins.join(&digest);
-        fs_err::create_dir_all(&dir)?;
-        // A sandbox runs it anew, as its own user.
-        copy.as_file().set_permissions(std::fs::Permissions::from_mode(0o555))?;
-        copy.as_file().sync_all()?;
-        // Closed for writing before it is run.
-        copy.into_temp_path().persist(dir.join(NAME)).map_err(|error| error.error)?;
+        if dir.exists() {
+            // Of this name and not whole.
+            fs_err::remove_dir_all(&dir)?;
+        }
+        fs_err::File::open(copy.path())?.sync_all()?;
+        fs_err::rename(copy.path(), &dir)?;
         Ok(Self { path: dir.join(NAME), digest })
     }
 
@@ -50,12 +58,10 @@ impl Program {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no digest"));
         }
         let path = pins.join(digest).join(NAME);
-        let found =
-            copy_digested(fs_err::OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path)?, io::sink())?;
-        if found != digest {
+        if digest_of(&path, None)? != digest {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the binary that is kept is damaged"));
         }
-        Ok(Self { path, digest: found })
+        Ok(Self { path, digest: digest.to_owned() })
     }
 
     /// Its version by its own word, the first line of `--version`. Blocks.
@@ -83,6 +89,43 @@ pub(super) fn find() -> Option<PathBuf> {
 /// Digest of a file.
 pub(super) fn digest(path: &Path) -> io::Result<String> {
     copy_digested(fs_err::File::open(path)?, io::sink())
+}
+
+/// Digest of the binary at `program`, or, where a directory of others lies beside it, of all of them with their names. They are copied to
+/// `into`, if that is said.
+fn digest_of(program: &Path, into: Option<&Path>) -> io::Result<String> {
+    let own = keep(program, into.map(|into| into.join(NAME)))?;
+    let beside = program.with_file_name(SIDE_DIR);
+    let mut names = match fs_err::read_dir(&beside) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(own),
+        Err(error) => return Err(error),
+    };
+    if names.len() > MAX_SIDE_FILES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "there are too many files beside `runsc`"));
+    }
+    if let Some(into) = into {
+        fs_err::create_dir(into.join(SIDE_DIR))?;
+    }
+    names.sort();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(own.as_bytes());
+    for name in names {
+        let digest = keep(&beside.join(&name), into.map(|into| into.join(SIDE_DIR).join(&name)))?;
+        hasher.update(name.as_encoded_bytes()).update(b"\0").update(digest.as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Digest of a file, which is copied to `to`, if that is said. A sandbox runs it anew, as its own user.
+fn keep(from: &Path, to: Option<PathBuf>) -> io::Result<String> {
+    let file = fs_err::OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(from)?;
+    let Some(to) = to else { return copy_digested(file.take(MAX_BYTES), io::sink()) };
+    let mut copy = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o755).open(to)?;
+    let digest = copy_digested(file.take(MAX_BYTES), &mut copy)?;
+    copy.set_permissions(Permissions::from_mode(0o555))?;
+    copy.sync_all()?;
+    Ok(digest)
 }
 
 fn copy_digested(mut from: impl Read, mut to: impl Write) -> io::Result<String> {
@@ -121,5 +164,26 @@ mod tests {
         fs_err::write(&one.path, "three").unwrap();
         assert!(Program::kept(&one.digest, &pins).is_err());
         assert!(Program::kept("../two", &pins).is_err());
+        fs_err::write(&found, "one").unwrap();
+        assert_eq!(Program::pin(&found, &pins).unwrap(), one, "one that is damaged is made anew");
+        assert_eq!(Program::kept(&one.digest, &pins).unwrap(), one);
+    }
+
+    #[test]
+    fn what_a_release_has_beside_its_binary_is_kept_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (found, beside, pins) = (dir.path().join("runsc"), dir.path().join(SIDE_DIR), dir.path().join("engines"));
+        fs_err::write(&found, "runsc").unwrap();
+        let alone = Program::pin(&found, &pins).unwrap();
+        fs_err::create_dir(&beside).unwrap();
+        fs_err::write(beside.join("gofer"), "#!/bin/sh\necho kept\n").unwrap();
+        let whole = Program::pin(&found, &pins).unwrap();
+        assert_ne!(whole.digest, alone.digest, "it is another program");
+        fs_err::remove_dir_all(&beside).unwrap();
+        let gofer = whole.path.with_file_name(SIDE_DIR).join("gofer");
+        assert_eq!(Command::new(&gofer).output().unwrap().stdout, b"kept\n", "it can be run");
+        assert_eq!(Program::kept(&whole.digest, &pins).unwrap(), whole);
+        fs_err::remove_file(&gofer).unwrap();
+        assert!(Program::kept(&whole.digest, &pins).is_err(), "one without its parts is damaged");
     }
 }
