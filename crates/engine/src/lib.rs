@@ -24,6 +24,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+mod attachment;
 mod boot_files;
 pub mod compatibility;
 #[cfg(any(test, feature = "contract"))]
@@ -40,6 +41,7 @@ pub mod qcow2;
 pub mod qemu;
 
 pub use self::{
+    attachment::{Attachment, AttachmentKind},
     boot_files::{BootFile, BootFiles, KernelFiles},
     compatibility::{Compatibility, Fingerprint, Processor},
     disk::{DiskError, DiskFormat, ImageForm, RootDisk},
@@ -102,8 +104,8 @@ pub struct Slot {
     pub uid: u32,
     /// Network namespace to enter.
     pub netns: OwnedFd,
-    /// Tap device inside that namespace, opened without `IFF_VNET_HDR`.
-    pub tap: OwnedFd,
+    /// The guest's end of the network in that namespace.
+    pub attachment: Attachment,
     /// MAC of the guest's interface. The same for every clone of a snapshot.
     pub mac: [u8; 6],
     /// Files that the process writes `0` to before anything else: it is in the control groups behind them from its first instruction.
@@ -410,6 +412,11 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// What keeps its machines from this host, where hosts differ in it.
     fn safeguards(&self) -> Vec<Safeguard>;
+
+    /// What its slots must have to join a guest by.
+    fn attachment(&self) -> AttachmentKind {
+        AttachmentKind::Tap
+    }
 
     /// How it keeps disks.
     fn disks(&self) -> &'static dyn DiskFormat;

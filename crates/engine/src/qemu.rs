@@ -53,8 +53,8 @@ use self::{
     prepared::{Phases, QemuPrepared, Snapshot},
 };
 use crate::{
-    Acceleration, BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, Processor, RestoreSpec, Safeguard, Shape, Slot,
-    SnapshotMemory, StartError,
+    Acceleration, AttachmentKind, BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, Processor, RestoreSpec,
+    Safeguard, Shape, Slot, SnapshotMemory, StartError,
     directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
     memory::diff::Diff,
@@ -298,7 +298,8 @@ impl Disk {
 impl QemuEngine {
     /// Starts the process in its slot and greets it.
     async fn start(&self, dir: &Path, slot: Slot, start: Start<'_>) -> Result<(Process, Monitor), StartError> {
-        let Slot { uid, netns, tap, mac, groups } = slot;
+        let Slot { uid, netns, attachment, mac, groups } = slot;
+        let tap = attachment.demand(AttachmentKind::Tap)?;
         let Start { shape, processor, announces, memory, begin, disk, record, extra } = start;
         let monitor = listen(dir, MONITOR_SOCKET)?;
         let control = listen(dir, CONTROL_SOCKET)?;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_engine::Attachment;
 use firkin_wire::control::GuestNetwork;
 use tokio::{net::TcpStream, sync::Mutex};
 
@@ -157,7 +158,7 @@ impl NetworkSlot {
         Ok(firkin_engine::Slot {
             uid: self.uid(),
             netns: self.netns.try_clone()?,
-            tap: tap.try_clone()?,
+            attachment: Attachment::Tap(tap.try_clone()?),
             mac: GUEST_MAC,
             groups: Vec::new(),
         })

@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootFile, BootFiles, BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
+    Attachment, BootFile, BootFiles, BootSpec, ControlStream, Engine, Processor, RestoreSpec, Shape, Slot,
     contract::{self, Guest, Harness, Snapshot},
     qemu::{
         QemuEngine,
@@ -167,7 +167,7 @@ impl QemuHarness {
         let (netns, tap) = namespace().expect("a namespace with a tap");
         let ours = Arc::new(netns.try_clone().expect("a descriptor is duplicated"));
         self.networks.lock().expect("no panic").insert(instance.to_path_buf(), ours);
-        Slot { uid, netns, tap, mac: [2, 0, 0, 0, 0, 1], groups: Vec::new() }
+        Slot { uid, netns, attachment: Attachment::Tap(tap), mac: [2, 0, 0, 0, 0, 1], groups: Vec::new() }
     }
 
     /// Processes of this harness's users.

@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 
 use super::{Connection, FakeEngine, Fault, Keeping, Point};
 use crate::{
-    BootFile, BootFiles, BootSpec, ControlStream, Engine, Exit, ImageForm, Machine, MachineError, Processor, RestoreSpec, Shape, Slot,
-    SnapshotMemory, StartError,
+    Attachment, BootFile, BootFiles, BootSpec, ControlStream, Engine, Exit, ImageForm, Machine, MachineError, Processor,
+    RestoreSpec, Shape, Slot, SnapshotMemory, StartError,
     contract::{self, Guest, Harness, Snapshot},
 };
 
@@ -74,7 +74,7 @@ impl FakeHarness {
 
     fn slot() -> Slot {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        Slot { uid: 0, netns: null(), tap: null(), mac: [0; 6], groups: Vec::new() }
+        Slot { uid: 0, netns: null(), attachment: Attachment::Tap(null()), mac: [0; 6], groups: Vec::new() }
     }
 
     async fn template(&self) -> Snapshot {

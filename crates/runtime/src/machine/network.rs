@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::Slot;
+use firkin_engine::{Attachment, Slot};
 use firkin_network::{
     Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork,
 };
@@ -170,7 +170,7 @@ impl Link {
                 Ok(Slot {
                     uid: self.uid(),
                     netns: null.try_clone_to_owned()?,
-                    tap: null.try_clone_to_owned()?,
+                    attachment: Attachment::Tap(null.try_clone_to_owned()?),
                     mac: GUEST_MAC,
                     groups: Vec::new(),
                 })

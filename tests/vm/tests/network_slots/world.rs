@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_engine::Attachment;
 use firkin_network::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
 };
@@ -265,7 +266,8 @@ impl Guest {
         assert_eq!((network.address, network.gateway, network.prefix), (GUEST_ADDRESS, GATEWAY_ADDRESS, GUEST_PREFIX));
         assert_eq!(network.gateway_mac, mac(GATEWAY_MAC));
         assert_eq!(engine.mac, GUEST_MAC);
-        Self::on(engine.tap)
+        let Attachment::Tap(tap) = engine.attachment else { panic!("the slot has a tap") };
+        Self::on(tap)
     }
 
     /// The guest at the other end of `tap`.
