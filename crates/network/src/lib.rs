@@ -35,6 +35,7 @@ mod lease;
 mod namespace;
 mod netlink;
 mod nft;
+mod parameters;
 mod pool;
 mod resolvers;
 mod rules;

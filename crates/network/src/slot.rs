@@ -22,9 +22,9 @@ use super::{
     lease::{Host, IndexLease, Remains},
     namespace::{self, SocketOpener},
     netlink::Netlink,
+    parameters::set_parameters,
     rules::{OUT, TAP, renewed_slot_rules},
     tap::open_tap,
-    uplink,
 };
 
 /// A machine's network, owned by the machine's owner.
@@ -344,16 +344,6 @@ const SLOT_PARAMETERS: [(&str, &str); 4] = [
     // Packets whose source belongs behind another interface are dropped.
     ("/proc/sys/net/ipv4/conf/all/rp_filter", "1"),
 ];
-
-fn set_parameters<P: AsRef<str>>(parameters: &[(P, &str)]) -> io::Result<()> {
-    for (path, value) in parameters {
-        match uplink::set(path.as_ref(), value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.as_ref().contains("/ipv6/") => {}
-            done => done?,
-        }
-    }
-    Ok(())
-}
 
 /// Netlink connections to both ends of a way out.
 struct Ends {

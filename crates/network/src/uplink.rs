@@ -11,19 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{SetupError, claim};
+use super::{SetupError, claim, parameters::set};
 
 const MARKER: &str = "forwarding-";
 
 fn forwarding(interface: &str) -> PathBuf {
     Path::new("/proc/sys/net/ipv4/conf").join(interface).join("forwarding")
-}
-
-/// Sets one kernel parameter of the calling thread's network namespace.
-pub(super) fn set(parameter: impl AsRef<Path>, value: &str) -> io::Result<()> {
-    // Not created, not truncated: these are not files.
-    let mut file = fs_err::OpenOptions::new().write(true).open(parameter.as_ref())?;
-    io::Write::write_all(&mut file, value.as_bytes())
 }
 
 fn is_on(parameter: impl AsRef<Path>) -> io::Result<bool> {
