@@ -53,9 +53,9 @@ pub(crate) struct HostArgs {
     /// Downloads and builds that servers share [default: /var/cache/firkin]
     #[arg(long, value_name = "DIR", env = "FIRKIN_CACHE_DIR", hide_env_values = true)]
     pub(crate) cache_dir: Option<PathBuf>,
-    /// What runs sandboxes [default: auto]
-    #[arg(long, value_enum, env = "FIRKIN_ENGINE", hide_env_values = true)]
-    pub(crate) engine: Option<EngineChoice>,
+    /// What runs sandboxes; several to have what was made by each, the first for what is new [default: auto]
+    #[arg(long, value_enum, value_name = "ENGINE", value_delimiter = ',', env = "FIRKIN_ENGINE", hide_env_values = true)]
+    pub(crate) engine: Vec<EngineChoice>,
     /// The same by its earlier name, for one more release
     #[arg(long, value_enum, env = "FIRKIN_ACCEL", hide_env_values = true, hide = true, conflicts_with = "engine")]
     pub(crate) accel: Option<EngineChoice>,

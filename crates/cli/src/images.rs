@@ -199,7 +199,8 @@ impl ImageSource for Images {
             ImageForm::ErofsWithAgent => {
                 let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
                 let failed = |error| ImageError { reference: root.path.display().to_string(), source: Box::new(error) };
-                let from = firkin_image::RootImage { path: root.path.clone(), digest: root.digest.clone(), virtual_bytes: root.bytes };
+                let from =
+                    firkin_image::RootImage { path: root.path.clone(), digest: root.digest.clone(), virtual_bytes: root.bytes };
                 let made = container_root(&self.cache, &from, AGENT, &told).await.map_err(failed)?;
                 Ok(RootImage { path: made.path, digest: made.digest, bytes: made.virtual_bytes })
             }

@@ -12,14 +12,15 @@ use std::{
 
 use firkin_runtime::{
     config::EncryptionConfig,
+    engines::Acceleration,
     warm::{Depth, WarmConfig},
 };
 use firkin_server::{AllowedHosts, HostPattern};
 
 use crate::{
     args::{
-        Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs, TemplateCommand,
-        Warm,
+        Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs,
+        TemplateCommand, Warm,
     },
     capacity::CapacitySettings,
     hostnames,
@@ -146,8 +147,8 @@ pub(crate) struct Settings {
     pub(crate) api_key: Option<String>,
     /// Downloads and builds that servers share.
     pub(crate) cache_dir: PathBuf,
-    /// What runs sandboxes.
-    pub(crate) engine: EngineChoice,
+    /// What runs sandboxes: the first what is new. Not empty.
+    pub(crate) engines: Vec<EngineChoice>,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
     /// What a host means that does not give all of a machine's jail.
@@ -251,6 +252,16 @@ impl Settings {
         options
     }
 
+    /// The engine that a template was asked to be for, if one was.
+    pub(crate) fn asked_engine(&self) -> Option<Acceleration> {
+        match self.engines[0] {
+            EngineChoice::Auto => None,
+            EngineChoice::Kvm => Some(Acceleration::Kvm),
+            EngineChoice::Gvisor => Some(Acceleration::Gvisor),
+            EngineChoice::Emulated => Some(Acceleration::Tcg),
+        }
+    }
+
     /// The options that make another server of ours run like this one, for hints to paste.
     pub(crate) fn serve_options(&self) -> String {
         let mut options = String::new();
@@ -260,8 +271,9 @@ impl Settings {
         if self.cache_dir != Path::new(DEFAULT_CACHE_DIR) {
             options += &format!(" --cache-dir {}", self.cache_dir.display());
         }
-        if self.engine != EngineChoice::Auto {
-            options += &format!(" --engine {}", self.engine.word());
+        if self.engines != [EngineChoice::Auto] {
+            let words: Vec<&str> = self.engines.iter().map(|engine| engine.word()).collect();
+            options += &format!(" --engine {}", words.join(","));
         }
         if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
             options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
@@ -293,6 +305,17 @@ impl Settings {
         }
         options
     }
+}
+
+/// What runs sandboxes, each once.
+fn engines(host: &HostArgs) -> Vec<EngineChoice> {
+    let mut engines: Vec<EngineChoice> = Vec::new();
+    for choice in host.engine.iter().copied().chain(host.accel) {
+        if !engines.contains(&choice) {
+            engines.push(choice);
+        }
+    }
+    if engines.is_empty() { vec![EngineChoice::Auto] } else { engines }
 }
 
 /// Decides every value.
@@ -337,7 +360,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         },
         api_key: around.api_key.clone(),
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
-        engine: host.engine.or(host.accel).unwrap_or(EngineChoice::Auto),
+        engines: engines(host),
         kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
         jail: host.jail.unwrap_or(JailChoice::Best),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
@@ -431,7 +454,7 @@ mod tests {
         assert!(!settings.listen_chosen);
         assert_eq!(settings.state_dir, Path::new("/var/lib/firkin"));
         assert_eq!(settings.cache_dir, Path::new("/var/cache/firkin"));
-        assert_eq!(settings.engine, EngineChoice::Auto);
+        assert_eq!(settings.engines, [EngineChoice::Auto]);
         assert_eq!(settings.kvm_deadline, DEFAULT_KVM_DEADLINE);
         assert_eq!((settings.on_exit, settings.warm.depth), (OnExit::Kill, Depth::at_least(2)));
         assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());

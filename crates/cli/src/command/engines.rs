@@ -12,7 +12,7 @@ use firkin_engine::{
     gvisor::probe as gvisor,
     qemu::probe::{ProbeError, ProbeRequest, Requested, probe},
 };
-use firkin_runtime::{config::GuestSystem, images::ImageSource as _};
+use firkin_runtime::{config::GuestSystem, engines::Engines, images::ImageSource as _};
 use fs_err as fs;
 
 use crate::{
@@ -27,13 +27,28 @@ use crate::{
 /// What sandboxes of gVisor cannot do without: it is what clients reach them by.
 const DEMANDED: &str = "network";
 
-/// The engine that the settings ask for.
-pub(super) async fn choose(
+/// The engines that the settings ask for.
+pub(super) async fn choose(settings: &Settings, parts: (&GuestSystem, &Images), progress: &Progress) -> anyhow::Result<Engines> {
+    let mut chosen: Vec<Arc<dyn Engine>> = Vec::new();
+    for choice in &settings.engines {
+        let engine = one(settings, *choice, parts, progress).await?;
+        // What was found by itself may also have been asked for.
+        if !chosen.iter().any(|other| other.fingerprint().acceleration == engine.fingerprint().acceleration) {
+            chosen.push(engine);
+        }
+    }
+    let mut chosen = chosen.into_iter();
+    let first = chosen.next().context("no engine was asked for")?;
+    Ok(Engines::new(first, chosen.collect()))
+}
+
+async fn one(
     settings: &Settings,
+    choice: EngineChoice,
     (guest, images): (&GuestSystem, &Images),
     progress: &Progress,
 ) -> anyhow::Result<Arc<dyn Engine>> {
-    let requested = match settings.engine {
+    let requested = match choice {
         EngineChoice::Auto => Requested::Auto,
         EngineChoice::Kvm => Requested::Kvm,
         EngineChoice::Emulated => Requested::Tcg,

@@ -183,7 +183,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let guest = Guests::from(guest);
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let images = Arc::new(Images::new(cache, settings.images.clone(), additions, settings.template_env(), guest.clone()));
-    let engine = engines::choose(settings, (&guest.now(), &images), progress).await?;
+    let engines = engines::choose(settings, (&guest.now(), &images), progress).await?;
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
@@ -205,7 +205,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         guest,
         state_dir,
     };
-    let runtime = Runtime::open(config, engine).await.map_err(refused)?;
+    let runtime = Runtime::open(config, engines).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     Ok(runtime)
 }

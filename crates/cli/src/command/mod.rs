@@ -2,9 +2,9 @@
 
 pub(crate) mod bench;
 pub(crate) mod doctor;
+mod engines;
 pub(crate) mod env;
 pub(crate) mod exec;
-mod engines;
 mod hosting;
 pub(crate) mod key;
 pub(crate) mod quickstart;

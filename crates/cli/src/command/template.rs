@@ -58,7 +58,8 @@ pub(crate) async fn build(settings: &Settings, args: BuildArgs) -> anyhow::Resul
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
     let (force, standard) = (args.force, Standard::of(&args.name, &args.without));
-    let request = request(args, standard.template(None, settings.template_env()))?;
+    let standard_of = BuildTemplate { engine: settings.asked_engine(), ..standard.template(None, settings.template_env()) };
+    let request = request(args, standard_of)?;
     let built = match running_server(settings).await? {
         Some((api, _)) => {
             if settings.trust_host_certificates {
@@ -113,6 +114,7 @@ async fn begin(api: &Api, standard: &Standard, request: &BuildTemplate, force: b
         start_cmd: request.start.clone(),
         ready_cmd: request.ready.clone(),
         nested_virtualization: Some(request.nested_virtualization),
+        engine: request.engine.map(|engine| engine.word().to_owned()),
         ..Default::default()
     };
     api.start_build(&place, &build).await.with_context(failed)?;
@@ -195,7 +197,7 @@ fn request(args: BuildArgs, standard: BuildTemplate) -> anyhow::Result<BuildTemp
         return Err(anyhow!("template `{}` has no parts to leave out", args.name)).hint("only `code-interpreter-v1` has");
     }
     args.name.parse::<TemplateName>()?;
-    let base = BuildTemplate { env: standard.env.clone(), ..BuildTemplate::base() };
+    let base = BuildTemplate { env: standard.env.clone(), engine: standard.engine, ..BuildTemplate::base() };
     let request = BuildTemplate {
         ready_deadline: if args.ready_cmd.is_some() { READY_DEADLINE } else { standard.ready_deadline },
         ready: args.ready_cmd.or_else(|| standard.ready.clone()),
