@@ -68,9 +68,10 @@ impl BootFiles {
     pub fn kernel(&self) -> Result<&KernelFiles, StartError> {
         match self {
             Self::Kernel(files) => Ok(files),
-            Self::InRootImage { .. } => {
-                Err(StartError::Refused { phase: "what to boot", reason: "it has no kernel: it is for another engine".to_owned() })
-            }
+            Self::InRootImage { .. } => Err(StartError::Refused {
+                phase: "what to boot",
+                reason: "it has no kernel: it is for another engine".to_owned(),
+            }),
         }
     }
 }

@@ -31,8 +31,8 @@ use tokio::{io::DuplexStream, sync::watch};
 pub use self::trees::Trees;
 use self::{machine::FakeMachine, prepared::FakePrepared};
 use crate::{
-    Acceleration, BootFiles, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared, RestoreSpec,
-    Safeguard, StartError, gvisor::Marks, qcow2::Qcow2,
+    Acceleration, BootFiles, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared,
+    RestoreSpec, Safeguard, StartError, gvisor::Marks, qcow2::Qcow2,
 };
 
 /// A call that can be made to fail.

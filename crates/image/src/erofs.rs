@@ -12,11 +12,7 @@
 mod furnish;
 mod view;
 
-use std::{
-    io::Read,
-    path::Path,
-    time::Duration,
-};
+use std::{io::Read, path::Path, time::Duration};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use firkin_engine::{Acceleration, Engine, Safeguard};
+use firkin_engine::{Acceleration, Safeguard};
 use jiff::Timestamp;
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use crate::{
     host::disk::DiskPressureGuard,
     machine::{
         command::{self, CommandError, CommandOutput, GuestCommand},
+        engines::Engines,
         forward,
         groups::MachineGroups,
         instances::Instances,

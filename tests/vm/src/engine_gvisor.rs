@@ -192,7 +192,13 @@ fn libraries(program: &str) -> anyhow::Result<Vec<String>> {
 fn slot(uid: u32) -> Slot {
     let netns = fs_err::File::open("/proc/self/ns/net").expect("a namespace").into_file();
     let tap = fs_err::File::open("/dev/null").expect("a device").into_file();
-    Slot { uid, netns: OwnedFd::from(netns), attachment: Attachment::Tap(OwnedFd::from(tap)), mac: [2, 0, 0, 0, 0, 1], groups: Vec::new() }
+    Slot {
+        uid,
+        netns: OwnedFd::from(netns),
+        attachment: Attachment::Tap(OwnedFd::from(tap)),
+        mac: [2, 0, 0, 0, 0, 1],
+        groups: Vec::new(),
+    }
 }
 
 #[async_trait]

@@ -285,12 +285,7 @@ impl ArtifactStore {
     }
 
     /// What the layer `id` lies over by its own word. A sealed one is opened in `dir` for that.
-    pub(super) fn below_layer(
-        &self,
-        id: &LayerId,
-        form: &dyn DiskFormat,
-        dir: &Path,
-    ) -> Result<Option<PathBuf>, DiskError> {
+    pub(super) fn below_layer(&self, id: &LayerId, form: &dyn DiskFormat, dir: &Path) -> Result<Option<PathBuf>, DiskError> {
         let path = self.readable_layer(id, dir).map_err(|error| DiskError::Refused(Box::new(error)))?;
         form.below(&path)
     }

@@ -57,7 +57,7 @@ impl Engines {
     }
 
     /// All of them, the first first.
-    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Engine>> {
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Engine>> + Clone {
         std::iter::once(&self.first).chain(&self.others)
     }
 

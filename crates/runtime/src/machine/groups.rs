@@ -73,6 +73,8 @@ fn limits(shape: Shape, own: OwnMemory, threads: u32) -> Limits {
 
 #[cfg(test)]
 mod tests {
+    use firkin_engine::fake::FakeEngine;
+
     use super::*;
 
     #[test]
@@ -84,8 +86,8 @@ mod tests {
 
     #[test]
     fn who_has_no_groups_has_none_for_machines() {
-        let none = MachineGroups { groups: None, own_memory: OwnMemory { usual_mib: 0, most_mib: 0 } };
-        let group = none.make("a", Shape { vcpus: 1, memory_mib: 1 }).unwrap();
+        let (none, engine) = (MachineGroups { groups: None }, FakeEngine::new());
+        let group = none.make("a", Shape { vcpus: 1, memory_mib: 1 }, &engine).unwrap();
         assert!(group.entrances().unwrap().is_empty() && none.sweep().is_empty());
         none.adopt("a", None).unwrap().release();
     }

@@ -79,7 +79,10 @@ pub(crate) struct Booted {
 /// Boots until the guest comes up, or too often.
 pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Report<'_>) -> Result<Booted, BootError> {
     for attempt in 1.. {
-        report(&format!("booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})", request.engine.fingerprint().acceleration));
+        report(&format!(
+            "booting the guest ({}, attempt {attempt} of {BOOT_ATTEMPTS})",
+            request.engine.fingerprint().acceleration
+        ));
         match try_boot(shared, request).await {
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),

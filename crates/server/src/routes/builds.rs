@@ -7,8 +7,8 @@ use axum::{
     extract::{Path, Request, State},
 };
 use firkin_runtime::{
-    engines::Acceleration,
     build::{BuildInfo, BuildPlan, BuildRequest, Source, StepSpec, dockerfile},
+    engines::Acceleration,
     images::{ImageRequest, RegistryLogin},
     reference::with_team,
     store::{BuildLogEntry, BuildReason},

@@ -19,7 +19,7 @@ use super::{Owner, Phase, gone, view::show, wake};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     ground::blocking::blocking,
-    restore::{self, SnapshotRestoreError},
+    restore::SnapshotRestoreError,
     sandbox::owner::{ResumeError, SnapshotError},
     shared::Shared,
     start::{

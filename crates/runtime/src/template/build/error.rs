@@ -256,6 +256,7 @@ impl BuildFailure {
             | Self::SmallDisk { .. }
             | Self::LittleFreeDisk { .. }
             | Self::Died(_)
+            | Self::NoEngine(_)
             | Self::File(_)
             | Self::Provision(_)
             | Self::Malformed { .. }

@@ -166,12 +166,7 @@ async fn of_image(
     Ok(Prepared { key, found, inherited: Inherited::default() })
 }
 
-async fn of_template(
-    builds: &Builds,
-    record: TemplateRecord,
-    wanted: &Wanted,
-    log: &BuildLog,
-) -> Result<Prepared, BuildFailure> {
+async fn of_template(builds: &Builds, record: TemplateRecord, wanted: &Wanted, log: &BuildLog) -> Result<Prepared, BuildFailure> {
     let shared = &builds.shared;
     let title = format!("FROM TEMPLATE {}", record.base_name().map_or(record.id.as_str(), TemplateName::as_str));
     let pin = shared.artifacts.pin(record.artifact.clone());
