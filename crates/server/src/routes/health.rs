@@ -25,6 +25,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: H
     let encryption = app.runtime.encryption().await.map_err(|error| ApiError::internal(&error))?;
     Ok(Json(json!({
         "acceleration": app.runtime.acceleration().to_string(),
+        "engines": app.runtime.accelerations().iter().map(|one| one.word()).collect::<Vec<_>>(),
         "jail": {"held": held, "lacking": lacking},
         "encryption": {"enabled": encryption.enabled, "key": encryption.key, "sealed": encryption.sealed},
     }))
