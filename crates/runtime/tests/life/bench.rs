@@ -12,13 +12,14 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_engine::{
-    BootFile, BootFiles, Engine, Fingerprint, ImageForm,
-    fake::{Connection, FakeEngine, Guest},
+    Acceleration, BootFile, BootFiles, Engine, Fingerprint, ImageForm,
+    fake::{Connection, FakeEngine, Guest, Keeping},
 };
 use firkin_runtime::{
     capacity::HostCapacity,
     config::{EncryptionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
+    engines::Engines,
     ids::LayerId,
     images::{BuildImage, ImageError, ImageRequest, ImageSource, OwnImage, SDK_BASE_IMAGE},
     memory_pressure::HostMemory,
@@ -306,8 +307,33 @@ impl Host {
         self.opened(RuntimeConfig { sandboxes, ..self.config() }).await
     }
 
+    /// Another engine of this host, whose guests a test reads and writes like those of the first.
+    pub(crate) fn another_engine(&self, keeping: Keeping, acceleration: Acceleration) -> FakeEngine {
+        let seen = Arc::clone(&self.guests);
+        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), Age::Present)).keeping(keeping);
+        let fingerprint = Fingerprint { engine: "another".into(), acceleration, ..engine.fingerprint().clone() };
+        engine.with_fingerprint(fingerprint)
+    }
+
+    /// Runs a server with these engines, the first for what is new, to a clean end.
+    pub(crate) fn serve_on<T>(&self, engines: &[&FakeEngine], work: impl AsyncFnOnce(&Runtime) -> T) -> T {
+        let mut all = engines.iter().map(|engine| Arc::new((*engine).clone()) as Arc<dyn Engine>);
+        let engines = Engines::new(all.next().unwrap(), all.collect());
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async {
+            let server = self.opened_on(self.config(), engines).await;
+            let result = work(&server).await;
+            server.shutdown(OnExit::Kill).await;
+            result
+        })
+    }
+
     async fn opened(&self, config: RuntimeConfig) -> Runtime {
-        let runtime = Runtime::open(config, Arc::new(self.engine.clone())).await.unwrap();
+        self.opened_on(config, Arc::new(self.engine.clone()).into()).await
+    }
+
+    async fn opened_on(&self, config: RuntimeConfig, engines: Engines) -> Runtime {
+        let runtime = Runtime::open(config, engines).await.unwrap();
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
         Box::pin(runtime.ensure_template(base, &|_| {})).await.unwrap();
         runtime
