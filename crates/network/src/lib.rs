@@ -1,4 +1,4 @@
-//! Every machine's network: its own namespace, its own tap, the same constant addresses, and only the ways out that policy gives.
+//! Every machine's network: its own namespace, its own link, the same constant addresses, and only the ways out that policy gives.
 //!
 //! ```text
 //!   guest 169.254.0.21 ── tap0 169.254.0.22      slot's namespace (unnamed: held by descriptors, gone with them)
@@ -13,6 +13,8 @@
 //! Decisions:
 //! * Constant guest addresses, so that a snapshot restores anywhere without touching the guest's network. The host reaches a
 //!   guest port by a socket opened *inside* the namespace ([`NetworkSlot::connect`]); a socket keeps its namespace for life.
+//! * A guest's end of a slot is a tap, or an interface that its kernel takes over, as its engine wants (`attachment.rs`). The host's end
+//!   is the same to all rules.
 //! * A slot without egress has no second interface at all: nothing can leave it, whatever the rules say.
 //! * What is always denied is denied in the slot's namespace and on the host. The host's rules are watched, and slots are cut off
 //!   while they are gone (`guard.rs`).
@@ -26,8 +28,10 @@
 
 use std::{io, net::Ipv4Addr, path::PathBuf};
 
+use firkin_engine::AttachmentKind;
 use ipnet::Ipv4Net;
 
+mod attachment;
 mod claim;
 mod filter;
 mod guard;
@@ -88,6 +92,8 @@ pub struct NetworkConfig {
     pub claims_dir: PathBuf,
     /// The first of 65,536 user ids that machines of this host run under, the same for all its servers.
     pub first_uid: u32,
+    /// What slots have for their guests: what the engine [wants](firkin_engine::Engine::attachment).
+    pub attachment: AttachmentKind,
     /// Slots that may exist at a time, prepared ones included. At most 1024.
     pub max_slots: u16,
     /// Slots with egress kept ready.
@@ -131,6 +137,7 @@ impl NetworkConfig {
             owner: owner.into(),
             claims_dir: PathBuf::from("/run/firkin/network"),
             first_uid: claim::Uids::DEFAULT_FIRST,
+            attachment: AttachmentKind::Tap,
             max_slots: 1024,
             prepared: 4,
             prepared_sealed: 0,
@@ -175,6 +182,11 @@ pub enum SetupError {
     /// The thread that did it is gone.
     #[error(transparent)]
     Thread(#[from] ThreadLost),
+}
+
+/// For a failed system call of this step.
+fn system(step: &'static str) -> impl FnOnce(io::Error) -> SetupError {
+    move |source| SetupError::System { step, source }
 }
 
 /// Why there is no slot.

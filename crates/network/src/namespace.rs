@@ -17,6 +17,9 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+/// `lo` is the first interface of every namespace.
+pub(super) const LOOPBACK: u32 = 1;
+
 /// The calling thread's network namespace.
 pub(super) fn current() -> io::Result<OwnedFd> {
     Ok(fs_err::File::open("/proc/thread-self/ns/net")?.into_parts().0.into())

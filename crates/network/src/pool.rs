@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_engine::AttachmentKind;
 use ipnet::Ipv4Net;
 use tokio::{
     sync::{Notify, Semaphore, mpsc, oneshot},
@@ -121,6 +122,7 @@ struct Inner {
     /// Told when `preparing` ends.
     prepared_one: Notify,
     builders: Arc<Semaphore>,
+    attachment: AttachmentKind,
     prepared: u16,
     prepared_sealed: u16,
 }
@@ -186,6 +188,7 @@ impl NetworkPool {
             ready: Mutex::default(),
             prepared_one: Notify::new(),
             builders: Arc::new(Semaphore::new(BUILDERS as usize)),
+            attachment: config.attachment,
             prepared: config.prepared,
             prepared_sealed: config.prepared_sealed,
         });
@@ -306,10 +309,11 @@ impl Inner {
     /// Makes a slot on a thread of its own, a few at a time.
     async fn build(&self, lease: IndexLease, egress: Egress) -> Result<NetworkSlot, SlotError> {
         let index = lease.index();
+        let attachment = self.attachment;
         // The semaphore is never closed.
         let permit = Arc::clone(&self.builders).acquire_owned().await.map_err(|_| SlotError::Closed)?;
         let job = move || {
-            let built = slot::build(lease, egress);
+            let built = slot::build(lease, egress, attachment);
             drop(permit);
             built
         };

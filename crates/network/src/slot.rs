@@ -1,6 +1,6 @@
-//! One slot: a namespace, a tap, perhaps a way out, and the numbers that go with it.
+//! One slot: a namespace, a guest's end, perhaps a way out, and the numbers that go with it.
 //!
-//! A slot is a guard. Dropping it closes the namespace, which takes the tap with it once no machine runs inside, and has the
+//! A slot is a guard. Dropping it closes the namespace, which takes the guest's end with it once no machine runs inside, and has the
 //! pool delete the host's end of the way out. Its number goes to another slot only after that.
 
 use std::{
@@ -11,20 +11,20 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::Attachment;
+use firkin_engine::{Attachment, AttachmentKind};
 use firkin_wire::control::GuestNetwork;
 use tokio::{net::TcpStream, sync::Mutex};
 
 use super::{
-    Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError,
+    Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError, attachment,
     claim::{slot_addresses, uid_of},
     filter::{EgressFilter, filter_rules},
     lease::{Host, IndexLease, Remains},
-    namespace::{self, SocketOpener},
+    namespace::{self, LOOPBACK, SocketOpener},
     netlink::Netlink,
     parameters::set_parameters,
     rules::{OUT, TAP, renewed_slot_rules},
-    tap::open_tap,
+    system,
 };
 
 /// A machine's network, owned by the machine's owner.
@@ -32,8 +32,8 @@ use super::{
 pub struct NetworkSlot {
     lease: Arc<IndexLease>,
     netns: Arc<OwnedFd>,
-    /// Absent in an adopted slot, whose machine holds the only descriptor.
-    tap: Option<OwnedFd>,
+    /// Absent in an adopted slot, whose machine has it.
+    attachment: Option<Attachment>,
     way_out: WayOut,
     /// Whether there may be a filter.
     filtered: bool,
@@ -152,13 +152,16 @@ impl NetworkSlot {
         self.netns.as_fd()
     }
 
-    /// The slot that an engine runs a machine in. Fails for an adopted slot: its machine has the tap.
+    /// The slot that an engine runs a machine in. Fails for an adopted slot: its machine has the guest's end.
     pub fn engine_slot(&self) -> io::Result<firkin_engine::Slot> {
-        let tap = self.tap.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
+        let attachment = match self.attachment.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))? {
+            Attachment::Tap(tap) => Attachment::Tap(tap.try_clone()?),
+            Attachment::Interface(namespace) => Attachment::Interface(namespace.try_clone()?),
+        };
         Ok(firkin_engine::Slot {
             uid: self.uid(),
             netns: self.netns.try_clone()?,
-            attachment: Attachment::Tap(tap.try_clone()?),
+            attachment,
             mac: GUEST_MAC,
             groups: Vec::new(),
         })
@@ -253,30 +256,36 @@ fn on_thread<T>(job: impl Future<Output = Result<T, SetupError>>) -> Result<T, S
     namespace::block_on(job).map_err(system("start a runtime"))?
 }
 
-fn system(step: &'static str) -> impl FnOnce(io::Error) -> SetupError {
-    move |source| SetupError::System { step, source }
-}
-
 /// Makes a slot. Runs on a thread of its own, in the host's namespace, and leaves it elsewhere.
-pub(super) fn build(lease: IndexLease, egress: Egress) -> Result<NetworkSlot, SetupError> {
+pub(super) fn build(lease: IndexLease, egress: Egress, kind: AttachmentKind) -> Result<NetworkSlot, SetupError> {
     on_thread(async {
         let lease = Arc::new(lease);
         let host = Netlink::open()?;
         namespace::enter_new().map_err(system("make a network namespace"))?;
         let netns = Arc::new(namespace::current().map_err(system("open the new network namespace"))?);
         set_parameters(&SLOT_PARAMETERS).map_err(system("set a slot's kernel parameters"))?;
-        let tap = open_tap(TAP).map_err(system("open a tap"))?;
+        let slot = Netlink::open()?;
+        let attachment = attachment::make(kind, &slot, &netns).await?;
         lease.host().slot_rules.commit().map_err(|source| SetupError::Firewall { step: "install a slot's rules", source })?;
 
-        let slot = Netlink::open()?;
         slot.up("bring a slot's loopback up", LOOPBACK, None).await?;
-        let index = slot.index("find the tap", TAP).await?;
-        slot.up("bring the tap up", index, Some(GATEWAY_MAC)).await?;
-        slot.address("give the tap its address", index, (GATEWAY_ADDRESS, GUEST_PREFIX)).await?;
+        let index = slot.index("find the guest's end", TAP).await?;
+        slot.up("bring the guest's end up", index, Some(GATEWAY_MAC)).await?;
+        slot.address("give the guest's end its address", index, (GATEWAY_ADDRESS, GUEST_PREFIX)).await?;
         slot.neighbour("enter the guest as a neighbour", index, GUEST_ADDRESS, GUEST_MAC).await?;
 
-        let mut built =
-            NetworkSlot { lease, netns, tap: Some(tap), way_out: WayOut::Absent, filtered: false, changing: Arc::default() };
+        if kind == AttachmentKind::Interface {
+            slot.wait_up("see the guest's end come up", index).await?;
+        }
+
+        let mut built = NetworkSlot {
+            lease,
+            netns,
+            attachment: Some(attachment),
+            way_out: WayOut::Absent,
+            filtered: false,
+            changing: Arc::default(),
+        };
         if egress == Egress::Allowed {
             built.way_out = WayOut::Unknown;
             attach(&built.lease, &built.netns, &Ends { host, slot }).await?;
@@ -326,15 +335,12 @@ pub(super) fn adopted(lease: IndexLease, netns: OwnedFd, has_way_out: bool) -> N
     NetworkSlot {
         lease: Arc::new(lease),
         netns: Arc::new(netns),
-        tap: None,
+        attachment: None,
         way_out: if has_way_out { WayOut::Present } else { WayOut::Absent },
         filtered: true,
         changing: Arc::default(),
     }
 }
-
-/// `lo` is the first interface of every namespace.
-const LOOPBACK: u32 = 1;
 
 /// Parameters of a slot's namespace, set before it has interfaces to inherit them. IPv6 may be absent from the kernel.
 const SLOT_PARAMETERS: [(&str, &str); 4] = [

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::{Attachment, Slot};
+use firkin_engine::{Attachment, AttachmentKind, Slot};
 use firkin_network::{
     Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork,
 };
@@ -63,9 +63,13 @@ pub(crate) enum Connector {
 }
 
 impl Links {
-    pub(crate) async fn open(choice: NetworkChoice) -> Result<Self, OpenError> {
+    /// With slots of the kind that the engine wants.
+    pub(crate) async fn open(choice: NetworkChoice, attachment: AttachmentKind) -> Result<Self, OpenError> {
         Ok(match choice {
-            NetworkChoice::Isolated(config) => Self::Isolated(Mutex::new(Some(Arc::new(NetworkPool::open(config).await?)))),
+            NetworkChoice::Isolated(config) => {
+                let pool = NetworkPool::open(NetworkConfig { attachment, ..config }).await?;
+                Self::Isolated(Mutex::new(Some(Arc::new(pool))))
+            }
             NetworkChoice::Loopback => Self::Loopback(Ports::default()),
             NetworkChoice::LoopbackPorts(ports) => Self::Loopback(Arc::new(ports)),
         })

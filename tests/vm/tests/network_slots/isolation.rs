@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::world::{
     Guest, HOST, METADATA, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, SILENCE, assert_nothing_denied_answers,
-    eventually, in_world, is_from, way_out,
+    eventually, in_each_world, in_world, is_from, way_out,
 };
 
 #[test]
@@ -41,7 +41,7 @@ fn the_host_reaches_guest_ports_and_is_told_why_not() {
 
 #[test]
 fn an_allowed_guest_reaches_the_internet_and_nothing_else() {
-    in_world(async |world| {
+    in_each_world(async |world| {
         let pool = NetworkPool::open(world.config("a")).await.unwrap();
         let slot = pool.acquire(Egress::Allowed).await.unwrap();
         let guest = Guest::start(&slot);

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_engine::AttachmentKind;
 use firkin_network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork, open_tap};
 
 use crate::world::{
@@ -17,36 +18,41 @@ use crate::world::{
 #[test]
 fn many_slots_leave_nothing() {
     alone_in_world("lifetimes::many_slots_leave_nothing", async |world| {
-        let config = NetworkConfig { prepared: 3, prepared_sealed: 1, ..world.config("a") };
-        // Once for what a process opens only once.
-        NetworkPool::open(config.clone()).await.unwrap().close().await.unwrap();
-        // A thread of the pool that has just closed may still hold descriptors: the count can only be too high by a few, which
-        // is why fewer are fine at the end. A slot that leaked would show with several for each of twenty.
-        let before = (world.interfaces(""), world.tables(), open_files());
-
-        let pool = NetworkPool::open(config).await.unwrap();
-        let mut namespaces = BTreeSet::new();
-        let mut uids = BTreeSet::new();
-        for round in 0..5 {
-            let mut slots = Vec::new();
-            for egress in [Egress::Allowed, Egress::Denied, Egress::Allowed, Egress::Allowed] {
-                slots.push(pool.acquire(egress).await.unwrap());
-            }
-            for slot in &slots {
-                assert!(namespaces.insert(Namespace::of_slot(slot).identity()) || round > 0);
-                assert!(uids.insert(slot.uid()), "user id {} was used again at once", slot.uid());
-            }
-        }
-        eventually("the pool is full again", || pool.ready() == (3, 1)).await;
-        eventually("ways out of used slots are gone", || world.interfaces("fk").len() == 3).await;
-        pool.close().await.unwrap();
-
-        assert_eq!((&before.0, &before.1), (&world.interfaces(""), &world.tables()));
-        eventually("threads have closed their descriptors", || open_files() <= before.2).await;
-        for namespace in namespaces {
-            assert!(!is_referenced(&namespace), "{namespace} is still referenced");
+        for attachment in [AttachmentKind::Tap, AttachmentKind::Interface] {
+            many_slots(&world, NetworkConfig { attachment, prepared: 3, prepared_sealed: 1, ..world.config("a") }).await;
         }
     });
+}
+
+async fn many_slots(world: &World, config: NetworkConfig) {
+    // Once for what a process opens only once.
+    NetworkPool::open(config.clone()).await.unwrap().close().await.unwrap();
+    // A thread of the pool that has just closed may still hold descriptors: the count can only be too high by a few, which
+    // is why fewer are fine at the end. A slot that leaked would show with several for each of twenty.
+    let before = (world.interfaces(""), world.tables(), open_files());
+
+    let pool = NetworkPool::open(config).await.unwrap();
+    let mut namespaces = BTreeSet::new();
+    let mut uids = BTreeSet::new();
+    for round in 0..5 {
+        let mut slots = Vec::new();
+        for egress in [Egress::Allowed, Egress::Denied, Egress::Allowed, Egress::Allowed] {
+            slots.push(pool.acquire(egress).await.unwrap());
+        }
+        for slot in &slots {
+            assert!(namespaces.insert(Namespace::of_slot(slot).identity()) || round > 0);
+            assert!(uids.insert(slot.uid()), "user id {} was used again at once", slot.uid());
+        }
+    }
+    eventually("the pool is full again", || pool.ready() == (3, 1)).await;
+    eventually("ways out of used slots are gone", || world.interfaces("fk").len() == 3).await;
+    pool.close().await.unwrap();
+
+    assert_eq!((&before.0, &before.1), (&world.interfaces(""), &world.tables()));
+    eventually("threads have closed their descriptors", || open_files() <= before.2).await;
+    for namespace in namespaces {
+        assert!(!is_referenced(&namespace), "{namespace} is still referenced");
+    }
 }
 
 #[test]

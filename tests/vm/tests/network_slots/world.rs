@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_engine::Attachment;
+use firkin_engine::{Attachment, AttachmentKind};
 use firkin_network::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
 };
@@ -158,6 +158,8 @@ pub(crate) struct World {
     pub(crate) claims: tempfile::TempDir,
     /// User ids that no server outside this test looks at.
     pub(crate) first_uid: u32,
+    /// What its slots have for guests.
+    pub(crate) attachment: AttachmentKind,
 }
 
 /// Set for the process of a test that runs alone.
@@ -173,6 +175,13 @@ pub(crate) fn alone_in_world<F: Future<Output = ()>>(name: &str, test: impl FnOn
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// [`in_world`], once with slots of each kind.
+pub(crate) fn in_each_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Copy + Send + 'static) {
+    for attachment in [AttachmentKind::Tap, AttachmentKind::Interface] {
+        in_world(move |world| test(World { attachment, ..world }));
+    }
+}
+
 /// Runs `test` on threads whose namespace plays the host, linked to one that plays the internet.
 pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send + 'static) {
     let body = move || {
@@ -182,6 +191,7 @@ pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + S
             internet: Namespace::new(),
             claims: tempfile::tempdir().unwrap(),
             first_uid: own_uids(),
+            attachment: AttachmentKind::Tap,
         };
         ip("link set lo up");
         ip(&format!("link add up0 type veth peer name srv0 netns {}", world.internet.path()));
@@ -218,6 +228,7 @@ impl World {
         NetworkConfig {
             claims_dir: self.claims.path().to_owned(),
             first_uid: self.first_uid,
+            attachment: self.attachment,
             prepared: 0,
             resolvers: Some(vec![RESOLVER]),
             reachable: vec!["192.168.77.0/24".parse().unwrap()],
@@ -244,7 +255,7 @@ impl World {
     }
 }
 
-/// A guest without a machine: a namespace whose interface is pumped to and from a slot's tap.
+/// A guest without a machine: a namespace with a slot's interface, or with one that is pumped to and from a slot's tap.
 pub(crate) struct Guest {
     pub(crate) inside: Namespace,
     pumping: Arc<AtomicBool>,
@@ -266,8 +277,13 @@ impl Guest {
         assert_eq!((network.address, network.gateway, network.prefix), (GUEST_ADDRESS, GATEWAY_ADDRESS, GUEST_PREFIX));
         assert_eq!(network.gateway_mac, mac(GATEWAY_MAC));
         assert_eq!(engine.mac, GUEST_MAC);
-        let Attachment::Tap(tap) = engine.attachment else { panic!("the slot has a tap") };
-        Self::on(tap)
+        match engine.attachment {
+            Attachment::Tap(tap) => Self::on(tap),
+            // What a sandbox's kernel takes over, the host's own can be left to have.
+            Attachment::Interface(inside) => {
+                Self { inside: Namespace(Arc::new(inside)), pumping: Arc::default(), pumps: Vec::new() }
+            }
+        }
     }
 
     /// The guest at the other end of `tap`.
