@@ -9,15 +9,17 @@
 //!   restore:  prove the state ─► bundle ─► runsc create ─► record ─► prepared ─► runsc restore, pause ─► paused
 //! ```
 //!
-//! What a sandbox is started from is in its root image: a kernel and an initial file system have no meaning here. There is no network yet: a
-//! guest has its loopback, and its agent the two pipes of its control channel.
+//! What a sandbox is started from is in its root image: a kernel and an initial file system have no meaning here. Its network is that of its
+//! slot, whose interface it takes over ([`network`]); its agent has the two pipes of its control channel.
 
 mod channel;
 mod command;
+mod connections;
 mod cost;
 mod disk;
 mod instance;
 mod machine;
+mod network;
 mod prepared;
 pub mod probe;
 mod program;
@@ -41,6 +43,7 @@ use self::{
     command::{Call, RunError, Streams},
     instance::{LOG, PID_FILE, RUNSC_DIR, Record},
     machine::{GvisorMachine, Parts, State},
+    network::{Network, View},
     prepared::GvisorPrepared,
     program::Program,
     remains::Remains,
@@ -49,7 +52,8 @@ use self::{
 };
 pub use self::{disk::Marks, spec::AGENT};
 use crate::{
-    BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard, SnapshotMemory, StartError,
+    AttachmentKind, BootSpec, Compatibility, Engine, Machine, OwnMemory, Prepared, RestoreSpec, Safeguard, Slot, SnapshotMemory,
+    StartError,
     directory::{self, blocking},
     disk::{DiskFormat, RootDisk},
     process::{Process, log::Log},
@@ -69,6 +73,7 @@ pub struct GvisorEngine {
     /// Where binaries are kept, by their digests.
     pins: PathBuf,
     compatibility: Compatibility,
+    network: Network,
     /// Digest of what all sandboxes have in common.
     fixed: String,
     /// Whether a root disk of its sandboxes can have a size: found out by giving one.
@@ -84,10 +89,13 @@ impl GvisorEngine {
 
     async fn boot_from(&self, start: Start) -> Result<GvisorMachine, StartError> {
         start.make().await?;
-        let mut parts = start.create(self.program.clone()).await?;
+        let (mut parts, interface) = start.create(self.program.clone(), self.network).await?;
+        let view = View::of_starter(self.network, parts.process.pid(), interface);
         let (program, dir) = (parts.program.clone(), parts.dir.clone());
         let words = vec!["start".into()];
-        let started = command::run(Call { program, dir, words, streams: Streams::None, groups: Vec::new() }).await;
+        let started =
+            command::run(Call { program, dir, words, streams: Streams::None, network: self.network, view, groups: Vec::new() })
+                .await;
         started.map_err(|error| start_error("its start", error))?;
         parts.record.whole = true;
         parts.record.write(&parts.dir).map_err(|source| file_error(&parts.dir, source))?;
@@ -112,7 +120,9 @@ impl GvisorEngine {
             return Err(refused(PHASE, "it was made with other flags or mounts".to_owned()));
         }
         let program = self.maker(&made.program).await?;
-        Ok(GvisorPrepared::new(Start { origin: made, ..start }.create(program).await?))
+        let network = if program == self.program { self.network } else { self.network.of_another_build() };
+        let (parts, interface) = Start { origin: made, ..start }.create(program, network).await?;
+        Ok(GvisorPrepared::new(parts, interface))
     }
 
     /// The binary that wrote a state, kept since.
@@ -157,13 +167,17 @@ impl Engine for GvisorEngine {
         Vec::new()
     }
 
+    fn attachment(&self) -> AttachmentKind {
+        AttachmentKind::Interface
+    }
+
     fn disks(&self) -> &'static dyn DiskFormat {
         &Marks
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
-        let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
+        let start = Start { dir: spec.dir, slot: spec.slot, disk: spec.disk, origin };
         Ok(Box::new(self.boot_from(start).await?))
     }
 
@@ -172,7 +186,7 @@ impl Engine for GvisorEngine {
             return Err(refused("the snapshot's memory", "it is of another engine".to_owned()));
         }
         let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
-        let start = Start { dir: spec.dir, uid: spec.slot.uid, groups: spec.slot.groups, disk: spec.disk, origin };
+        let start = Start { dir: spec.dir, slot: spec.slot, disk: spec.disk, origin };
         Ok(Box::new(self.prepare_from(start, &spec.state).await?))
     }
 
@@ -197,7 +211,7 @@ impl Engine for GvisorEngine {
         remains.end_on_drop();
         let paused = outcome.map_err(|error| refused("to be adopted", firkin_causes::chain(&error)))?;
         let program = self.maker(&record.origin.program).await?;
-        let parts = Parts { process, remains, dir: dir.to_path_buf(), record, program };
+        let parts = Parts { process, remains, dir: dir.to_path_buf(), record, program, network: self.network };
         Ok(Box::new(GvisorMachine::new(parts, if paused { State::Paused } else { State::Running })))
     }
 }
@@ -205,8 +219,7 @@ impl Engine for GvisorEngine {
 /// A sandbox that is about to be.
 struct Start {
     dir: PathBuf,
-    uid: u32,
-    groups: Vec<OwnedFd>,
+    slot: Slot,
     disk: RootDisk,
     origin: Origin,
 }
@@ -221,9 +234,10 @@ impl Start {
         blocking(move || instance::make(&dir)).await.map_err(|source| file_error(&self.dir, source))
     }
 
-    /// Has `runsc` make the sandbox, with nothing in it.
-    async fn create(self, program: Program) -> Result<Parts, StartError> {
-        let Self { dir, uid, groups, disk, origin } = self;
+    /// Has `runsc` make the sandbox, with nothing in it. Gives the namespace of its interface, too.
+    async fn create(self, program: Program, network: Network) -> Result<(Parts, OwnedFd), StartError> {
+        let Self { dir, slot: Slot { uid, netns, attachment, mac: _, groups }, disk, origin } = self;
+        let interface = attachment.demand(AttachmentKind::Interface)?;
         instance::bundle(&dir, &disk.image, uid, origin.options).map_err(|source| file_error(&dir, source))?;
         let remains = Remains::of(uid, &dir.join(RUNSC_DIR));
         let with = |flag: &str, path: &Path| {
@@ -233,7 +247,8 @@ impl Start {
         };
         let pid_file = dir.join(PID_FILE);
         let words = vec!["create".into(), with("--bundle=", &dir), with("--pid-file=", &pid_file)];
-        let call = Call { program: program.clone(), dir: dir.clone(), words, streams: Streams::OfSandbox, groups };
+        let view = View::of_maker(network, netns);
+        let call = Call { program: program.clone(), dir: dir.clone(), words, streams: Streams::OfSandbox, network, view, groups };
         command::run(call).await.map_err(|error| start_error("its start", error))?;
         let watched = || {
             let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;
@@ -245,7 +260,7 @@ impl Start {
         let root_disk = directory::own_name(&dir, &disk.overlay).map_err(|source| file_error(&disk.overlay, source))?;
         let record = Record::new((process.pid(), process.start_time()), uid, root_disk, origin);
         record.write(&dir).map_err(|source| file_error(&dir, source))?;
-        Ok(Parts { process, remains, dir, record, program })
+        Ok((Parts { process, remains, dir, record, program, network }, interface))
     }
 }
 

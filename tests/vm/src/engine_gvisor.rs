@@ -22,6 +22,7 @@ use firkin_engine::{
     },
 };
 use nix::{
+    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::{Pid, getuid},
 };
@@ -42,7 +43,7 @@ const HARNESSES_MAX: u32 = 8;
 /// For a small sandbox that is started, cut and restored, on a busy host.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// What the root image has beside the agent, as the host has it.
-const PROGRAMS: [&str; 3] = ["/bin/sh", "/bin/rm", "/bin/df"];
+const PROGRAMS: [&str; 5] = ["/bin/sh", "/bin/rm", "/bin/df", "/bin/bash", "/usr/bin/timeout"];
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
@@ -156,12 +157,14 @@ fn on_path(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// A root image with the agent, a shell and what they need.
+/// A root image with the agent, a user, a shell and what they need.
 fn image(dir: &Path) -> anyhow::Result<PathBuf> {
     let tree = dir.join("tree");
     for name in ["etc", "proc", "sys", "dev", "run", "tmp", "root", "usr/lib/firkin"] {
         fs_err::create_dir_all(tree.join(name))?;
     }
+    fs_err::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+    fs_err::write(tree.join("etc/group"), "root:x:0:\n")?;
     let agent = tree.join(AGENT.trim_start_matches('/'));
     fs_err::write(&agent, firkin_agent::GUEST_AGENT)?;
     fs_err::set_permissions(&agent, std::fs::Permissions::from_mode(0o755))?;
@@ -174,7 +177,9 @@ fn image(dir: &Path) -> anyhow::Result<PathBuf> {
     }
     let image = dir.join("root.erofs");
     // Tails that are not in blocks of their own cannot be mapped into memory by runsc.
-    let made = Command::new("mkfs.erofs").args(["-E", "noinline_data", "--quiet"]).arg(&image).arg(&tree).output()?;
+    // Of the same files it is the same image, as a state demands that another harness restores.
+    let same = ["-T", "0", "-U", "00000000-0000-0000-0000-000000000001"];
+    let made = Command::new("mkfs.erofs").args(["-E", "noinline_data", "--quiet"]).args(same).arg(&image).arg(&tree).output()?;
     ensure!(made.status.success(), "mkfs.erofs failed: {made:?}");
     fs_err::remove_dir_all(tree)?;
     Ok(image)
@@ -188,17 +193,18 @@ fn libraries(program: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().filter_map(path).collect())
 }
 
-/// What a slot demands and a sandbox has no use for yet.
+/// One with nothing to reach.
 fn slot(uid: u32) -> Slot {
-    let netns = fs_err::File::open("/proc/self/ns/net").expect("a namespace").into_file();
-    let tap = fs_err::File::open("/dev/null").expect("a device").into_file();
-    Slot {
-        uid,
-        netns: OwnedFd::from(netns),
-        attachment: Attachment::Tap(OwnedFd::from(tap)),
-        mac: [2, 0, 0, 0, 0, 1],
-        groups: Vec::new(),
-    }
+    let attachment = Attachment::Interface(empty_namespace());
+    Slot { uid, netns: empty_namespace(), attachment, mac: [2, 0, 0, 0, 0, 1], groups: Vec::new() }
+}
+
+fn empty_namespace() -> OwnedFd {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root makes namespaces");
+        fs_err::File::open("/proc/thread-self/ns/net").expect("a namespace").into_file().into()
+    };
+    std::thread::spawn(make).join().expect("no panic")
 }
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! A run of the command `runsc`: in mounts of its own, in the control groups of its sandbox, and not longer than it may take.
+//! A run of the command `runsc`: in mounts of its own, in the network and the control groups of its sandbox, and not longer than it may take.
 //!
 //! What the command mounts for a sandbox is in a mount namespace that it and the sandbox are alone in, so there is nothing to unmount when
 //! they are gone. The command is root, as any container runtime is; what it starts is not.
@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use super::{
     channel,
     instance::{self, CONSOLE, LOG, MEMINFO, RUNSC_DIR, RUNSC_LOG},
+    network::{Network, View},
     program::Program,
     spec::{self, CONTAINER},
 };
@@ -58,6 +59,8 @@ pub(super) struct Call {
     /// The subcommand and its flags. The container's name is added.
     pub(super) words: Vec<OsString>,
     pub(super) streams: Streams,
+    pub(super) network: Network,
+    pub(super) view: View,
     /// As [`crate::Slot::groups`].
     pub(super) groups: Vec<OwnedFd>,
 }
@@ -88,10 +91,10 @@ pub(super) async fn run(call: Call) -> Result<(), RunError> {
 }
 
 fn spawn(call: Call) -> io::Result<Process> {
-    let Call { program, dir, words, streams, groups } = call;
+    let Call { program, dir, words, streams, network, view, groups } = call;
     let root = dir.join(RUNSC_DIR);
     let mut command = Command::new(&program.path);
-    command.args(spec::flags(&root, &dir.join(RUNSC_LOG), &dir.join(LOG))).args(words).arg(CONTAINER);
+    command.args(spec::flags(network, &root, &dir.join(RUNSC_LOG), &dir.join(LOG))).args(words).arg(CONTAINER);
     command.env_clear().current_dir("/").process_group(0);
     match streams {
         Streams::OfSandbox => {
@@ -108,7 +111,7 @@ fn spawn(call: Call) -> io::Result<Process> {
     unsafe { command.pre_exec(join) };
     let log = Log::of_file(append(&dir.join(LOG))?);
     let meminfo = Some(dir.join(MEMINFO)).filter(|path| streams == Streams::OfSandbox && path.exists());
-    let child = apart(command, meminfo)?;
+    let child = apart(command, meminfo, view)?;
     Process::watch(child, log)
 }
 
@@ -124,16 +127,17 @@ fn join_group(group: &OwnedFd) -> io::Result<()> {
     if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Starts it from a thread whose mounts are its own: a child has the namespaces of the thread that starts it.
+/// Starts it from a thread whose mounts and view of networks are its own: a child has the namespaces of the thread that starts it.
 ///
 /// A sandbox has as much memory as the command believes that its host has. There is no flag for it, so there it is shown `meminfo`.
-fn apart(mut command: Command, meminfo: Option<PathBuf>) -> io::Result<u32> {
+fn apart(mut command: Command, meminfo: Option<PathBuf>, view: View) -> io::Result<u32> {
     let start = move || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         if let Some(shown) = meminfo {
             mount(Some(&shown), "/proc/meminfo", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         }
+        view.enter()?;
         command.spawn().map(|child| child.id())
     };
     let thread = std::thread::Builder::new().name("firkin-runsc".into()).spawn(start)?;

@@ -17,6 +17,7 @@ use super::{
     command::{self, Call, RunError, Streams},
     cost,
     instance::{self, CONSOLE, RUNSC_DIR, Record},
+    network::{Network, View},
     program::Program,
     remains::Remains,
     sentry::{self, CallError},
@@ -59,6 +60,7 @@ pub(super) struct Parts {
     pub(super) dir: PathBuf,
     pub(super) record: Record,
     pub(super) program: Program,
+    pub(super) network: Network,
 }
 
 #[derive(Debug)]
@@ -201,10 +203,13 @@ impl GvisorMachine {
         let mut image = std::ffi::OsString::from("--image-path=");
         image.push(into);
         let words = vec!["checkpoint".into(), "--leave-running".into(), "--compression=none".into(), image];
-        let (program, dir) = (self.parts.program.clone(), self.parts.dir.clone());
-        match command::run(Call { program, dir, words, streams: Streams::None, groups: Vec::new() }).await {
+        let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
+        let view = View::of_asker(network, self.parts.process.pid());
+        match command::run(Call { program, dir, words, streams: Streams::None, network, view, groups: Vec::new() }).await {
             Ok(()) => Ok(()),
-            Err(RunError::Failed(_)) if self.parts.process.has_ended() => Err(MachineError::Gone(self.settle().await)),
+            Err(RunError::Failed(_) | RunError::Spawn(_)) if self.parts.process.has_ended() => {
+                Err(MachineError::Gone(self.settle().await))
+            }
             Err(RunError::Failed(reason)) => Err(MachineError::Refused { phase: PHASE, reason }),
             Err(RunError::Spawn(source)) => Err(file_error(&self.parts.program.path, source)),
             Err(RunError::Deadline) => Err(MachineError::Deadline { phase: PHASE, deadline: command::DEADLINE }),

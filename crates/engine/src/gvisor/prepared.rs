@@ -2,6 +2,8 @@
 //!
 //! Its process, its namespaces and its filter are there, and the checkpoint that it is to load was proven and lies in its directory.
 
+use std::os::fd::OwnedFd;
+
 use async_trait::async_trait;
 
 use super::{
@@ -9,6 +11,7 @@ use super::{
     file_error,
     instance::{IMAGE_DIR, PID_FILE},
     machine::{GvisorMachine, Parts, State},
+    network::View,
     sentry, start_error,
 };
 use crate::{Exit, Machine, Prepared, StartError, directory::blocking};
@@ -16,12 +19,14 @@ use crate::{Exit, Machine, Prepared, StartError, directory::blocking};
 #[derive(Debug)]
 pub(super) struct GvisorPrepared {
     parts: Parts,
+    /// The namespace of the interface that it is to have.
+    interface: OwnedFd,
     exit: Option<Exit>,
 }
 
 impl GvisorPrepared {
-    pub(super) fn new(parts: Parts) -> Self {
-        Self { parts, exit: None }
+    pub(super) fn new(parts: Parts, interface: OwnedFd) -> Self {
+        Self { parts, interface, exit: None }
     }
 
     async fn settle(&mut self, killed: bool) -> Exit {
@@ -43,7 +48,7 @@ impl Prepared for GvisorPrepared {
 
     async fn load(self: Box<Self>) -> Result<Box<dyn Machine>, StartError> {
         const PHASE: &str = "its wait for a snapshot";
-        let Self { mut parts, .. } = *self;
+        let Self { mut parts, interface, .. } = *self;
         let died = |parts: &Parts| StartError::Died { phase: PHASE, log: parts.process.log_tail() };
         if parts.process.has_ended() {
             return Err(died(&parts));
@@ -55,9 +60,10 @@ impl Prepared for GvisorPrepared {
             word.push(path);
             words.push(word);
         }
-        match command::run(Call { program, dir, words, streams: Streams::OfSandbox, groups: Vec::new() }).await {
+        let (network, view) = (parts.network, View::of_starter(parts.network, parts.process.pid(), interface));
+        match command::run(Call { program, dir, words, streams: Streams::OfSandbox, network, view, groups: Vec::new() }).await {
             Ok(()) => {}
-            Err(RunError::Failed(_)) if parts.process.has_ended() => return Err(died(&parts)),
+            Err(RunError::Failed(_) | RunError::Spawn(_)) if parts.process.has_ended() => return Err(died(&parts)),
             Err(error) => return Err(start_error("to load its snapshot", error)),
         }
         // A sandbox runs when it is restored: nobody has told it anything yet.

@@ -16,10 +16,16 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{GvisorEngine, GvisorMachine, Images, Start, program, program::Program, spec};
+use super::{
+    GvisorEngine, GvisorMachine, Images, Start,
+    network::{self, Network},
+    program,
+    program::Program,
+    spec,
+};
 use crate::{
-    Acceleration, Compatibility, DiskError, DiskFormat, Engine, Fingerprint, Machine, MachineError, Prepared, RootDisk,
-    StartError, directory::blocking, parts,
+    Acceleration, Attachment, Compatibility, DiskError, DiskFormat, Engine, Fingerprint, Machine, MachineError, Prepared,
+    RootDisk, Slot, StartError, directory::blocking, parts,
 };
 
 /// First of the users of trials; a machine's is a slot's. Each process has some, so that trials at one time are of different users.
@@ -96,33 +102,42 @@ pub struct Found {
     pub capabilities: Vec<Capability>,
 }
 
-/// Keeps the binary and tries it. Takes half a second.
+/// Keeps the binary and tries it. Takes half a second, or twice that where its network has to be helped.
 pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     let found = request.program.clone().or_else(program::find).filter(|path| path.is_file()).ok_or(ProbeError::Missing)?;
     let pins = request.pins.clone();
-    let (mut engine, flags) = blocking(move || {
+    let (engine, flags) = blocking(move || {
         let program = Program::pin(&found, &pins)?;
         let flags = program::known_flags(&program)?;
         Ok((describe(program, pins)?, flags))
     })
     .await?;
-    let trials = async {
-        match trial(&engine, request).await {
-            Err(error) if is_of_disk_size(&error) => {
-                engine.sizes_disks = false;
-                trial(&engine, request).await
-            }
-            tried => tried,
-        }
-    };
-    timeout(request.deadline, trials).await.map_err(|_| ProbeError::Deadline(request.deadline))??;
-    let capabilities = capabilities(&flags, engine.sizes_disks);
+    let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
+    let tried = timeout(request.deadline, choose(&engine, &request.image, dir.path())).await;
+    let (engine, no_network) = tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
+    let capabilities = capabilities(&flags, engine.sizes_disks, no_network);
     Ok(Found { engine, capabilities })
 }
 
-async fn trial(engine: &GvisorEngine, request: &ProbeRequest) -> Result<(), ProbeError> {
-    let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
-    try_out(engine, &request.image, dir.path()).await
+/// An engine that works, with a network where there can be one, and why there is none.
+async fn choose(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(GvisorEngine, Option<String>), ProbeError> {
+    let mut no_network = None;
+    for (name, network) in [("plain", Network::OfSlot { hiding: false }), ("hiding", Network::OfSlot { hiding: true })] {
+        match sized(engine.with(network), image, &trial_dir(dir, name)?).await {
+            Ok(engine) => return Ok((engine, None)),
+            Err(error) => no_network = Some(firkin_causes::chain(&error)),
+        }
+    }
+    Ok((sized(engine.clone(), image, &trial_dir(dir, "none")?).await?, no_network))
+}
+
+/// The engine as it works here: with disks that have a size, if they can.
+async fn sized(mut engine: GvisorEngine, image: &Path, dir: &Path) -> Result<GvisorEngine, ProbeError> {
+    match try_out(&engine, image, &trial_dir(dir, "sized")?).await {
+        Err(error) if is_of_disk_size(&error) => engine.sizes_disks = false,
+        tried => return tried.map(|()| engine),
+    }
+    try_out(&engine, image, &trial_dir(dir, "unsized")?).await.map(|()| engine)
 }
 
 /// Whether a sandbox did not start for the size that its disk was to have: a build that does not know the annotation names it.
@@ -130,20 +145,40 @@ fn is_of_disk_size(error: &ProbeError) -> bool {
     matches!(error, ProbeError::Start { source: StartError::Refused { reason, .. }, .. } if reason.contains("rootfs annotation"))
 }
 
+fn trial_dir(dir: &Path, name: &str) -> io::Result<PathBuf> {
+    let dir = dir.join(name);
+    std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
+}
+
+/// The engine without a network.
 fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
-    let fixed = spec::digest();
+    let fixed = spec::digest(Network::None);
     let plain = Fingerprint {
         engine: "gvisor".into(),
         version: program.version()?,
-        machine: format!("runsc-{}", &fixed[..16]),
+        machine: machine(&fixed),
         acceleration: Acceleration::Gvisor,
         cpu: cpu(&fs_err::read_to_string("/proc/cpuinfo")?),
         devices: None,
         program: Some(program.digest.clone()),
         announces: false,
     };
-    let (compatibility, images) = (Compatibility::from(plain), Arc::new(Images::default()));
-    Ok(GvisorEngine { program, pins, compatibility, fixed, sizes_disks: true, images })
+    let (network, compatibility, images) = (Network::None, Compatibility::from(plain), Arc::new(Images::default()));
+    Ok(GvisorEngine { program, pins, compatibility, network, fixed, sizes_disks: true, images })
+}
+
+fn machine(fixed: &str) -> String {
+    format!("runsc-{}", &fixed[..16])
+}
+
+impl GvisorEngine {
+    /// The same with this network.
+    fn with(&self, network: Network) -> Self {
+        let fixed = spec::digest(network);
+        let plain = Fingerprint { machine: machine(&fixed), ..self.compatibility.plain.clone() };
+        Self { network, fixed, compatibility: Compatibility::from(plain), ..self.clone() }
+    }
 }
 
 /// Digest of what guests see of the first processor, which is the host's own: they run on it.
@@ -158,8 +193,8 @@ fn cpu(cpuinfo: &str) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
-/// What is found without a sandbox. That it starts, pauses, is cut and restored was tried by then.
-fn capabilities(flags: &str, sizes_disks: bool) -> Vec<Capability> {
+/// What was tried, and what is found without a sandbox.
+fn capabilities(flags: &str, sizes_disks: bool, no_network: Option<String>) -> Vec<Capability> {
     let tried = ["start", "pause", "cut", "restore"].map(|name| Capability { name, lacking: None });
     let setuid = flags.contains("allow-suid");
     let no_size =
@@ -167,7 +202,7 @@ fn capabilities(flags: &str, sizes_disks: bool) -> Vec<Capability> {
     let rest = [
         Capability { name: "setuid", lacking: (!setuid).then(|| "this build of `runsc` has no `--allow-suid`".to_owned()) },
         Capability { name: "disk size", lacking: (!sizes_disks).then(|| no_size.to_owned()) },
-        Capability { name: "network", lacking: Some("its guests are given none yet".to_owned()) },
+        Capability { name: "network", lacking: no_network },
     ];
     tried.into_iter().chain(rest).collect()
 }
@@ -178,14 +213,19 @@ async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), 
     let uid = || TRIAL_UIDS + std::process::id() * TRIALS + COUNT.fetch_add(1, Ordering::Relaxed) % TRIALS;
     let disk = trial_disk(engine, image, &dir.join("first")).map_err(io::Error::other)?;
     let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "start", source })?;
-    let start = Start { dir: dir.join("first"), uid: uid(), groups: Vec::new(), disk, origin };
+    let slot = empty_slot(uid())?;
+    let namespace = slot.netns.try_clone()?;
+    let start = Start { dir: dir.join("first"), slot, disk, origin };
     let machine = engine.boot_from(start).await.map_err(|source| ProbeError::Start { step: "start", source })?;
+    if engine.network != Network::None && !machine.pid().is_some_and(|pid| network::is_in(pid, &namespace)) {
+        return Err(ProbeError::Otherwise("in its slot"));
+    }
     let state = cut(machine, dir).await?;
 
     let second = dir.join("second");
     let disk = trial_disk(engine, image, &second).map_err(io::Error::other)?;
     let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
-    let start = Start { dir: second, uid: uid(), groups: Vec::new(), disk, origin };
+    let start = Start { dir: second, slot: empty_slot(uid())?, disk, origin };
     let prepared = engine.prepare_from(start, &state).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let mut machine = Box::new(prepared).load().await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let told = |step| move |source| ProbeError::Machine { step, source };
@@ -193,6 +233,12 @@ async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), 
     machine.resume().await.map_err(told("resume"))?;
     machine.kill().await;
     Ok(())
+}
+
+/// One with nothing to reach and nobody to be reached by.
+fn empty_slot(uid: u32) -> io::Result<Slot> {
+    let interface = Attachment::Interface(network::empty_namespace()?);
+    Ok(Slot { uid, netns: network::empty_namespace()?, attachment: interface, mac: [0; 6], groups: Vec::new() })
 }
 
 async fn cut(mut machine: GvisorMachine, dir: &Path) -> Result<PathBuf, ProbeError> {

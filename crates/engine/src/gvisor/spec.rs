@@ -9,6 +9,8 @@ use std::{ffi::OsString, io, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::network::Network;
+
 /// The agent in every root image, which is the container's first process.
 pub const AGENT: &str = "/usr/lib/firkin/guest";
 /// What that is told.
@@ -42,10 +44,12 @@ const CAPABILITIES: [&str; 20] = [
     "CAP_SYS_RESOURCE",
 ];
 
-/// Flags of every sandbox: no network, the platform that needs nothing of the host, and what a guest writes in memory and so in its
-/// checkpoints. Control groups are those that the process was put into.
-const FLAGS: [&str; 5] =
-    ["--network=none", "--platform=systrap", "--overlay2=root:memory", "--file-access=exclusive", "--ignore-cgroups"];
+/// Flags of every sandbox: the platform that needs nothing of the host, and what a guest writes in memory and so in its checkpoints.
+/// Control groups are those that the process was put into.
+const FLAGS: [&str; 4] = ["--platform=systrap", "--overlay2=root:memory", "--file-access=exclusive", "--ignore-cgroups"];
+
+/// The namespace that the command is in: a sandbox with a network is in it too, and one without in an empty one.
+const NETWORK_NAMESPACE: &str = "/proc/self/ns/net";
 
 /// What a sandbox was given, where builds of `runsc` and shapes differ. Who was told nothing of it has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,14 +62,14 @@ pub(super) struct Options {
 }
 
 /// The flags of a sandbox whose directory of `runsc` is `root`.
-pub(super) fn flags(root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
+pub(super) fn flags(network: Network, root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
     let with = |flag: &str, path: &Path| {
         let mut word = OsString::from(flag);
         word.push(path);
         word
     };
     let own = [with("--root=", root), with("--log=", log), with("--panic-log=", panic_log), "--log-format=json".into()];
-    FLAGS.iter().map(OsString::from).chain(own).collect()
+    network.flags().iter().chain(&FLAGS).map(OsString::from).chain(own).collect()
 }
 
 /// The bundle's `config.json` for a root in `image`, with the user `uid` of the host as its only one.
@@ -83,7 +87,9 @@ fn fixed(image: &Path, uid: u32) -> io::Result<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let ids = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
     let capabilities = json!(CAPABILITIES);
-    let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "network", "user"].map(|kind| json!({"type": kind})).into();
+    let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "user"].map(|kind| json!({"type": kind})).into();
+    let network = json!({"type": "network", "path": NETWORK_NAMESPACE});
+    let namespaces: Vec<Value> = namespaces.into_iter().chain([network]).collect();
     Ok(json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -125,9 +131,9 @@ pub(super) fn meminfo(memory_mib: u32) -> String {
 }
 
 /// Digest of all that sandboxes have in common.
-pub(super) fn digest() -> String {
+pub(super) fn digest(network: Network) -> String {
     let mut hasher = blake3::Hasher::new();
-    for flag in FLAGS {
+    for flag in network.flags().iter().chain(&FLAGS) {
         hasher.update(flag.as_bytes()).update(b"\0");
     }
     let fixed = text(Path::new(""), 0, Options::default()).expect("no path is text");
@@ -145,7 +151,7 @@ mod tests {
         assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
         let kinds: Vec<&str> = config["mounts"].as_array().unwrap().iter().map(|mount| mount["type"].as_str().unwrap()).collect();
         assert!(!kinds.contains(&"bind"), "{kinds:?}");
-        for flag in flags(Path::new("/r"), Path::new("/l"), Path::new("/p")) {
+        for flag in flags(Network::None, Path::new("/r"), Path::new("/l"), Path::new("/p")) {
             let flag = flag.into_string().unwrap();
             assert!(flag.starts_with("--") && !flag.contains("host-uds") && !flag.contains("host-fifo"), "{flag}");
         }
