@@ -17,7 +17,7 @@ use super::{
     command::{self, Call, RunError, Streams},
     cost,
     instance::{self, CONSOLE, RUNSC_DIR, Record},
-    network::{Network, View},
+    network::{self, Network, View},
     program::Program,
     remains::Remains,
     sentry::{self, CallError},
@@ -198,12 +198,26 @@ impl GvisorMachine {
         Ok(name.to_owned())
     }
 
+    /// Ends connections to the guest, which a checkpoint cannot hold. The guest's kernel learns of it also while the guest is paused, and
+    /// long before the command that asks for the checkpoint has started.
+    async fn end_connections(&self) {
+        let pid = self.parts.process.pid();
+        if self.parts.network == Network::None {
+            return;
+        }
+        match blocking(move || network::end_connections(pid)).await {
+            Ok(ended) => tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot"),
+            Err(error) => tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work"),
+        }
+    }
+
     async fn checkpoint(&mut self, into: &Path) -> Result<(), MachineError> {
         const PHASE: &str = "to save its state";
         let mut image = std::ffi::OsString::from("--image-path=");
         image.push(into);
         let words = vec!["checkpoint".into(), "--leave-running".into(), "--compression=none".into(), image];
         let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
+        self.end_connections().await;
         let view = View::of_asker(network, self.parts.process.pid());
         match command::run(Call { program, dir, words, streams: Streams::None, network, view, groups: Vec::new() }).await {
             Ok(()) => Ok(()),

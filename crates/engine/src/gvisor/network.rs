@@ -21,6 +21,8 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+use super::connections;
+
 /// Where the kernel has the parameters of networks.
 const PARAMETERS: &str = "/proc/sys/net";
 
@@ -119,6 +121,14 @@ fn enter(namespace: impl AsFd) -> io::Result<()> {
 
 fn empty(dir: &Path) -> io::Result<()> {
     Ok(mount(None::<&str>, dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?)
+}
+
+/// Resets the connections that the host has to the guest of the sandbox `pid`. Blocks.
+pub(super) fn end_connections(pid: u32) -> io::Result<usize> {
+    on_own_thread(move || {
+        View::Beside(pid).enter()?;
+        connections::end_all()
+    })
 }
 
 /// Whether a process is in this namespace.
