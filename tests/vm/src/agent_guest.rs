@@ -17,7 +17,7 @@ use anyhow::ensure;
 use async_trait::async_trait;
 use firkin_engine::{ControlStream, contract::Guest};
 use firkin_wire::{
-    control::{Answer, Call, Decoder, Identity, Request, Response, encode},
+    control::{Answer, Call, Decoder, GuestNetwork, Identity, Request, Response, encode},
     nonce::{Nonce, Side},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,6 +44,8 @@ pub struct AgentGuest {
     epoch: u64,
     /// Absent: another process made the instance.
     way: Option<Way>,
+    /// What it is told about its network.
+    network: Option<GuestNetwork>,
 }
 
 /// How its disk is written to.
@@ -63,7 +65,14 @@ pub enum Way {
 impl AgentGuest {
     /// The one at the other end of this channel.
     pub fn behind(stream: Box<dyn ControlStream>, way: Option<Way>) -> Self {
-        Self { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0, way }
+        let network = (!matches!(way, Some(Way::Command { .. }))).then(guest_network);
+        Self { stream, decoder: Decoder::default(), last_id: rand_id(), epoch: 0, way, network }
+    }
+
+    /// The same, told of this network.
+    #[must_use]
+    pub fn in_network(self, network: GuestNetwork) -> Self {
+        Self { network: Some(network), ..self }
     }
 
     async fn call(&mut self, call: Call) -> std::io::Result<Answer> {
@@ -108,8 +117,7 @@ impl AgentGuest {
     async fn resume(&mut self, epoch: u64) {
         self.epoch = epoch;
         let machine_id = format!("{:032x}", u128::from(self.last_id) << 64 | u128::from(epoch));
-        let network = (!matches!(self.way, Some(Way::Command { .. }))).then(guest_network);
-        let identity = Identity { network, ..identity(epoch, machine_id, None) };
+        let identity = Identity { network: self.network.clone(), ..identity(epoch, machine_id, None) };
         let answer = self.call(Call::Resume(Box::new(identity))).await.expect("the agent answers");
         assert!(matches!(answer, Answer::Resumed { epoch: in_force, .. } if in_force == epoch), "{answer:?}");
     }
