@@ -10,10 +10,9 @@ mod building;
 
 use std::time::Duration;
 
-use firkin_engine::{Acceleration, Engine as _, fake::Keeping};
+use firkin_engine::{Acceleration, fake::Keeping};
 use firkin_runtime::{
     build::{BuildPlan, Source},
-    engines::Engines,
     runtime::Runtime,
     sandbox::{CreateSandbox, Memory, SandboxState},
     store::BuildState,

@@ -26,10 +26,12 @@ pub(super) fn shrink() -> io::Result<()> {
 
 /// A kernel that is not asked for it, as a container's is not, has nothing of the kind to do.
 fn tell_kernel(what: &str, value: &str) -> io::Result<()> {
-    fs_err::write(format!("/proc/sys/vm/{what}"), value).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })
+    // Not made: whoever may not make files there is told that, and not that there is none.
+    let told = fs_err::OpenOptions::new().write(true).open(format!("/proc/sys/vm/{what}"));
+    match told.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        told => told,
+    }
 }
 
 fn trim(mount: &str) -> io::Result<()> {
