@@ -183,7 +183,8 @@ impl Runtime {
             );
         }
         let files = Files::open(&config.state_dir).map_err(directory)?;
-        let links = Arc::new(Links::open(config.network.clone(), engines.first().attachment()).await.map_err(OpenError::Network)?);
+        let links =
+            Arc::new(Links::open(config.network.clone(), engines.first().attachment()).await.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent))
             .with_own_memory(engines.own_memory().usual_mib);

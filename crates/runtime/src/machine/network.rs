@@ -63,7 +63,7 @@ pub(crate) enum Connector {
 }
 
 impl Links {
-    /// With slots of the kind that the engine wants.
+    /// With slots ready of this kind.
     pub(crate) async fn open(choice: NetworkChoice, attachment: AttachmentKind) -> Result<Self, OpenError> {
         Ok(match choice {
             NetworkChoice::Isolated(config) => {
@@ -85,10 +85,11 @@ impl Links {
         }
     }
 
-    pub(crate) async fn acquire(&self, internet: &InternetAccess) -> Result<Link, SlotError> {
+    /// For a guest that is attached in this way.
+    pub(crate) async fn acquire(&self, attachment: AttachmentKind, internet: &InternetAccess) -> Result<Link, SlotError> {
         match self.source()? {
             Source::Pool(pool) => {
-                let mut slot = pool.acquire(egress(internet)).await?;
+                let mut slot = pool.acquire_for(attachment, egress(internet)).await?;
                 if let InternetAccess::Filtered(filter) = internet {
                     slot.set_filter(Some(filter)).await?;
                 }

@@ -96,7 +96,7 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
 async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
     let engine = &request.engine;
     let boot = Shared::boot_files(&**engine, &shared.config.guest.now());
-    let link = shared.links.acquire(&request.internet).await.map_err(LaunchError::Network)?;
+    let link = shared.links.acquire(request.engine.attachment(), &request.internet).await.map_err(LaunchError::Network)?;
     let staged = |path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::Stage { path, source }

@@ -310,7 +310,8 @@ impl Host {
     /// Another engine of this host, whose guests a test reads and writes like those of the first.
     pub(crate) fn another_engine(&self, keeping: Keeping, acceleration: Acceleration) -> FakeEngine {
         let seen = Arc::clone(&self.guests);
-        let engine = FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), Age::Present)).keeping(keeping);
+        let engine =
+            FakeEngine::with_agent(move |connection| agent(connection, Arc::clone(&seen), Age::Present)).keeping(keeping);
         let fingerprint = Fingerprint { engine: "another".into(), acceleration, ..engine.fingerprint().clone() };
         engine.with_fingerprint(fingerprint)
     }

@@ -74,14 +74,14 @@ impl EngineLauncher {
         let pins = std::iter::once(self.artifacts.pin(memory_base(manifest)))
             .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(id.clone())))
             .collect();
-        let link = self.links.acquire(internet).await.map_err(LaunchError::Network)?;
+        let engine = self.engines.of(&manifest.engine);
+        let link = self.links.acquire(engine.attachment(), internet).await.map_err(LaunchError::Network)?;
         let path = self.instances.path(name);
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| LaunchError::Stage { path, source }
         };
         let dir = self.instances.create(name).map_err(failed(&path))?;
-        let engine = self.engines.of(&manifest.engine);
         let disk = RootDisk::over(manifest.disk.layers.clone(), engine.disks());
         let files = disk.create((dir.path(), &manifest.disk), manifest.budget.disk_mib << 20, &self.artifacts);
         let files = files.map_err(LaunchError::Disk)?;
