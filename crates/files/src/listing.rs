@@ -52,7 +52,7 @@ pub struct Listed {
     pub gid: u32,
     /// Of a regular file.
     pub bytes: u64,
-    /// When its content was changed last, in seconds and nanoseconds.
+    /// When the content of a regular file was changed last, in seconds and nanoseconds.
     pub modified: (i64, i64),
     /// Of a link.
     pub target: PathBuf,
@@ -75,7 +75,7 @@ impl Listed {
             uid: metadata.uid(),
             gid: metadata.gid(),
             bytes: if kind == Kind::File { metadata.len() } else { 0 },
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            modified: if kind == Kind::File { (metadata.mtime(), metadata.mtime_nsec()) } else { (0, 0) },
             target,
         })
     }
@@ -83,14 +83,12 @@ impl Listed {
     /// Whether the file is another one by now. A directory is told by its attributes alone, not by what is in it.
     pub fn differs(&self, now: &Self) -> bool {
         let attributes = |file: &Self| (file.kind, file.mode, file.uid, file.gid);
-        attributes(self) != attributes(now)
-            || (self.bytes, &self.target) != (now.bytes, &now.target)
-            || (self.kind == Kind::File && self.modified != now.modified)
+        attributes(self) != attributes(now) || (self.bytes, self.modified, &self.target) != (now.bytes, now.modified, &now.target)
     }
 }
 
 /// Calls `each` for every file of the tree's own file system, a directory before what is in it, names in their order. Returns the
-/// directories that something else is mounted at: they are given, and what is in them is not. No link is followed. What goes away
+/// directories that something else is mounted at, which are left out with what is in them. No link is followed. What goes away
 /// meanwhile is left out.
 pub fn walk(root: &Path, each: &mut dyn FnMut(PathBuf, &Metadata) -> io::Result<()>) -> io::Result<Vec<PathBuf>> {
     let own = fs::symlink_metadata(root)?.dev();
@@ -100,8 +98,10 @@ pub fn walk(root: &Path, each: &mut dyn FnMut(PathBuf, &Metadata) -> io::Result<
         let full = root.join(&path);
         let Some(metadata) = present(fs::symlink_metadata(&full))? else { continue };
         if metadata.is_dir() && metadata.dev() != own {
-            mounted.push(path.clone());
-        } else if metadata.is_dir() {
+            mounted.push(path);
+            continue;
+        }
+        if metadata.is_dir() {
             let Some(entries) = present(fs::read_dir(&full))? else { continue };
             let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<OsString>>>()?;
             names.sort_unstable();
@@ -277,7 +277,9 @@ mod tests {
             Listed { target: "b".into(), ..file.clone() },
         ];
         assert!(others.iter().all(|other| file.differs(other)) && !file.differs(&file.clone()));
-        let directory = Listed { kind: Kind::Directory, ..file };
-        assert!(!directory.differs(&Listed { modified: (2, 0), ..directory.clone() }), "what is in it tells for itself");
+        let dir = tempfile::tempdir().unwrap();
+        let before = looked_at(dir.path());
+        fs::write(dir.path().join("new"), "").unwrap();
+        assert!(!before[0].differs(&looked_at(dir.path())[0]), "what is in a directory tells for itself");
     }
 }
