@@ -6,13 +6,17 @@ use crate::interpreter::Setup;
 
 /// How the program is called.
 pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
-     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... [--interpreter DIR] | firkin-guest container | firkin-guest --version";
+     [--sandbox-id ID] [--template-id ID] [--env KEY=VALUE]... [--interpreter DIR] | firkin-guest container | firkin-guest changes | \
+     firkin-guest --version";
 
 /// The word that asks for the stand-alone mode.
 pub(crate) const ENVD: &str = "envd";
 
 /// The word that asks to be the first process of a container.
 pub(crate) const CONTAINER: &str = "container";
+
+/// The word that asks for what a container has changed of its image.
+pub(crate) const CHANGES: &str = "changes";
 
 /// The mode to run in.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(crate) enum Mode {
     Envd(Box<Options>),
     /// The whole user space of a container, as its first process.
     Container,
+    /// Write what the container has changed of its image.
+    Changes,
     /// Print the version.
     Version,
 }
@@ -73,6 +79,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, Args
     match args.next().as_deref() {
         Some("--version") => return Ok(Mode::Version),
         Some(CONTAINER) => return args.next().map_or(Ok(Mode::Container), |word| Err(ArgsError::Mode(word))),
+        Some(CHANGES) => return args.next().map_or(Ok(Mode::Changes), |word| Err(ArgsError::Mode(word))),
         Some(ENVD) => {}
         other => return Err(ArgsError::Mode(other.unwrap_or_default().to_owned())),
     }

@@ -1,11 +1,13 @@
 //! The agent inside a sandbox: PID 1, the control channel, envd, the code interpreter.
 //!
-//! One static binary with three ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
+//! One static binary with four ways to run. As PID 1 it is the initramfs's `/init` and becomes the whole user space of the
 //! guest. As `firkin-guest container` it is that in a container, whose kernel and file systems somebody else has set up. As
-//! `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine.
+//! `firkin-guest envd` it serves only envd on an ordinary host, so that the contract can be tested without a machine. As
+//! `firkin-guest changes`, in a container, it tells what that has changed of its root image.
 
 mod alone;
 mod args;
+mod changes;
 mod control;
 mod envd;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -32,6 +34,7 @@ pub fn run() -> ExitCode {
         Ok(args::Mode::Version) => logging::say(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"))),
         Ok(args::Mode::Envd(options)) => alone::run(*options),
         Ok(args::Mode::Container) => init::run_in_container(),
+        Ok(args::Mode::Changes) => changes::run(),
         Err(error) => {
             logging::complain(&format!("{error}\nusage: {}", args::USAGE));
             ExitCode::from(2)
