@@ -10,18 +10,23 @@
 //! the digest of that image, of the agent and of the recipe. The same files give the same bytes.
 
 mod furnish;
+mod upper;
 mod view;
 
-use std::{io::Read, path::Path, time::Duration};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-pub use self::view::ViewError;
-use self::view::{Size, View};
+use self::view::{Changes, Format, Size, View};
+pub use self::{upper::ChangesError, view::ViewError};
 use crate::{
-    cache::{Cache, CacheError, Claim, Slot},
+    cache::{Cache, CacheError, Claim, Slot, blocking},
     command::{CommandError, SBIN_PATH, command, run},
     progress::{ImageStep, Report, say},
     rootfs::{self, RootImage},
@@ -49,6 +54,10 @@ const MADE: &str = "4102444800";
 /// What is no part of a container: what ext4 and a guest kernel need. Paths within the image; one of its directories may be a link, and
 /// what is behind it is met under its own name.
 const LEFT_OUT: [&str; 2] = ["--exclude-path=lost+found", "--exclude-regex=^(usr/)?lib/modules/."];
+/// What an image has that no machine's has: a part of the recipe.
+const LIST: &str = "list 1";
+/// Changes in memory: the agent, the list of a million files, and directories of the image that are copied up.
+const CHANGES_BYTES: u64 = 128 << 20;
 const BLOCK_BYTES: u64 = 4096;
 /// Beside the files: the superblock, tables, and a margin.
 const MARGIN_BYTES: u64 = 64 << 20;
@@ -79,6 +88,9 @@ pub enum ErofsError {
     /// The image cannot be made.
     #[error("cannot make a root image for gVisor")]
     Make(#[source] CommandError),
+    /// What a sandbox has changed cannot be laid over its image.
+    #[error("cannot make a root image for gVisor of what a sandbox has changed")]
+    Changes(#[from] ChangesError),
     /// A file cannot be written or read.
     #[error("cannot store the root image for gVisor")]
     Store(#[source] std::io::Error),
@@ -99,17 +111,34 @@ struct Record {
 ///
 /// Its digest is that of its own blocks, its size that of the disk which machines have of `root`.
 pub async fn container_root(cache: &Cache, root: &RootImage, agent: &[u8], report: Report<'_>) -> Result<RootImage, ErofsError> {
-    made_by(SBIN_PATH, cache, (root, agent), report).await
+    let work = Work { root: root.clone(), agent: agent.to_vec(), layer: None };
+    made_by(SBIN_PATH, cache, work, report).await
+}
+
+/// Gives the image for containers that has the files of `root`, which is such an image itself, with what a sandbox has changed of it and
+/// with `agent`, building it if the cache has none. `layer` is what `firkin-guest changes` has written in that sandbox: a layer of a
+/// container image, not compressed. It is a stranger's, and is read as any. The same is needed as for [`container_root`], and EROFS in
+/// the kernel.
+pub async fn changed_root(
+    cache: &Cache,
+    root: &RootImage,
+    layer: &Path,
+    agent: &[u8],
+    report: Report<'_>,
+) -> Result<RootImage, ErofsError> {
+    let path = layer.to_path_buf();
+    let digested = blocking(move || {
+        let mut hasher = blake3::Hasher::new();
+        std::io::copy(&mut fs::File::open(&path)?, &mut hasher)?;
+        Ok(Layer { digest: hasher.finalize().to_hex().to_string(), bytes: fs::metadata(&path)?.len(), path })
+    });
+    let layer = Some(digested.await.map_err(ErofsError::Store)?);
+    made_by(SBIN_PATH, cache, Work { root: root.clone(), agent: agent.to_vec(), layer }, report).await
 }
 
 /// The same with the programs of this `PATH`.
-async fn made_by(
-    programs: &str,
-    cache: &Cache,
-    (root, agent): (&RootImage, &[u8]),
-    report: Report<'_>,
-) -> Result<RootImage, ErofsError> {
-    let slot = match cache.claim(KIND, &key(root, agent), report).await? {
+async fn made_by(programs: &str, cache: &Cache, work: Work, report: Report<'_>) -> Result<RootImage, ErofsError> {
+    let slot = match cache.claim(KIND, &work.key(), report).await? {
         Claim::Ready(entry) => return Ok(load(&entry)?),
         Claim::Vacant(slot) => slot,
     };
@@ -117,20 +146,8 @@ async fn made_by(
         return Err(ErofsError::NoProgram);
     }
     say(report, ImageStep::Image, "packing the files for gVisor");
-    let work = Work { root: root.clone(), agent: agent.to_vec() };
     let slot = in_thread(slot, work).await?;
     Ok(load(&slot.publish().await?)?)
-}
-
-/// The digest of all that decides what is in the image.
-fn key(root: &RootImage, agent: &[u8]) -> String {
-    let agent = blake3::hash(agent).to_hex();
-    let mut hasher = blake3::Hasher::new();
-    let recipe = [CONTAINER_AGENT, LAYOUT, FILE_SYSTEM_ID, MADE].into_iter().chain(LEFT_OUT);
-    for part in [root.digest.as_str(), agent.as_str(), &root.virtual_bytes.to_string()].into_iter().chain(recipe) {
-        hasher.update(part.as_bytes()).update(b"\0");
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 fn load(entry: &Path) -> Result<RootImage, CacheError> {
@@ -151,6 +168,30 @@ fn load(entry: &Path) -> Result<RootImage, CacheError> {
 struct Work {
     root: RootImage,
     agent: Vec<u8>,
+    /// Of a sandbox whose image `root` is. None: that is a machine's.
+    layer: Option<Layer>,
+}
+
+/// What a sandbox has changed.
+struct Layer {
+    path: PathBuf,
+    digest: String,
+    bytes: u64,
+}
+
+impl Work {
+    /// The digest of all that decides what is in the image.
+    fn key(&self) -> String {
+        let agent = blake3::hash(&self.agent).to_hex();
+        let layer = self.layer.as_ref().map_or("", |layer| layer.digest.as_str());
+        let mut hasher = blake3::Hasher::new();
+        let recipe = [CONTAINER_AGENT, LAYOUT, FILE_SYSTEM_ID, MADE, LIST].into_iter().chain(LEFT_OUT);
+        let made_of = [self.root.digest.as_str(), agent.as_str(), &self.root.virtual_bytes.to_string(), layer];
+        for part in made_of.into_iter().chain(recipe) {
+            hasher.update(part.as_bytes()).update(b"\0");
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
 }
 
 /// Builds in a thread whose mounts are its own, and gives the slot back with what was built. When the future is dropped the thread
@@ -178,14 +219,24 @@ async fn in_thread(slot: Slot, work: Work) -> Result<Slot, ErofsError> {
     receiver.await.unwrap_or_else(|_| Err(ErofsError::Store(std::io::Error::other("the thread that makes it has panicked"))))
 }
 
-async fn build(slot: &Slot, Work { root, agent }: &Work) -> Result<(), ErofsError> {
-    let ours = fs::canonicalize(&root.path).map_err(ErofsError::Store)?;
+async fn build(slot: &Slot, Work { root, agent, layer }: &Work) -> Result<(), ErofsError> {
+    let absolute = |path: &Path| fs::canonicalize(path).map_err(ErofsError::Store);
+    let ours = absolute(&root.path)?;
+    let (format, changes) = match layer {
+        None => (Format::Ext4, Changes::None(CHANGES_BYTES)),
+        Some(layer) => {
+            // Once over the image's files, and once in the new image.
+            slot.require_free(layer.bytes * 2)?;
+            upper::make(&absolute(&layer.path)?, &view::upper(slot.path()))?;
+            (Format::Erofs, Changes::Made)
+        }
+    };
     view::apart(slot.path())?;
-    let agent_bytes = agent.len() as u64;
-    let view = View::open(slot.path(), &ours, agent_bytes + MARGIN_BYTES, slot.log()).await?;
-    let limit = needed_bytes(view.size()?) + agent_bytes;
+    let view = View::open(slot.path(), (&ours, format), changes, slot.log()).await?;
+    // What no file takes twice, the list and the agent.
+    let limit = needed_bytes(view.size()?) + layer.as_ref().map_or(0, |layer| layer.bytes) + CHANGES_BYTES;
     slot.require_free(limit)?;
-    view.change(|| furnish::furnish(agent))?;
+    view.change(|| furnish::furnish(agent, is_left_out))?;
     let image = slot.path().join(IMAGE);
     make(&view.files(), &image, limit, slot.log()).await?;
     view.close()?;
@@ -195,6 +246,12 @@ async fn build(slot: &Slot, Work { root, agent }: &Work) -> Result<(), ErofsErro
         fs::write(slot.path().join(RECORD), serde_json::to_vec_pretty(&record).expect("a record serialises"))
     };
     finish().map_err(ErofsError::Store)
+}
+
+/// What [`LEFT_OUT`] tells the program that makes the image.
+fn is_left_out(path: &Path) -> bool {
+    let below = |directory| path.strip_prefix(directory).is_ok_and(|rest| rest.components().next().is_some());
+    path.starts_with("lost+found") || below("lib/modules") || below("usr/lib/modules")
 }
 
 /// What the image takes at most, if no file has holes: ext4 has small files and links in whole blocks too, or in their inodes.

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Seek, SeekFrom, Write},
     os::unix::ffi::OsStrExt,
+    path::Component,
 };
 
 use crate::oci::{
@@ -31,6 +32,10 @@ pub fn image_layer(data: &[u8]) {
         }
     }
     check(&tree);
+    unpacked.seek(SeekFrom::Start(0)).expect("a file can be read again");
+    for path in layer::gone(&unpacked).unwrap_or_default() {
+        assert!(path.components().all(|part| matches!(part, Component::Normal(_))) && path.file_name().is_some(), "{path:?}");
+    }
 }
 
 fn temporary(data: &[u8]) -> File {

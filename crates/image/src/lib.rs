@@ -38,7 +38,7 @@ pub mod sources;
 pub use cache::{Cache, CacheError, Claim, Slot};
 pub use certificates::{CERTIFICATE_BUNDLE, CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
-pub use erofs::{CONTAINER_AGENT, ErofsError, ViewError, container_root};
+pub use erofs::{CONTAINER_AGENT, ChangesError, ErofsError, ViewError, changed_root, container_root};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
 pub use kernel::{
     GuestKernel, KernelError, guest_kernel, is_newer_kernel, kept_kernel, kept_kernels, offered_kernel, renewed_kernel,

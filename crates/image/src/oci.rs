@@ -18,7 +18,7 @@ pub mod hops;
 pub mod layer;
 pub mod registry;
 pub mod tree;
-mod write;
+pub(crate) mod write;
 
 use std::fs::File;
 use std::io::Read;

@@ -28,8 +28,34 @@ const LOOP_CONTROL: &str = "/dev/loop-control";
 const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 /// A host's settings for overlays in general have no say. Links keep their identity without an index, since none is written to.
 const OVERLAY: &str = "lowerdir=image,upperdir=changes/upper,workdir=changes/work,index=off,metacopy=off,redirect_dir=off";
-/// The directories that [`View`] makes.
+/// The directories that [`View`] makes, or finds made.
 const PLACES: [&str; 3] = ["image", "changes", "files"];
+/// What is seen over an image's files, within the directory of changes.
+const UPPER: &str = "upper";
+
+/// What an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// A machine's.
+    Ext4,
+    /// A container's.
+    Erofs,
+}
+
+/// What is over the files of an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Changes {
+    /// Nothing yet. It is kept in memory, up to so many bytes.
+    None(u64),
+    /// What was put where [`upper`] says.
+    Made,
+}
+
+/// Where what is to be seen over an image's files is put, before they are seen: its own root and all below, in the language of the
+/// kernel's overlay.
+pub(super) fn upper(work: &Path) -> PathBuf {
+    work.join(PLACES[1]).join(UPPER)
+}
 
 /// Why the files of an image cannot be seen.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +70,9 @@ pub enum ViewError {
     )]
     NoLoop,
     /// The image is not mounted.
-    #[error("cannot read the files of `{image}`: loop devices and the kernel's ext4 are needed")]
+    #[error(
+        "cannot read the files of `{image}`: loop devices are needed, and the kernel's ext4, or EROFS for what a sandbox has changed"
+    )]
     Image {
         /// The image.
         image: PathBuf,
@@ -95,40 +123,48 @@ pub(super) struct Size {
 }
 
 impl View {
-    /// Shows the files of an ext4 image in the thread's working directory, `work`, with room for `bytes` of changes.
-    pub(super) async fn open(work: &Path, image: &Path, bytes: u64, log: &Path) -> Result<Self, ViewError> {
+    /// Shows the files of an image in the thread's working directory, `work`, with changes over them.
+    pub(super) async fn open(
+        work: &Path,
+        (image, format): (&Path, Format),
+        changes: Changes,
+        log: &Path,
+    ) -> Result<Self, ViewError> {
         let directory = |source| ViewError::Directory { dir: work.to_path_buf(), source };
         for place in PLACES {
-            fs::create_dir(work.join(place)).map_err(directory)?;
+            fs::create_dir_all(work.join(place)).map_err(directory)?;
         }
         if !Path::new(LOOP_CONTROL).exists() {
             return Err(ViewError::NoLoop);
         }
         let mut view = Self { work: work.to_path_buf(), mounted: Vec::new() };
-        // A loop device that `mount` makes is let go with its last user. No journal is replayed: the image was never mounted.
-        let mut lower = command("mount");
-        lower.args(["-n", "-t", "ext4", "-o", "ro,loop,noload,nodev,nosuid,noexec", "--"]).arg(image).arg(work.join(PLACES[0]));
-        lower.env("PATH", SBIN_PATH);
-        let mounted = run(lower, MOUNT_DEADLINE, log, &mut |_| ()).await;
-        mounted.map_err(|source| ViewError::Image { image: image.to_path_buf(), source })?;
-        view.mounted.push(PLACES[0]);
-        let room = format!("mode=0700,size={bytes}");
-        mount(Some("tmpfs"), PLACES[1], Some("tmpfs"), MsFlags::empty(), Some(room.as_str()))
-            .map_err(|errno| directory(errno.into()))?;
-        view.mounted.push(PLACES[1]);
-        for part in ["upper", "work"] {
-            fs::create_dir(work.join(PLACES[1]).join(part)).map_err(directory)?;
+        view.mount_image(image, format, log).await?;
+        if let Changes::None(bytes) = changes {
+            let room = format!("mode=0700,size={bytes}");
+            mount(Some("tmpfs"), PLACES[1], Some("tmpfs"), MsFlags::empty(), Some(room.as_str()))
+                .map_err(|errno| directory(errno.into()))?;
+            view.mounted.push(PLACES[1]);
+            like(&work.join(PLACES[0]), &upper(work)).map_err(directory)?;
         }
-        // Its root has what the upper directory says.
-        let root = fs::metadata(work.join(PLACES[0])).map_err(directory)?;
-        let upper = work.join(PLACES[1]).join("upper");
-        fs::set_permissions(&upper, root.permissions()).map_err(directory)?;
-        std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid())).map_err(directory)?;
-        root.modified().and_then(|time| set_modified(&upper, time)).map_err(directory)?;
+        fs::create_dir(work.join(PLACES[1]).join("work")).map_err(directory)?;
         let opened = mount(Some("overlay"), PLACES[2], Some("overlay"), MsFlags::empty(), Some(OVERLAY));
         opened.map_err(ViewError::Overlay)?;
         view.mounted.push(PLACES[2]);
         Ok(view)
+    }
+
+    async fn mount_image(&mut self, image: &Path, format: Format, log: &Path) -> Result<(), ViewError> {
+        // A loop device that `mount` makes is let go with its last user. No journal is replayed: the image was never mounted.
+        let (kind, options) = match format {
+            Format::Ext4 => ("ext4", "ro,loop,noload,nodev,nosuid,noexec"),
+            Format::Erofs => ("erofs", "ro,loop,nodev,nosuid,noexec"),
+        };
+        let mut lower = command("mount");
+        lower.args(["-n", "-t", kind, "-o", options, "--"]).arg(image).arg(self.work.join(PLACES[0])).env("PATH", SBIN_PATH);
+        let mounted = run(lower, MOUNT_DEADLINE, log, &mut |_| ()).await;
+        mounted.map_err(|source| ViewError::Image { image: image.to_path_buf(), source })?;
+        self.mounted.push(PLACES[0]);
+        Ok(())
     }
 
     /// Where the files are.
@@ -159,7 +195,7 @@ impl View {
     /// Takes the mounts away and the directories that they were at.
     pub(super) fn close(mut self) -> Result<(), ViewError> {
         self.unmount();
-        let remove = |place| fs::remove_dir(self.work.join(place));
+        let remove = |place| firkin_files::remove_tree(&self.work.join(place));
         PLACES.into_iter().try_for_each(remove).map_err(|source| ViewError::Directory { dir: self.work.clone(), source })
     }
 
@@ -177,6 +213,15 @@ impl Drop for View {
     fn drop(&mut self) {
         self.unmount();
     }
+}
+
+/// Makes a directory with the attributes of another: of an overlay's root, those of the upper directory are seen.
+fn like(other: &Path, directory: &Path) -> io::Result<()> {
+    let attributes = fs::metadata(other)?;
+    fs::create_dir(directory)?;
+    fs::set_permissions(directory, attributes.permissions())?;
+    std::os::unix::fs::chown(directory, Some(attributes.uid()), Some(attributes.gid()))?;
+    set_modified(directory, attributes.modified()?)
 }
 
 /// Sets a file's time, which for a directory is that of the last change of its entries.

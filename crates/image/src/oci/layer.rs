@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::tree::{Attributes, Content, Entry, Tree, TreeError};
+use super::tree::{self, Attributes, Content, Entry, Tree, TreeError};
 
 /// Extended attributes that mean something to another kernel than the one that wrote them.
 const KEPT_ATTRIBUTES: [&str; 2] = ["user.", "security.capability"];
@@ -135,6 +135,27 @@ pub(crate) fn read(archive: &File, layer: usize, tree: &mut Tree) -> Result<u64,
         tree.add(layer, &path, entry)?;
     }
     Ok(left_out)
+}
+
+/// What an unpacked layer says is gone, without a word about whole directories: those are for who has all layers below.
+pub(crate) fn gone(archive: &File) -> Result<Vec<PathBuf>, LayerError> {
+    let left = Cell::new(MAX_HEADER_BYTES);
+    let mut archive = tar::Archive::new(Headers { archive, left: &left });
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    for entry in archive.entries_with_seek().map_err(LayerError::Unpack)? {
+        let entry = entry.map_err(LayerError::Unpack)?;
+        left.set(MAX_HEADER_BYTES);
+        let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
+        if let Some(hidden) = tree::hidden(&path)? {
+            bytes += hidden.as_os_str().len() + tree::ENTRY_OVERHEAD_BYTES;
+            if bytes > tree::MAX_METADATA_BYTES {
+                return Err(TreeError::Metadata.into());
+            }
+            found.push(hidden);
+        }
+    }
+    Ok(found)
 }
 
 /// More stands before an entry than an entry needs to be told.

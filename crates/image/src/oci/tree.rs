@@ -22,9 +22,9 @@ const MAX_PATH_BYTES: usize = 4096;
 const MAX_NAME_BYTES: usize = 255;
 /// Names, links' targets and extended attributes of one image, all together: they are in memory at once, and a packed layer may
 /// hold hundreds of times its own size of them. Large images have a fifth of it.
-const MAX_METADATA_BYTES: usize = 64 << 20;
+pub(super) const MAX_METADATA_BYTES: usize = 64 << 20;
 /// Memory that a name or an attribute takes beside its bytes.
-const ENTRY_OVERHEAD_BYTES: usize = 64;
+pub(super) const ENTRY_OVERHEAD_BYTES: usize = 64;
 /// Symbolic links on one way, as Linux follows them.
 const MAX_LINKS: usize = 40;
 /// Directories inside each other. Paths are bounded, but links add to them.
@@ -460,6 +460,21 @@ impl Walk {
         self.pending.extend(names.into_iter().rev());
         Ok(())
     }
+}
+
+/// What is gone, if that is what a path says.
+pub(super) fn hidden(path: &Path) -> Result<Option<PathBuf>, TreeError> {
+    let mut names = names_of(path)?;
+    if names.iter().any(|name| name.as_bytes().starts_with(UNION_PRIVATE)) {
+        return Ok(None);
+    }
+    let Some(name) = names.pop() else { return Ok(None) };
+    let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) else { return Ok(None) };
+    if hidden.is_empty() || hidden == b"." || hidden == b".." {
+        return Err(bad(path, "it names nothing"));
+    }
+    names.push(OsString::from_vec(hidden.to_vec()));
+    Ok(Some(names.iter().collect()))
 }
 
 /// The names of a path relative to the root, however it is written.

@@ -16,7 +16,7 @@ use super::tree::{Attributes, Content, Kind, NodeId, Tree};
 const COPY_BYTES: usize = 128 << 10;
 
 /// Writes `tree` below `root`, which must not exist yet. `layers` are the unpacked archives.
-pub(super) fn write(tree: &Tree, layers: &[File], root: &Path) -> io::Result<()> {
+pub(crate) fn write(tree: &Tree, layers: &[File], root: &Path) -> io::Result<()> {
     let mut writer = Writer { tree, layers, written: HashMap::new(), buffer: vec![0; COPY_BYTES] };
     // Names are taken off the end; a directory's attributes are set when everything in it has been written.
     let mut pending = vec![Visit::Make(tree.root(), root.to_path_buf())];
