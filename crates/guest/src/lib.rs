@@ -19,6 +19,7 @@ mod power;
 mod readiness;
 mod reaper;
 mod spawner;
+mod sudo;
 
 use std::process::ExitCode;
 
