@@ -12,4 +12,6 @@
 //! child of the caller can be: where a stream is a terminal it gets one of its own, as `sudo` does by `use_pty`, and Ctrl-C and job
 //! control are those of that one.
 
+mod environment;
 mod link;
+mod policy;
