@@ -13,5 +13,7 @@
 //! control are those of that one.
 
 mod environment;
+mod launch;
 mod link;
 mod policy;
+mod service;
