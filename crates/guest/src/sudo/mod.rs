@@ -17,3 +17,4 @@ mod launch;
 mod link;
 mod policy;
 mod service;
+mod words;
