@@ -12,9 +12,11 @@
 //! child of the caller can be: where a stream is a terminal it gets one of its own, as `sudo` does by `use_pty`, and Ctrl-C and job
 //! control are those of that one.
 
+mod client;
 mod environment;
 mod launch;
 mod link;
 mod policy;
+mod relay;
 mod service;
 mod words;
