@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use crate::interpreter::Setup;
+use crate::{interpreter::Setup, sudo};
 
 /// How the program is called.
 pub(crate) const USAGE: &str = "firkin-guest envd [--listen ADDR] [--token TOKEN] [--default-user NAME] [--default-workdir DIR] \
@@ -27,6 +27,8 @@ pub(crate) enum Mode {
     Container,
     /// Write what the container has changed of its image.
     Changes,
+    /// Tell by the exit code whether this process is root in effect.
+    IsRoot,
     /// Print the version.
     Version,
 }
@@ -80,6 +82,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Mode, Args
         Some("--version") => return Ok(Mode::Version),
         Some(CONTAINER) => return args.next().map_or(Ok(Mode::Container), |word| Err(ArgsError::Mode(word))),
         Some(CHANGES) => return args.next().map_or(Ok(Mode::Changes), |word| Err(ArgsError::Mode(word))),
+        Some(sudo::IS_ROOT) => return Ok(Mode::IsRoot),
         Some(ENVD) => {}
         other => return Err(ArgsError::Mode(other.unwrap_or_default().to_owned())),
     }

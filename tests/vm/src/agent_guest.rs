@@ -193,7 +193,7 @@ impl Guest for AgentGuest {
         let content = rand_id();
         let written = tokio::task::spawn_blocking(move || match way {
             Way::Network(network) => write_file(&network, "/root/written", &content.to_be_bytes()),
-            Way::Command { program, dir } => shell(&program, &dir, &format!("echo {content} >/root/written")).map(drop),
+            Way::Command { program, dir } => shell(&program, &dir, "0:0", &format!("echo {content} >/root/written")).map(drop),
         });
         written.await.expect("no panic").expect("a file is written");
         let answer = self.call(Call::Sync).await.expect("the agent answers");
@@ -212,12 +212,12 @@ impl Guest for AgentGuest {
     }
 }
 
-/// What a shell says that runs this script in the sandbox of gVisor whose instance directory this is.
-pub fn shell(program: &Path, instance: &Path, script: &str) -> anyhow::Result<String> {
+/// What a shell of this user and group says that runs this script in the sandbox of gVisor whose instance directory this is.
+pub fn shell(program: &Path, instance: &Path, user: &str, script: &str) -> anyhow::Result<String> {
     let mut root = OsString::from("--root=");
     root.push(instance.join("runsc"));
     let mut runsc = Command::new(program);
-    runsc.arg(root).args(["exec", "sandbox", "/bin/sh", "-c", script]).stdin(Stdio::null());
+    runsc.arg(root).args(["exec", "--user", user, "sandbox", "/bin/sh", "-c", script]).stdin(Stdio::null());
     let said = runsc.output()?;
     ensure!(said.status.success(), "`{script}` failed: {said:?}");
     Ok(String::from_utf8(said.stdout)?)

@@ -34,16 +34,18 @@ const SHAPE: Shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
 /// What guests are to see of memory and of their disks.
 pub const MEMORY_MIB: u32 = 256;
 /// Likewise.
-pub const DISK_BYTES: u64 = 1 << 30;
+pub const DISK_BYTES: u64 = 512 << 20;
 /// First of the users that sandboxes run as, beyond those of the machines of other tests, and how many one harness uses at most.
 const FIRST_UID: u32 = 2_110_000_000;
 const UIDS: u32 = 200;
 /// Harnesses of one process.
-const HARNESSES_MAX: u32 = 8;
+const HARNESSES_MAX: u32 = 16;
 /// For a small sandbox that is started, cut and restored, on a busy host.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// What the root image has beside the agent, as the host has it.
-const PROGRAMS: [&str; 5] = ["/bin/sh", "/bin/rm", "/bin/df", "/bin/bash", "/usr/bin/timeout"];
+const PROGRAMS: [&str; 7] = ["/bin/sh", "/bin/rm", "/bin/df", "/bin/bash", "/usr/bin/timeout", "/bin/sleep", "/usr/bin/id"];
+/// Its users: the sandbox's, and another.
+const USERS: &str = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/root:/bin/sh\nother:x:1001:1001::/root:/bin/sh\n";
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
@@ -134,7 +136,12 @@ impl GvisorHarness {
 
     /// What a shell says that runs this script in the sandbox of this instance.
     pub fn shell(&self, instance: &Path, script: &str) -> anyhow::Result<String> {
-        crate::agent_guest::shell(self.engine.program(), instance, script)
+        crate::agent_guest::shell(self.engine.program(), instance, "0:0", script)
+    }
+
+    /// The same as a user and group, by their numbers.
+    pub fn shell_as(&self, instance: &Path, user: &str, script: &str) -> anyhow::Result<String> {
+        crate::agent_guest::shell(self.engine.program(), instance, user, script)
     }
 }
 
@@ -150,7 +157,7 @@ fn user_of(process: &Path) -> Option<u32> {
 fn first_uid() -> u32 {
     let harness = HARNESSES.fetch_add(1, Ordering::Relaxed);
     assert!(harness < HARNESSES_MAX, "HARNESSES_MAX has not grown with the tests");
-    FIRST_UID + (std::process::id() % 20_000 * HARNESSES_MAX + harness) * UIDS
+    FIRST_UID + (std::process::id() % 10_000 * HARNESSES_MAX + harness) * UIDS
 }
 
 fn on_path(program: &str) -> bool {
@@ -175,6 +182,11 @@ fn image(dir: &Path) -> anyhow::Result<PathBuf> {
             fs_err::copy(fs_err::canonicalize(&file)?, to)?;
         }
     }
+    fs_err::write(tree.join("etc/passwd"), USERS)?;
+    // It stands for one that works where programs run as their owner.
+    let sudo = tree.join("usr/bin/sudo");
+    fs_err::write(&sudo, "#!/bin/sh\necho the image has a sudo of its own\n")?;
+    fs_err::set_permissions(&sudo, std::fs::Permissions::from_mode(0o4755))?;
     let image = dir.join("root.erofs");
     // Tails that are not in blocks of their own cannot be mapped into memory by runsc.
     // Of the same files it is the same image, as a state demands that another harness restores.

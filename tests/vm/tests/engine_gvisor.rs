@@ -19,6 +19,8 @@ use firkin_vm_tests::{
 
 #[path = "engine_gvisor/limits.rs"]
 mod limits;
+#[path = "engine_gvisor/sudo.rs"]
+mod sudo;
 
 /// It keeps a binary, tries it and starts one more sandbox, beside other tests.
 const CHILD_DEADLINE: Duration = Duration::from_secs(120);

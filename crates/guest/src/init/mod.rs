@@ -24,6 +24,7 @@ use crate::{
     envd::{self, EnvdState, ServeError},
     interpreter, logging, power,
     reaper::Reaper,
+    sudo,
 };
 
 /// Why the machine does not come up.
@@ -90,9 +91,19 @@ fn boot_container() -> Result<Infallible, BootError> {
     serve(Surroundings::Container)
 }
 
+/// A sandbox without it is still a sandbox.
+fn stand_in_for_sudo(state: &EnvdState, reaper: &Reaper) {
+    if let Err(error) = sudo::start(state.clone(), reaper.clone()).and_then(|()| sudo::take_place(reaper)) {
+        tracing::error!(%error, "cannot stand in for sudo");
+    }
+}
+
 fn serve(surroundings: Surroundings) -> Result<Infallible, BootError> {
     let state = EnvdState::default();
     let reaper = Reaper::of_process().map_err(BootError::Reaper)?;
+    if surroundings == Surroundings::Container {
+        stand_in_for_sudo(&state, &reaper);
+    }
     let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
     control::start(state.clone(), reaper.clone(), surroundings)?;

@@ -16,7 +16,14 @@ mod client;
 mod environment;
 mod launch;
 mod link;
+mod place;
 mod policy;
 mod relay;
 mod service;
 mod words;
+
+pub(crate) use self::{
+    client::{is_meant, run},
+    place::{IS_ROOT, take_place},
+    service::start,
+};
