@@ -61,10 +61,14 @@ use crate::{
 
 /// What an idle sandbox takes beside its guest's memory: 24 MiB were measured, by proportional share.
 const USUAL_MIB: u64 = 24;
-/// The processes and threads of its guest are some of the host's, and each has a stub: as many as a small server of programs has.
-const MOST_THREADS: u32 = 8192;
 /// Tables for its guest's pages, buffers, and the stacks of a thread for each of its guest's.
 const MOST_MIB: u64 = 256;
+
+/// Processes and threads of a guest: its agent has the sandbox's own kernel refuse more (`init/tasks.rs` there). Each takes two of the host's
+/// at most, and a sandbox that is refused one by the host ends.
+const GUEST_TASKS: u32 = 2048;
+/// The sandbox's own threads, some for each processor and for each call that waits.
+const OWN_THREADS: u32 = 256;
 
 /// Starts sandboxes with `runsc`. Made by [`probe::probe`], which finds out whether that works on this host.
 #[derive(Debug, Clone)]
@@ -159,7 +163,7 @@ impl Engine for GvisorEngine {
     }
 
     fn most_threads(&self) -> u32 {
-        MOST_THREADS
+        2 * GUEST_TASKS + OWN_THREADS
     }
 
     /// None that hosts differ in: without its user namespace and its filter of system calls a sandbox does not start.

@@ -11,6 +11,7 @@
 mod modules;
 mod mounts;
 mod nodes;
+mod tasks;
 
 use std::{convert::Infallible, io, net::SocketAddr, process::ExitCode};
 
@@ -88,6 +89,9 @@ fn boot_container() -> Result<Infallible, BootError> {
     raise_limits();
     // So that a console has a word on it before anything goes wrong.
     logging::complain(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"), " is the first process of a container"));
+    if let Err(error) = tasks::bound() {
+        tracing::warn!(%error, "cannot bound the number of processes");
+    }
     serve(Surroundings::Container)
 }
 
