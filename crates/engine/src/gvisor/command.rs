@@ -23,6 +23,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+use rustix::process::{Resource, setrlimit};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -31,7 +32,7 @@ use super::{
     instance::{self, CONSOLE, LOG, MEMINFO, RUNSC_DIR, RUNSC_LOG},
     network::{Network, View},
     program::Program,
-    spec::{self, CONTAINER},
+    spec::{self, CONTAINER, Options},
 };
 use crate::{
     directory::blocking,
@@ -61,6 +62,7 @@ pub(super) struct Call {
     pub(super) streams: Streams,
     pub(super) network: Network,
     pub(super) view: View,
+    pub(super) options: Options,
     /// As [`crate::Slot::groups`].
     pub(super) groups: Vec<OwnedFd>,
 }
@@ -91,10 +93,11 @@ pub(super) async fn run(call: Call) -> Result<(), RunError> {
 }
 
 fn spawn(call: Call) -> io::Result<Process> {
-    let Call { program, dir, words, streams, network, view, groups } = call;
+    let Call { program, dir, words, streams, network, view, options, groups } = call;
     let root = dir.join(RUNSC_DIR);
     let mut command = Command::new(&program.path);
-    command.args(spec::flags(network, &root, &dir.join(RUNSC_LOG), &dir.join(LOG))).args(words).arg(CONTAINER);
+    let flags = spec::flags((network, options), &root, &dir.join(RUNSC_LOG), &dir.join(LOG));
+    command.args(flags).args(words).arg(CONTAINER);
     command.env_clear().current_dir("/").process_group(0);
     match streams {
         Streams::OfSandbox => {
@@ -106,8 +109,13 @@ fn spawn(call: Call) -> io::Result<Process> {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         }
     }
-    let join = move || groups.iter().try_for_each(join_group);
-    // SAFETY: what runs between fork and exec only calls `write`, which is async-signal-safe, on descriptors that are open in the child.
+    let most = options.most_file_bytes().filter(|_| streams == Streams::OfSandbox);
+    let join = move || {
+        groups.iter().try_for_each(join_group)?;
+        most.map_or(Ok(()), |most| setrlimit(Resource::Fsize, most)).map_err(io::Error::from)
+    };
+    // SAFETY: what runs between fork and exec only calls `write` and `setrlimit`, which are async-signal-safe, on descriptors that are open
+    // in the child.
     unsafe { command.pre_exec(join) };
     let log = Log::of_file(append(&dir.join(LOG))?);
     let meminfo = Some(dir.join(MEMINFO)).filter(|path| streams == Streams::OfSandbox && path.exists());

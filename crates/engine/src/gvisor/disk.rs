@@ -1,6 +1,6 @@
 //! Root disks of sandboxes whose snapshots hold what was written.
 //!
-//! An overlay is memory of the sandbox, and a checkpoint has all of it. So the files here hold nothing of a guest's: an overlay or layer
+//! An overlay is a file of the sandbox that has no name, and a checkpoint has all of it. So the files here hold nothing of a guest's: an overlay or layer
 //! is a mark that says what it lies over, which keeps the order of layers for whoever owns them.
 
 use std::{

@@ -3,6 +3,7 @@
 //! ```text
 //!   config.json, empty/   the bundle; its root is in an image, so the directory that stands for it is empty
 //!   meminfo               how much memory its guest is shown
+//!   disk/                 what the guest writes to its root disk is in a file here that has no name any more
 //!   runsc/                the directory of `runsc`: its state, and the socket that the sandbox answers on
 //!   control.in, .out      FIFOs
 //!   console               what the first process writes to its standard error
@@ -35,6 +36,7 @@ pub(super) const PID_FILE: &str = "sandbox.pid";
 pub(super) const IMAGE_DIR: &str = "image";
 /// What covers the host's `/proc/meminfo` where `runsc` makes a sandbox.
 pub(super) const MEMINFO: &str = "meminfo";
+const DISK_DIR: &str = "disk";
 const CONFIG: &str = "config.json";
 const RECORD_FILE: &str = "instance.json";
 const VERSION: u32 = 1;
@@ -89,7 +91,7 @@ impl Record {
 /// Makes all that a sandbox is started from but its bundle, in a directory that is the server's alone.
 pub(super) fn make(dir: &Path) -> io::Result<()> {
     enter(dir)?;
-    for name in [spec::EMPTY_ROOT, RUNSC_DIR, IMAGE_DIR] {
+    for name in [spec::EMPTY_ROOT, DISK_DIR, RUNSC_DIR, IMAGE_DIR] {
         std::fs::DirBuilder::new().mode(0o700).create(dir.join(name))?;
     }
     channel::make(dir)?;
@@ -98,7 +100,7 @@ pub(super) fn make(dir: &Path) -> io::Result<()> {
 
 /// Makes the bundle, with what the sandbox is shown of its host.
 pub(super) fn bundle(dir: &Path, image: &Path, uid: u32, options: Options) -> io::Result<()> {
-    new(dir, CONFIG, &spec::text(image, uid, options)?)?;
+    new(dir, CONFIG, &spec::text(image, &dir.join(DISK_DIR), uid, options)?)?;
     options.memory_mib.map_or(Ok(()), |mib| new(dir, MEMINFO, spec::meminfo(mib).as_bytes()))
 }
 

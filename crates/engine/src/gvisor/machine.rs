@@ -20,6 +20,7 @@ use super::{
     network::{self, Network, View},
     program::Program,
     remains::Remains,
+    room::Room,
     sentry::{self, CallError},
     state as sealed,
 };
@@ -217,9 +218,16 @@ impl GvisorMachine {
         image.push(into);
         let words = vec!["checkpoint".into(), "--leave-running".into(), "--compression=none".into(), image];
         let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
+        let (pid, options) = (self.parts.process.pid(), self.parts.record.origin.options);
+        let _room = match Room::make(pid, options) {
+            Ok(room) => room,
+            Err(_) if self.parts.process.has_ended() => return Err(MachineError::Gone(self.settle().await)),
+            Err(source) => return Err(file_error(&PathBuf::from(format!("/proc/{pid}")), source)),
+        };
         self.end_connections().await;
-        let view = View::of_asker(network, self.parts.process.pid());
-        match command::run(Call { program, dir, words, streams: Streams::None, network, view, groups: Vec::new() }).await {
+        let view = View::of_asker(network, pid);
+        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new() };
+        match command::run(call).await {
             Ok(()) => Ok(()),
             Err(RunError::Failed(_) | RunError::Spawn(_)) if self.parts.process.has_ended() => {
                 Err(MachineError::Gone(self.settle().await))
@@ -249,7 +257,7 @@ impl Machine for GvisorMachine {
         self.live()?;
         self.looked_at(overlay)?;
         let pid = self.parts.process.pid();
-        let counted = blocking(move || cost::memory_bytes(pid)).await;
+        let counted = blocking(move || cost::checkpoint_bytes(pid)).await;
         counted.map_err(|source| file_error(&PathBuf::from(format!("/proc/{pid}")), source))
     }
 

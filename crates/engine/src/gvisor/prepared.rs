@@ -54,6 +54,7 @@ impl Prepared for GvisorPrepared {
             return Err(died(&parts));
         }
         let (program, dir, image) = (parts.program.clone(), parts.dir.clone(), parts.dir.join(IMAGE_DIR));
+        let options = parts.record.origin.options;
         let mut words = vec!["restore".into(), "--detach".into()];
         for (flag, path) in [("--bundle=", &parts.dir), ("--image-path=", &image), ("--pid-file=", &dir.join(PID_FILE))] {
             let mut word = std::ffi::OsString::from(flag);
@@ -61,7 +62,8 @@ impl Prepared for GvisorPrepared {
             words.push(word);
         }
         let (network, view) = (parts.network, View::of_starter(parts.network, parts.process.pid(), interface));
-        match command::run(Call { program, dir, words, streams: Streams::OfSandbox, network, view, groups: Vec::new() }).await {
+        let call = Call { program, dir, words, streams: Streams::OfSandbox, network, view, options, groups: Vec::new() };
+        match command::run(call).await {
             Ok(()) => {}
             Err(RunError::Failed(_) | RunError::Spawn(_)) if parts.process.has_ended() => return Err(died(&parts)),
             Err(error) => return Err(start_error("to load its snapshot", error)),

@@ -106,16 +106,17 @@ pub struct Found {
 pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     let found = request.program.clone().or_else(program::find).filter(|path| path.is_file()).ok_or(ProbeError::Missing)?;
     let pins = request.pins.clone();
-    let (engine, flags) = blocking(move || {
+    let engine = blocking(move || {
         let program = Program::pin(&found, &pins)?;
         let flags = program::known_flags(&program)?;
-        Ok((describe(program, pins)?, flags))
+        let setuid = flags.contains(spec::SETUID_FLAG);
+        describe(program, pins, setuid)
     })
     .await?;
     let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
     let tried = timeout(request.deadline, choose(&engine, &request.image, dir.path())).await;
     let (engine, no_network) = tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
-    let capabilities = capabilities(&flags, engine.sizes_disks, no_network);
+    let capabilities = capabilities(&engine, no_network);
     Ok(Found { engine, capabilities })
 }
 
@@ -134,7 +135,7 @@ async fn choose(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(Gvis
 /// The engine as it works here: with disks that have a size, if they can.
 async fn sized(mut engine: GvisorEngine, image: &Path, dir: &Path) -> Result<GvisorEngine, ProbeError> {
     match try_out(&engine, image, &trial_dir(dir, "sized")?).await {
-        Err(error) if is_of_disk_size(&error) => engine.sizes_disks = false,
+        Err(error) if is_of_disk_size(&error) => engine.shows_disks = false,
         tried => return tried.map(|()| engine),
     }
     try_out(&engine, image, &trial_dir(dir, "unsized")?).await.map(|()| engine)
@@ -152,7 +153,7 @@ fn trial_dir(dir: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 /// The engine without a network.
-fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
+fn describe(program: Program, pins: PathBuf, setuid: bool) -> io::Result<GvisorEngine> {
     let fixed = spec::digest(Network::None);
     let plain = Fingerprint {
         engine: "gvisor".into(),
@@ -165,7 +166,7 @@ fn describe(program: Program, pins: PathBuf) -> io::Result<GvisorEngine> {
         announces: false,
     };
     let (network, compatibility, images) = (Network::None, Compatibility::from(plain), Arc::new(Images::default()));
-    Ok(GvisorEngine { program, pins, compatibility, network, fixed, sizes_disks: true, images })
+    Ok(GvisorEngine { program, pins, compatibility, network, fixed, shows_disks: true, setuid, images })
 }
 
 fn machine(fixed: &str) -> String {
@@ -194,14 +195,13 @@ fn cpu(cpuinfo: &str) -> String {
 }
 
 /// What was tried, and what is found without a sandbox.
-fn capabilities(flags: &str, sizes_disks: bool, no_network: Option<String>) -> Vec<Capability> {
+fn capabilities(engine: &GvisorEngine, no_network: Option<String>) -> Vec<Capability> {
     let tried = ["start", "pause", "cut", "restore"].map(|name| Capability { name, lacking: None });
-    let setuid = flags.contains("allow-suid");
-    let no_size =
-        "this build of `runsc` cannot bound what is written to a root disk, and `df` shows no size; it counts as memory";
+    let no_setuid = "this build of `runsc` has no `--allow-suid`; `sudo` asks the agent instead";
+    let no_size = "this build of `runsc` takes no size of a root disk: `df` shows none, and the bound is rounded up to whole GiB";
     let rest = [
-        Capability { name: "setuid", lacking: (!setuid).then(|| "this build of `runsc` has no `--allow-suid`".to_owned()) },
-        Capability { name: "disk size", lacking: (!sizes_disks).then(|| no_size.to_owned()) },
+        Capability { name: "setuid", lacking: (!engine.setuid).then(|| no_setuid.to_owned()) },
+        Capability { name: "disk size", lacking: (!engine.shows_disks).then(|| no_size.to_owned()) },
         Capability { name: "network", lacking: no_network },
     ];
     tried.into_iter().chain(rest).collect()

@@ -6,6 +6,7 @@
 
 use std::{ffi::OsString, io, path::Path};
 
+use rustix::process::Rlimit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -44,8 +45,8 @@ const CAPABILITIES: [&str; 20] = [
     "CAP_SYS_RESOURCE",
 ];
 
-/// Flags of every sandbox: the platform that needs nothing of the host, and what a guest writes in memory and so in its checkpoints.
-/// Control groups are those that the process was put into.
+/// Flags of every sandbox: the platform that needs nothing of the host, and what a guest writes beside its image and so in its
+/// checkpoints. Control groups are those that the process was put into.
 const FLAGS: [&str; 4] = ["--platform=systrap", "--overlay2=root:memory", "--file-access=exclusive", "--ignore-cgroups"];
 
 /// The namespace that the command is in: a sandbox with a network is in it too, and one without in an empty one.
@@ -57,25 +58,47 @@ const NETWORK_NAMESPACE: &str = "/proc/self/ns/net";
 pub(super) struct Options {
     /// The memory that its guest sees, MiB. Absent: the host's.
     pub(super) memory_mib: Option<u32>,
-    /// What its root disk holds beside what the image has, bytes. Absent: what memory there is, and `df` shows no bound.
+    /// What its root disk holds beside what the image has, bytes. Absent: what the host's has.
     pub(super) disk_bytes: Option<u64>,
+    /// Whether the sandbox is told that. Otherwise `df` shows no size.
+    pub(super) shows_disk: bool,
+    /// Whether programs run as their owner, where their file says so.
+    pub(super) setuid: bool,
+}
+
+/// A flag that not every build has: programs run as their owner where their file says so.
+pub(super) const SETUID_FLAG: &str = "allow-suid";
+
+impl Options {
+    /// The largest file that the sandbox may write, while its guest runs and while it is cut. What the guest writes to its root disk is one
+    /// file, its memory another, and a checkpoint has both in a third. The first two grow by whole GiB, so what is bounded is rounded up.
+    pub(super) fn most_file_bytes(self) -> Option<Rlimit> {
+        const STEP: u64 = 1 << 30;
+        let memory = u64::from(self.memory_mib?) << 20;
+        let most = self.disk_bytes?.max(memory).next_multiple_of(STEP);
+        Some(Rlimit { current: Some(most), maximum: Some(2 * most) })
+    }
 }
 
 /// The flags of a sandbox whose directory of `runsc` is `root`.
-pub(super) fn flags(network: Network, root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
+pub(super) fn flags((network, options): (Network, Options), root: &Path, log: &Path, panic_log: &Path) -> Vec<OsString> {
     let with = |flag: &str, path: &Path| {
         let mut word = OsString::from(flag);
         word.push(path);
         word
     };
     let own = [with("--root=", root), with("--log=", log), with("--panic-log=", panic_log), "--log-format=json".into()];
-    network.flags().iter().chain(&FLAGS).map(OsString::from).chain(own).collect()
+    let setuid = options.setuid.then(|| format!("--{SETUID_FLAG}").into());
+    network.flags().iter().chain(&FLAGS).map(OsString::from).chain(setuid).chain(own).collect()
 }
 
-/// The bundle's `config.json` for a root in `image`, with the user `uid` of the host as its only one.
-fn config(image: &Path, uid: u32, options: Options) -> io::Result<Value> {
+/// The bundle's `config.json` for a root in `image`, with the user `uid` of the host as its only one. What is written to it is in a file
+/// without a name in `disk`.
+fn config(image: &Path, disk: &Path, uid: u32, options: Options) -> io::Result<Value> {
     let mut config = fixed(image, uid)?;
-    if let Some(bytes) = options.disk_bytes {
+    let disk = disk.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is not text"))?;
+    config["annotations"]["dev.gvisor.spec.rootfs.overlay"] = format!("dir={disk}").into();
+    if let Some(bytes) = options.disk_bytes.filter(|_| options.shows_disk) {
         config["annotations"]["dev.gvisor.spec.rootfs.options"] = format!("size={bytes}").into();
     }
     Ok(config)
@@ -106,7 +129,6 @@ fn fixed(image: &Path, uid: u32) -> io::Result<Value> {
         "annotations": {
             "dev.gvisor.spec.rootfs.source": image,
             "dev.gvisor.spec.rootfs.type": "erofs",
-            "dev.gvisor.spec.rootfs.overlay": "memory",
         },
         "mounts": [
             mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -121,8 +143,8 @@ fn fixed(image: &Path, uid: u32) -> io::Result<Value> {
 }
 
 /// The text of the bundle's `config.json`.
-pub(super) fn text(image: &Path, uid: u32, options: Options) -> io::Result<Vec<u8>> {
-    Ok(serde_json::to_vec_pretty(&config(image, uid, options)?)?)
+pub(super) fn text(image: &Path, disk: &Path, uid: u32, options: Options) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(&config(image, disk, uid, options)?)?)
 }
 
 /// A file of the kernel's form that says how much memory there is: `runsc` tells its sandbox what it reads there.
@@ -136,7 +158,7 @@ pub(super) fn digest(network: Network) -> String {
     for flag in network.flags().iter().chain(&FLAGS) {
         hasher.update(flag.as_bytes()).update(b"\0");
     }
-    let fixed = text(Path::new(""), 0, Options::default()).expect("no path is text");
+    let fixed = text(Path::new(""), Path::new(""), 0, Options::default()).expect("no path is text");
     hasher.update(&fixed).finalize().to_hex().to_string()
 }
 
@@ -146,12 +168,13 @@ mod tests {
 
     #[test]
     fn a_sandbox_has_one_user_of_the_host_and_no_file_of_it() {
-        let config = config(Path::new("/images/root.erofs"), 1234, Options::default()).unwrap();
+        let config = config(Path::new("/images/root.erofs"), Path::new("/d"), 1234, Options::default()).unwrap();
         assert_eq!(config["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 1234, "size": 1}]));
         assert_eq!(config["linux"]["gidMappings"], config["linux"]["uidMappings"]);
         let kinds: Vec<&str> = config["mounts"].as_array().unwrap().iter().map(|mount| mount["type"].as_str().unwrap()).collect();
         assert!(!kinds.contains(&"bind"), "{kinds:?}");
-        for flag in flags(Network::None, Path::new("/r"), Path::new("/l"), Path::new("/p")) {
+        let all = Options { memory_mib: Some(1), disk_bytes: Some(1), shows_disk: true, setuid: true };
+        for flag in flags((Network::None, all), Path::new("/r"), Path::new("/l"), Path::new("/p")) {
             let flag = flag.into_string().unwrap();
             assert!(flag.starts_with("--") && !flag.contains("host-uds") && !flag.contains("host-fifo"), "{flag}");
         }
@@ -160,7 +183,10 @@ mod tests {
     #[test]
     fn a_disk_has_the_size_that_it_was_given() {
         let size = |disk_bytes| {
-            let config = config(Path::new("/r"), 1, Options { disk_bytes, ..Options::default() }).unwrap();
+            let options = Options { memory_mib: Some(512), disk_bytes, shows_disk: true, setuid: false };
+            let config = config(Path::new("/r"), Path::new("/d"), 1, options).unwrap();
+            assert_eq!(options.most_file_bytes().map(|most| most.current), disk_bytes.map(Some), "in whole GiB");
+            assert_eq!(config["annotations"]["dev.gvisor.spec.rootfs.overlay"], "dir=/d");
             config["annotations"].get("dev.gvisor.spec.rootfs.options").cloned()
         };
         assert_eq!((size(None), size(Some(5 << 30))), (None, Some(json!("size=5368709120"))));

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     fn origin() -> Origin {
-        let options = Options { memory_mib: Some(512), disk_bytes: None };
+        let options = Options { memory_mib: Some(512), disk_bytes: None, shows_disk: false, setuid: true };
         Origin { program: "p".into(), fixed: "f".into(), image: "i".into(), options }
     }
 

@@ -1,20 +1,40 @@
 //! What a sandbox of gVisor may take of its host's memory, and what is told when it takes more.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use firkin_cgroup::{Groups, Limits, Resource};
-use firkin_engine::{Engine, Exit, contract::Harness};
-use firkin_vm_tests::engine_gvisor::GvisorHarness;
+use firkin_engine::{Engine, Exit, Machine, contract::Harness};
+use firkin_vm_tests::engine_gvisor::{DISK_BYTES, GvisorHarness};
+
+use super::up;
 
 /// More than a sandbox takes that is idle, and less than what is taken here.
 const LIMIT_MIB: u64 = 192;
-/// For a shell that takes all memory, on a busy host.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Shells that each lose their lives to what the ones before them have left.
+const ATTEMPTS: u32 = 50;
+/// Between the end of a sandbox and of what is left of it, where it has come to its end.
+const LOOK: Duration = Duration::from_secs(4);
 /// A string that doubles until there is no memory for it.
 const HOG: &str = "s=0123456789abcdef; while :; do s=$s$s; done";
-/// Files are memory too: a thousand times a mebibyte.
-const FILL: &str = "m=0123456789abcdef; while [ ${#m} -lt 1048576 ]; do m=$m$m; done; n=0; \
-                    while [ $n -lt 1000 ]; do echo $m >>/root/full; n=$((n+1)); done";
+/// Fills what files in memory take of a sandbox until it has ended: who writes is ended before it, as long as he has more than it.
+async fn full(harness: &GvisorHarness, dir: &Path, machine: &mut dyn Machine) -> Exit {
+    for n in 0..ATTEMPTS {
+        let said = harness.shell(dir, &fill(&format!("/run/memory-{n}"), 2 * LIMIT_MIB));
+        assert!(said.is_err(), "there was room for {said:?}");
+        if let Ok(exit) = tokio::time::timeout(LOOK, machine.wait()).await {
+            return exit;
+        }
+    }
+    panic!("a sandbox has as much memory as it wants");
+}
+
+/// Writes so many mebibytes to a file.
+fn fill(file: &str, mib: u64) -> String {
+    format!(
+        "m=0123456789abcdef; while [ ${{#m}} -lt 1048576 ]; do m=$m$m; done; n=0; \
+         while [ $n -lt {mib} ]; do echo $m >>{file} || exit 9; n=$((n+1)); done"
+    )
+}
 
 #[expect(clippy::print_stderr, reason = "a skip is printed")]
 #[tokio::test(flavor = "multi_thread")]
@@ -42,10 +62,25 @@ async fn memory_ends_a_process_and_else_its_sandbox_which_says_so() {
         assert_eq!(score.trim(), "500", "a process of the guest goes before the sandbox");
     }
 
-    let full = harness.shell(&dir, FILL);
-    assert!(full.is_err(), "there was room for {full:?}");
-    let exit = tokio::time::timeout(DEADLINE, machine.wait()).await.expect("it has ended");
+    harness.shell(&dir, &fill("/root/disk", 2 * LIMIT_MIB)).expect("what is on the disk is no memory");
+    assert_eq!(harness.shell(&dir, "rm /root/disk; echo alive").unwrap(), "alive\n");
+
+    let exit = full(&harness, &dir, machine.as_mut()).await;
     assert_eq!(exit, Exit::OutOfMemory { limit_mib: LIMIT_MIB });
     assert!(exit.to_string().starts_with("the host's memory limit ended it (192 MiB"), "{exit}");
     assert_eq!(harness.users(), Vec::<u32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_disk_has_a_bound_and_a_sandbox_outlives_it() {
+    let Some(harness) = GvisorHarness::open().await else { return };
+    let (mut machine, dir) = up(&harness).await;
+    let more = DISK_BYTES.next_multiple_of(1 << 30) >> 20;
+    let said = harness.shell(&dir, &format!("/bin/sh -c '{}' || echo full", fill("/root/disk", more))).unwrap();
+    assert_eq!(said, "full\n");
+    machine.pause().await.unwrap();
+    machine.snapshot(&harness.snapshot_dir().await).await.expect("one whose disk is full is cut all the same");
+    machine.resume().await.unwrap();
+    assert_eq!(harness.shell(&dir, "rm /root/disk; echo kept >/root/file; read text </root/file; echo $text").unwrap(), "kept\n");
+    machine.kill().await;
 }
