@@ -37,10 +37,10 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer, ExposeHeaders}
 pub(crate) use self::{
     auth::{ACCESS_TOKEN, Token, token_of},
     metrics::Meter,
-    process::{Ends, Launch, Streams, find, launch, nonblocking},
+    process::{Ends, Launch, Size, Streams, Terminal, find, launch, nonblocking, open_terminal},
     server::{ServeError, accept, bind, runtime, serve},
     state::{EnvdState, Settings, sandbox_env},
-    users::{UserDb, UserError},
+    users::{User, UserDb, UserError},
 };
 use self::{
     error::ApiError,

@@ -53,6 +53,12 @@ impl From<UserError> for ConnectError {
 }
 
 impl UserDb {
+    /// With this in the two files.
+    #[cfg(test)]
+    pub(crate) fn of(passwd: &str, group: &str) -> Self {
+        Self { passwd: passwd.to_owned(), group: group.to_owned() }
+    }
+
     /// Reads both files; a missing one is empty.
     pub(crate) fn load() -> Result<Self, UserError> {
         Ok(Self { passwd: read_or_empty("/etc/passwd")?, group: read_or_empty("/etc/group")? })

@@ -39,7 +39,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::output::{Chunk, End, Output, Subscription};
-pub(crate) use self::pty::Size;
+pub(crate) use self::pty::{Size, Terminal, open as open_terminal};
 pub(super) use self::service::ProcessService;
 pub(crate) use self::spawn::{Ends, Launch, Streams, find, launch};
 use crate::{

@@ -26,15 +26,15 @@ pub(crate) struct Size {
 
 /// Both ends of a terminal.
 #[derive(Debug)]
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     /// Ours.
-    pub(super) master: OwnedFd,
+    pub(crate) master: OwnedFd,
     /// The command's; owned by its user, so that it can be opened again by name.
-    pub(super) slave: std::fs::File,
+    pub(crate) slave: std::fs::File,
 }
 
 /// Opens a terminal of this size for `user`.
-pub(super) fn open(size: Size, user: &User) -> io::Result<Terminal> {
+pub(crate) fn open(size: Size, user: &User) -> io::Result<Terminal> {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     grantpt(&master)?;
     unlockpt(&master)?;
