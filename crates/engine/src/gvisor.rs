@@ -22,6 +22,7 @@ mod machine;
 mod network;
 mod prepared;
 pub mod probe;
+mod processors;
 mod program;
 mod remains;
 mod room;
@@ -101,7 +102,7 @@ impl GvisorEngine {
         let view = View::of_starter(self.network, parts.process.pid(), interface);
         let (program, dir, options) = (parts.program.clone(), parts.dir.clone(), parts.record.origin.options);
         let (words, network) = (vec!["start".into()], self.network);
-        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new() };
+        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
         let started = command::run(call).await;
         started.map_err(|error| start_error("its start", error))?;
         parts.record.whole = true;
@@ -184,7 +185,8 @@ impl Engine for GvisorEngine {
 
     async fn boot(&self, spec: BootSpec) -> Result<Box<dyn Machine>, StartError> {
         let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
-        let start = Start { dir: spec.dir, slot: spec.slot, disk: spec.disk, origin };
+        let (slot, vcpus) = (spec.slot, spec.shape.vcpus);
+        let start = Start { dir: spec.dir, slot, vcpus, disk: spec.disk, origin };
         Ok(Box::new(self.boot_from(start).await?))
     }
 
@@ -193,7 +195,8 @@ impl Engine for GvisorEngine {
             return Err(refused("the snapshot's memory", "it is of another engine".to_owned()));
         }
         let origin = self.origin(&spec.disk, spec.shape.memory_mib).await?;
-        let start = Start { dir: spec.dir, slot: spec.slot, disk: spec.disk, origin };
+        let (slot, vcpus) = (spec.slot, spec.shape.vcpus);
+        let start = Start { dir: spec.dir, slot, vcpus, disk: spec.disk, origin };
         Ok(Box::new(self.prepare_from(start, &spec.state).await?))
     }
 
@@ -227,6 +230,8 @@ impl Engine for GvisorEngine {
 struct Start {
     dir: PathBuf,
     slot: Slot,
+    /// Processors that its guest sees.
+    vcpus: u32,
     disk: RootDisk,
     origin: Origin,
 }
@@ -243,7 +248,8 @@ impl Start {
 
     /// Has `runsc` make the sandbox, with nothing in it. Gives the namespace of its interface, too.
     async fn create(self, program: Program, network: Network) -> Result<(Parts, OwnedFd), StartError> {
-        let Self { dir, slot: Slot { uid, netns, attachment, mac: _, groups }, disk, origin } = self;
+        let Self { dir, slot: Slot { uid, netns, attachment, mac: _, groups }, vcpus, disk, origin } = self;
+        let processors = processors::to_start_on(vcpus, uid).map_err(|source| file_error(Path::new("/proc/self"), source))?;
         let interface = attachment.demand(AttachmentKind::Interface)?;
         instance::bundle(&dir, &disk.image, uid, origin.options).map_err(|source| file_error(&dir, source))?;
         let remains = Remains::of(uid, &dir.join(RUNSC_DIR));
@@ -256,7 +262,7 @@ impl Start {
         let words = vec!["create".into(), with("--bundle=", &dir), with("--pid-file=", &pid_file)];
         let (view, options) = (View::of_maker(network, netns), origin.options);
         let (streams, command, at) = (Streams::OfSandbox, program.clone(), dir.clone());
-        let call = Call { program: command, dir: at, words, streams, network, view, options, groups };
+        let call = Call { program: command, dir: at, words, streams, network, view, options, groups, processors: Some(processors) };
         command::run(call).await.map_err(|error| start_error("its start", error))?;
         let watched = || {
             let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;
@@ -264,7 +270,12 @@ impl Start {
         };
         let process = watched().map_err(|source| file_error(&pid_file, source))?;
         let (pid, search) = (process.pid(), remains.searcher());
-        blocking(move || search.prefer_for_memory(pid)).await.map_err(|source| file_error(Path::new("/proc"), source))?;
+        let started = move || {
+            search.prefer_for_memory(pid)?;
+            let processes = search.find()?.into_iter().map(|pid| pid.as_raw_nonzero().get());
+            processors::let_run_everywhere(processes)
+        };
+        blocking(started).await.map_err(|source| file_error(Path::new("/proc"), source))?;
         let root_disk = directory::own_name(&dir, &disk.overlay).map_err(|source| file_error(&disk.overlay, source))?;
         let record = Record::new((process.pid(), process.start_time()), uid, root_disk, origin);
         record.write(&dir).map_err(|source| file_error(&dir, source))?;

@@ -21,7 +21,8 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::{
     libc,
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
+    unistd::Pid,
 };
 use rustix::process::{Resource, setrlimit};
 use serde::Deserialize;
@@ -65,6 +66,8 @@ pub(super) struct Call {
     pub(super) options: Options,
     /// As [`crate::Slot::groups`].
     pub(super) groups: Vec<OwnedFd>,
+    /// Those that it may run on; none for all that this process may.
+    pub(super) processors: Option<CpuSet>,
 }
 
 /// Why a run came to nothing.
@@ -93,7 +96,7 @@ pub(super) async fn run(call: Call) -> Result<(), RunError> {
 }
 
 fn spawn(call: Call) -> io::Result<Process> {
-    let Call { program, dir, words, streams, network, view, options, groups } = call;
+    let Call { program, dir, words, streams, network, view, options, groups, processors } = call;
     let root = dir.join(RUNSC_DIR);
     let mut command = Command::new(&program.path);
     let flags = spec::flags((network, options), &root, &dir.join(RUNSC_LOG), &dir.join(LOG));
@@ -112,10 +115,11 @@ fn spawn(call: Call) -> io::Result<Process> {
     let most = options.most_file_bytes().filter(|_| streams == Streams::OfSandbox);
     let join = move || {
         groups.iter().try_for_each(join_group)?;
-        most.map_or(Ok(()), |most| setrlimit(Resource::Fsize, most)).map_err(io::Error::from)
+        most.map_or(Ok(()), |most| setrlimit(Resource::Fsize, most)).map_err(io::Error::from)?;
+        processors.map_or(Ok(()), |processors| Ok(sched_setaffinity(Pid::from_raw(0), &processors)?))
     };
-    // SAFETY: what runs between fork and exec only calls `write` and `setrlimit`, which are async-signal-safe, on descriptors that are open
-    // in the child.
+    // SAFETY: what runs between fork and exec only calls `write`, `setrlimit` and `sched_setaffinity`, bare system calls, on descriptors that
+    // are open in the child.
     unsafe { command.pre_exec(join) };
     let log = Log::of_file(append(&dir.join(LOG))?);
     let meminfo = Some(dir.join(MEMINFO)).filter(|path| streams == Streams::OfSandbox && path.exists());

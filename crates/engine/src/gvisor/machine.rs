@@ -226,7 +226,7 @@ impl GvisorMachine {
         };
         self.end_connections().await;
         let view = View::of_asker(network, pid);
-        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new() };
+        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
         match command::run(call).await {
             Ok(()) => Ok(()),
             Err(RunError::Failed(_) | RunError::Spawn(_)) if self.parts.process.has_ended() => {

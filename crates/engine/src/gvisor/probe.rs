@@ -215,7 +215,7 @@ async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), 
     let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "start", source })?;
     let slot = empty_slot(uid())?;
     let namespace = slot.netns.try_clone()?;
-    let start = Start { dir: dir.join("first"), slot, disk, origin };
+    let start = Start { dir: dir.join("first"), slot, vcpus: 1, disk, origin };
     let machine = engine.boot_from(start).await.map_err(|source| ProbeError::Start { step: "start", source })?;
     if engine.network != Network::None && !machine.pid().is_some_and(|pid| network::is_in(pid, &namespace)) {
         return Err(ProbeError::Otherwise("in its slot"));
@@ -225,7 +225,7 @@ async fn try_out(engine: &GvisorEngine, image: &Path, dir: &Path) -> Result<(), 
     let second = dir.join("second");
     let disk = trial_disk(engine, image, &second).map_err(io::Error::other)?;
     let origin = engine.origin(&disk, TRIAL_MIB).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
-    let start = Start { dir: second, slot: empty_slot(uid())?, disk, origin };
+    let start = Start { dir: second, slot: empty_slot(uid())?, vcpus: 1, disk, origin };
     let prepared = engine.prepare_from(start, &state).await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let mut machine = Box::new(prepared).load().await.map_err(|source| ProbeError::Start { step: "restore", source })?;
     let told = |step| move |source| ProbeError::Machine { step, source };
