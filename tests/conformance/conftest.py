@@ -20,6 +20,15 @@ def api():
     api.close()
 
 
+@pytest.fixture(autouse=True)
+def engine_has_it(request, api):
+    """Skips, by name and reason, what the engine that runs sandboxes here does not have: `@pytest.mark.lacking(gvisor="why")`."""
+    for mark in request.node.iter_markers("lacking"):
+        for engine, why in mark.kwargs.items():
+            if api.engine() == engine:
+                pytest.skip(f"{engine}: {why}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left(api):
     """The last thing the session checks: every sandbox that was made has ended."""

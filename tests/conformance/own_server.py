@@ -98,12 +98,14 @@ class OwnServer:
 
     def machines(self) -> list[int]:
         """Processes that were started for an instance directory of this server, whoever started them."""
-        mark = b"FIRKIN_INSTANCE=" + bytes(self.state / "run") + b"/"
+        # QEMU has it in its environment, a sandbox of gVisor in its arguments.
+        marks = {"environ": b"FIRKIN_INSTANCE=" + bytes(self.state / "run") + b"/", "cmdline": b"--root=" + bytes(self.state / "run") + b"/"}
         found = []
         for process in pathlib.Path("/proc").iterdir():
             if process.name.isdecimal():
                 try:
-                    if any(variable.startswith(mark) for variable in (process / "environ").read_bytes().split(b"\0")):
+                    texts = [(mark, (process / file).read_bytes().split(b"\0")) for file, mark in marks.items()]
+                    if any(text.startswith(mark) for mark, all in texts for text in all):
                         found.append(int(process.name))
                 except OSError:
                     pass  # it ended, or it is the kernel's

@@ -1,6 +1,7 @@
 """Tools of the conformance tests: the raw HTTP interface, the asynchronous SDK made to block, waiting, guest programs."""
 
 import asyncio
+import functools
 import inspect
 import os
 import pathlib
@@ -68,6 +69,13 @@ class Api:
         response = self.http.get("/v2/sandboxes", params={"state": "running,paused", "limit": 100})
         response.raise_for_status()
         return response.json()
+
+    @functools.cache
+    def engine(self) -> str:
+        """What runs the sandboxes that are made of `base`: `kvm`, `gvisor` or `emulated`."""
+        response = self.http.get("/health", params={"details": ""})
+        response.raise_for_status()
+        return response.json()["engines"][0]
 
     def close(self) -> None:
         self.http.close()

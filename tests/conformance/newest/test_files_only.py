@@ -1,6 +1,9 @@
 """Memory may be left behind: the disk is kept, and a kernel boots from it."""
 
+import pytest
 from e2b import SandboxState
+
+pytestmark = pytest.mark.lacking(gvisor="a sandbox has its files in its memory, which cannot be dropped")
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 

@@ -58,7 +58,7 @@ def clock_error_s(sandbox) -> float:
 IDENTITY = """
 hostname; cat /etc/hostname /etc/machine-id
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
-cat /proc/sys/kernel/random/uuid
+cat /proc/sys/kernel/random/uuid 2>/dev/null || head -c 16 /dev/random | od -An -tx1 | tr -d ' \\n'; echo
 python3 -c 'import random, secrets, uuid; print(random.getrandbits(128), uuid.uuid4(), secrets.token_hex(16))'
 """
 RANDOM_DRAWS = 5

@@ -60,6 +60,7 @@ def test_rules_that_cannot_be_kept_are_refused(driver, spawn, network):
         spawn(network=network)
 
 
+@pytest.mark.lacking(gvisor="its kernel does not take interfaces down")
 def test_a_network_that_was_taken_down_is_back_after_a_resume(spawn, api):
     sandbox = spawn()
     # The command answers before it cuts itself off.
