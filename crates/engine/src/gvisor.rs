@@ -19,6 +19,7 @@ mod cost;
 mod disk;
 mod instance;
 mod machine;
+mod neighbours;
 mod network;
 mod prepared;
 pub mod probe;
@@ -102,7 +103,8 @@ impl GvisorEngine {
         let view = View::of_starter(self.network, parts.process.pid(), interface);
         let (program, dir, options) = (parts.program.clone(), parts.dir.clone(), parts.record.origin.options);
         let (words, network) = (vec!["start".into()], self.network);
-        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
+        let call =
+            Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
         let started = command::run(call).await;
         started.map_err(|error| start_error("its start", error))?;
         parts.record.whole = true;
@@ -222,7 +224,10 @@ impl Engine for GvisorEngine {
         let paused = outcome.map_err(|error| refused("to be adopted", firkin_causes::chain(&error)))?;
         let program = self.maker(&record.origin.program).await?;
         let parts = Parts { process, remains, dir: dir.to_path_buf(), record, program, network: self.network };
-        Ok(Box::new(GvisorMachine::new(parts, if paused { State::Paused } else { State::Running })))
+        let machine = GvisorMachine::new(parts, if paused { State::Paused } else { State::Running });
+        // Whoever was killed over a checkpoint has left it deaf.
+        machine.hear().await;
+        Ok(Box::new(machine))
     }
 }
 
@@ -262,7 +267,8 @@ impl Start {
         let words = vec!["create".into(), with("--bundle=", &dir), with("--pid-file=", &pid_file)];
         let (view, options) = (View::of_maker(network, netns), origin.options);
         let (streams, command, at) = (Streams::OfSandbox, program.clone(), dir.clone());
-        let call = Call { program: command, dir: at, words, streams, network, view, options, groups, processors: Some(processors) };
+        let call =
+            Call { program: command, dir: at, words, streams, network, view, options, groups, processors: Some(processors) };
         command::run(call).await.map_err(|error| start_error("its start", error))?;
         let watched = || {
             let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;

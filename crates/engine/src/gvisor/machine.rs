@@ -199,16 +199,29 @@ impl GvisorMachine {
         Ok(name.to_owned())
     }
 
-    /// Ends connections to the guest, which a checkpoint cannot hold. The guest's kernel learns of it also while the guest is paused, and
+    /// Ends connections to the guest, which a checkpoint cannot hold, and lets no others begin until [`Self::hear`]. The guest's kernel learns of it also while the guest is paused, and
     /// long before the command that asks for the checkpoint has started.
-    async fn end_connections(&self) {
+    async fn quieten(&self) {
         let pid = self.parts.process.pid();
         if self.parts.network == Network::None {
             return;
         }
-        match blocking(move || network::end_connections(pid)).await {
+        match blocking(move || network::quieten(pid)).await {
             Ok(ended) => tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot"),
             Err(error) => tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work"),
+        }
+    }
+
+    /// Lets what is sent to it through again. One that is gone hears nothing.
+    pub(super) async fn hear(&self) {
+        let pid = self.parts.process.pid();
+        if self.parts.network == Network::None {
+            return;
+        }
+        if let Err(error) = blocking(move || network::hear(pid)).await
+            && !self.parts.process.has_ended()
+        {
+            tracing::error!(pid, %error, "cannot let connections through to a sandbox");
         }
     }
 
@@ -224,10 +237,13 @@ impl GvisorMachine {
             Err(_) if self.parts.process.has_ended() => return Err(MachineError::Gone(self.settle().await)),
             Err(source) => return Err(file_error(&PathBuf::from(format!("/proc/{pid}")), source)),
         };
-        self.end_connections().await;
+        self.quieten().await;
         let view = View::of_asker(network, pid);
-        let call = Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
-        match command::run(call).await {
+        let call =
+            Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
+        let taken = command::run(call).await;
+        self.hear().await;
+        match taken {
             Ok(()) => Ok(()),
             Err(RunError::Failed(_) | RunError::Spawn(_)) if self.parts.process.has_ended() => {
                 Err(MachineError::Gone(self.settle().await))

@@ -21,7 +21,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use super::connections;
+use super::{
+    connections,
+    neighbours::{self, Way},
+};
 
 /// Where the kernel has the parameters of networks.
 const PARAMETERS: &str = "/proc/sys/net";
@@ -123,11 +126,32 @@ fn empty(dir: &Path) -> io::Result<()> {
     Ok(mount(None::<&str>, dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?)
 }
 
-/// Resets the connections that the host has to the guest of the sandbox `pid`. Blocks.
-pub(super) fn end_connections(pid: u32) -> io::Result<usize> {
+/// How often connections may begin between the end of all and the moment from which none comes through.
+const QUIET_ATTEMPTS: usize = 16;
+
+/// Resets the connections that the host has to the guest of the sandbox `pid`, and lets no more come through until [`hear`]. Blocks.
+pub(super) fn quieten(pid: u32) -> io::Result<usize> {
     on_own_thread(move || {
         View::Beside(pid).enter()?;
-        connections::end_all()
+        let mut ended = 0;
+        for _ in 0..QUIET_ATTEMPTS {
+            ended += connections::end_all()?;
+            neighbours::turn(Way::Away)?;
+            // What has begun in between is ended at this end alone: the guest has to hear of it.
+            if connections::end_all()? == 0 {
+                return Ok(ended);
+            }
+            neighbours::turn(Way::There)?;
+        }
+        Err(io::Error::other("connections to it do not cease"))
+    })
+}
+
+/// Lets what is sent to the guest of the sandbox `pid` through again. Blocks.
+pub(super) fn hear(pid: u32) -> io::Result<()> {
+    on_own_thread(move || {
+        View::Beside(pid).enter()?;
+        neighbours::turn(Way::There)
     })
 }
 

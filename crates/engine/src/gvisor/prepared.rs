@@ -62,7 +62,17 @@ impl Prepared for GvisorPrepared {
             words.push(word);
         }
         let (network, view) = (parts.network, View::of_starter(parts.network, parts.process.pid(), interface));
-        let call = Call { program, dir, words, streams: Streams::OfSandbox, network, view, options, groups: Vec::new(), processors: None };
+        let call = Call {
+            program,
+            dir,
+            words,
+            streams: Streams::OfSandbox,
+            network,
+            view,
+            options,
+            groups: Vec::new(),
+            processors: None,
+        };
         match command::run(call).await {
             Ok(()) => {}
             Err(RunError::Failed(_) | RunError::Spawn(_)) if parts.process.has_ended() => return Err(died(&parts)),

@@ -3,6 +3,7 @@
 //! It runs outside the async runtime, because its calls block (a trim takes seconds) and because nothing that user code does to
 //! envd may delay a resume.
 
+mod closing;
 mod disk;
 mod entropy;
 mod files;
@@ -160,6 +161,9 @@ impl Agent {
             },
             Call::Sync => {
                 nix::unistd::sync();
+                if self.current.is_in_container() {
+                    closing::wait();
+                }
                 Answer::Done
             }
             Call::Shrink => {

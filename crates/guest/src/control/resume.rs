@@ -91,6 +91,11 @@ impl Current {
         Self { epoch: 0, network: None, network_touched: false, files, kernel, reaper }
     }
 
+    /// Whether another's kernel is under it.
+    pub(super) fn is_in_container(&self) -> bool {
+        self.kernel.is_none()
+    }
+
     /// The highest epoch given; 0 before the first.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
