@@ -46,3 +46,16 @@ impl Attachment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_takes_no_end_of_another_kind() {
+        let end = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(Attachment::Tap(end()).demand(AttachmentKind::Tap).is_ok());
+        let refused = Attachment::Interface(end()).demand(AttachmentKind::Tap).unwrap_err();
+        assert!(matches!(&refused, StartError::Refused { reason, .. } if reason.contains("another engine")), "{refused}");
+    }
+}
