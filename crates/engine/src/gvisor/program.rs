@@ -8,7 +8,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -64,9 +64,25 @@ impl Program {
         Ok(Self { path, digest: digest.to_owned() })
     }
 
+    /// What it says to this word. A process that was forked while the copy was made has it open for writing, and until that runs something
+    /// else, nobody can run the copy.
+    fn asked(&self, word: &str) -> io::Result<Output> {
+        /// Between fork and exec of another process are milliseconds.
+        const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
+        let began = std::time::Instant::now();
+        loop {
+            match Command::new(&self.path).arg(word).env_clear().stdin(Stdio::null()).output() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < BUSY => {
+                    std::thread::yield_now()
+                }
+                told => return told,
+            }
+        }
+    }
+
     /// Its version by its own word, the first line of `--version`. Blocks.
     pub(super) fn version(&self) -> io::Result<String> {
-        let told = Command::new(&self.path).arg("--version").env_clear().stdin(Stdio::null()).output()?;
+        let told = self.asked("--version")?;
         let text = String::from_utf8_lossy(&told.stdout);
         let first = text.lines().next().and_then(|line| line.strip_prefix("runsc version "));
         let version = first.map(|version| version.trim().to_owned()).filter(|version| !version.is_empty());
@@ -76,7 +92,7 @@ impl Program {
 
 /// The flags that it has, as it lists them. Blocks.
 pub(super) fn known_flags(program: &Program) -> io::Result<String> {
-    let told = Command::new(&program.path).arg("flags").env_clear().stdin(Stdio::null()).output()?;
+    let told = program.asked("flags")?;
     Ok(String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned())
 }
 
@@ -146,6 +162,21 @@ fn copy_digested(mut from: impl Read, mut to: impl Write) -> io::Result<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_that_somebody_still_has_open_is_run_when_it_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = dir.path().join("found");
+        fs_err::write(&found, "#!/bin/sh\necho runsc version 7\n").unwrap();
+        let program = Program::pin(&found, &dir.path().join("engines")).unwrap();
+        fs_err::set_permissions(&program.path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let open = fs_err::OpenOptions::new().append(true).open(&program.path).unwrap();
+        let refused = Command::new(&program.path).status().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ExecutableFileBusy);
+        let asked = std::thread::spawn(move || program.version());
+        drop(open);
+        assert_eq!(asked.join().unwrap().unwrap(), "7");
+    }
 
     #[test]
     fn a_binary_outlives_its_upgrade_and_a_damaged_one_is_not_run() {
