@@ -97,6 +97,12 @@ impl Sandbox {
         self.dial(harness, &format!("exec 3<>/dev/tcp/{server}/{port} && read -r said <&3; echo $said"), ANSWERED)
     }
 
+    /// Has a program in it keep what a server says by TCP, to its end, and then say the same to that server.
+    pub(crate) fn echoes(&self, harness: &GvisorHarness, server: Ipv4Addr, port: u16) {
+        let script = format!("exec 3<>/dev/tcp/{server}/{port} && /bin/cat <&3 >/tmp/said && /bin/cat /tmp/said >&3");
+        assert_eq!(self.dial(harness, &script, ANSWERED), None);
+    }
+
     /// Whether a datagram to that server is answered. The shell reads a byte of the answer.
     pub(crate) fn is_answered(&self, harness: &GvisorHarness, server: Ipv4Addr, port: u16) -> bool {
         self.dial(harness, &format!("exec 3<>/dev/udp/{server}/{port}; echo >&3; read -rn 1 said <&3; echo $said"), ANSWERED)

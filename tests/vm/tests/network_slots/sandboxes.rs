@@ -1,9 +1,11 @@
 //! Sandboxes of gVisor in slots: reached as machines are, held by the same rules, from one life to the next and over their server's end.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread::JoinHandle,
 };
 
 use firkin_engine::{Engine, contract::Guest};
@@ -35,6 +37,22 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
         state.to_le_bytes()
     };
     std::iter::repeat_with(next).take(length / 8).flatten().collect()
+}
+
+const ECHO_PORT: u16 = 8000;
+
+/// A server on the internet's side that says this to who comes, and then hears them out.
+fn echoed(world: &World, said: Vec<u8>) -> JoinHandle<Vec<u8>> {
+    let listener = world.internet.run(|| TcpListener::bind((SERVER, ECHO_PORT)).unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&said).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        heard
+    })
 }
 
 /// Processes that run as a user of this world's slots.
@@ -78,7 +96,11 @@ fn a_sandbox_is_reached_from_its_first_life_to_its_clones() {
         assert!(one.download("/root/large").await == sent, "a clone sends what it had");
 
         let namespaces = [&first, &one, &two].map(|sandbox| Namespace::of_slot(&sandbox.slot).identity());
-        let interfaces = [&first, &one, &two].map(|sandbox| sandbox.dir.clone());
+        let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
+        for Sandbox { machine, dir, .. } in [&first, &one, &two] {
+            let hidden = [dir.display().to_string(), format!("/proc/{}/", machine.pid().unwrap()), "/proc/sys/net".to_owned()];
+            assert!(hidden.iter().all(|path| !mounts.contains(path)), "the host sees mounts of a sandbox's command: {mounts}");
+        }
         first.end().await;
         one.end().await;
         two.end().await;
@@ -87,8 +109,6 @@ fn a_sandbox_is_reached_from_its_first_life_to_its_clones() {
         for namespace in namespaces {
             eventually("nobody holds a slot", || !is_referenced(&namespace)).await;
         }
-        let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(interfaces.iter().all(|dir| !mounts.contains(dir.to_str().unwrap())), "nothing is mounted on the host");
     });
 }
 
@@ -106,6 +126,11 @@ fn a_sandbox_reaches_what_a_machine_does() {
         assert_eq!(sandbox.hears(&harness, SERVER, 80), host);
         assert_eq!(sandbox.hears(&harness, OPENED, 80), host, "the operator opened it");
         assert!(sandbox.is_answered(&harness, RESOLVER, 53));
+        let sent = noise(3, LARGE / 2);
+        let echo = echoed(&world, sent.clone());
+        sandbox.echoes(&harness, SERVER, ECHO_PORT);
+        eventually("the server has heard it", || echo.is_finished()).await;
+        assert!(echo.join().unwrap() == sent, "what came back from the internet's side is what was sent");
         let other = pool.acquire(Egress::Allowed).await.unwrap();
         Namespace::of_slot(&other).serve(std::net::Ipv4Addr::UNSPECIFIED, 80);
         Namespace::of_slot(&sandbox.slot).serve(std::net::Ipv4Addr::UNSPECIFIED, 80);
