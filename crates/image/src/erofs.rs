@@ -1,13 +1,15 @@
 //! Root images for containers: the files of a raw ext4 image, with the guest agent, in one EROFS image that sandboxes map.
 //!
 //! ```text
-//!   rootfs.ext4 --mounted read-only--> files --agent, directories for mounts, over them--> files --mkfs.erofs--> rootfs.erofs (0400)
+//!   rootfs.ext4 --mounted read-only--> files --agent, directories for mounts, list, over them--> files --mkfs.erofs--> rootfs.erofs (0400)
+//!   rootfs.erofs --the same, under what a sandbox has changed--> files --agent, list, over them--> files --mkfs.erofs--> rootfs.erofs
 //! ```
 //!
 //! gVisor reads its root out of the image without a file server beside the sandbox, and pages of the image are shared by all sandboxes
 //! of a host. Not in it are the modules of the guest kernel, which a container has no kernel for. The image is made of the finished
 //! ext4 image and not of what that was made of: so it has what machines have, whoever made that, and needs no network. Its key is
-//! the digest of that image, of the agent and of the recipe. The same files give the same bytes.
+//! the digest of that image, of the agent and of the recipe. The same files give the same bytes. Each image lists its own files, so that
+//! the agent of a sandbox can tell what that has changed.
 
 mod furnish;
 mod upper;
