@@ -43,13 +43,10 @@ const HARNESSES_MAX: u32 = 16;
 /// For a small sandbox that is started, cut and restored, on a busy host.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// What the root image has beside the agent, as the host has it.
-<<<<<<< HEAD
-const PROGRAMS: [&str; 7] = ["/bin/sh", "/bin/rm", "/bin/df", "/bin/bash", "/usr/bin/timeout", "/bin/sleep", "/usr/bin/id"];
+const PROGRAMS: [&str; 8] =
+    ["/bin/sh", "/bin/rm", "/bin/df", "/bin/cat", "/bin/bash", "/usr/bin/timeout", "/bin/sleep", "/usr/bin/id"];
 /// Its users: the sandbox's, and another.
 const USERS: &str = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/root:/bin/sh\nother:x:1001:1001::/root:/bin/sh\n";
-=======
-const PROGRAMS: [&str; 5] = ["/bin/sh", "/bin/rm", "/bin/cat", "/bin/bash", "/usr/bin/timeout"];
->>>>>>> 444e081 (tests: large transfers between a sandbox and the internet's side)
 
 static HARNESSES: AtomicU32 = AtomicU32::new(0);
 
