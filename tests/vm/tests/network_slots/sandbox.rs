@@ -1,6 +1,6 @@
 //! A sandbox of gVisor in a slot, as a server makes one, and what it and its host say to each other over that slot.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::PathBuf};
 
 use firkin_engine::{
     BootSpec, Engine, Machine, RestoreSpec, SnapshotMemory,
@@ -16,7 +16,7 @@ use crate::world::{PATIENCE, World};
 
 /// Long enough, in seconds, for a program in a sandbox to start and be answered; and for one that is not to be answered.
 const ANSWERED: u8 = 30;
-const UNANSWERED: u8 = 1;
+const UNANSWERED: u8 = 4;
 
 /// Slots for sandboxes.
 pub(crate) async fn pool(world: &World, harness: &GvisorHarness, owner: &str) -> NetworkPool {
@@ -109,12 +109,14 @@ impl Sandbox {
             .is_some()
     }
 
-    /// Whether nothing of that server comes to it.
-    pub(crate) fn hears_nothing(&self, harness: &GvisorHarness, server: Ipv4Addr, port: u16) -> bool {
-        ["tcp", "udp"].into_iter().all(|protocol| {
-            let script = format!("exec 3<>/dev/{protocol}/{server}/{port} && echo >&3; read -rn 1 said <&3; echo $said");
-            self.dial(harness, &script, UNANSWERED).is_none()
-        })
+    /// Which of these servers answer it, in any way, in so short a time that those that must not can be waited for.
+    pub(crate) fn answering(&self, harness: &GvisorHarness, servers: &[Ipv4Addr], port: u16) -> BTreeSet<Ipv4Addr> {
+        let ask = |protocol: &str, server: &Ipv4Addr| {
+            format!("(exec 3<>/dev/{protocol}/{server}/{port}; echo >&3; read -rn 1 <&3 && echo {server}) & ")
+        };
+        let script: String = servers.iter().flat_map(|server| [ask("tcp", server), ask("udp", server)]).collect();
+        let said = self.dial(harness, &format!("{script} wait"), UNANSWERED).unwrap_or_default();
+        said.lines().map(|server| server.parse().unwrap()).collect()
     }
 
     fn dial(&self, harness: &GvisorHarness, script: &str, seconds: u8) -> Option<String> {
