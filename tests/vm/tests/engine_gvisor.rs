@@ -72,9 +72,9 @@ async fn what_a_sandbox_wrote_to_its_disk_is_in_its_state_alone() {
 /// MiB of memory and bytes of the root disk, as a guest sees them.
 fn sizes(harness: &GvisorHarness, dir: &Path) -> (u64, u64) {
     let memory = "while read name size unit; do [ $name = MemTotal: ] && echo $size; done </proc/meminfo; true";
-    let memory = harness.shell(dir, memory).unwrap().trim().parse::<u64>().unwrap() / 1024;
-    let disk = harness.shell(dir, "df --block-size=1 --output=size /").unwrap();
-    (memory, disk.lines().last().unwrap().trim().parse().unwrap())
+    let told = |script| harness.shell(dir, script).expect("its shell ends well");
+    let number = |text: String| text.lines().last().and_then(|line| line.trim().parse::<u64>().ok()).expect("it is a number");
+    (number(told(memory)) / 1024, number(told("df --block-size=1 --output=size /")))
 }
 
 #[tokio::test(flavor = "multi_thread")]

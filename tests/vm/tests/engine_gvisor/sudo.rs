@@ -9,7 +9,7 @@ use super::{cut, up};
 
 /// What the sandbox's user, a stranger and root get.
 fn holds(harness: &GvisorHarness, dir: &Path) {
-    let user = |script| harness.shell_as(dir, "1000:1000", script).unwrap();
+    let user = |script| harness.shell_as(dir, "1000:1000", script).expect("its shell ends well");
     assert_eq!(user("id -u; sudo id -u; /usr/bin/sudo id -u"), "1000\n0\n0\n");
     let passes = "echo given | sudo -n A=set sh -c 'read line; echo $line $A $SUDO_USER $HOME; exit 7'; echo $?";
     assert_eq!(user(passes), "given set user /root\n7\n");
@@ -18,13 +18,13 @@ fn holds(harness: &GvisorHarness, dir: &Path) {
         user("cd /usr; sudo sh -c pwd; sudo no-such-command 2>&1; echo $?"),
         "/usr\nsudo: no-such-command: command not found\n1\n"
     );
-    let stranger = harness.shell_as(dir, "1001:1001", "sudo id -u 2>&1; echo $?").unwrap();
+    let stranger = harness.shell_as(dir, "1001:1001", "sudo id -u 2>&1; echo $?").expect("its shell ends well");
     assert_eq!(stranger, "sudo: other may not run anything as another user here\n1\n");
-    assert_eq!(harness.shell(dir, "sudo -u other id -u").unwrap(), "1001\n");
+    assert_eq!(harness.shell(dir, "sudo -u other id -u").expect("its shell ends well"), "1001\n");
     // The agent's children are bounded in number: one that forks beyond is told so, and the sandbox goes on.
     let bounded = "max=/run/firkin/pids/guest/pids.max; read most <$max; echo $most; echo 30 >$max
         sudo sh -c 'while :; do sleep 2 & done' 2>&1; echo $most >$max; echo alive";
-    let said = harness.shell(dir, bounded).unwrap();
+    let said = harness.shell(dir, bounded).expect("its shell ends well");
     assert!(said.starts_with("2048\n") && said.ends_with("Cannot fork\nalive\n"), "{said}");
 }
 
