@@ -10,16 +10,15 @@ use super::up;
 
 /// More than a sandbox takes that is idle, and less than what is taken here.
 const LIMIT_MIB: u64 = 192;
-/// Shells that each lose their lives to what the ones before them have left.
-const ATTEMPTS: u32 = 50;
 /// Between the end of a sandbox and of what is left of it, where it has come to its end.
 const LOOK: Duration = Duration::from_secs(4);
 /// A string that doubles until there is no memory for it.
 const HOG: &str = "s=0123456789abcdef; while :; do s=$s$s; done";
-/// Fills what files in memory take of a sandbox until it has ended: who writes is ended before it, as long as he has more than it.
+/// Fills the file systems of a sandbox that are in memory, half of it each, until it has ended: it has more then than any of its guest's
+/// processes.
 async fn full(harness: &GvisorHarness, dir: &Path, machine: &mut dyn Machine) -> Exit {
-    for n in 0..ATTEMPTS {
-        let said = harness.shell(dir, &fill(&format!("/run/memory-{n}"), 2 * LIMIT_MIB));
+    for file in ["/run/memory", "/dev/shm/memory"] {
+        let said = harness.shell(dir, &fill(file, 2 * LIMIT_MIB));
         assert!(said.is_err(), "there was room for {said:?}");
         if let Ok(exit) = tokio::time::timeout(LOOK, machine.wait()).await {
             return exit;
