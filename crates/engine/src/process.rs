@@ -233,3 +233,56 @@ pub(crate) fn stat_field(pid: u32, field: usize) -> io::Result<u64> {
         .and_then(|rest| rest.split_ascii_whitespace().nth(field - 3)?.parse().ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a stat file of the kernel does not have its fields"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::fd::AsRawFd,
+        process::{Command, Stdio},
+    };
+
+    use firkin_cgroup::{Groups, Limits};
+
+    use super::*;
+
+    /// For a shell on a busy host.
+    const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
+    #[tokio::test]
+    async fn an_end_for_want_of_memory_is_told_from_a_kill() {
+        let groups = Groups::open(&format!("test-process-{}", std::process::id()));
+        if let Some(lack) = groups.lacks().iter().find(|lack| lack.to_string().contains("limit of memory:")) {
+            eprintln!("SKIP: {lack}");
+            return;
+        }
+        let group = groups.make("a", &Limits { memory_bytes: 64 << 20, weight: 1, cpu_percent: 100, pids: 8 }).unwrap();
+        let entrances = group.entrances().unwrap();
+        let enter = |file: &OwnedFd| format!("echo 0 > /proc/{}/fd/{}; ", std::process::id(), file.as_raw_fd());
+        let script = entrances.iter().map(enter).chain(["read go; exec tail /dev/zero".into()]).collect::<String>();
+        for (go, killed) in [(true, Exit::OutOfMemory { limit_mib: 64 }), (false, Exit::Killed)] {
+            let child = Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn();
+            // Its end is waited for by its pidfd.
+            let (pid, stdin) = child.map(|mut child| (child.id(), child.stdin.take())).unwrap();
+            let joined = async {
+                while MemoryWatch::of(pid).is_none() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(DEADLINE, joined).await.expect("it joins its group");
+            let log = Log::of_file(tempfile::tempfile().unwrap());
+            let mut process = Process::watch(pid, log).unwrap();
+            if go {
+                stdin.unwrap().write_all(b"go\n").unwrap();
+            } else {
+                process.kill();
+            }
+            let ended = process.ended().await;
+            match process.crash(ended) {
+                Exit::Crashed { status, .. } => assert!(killed == Exit::Killed && status.contains("SIGKILL"), "{status}"),
+                exit => assert_eq!(exit, killed),
+            }
+        }
+    }
+}
