@@ -210,3 +210,34 @@ impl Terminals {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::{pty::openpty, sys::signal::SigSet};
+
+    use super::*;
+
+    fn relay(terminals: Option<(Tty, OwnedFd)>) -> (Relay, UnixStream) {
+        let (ours, agents) = UnixStream::pair().unwrap();
+        (Relay::new(ours, SignalFd::new(&SigSet::empty()).unwrap(), terminals).unwrap(), agents)
+    }
+
+    #[test]
+    fn what_a_command_wrote_last_is_shown_before_its_end_is_told() {
+        let (callers, commands) = (openpty(None, None).unwrap(), openpty(None, None).unwrap());
+        let (relay, agent) = relay(Some((Tty(callers.slave), commands.master)));
+        std::fs::File::from(commands.slave).write_all(b"last words\n").unwrap();
+        send(&agent, &Reply::Code(3), &[]).unwrap();
+        assert_eq!(relay.until_it_ends().unwrap(), Some(Reply::Code(3)));
+        let mut shown = [0; 10];
+        std::fs::File::from(callers.master).read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"last words");
+    }
+
+    #[test]
+    fn an_agent_that_went_away_is_no_end_of_a_command() {
+        let (relay, agent) = relay(None);
+        drop(agent);
+        assert_eq!(relay.until_it_ends().unwrap(), None);
+    }
+}
