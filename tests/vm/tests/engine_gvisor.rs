@@ -149,10 +149,13 @@ async fn a_state_is_refused_on_another_root_and_restored_by_the_binary_that_wrot
     assert_ne!(after.program(), harness.engine.program());
     assert!(after.compatibility().processor(harness.engine.fingerprint()).is_ok(), "an upgrade strands nothing");
     let mut machine = after.restore(harness.restore_spec(&snapshot).await).await.unwrap();
-    let runs = fs_err::read_to_string(format!("/proc/{}/cmdline", machine.pid().unwrap())).unwrap();
-    assert!(runs.starts_with("runsc-sandbox"), "{runs}");
+    let runs = |machine: &dyn Machine| fs_err::read_link(format!("/proc/{}/exe", machine.pid().unwrap())).unwrap();
+    assert_eq!(runs(machine.as_ref()), harness.engine.program(), "the one that wrote it is kept");
     machine.resume().await.unwrap();
     machine.kill().await;
+    let mut fresh = after.boot(harness.boot_spec().await).await.unwrap();
+    assert_eq!(runs(fresh.as_ref()), after.program(), "what is new is of the new one");
+    fresh.kill().await;
 
     fs_err::remove_file(harness.engine.program()).unwrap();
     let refused = after.restore(harness.restore_spec(&snapshot).await).await.err();
