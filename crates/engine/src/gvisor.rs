@@ -103,8 +103,18 @@ impl GvisorEngine {
         let view = View::of_starter(self.network, parts.process.pid(), interface);
         let (program, dir, options) = (parts.program.clone(), parts.dir.clone(), parts.record.origin.options);
         let (words, network) = (vec!["start".into()], self.network);
-        let call =
-            Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
+        let call = Call {
+            program,
+            dir,
+            words,
+            program_words: &[],
+            streams: Streams::None,
+            network,
+            view,
+            options,
+            groups: Vec::new(),
+            processors: None,
+        };
         let started = command::run(call).await;
         started.map_err(|error| start_error("its start", error))?;
         parts.record.whole = true;
@@ -267,8 +277,18 @@ impl Start {
         let words = vec!["create".into(), with("--bundle=", &dir), with("--pid-file=", &pid_file)];
         let (view, options) = (View::of_maker(network, netns), origin.options);
         let (streams, command, at) = (Streams::OfSandbox, program.clone(), dir.clone());
-        let call =
-            Call { program: command, dir: at, words, streams, network, view, options, groups, processors: Some(processors) };
+        let call = Call {
+            program: command,
+            dir: at,
+            words,
+            program_words: &[],
+            streams,
+            network,
+            view,
+            options,
+            groups,
+            processors: Some(processors),
+        };
         command::run(call).await.map_err(|error| start_error("its start", error))?;
         let watched = || {
             let pid = fs_err::read_to_string(&pid_file)?.trim().parse().map_err(io::Error::other)?;

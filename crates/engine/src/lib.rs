@@ -498,6 +498,13 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// [`Machine::root_disk`] tells whether the disk was switched.
     async fn cut(&mut self, dir: &Path, overlay: &Path) -> Result<SnapshotParts, MachineError>;
 
+    /// Writes what its guest has changed of the root image to `into`, which must not exist, as a layer of a container image that is not
+    /// compressed. Only where its disk does not hold that ([`DiskFormat::holds_writes`]). The machine must run.
+    async fn root_changes(&mut self, into: &Path) -> Result<(), MachineError> {
+        let _ = into;
+        Err(MachineError::Refused { phase: "to tell what it has changed", reason: "its disk holds that".to_owned() })
+    }
+
     /// A fresh connection to the guest agent's port. The previous one, if any, is dead from then on.
     async fn control(&mut self) -> Result<Box<dyn ControlStream>, MachineError>;
 

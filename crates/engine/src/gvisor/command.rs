@@ -44,12 +44,14 @@ use crate::{
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the command has as its standard streams, and so what the first process of a sandbox has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Streams {
     /// The control channel and the console.
     OfSandbox,
     /// None: the command only speaks to a sandbox.
     None,
+    /// What a program in the sandbox says goes into this new file.
+    Into(PathBuf),
 }
 
 /// What to run.
@@ -60,6 +62,8 @@ pub(super) struct Call {
     pub(super) dir: PathBuf,
     /// The subcommand and its flags. The container's name is added.
     pub(super) words: Vec<OsString>,
+    /// What comes after that name.
+    pub(super) program_words: &'static [&'static str],
     pub(super) streams: Streams,
     pub(super) network: Network,
     pub(super) view: View,
@@ -96,13 +100,13 @@ pub(super) async fn run(call: Call) -> Result<(), RunError> {
 }
 
 fn spawn(call: Call) -> io::Result<Process> {
-    let Call { program, dir, words, streams, network, view, options, groups, processors } = call;
+    let Call { program, dir, words, program_words, streams, network, view, options, groups, processors } = call;
     let root = dir.join(RUNSC_DIR);
     let mut command = Command::new(&program.path);
     let flags = spec::flags((network, options), &root, &dir.join(RUNSC_LOG), &dir.join(LOG));
-    command.args(flags).args(words).arg(CONTAINER);
+    command.args(flags).args(words).arg(CONTAINER).args(program_words);
     command.env_clear().current_dir("/").process_group(0);
-    match streams {
+    match &streams {
         Streams::OfSandbox => {
             let open = |name| fs_err::OpenOptions::new().read(true).write(true).open(dir.join(name)).map(fs_err::File::into_file);
             let console = append(&dir.join(CONSOLE))?;
@@ -110,6 +114,10 @@ fn spawn(call: Call) -> io::Result<Process> {
         }
         Streams::None => {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        Streams::Into(path) => {
+            let file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.into_file();
+            command.stdin(Stdio::null()).stdout(file).stderr(append(&dir.join(CONSOLE))?);
         }
     }
     let most = options.most_file_bytes().filter(|_| streams == Streams::OfSandbox);

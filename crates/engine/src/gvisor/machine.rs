@@ -22,7 +22,7 @@ use super::{
     remains::Remains,
     room::Room,
     sentry::{self, CallError},
-    state as sealed,
+    spec, state as sealed,
 };
 use crate::{
     ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts,
@@ -239,8 +239,18 @@ impl GvisorMachine {
         };
         self.quieten().await;
         let view = View::of_asker(network, pid);
-        let call =
-            Call { program, dir, words, streams: Streams::None, network, view, options, groups: Vec::new(), processors: None };
+        let call = Call {
+            program,
+            dir,
+            words,
+            program_words: &[],
+            streams: Streams::None,
+            network,
+            view,
+            options,
+            groups: Vec::new(),
+            processors: None,
+        };
         let taken = command::run(call).await;
         self.hear().await;
         match taken {
@@ -332,6 +342,26 @@ impl Machine for GvisorMachine {
             Ok(channel) => Ok(Box::new(channel)),
             Err(_) if self.parts.process.has_ended() => Err(MachineError::Gone(self.settle().await)),
             Err(source) => Err(file_error(&self.parts.dir, source)),
+        }
+    }
+
+    async fn root_changes(&mut self, into: &Path) -> Result<(), MachineError> {
+        const PHASE: &str = "to tell what its guest has changed";
+        if self.state != State::Running {
+            return Err(MachineError::WrongState { call: "ask", state: "not running" });
+        }
+        let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
+        let (view, options) = (View::of_asker(network, self.parts.process.pid()), self.parts.record.origin.options);
+        let (words, program_words) = (vec!["exec".into(), "--user=0:0".into()], &[spec::AGENT, "changes"]);
+        let streams = Streams::Into(into.to_path_buf());
+        let call =
+            Call { program, dir, words, program_words, streams, network, view, options, groups: Vec::new(), processors: None };
+        match command::run(call).await {
+            Ok(()) => Ok(()),
+            Err(_) if self.parts.process.has_ended() => Err(MachineError::Gone(self.settle().await)),
+            Err(RunError::Failed(reason)) => Err(MachineError::Refused { phase: PHASE, reason }),
+            Err(RunError::Spawn(source)) => Err(file_error(into, source)),
+            Err(RunError::Deadline) => Err(MachineError::Deadline { phase: PHASE, deadline: command::DEADLINE }),
         }
     }
 

@@ -66,6 +66,7 @@ impl Prepared for GvisorPrepared {
             program,
             dir,
             words,
+            program_words: &[],
             streams: Streams::OfSandbox,
             network,
             view,
