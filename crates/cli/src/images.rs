@@ -9,13 +9,14 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{PoisonError, RwLock},
 };
 
 use async_trait::async_trait;
 use firkin_engine::{BootFile, BootFiles, ImageForm};
 use firkin_image::{
-    Additions, Cache, Initramfs, RootSpec, container_root, initramfs,
+    Additions, Cache, Initramfs, RootSpec, changed_root, container_root, initramfs,
     oci::{
         self, ImageError as OciError,
         credentials::Credentials,
@@ -205,6 +206,14 @@ impl ImageSource for Images {
                 Ok(RootImage { path: made.path, digest: made.digest, bytes: made.virtual_bytes })
             }
         }
+    }
+
+    async fn changed(&self, root: RootImage, layer: &Path, report: Report<'_>) -> Result<RootImage, ImageError> {
+        let told = |event: firkin_image::Event| report(&format!("{}: {}", event.step, event.detail));
+        let failed = |error| ImageError { reference: root.path.display().to_string(), source: Box::new(error) };
+        let from = firkin_image::RootImage { path: root.path.clone(), digest: root.digest.clone(), virtual_bytes: root.bytes };
+        let made = changed_root(&self.cache, &from, layer, AGENT, &told).await.map_err(failed)?;
+        Ok(RootImage { path: made.path, digest: made.digest, bytes: made.virtual_bytes })
     }
 
     async fn image(&self, request: &ImageRequest, report: Report<'_>) -> Result<BuildImage, ImageError> {

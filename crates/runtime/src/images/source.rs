@@ -3,7 +3,7 @@
 //! The runtime knows no registries: whoever opens it says where images come from. On its own it has one, the root image of the
 //! host's guest system, which stands for the image that E2B's SDKs build on when they are told nothing.
 
-use std::{collections::BTreeMap, error::Error, fmt};
+use std::{collections::BTreeMap, error::Error, fmt, path::Path};
 
 use async_trait::async_trait;
 use firkin_engine::ImageForm;
@@ -90,6 +90,13 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
                 Err(ImageError { reference: root.path.display().to_string(), source: Box::new(NoSuchForm) })
             }
         }
+    }
+
+    /// A root image that has a form with an agent in it, with what a guest has changed of it: `layer` is one of a container image, not
+    /// compressed, and a stranger's. What was returned stays as [`Self::image`]'s does. Cancel-safe.
+    async fn changed(&self, root: RootImage, layer: &Path, report: Report<'_>) -> Result<RootImage, ImageError> {
+        let _ = (layer, report);
+        Err(ImageError { reference: root.path.display().to_string(), source: Box::new(NoSuchForm) })
     }
 }
 

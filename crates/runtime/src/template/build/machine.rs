@@ -14,6 +14,7 @@ use crate::{
     },
     capacity::{ActiveSessionReservation, ResourceBudget, admission::AdmissionError},
     ground::blocking::blocking,
+    images::root_image::RootImage,
     machine::{
         launch::SnapshotRestoreRequest,
         quiescence::come_to_rest,
@@ -127,6 +128,18 @@ impl BuildMachine {
     /// What was built on a sandbox's state holds what that sandbox held.
     fn secrecy(&self) -> Secrecy {
         if self.from.is_sealed() { self.shared.artifacts.secrecy() } else { Secrecy::Plain }
+    }
+
+    /// The root image that it stands on, with what its guest has changed of that: for an engine whose disks do not hold it.
+    pub(super) async fn folded(&mut self, log: &BuildLog) -> Result<RootImage, BuildFailure> {
+        log.info("making a root image of it");
+        self.session.sync().await.map_err(BuildFailure::Guest)?;
+        let layer = self.shared.launcher.instances.path(&self.session.instance()).join("changes.tar");
+        self.session.machine.root_changes(&layer).await.map_err(BuildFailure::Machine)?;
+        let (from, bytes) = (&self.from.disk, self.disk_bytes());
+        let root = RootImage { path: from.rootfs_path.clone(), digest: from.rootfs.clone(), bytes };
+        let report = |line: &str| log.push(LogLevel::Debug, line);
+        Ok(self.shared.config.images.changed(root, &layer, &report).await?)
     }
 
     /// Ends the machine; all of it is gone on return.

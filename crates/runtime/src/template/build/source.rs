@@ -15,7 +15,7 @@ use super::{
     command::Shell,
     error::{BuildFailure, CommandFailed},
     log::{BASE, BuildLog},
-    machine::{self, Origin},
+    machine::{self, BuildMachine, Origin},
     provision::Script,
     ready::{self, Ready},
     registry::Builds,
@@ -162,7 +162,7 @@ async fn of_image(
     let context = Defaults { env, ..Defaults::default() }.of_builds();
     let work = async |shell: Shell<'_>| if provisioned { Ok(()) } else { provision(&shell).await };
     let title = format!("FROM {reference}");
-    let found = booted(builds, &key, context, origin, (log, &title, work)).await?;
+    let found = booted(builds, &key, context, async || Ok(origin), (log, &title, work)).await?;
     Ok(Prepared { key, found, inherited: Inherited::default() })
 }
 
@@ -196,7 +196,21 @@ async fn of_template(builds: &Builds, record: TemplateRecord, wanted: &Wanted, l
         return Ok(Prepared { key, found: Found { context, artifact, pin }, inherited });
     }
     let key = key(shared, "template", &(&record.artifact, &context), (&*engine, shape, processor));
-    let origin = disk_origin(shared, artifact, record.id.to_string(), (engine, shape, processor)).await?;
+    let name = record.id.to_string();
+    let origin = async || {
+        if engine.disks().holds_writes()
+            || !engine.compatibility().processor(&artifact.manifest.engine).is_ok_and(|_| !artifact.is_sealed())
+        {
+            return disk_origin(shared, artifact, name, (engine, shape, processor)).await;
+        }
+        let disk_mib = artifact.manifest.budget.disk_mib;
+        let mut machine = BuildMachine::restore(shared, artifact, log).await?;
+        let folded = machine.folded(log).await;
+        machine.end().await;
+        let root = folded?;
+        let members = DiskMembers { rootfs: root.digest, rootfs_path: root.path, layers: Vec::new() };
+        Ok(Origin { engine, name, shape, processor, disk_mib, members })
+    };
     // What the guest itself starts must have come up before it is cut; what the start command starts comes later.
     let ready = if inherited.start.is_none() { inherited.ready.clone().or(inherited.warm_up.clone()) } else { None };
     let work = async |shell: Shell<'_>| match ready {
@@ -230,7 +244,7 @@ async fn booted(
     builds: &Builds,
     key: &str,
     context: Defaults,
-    origin: Origin,
+    origin: impl AsyncFnOnce() -> Result<Origin, BuildFailure>,
     (log, title, work): (&BuildLog, &str, impl AsyncFnOnce(Shell<'_>) -> Result<(), BuildFailure>),
 ) -> Result<Found, BuildFailure> {
     let shared = &builds.shared;
@@ -246,7 +260,7 @@ async fn booted(
         booted.while_it_lives(Box::pin(work(shell))).await??;
         Ok(booted.cut(&report).await?)
     };
-    let (artifact, pin) = machine::boot(shared, origin, log, worked).await?;
+    let (artifact, pin) = machine::boot(shared, Box::pin(origin()).await?, log, worked).await?;
     cache::keep(shared, key.to_owned(), &artifact.manifest.id, context.clone()).await.map_err(BuildFailure::Store)?;
     Ok(Found { context, artifact, pin })
 }
