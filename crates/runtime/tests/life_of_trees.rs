@@ -45,6 +45,8 @@ mod quota;
 mod races;
 #[path = "life/rollback.rs"]
 mod rollback;
+#[path = "life/several.rs"]
+mod several;
 #[path = "life/survival.rs"]
 mod survival;
 

@@ -24,6 +24,8 @@ mod lineage;
 mod rollback;
 #[path = "life/sealed.rs"]
 mod sealed;
+#[path = "life/several.rs"]
+mod several;
 #[path = "life/survival.rs"]
 mod survival;
 

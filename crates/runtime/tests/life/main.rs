@@ -26,6 +26,7 @@ mod privacy;
 mod quota;
 mod races;
 mod rollback;
+mod several;
 mod survival;
 
 /// What the engine makes of memory and disks; `life_of_trees` has the other form.

@@ -1,13 +1,5 @@
 //! A server with several engines: each sandbox and each template is of the one that made it, whichever is the first.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(dead_code, reason = "the bench is that of all")]
-
-#[path = "life/bench.rs"]
-mod bench;
-#[path = "life/building.rs"]
-mod building;
-
 use std::time::Duration;
 
 use firkin_engine::{Acceleration, fake::Keeping};
@@ -23,10 +15,6 @@ use crate::{
     building::{ended, own_image, plan, request, start},
 };
 
-/// What the bench's own engine makes of memory and disks.
-const KEEPING: Keeping = Keeping::Files;
-/// Whether servers encrypt what sandboxes leave.
-const SEALS: bool = false;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A build of one's own on an engine.
