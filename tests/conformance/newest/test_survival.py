@@ -241,6 +241,7 @@ def deepest_layers(server) -> int:
 
 
 @pytest.mark.timeout(600)  # sixteen pauses and resumes of an emulated guest, and more
+@pytest.mark.lacking(gvisor="its disk is in its state: there are no layers")
 def test_a_disk_that_is_cut_again_and_again_stays_shallow_and_whole(server, create):
     sandbox = create()
     sandbox.commands.run("head -c 3000000 /dev/urandom > old; : > rounds; sync")
