@@ -1,0 +1,17 @@
+//! What leaves a network by name: rules, a resolver that answers allowed names only, and a proxy that connects to them.
+//!
+//! It knows no sandbox, no namespace and no firewall. Whoever uses it opens the sockets where the clients are, sees to it that
+//! nothing passes them by, and says what is reached under no rule (its bounds). It gets a decision with its reason for everything
+//! that was tried.
+//!
+//! Names are the only thing here that clients choose. So all are brought into one form ([`HostName`]) before they are compared, and
+//! every connection goes to an address that was found under the allowed name here, and looked at, never to one that the client
+//! came with.
+//!
+//! For one network there are a [`Resolver`] on its sockets, a [`Proxy`] on its listener, and a [`Way`] for both, which can be replaced
+//! at any time. What is not TCP is not proxied: whoever filters packets drops it, QUIC included, but for addresses that are
+//! allowed as such, or that [`Answers`] names if names are to open them.
+
+mod name;
+
+pub use name::{HostName, MAX_NAME_BYTES, NameError};
