@@ -13,5 +13,7 @@
 //! allowed as such, or that [`Answers`] names if names are to open them.
 
 mod name;
+mod rule;
 
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
+pub use rule::{Names, Rule, RuleError};
