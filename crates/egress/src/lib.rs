@@ -12,8 +12,12 @@
 //! at any time. What is not TCP is not proxied: whoever filters packets drops it, QUIC included, but for addresses that are
 //! allowed as such, or that [`Answers`] names if names are to open them.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod name;
 mod rule;
+mod sniff;
 
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
 pub use rule::{Names, Rule, RuleError};
+pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
