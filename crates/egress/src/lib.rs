@@ -12,12 +12,14 @@
 //! at any time. What is not TCP is not proxied: whoever filters packets drops it, QUIC included, but for addresses that are
 //! allowed as such, or that [`Answers`] names if names are to open them.
 
+mod decision;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod name;
 mod rule;
 mod sniff;
 
+pub use decision::{Decision, Grant, Refusal};
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
