@@ -16,10 +16,12 @@ mod decision;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod name;
+mod policy;
 mod rule;
 mod sniff;
 
 pub use decision::{Decision, Grant, Refusal};
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
+pub use policy::{Bounds, List, MAX_RULES, Policy, Rules, RulesError, Target};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
