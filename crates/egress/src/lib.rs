@@ -12,6 +12,7 @@
 //! at any time. What is not TCP is not proxied: whoever filters packets drops it, QUIC included, but for addresses that are
 //! allowed as such, or that [`Answers`] names if names are to open them.
 
+mod audit;
 mod decision;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -20,6 +21,7 @@ mod policy;
 mod rule;
 mod sniff;
 
+pub use audit::{Attempt, AttemptKind, Audit, AuditReader, Told};
 pub use decision::{Decision, Grant, Refusal};
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
 pub use policy::{Bounds, List, MAX_RULES, Policy, Rules, RulesError, Target};
