@@ -14,16 +14,22 @@
 
 mod audit;
 mod decision;
+mod dial;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod name;
 mod policy;
+mod resolve;
 mod rule;
 mod sniff;
+mod way;
 
 pub use audit::{Attempt, AttemptKind, Audit, AuditReader, Told};
 pub use decision::{Decision, Grant, Refusal};
+pub use dial::{Connection, Dial, DialError, Direct};
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
 pub use policy::{Bounds, List, MAX_RULES, Policy, Rules, RulesError, Target};
+pub use resolve::{Found, Resolve, ResolveError};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
+pub use way::{Way, Ways};
