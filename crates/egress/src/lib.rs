@@ -22,6 +22,7 @@ mod policy;
 mod resolve;
 mod rule;
 mod sniff;
+mod upstream;
 mod way;
 
 pub use audit::{Attempt, AttemptKind, Audit, AuditReader, Told};
@@ -32,4 +33,5 @@ pub use policy::{Bounds, List, MAX_RULES, Policy, Rules, RulesError, Target};
 pub use resolve::{Found, Resolve, ResolveError};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
+pub use upstream::{Upstream, UpstreamError};
 pub use way::{Way, Ways};
