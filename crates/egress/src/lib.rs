@@ -15,6 +15,7 @@
 mod audit;
 mod decision;
 mod dial;
+mod dns;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod name;
@@ -28,6 +29,7 @@ mod way;
 pub use audit::{Attempt, AttemptKind, Audit, AuditReader, Told};
 pub use decision::{Decision, Grant, Refusal};
 pub use dial::{Connection, Dial, DialError, Direct};
+pub use dns::{Answers, Resolver};
 pub use name::{HostName, MAX_NAME_BYTES, NameError};
 pub use policy::{Bounds, List, MAX_RULES, Policy, Rules, RulesError, Target};
 pub use resolve::{Found, Resolve, ResolveError};
