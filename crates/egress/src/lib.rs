@@ -20,6 +20,7 @@ mod dns;
 pub mod fuzzing;
 mod name;
 mod policy;
+mod relay;
 mod resolve;
 mod rule;
 mod sniff;
