@@ -25,6 +25,7 @@ mod relay;
 mod resolve;
 mod rule;
 mod sniff;
+mod socks;
 mod upstream;
 mod way;
 
@@ -38,5 +39,6 @@ pub use proxy::{Limits, Origin, Proxy};
 pub use resolve::{Found, Resolve, ResolveError};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
+pub use socks::{Socks, SocksSettings, SocksSettingsError, SocksTls};
 pub use upstream::{Upstream, UpstreamError};
 pub use way::{Way, Ways};
