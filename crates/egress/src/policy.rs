@@ -114,6 +114,22 @@ impl Rules {
         }
         Ok(Self { allow, deny, closed })
     }
+
+    /// Whether names decide anything. Without any, a filter of packets does as well, and nothing needs to be proxied.
+    pub fn name_any(&self) -> bool {
+        self.allow.iter().chain(&self.deny).any(|rule| matches!(rule, Rule::Name(_)))
+    }
+
+    /// The networks that are allowed, for a filter of packets that tell no name.
+    pub fn allowed_networks(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.allow.iter().filter_map(network)
+    }
+
+    /// The networks that are denied, likewise: all of them where nothing but names is allowed.
+    pub fn denied_networks(&self) -> impl Iterator<Item = Ipv4Net> {
+        let every = self.deny.contains(&Rule::Name(Names::Every)).then_some(EVERYWHERE);
+        self.deny.iter().filter_map(network).chain(every)
+    }
 }
 
 fn parse(list: List, texts: &[impl AsRef<str>]) -> Result<Vec<Rule>, RulesError> {
@@ -165,8 +181,8 @@ impl Policy {
 
     /// What is decided of a connection to `address` before it has said anything; `None` where its name may matter.
     pub fn unheard(&self, address: Ipv4Addr) -> Option<Result<Grant, Refusal>> {
-        let named = self.rules.allow.iter().chain(&self.rules.deny).any(|rule| matches!(rule, Rule::Name(_)));
-        let decided = !named || (self.bounds.closing(address).is_none() && holding(&self.rules.allow, address).is_some());
+        let decided =
+            !self.rules.name_any() || (self.bounds.closing(address).is_none() && holding(&self.rules.allow, address).is_some());
         decided.then(|| self.reaches(None, address))
     }
 

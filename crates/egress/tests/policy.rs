@@ -118,6 +118,20 @@ fn no_rule_opens_what_is_out_of_bounds() {
 }
 
 #[test]
+fn what_tells_no_name_is_filtered_by_the_networks_alone() {
+    let networks = |allow: &[&str], deny: &[&str]| {
+        let rules = Rules::parse(allow, deny).unwrap();
+        let texts = |nets: &mut dyn Iterator<Item = ipnet::Ipv4Net>| nets.map(|net| net.to_string()).collect::<Vec<_>>();
+        (rules.name_any(), texts(&mut rules.allowed_networks()), texts(&mut rules.denied_networks()))
+    };
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    assert_eq!(networks(&["1.1.1.1"], &["8.8.8.8/8"]), (false, texts(&["1.1.1.1/32"]), texts(&["8.0.0.0/8"])));
+    assert_eq!(networks(&["a.test", "1.1.1.1"], &[ALL]), (true, texts(&["1.1.1.1/32"]), texts(&[ALL])));
+    assert_eq!(networks(&["a.test"], &["*"]), (true, texts(&[]), texts(&[ALL])));
+    assert_eq!(networks(&[], &["bad.test"]), (true, texts(&[]), texts(&[])));
+}
+
+#[test]
 fn lists_that_mean_nothing_are_refused() {
     let parse = |allow: &[&str], deny: &[&str]| Rules::parse(allow, deny).unwrap_err();
     assert_eq!(parse(&["example.com"], &[]), RulesError::NothingDenied);
