@@ -1,0 +1,36 @@
+//! What a network takes up at most.
+
+use std::time::Duration;
+
+use firkin_egress::{Decision, Limits, Refusal, Unnamed};
+use tokio::time::timeout;
+
+use crate::scene::{HELLO_A, Scene, hello, ip, is_cut, limits, talk};
+
+#[tokio::test]
+async fn slow_clients_and_idle_connections_end() {
+    let short = Duration::from_millis(200);
+    let mut scene = Scene::set(&["a.test"], Limits { greeting: short, idle: short, ..limits() }).await;
+    for says in [&b""[..], b"G", b"GET / HTTP/1.1\r\nHost: a.test\r\n", &hello("a.test")[..100]] {
+        scene.answer("6.6.6.6:80", says).await;
+        let refusal = Decision::Denied(Refusal::Unnamed(Unnamed::TooLate));
+        assert_eq!(scene.decision().await, (None, Some(ip("6.6.6.6")), refusal));
+    }
+    let (mut client, mut server) = (scene.client("6.6.6.6:80", HELLO_A).await, Scene::arrives(&scene.a, HELLO_A).await);
+    talk(&mut client, &mut server).await;
+    is_cut(&mut client).await;
+}
+
+#[tokio::test]
+async fn connections_at_a_time_are_bounded_and_the_next_waits() {
+    let scene = Scene::set(&["a.test"], Limits { connections: 2, ..limits() }).await;
+    let (mut one, mut first) = (scene.client("6.6.6.6:80", HELLO_A).await, Scene::arrives(&scene.a, HELLO_A).await);
+    let (_slow, mut third) = (scene.client("6.6.6.6:80", b"GET").await, scene.client("6.6.6.6:80", HELLO_A).await);
+    talk(&mut one, &mut first).await;
+    // Nothing comes of it as long as there is no room.
+    assert!(timeout(Duration::from_millis(100), scene.a.accept()).await.is_err());
+    assert_eq!(scene.proxy.connections(), 2);
+    drop((one, first));
+    let mut server = Scene::arrives(&scene.a, HELLO_A).await;
+    talk(&mut third, &mut server).await;
+}

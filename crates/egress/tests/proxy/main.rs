@@ -1,0 +1,9 @@
+//! The proxy, as its clients see it.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod bounds;
+mod changes;
+mod reach;
+mod refusals;
+mod scene;
