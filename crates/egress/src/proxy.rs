@@ -92,18 +92,20 @@ impl Proxy {
         loop {
             let place = Arc::clone(&self.places).acquire_owned().await.expect("nobody closes it");
             while tasks.try_join_next().is_some() {}
-            let accepted = listener.accept().await.and_then(|(client, _)| {
-                client.set_nodelay(true)?;
-                Ok((origin.origin(&client)?, client))
-            });
-            match accepted {
-                Ok((meant, client)) => {
+            let origin_of = |client: TcpStream| {
+                let meant = client.set_nodelay(true).and_then(|()| origin.origin(&client));
+                meant.map(|meant| (meant, client))
+            };
+            match listener.accept().await.map(|(client, _)| origin_of(client)) {
+                Ok(Ok((meant, client))) => {
                     let proxy = Arc::clone(self);
                     tasks.spawn(async move {
                         proxy.connection(client, meant).await;
                         drop(place);
                     });
                 }
+                // Of this client alone: one that has gone, or that came by itself and was not led here.
+                Ok(Err(error)) => tracing::debug!(%error, "cannot tell where a connection was meant to go"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection");
                     drop(place);

@@ -1,6 +1,6 @@
 //! What a network takes up at most.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firkin_egress::{Decision, Limits, Refusal, Unnamed};
 use tokio::time::timeout;
@@ -33,4 +33,16 @@ async fn connections_at_a_time_are_bounded_and_the_next_waits() {
     drop((one, first));
     let mut server = Scene::arrives(&scene.a, HELLO_A).await;
     talk(&mut third, &mut server).await;
+}
+
+#[tokio::test]
+async fn clients_that_were_not_led_here_hold_up_nobody() {
+    let scene = Scene::set(&["a.test"], limits()).await;
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(scene.answer("0.0.0.0:0", b"").await, b"");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let (mut client, mut server) = (scene.client("6.6.6.6:80", HELLO_A).await, Scene::arrives(&scene.a, HELLO_A).await);
+    talk(&mut client, &mut server).await;
 }

@@ -55,13 +55,14 @@ impl Dial for World {
     }
 }
 
-/// Where the next client means to go.
+/// Where the next client means to go. Of one who means to go to port 0 that cannot be told.
 #[derive(Debug, Clone)]
 pub(crate) struct Meant(Arc<Mutex<SocketAddrV4>>);
 
 impl Origin for Meant {
     fn origin(&self, _: &TcpStream) -> io::Result<SocketAddrV4> {
-        Ok(*self.0.lock().unwrap())
+        let meant = *self.0.lock().unwrap();
+        if meant.port() == 0 { Err(io::ErrorKind::NotFound.into()) } else { Ok(meant) }
     }
 }
 
