@@ -40,7 +40,7 @@ const MAX_CLIENTS: usize = 16;
 const MAX_QUESTION_BYTES: usize = 1232;
 /// How long a client over TCP may take for its next question, and for taking an answer (RFC 7766, 6.2.3 asks for some seconds).
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is waited after a socket has failed to accept: such as for descriptors.
+/// What is waited after a socket has failed: such as for descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers for one network.
@@ -63,8 +63,8 @@ impl Resolver {
         self.answers.clone()
     }
 
-    /// Answers on a socket until it fails. What is under way ends when this is dropped.
-    pub async fn serve_udp(self: &Arc<Self>, socket: UdpSocket) -> io::Result<()> {
+    /// Answers on a socket. It does not return; what is under way ends when this is dropped.
+    pub async fn serve_udp(self: &Arc<Self>, socket: UdpSocket) {
         let (socket, places) = (Arc::new(socket), Arc::new(Semaphore::new(MAX_QUESTIONS)));
         let mut tasks = tokio::task::JoinSet::new();
         let mut buffer = [0; MAX_QUESTION_BYTES];
@@ -72,9 +72,11 @@ impl Resolver {
             while tasks.try_join_next().is_some() {}
             let (length, from) = match socket.recv_from(&mut buffer).await {
                 Ok(received) => received,
-                // Said of an answer that was sent before: its client has gone.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a question");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
             };
             match message::read(&buffer[..length]) {
                 Received::Noise => {}

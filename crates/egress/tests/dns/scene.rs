@@ -76,7 +76,7 @@ pub(crate) async fn serve(ways: Ways) -> Served {
     let (udp, tcp) = (socket.local_addr().unwrap(), listener.local_addr().unwrap());
     let mut tasks = JoinSet::new();
     let (one, other) = (Arc::clone(&resolver), Arc::clone(&resolver));
-    tasks.spawn(async move { one.serve_udp(socket).await.unwrap() });
+    tasks.spawn(async move { one.serve_udp(socket).await });
     tasks.spawn(async move { other.serve_tcp(listener).await });
     Served { resolver, audit, udp, tcp, _tasks: tasks }
 }
