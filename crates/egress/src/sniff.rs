@@ -8,6 +8,9 @@
 //!   told from a real one, so it cannot be refused; and the keys for a real one are in records that our resolver does not give out.
 //! * **HTTP/2 in clear text** has its name behind a compression with a memory. It is rare, and has no name here.
 //! * **A second request** on a connection may name another host. It reaches the server of the first all the same.
+//! * **Inside of TLS** nothing is heard: a server of several names can be asked there for another one than it was greeted with. It is a
+//!   server of the allowed name all the same.
+//! * **Protocols that begin without TLS** (SSH, STARTTLS, databases) have no name: they are allowed by address.
 //! * **QUIC** is UDP and never comes here.
 
 use std::time::Duration;
