@@ -7,3 +7,4 @@ mod changes;
 mod reach;
 mod refusals;
 mod scene;
+mod whole;
