@@ -49,7 +49,12 @@ fn server_name(name: &str) -> Vec<u8> {
 /// What is understood of `pieces`, after which the client waits.
 async fn heard(pieces: &[&[u8]]) -> Greeting {
     // One byte at a time: no piece is read with the next one.
-    let (mut client, mut server) = tokio::io::duplex(1);
+    heard_by(1, pieces).await
+}
+
+/// The same, read in as many bytes at a time.
+async fn heard_by(bytes: usize, pieces: &[&[u8]]) -> Greeting {
+    let (mut client, mut server) = tokio::io::duplex(bytes);
     let write = async {
         for piece in pieces {
             client.write_all(piece).await.unwrap();
@@ -160,8 +165,10 @@ async fn the_host_of_a_request_is_its_name() {
 #[tokio::test(start_paused = true)]
 async fn a_greeting_has_an_end_in_bytes_and_time() {
     let endless = format!("GET / HTTP/1.1\r\nHost: example.com\r\nA: {}", "a".repeat(2 * MAX_GREETING_BYTES));
-    let greeting = heard(&[endless.as_bytes()]).await;
-    assert_eq!((greeting.name, greeting.bytes.len()), (Err(Unnamed::TooLong), MAX_GREETING_BYTES));
+    for size in [1, 5000] {
+        let greeting = heard_by(size, &[endless.as_bytes()]).await;
+        assert_eq!((greeting.name, greeting.bytes.len()), (Err(Unnamed::TooLong), MAX_GREETING_BYTES));
+    }
 
     let begun = tokio::time::Instant::now();
     for slow in ["", "P", "GET / HTTP/1.1\r\nHost: example.com\r\n"] {
