@@ -10,7 +10,16 @@ use crate::{assert_none, files, root};
 /// how trees are removed and how errors are told.
 const FLOORS: [&[&str]; 8] = [
     &["firkin-causes"],
-    &["firkin-wire", "firkin-agent", "firkin-mcp", "firkin-files", "firkin-cgroup", "firkin-jail", "firkin-seal", "firkin-egress"],
+    &[
+        "firkin-wire",
+        "firkin-agent",
+        "firkin-mcp",
+        "firkin-files",
+        "firkin-cgroup",
+        "firkin-jail",
+        "firkin-seal",
+        "firkin-egress",
+    ],
     &["firkin-engine", "firkin-image", "firkin-guest"],
     &["firkin-network"],
     &["firkin-runtime"],
