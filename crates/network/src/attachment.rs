@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use firkin_engine::{Attachment, AttachmentKind};
 
 use super::{
-    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError,
+    GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError,
     namespace::{self, LOOPBACK},
     netlink::Netlink,
     parameters::set_parameters,
@@ -27,12 +27,20 @@ const INTERFACE: &str = "eth0";
 const PARAMETERS: [(&str, &str); 2] =
     [("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"), ("/proc/sys/net/ipv4/ip_forward", "0")];
 
-/// Makes one whose other side is called [`TAP`], in the slot's namespace, which the calling thread is in.
+/// Makes one, with the host's end of it up in the slot's namespace, which the calling thread is in.
 pub(super) async fn make(kind: AttachmentKind, slot: &Netlink, netns: &OwnedFd) -> Result<Attachment, SetupError> {
-    match kind {
-        AttachmentKind::Tap => open_tap(TAP).map(Attachment::Tap).map_err(system("open a tap")),
-        AttachmentKind::Interface => interface(slot, netns).await.map(Attachment::Interface),
+    let made = match kind {
+        AttachmentKind::Tap => Attachment::Tap(open_tap(TAP).map_err(system("open a tap"))?),
+        AttachmentKind::Interface => Attachment::Interface(interface(slot, netns).await?),
+    };
+    let index = slot.index("find the guest's end", TAP).await?;
+    slot.up("bring the guest's end up", index, Some(GATEWAY_MAC)).await?;
+    slot.address("give the guest's end its address", index, (GATEWAY_ADDRESS, GUEST_PREFIX)).await?;
+    slot.neighbour("enter the guest as a neighbour", index, GUEST_ADDRESS, GUEST_MAC).await?;
+    if kind == AttachmentKind::Interface {
+        slot.wait_up("see the guest's end come up", index).await?;
     }
+    Ok(made)
 }
 
 /// The calling thread ends up where it was, in the slot's namespace, unless this fails.

@@ -83,8 +83,6 @@ impl Host {
 
     /// Wakes the refiller: there may be a number for it.
     pub(super) fn notify(&self) {
-        self.changed.notify_waiters();
-        // For who is not waiting yet.
         self.changed.notify_one();
     }
 

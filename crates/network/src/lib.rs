@@ -92,7 +92,7 @@ pub struct NetworkConfig {
     pub claims_dir: PathBuf,
     /// The first of 65,536 user ids that machines of this host run under, the same for all its servers.
     pub first_uid: u32,
-    /// What slots have for their guests: what the engine [wants](firkin_engine::Engine::attachment).
+    /// What slots that are kept ready have for their guests: what the engine [wants](firkin_engine::Engine::attachment).
     pub attachment: AttachmentKind,
     /// Slots that may exist at a time, prepared ones included. At most 1024.
     pub max_slots: u16,

@@ -39,8 +39,6 @@ use super::{
     uplink,
 };
 
-/// How often a slot of another kind looks for a number that who prepares slots may take first.
-const NUMBER_ATTEMPTS: u32 = 8;
 /// Slots made at a time. The kernel's lock admits one; the rest is for the steps outside of it.
 const BUILDERS: u32 = 4;
 /// How long the refiller waits after a failure, and the most that this grows to.
@@ -231,48 +229,35 @@ impl NetworkPool {
         }
     }
 
-    /// A fresh slot. Ready ones are given at once; else one is made, which takes some milliseconds.
+    /// A fresh slot of the pool's [kind](NetworkConfig::attachment). Ready ones are given at once; else one is made, which takes some
+    /// milliseconds.
     ///
     /// When the future is dropped, what was begun is undone.
     pub async fn acquire(&self, egress: Egress) -> Result<NetworkSlot, SlotError> {
+        self.acquire_for(self.config.attachment, egress).await
+    }
+
+    /// The same with a slot of this kind, for one of several engines. Only those of the pool's are ever ready.
+    pub async fn acquire_for(&self, attachment: AttachmentKind, egress: Egress) -> Result<NetworkSlot, SlotError> {
         let inner = &self.inner;
         loop {
             let prepared_one = inner.prepared_one.notified();
             tokio::pin!(prepared_one);
             prepared_one.as_mut().enable();
-            match inner.take(egress)? {
+            match inner.take(attachment, egress)? {
                 Found::Ready(slot) => {
                     inner.host.notify();
                     return Ok(slot);
                 }
-                Found::Number(lease) => return inner.build(lease, egress, inner.attachment).await,
+                Found::Number(lease) => return inner.build(lease, attachment, egress).await,
                 Found::OtherKind(mut slot) => {
+                    slot.set_attachment(attachment).await?;
                     slot.set_egress(egress).await?;
                     return Ok(slot);
                 }
                 Found::Preparing => prepared_one.await,
             }
         }
-    }
-
-    /// The same, for a guest that is attached in this way. Only slots of [`NetworkConfig::attachment`] are kept ready, and one of another
-    /// kind takes the number of one of these if there is no other.
-    pub async fn acquire_for(&self, attachment: AttachmentKind, egress: Egress) -> Result<NetworkSlot, SlotError> {
-        let inner = &self.inner;
-        if attachment == inner.attachment {
-            return self.acquire(egress).await;
-        }
-        for _ in 0..NUMBER_ATTEMPTS {
-            let changed = inner.host.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            match inner.take_number()? {
-                Some(lease) => return inner.build(lease, egress, attachment).await,
-                // One that was ready is being taken down for its number.
-                None => changed.await,
-            }
-        }
-        Err(SlotError::Exhausted { limit: inner.host.limit })
     }
 
     /// Takes over the slot `index` of the running machine `pid`, started by an earlier server with this claim. A slot is adopted
@@ -329,12 +314,12 @@ impl NetworkPool {
 
 impl Inner {
     /// Makes a slot on a thread of its own, a few at a time.
-    async fn build(&self, lease: IndexLease, egress: Egress, attachment: AttachmentKind) -> Result<NetworkSlot, SlotError> {
+    async fn build(&self, lease: IndexLease, attachment: AttachmentKind, egress: Egress) -> Result<NetworkSlot, SlotError> {
         let index = lease.index();
         // The semaphore is never closed.
         let permit = Arc::clone(&self.builders).acquire_owned().await.map_err(|_| SlotError::Closed)?;
         let job = move || {
-            let built = slot::build(lease, egress, attachment);
+            let built = slot::build(lease, attachment, egress);
             drop(permit);
             built
         };
@@ -342,7 +327,7 @@ impl Inner {
     }
 
     /// The best way to a slot at this moment.
-    fn take(&self, egress: Egress) -> Result<Found, SlotError> {
+    fn take(&self, attachment: AttachmentKind, egress: Egress) -> Result<Found, SlotError> {
         let other = match egress {
             Egress::Allowed => Egress::Denied,
             Egress::Denied => Egress::Allowed,
@@ -351,29 +336,18 @@ impl Inner {
         if ready.closed {
             return Err(SlotError::Closed);
         }
-        if let Some(slot) = ready.of(egress).pop() {
+        if attachment == self.attachment
+            && let Some(slot) = ready.of(egress).pop()
+        {
             return Ok(Found::Ready(slot));
         }
         if let Some(lease) = self.host.lease() {
             return Ok(Found::Number(lease));
         }
-        if let Some(slot) = ready.of(other).pop() {
+        if let Some(slot) = ready.of(other).pop().or_else(|| ready.of(egress).pop()) {
             return Ok(Found::OtherKind(slot));
         }
         if ready.preparing { Ok(Found::Preparing) } else { Err(SlotError::Exhausted { limit: self.host.limit }) }
-    }
-
-    /// A number, or none yet: a slot that was ready gives up its own.
-    fn take_number(&self) -> Result<Option<IndexLease>, SlotError> {
-        let mut ready = lock(&self.ready);
-        if ready.closed {
-            return Err(SlotError::Closed);
-        }
-        if let Some(lease) = self.host.lease() {
-            return Ok(Some(lease));
-        }
-        let given_up = ready.of(Egress::Allowed).pop().or_else(|| ready.of(Egress::Denied).pop());
-        if given_up.is_some() || ready.preparing { Ok(None) } else { Err(SlotError::Exhausted { limit: self.host.limit }) }
     }
 
     /// Begins to prepare a slot of a kind that there are too few of.
@@ -408,7 +382,7 @@ async fn refill(inner: Arc<Inner>) {
             inner.host.changed.notified().await;
             continue;
         };
-        match inner.build(lease, egress, inner.attachment).await {
+        match inner.build(lease, inner.attachment, egress).await {
             Ok(slot) => {
                 pause = RETRY.0;
                 inner.end_preparing(egress, Some(slot));

@@ -225,6 +225,25 @@ impl NetworkSlot {
         Ok(())
     }
 
+    /// Makes its guest's end one of this kind, before a guest has it. When it fails or is cancelled, there may be none.
+    pub(super) async fn set_attachment(&mut self, kind: AttachmentKind) -> Result<(), SlotError> {
+        if self.attachment.take_if(|own| own.kind() != kind).is_none() {
+            return Ok(());
+        }
+        let (netns, index) = (Arc::clone(&self.netns), self.lease.index());
+        let job = move || {
+            namespace::enter(netns.as_fd()).map_err(system("enter a slot"))?;
+            on_thread(async {
+                let slot = Netlink::open()?;
+                slot.delete("delete a guest's end", TAP).await?;
+                attachment::make(kind, &slot, &netns).await
+            })
+        };
+        let made = namespace::on_own_thread(job).await.map_err(|source| SlotError::Setup { index, source })?;
+        self.attachment = Some(made);
+        Ok(())
+    }
+
     /// Lets the guest reach only what `filter` allows, among what it could reach anyway; `None` for all of that.
     ///
     /// Takes effect in one step. When it is cancelled, the filter may be the old or the new one.
@@ -257,7 +276,7 @@ fn on_thread<T>(job: impl Future<Output = Result<T, SetupError>>) -> Result<T, S
 }
 
 /// Makes a slot. Runs on a thread of its own, in the host's namespace, and leaves it elsewhere.
-pub(super) fn build(lease: IndexLease, egress: Egress, kind: AttachmentKind) -> Result<NetworkSlot, SetupError> {
+pub(super) fn build(lease: IndexLease, kind: AttachmentKind, egress: Egress) -> Result<NetworkSlot, SetupError> {
     on_thread(async {
         let lease = Arc::new(lease);
         let host = Netlink::open()?;
@@ -265,19 +284,10 @@ pub(super) fn build(lease: IndexLease, egress: Egress, kind: AttachmentKind) -> 
         let netns = Arc::new(namespace::current().map_err(system("open the new network namespace"))?);
         set_parameters(&SLOT_PARAMETERS).map_err(system("set a slot's kernel parameters"))?;
         let slot = Netlink::open()?;
-        let attachment = attachment::make(kind, &slot, &netns).await?;
         lease.host().slot_rules.commit().map_err(|source| SetupError::Firewall { step: "install a slot's rules", source })?;
 
         slot.up("bring a slot's loopback up", LOOPBACK, None).await?;
-        let index = slot.index("find the guest's end", TAP).await?;
-        slot.up("bring the guest's end up", index, Some(GATEWAY_MAC)).await?;
-        slot.address("give the guest's end its address", index, (GATEWAY_ADDRESS, GUEST_PREFIX)).await?;
-        slot.neighbour("enter the guest as a neighbour", index, GUEST_ADDRESS, GUEST_MAC).await?;
-
-        if kind == AttachmentKind::Interface {
-            slot.wait_up("see the guest's end come up", index).await?;
-        }
-
+        let attachment = attachment::make(kind, &slot, &netns).await?;
         let mut built = NetworkSlot {
             lease,
             netns,

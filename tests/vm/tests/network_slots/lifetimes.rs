@@ -8,11 +8,15 @@ use std::{
     time::Duration,
 };
 
-use firkin_engine::AttachmentKind;
-use firkin_network::{Egress, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork, open_tap};
+use firkin_engine::{Attachment, AttachmentKind};
+use firkin_network::{
+    Egress, GATEWAY_ADDRESS, GUEST_ADDRESS, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotError, SweptNetwork, open_tap,
+};
+
+use tokio::io::AsyncReadExt;
 
 use crate::world::{
-    Guest, HOST, Namespace, SERVER, World, alone_in_world, eventually, in_world, is_from, is_referenced, open_files,
+    Guest, HOST, Namespace, PATIENCE, SERVER, World, alone_in_world, eventually, in_world, is_from, is_referenced, open_files,
 };
 
 #[test]
@@ -91,6 +95,29 @@ fn slots_are_bounded_and_come_back() {
         let config = NetworkConfig { max_slots: 2, prepared: 3, ..world.config("a") };
         let error = NetworkPool::open(config).await.unwrap_err();
         assert!(matches!(error, OpenError::TooManySlots { slots: 2, prepared: 3 }), "{error}");
+    });
+}
+
+#[test]
+fn one_pool_serves_engines_of_both_kinds() {
+    in_world(async |world| {
+        let pool = NetworkPool::open(NetworkConfig { max_slots: 2, prepared: 2, ..world.config("a") }).await.unwrap();
+        eventually("slots are ready", || pool.ready() == (2, 0)).await;
+        // All numbers lie in slots that were prepared for another engine.
+        let other = pool.acquire_for(AttachmentKind::Interface, Egress::Denied).await.unwrap();
+        let own = pool.acquire(Egress::Allowed).await.unwrap();
+        assert!(matches!(own.engine_slot().unwrap().attachment, Attachment::Tap(_)));
+        assert!(matches!(other.engine_slot().unwrap().attachment, Attachment::Interface(_)));
+        for slot in [&own, &other] {
+            let guest = Guest::start(slot);
+            guest.inside.serve(GUEST_ADDRESS, 8080);
+            let mut text = String::new();
+            slot.connect(8080, PATIENCE).await.unwrap().read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, GATEWAY_ADDRESS.to_string());
+            assert_eq!(is_from(&guest.inside.ask((SERVER, 80)), HOST), slot.egress() == Egress::Allowed);
+        }
+        drop((own, other));
+        pool.close().await.unwrap();
     });
 }
 
