@@ -14,8 +14,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{fake::Trees, gvisor::Marks, qcow2::Qcow2};
-
 /// A root disk of a machine. What the files say of each other is not believed: this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
@@ -54,11 +52,6 @@ pub enum ImageForm {
     Ext4,
     /// An EROFS file system of the same content, and the agent in it, which is the guest's first process.
     ErofsWithAgent,
-}
-
-/// All forms that there are: what a file is, is known by how its name ends.
-pub fn formats() -> [&'static dyn DiskFormat; 3] {
-    [&Qcow2, &Marks, &Trees]
 }
 
 /// How an engine keeps disks. Stateless: two formats of one name are the same.

@@ -32,6 +32,7 @@ pub mod contract;
 mod directory;
 pub mod disk;
 pub mod fake;
+mod forms;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod gvisor;
@@ -45,6 +46,7 @@ pub use self::{
     boot_files::{BootFile, BootFiles, KernelFiles},
     compatibility::{Compatibility, Fingerprint, Processor},
     disk::{DiskError, DiskFormat, ImageForm, RootDisk},
+    forms::formats,
 };
 
 /// Name of the serial port that a guest's agent listens on. Engines carry its bytes and do not know what they mean, so `firkin-wire`
@@ -500,8 +502,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Writes what its guest has changed of the root image to `into`, which must not exist, as a layer of a container image that is not
     /// compressed. Only where its disk does not hold that ([`DiskFormat::holds_writes`]). The machine must run.
-    async fn root_changes(&mut self, into: &Path) -> Result<(), MachineError> {
-        let _ = into;
+    async fn root_changes(&mut self, _into: &Path) -> Result<(), MachineError> {
         Err(MachineError::Refused { phase: "to tell what it has changed", reason: "its disk holds that".to_owned() })
     }
 

@@ -23,7 +23,7 @@ use std::{
 };
 
 use collect::Pins;
-use firkin_engine::{DiskFormat, disk::formats, parts};
+use firkin_engine::{DiskFormat, formats, parts};
 use fs_err as fs;
 use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
 use proof::Proofs;

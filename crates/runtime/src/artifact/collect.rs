@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use firkin_engine::{DiskFormat, disk::formats, parts};
+use firkin_engine::{DiskFormat, formats, parts};
 use fs_err as fs;
 
 use super::{

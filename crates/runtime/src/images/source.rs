@@ -82,8 +82,7 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
 
     /// A root image of this source, or the guest system's, in the form that an engine has its images in. It is as large to its guests, and
     /// has a digest of its own. What was returned stays as [`Self::image`]'s does. Cancel-safe.
-    async fn in_form(&self, root: RootImage, form: ImageForm, report: Report<'_>) -> Result<RootImage, ImageError> {
-        let _ = report;
+    async fn in_form(&self, root: RootImage, form: ImageForm, _report: Report<'_>) -> Result<RootImage, ImageError> {
         match form {
             ImageForm::Ext4 => Ok(root),
             ImageForm::ErofsWithAgent => {
@@ -94,8 +93,7 @@ pub trait ImageSource: fmt::Debug + Send + Sync {
 
     /// A root image that has a form with an agent in it, with what a guest has changed of it: `layer` is one of a container image, not
     /// compressed, and a stranger's. What was returned stays as [`Self::image`]'s does. Cancel-safe.
-    async fn changed(&self, root: RootImage, layer: &Path, report: Report<'_>) -> Result<RootImage, ImageError> {
-        let _ = (layer, report);
+    async fn changed(&self, root: RootImage, _layer: &Path, _report: Report<'_>) -> Result<RootImage, ImageError> {
         Err(ImageError { reference: root.path.display().to_string(), source: Box::new(NoSuchForm) })
     }
 }
