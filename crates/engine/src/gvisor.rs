@@ -227,16 +227,18 @@ impl Engine for GvisorEngine {
             remains.end_on_drop();
             return Err(refused("to be adopted", "its machine was never whole".to_owned()));
         }
+        // What fails here leaves it as it is.
+        let program = self.maker(&record.origin.program).await?;
         let outcome = sentry::is_paused(&dir.join(RUNSC_DIR)).await;
         // From here on the sandbox is either ours or of no use to anybody.
         process.kill_on_drop();
         remains.end_on_drop();
         let paused = outcome.map_err(|error| refused("to be adopted", firkin_causes::chain(&error)))?;
-        let program = self.maker(&record.origin.program).await?;
         let parts = Parts { process, remains, dir: dir.to_path_buf(), record, program, network: self.network };
-        let machine = GvisorMachine::new(parts, if paused { State::Paused } else { State::Running });
-        // Whoever was killed over a checkpoint has left it deaf.
-        machine.hear().await;
+        let mut machine = GvisorMachine::new(parts, if paused { State::Paused } else { State::Running }).perhaps_deaf();
+        if let Err(error) = machine.hear().await {
+            tracing::warn!(error = firkin_causes::chain(&error), "a sandbox is not reached until it is tried again");
+        }
         Ok(Box::new(machine))
     }
 }
@@ -350,6 +352,6 @@ fn start_error(phase: &'static str, error: RunError) -> StartError {
     match error {
         RunError::Spawn(source) => StartError::Spawn { program: "runsc".to_owned(), source },
         RunError::Failed(reason) => StartError::Refused { phase, reason },
-        RunError::Deadline => StartError::Deadline { phase, deadline: command::DEADLINE },
+        RunError::Deadline(deadline) => StartError::Deadline { phase, deadline },
     }
 }

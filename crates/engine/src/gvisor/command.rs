@@ -54,6 +54,14 @@ pub(super) enum Streams {
     Into(PathBuf),
 }
 
+/// A disk that is busy takes this much a second.
+const SLOW_BYTES_A_SECOND: u64 = 20 << 20;
+
+/// How long a run may take that writes or reads so much.
+pub(super) fn deadline_for(bytes: u64) -> Duration {
+    DEADLINE + Duration::from_secs(bytes / SLOW_BYTES_A_SECOND)
+}
+
 /// What to run.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -84,18 +92,23 @@ pub(super) enum RunError {
     #[error("`runsc` failed: {0}")]
     Failed(String),
     /// It was killed: it took too long.
-    #[error("`runsc` did not finish within {} s", DEADLINE.as_secs())]
-    Deadline,
+    #[error("`runsc` did not finish within {} s", .0.as_secs())]
+    Deadline(Duration),
 }
 
 /// Runs it to its end. Dropping the future kills the command; what it has started is for [`super::remains`].
 pub(super) async fn run(call: Call) -> Result<(), RunError> {
+    run_within(DEADLINE, call).await
+}
+
+/// The same with another deadline.
+pub(super) async fn run_within(deadline: Duration, call: Call) -> Result<(), RunError> {
     let log = call.dir.join(RUNSC_LOG);
     let mut process = blocking(move || spawn(call)).await.map_err(RunError::Spawn)?;
-    match timeout(DEADLINE, process.ended()).await {
+    match timeout(deadline, process.ended()).await {
         Ok(Ended::Status(status)) if status.success() => Ok(()),
         Ok(ended) => Err(RunError::Failed(reason(&log).unwrap_or_else(|| ended.to_string()))),
-        Err(_) => Err(RunError::Deadline),
+        Err(_) => Err(RunError::Deadline(deadline)),
     }
 }
 

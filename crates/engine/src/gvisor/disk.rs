@@ -84,7 +84,15 @@ impl DiskFormat for Marks {
     fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError> {
         let Mark { bytes, .. } = read(file)?;
         let text = serde_json::to_vec(&Mark { below: Some(below.to_path_buf()), bytes }).expect("a mark is JSON");
-        fs_err::write(file, text).map_err(|source| DiskError::File { path: file.to_path_buf(), source })
+        // What is there stays until the other is whole: on a full disk it is all that is known of the chain.
+        let whole = || {
+            let mut new = file.as_os_str().to_owned();
+            new.push(".new");
+            let mut written = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            written.write_all(&text)?;
+            fs_err::rename(&new, file)
+        };
+        whole().map_err(|source| DiskError::File { path: file.to_path_buf(), source })
     }
 
     fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError> {

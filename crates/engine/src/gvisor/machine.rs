@@ -72,6 +72,8 @@ pub(super) struct GvisorMachine {
     pending: Option<(State, JoinHandle<Result<(), CallError>>)>,
     /// Ends the connection that was given out last.
     control: CancellationToken,
+    /// Whether what is sent to it may be turned away.
+    deaf: bool,
     killed: bool,
 }
 
@@ -111,7 +113,7 @@ impl Parts {
 
 impl GvisorMachine {
     pub(super) fn new(parts: Parts, state: State) -> Self {
-        Self { parts, state, pending: None, control: CancellationToken::new(), killed: false }
+        Self { parts, state, pending: None, control: CancellationToken::new(), deaf: false, killed: false }
     }
 
     /// Whether it is paused, by its own word.
@@ -170,7 +172,11 @@ impl GvisorMachine {
 
     /// Moves between running and paused.
     async fn switch(&mut self, call: &'static str, to: State) -> Result<(), MachineError> {
-        if self.known_state().await? == to {
+        let known = self.known_state().await?;
+        if to == State::Running {
+            self.hear().await?;
+        }
+        if known == to {
             return Ok(());
         }
         let (root, pause) = (self.parts.root(), to == State::Paused);
@@ -201,28 +207,43 @@ impl GvisorMachine {
 
     /// Ends connections to the guest, which a checkpoint cannot hold, and lets no others begin until [`Self::hear`]. The guest's kernel learns of it also while the guest is paused, and
     /// long before the command that asks for the checkpoint has started.
-    async fn quieten(&self) {
-        let pid = self.parts.process.pid();
+    async fn quieten(&mut self) {
         if self.parts.network == Network::None {
             return;
         }
-        match blocking(move || network::quieten(pid)).await {
+        self.deaf = true;
+        let ended = match network::of_slot(&self.parts.process) {
+            Ok(slot) => blocking(move || network::quieten(slot)).await,
+            Err(error) => Err(error),
+        };
+        let pid = self.parts.process.pid();
+        match ended {
             Ok(ended) => tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot"),
             Err(error) => tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work"),
         }
     }
 
-    /// Lets what is sent to it through again. One that is gone hears nothing.
-    pub(super) async fn hear(&self) {
-        let pid = self.parts.process.pid();
-        if self.parts.network == Network::None {
-            return;
+    /// Lets what is sent to it through again, if that is not so. One that is gone hears nothing.
+    pub(super) async fn hear(&mut self) -> Result<(), MachineError> {
+        if !self.deaf {
+            return Ok(());
         }
-        if let Err(error) = blocking(move || network::hear(pid)).await
-            && !self.parts.process.has_ended()
-        {
-            tracing::error!(pid, %error, "cannot let connections through to a sandbox");
+        let heard = match network::of_slot(&self.parts.process) {
+            Ok(slot) => blocking(move || network::hear(slot)).await,
+            Err(error) => Err(error),
+        };
+        match heard {
+            Ok(()) => self.deaf = false,
+            Err(_) if self.parts.process.has_ended() => {}
+            Err(source) => return Err(file_error(&self.parts.dir, source)),
         }
+        Ok(())
+    }
+
+    /// The machine of an earlier process, who may have been killed over a checkpoint.
+    pub(super) fn perhaps_deaf(mut self) -> Self {
+        self.deaf = self.parts.network != Network::None;
+        self
     }
 
     async fn checkpoint(&mut self, into: &Path) -> Result<(), MachineError> {
@@ -251,8 +272,11 @@ impl GvisorMachine {
             groups: Vec::new(),
             processors: None,
         };
-        let taken = command::run(call).await;
-        self.hear().await;
+        let bytes = blocking(move || cost::checkpoint_bytes(pid)).await.unwrap_or_default();
+        let taken = command::run_within(command::deadline_for(bytes), call).await;
+        if let Err(error) = self.hear().await {
+            tracing::error!(error = firkin_causes::chain(&error), "a sandbox is not reached until it is tried again");
+        }
         match taken {
             Ok(()) => Ok(()),
             Err(RunError::Failed(_) | RunError::Spawn(_)) if self.parts.process.has_ended() => {
@@ -260,7 +284,7 @@ impl GvisorMachine {
             }
             Err(RunError::Failed(reason)) => Err(MachineError::Refused { phase: PHASE, reason }),
             Err(RunError::Spawn(source)) => Err(file_error(&self.parts.program.path, source)),
-            Err(RunError::Deadline) => Err(MachineError::Deadline { phase: PHASE, deadline: command::DEADLINE }),
+            Err(RunError::Deadline(deadline)) => Err(MachineError::Deadline { phase: PHASE, deadline }),
         }
     }
 }
@@ -361,7 +385,7 @@ impl Machine for GvisorMachine {
             Err(_) if self.parts.process.has_ended() => Err(MachineError::Gone(self.settle().await)),
             Err(RunError::Failed(reason)) => Err(MachineError::Refused { phase: PHASE, reason }),
             Err(RunError::Spawn(source)) => Err(file_error(into, source)),
-            Err(RunError::Deadline) => Err(MachineError::Deadline { phase: PHASE, deadline: command::DEADLINE }),
+            Err(RunError::Deadline(deadline)) => Err(MachineError::Deadline { phase: PHASE, deadline }),
         }
     }
 

@@ -25,6 +25,7 @@ use super::{
     connections,
     neighbours::{self, Way},
 };
+use crate::process::Process;
 
 /// Where the kernel has the parameters of networks.
 const PARAMETERS: &str = "/proc/sys/net";
@@ -129,10 +130,22 @@ fn empty(dir: &Path) -> io::Result<()> {
 /// How often connections may begin between the end of all and the moment from which none comes through.
 const QUIET_ATTEMPTS: usize = 16;
 
-/// Resets the connections that the host has to the guest of the sandbox `pid`, and lets no more come through until [`hear`]. Blocks.
-pub(super) fn quieten(pid: u32) -> io::Result<usize> {
+/// The namespace of a sandbox's slot, which its process is in. Never the host's own, whoever may have the number of that process by now.
+pub(super) fn of_slot(process: &Process) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{}/ns/net", process.pid());
+    let (namespace, ours) = (fs_err::File::open(&path)?, fs_err::metadata("/proc/self/ns/net")?);
+    let found = namespace.metadata()?;
+    // It was its own if the process lives still.
+    if process.has_ended() || (found.dev(), found.ino()) == (ours.dev(), ours.ino()) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the sandbox is not in a slot any more"));
+    }
+    Ok(namespace.into_file().into())
+}
+
+/// Resets the connections that the host has to the guest in this slot, and lets no more come through until [`hear`]. Blocks.
+pub(super) fn quieten(slot: OwnedFd) -> io::Result<usize> {
     on_own_thread(move || {
-        View::Beside(pid).enter()?;
+        enter(slot)?;
         let mut ended = 0;
         for _ in 0..QUIET_ATTEMPTS {
             ended += connections::end_all()?;
@@ -147,10 +160,10 @@ pub(super) fn quieten(pid: u32) -> io::Result<usize> {
     })
 }
 
-/// Lets what is sent to the guest of the sandbox `pid` through again. Blocks.
-pub(super) fn hear(pid: u32) -> io::Result<()> {
+/// Lets what is sent to the guest in this slot through again. Blocks.
+pub(super) fn hear(slot: OwnedFd) -> io::Result<()> {
     on_own_thread(move || {
-        View::Beside(pid).enter()?;
+        enter(slot)?;
         neighbours::turn(Way::There)
     })
 }

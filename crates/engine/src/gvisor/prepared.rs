@@ -74,7 +74,10 @@ impl Prepared for GvisorPrepared {
             groups: Vec::new(),
             processors: None,
         };
-        match command::run(call).await {
+        let image = parts.dir.join(IMAGE_DIR);
+        let sizes = fs_err::read_dir(&image).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok());
+        let bytes = sizes.map(|file| file.len()).sum();
+        match command::run_within(command::deadline_for(bytes), call).await {
             Ok(()) => {}
             Err(RunError::Failed(_) | RunError::Spawn(_)) if parts.process.has_ended() => return Err(died(&parts)),
             Err(error) => return Err(start_error("to load its snapshot", error)),

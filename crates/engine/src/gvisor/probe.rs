@@ -113,6 +113,9 @@ pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
         describe(program, pins, setuid)
     })
     .await?;
+    // A large image on a slow disk takes its time, which tells nothing of what is tried.
+    let (images, image) = (Arc::clone(&engine.images), request.image.clone());
+    blocking(move || images.digest(&image)).await?;
     let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
     let tried = timeout(request.deadline, choose(&engine, &request.image, dir.path())).await;
     let (engine, no_network) = tried.map_err(|_| ProbeError::Deadline(request.deadline))??;

@@ -110,8 +110,13 @@ impl Search {
     fn is_ours(&self, pid: Pid) -> bool {
         let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
         // Nobody's processes are root's, which is everybody's.
-        let of_user = self.uid != 0 && fs_err::metadata(&process).is_ok_and(|process| process.uid() == self.uid);
+        let Ok(owner) = fs_err::metadata(&process).map(|process| process.uid()) else { return false };
+        let of_user = self.uid != 0 && owner == self.uid;
+        // The command is root's until what it starts has the user. Of others the kernel may make whoever asks wait.
         let marked = || {
+            if owner != 0 {
+                return false;
+            }
             let line = fs_err::read(process.join("cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|word| word == self.mark.as_bytes())
         };
