@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Where the kernel tells of connections.
+const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// The state of a connection that the other side alone has closed, as the kernel prints it.
 const CLOSE_WAIT: &str = "08";
 /// Whoever serves closes within a millisecond. A program that never does must not hold up every cut.
@@ -18,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Returns when no connection waits to be closed, or no longer than a program that does not close its own may hold this up.
 pub(super) fn wait() {
     let deadline = Instant::now() + DEADLINE;
-    while waits("/proc/net/tcp") && Instant::now() < deadline {
+    while TABLES.iter().any(|table| waits(table)) && Instant::now() < deadline {
         std::thread::sleep(LOOK);
     }
 }

@@ -97,7 +97,9 @@ fn boot_container() -> Result<Infallible, BootError> {
 
 /// A sandbox without it is still a sandbox.
 fn stand_in_for_sudo(state: &EnvdState, reaper: &Reaper) {
-    if let Err(error) = sudo::start(state.clone(), reaper.clone()).and_then(|()| sudo::take_place(reaper)) {
+    // Where the image's own works, nobody is asked but that.
+    let stand_in = || if sudo::take_place(reaper)? { sudo::start(state.clone(), reaper.clone()) } else { Ok(()) };
+    if let Err(error) = stand_in() {
         tracing::error!(%error, "cannot stand in for sudo");
     }
 }

@@ -27,25 +27,34 @@ const TRIAL: &str = "/usr/lib/firkin/.setuid";
 /// Somebody who is not root.
 const NOBODY: u32 = 65_534;
 
-/// Puts this program in the place of an image's `sudo` that cannot work. Blocks. An image that has none gets none.
-pub(crate) fn take_place(reaper: &Reaper) -> io::Result<()> {
+/// Puts this program in the place of an image's `sudo` that cannot work, and tells whether it stands there. Blocks. An image that has none
+/// gets none.
+pub(crate) fn take_place(reaper: &Reaper) -> io::Result<bool> {
     let images = match fs_err::symlink_metadata(SUDO) {
         Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
     let ours = images.is_symlink() && fs_err::read_link(SUDO)? == Path::new(AGENT);
-    if ours || setuid_works(reaper)? {
-        return Ok(());
+    if ours {
+        return Ok(true);
+    }
+    if setuid_works(reaper)? {
+        return Ok(false);
     }
     let new = Path::new(SUDO).with_file_name(".sudo.firkin");
+    match fs_err::remove_file(&new) {
+        // Left by an end in between.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     symlink(AGENT, &new)?;
     fs_err::rename(new, SUDO)?;
     let dir = Path::new(BEFORE).parent().unwrap_or(Path::new("/"));
     if dir.is_dir() && fs_err::symlink_metadata(BEFORE).is_err() {
         symlink(AGENT, BEFORE)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether a program of root's that is to run as root does so for somebody else.
