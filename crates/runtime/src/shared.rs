@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use firkin_engine::{BootFiles, Engine, Fingerprint, ImageForm};
+use firkin_engine::{Acceleration, BootFiles, Engine, Fingerprint, ImageForm};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -100,10 +100,12 @@ impl Shared {
 
     /// Refuses what needs a disk that is whole without its guest's memory, where there is none.
     pub(crate) fn demand_disk(&self, made: &Fingerprint) -> Result<(), FilesInMemory> {
-        if self.launcher.engines.of(made).disks().holds_writes() {
-            return Ok(());
-        }
-        Err(FilesInMemory { acceleration: made.acceleration })
+        let holds = match self.launcher.engines.its_own(made) {
+            Some(engine) => engine.disks().holds_writes(),
+            // Nobody is there to ask.
+            None => made.acceleration != Acceleration::Gvisor,
+        };
+        if holds { Ok(()) } else { Err(FilesInMemory { acceleration: made.acceleration }) }
     }
 
     /// Has what nobody needs any more removed, soon.

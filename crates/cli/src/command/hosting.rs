@@ -169,6 +169,7 @@ fn refused(error: OpenError) -> anyhow::Error {
             Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes), or choose another `--state-dir`")
         }
         OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
+        OpenError::Engine { .. } => Some("name it too, as in `--engine kvm,gvisor`: the first of them is for what is new"),
         OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
         OpenError::Store(_) | OpenError::Encryption(_) => None,
     };

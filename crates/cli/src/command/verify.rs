@@ -19,7 +19,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
         let hint = match &error {
             OpenError::Locked { .. } => Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes)"),
             OpenError::Directory { .. } => Some("`--state-dir` names the directory that a server used"),
-            OpenError::Network(_) | OpenError::Store(_) | OpenError::Encryption(_) => None,
+            OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Store(_) | OpenError::Encryption(_) => None,
         };
         advised(error, hint.map(str::to_owned), None)
     })?;

@@ -67,6 +67,11 @@ impl Engines {
         self.all().nth(at).unwrap_or(&self.first)
     }
 
+    /// The one of the same name that made it, if there is one.
+    pub(crate) fn its_own(&self, made: &Fingerprint) -> Option<&Arc<dyn Engine>> {
+        Some(self.of(made)).filter(|engine| engine.fingerprint().engine == made.engine)
+    }
+
     /// The one that was asked for, or the first.
     pub(crate) fn asked(&self, wanted: Option<Acceleration>) -> Result<&Arc<dyn Engine>, NoEngine> {
         let Some(wanted) = wanted else { return Ok(&self.first) };

@@ -246,7 +246,8 @@ impl Session {
         (then, memory): (After, Memory),
     ) -> Result<Cut, MachineError> {
         let CutAhead { next, path: next_path, memory: expected } = ahead;
-        if memory == Memory::Kept {
+        // Whoever keeps all in the state writes it himself: in memory that would be charged to the machine's own group.
+        if memory == Memory::Kept && self.disk.form.holds_writes() {
             artifacts.stage(draft, expected);
             if let Err(error) = self.machine.make_room(draft.cut_dir(), expected).await {
                 // The snapshot makes its own way, which takes longer.

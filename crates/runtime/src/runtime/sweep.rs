@@ -24,7 +24,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    ground::blocking::blocking,
+    ground::{blocking::blocking, ids::ArtifactId},
     machine::{launch::LaunchError, session::Session},
     sandbox::owner::{Owner, Owners},
     shared::Shared,
@@ -61,7 +61,10 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
         let record = sandbox_quota::begin(shared, record).await;
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
-            RecordedPhase::Running { .. } => running.push(record),
+            RecordedPhase::Running { memory_base, .. } => {
+                demand_engine(shared, &record, &memory_base)?;
+                running.push(record);
+            }
         }
     }
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(owners, record).await) });
@@ -80,6 +83,17 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
         tracing::info!(?swept, "removed what an earlier server left behind");
     }
     Ok(())
+}
+
+/// Refuses to go on without the engine of a machine that runs: it would be taken for dead, and its sandbox be lost.
+fn demand_engine(shared: &Shared, record: &SandboxRecord, memory_base: &ArtifactId) -> Result<(), OpenError> {
+    // Of what cannot be read nothing is known; its machine is asked.
+    let Ok(base) = shared.artifacts.load(memory_base) else { return Ok(()) };
+    let made = base.manifest.engine;
+    if shared.launcher.engines.its_own(&made).is_some() || !shared.launcher.instances.path(record.instance()).exists() {
+        return Ok(());
+    }
+    Err(OpenError::Engine { sandbox: record.id.to_string(), engine: made.engine, word: made.acceleration.word() })
 }
 
 async fn adopt(owners: &Arc<Owners>, record: SandboxRecord) -> Result<(), LaunchError> {

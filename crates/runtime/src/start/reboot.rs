@@ -46,7 +46,11 @@ pub(crate) async fn memory_of_disk(
     let epoch = identity.epoch;
     // Where the processor that it had is unknown here, that was part of what was dropped.
     let processor = shared.gates.engine(&artifact.manifest.engine).processor(&artifact.manifest.engine).unwrap_or_default();
-    let engine = Arc::clone(shared.launcher.engines.of(&artifact.manifest.engine));
+    // A disk is in the form of the engine that wrote it.
+    let Some(engine) = shared.launcher.engines.its_own(&artifact.manifest.engine).cloned() else {
+        shared.gates.check_compatible(&artifact.manifest)?;
+        return Err(SnapshotRestoreError::NoMemory { artifact: artifact.manifest.id });
+    };
     let made = engine.compatibility().fingerprint(processor);
     let request = BootRequest {
         engine,

@@ -31,6 +31,16 @@ pub enum OpenError {
     /// The store could not be opened.
     #[error("cannot open the database")]
     Store(#[source] StoreError),
+    /// A sandbox runs on an engine that was not asked for.
+    #[error("sandbox `{sandbox}` runs on {engine}, which this server is not to use: it would be lost")]
+    Engine {
+        /// The sandbox.
+        sandbox: String,
+        /// The engine's name.
+        engine: String,
+        /// The word by which it is asked for.
+        word: &'static str,
+    },
     /// The network could not be prepared.
     #[error("cannot prepare the network")]
     Network(#[source] firkin_network::OpenError),
