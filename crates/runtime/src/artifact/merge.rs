@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_engine::DiskError;
+use firkin_engine::{DiskError, DiskFormat};
 use fs_err as fs;
 
 use super::{ArtifactDraft, ArtifactStore, Pin, Secrecy, UnsealError, member, publish::sync_dir};
@@ -82,6 +82,7 @@ impl ArtifactStore {
         &self,
         layers: &[LayerId],
         from: Option<usize>,
+        form: &dyn DiskFormat,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<MergedLayers, MergeLayersError> {
         let file = |path: &Path| {
@@ -106,7 +107,6 @@ impl ArtifactStore {
         if !fs::exists(self.layer_file(&layer)).map_err(file(&self.root))? {
             let mut draft = self.draft_of_sandbox().map_err(file(&self.root))?;
             self.stage_merge(&mut draft, &replaces).map_err(file(&self.root))?;
-            let form = self.form_of(&self.layer(&replaces[0]));
             let below = self.layer_in(&layers[range.start - 1], form);
             let path = draft.cut_dir().join("layer").with_extension(form.extension());
             self.demand_proven(&replaces)?;

@@ -22,6 +22,7 @@
 use std::sync::Arc;
 
 use firkin_causes::chain;
+use firkin_engine::DiskFormat;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -198,6 +199,18 @@ impl Owner {
         }
     }
 
+    /// How the engine of its disk keeps disks, if that is here.
+    fn form(&self) -> Option<&'static dyn DiskFormat> {
+        match &self.phase {
+            Phase::Running(running) => Some(running.session.disk.form),
+            Phase::Paused(held) => {
+                let made = self.shared.artifacts.load(&held.artifact).ok()?.manifest.engine;
+                Some(self.shared.launcher.engines.its_own(&made)?.disks())
+            }
+            Phase::Gone => None,
+        }
+    }
+
     fn begin_merge(&mut self) {
         let layers = self.layers().to_vec();
         let (depth, upkeep) = (layers.len(), &self.upkeep);
@@ -206,8 +219,9 @@ impl Owner {
         if (depth <= MAX_DEPTH && own.is_none()) || done || upkeep.merge.is_some() || upkeep.failed_at == Some(depth) {
             return;
         }
+        let Some(form) = self.form() else { return };
         let stop = self.shared.stopping.child_token();
-        let task = self.shared.tasks.spawn(merge(Arc::clone(&self.shared), layers, own, stop.clone()));
+        let task = self.shared.tasks.spawn(merge(Arc::clone(&self.shared), (layers, form), own, stop.clone()));
         self.upkeep.merge = Some(Work { task, depth, _given_up: stop.drop_guard() });
     }
 
@@ -245,7 +259,12 @@ impl Owner {
 }
 
 /// Merges the upper ones of `layers`, or those from the one that is given, when it is this sandbox's turn.
-async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, from: Option<usize>, stop: CancellationToken) -> Option<MergedLayers> {
+async fn merge(
+    shared: Arc<Shared>,
+    (layers, form): (Vec<LayerId>, &'static dyn DiskFormat),
+    from: Option<usize>,
+    stop: CancellationToken,
+) -> Option<MergedLayers> {
     // They stay while they are read, whatever becomes of the sandbox.
     let _pins: Vec<_> = layers.iter().map(|id| shared.artifacts.pin(id.clone())).collect();
     let _turn = tokio::select! {
@@ -257,7 +276,7 @@ async fn merge(shared: Arc<Shared>, layers: Vec<LayerId>, from: Option<usize>, s
         return None;
     }
     let (artifacts, stopped) = (shared.artifacts.clone(), stop.clone());
-    match blocking(move || artifacts.merge_layers(&layers, from, &|| !stopped.is_cancelled())).await {
+    match blocking(move || artifacts.merge_layers(&layers, from, form, &|| !stopped.is_cancelled())).await {
         Ok(merged) => Some(merged),
         Err(_) if stop.is_cancelled() => None,
         Err(error) => {

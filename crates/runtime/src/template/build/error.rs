@@ -1,7 +1,7 @@
 //! Why a build was not taken, and why one that was taken failed. Sources carry the causes; a client is told the whole chain.
 
 use firkin_causes::{chain, without_paths};
-use firkin_engine::MachineError;
+use firkin_engine::{Acceleration, MachineError};
 
 use crate::{
     artifact::{IntegrityError, PublishError},
@@ -105,6 +105,14 @@ pub enum BuildFailure {
     /// Its template is not there.
     #[error(transparent)]
     NoTemplate(#[from] NoTemplate),
+    /// Its template is of an engine that keeps disks otherwise.
+    #[error("a template of {of} cannot become one of {wanted}: build it from its image with `--engine {}`", wanted.word())]
+    OtherDisk {
+        /// What the template runs on.
+        of: Acceleration,
+        /// What it was to run on.
+        wanted: Acceleration,
+    },
     /// The host does not have the engine that it is for.
     #[error(transparent)]
     NoEngine(#[from] NoEngine),
@@ -257,6 +265,7 @@ impl BuildFailure {
             | Self::LittleFreeDisk { .. }
             | Self::Died(_)
             | Self::NoEngine(_)
+            | Self::OtherDisk { .. }
             | Self::File(_)
             | Self::Provision(_)
             | Self::Malformed { .. }

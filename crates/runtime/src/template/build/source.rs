@@ -230,6 +230,10 @@ async fn disk_origin(
     (engine, shape, processor): (Arc<dyn Engine>, Shape, Processor),
 ) -> Result<Origin, BuildFailure> {
     shared.demand_disk(&artifact.manifest.engine).map_err(|error| BuildFailure::Restore(error.into()))?;
+    if shared.launcher.engines.its_own(&artifact.manifest.engine).is_none_or(|its| its.disks() != engine.disks()) {
+        let (of, wanted) = (artifact.manifest.engine.acceleration, engine.fingerprint().acceleration);
+        return Err(BuildFailure::OtherDisk { of, wanted });
+    }
     let artifact = artifact.without_memory();
     let (store, disk) = (shared.artifacts.clone(), artifact.clone());
     blocking(move || store.verify(&disk))

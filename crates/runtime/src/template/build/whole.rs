@@ -64,6 +64,7 @@ pub(super) async fn build(
 ) -> Result<Whole, BuildFailure> {
     let shared = &builds.shared;
     let template = asked(template, plan, live);
+    let engine = Arc::clone(shared.launcher.engines.asked(template.engine)?);
     let recipe = recipe_of(shared, &template, &plan.steps);
     let title = format!("TEMPLATE {}", template.name);
     // Who builds the same at once waits, and finds it made, unless it is to be made anew whatever there is.
@@ -79,7 +80,6 @@ pub(super) async fn build(
         return Ok(Whole { found, template, recipe, turn });
     }
     let root = template.root.clone().unwrap_or_else(|| shared.config.guest.now().root());
-    let engine = Arc::clone(shared.launcher.engines.asked(template.engine)?);
     let Fingerprint { program, version, .. } = engine.fingerprint();
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
     let root = source::in_form(shared, root, &*engine, &live.log).await?;
