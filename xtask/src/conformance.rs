@@ -5,6 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::Context as _;
 
 use crate::{
+    gvisor,
     household::Household,
     leaks,
     node::{self, Packages},
@@ -58,6 +59,9 @@ impl Parts {
     }
 }
 
+/// How a server is asked for gVisor.
+const ON_GVISOR: [&str; 2] = ["--engine", "gvisor"];
+
 /// What the tests of the code interpreter read: the parts that the template lacks.
 const WITHOUT_PARTS: &str = "WITHOUT_PARTS";
 
@@ -102,6 +106,7 @@ pub(crate) fn run(
         };
         report.steps_at_once(("sdk conformance", sdk_conformance), ("containers in a sandbox", containers))?;
         report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
+        report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, parts, step))?;
     } else {
         report.step("sdk conformance", sdk_conformance)?;
     }
@@ -120,6 +125,26 @@ pub(crate) fn run(
         report.step("desktop conformance", |step| against_server(workspace, state.path(), &[DESKTOP], pytest, step))?;
     }
     report.step("nothing left by the server", |step| leaks::check(household, &before, step))
+}
+
+/// The newest SDK's tests with sandboxes of gVisor: all of them, or, where time is short, each with one of the SDK's two faces.
+fn on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
+    if !gvisor::is_here() {
+        step.skip("there is no `runsc` or `mkfs.erofs` on this host");
+        return Ok(());
+    }
+    let state = household.passable_dir("state-")?;
+    step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()).args(ON_GVISOR))?;
+    let mirror = server::tests_registry();
+    let server = Server::start_with(workspace, state.path(), &[&["--registry-mirror", &mirror], &ON_GVISOR[..]].concat())?;
+    let mut command = suite(workspace, state.path(), NEWEST, step)?;
+    // Servers that tests start themselves are asked for it by this.
+    command.env("FIRKIN_ENGINE", ON_GVISOR[1]);
+    if parts == Parts::Light {
+        command.args(["-k", "not async"]);
+    }
+    step.run(&mut command).with_context(|| format!("the {} failed on gVisor\n{}", NEWEST.name, server.log_tail()))?;
+    server.stop()
 }
 
 fn against_server(

@@ -1,4 +1,4 @@
-//! gVisor for the tests of its engine. The product does not need it, so that its own set-up does not bring it.
+//! gVisor for the tests of its engine, whatever the host: the product's own set-up brings it where it is asked for.
 
 use std::process::{Command, Stdio};
 
@@ -14,7 +14,7 @@ const PACKAGES: [&str; 2] = ["runsc", "erofs-utils"];
 /// Installs what is missing, from where this machine gets its packages. Debian 12's own build does not start on new kernels; the product's
 /// set-up has added its backports, from the same mirror, if they were not there.
 pub(crate) fn set_up(step: &mut Step) -> anyhow::Result<()> {
-    if PROGRAMS.iter().all(|program| on_path(program)) {
+    if is_here() {
         return Ok(());
     }
     say("installing the Debian packages runsc and erofs-utils");
@@ -31,6 +31,11 @@ pub(crate) fn set_up(step: &mut Step) -> anyhow::Result<()> {
         step.skip(&format!("gVisor cannot be installed here, so that its engine is not tested: {error:#}"));
     }
     Ok(())
+}
+
+/// Whether there is what it takes.
+pub(crate) fn is_here() -> bool {
+    PROGRAMS.iter().all(|program| on_path(program))
 }
 
 fn on_path(program: &str) -> bool {

@@ -48,10 +48,15 @@ pub(crate) struct Server {
     stopped: bool,
 }
 
+/// What names the tests' registry to a server.
+pub(crate) fn tests_registry() -> String {
+    format!("{TESTS_REGISTRY}={TESTS_REGISTRY}")
+}
+
 impl Server {
     /// Starts a server with this state directory, which may pull from the tests' registry, and returns once it answers.
     pub(crate) fn start(workspace: &Workspace, state_dir: &Path) -> anyhow::Result<Self> {
-        Self::start_with(workspace, state_dir, &["--registry-mirror", &format!("{TESTS_REGISTRY}={TESTS_REGISTRY}")])
+        Self::start_with(workspace, state_dir, &["--registry-mirror", &tests_registry()])
     }
 
     /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.
