@@ -9,6 +9,7 @@ mod hosting;
 pub(crate) mod key;
 pub(crate) mod quickstart;
 pub(crate) mod sandbox;
+mod speed;
 pub(crate) mod template;
 pub(crate) mod up;
 pub(crate) mod verify;

@@ -1,7 +1,8 @@
 //! `firkin quickstart`: set this host up, then try every part of the product once, through the same doors as any client.
 //!
 //! Each step proves something and is timed from outside, so that the table shows what a user would feel. The counter lives in
-//! the memory of a process alone: whatever value it goes on from after a pause or in a fork came out of a snapshot.
+//! the memory of a process alone: whatever value it goes on from after a pause or in a fork came out of a snapshot. At the end the
+//! sandbox's processor is held against the host's, because engines differ by it more than by anything else.
 
 use std::time::Instant;
 
@@ -11,7 +12,10 @@ use firkin_runtime::reference::BASE;
 use firkin_wire::{DEFAULT_USER, rest};
 use serde::Serialize;
 
-use super::hosting::{self, Interrupts};
+use super::{
+    hosting::{self, Interrupts},
+    speed::{self, Speed, Times},
+};
 use crate::{
     api::{Api, Keep},
     envd::{Access, CommandLine, Output, Processes},
@@ -58,11 +62,15 @@ struct Taken {
 }
 
 /// The report of the tour.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Report {
     acceleration: String,
     steps: Vec<Taken>,
+    speed: Speed,
 }
+
+/// What a tour that came to its end brings home.
+type Seen = (Vec<Taken>, Speed);
 
 /// Runs the command.
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
@@ -75,7 +83,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
     let report = match running_server(settings).await? {
         Some((api, acceleration)) => {
             output::note(&format!("using the server that runs at {}", api.target().api_url));
-            tour(&api, &progress, &mut interrupts).await?.map(|steps| Report { acceleration, steps })
+            tour(&api, &progress, &mut interrupts).await?.map(|seen| report(acceleration, seen))
         }
         None => own_server(settings, &progress, &mut interrupts).await?,
     };
@@ -83,7 +91,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
     output::result(settings.format, &report, || table(&report))?;
     let farewell = farewell(settings, &report.acceleration);
     match settings.format {
-        Format::Table => output::text(&farewell)?,
+        Format::Table => output::text(&format!("\n{}{farewell}", report.speed.table().render()))?,
         Format::Json => output::note(farewell.trim_end()),
     }
     Ok(ExitStatus::Success)
@@ -105,22 +113,26 @@ async fn own_server(settings: &Settings, progress: &Progress, interrupts: &mut I
     let Some(host) = interrupts.unless(hosting::open(settings, progress)).await? else { return Ok(None) };
     let acceleration = host.acceleration();
     let server = host.serve(settings, socket).await?;
-    let steps = tour(&Api::new(server.target().clone()), progress, interrupts).await;
+    let seen = tour(&Api::new(server.target().clone()), progress, interrupts).await;
     let ended = server.stop(firkin_runtime::owner::OnExit::Kill).await;
-    let report = steps?.map(|steps| Report { acceleration, steps });
+    let report = seen?.map(|seen| report(acceleration, seen));
     ended?;
     Ok(report)
 }
 
 /// Every part of the product once. Whatever happens, no sandbox of the tour is left running. `None` if interrupted.
-async fn tour(api: &Api, progress: &Progress, interrupts: &mut Interrupts) -> anyhow::Result<Option<Vec<Taken>>> {
+async fn tour(api: &Api, progress: &Progress, interrupts: &mut Interrupts) -> anyhow::Result<Option<Seen>> {
     let mut tour = Tour { api, progress, taken: Vec::new(), sandboxes: Vec::new() };
     let walked = interrupts.unless(Box::pin(tour.walk())).await;
     for sandbox in std::mem::take(&mut tour.sandboxes) {
         // Only a tour that broke off comes here. That it did is what gets reported.
         drop(api.kill(&sandbox.sandbox_id).await);
     }
-    Ok(walked?.map(|()| tour.taken))
+    Ok(walked?.map(|speed| (tour.taken, speed)))
+}
+
+fn report(acceleration: String, (steps, speed): Seen) -> Report {
+    Report { acceleration, steps, speed }
 }
 
 struct Tour<'a> {
@@ -132,14 +144,16 @@ struct Tour<'a> {
 }
 
 impl Tour<'_> {
-    async fn walk(&mut self) -> anyhow::Result<()> {
+    async fn walk(&mut self) -> anyhow::Result<Speed> {
         let sandbox = self.create().await?;
         let processes = processes(self.api, &sandbox)?;
         self.command_and_files(&sandbox, &processes).await?;
         self.start_counter(&sandbox, &processes).await?;
         self.pause_and_resume(&sandbox).await?;
         self.fork(&sandbox).await?;
-        self.kill().await
+        let speed = self.speed(&sandbox, &processes).await?;
+        self.kill().await?;
+        Ok(speed)
     }
 
     async fn create(&mut self) -> anyhow::Result<rest::Sandbox> {
@@ -234,6 +248,16 @@ impl Tour<'_> {
         self.timed("prove them independent", prove, |()| format!("each counts {next} itself, random bytes differ")).await
     }
 
+    async fn speed(&mut self, sandbox: &rest::Sandbox, processes: &Processes) -> anyhow::Result<Speed> {
+        let measure = async {
+            self.api.write_file(sandbox, "/home/user/speed.py", Bytes::from_static(speed::PROGRAM.as_bytes())).await?;
+            let said = processes.output(&format!("{} -I /home/user/speed.py", speed::PYTHON)).await?;
+            // One after the other: they would take each other's time.
+            anyhow::Ok(Speed { sandbox: Times::parse(&said)?, host: speed::of_host().await })
+        };
+        self.timed("measure its processor", measure, Speed::to_string).await
+    }
+
     async fn kill(&mut self) -> anyhow::Result<()> {
         let sandboxes = std::mem::take(&mut self.sandboxes);
         let kill = async {
@@ -326,7 +350,9 @@ mod tests {
         let report = Report {
             acceleration: "kvm".to_owned(),
             steps: vec![step("create a sandbox", "i1", 120), step("fork it", "2 copies", 30)],
+            speed: Speed { sandbox: Times::parse(r#"{"loop_ms":40,"digest_ms":2,"python":"3"}"#).unwrap(), host: None },
         };
+        assert_eq!(serde_json::to_value(&report).unwrap()["speed"]["sandbox"]["loop_ms"], 40.0);
         assert_eq!(
             table(&report).render(),
             "STEP              RESULT              MS\n\

@@ -17,6 +17,8 @@ mod packages;
 mod setup;
 
 pub(crate) use checks::{Places, check, upkeep};
+#[cfg(test)]
+pub(crate) use finding::which;
 pub(crate) use finding::{Check, Status};
 pub(crate) use setup::{Action, apply, plan};
 
