@@ -30,6 +30,7 @@ mod modules;
 mod mount_point;
 mod node;
 pub mod oci;
+mod own_kernel;
 mod progress;
 mod python;
 mod rootfs;
@@ -45,6 +46,7 @@ pub use kernel::{
 };
 pub use modules::ModuleError;
 pub use node::{NodeError, NodePackage};
+pub use own_kernel::{OwnKernel, OwnKernelError, own_kernel};
 pub use progress::{Event, ImageStep, Progress, Report};
 pub use python::PythonError;
 pub use rootfs::{Additions, HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, kept_rootfs, renewed_rootfs, rootfs};
