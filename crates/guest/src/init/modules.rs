@@ -30,7 +30,8 @@ pub(super) enum ModuleError {
     },
 }
 
-/// Loads them all. One that is missing is logged: a kernel may have it built in.
+/// Loads them all. One that is missing, or of another kernel than the one that runs, is logged: a kernel may have it built in, and one
+/// that was brought by the host's owner has to.
 pub(super) fn load() -> Result<(), ModuleError> {
     let list = match fs_err::read_to_string(ORDER) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -47,8 +48,29 @@ pub(super) fn load() -> Result<(), ModuleError> {
         };
         match finit_module(file.file(), c"", ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) if is_of_another_kernel(error) => {
+                tracing::warn!(path = %path.display(), %error, "a kernel module is not this kernel's");
+            }
             Err(source) => return Err(ModuleError::Load { path, source }),
         }
     }
     Ok(())
+}
+
+/// Whether a module is refused because it was made for another release, or because the kernel loads none at all.
+fn is_of_another_kernel(error: Errno) -> bool {
+    matches!(error, Errno::ENOEXEC | Errno::ENOSYS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_another_kernel_refuses_is_passed_over() {
+        assert!(is_of_another_kernel(Errno::ENOEXEC) && is_of_another_kernel(Errno::ENOSYS));
+        for fault in [Errno::ENOENT, Errno::ENOMEM, Errno::EPERM, Errno::EINVAL] {
+            assert!(!is_of_another_kernel(fault), "{fault}");
+        }
+    }
 }
