@@ -62,6 +62,10 @@ pub(crate) struct HostArgs {
     /// How long a guest may take to show that KVM works, in seconds; more for a very busy host [default: 20]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600), env = "FIRKIN_KVM_DEADLINE", hide_env_values = true)]
     pub(crate) kvm_deadline: Option<u64>,
+    /// Kernel that virtual machines boot in place of Debian's, a bzImage or an ELF `vmlinux`, for variants of KVM that need one of their
+    /// own. Built in must be virtio (PCI and MMIO; block, net, console, rng, balloon), ext4, devtmpfs, initramfs and an 8250 serial console
+    #[arg(long, value_name = "FILE", env = "FIRKIN_GUEST_KERNEL", hide_env_values = true)]
+    pub(crate) guest_kernel: Option<PathBuf>,
     /// What to do where this host lacks a part of the jail that machines run in [default: best]
     #[arg(long, value_enum, env = "FIRKIN_JAIL", hide_env_values = true)]
     pub(crate) jail: Option<JailChoice>,

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{BootFile, BootFiles, ImageForm};
 use firkin_image::{
-    Additions, Cache, Initramfs, RootSpec, changed_root, container_root, initramfs,
+    Additions, Cache, Initramfs, OwnKernel, RootSpec, changed_root, container_root, initramfs,
     oci::{
         self, ImageError as OciError,
         credentials::Credentials,
@@ -72,6 +72,8 @@ pub(crate) struct Images {
     additions: RwLock<Additions>,
     /// Environment of every template that is built on one.
     pub(crate) env: BTreeMap<String, String>,
+    /// The kernel that the host's owner brings, which stays when everything else is renewed.
+    own_kernel: Option<OwnKernel>,
     /// What guests are made of: the runtime's own word for it.
     guests: Guests,
     /// Held by who renews it: another who wants that finds it renewed.
@@ -79,10 +81,19 @@ pub(crate) struct Images {
 }
 
 /// What guests are booted from, and the root image of templates that name no other.
-pub(crate) fn guest_system(additions: &Additions, initrd: Initramfs, root: firkin_image::RootImage) -> GuestSystem {
+pub(crate) fn guest_system(
+    additions: &Additions,
+    own_kernel: Option<&OwnKernel>,
+    initrd: Initramfs,
+    root: firkin_image::RootImage,
+) -> GuestSystem {
+    let (kernel, digest) = match own_kernel {
+        Some(own) => (&own.path, &own.digest),
+        None => (&additions.kernel.kernel, &additions.kernel.digest),
+    };
     GuestSystem {
         boot: BootFiles::new(
-            BootFile { path: additions.kernel.kernel.clone(), digest: additions.kernel.digest.clone() },
+            BootFile { path: kernel.clone(), digest: digest.clone() },
             BootFile { path: initrd.path, digest: initrd.digest },
         ),
         rootfs: root.path,
@@ -107,7 +118,13 @@ impl Images {
         env: BTreeMap<String, String>,
         guests: Guests,
     ) -> Self {
-        Self { cache, settings, additions: RwLock::new(additions), env, guests, renewal: tokio::sync::Mutex::new(()) }
+        let (additions, renewal) = (RwLock::new(additions), tokio::sync::Mutex::new(()));
+        Self { cache, settings, additions, env, own_kernel: None, guests, renewal }
+    }
+
+    /// The same, with guests that boot this kernel if there is one.
+    pub(crate) fn booting(self, own_kernel: Option<OwnKernel>) -> Self {
+        Self { own_kernel, ..self }
     }
 
     fn additions(&self) -> Additions {
@@ -121,7 +138,7 @@ impl Images {
         let initrd = initramfs(&self.cache, &kernel, firkin_agent::GUEST_AGENT).await?;
         let additions = Additions { kernel, ..self.additions() };
         let root = renewed_rootfs(&self.cache, &RootSpec::default(), &additions, report).await?;
-        let renewed = guest_system(&additions, initrd, root);
+        let renewed = guest_system(&additions, self.own_kernel.as_ref(), initrd, root);
         if *self.guests.now() != renewed {
             tracing::info!(kernel = %additions.kernel.version, "the guest system was renewed");
             *self.additions.write().unwrap_or_else(PoisonError::into_inner) = additions;
@@ -249,6 +266,30 @@ fn has_none(error: &ImageError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_of_ones_own_is_booted_and_is_another_recipe() {
+        let additions = Additions {
+            kernel: firkin_image::GuestKernel {
+                kernel: "/c/vmlinuz".into(),
+                modules: "/c/modules".into(),
+                archive: "/c/modules.tar".into(),
+                version: "6.12.1".into(),
+                digest: "packaged".into(),
+            },
+            certificates: Vec::new(),
+        };
+        let guests = |own: Option<&OwnKernel>| {
+            let initrd = Initramfs { path: "/c/initramfs".into(), digest: "i".into() };
+            let root = firkin_image::RootImage { path: "/c/root".into(), digest: "r".into(), virtual_bytes: 1 };
+            guest_system(&additions, own, initrd, root)
+        };
+        let own = OwnKernel { path: "/own/vmlinuz".into(), digest: "own".into() };
+        let (packaged, brought) = (guests(None), guests(Some(&own)));
+        assert_eq!((packaged.boot.digests(), brought.boot.digests()), (["packaged", "i"], ["own", "i"]));
+        assert_eq!(brought.boot.kernel().unwrap().kernel.path, own.path);
+        assert_eq!(brought.rootfs_digest, packaged.rootfs_digest);
+    }
 
     #[test]
     fn a_mirror_without_a_registry_is_the_hubs() {

@@ -151,6 +151,8 @@ pub(crate) struct Settings {
     pub(crate) engines: Vec<EngineChoice>,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
+    /// Kernel of virtual machines that the host's owner brings.
+    pub(crate) guest_kernel: Option<PathBuf>,
     /// What a host means that does not give all of a machine's jail.
     pub(crate) jail: JailChoice,
     /// Address to serve on.
@@ -278,6 +280,9 @@ impl Settings {
         if self.kvm_deadline != DEFAULT_KVM_DEADLINE {
             options += &format!(" --kvm-deadline {}", self.kvm_deadline.as_secs());
         }
+        if let Some(file) = &self.guest_kernel {
+            options += &format!(" --guest-kernel {}", file.display());
+        }
         if self.jail == JailChoice::Strict {
             options += " --jail strict";
         }
@@ -362,6 +367,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         cache_dir: absolute(host.cache_dir.as_deref().unwrap_or(Path::new(DEFAULT_CACHE_DIR))),
         engines: engines(host),
         kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
+        guest_kernel: host.guest_kernel.as_deref().map(absolute),
         jail: host.jail.unwrap_or(JailChoice::Best),
         listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
         listen_chosen: serve.listen.is_some(),
@@ -460,12 +466,12 @@ mod tests {
         assert_eq!(resolved("firkin quickstart", &Surroundings::default()).warm, WarmConfig::default());
         assert_eq!((settings.state_option().as_str(), settings.serve_options().as_str()), ("", ""));
         let settings = resolved(
-            "firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --jail strict --warm-share 9",
+            "firkin up --listen 127.0.0.1:4000 --cache-dir /c --accel tcg --kvm-deadline 60 --guest-kernel /k --jail strict --warm-share 9",
             &Surroundings::default(),
         );
         assert_eq!(
             settings.serve_options(),
-            " --listen 127.0.0.1:4000 --cache-dir /c --engine emulated --kvm-deadline 60 --jail strict --warm-share 9"
+            " --listen 127.0.0.1:4000 --cache-dir /c --engine emulated --kvm-deadline 60 --guest-kernel /k --jail strict --warm-share 9"
         );
     }
 
@@ -600,5 +606,7 @@ mod tests {
         let settings = resolved("firkin up --state-dir s --cache-dir c", &Surroundings::default());
         assert!(settings.state_dir.is_absolute() && settings.state_dir.ends_with("s"));
         assert!(settings.cache_dir.is_absolute() && settings.cache_dir.ends_with("c"));
+        let kernel = resolved("firkin doctor --guest-kernel k", &Surroundings::default()).guest_kernel.unwrap();
+        assert!(kernel.is_absolute() && kernel.ends_with("k"));
     }
 }

@@ -16,8 +16,8 @@ use std::{
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
 use firkin_image::{
-    Additions, Cache, GuestKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, renewed_kernel,
-    renewed_rootfs, rootfs,
+    Additions, Cache, GuestKernel, OwnKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, own_kernel,
+    renewed_kernel, renewed_rootfs, rootfs,
 };
 use firkin_runtime::{
     capacity::HostCapacity,
@@ -180,10 +180,12 @@ fn refused(error: OpenError) -> anyhow::Error {
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
     demand_unused(settings)?;
     super::doctor::ensure_ready(settings, progress).await?;
-    let (guest, additions) = guest_system(settings, progress).await?;
-    let guest = Guests::from(guest);
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
-    let images = Arc::new(Images::new(cache, settings.images.clone(), additions, settings.template_env(), guest.clone()));
+    let own_kernel = brought_kernel(&cache, settings).await?;
+    let (guest, additions) = guest_system(settings, own_kernel.as_ref(), progress).await?;
+    let guest = Guests::from(guest);
+    let images = Images::new(cache, settings.images.clone(), additions, settings.template_env(), guest.clone());
+    let images = Arc::new(images.booting(own_kernel));
     let engines = engines::choose(settings, (&guest.now(), &images), progress).await?;
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
@@ -232,12 +234,29 @@ pub(crate) async fn build(runtime: &Runtime, build: BuildTemplate, progress: &Pr
     Ok(template)
 }
 
+/// How much of a digest tells one kernel from another at a glance.
+const DIGEST_SHOWN: usize = 12;
+
+/// The kernel that the host's owner brings, if one was named.
+async fn brought_kernel(cache: &Cache, settings: &Settings) -> anyhow::Result<Option<OwnKernel>> {
+    let Some(file) = &settings.guest_kernel else { return Ok(None) };
+    let kernel = own_kernel(cache, file).await.hint("`--guest-kernel` takes a bzImage, or an ELF `vmlinux` with PVH's entry")?;
+    Ok(Some(kernel))
+}
+
 /// Kernel, initial RAM file system and root image, from the cache or built into it.
-async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Result<(GuestSystem, Additions)> {
+async fn guest_system(
+    settings: &Settings,
+    own_kernel: Option<&OwnKernel>,
+    progress: &Progress,
+) -> anyhow::Result<(GuestSystem, Additions)> {
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     let step = progress.step("guest kernel");
     let kernel = guest_kernel(&cache, &|event| step.at(&described(&event))).await.context("cannot make the guest kernel")?;
-    step.done(&format!("guest kernel {}", kernel.version));
+    step.done(&match own_kernel {
+        Some(own) => format!("guest kernel of your own, {}; modules of {}", &own.digest[..DIGEST_SHOWN], kernel.version),
+        None => format!("guest kernel {}", kernel.version),
+    });
     let step = progress.step("initial RAM file system with the guest agent");
     let initrd = initramfs(&cache, &kernel, crate::host::agent()).await.context("cannot make the initial RAM file system")?;
     step.done("initial RAM file system with the guest agent");
@@ -246,7 +265,7 @@ async fn guest_system(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let root = base_rootfs(&cache, &additions, &|event| step.at(&described(&event))).await;
     let root = root.context("cannot make the guest root file system")?;
     step.done("guest root file system");
-    Ok((images::guest_system(&additions, initrd, root), additions))
+    Ok((images::guest_system(&additions, own_kernel, initrd, root), additions))
 }
 
 /// Makes guest kernel and root image anew, of what the mirror has now: the next runtime that is opened is made of them. What is there
