@@ -53,19 +53,23 @@ pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> an
 
 async fn look_at_all(settings: &Settings) -> Vec<Check> {
     let mut checks = look(settings).await;
-    let upkeep = host::upkeep(&settings.cache_dir, &checks).await;
+    let upkeep = host::upkeep(&places(settings), &checks).await;
     checks.extend(upkeep);
     checks
 }
 
 async fn look(settings: &Settings) -> Vec<Check> {
-    let places = Places {
+    host::check(&places(settings)).await
+}
+
+fn places(settings: &Settings) -> Places {
+    Places {
         state_dir: settings.state_dir.clone(),
         cache_dir: settings.cache_dir.clone(),
         acceleration_file: settings.acceleration_file(),
         kvm_deadline: settings.kvm_deadline,
-    };
-    host::check(&places).await
+        engines: settings.engines.clone(),
+    }
 }
 
 /// Says what will be changed, asks, and does it.

@@ -18,14 +18,11 @@ use fs_err as fs;
 use crate::{
     args::EngineChoice,
     failure::{Advise as _, advised},
-    host::jail,
+    host::{DEMANDED_OF_GVISOR as DEMANDED, jail},
     images::Images,
     progress::Progress,
     settings::Settings,
 };
-
-/// What sandboxes of gVisor cannot do without: it is what clients reach them by.
-const DEMANDED: &str = "network";
 
 /// The engines that the settings ask for.
 pub(super) async fn choose(settings: &Settings, parts: (&GuestSystem, &Images), progress: &Progress) -> anyhow::Result<Engines> {

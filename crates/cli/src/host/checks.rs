@@ -14,11 +14,13 @@ use firkin_image::command::{capture, command};
 use firkin_image::{compare_versions, sources};
 
 use super::{
+    choice,
     finding::{Check, Finding, Lack, Status, which},
-    guests, gvisor, packages,
+    guests, gvisor,
+    jail::{HINT, lacking},
+    packages,
 };
-
-use super::jail::{HINT, lacking};
+use crate::args::EngineChoice;
 
 /// The first QEMU whose `file:` migration restores a template as fast as we promise.
 const QEMU_WANTED: &str = "8.2";
@@ -64,6 +66,8 @@ pub(crate) struct Places {
     pub(crate) acceleration_file: PathBuf,
     /// How long a guest may take to show that KVM works.
     pub(crate) kvm_deadline: Duration,
+    /// What is to run sandboxes.
+    pub(crate) engines: Vec<EngineChoice>,
 }
 
 /// Looks at everything, in the order in which a person would want to know.
@@ -71,10 +75,13 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     let mut checks = vec![
         root().named("root", "namespaces, taps and separate users for every machine"),
         kernel().named("kernel", "snapshots of running machines, and networks of their own"),
-        kvm(places).await.named(KVM, "guests at full speed; without it they are emulated"),
+        kvm(places).await.named(KVM, "machines at full speed; without it there are gVisor and emulation"),
         qemu().await.named("qemu", "it runs the machines"),
         jail().named("jail", "a machine that its guest has taken over finds nothing of this host"),
     ];
+    if places.engines.contains(&EngineChoice::Gvisor) {
+        checks.push(gvisor::programs().named("runsc", "it runs sandboxes of gVisor, and mkfs.erofs makes their root images"));
+    }
     for (name, programs, package, why) in [
         ("mmdebstrap", &["mmdebstrap"][..], "mmdebstrap", "it makes the root file system from Debian packages"),
         ("e2fsprogs", &["mke2fs", "e2fsck"][..], "e2fsprogs", "it makes the disk image"),
@@ -100,13 +107,16 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
 
 /// Looks at how current is what machines run and are made of, and at what would run them better. No sandbox needs it to start, and apt
 /// takes seconds to answer. `checks` are those of the host itself.
-pub(crate) async fn upkeep(cache_dir: &Path, checks: &[Check]) -> Vec<Check> {
-    let kvm = checks.iter().any(|check| check.name == KVM && check.status == Status::Ok);
-    vec![
+pub(crate) async fn upkeep(places: &Places, checks: &[Check]) -> Vec<Check> {
+    let kvm = checks.iter().find(|check| check.name == KVM);
+    let (gvisor, standing) = gvisor::gvisor(kvm.is_some_and(|kvm| kvm.status == Status::Ok)).await;
+    let mut upkeep = vec![
         packages::qemu_package().await.named("qemu package", "it is the wall between guests and this host: updates mend it"),
-        guests::guest_system(cache_dir).await.named("guest system", "updates of guests' packages come with it alone"),
-        gvisor::gvisor(kvm).await.named("gvisor", "it is to run sandboxes at the processor's speed on hosts without KVM"),
-    ]
+        guests::guest_system(&places.cache_dir).await.named("guest system", "updates of guests' packages come with it alone"),
+        gvisor.named("gvisor", "it runs sandboxes at the processor's speed on hosts without KVM"),
+    ];
+    upkeep.extend(kvm.map(|kvm| choice::told(&places.engines, kvm, &standing).named("engine", "it is what runs sandboxes")));
+    upkeep
 }
 
 fn root() -> Finding {
@@ -141,7 +151,7 @@ fn kernel() -> Finding {
 
 /// That the device opens proves nothing, so a guest is run: the smallest there is, since the product's own may not be made yet.
 async fn kvm(places: &Places) -> Finding {
-    const ACCEPT: &str = "or accept emulated guests";
+    const ACCEPT: &str = "or choose `--engine gvisor`, or accept emulated guests";
     if let Err(error) = fs_err::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return if error.kind() == std::io::ErrorKind::NotFound {
             Finding::warn("no /dev/kvm", format!("enable virtualisation on this host, {ACCEPT}"))
@@ -370,11 +380,15 @@ mod tests {
             acceleration_file: here.join("acceleration.json"),
             cache_dir: here,
             kvm_deadline: Duration::from_secs(1),
+            engines: vec![EngineChoice::Gvisor, EngineChoice::Auto],
         };
         let mut checks = check(&places).await;
         assert!(checks.len() > 10);
-        let upkeep = upkeep(&places.cache_dir, &checks).await;
+        let upkeep = upkeep(&places, &checks).await;
         checks.extend(upkeep);
+        for name in ["runsc", "engine"] {
+            assert!(checks.iter().any(|check| check.name == name), "{name}");
+        }
         for check in checks {
             assert!(!check.found.is_empty(), "{check:?}");
             assert_eq!(check.remedy.is_some(), check.status != Status::Ok, "{check:?}");

@@ -1,4 +1,4 @@
-//! Whether gVisor would run sandboxes on this host. Nothing needs it yet: `firkin up` does not offer it.
+//! Whether gVisor runs sandboxes on this host: what `firkin up --engine gvisor` needs.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -20,29 +20,71 @@ use fs_err as fs;
 
 use super::finding::{Finding, Lack, which};
 
+/// What sandboxes of gVisor cannot do without: it is what clients reach them by.
+pub(crate) const DEMANDED: &str = "network";
+
 const PROGRAM: &str = "runsc";
 const MAKES_IMAGES: &str = "mkfs.erofs";
+/// Where a build comes from that has more than Debian's. The lines name hosts, which are no business of this program.
+const NEWER: &str = "docs/hosts-without-kvm.md has the lines that install a current one";
 /// For a sandbox that is started, cut and restored: half a second on an idle host.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How long a small image may take to make.
 const IMAGE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How sandboxes of gVisor stand on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// One ran, with all that clients need.
+    Works,
+    /// Its programs are not installed.
+    Absent,
+    /// Only root can try it.
+    Untried,
+    /// It was tried, for nothing.
+    Fails(String),
+}
+
+/// What of its programs is not installed.
+fn missing() -> Vec<&'static str> {
+    [PROGRAM, MAKES_IMAGES].into_iter().filter(|name| which(name).is_none()).collect()
+}
+
+/// Whether its programs are there, where sandboxes of it were asked for. Nothing is tried.
+pub(super) fn programs() -> Finding {
+    demanded(&missing(), which(PROGRAM))
+}
+
+fn demanded(missing: &[&str], program: Option<PathBuf>) -> Finding {
+    match (missing, program) {
+        ([], Some(program)) => Finding::ok(program.display().to_string()),
+        (missing, _) => Finding::lacks(format!("no {}", missing.join(", ")), Lack::Gvisor),
+    }
+}
+
 /// Tries it. What is found is never a fault of a host that has KVM; one that has not could have it by packages.
-pub(super) async fn gvisor(kvm: bool) -> Finding {
-    let program = which(PROGRAM);
-    let missing: Vec<&str> = [(PROGRAM, program.is_none()), (MAKES_IMAGES, which(MAKES_IMAGES).is_none())]
-        .into_iter()
-        .filter_map(|(name, missing)| missing.then_some(name))
-        .collect();
-    let Some(program) = program.filter(|_| missing.is_empty()) else {
-        return absent(&missing, kvm);
+pub(super) async fn gvisor(kvm: bool) -> (Finding, Standing) {
+    let missing = missing();
+    let Some(program) = which(PROGRAM).filter(|_| missing.is_empty()) else {
+        return (absent(&missing, kvm), Standing::Absent);
     };
     if !nix::unistd::geteuid().is_root() {
-        return Finding::ok(format!("`{}` was not tried: only root can", program.display()));
+        return (Finding::ok(format!("`{}` was not tried: only root can", program.display())), Standing::Untried);
     }
     match tried(program).await {
-        Ok(found) => Finding::ok(told(&found.engine.fingerprint().version, &found.capabilities)),
-        Err(error) => Finding::ok(format!("it does not work here: {}", chain(error.as_ref()))),
+        Ok(found) => (Finding::ok(told(&found.engine.fingerprint().version, &found.capabilities)), standing(&found.capabilities)),
+        Err(error) => {
+            let why = chain(error.as_ref());
+            (Finding::ok(format!("it does not work here: {why}; {NEWER}")), Standing::Fails(why))
+        }
+    }
+}
+
+fn standing(capabilities: &[Capability]) -> Standing {
+    let demanded = capabilities.iter().find(|capability| capability.name == DEMANDED);
+    match demanded.and_then(|capability| capability.lacking.as_ref()) {
+        Some(why) => Standing::Fails(format!("its sandboxes have no {DEMANDED}: {why}")),
+        None => Standing::Works,
     }
 }
 
@@ -89,7 +131,8 @@ fn told(version: &str, capabilities: &[Capability]) -> String {
     let lacks =
         lacks.iter().map(|capability| format!("{} ({})", capability.name, capability.lacking.as_deref().unwrap_or_default()));
     let lacks: Vec<String> = lacks.collect();
-    format!("runsc {version}, not offered by `firkin up` yet; has {}; lacks {}", has.join(", "), lacks.join(", "))
+    let lacks = if lacks.is_empty() { String::new() } else { format!("; lacks {}; {NEWER}", lacks.join(", ")) };
+    format!("runsc {version} has {}{lacks}", has.join(", "))
 }
 
 #[cfg(test)]
@@ -100,10 +143,12 @@ mod tests {
     #[test]
     fn each_capability_is_named_as_found_or_lacking() {
         let capability = |name, lacking: Option<&str>| Capability { name, lacking: lacking.map(str::to_owned) };
-        assert_eq!(
-            told("1", &[capability("cut", None), capability("pause", None), capability("network", Some("none yet"))]),
-            "runsc 1, not offered by `firkin up` yet; has cut, pause; lacks network (none yet)"
-        );
+        let (cut, lacking) = (capability("cut", None), capability("network", Some("none")));
+        assert_eq!(told("1", std::slice::from_ref(&cut)), "runsc 1 has cut");
+        assert_eq!(standing(std::slice::from_ref(&cut)), Standing::Works);
+        let all = [cut, capability("pause", None), lacking];
+        assert_eq!(told("1", &all), format!("runsc 1 has cut, pause; lacks network (none); {NEWER}"));
+        assert_eq!(standing(&all), Standing::Fails("its sandboxes have no network: none".to_owned()));
     }
 
     #[test]
@@ -115,9 +160,17 @@ mod tests {
         assert!(lacking.found.starts_with("there is no runsc and no mkfs.erofs"), "{}", lacking.found);
     }
 
+    #[test]
+    fn where_it_is_asked_for_a_host_without_it_is_not_ready() {
+        let lacking = demanded(&["mkfs.erofs"], Some("/usr/bin/runsc".into()));
+        assert_eq!((lacking.status, lacking.lack), (Status::Fail, Some(Lack::Gvisor)));
+        assert_eq!(lacking.found, "no mkfs.erofs");
+        assert_eq!(demanded(&[], Some("/usr/bin/runsc".into())).status, Status::Ok);
+    }
+
     #[tokio::test]
     async fn what_is_not_needed_is_never_a_fault() {
-        let found = gvisor(true).await;
+        let (found, _) = gvisor(true).await;
         assert_eq!((found.status, found.remedy), (Status::Ok, None), "{}", found.found);
         let tried = which(PROGRAM).is_some() && which(MAKES_IMAGES).is_some() && nix::unistd::geteuid().is_root();
         assert!(!tried || found.found.contains("has start, pause, cut, restore"), "{}", found.found);

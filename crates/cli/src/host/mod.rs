@@ -9,6 +9,7 @@
 //! this machine already uses.
 
 mod checks;
+mod choice;
 mod finding;
 mod guests;
 mod gvisor;
@@ -20,6 +21,7 @@ pub(crate) use checks::{Places, check, upkeep};
 #[cfg(test)]
 pub(crate) use finding::which;
 pub(crate) use finding::{Check, Status};
+pub(crate) use gvisor::DEMANDED as DEMANDED_OF_GVISOR;
 pub(crate) use setup::{Action, apply, plan};
 
 /// The guest agent's executable, the `/init` of every guest.

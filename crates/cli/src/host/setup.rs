@@ -4,6 +4,7 @@
 //! own: with apt's default pin nothing comes from there unless it is asked for. What later releases have will do. Every action may be
 //! repeated.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -103,14 +104,18 @@ fn actions(lacks: &[Lack], mirrors: &Mirrors, has_backports: bool) -> Vec<Action
     let mut newer: Vec<&'static str> = Vec::new();
     for lack in lacks {
         match lack {
-            Lack::Package(name) if !own.contains(name) => own.push(name),
-            Lack::Package(_) => {}
+            Lack::Package(name) => own.push(name),
             Lack::Qemu => newer.push(QEMU),
             Lack::Gvisor => {
                 own.push(MAKES_IMAGES);
                 newer.push(GVISOR);
             }
         }
+    }
+    // More than one check may have found the same.
+    for names in [&mut own, &mut newer] {
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
     }
     if mirrors.codename != OLD_RELEASE {
         own.splice(..0, newer.drain(..));
@@ -199,7 +204,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            sentences(&[Lack::Gvisor], "trixie", false),
+            sentences(&[Lack::Gvisor, Lack::Gvisor], "trixie", false),
             ["refresh the package lists (apt-get update)", "install runsc, erofs-utils"]
         );
     }
