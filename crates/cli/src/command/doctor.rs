@@ -69,6 +69,7 @@ fn places(settings: &Settings) -> Places {
         acceleration_file: settings.acceleration_file(),
         kvm_deadline: settings.kvm_deadline,
         engines: settings.engines.clone(),
+        own_kernel: settings.guest_kernel.is_some(),
     }
 }
 

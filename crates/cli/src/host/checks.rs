@@ -18,7 +18,7 @@ use super::{
     finding::{Check, Finding, Lack, Status, which},
     guests, gvisor,
     jail::{HINT, lacking},
-    packages,
+    packages, pvm,
 };
 use crate::args::EngineChoice;
 
@@ -68,6 +68,8 @@ pub(crate) struct Places {
     pub(crate) kvm_deadline: Duration,
     /// What is to run sandboxes.
     pub(crate) engines: Vec<EngineChoice>,
+    /// Guests boot a kernel that the host's owner brings.
+    pub(crate) own_kernel: bool,
 }
 
 /// Looks at everything, in the order in which a person would want to know.
@@ -75,7 +77,8 @@ pub(crate) async fn check(places: &Places) -> Vec<Check> {
     let mut checks = vec![
         root().named("root", "namespaces, taps and separate users for every machine"),
         kernel().named("kernel", "snapshots of running machines, and networks of their own"),
-        kvm(places).await.named(KVM, "machines at full speed; without it there are gVisor and emulation"),
+        pvm::told(kvm(places).await, Path::new(pvm::MODULES), places.own_kernel)
+            .named(KVM, "machines at full speed; without it there are gVisor and emulation"),
         qemu().await.named("qemu", "it runs the machines"),
         jail().named("jail", "a machine that its guest has taken over finds nothing of this host"),
     ];
@@ -381,6 +384,7 @@ mod tests {
             cache_dir: here,
             kvm_deadline: Duration::from_secs(1),
             engines: vec![EngineChoice::Gvisor, EngineChoice::Auto],
+            own_kernel: false,
         };
         let mut checks = check(&places).await;
         assert!(checks.len() > 10);

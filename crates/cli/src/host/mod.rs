@@ -15,6 +15,7 @@ mod guests;
 mod gvisor;
 pub(crate) mod jail;
 mod packages;
+mod pvm;
 mod setup;
 
 pub(crate) use checks::{Places, check, upkeep};
