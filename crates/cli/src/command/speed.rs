@@ -157,6 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::print_stderr, reason = "a skip is printed")]
     async fn the_host_is_measured_by_the_same_program() {
         assert_eq!(of_host_by(&["firkin-no-such-python"]).await, None);
         if crate::host::which(PYTHON).is_none() {
