@@ -20,6 +20,8 @@ nix::ioctl_write_ptr_bad!(set_neighbour, libc::SIOCSARP, libc::arpreq);
 
 /// Set in the first byte of an address on the link that is nobody's: of those that slots give, none has it.
 const AWAY: u8 = 0x08;
+/// Of `sys/socket.h`, in the width of an address.
+const AF_INET: libc::sa_family_t = 2;
 /// The flags of an entry that was entered and stays, as the kernel prints them.
 const PERMANENT: &str = "0x6";
 
@@ -81,7 +83,7 @@ impl Neighbour {
     fn set(&self, socket: &OwnedFd) -> io::Result<()> {
         // SAFETY: all of it is numbers, for which zeros are a value.
         let mut request: libc::arpreq = unsafe { std::mem::zeroed() };
-        request.arp_pa.sa_family = libc::AF_INET as libc::sa_family_t;
+        request.arp_pa.sa_family = AF_INET;
         // A port, then the address.
         for (to, from) in request.arp_pa.sa_data[2..6].iter_mut().zip(self.address.octets()) {
             *to = from.cast_signed();
@@ -124,7 +126,7 @@ mod tests {
                 assert!(done.status.success(), "{words}: {done:?}");
                 String::from_utf8(done.stdout).unwrap()
             };
-            ip("link add tap0 type dummy");
+            ip("link add tap0 type veth peer name eth0");
             ip("addr add 169.254.0.22/30 dev tap0");
             ip("link set tap0 up");
             ip("neigh replace 169.254.0.21 lladdr 02:66:6b:00:00:15 nud permanent dev tap0");

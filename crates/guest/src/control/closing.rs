@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::poll::{PollTimeout, poll};
+
 /// Where the kernel tells of connections.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// The state of a connection that the other side alone has closed, as the kernel prints it.
@@ -21,7 +23,11 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(super) fn wait() {
     let deadline = Instant::now() + DEADLINE;
     while TABLES.iter().any(|table| waits(table)) && Instant::now() < deadline {
-        std::thread::sleep(LOOK);
+        // Nothing tells of it.
+        let pause = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+        if poll(&mut [], pause).is_err() {
+            return;
+        }
     }
 }
 
