@@ -106,7 +106,6 @@ pub(crate) fn run(
         };
         report.steps_at_once(("sdk conformance", sdk_conformance), ("containers in a sandbox", containers))?;
         report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
-        report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, parts, step))?;
     } else {
         report.step("sdk conformance", sdk_conformance)?;
     }
@@ -119,6 +118,9 @@ pub(crate) fn run(
         // Its tests have the server build the template while it serves.
         report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
     }
+    if whole && parts == Parts::All {
+        report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, step))?;
+    }
     // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
     if whole && parts == Parts::All {
         report.step("desktop template", |step| step.run(&mut build("desktop")))?;
@@ -127,8 +129,8 @@ pub(crate) fn run(
     report.step("nothing left by the server", |step| leaks::check(household, &before, step))
 }
 
-/// The newest SDK's tests with sandboxes of gVisor: all of them, or, where time is short, each with one of the SDK's two faces.
-fn on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
+/// The newest SDK's tests with sandboxes of gVisor.
+fn on_gvisor(workspace: &Workspace, household: &Household, step: &mut Step) -> anyhow::Result<()> {
     if !gvisor::is_here() {
         step.skip("there is no `runsc` or `mkfs.erofs` on this host");
         return Ok(());
@@ -140,9 +142,6 @@ fn on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &
     let mut command = suite(workspace, state.path(), NEWEST, step)?;
     // Servers that tests start themselves are asked for it by this.
     command.env("FIRKIN_ENGINE", ON_GVISOR[1]);
-    if parts == Parts::Light {
-        command.args(["-k", "not async"]);
-    }
     step.run(&mut command).with_context(|| format!("the {} failed on gVisor\n{}", NEWEST.name, server.log_tail()))?;
     server.stop()
 }

@@ -353,15 +353,12 @@ pub(super) fn adopted(lease: IndexLease, netns: OwnedFd, has_way_out: bool) -> N
 }
 
 /// Parameters of a slot's namespace, set before it has interfaces to inherit them. IPv6 may be absent from the kernel.
-const SLOT_PARAMETERS: [(&str, &str); 5] = [
+const SLOT_PARAMETERS: [(&str, &str); 4] = [
     ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"),
     ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
     ("/proc/sys/net/ipv4/ip_forward", "1"),
     // Packets whose source belongs behind another interface are dropped.
     ("/proc/sys/net/ipv4/conf/all/rp_filter", "1"),
-    // A connection that this end has closed and the guest not yet can still be ended before a cut: what is closed for less than a minute
-    // less than this is kept whole, and the guest hears of its end.
-    ("/proc/sys/net/ipv4/tcp_fin_timeout", "300"),
 ];
 
 /// Netlink connections to both ends of a way out.

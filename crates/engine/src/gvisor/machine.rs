@@ -35,6 +35,12 @@ use crate::{
 const EXIT_DEADLINE: Duration = Duration::from_secs(3);
 /// Between looks at the lengths of console and log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks at whether a guest is at rest.
+const REST_LOOK: Duration = Duration::from_millis(3);
+/// So many looks in a row that find it so are rest.
+const RESTED: u32 = 3;
+/// How long it may take: a guest stands still for it.
+const REST_DEADLINE: Duration = Duration::from_millis(200);
 /// What is shown of a console.
 const CONSOLE_BYTES: u64 = 64 << 10;
 /// The last line of a first process that powers its machine off, and of one that resets it.
@@ -172,11 +178,16 @@ impl GvisorMachine {
 
     /// Moves between running and paused.
     async fn switch(&mut self, call: &'static str, to: State) -> Result<(), MachineError> {
-        let known = self.known_state().await?;
         if to == State::Running {
+            self.known_state().await?;
             self.hear().await?;
         }
-        if known == to {
+        self.switch_only(call, to).await
+    }
+
+    /// The same, whatever it hears.
+    async fn switch_only(&mut self, call: &'static str, to: State) -> Result<(), MachineError> {
+        if self.known_state().await? == to {
             return Ok(());
         }
         let (root, pause) = (self.parts.root(), to == State::Paused);
@@ -223,6 +234,29 @@ impl GvisorMachine {
         }
     }
 
+    /// Lets the guest of a paused sandbox run for as long as it takes to hear of the end of its connections, and to close them: what is
+    /// half closed in a checkpoint is not whole in a clone. Nothing reaches it meanwhile, and nobody speaks to it.
+    async fn let_it_hear_of_the_end(&mut self) -> Result<(), MachineError> {
+        if self.parts.network == Network::None {
+            return Ok(());
+        }
+        self.switch_only("resume", State::Running).await?;
+        let root = self.parts.root();
+        let at_rest = async {
+            let mut looks = tokio::time::interval(REST_LOOK);
+            let mut rested = 0;
+            while rested < RESTED {
+                looks.tick().await;
+                rested = if sentry::is_at_rest(&root).await.unwrap_or(false) { rested + 1 } else { 0 };
+            }
+        };
+        // A guest that computes is never at rest.
+        if tokio::time::timeout(REST_DEADLINE, at_rest).await.is_err() {
+            tracing::debug!(pid = self.parts.process.pid(), "a guest is cut at work");
+        }
+        self.switch_only("pause", State::Paused).await
+    }
+
     /// Lets what is sent to it through again, if that is not so. One that is gone hears nothing.
     pub(super) async fn hear(&mut self) -> Result<(), MachineError> {
         if !self.deaf {
@@ -259,6 +293,7 @@ impl GvisorMachine {
             Err(source) => return Err(file_error(&PathBuf::from(format!("/proc/{pid}")), source)),
         };
         self.quieten().await;
+        self.let_it_hear_of_the_end().await?;
         let view = View::of_asker(network, pid);
         let call = Call {
             program,

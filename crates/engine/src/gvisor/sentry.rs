@@ -67,6 +67,19 @@ pub(super) async fn is_paused(root: &Path) -> Result<bool, CallError> {
     told.ok_or_else(|| CallError::Refused("its stacks show no task".to_owned()))
 }
 
+/// Whether every task of the sandbox waits for something: none has work that it has not begun.
+pub(super) async fn is_at_rest(root: &Path) -> Result<bool, CallError> {
+    let stacks = call(root, "debug.Stacks").await?;
+    let told = stacks.as_str().and_then(at_rest_by_stacks);
+    told.ok_or_else(|| CallError::Refused("its stacks show no task".to_owned()))
+}
+
+fn at_rest_by_stacks(stacks: &str) -> Option<bool> {
+    let mut tasks = stacks.split("\n\n").filter(|stack| stack.contains("kernel.(*Task).run(")).peekable();
+    tasks.peek()?;
+    Some(tasks.all(|task| task.contains("kernel.(*Task).block(")))
+}
+
 /// A task that somebody outside has stopped is in `doStop`. So may one be that a debugger or a signal has stopped, but never the first
 /// process, which nobody stops so.
 fn paused_by_stacks(stacks: &str) -> Option<bool> {
@@ -127,5 +140,14 @@ mod tests {
         assert_eq!(paused_by_stacks(&[OTHER, STOPPED, STOPPED].concat()), Some(true));
         assert_eq!(paused_by_stacks(&[STOPPED, OTHER, RUNNING].concat()), Some(false));
         assert_eq!(paused_by_stacks(OTHER), None, "one that was never started has no tasks");
+    }
+
+    #[test]
+    fn a_sandbox_is_at_rest_when_all_of_its_tasks_wait() {
+        const WAITING: &str = "goroutine 37 [select]:\ngvisor.dev/gvisor/pkg/sentry/kernel.(*Task).block(0xc0)\n\
+                               gvisor.dev/gvisor/pkg/sentry/kernel.(*Task).run(0xc0, 0x3)\n\n";
+        assert_eq!(at_rest_by_stacks(&[OTHER, WAITING, WAITING].concat()), Some(true));
+        assert_eq!(at_rest_by_stacks(&[WAITING, RUNNING].concat()), Some(false));
+        assert_eq!(at_rest_by_stacks(OTHER), None);
     }
 }
