@@ -130,6 +130,15 @@ impl Machine for FakeMachine {
         })
     }
 
+    /// What it remembers stands for that.
+    async fn root_changes(&mut self, into: &Path) -> Result<(), MachineError> {
+        if self.host.keeping != Keeping::AllInState {
+            return Err(MachineError::Refused { phase: "to tell what it has changed", reason: "its disk holds that".to_owned() });
+        }
+        let changed = lock(&self.core.memory).clone();
+        fs_err::write(into, changed).map_err(|source| MachineError::File { path: into.to_path_buf(), source })
+    }
+
     async fn make_room(&mut self, _dir: &Path, _bytes: u64) -> Result<(), MachineError> {
         match self.phase() {
             Phase::Gone(exit) => Err(MachineError::Gone(exit)),

@@ -59,6 +59,11 @@ impl ImageSource for Images {
         Ok(BuildImage { standard: Some(Box::new(template)), ..self.0.image(&own, report).await? })
     }
 
+    async fn changed(&self, root: RootImage, layer: &Path, _: Report<'_>) -> Result<RootImage, ImageError> {
+        let changes = fs_err::metadata(layer).unwrap().len();
+        Ok(RootImage { digest: format!("{}, with {changes} bytes", root.digest), ..root })
+    }
+
     async fn in_form(&self, root: RootImage, form: ImageForm, _: Report<'_>) -> Result<RootImage, ImageError> {
         Ok(match form {
             ImageForm::Ext4 => root,
