@@ -5,6 +5,7 @@
 
 use firkin_engine::fake::Keeping;
 
+#[expect(dead_code, reason = "several engines are those that users have")]
 #[path = "life/bench.rs"]
 mod bench;
 #[path = "life/budget.rs"]
@@ -45,8 +46,6 @@ mod quota;
 mod races;
 #[path = "life/rollback.rs"]
 mod rollback;
-#[path = "life/several.rs"]
-mod several;
 #[path = "life/survival.rs"]
 mod survival;
 
