@@ -24,7 +24,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    ground::{blocking::blocking, ids::ArtifactId},
+    ground::blocking::blocking,
     machine::{launch::LaunchError, session::Session},
     sandbox::owner::{Owner, Owners},
     shared::Shared,
@@ -57,14 +57,16 @@ pub struct Swept {
 pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     let shared = &owners.shared;
     let mut running = Vec::new();
-    for record in shared.store.sandboxes().await.map_err(OpenError::Store)? {
+    let records = shared.store.sandboxes().await.map_err(OpenError::Store)?;
+    // Before any has an owner.
+    for record in &records {
+        demand_engine(shared, record)?;
+    }
+    for record in records {
         let record = sandbox_quota::begin(shared, record).await;
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
-            RecordedPhase::Running { memory_base, .. } => {
-                demand_engine(shared, &record, &memory_base)?;
-                running.push(record);
-            }
+            RecordedPhase::Running { .. } => running.push(record),
         }
     }
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(owners, record).await) });
@@ -86,7 +88,8 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
 }
 
 /// Refuses to go on without the engine of a machine that runs: it would be taken for dead, and its sandbox be lost.
-fn demand_engine(shared: &Shared, record: &SandboxRecord, memory_base: &ArtifactId) -> Result<(), OpenError> {
+fn demand_engine(shared: &Shared, record: &SandboxRecord) -> Result<(), OpenError> {
+    let RecordedPhase::Running { memory_base, .. } = &record.phase else { return Ok(()) };
     // Of what cannot be read nothing is known; its machine is asked.
     let Ok(base) = shared.artifacts.load(memory_base) else { return Ok(()) };
     let made = base.manifest.engine;

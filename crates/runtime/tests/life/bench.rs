@@ -30,6 +30,7 @@ use firkin_runtime::{
     runtime::Runtime,
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     standard::BuildTemplate,
+    state_dir::OpenError,
 };
 use firkin_wire::{
     control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode},
@@ -332,6 +333,12 @@ impl Host {
             server.shutdown(OnExit::Kill).await;
             result
         })
+    }
+
+    /// Why there is no server with this engine alone.
+    pub(crate) fn refused_on(&self, engine: &FakeEngine) -> OpenError {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async { Runtime::open(self.config(), Arc::new(engine.clone())).await.unwrap_err() })
     }
 
     async fn opened(&self, config: RuntimeConfig) -> Runtime {

@@ -7,6 +7,7 @@ use firkin_runtime::{
     build::{BuildPlan, Source},
     runtime::Runtime,
     sandbox::{CreateSandbox, Memory, SandboxState},
+    state_dir::OpenError,
     store::BuildState,
 };
 
@@ -79,6 +80,21 @@ fn a_server_whose_first_engine_is_another_goes_on_with_what_there_is() {
         server.connect(&paused, MINUTE).await.unwrap();
         assert_eq!(host.memory(&paused).word, "kept");
         assert_eq!((host.engine.live(), other.live()), (1, 0));
+    });
+}
+
+#[test]
+fn a_server_without_the_engine_of_a_running_sandbox_does_not_begin() {
+    let host = Host::new();
+    let other = host.another_engine(Keeping::AllInState, Acceleration::Gvisor);
+    let id = host.crash_after(async |server| server.create(base()).await.unwrap().id);
+    host.remember(&id, "alive");
+    let refused = host.refused_on(&other);
+    assert!(matches!(&refused, OpenError::Engine { sandbox, .. } if *sandbox == id.to_string()), "{refused:?}");
+    assert_eq!(host.engine.live(), 1, "its machine was not touched");
+    host.serve_on(&[&other, &host.engine], async |server| {
+        assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
+        assert_eq!(host.memory(&id).word, "alive");
     });
 }
 
