@@ -101,20 +101,7 @@ impl GvisorEngine {
         start.make().await?;
         let (mut parts, interface) = start.create(self.program.clone(), self.network).await?;
         let view = View::of_starter(self.network, parts.process.pid(), interface);
-        let (program, dir, options) = (parts.program.clone(), parts.dir.clone(), parts.record.origin.options);
-        let (words, network) = (vec!["start".into()], self.network);
-        let call = Call {
-            program,
-            dir,
-            words,
-            program_words: &[],
-            streams: Streams::None,
-            network,
-            view,
-            options,
-            groups: Vec::new(),
-            processors: None,
-        };
+        let call = parts.call(vec!["start".into()], Streams::None, view);
         let started = command::run(call).await;
         started.map_err(|error| start_error("its start", error))?;
         parts.record.whole = true;

@@ -4,6 +4,7 @@
 //! that is known: such a call is never cancelled halfway, and where its outcome was not heard the sandbox is asked.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -84,6 +85,22 @@ pub(super) struct GvisorMachine {
 }
 
 impl Parts {
+    /// A run of the command on this sandbox, by the binary and with the flags that it was made with.
+    pub(super) fn call(&self, words: Vec<OsString>, streams: Streams, view: View) -> Call {
+        Call {
+            program: self.program.clone(),
+            dir: self.dir.clone(),
+            words,
+            program_words: &[],
+            streams,
+            network: self.network,
+            view,
+            options: self.record.origin.options,
+            groups: Vec::new(),
+            processors: None,
+        }
+    }
+
     /// The directory of `runsc`.
     pub(super) fn root(&self) -> PathBuf {
         self.dir.join(RUNSC_DIR)
@@ -285,28 +302,16 @@ impl GvisorMachine {
         let mut image = std::ffi::OsString::from("--image-path=");
         image.push(into);
         let words = vec!["checkpoint".into(), "--leave-running".into(), "--compression=none".into(), image];
-        let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
-        let (pid, options) = (self.parts.process.pid(), self.parts.record.origin.options);
-        let _room = match Room::make(pid, options) {
+        let pid = self.parts.process.pid();
+        let _room = match Room::make(pid, self.parts.record.origin.options) {
             Ok(room) => room,
             Err(_) if self.parts.process.has_ended() => return Err(MachineError::Gone(self.settle().await)),
             Err(source) => return Err(file_error(&PathBuf::from(format!("/proc/{pid}")), source)),
         };
         self.quieten().await;
         self.let_it_hear_of_the_end().await?;
-        let view = View::of_asker(network, pid);
-        let call = Call {
-            program,
-            dir,
-            words,
-            program_words: &[],
-            streams: Streams::None,
-            network,
-            view,
-            options,
-            groups: Vec::new(),
-            processors: None,
-        };
+        let view = View::of_asker(self.parts.network, pid);
+        let call = self.parts.call(words, Streams::None, view);
         let bytes = blocking(move || cost::checkpoint_bytes(pid)).await.unwrap_or_default();
         let taken = command::run_within(command::deadline_for(bytes), call).await;
         if let Err(error) = self.hear().await {
@@ -409,12 +414,10 @@ impl Machine for GvisorMachine {
         if self.state != State::Running {
             return Err(MachineError::WrongState { call: "ask", state: "not running" });
         }
-        let (program, dir, network) = (self.parts.program.clone(), self.parts.dir.clone(), self.parts.network);
-        let (view, options) = (View::of_asker(network, self.parts.process.pid()), self.parts.record.origin.options);
-        let (words, program_words) = (vec!["exec".into(), "--user=0:0".into()], &[spec::AGENT, "changes"]);
-        let streams = Streams::Into(into.to_path_buf());
-        let call =
-            Call { program, dir, words, program_words, streams, network, view, options, groups: Vec::new(), processors: None };
+        let view = View::of_asker(self.parts.network, self.parts.process.pid());
+        let words = vec!["exec".into(), "--user=0:0".into()];
+        let call = self.parts.call(words, Streams::Into(into.to_path_buf()), view);
+        let call = Call { program_words: &[spec::AGENT, "changes"], ..call };
         match command::run(call).await {
             Ok(()) => Ok(()),
             Err(_) if self.parts.process.has_ended() => Err(MachineError::Gone(self.settle().await)),

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 
 use super::{
-    command::{self, Call, RunError, Streams},
+    command::{self, RunError, Streams},
     file_error,
     instance::{IMAGE_DIR, PID_FILE},
     machine::{GvisorMachine, Parts, State},
@@ -53,27 +53,15 @@ impl Prepared for GvisorPrepared {
         if parts.process.has_ended() {
             return Err(died(&parts));
         }
-        let (program, dir, image) = (parts.program.clone(), parts.dir.clone(), parts.dir.join(IMAGE_DIR));
-        let options = parts.record.origin.options;
+        let (dir, image) = (parts.dir.clone(), parts.dir.join(IMAGE_DIR));
         let mut words = vec!["restore".into(), "--detach".into()];
         for (flag, path) in [("--bundle=", &parts.dir), ("--image-path=", &image), ("--pid-file=", &dir.join(PID_FILE))] {
             let mut word = std::ffi::OsString::from(flag);
             word.push(path);
             words.push(word);
         }
-        let (network, view) = (parts.network, View::of_starter(parts.network, parts.process.pid(), interface));
-        let call = Call {
-            program,
-            dir,
-            words,
-            program_words: &[],
-            streams: Streams::OfSandbox,
-            network,
-            view,
-            options,
-            groups: Vec::new(),
-            processors: None,
-        };
+        let view = View::of_starter(parts.network, parts.process.pid(), interface);
+        let call = parts.call(words, Streams::OfSandbox, view);
         let image = parts.dir.join(IMAGE_DIR);
         let sizes = fs_err::read_dir(&image).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok());
         let bytes = sizes.map(|file| file.len()).sum();
