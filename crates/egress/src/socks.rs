@@ -13,10 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_socks::tcp::Socks5Stream;
@@ -27,6 +24,7 @@ use crate::{
     name::HostName,
     policy::Bounds,
     resolve::{Found, Nowhere, Resolve, look_up, within},
+    trust::{self, TrustError},
 };
 
 /// Bytes of a name or password (RFC 1929, 2).
@@ -64,12 +62,9 @@ pub enum SocksSettingsError {
     /// No name that a certificate could have.
     #[error("the server name of a proxy is not a name of a host")]
     ServerName,
-    /// No authority in the PEM, or none on this host.
-    #[error("the proxy has no authority whose certificate could be believed")]
-    Authorities,
-    /// TLS cannot be set up.
-    #[error("cannot set TLS with a proxy up")]
-    Tls(#[source] rustls::Error),
+    /// Nobody can be believed that he is the proxy.
+    #[error("cannot speak TLS with the proxy")]
+    Trust(#[source] TrustError),
 }
 
 /// Connects through a SOCKS5 proxy.
@@ -158,29 +153,12 @@ fn secret(text: &str) -> Zeroizing<String> {
 }
 
 fn connector(tls: SocksTls<'_>, host: &Host) -> Result<(TlsConnector, ServerName<'static>), SocksSettingsError> {
-    let mut roots = RootCertStore::empty();
-    match tls.authorities {
-        Some(pem) => {
-            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-            for certificate in certificates.map_err(|_| SocksSettingsError::Authorities)? {
-                roots.add(certificate).map_err(|_| SocksSettingsError::Authorities)?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err(SocksSettingsError::Authorities);
-    }
     let name = match (tls.server_name, host) {
         (Some(name), _) => ServerName::try_from(name.to_owned()).map_err(|_| SocksSettingsError::ServerName)?,
         (None, Host::Name(name)) => ServerName::try_from(name.as_str().to_owned()).map_err(|_| SocksSettingsError::ServerName)?,
         (None, Host::Address(address)) => ServerName::from(std::net::IpAddr::V4(*address)),
     };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(SocksSettingsError::Tls)?.with_root_certificates(roots).with_no_client_auth();
+    let config = trust::client(tls.authorities).map_err(SocksSettingsError::Trust)?;
     Ok((TlsConnector::from(Arc::new(config)), name))
 }
 

@@ -239,7 +239,7 @@ fn settings_that_are_no_proxy_are_refused() {
         assert!(matches!(with(Some(credentials), None), SocksSettingsError::Credentials));
     }
     let tls = |server_name, authorities| Some(SocksTls { server_name, authorities });
-    assert!(matches!(with(None, tls(None, Some("no certificate"))), SocksSettingsError::Authorities));
+    assert!(matches!(with(None, tls(None, Some("no certificate"))), SocksSettingsError::Trust(_)));
     let pem = rcgen::generate_simple_self_signed(["proxy.test".to_owned()]).unwrap().cert.pem();
     assert!(matches!(with(None, tls(Some("a b"), Some(&pem))), SocksSettingsError::ServerName));
 }
