@@ -50,21 +50,21 @@ pub(crate) async fn relay(client: &mut dyn Connection, server: &mut dyn Connecti
 }
 
 /// When a side last took something. What was read is offered to the other side at once.
-struct Heard {
+pub(crate) struct Heard {
     begun: Instant,
     last_ms: AtomicU64,
 }
 
 impl Heard {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { begun: Instant::now(), last_ms: AtomicU64::new(0) }
     }
 
-    fn something(&self) {
+    pub(crate) fn something(&self) {
         self.last_ms.store(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    async fn nothing_for(&self, idle: Duration) {
+    pub(crate) async fn nothing_for(&self, idle: Duration) {
         loop {
             let end = self.begun + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + idle;
             if Instant::now() >= end {
