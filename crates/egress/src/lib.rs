@@ -26,6 +26,7 @@ mod resolve;
 mod rule;
 mod sniff;
 mod socks;
+mod terminate;
 mod trust;
 mod upstream;
 mod way;
@@ -41,6 +42,10 @@ pub use resolve::{Found, Resolve, ResolveError};
 pub use rule::{Names, Rule, RuleError};
 pub use sniff::{Greeting, MAX_GREETING_BYTES, Protocol, Unnamed, greeting};
 pub use socks::{Socks, SocksSettings, SocksSettingsError, SocksTls};
+pub use terminate::{
+    Authority, AuthorityError, MAX_HEADERS, MAX_HOSTS, Reference, Sides, Template, TemplateError, Termination, Transform,
+    TransformError, Transforms, ValueError, Values,
+};
 pub use trust::TrustError;
 pub use upstream::{Upstream, UpstreamError};
 pub use way::{Way, Ways};

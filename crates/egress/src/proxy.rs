@@ -24,16 +24,18 @@ use tokio::{
 mod made;
 mod refuse;
 
-use made::{Made, NotMade, make};
+use made::{Basis, Made, NotMade, make};
 use refuse::refuse;
 
 use crate::{
     audit::{Attempt, AttemptKind, Audit},
-    decision::Decision,
+    decision::{Decision, Refusal},
+    dial::Connection,
     name::HostName,
     relay::{Ended, relay},
     sniff::{Greeting, Protocol, greeting},
-    way::Ways,
+    terminate::{Between, Sides, terminate},
+    way::{Way, Ways},
 };
 
 /// What is waited after the listener has failed to accept: such as for descriptors.
@@ -117,7 +119,7 @@ impl Proxy {
 
     /// One connection, from its beginning to its end.
     async fn connection(&self, mut client: TcpStream, meant: SocketAddrV4) {
-        let unheard = self.ways.borrow().policy.unheard(*meant.ip()).is_some();
+        let unheard = self.ways.borrow().unheard(*meant.ip());
         let (called, protocol, bytes) = if unheard {
             (None, Protocol::Unknown, Vec::new())
         } else {
@@ -125,8 +127,8 @@ impl Proxy {
             (Some(name), protocol, bytes)
         };
         let way = Arc::clone(&self.ways.borrow());
-        match make(self, &way, called, meant).await {
-            Ok(made) => self.pass(client, &bytes, made).await,
+        match make(self, &way, called, protocol, meant).await {
+            Ok(made) => self.pass(client, bytes, &way, made).await,
             Err(not) => {
                 if let NotMade::Denied { name, address, refusal } = &not {
                     self.tell(name.as_ref(), *address, meant.port(), Decision::Denied(refusal.clone()));
@@ -136,40 +138,69 @@ impl Proxy {
         }
     }
 
-    /// Passes bytes on, those that were heard first, for as long as the connection would be made again.
-    async fn pass(&self, mut client: TcpStream, bytes: &[u8], Made { mut server, basis }: Made) {
-        let mut ways = self.ways.clone();
-        let cut = async {
-            loop {
-                let way = Arc::clone(&ways.borrow_and_update());
-                if let Err(refusal) = basis.holds(&way) {
-                    return refusal;
-                }
-                if ways.changed().await.is_err() {
-                    // Nobody is left who could change it.
-                    return std::future::pending().await;
-                }
+    /// Passes on what comes, what was heard first, for as long as the connection would be made again.
+    async fn pass(&self, client: TcpStream, bytes: Vec<u8>, way: &Way, made: Made) {
+        let Made { server, basis } = made;
+        let cut = self.cut(&basis);
+        let refusal = match basis.filled(way) {
+            Some((name, sides)) => {
+                let between = Between { client, bytes, host: server, name: name.clone() };
+                tokio::select! { biased; refusal = cut => refusal, () = self.fill(between, sides) => return }
             }
+            None => match self.relay(client, &bytes, server, cut).await {
+                Some(refusal) => refusal,
+                None => return,
+            },
         };
+        self.tell(basis.name(), Some(*basis.to.ip()), basis.to.port(), Decision::Denied(refusal));
+    }
+
+    /// Waits until a connection would not be made so again, and says why.
+    async fn cut(&self, basis: &Basis) -> Refusal {
+        let mut ways = self.ways.clone();
+        loop {
+            let way = Arc::clone(&ways.borrow_and_update());
+            if let Err(refusal) = basis.holds(&way) {
+                return refusal;
+            }
+            if ways.changed().await.is_err() {
+                // Nobody is left who could change it.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Passes bytes on, unless `cut` says that they may not be any more.
+    async fn relay(
+        &self,
+        mut client: TcpStream,
+        bytes: &[u8],
+        mut server: Box<dyn Connection>,
+        cut: impl Future<Output = Refusal>,
+    ) -> Option<Refusal> {
         let passing = async {
             match timeout(self.limits.dial, server.write_all(bytes)).await {
                 Ok(Ok(())) => relay(&mut client, &mut *server, self.limits.idle).await,
                 Ok(Err(_)) | Err(_) => Ended::Failed,
             }
         };
-        let ended = tokio::select! {
-            biased;
-            refusal = cut => {
-                self.tell(basis.name(), Some(*basis.to.ip()), basis.to.port(), Decision::Denied(refusal));
-                Ended::Failed
-            }
-            ended = passing => ended,
-        };
+        let ended = tokio::select! { biased; refusal = cut => Err(refusal), ended = passing => Ok(ended) };
         // What did not end by itself must not look as if it had: to a client, a body that is cut off would be a whole one.
-        if ended != Ended::Closed
+        if !matches!(ended, Ok(Ended::Closed))
             && let Err(error) = client.set_zero_linger()
         {
             tracing::debug!(%error, "cannot reset a connection");
+        }
+        ended.err()
+    }
+
+    /// Passes requests on, with what is put into them. TLS tells its client itself what was cut off.
+    async fn fill(&self, between: Between, sides: &Sides) {
+        let name = between.name.clone();
+        // Only connections that need it carry what TLS on both sides takes.
+        let passing = Box::pin(terminate(between, sides, self.ways.clone(), self.limits.dial, self.limits.idle));
+        if let Err(error) = passing.await {
+            tracing::debug!(%name, error = &error as &dyn std::error::Error, "a connection in which headers are put in has failed");
         }
     }
 

@@ -2,11 +2,17 @@
 //!
 //! All of it changes at once, or a connection would be made under the old rules through the new proxy.
 
-use std::sync::Arc;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use tokio::sync::watch;
 
-use crate::{dial::Dial, policy::Policy, resolve::Resolve};
+use crate::{
+    dial::Dial,
+    name::HostName,
+    policy::Policy,
+    resolve::Resolve,
+    terminate::{Termination, Transform},
+};
 
 /// The way out at one time.
 #[derive(Debug, Clone)]
@@ -17,6 +23,20 @@ pub struct Way {
     pub resolver: Arc<dyn Resolve>,
     /// Makes connections to them. Those that another one made are cut when a way takes the place of another.
     pub dialer: Arc<dyn Dial>,
+    /// What is put into requests, if anything is.
+    pub termination: Option<Termination>,
+}
+
+impl Way {
+    /// Whether a connection to `address` is decided before it has said anything.
+    pub(crate) fn unheard(&self, address: Ipv4Addr) -> bool {
+        self.termination.is_none() && self.policy.unheard(address).is_some()
+    }
+
+    /// What is put into requests to `name`.
+    pub(crate) fn transform(&self, name: &HostName) -> Option<&Transform> {
+        self.termination.as_ref()?.transforms.of(name)
+    }
 }
 
 /// The way out as it is now, and word of every change.

@@ -14,7 +14,8 @@ use crate::{
     name::HostName,
     policy::Target,
     resolve::{Nowhere, ResolveError, look_up, within},
-    sniff::Unnamed,
+    sniff::{Protocol, Unnamed},
+    terminate::Sides,
     way::Way,
 };
 
@@ -35,7 +36,10 @@ pub(super) struct Basis {
     /// Where it leads.
     pub(super) to: SocketAddrV4,
     ground: Ground,
+    protocol: Protocol,
     dialer: Arc<dyn Dial>,
+    /// Something is put into its requests.
+    was_filled: bool,
 }
 
 /// Why it leads there.
@@ -57,7 +61,13 @@ pub(super) enum NotMade {
 
 /// Makes the connection that a client wants, who meant `meant` and calls it by a name. `proxy` tells of each address before that is
 /// connected to.
-pub(super) async fn make(proxy: &Proxy, way: &Way, called: Called, meant: SocketAddrV4) -> Result<Made, NotMade> {
+pub(super) async fn make(
+    proxy: &Proxy,
+    way: &Way,
+    called: Called,
+    protocol: Protocol,
+    meant: SocketAddrV4,
+) -> Result<Made, NotMade> {
     let name = || called.as_ref().and_then(|called| called.as_ref().ok()).cloned();
     let denied = |address, refusal| NotMade::Denied { name: name(), address, refusal };
     let (target, grant) = route(way, &called, *meant.ip()).map_err(|refusal| denied(Some(*meant.ip()), refusal))?;
@@ -66,7 +76,9 @@ pub(super) async fn make(proxy: &Proxy, way: &Way, called: Called, meant: Socket
         Target::Name(name) => {
             let found = look_up(&*way.resolver, &name).await.map_err(Nowhere::from);
             match found.and_then(|found| within(found, way.policy.bounds())) {
-                Ok(found) => (found.addresses, Ground::Found(name)),
+                Ok(found) => {
+                    (reached(way, &name, found.addresses).map_err(|refusal| denied(None, refusal))?, Ground::Found(name))
+                }
                 Err(Nowhere::Bounds(net)) => return Err(denied(None, Refusal::Bounds(net))),
                 Err(Nowhere::Resolve(ResolveError::NoName | ResolveError::NoAddress)) => {
                     return Err(denied(None, Refusal::Unresolved));
@@ -78,7 +90,8 @@ pub(super) async fn make(proxy: &Proxy, way: &Way, called: Called, meant: Socket
             }
         }
     };
-    let mut basis = Basis { to: meant, ground, dialer: Arc::clone(&way.dialer) };
+    let mut basis = Basis { to: meant, ground, protocol, dialer: Arc::clone(&way.dialer), was_filled: false };
+    basis.was_filled = basis.filled(way).is_some();
     for address in addresses.into_iter().take(MAX_DIALED) {
         basis.to = SocketAddrV4::new(address, meant.port());
         proxy.tell(basis.name(), Some(address), meant.port(), Decision::Allowed(grant.clone()));
@@ -95,10 +108,26 @@ fn unreachable(error: &DialError) {
     tracing::debug!(?error, "cannot connect for a client");
 }
 
+/// The addresses of a name that is allowed of which none is denied.
+fn reached(way: &Way, name: &HostName, mut addresses: Vec<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, Refusal> {
+    let reaches = |address: &Ipv4Addr| way.policy.reaches(Some(name), *address);
+    let refused = addresses.iter().find_map(|address| reaches(address).err());
+    addresses.retain(|address| reaches(address).is_ok());
+    match refused {
+        Some(refusal) if addresses.is_empty() => Err(refusal),
+        Some(_) | None => Ok(addresses),
+    }
+}
+
 fn route(way: &Way, called: &Called, meant: Ipv4Addr) -> Result<(Target, Grant), Refusal> {
     match called {
         None => way.policy.reaches(None, meant).map(|grant| (Target::Address(meant), grant)),
-        Some(called) => way.policy.route(called.as_ref().map_err(|unnamed| *unnamed), meant),
+        Some(called) => {
+            let (target, grant) = way.policy.route(called.as_ref().map_err(|unnamed| *unnamed), meant)?;
+            // What is put in goes to where the name leads, and not to where the client says.
+            let named = called.as_ref().ok().filter(|name| way.transform(name).is_some());
+            Ok((named.map_or(target, |name| Target::Name(name.clone())), grant))
+        }
     }
 }
 
@@ -111,9 +140,16 @@ impl Basis {
         }
     }
 
+    /// Whether, by `way`, something is put into its requests: to whom, and all that TLS takes.
+    pub(super) fn filled<'a>(&'a self, way: &'a Way) -> Option<(&'a HostName, &'a Sides)> {
+        let Ground::Found(name) = &self.ground else { return None };
+        way.transform(name).filter(|_| self.protocol == Protocol::Tls)?;
+        way.termination.as_ref().map(|termination| (name, &*termination.sides))
+    }
+
     /// Whether it would be made by `way` too.
     pub(super) fn holds(&self, way: &Way) -> Result<Grant, Refusal> {
-        if !Arc::ptr_eq(&self.dialer, &way.dialer) {
+        if !Arc::ptr_eq(&self.dialer, &way.dialer) || self.was_filled != self.filled(way).is_some() {
             return Err(Refusal::Former);
         }
         let address = *self.to.ip();

@@ -56,7 +56,7 @@ pub(crate) fn way(allow: &[&str], resolver: &Arc<impl Resolve + 'static>) -> Arc
     let closed = ["10.0.0.0/8", "127.0.0.0/8"].map(|net| net.parse().unwrap()).to_vec();
     let bounds = Bounds { own: Vec::new(), opened: Vec::new(), closed };
     let policy = Policy::new(Rules::parse(allow, &[ALL]).unwrap(), Arc::new(bounds));
-    Arc::new(Way { policy, resolver: Arc::clone(resolver) as _, dialer: Arc::new(Direct) })
+    Arc::new(Way { policy, resolver: Arc::clone(resolver) as _, dialer: Arc::new(Direct), termination: None })
 }
 
 /// A resolver on sockets of its own, which ends with the test.

@@ -87,7 +87,7 @@ pub(crate) fn way(world: &Arc<World>, allow: &[&str], deny: &[&str]) -> Arc<Way>
     let closed = ["10.0.0.0/8", "127.0.0.0/8"].map(|net| net.parse().unwrap()).to_vec();
     let bounds = Bounds { own: vec!["203.0.113.7/32".parse().unwrap()], opened: Vec::new(), closed };
     let policy = Policy::new(Rules::parse(allow, deny).unwrap(), Arc::new(bounds));
-    Arc::new(Way { policy, resolver: Arc::clone(world) as _, dialer: Arc::clone(world) as _ })
+    Arc::new(Way { policy, resolver: Arc::clone(world) as _, dialer: Arc::clone(world) as _, termination: None })
 }
 
 /// Longer than any test waits: what ends, ends for another reason.
