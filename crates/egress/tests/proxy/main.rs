@@ -4,6 +4,7 @@
 
 mod bounds;
 mod changes;
+mod filled;
 mod reach;
 mod refusals;
 mod scene;
