@@ -6,15 +6,16 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read, Write},
+    io,
     path::{Path, PathBuf},
 };
 
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
 use jiff::Timestamp;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
+
+use crate::ground::private::{read, replace};
 
 /// Prefix of the sealed part, which the seal covers. The number is the version of the format.
 const HEAD: &[u8] = b"firkin secrets 1\n";
@@ -289,35 +290,10 @@ fn key(path: &Path) -> io::Result<LessSafeKey> {
     Ok(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(unusable)?))
 }
 
-fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match fs::File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let length = file.metadata()?.len();
-    if length > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes are more than {limit}")));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
-/// Writes a file for this user only, whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
 
     fn labels(count: usize) -> BTreeMap<String, String> {
