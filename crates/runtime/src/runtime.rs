@@ -44,7 +44,7 @@ use crate::{
         PreparedTemplate,
         pool::{self, WarmPool},
     },
-    storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
+    storage::{secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{
         Store, StoreError, TemplateRecord,
         spec::{
@@ -526,6 +526,11 @@ impl Runtime {
     /// Secrets, which outlive sandboxes.
     pub fn secrets(&self) -> &Secrets {
         &self.shared.secrets
+    }
+
+    /// What makes the tokens by which others know a sandbox.
+    pub fn workload(&self) -> &Workload {
+        &self.shared.workload
     }
 
     /// Volumes, which do too.

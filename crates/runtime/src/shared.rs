@@ -10,7 +10,7 @@ use crate::{
     artifact::ArtifactStore,
     machine::{launch::FilesInMemory, network::Links, session::EngineLauncher},
     restore::RestoreGates,
-    storage::{secrets::Secrets, uploads::Files, volumes::Volumes},
+    storage::{secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
     telemetry::{activity::Activity, history::History, metrics::Metrics},
 };
@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) activity: Activity,
     pub(crate) secrets: Secrets,
     pub(crate) volumes: Volumes,
+    pub(crate) workload: Workload,
     collect: Notify,
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
@@ -68,6 +69,7 @@ impl Shared {
         let shared = Arc::new(Self {
             secrets: Secrets::of(&parts.config.state_dir),
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone(), parts.config.volumes),
+            workload: Workload::of(&parts.config.state_dir, parts.config.issuer.clone()),
             files: parts.files,
             config: parts.config,
             store: parts.store,

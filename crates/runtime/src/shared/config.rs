@@ -25,6 +25,9 @@ pub use crate::{
     capacity::admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
 };
 
+/// An issuer that nobody reaches: its tokens are believed by who has the key from elsewhere.
+const DEFAULT_ISSUER: &str = "https://firkin.localhost";
+
 /// Settings of one runtime.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
@@ -48,6 +51,8 @@ pub struct RuntimeConfig {
     pub disk_probe: Arc<dyn DiskPressureProbe>,
     /// Measures the host's memory.
     pub memory_probe: Arc<dyn MemoryPressureProbe>,
+    /// Who says that identity tokens of sandboxes are its own: a URL under which others reach this server, without a slash at its end.
+    pub issuer: String,
     /// What of this is encrypted.
     pub encryption: EncryptionConfig,
     /// When a paused sandbox gets a memory of its own.
@@ -76,6 +81,7 @@ impl RuntimeConfig {
             volumes: VolumeLimits::default(),
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
+            issuer: DEFAULT_ISSUER.to_owned(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network,

@@ -118,6 +118,7 @@ impl Bench {
             volumes,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
+            issuer: "https://firkin.test".into(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network: NetworkChoice::LoopbackPorts(ports),
