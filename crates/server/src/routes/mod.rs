@@ -26,6 +26,7 @@ mod tags;
 mod teams;
 mod templates;
 mod volumes;
+mod workload;
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {
@@ -83,6 +84,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))
         .route("/files", get(files).post(files))
+        .route(workload::KEYS, get(workload::keys))
+        .route(workload::DISCOVERY, get(workload::discovery))
         // Guarded by the token of each volume.
         .route("/volumecontent/{id}/path", get(volumes::stat).patch(volumes::change).delete(volumes::remove))
         .route("/volumecontent/{id}/dir", get(volumes::entries).post(volumes::make_dir))

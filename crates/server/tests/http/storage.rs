@@ -143,3 +143,20 @@ async fn a_volumes_files_are_written_read_listed_and_removed() {
     assert_eq!(names("/", "1").await, "/a.bin");
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn everybody_is_told_by_what_identity_tokens_are_believed() {
+    let bench = Bench::start().await;
+    let get = async |path: &str| {
+        let mut request = bench.request("GET", path, "");
+        request.headers_mut().remove("x-api-key");
+        bench.answer(request).await.expect(200)
+    };
+    let found = get("/.well-known/openid-configuration").await;
+    assert_eq!(found.text("/issuer"), "https://firkin.test");
+    assert_eq!(found.text("/jwks_uri"), "https://firkin.test/.well-known/jwks.json");
+    let keys = get("/.well-known/jwks.json").await;
+    assert_eq!((keys.text("/keys/0/kty"), keys.text("/keys/0/alg")), ("EC", "ES256"));
+    assert_eq!(keys.body.pointer("/keys/0/d"), None, "the private part stays here");
+    bench.stop().await;
+}

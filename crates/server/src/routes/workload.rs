@@ -1,0 +1,39 @@
+//! By what others tell the identity tokens of sandboxes: open to everybody, as keys that are public are.
+//!
+//! Where they are is what OpenID Connect's discovery says; cloud providers look there and nowhere else.
+
+use std::sync::Arc;
+
+use axum::{Json as Reply, extract::State};
+use firkin_runtime::workload::WorkloadError;
+use serde_json::{Value, json};
+
+use crate::{App, error::ApiError};
+
+/// Where the keys are.
+pub(super) const KEYS: &str = "/.well-known/jwks.json";
+/// Where it is said where the keys are.
+pub(super) const DISCOVERY: &str = "/.well-known/openid-configuration";
+
+/// `GET /.well-known/jwks.json`.
+pub(super) async fn keys(State(app): State<Arc<App>>) -> Result<Reply<Value>, ApiError> {
+    Ok(Reply(json!({ "keys": app.runtime.workload().public_keys()? })))
+}
+
+/// `GET /.well-known/openid-configuration`.
+pub(super) async fn discovery(State(app): State<Arc<App>>) -> Reply<Value> {
+    let issuer = app.runtime.workload().issuer();
+    Reply(json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}{KEYS}"),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    }))
+}
+
+impl From<WorkloadError> for ApiError {
+    fn from(error: WorkloadError) -> Self {
+        Self::internal(&error)
+    }
+}
