@@ -115,6 +115,10 @@ pub(crate) struct ServeArgs {
     pub(crate) hostnames: HostnameArgs,
     #[command(flatten)]
     pub(crate) encryption: EncryptionArgs,
+    /// URL under which others reach this server to ask for the key of sandboxes' identity tokens; tokens name it as their issuer
+    /// [default: https://firkin.localhost, which nobody reaches]
+    #[arg(long, value_name = "URL", env = "FIRKIN_IDENTITY_ISSUER", hide_env_values = true, value_parser = issuer)]
+    pub(crate) identity_issuer: Option<String>,
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation
     #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
     pub(crate) allow_nested_virtualization: bool,
@@ -621,6 +625,14 @@ fn warm(text: &str) -> Result<Warm, String> {
     Ok(Warm { template, count: count.ok_or_else(|| format!("expected a count up to {MAX_WARM}"))? })
 }
 
+/// A URL of a server as it stands in tokens: whoever compares it takes a slash at its end for another one.
+fn issuer(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let plain = |rest: &str| !rest.is_empty() && !rest.contains(['?', '#', '@', ' ']);
+    if rest.is_some_and(plain) { Ok(url.to_owned()) } else { Err("expected a URL such as https://firkin.example".to_owned()) }
+}
+
 /// Parses `KEY=VALUE`; the value may hold more `=`, the key may not be empty.
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -673,6 +685,7 @@ mod tests {
             ("firkin up --warm base=many", ErrorKind::ValueValidation),
             ("firkin up --warm 1025", ErrorKind::ValueValidation),
             ("firkin up --prepared base=", ErrorKind::ValueValidation),
+            ("firkin up --identity-issuer firkin.example", ErrorKind::ValueValidation),
             ("firkin frobnicate", ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(parse(line).map(|_| ()), Err(kind), "{line}");

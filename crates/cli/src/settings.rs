@@ -185,6 +185,8 @@ pub(crate) struct Settings {
     pub(crate) allow_plain_http: bool,
     /// Other hosts may come where machines are emulated.
     pub(crate) allow_emulation: bool,
+    /// Whom identity tokens of sandboxes name as their issuer, if not nobody in particular.
+    pub(crate) identity_issuer: Option<String>,
     /// What paused sandboxes are encrypted with, if they are.
     pub(crate) encryption: EncryptionConfig,
 }
@@ -305,6 +307,9 @@ impl Settings {
         if self.allow_emulation {
             options += " --allow-emulation";
         }
+        if let Some(issuer) = &self.identity_issuer {
+            options += &format!(" --identity-issuer {issuer}");
+        }
         if self.encryption.seal {
             options += " --encrypt-at-rest";
         }
@@ -379,6 +384,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         rates: RateSettings::resolve(&serve.rates),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
+        identity_issuer: serve.identity_issuer.clone(),
         allow_nested_virtualization: serve.allow_nested_virtualization,
         max_connections_per_peer: serve.max_connections_per_peer,
         allowed_hosts: serve.hostnames.allowed_host.clone(),

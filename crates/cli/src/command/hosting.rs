@@ -21,10 +21,9 @@ use firkin_image::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{FlattenConfig, GuestSystem, Guests, Overcommit, RuntimeConfig},
+    config::{GuestSystem, Guests, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
     groups,
-    memory_pressure::ProcProbe,
     network::NetworkChoice,
     owner::OnExit,
     root_image::RootImage,
@@ -190,23 +189,22 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let step = progress.step("opening the state directory");
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
+    let network = NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string()));
+    let capacity = capacity(&state_dir, settings.capacity.overcommit)?;
+    let defaults = RuntimeConfig::new(state_dir.clone(), capacity, network, GuestSystem::clone(&guest.now()));
     let config = RuntimeConfig {
         images,
-        capacity: capacity(&state_dir, settings.capacity.overcommit)?,
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,
         sandboxes: settings.capacity.sandboxes,
         volumes: settings.capacity.volumes,
         warm: settings.warm.clone(),
-        disk_probe: Arc::new(StatvfsProbe),
-        memory_probe: Arc::new(ProcProbe::new()),
         encryption: settings.encryption.clone(),
-        flatten: FlattenConfig::default(),
-        network: NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string())),
+        issuer: settings.identity_issuer.clone().unwrap_or(defaults.issuer),
         groups: Some(limits(&state_dir, progress)),
         guest,
-        state_dir,
+        ..defaults
     };
     let runtime = Runtime::open(config, engines).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
