@@ -1,7 +1,7 @@
 //! nftables without the `nft` program: transactions of tables, chains and rules, sent over netlink.
 //!
-//! Messages and attributes come from `netlink-packet-netfilter` (MIT). It has no types for five of the expressions that we use
-//! (`ct`, `fib`, `connlimit`, `limit`, `masq`), so those are written here as plain attributes, after Linux
+//! Messages and attributes come from `netlink-packet-netfilter` (MIT). It has no types for six of the expressions that we use
+//! (`ct`, `fib`, `connlimit`, `limit`, `masq`, `redir`), so those are written here as plain attributes, after Linux
 //! `include/uapi/linux/netfilter/nf_tables.h`. The other crates that speak nftables are GPL, call `nft`, or need C libraries.
 //!
 //! A [`Batch`] is one kernel transaction: all of it takes effect at once, or none. Registers hold integers in host order and
@@ -60,6 +60,8 @@ pub enum NftError {
 pub(super) enum HookPoint {
     /// Before routing, connection tracking and address translation.
     Raw,
+    /// Before routing, where destination addresses are translated: the first packet of a flow.
+    DestinationNat,
     /// For the namespace's own sockets.
     Input,
     /// Routed through, before the chains of `Forward`.
@@ -76,7 +78,7 @@ impl HookPoint {
     fn kind(self) -> &'static str {
         match self {
             Self::Raw | Self::Input | Self::EarlyForward | Self::Forward | Self::Output => "filter",
-            Self::SourceNat => "nat",
+            Self::DestinationNat | Self::SourceNat => "nat",
         }
     }
 
@@ -84,6 +86,7 @@ impl HookPoint {
     fn place(self) -> (InetHookNumber, i32) {
         match self {
             Self::Raw => (InetHookNumber::PreRouting, -300),
+            Self::DestinationNat => (InetHookNumber::PreRouting, -100),
             Self::Input => (InetHookNumber::LocalIn, 0),
             Self::EarlyForward => (InetHookNumber::Forward, -10),
             Self::Forward => (InetHookNumber::Forward, 0),
@@ -207,10 +210,19 @@ impl Rule {
             .compare(Operator::NotEqual, RTN_UNICAST.to_ne_bytes().to_vec())
     }
 
+    /// Its transport is `protocol` (an IP protocol number).
+    pub(super) fn protocol(self, protocol: u8) -> Self {
+        self.meta(MetaKey::L4Proto).compare(Operator::Equal, vec![protocol])
+    }
+
     /// Its transport is `protocol` (an IP protocol number) to `port`.
-    pub(super) fn port(mut self, protocol: u8, port: u16) -> Self {
-        self = self.meta(MetaKey::L4Proto).compare(Operator::Equal, vec![protocol]);
-        self.payload(2, 2, 2).compare(Operator::Equal, port.to_be_bytes().to_vec())
+    pub(super) fn port(self, protocol: u8, port: u16) -> Self {
+        self.protocol(protocol).payload(2, 2, 2).compare(Operator::Equal, port.to_be_bytes().to_vec())
+    }
+
+    /// It comes from a socket with this mark (`SO_MARK`).
+    pub(super) fn marked(self, mark: u32) -> Self {
+        self.meta(MetaKey::Mark).compare(Operator::Equal, mark.to_ne_bytes().to_vec())
     }
 
     /// Connection tracking has it in `state`.
@@ -220,8 +232,17 @@ impl Rule {
 
     /// Its destination was not translated.
     pub(super) fn not_redirected(self) -> Self {
+        self.translated(Operator::Equal)
+    }
+
+    /// Its destination was translated.
+    pub(super) fn redirected(self) -> Self {
+        self.translated(Operator::NotEqual)
+    }
+
+    fn translated(self, operator: Operator) -> Self {
         const IPS_DST_NAT: u32 = 1 << 5;
-        self.ct(2).mask(IPS_DST_NAT.to_ne_bytes()).compare(Operator::Equal, vec![0; 4])
+        self.ct(2).mask(IPS_DST_NAT.to_ne_bytes()).compare(operator, vec![0; 4])
     }
 
     /// It would be a new flow while `count` are already tracked.
@@ -255,6 +276,16 @@ impl Rule {
     /// Drop it.
     pub(super) fn drop_packet(self) -> Self {
         self.verdict(Policy::Drop)
+    }
+
+    /// Have it come to `port` of this namespace, at the address of the interface that it came in by.
+    pub(super) fn redirect(mut self, port: u16) -> Self {
+        let register = 8; // NFT_REG32_00: a register for four bytes.
+        self.0.push(Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Other(register)),
+            Immediate::Data(DataAttribute::Value(port.to_be_bytes().to_vec())),
+        ]));
+        self.other("redir", vec![word(1, register)])
     }
 
     /// Give it the address of the interface that it leaves by.
