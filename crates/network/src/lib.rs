@@ -18,6 +18,8 @@
 //! * A slot without egress has no second interface at all: nothing can leave it, whatever the rules say.
 //! * What is always denied is denied in the slot's namespace and on the host. The host's rules are watched, and slots are cut off
 //!   while they are gone (`guard.rs`).
+//! * What is decided by name is decided outside of this crate, by whoever opens a slot's *doors*: sockets inside its namespace, to which
+//!   a steering leads what the guest sends. He connects from inside the slot too, so his connections meet the host's rules.
 //! * IPv6 is off in slots. Guests are reached and reach out by IPv4.
 //! * Slots are destroyed after use, never recycled: neither connection tracking nor neighbours of one guest meet the next. A
 //!   pool prepares fresh ones in the background ([`NetworkPool`]).
@@ -33,6 +35,7 @@ use ipnet::Ipv4Net;
 
 mod attachment;
 mod claim;
+mod doors;
 mod filter;
 mod guard;
 mod lease;
@@ -50,7 +53,8 @@ mod tap;
 mod uplink;
 
 pub use claim::ClaimError;
-pub use filter::{EgressFilter, MAX_RULES};
+pub use doors::{DoorError, Doors, Surroundings, original_destination};
+pub use filter::{EgressFilter, MAX_RULES, Steering};
 pub use namespace::ThreadLost;
 pub use nft::NftError;
 pub use pool::{NetworkPool, OpenError};

@@ -6,7 +6,7 @@
 //! * In its own namespace, whose rules no tool of the host touches: a program that reloads the host's firewall (`nft flush
 //!   ruleset`, as Debian's `/etc/nftables.conf` begins) leaves these as they are. Here, too, only the guest's own address may
 //!   leave, and only as tracked flows of a bounded number, behind the slot's address. What runs beside the guest in this
-//!   namespace talks to the guest and to nobody.
+//!   namespace talks to the guest and to nobody. Whoever connects for the guest is root of the host, and marks its sockets.
 //! * On the host, which also holds against someone who got hold of the slot's namespace, and knows the host's addresses from its
 //!   routing table: those that appear later count at once.
 
@@ -32,9 +32,11 @@ const MAX_FLOWS: u32 = 4096;
 /// And at least, whatever the host's table holds: with fewer, ordinary package managers fail.
 const MIN_FLOWS: u32 = 512;
 
-const UDP: u8 = 17;
-const TCP: u8 = 6;
-const DNS_PORT: u16 = 53;
+pub(super) const UDP: u8 = 17;
+pub(super) const TCP: u8 = 6;
+pub(super) const DNS_PORT: u16 = 53;
+/// Of sockets that connect outward for a guest (`doors.rs`). Only root of the host can set it.
+pub(super) const OUTWARD: u32 = 0x666b_0001;
 
 /// Destinations that guests may not reach even when egress is allowed: what the IANA special-purpose registry (RFC 6890) calls
 /// not globally reachable. Documentation networks are left out; nothing is there.
@@ -85,8 +87,7 @@ pub(super) fn slot_rules(policy: &SlotPolicy) -> Batch {
     let out = Interface::Named(OUT);
     Batch::create(SLOT_TABLE)
         .chain("from_guest", HookPoint::Raw, Policy::Accept, from_guest(policy))
-        // Connections are opened by the host, from inside this namespace; a guest begins none to it.
-        .chain("input", HookPoint::Input, Policy::Drop, vec![Rule::all().tracked(CtState::EstablishedOrRelated).accept()])
+        .chain("input", HookPoint::Input, Policy::Drop, input(policy))
         .chain(
             "forward",
             HookPoint::Forward,
@@ -98,18 +99,16 @@ pub(super) fn slot_rules(policy: &SlotPolicy) -> Batch {
                 Rule::all().from(tap).to(out).ipv4().source(single(GUEST_ADDRESS)).tracked(CtState::New).accept(),
             ],
         )
-        .chain("output", HookPoint::Output, Policy::Drop, output())
+        .chain("output", HookPoint::Output, Policy::Drop, output(policy))
         .chain("outbound", HookPoint::SourceNat, Policy::Accept, vec![Rule::all().to(out).masquerade()])
 }
 
 /// Makes the rules of a slot that an earlier server built say what ours say. Tracked flows and their number are left alone.
 pub(super) fn renewed_slot_rules(policy: &SlotPolicy) -> Batch {
-    Batch::amend(SLOT_TABLE).refill("from_guest", HookPoint::Raw, Policy::Accept, from_guest(policy)).refill(
-        "output",
-        HookPoint::Output,
-        Policy::Drop,
-        output(),
-    )
+    Batch::amend(SLOT_TABLE)
+        .refill("from_guest", HookPoint::Raw, Policy::Accept, from_guest(policy))
+        .refill("input", HookPoint::Input, Policy::Drop, input(policy))
+        .refill("output", HookPoint::Output, Policy::Drop, output(policy))
 }
 
 /// Decides, before anything is tracked, where a packet of the guest may go.
@@ -137,11 +136,28 @@ fn from_guest(policy: &SlotPolicy) -> Vec<Rule> {
     rules
 }
 
-/// What the slot's own sockets may send: the host's connections to the guest, and answers.
-fn output() -> Vec<Rule> {
+/// What comes to the slot's own sockets. Connections are opened by the host, from inside this namespace; a guest begins none to it, but
+/// those that a steering led here in the place of where they were sent.
+fn input(policy: &SlotPolicy) -> Vec<Rule> {
+    let steered = || Rule::all().from(Interface::Named(TAP)).ipv4().tracked(CtState::New).redirected();
+    vec![
+        Rule::all().tracked(CtState::EstablishedOrRelated).accept(),
+        steered().flows_above(policy.flows).drop_packet(),
+        steered().accept(),
+    ]
+}
+
+/// What the slot's own sockets may send: the host's connections to the guest, answers, and what is connected outward for the guest.
+fn output(policy: &SlotPolicy) -> Vec<Rule> {
+    let outward = || {
+        let outward = Rule::all().to(Interface::Named(OUT)).ipv4().protocol(TCP).marked(OUTWARD);
+        outward.tracked(CtState::New)
+    };
     vec![
         Rule::all().tracked(CtState::EstablishedOrRelated).accept(),
         Rule::all().to(Interface::Named(TAP)).ipv4().destination(single(GUEST_ADDRESS)).accept(),
+        outward().flows_above(policy.flows).drop_packet(),
+        outward().accept(),
     ]
 }
 

@@ -18,7 +18,8 @@ use tokio::{net::TcpStream, sync::Mutex};
 use super::{
     Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError, attachment,
     claim::{slot_addresses, uid_of},
-    filter::{EgressFilter, filter_rules},
+    doors::Surroundings,
+    filter::{EgressFilter, Steering, filter_rules},
     lease::{Host, IndexLease, Remains},
     namespace::{self, LOOPBACK, SocketOpener},
     netlink::Netlink,
@@ -35,7 +36,7 @@ pub struct NetworkSlot {
     /// Absent in an adopted slot, whose machine has it.
     attachment: Option<Attachment>,
     way_out: WayOut,
-    /// Whether there may be a filter.
+    /// Whether there may be a filter, or a steering.
     filtered: bool,
     /// Held by a job that changes the way out, also when nobody waits for that job any more.
     changing: Arc<Mutex<()>>,
@@ -60,8 +61,8 @@ impl Drop for NetworkSlot {
 /// Opens connections to one guest. Cheap to clone; does not keep the slot alive.
 #[derive(Debug, Clone)]
 pub struct SlotConnector {
-    netns: Weak<OwnedFd>,
-    opener: SocketOpener,
+    pub(super) netns: Weak<OwnedFd>,
+    pub(super) opener: SocketOpener,
 }
 
 /// Why there is no connection to a guest's port.
@@ -167,6 +168,12 @@ impl NetworkSlot {
         })
     }
 
+    /// What is around the guest, for whoever connects for it.
+    #[must_use]
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings::of(&self.lease.host().policy)
+    }
+
     /// The network settings for the guest.
     #[must_use]
     pub fn guest_network(&self) -> GuestNetwork {
@@ -244,23 +251,30 @@ impl NetworkSlot {
         Ok(())
     }
 
-    /// Lets the guest reach only what `filter` allows, among what it could reach anyway; `None` for all of that.
+    /// Lets the guest reach only what `filter` allows, among what it could reach anyway; `None` for all of that. Nothing is steered.
     ///
     /// Takes effect in one step. When it is cancelled, the filter may be the old or the new one.
     pub async fn set_filter(&mut self, filter: Option<&EgressFilter>) -> Result<(), SlotError> {
-        if filter.is_none() && !self.filtered {
+        self.set_steering(filter, None).await
+    }
+
+    /// [`NetworkSlot::set_filter`], with some of what the guest sends led to the [doors](SlotConnector::open_doors) of the slot, of which
+    /// `filter` has no say. The doors need not be open: what is led to them gets nowhere until they are.
+    pub async fn set_steering(&mut self, filter: Option<&EgressFilter>, steering: Option<Steering>) -> Result<(), SlotError> {
+        let absent = filter.is_none() && steering.is_none();
+        if absent && !self.filtered {
             return Ok(());
         }
         let changing = Arc::clone(&self.changing).lock_owned().await;
         self.filtered = true;
-        let (netns, index, batch) = (Arc::clone(&self.netns), self.lease.index(), filter_rules(filter));
+        let (netns, index, batch) = (Arc::clone(&self.netns), self.lease.index(), filter_rules(filter, steering));
         let job = move || {
             let _changing = changing;
             namespace::enter(netns.as_fd()).map_err(system("enter a slot"))?;
             batch.commit().map_err(|source| SetupError::Firewall { step: "install a slot's filter", source })
         };
         namespace::on_own_thread(job).await.map_err(|source| SlotError::Setup { index, source })?;
-        self.filtered = filter.is_some();
+        self.filtered = !absent;
         Ok(())
     }
 

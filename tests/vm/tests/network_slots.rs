@@ -4,6 +4,8 @@
 //! and `ip`; touches nothing of the real host's network.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails, fails the test")]
 
+#[path = "network_slots/doors.rs"]
+mod doors;
 #[path = "network_slots/guard.rs"]
 mod guard;
 #[path = "network_slots/isolation.rs"]
