@@ -14,16 +14,15 @@ use std::{
 
 use async_trait::async_trait;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_socks::tcp::Socks5Stream;
 use zeroize::Zeroizing;
 
 use crate::{
-    dial::{Connection, Dial, DialError},
+    dial::{Connection, Dial, DialError, Direct},
     name::HostName,
     policy::Bounds,
-    resolve::{Found, Nowhere, Resolve, look_up, within},
+    resolve::{Found, Nowhere, Resolve, ResolveError, look_up, within},
     trust::{self, TrustError},
 };
 
@@ -75,6 +74,7 @@ pub struct Socks {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     resolver: Arc<dyn Resolve>,
     bounds: Arc<Bounds>,
+    way: Arc<dyn Dial>,
 }
 
 /// Where the proxy is.
@@ -90,7 +90,7 @@ enum SocksError {
     #[error("the proxy is nowhere that may be reached")]
     Nowhere(#[source] Nowhere),
     #[error("cannot connect to the proxy")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] DialError),
     #[error("cannot agree on TLS with the proxy")]
     Tls(#[source] std::io::Error),
     #[error("the proxy does not connect")]
@@ -112,13 +112,19 @@ impl Socks {
         }
         let credentials = settings.credentials.map(|(name, password)| (secret(name), secret(password)));
         let tls = settings.tls.map(|tls| connector(tls, &host)).transpose()?;
-        Ok(Self { host, port, credentials, tls, resolver, bounds })
+        Ok(Self { host, port, credentials, tls, resolver, bounds, way: Arc::new(Direct) })
+    }
+
+    /// The same, reached by `way` and not from where this process is.
+    #[must_use]
+    pub fn through(self, way: Arc<dyn Dial>) -> Self {
+        Self { way, ..self }
     }
 
     async fn connect(&self, to: SocketAddrV4) -> Result<Box<dyn Connection>, SocksError> {
         let socket = self.reach().await?;
         let socket: Box<dyn Connection> = match &self.tls {
-            None => Box::new(socket),
+            None => socket,
             Some((tls, name)) => Box::new(tls.connect(name.clone(), socket).await.map_err(SocksError::Tls)?),
         };
         let to = SocketAddr::V4(to);
@@ -130,21 +136,21 @@ impl Socks {
     }
 
     /// A connection to the proxy itself.
-    async fn reach(&self) -> Result<TcpStream, SocksError> {
+    async fn reach(&self) -> Result<Box<dyn Connection>, SocksError> {
         let found = match &self.host {
             Host::Address(address) => Found { addresses: vec![*address], lifetime: std::time::Duration::ZERO },
             Host::Name(name) => {
                 look_up(&*self.resolver, name).await.map_err(|error| SocksError::Nowhere(Nowhere::Resolve(error)))?
             }
         };
-        let found = within(found, &self.bounds).map_err(SocksError::Nowhere)?;
-        let addresses: Vec<SocketAddr> = found.addresses.into_iter().map(|ip| (ip, self.port).into()).collect();
-        let connect = async {
-            let stream = TcpStream::connect(&addresses[..]).await?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        };
-        connect.await.map_err(SocksError::Connect)
+        let mut found = within(found, &self.bounds).map_err(SocksError::Nowhere)?.addresses;
+        let last = found.pop().ok_or(SocksError::Nowhere(Nowhere::Resolve(ResolveError::NoAddress)))?;
+        for address in found {
+            if let Ok(connection) = self.way.dial(SocketAddrV4::new(address, self.port)).await {
+                return Ok(connection);
+            }
+        }
+        self.way.dial(SocketAddrV4::new(last, self.port)).await.map_err(SocksError::Connect)
     }
 }
 
