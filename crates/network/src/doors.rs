@@ -27,6 +27,9 @@ use super::{
 /// Where TCP is led to. Any would do that no guest has business with at its gateway.
 pub(super) const PROXY_PORT: u16 = 15_001;
 
+/// Of every host.
+const LOOPBACK_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
 /// Sockets of one slot.
 #[derive(Debug)]
 pub struct Doors {
@@ -72,13 +75,20 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
+    /// Of a guest that no slot is known of.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { own: vec![SLOT_NETWORKS, LOOPBACK_NETWORK], closed: BLOCKED.to_vec(), opened: Vec::new(), resolvers: Vec::new() }
+    }
+
     pub(super) fn of(policy: &SlotPolicy) -> Self {
         let own = policy.own.iter().map(|address| single(*address));
+        let of_all = Self::unknown();
         Self {
-            own: own.chain([SLOT_NETWORKS, Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)]).collect(),
-            closed: BLOCKED.to_vec(),
+            own: own.chain(of_all.own).collect(),
             opened: policy.reachable.clone(),
             resolvers: policy.resolvers.clone(),
+            ..of_all
         }
     }
 }

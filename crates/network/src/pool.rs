@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
     claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids, slot_net},
+    doors::Surroundings,
     guard::Guard,
     lease::{Host, IndexLease, Numbers, Remains},
     namespace::{self, SocketOpener, on_own_thread},
@@ -214,6 +215,12 @@ impl NetworkPool {
     #[must_use]
     pub fn survivors(&self) -> BTreeSet<u16> {
         lock(&self.survivors).clone()
+    }
+
+    /// What is around every guest of the pool.
+    #[must_use]
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings::of(&self.inner.host.policy)
     }
 
     pub(super) fn host(&self) -> &Arc<Host> {
