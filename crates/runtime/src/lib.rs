@@ -26,7 +26,7 @@ pub use capacity::admission;
 pub use ground::{ids, progress, reference};
 pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
-pub use machine::{agent, command, engines, groups, guest_file, launch, network};
+pub use machine::{agent, command, engines, groups, guest_file, launch, network, outbound};
 pub use restore::warm;
 pub use runtime::{encryption, host_templates, sweep, templates};
 pub use sandbox::{lineage, owner, stale_state};

@@ -10,5 +10,6 @@ pub mod guest_file;
 pub(crate) mod instances;
 pub mod launch;
 pub mod network;
+pub mod outbound;
 pub(crate) mod quiescence;
 pub(crate) mod session;

@@ -115,6 +115,55 @@ pub enum InternetAccess {
     Filtered(EgressFilter),
 }
 
+/// Outbound rules that packets cannot be judged by: somebody has to listen to what a guest calls its hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steered {
+    /// Names, `*.` names, addresses and networks that are allowed whatever is denied.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Addresses and networks that are denied.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// Who is asked for the addresses of allowed names; with none, no name leads anywhere. `None`: whom the host asks.
+    #[serde(default)]
+    pub resolvers: Option<Vec<Ipv4Addr>>,
+    /// What TCP goes through.
+    #[serde(default)]
+    pub proxy: Option<SocksProxy>,
+}
+
+/// A SOCKS5 proxy of the user's.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocksProxy {
+    /// `host:port`.
+    pub address: String,
+    /// Name and password.
+    #[serde(default)]
+    pub credentials: Option<(String, String)>,
+    /// Speak TLS with it.
+    #[serde(default)]
+    pub tls: Option<SocksProxyTls>,
+}
+
+/// How TLS is spoken with a proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocksProxyTls {
+    /// The name in its certificate, if that is not the one in its address.
+    #[serde(default)]
+    pub server_name: Option<String>,
+    /// PEM of the authorities that it is believed of, in the place of the host's.
+    #[serde(default)]
+    pub authorities: Option<String>,
+}
+
+/// Without its password, which is in no log.
+impl fmt::Debug for SocksProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("SocksProxy");
+        shown.field("credentials", &self.credentials.is_some()).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
 /// Who may reach the ports of a sandbox, other than envd's, and as whom they come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingress {

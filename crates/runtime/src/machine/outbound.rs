@@ -1,0 +1,342 @@
+//! What leaves a sandbox by name: who stands behind the doors of its slot, by which rules, and what he does when he falls.
+//!
+//! ```text
+//!   guest ─ tcp ─► door ─► proxy ── name, rules, address of the name ──► slot's way out ─► host's rules ─► internet
+//!         ─ dns ─► door ─► resolver ── allowed names only ──► resolvers of the host, or of the user
+//! ```
+//!
+//! Only sandboxes with such rules have it; the others have neither doors nor tasks. It connects from inside the slot, so what is denied
+//! to every guest is denied to it on the host as well, and asks resolvers from the host, as the host does.
+//!
+//! It ends with the link of its sandbox. When a part of it falls, all of it is begun anew; what comes to the doors until then gets
+//! nowhere, since what leads there does not know whether somebody is behind them. The same holds while there is no server.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use firkin_egress::{
+    Audit, Bounds, Connection, Dial, DialError, Limits, Origin, Policy, Proxy, Resolve, Resolver, Rules, RulesError, Socks,
+    SocksSettings, SocksSettingsError, SocksTls, Upstream, UpstreamError, Way, Ways,
+};
+use firkin_network::{DoorError, Doors, EgressFilter, SlotConnector, Steering, Surroundings, original_destination};
+use ipnet::Ipv4Net;
+use tokio::{net::TcpStream, sync::watch, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::store::spec::{SocksProxy, Steered};
+
+mod decisions;
+
+pub use self::decisions::Decided;
+use self::decisions::Decisions;
+pub(crate) use self::decisions::Outcomes;
+
+/// Where resolvers are asked.
+const DNS_PORT: u16 = 53;
+/// What is waited before doors are opened again that could not be, or behind which somebody fell: long enough to do no harm when that
+/// happens again and again, and for clients less than they wait for an answer.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why outbound rules with names cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// They are no rules.
+    #[error("cannot keep these outbound rules")]
+    Rules(#[source] RulesError),
+    /// The proxy is none.
+    #[error("cannot connect through this proxy")]
+    Proxy(#[source] SocksSettingsError),
+    /// A resolver that no sandbox may ask.
+    #[error("cannot ask the resolver `{resolver}`: it is in `{net}`, which no rule opens")]
+    Resolver {
+        /// Its address.
+        resolver: Ipv4Addr,
+        /// What it is in.
+        net: Ipv4Net,
+    },
+    /// Names cannot be resolved here.
+    #[error("cannot resolve names")]
+    Upstream(#[source] UpstreamError),
+    /// Nobody can stand behind the doors.
+    #[error("cannot decide what leaves a sandbox")]
+    Doors(#[source] DoorError),
+}
+
+impl OutboundError {
+    /// Whether what was asked for is at fault.
+    pub fn is_asked_for(&self) -> bool {
+        match self {
+            Self::Rules(_) | Self::Proxy(_) | Self::Resolver { .. } => true,
+            Self::Upstream(_) | Self::Doors(_) => false,
+        }
+    }
+}
+
+/// How packets are filtered and steered by these rules.
+pub(crate) fn packets(steered: &Steered) -> Result<(EgressFilter, Steering), OutboundError> {
+    let rules = Rules::parse(&steered.allow, &steered.deny).map_err(OutboundError::Rules)?;
+    let filter = EgressFilter { allow: rules.allowed_networks().collect(), deny: rules.denied_networks().collect() };
+    Ok((filter, if steered.proxy.is_some() { Steering::AllTcp } else { Steering::ByName }))
+}
+
+/// The way out by these rules, for a guest in these surroundings, by connections of `dialer`. Blocks for the host's authorities where
+/// those are believed. Must be called inside a tokio runtime.
+pub(crate) fn way(steered: &Steered, surroundings: Surroundings, dialer: Arc<dyn Dial>) -> Result<Way, OutboundError> {
+    let Surroundings { own, closed, opened, resolvers: of_host } = surroundings;
+    let bounds = Arc::new(Bounds { own, opened, closed });
+    let rules = Rules::parse(&steered.allow, &steered.deny).map_err(OutboundError::Rules)?;
+    for resolver in steered.resolvers.iter().flatten().filter(|resolver| !of_host.contains(resolver)) {
+        if let Some(net) = bounds.closing(*resolver) {
+            return Err(OutboundError::Resolver { resolver: *resolver, net });
+        }
+    }
+    let asking = |servers: &[Ipv4Addr]| {
+        let servers: Vec<_> = servers.iter().map(|server| SocketAddrV4::new(*server, DNS_PORT)).collect();
+        Upstream::new(&servers).map(|upstream| Arc::new(upstream) as Arc<dyn Resolve>).map_err(OutboundError::Upstream)
+    };
+    let resolver = asking(steered.resolvers.as_ref().unwrap_or(&of_host))?;
+    let dialer = match &steered.proxy {
+        None => dialer,
+        // Its own name is not a name that rules are about.
+        Some(proxy) => Arc::new(socks(proxy, asking(&of_host)?, Arc::clone(&bounds))?.through(dialer)),
+    };
+    Ok(Way { policy: Policy::new(rules, bounds), resolver, dialer })
+}
+
+fn socks(proxy: &SocksProxy, resolver: Arc<dyn Resolve>, bounds: Arc<Bounds>) -> Result<Socks, OutboundError> {
+    let tls = proxy.tls.as_ref();
+    let settings = SocksSettings {
+        address: &proxy.address,
+        credentials: proxy.credentials.as_ref().map(|(name, password)| (name.as_str(), password.as_str())),
+        tls: tls.map(|tls| SocksTls { server_name: tls.server_name.as_deref(), authorities: tls.authorities.as_deref() }),
+    };
+    Socks::new(settings, resolver, bounds).map_err(OutboundError::Proxy)
+}
+
+/// Connects from inside a slot.
+#[derive(Debug)]
+pub(crate) struct FromSlot(pub(crate) SlotConnector);
+
+#[async_trait]
+impl Dial for FromSlot {
+    async fn dial(&self, to: SocketAddrV4) -> Result<Box<dyn Connection>, DialError> {
+        let stream = self.0.connect_outward(to).await.map_err(|source| DialError::Connect(to, source))?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// Nowhere: for a way out that is looked at and not used.
+#[derive(Debug)]
+pub(crate) struct Nowhere;
+
+#[async_trait]
+impl Dial for Nowhere {
+    async fn dial(&self, to: SocketAddrV4) -> Result<Box<dyn Connection>, DialError> {
+        Err(DialError::Connect(to, io::ErrorKind::NotConnected.into()))
+    }
+}
+
+/// Where a connection was meant to go that was led to a door.
+#[derive(Debug, Clone, Copy)]
+struct LedHere;
+
+impl Origin for LedHere {
+    fn origin(&self, client: &TcpStream) -> io::Result<SocketAddrV4> {
+        original_destination(client)
+    }
+}
+
+/// Whoever stands behind the doors of one slot, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    ways: watch::Sender<Arc<Way>>,
+    decisions: Arc<Decisions>,
+    _standing: [AbortOnDropHandle<()>; 2],
+}
+
+impl Outbound {
+    /// Opens the doors, and decides by `way`.
+    pub(crate) async fn open(
+        connector: SlotConnector,
+        way: Way,
+        sandbox: Arc<str>,
+        outcomes: Arc<Outcomes>,
+    ) -> Result<Self, OutboundError> {
+        let doors = connector.open_doors().await.map_err(OutboundError::Doors)?;
+        let (ways, audit, decisions) = (watch::Sender::new(Arc::new(way)), Audit::default(), Arc::new(Decisions::default()));
+        let taking = Arc::clone(&decisions).take_down(audit.read(), Arc::clone(&sandbox), outcomes);
+        let heard = ways.subscribe();
+        let standing = stand(
+            sandbox,
+            doors,
+            move || {
+                let connector = connector.clone();
+                async move { connector.open_doors().await }
+            },
+            move |doors| decide(doors, heard.clone(), audit.clone(), LedHere),
+        );
+        let standing = [tokio::spawn(taking), tokio::spawn(standing)].map(AbortOnDropHandle::new);
+        Ok(Self { ways, decisions, _standing: standing })
+    }
+
+    /// Decides by another way from now on. What the new one would not let through is cut.
+    pub(crate) fn change(&self, way: Way) {
+        self.ways.send_replace(Arc::new(way));
+    }
+
+    /// What was decided last.
+    pub(crate) fn decisions(&self) -> Vec<Decided> {
+        self.decisions.last()
+    }
+}
+
+/// Stands behind the doors: whenever that ends, opens them again, for as long as there is a slot.
+async fn stand<O, D>(sandbox: Arc<str>, mut doors: Doors, open: impl Fn() -> O, decide: impl Fn(Doors) -> D)
+where
+    O: Future<Output = Result<Doors, DoorError>>,
+    D: Future<Output = ()>,
+{
+    loop {
+        decide(doors).await;
+        tracing::error!(%sandbox, "what decides on outbound traffic has fallen: nothing passes until it stands again");
+        doors = loop {
+            tokio::time::sleep(PAUSE).await;
+            match open().await {
+                Ok(doors) => break doors,
+                Err(DoorError::Gone) => return,
+                Err(error) => {
+                    tracing::error!(%sandbox, error = firkin_causes::chain(&error), "cannot decide on outbound traffic again");
+                }
+            }
+        };
+        tracing::info!(%sandbox, "what decides on outbound traffic stands again");
+    }
+}
+
+/// Decides until a part of it ends, which none does by itself. All that it had is closed by then.
+async fn decide(doors: Doors, ways: Ways, audit: Audit, origin: impl Origin + 'static) {
+    let Doors { connections, questions, questions_tcp } = doors;
+    let proxy = Arc::new(Proxy::new(ways.clone(), audit.clone(), Limits::default()));
+    let resolver = Arc::new(Resolver::new(ways, audit));
+    let mut parts = JoinSet::new();
+    parts.spawn(async move { proxy.serve(connections, origin).await });
+    let over_udp = Arc::clone(&resolver);
+    parts.spawn(async move { over_udp.serve_udp(questions).await });
+    parts.spawn(async move { resolver.serve_tcp(questions_tcp).await });
+    if let Some(Err(error)) = parts.join_next().await {
+        tracing::error!(%error, "a part of what decides on outbound traffic has fallen");
+    }
+    parts.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, UdpSocket},
+        sync::mpsc,
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// Nothing here takes as long.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn steered(allow: &[&str], deny: &[&str]) -> Steered {
+        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+        Steered { allow: texts(allow), deny: texts(deny), ..Steered::default() }
+    }
+
+    async fn refused(steered: &Steered) -> String {
+        let error = way(steered, Surroundings::unknown(), Arc::new(Nowhere)).unwrap_err();
+        assert!(error.is_asked_for(), "{error:?}");
+        firkin_causes::chain(&error)
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_refused_with_the_reason_and_without_passwords() {
+        assert!(refused(&steered(&["a.example"], &[])).await.contains("0.0.0.0/0"));
+        for resolver in ["10.0.0.1", "127.0.0.1", "169.254.169.254", "198.18.0.1"] {
+            let resolvers = Some(vec![resolver.parse().unwrap()]);
+            let asked = Steered { resolvers, ..steered(&["a.example"], &["0.0.0.0/0"]) };
+            assert!(refused(&asked).await.contains(resolver));
+        }
+        let proxy = |address: &str, password: &str| {
+            let credentials = Some(("user".to_owned(), password.to_owned()));
+            Steered { proxy: Some(SocksProxy { address: address.into(), credentials, tls: None }), ..Steered::default() }
+        };
+        for bad in [proxy("hunter2@proxy.example", "x"), proxy("proxy.example:1080", "")] {
+            assert!(!refused(&bad).await.contains("hunter2"));
+            assert!(!format!("{bad:?}").contains("hunter2"));
+        }
+        way(&proxy("proxy.example:1080", "x"), Surroundings::unknown(), Arc::new(Nowhere)).unwrap();
+    }
+
+    #[test]
+    fn a_proxy_steers_all_and_names_steer_what_no_address_allows() {
+        let (filter, steering) = packets(&steered(&["a.example", "1.1.1.1"], &["0.0.0.0/0"])).unwrap();
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Ipv4Net>>();
+        assert_eq!((filter.allow, filter.deny, steering), (nets(&["1.1.1.1/32"]), nets(&["0.0.0.0/0"]), Steering::ByName));
+        let proxy = Some(SocksProxy { address: "p.example:1".into(), credentials: None, tls: None });
+        let (filter, steering) = packets(&Steered { proxy, ..Steered::default() }).unwrap();
+        assert_eq!((filter, steering), (EgressFilter::default(), Steering::AllTcp));
+    }
+
+    /// Panics at the first connection.
+    #[derive(Clone)]
+    struct FallsOnce(Arc<AtomicBool>);
+
+    impl Origin for FallsOnce {
+        fn origin(&self, _: &TcpStream) -> io::Result<SocketAddrV4> {
+            assert!(self.0.swap(true, Ordering::Relaxed), "it falls");
+            Ok("10.0.0.1:80".parse().unwrap())
+        }
+    }
+
+    async fn doors() -> Doors {
+        Doors {
+            connections: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            questions: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+            questions_tcp: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_falls_stands_again_and_nothing_passes_meanwhile() {
+        let way = way(&steered(&["a.example"], &["0.0.0.0/0"]), Surroundings::unknown(), Arc::new(Nowhere)).unwrap();
+        let (ways, audit) = (watch::Sender::new(Arc::new(way)), Audit::default());
+        let mut told = audit.read();
+        let (opened, mut openings) = mpsc::unbounded_channel();
+        let first = doors().await;
+        let (mut tcp, udp) = (first.connections.local_addr().unwrap(), first.questions.local_addr().unwrap());
+        let open = move || {
+            let opened = opened.clone();
+            async move {
+                let doors = doors().await;
+                opened.send(doors.connections.local_addr().unwrap()).unwrap();
+                Ok(doors)
+            }
+        };
+        let (ways, origin) = (ways.subscribe(), FallsOnce(Arc::default()));
+        let standing = stand("i1".into(), first, open, move |doors| decide(doors, ways.clone(), audit.clone(), origin.clone()));
+        let standing = AbortOnDropHandle::new(tokio::spawn(standing));
+        let mut fallen = TcpStream::connect(tcp).await.unwrap();
+        drop(timeout(PATIENCE, fallen.read(&mut [0])).await.expect("it is closed"));
+        let again = timeout(PATIENCE, openings.recv()).await.expect("the doors are opened again").unwrap();
+        assert!(TcpStream::connect(tcp).await.is_err(), "a former door is closed");
+        drop(UdpSocket::bind(udp).await.expect("those of the parts that did not fall, too"));
+        tcp = again;
+        let mut client = TcpStream::connect(tcp).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n").await.unwrap();
+        assert!(timeout(PATIENCE, told.next()).await.expect("it decides").is_some());
+        drop(standing);
+    }
+}
