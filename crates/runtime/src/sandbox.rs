@@ -8,7 +8,7 @@ pub mod stale_state;
 
 pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
-    NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState,
+    NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered,
 };
 
 pub use self::create::CreateError;

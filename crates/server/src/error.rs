@@ -14,6 +14,7 @@ use firkin_runtime::{
     disk::DiskPressure,
     launch::{BootError, LaunchError},
     memory_pressure::MemoryPressure,
+    outbound::OutboundError,
     owner::{DeadlineError, KillError, NetworkError, ResumeError, RollbackError, SnapshotError},
     reference::NoTemplate,
     restore::SnapshotRestoreError,
@@ -293,6 +294,10 @@ impl ApiError {
         }
     }
 
+    fn outbound(refused: &OutboundError) -> Self {
+        if refused.is_asked_for() { Self::bad_request(chain(refused)) } else { Self::internal(refused) }
+    }
+
     fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError, remedies: Remedies) -> Self {
         match source {
             SnapshotRestoreError::Admission(refused) => Self::admission(what, refused, remedies),
@@ -361,6 +366,7 @@ impl From<CreateError> for ApiError {
             CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
             CreateError::FilesInMemory(_) => Self::bad_request(error.to_string()),
+            CreateError::Outbound(refused) => Self::outbound(refused),
             CreateError::Restore { source, .. } => Self::restore(&error, source, OF_A_TEMPLATE),
             CreateError::Stopping => Self::stopping(),
             CreateError::Store(_) => Self::internal(&error),
@@ -510,6 +516,7 @@ impl From<NetworkError> for ApiError {
         match error {
             NetworkError::NotFound(absent) => absent.into(),
             NetworkError::NotRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            NetworkError::Refused(refused) => Self::outbound(&refused),
             NetworkError::Apply { .. } | NetworkError::Store(_) => Self::internal(&error),
         }
     }

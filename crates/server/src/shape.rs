@@ -5,7 +5,7 @@ use firkin_runtime::{
     lineage::{LineageKind, LineageNode},
     reference::with_team,
     runtime::SnapshotInfo,
-    sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState},
+    sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls},
     store::BuildState,
     template::TemplateInfo,
 };
@@ -73,14 +73,17 @@ pub(crate) fn detail(sandbox: RuntimeSandbox, domain: Option<&str>) -> rest::San
 
 /// The rules that a sandbox has, if it has any.
 fn network(spec: &CreateSandbox) -> Option<rest::NetworkConfig> {
-    let texts = |nets: &[Ipv4Net]| {
-        let text = |net: &Ipv4Net| if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() };
-        nets.iter().map(text).collect::<Vec<_>>()
-    };
+    let texts = |nets: &[Ipv4Net]| nets.iter().map(destination).collect::<Vec<_>>();
+    let some = |texts: &[String]| (!texts.is_empty()).then(|| texts.to_vec());
     let (allow_out, deny_out) = match &spec.internet {
         InternetAccess::Allowed => (None, None),
         InternetAccess::Denied => (None, Some(vec![Ipv4Net::default().to_string()])),
         InternetAccess::Filtered(filter) => (Some(texts(&filter.allow)), Some(texts(&filter.deny))),
+        InternetAccess::Steered(steered) => (some(&steered.allow), some(&steered.deny)),
+    };
+    let egress_proxy = match &spec.internet {
+        InternetAccess::Steered(steered) => steered.proxy.as_ref().map(egress_proxy),
+        InternetAccess::Allowed | InternetAccess::Denied | InternetAccess::Filtered(_) => None,
     };
     let rules = rest::NetworkConfig {
         allow_public_traffic: spec.ingress.private.then_some(false),
@@ -89,9 +92,25 @@ fn network(spec: &CreateSandbox) -> Option<rest::NetworkConfig> {
         dns_servers: spec.dns_servers.as_ref().map(|servers| servers.iter().map(ToString::to_string).collect()),
         allow_out,
         deny_out,
+        egress_proxy,
         ..Default::default()
     };
     (rules != rest::NetworkConfig::default()).then_some(rules)
+}
+
+/// A network as lists of destinations have it.
+pub(crate) fn destination(net: &Ipv4Net) -> String {
+    if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
+}
+
+/// Where it is and how it is spoken to, and nothing by which one could speak to it.
+fn egress_proxy(proxy: &SocksProxy) -> rest::EgressProxy {
+    let tls = |tls: &SocksProxyTls| rest::EgressProxyTls {
+        enabled: true,
+        server_name: tls.server_name.clone(),
+        ca_cert: tls.authorities.clone(),
+    };
+    rest::EgressProxy { address: proxy.address.clone(), username: None, password: None, tls: proxy.tls.as_ref().map(tls) }
 }
 
 /// One sample of a sandbox's use. `None` when the guest's clock makes no sense.

@@ -104,7 +104,7 @@ pub struct NetworkConfig {
     pub dns_servers: Option<Vec<String>>,
     /// SOCKS5 proxy for outbound traffic.
     #[serde(rename = "egressProxy", default, skip_serializing_if = "Option::is_none")]
-    pub egress_proxy: Option<Value>,
+    pub egress_proxy: Option<EgressProxy>,
     /// `Host` header that guests see; `${PORT}` is the port.
     #[serde(rename = "maskRequestHost", default, skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
@@ -206,7 +206,7 @@ pub struct UpdateNetwork {
     pub dns_servers: Option<Vec<String>>,
     /// SOCKS5 proxy for outbound traffic.
     #[serde(rename = "egressProxy", default, skip_serializing_if = "Option::is_none")]
-    pub egress_proxy: Option<Value>,
+    pub egress_proxy: Option<EgressProxy>,
     /// `Host` header that guests see.
     #[serde(rename = "maskRequestHost", default, skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,

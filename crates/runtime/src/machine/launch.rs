@@ -11,7 +11,7 @@ use firkin_wire::control;
 use crate::{
     artifact::{Artifact, PublishError, UnsealError},
     capacity::ResourceBudget,
-    machine::agent::AgentError,
+    machine::{agent::AgentError, network::LinkError, outbound::OutboundError},
     store::spec::InternetAccess,
 };
 
@@ -61,6 +61,9 @@ pub enum LaunchError {
     /// No network slot. Nothing was launched.
     #[error("no network slot")]
     Network(#[source] SlotError),
+    /// What it may reach cannot be kept to. Nothing was launched.
+    #[error("the sandbox's outbound rules cannot be kept")]
+    Outbound(#[source] OutboundError),
     /// The record that was to be taken over is of no running session.
     #[error("the sandbox is not recorded as running")]
     NotRecorded,
@@ -103,6 +106,15 @@ pub enum LaunchError {
     /// The guest agent did not become this sandbox.
     #[error("the guest agent did not answer properly")]
     Agent(#[source] AgentError),
+}
+
+impl From<LinkError> for LaunchError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Slot(source) => Self::Network(source),
+            LinkError::Outbound(source) => Self::Outbound(source),
+        }
+    }
 }
 
 /// What was asked for is a disk without the memory of its guest, and this engine keeps what guests write in their memory.

@@ -11,12 +11,16 @@ use std::{
 
 use firkin_engine::{Attachment, AttachmentKind, Slot};
 use firkin_network::{
-    Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, SweptNetwork,
+    Egress, GUEST_MAC, NetworkConfig, NetworkPool, NetworkSlot, OpenError, SlotConnector, SlotError, Surroundings, SweptNetwork,
 };
 use firkin_wire::control::GuestNetwork;
 use tokio::net::TcpStream;
 
-use crate::store::spec::InternetAccess;
+use crate::{
+    ground::blocking::blocking,
+    machine::outbound::{self, Decided, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
+    store::spec::{InternetAccess, Steered},
+};
 
 /// A guest that does not answer a connection attempt this long does not listen there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,7 +41,13 @@ type Ports = Arc<BTreeMap<u16, u16>>;
 
 /// Where links come from.
 #[derive(Debug)]
-pub(crate) enum Links {
+pub(crate) struct Links {
+    from: Supply,
+    outcomes: Arc<Outcomes>,
+}
+
+#[derive(Debug)]
+enum Supply {
     Isolated(Mutex<Option<Arc<NetworkPool>>>),
     Loopback(Ports),
 }
@@ -51,8 +61,36 @@ enum Source {
 /// One session's link.
 #[derive(Debug)]
 pub(crate) enum Link {
-    Isolated(NetworkSlot),
+    Isolated(Box<Isolated>),
     Loopback(Ports),
+}
+
+/// A slot, and who stands behind its doors.
+#[derive(Debug)]
+pub(crate) struct Isolated {
+    /// Goes first: it has sockets in the slot.
+    outbound: Option<Outbound>,
+    slot: NetworkSlot,
+    outcomes: Arc<Outcomes>,
+}
+
+/// What a sandbox is to reach.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reaching<'a> {
+    pub(crate) internet: &'a InternetAccess,
+    /// Its id, for the log.
+    pub(crate) sandbox: &'a str,
+}
+
+/// Why a link is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// There is no slot, or it does not change.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// Its rules cannot be kept.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
 }
 
 /// Reaches the ports of one session for as long as its link lives.
@@ -65,45 +103,69 @@ pub(crate) enum Connector {
 impl Links {
     /// With slots ready of this kind.
     pub(crate) async fn open(choice: NetworkChoice, attachment: AttachmentKind) -> Result<Self, OpenError> {
-        Ok(match choice {
+        let from = match choice {
             NetworkChoice::Isolated(config) => {
                 let pool = NetworkPool::open(NetworkConfig { attachment, ..config }).await?;
-                Self::Isolated(Mutex::new(Some(Arc::new(pool))))
+                Supply::Isolated(Mutex::new(Some(Arc::new(pool))))
             }
-            NetworkChoice::Loopback => Self::Loopback(Ports::default()),
-            NetworkChoice::LoopbackPorts(ports) => Self::Loopback(Arc::new(ports)),
-        })
+            NetworkChoice::Loopback => Supply::Loopback(Ports::default()),
+            NetworkChoice::LoopbackPorts(ports) => Supply::Loopback(Arc::new(ports)),
+        };
+        Ok(Self { from, outcomes: Arc::default() })
+    }
+
+    /// How often each outcome was of what sandboxes tried to reach by name.
+    pub(crate) fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
+    }
+
+    /// Refuses rules that could not be kept, before anything is made for them.
+    pub(crate) async fn check(&self, internet: &InternetAccess) -> Result<(), OutboundError> {
+        let InternetAccess::Steered(steered) = internet else { return Ok(()) };
+        let surroundings = match self.source() {
+            Ok(Source::Pool(pool)) => pool.surroundings(),
+            Ok(Source::Host(_)) | Err(_) => Surroundings::unknown(),
+        };
+        let steered = steered.clone();
+        blocking(move || outbound::way(&steered, surroundings, Arc::new(Nowhere)).map(|_| ())).await
+    }
+
+    fn link(&self, slot: NetworkSlot) -> Link {
+        Link::Isolated(Box::new(Isolated { outbound: None, slot, outcomes: Arc::clone(&self.outcomes) }))
     }
 
     /// Where the next link comes from.
     fn source(&self) -> Result<Source, SlotError> {
-        match self {
-            Self::Isolated(pool) => {
+        match &self.from {
+            Supply::Isolated(pool) => {
                 pool.lock().unwrap_or_else(PoisonError::into_inner).clone().map(Source::Pool).ok_or(SlotError::Closed)
             }
-            Self::Loopback(ports) => Ok(Source::Host(Arc::clone(ports))),
+            Supply::Loopback(ports) => Ok(Source::Host(Arc::clone(ports))),
         }
     }
 
     /// For a guest that is attached in this way.
-    pub(crate) async fn acquire(&self, attachment: AttachmentKind, internet: &InternetAccess) -> Result<Link, SlotError> {
+    pub(crate) async fn acquire(&self, attachment: AttachmentKind, reaching: Reaching<'_>) -> Result<Link, LinkError> {
         match self.source()? {
             Source::Pool(pool) => {
-                let mut slot = pool.acquire_for(attachment, egress(internet)).await?;
-                if let InternetAccess::Filtered(filter) = internet {
-                    slot.set_filter(Some(filter)).await?;
-                }
-                Ok(Link::Isolated(slot))
+                let mut link = self.link(pool.acquire_for(attachment, egress(reaching.internet)).await?);
+                link.set_internet(reaching).await?;
+                Ok(link)
             }
             Source::Host(ports) => Ok(Link::Loopback(ports)),
         }
     }
 
-    /// The link of a session whose machine, process `pid`, outlived an earlier server.
-    pub(crate) async fn adopt(&self, pid: Option<u32>, index: u16) -> Result<Link, SlotError> {
+    /// The link of a session whose machine, process `pid`, outlived an earlier server. What it reaches is made what is recorded: the
+    /// earlier server may have ended between the two, and nobody stands behind its doors.
+    pub(crate) async fn adopt(&self, (pid, index): (Option<u32>, u16), reaching: Reaching<'_>) -> Result<Link, LinkError> {
         match (self.source()?, pid) {
-            (Source::Pool(pool), Some(pid)) => Ok(Link::Isolated(pool.adopt(pid, index).await?)),
-            (Source::Pool(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }),
+            (Source::Pool(pool), Some(pid)) => {
+                let mut link = self.link(pool.adopt(pid, index).await?);
+                link.set_internet(reaching).await?;
+                Ok(link)
+            }
+            (Source::Pool(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }.into()),
             (Source::Host(ports), _) => Ok(Link::Loopback(ports)),
         }
     }
@@ -119,7 +181,7 @@ impl Links {
 
     /// Takes the network down. Call it when no session is left.
     pub(crate) async fn close(&self) {
-        let Self::Isolated(pool) = self else { return };
+        let Supply::Isolated(pool) = &self.from else { return };
         let pool = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(pool) = pool.and_then(Arc::into_inner)
             && let Err(error) = pool.close().await
@@ -131,21 +193,33 @@ impl Links {
 
 impl Link {
     /// Changes what the session reaches. No moment in between is looser than both what was and what is to be.
-    pub(crate) async fn set_internet(&mut self, internet: &InternetAccess) -> Result<(), SlotError> {
-        let Self::Isolated(slot) = self else { return Ok(()) };
-        let filter = match internet {
-            InternetAccess::Denied => return slot.set_egress(egress(internet)).await,
-            InternetAccess::Allowed => None,
-            InternetAccess::Filtered(filter) => Some(filter),
-        };
-        slot.set_filter(filter).await?;
-        slot.set_egress(egress(internet)).await
+    pub(crate) async fn set_internet(&mut self, Reaching { internet, sandbox }: Reaching<'_>) -> Result<(), LinkError> {
+        let Self::Isolated(isolated) = self else { return Ok(()) };
+        match internet {
+            InternetAccess::Denied => {}
+            InternetAccess::Allowed => isolated.slot.set_filter(None).await?,
+            InternetAccess::Filtered(filter) => isolated.slot.set_filter(Some(filter)).await?,
+            InternetAccess::Steered(steered) => isolated.steer(steered, sandbox).await?,
+        }
+        isolated.slot.set_egress(egress(internet)).await?;
+        if !matches!(internet, InternetAccess::Steered(_)) {
+            isolated.outbound = None;
+        }
+        Ok(())
+    }
+
+    /// What was decided last of what it tried to reach by name, the oldest first.
+    pub(crate) fn decisions(&self) -> Vec<Decided> {
+        match self {
+            Self::Isolated(isolated) => isolated.outbound.as_ref().map(|outbound| outbound.decisions()).unwrap_or_default(),
+            Self::Loopback(_) => Vec::new(),
+        }
     }
 
     /// User id of the session's process.
     pub(crate) fn uid(&self) -> u32 {
         match self {
-            Self::Isolated(slot) => slot.uid(),
+            Self::Isolated(isolated) => isolated.slot.uid(),
             Self::Loopback(_) => nix::unistd::getuid().as_raw(),
         }
     }
@@ -153,14 +227,14 @@ impl Link {
     /// Gives it up without taking it apart, for a machine that lives on.
     pub(crate) fn release(self) {
         match self {
-            Self::Isolated(slot) => slot.release(),
+            Self::Isolated(isolated) => isolated.slot.release(),
             Self::Loopback(_) => {}
         }
     }
 
     pub(crate) fn index(&self) -> u16 {
         match self {
-            Self::Isolated(slot) => slot.index(),
+            Self::Isolated(isolated) => isolated.slot.index(),
             Self::Loopback(_) => 0,
         }
     }
@@ -168,7 +242,7 @@ impl Link {
     /// The slot that an engine runs in.
     pub(crate) fn engine_slot(&self) -> io::Result<Slot> {
         match self {
-            Self::Isolated(slot) => slot.engine_slot(),
+            Self::Isolated(isolated) => isolated.slot.engine_slot(),
             Self::Loopback(_) => {
                 let null = fs_err::File::open("/dev/null")?;
                 let null = null.file().as_fd();
@@ -186,22 +260,40 @@ impl Link {
     /// The network that the guest must set up.
     pub(crate) fn guest_network(&self) -> Option<GuestNetwork> {
         match self {
-            Self::Isolated(slot) => Some(slot.guest_network()),
+            Self::Isolated(isolated) => Some(isolated.slot.guest_network()),
             Self::Loopback(_) => None,
         }
     }
 
     pub(crate) fn connector(&self) -> Connector {
         match self {
-            Self::Isolated(slot) => Connector::Isolated(slot.connector()),
+            Self::Isolated(isolated) => Connector::Isolated(isolated.slot.connector()),
             Self::Loopback(ports) => Connector::Loopback(Arc::clone(ports)),
         }
     }
 }
 
+impl Isolated {
+    /// By the new way first, so that nobody stands behind the doors who decides by none, and then the packets.
+    async fn steer(&mut self, steered: &Steered, sandbox: &str) -> Result<(), LinkError> {
+        let (filter, steering) = outbound::packets(steered)?;
+        let (connector, surroundings, steered) = (self.slot.connector(), self.slot.surroundings(), steered.clone());
+        let dialer = Arc::new(FromSlot(connector.clone()));
+        let way = blocking(move || outbound::way(&steered, surroundings, dialer)).await?;
+        match &self.outbound {
+            Some(outbound) => outbound.change(way),
+            None => {
+                let outcomes = Arc::clone(&self.outcomes);
+                self.outbound = Some(Outbound::open(connector, way, sandbox.into(), outcomes).await?);
+            }
+        }
+        Ok(self.slot.set_steering(Some(&filter), Some(steering)).await?)
+    }
+}
+
 fn egress(internet: &InternetAccess) -> Egress {
     match internet {
-        InternetAccess::Allowed | InternetAccess::Filtered(_) => Egress::Allowed,
+        InternetAccess::Allowed | InternetAccess::Filtered(_) | InternetAccess::Steered(_) => Egress::Allowed,
         InternetAccess::Denied => Egress::Denied,
     }
 }

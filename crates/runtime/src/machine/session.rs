@@ -25,7 +25,7 @@ use crate::{
         groups::MachineGroup,
         instances::InstanceDir,
         launch::LaunchError,
-        network::Link,
+        network::{Link, Reaching},
     },
     store::{RecordedPhase, SandboxRecord, spec::Memory},
 };
@@ -107,7 +107,8 @@ impl Session {
         let path = dir.path();
         let (engine, machine) = launcher.engines.adopt(path).await.map_err(LaunchError::Start)?;
         let group = launcher.groups.adopt(record.instance(), machine.pid()).map_err(LaunchError::Group)?;
-        let link = launcher.links.adopt(machine.pid(), *slot).await.map_err(LaunchError::Network)?;
+        let reaching = Reaching { internet: &record.spec.internet, sandbox: record.id.as_str() };
+        let link = launcher.links.adopt((machine.pid(), *slot), reaching).await?;
         let recorded = RootDisk { layers: layers.clone(), overlay: overlay.clone(), form: engine.disks() };
         // What was cut and not recorded may have to be encrypted first.
         let (at, root, artifacts) = (path.to_owned(), machine.root_disk(), launcher.artifacts.clone());

@@ -24,7 +24,7 @@ use crate::{
         ids::TemplateId,
         reference::{NoTemplate, Reference},
     },
-    machine::launch::FilesInMemory,
+    machine::{launch::FilesInMemory, outbound::OutboundError},
     restore::{Proven, SnapshotRestoreError},
     sandbox::owner::{Continuation, Owner, Owners, check_timeout},
     shared::Shared,
@@ -47,6 +47,9 @@ pub enum CreateError {
     /// Its deadline asks for what this engine cannot keep.
     #[error(transparent)]
     FilesInMemory(#[from] FilesInMemory),
+    /// Its outbound rules cannot be kept.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     /// The restore failed.
     #[error("sandbox cannot be started from template `{template}`")]
     Restore {
@@ -73,6 +76,7 @@ pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Resu
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
     }
+    shared.links.check(&request.internet).await?;
     let template = find(shared, &request.template).await?;
     if request.on_timeout == OnTimeout::PauseFiles {
         shared.demand_disk(&template.artifact.manifest.engine)?;

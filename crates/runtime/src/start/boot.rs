@@ -21,7 +21,7 @@ use crate::{
         groups::MachineGroup,
         instances::InstanceDir,
         launch::{BootError, LaunchError, Obituary},
-        network::Link,
+        network::{Link, Reaching},
         quiescence::come_to_rest,
     },
     shared::Shared,
@@ -96,7 +96,8 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
 async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted, LaunchError> {
     let engine = &request.engine;
     let boot = Shared::boot_files(&**engine, &shared.config.guest.now());
-    let link = shared.links.acquire(request.engine.attachment(), &request.internet).await.map_err(LaunchError::Network)?;
+    let reaching = Reaching { internet: &request.internet, sandbox: &request.identity.sandbox_id };
+    let link = shared.links.acquire(request.engine.attachment(), reaching).await?;
     let staged = |path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::Stage { path, source }

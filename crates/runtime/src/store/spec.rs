@@ -113,6 +113,8 @@ pub enum InternetAccess {
     Denied,
     /// As `Allowed`, but only where the filter lets it.
     Filtered(EgressFilter),
+    /// As `Allowed`, but only where rules with names let it, or by way of a proxy.
+    Steered(Box<Steered>),
 }
 
 /// Outbound rules that packets cannot be judged by: somebody has to listen to what a guest calls its hosts.

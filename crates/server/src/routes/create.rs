@@ -121,7 +121,7 @@ mod tests {
             (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
             (r#"{"templateID":"base","network":{"dnsServers":["x"]}}"#, "dnsServers"),
             (r#"{"templateID":"base","network":{"httpsPorts":[49983]}}"#, "httpsPorts"),
-            (r#"{"templateID":"base","network":{"egressProxy":{"address":"p:1"}}}"#, "egressProxy"),
+            (r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#, "network.rules"),
             (r#"{"templateID":"base","network":{"maskRequestHost":"a b"}}"#, "maskRequestHost"),
             (r#"{"templateID":"base","envVars":{"":"x"}}"#, "envVars"),
             (r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars"),

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use axum::extract::State;
 use firkin_network::{EgressFilter, MAX_RULES};
-use firkin_runtime::sandbox::{Ingress, InternetAccess};
+use firkin_runtime::sandbox::{Ingress, InternetAccess, SocksProxy, SocksProxyTls, Steered};
 use firkin_wire::{ENVD_PORT, rest};
 use http::{StatusCode, uri::Authority};
 use ipnet::{IpNet, Ipv4Net};
@@ -13,10 +13,15 @@ use crate::{
     App,
     error::ApiError,
     extract::{Json, Sandbox},
+    shape,
 };
 
 /// Entries of `dnsServers`, by contract.
 const MAX_DNS_SERVERS: usize = 10;
+
+/// What E2B says of names where nothing is denied.
+const NAMES_NEED_DENIAL: &str =
+    "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic.";
 
 /// Every destination, in the notation of `denyOut`.
 const ALL_TRAFFIC: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0);
@@ -43,11 +48,19 @@ pub(super) fn internet(allow_internet: Option<bool>, rules: &rest::NetworkConfig
     if allow_internet == Some(false) {
         deny.push(ALL_TRAFFIC);
     }
-    let allow = allowed(rules.allow_out.as_deref().unwrap_or_default(), deny.contains(&ALL_TRAFFIC))?;
-    for (list, name) in [(&allow, "allowOut"), (&deny, "denyOut")] {
-        if list.len() > MAX_RULES {
-            return Err(ApiError::bad_request(format!("`network.{name}` has {} entries, the limit is {MAX_RULES}", list.len())));
+    let texts = rules.allow_out.as_deref().unwrap_or_default();
+    let proxy = rules.egress_proxy.as_ref().map(socks_proxy);
+    for (count, name) in [(texts.len(), "allowOut"), (deny.len(), "denyOut")] {
+        if count > MAX_RULES {
+            return Err(ApiError::bad_request(format!("`network.{name}` has {count} entries, the limit is {MAX_RULES}")));
         }
+    }
+    let (allow, has_names) = allowed(texts, deny.contains(&ALL_TRAFFIC))?;
+    if has_names || proxy.is_some() {
+        let (allow, deny) = (texts.to_vec(), deny.iter().map(shape::destination).collect());
+        // Of no effect where rules have no names.
+        let resolvers = if has_names { dns_servers(rules)? } else { None };
+        return Ok(InternetAccess::Steered(Box::new(Steered { allow, deny, resolvers, proxy })));
     }
     Ok(match (allow.is_empty(), deny.is_empty()) {
         (_, true) => InternetAccess::Allowed,
@@ -55,6 +68,17 @@ pub(super) fn internet(allow_internet: Option<bool>, rules: &rest::NetworkConfig
         (true, false) if deny.contains(&ALL_TRAFFIC) => InternetAccess::Denied,
         _ => InternetAccess::Filtered(EgressFilter { allow, deny }),
     })
+}
+
+/// A proxy as it was asked for. Whether there can be such a one, the runtime says.
+fn socks_proxy(proxy: &rest::EgressProxy) -> SocksProxy {
+    let credentials = match (&proxy.username, &proxy.password) {
+        (None, None) => None,
+        (name, password) => Some((name.clone().unwrap_or_default(), password.clone().unwrap_or_default())),
+    };
+    let tls = proxy.tls.as_ref().filter(|tls| tls.enabled);
+    let tls = tls.map(|tls| SocksProxyTls { server_name: tls.server_name.clone(), authorities: tls.ca_cert.clone() });
+    SocksProxy { address: proxy.address.clone(), credentials, tls }
 }
 
 /// The rules for traffic to the sandbox.
@@ -93,13 +117,9 @@ pub(super) fn dns_servers(rules: &rest::NetworkConfig) -> Result<Option<Vec<Ipv4
 }
 
 fn refuse_unsupported(rules: &rest::NetworkConfig) -> Result<(), ApiError> {
-    let refused = [
-        (rules.egress_proxy.as_ref().is_some_and(|proxy| !proxy.is_null()), "network.egressProxy"),
-        (rules.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "network.rules"),
-    ];
-    match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, option)) => Err(ApiError::unsupported(option)),
-        None => Ok(()),
+    match &rules.rules {
+        Some(rules) if !rules.is_empty() => Err(ApiError::unsupported("network.rules")),
+        _ => Ok(()),
     }
 }
 
@@ -118,18 +138,21 @@ fn denied(texts: &[String]) -> Result<Vec<Ipv4Net>, ApiError> {
     nets.filter_map(Result::transpose).collect()
 }
 
-fn allowed(texts: &[String], all_denied: bool) -> Result<Vec<Ipv4Net>, ApiError> {
-    let nets = texts.iter().map(|text| match parse(text) {
-        Some(IpNet::V4(net)) => Ok(net.trunc()),
-        Some(IpNet::V6(_)) => Err(ApiError::bad_request(format!("`network.allowOut`: sandboxes have no IPv6, so no `{text}`"))),
-        None if !all_denied => Err(ApiError::bad_request(
-            "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic.",
-        )),
-        None => Err(ApiError::bad_request(format!(
-            "`network.allowOut` with domain names is not supported by this server (`{text}`); list addresses"
-        ))),
-    });
-    nets.collect()
+/// The networks among them, and whether there are names too.
+fn allowed(texts: &[String], all_denied: bool) -> Result<(Vec<Ipv4Net>, bool), ApiError> {
+    let mut nets = Vec::new();
+    for text in texts {
+        match parse(text) {
+            Some(IpNet::V4(net)) => nets.push(net.trunc()),
+            Some(IpNet::V6(_)) => {
+                return Err(ApiError::bad_request(format!("`network.allowOut`: sandboxes have no IPv6, so no `{text}`")));
+            }
+            None if !all_denied => return Err(ApiError::bad_request(NAMES_NEED_DENIAL)),
+            None => {}
+        }
+    }
+    let has_names = nets.len() < texts.len();
+    Ok((nets, has_names))
 }
 
 #[cfg(test)]
@@ -166,15 +189,37 @@ mod tests {
     }
 
     #[test]
+    fn names_and_proxies_are_steered() {
+        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+        let steered = |body: &str| match parsed(body).unwrap() {
+            InternetAccess::Steered(steered) => *steered,
+            other => panic!("{body}: {other:?}"),
+        };
+        let named = Steered { allow: texts(&["*.x.com", "1.1.1.1"]), deny: texts(&["0.0.0.0/0"]), ..Steered::default() };
+        assert_eq!(steered(r#"{"allowOut":["*.x.com","1.1.1.1"],"denyOut":["0.0.0.0/0"]}"#), named);
+        assert_eq!(steered(r#"{"allowOut":["*.x.com","1.1.1.1"],"allow_internet_access":false}"#), named);
+        let resolvers = r#"{"allowOut":["x.com"],"denyOut":["0.0.0.0/0"],"dnsServers":[]}"#;
+        assert_eq!(steered(resolvers).resolvers, Some(Vec::new()));
+
+        let proxy = |body: &str| steered(&format!(r#"{{"egressProxy":{body},"dnsServers":["1.1.1.1"]}}"#));
+        let plain = SocksProxy { address: "p:1".into(), credentials: None, tls: None };
+        let through = |proxy| Steered { proxy: Some(proxy), ..Steered::default() };
+        assert_eq!(proxy(r#"{"address":"p:1","tls":null}"#), through(plain.clone()));
+        assert_eq!(proxy(r#"{"address":"p:1","tls":{"enabled":false,"serverName":"q"}}"#), through(plain.clone()));
+        let (credentials, tls) =
+            (Some(("u".into(), "s".into())), SocksProxyTls { server_name: Some("q".into()), authorities: None });
+        let body = r#"{"address":"p:1","username":"u","password":"s","tls":{"enabled":true,"serverName":"q"}}"#;
+        assert_eq!(proxy(body), through(SocksProxy { credentials, tls: Some(tls), ..plain }));
+    }
+
+    #[test]
     fn what_cannot_be_kept_is_refused_and_named() {
         let many = format!(r#"{{"denyOut":{:?}}}"#, vec!["8.8.8.8"; MAX_RULES + 1]);
         let table = [
             (r#"{"denyOut":["x.com"]}"#, "invalid denied CIDR x.com"),
             (r#"{"denyOut":["8.8.8.8/33"]}"#, "invalid denied CIDR"),
             (r#"{"allowOut":["x.com"]}"#, "ALL_TRAFFIC"),
-            (r#"{"allowOut":["*.x.com"],"denyOut":["0.0.0.0/0"]}"#, "domain names"),
             (r#"{"allowOut":["2606:4700::1"],"denyOut":["0.0.0.0/0"]}"#, "IPv6"),
-            (r#"{"egressProxy":{"address":"p:1"}}"#, "egressProxy"),
             (r#"{"rules":{"a.com":[]}}"#, "rules"),
             (many.as_str(), "limit"),
         ];

@@ -128,3 +128,61 @@ async fn a_browser_gets_a_page_and_a_program_gets_json() {
     }
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn rules_with_names_and_proxies_are_kept_and_passwords_are_not_shown() {
+    let bench = Bench::start().await;
+    let proxy = r#"{"address":"proxy.example:1080","username":"someone","password":"hunter2","tls":{"enabled":true}}"#;
+    let rules =
+        format!(r#"{{"allowOut":["*.x.com","1.1.1.1"],"denyOut":["0.0.0.0/0"],"dnsServers":["9.9.9.9"],"egressProxy":{proxy}}}"#);
+    let id = bench.create(&format!(r#","network":{rules}"#)).await;
+    let (path, network) = (format!("/sandboxes/{id}"), format!("/sandboxes/{id}/network"));
+    let shown = async || bench.call("GET", &path, "").await.expect(200).body["network"].clone();
+    let expected = serde_json::json!({
+        "allowOut": ["*.x.com", "1.1.1.1"],
+        "denyOut": ["0.0.0.0/0"],
+        "dnsServers": ["9.9.9.9"],
+        "egressProxy": { "address": "proxy.example:1080", "tls": { "enabled": true } },
+    });
+    assert_eq!(shown().await, expected);
+    // They live as long as the sandbox does, and its forks have them too.
+    bench.call("POST", &format!("/sandboxes/{id}/pause"), "").await.expect(204);
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), "{}").await.expect(201);
+    assert_eq!(shown().await, expected);
+    let forks = bench.call("POST", &format!("/sandboxes/{id}/fork"), "{}").await.expect(201);
+    let fork = bench.call("GET", &format!("/sandboxes/{}", forks.text("/0/sandbox/sandboxID")), "").await.expect(200);
+    assert_eq!(fork.body["network"], expected);
+
+    bench.call("PUT", &network, "{}").await.expect(204);
+    assert!(shown().await.is_null());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_of_names_is_refused_before_anything_starts() {
+    let bench = Bench::start().await;
+    let id = bench.create(r#","network":{"denyOut":["8.8.8.8"]}"#).await;
+    let deny = r#""denyOut":["0.0.0.0/0"]"#;
+    for (rules, named) in [
+        (format!(r#"{{"allowOut":["a..b"],{deny}}}"#), "a..b"),
+        (format!(r#"{{"allowOut":["x.com"],{deny},"dnsServers":["10.0.0.1"]}}"#), "10.0.0.1"),
+        (format!(r#"{{"allowOut":["x.com"],{deny},"dnsServers":["169.254.169.254"]}}"#), "169.254.0.0/16"),
+        (r#"{"egressProxy":{"address":"hunter2@p:1"}}"#.into(), "proxy"),
+        (r#"{"egressProxy":{"address":"p:1","username":"hunter2"}}"#.into(), "password"),
+        (r#"{"egressProxy":{"address":"p:1","tls":{"enabled":true,"caCert":"hunter2"}}}"#.into(), "authority"),
+    ] {
+        let create = format!(r#"{{"templateID":"base","network":{rules}}}"#);
+        let answers = [
+            bench.call("POST", "/v2/sandboxes", &create).await,
+            bench.call("PUT", &format!("/sandboxes/{id}/network"), &rules).await,
+        ];
+        for answer in answers {
+            let answer = answer.expect(400);
+            assert!(answer.text("/message").contains(named), "{answer:?}");
+            assert!(!answer.text("/message").contains("hunter2"), "{answer:?}");
+        }
+    }
+    let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    assert_eq!(detail.body["network"]["denyOut"], serde_json::json!(["8.8.8.8"]));
+    bench.stop().await;
+}

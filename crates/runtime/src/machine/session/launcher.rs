@@ -26,7 +26,7 @@ use crate::{
         groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
-        network::{Link, Links},
+        network::{Link, Links, Reaching},
     },
     store::spec::InternetAccess,
 };
@@ -75,7 +75,7 @@ impl EngineLauncher {
             .chain(manifest.disk.layers.iter().map(|id| self.artifacts.pin(id.clone())))
             .collect();
         let engine = self.engines.of(&manifest.engine);
-        let link = self.links.acquire(engine.attachment(), internet).await.map_err(LaunchError::Network)?;
+        let link = self.links.acquire(engine.attachment(), Reaching { internet, sandbox: name }).await?;
         let path = self.instances.path(name);
         let failed = |path: &Path| {
             let path = path.to_owned();

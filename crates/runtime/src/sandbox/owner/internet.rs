@@ -2,11 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use firkin_network::SlotError;
 use firkin_wire::rest::LogLevel;
 
 use super::{Owner, Phase, gone};
 use crate::{
+    machine::{
+        network::{LinkError, Reaching},
+        outbound::OutboundError,
+    },
     store::{
         StoreError,
         spec::{InternetAccess, NoSuchSandbox, SandboxId},
@@ -30,8 +33,11 @@ pub enum NetworkError {
         id: SandboxId,
         /// Why.
         #[source]
-        source: SlotError,
+        source: LinkError,
     },
+    /// It cannot be kept, and nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] OutboundError),
     /// The change could not be recorded, and was not made.
     #[error("cannot record the change of a sandbox's network")]
     Store(#[source] StoreError),
@@ -49,13 +55,15 @@ impl Owner {
             Phase::Paused(_) => return Err(NetworkError::NotRunning(self.record.id.clone())),
             Phase::Gone => return Err(gone(&self.record.id).into()),
         };
+        self.shared.links.check(&internet).await?;
         let mut record = self.record.clone();
         record.spec.internet = internet;
         record.spec.dns_servers = dns_servers;
         self.shared.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
         self.record = record;
         let id = &self.record.id;
-        let applied = running.session.link.set_internet(&self.record.spec.internet).await;
+        let reaching = Reaching { internet: &self.record.spec.internet, sandbox: id.as_str() };
+        let applied = running.session.link.set_internet(reaching).await;
         let applied = applied.map_err(|source| NetworkError::Apply { id: id.clone(), source });
         self.publish_view();
         if applied.is_ok() {

@@ -9,6 +9,7 @@ use crate::{
     capacity::ActiveSessionReservation,
     machine::{
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
+        network::Reaching,
         session::{Session, Staged},
     },
     restore::{Proven, SnapshotRestoreReport},
@@ -102,7 +103,7 @@ async fn become_sandbox(
 async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Result<LaunchTimings, LaunchError> {
     let begun = Instant::now();
     // Before the machine runs: a sandbox without internet never has any.
-    session.link.set_internet(&request.internet).await.map_err(LaunchError::Network)?;
+    session.link.set_internet(reaching(request)).await?;
     let staging = begun.elapsed();
     let begun = Instant::now();
     session.machine.resume().await.map_err(LaunchError::Machine)?;
@@ -112,13 +113,17 @@ async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Resul
     Ok(LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() })
 }
 
+fn reaching(request: &SnapshotRestoreRequest) -> Reaching<'_> {
+    Reaching { internet: &request.internet, sandbox: &request.identity.sandbox_id }
+}
+
 /// A prepared engine gets the sandbox's guest.
 async fn start(mut staged: Staged, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
     let begun = Instant::now();
     // Before there is a guest: a sandbox without internet never has any.
-    if let Err(error) = staged.link.set_internet(&request.internet).await {
+    if let Err(error) = staged.link.set_internet(reaching(request)).await {
         staged.end().await;
-        return Err(LaunchError::Network(error));
+        return Err(error.into());
     }
     let staging = begun.elapsed();
     let (session, timings) = staged.start(&request.identity).await?;
