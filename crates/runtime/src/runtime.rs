@@ -24,6 +24,7 @@ use crate::{
         groups::MachineGroups,
         instances::Instances,
         network::{Connector, Links},
+        outbound::Decided,
         session::EngineLauncher,
     },
     restore::{RestoreGates, warm::PoolStatus},
@@ -425,6 +426,15 @@ impl Runtime {
         self.ask(id, |reply| Command::Network { internet, dns_servers, reply }).await
     }
 
+    /// What was decided last of what a sandbox tried to reach by name or through a proxy, the oldest first: of its present machine, and
+    /// since it has such rules.
+    pub async fn outbound_decisions(&self, id: &SandboxId) -> Result<Vec<Decided>, NoSuchSandbox> {
+        let handle = self.handle(id)?;
+        let (reply, result) = oneshot::channel();
+        handle.commands.send(Command::Decisions { reply }).await.map_err(|_| gone(id))?;
+        result.await.map_err(|_| gone(id))
+    }
+
     /// Who may reach the ports of a sandbox and by which token, without copying the rest of it.
     pub fn ingress(&self, id: &SandboxId) -> Result<(Ingress, Option<String>), NoSuchSandbox> {
         let view = self.handle(id)?.view;
@@ -572,7 +582,8 @@ impl Runtime {
     pub fn render_metrics(&self) -> String {
         let sandboxes = self.sandboxes();
         let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
-        let live = Live { running, paused: sandboxes.len() - running, capacity: self.capacity(), pool: self.pool() };
+        let (paused, outbound) = (sandboxes.len() - running, self.shared.links.outcomes().counts().collect());
+        let live = Live { running, paused, capacity: self.capacity(), pool: self.pool(), outbound };
         self.shared.metrics.render(&live)
     }
 

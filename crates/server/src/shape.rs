@@ -3,6 +3,7 @@
 use firkin_runtime::{
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
+    outbound::Decided,
     reference::with_team,
     runtime::SnapshotInfo,
     sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls},
@@ -111,6 +112,20 @@ fn egress_proxy(proxy: &SocksProxy) -> rest::EgressProxy {
         ca_cert: tls.authorities.clone(),
     };
     rest::EgressProxy { address: proxy.address.clone(), username: None, password: None, tls: proxy.tls.as_ref().map(tls) }
+}
+
+/// What was decided on an attempt of a sandbox.
+pub(crate) fn network_decision(decided: Decided) -> rest::NetworkDecision {
+    rest::NetworkDecision {
+        timestamp: decided.at,
+        kind: if decided.question { rest::NetworkAttempt::Dns } else { rest::NetworkAttempt::Tcp },
+        name: decided.name,
+        address: decided.address,
+        port: decided.port,
+        allowed: decided.outcome == "allowed",
+        outcome: decided.outcome.to_owned(),
+        reason: decided.reason,
+    }
 }
 
 /// One sample of a sandbox's use. `None` when the guest's clock makes no sense.

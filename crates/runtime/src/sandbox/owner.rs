@@ -30,7 +30,7 @@ use self::{
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
-    machine::session::Session,
+    machine::{outbound::Decided, session::Session},
     shared::Shared,
     start::Recorded,
     store::{
@@ -170,6 +170,9 @@ pub(crate) enum Command {
         internet: InternetAccess,
         dns_servers: Option<Vec<Ipv4Addr>>,
         reply: Reply<Result<(), NetworkError>>,
+    },
+    Decisions {
+        reply: Reply<Vec<Decided>>,
     },
     Stats {
         reply: Reply<Option<Stats>>,
@@ -413,6 +416,13 @@ impl Owner {
             Command::Network { internet, dns_servers, reply } => {
                 let result = self.set_internet(internet, dns_servers).await;
                 drop(reply.send(result));
+            }
+            Command::Decisions { reply } => {
+                let decisions = match &self.phase {
+                    Phase::Running(running) => running.session.link.decisions(),
+                    Phase::Paused(_) | Phase::Gone => Vec::new(),
+                };
+                drop(reply.send(decisions));
             }
             Command::Stats { reply } => {
                 let stats = match &mut self.phase {

@@ -135,6 +135,8 @@ pub(crate) struct Live {
     pub(crate) paused: usize,
     pub(crate) capacity: CapacityView,
     pub(crate) pool: PoolStatus,
+    /// Outcomes of what sandboxes tried to reach by name, and how often each was.
+    pub(crate) outbound: Vec<(&'static str, u64)>,
 }
 
 /// Everything that is counted and timed in one runtime.
@@ -163,6 +165,7 @@ struct Gauges {
     resident: Gauge,
     disk: Family<StateLabel, Gauge>,
     short_of_disk: Gauge,
+    outbound: Family<OutcomeLabel, Counter>,
 }
 
 impl Metrics {
@@ -258,11 +261,16 @@ impl Gauges {
             "Disk space of the state directory: held, reclaimable and budget, where it has one",
             self.disk.clone(),
         );
+        let help = "Questions and connections of sandboxes whose outbound rules have names or a proxy, by what was decided";
+        registry.register("outbound_decisions", help, self.outbound.clone());
         registry.register("resident_bytes", "Memory of the server's process", self.resident.clone());
     }
 
     fn set(&self, live: &Live) {
-        let Live { running, paused, capacity, pool } = live;
+        let Live { running, paused, capacity, pool, outbound } = live;
+        for (outcome, count) in outbound {
+            self.outbound.get_or_create(&OutcomeLabel { outcome }).inner().store(*count, Ordering::Relaxed);
+        }
         for (state, count) in [("running", *running), ("paused", *paused)] {
             self.sandboxes.get_or_create(&StateLabel { state }).set(number(count));
         }

@@ -46,6 +46,8 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/sandboxes/{id}/timeout", post(lifecycle::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
         .route("/sandboxes/{id}/network", put(network::update))
+        // Ours.
+        .route("/sandboxes/{id}/network/audit", get(network::audit))
         .route("/sandboxes/{id}/snapshots", post(snapshots::take))
         .route("/snapshots", get(snapshots::list))
         .route("/teams/{id}/metrics", get(teams::metrics))

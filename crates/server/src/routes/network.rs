@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
-use axum::extract::State;
+use axum::{Json as Reply, extract::State};
 use firkin_network::{EgressFilter, MAX_RULES};
 use firkin_runtime::sandbox::{Ingress, InternetAccess, SocksProxy, SocksProxyTls, Steered};
 use firkin_wire::{ENVD_PORT, rest};
@@ -39,6 +39,15 @@ pub(super) async fn update(
     let access = internet(allow_internet, &network)?;
     app.runtime.set_internet(&id, access, dns_servers(&network)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /sandboxes/{id}/network/audit`: what was decided last, the oldest first.
+pub(super) async fn audit(
+    State(app): State<Arc<App>>,
+    Sandbox(id): Sandbox,
+) -> Result<Reply<Vec<rest::NetworkDecision>>, ApiError> {
+    let decisions = app.runtime.outbound_decisions(&id).await?;
+    Ok(Reply(decisions.into_iter().map(shape::network_decision).collect()))
 }
 
 /// The outbound access that the rules describe.

@@ -153,6 +153,9 @@ async fn rules_with_names_and_proxies_are_kept_and_passwords_are_not_shown() {
     let fork = bench.call("GET", &format!("/sandboxes/{}", forks.text("/0/sandbox/sandboxID")), "").await.expect(200);
     assert_eq!(fork.body["network"], expected);
 
+    let audit = bench.call("GET", &format!("{network}/audit"), "").await.expect(200);
+    assert_eq!(audit.body, serde_json::json!([]));
+    bench.call("GET", "/sandboxes/inone/network/audit", "").await.expect(404);
     bench.call("PUT", &network, "{}").await.expect(204);
     assert!(shown().await.is_null());
     bench.stop().await;
