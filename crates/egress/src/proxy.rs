@@ -35,11 +35,15 @@ use crate::{
     relay::{Ended, relay},
     sniff::{Greeting, Protocol, greeting},
     terminate::{Between, Sides, terminate},
-    way::{Way, Ways},
+    way::{Listening, Way, Ways},
 };
 
 /// What is waited after the listener has failed to accept: such as for descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the address decides, and a name is asked for only to put something in: who has said nothing by then waits for the server to
+/// speak first.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Where a connection was meant to go, before it was led here.
 pub trait Origin: Send + Sync {
@@ -119,11 +123,12 @@ impl Proxy {
 
     /// One connection, from its beginning to its end.
     async fn connection(&self, mut client: TcpStream, meant: SocketAddrV4) {
-        let unheard = self.ways.borrow().unheard(*meant.ip());
-        let (called, protocol, bytes) = if unheard {
+        let listening = self.ways.borrow().listening(*meant.ip());
+        let (called, protocol, bytes) = if listening == Listening::Not {
             (None, Protocol::Unknown, Vec::new())
         } else {
-            let Greeting { protocol, name, bytes } = greeting(&mut client, self.limits.greeting).await;
+            let within = if listening == Listening::Briefly { SILENCE.min(self.limits.greeting) } else { self.limits.greeting };
+            let Greeting { protocol, name, bytes } = greeting(&mut client, within).await;
             (Some(name), protocol, bytes)
         };
         let way = Arc::clone(&self.ways.borrow());

@@ -28,15 +28,30 @@ pub struct Way {
 }
 
 impl Way {
-    /// Whether a connection to `address` is decided before it has said anything.
-    pub(crate) fn unheard(&self, address: Ipv4Addr) -> bool {
-        self.termination.is_none() && self.policy.unheard(address).is_some()
+    /// Whether a client is heard that connects to `address`.
+    pub(crate) fn listening(&self, address: Ipv4Addr) -> Listening {
+        match (self.policy.unheard(address).is_some(), &self.termination) {
+            (false, _) => Listening::Long,
+            (true, Some(_)) => Listening::Briefly,
+            (true, None) => Listening::Not,
+        }
     }
 
     /// What is put into requests to `name`.
     pub(crate) fn transform(&self, name: &HostName) -> Option<&Transform> {
         self.termination.as_ref()?.transforms.of(name)
     }
+}
+
+/// Whether it matters what a client calls its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listening {
+    /// It is decided without.
+    Not,
+    /// It is decided without, but something may be put into its requests.
+    Briefly,
+    /// Its name decides.
+    Long,
 }
 
 /// The way out as it is now, and word of every change.
