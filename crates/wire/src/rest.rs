@@ -65,7 +65,7 @@ pub struct NewSandbox {
     pub mcp: Option<Value>,
     /// Identity tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub iam: Option<Value>,
+    pub iam: Option<Iam>,
     /// Volumes to mount.
     #[serde(rename = "volumeMounts", default, skip_serializing_if = "Option::is_none")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
@@ -113,7 +113,52 @@ pub struct NetworkConfig {
     pub https_ports: Option<Vec<u16>>,
     /// Header transforms by domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rules: Option<BTreeMap<String, Value>>,
+    pub rules: Option<BTreeMap<String, Vec<NetworkRule>>>,
+}
+
+/// What happens to requests to a domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRule {
+    /// How they are changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<NetworkTransform>,
+}
+
+/// How requests are changed. Texts may have places for values: `${e2b.secrets.NAME}`, `${e2b.identity.tokens.NAME}`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkTransform {
+    /// Headers that are put in, in the place of the client's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<BTreeMap<String, String>>,
+    /// Names of secrets whose placeholder is replaced wherever the client sends it in a header. Ours: the contract has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placeholders: Option<Vec<String>>,
+}
+
+/// Without the texts: people write values into them.
+impl std::fmt::Debug for NetworkTransform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.headers.as_ref().map(|headers| headers.keys().collect::<Vec<_>>());
+        f.debug_struct("NetworkTransform").field("headers", &names).finish_non_exhaustive()
+    }
+}
+
+/// By what a sandbox can be known to others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iam {
+    /// Tokens by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<BTreeMap<String, IamToken>>,
+}
+
+/// One kind of token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IamToken {
+    /// Who is to believe it.
+    pub audience: String,
+    /// Its form: `JWT-SVID`.
+    #[serde(rename = "tokenType")]
+    pub token_type: String,
 }
 
 /// A SOCKS5 proxy for outbound TCP. Name and password are never answered.
@@ -215,7 +260,7 @@ pub struct UpdateNetwork {
     pub https_ports: Option<Vec<u16>>,
     /// Header transforms by domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rules: Option<BTreeMap<String, Value>>,
+    pub rules: Option<BTreeMap<String, Vec<NetworkRule>>>,
 }
 
 impl UpdateNetwork {
