@@ -5,9 +5,10 @@ pub mod lineage;
 pub mod owner;
 pub(crate) mod sampler;
 pub mod stale_state;
+pub mod trust;
 
 pub use crate::store::spec::{
-    CreateSandbox, DEFAULT_TIMEOUT, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
+    CreateSandbox, DEFAULT_TIMEOUT, Filled, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
     NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered,
 };
 

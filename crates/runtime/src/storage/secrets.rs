@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 use crate::ground::private::{read, replace};
 
@@ -185,6 +186,14 @@ impl Secrets {
         let secrets = &self.opened(&mut book)?.secrets;
         let id = find(secrets, reference)?;
         Ok(secrets[&id].info.clone())
+    }
+
+    /// The value of a secret, by id or name: for who puts it where it belongs, and for no client.
+    pub(crate) async fn value(&self, reference: &str) -> Result<Zeroizing<String>, SecretError> {
+        let mut book = self.book.lock().await;
+        let secrets = &self.opened(&mut book)?.secrets;
+        let id = find(secrets, reference)?;
+        Ok(Zeroizing::new(secrets[&id].value.clone()))
     }
 
     /// The public parts of all secrets, in no order.

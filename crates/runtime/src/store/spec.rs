@@ -12,7 +12,7 @@ use firkin_network::EgressFilter;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::capacity::ResourceBudget;
+use crate::{capacity::ResourceBudget, storage::workload::WorkloadToken};
 
 /// Life of a sandbox whose creator names none, in seconds.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -117,6 +117,16 @@ pub enum InternetAccess {
     Steered(Box<Steered>),
 }
 
+impl InternetAccess {
+    /// The same for a sandbox that has these identity tokens.
+    pub(crate) fn with_tokens(mut self, tokens: &BTreeMap<String, WorkloadToken>) -> Self {
+        if let Self::Steered(steered) = &mut self {
+            steered.tokens.clone_from(tokens);
+        }
+        self
+    }
+}
+
 /// Outbound rules that packets cannot be judged by: somebody has to listen to what a guest calls its hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steered {
@@ -132,6 +142,33 @@ pub struct Steered {
     /// What TCP goes through.
     #[serde(default)]
     pub proxy: Option<SocksProxy>,
+    /// What is put into requests, by host. Not more than one entry for a set of hosts.
+    #[serde(default)]
+    pub filled: Vec<Filled>,
+    /// The sandbox's identity tokens, which may be among it.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, WorkloadToken>,
+}
+
+/// Headers that are put into requests over TLS to some hosts.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filled {
+    /// A name, or `*.` and one for all below it.
+    pub host: String,
+    /// Names and texts, with places for secrets and identity tokens in E2B's notation.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// Names of secrets whose placeholder is replaced wherever the sandbox itself sends it in a header.
+    #[serde(default)]
+    pub placeholders: Vec<String>,
+}
+
+/// Without the texts: people write values into them.
+impl fmt::Debug for Filled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Filled").field("host", &self.host).field("headers", &names).finish_non_exhaustive()
+    }
 }
 
 /// A SOCKS5 proxy of the user's.
@@ -203,6 +240,9 @@ pub struct CreateSandbox {
     /// Inbound network.
     #[serde(default)]
     pub ingress: Ingress,
+    /// By what it can be known to others, by name.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, WorkloadToken>,
     /// Whether envd demands an access token. The v2 API always does.
     pub secure: bool,
 }
@@ -220,6 +260,7 @@ impl CreateSandbox {
             internet: InternetAccess::Allowed,
             dns_servers: None,
             ingress: Ingress::default(),
+            tokens: BTreeMap::new(),
             secure: true,
         }
     }
