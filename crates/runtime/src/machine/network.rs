@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     ground::blocking::blocking,
-    machine::outbound::{self, Decided, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
+    machine::outbound::{self, Decided, Filling, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
     store::spec::{InternetAccess, Steered},
 };
 
@@ -44,6 +44,7 @@ type Ports = Arc<BTreeMap<u16, u16>>;
 pub(crate) struct Links {
     from: Supply,
     outcomes: Arc<Outcomes>,
+    filling: Arc<Filling>,
 }
 
 #[derive(Debug)]
@@ -72,6 +73,7 @@ pub(crate) struct Isolated {
     outbound: Option<Outbound>,
     slot: NetworkSlot,
     outcomes: Arc<Outcomes>,
+    filling: Arc<Filling>,
 }
 
 /// What a sandbox is to reach.
@@ -102,7 +104,11 @@ pub(crate) enum Connector {
 
 impl Links {
     /// With slots ready of this kind.
-    pub(crate) async fn open(choice: NetworkChoice, attachment: AttachmentKind) -> Result<Self, OpenError> {
+    pub(crate) async fn open(
+        choice: NetworkChoice,
+        attachment: AttachmentKind,
+        filling: Arc<Filling>,
+    ) -> Result<Self, OpenError> {
         let from = match choice {
             NetworkChoice::Isolated(config) => {
                 let pool = NetworkPool::open(NetworkConfig { attachment, ..config }).await?;
@@ -111,7 +117,7 @@ impl Links {
             NetworkChoice::Loopback => Supply::Loopback(Ports::default()),
             NetworkChoice::LoopbackPorts(ports) => Supply::Loopback(Arc::new(ports)),
         };
-        Ok(Self { from, outcomes: Arc::default() })
+        Ok(Self { from, outcomes: Arc::default(), filling })
     }
 
     /// How often each outcome was of what sandboxes tried to reach by name.
@@ -126,12 +132,14 @@ impl Links {
             Ok(Source::Pool(pool)) => pool.surroundings(),
             Ok(Source::Host(_)) | Err(_) => Surroundings::unknown(),
         };
-        let steered = steered.clone();
-        blocking(move || outbound::way(&steered, surroundings, Arc::new(Nowhere)).map(|_| ())).await
+        self.filling.check_secrets(&steered.filled).await?;
+        let (steered, filling) = (steered.clone(), Arc::clone(&self.filling));
+        blocking(move || outbound::way(("", &steered), surroundings, Arc::new(Nowhere), &filling).map(|_| ())).await
     }
 
     fn link(&self, slot: NetworkSlot) -> Link {
-        Link::Isolated(Box::new(Isolated { outbound: None, slot, outcomes: Arc::clone(&self.outcomes) }))
+        let (outcomes, filling) = (Arc::clone(&self.outcomes), Arc::clone(&self.filling));
+        Link::Isolated(Box::new(Isolated { outbound: None, slot, outcomes, filling }))
     }
 
     /// Where the next link comes from.
@@ -279,7 +287,8 @@ impl Isolated {
         let (filter, steering) = outbound::packets(steered)?;
         let (connector, surroundings, steered) = (self.slot.connector(), self.slot.surroundings(), steered.clone());
         let dialer = Arc::new(FromSlot(connector.clone()));
-        let way = blocking(move || outbound::way(&steered, surroundings, dialer)).await?;
+        let (filling, of) = (Arc::clone(&self.filling), sandbox.to_owned());
+        let way = blocking(move || outbound::way((&of, &steered), surroundings, dialer, &filling)).await?;
         match &self.outbound {
             Some(outbound) => outbound.change(way),
             None => {

@@ -31,10 +31,11 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::spec::{SocksProxy, Steered};
 
 mod decisions;
+mod filling;
 
-pub use self::decisions::Decided;
 use self::decisions::Decisions;
-pub(crate) use self::decisions::Outcomes;
+pub use self::{decisions::Decided, filling::FillingError};
+pub(crate) use self::{decisions::Outcomes, filling::Filling};
 
 /// Where resolvers are asked.
 const DNS_PORT: u16 = 53;
@@ -59,6 +60,9 @@ pub enum OutboundError {
         /// What it is in.
         net: Ipv4Net,
     },
+    /// Nothing can be put into requests.
+    #[error(transparent)]
+    Filling(#[from] FillingError),
     /// Names cannot be resolved here.
     #[error("cannot resolve names")]
     Upstream(#[source] UpstreamError),
@@ -72,6 +76,7 @@ impl OutboundError {
     pub fn is_asked_for(&self) -> bool {
         match self {
             Self::Rules(_) | Self::Proxy(_) | Self::Resolver { .. } => true,
+            Self::Filling(error) => error.is_asked_for(),
             Self::Upstream(_) | Self::Doors(_) => false,
         }
     }
@@ -81,12 +86,17 @@ impl OutboundError {
 pub(crate) fn packets(steered: &Steered) -> Result<(EgressFilter, Steering), OutboundError> {
     let rules = Rules::parse(&steered.allow, &steered.deny).map_err(OutboundError::Rules)?;
     let filter = EgressFilter { allow: rules.allowed_networks().collect(), deny: rules.denied_networks().collect() };
-    Ok((filter, if steered.proxy.is_some() { Steering::AllTcp } else { Steering::ByName }))
+    Ok((filter, if steered.proxy.is_some() || !steered.filled.is_empty() { Steering::AllTcp } else { Steering::ByName }))
 }
 
 /// The way out by these rules, for a guest in these surroundings, by connections of `dialer`. Blocks for the host's authorities where
 /// those are believed. Must be called inside a tokio runtime.
-pub(crate) fn way(steered: &Steered, surroundings: Surroundings, dialer: Arc<dyn Dial>) -> Result<Way, OutboundError> {
+pub(crate) fn way(
+    (sandbox, steered): (&str, &Steered),
+    surroundings: Surroundings,
+    dialer: Arc<dyn Dial>,
+    filling: &Arc<Filling>,
+) -> Result<Way, OutboundError> {
     let Surroundings { own, closed, opened, resolvers: of_host } = surroundings;
     let bounds = Arc::new(Bounds { own, opened, closed });
     let rules = Rules::parse(&steered.allow, &steered.deny).map_err(OutboundError::Rules)?;
@@ -105,7 +115,8 @@ pub(crate) fn way(steered: &Steered, surroundings: Surroundings, dialer: Arc<dyn
         // Its own name is not a name that rules are about.
         Some(proxy) => Arc::new(socks(proxy, asking(&of_host)?, Arc::clone(&bounds))?.through(dialer)),
     };
-    Ok(Way { policy: Policy::new(rules, bounds), resolver, dialer })
+    let termination = filling.termination(sandbox, &steered.filled, &steered.tokens)?;
+    Ok(Way { policy: Policy::new(rules, bounds), resolver, dialer, termination })
 }
 
 fn socks(proxy: &SocksProxy, resolver: Arc<dyn Resolve>, bounds: Arc<Bounds>) -> Result<Socks, OutboundError> {
@@ -236,7 +247,10 @@ async fn decide(doors: Doors, ways: Ways, audit: Audit, origin: impl Origin + 's
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::{
+        path::Path,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use tokio::{
         io::AsyncReadExt,
@@ -246,6 +260,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::storage::{secrets::Secrets, workload::Workload};
 
     /// Nothing here takes as long.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -255,8 +270,14 @@ mod tests {
         Steered { allow: texts(allow), deny: texts(deny), ..Steered::default() }
     }
 
+    /// Of no installation: nothing is put in here.
+    fn filling() -> Arc<Filling> {
+        let nowhere = Path::new("/nonexistent");
+        Filling::of(nowhere, Arc::new(Secrets::of(nowhere)), Arc::new(Workload::of(nowhere, String::new())))
+    }
+
     async fn refused(steered: &Steered) -> String {
-        let error = way(steered, Surroundings::unknown(), Arc::new(Nowhere)).unwrap_err();
+        let error = way(("i1", steered), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap_err();
         assert!(error.is_asked_for(), "{error:?}");
         firkin_causes::chain(&error)
     }
@@ -277,7 +298,7 @@ mod tests {
             assert!(!refused(&bad).await.contains("hunter2"));
             assert!(!format!("{bad:?}").contains("hunter2"));
         }
-        way(&proxy("proxy.example:1080", "x"), Surroundings::unknown(), Arc::new(Nowhere)).unwrap();
+        way(("i1", &proxy("proxy.example:1080", "x")), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap();
     }
 
     #[test]
@@ -311,7 +332,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_falls_stands_again_and_nothing_passes_meanwhile() {
-        let way = way(&steered(&["a.example"], &["0.0.0.0/0"]), Surroundings::unknown(), Arc::new(Nowhere)).unwrap();
+        let steered = steered(&["a.example"], &["0.0.0.0/0"]);
+        let way = way(("i1", &steered), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap();
         let (ways, audit) = (watch::Sender::new(Arc::new(way)), Audit::default());
         let mut told = audit.read();
         let (opened, mut openings) = mpsc::unbounded_channel();
