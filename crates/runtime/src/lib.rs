@@ -29,7 +29,7 @@ pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, engines, groups, guest_file, launch, network, outbound};
 pub use restore::warm;
 pub use runtime::{encryption, host_templates, sweep, templates};
-pub use sandbox::{lineage, owner, stale_state};
+pub use sandbox::{lineage, owner, stale_state, trust};
 pub use shared::config;
 pub use start::pool;
 pub use storage::{secrets, volumes, workload};

@@ -24,7 +24,7 @@ use crate::{
         groups::MachineGroups,
         instances::Instances,
         network::{Connector, Links},
-        outbound::Decided,
+        outbound::{Decided, Filling},
         session::EngineLauncher,
     },
     restore::{RestoreGates, warm::PoolStatus},
@@ -36,6 +36,7 @@ use crate::{
             ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
         },
         sampler,
+        trust::{self, GuestTrustError, is_filled},
     },
     shared::{
         Parts, Shared,
@@ -184,8 +185,11 @@ impl Runtime {
             );
         }
         let files = Files::open(&config.state_dir).map_err(directory)?;
-        let links =
-            Arc::new(Links::open(config.network.clone(), engines.first().attachment()).await.map_err(OpenError::Network)?);
+        let secrets = Arc::new(Secrets::of(&config.state_dir));
+        let workload = Arc::new(Workload::of(&config.state_dir, config.issuer.clone()));
+        let filling = Filling::of(&config.state_dir, Arc::clone(&secrets), Arc::clone(&workload));
+        let links = Links::open(config.network.clone(), engines.first().attachment(), Arc::clone(&filling)).await;
+        let links = Arc::new(links.map_err(OpenError::Network)?);
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent))
             .with_own_memory(engines.own_memory().usual_mib);
@@ -202,7 +206,7 @@ impl Runtime {
         let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
         let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
-        let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock });
+        let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock, secrets, workload, filling });
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
@@ -218,9 +222,30 @@ impl Runtime {
         Ok(Self { shared, owners, builds, pool })
     }
 
+    /// Has a running sandbox trust this installation's authority, if it has rules that need it.
+    async fn trust(&self, id: &SandboxId, internet: &InternetAccess) -> Result<(), GuestTrustError> {
+        if !is_filled(internet) {
+            return Ok(());
+        }
+        let gone = || GuestTrustError::Gone(gone(id));
+        let View { sandbox, access, .. } = self.handle(id).map_err(|_| gone())?.view.borrow().clone();
+        // One that is paused is refused by its owner, with the reason.
+        let Access::Running(reach) = access else { return Ok(()) };
+        trust::tell(&self.shared.filling, reach.connector, sandbox.envd_access_token.as_deref()).await
+    }
+
     /// Creates a sandbox by restoring a template or a snapshot.
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
-        sandbox::create(&self.owners, request).await
+        let internet = request.internet.clone();
+        let created = sandbox::create(&self.owners, request).await?;
+        if let Err(error) = self.trust(&created.id, &internet).await {
+            // Nobody has been told of it yet.
+            if let Err(error) = self.kill(&created.id).await {
+                tracing::warn!(id = %created.id, error = firkin_causes::chain(&error), "cannot end a sandbox that was not created");
+            }
+            return Err(error.into());
+        }
+        Ok(created)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -423,6 +448,12 @@ impl Runtime {
         internet: InternetAccess,
         dns_servers: Option<Vec<Ipv4Addr>>,
     ) -> Result<(), NetworkError> {
+        if is_filled(&internet) {
+            // A guest is told nothing for rules that are refused.
+            let tokens = self.handle(id)?.view.borrow().sandbox.spec.tokens.clone();
+            self.shared.links.check(&internet.clone().with_tokens(&tokens)).await?;
+            self.trust(id, &internet).await?;
+        }
         self.ask(id, |reply| Command::Network { internet, dns_servers, reply }).await
     }
 

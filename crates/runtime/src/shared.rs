@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
-    machine::{launch::FilesInMemory, network::Links, session::EngineLauncher},
+    machine::{launch::FilesInMemory, network::Links, outbound::Filling, session::EngineLauncher},
     restore::RestoreGates,
     storage::{secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
@@ -40,9 +40,10 @@ pub(crate) struct Shared {
     pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
     pub(crate) history: History,
     pub(crate) activity: Activity,
-    pub(crate) secrets: Secrets,
+    pub(crate) secrets: Arc<Secrets>,
     pub(crate) volumes: Volumes,
-    pub(crate) workload: Workload,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) filling: Arc<Filling>,
     collect: Notify,
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
@@ -62,14 +63,18 @@ pub(crate) struct Parts {
     pub(crate) files: Files,
     pub(crate) api_keys: Vec<blake3::Hash>,
     pub(crate) lock: StateLock,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) filling: Arc<Filling>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let shared = Arc::new(Self {
-            secrets: Secrets::of(&parts.config.state_dir),
+            secrets: parts.secrets,
             volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone(), parts.config.volumes),
-            workload: Workload::of(&parts.config.state_dir, parts.config.issuer.clone()),
+            workload: parts.workload,
+            filling: parts.filling,
             files: parts.files,
             config: parts.config,
             store: parts.store,

@@ -16,8 +16,8 @@ use std::{
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
 use firkin_image::{
-    Additions, Cache, GuestKernel, OwnKernel, RootSpec, base_rootfs, guest_kernel, host_certificates, initramfs, own_kernel,
-    renewed_kernel, renewed_rootfs, rootfs,
+    Additions, Cache, GuestKernel, OwnKernel, RootSpec, base_rootfs, certificate_variables, guest_kernel, host_certificates,
+    initramfs, own_kernel, renewed_kernel, renewed_rootfs, rootfs,
 };
 use firkin_runtime::{
     capacity::HostCapacity,
@@ -201,6 +201,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         volumes: settings.capacity.volumes,
         warm: settings.warm.clone(),
         encryption: settings.encryption.clone(),
+        authority_variables: certificate_variables().collect(),
         issuer: settings.identity_issuer.clone().unwrap_or(defaults.issuer),
         groups: Some(limits(&state_dir, progress)),
         guest,

@@ -26,7 +26,10 @@ use crate::{
     },
     machine::{launch::FilesInMemory, outbound::OutboundError},
     restore::{Proven, SnapshotRestoreError},
-    sandbox::owner::{Continuation, Owner, Owners, check_timeout},
+    sandbox::{
+        owner::{Continuation, Owner, Owners, check_timeout},
+        trust::{GuestTrustError, is_filled},
+    },
     shared::Shared,
     start::{Found, Launched, PreparedTemplate, life::Life, pool::Claimed},
     store::{
@@ -59,6 +62,9 @@ pub enum CreateError {
         #[source]
         source: SnapshotRestoreError,
     },
+    /// It does not trust the authority that its rules need.
+    #[error(transparent)]
+    Trust(#[from] GuestTrustError),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
@@ -69,12 +75,19 @@ pub enum CreateError {
 
 /// Creates a sandbox of a template or a snapshot. A caller that goes away before it is recorded ends this, in the queue for
 /// capacity or later; who goes away after that has a sandbox that nobody knows, and that ends at once.
-pub(crate) async fn create(owners: &Arc<Owners>, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
+pub(crate) async fn create(owners: &Arc<Owners>, mut request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
     let begun = Instant::now();
     let shared = &owners.shared;
     check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
+    }
+    request.internet = request.internet.with_tokens(&request.tokens);
+    if is_filled(&request.internet) {
+        // Programs that bring authorities of their own are told of the guest's.
+        let mut env = shared.config.authority_variables.clone();
+        env.append(&mut request.env);
+        request.env = env;
     }
     shared.links.check(&request.internet).await?;
     let template = find(shared, &request.template).await?;

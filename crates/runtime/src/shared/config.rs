@@ -1,6 +1,7 @@
 //! Configuration of a runtime, given when it is opened. Resolved by the caller; nothing here reads the environment.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -53,6 +54,9 @@ pub struct RuntimeConfig {
     pub memory_probe: Arc<dyn MemoryPressureProbe>,
     /// Who says that identity tokens of sandboxes are its own: a URL under which others reach this server, without a slash at its end.
     pub issuer: String,
+    /// Variables of sandboxes that trust an authority of this installation: by which programs that bring authorities of their own are told
+    /// of the guest's.
+    pub authority_variables: BTreeMap<String, String>,
     /// What of this is encrypted.
     pub encryption: EncryptionConfig,
     /// When a paused sandbox gets a memory of its own.
@@ -82,6 +86,7 @@ impl RuntimeConfig {
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(ProcProbe::new()),
             issuer: DEFAULT_ISSUER.to_owned(),
+            authority_variables: BTreeMap::new(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network,

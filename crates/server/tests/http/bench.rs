@@ -118,6 +118,7 @@ impl Bench {
             volumes,
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
+            authority_variables: BTreeMap::new(),
             issuer: "https://firkin.test".into(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),

@@ -10,6 +10,7 @@ use crate::{
         network::{LinkError, Reaching},
         outbound::OutboundError,
     },
+    sandbox::trust::GuestTrustError,
     store::{
         StoreError,
         spec::{InternetAccess, NoSuchSandbox, SandboxId},
@@ -35,6 +36,9 @@ pub enum NetworkError {
         #[source]
         source: LinkError,
     },
+    /// It does not trust the authority that the rules need, and nothing was changed.
+    #[error(transparent)]
+    Trust(#[from] GuestTrustError),
     /// It cannot be kept, and nothing was changed.
     #[error(transparent)]
     Refused(#[from] OutboundError),
@@ -50,6 +54,7 @@ impl Owner {
         internet: InternetAccess,
         dns_servers: Option<Vec<Ipv4Addr>>,
     ) -> Result<(), NetworkError> {
+        let internet = internet.with_tokens(&self.record.spec.tokens);
         let running = match &mut self.phase {
             Phase::Running(running) => running,
             Phase::Paused(_) => return Err(NetworkError::NotRunning(self.record.id.clone())),
