@@ -24,6 +24,7 @@ use firkin_runtime::{
     store::StoreError,
     tags::TagError,
     templates::DeleteError,
+    trust::GuestTrustError,
 };
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
@@ -369,7 +370,7 @@ impl From<CreateError> for ApiError {
             CreateError::Outbound(refused) => Self::outbound(refused),
             CreateError::Restore { source, .. } => Self::restore(&error, source, OF_A_TEMPLATE),
             CreateError::Stopping => Self::stopping(),
-            CreateError::Store(_) => Self::internal(&error),
+            CreateError::Trust(_) | CreateError::Store(_) => Self::internal(&error),
         }
     }
 }
@@ -517,7 +518,8 @@ impl From<NetworkError> for ApiError {
             NetworkError::NotFound(absent) => absent.into(),
             NetworkError::NotRunning(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             NetworkError::Refused(refused) => Self::outbound(&refused),
-            NetworkError::Apply { .. } | NetworkError::Store(_) => Self::internal(&error),
+            NetworkError::Trust(GuestTrustError::Gone(absent)) => absent.into(),
+            NetworkError::Trust(_) | NetworkError::Apply { .. } | NetworkError::Store(_) => Self::internal(&error),
         }
     }
 }

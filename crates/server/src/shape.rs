@@ -1,12 +1,16 @@
 //! The runtime's nouns as E2B's bodies.
 
+use std::collections::BTreeMap;
+
 use firkin_runtime::{
     capacity::ResourceBudget,
     lineage::{LineageKind, LineageNode},
     outbound::Decided,
     reference::with_team,
     runtime::SnapshotInfo,
-    sandbox::{CreateSandbox, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls},
+    sandbox::{
+        CreateSandbox, Filled, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls,
+    },
     store::BuildState,
     template::TemplateInfo,
 };
@@ -94,9 +98,20 @@ fn network(spec: &CreateSandbox) -> Option<rest::NetworkConfig> {
         allow_out,
         deny_out,
         egress_proxy,
-        ..Default::default()
+        rules: transforms(&spec.internet),
     };
     (rules != rest::NetworkConfig::default()).then_some(rules)
+}
+
+/// What is put into requests, as it was asked for: places and not values.
+fn transforms(internet: &InternetAccess) -> Option<BTreeMap<String, Vec<rest::NetworkRule>>> {
+    let InternetAccess::Steered(steered) = internet else { return None };
+    let rule = |filled: &Filled| {
+        let headers = (!filled.headers.is_empty()).then(|| filled.headers.iter().cloned().collect());
+        let placeholders = (!filled.placeholders.is_empty()).then(|| filled.placeholders.clone());
+        (filled.host.clone(), vec![rest::NetworkRule { transform: Some(rest::NetworkTransform { headers, placeholders }) }])
+    };
+    (!steered.filled.is_empty()).then(|| steered.filled.iter().map(rule).collect())
 }
 
 /// A network as lists of destinations have it.

@@ -6,9 +6,8 @@ use axum::{Extension, Json as Reply, extract::State};
 use firkin_runtime::sandbox::{CreateSandbox, OnTimeout};
 use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
-use serde_json::Value;
 
-use super::{SHORT_TIMEOUT, V2_TIMEOUT, network, seconds};
+use super::{SHORT_TIMEOUT, V2_TIMEOUT, identity, network, seconds};
 use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
 
 /// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
@@ -50,9 +49,7 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         return Err(ApiError::bad_request("`templateID` must not be empty"));
     }
     // `mcp` is not refused: the client itself starts the gateway, with a command inside the sandbox, and tells its failure.
-    let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
-    let refused =
-        [(asks(&body.iam), "iam"), (body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts")];
+    let refused = [(body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts")];
     if let Some((_, option)) = refused.iter().find(|(asked, _)| *asked) {
         return Err(ApiError::unsupported(option));
     }
@@ -71,6 +68,7 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         internet: network::internet(body.allow_internet_access, &network)?,
         dns_servers: network::dns_servers(&network)?,
         ingress: network::ingress(&network, secure)?,
+        tokens: identity::tokens(body.iam)?,
         secure,
     })
 }
@@ -115,13 +113,13 @@ mod tests {
         let table = [
             (r#"{"templateID":""}"#, "templateID"),
             (r#"{"templateID":"base","timeout":-1}"#, "Timeout must be greater than 0"),
-            (r#"{"templateID":"base","iam":{"tokens":{}}}"#, "`iam`"),
+            (r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b","tokenType":"SAML"}}}}"#, "JWT-SVID"),
             (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
             (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
             (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
             (r#"{"templateID":"base","network":{"dnsServers":["x"]}}"#, "dnsServers"),
             (r#"{"templateID":"base","network":{"httpsPorts":[49983]}}"#, "httpsPorts"),
-            (r#"{"templateID":"base","network":{"rules":{"a.com":[]}}}"#, "network.rules"),
+            (r#"{"templateID":"base","network":{"rules":{"a.com":[{},{}]}}}"#, "network.rules"),
             (r#"{"templateID":"base","network":{"maskRequestHost":"a b"}}"#, "maskRequestHost"),
             (r#"{"templateID":"base","envVars":{"":"x"}}"#, "envVars"),
             (r#"{"templateID":"base","envVars":{"A=B":"x"}}"#, "envVars"),

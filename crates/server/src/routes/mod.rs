@@ -16,6 +16,7 @@ mod builds;
 mod create;
 mod encryption;
 mod health;
+mod identity;
 mod lifecycle;
 mod logs;
 mod network;

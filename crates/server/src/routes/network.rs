@@ -1,10 +1,14 @@
 //! Network options: what of E2B's rules becomes which access, and what is refused because it could not be kept.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use axum::{Json as Reply, extract::State};
 use firkin_network::{EgressFilter, MAX_RULES};
-use firkin_runtime::sandbox::{Ingress, InternetAccess, SocksProxy, SocksProxyTls, Steered};
+use firkin_runtime::sandbox::{Filled, Ingress, InternetAccess, SocksProxy, SocksProxyTls, Steered};
 use firkin_wire::{ENVD_PORT, rest};
 use http::{StatusCode, uri::Authority};
 use ipnet::{IpNet, Ipv4Net};
@@ -18,6 +22,9 @@ use crate::{
 
 /// Entries of `dnsServers`, by contract.
 const MAX_DNS_SERVERS: usize = 10;
+
+/// Placeholders of one host: as many as headers, by contract.
+const MAX_PLACEHOLDERS: usize = 20;
 
 /// What E2B says of names where nothing is denied.
 const NAMES_NEED_DENIAL: &str =
@@ -52,7 +59,6 @@ pub(super) async fn audit(
 
 /// The outbound access that the rules describe.
 pub(super) fn internet(allow_internet: Option<bool>, rules: &rest::NetworkConfig) -> Result<InternetAccess, ApiError> {
-    refuse_unsupported(rules)?;
     let mut deny = denied(rules.deny_out.as_deref().unwrap_or_default())?;
     if allow_internet == Some(false) {
         deny.push(ALL_TRAFFIC);
@@ -65,11 +71,12 @@ pub(super) fn internet(allow_internet: Option<bool>, rules: &rest::NetworkConfig
         }
     }
     let (allow, has_names) = allowed(texts, deny.contains(&ALL_TRAFFIC))?;
-    if has_names || proxy.is_some() {
+    let filled = filled(rules.rules.as_ref())?;
+    if has_names || proxy.is_some() || !filled.is_empty() {
         let (allow, deny) = (texts.to_vec(), deny.iter().map(shape::destination).collect());
         // Of no effect where rules have no names.
         let resolvers = if has_names { dns_servers(rules)? } else { None };
-        return Ok(InternetAccess::Steered(Box::new(Steered { allow, deny, resolvers, proxy })));
+        return Ok(InternetAccess::Steered(Box::new(Steered { allow, deny, resolvers, proxy, filled, ..Default::default() })));
     }
     Ok(match (allow.is_empty(), deny.is_empty()) {
         (_, true) => InternetAccess::Allowed,
@@ -125,11 +132,27 @@ pub(super) fn dns_servers(rules: &rest::NetworkConfig) -> Result<Option<Vec<Ipv4
     texts.iter().map(address).collect::<Result<_, _>>().map(Some)
 }
 
-fn refuse_unsupported(rules: &rest::NetworkConfig) -> Result<(), ApiError> {
-    match &rules.rules {
-        Some(rules) if !rules.is_empty() => Err(ApiError::unsupported("network.rules")),
-        _ => Ok(()),
+/// What is put into requests. Whether it can be, the runtime says.
+fn filled(rules: Option<&BTreeMap<String, Vec<rest::NetworkRule>>>) -> Result<Vec<Filled>, ApiError> {
+    let mut filled = Vec::new();
+    for (host, rules) in rules.into_iter().flatten() {
+        if rules.len() > 1 {
+            return Err(ApiError::bad_request(format!(
+                "`network.rules` has {} transforms of `{host}`, the limit is 1",
+                rules.len()
+            )));
+        }
+        let Some(transform) = rules.first().and_then(|rule| rule.transform.clone()) else { continue };
+        let (headers, placeholders) = (transform.headers.unwrap_or_default(), transform.placeholders.unwrap_or_default());
+        if placeholders.len() > MAX_PLACEHOLDERS {
+            let count = placeholders.len();
+            return Err(ApiError::bad_request(format!(
+                "`network.rules` has {count} placeholders of `{host}`, the limit is {MAX_PLACEHOLDERS}"
+            )));
+        }
+        filled.push(Filled { host: host.clone(), headers: headers.into_iter().collect(), placeholders });
     }
+    Ok(filled)
 }
 
 /// An address or a network.
@@ -222,6 +245,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_put_into_requests_is_steered() {
+        let body =
+            r#"{"rules":{"a.com":[{"transform":{"headers":{"X-A":"${e2b.secrets.k}"},"placeholders":["p"]}}],"b.com":[]}}"#;
+        let (headers, placeholders) = (vec![("X-A".to_owned(), "${e2b.secrets.k}".to_owned())], vec!["p".to_owned()]);
+        let filled = vec![Filled { host: "a.com".into(), headers, placeholders }];
+        assert_eq!(parsed(body).unwrap(), InternetAccess::Steered(Box::new(Steered { filled, ..Steered::default() })));
+        let denied = r#"{"denyOut":["0.0.0.0/0"],"rules":{"a.com":[{"transform":null}]}}"#;
+        assert_eq!(parsed(denied).unwrap(), InternetAccess::Denied, "a rule that does nothing opens nothing");
+    }
+
+    #[test]
     fn what_cannot_be_kept_is_refused_and_named() {
         let many = format!(r#"{{"denyOut":{:?}}}"#, vec!["8.8.8.8"; MAX_RULES + 1]);
         let table = [
@@ -229,7 +263,7 @@ mod tests {
             (r#"{"denyOut":["8.8.8.8/33"]}"#, "invalid denied CIDR"),
             (r#"{"allowOut":["x.com"]}"#, "ALL_TRAFFIC"),
             (r#"{"allowOut":["2606:4700::1"],"denyOut":["0.0.0.0/0"]}"#, "IPv6"),
-            (r#"{"rules":{"a.com":[]}}"#, "rules"),
+            (r#"{"rules":{"a.com":[{},{}]}}"#, "rules"),
             (many.as_str(), "limit"),
         ];
         for (body, named) in table {
