@@ -10,13 +10,20 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use firkin_egress::{Attempt, AttemptKind, AuditReader, Decision, Told};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 /// Decisions that are kept of one sandbox: a page of them, and less than half a MiB with the longest names.
 const KEPT: usize = 1000;
+
+/// Lines of the log that one sandbox's denials may make in a [`WINDOW`]: what a person reads. A guest can make as many as it likes.
+const LINES: u32 = 30;
+/// For so long at a time lines are counted.
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// Every outcome, by its word: [`firkin_egress::Refusal::word`] has all but the first.
 const OUTCOMES: [&str; 7] = ["allowed", "bounds", "rule", "name", "unnamed", "unresolved", "former"];
@@ -77,11 +84,12 @@ impl Decisions {
 
     /// Takes down what is decided, until there is no more.
     pub(crate) async fn take_down(self: Arc<Self>, mut reader: AuditReader, sandbox: Arc<str>, outcomes: Arc<Outcomes>) {
+        let mut lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
         while let Some(told) = reader.next().await {
             match told {
                 Told::Attempt(attempt) => {
                     outcomes.count(outcome(&attempt.decision));
-                    log(&sandbox, &attempt);
+                    log(&sandbox, &attempt, &mut lines);
                     self.keep(attempt);
                 }
                 Told::Missed(count) => tracing::warn!(%sandbox, count, "decisions on outbound traffic came too fast to be kept"),
@@ -112,14 +120,43 @@ fn decided(attempt: &Attempt) -> Decided {
     }
 }
 
+/// Lines of the log since a moment.
+struct Lines {
+    since: Instant,
+    written: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Whether one more is written. Tells, later, of those that were not.
+    fn more(&mut self, sandbox: &str) -> bool {
+        if self.since.elapsed() >= WINDOW {
+            if self.left_out > 0 {
+                tracing::info!(%sandbox, count = self.left_out, "more outbound traffic was denied");
+            }
+            *self = Self { since: Instant::now(), written: 0, left_out: 0 };
+        }
+        let more = self.written < LINES;
+        if more {
+            self.written += 1;
+        } else {
+            self.left_out += 1;
+        }
+        more
+    }
+}
+
 /// What is denied is worth a line to whoever runs the server; what is allowed, to whoever looks for something.
-fn log(sandbox: &str, attempt: &Attempt) {
+fn log(sandbox: &str, attempt: &Attempt, lines: &mut Lines) {
     let Decided { at: _, question, name, address, port, outcome, reason } = decided(attempt);
     let (name, address) = (name.unwrap_or_default(), address.map(|address| address.to_string()).unwrap_or_default());
     let port = port.unwrap_or_default();
     match attempt.decision {
         Decision::Allowed(_) => tracing::debug!(%sandbox, question, name, address, port, outcome, reason, "outbound traffic"),
-        Decision::Denied(_) => tracing::info!(%sandbox, question, name, address, port, outcome, reason, "outbound traffic"),
+        Decision::Denied(_) if lines.more(sandbox) => {
+            tracing::info!(%sandbox, question, name, address, port, outcome, reason, "outbound traffic")
+        }
+        Decision::Denied(_) => {}
     }
 }
 
@@ -132,6 +169,15 @@ mod tests {
     fn attempt(port: u16, decision: Decision) -> Attempt {
         let (kind, name) = (AttemptKind::Connection, Some("a.example".parse().unwrap()));
         Attempt { at: std::time::SystemTime::UNIX_EPOCH, kind, name, address: None, port: Some(port), decision }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_does_not_fill_the_log() {
+        let mut lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
+        let written = |lines: &mut Lines| (0..1000).filter(|_| lines.more("i1")).count();
+        assert_eq!((written(&mut lines), lines.left_out), (30, 970));
+        tokio::time::advance(WINDOW).await;
+        assert_eq!((written(&mut lines), lines.left_out), (30, 970));
     }
 
     #[tokio::test]
