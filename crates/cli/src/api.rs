@@ -163,6 +163,11 @@ impl Api {
         self.send(Method::POST, &sandbox_path(id, "/rollback"), Some(&body)).await.map(drop)
     }
 
+    /// What was decided last on what a sandbox tried to reach.
+    pub(crate) async fn network_log(&self, id: &str) -> anyhow::Result<Vec<rest::NetworkDecision>> {
+        self.send::<()>(Method::GET, &sandbox_path(id, "/network/audit"), None).await?.json()
+    }
+
     /// Everything below what it came from.
     pub(crate) async fn lineage(&self) -> anyhow::Result<Vec<rest::LineageNode>> {
         self.send::<()>(Method::GET, "/lineage", None).await?.json()

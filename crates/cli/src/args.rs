@@ -344,6 +344,8 @@ pub(crate) enum SandboxCommand {
     Rollback(RollbackArgs),
     /// Show templates, sandboxes and snapshots below what they came from
     Tree,
+    /// Show what was decided on what a sandbox tried to reach by name or through a proxy
+    NetworkLog(OneSandbox),
     /// Set how long a sandbox lives from now on
     Timeout(TimeoutArgs),
     /// End sandboxes for good

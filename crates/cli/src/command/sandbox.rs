@@ -51,6 +51,7 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
             each(settings, &[id], "rolled back", rollback).await
         }
         SandboxCommand::Tree => tree(&api, settings).await,
+        SandboxCommand::NetworkLog(args) => network_log(&api, settings, &args.id).await,
         SandboxCommand::Timeout(TimeoutArgs { id, seconds }) => {
             let set = async |id: &str| api.set_timeout(id, seconds).await.map(|()| "timeout set");
             each(settings, &[id], "changed", set).await
@@ -223,6 +224,33 @@ async fn tree(api: &Api, settings: &Settings) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Success)
 }
 
+async fn network_log(api: &Api, settings: &Settings, id: &str) -> anyhow::Result<ExitStatus> {
+    let decisions = api.network_log(id).await.with_context(|| format!("the network log of `{id}` was not read"))?;
+    output::result(settings.format, &decisions, || {
+        let mut table = Table::new(&["time", "kind", "name", "address", "outcome", "reason"]);
+        for decision in &decisions {
+            table.row(decision_row(decision));
+        }
+        table
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+fn decision_row(decision: &rest::NetworkDecision) -> [String; 6] {
+    let address = match (decision.address, decision.port) {
+        (Some(address), Some(port)) => format!("{address}:{port}"),
+        (None, Some(port)) => format!(":{port}"),
+        (address, None) => address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
+    };
+    let kind = match decision.kind {
+        rest::NetworkAttempt::Dns => "dns",
+        rest::NetworkAttempt::Tcp => "tcp",
+    };
+    let name = decision.name.clone().unwrap_or_else(|| "-".to_owned());
+    let time = decision.timestamp.strftime("%H:%M:%S").to_string();
+    [time, kind.to_owned(), name, address, decision.outcome.clone(), decision.reason.clone()]
+}
+
 fn branches(nodes: &[rest::LineageNode], depth: usize, table: &mut Table, now: Timestamp) {
     for node in nodes {
         let kind = match node.kind {
@@ -374,6 +402,33 @@ mod tests {
              t1      template  -       firkin/base:default  3 min ago\n  \
              i1    sandbox   paused                       3 min ago\n    \
              s1  snapshot  -                            3 min ago\n"
+        );
+    }
+
+    #[test]
+    fn decisions_are_rows() {
+        let decision = |name: Option<&str>, address: Option<&str>, port, outcome: &str| rest::NetworkDecision {
+            timestamp: Timestamp::UNIX_EPOCH,
+            kind: if port == Some(443) { rest::NetworkAttempt::Tcp } else { rest::NetworkAttempt::Dns },
+            name: name.map(str::to_owned),
+            address: address.map(|address| address.parse().unwrap()),
+            port,
+            allowed: outcome == "allowed",
+            outcome: outcome.to_owned(),
+            reason: "why".to_owned(),
+        };
+        assert_eq!(
+            [
+                decision(Some("a.example"), Some("1.1.1.1"), Some(443), "allowed"),
+                decision(Some("b.example"), None, Some(443), "bounds"),
+                decision(None, None, None, "name"),
+            ]
+            .map(|decision| decision_row(&decision).join(" ")),
+            [
+                "00:00:00 tcp a.example 1.1.1.1:443 allowed why",
+                "00:00:00 tcp b.example :443 bounds why",
+                "00:00:00 dns - - name why"
+            ]
         );
     }
 
