@@ -12,10 +12,13 @@ import e2b
 import httpx
 import pytest
 from e2b import NotFoundException, SandboxException, SandboxState
+from outside import ALLOWED, OTHER, RESOLVER, outside  # noqa: F401 (a fixture)
 from own_server import OwnServer
-from support import SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wait_for_clock
+from support import GUEST_PROGRAMS, SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wait_for_clock
 
 COUNTER_PORT = 7777
+AWAY_S = 12
+"""How long there is no server for who tries again and again: an emulated guest tries twice."""
 DEADLINE_S = 3
 ROUNDS = 4
 CUTS = 16
@@ -86,6 +89,29 @@ def assert_counts_on(sandbox, before: list[str]) -> list[str]:
     after = counted(sandbox)
     assert (after[:2], int(after[2])) == (before[:2], int(before[2]) + 1)
     return after
+
+
+def test_names_are_closed_without_a_server_and_open_with_the_next(server, create, outside):  # noqa: F811
+    rules = {"deny_out": ["0.0.0.0/0"], "allow_out": ["allowed.test", OTHER], "dns_servers": [RESOLVER]}
+    sandbox = create(network=rules)
+    sandbox.files.write("/home/user/reach.py", (GUEST_PROGRAMS / "reach.py").read_text())
+    tries = """'["http", "allowed.test", "allowed.test"]' '["http", "ADDRESS", "x.test"]'""".replace("ADDRESS", OTHER)
+    loop = f"while :; do python3 /home/user/reach.py {tries} >>/tmp/reached; done"
+    sandbox.commands.run(loop, background=True, timeout=0)
+
+    def tried(client) -> list[tuple]:
+        lines = client.files.read("/tmp/reached").splitlines() if client.files.exists("/tmp/reached") else []
+        return [tuple(isinstance(answer, dict) and answer["at"] for answer in json.loads(line)) for line in lines]
+
+    wait_for(lambda: (ALLOWED, OTHER) in tried(sandbox), "what is reached while the server lives")
+    server.kill()
+    wait_for_clock(time.monotonic() + AWAY_S)
+    server.start()
+    found = connect(server, sandbox)
+    before = tried(found)
+    assert (False, OTHER) in before, "names were open without a server, or addresses closed"
+    assert all(by_address == OTHER for _, by_address in before)
+    wait_for(lambda: (ALLOWED, OTHER) in tried(found)[len(before) :], "names that are open again")
 
 
 def test_machines_and_commands_outlive_a_killed_server(server, create):
