@@ -7,28 +7,16 @@
 //! The ports are always the same, so that a steering needs to know nothing of who is behind the doors: a server that is killed leaves
 //! the steering and takes the doors with it, and the next one opens them again.
 
-use std::{
-    io,
-    net::{Ipv4Addr, SocketAddrV4},
-    os::fd::AsFd,
-};
+use std::{io, net::SocketAddrV4, os::fd::AsFd};
 
-use ipnet::Ipv4Net;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::{
-    GATEWAY_ADDRESS, SLOT_NETWORKS, ThreadLost, namespace,
-    nft::single,
-    rules::{BLOCKED, DNS_PORT, OUTWARD, SlotPolicy},
+    GATEWAY_ADDRESS, ThreadLost, namespace,
+    rules::{DNS_PORT, OUTWARD, PROXY_PORT},
     slot::SlotConnector,
 };
-
-/// Where TCP is led to. Any would do that no guest has business with at its gateway.
-pub(super) const PROXY_PORT: u16 = 15_001;
-
-/// Of every host.
-const LOOPBACK_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// Sockets of one slot.
 #[derive(Debug)]
@@ -59,38 +47,6 @@ pub enum DoorError {
     /// The thread that did it is gone.
     #[error(transparent)]
     Thread(#[from] ThreadLost),
-}
-
-/// What is around a guest, for whoever connects for it.
-#[derive(Debug, Clone)]
-pub struct Surroundings {
-    /// Reached by no guest, whatever anybody says: this host, and all slots.
-    pub own: Vec<Ipv4Net>,
-    /// Not the internet's, and reached by no guest.
-    pub closed: Vec<Ipv4Net>,
-    /// Parts of that which the operator opened.
-    pub opened: Vec<Ipv4Net>,
-    /// What guests are told to ask.
-    pub resolvers: Vec<Ipv4Addr>,
-}
-
-impl Surroundings {
-    /// Of a guest that no slot is known of.
-    #[must_use]
-    pub fn unknown() -> Self {
-        Self { own: vec![SLOT_NETWORKS, LOOPBACK_NETWORK], closed: BLOCKED.to_vec(), opened: Vec::new(), resolvers: Vec::new() }
-    }
-
-    pub(super) fn of(policy: &SlotPolicy) -> Self {
-        let own = policy.own.iter().map(|address| single(*address));
-        let of_all = Self::unknown();
-        Self {
-            own: own.chain(of_all.own).collect(),
-            opened: policy.reachable.clone(),
-            resolvers: policy.resolvers.clone(),
-            ..of_all
-        }
-    }
 }
 
 impl SlotConnector {

@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     GATEWAY_ADDRESS,
-    doors::PROXY_PORT,
     nft::{Batch, HookPoint, Interface, Policy, Rule, single},
-    rules::{DNS_PORT, TAP, TCP, UDP},
+    rules::{DNS_PORT, PROXY_PORT, TAP, TCP, UDP},
 };
 
 /// The table in a slot's namespace.

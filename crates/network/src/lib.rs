@@ -48,17 +48,19 @@ mod resolvers;
 mod rules;
 mod ruleset;
 mod slot;
+mod surroundings;
 mod sweep;
 mod tap;
 mod uplink;
 
 pub use claim::ClaimError;
-pub use doors::{DoorError, Doors, Surroundings, original_destination};
+pub use doors::{DoorError, Doors, original_destination};
 pub use filter::{EgressFilter, MAX_RULES, Steering};
 pub use namespace::ThreadLost;
 pub use nft::NftError;
 pub use pool::{NetworkPool, OpenError};
 pub use slot::{ConnectError, NetworkSlot, SlotConnector};
+pub use surroundings::Surroundings;
 pub use sweep::SweptNetwork;
 pub use tap::open_tap;
 

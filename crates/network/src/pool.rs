@@ -28,7 +28,6 @@ use tokio::{
 use super::{
     Egress, INTERFACE_PREFIX, NetworkConfig, SLOT_NETWORKS, SetupError, SlotError,
     claim::{self, Choice, Claim, ClaimError, ClaimIndex, SLOTS_PER_CLAIM, Survivors, Uids, slot_net},
-    doors::Surroundings,
     guard::Guard,
     lease::{Host, IndexLease, Numbers, Remains},
     namespace::{self, SocketOpener, on_own_thread},
@@ -37,6 +36,7 @@ use super::{
     resolvers,
     rules::{HostPolicy, SlotPolicy, flows_of, host_table, slot_rules},
     slot::{self, NetworkSlot},
+    surroundings::Surroundings,
     uplink,
 };
 

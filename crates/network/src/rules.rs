@@ -35,6 +35,8 @@ const MIN_FLOWS: u32 = 512;
 pub(super) const UDP: u8 = 17;
 pub(super) const TCP: u8 = 6;
 pub(super) const DNS_PORT: u16 = 53;
+/// Where TCP is led to that is steered. Any would do that no guest has business with at its gateway.
+pub(super) const PROXY_PORT: u16 = 15_001;
 /// Of sockets that connect outward for a guest (`doors.rs`). Only root of the host can set it.
 pub(super) const OUTWARD: u32 = 0x666b_0001;
 

@@ -18,13 +18,13 @@ use tokio::{net::TcpStream, sync::Mutex};
 use super::{
     Egress, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, SetupError, SlotError, attachment,
     claim::{slot_addresses, uid_of},
-    doors::Surroundings,
     filter::{EgressFilter, Steering, filter_rules},
     lease::{Host, IndexLease, Remains},
     namespace::{self, LOOPBACK, SocketOpener},
     netlink::Netlink,
     parameters::set_parameters,
     rules::{OUT, TAP, renewed_slot_rules},
+    surroundings::Surroundings,
     system,
 };
 

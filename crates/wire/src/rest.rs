@@ -11,6 +11,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod outbound;
+
+pub use self::outbound::{EgressProxy, EgressProxyTls, NetworkAttempt, NetworkDecision};
+
 pub mod activity;
 pub mod storage;
 pub mod tags;
@@ -159,76 +163,6 @@ pub struct IamToken {
     /// Its form: `JWT-SVID`.
     #[serde(rename = "tokenType")]
     pub token_type: String,
-}
-
-/// A SOCKS5 proxy for outbound TCP. Name and password are never answered.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressProxy {
-    /// `host:port`.
-    pub address: String,
-    /// Who is spoken for there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// What proves it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub password: Option<String>,
-    /// Whether and how TLS is spoken with it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<EgressProxyTls>,
-}
-
-/// TLS with a proxy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressProxyTls {
-    /// Whether there is any.
-    pub enabled: bool,
-    /// The name in its certificate, if that is not the one in its address.
-    #[serde(rename = "serverName", default, skip_serializing_if = "Option::is_none")]
-    pub server_name: Option<String>,
-    /// PEM of the authority that it is believed of.
-    #[serde(rename = "caCert", default, skip_serializing_if = "Option::is_none")]
-    pub ca_cert: Option<String>,
-}
-
-/// Without its password, which is in no log, nor its address, in which people write passwords.
-impl std::fmt::Debug for EgressProxy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EgressProxy").field("tls", &self.tls).finish_non_exhaustive()
-    }
-}
-
-/// One decision on what a sandbox tried to reach. Ours: the contract has no such thing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkDecision {
-    /// When it was made.
-    pub timestamp: Timestamp,
-    /// What was tried.
-    pub kind: NetworkAttempt,
-    /// The name that was asked for or connected to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The address that was connected to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<std::net::Ipv4Addr>,
-    /// And the port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// Whether it was allowed.
-    pub allowed: bool,
-    /// `allowed`, or a word for why not.
-    pub outcome: String,
-    /// By what it was allowed, or why not.
-    pub reason: String,
-}
-
-/// What a sandbox tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NetworkAttempt {
-    /// A question to a resolver.
-    Dns,
-    /// A connection of TCP.
-    Tcp,
 }
 
 /// `PUT /sandboxes/{id}/network`.
