@@ -70,6 +70,7 @@ pub struct Proxy {
     audit: Audit,
     limits: Limits,
     places: Arc<Semaphore>,
+    of_all: Option<Arc<Semaphore>>,
 }
 
 impl Default for Limits {
@@ -84,7 +85,13 @@ impl Default for Limits {
 impl Proxy {
     /// Connects by the way that `ways` tells at the time, and tells `audit` what it decided.
     pub fn new(ways: Ways, audit: Audit, limits: Limits) -> Self {
-        Self { ways, audit, limits, places: Arc::new(Semaphore::new(limits.connections)) }
+        Self { ways, audit, limits, places: Arc::new(Semaphore::new(limits.connections)), of_all: None }
+    }
+
+    /// The same, with a place of these for each connection too, which proxies of other networks share. It must never be closed.
+    #[must_use]
+    pub fn among(self, places: Arc<Semaphore>) -> Self {
+        Self { of_all: Some(places), ..self }
     }
 
     /// Connections at the moment.
@@ -97,6 +104,10 @@ impl Proxy {
         let mut tasks = JoinSet::new();
         loop {
             let place = Arc::clone(&self.places).acquire_owned().await.expect("nobody closes it");
+            let place = match &self.of_all {
+                Some(places) => (place, Some(Arc::clone(places).acquire_owned().await.expect("nobody closes it"))),
+                None => (place, None),
+            };
             while tasks.try_join_next().is_some() {}
             let origin_of = |client: TcpStream| {
                 let meant = client.set_nodelay(true).and_then(|()| origin.origin(&client));

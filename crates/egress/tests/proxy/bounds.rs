@@ -1,9 +1,18 @@
 //! What a network takes up at most.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use firkin_egress::{Decision, Limits, Refusal, Unnamed};
-use tokio::time::timeout;
+use firkin_egress::{Audit, Decision, Limits, Proxy, Refusal, Unnamed};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::scene::{HELLO_A, Scene, hello, ip, is_cut, limits, talk};
 
@@ -33,6 +42,36 @@ async fn connections_at_a_time_are_bounded_and_the_next_waits() {
     drop((one, first));
     let mut server = Scene::arrives(&scene.a, HELLO_A).await;
     talk(&mut third, &mut server).await;
+}
+
+#[tokio::test]
+async fn networks_that_share_places_have_no_more_together() {
+    let one = Scene::set(&["a.test"], limits()).await;
+    let places = Arc::new(Semaphore::new(1));
+    let sharing = |scene: &Scene| {
+        let proxy = Proxy::new(scene.ways.subscribe(), Audit::default(), limits()).among(Arc::clone(&places));
+        (Arc::new(proxy), scene.meant.clone())
+    };
+    let mut tasks = JoinSet::new();
+    let mut doors = Vec::new();
+    for (proxy, meant) in [sharing(&one), sharing(&one)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        doors.push(listener.local_addr().unwrap());
+        tasks.spawn(async move { proxy.serve(listener, meant).await });
+    }
+    let come = async |door: usize| {
+        let mut client = TcpStream::connect(doors[door]).await.unwrap();
+        client.write_all(HELLO_A).await.unwrap();
+        client
+    };
+    let first = come(0).await;
+    let served = Scene::arrives(&one.a, HELLO_A).await;
+    let _second = come(1).await;
+    // Nothing says that somebody waits; what is free says that nobody else was taken.
+    assert_eq!(places.available_permits(), 0);
+    assert!(timeout(Duration::from_millis(200), one.a.accept()).await.is_err(), "there was no place for it");
+    drop((first, served));
+    Scene::arrives(&one.a, HELLO_A).await;
 }
 
 #[tokio::test]
