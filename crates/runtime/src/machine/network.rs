@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     ground::blocking::blocking,
-    machine::outbound::{self, Decided, Filling, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
+    machine::outbound::{self, Common, Decided, Filling, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
     store::spec::{InternetAccess, Steered},
 };
 
@@ -43,7 +43,7 @@ type Ports = Arc<BTreeMap<u16, u16>>;
 #[derive(Debug)]
 pub(crate) struct Links {
     from: Supply,
-    outcomes: Arc<Outcomes>,
+    common: Common,
     filling: Arc<Filling>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct Isolated {
     /// Goes first: it has sockets in the slot.
     outbound: Option<Outbound>,
     slot: NetworkSlot,
-    outcomes: Arc<Outcomes>,
+    common: Common,
     filling: Arc<Filling>,
 }
 
@@ -117,12 +117,12 @@ impl Links {
             NetworkChoice::Loopback => Supply::Loopback(Ports::default()),
             NetworkChoice::LoopbackPorts(ports) => Supply::Loopback(Arc::new(ports)),
         };
-        Ok(Self { from, outcomes: Arc::default(), filling })
+        Ok(Self { from, common: Common::of_process(), filling })
     }
 
     /// How often each outcome was of what sandboxes tried to reach by name.
     pub(crate) fn outcomes(&self) -> &Outcomes {
-        &self.outcomes
+        &self.common.outcomes
     }
 
     /// Refuses rules that could not be kept, before anything is made for them.
@@ -138,8 +138,8 @@ impl Links {
     }
 
     fn link(&self, slot: NetworkSlot) -> Link {
-        let (outcomes, filling) = (Arc::clone(&self.outcomes), Arc::clone(&self.filling));
-        Link::Isolated(Box::new(Isolated { outbound: None, slot, outcomes, filling }))
+        let (common, filling) = (self.common.clone(), Arc::clone(&self.filling));
+        Link::Isolated(Box::new(Isolated { outbound: None, slot, common, filling }))
     }
 
     /// Where the next link comes from.
@@ -292,8 +292,7 @@ impl Isolated {
         match &self.outbound {
             Some(outbound) => outbound.change(way),
             None => {
-                let outcomes = Arc::clone(&self.outcomes);
-                self.outbound = Some(Outbound::open(connector, way, sandbox.into(), outcomes).await?);
+                self.outbound = Some(Outbound::open(connector, way, sandbox.into(), &self.common).await?);
             }
         }
         Ok(self.slot.set_steering(Some(&filter), Some(steering)).await?)

@@ -25,7 +25,12 @@ use firkin_egress::{
 };
 use firkin_network::{DoorError, Doors, EgressFilter, SlotConnector, Steering, Surroundings, original_destination};
 use ipnet::Ipv4Net;
-use tokio::{net::TcpStream, sync::watch, task::JoinSet};
+use rustix::process::{Resource, getrlimit};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::spec::{SocksProxy, Steered};
@@ -36,6 +41,14 @@ mod filling;
 use self::decisions::Decisions;
 pub use self::{decisions::Decided, filling::FillingError};
 pub(crate) use self::{decisions::Outcomes, filling::Filling};
+
+/// Of the descriptors of this process, connections of all sandboxes together have two for each of one in so many: the rest is for the
+/// server's own clients, and for machines.
+const DESCRIPTORS_A_CONNECTION: usize = 8;
+/// What one sandbox may have of them at most, as a part of all.
+const SANDBOX_SHARE: usize = 8;
+/// And at least: a browser's.
+const MIN_CONNECTIONS: usize = 64;
 
 /// Where resolvers are asked.
 const DNS_PORT: u16 = 53;
@@ -152,6 +165,29 @@ impl Dial for Nowhere {
     }
 }
 
+/// What all sandboxes share: places for their connections, and how often each outcome was.
+#[derive(Debug, Clone)]
+pub(crate) struct Common {
+    places: Arc<Semaphore>,
+    limits: Limits,
+    pub(crate) outcomes: Arc<Outcomes>,
+}
+
+impl Common {
+    /// For a process that has as many descriptors as this one.
+    pub(crate) fn of_process() -> Self {
+        let descriptors = getrlimit(Resource::Nofile).current.and_then(|count| usize::try_from(count).ok());
+        Self::of(descriptors.unwrap_or(Semaphore::MAX_PERMITS))
+    }
+
+    fn of(descriptors: usize) -> Self {
+        let limits = Limits::default();
+        let places = (descriptors / DESCRIPTORS_A_CONNECTION).max(MIN_CONNECTIONS);
+        let connections = (places / SANDBOX_SHARE).clamp(MIN_CONNECTIONS, limits.connections);
+        Self { places: Arc::new(Semaphore::new(places)), limits: Limits { connections, ..limits }, outcomes: Arc::default() }
+    }
+}
+
 /// Where a connection was meant to go that was led to a door.
 #[derive(Debug, Clone, Copy)]
 struct LedHere;
@@ -176,12 +212,12 @@ impl Outbound {
         connector: SlotConnector,
         way: Way,
         sandbox: Arc<str>,
-        outcomes: Arc<Outcomes>,
+        common: &Common,
     ) -> Result<Self, OutboundError> {
         let doors = connector.open_doors().await.map_err(OutboundError::Doors)?;
         let (ways, audit, decisions) = (watch::Sender::new(Arc::new(way)), Audit::default(), Arc::new(Decisions::default()));
-        let taking = Arc::clone(&decisions).take_down(audit.read(), Arc::clone(&sandbox), outcomes);
-        let heard = ways.subscribe();
+        let taking = Arc::clone(&decisions).take_down(audit.read(), Arc::clone(&sandbox), Arc::clone(&common.outcomes));
+        let (heard, common) = (ways.subscribe(), common.clone());
         let standing = stand(
             sandbox,
             doors,
@@ -189,7 +225,7 @@ impl Outbound {
                 let connector = connector.clone();
                 async move { connector.open_doors().await }
             },
-            move |doors| decide(doors, heard.clone(), audit.clone(), LedHere),
+            move |doors| decide(doors, (heard.clone(), audit.clone()), common.clone(), LedHere),
         );
         let standing = [tokio::spawn(taking), tokio::spawn(standing)].map(AbortOnDropHandle::new);
         Ok(Self { ways, decisions, _standing: standing })
@@ -230,9 +266,9 @@ where
 }
 
 /// Decides until a part of it ends, which none does by itself. All that it had is closed by then.
-async fn decide(doors: Doors, ways: Ways, audit: Audit, origin: impl Origin + 'static) {
+async fn decide(doors: Doors, (ways, audit): (Ways, Audit), common: Common, origin: impl Origin + 'static) {
     let Doors { connections, questions, questions_tcp } = doors;
-    let proxy = Arc::new(Proxy::new(ways.clone(), audit.clone(), Limits::default()));
+    let proxy = Arc::new(Proxy::new(ways.clone(), audit.clone(), common.limits).among(common.places));
     let resolver = Arc::new(Resolver::new(ways, audit));
     let mut parts = JoinSet::new();
     parts.spawn(async move { proxy.serve(connections, origin).await });
@@ -280,6 +316,14 @@ mod tests {
         let error = way(("i1", steered), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap_err();
         assert!(error.is_asked_for(), "{error:?}");
         firkin_causes::chain(&error)
+    }
+
+    #[test]
+    fn one_sandbox_has_a_share_of_what_all_have_together() {
+        for (descriptors, places, connections) in [(20_000, 2_500, 312), (1 << 20, 1 << 17, 512), (1_024, 128, 64), (0, 64, 64)] {
+            let common = Common::of(descriptors);
+            assert_eq!((common.places.available_permits(), common.limits.connections), (places, connections), "{descriptors}");
+        }
     }
 
     #[tokio::test]
@@ -348,7 +392,9 @@ mod tests {
             }
         };
         let (ways, origin) = (ways.subscribe(), FallsOnce(Arc::default()));
-        let standing = stand("i1".into(), first, open, move |doors| decide(doors, ways.clone(), audit.clone(), origin.clone()));
+        let standing = stand("i1".into(), first, open, move |doors| {
+            decide(doors, (ways.clone(), audit.clone()), Common::of(20_000), origin.clone())
+        });
         let standing = AbortOnDropHandle::new(tokio::spawn(standing));
         let mut fallen = TcpStream::connect(tcp).await.unwrap();
         drop(timeout(PATIENCE, fallen.read(&mut [0])).await.expect("it is closed"));
