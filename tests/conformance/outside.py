@@ -33,8 +33,15 @@ class Outside:
 
     def __init__(self, scratch: pathlib.Path) -> None:
         certificate = scratch / "certificate.pem"
-        key = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=outside"]
-        subprocess.run([*key, "-keyout", certificate, "-out", scratch / "cert"], check=True, capture_output=True)
+        self.authority = scratch / "authority.pem"
+        """Whom a client must believe to believe the servers."""
+        names = ",".join(f"DNS:{name}" for name in RECORDS)
+        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        own = ["-subj", "/CN=authority outside", "-keyout", scratch / "key", "-out", self.authority]
+        by = ["-CA", self.authority, "-CAkey", scratch / "key", "-addext", f"subjectAltName={names}"]
+        end = ["-addext", "basicConstraints=critical,CA:FALSE", "-subj", "/CN=outside"]
+        for command in ([*request, *own], [*request, *by, *end, "-keyout", certificate, "-out", scratch / "cert"]):
+            subprocess.run(command, check=True, capture_output=True)
         certificate.write_text(certificate.read_text() + (scratch / "cert").read_text())
         words = [json.dumps(RECORDS), f"{ALLOWED},{OTHER}", RESOLVER, PROXY, f"{USER}:{PASSWORD}", certificate]
         program = ["unshare", "--net", sys.executable, HERE / "outside_world.py", *words]

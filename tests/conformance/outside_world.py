@@ -54,11 +54,13 @@ class Echo(Questions):
 
 
 async def answer(reader, writer) -> None:
-    """Says which host this is, whom it was called, and who asks."""
+    """Says which host this is, whom it was called, who asks, and with which headers."""
     head = await reader.readuntil(b"\r\n\r\n")
-    called = next((line[5:].strip() for line in head.decode().split("\r\n") if line.lower().startswith("host:")), None)
-    said = {"at": writer.get_extra_info("sockname")[0], "called": called, "by": writer.get_extra_info("peername")[0]}
-    body = json.dumps(said).encode()
+    lines = [line.partition(":") for line in head.decode().split("\r\n")[1:] if ":" in line]
+    headers = {name.lower(): text.strip() for name, _, text in lines}
+    said = {"at": writer.get_extra_info("sockname")[0], "called": headers.get("host"), "by": writer.get_extra_info("peername")[0]}
+    said["headers"] = headers
+    body = b"" if head.startswith(b"GET /silent ") else json.dumps(said).encode()
     writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     await writer.drain()
     writer.close()

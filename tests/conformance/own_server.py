@@ -21,8 +21,8 @@ START_S = 120
 class OwnServer:
     """`firkin up`, as often as a test needs it, on one state directory and one port."""
 
-    def __init__(self, program: str) -> None:
-        self.program = program
+    def __init__(self, program: str, **env: str) -> None:
+        self.program, self.env = program, env
         # Machines run as users of their own, who must be able to enter it: not below a home directory.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir=os.environ.get("FIRKIN_TEST_DIR", "/var/tmp")))
         self.dir.chmod(0o711)
@@ -39,6 +39,7 @@ class OwnServer:
             self.process = subprocess.Popen(
                 # Nothing kept warm: these tests count the machines of sandboxes.
                 [self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state, *options],
+                env=os.environ | self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
