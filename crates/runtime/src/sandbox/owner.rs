@@ -417,13 +417,7 @@ impl Owner {
                 let result = self.set_internet(internet, dns_servers).await;
                 drop(reply.send(result));
             }
-            Command::Decisions { reply } => {
-                let decisions = match &self.phase {
-                    Phase::Running(running) => running.session.link.decisions(),
-                    Phase::Paused(_) | Phase::Gone => Vec::new(),
-                };
-                drop(reply.send(decisions));
-            }
+            Command::Decisions { reply } => drop(reply.send(self.decisions())),
             Command::Stats { reply } => {
                 let stats = match &mut self.phase {
                     Phase::Running(running) if running.still.is_none() => running.session.stats().await.ok(),

@@ -8,7 +8,7 @@ use super::{Owner, Phase, gone};
 use crate::{
     machine::{
         network::{LinkError, Reaching},
-        outbound::OutboundError,
+        outbound::{Decided, OutboundError},
     },
     sandbox::trust::GuestTrustError,
     store::{
@@ -48,6 +48,14 @@ pub enum NetworkError {
 }
 
 impl Owner {
+    /// What was decided last of what it tried to reach, in the machine that it has.
+    pub(super) fn decisions(&self) -> Vec<Decided> {
+        match &self.phase {
+            Phase::Running(running) => running.session.link.decisions(),
+            Phase::Paused(_) | Phase::Gone => Vec::new(),
+        }
+    }
+
     /// Records the new rules, then puts them in force: a resume never has looser ones than its caller was told.
     pub(super) async fn set_internet(
         &mut self,
