@@ -20,6 +20,7 @@ mod disk;
 mod instance;
 mod machine;
 mod neighbours;
+mod netlink;
 mod network;
 mod prepared;
 pub mod probe;
