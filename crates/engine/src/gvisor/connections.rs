@@ -15,8 +15,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const AF_INET: u8 = 2;
 const IPPROTO_TCP: u8 = 6;
-/// All in which a connection is more than a memory of one: not `TIME_WAIT`, `CLOSE` and `LISTEN`.
-const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+/// All in which the other side has a connection, too: not `SYN_SENT`, which may have been lost, and not `TIME_WAIT`, `CLOSE` and `LISTEN`.
+const CONNECTED: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 /// Of `struct inet_diag_sockid`, and where it is in `struct inet_diag_msg`.
 const ID: usize = 48;
 const ID_AT: usize = 4;
@@ -33,6 +33,11 @@ pub(super) fn end_all() -> io::Result<usize> {
         }
     }
     Ok(found.len())
+}
+
+/// How many there are.
+pub(super) fn count() -> io::Result<usize> {
+    Ok(all(&Netlink::open(SockProtocol::NetlinkSockDiag)?)?.len())
 }
 
 fn all(netlink: &Netlink) -> io::Result<Vec<[u8; ID]>> {
@@ -76,6 +81,7 @@ mod tests {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let mut connections: Vec<_> = (0..300).map(|_| (connect(), listener.accept().unwrap().0)).collect();
+            assert_eq!(count().unwrap(), 600);
             assert_eq!(end_all().unwrap(), 600);
             for (near, far) in &mut connections {
                 let ends = [near, far].map(|end| end.read(&mut [0; 1]).unwrap_err().kind());
@@ -84,6 +90,7 @@ mod tests {
                     "{ends:?}"
                 );
             }
+            assert_eq!(count().unwrap(), 0);
             drop((connect(), listener.accept().unwrap()));
         });
         in_a_network_of_its_own.join().unwrap();

@@ -5,6 +5,8 @@
 
 use std::{
     ffi::OsString,
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -42,6 +44,8 @@ const REST_LOOK: Duration = Duration::from_millis(3);
 const RESTED: u32 = 3;
 /// How long it may take: a guest stands still for it.
 const REST_DEADLINE: Duration = Duration::from_millis(200);
+/// How often connections may begin while the others are ended.
+const QUIET_ATTEMPTS: u32 = 8;
 /// What is shown of a console.
 const CONSOLE_BYTES: u64 = 64 << 10;
 /// The last line of a first process that powers its machine off, and of one that resets it.
@@ -233,30 +237,44 @@ impl GvisorMachine {
         Ok(name.to_owned())
     }
 
-    /// Ends connections to the guest, which a checkpoint cannot hold, and lets no others begin until [`Self::hear`]. The guest's kernel learns of it also while the guest is paused, and
-    /// long before the command that asks for the checkpoint has started.
-    async fn quieten(&mut self) {
+    /// Sees to it that no connection to the guest is open, which a checkpoint cannot hold, and that none begins until [`Self::hear`]. The guest
+    /// is paused before and after.
+    async fn quieten(&mut self) -> Result<(), MachineError> {
         if self.parts.network == Network::None {
-            return;
+            return Ok(());
         }
-        self.deaf = true;
-        let ended = match network::of_slot(&self.parts.process) {
-            Ok(slot) => blocking(move || network::quieten(slot)).await,
-            Err(error) => Err(error),
-        };
         let pid = self.parts.process.pid();
-        match ended {
-            Ok(ended) => tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot"),
-            Err(error) => tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work"),
+        for _ in 0..QUIET_ATTEMPTS {
+            self.deaf = true;
+            let ended = self.in_slot(network::quieten).await;
+            self.let_it_hear_of_the_end().await?;
+            let left = self.in_slot(network::connections).await;
+            match (ended, left) {
+                (Ok(ended), Ok(0)) => {
+                    tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot");
+                    return Ok(());
+                }
+                // They were on their way when the others were ended.
+                (Ok(_), Ok(left)) => tracing::debug!(pid, left, "connections to a sandbox have begun over its snapshot"),
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work");
+                    return Ok(());
+                }
+            }
         }
+        tracing::warn!(pid, "connections to a sandbox do not cease: its clones may not work");
+        Ok(())
+    }
+
+    /// Does something in the network namespace of its slot.
+    async fn in_slot<T: Send + 'static>(&self, job: fn(OwnedFd) -> io::Result<T>) -> io::Result<T> {
+        let slot = network::of_slot(&self.parts.process)?;
+        blocking(move || job(slot)).await
     }
 
     /// Lets the guest of a paused sandbox run for as long as it takes to hear of the end of its connections, and to close them: what is
     /// half closed in a checkpoint is not whole in a clone. Nothing reaches it meanwhile, and nobody speaks to it.
     async fn let_it_hear_of_the_end(&mut self) -> Result<(), MachineError> {
-        if self.parts.network == Network::None {
-            return Ok(());
-        }
         self.switch_only("resume", State::Running).await?;
         let root = self.parts.root();
         let at_rest = async {
@@ -279,11 +297,7 @@ impl GvisorMachine {
         if !self.deaf {
             return Ok(());
         }
-        let heard = match network::of_slot(&self.parts.process) {
-            Ok(slot) => blocking(move || network::hear(slot)).await,
-            Err(error) => Err(error),
-        };
-        match heard {
+        match self.in_slot(network::hear).await {
             Ok(()) => self.deaf = false,
             Err(_) if self.parts.process.has_ended() => {}
             Err(source) => return Err(file_error(&self.parts.dir, source)),
@@ -308,8 +322,7 @@ impl GvisorMachine {
             Err(_) if self.parts.process.has_ended() => return Err(MachineError::Gone(self.settle().await)),
             Err(source) => return Err(file_error(&PathBuf::from(format!("/proc/{pid}")), source)),
         };
-        self.quieten().await;
-        self.let_it_hear_of_the_end().await?;
+        self.quieten().await?;
         let view = View::of_asker(self.parts.network, pid);
         let call = self.parts.call(words, Streams::None, view);
         let bytes = blocking(move || cost::checkpoint_bytes(pid)).await.unwrap_or_default();

@@ -21,10 +21,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use super::{
-    connections,
-    neighbours::{self, Way},
-};
+use super::{connections, gate};
 use crate::process::Process;
 
 /// Where the kernel has the parameters of networks.
@@ -127,9 +124,6 @@ fn empty(dir: &Path) -> io::Result<()> {
     Ok(mount(None::<&str>, dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?)
 }
 
-/// How often connections may begin between the end of all and the moment from which none comes through.
-const QUIET_ATTEMPTS: usize = 16;
-
 /// The namespace of a sandbox's slot, which its process is in. Never the host's own, whoever may have the number of that process by now.
 pub(super) fn of_slot(process: &Process) -> io::Result<OwnedFd> {
     let path = format!("/proc/{}/ns/net", process.pid());
@@ -142,21 +136,22 @@ pub(super) fn of_slot(process: &Process) -> io::Result<OwnedFd> {
     Ok(namespace.into_file().into())
 }
 
-/// Resets the connections that the host has to the guest in this slot, and lets no more come through until [`hear`]. Blocks.
+/// Resets the connections that the host has to the guest in this slot, and lets nothing more come through until [`hear`]. Blocks.
 pub(super) fn quieten(slot: OwnedFd) -> io::Result<usize> {
     on_own_thread(move || {
         enter(slot)?;
-        let mut ended = 0;
-        for _ in 0..QUIET_ATTEMPTS {
-            ended += connections::end_all()?;
-            neighbours::turn(Way::Away)?;
-            // What has begun in between is ended at this end alone: the guest has to hear of it.
-            if connections::end_all()? == 0 {
-                return Ok(ended);
-            }
-            neighbours::turn(Way::There)?;
-        }
-        Err(io::Error::other("connections to it do not cease"))
+        gate::open()?;
+        let ended = connections::end_all()?;
+        gate::close()?;
+        Ok(ended)
+    })
+}
+
+/// How many connections to the guest in this slot have begun all the same: what was on its way when that was closed. Blocks.
+pub(super) fn connections(slot: OwnedFd) -> io::Result<usize> {
+    on_own_thread(move || {
+        enter(slot)?;
+        connections::count()
     })
 }
 
@@ -164,7 +159,7 @@ pub(super) fn quieten(slot: OwnedFd) -> io::Result<usize> {
 pub(super) fn hear(slot: OwnedFd) -> io::Result<()> {
     on_own_thread(move || {
         enter(slot)?;
-        neighbours::turn(Way::There)
+        gate::open()
     })
 }
 

@@ -1,0 +1,136 @@
+//! Turns what is sent to a guest away for the time of a checkpoint, without a word to who sends it: a connection that begins then would be in
+//! the checkpoint, and one that is refused would be an error for somebody. What is lost is sent again a moment later.
+//!
+//! The host's end of the guest's interface gets a queue that holds nothing: what cannot be queued is lost there. (A sandbox takes frames for
+//! whatever address on the link, so that a wrong one among the neighbours keeps nothing from it.) Nobody else gives that interface a queue,
+//! so whoever finds one after a crash takes it away.
+
+use std::io;
+
+use nix::{errno::Errno, net::if_::if_nametoindex, sys::socket::SockProtocol};
+
+use super::netlink::Netlink;
+
+/// The flags of an entry among the neighbours that was entered and stays, as the kernel prints them. A slot knows its guest by one.
+const PERMANENT: &str = "0x6";
+
+// Numbers of linux/rtnetlink.h, linux/netlink.h and linux/pkt_sched.h.
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TC_H_ROOT: u32 = u32::MAX;
+const AF_UNSPEC: u8 = 0;
+/// A queue that the kernel has wherever it has queues. Its only option is how many packets it holds.
+const KIND: &[u8; 8] = b"pfifo\0\0\0";
+const KIND_BYTES: usize = 6;
+const NO_PACKET: u32 = 0;
+/// What the queue is called; a number, like a major one of a device.
+const HANDLE: u32 = 0xf1f0_0000;
+
+/// Lets nothing more through to the guests of the calling thread's network namespace until [`open`].
+pub(super) fn close() -> io::Result<()> {
+    let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
+    for interface in interfaces()? {
+        let options = [attribute(TCA_KIND, KIND_BYTES, KIND)?, attribute(TCA_OPTIONS, 4, &NO_PACKET.to_ne_bytes())?].concat();
+        netlink.order(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &[head(interface, HANDLE), options].concat())?;
+    }
+    Ok(())
+}
+
+/// Lets all through again, if that is not so.
+pub(super) fn open() -> io::Result<()> {
+    let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
+    for interface in interfaces()? {
+        match netlink.order(RTM_DELQDISC, 0, &head(interface, 0)) {
+            // There is none; or there never is, with a kernel that has no queues.
+            Err(error) if [Errno::ENOENT, Errno::EOPNOTSUPP].map(|none| Some(none as i32)).contains(&error.raw_os_error()) => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// `struct tcmsg`, of the queue that all that is sent by this interface goes through.
+fn head(interface: u32, handle: u32) -> Vec<u8> {
+    let mut head = vec![AF_UNSPEC, 0, 0, 0];
+    for number in [interface, handle, TC_H_ROOT, 0] {
+        head.extend(number.to_ne_bytes());
+    }
+    head
+}
+
+/// `struct rtattr` with its content, padded to words already.
+fn attribute(kind: u16, bytes: usize, content: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u16::try_from(4 + bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok([&length.to_ne_bytes(), &kind.to_ne_bytes(), content].concat())
+}
+
+/// Those by which guests are reached.
+fn interfaces() -> io::Result<Vec<u32>> {
+    let table = fs_err::read_to_string("/proc/thread-self/net/arp")?;
+    table.lines().skip(1).filter_map(device).map(|device| Ok(if_nametoindex(device)?)).collect()
+}
+
+/// Of a line of `/proc/net/arp`, if it is of a permanent neighbour.
+fn device(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    let flags = words.nth(2)?;
+    words.nth(2).filter(|_| flags == PERMANENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::fd::AsRawFd, process::Command};
+
+    use nix::{
+        sched::{CloneFlags, unshare},
+        sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket},
+    };
+
+    use super::*;
+
+    fn ip(words: &str) {
+        let done = Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(done.status.success(), "{words}: {done:?}");
+    }
+
+    /// Whether what is sent to the guest arrives at a socket for all frames, as a sandbox's is.
+    fn arrives(frames: &impl AsRawFd, word: &[u8]) -> bool {
+        // Whether it is told that its datagram was lost is the kernel's affair.
+        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(word, "169.254.0.21:9").ok();
+        let mut frame = [0; 2048];
+        let mut next =
+            || recv(frames.as_raw_fd(), &mut frame, MsgFlags::empty()).ok().map(|bytes| frame[..bytes].ends_with(word));
+        std::iter::from_fn(|| next()).any(|is_it| is_it)
+    }
+
+    #[test]
+    fn nothing_reaches_a_guest_that_is_turned_away() {
+        let in_a_network_of_its_own = std::thread::spawn(|| {
+            match unshare(CloneFlags::CLONE_NEWNET) {
+                // Only root gets one.
+                Err(Errno::EPERM) => return,
+                made => made.unwrap(),
+            }
+            ip("link add tap0 type veth peer name eth0");
+            ip("addr add 169.254.0.22/30 dev tap0");
+            ip("link set tap0 up");
+            ip("link set eth0 up");
+            ip("neigh replace 169.254.0.21 lladdr 02:66:6b:00:00:15 nud permanent dev tap0");
+            let frames = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll).unwrap();
+            assert!(arrives(&frames, b"before"));
+            for _ in 0..2 {
+                close().unwrap();
+                assert!(!arrives(&frames, b"meanwhile"));
+            }
+            for _ in 0..2 {
+                open().unwrap();
+                assert!(arrives(&frames, b"after"));
+            }
+        });
+        in_a_network_of_its_own.join().unwrap();
+    }
+}
