@@ -121,6 +121,9 @@ pub(crate) fn run(
     if whole && parts == Parts::All {
         report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, step))?;
     }
+    if whole {
+        report.step("other conformance on gVisor", |step| others_on_gvisor(workspace, household, parts, step))?;
+    }
     // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
     if whole && parts == Parts::All {
         report.step("desktop template", |step| step.run(&mut build("desktop")))?;
@@ -144,6 +147,30 @@ fn on_gvisor(workspace: &Workspace, household: &Household, step: &mut Step) -> a
     command.env("FIRKIN_ENGINE", ON_GVISOR[1]);
     step.run(&mut command).with_context(|| format!("the {} failed on gVisor\n{}", NEWEST.name, server.log_tail()))?;
     server.stop()
+}
+
+/// All other suites with sandboxes of gVisor but the desktop's, on one state directory. Tests that are about what such sandboxes lack are
+/// skipped by their names.
+fn others_on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
+    if !gvisor::is_here() {
+        step.skip("there is no `runsc` or `mkfs.erofs` on this host");
+        return Ok(());
+    }
+    let workspace = workspace.with_engine(ON_GVISOR[1]);
+    let state = household.passable_dir("state-")?;
+    let without = parts.without();
+    let build = |name: &str, options: &[&str]| {
+        let mut command = workspace.firkin();
+        command.args(["template", "build", name, "--state-dir"]).arg(state.path()).args(options);
+        command
+    };
+    step.run(&mut build("base", &[]))?;
+    against_server(&workspace, state.path(), &[V1, CONTAINERS], &[], step)?;
+    javascript(&workspace, state.path(), step)?;
+    let options: Vec<&str> = without.iter().flat_map(|names| ["--without", names]).collect();
+    step.run(&mut build("code-interpreter-v1", &options))?;
+    interpreter(&workspace, state.path(), without, step)?;
+    against_server(&workspace, state.path(), &[MCP], &[], step)
 }
 
 fn against_server(
@@ -212,6 +239,7 @@ fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mut Step) -> 
         // For tests that kill servers of their own, and for those that drive this one by the command line.
         .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
         .env("FIRKIN_STATE_DIR", state_dir)
+        .envs(workspace.engine_variable())
         .envs(server::variables(workspace, state_dir)?);
     Ok(command)
 }

@@ -16,7 +16,7 @@ const VM_TESTS: &str = "firkin-vm-tests";
 const NESTED_TEST: &str = "kvm_keeps_the_contract_inside_a_sandbox";
 
 /// Where the project and its binaries are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Workspace {
     /// The root of the repository.
     pub(crate) root: PathBuf,
@@ -24,6 +24,8 @@ pub(crate) struct Workspace {
     pub(crate) binaries: PathBuf,
     /// The cache directory of the product, where it is not the host's.
     product_cache: Option<PathBuf>,
+    /// What its sandboxes run on, where that is not its own choice.
+    engine: Option<&'static str>,
 }
 
 impl Workspace {
@@ -32,7 +34,7 @@ impl Workspace {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package is inside the workspace")?.to_owned();
         let program = std::env::current_exe().context("cannot find this program's own path")?;
         let binaries = program.parent().context("a program is in a directory")?.to_owned();
-        Ok(Self { root, binaries, product_cache: None })
+        Ok(Self { root, binaries, product_cache: None, engine: None })
     }
 
     /// A directory for what this program keeps between runs.
@@ -47,12 +49,23 @@ impl Workspace {
         if let Some(cache) = &self.product_cache {
             command.env("FIRKIN_CACHE_DIR", cache);
         }
+        command.envs(self.engine_variable());
         command
+    }
+
+    /// What tells the product, and those who start it, of its engine.
+    pub(crate) fn engine_variable(&self) -> Option<(&'static str, &'static str)> {
+        self.engine.map(|engine| ("FIRKIN_ENGINE", engine))
     }
 
     /// The same workspace, whose product has a cache directory of its own.
     pub(crate) fn with_product_cache(&self, cache: &Path) -> Self {
-        Self { root: self.root.clone(), binaries: self.binaries.clone(), product_cache: Some(cache.to_owned()) }
+        Self { product_cache: Some(cache.to_owned()), ..self.clone() }
+    }
+
+    /// The same workspace, whose product runs sandboxes on this engine.
+    pub(crate) fn with_engine(&self, engine: &'static str) -> Self {
+        Self { engine: Some(engine), ..self.clone() }
     }
 
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {

@@ -56,6 +56,7 @@ def machine(brood):
     return brood()
 
 
+@pytest.mark.lacking(gvisor="its kernel has no modules, no Landlock and no AppArmor")
 def test_tools_modules_and_devices_are_there(machine):
     for tool in ["mount", "modprobe", "swapon", "mkfs.ext4", "nft", "iptables", "ping", "jq", "unzip", "zip", "socat", "less", "rg"]:
         assert as_root(machine, f"command -v {tool}"), tool
@@ -69,6 +70,7 @@ def test_tools_modules_and_devices_are_there(machine):
     assert ping.exit_code == 0
 
 
+@pytest.mark.lacking(gvisor="its kernel mounts no file system of a disk's, swaps to none and has no nf_tables")
 def test_file_systems_are_made_and_mounted(machine):
     # Nothing is loaded first: the kernel asks for what it needs.
     as_root(
@@ -86,6 +88,7 @@ def test_node_and_its_package_managers_are_recent(machine):
         assert machine.commands.run(f"{manager} --version").stdout[0].isdigit(), manager
 
 
+@pytest.mark.lacking(gvisor="Docker's bridge needs nf_tables, and its overlay driver what gVisor's kernel has not")
 @pytest.mark.timeout(900)  # a guest that may be emulated installs a container engine
 def test_docker_runs_a_container_with_its_network_in_every_life(brood, api):
     sandbox = brood()
