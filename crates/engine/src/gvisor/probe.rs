@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     GvisorEngine, GvisorMachine, Images, Start,
+    capability::{self, Capability, DISK_SIZE, NETWORK},
     network::{self, Network},
     program,
     program::Program,
@@ -84,15 +85,6 @@ pub enum ProbeError {
     Deadline(Duration),
 }
 
-/// Something that guests may want of an engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capability {
-    /// What it is.
-    pub name: &'static str,
-    /// Why it is not there.
-    pub lacking: Option<String>,
-}
-
 /// What was found.
 #[derive(Debug)]
 pub struct Found {
@@ -106,11 +98,12 @@ pub struct Found {
 pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     let found = request.program.clone().or_else(program::find).filter(|path| path.is_file()).ok_or(ProbeError::Missing)?;
     let pins = request.pins.clone();
-    let engine = blocking(move || {
+    let (engine, told) = blocking(move || {
         let program = Program::pin(&found, &pins)?;
-        let flags = program::known_flags(&program)?;
+        let (flags, version) = (program::known_flags(&program.path)?, program::version(&program.path)?);
+        let told = capability::of_build(&version, &flags);
         let setuid = flags.contains(spec::SETUID_FLAG);
-        describe(program, pins, setuid)
+        Ok((describe((program, version), pins, setuid)?, told))
     })
     .await?;
     // A large image on a slow disk takes its time, which tells nothing of what is tried.
@@ -119,7 +112,7 @@ pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
     let tried = timeout(request.deadline, choose(&engine, &request.image, dir.path())).await;
     let (engine, no_network) = tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
-    let capabilities = capabilities(&engine, no_network);
+    let capabilities = capabilities(&engine, told, no_network);
     Ok(Found { engine, capabilities })
 }
 
@@ -156,11 +149,11 @@ fn trial_dir(dir: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 /// The engine without a network.
-fn describe(program: Program, pins: PathBuf, setuid: bool) -> io::Result<GvisorEngine> {
+fn describe((program, version): (Program, String), pins: PathBuf, setuid: bool) -> io::Result<GvisorEngine> {
     let fixed = spec::digest(Network::None);
     let plain = Fingerprint {
         engine: "gvisor".into(),
-        version: program.version()?,
+        version,
         machine: machine(&fixed),
         acceleration: Acceleration::Gvisor,
         cpu: cpu(&fs_err::read_to_string("/proc/cpuinfo")?),
@@ -197,17 +190,16 @@ fn cpu(cpuinfo: &str) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
-/// What was tried, and what is found without a sandbox.
-fn capabilities(engine: &GvisorEngine, no_network: Option<String>) -> Vec<Capability> {
-    let tried = ["start", "pause", "cut", "restore"].map(|name| Capability { name, lacking: None });
-    let no_setuid = "this build of `runsc` has no `--allow-suid`; `sudo` asks the agent instead";
+/// What was tried, and what was told.
+fn capabilities(engine: &GvisorEngine, told: Vec<Capability>, no_network: Option<String>) -> Vec<Capability> {
+    use capability::{CUT, PAUSE, RESTORE, START};
+    let tried = [START, PAUSE, CUT, RESTORE].map(|name| Capability { name, lacking: None });
     let no_size = "this build of `runsc` takes no size of a root disk: `df` shows none, and the bound is rounded up to whole GiB";
     let rest = [
-        Capability { name: "setuid", lacking: (!engine.setuid).then(|| no_setuid.to_owned()) },
-        Capability { name: "disk size", lacking: (!engine.shows_disks).then(|| no_size.to_owned()) },
-        Capability { name: "network", lacking: no_network },
+        Capability { name: DISK_SIZE, lacking: (!engine.shows_disks).then(|| no_size.to_owned()) },
+        Capability { name: NETWORK, lacking: no_network },
     ];
-    tried.into_iter().chain(rest).collect()
+    tried.into_iter().chain(told).chain(rest).collect()
 }
 
 /// The whole course of a sandbox, in `dir`.

@@ -63,36 +63,34 @@ impl Program {
         }
         Ok(Self { path, digest: digest.to_owned() })
     }
+}
 
-    /// What it says to this word. A process that was forked while the copy was made has it open for writing, and until that runs something
-    /// else, nobody can run the copy.
-    fn asked(&self, word: &str) -> io::Result<Output> {
-        /// Between fork and exec of another process are milliseconds.
-        const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
-        let began = std::time::Instant::now();
-        loop {
-            match Command::new(&self.path).arg(word).env_clear().stdin(Stdio::null()).output() {
-                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < BUSY => {
-                    std::thread::yield_now()
-                }
-                told => return told,
-            }
+/// What a binary says to this word. A process that was forked while the copy was made has it open for writing, and until that runs something
+/// else, nobody can run the copy.
+fn asked(program: &Path, word: &str) -> io::Result<Output> {
+    /// Between fork and exec of another process are milliseconds.
+    const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
+    let began = std::time::Instant::now();
+    loop {
+        match Command::new(program).arg(word).env_clear().stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && began.elapsed() < BUSY => std::thread::yield_now(),
+            told => return told,
         }
-    }
-
-    /// Its version by its own word, the first line of `--version`. Blocks.
-    pub(super) fn version(&self) -> io::Result<String> {
-        let told = self.asked("--version")?;
-        let text = String::from_utf8_lossy(&told.stdout);
-        let first = text.lines().next().and_then(|line| line.strip_prefix("runsc version "));
-        let version = first.map(|version| version.trim().to_owned()).filter(|version| !version.is_empty());
-        version.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not tell its version"))
     }
 }
 
-/// The flags that it has, as it lists them. Blocks.
-pub(super) fn known_flags(program: &Program) -> io::Result<String> {
-    let told = program.asked("flags")?;
+/// A binary's version by its own word, the first line of `--version`. Blocks.
+pub(super) fn version(program: &Path) -> io::Result<String> {
+    let told = asked(program, "--version")?;
+    let text = String::from_utf8_lossy(&told.stdout);
+    let first = text.lines().next().and_then(|line| line.strip_prefix("runsc version "));
+    let version = first.map(|version| version.trim().to_owned()).filter(|version| !version.is_empty());
+    version.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not tell its version"))
+}
+
+/// The flags that a binary has, as it lists them. Blocks.
+pub(super) fn known_flags(program: &Path) -> io::Result<String> {
+    let told = asked(program, "flags")?;
     Ok(String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned())
 }
 
@@ -173,7 +171,7 @@ mod tests {
         let open = fs_err::OpenOptions::new().append(true).open(&program.path).unwrap();
         let refused = Command::new(&program.path).status().unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ExecutableFileBusy);
-        let asked = std::thread::spawn(move || program.version());
+        let asked = std::thread::spawn(move || version(&program.path));
         drop(open);
         assert_eq!(asked.join().unwrap().unwrap(), "7");
     }
