@@ -176,7 +176,7 @@ pub(crate) struct ImageArgs {
 /// What runs sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineChoice {
-    /// KVM if a tiny guest runs under it, else the emulator
+    /// KVM if a tiny guest runs under it, else gVisor if it has all that E2B's SDKs need, else the emulator
     Auto,
     /// Virtual machines by the host's hardware, or fail
     Kvm,

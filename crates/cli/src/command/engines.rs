@@ -2,7 +2,11 @@
 //!
 //! ```text
 //!   kvm, emulated ──► QEMU, with a guest that was seen to run        gvisor ──► runsc, with a sandbox that was cut and restored
+//!   auto ──► kvm │ gvisor that has all that is needed, then emulated │ emulated
 //! ```
+//!
+//! Where `auto` is gVisor, the emulator stays beside it: sandboxes and templates of before go on as what they are, and only what is new is
+//! gVisor's.
 
 use std::sync::Arc;
 
@@ -18,7 +22,10 @@ use fs_err as fs;
 use crate::{
     args::EngineChoice,
     failure::{Advise as _, advised},
-    host::{DEMANDED_OF_GVISOR as DEMANDED, jail},
+    host::{
+        gvisor::{DEMANDED, NEEDED, lacking, out_of_question},
+        jail,
+    },
     images::Images,
     progress::Progress,
     settings::Settings,
@@ -28,10 +35,11 @@ use crate::{
 pub(super) async fn choose(settings: &Settings, parts: (&GuestSystem, &Images), progress: &Progress) -> anyhow::Result<Engines> {
     let mut chosen: Vec<Arc<dyn Engine>> = Vec::new();
     for choice in &settings.engines {
-        let engine = one(settings, *choice, parts, progress).await?;
-        // What was found by itself may also have been asked for.
-        if !chosen.iter().any(|other| other.fingerprint().acceleration == engine.fingerprint().acceleration) {
-            chosen.push(engine);
+        for engine in of_choice(settings, *choice, parts, progress).await? {
+            // What was found by itself may also have been asked for.
+            if !chosen.iter().any(|other| other.fingerprint().acceleration == engine.fingerprint().acceleration) {
+                chosen.push(engine);
+            }
         }
     }
     let mut chosen = chosen.into_iter();
@@ -39,19 +47,60 @@ pub(super) async fn choose(settings: &Settings, parts: (&GuestSystem, &Images), 
     Ok(Engines::new(first, chosen.collect()))
 }
 
-async fn one(
+async fn of_choice(
     settings: &Settings,
     choice: EngineChoice,
-    (guest, images): (&GuestSystem, &Images),
+    parts: (&GuestSystem, &Images),
     progress: &Progress,
-) -> anyhow::Result<Arc<dyn Engine>> {
+) -> anyhow::Result<Vec<Arc<dyn Engine>>> {
     let requested = match choice {
-        EngineChoice::Auto => Requested::Auto,
+        EngineChoice::Auto => return of_itself(settings, parts, progress).await,
+        EngineChoice::Gvisor => return Ok(vec![with_gvisor(settings, parts, DEMANDED, progress).await?]),
         EngineChoice::Kvm => Requested::Kvm,
         EngineChoice::Emulated => Requested::Tcg,
-        EngineChoice::Gvisor => return with_gvisor(settings, (guest, images), progress).await,
     };
-    with_qemu(settings, guest, requested, progress).await
+    let engine = with_qemu(settings, parts.0, requested, progress).await?;
+    demand_boundary(settings, &*engine)?;
+    Ok(vec![engine])
+}
+
+/// What `auto` comes to. What of gVisor is seen without a sandbox is looked at first: where it has not all that is needed, its root image
+/// need not be made.
+async fn of_itself(
+    settings: &Settings,
+    parts: (&GuestSystem, &Images),
+    progress: &Progress,
+) -> anyhow::Result<Vec<Arc<dyn Engine>>> {
+    let qemu = with_qemu(settings, parts.0, Requested::Auto, progress).await?;
+    if qemu.fingerprint().acceleration == Acceleration::Kvm {
+        return Ok(vec![qemu]);
+    }
+    let step = progress.step("whether gVisor is taken");
+    let tried = match tokio::task::spawn_blocking(out_of_question).await? {
+        Some(why) => Err(why),
+        None => with_gvisor(settings, parts, NEEDED, progress).await.map_err(|error| firkin_causes::chain(error.as_ref())),
+    };
+    match tried {
+        Ok(gvisor) => {
+            step.done("`auto` is gvisor, which has all that is needed; emulated for what there is of it");
+            // Where other hosts come, nothing was emulated before, nor will be.
+            Ok(if demand_boundary(settings, &*qemu).is_ok() { vec![gvisor, qemu] } else { vec![gvisor] })
+        }
+        Err(why) => {
+            step.done(&format!("`auto` is emulated; gVisor is not taken: {why}"));
+            demand_boundary(settings, &*qemu)?;
+            Ok(vec![qemu])
+        }
+    }
+}
+
+/// Refuses the emulator where others come in.
+fn demand_boundary(settings: &Settings, engine: &dyn Engine) -> anyhow::Result<()> {
+    if settings.is_for_real_machines() && engine.fingerprint().acceleration == Acceleration::Tcg {
+        return Err(anyhow::anyhow!("cannot serve other hosts with emulated machines: the emulator is no security boundary"))
+            .hint("serve on the loopback, use a host with KVM, or say `--allow-emulation` if all who come may be trusted");
+    }
+    Ok(())
 }
 
 /// QEMU, with the acceleration that a guest was seen to run with.
@@ -90,17 +139,14 @@ async fn with_qemu(
     });
     let step = progress.step("the machines' jail");
     step.done(&jail::accepted(&engine.safeguards(), settings.jail)?);
-    if settings.is_for_real_machines() && engine.fingerprint().acceleration == Acceleration::Tcg {
-        return Err(anyhow::anyhow!("cannot serve other hosts with emulated machines: the emulator is no security boundary"))
-            .hint("serve on the loopback, use a host with KVM, or say `--allow-emulation` if all who come may be trusted");
-    }
     Ok(Arc::new(engine))
 }
 
-/// gVisor, with a sandbox of the host's own root image that was started, cut and restored. Its binary is kept in the state directory.
+/// gVisor with all of `wanted`, and a sandbox of the host's own root image that was started, cut and restored. Its binary is kept in the state directory.
 async fn with_gvisor(
     settings: &Settings,
     (guest, images): (&GuestSystem, &Images),
+    wanted: &[&str],
     progress: &Progress,
 ) -> anyhow::Result<Arc<dyn Engine>> {
     let step = progress.step("guest root file system for gVisor");
@@ -118,9 +164,8 @@ async fn with_gvisor(
         };
         advised(error, Some(hint.to_owned()), None)
     })?;
-    let lacking = |name: &str| found.capabilities.iter().find(|found| found.name == name).and_then(|found| found.lacking.clone());
-    if let Some(reason) = lacking(DEMANDED) {
-        return Err(anyhow::anyhow!("sandboxes of gVisor have no {DEMANDED} here: {reason}"))
+    if let Some(lack) = lacking(&found.capabilities, wanted) {
+        return Err(anyhow::anyhow!("gVisor cannot run sandboxes here: {lack}"))
             .hint("`--engine emulated` works everywhere, with a slow CPU");
     }
     let lacks: Vec<String> =

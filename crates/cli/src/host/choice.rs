@@ -19,9 +19,14 @@ pub(super) fn told(asked: &[EngineChoice], kvm: &Check, gvisor: &Standing) -> Fi
 fn one(asked: EngineChoice, kvm: &Check, gvisor: &Standing) -> Finding {
     match (asked, kvm.status, gvisor) {
         (EngineChoice::Auto, Status::Ok, _) => Finding::ok(format!("`auto` is kvm: {}", kvm.found)),
-        (EngineChoice::Auto, _, Standing::Works) => {
-            let why = format!("`auto` is emulated, which is slow: {}", kvm.found);
-            Finding::warn(why, "say `--engine gvisor`, which works here at the processor's speed")
+        (EngineChoice::Auto, _, Standing::Works) => Finding::ok(format!(
+            "`auto` is gvisor, which has all that is needed, and emulated for what there is of it: {}",
+            kvm.found
+        )),
+        (EngineChoice::Auto, _, Standing::Lacks(_)) => {
+            let why = format!("`auto` is emulated, which is slow: {}; {}", kvm.found, without(gvisor));
+            let remedy = "docs/hosts-without-kvm.md has the lines that install a current runsc; `--engine gvisor` takes this one";
+            Finding::warn(why, remedy)
         }
         (EngineChoice::Auto, _, Standing::Absent | Standing::Untried | Standing::Fails(_)) => {
             let why = format!("`auto` is emulated, which is slow: {}; {}", kvm.found, without(gvisor));
@@ -30,6 +35,7 @@ fn one(asked: EngineChoice, kvm: &Check, gvisor: &Standing) -> Finding {
         (EngineChoice::Kvm, Status::Ok, _) => Finding::ok("`kvm` works"),
         (EngineChoice::Kvm, ..) => Finding::fail(format!("`kvm` does not: {}", kvm.found), "choose `gvisor` or `emulated`"),
         (EngineChoice::Gvisor, _, Standing::Works) => Finding::ok("`gvisor` works"),
+        (EngineChoice::Gvisor, _, Standing::Lacks(_)) => Finding::ok(format!("`gvisor`: {}", without(gvisor))),
         (EngineChoice::Gvisor, _, Standing::Untried) => Finding::warn("`gvisor` was not tried", "run it as root"),
         (EngineChoice::Gvisor, _, Standing::Absent) => {
             Finding::fail(format!("`gvisor` does not: {}", without(gvisor)), "`firkin doctor --fix` installs it")
@@ -46,6 +52,7 @@ fn one(asked: EngineChoice, kvm: &Check, gvisor: &Standing) -> Finding {
 fn without(gvisor: &Standing) -> String {
     match gvisor {
         Standing::Works => "gVisor works".to_owned(),
+        Standing::Lacks(what) => format!("gVisor works, and {what}"),
         Standing::Absent => "there is no gVisor".to_owned(),
         Standing::Untried => "gVisor was not tried".to_owned(),
         Standing::Fails(why) => format!("gVisor does not work: {why}"),
@@ -76,7 +83,10 @@ mod tests {
             (status, found.as_str()),
             (Status::Warn, "`auto` is emulated, which is slow: no /dev/kvm; gVisor does not work: no network")
         );
-        let slow = told(&[Auto], &none, &Standing::Works);
+        let (status, found) = judged(&[Auto], &none, &Standing::Works);
+        assert!(status == Status::Ok && found.starts_with("`auto` is gvisor,"), "{found}");
+        let slow = told(&[Auto], &none, &Standing::Lacks("it lacks x".to_owned()));
+        assert_eq!(slow.found, "`auto` is emulated, which is slow: no /dev/kvm; gVisor works, and it lacks x");
         assert!(slow.remedy.unwrap().contains("`--engine gvisor`"));
     }
 

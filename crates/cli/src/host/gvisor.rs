@@ -12,7 +12,8 @@ use firkin_engine::{
     Engine as _,
     gvisor::{
         AGENT,
-        probe::{Capability, Found, ProbeRequest, probe},
+        capability::{self, Capability},
+        probe::{Found, ProbeRequest, probe},
     },
 };
 use firkin_image::command::{capture, command};
@@ -21,7 +22,19 @@ use fs_err as fs;
 use super::finding::{Finding, Lack, which};
 
 /// What sandboxes of gVisor cannot do without: it is what clients reach them by.
-pub(crate) const DEMANDED: &str = "network";
+pub(crate) const DEMANDED: &[&str] = &[capability::NETWORK];
+/// What gVisor must have for `auto` to take it: all that the tests of E2B's SDKs need, and what holds a sandbox to its memory. `sudo` is not
+/// among it, nor is the setuid bit that it would need: the guest's agent stands in for it. Nor is a disk's size, which is bounded without.
+pub(crate) const NEEDED: &[&str] = &[
+    capability::START,
+    capability::PAUSE,
+    capability::CUT,
+    capability::RESTORE,
+    capability::NETWORK,
+    capability::OPEN_CONNECTIONS,
+    capability::CLONES_ANSWER,
+    capability::LIMITS,
+];
 
 const PROGRAM: &str = "runsc";
 const MAKES_IMAGES: &str = "mkfs.erofs";
@@ -35,8 +48,10 @@ const IMAGE_DEADLINE: Duration = Duration::from_secs(10);
 /// How sandboxes of gVisor stand on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// One ran, with all that clients need.
+    /// One ran, with all that is needed for it to be taken unasked.
     Works,
+    /// One ran, with all that clients need, and lacks what it would be taken unasked for.
+    Lacks(String),
     /// Its programs are not installed.
     Absent,
     /// Only root can try it.
@@ -81,10 +96,31 @@ pub(super) async fn gvisor(kvm: bool) -> (Finding, Standing) {
 }
 
 fn standing(capabilities: &[Capability]) -> Standing {
-    let demanded = capabilities.iter().find(|capability| capability.name == DEMANDED);
-    match demanded.and_then(|capability| capability.lacking.as_ref()) {
-        Some(why) => Standing::Fails(format!("its sandboxes have no {DEMANDED}: {why}")),
-        None => Standing::Works,
+    match (lacking(capabilities, DEMANDED), lacking(capabilities, NEEDED)) {
+        (Some(lack), _) => Standing::Fails(lack),
+        (None, Some(lack)) => Standing::Lacks(lack),
+        (None, None) => Standing::Works,
+    }
+}
+
+/// What of `wanted` was looked for and is not there, with the reasons.
+pub(crate) fn lacking(capabilities: &[Capability], wanted: &[&str]) -> Option<String> {
+    let wanted = capabilities.iter().filter(|capability| wanted.contains(&capability.name));
+    let lacks = wanted.filter_map(|capability| Some(format!("{} ({})", capability.name, capability.lacking.as_ref()?)));
+    let lacks: Vec<String> = lacks.collect();
+    (!lacks.is_empty()).then(|| format!("it lacks {}", lacks.join(", ")))
+}
+
+/// Why it is no use to try whether gVisor can be taken unasked, as far as that is seen without a sandbox. Blocks for the time of two short
+/// commands.
+pub(crate) fn out_of_question() -> Option<String> {
+    let missing = missing();
+    let Some(program) = which(PROGRAM).filter(|_| missing.is_empty()) else {
+        return Some(format!("there is no {}", missing.join(" and no ")));
+    };
+    match capability::untried(&program) {
+        Ok(told) => lacking(&told, NEEDED),
+        Err(error) => Some(format!("`{}` cannot be asked: {}", program.display(), chain(&error))),
     }
 }
 
@@ -146,9 +182,14 @@ mod tests {
         let (cut, lacking) = (capability("cut", None), capability("network", Some("none")));
         assert_eq!(told("1", std::slice::from_ref(&cut)), "runsc 1 has cut");
         assert_eq!(standing(std::slice::from_ref(&cut)), Standing::Works);
-        let all = [cut, capability("pause", None), lacking];
+        let all = [cut, capability("pause", None), lacking.clone()];
         assert_eq!(told("1", &all), format!("runsc 1 has cut, pause; lacks network (none); {NEWER}"));
-        assert_eq!(standing(&all), Standing::Fails("its sandboxes have no network: none".to_owned()));
+        assert_eq!(standing(&all), Standing::Fails("it lacks network (none)".to_owned()));
+        let mute = capability(capability::CLONES_ANSWER, Some("old"));
+        assert_eq!(standing(&[all[0].clone(), mute.clone()]), Standing::Lacks("it lacks clones answer (old)".to_owned()));
+        assert_eq!(standing(&[lacking, mute]), Standing::Fails("it lacks network (none)".to_owned()), "the worse is told");
+        let needless = capability(capability::SETUID, Some("none"));
+        assert_eq!(standing(&[needless]), Standing::Works);
     }
 
     #[test]

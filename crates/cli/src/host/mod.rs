@@ -12,7 +12,7 @@ mod checks;
 mod choice;
 mod finding;
 mod guests;
-mod gvisor;
+pub(crate) mod gvisor;
 pub(crate) mod jail;
 mod packages;
 mod pvm;
@@ -22,7 +22,6 @@ pub(crate) use checks::{Places, check, upkeep};
 #[cfg(test)]
 pub(crate) use finding::which;
 pub(crate) use finding::{Check, Status};
-pub(crate) use gvisor::DEMANDED as DEMANDED_OF_GVISOR;
 pub(crate) use setup::{Action, apply, plan};
 
 /// The guest agent's executable, the `/init` of every guest.
