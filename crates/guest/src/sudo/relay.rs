@@ -134,11 +134,13 @@ impl Relay {
         let mut polled =
             vec![PollFd::new(self.link.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if let Some(Terminals { tty, raw, master, keys, closed }) = &self.terminals {
-            let for_keys = if raw.is_some() && keys.is_empty() { PollFlags::POLLIN } else { PollFlags::empty() };
             let for_room = if keys.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             if !closed {
                 polled.push(PollFd::new(master.as_fd(), PollFlags::POLLIN | for_room));
-                polled.push(PollFd::new(tty.as_fd(), for_keys));
+                // Only while keys are wanted: one that was hung up is ready whatever is asked of it.
+                if raw.is_some() && keys.is_empty() {
+                    polled.push(PollFd::new(tty.as_fd(), PollFlags::POLLIN));
+                }
             }
         }
         match poll(&mut polled, PollTimeout::NONE) {
@@ -232,6 +234,16 @@ mod tests {
         let mut shown = [0; 10];
         std::fs::File::from(callers.master).read_exact(&mut shown).unwrap();
         assert_eq!(&shown, b"last words");
+    }
+
+    #[test]
+    fn a_terminal_that_was_hung_up_is_not_looked_at_again_and_again() {
+        let (callers, commands) = (openpty(None, None).unwrap(), openpty(None, None).unwrap());
+        let (relay, agent) = relay(Some((Tty(callers.slave), commands.master)));
+        drop(callers.master);
+        send(&agent, &Reply::Code(0), &[]).unwrap();
+        let ready = relay.wait().unwrap();
+        assert!(ready.link && !ready.keys, "{ready:?}");
     }
 
     #[test]
