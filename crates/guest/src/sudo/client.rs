@@ -116,9 +116,11 @@ fn ask(asked: Asked, socket: &Path) -> Result<Reply, SudoError> {
     let signals = SignalFd::new(&signals).map_err(|errno| SudoError::Ask(errno.into()))?;
     let link = UnixStream::connect(socket).map_err(SudoError::Connect)?;
     let streams: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    send(&link, &request, &streams).map_err(SudoError::Ask)?;
+    let asked = send(&link, &request, &streams);
     let mut beside = Beside::default();
-    match receive(&link, &mut beside).map_err(SudoError::Ask)? {
+    // Who may not is told so by an agent that has not read all that he wanted.
+    let reply = receive(&link, &mut beside).or_else(|error| asked.and(Err(error)));
+    match reply.map_err(SudoError::Ask)? {
         Some(Reply::Started) => {}
         Some(reply) => return Ok(reply),
         None => return Err(SudoError::Gone),

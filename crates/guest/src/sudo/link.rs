@@ -115,7 +115,16 @@ pub(super) fn send(mut link: &UnixStream, message: &impl Serialize, beside: &[Bo
 }
 
 /// Receives a frame, and what comes with it. None: there is none, and nobody to send one.
-pub(super) fn receive<T: DeserializeOwned>(mut link: &UnixStream, beside: &mut Beside) -> io::Result<Option<T>> {
+pub(super) fn receive<T: DeserializeOwned>(link: &UnixStream, beside: &mut Beside) -> io::Result<Option<T>> {
+    begun(link, beside)?.map(|begun| rest(link, begun)).transpose()
+}
+
+/// A frame whose length has come, and all that comes beside it. The rest of it may be long.
+#[derive(Debug)]
+pub(super) struct Begun(u32);
+
+/// Receives the beginning of a frame: who sends it is known then, and nothing of what it says.
+pub(super) fn begun(mut link: &UnixStream, beside: &mut Beside) -> io::Result<Option<Begun>> {
     let mut length = [0; 4];
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -135,9 +144,14 @@ pub(super) fn receive<T: DeserializeOwned>(mut link: &UnixStream, beside: &mut B
     if length > MAX_FRAME_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the frame is too long"));
     }
+    Ok(Some(Begun(length)))
+}
+
+/// Receives what is left of it.
+pub(super) fn rest<T: DeserializeOwned>(link: &UnixStream, Begun(length): Begun) -> io::Result<T> {
     let mut text = Vec::new();
     link.take(u64::from(length)).read_to_end(&mut text)?;
-    Ok(Some(serde_json::from_slice(&text)?))
+    Ok(serde_json::from_slice(&text)?)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use rustix::net::sockopt::set_socket_passcred;
 use super::{
     environment::Caller,
     launch::{Launched, launch},
-    link::{Beside, Passed, Reply, Request, SOCKET, receive, send},
+    link::{Beside, Passed, Reply, Request, SOCKET, begun, receive, rest, send},
     policy,
 };
 use crate::{
@@ -112,9 +112,15 @@ impl Service {
         }
         link.set_read_timeout(Some(ASK_DEADLINE))?;
         let mut beside = Beside::default();
-        let Some(request) = receive::<Request>(link, &mut beside)? else { return Ok(()) };
+        let Some(begun) = begun(link, &mut beside)? else { return Ok(()) };
+        // Before anything is read that whoever asks has made as long as he likes.
+        let caller = match self.admitted(&beside) {
+            Ok(caller) => caller,
+            Err(reason) => return send(link, &Reply::Refused(reason), &[]),
+        };
+        let request: Request = rest(link, begun)?;
         link.set_read_timeout(None)?;
-        let launched = match self.begin(&request, beside) {
+        let launched = match self.begin(&request, beside, &caller) {
             Ok(launched) => launched,
             Err(reason) => return send(link, &Reply::Refused(reason), &[]),
         };
@@ -122,7 +128,8 @@ impl Service {
         self.see_to_its_end(link, launched)
     }
 
-    fn begin(&self, request: &Request, beside: Beside) -> Result<Launched, String> {
+    /// Who asks, if he may.
+    fn admitted(&self, beside: &Beside) -> Result<Caller, String> {
         let sender = beside.sender.ok_or_else(|| "nobody knows who asks".to_owned())?;
         let (uid, gid) = (sender.uid.as_raw(), sender.gid.as_raw());
         let users = UserDb::load().map_err(|error| chain(&error))?;
@@ -130,8 +137,12 @@ impl Service {
         if !policy::may(&users, uid, self.state.settings().default_user(), Path::new("/")) {
             return Err(format!("{} may not run anything as another user here", caller.name));
         }
+        Ok(caller)
+    }
+
+    fn begin(&self, request: &Request, beside: Beside, caller: &Caller) -> Result<Launched, String> {
         let streams = <[OwnedFd; 3]>::try_from(beside.descriptors).map_err(|_| "it takes three streams".to_owned())?;
-        launch(&self.reaper, request, streams, &caller).map_err(|error| chain(&error))
+        launch(&self.reaper, request, streams, caller).map_err(|error| chain(&error))
     }
 
     /// Passes signals on while it runs. A client that has gone takes nothing with it but the terminal, whose end only it has.

@@ -152,3 +152,29 @@ fn a_command_at_a_terminal_has_one_of_its_own() {
         }
     }
 }
+
+/// Sends so much of a frame as nobody, from a process of his own, and tells what that was answered.
+const AS_NOBODY: &str = "
+import os, socket, sys
+os.setgid(65534); os.setuid(65534)
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+link.settimeout(20)
+link.send((16 << 20).to_bytes(4, 'little'))
+print(link.recv(4096)[4:].decode())
+";
+
+#[test]
+fn who_may_not_is_told_so_before_what_he_wants_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_link) = service(dir.path()) else { return };
+    fs_err::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let socket = dir.path().join("inner/sudo");
+    let asked = std::process::Command::new("python3").args(["-c", AS_NOBODY]).arg(socket).output().unwrap();
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(
+        said.contains("nobody may not run anything as another user here"),
+        "{said}{}",
+        String::from_utf8_lossy(&asked.stderr)
+    );
+}
