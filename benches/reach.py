@@ -2,6 +2,7 @@
 """How far the product reaches against what others do with the same guest on the same host: the Reach table, in one command.
 
     python3 benches/reach.py [--firkin PROGRAM] [--samples 20] [--cycles 2000] [--only first,restore,...] [--json FILE]
+    python3 benches/reach.py --engine gvisor --samples 10 ...      the table of gVisor: beside containers, the host, and emulation
 
 Everything in a row is measured in one run, in turns, and medians count. As root, on Debian 12: `runsc`, `runc` and `qemu-utils`
 are installed from Debian where they are missing. The server, its state, the comparison's machines and mounts are the run's own
@@ -21,7 +22,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from reach import containers, host, measure, plainvm
+from reach import containers, gvisor, host, measure, plainvm
 from reach.firkin import Server
 
 PARTS = ("first", "restore", "freeze", "burst", "density", "soak")
@@ -35,13 +36,15 @@ def parsed():
     parser.add_argument("--burst", type=int, default=20, help="sandboxes created at once [20]")
     parser.add_argument("--clones", type=int, default=8, help="idle clones [8]")
     parser.add_argument("--cycles", type=int, default=2000, help="cycles of the soak [2000]")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--engine", choices=("auto", "gvisor"), default="auto", help="whose table [auto: that of machines]")
+    parser.add_argument("--only", help=f"some of {','.join(PARTS)}; of gVisor's, {','.join(gvisor.PARTS)}")
     parser.add_argument("--cache-dir", type=pathlib.Path, default=pathlib.Path(os.environ.get("FIRKIN_CACHE_DIR", "/var/cache/firkin")))
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("/var/tmp"), help="where everything temporary goes [/var/tmp]")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     options = parser.parse_args()
-    options.only = options.only.split(",")
-    if unknown := set(options.only) - set(PARTS):
+    parts = gvisor.PARTS if options.engine == "gvisor" else PARTS
+    options.only = options.only.split(",") if options.only else parts
+    if unknown := set(options.only) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     return options
 
@@ -68,12 +71,12 @@ def measured(options, scratch, stack):
         stack.callback(plain.kill)
     if "first" in only:
         rootfs = stack.enter_context(host.mounted(cache["rootfs"], scratch / "rootfs"))
-        gvisor, runc = containers.GVisor(scratch, rootfs), containers.Runc(scratch, rootfs)
+        runsc, runc = containers.GVisor(scratch, rootfs), containers.Runc(scratch, rootfs)
         warm = None
         if cold.has_pool():
             warm = Server(options.firkin, scratch / "warm", warm=WARM_DEPTH)
             stack.callback(warm.stop)
-        rows += measure.first_outputs(cold, warm, WARM_DEPTH, gvisor, runc, options.samples)
+        rows += measure.first_outputs(cold, warm, WARM_DEPTH, runsc, runc, options.samples)
         if warm is not None:
             warm.stop()
         containers.settled()
@@ -120,14 +123,18 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for program, package in (("runsc", "runsc"), ("runc", "runc")) if "first" in options.only else ():
         host.need(program, package)
-    host.need("qemu-img", "qemu-utils")
+    if options.engine == "gvisor":
+        host.need("mkfs.erofs", "erofs-utils")
+    else:
+        host.need("qemu-img", "qemu-utils")
     options.firkin = (options.firkin or built()).resolve()
     machine = host.hardware()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="firkin-reach-", dir=options.scratch) as scratch, contextlib.ExitStack() as stack:
         # Machines run as other users and pass through.
         os.chmod(scratch, 0o711)
-        acceleration, rows = measured(options, pathlib.Path(scratch), stack)
+        table = gvisor.measured if options.engine == "gvisor" else measured
+        acceleration, rows = table(options, pathlib.Path(scratch), stack)
     version = host.run(options.firkin, "--version").stdout.strip()
     report = {"firkin": version, "acceleration": acceleration, "host": machine, "seconds": time.monotonic() - begun, "rows": rows}
     if options.json:

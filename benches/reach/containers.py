@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import time
 
-from .host import run, say, wait_for
+from .host import machines, run, say, wait_for
 
 # Prints all the time: the first output after a restore is the restored process's own.
 TICKER = "import time\nwhile True:\n    print('tick', flush=True)\n    time.sleep(0.005)\n"
@@ -120,12 +120,17 @@ class Runc:
         return took
 
 
-def leftovers():
-    """Processes of either runtime that are still there."""
-    words = [path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/comm")]
-    return [word for word in words if word.startswith((b"runsc", b"runc"))]
+def leftovers(except_for):
+    """Processes of either runtime that are still there and are no sandboxes of these state directories."""
+    ours = {pathlib.Path(f"/proc/{pid}").stat().st_uid for state_dir in except_for for pid in machines(state_dir)}
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (path / "comm").read_bytes().startswith((b"runsc", b"runc")) and path.stat().st_uid not in ours:
+                found.append(path.name)
+    return found
 
 
-def settled():
+def settled(except_for=()):
     """Waits until what a container ran in has gone."""
-    wait_for(lambda: not leftovers(), "the end of the last container", seconds=20)
+    wait_for(lambda: not leftovers(except_for), "the end of the last container", seconds=20)

@@ -86,13 +86,13 @@ def start_command(address, headers, message):
 class Server:
     """`firkin up` with a state directory, until `stop`."""
 
-    def __init__(self, program, state_dir, warm=None):
+    def __init__(self, program, state_dir, warm=None, options=()):
         self.program, self.state_dir = program, pathlib.Path(state_dir)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = free.getsockname()
         self.log = self.state_dir.parent / f"{self.state_dir.name}.log"
-        command = [program, "up", "--yes", "--json", "--state-dir", state_dir, "--listen", f"127.0.0.1:{self.address[1]}"]
+        command = [program, "up", "--yes", "--json", "--state-dir", state_dir, "--listen", f"127.0.0.1:{self.address[1]}", *options]
         if warm is not None and self.has_pool():
             command += ["--warm", str(warm)]
         say(f"starting a server in {state_dir} (its template is built first; log: {self.log})")
@@ -127,8 +127,8 @@ class Server:
             raise Refused(f"{method} {path}: {answer.status} {text.decode(errors='replace')}")
         return json.loads(text) if text else None
 
-    def create(self):
-        return Sandbox(self, self.call("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 600}))
+    def create(self, template="base"):
+        return Sandbox(self, self.call("POST", "/v2/sandboxes", {"templateID": template, "timeout": 3600}))
 
     def metric(self, series):
         """One value of `GET /metrics`, by the beginning of its series' name and labels; `None` where there is none."""

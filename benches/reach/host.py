@@ -71,6 +71,22 @@ def mounted(image, where):
         run("umount", where)
 
 
+@contextlib.contextmanager
+def temporary(where):
+    """Memory to write to, at a directory that exists."""
+    run("mount", "-t", "tmpfs", "tmpfs", where)
+    try:
+        yield where
+    finally:
+        run("umount", where)
+
+
+def newest_file(directory, pattern):
+    """The newest file of this pattern."""
+    found = max(pathlib.Path(directory).glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    return found or sys.exit(f"no {pattern} in {directory}: run `firkin quickstart` first")
+
+
 def processes():
     """Process ids and the programs that they run, as far as they can be read."""
     for path in pathlib.Path("/proc").iterdir():
@@ -80,13 +96,17 @@ def processes():
 
 
 def machines(state_dir):
-    """Process ids of the machines that run with this state directory, oldest first."""
-    mark = os.fsencode(str(pathlib.Path(state_dir) / "run"))
+    """Process ids of the machines, or of the sandboxes of gVisor, that run with this state directory, oldest first."""
+    run_dir = os.fsencode(str(pathlib.Path(state_dir) / "run")) + b"/"
+    # QEMU has its instance directory in its environment, a sandbox of gVisor in its arguments.
+    marks = {"environ": b"FIRKIN_INSTANCE=" + run_dir, "cmdline": b"--root=" + run_dir}
     found = []
-    for pid, program in processes():
-        with contextlib.suppress(OSError):
-            if pathlib.Path(program).name.startswith("qemu") and mark in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+    for path in pathlib.Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                texts = [(mark, (path / file).read_bytes().split(b"\0")) for file, mark in marks.items()]
+                if any(text.startswith(mark) for mark, all in texts for text in all):
+                    found.append(int(path.name))
     return sorted(found)
 
 
@@ -107,7 +127,7 @@ def counts(server_pid, state_dir):
                 namespaces.add(os.readlink(path / "ns/net"))
     named = pathlib.Path("/run/netns")
     return {
-        "processes": sum(pathlib.Path(program).name.startswith(("qemu", "firkin")) for _, program in processes()),
+        "processes": sum(pathlib.Path(program).name.startswith(("qemu", "firkin", "runsc")) for _, program in processes()),
         "machines": len(machines(state_dir)),
         "network namespaces": len(namespaces),
         "named namespaces": sum(1 for _ in named.iterdir()) if named.is_dir() else 0,
