@@ -36,7 +36,7 @@ def server(outside):  # noqa: F811
     program = os.environ.get("FIRKIN_BIN")
     if program is None:
         pytest.skip("FIRKIN_BIN does not name the program: these tests need a server of their own")
-    server = OwnServer(program, SSL_CERT_FILE=str(outside.authority), RUST_LOG="trace")
+    server = OwnServer(program, SSL_CERT_FILE=str(outside.authority), FIRKIN_LOG="debug")
     try:
         server.start("--identity-issuer", "https://firkin.test")
         Secret.create("openai", VALUE, **server.client)
