@@ -6,6 +6,7 @@ pub mod builds;
 pub mod control;
 pub mod envd;
 pub mod forward;
+pub mod fuse;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod head;
