@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 8] = [
         "firkin-seal",
         "firkin-egress",
     ],
-    &["firkin-engine", "firkin-image", "firkin-guest"],
+    &["firkin-engine", "firkin-image", "firkin-guest", "firkin-share"],
     &["firkin-network"],
     &["firkin-runtime"],
     &["firkin-server"],
