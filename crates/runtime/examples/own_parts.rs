@@ -205,6 +205,7 @@ fn request(artifact: &Artifact, name: &str) -> SnapshotRestoreRequest {
             access_token: None,
             default_user: None,
             default_workdir: None,
+            volumes: None,
         },
         internet: InternetAccess::Denied,
     }

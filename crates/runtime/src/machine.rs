@@ -13,3 +13,4 @@ pub mod network;
 pub mod outbound;
 pub(crate) mod quiescence;
 pub(crate) mod session;
+pub(crate) mod volumes;

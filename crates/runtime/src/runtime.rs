@@ -72,6 +72,9 @@ pub mod host_templates;
 mod keys;
 pub mod sweep;
 pub mod templates;
+mod volumes;
+
+pub use self::volumes::DestroyVolumeError;
 
 pub use self::keys::InvalidApiKey;
 use self::sweep::Swept;

@@ -2,6 +2,7 @@
 
 mod create;
 pub mod lineage;
+pub(crate) mod mounts;
 pub mod owner;
 pub(crate) mod sampler;
 pub mod stale_state;
@@ -10,7 +11,8 @@ pub mod trust;
 pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Filled, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
     NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered,
+    VolumeMount,
 };
 
-pub use self::create::CreateError;
 pub(crate) use self::create::{create, fork};
+pub use self::{create::CreateError, mounts::MountsError};

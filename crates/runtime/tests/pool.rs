@@ -71,7 +71,7 @@ async fn serve(connection: Connection, taken: Taken) {
                 Call::Resume(identity) => {
                     let epoch = identity.epoch;
                     taken.lock().unwrap().push((guest.root_disk().display().to_string(), *identity));
-                    Answer::Resumed { epoch, clock_behind_ns: 0 }
+                    Answer::Resumed { epoch, clock_behind_ns: 0, volumes: None }
                 }
                 Call::Stats | Call::Sync | Call::Shrink | Call::PowerOff => Answer::Done,
             };

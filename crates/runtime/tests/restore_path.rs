@@ -162,6 +162,7 @@ impl Bench {
                 access_token: None,
                 default_user: None,
                 default_workdir: None,
+                volumes: None,
             },
             internet: InternetAccess::Denied,
         }

@@ -10,6 +10,7 @@ use axum::{
 use firkin_causes::chain;
 use firkin_runtime::{
     admission::AdmissionError,
+    agent::AgentError,
     build::error::{FilesError, NoBuild, RequestError},
     disk::DiskPressure,
     launch::{BootError, LaunchError},
@@ -19,7 +20,7 @@ use firkin_runtime::{
     reference::NoTemplate,
     restore::SnapshotRestoreError,
     runtime::{DialError, ForkError},
-    sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, NoSuchSandbox, SandboxId},
+    sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, MountsError, NoSuchSandbox, SandboxId},
     sandbox_quota::QuotaError,
     store::StoreError,
     tags::TagError,
@@ -324,6 +325,10 @@ impl ApiError {
             SnapshotRestoreError::Boot(BootError::Network(_)) => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                 .code("sandbox_capacity_unavailable")
                 .retry(Retry::After(CAPACITY_RETRY_SECONDS)),
+            // An option that the guest cannot keep.
+            SnapshotRestoreError::Launch(LaunchError::Agent(AgentError::NoVolumes)) => {
+                Self::bad_request(format!("{}; build the template again, or leave `volumeMounts` out", chain(what)))
+            }
             SnapshotRestoreError::Launch(_) | SnapshotRestoreError::Boot(_) | SnapshotRestoreError::NoMemory { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_create_failed").retry(Retry::Never)
             }
@@ -368,6 +373,8 @@ impl From<CreateError> for ApiError {
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
             CreateError::FilesInMemory(_) => Self::bad_request(error.to_string()),
             CreateError::Outbound(refused) => Self::outbound(refused),
+            CreateError::Volumes(MountsError::Volumes(_)) => Self::internal(&error),
+            CreateError::Volumes(_) => Self::bad_request(error.to_string()),
             CreateError::Restore { source, .. } => Self::restore(&error, source, OF_A_TEMPLATE),
             CreateError::Stopping => Self::stopping(),
             CreateError::Trust(_) | CreateError::Store(_) => Self::internal(&error),

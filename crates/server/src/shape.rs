@@ -9,7 +9,7 @@ use firkin_runtime::{
     reference::with_team,
     runtime::SnapshotInfo,
     sandbox::{
-        CreateSandbox, Filled, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls,
+        CreateSandbox, Filled, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls, VolumeMount,
     },
     store::BuildState,
     template::TemplateInfo,
@@ -48,10 +48,15 @@ pub(crate) fn listed(sandbox: RuntimeSandbox) -> rest::ListedSandbox {
         state: state(sandbox.state),
         envd_version: ENVD_VERSION.to_owned(),
         alias: sandbox.alias,
+        volume_mounts: sandbox.spec.volumes.into_iter().map(volume).collect(),
         metadata: sandbox.spec.metadata,
         // A guest that does not answer is never paused: what it has not written would be lost, and nothing could wake it.
         envd_unresponsive_at_pause: (sandbox.state == SandboxState::Paused).then_some(false),
     }
+}
+
+fn volume(mount: VolumeMount) -> rest::VolumeMount {
+    rest::VolumeMount { name: mount.name, path: mount.path, read_only: mount.read_only.then_some(true) }
 }
 
 /// A sandbox with everything that is known of it.

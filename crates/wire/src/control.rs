@@ -102,6 +102,21 @@ pub struct Identity {
     /// Working directory of commands that name none; the user's home when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_workdir: Option<String>,
+    /// All volumes that it has from now on; others are unmounted. Absent: leave as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<GuestVolume>>,
+}
+
+/// A directory that a guest shares with others, at a place of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestVolume {
+    /// Which one. Of the host's making, and no name of a file.
+    pub id: String,
+    /// Where it is mounted. Made if it is not there.
+    pub path: String,
+    /// Whether nothing of it can be changed from here.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// The guest's one network interface, the same in every clone.
@@ -153,6 +168,9 @@ pub enum Answer {
         epoch: u64,
         /// How far the guest's clock was behind the host's before it was set, in nanoseconds.
         clock_behind_ns: i64,
+        /// How many volumes it has. Absent: its agent knows of none, and has not mounted those that it was told of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volumes: Option<usize>,
     },
     /// To [`Call::Stats`].
     Stats(Stats),

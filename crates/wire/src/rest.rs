@@ -89,6 +89,9 @@ pub struct VolumeMount {
     pub name: String,
     /// Where it appears.
     pub path: String,
+    /// Whether nothing of it can be changed from there. Not of the contract's, whose clients leave it out: default false.
+    #[serde(rename = "readOnly", default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// Traffic rules of a sandbox.
@@ -406,6 +409,9 @@ pub struct ListedSandbox {
     /// Whether it was paused although its agent did not answer. Said of paused ones.
     #[serde(rename = "envdUnresponsiveAtPause", default, skip_serializing_if = "Option::is_none")]
     pub envd_unresponsive_at_pause: Option<bool>,
+    /// Its volumes. Absent where it has none.
+    #[serde(rename = "volumeMounts", default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_mounts: Vec<VolumeMount>,
 }
 
 /// A sandbox as `GET /sandboxes/{id}` shows it: what lists show, and more.

@@ -137,6 +137,7 @@ fn identity(epoch: u64, machine_id: String, nonce: Option<Nonce>) -> Identity {
         access_token: None,
         default_user: None,
         default_workdir: None,
+        volumes: None,
     }
 }
 

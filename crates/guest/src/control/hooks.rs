@@ -140,6 +140,7 @@ mod tests {
             access_token: None,
             default_user: None,
             default_workdir: None,
+            volumes: None,
         }
     }
 

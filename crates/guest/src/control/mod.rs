@@ -153,9 +153,10 @@ impl Agent {
                 envd_ready: self.state.is_serving(),
             },
             Call::Resume(identity) => match self.current.resume(&identity, &self.state) {
-                Ok(clock_behind_ns) => {
+                Ok(resume::Resumed { clock_behind_ns, volumes }) => {
                     self.bond.take(identity.nonce.as_ref());
-                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns }
+                    self.current.set_bond(&self.bond);
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns, volumes }
                 }
                 Err(error) => Answer::Failed { message: chain(&error) },
             },

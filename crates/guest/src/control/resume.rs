@@ -8,7 +8,10 @@ use std::{io, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use firkin_causes::chain;
-use firkin_wire::control::{GuestNetwork, Identity};
+use firkin_wire::{
+    control::{GuestNetwork, Identity},
+    nonce::Bond,
+};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
@@ -23,6 +26,7 @@ use super::{
 use crate::{
     envd::{EnvdState, Settings, sandbox_env},
     reaper::Reaper,
+    volumes::{VolumeError, Volumes},
 };
 
 /// Name length that `sethostname(2)` takes.
@@ -63,6 +67,9 @@ pub(super) enum ResumeError {
     /// The interface does not take the settings.
     #[error("cannot set up the network")]
     Network(#[source] NetworkError),
+    /// A volume is not mounted.
+    #[error("cannot mount the volumes")]
+    Volumes(#[source] VolumeError),
 }
 
 /// What a kernel of this guest's own has to be told of.
@@ -83,12 +90,22 @@ pub(super) struct Current {
     /// Absent in a container.
     kernel: Option<Kernel>,
     reaper: Reaper,
+    volumes: Volumes,
+}
+
+/// What the host hears of an identity that is in force.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resumed {
+    /// How far the clock was behind, in nanoseconds.
+    pub(super) clock_behind_ns: i64,
+    /// How many volumes there are, if it was told which.
+    pub(super) volumes: Option<usize>,
 }
 
 impl Current {
     /// Nobody, before the first epoch.
     pub(super) fn new(files: Files, kernel: Option<Kernel>, reaper: Reaper) -> Self {
-        Self { epoch: 0, network: None, network_touched: false, files, kernel, reaper }
+        Self { epoch: 0, network: None, network_touched: false, files, kernel, reaper, volumes: Volumes::default() }
     }
 
     /// Whether another's kernel is under it.
@@ -101,11 +118,16 @@ impl Current {
         self.epoch
     }
 
-    /// Takes the identity; all of it is in force on return. Answers how far the clock was behind, in nanoseconds.
+    /// By which the host proves that it means this machine.
+    pub(super) fn set_bond(&self, bond: &Bond) {
+        self.volumes.set_bond(bond);
+    }
+
+    /// Takes the identity; all of it is in force on return.
     ///
     /// An equal epoch is a repetition, after a lost answer or for the clock's sake, and is carried out again without cutting
     /// connections and without the image's hooks, which have run.
-    pub(super) fn resume(&mut self, identity: &Identity, state: &EnvdState) -> Result<i64, ResumeError> {
+    pub(super) fn resume(&mut self, identity: &Identity, state: &EnvdState) -> Result<Resumed, ResumeError> {
         let seed = check(identity, self.epoch)?;
         let new_life = identity.epoch > self.epoch;
         if new_life {
@@ -123,6 +145,8 @@ impl Current {
         nix::unistd::sethostname(&identity.sandbox_id).map_err(ResumeError::HostName)?;
         write_files(identity, &self.files).map_err(ResumeError::Files)?;
         self.set_network(identity.network.as_ref(), new_life)?;
+        let wanted = identity.volumes.as_ref();
+        let volumes = wanted.map(|wanted| self.volumes.set(wanted)).transpose().map_err(ResumeError::Volumes)?;
         state.set(Settings {
             access_token: identity.access_token.clone(),
             default_user: identity.default_user.clone(),
@@ -132,7 +156,7 @@ impl Current {
         if new_life {
             hooks::run(identity, &self.reaper);
         }
-        Ok(clock_behind_ns)
+        Ok(Resumed { clock_behind_ns, volumes })
     }
 }
 
@@ -243,6 +267,7 @@ mod tests {
             access_token: None,
             default_user: None,
             default_workdir: None,
+            volumes: None,
         }
     }
 

@@ -89,7 +89,7 @@ async fn agent(connection: Connection, guests: Guests) {
                 Call::Hello => Answer::Hello { generation: GENERATION, version: "stand-in".into(), epoch: 0, envd_ready: true },
                 Call::Resume(identity) => {
                     lock(&guests).insert(identity.access_token, guest.clone());
-                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }
                 }
                 Call::Sync | Call::Shrink => Answer::Done,
                 Call::Stats | Call::PowerOff => Answer::Failed { message: "a stand-in cannot do that".into() },

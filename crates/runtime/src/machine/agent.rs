@@ -58,6 +58,9 @@ pub enum AgentError {
         /// The call.
         call: &'static str,
     },
+    /// The agent is from before there were volumes in sandboxes.
+    #[error("the guest agent knows of no volumes: it is older than they are")]
+    NoVolumes,
     /// The agent speaks a generation that this host does not.
     #[error("the guest agent speaks control generation {found}, this host speaks up to {known}")]
     Generation {

@@ -193,7 +193,11 @@ impl Session {
     /// Gives the guest an identity.
     async fn identify(&mut self, identity: &firkin_wire::control::Identity) -> Result<(), AgentError> {
         match self.call(Call::Resume(Box::new(identity.clone())), IDENTITY_DEADLINE).await? {
-            Answer::Resumed { epoch, .. } if epoch == identity.epoch => Ok(()),
+            Answer::Resumed { epoch, volumes, .. } if epoch == identity.epoch => {
+                let wanted = identity.volumes.as_ref().map_or(0, Vec::len);
+                // One that knows of them says so, or refuses.
+                if wanted > 0 && volumes != Some(wanted) { Err(AgentError::NoVolumes) } else { Ok(()) }
+            }
             Answer::Resumed { .. } | Answer::Hello { .. } | Answer::Stats(_) | Answer::Done | Answer::Failed { .. } => {
                 Err(AgentError::Unexpected { call: "resume" })
             }
@@ -225,7 +229,7 @@ impl Session {
             if late <= CLOCK_SLACK {
                 break;
             }
-            (identity.machine_id, identity.nonce, identity.network) = (None, None, None);
+            (identity.machine_id, identity.nonce, identity.network, identity.volumes) = (None, None, None, None);
             late = self.identify_now(&mut identity).await?;
         }
         Ok(first_answer)
@@ -233,7 +237,7 @@ impl Session {
 
     /// Sets the clock of a guest that keeps its identity.
     pub(crate) async fn set_clock(&mut self, identity: &firkin_wire::control::Identity) -> Result<(), AgentError> {
-        let mut identity = firkin_wire::control::Identity { machine_id: None, network: None, ..identity.clone() };
+        let mut identity = firkin_wire::control::Identity { machine_id: None, network: None, volumes: None, ..identity.clone() };
         self.identify_now(&mut identity).await.map(|_| ())
     }
 

@@ -27,6 +27,7 @@ use crate::{
     machine::{launch::FilesInMemory, outbound::OutboundError},
     restore::{Proven, SnapshotRestoreError},
     sandbox::{
+        mounts::{self, MountsError},
         owner::{Continuation, Owner, Owners, check_timeout},
         trust::{GuestTrustError, is_filled},
     },
@@ -53,6 +54,9 @@ pub enum CreateError {
     /// Its outbound rules cannot be kept.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
+    /// It cannot have its volumes.
+    #[error(transparent)]
+    Volumes(#[from] MountsError),
     /// The restore failed.
     #[error("sandbox cannot be started from template `{template}`")]
     Restore {
@@ -94,9 +98,10 @@ pub(crate) async fn create(owners: &Arc<Owners>, mut request: CreateSandbox) -> 
     if request.on_timeout == OnTimeout::PauseFiles {
         shared.demand_disk(&template.artifact.manifest.engine)?;
     }
+    let volumes = mounts::resolve(shared, &mut request.volumes).await?;
     let life = Life::first(&template, request);
     let PreparedTemplate { record, artifact, pin } = template;
-    let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun)).await?;
+    let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun).holding(volumes)).await?;
     count(shared, record.id);
     Ok(created)
 }
@@ -112,7 +117,8 @@ pub(crate) async fn fork(
         let begun = Instant::now();
         let pin = owners.shared.artifacts.pin(cut.artifact.manifest.id.clone());
         let life = Life::of_fork(&cut.record, &cut.artifact.manifest, timeout);
-        SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun))
+        let volumes = mounts::hold(&owners.shared, &cut.record.spec.volumes);
+        SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun).holding(volumes))
     });
     futures::future::join_all(children).await
 }

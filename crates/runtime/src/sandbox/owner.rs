@@ -30,7 +30,8 @@ use self::{
 use crate::{
     artifact::{Artifact, CutReason, Pin},
     capacity::ActiveSessionReservation,
-    machine::{outbound::Decided, session::Session},
+    machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
+    sandbox::mounts,
     shared::Shared,
     start::Recorded,
     store::{
@@ -211,6 +212,9 @@ impl Phase {
 struct Running {
     session: Session,
     reservation: ActiveSessionReservation,
+    /// Answers its guest for its volumes.
+    #[expect(dead_code, reason = "held: it answers until it is dropped")]
+    volumes: VolumeLinks,
     /// Cancelled when this life ends.
     ended: CancellationToken,
     /// Cancelled while it is being paused.
@@ -221,9 +225,10 @@ struct Running {
 }
 
 impl Running {
-    fn new(session: Session, reservation: ActiveSessionReservation) -> Self {
+    fn new(shared: &Shared, record: &SandboxRecord, session: Session, reservation: ActiveSessionReservation) -> Self {
+        let volumes = mounts::serve(shared, record, &session);
         let (ended, leaving) = (CancellationToken::new(), CancellationToken::new());
-        Self { session, reservation, ended, leaving, pulse: Pulse::new(), still: None }
+        Self { session, reservation, volumes, ended, leaving, pulse: Pulse::new(), still: None }
     }
 }
 
@@ -256,7 +261,8 @@ impl Owner {
     /// The owner of a sandbox that has just been created. It can be found from now on.
     pub(crate) fn of_created(owners: &Arc<Owners>, created: Recorded) -> Self {
         let Recorded { session, reservation, record } = created;
-        let (owner, handle) = Self::new(owners, record, Phase::Running(Box::new(Running::new(session, reservation))));
+        let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
+        let (owner, handle) = Self::new(owners, record, Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owners.note_start();
         owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", owner.record.template_id.as_str()));
@@ -278,7 +284,7 @@ impl Owner {
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
     pub(crate) fn adopt(owners: &Arc<Owners>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
-        let running = Box::new(Running::new(session, reservation));
+        let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
         let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox taken over by a new server"));

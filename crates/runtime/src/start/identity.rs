@@ -6,9 +6,13 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use firkin_wire::control::Identity;
+use firkin_wire::control::{GuestVolume, Identity};
 
-use crate::{machine::agent::realtime_ns, start::life::Life, store::spec::SandboxId};
+use crate::{
+    machine::agent::realtime_ns,
+    start::life::Life,
+    store::spec::{SandboxId, VolumeMount},
+};
 
 /// The epoch that every template's guest is in.
 const TEMPLATE_EPOCH: u64 = 1;
@@ -35,6 +39,8 @@ pub(crate) fn of_sandbox(life: &Life) -> Identity {
         access_token: life.access_token.clone(),
         default_user: life.defaults.user.clone(),
         default_workdir: life.defaults.workdir.clone(),
+        // Also where there are none: its state may be of a sandbox that had some.
+        volumes: Some(life.spec.volumes.iter().map(volume).collect()),
     }
 }
 
@@ -54,7 +60,12 @@ pub(crate) fn nobody() -> Identity {
         access_token: None,
         default_user: None,
         default_workdir: None,
+        volumes: None,
     }
+}
+
+fn volume(mount: &VolumeMount) -> GuestVolume {
+    GuestVolume { id: mount.volume.clone(), path: mount.path.clone(), read_only: mount.read_only }
 }
 
 /// A machine that a build works in.

@@ -22,6 +22,7 @@ use crate::{
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     shared::Shared,
     start::{identity, life::Life, pool::Stage, reboot},
+    storage::volumes::VolumeHold,
     store::{SandboxRecord, StoreError, spec::Memory},
     telemetry::metrics::{Metrics, Timing, ms},
 };
@@ -32,6 +33,7 @@ pub(crate) struct Found {
     pub(crate) life: Life,
     artifact: Artifact,
     pins: Vec<Pin>,
+    volumes: Vec<VolumeHold>,
     report: StartReport,
 }
 
@@ -44,6 +46,7 @@ pub(crate) struct Launched {
     life: Life,
     /// Until what they keep is on record.
     pins: Vec<Pin>,
+    volumes: Vec<VolumeHold>,
     report: StartReport,
 }
 
@@ -76,7 +79,12 @@ impl Found {
     /// Since `begun` this was looked for.
     pub(crate) fn new(life: Life, artifact: Artifact, pin: Pin, begun: Instant) -> Self {
         let report = StartReport { found: begun.elapsed(), ..StartReport::default() };
-        Self { life, artifact, pins: vec![pin], report }
+        Self { life, artifact, pins: vec![pin], volumes: Vec::new(), report }
+    }
+
+    /// What is not on record yet, with the volumes that it is to have.
+    pub(crate) fn holding(self, volumes: Vec<VolumeHold>) -> Self {
+        Self { volumes, ..self }
     }
 
     /// Sees to it that there is memory to restore: where there is none, or it is `Dropped`, the disk is booted.
@@ -115,21 +123,21 @@ impl Found {
     pub(crate) fn launched(self, report: SnapshotRestoreReport<Session>, claimed: Option<Stage>) -> Launched {
         let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
         let report = StartReport { checks, admission, launch, claimed, ..self.report };
-        Launched { session, reservation, life: self.life, pins: self.pins, report }
+        Launched { session, reservation, life: self.life, pins: self.pins, volumes: self.volumes, report }
     }
 }
 
 impl Launched {
     /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
     pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
-        let Self { pins, life, mut report, reservation, session } = self;
+        let Self { pins, volumes, life, mut report, reservation, session } = self;
         let begun = Instant::now();
         let record = life.begun_in(&session);
         if let Err(error) = shared.store.put_sandbox(record.clone()).await {
             session.end().await;
             return Err(error);
         }
-        drop(pins);
+        drop((pins, volumes));
         report.recorded = begun.elapsed();
         report.tell(&record, &shared.metrics);
         Ok(Recorded { session, reservation, record })

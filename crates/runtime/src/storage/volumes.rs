@@ -10,13 +10,14 @@
 //! opens one volume's content and nothing else; whoever has an API key may ask for it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, Weak},
 };
 
+use firkin_share::Share;
 use fs_err as fs;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ use crate::{
 };
 
 mod content;
+mod room;
 mod usage;
 
 use self::usage::Account;
@@ -113,6 +115,9 @@ pub enum VolumeError {
     /// There is none with this id.
     #[error("volume `{0}` not found")]
     NotFound(String),
+    /// Sandboxes have it.
+    #[error("volume `{0}` is mounted in a sandbox")]
+    Mounted(String),
     /// No token, or one of another volume.
     #[error("the token does not open volume `{0}`")]
     Token(String),
@@ -163,12 +168,68 @@ pub struct Volumes {
     naming: Mutex<()>,
     /// What each holds, of those that were asked about.
     accounts: std::sync::Mutex<HashMap<String, Arc<Account>>>,
+    /// What is going on with them.
+    uses: Arc<std::sync::Mutex<Uses>>,
+}
+
+/// Volumes that must stay, and those that are to go.
+#[derive(Debug, Default)]
+struct Uses {
+    /// How often each is held.
+    held: HashMap<String, usize>,
+    ending: HashSet<String>,
+    /// What those share that have it mounted.
+    shares: HashMap<String, Weak<Share>>,
+}
+
+/// Keeps a volume from being ended, for a sandbox that is not on record yet.
+#[derive(Debug)]
+pub(crate) struct VolumeHold {
+    uses: Arc<std::sync::Mutex<Uses>>,
+    id: String,
+}
+
+impl VolumeHold {
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for VolumeHold {
+    fn drop(&mut self) {
+        let mut uses = locked(&self.uses);
+        if let Some(held) = uses.held.get_mut(&self.id) {
+            *held -= 1;
+            if *held == 0 {
+                uses.held.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// Keeps new sandboxes from a volume that is to go.
+#[derive(Debug)]
+pub(crate) struct VolumeEnding<'a> {
+    volumes: &'a Volumes,
+    id: String,
+}
+
+impl Drop for VolumeEnding<'_> {
+    fn drop(&mut self) {
+        locked(&self.volumes.uses).ending.remove(&self.id);
+    }
+}
+
+fn locked(uses: &std::sync::Mutex<Uses>) -> MutexGuard<'_, Uses> {
+    // Each holder makes one change, so a poisoned value is a whole one.
+    uses.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Volumes {
     /// Those of this directory. Nothing is read yet.
     pub(crate) fn of(state_dir: &Path, disk: DiskPressureGuard, limits: VolumeLimits) -> Self {
-        Self { dir: state_dir.join("volumes"), disk, limits, naming: Mutex::default(), accounts: std::sync::Mutex::default() }
+        let dir = state_dir.join("volumes");
+        Self { dir, disk, limits, naming: Mutex::default(), accounts: std::sync::Mutex::default(), uses: Arc::default() }
     }
 
     /// Makes an empty volume. Durable when this returns.
@@ -242,11 +303,55 @@ impl Volumes {
         blocking(move || Content::open(&dir, disk, account)).await
     }
 
-    /// Ends a volume with everything in it. Uploads under way fail.
-    pub async fn destroy(&self, id: &str) -> Result<(), VolumeError> {
+    /// Keeps a volume. Refused for one that is being ended.
+    pub(crate) fn hold(&self, id: &str) -> Result<VolumeHold, VolumeError> {
+        let mut uses = locked(&self.uses);
+        if uses.ending.contains(id) {
+            return Err(VolumeError::NotFound(id.to_owned()));
+        }
+        *uses.held.entry(id.to_owned()).or_default() += 1;
+        Ok(VolumeHold { uses: Arc::clone(&self.uses), id: id.to_owned() })
+    }
+
+    /// Finds a volume and keeps it.
+    pub(crate) async fn hold_by_name(&self, name: &str) -> Result<VolumeHold, VolumeError> {
+        let found = self.list().await?.into_iter().find(|volume| volume.name == name);
+        let volume = found.ok_or_else(|| VolumeError::NotFound(name.to_owned()))?;
+        let hold = self.hold(&volume.id)?;
+        // Looked for before it was held, it may have gone.
+        self.get(&volume.id).await?;
+        Ok(hold)
+    }
+
+    /// What all that have a volume mounted share of it.
+    pub(crate) fn share(&self, id: &str) -> Result<Arc<Share>, VolumeError> {
+        let mut uses = locked(&self.uses);
+        if let Some(share) = uses.shares.get(id).and_then(Weak::upgrade) {
+            return Ok(share);
+        }
+        read(&self.dir, id)?;
+        let share = Arc::new(Content::open(&self.dir.join(id), self.disk.clone(), self.account(id)?)?.share()?);
+        uses.shares.retain(|_, share| share.strong_count() > 0);
+        uses.shares.insert(id.to_owned(), Arc::downgrade(&share));
+        Ok(share)
+    }
+
+    /// The first half of ending a volume: no sandbox gets it any more. Refused while one is getting it.
+    pub(crate) fn begin_end(&self, id: &str) -> Result<VolumeEnding<'_>, VolumeError> {
+        let mut uses = locked(&self.uses);
+        if uses.held.contains_key(id) {
+            return Err(VolumeError::Mounted(id.to_owned()));
+        }
+        uses.ending.insert(id.to_owned());
+        Ok(VolumeEnding { volumes: self, id: id.to_owned() })
+    }
+
+    /// Ends a volume with everything in it, which no sandbox has. Uploads under way fail.
+    pub(crate) async fn destroy(&self, ending: VolumeEnding<'_>) -> Result<(), VolumeError> {
+        let id = &ending.id;
         self.get(id).await?;
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        let (dir, id) = (self.dir.clone(), id.to_owned());
+        let (dir, id) = (self.dir.clone(), id.clone());
         blocking(move || {
             read(&dir, &id)?;
             let gone = dir.join(format!("{UNFINISHED}{id}"));
@@ -288,8 +393,8 @@ fn make(dir: &Path, volume: &Volume) -> Result<(), VolumeError> {
         sweep(dir)?;
         private_dir(&draft)?;
         fs::create_dir(draft.join("content"))?;
-        // As users are told of it; nobody comes here without passing the directory above.
-        fs::set_permissions(draft.join("content"), std::fs::Permissions::from_mode(0o755))?;
+        // For every user of every sandbox that has it; on the host nobody comes here without passing the directory above.
+        fs::set_permissions(draft.join("content"), std::fs::Permissions::from_mode(0o777))?;
         private_dir(&draft.join("aside"))?;
         private_file(&draft.join("volume.json"), &serde_json::to_vec(volume)?)?;
         for path in [draft.join("volume.json"), draft.clone()] {

@@ -243,11 +243,41 @@ pub struct CreateSandbox {
     /// By what it can be known to others, by name.
     #[serde(default)]
     pub tokens: BTreeMap<String, WorkloadToken>,
+    /// Volumes that it has.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     /// Whether envd demands an access token. The v2 API always does.
     pub secure: bool,
 }
 
+/// A volume in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// What it was called when the sandbox was created.
+    pub name: String,
+    /// Where it is.
+    pub path: String,
+    /// Whether nothing of it can be changed from there.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Its id. Empty in a request: the create looks it up.
+    #[serde(default)]
+    pub(crate) volume: String,
+}
+
+impl VolumeMount {
+    /// The volume of this name, at this path, to read and write.
+    pub fn new(name: impl Into<String>, path: impl Into<String>) -> Self {
+        Self { name: name.into(), path: path.into(), read_only: false, volume: String::new() }
+    }
+}
+
 impl CreateSandbox {
+    /// Whether it has the volume with this id.
+    pub(crate) fn has_volume(&self, id: &str) -> bool {
+        self.volumes.iter().any(|mount| mount.volume == id)
+    }
+
     /// A request with every default: 300 s, then killed; internet; secured.
     pub fn from_template(template: impl Into<String>) -> Self {
         Self {
@@ -261,6 +291,7 @@ impl CreateSandbox {
             dns_servers: None,
             ingress: Ingress::default(),
             tokens: BTreeMap::new(),
+            volumes: Vec::new(),
             secure: true,
         }
     }

@@ -321,7 +321,7 @@ async fn agent(connection: Connection) {
                         epochs.push(identity.epoch);
                         guest.remember(serde_json::to_vec(&epochs).unwrap());
                     }
-                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }
                 }
                 Call::Stats => Answer::Stats(Stats {
                     ts: 0,

@@ -118,7 +118,7 @@ impl Memory {
             bond.take(identity.nonce.as_ref());
         }
         self.identities.push(Given { epoch, sandbox_id, entropy, machine_id, access_token, env });
-        Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+        Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, Json as Reply, extract::State};
-use firkin_runtime::sandbox::{CreateSandbox, OnTimeout};
+use firkin_runtime::sandbox::{CreateSandbox, OnTimeout, VolumeMount};
 use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
 
@@ -49,10 +49,6 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         return Err(ApiError::bad_request("`templateID` must not be empty"));
     }
     // `mcp` is not refused: the client itself starts the gateway, with a command inside the sandbox, and tells its failure.
-    let refused = [(body.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty()), "volumeMounts")];
-    if let Some((_, option)) = refused.iter().find(|(asked, _)| *asked) {
-        return Err(ApiError::unsupported(option));
-    }
     let auto_resume = body.auto_resume.is_some_and(|auto_resume| auto_resume.enabled);
     let on_timeout = on_timeout(body.auto_pause, body.auto_pause_memory, auto_resume)?;
     let network = body.network.unwrap_or_default();
@@ -69,8 +65,15 @@ fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result
         dns_servers: network::dns_servers(&network)?,
         ingress: network::ingress(&network, secure)?,
         tokens: identity::tokens(body.iam)?,
+        volumes: body.volume_mounts.unwrap_or_default().into_iter().map(volume).collect(),
         secure,
     })
+}
+
+fn volume(mount: rest::VolumeMount) -> VolumeMount {
+    let mut wanted = VolumeMount::new(mount.name, mount.path);
+    wanted.read_only = mount.read_only.unwrap_or(false);
+    wanted
 }
 
 /// The action at the deadline. Traffic cannot resume what has to boot: clients would give up before it answers.
@@ -114,7 +117,6 @@ mod tests {
             (r#"{"templateID":""}"#, "templateID"),
             (r#"{"templateID":"base","timeout":-1}"#, "Timeout must be greater than 0"),
             (r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b","tokenType":"SAML"}}}}"#, "JWT-SVID"),
-            (r#"{"templateID":"base","volumeMounts":[{"name":"a","path":"/b"}]}"#, "volumeMounts"),
             (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPause: true"),
             (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "autoResume"),
             (r#"{"templateID":"base","network":{"dnsServers":["x"]}}"#, "dnsServers"),

@@ -8,7 +8,10 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
-use firkin_runtime::volumes::{Attributes, Content, Entry, Kind, Usage, VolumeError};
+use firkin_runtime::{
+    runtime::DestroyVolumeError,
+    volumes::{Attributes, Content, Entry, Kind, Usage, VolumeError},
+};
 use firkin_wire::rest::storage::{NewVolume, Volume, VolumeAndToken, VolumeEntry, VolumeEntryChange, VolumeEntryKind};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use http_body::Body as _;
@@ -55,7 +58,7 @@ pub(super) async fn detail(State(app): State<Arc<App>>, Path(id): Path<String>) 
 
 /// `DELETE /volumes/{id}`.
 pub(super) async fn destroy(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    app.runtime.volumes().destroy(&id).await?;
+    app.runtime.destroy_volume(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -215,6 +218,15 @@ fn shown(entry: Entry) -> VolumeEntry {
     }
 }
 
+impl From<DestroyVolumeError> for ApiError {
+    fn from(error: DestroyVolumeError) -> Self {
+        match error {
+            DestroyVolumeError::Volume(error) => error.into(),
+            DestroyVolumeError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<VolumeError> for ApiError {
     fn from(error: VolumeError) -> Self {
         match &error {
@@ -226,6 +238,7 @@ impl From<VolumeError> for ApiError {
                 Self::quota(&error, "remove files of it, or have the server give each more (`--volume-quota`)")
             }
             // The contract's status and words.
+            VolumeError::Mounted(_) => Self::conflict(format!("{error}; end the sandboxes that have it first")),
             VolumeError::NameTaken(name) => Self::bad_request(format!("Volume with name '{name}' already exists")),
             VolumeError::Exists(_) | VolumeError::Kind { wanted: "file", .. } => Self::conflict(error.to_string()),
             VolumeError::NotFound(_) | VolumeError::PathNotFound(_) | VolumeError::Kind { .. } => {

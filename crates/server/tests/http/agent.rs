@@ -21,7 +21,7 @@ pub(crate) async fn run(connection: Connection) {
                 }
                 Call::Resume(identity) => {
                     guest.remember(identity.epoch.to_string());
-                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0 }
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }
                 }
                 Call::Stats => Answer::Stats(STATS),
                 Call::Sync | Call::Shrink => Answer::Done,

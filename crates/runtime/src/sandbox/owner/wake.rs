@@ -186,5 +186,6 @@ pub(super) async fn start(
         () = shared.stopping.cancelled() => return Err(ResumeError::Stopping),
     };
     let Recorded { session, reservation, record } = launched.record(shared).await.map_err(ResumeError::Store)?;
-    Ok((record, Box::new(Running::new(session, reservation))))
+    let running = Running::new(shared, &record, session, reservation);
+    Ok((record, Box::new(running)))
 }

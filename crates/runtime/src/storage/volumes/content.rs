@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use firkin_share::Share;
 use fs_err as fs;
 use jiff::Timestamp;
 use rustix::fs::{
@@ -21,6 +22,7 @@ use rustix::fs::{
 use self::upload::Target;
 use super::{
     VolumeError, blocking,
+    room::VolumeRoom,
     usage::{self, Account, OverQuota, Taken},
 };
 use crate::host::disk::DiskPressureGuard;
@@ -99,12 +101,12 @@ pub struct Attributes {
 pub struct Content(Arc<Root>);
 
 #[derive(Debug)]
-struct Root {
+pub(super) struct Root {
     root: OwnedFd,
     aside: OwnedFd,
     aside_path: PathBuf,
-    disk: DiskPressureGuard,
-    account: Arc<Account>,
+    pub(super) disk: DiskPressureGuard,
+    pub(super) account: Arc<Account>,
 }
 
 /// A path from the root, without `.`, `..` or empty components.
@@ -182,6 +184,12 @@ impl Content {
             disk,
             account,
         })))
+    }
+
+    /// The same for sandboxes.
+    pub(super) fn share(&self) -> Result<Share, VolumeError> {
+        let root = self.0.root.try_clone().map_err(|source| VolumeError::File { path: PathBuf::from("/"), source })?;
+        Ok(Share::new(root, Arc::new(VolumeRoom(Arc::clone(&self.0)))))
     }
 
     /// Counts what it holds, unless that is known.
@@ -335,7 +343,7 @@ impl Attributes {
 
 impl Root {
     /// The count of the volume, once that is made.
-    fn counted(&self) -> Result<&Arc<Account>, VolumeError> {
+    pub(super) fn counted(&self) -> Result<&Arc<Account>, VolumeError> {
         let counted = self.account.count(&self.root, &self.aside_path);
         counted.map_err(|source| VolumeError::File { path: self.aside_path.clone(), source })?;
         Ok(&self.account)

@@ -1,0 +1,88 @@
+//! Volumes of a machine: a connection for each, over which its guest asks and is answered.
+//!
+//! The host connects, as to every port of a guest, so that a guest begins nothing. A connection that ends is made anew for as long as the
+//! machine lives: when its guest was cut, and after another server has taken it over.
+
+use std::{io, sync::Arc, time::Duration};
+
+use firkin_causes::chain;
+use firkin_share::{Access, LinkError, Share, serve};
+use firkin_wire::{
+    fuse::{Hello, PORT, PROOF_ID},
+    nonce::{Nonce, Side},
+};
+use tokio::{io::AsyncWriteExt, task::JoinSet};
+
+use crate::machine::network::Connector;
+
+/// After a connection that ended at once, before the next. A guest's programs wait meanwhile.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A connection that lasted so long was one.
+const LASTED: Duration = Duration::from_secs(1);
+
+/// A volume for a machine.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) id: String,
+    pub(crate) access: Access,
+    pub(crate) share: Arc<Share>,
+}
+
+/// Answers a machine's guest. Dropped, it does not any more.
+#[derive(Debug)]
+pub(crate) struct VolumeLinks {
+    #[expect(dead_code, reason = "held: the tasks end with it")]
+    tasks: JoinSet<()>,
+}
+
+/// Why a guest is not answered.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("cannot connect to the guest of a volume")]
+    Connect(#[source] io::Error),
+    #[error("cannot say hello to the guest of a volume")]
+    Hello(#[source] io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl VolumeLinks {
+    /// Answers the guest behind `connector`, of the machine with this nonce, for each of `volumes`.
+    pub(crate) fn open(volumes: Vec<Served>, connector: &Connector, nonce: Option<&Nonce>) -> Self {
+        let mut tasks = JoinSet::new();
+        for volume in volumes {
+            let proof = nonce.map(|nonce| nonce.proof(Side::Host, PROOF_ID));
+            let hello = Hello { volume: volume.id.clone(), proof };
+            tasks.spawn(keep_connected(volume, hello, connector.clone()));
+        }
+        Self { tasks }
+    }
+}
+
+async fn keep_connected(volume: Served, hello: Hello, connector: Connector) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let begun = tokio::time::Instant::now();
+        if let Err(error) = connect(&volume, &hello, &connector).await {
+            tracing::debug!(volume = volume.id, error = chain(&error), "a guest has no connection to its volume");
+        }
+        pause = if begun.elapsed() >= LASTED { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn connect(volume: &Served, hello: &Hello, connector: &Connector) -> Result<(), ServeError> {
+    let mut stream = connector.connect(PORT).await.map_err(ServeError::Connect)?;
+    let mut line = serde_json::to_vec(hello).map_err(|error| ServeError::Hello(error.into()))?;
+    line.push(b'\n');
+    let said = async {
+        stream.set_nodelay(true)?;
+        stream.write_all(&line).await
+    };
+    said.await.map_err(ServeError::Hello)?;
+    Ok(serve(Arc::clone(&volume.share), volume.access, stream).await?)
+}

@@ -1,0 +1,26 @@
+//! The end of a volume, which sandboxes have a say in.
+
+use crate::{runtime::Runtime, storage::volumes::VolumeError, store::StoreError};
+
+/// Why a volume was not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DestroyVolumeError {
+    /// A sandbox has it, it is not there, or it cannot be removed.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Nobody can tell which sandboxes have it.
+    #[error("cannot look for sandboxes that have the volume")]
+    Store(#[source] StoreError),
+}
+
+impl Runtime {
+    /// Ends a volume with everything in it. Refused while a sandbox has it, also one that is paused.
+    pub async fn destroy_volume(&self, id: &str) -> Result<(), DestroyVolumeError> {
+        let ending = self.shared.volumes.begin_end(id)?;
+        let records = self.shared.store.sandboxes().await.map_err(DestroyVolumeError::Store)?;
+        if records.iter().any(|record| record.spec.has_volume(id)) {
+            return Err(VolumeError::Mounted(id.to_owned()).into());
+        }
+        Ok(self.shared.volumes.destroy(ending).await?)
+    }
+}
