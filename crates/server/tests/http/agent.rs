@@ -21,7 +21,8 @@ pub(crate) async fn run(connection: Connection) {
                 }
                 Call::Resume(identity) => {
                     guest.remember(identity.epoch.to_string());
-                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }
+                    let volumes = identity.volumes.map(|volumes| volumes.len());
+                    Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes }
                 }
                 Call::Stats => Answer::Stats(STATS),
                 Call::Sync | Call::Shrink => Answer::Done,
