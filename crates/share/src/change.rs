@@ -156,9 +156,9 @@ impl Share {
         self.has_room_for_name(parent_node, name)?;
         let mut linked = None;
         self.room.change(DIRECTORY_BLOCK_BYTES, &mut || {
-            let path = self.path_of(of)?;
-            // Renames wait until this is done, so the path is still that of the entry.
-            linkat(&self.root, &path, &parent.fd, name, AtFlags::empty())?;
+            let (directory, old) = self.place_of(of)?;
+            // What has that name now is what was asked for: renames wait until this is done.
+            linkat(&directory.fd, &old, &parent.fd, name, AtFlags::empty())?;
             linked = Some(stat_at(&parent.fd, name)?);
             Ok(Sizes { before: self.size(&parent.stat), after: self.size(&stat_of(&parent.fd)?) })
         })?;

@@ -27,6 +27,6 @@ mod opened;
 mod room;
 mod tree;
 
-pub use link::{Access, LinkError, serve};
+pub use link::{Access, Gate, Held, LinkError, serve};
 pub use room::{Figures, Room, Sizes};
 pub use tree::Share;

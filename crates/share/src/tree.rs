@@ -96,10 +96,11 @@ impl Share {
         Ok(Some(if names.is_empty() { PathBuf::from(".") } else { names.iter().rev().collect() }))
     }
 
-    /// The path of an entry that is there, for calls that have only names.
-    pub(crate) fn path_of(&self, node: u64) -> Result<PathBuf, Errno> {
+    /// Where an entry is, for calls that have only names: its directory, and its name there.
+    pub(crate) fn place_of(&self, node: u64) -> Result<(Entry, OsString), Errno> {
         self.open(node, OFlags::PATH)?;
-        self.path(node)?.ok_or(Errno::STALE)
+        let Place { parent, name } = self.places().get(&node).cloned().ok_or(Errno::STALE)?;
+        Ok((self.directory(parent)?, name))
     }
 
     /// Refuses a new name where its path would be longer than any that can be opened.

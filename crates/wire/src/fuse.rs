@@ -25,8 +25,8 @@ pub const MAX_HELLO_BYTES: usize = 1024;
 /// port by HTTP is taken for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Which volume it has at the other end: the id in [`crate::control::GuestVolume`].
-    pub volume: String,
+    /// Of which mount it has the volume: the path in [`crate::control::GuestVolume`].
+    pub path: String,
     /// Of the machine that it means, for [`PROOF_ID`]. Absent: it has no nonce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,

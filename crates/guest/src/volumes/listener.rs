@@ -52,8 +52,8 @@ fn find(mounted: &Mounted, hello: &Hello) -> io::Result<Arc<Relay>> {
     if !mounted.bond.admits(PROOF_ID, hello.proof.as_ref()) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is not the host of this machine"));
     }
-    let found = mounted.volumes.iter().find(|(volume, _)| volume.id == hello.volume);
-    found.map(|(_, relay)| Arc::clone(relay)).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such volume is mounted"))
+    let found = mounted.volumes.iter().find(|(volume, _)| volume.path == hello.path);
+    found.map(|(_, relay)| Arc::clone(relay)).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no volume is mounted there"))
 }
 
 /// One line. Nothing follows it until this side has asked for something.
@@ -77,7 +77,7 @@ mod tests {
         let mut bond = Bond::default();
         bond.take(Some(&nonce));
         let mounted = Mounted { bond, volumes: Vec::new() };
-        let hello = |proof| Hello { volume: "v".to_owned(), proof };
+        let hello = |proof| Hello { path: "/v".to_owned(), proof };
         let kind = |hello| find(&mounted, &hello).unwrap_err().kind();
         assert_eq!(kind(hello(None)), io::ErrorKind::PermissionDenied);
         for (side, id) in [(Side::Guest, PROOF_ID), (Side::Host, 1)] {
@@ -95,7 +95,7 @@ mod tests {
             drop(client);
             read_hello(&listener.accept().unwrap().0)
         };
-        assert_eq!(said(b"{\"volume\":\"a\",\"newer\":1}\n").unwrap().volume, "a");
+        assert_eq!(said(b"{\"path\":\"a\",\"newer\":1}\n").unwrap().path, "a");
         assert!(said(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").is_err());
         assert!(said(&[b'x'; 4096]).is_err());
         assert!(said(b"").is_err());

@@ -6,7 +6,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
-use firkin_share::{Access, LinkError, Share, serve};
+use firkin_share::{Access, Gate, Held, LinkError, Share, serve};
 use firkin_wire::{
     fuse::{Hello, PORT, PROOF_ID},
     nonce::{Nonce, Side},
@@ -21,13 +21,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// And at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// A flush of a large file to a slow disk takes longer; what was under way then is asked again, as after any other end.
+const HOLD_DEADLINE: Duration = Duration::from_secs(2);
+
 /// A connection that lasted so long was one.
 const LASTED: Duration = Duration::from_secs(1);
 
 /// A volume for a machine.
 #[derive(Debug)]
 pub(crate) struct Served {
-    pub(crate) id: String,
+    /// Where its guest has it.
+    pub(crate) path: String,
     pub(crate) access: Access,
     pub(crate) share: Arc<Share>,
 }
@@ -37,6 +41,9 @@ pub(crate) struct Served {
 pub(crate) struct VolumeLinks {
     #[expect(dead_code, reason = "held: the tasks end with it")]
     tasks: JoinSet<()>,
+    gates: Vec<Gate>,
+    // Below the tasks: what waits for its turn when they end never has it.
+    held: Option<Vec<Held>>,
 }
 
 /// Why a guest is not answered.
@@ -53,29 +60,45 @@ enum ServeError {
 impl VolumeLinks {
     /// Answers the guest behind `connector`, of the machine with this nonce, for each of `volumes`.
     pub(crate) fn open(volumes: Vec<Served>, connector: &Connector, nonce: Option<&Nonce>) -> Self {
-        let mut tasks = JoinSet::new();
+        let (mut tasks, mut gates) = (JoinSet::new(), Vec::new());
         for volume in volumes {
             let proof = nonce.map(|nonce| nonce.proof(Side::Host, PROOF_ID));
-            let hello = Hello { volume: volume.id.clone(), proof };
-            tasks.spawn(keep_connected(volume, hello, connector.clone()));
+            let hello = Hello { path: volume.path.clone(), proof };
+            let gate = Gate::default();
+            gates.push(gate.clone());
+            tasks.spawn(keep_connected(volume, (hello, gate), connector.clone()));
         }
-        Self { tasks }
+        Self { tasks, gates, held: None }
+    }
+
+    /// Waits until the guest has been answered for all that was begun, and begins nothing more: for a cut, whose copies would else ask
+    /// for it again. It is waited for no longer than a cut may be held up.
+    pub(crate) async fn hold(&mut self) {
+        if self.held.is_none() {
+            let held = futures::future::join_all(self.gates.iter().map(Gate::hold));
+            self.held = tokio::time::timeout(HOLD_DEADLINE, held).await.ok();
+        }
+    }
+
+    /// The guest runs on.
+    pub(crate) fn release(&mut self) {
+        self.held = None;
     }
 }
 
-async fn keep_connected(volume: Served, hello: Hello, connector: Connector) {
+async fn keep_connected(volume: Served, (hello, gate): (Hello, Gate), connector: Connector) {
     let mut pause = FIRST_PAUSE;
     loop {
         let begun = tokio::time::Instant::now();
-        if let Err(error) = connect(&volume, &hello, &connector).await {
-            tracing::debug!(volume = volume.id, error = chain(&error), "a guest has no connection to its volume");
+        if let Err(error) = connect(&volume, (&hello, &gate), &connector).await {
+            tracing::debug!(path = volume.path, error = chain(&error), "a guest has no connection to its volume");
         }
         pause = if begun.elapsed() >= LASTED { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         tokio::time::sleep(pause).await;
     }
 }
 
-async fn connect(volume: &Served, hello: &Hello, connector: &Connector) -> Result<(), ServeError> {
+async fn connect(volume: &Served, (hello, gate): (&Hello, &Gate), connector: &Connector) -> Result<(), ServeError> {
     let mut stream = connector.connect(PORT).await.map_err(ServeError::Connect)?;
     let mut line = serde_json::to_vec(hello).map_err(|error| ServeError::Hello(error.into()))?;
     line.push(b'\n');
@@ -84,5 +107,5 @@ async fn connect(volume: &Served, hello: &Hello, connector: &Connector) -> Resul
         stream.write_all(&line).await
     };
     said.await.map_err(ServeError::Hello)?;
-    Ok(serve(Arc::clone(&volume.share), volume.access, stream).await?)
+    Ok(serve(Arc::clone(&volume.share), volume.access, gate, stream).await?)
 }

@@ -99,7 +99,7 @@ pub(crate) fn serve(shared: &Shared, record: &SandboxRecord, session: &Session) 
         match shared.volumes.share(&mount.volume) {
             Ok(share) => {
                 let access = if mount.read_only { Access::Read } else { Access::Write };
-                served.push(Served { id: mount.volume.clone(), access, share });
+                served.push(Served { path: mount.path.clone(), access, share });
             }
             Err(error) => {
                 tracing::error!(sandbox = %record.id, volume = mount.volume, error = firkin_causes::chain(&error), "a sandbox's volume cannot be opened; what is asked of it waits");

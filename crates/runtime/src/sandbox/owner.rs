@@ -213,7 +213,6 @@ struct Running {
     session: Session,
     reservation: ActiveSessionReservation,
     /// Answers its guest for its volumes.
-    #[expect(dead_code, reason = "held: it answers until it is dropped")]
     volumes: VolumeLinks,
     /// Cancelled when this life ends.
     ended: CancellationToken,

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, mpsc},
 };
 
-use firkin_share::{Access, Figures, Room, Share, Sizes, serve};
+use firkin_share::{Access, Figures, Gate, Room, Share, Sizes, serve};
 use firkin_wire::fuse::{MAX_MESSAGE_BYTES, REPLY_HEAD_BYTES, length};
 use fs_err as fs;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -186,7 +186,7 @@ fn connect(bench: &Bench, share: &Arc<Share>, access: Access, device: &Arc<std::
     bench.runtime.spawn(async move {
         let there = tokio::net::UnixStream::from_std(there).unwrap();
         ready.send(()).unwrap();
-        serve(share, access, there).await
+        serve(share, access, &Gate::default(), there).await
     });
     is_ready.recv().unwrap();
     let (mut answers, device) = (here.try_clone().unwrap(), Arc::clone(device));

@@ -276,7 +276,11 @@ impl Owner {
             running.session.forgo_cut(ahead).await;
             return Err(SnapshotError::Quota { id, source });
         }
+        running.volumes.hold().await;
         let cut = running.session.cut(ahead, &mut draft, &shared.artifacts, (then, memory)).await.map_err(failed)?;
+        if then == After::GoOn {
+            running.volumes.release();
+        }
         let manifest = base.of_cut(CutState {
             id: draft.id(),
             reason: Some(reason),
@@ -315,6 +319,7 @@ impl Owner {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot let a sandbox go on");
             return;
         }
+        running.volumes.release();
         if let Err(error) = running.session.set_clock(&identity).await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot set a guest's clock");
         }
