@@ -9,7 +9,6 @@ use rustix::{
 };
 
 use crate::{
-    link::Access,
     message::{Head, Name, Operation, Reply, read},
     opened::OpenHere,
     tree::{Share, stat_at, stat_of},
@@ -30,6 +29,15 @@ const FLAGS: u32 = (1 << 0) | (1 << 3) | (1 << 5) | (1 << 12) | (1 << 13) | (1 <
 /// Requests of one guest that it has under way without a program that waits for them: read ahead.
 const BACKGROUND: u16 = 16;
 
+/// What a guest may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Whatever its own permissions let it.
+    Write,
+    /// As that, but nothing changes.
+    Read,
+}
+
 /// One guest at a directory.
 #[derive(Debug)]
 pub(crate) struct Guest {
@@ -40,7 +48,8 @@ pub(crate) struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Err(error) = self.share.close_all(&self.here) {
+        let owed = self.share.opened.close_all(&self.here);
+        if let Err(error) = owed.into_iter().try_for_each(|file| self.share.give_back(file)) {
             tracing::warn!(%error, "a guest's removed files count until the volume is counted again");
         }
     }
@@ -95,7 +104,10 @@ impl Guest {
             Operation::Write { offset, flags, data } => share.write(head.node, (offset, flags), data, reply),
             Operation::Allocate { offset, length, mode } => share.allocate(head.node, offset, length, mode),
             Operation::Sync { data_only } => share.sync(head.node, data_only),
-            Operation::Release => share.close_for(&self.here, head.node),
+            Operation::Release => match share.opened.close(&self.here, head.node) {
+                Some(owed) => share.give_back(owed),
+                None => Ok(()),
+            },
             Operation::ListDirectory { offset, size, with_entries } => share.list(head.node, offset, (size, with_entries), reply),
             Operation::Figures => {
                 share.figures(reply);

@@ -1,6 +1,6 @@
 //! The content of files.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use rustix::{
     fs::{FallocateFlags, OFlags, fallocate, fdatasync, fsync},
@@ -29,7 +29,7 @@ impl Guest {
         if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
             self.share.truncate(node, 0)?;
         }
-        self.share.open_for(&self.here, node, &file);
+        self.share.opened.open(&self.here, node, &file);
         opened(reply);
         Ok(())
     }
@@ -51,6 +51,24 @@ impl Guest {
 }
 
 impl Share {
+    /// A file to read and write: the open one, or one that is opened for this.
+    pub(crate) fn file(&self, node: u64) -> Result<Arc<OwnedFd>, Errno> {
+        match self.opened.get(node) {
+            Some(file) => Ok(file),
+            None => Ok(Arc::new(self.open(node, OFlags::RDWR)?.fd)),
+        }
+    }
+
+    /// Gives back what a file takes that was removed while it was open, and goes now.
+    pub(crate) fn give_back(&self, file: Arc<OwnedFd>) -> Result<(), Errno> {
+        let before = self.size(&stat_of(&*file)?);
+        let mut file = Some(file);
+        self.room.change(0, &mut || {
+            drop(file.take());
+            Ok(Sizes { before, after: 0 })
+        })
+    }
+
     pub(crate) fn read(&self, node: u64, offset: u64, size: u32, reply: &mut Reply) -> Result<(), Errno> {
         let file = self.file(node)?;
         let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;

@@ -27,6 +27,7 @@ mod opened;
 mod room;
 mod tree;
 
-pub use link::{Access, Gate, Held, LinkError, serve};
+pub use answer::Access;
+pub use link::{Gate, Held, LinkError, serve};
 pub use room::{Figures, Room, Sizes};
 pub use tree::Share;

@@ -12,7 +12,11 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
-use crate::{answer::Guest, opened::OpenHere, tree::Share};
+use crate::{
+    answer::{Access, Guest},
+    opened::OpenHere,
+    tree::Share,
+};
 
 /// Requests of one guest that are worked on at a time: each has a thread while it is, and a message.
 const AT_ONCE: u32 = 8;
@@ -40,15 +44,6 @@ impl Gate {
         let places = Arc::clone(&self.0).acquire_many_owned(AT_ONCE).await;
         Held { places: places.expect("the semaphore is never closed") }
     }
-}
-
-/// What a guest may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Whatever its own permissions let it.
-    Write,
-    /// As that, but nothing changes.
-    Read,
 }
 
 /// Why a guest is not answered any more.

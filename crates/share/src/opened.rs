@@ -6,10 +6,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::{fs::OFlags, io::Errno};
-
-use crate::tree::{Share, stat_of};
-
 /// Files that all guests of one directory have open at once, each of which costs the host a descriptor. What is opened beyond them
 /// is opened anew for each read and write, and is gone when it is removed.
 const MAX_OPEN: usize = 4096;
@@ -41,69 +37,54 @@ impl OpenFiles {
         locked(&self.0).contains_key(&node)
     }
 
+    /// An open file.
+    pub(crate) fn get(&self, node: u64) -> Option<Arc<OwnedFd>> {
+        locked(&self.0).get(&node).map(|opened| Arc::clone(&opened.file))
+    }
+
     /// Puts off what is given back for it until it is closed. Whether that is so: not for what nobody has open.
     pub(crate) fn put_off(&self, node: u64) -> bool {
         locked(&self.0).get_mut(&node).map(|opened| opened.is_owed = true).is_some()
     }
-}
 
-impl Share {
-    /// A file to read and write: the open one, or one that is opened for this.
-    pub(crate) fn file(&self, node: u64) -> Result<Arc<OwnedFd>, Errno> {
-        if let Some(opened) = locked(&self.opened.0).get(&node) {
-            return Ok(Arc::clone(&opened.file));
-        }
-        Ok(Arc::new(self.open(node, OFlags::RDWR)?.fd))
-    }
-
-    /// Opens a file for a guest until it closes it as often.
-    pub(crate) fn open_for(&self, here: &OpenHere, node: u64, file: &Arc<OwnedFd>) {
-        let mut all = locked(&self.opened.0);
+    /// Keeps a file open for a guest, until it closes it as often.
+    pub(crate) fn open(&self, here: &OpenHere, node: u64, file: &Arc<OwnedFd>) {
+        let mut all = locked(&self.0);
         if all.len() >= MAX_OPEN && !all.contains_key(&node) {
             return;
         }
-        all.entry(node).or_insert_with(|| Opened { times: 0, is_owed: false, file: Arc::clone(file) }).times += 1;
+        let opened = all.entry(node).or_insert_with(|| Opened { times: 0, is_owed: false, file: Arc::clone(file) });
+        opened.times += 1;
         *locked(&here.0).entry(node).or_default() += 1;
     }
 
-    /// Closes it once.
-    pub(crate) fn close_for(&self, here: &OpenHere, node: u64) -> Result<(), Errno> {
+    /// Closes it once. Returns it where that was the last time and what it takes is still owed.
+    pub(crate) fn close(&self, here: &OpenHere, node: u64) -> Option<Arc<OwnedFd>> {
         {
             let mut here = locked(&here.0);
-            // It was opened before its guest was connected anew.
-            let Some(times) = here.get_mut(&node) else { return Ok(()) };
+            // Else it was opened before its guest was connected anew.
+            let times = here.get_mut(&node)?;
             *times -= 1;
             if *times == 0 {
                 here.remove(&node);
             }
         }
-        self.close(node, 1)
+        self.close_times(node, 1)
     }
 
-    /// Closes all that a guest has open.
-    pub(crate) fn close_all(&self, here: &OpenHere) -> Result<(), Errno> {
+    /// Closes all that a guest has open, and returns what is owed.
+    pub(crate) fn close_all(&self, here: &OpenHere) -> Vec<Arc<OwnedFd>> {
         let open = std::mem::take(&mut *locked(&here.0));
-        open.into_iter().try_for_each(|(node, times)| self.close(node, times))
+        open.into_iter().filter_map(|(node, times)| self.close_times(node, times)).collect()
     }
 
-    fn close(&self, node: u64, times: u64) -> Result<(), Errno> {
-        let file = {
-            let mut all = locked(&self.opened.0);
-            let Some(opened) = all.get_mut(&node) else { return Ok(()) };
-            opened.times = opened.times.saturating_sub(times);
-            if opened.times > 0 {
-                return Ok(());
-            }
-            all.remove(&node).filter(|opened| opened.is_owed).map(|opened| opened.file)
-        };
-        let Some(file) = file else { return Ok(()) };
-        let stat = stat_of(&*file)?;
-        // It was removed while it was open, and goes now.
-        let before = self.size(&stat);
-        let mut file = Some(file);
-        self.room.change(0, &mut || {
-            drop(file.take());
-            Ok(crate::Sizes { before, after: 0 })
-        })
+    fn close_times(&self, node: u64, times: u64) -> Option<Arc<OwnedFd>> {
+        let mut all = locked(&self.0);
+        let opened = all.get_mut(&node)?;
+        opened.times = opened.times.saturating_sub(times);
+        if opened.times > 0 {
+            return None;
+        }
+        all.remove(&node).filter(|opened| opened.is_owed).map(|opened| opened.file)
     }
 }

@@ -330,7 +330,9 @@ impl Volumes {
             return Ok(share);
         }
         read(&self.dir, id)?;
-        let share = Arc::new(Content::open(&self.dir.join(id), self.disk.clone(), self.account(id)?)?.share()?);
+        let content = Content::open(&self.dir.join(id), self.disk.clone(), self.account(id)?)?;
+        let share = room::share(content.root()).map_err(|source| VolumeError::File { path: self.dir.join(id), source })?;
+        let share = Arc::new(share);
         uses.shares.retain(|_, share| share.strong_count() > 0);
         uses.shares.insert(id.to_owned(), Arc::downgrade(&share));
         Ok(share)

@@ -11,7 +11,6 @@ use std::{
     sync::Arc,
 };
 
-use firkin_share::Share;
 use fs_err as fs;
 use jiff::Timestamp;
 use rustix::fs::{
@@ -22,7 +21,6 @@ use rustix::fs::{
 use self::upload::Target;
 use super::{
     VolumeError, blocking,
-    room::VolumeRoom,
     usage::{self, Account, OverQuota, Taken},
 };
 use crate::host::disk::DiskPressureGuard;
@@ -102,7 +100,7 @@ pub struct Content(Arc<Root>);
 
 #[derive(Debug)]
 pub(super) struct Root {
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     aside: OwnedFd,
     aside_path: PathBuf,
     pub(super) disk: DiskPressureGuard,
@@ -186,10 +184,9 @@ impl Content {
         })))
     }
 
-    /// The same for sandboxes.
-    pub(super) fn share(&self) -> Result<Share, VolumeError> {
-        let root = self.0.root.try_clone().map_err(|source| VolumeError::File { path: PathBuf::from("/"), source })?;
-        Ok(Share::new(root, Arc::new(VolumeRoom(Arc::clone(&self.0)))))
+    /// What all its clones share.
+    pub(super) fn root(&self) -> &Arc<Root> {
+        &self.0
     }
 
     /// Counts what it holds, unless that is known.

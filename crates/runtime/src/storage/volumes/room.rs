@@ -1,15 +1,20 @@
 //! A volume in sandboxes: what they share counts as what comes through the API does.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
-use firkin_share::{Figures, Room, Sizes};
+use firkin_share::{Figures, Room, Share, Sizes};
 use rustix::io::Errno;
 
 use super::{content::Root, usage};
 
+/// A volume's content, for sandboxes.
+pub(super) fn share(root: &Arc<Root>) -> io::Result<Share> {
+    Ok(Share::new(root.root.try_clone()?, Arc::new(VolumeRoom(Arc::clone(root)))))
+}
+
 /// Counts for a volume what its guests do.
 #[derive(Debug)]
-pub(super) struct VolumeRoom(pub(super) Arc<Root>);
+struct VolumeRoom(Arc<Root>);
 
 impl Room for VolumeRoom {
     fn size(&self, allocated: u64) -> u64 {
