@@ -140,7 +140,8 @@ def test_a_command_goes_on_writing_after_the_server_was_killed():
         wait_for(lambda: int(run(two, f"cat {AT}/last || echo 0") or 0) > 20, "the first lines")
         server.kill()
         server.start()
-        reached = int(run(one, "cat /tmp/last"))
+        # Empty for as long as it is being written.
+        reached = int(wait_for(lambda: run(one, "cat /tmp/last").strip(), "how far it has come"))
         wait_for(lambda: int(run(two, f"cat {AT}/last") or 0) > reached + 20, "lines after the server was killed")
         assert run(two, f"cat {AT}/d/held > /tmp/held; head -n $(wc -l < /tmp/held) /tmp/held | awk '$1 != NR {{ print; exit }}'") == ""
         for sandbox in (one, two):
