@@ -1,9 +1,10 @@
 //! Turns what is sent to a guest away for the time of a checkpoint, without a word to who sends it: a connection that begins then would be in
 //! the checkpoint, and one that is refused would be an error for somebody. What is lost is sent again a moment later.
 //!
-//! The host's end of the guest's interface gets a queue that holds nothing: what cannot be queued is lost there. (A sandbox takes frames for
-//! whatever address on the link, so that a wrong one among the neighbours keeps nothing from it.) Nobody else gives that interface a queue,
-//! so whoever finds one after a crash takes it away.
+//! The host's end of the guest's interface gets a queue of so few bytes: what does not fit is lost there. (A sandbox takes frames for whatever
+//! address on the link, so that a wrong one among the neighbours keeps nothing from it.) The ends of connections have to arrive first, while
+//! none begins, and who loses one begins another at once: so at first the queue holds just those. Nobody else gives that interface a
+//! queue, so whoever finds one after a crash takes it away.
 
 use std::io;
 
@@ -23,18 +24,31 @@ const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TC_H_ROOT: u32 = u32::MAX;
 const AF_UNSPEC: u8 = 0;
-/// A queue that the kernel has wherever it has queues. Its only option is how many packets it holds.
-const KIND: &[u8; 8] = b"pfifo\0\0\0";
+/// A queue that the kernel has wherever it has queues. Its only option is how many bytes it holds.
+const KIND: &[u8; 8] = b"bfifo\0\0\0";
 const KIND_BYTES: usize = 6;
-const NO_PACKET: u32 = 0;
+/// Ethernet, IPv4, TCP and its time stamps: a segment without data, such as a reset. The first one of a connection has more options.
+const END_BYTES: u32 = 14 + 20 + 20 + 12;
 /// What the queue is called; a number, like a major one of a device.
 const HANDLE: u32 = 0xf1f0_0000;
 
-/// Lets nothing more through to the guests of the calling thread's network namespace until [`open`].
-pub(super) fn close() -> io::Result<()> {
+/// What still comes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// The ends of connections, and what was said last on them.
+    Ends,
+    Closed,
+}
+
+/// Lets no more than that through to the guests of the calling thread's network namespace until [`open`].
+pub(super) fn set(gate: Gate) -> io::Result<()> {
+    let bytes = match gate {
+        Gate::Ends => END_BYTES,
+        Gate::Closed => 0,
+    };
     let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
     for interface in interfaces()? {
-        let options = [attribute(TCA_KIND, KIND_BYTES, KIND)?, attribute(TCA_OPTIONS, 4, &NO_PACKET.to_ne_bytes())?].concat();
+        let options = [attribute(TCA_KIND, KIND_BYTES, KIND)?, attribute(TCA_OPTIONS, 4, &bytes.to_ne_bytes())?].concat();
         netlink.order(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &[head(interface, HANDLE), options].concat())?;
     }
     Ok(())
@@ -121,15 +135,21 @@ mod tests {
             ip("link set eth0 up");
             ip("neigh replace 169.254.0.21 lladdr 02:66:6b:00:00:15 nud permanent dev tap0");
             let frames = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll).unwrap();
-            assert!(arrives(&frames, b"before"));
-            for _ in 0..2 {
-                close().unwrap();
-                assert!(!arrives(&frames, b"meanwhile"));
-            }
+            // Headers of UDP are shorter than those of TCP.
+            let (small, large) = ([b'.'; END_BYTES as usize - 42], [b'.'; END_BYTES as usize - 41]);
+            let passing = |frames| [arrives(frames, &small), arrives(frames, &large)];
             for _ in 0..2 {
                 open().unwrap();
-                assert!(arrives(&frames, b"after"));
+                assert_eq!(passing(&frames), [true, true]);
             }
+            for _ in 0..2 {
+                set(Gate::Ends).unwrap();
+                assert_eq!(passing(&frames), [true, false], "the end of a connection, and not the beginning");
+                set(Gate::Closed).unwrap();
+                assert_eq!(passing(&frames), [false, false]);
+            }
+            open().unwrap();
+            assert_eq!(passing(&frames), [true, true]);
         });
         in_a_network_of_its_own.join().unwrap();
     }

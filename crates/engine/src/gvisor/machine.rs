@@ -44,8 +44,8 @@ const REST_LOOK: Duration = Duration::from_millis(3);
 const RESTED: u32 = 3;
 /// How long it may take: a guest stands still for it.
 const REST_DEADLINE: Duration = Duration::from_millis(200);
-/// How often connections may begin while the others are ended.
-const QUIET_ATTEMPTS: u32 = 8;
+/// How often the connections to a guest are ended: those that were on their way the first time are open the second.
+const QUIET_ATTEMPTS: u32 = 4;
 /// What is shown of a console.
 const CONSOLE_BYTES: u64 = 64 << 10;
 /// The last line of a first process that powers its machine off, and of one that resets it.
@@ -246,15 +246,15 @@ impl GvisorMachine {
         let pid = self.parts.process.pid();
         for _ in 0..QUIET_ATTEMPTS {
             self.deaf = true;
-            let ended = self.in_slot(network::quieten).await;
+            let ended = self.in_slot(network::end_connections).await;
             self.let_it_hear_of_the_end().await?;
-            let left = self.in_slot(network::connections).await;
+            let left = self.in_slot(network::shut).await;
             match (ended, left) {
                 (Ok(ended), Ok(0)) => {
                     tracing::debug!(pid, ended, "connections to a sandbox end with its snapshot");
                     return Ok(());
                 }
-                // They were on their way when the others were ended.
+                // They were on their way when the others were ended. No more are.
                 (Ok(_), Ok(left)) => tracing::debug!(pid, left, "connections to a sandbox have begun over its snapshot"),
                 (Err(error), _) | (_, Err(error)) => {
                     tracing::warn!(pid, %error, "cannot end the connections to a sandbox: its clones may not work");

@@ -21,7 +21,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use super::{connections, gate};
+use super::{
+    connections,
+    gate::{self, Gate},
+};
 use crate::process::Process;
 
 /// Where the kernel has the parameters of networks.
@@ -136,21 +139,21 @@ pub(super) fn of_slot(process: &Process) -> io::Result<OwnedFd> {
     Ok(namespace.into_file().into())
 }
 
-/// Resets the connections that the host has to the guest in this slot, and lets nothing more come through until [`hear`]. Blocks.
-pub(super) fn quieten(slot: OwnedFd) -> io::Result<usize> {
+/// Resets the connections that the host has to the guest in this slot, and has no more begin until [`hear`]. Blocks.
+pub(super) fn end_connections(slot: OwnedFd) -> io::Result<usize> {
     on_own_thread(move || {
         enter(slot)?;
-        gate::open()?;
-        let ended = connections::end_all()?;
-        gate::close()?;
-        Ok(ended)
+        gate::set(Gate::Ends)?;
+        connections::end_all()
     })
 }
 
-/// How many connections to the guest in this slot have begun all the same: what was on its way when that was closed. Blocks.
-pub(super) fn connections(slot: OwnedFd) -> io::Result<usize> {
+/// Lets nothing at all come through to the guest in this slot until [`hear`], and tells how many connections to it are open all the same:
+/// what was on its way when the others were ended. Blocks.
+pub(super) fn shut(slot: OwnedFd) -> io::Result<usize> {
     on_own_thread(move || {
         enter(slot)?;
+        gate::set(Gate::Closed)?;
         connections::count()
     })
 }
