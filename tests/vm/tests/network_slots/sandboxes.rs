@@ -2,14 +2,18 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Shutdown, TcpListener},
+    net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
 use firkin_engine::{Engine, contract::Guest};
-use firkin_network::{Egress, GATEWAY_ADDRESS, NetworkConfig, NetworkPool};
+use firkin_network::{Egress, GATEWAY_ADDRESS, GUEST_ADDRESS, NetworkConfig, NetworkPool, NetworkSlot};
 use firkin_vm_tests::{agent_guest::AgentGuest, engine_gvisor::GvisorHarness};
 use firkin_wire::ENVD_PORT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,6 +113,65 @@ fn a_sandbox_is_reached_from_its_first_life_to_its_clones() {
         for namespace in namespaces {
             eventually("nobody holds a slot", || !is_referenced(&namespace)).await;
         }
+    });
+}
+
+/// Somebody who asks envd for ever, and again as soon as his connection ends. Ends when it is dropped.
+struct Asker {
+    enough: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Asker {
+    /// Returns once he was answered.
+    fn start(slot: &NetworkSlot) -> Self {
+        let (enough, namespace) = (Arc::new(AtomicBool::new(false)), Namespace::of_slot(slot));
+        let (answered, first) = std::sync::mpsc::channel();
+        let until = Arc::clone(&enough);
+        let ask = move || {
+            while !until.load(Ordering::Relaxed) {
+                let Ok(mut stream) = TcpStream::connect((GUEST_ADDRESS, ENVD_PORT)) else { continue };
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let ask = |stream: &mut TcpStream| {
+                    stream.write_all(b"GET /health HTTP/1.1\r\nhost: guest\r\n\r\n")?;
+                    stream.read(&mut [0; 1024])
+                };
+                while !until.load(Ordering::Relaxed) && ask(&mut stream).is_ok_and(|read| read > 0) {
+                    // Whoever started this hears of the first answer only.
+                    answered.send(()).ok();
+                }
+            }
+        };
+        let thread = Some(std::thread::spawn(move || namespace.run(ask)));
+        first.recv_timeout(PATIENCE).expect("he is answered");
+        Self { enough, thread }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        self.thread.take().expect("it is dropped once").join().expect("he ends");
+    }
+}
+
+#[test]
+fn clones_answer_whoever_asked_while_they_were_cut() {
+    in_world(async |world| {
+        let Some(harness) = GvisorHarness::open().await else { return };
+        let pool = pool(&world, &harness, "a").await;
+        let mut first = Sandbox::boot(&harness, pool.acquire(Egress::Denied).await.unwrap()).await;
+        let askers = [(); 3].map(|()| Asker::start(&first.slot));
+        for _ in 0..3 {
+            let snapshot = first.cut(&harness).await;
+            let clone = Sandbox::restore(&harness, pool.acquire(Egress::Denied).await.unwrap(), &snapshot).await;
+            let answer = tokio::time::timeout(PATIENCE, exchange(&clone.slot, HEALTH)).await.expect("a clone answers").unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 204"), "{}", String::from_utf8_lossy(&answer));
+            clone.end().await;
+        }
+        drop(askers);
+        first.end().await;
+        pool.close().await.unwrap();
     });
 }
 
