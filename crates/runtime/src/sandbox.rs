@@ -10,8 +10,7 @@ pub mod trust;
 
 pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Filled, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
-    NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered,
-    VolumeMount,
+    NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered, VolumeMount,
 };
 
 pub(crate) use self::create::{create, fork};

@@ -9,7 +9,8 @@ use firkin_runtime::{
     reference::with_team,
     runtime::SnapshotInfo,
     sandbox::{
-        CreateSandbox, Filled, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls, VolumeMount,
+        CreateSandbox, Filled, InternetAccess, Memory, OnTimeout, RuntimeSandbox, SandboxState, SocksProxy, SocksProxyTls,
+        VolumeMount,
     },
     store::BuildState,
     template::TemplateInfo,
