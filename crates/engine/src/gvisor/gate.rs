@@ -118,7 +118,7 @@ mod tests {
         let mut frame = [0; 2048];
         let mut next =
             || recv(frames.as_raw_fd(), &mut frame, MsgFlags::empty()).ok().map(|bytes| frame[..bytes].ends_with(word));
-        std::iter::from_fn(|| next()).any(|is_it| is_it)
+        std::iter::from_fn(next).any(|is_it| is_it)
     }
 
     #[test]
