@@ -116,8 +116,7 @@ mod tests {
         // Whether it is told that its datagram was lost is the kernel's affair.
         UdpSocket::bind("0.0.0.0:0").unwrap().send_to(word, "169.254.0.21:9").ok();
         let mut frame = [0; 2048];
-        let mut next =
-            || recv(frames.as_raw_fd(), &mut frame, MsgFlags::empty()).ok().map(|bytes| frame[..bytes].ends_with(word));
+        let next = || recv(frames.as_raw_fd(), &mut frame, MsgFlags::empty()).ok().map(|bytes| frame[..bytes].ends_with(word));
         std::iter::from_fn(next).any(|is_it| is_it)
     }
 
