@@ -91,6 +91,8 @@ def test_rules_with_names_change_while_it_runs(driver, spawn, outside, api):
     sandbox.connect()
     answers = reach(sandbox, *tries)
     assert answers[0] == "gaierror" and is_at(answers[1], OTHER)
+    sandbox.update_network({"allow_internet_access": False})
+    assert reach(sandbox, ["udp", ALLOWED, 443], ["question", RESOLVER, "other.test"]) == ["TimeoutError", "TimeoutError"]
     # Without rules everything is as it is without them.
     sandbox.update_network({})
     answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["http", OTHER, "allowed.test"], ["udp", OTHER, 443])

@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddrV4, time::Duration};
 
-use firkin_network::{Doors, Egress, EgressFilter, NetworkPool, Steering, original_destination};
+use firkin_network::{Doors, Egress, EgressFilter, NetworkConfig, NetworkPool, Steering, original_destination};
 use tokio::{io::AsyncWriteExt, task::JoinSet, time::timeout};
 
 use crate::world::{
-    Guest, HOST, METADATA, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, in_each_world, in_world, way_out,
+    Guest, HOST, METADATA, Namespace, OPENED, PATIENCE, PRIVATE, RESOLVER, SERVER, eventually, in_each_world, in_world, way_out,
 };
 
 /// All is denied but these.
@@ -142,6 +142,42 @@ fn from_behind_the_doors_one_reaches_what_a_guest_would() {
         slot.set_egress(Egress::Denied).await.unwrap();
         assert_eq!(reaches(SERVER).await, None);
         drop((slot, other));
+        pool.close().await.unwrap();
+    });
+}
+
+#[test]
+fn what_comes_to_the_doors_is_as_bounded_as_what_leaves() {
+    in_world(async |world| {
+        // Shared by so many slots, each has the fewest flows that one may have.
+        let pool = NetworkPool::open(NetworkConfig { flow_percent: 1, ..world.config("a") }).await.unwrap();
+        let mut slot = pool.acquire(Egress::Allowed).await.unwrap();
+        let guest = Guest::start(&slot);
+        slot.set_steering(Some(&only(&[])), Some(Steering::ByName)).await.unwrap();
+        let behind = stand_behind(slot.connector().open_doors().await.unwrap());
+        let inside = guest.inside.clone();
+        let flood = move || {
+            inside.run(|| {
+                for port in 10_000..12_000 {
+                    let socket = std::net::UdpSocket::bind((firkin_network::GUEST_ADDRESS, port)).unwrap();
+                    // Some are lost on the way, as they may be.
+                    socket.send_to(b"?", (SERVER, 53)).ok();
+                }
+            });
+        };
+        let slot_ns = Namespace::of_slot(&slot);
+        let flows = || {
+            let read = || fs_err::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+            slot_ns.run(read).trim().parse::<u32>().unwrap()
+        };
+        eventually("the bound is reached", || {
+            flood();
+            flows() >= 500
+        })
+        .await;
+        flood();
+        assert!(flows() <= 520, "{} flows of one guest", flows());
+        drop((behind, guest, slot));
         pool.close().await.unwrap();
     });
 }
