@@ -93,6 +93,9 @@ def test_rules_with_names_change_while_it_runs(driver, spawn, outside, api):
     assert answers[0] == "gaierror" and is_at(answers[1], OTHER)
     sandbox.update_network({"allow_internet_access": False})
     assert reach(sandbox, ["udp", ALLOWED, 443], ["question", RESOLVER, "other.test"]) == ["TimeoutError", "TimeoutError"]
+    for _ in range(8):
+        sandbox.update_network({})
+        sandbox.update_network(NAMED)
     # Without rules everything is as it is without them.
     sandbox.update_network({})
     answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["http", OTHER, "allowed.test"], ["udp", OTHER, 443])

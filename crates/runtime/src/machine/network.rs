@@ -211,7 +211,10 @@ impl Link {
         }
         isolated.slot.set_egress(egress(internet)).await?;
         if !matches!(internet, InternetAccess::Steered(_)) {
-            isolated.outbound = None;
+            // Not after whoever asks next, who may want them open again.
+            if let Some(outbound) = isolated.outbound.take() {
+                outbound.close().await;
+            }
         }
         Ok(())
     }

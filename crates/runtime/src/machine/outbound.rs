@@ -29,9 +29,9 @@ use rustix::process::{Resource, getrlimit};
 use tokio::{
     net::TcpStream,
     sync::{Semaphore, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::store::spec::{SocksProxy, Steered};
 
@@ -203,7 +203,9 @@ impl Origin for LedHere {
 pub(crate) struct Outbound {
     ways: watch::Sender<Arc<Way>>,
     decisions: Arc<Decisions>,
-    _standing: [AbortOnDropHandle<()>; 2],
+    /// Ends it when this is dropped, if nobody has before.
+    stop: DropGuard,
+    standing: JoinHandle<()>,
 }
 
 impl Outbound {
@@ -217,23 +219,30 @@ impl Outbound {
         let doors = connector.open_doors().await.map_err(OutboundError::Doors)?;
         let (ways, audit, decisions) = (watch::Sender::new(Arc::new(way)), Audit::default(), Arc::new(Decisions::default()));
         let taking = Arc::clone(&decisions).take_down(audit.read(), Arc::clone(&sandbox), Arc::clone(&common.outcomes));
-        let (heard, common) = (ways.subscribe(), common.clone());
-        let standing = stand(
-            sandbox,
-            doors,
-            move || {
-                let connector = connector.clone();
-                async move { connector.open_doors().await }
-            },
-            move |doors| decide(doors, (heard.clone(), audit.clone()), common.clone(), LedHere),
-        );
-        let standing = [tokio::spawn(taking), tokio::spawn(standing)].map(AbortOnDropHandle::new);
-        Ok(Self { ways, decisions, _standing: standing })
+        let (heard, common, stop) = (ways.subscribe(), common.clone(), CancellationToken::new());
+        let open = move || {
+            let connector = connector.clone();
+            async move { connector.open_doors().await }
+        };
+        let stopped = stop.clone();
+        let decide = move |doors| decide(doors, (heard.clone(), audit.clone()), common.clone(), LedHere, stopped.clone());
+        // It ends with the last who tells.
+        tokio::spawn(taking);
+        let standing = tokio::spawn(stand(sandbox, doors, open, decide, stop.clone()));
+        Ok(Self { ways, decisions, stop: stop.drop_guard(), standing })
     }
 
     /// Decides by another way from now on. What the new one would not let through is cut.
     pub(crate) fn change(&self, way: Way) {
         self.ways.send_replace(Arc::new(way));
+    }
+
+    /// Closes the doors. When this returns, they can be opened again.
+    pub(crate) async fn close(self) {
+        drop(self.stop);
+        if let Err(error) = self.standing.await {
+            tracing::error!(%error, "what decides on outbound traffic has fallen when it was to end");
+        }
     }
 
     /// What was decided last.
@@ -242,17 +251,27 @@ impl Outbound {
     }
 }
 
-/// Stands behind the doors: whenever that ends, opens them again, for as long as there is a slot.
-async fn stand<O, D>(sandbox: Arc<str>, mut doors: Doors, open: impl Fn() -> O, decide: impl Fn(Doors) -> D)
-where
+/// Stands behind the doors until it is stopped: whenever that ends before, opens them again, for as long as there is a slot.
+async fn stand<O, D>(
+    sandbox: Arc<str>,
+    mut doors: Doors,
+    open: impl Fn() -> O,
+    decide: impl Fn(Doors) -> D,
+    stop: CancellationToken,
+) where
     O: Future<Output = Result<Doors, DoorError>>,
     D: Future<Output = ()>,
 {
     loop {
         decide(doors).await;
+        if stop.is_cancelled() {
+            return;
+        }
         tracing::error!(%sandbox, "what decides on outbound traffic has fallen: nothing passes until it stands again");
         doors = loop {
-            tokio::time::sleep(PAUSE).await;
+            if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
+            }
             match open().await {
                 Ok(doors) => break doors,
                 Err(DoorError::Gone) => return,
@@ -265,8 +284,14 @@ where
     }
 }
 
-/// Decides until a part of it ends, which none does by itself. All that it had is closed by then.
-async fn decide(doors: Doors, (ways, audit): (Ways, Audit), common: Common, origin: impl Origin + 'static) {
+/// Decides until it is stopped or a part of it ends, which none does by itself. The doors are closed by then.
+async fn decide(
+    doors: Doors,
+    (ways, audit): (Ways, Audit),
+    common: Common,
+    origin: impl Origin + 'static,
+    stop: CancellationToken,
+) {
     let Doors { connections, questions, questions_tcp } = doors;
     let proxy = Arc::new(Proxy::new(ways.clone(), audit.clone(), common.limits).among(common.places));
     let resolver = Arc::new(Resolver::new(ways, audit));
@@ -275,7 +300,7 @@ async fn decide(doors: Doors, (ways, audit): (Ways, Audit), common: Common, orig
     let over_udp = Arc::clone(&resolver);
     parts.spawn(async move { over_udp.serve_udp(questions).await });
     parts.spawn(async move { resolver.serve_tcp(questions_tcp).await });
-    if let Some(Err(error)) = parts.join_next().await {
+    if let Some(Some(Err(error))) = stop.run_until_cancelled(parts.join_next()).await {
         tracing::error!(%error, "a part of what decides on outbound traffic has fallen");
     }
     parts.shutdown().await;
@@ -391,11 +416,11 @@ mod tests {
                 Ok(doors)
             }
         };
-        let (ways, origin) = (ways.subscribe(), FallsOnce(Arc::default()));
-        let standing = stand("i1".into(), first, open, move |doors| {
-            decide(doors, (ways.clone(), audit.clone()), Common::of(20_000), origin.clone())
-        });
-        let standing = AbortOnDropHandle::new(tokio::spawn(standing));
+        let (ways, origin, stop) = (ways.subscribe(), FallsOnce(Arc::default()), CancellationToken::new());
+        let stopped = stop.clone();
+        let decide =
+            move |doors| decide(doors, (ways.clone(), audit.clone()), Common::of(20_000), origin.clone(), stopped.clone());
+        let standing = tokio::spawn(stand("i1".into(), first, open, decide, stop.clone()));
         let mut fallen = TcpStream::connect(tcp).await.unwrap();
         drop(timeout(PATIENCE, fallen.read(&mut [0])).await.expect("it is closed"));
         let again = timeout(PATIENCE, openings.recv()).await.expect("the doors are opened again").unwrap();
@@ -405,6 +430,9 @@ mod tests {
         let mut client = TcpStream::connect(tcp).await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n").await.unwrap();
         assert!(timeout(PATIENCE, told.next()).await.expect("it decides").is_some());
-        drop(standing);
+        // Once it has ended its doors are free, though clients are still there.
+        stop.cancel();
+        timeout(PATIENCE, standing).await.expect("it ends").unwrap();
+        TcpListener::bind(tcp).await.unwrap();
     }
 }
