@@ -18,7 +18,8 @@ use firkin_engine::{
     contract::{self, Guest, Harness, Snapshot},
     gvisor::{
         AGENT, GvisorEngine,
-        probe::{Capability, Found, ProbeError, ProbeRequest, probe},
+        capability::Capability,
+        probe::{Found, ProbeError, ProbeRequest, probe},
     },
 };
 use nix::{
