@@ -128,6 +128,11 @@ impl Guest {
         if is_mark { disk.with_file_name("written") } else { trees::written(&disk) }
     }
 
+    /// Has its machine hold so much of the disk in files without a name.
+    pub fn hold_unnamed(&self, bytes: u64) {
+        self.core.unnamed_bytes.store(bytes, Ordering::SeqCst);
+    }
+
     /// Ends the machine from within.
     pub fn power_off(&self) {
         self.core.end(Exit::GuestPoweroff);
@@ -369,6 +374,7 @@ struct Core {
     phase: watch::Sender<Phase>,
     memory: Mutex<Vec<u8>>,
     root_disk: Mutex<PathBuf>,
+    unnamed_bytes: AtomicU64,
     host: std::sync::Weak<Host>,
 }
 
@@ -413,6 +419,7 @@ impl FakeEngine {
             phase: watch::Sender::new(phase),
             memory: Mutex::new(memory),
             root_disk: Mutex::new(root_disk),
+            unnamed_bytes: AtomicU64::new(0),
             host: Arc::downgrade(&self.host),
         });
         core.keep();
@@ -479,6 +486,10 @@ impl Engine for FakeEngine {
 
     fn has_started(&self, dir: &Path) -> bool {
         lock(&self.host.machines).contains_key(dir)
+    }
+
+    fn unnamed_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        Ok(lock(&self.host.machines).get(dir).map_or(0, |core| core.unnamed_bytes.load(Ordering::SeqCst)))
     }
 
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {

@@ -439,6 +439,10 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Whether what is recorded in `dir` is a machine of this engine.
     fn has_started(&self, dir: &Path) -> bool;
 
+    /// Bytes of the disk that a machine which it started in `dir` holds in files without a name, and which are so not found there: zero for
+    /// one that has ended, or that has all of its files in that directory. Reads files of the kernel, which blocks.
+    fn unnamed_bytes(&self, dir: &Path) -> std::io::Result<u64>;
+
     /// Takes over a machine that an earlier process of ours started in `dir` and that still runs. Its slot stays as it was.
     /// A future that is dropped leaves the machine as it is; one that fails because the machine can no longer be talked to
     /// has killed it.

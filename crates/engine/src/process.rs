@@ -221,7 +221,7 @@ fn reap(pidfd: BorrowedFd<'_>) -> Ended {
 }
 
 /// Field 22 of `/proc/<pid>/stat`. The command's name, field 2, may hold spaces and parentheses.
-fn start_time(pid: u32) -> io::Result<u64> {
+pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     stat_field(pid, 22)
 }
 

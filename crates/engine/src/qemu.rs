@@ -209,6 +209,10 @@ impl Engine for QemuEngine {
         Record::read(dir).is_ok()
     }
 
+    fn unnamed_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(0)
+    }
+
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError> {
         let record = Record::read(dir).map_err(|source| file_error(dir, source))?;
         let memory = open_recorded(&record)?;

@@ -7,7 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,7 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
             phase: watch::Sender::new(phase),
             memory: Mutex::new(kept.memory),
             root_disk: Mutex::new(kept.root_disk),
+            unnamed_bytes: AtomicU64::new(0),
             host: Arc::downgrade(host),
         }));
     }

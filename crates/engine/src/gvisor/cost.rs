@@ -20,7 +20,7 @@ const DISK_FILE: &str = "/runsc-filestore-";
 /// disk is page cache, which is nobody's.
 pub(super) fn of_sandbox(pid: u32, all: &[Pid]) -> io::Result<HostUse> {
     let own = own(BufReader::new(fs_err::File::open(format!("/proc/{pid}/smaps"))?))?;
-    let guest = bytes_of(pid, &[MEMORY_FILE])?;
+    let guest = demanded(bytes_of(pid, &[MEMORY_FILE])?)?;
     let mut ticks = 0;
     for process in all {
         let process = u32::try_from(process.as_raw_nonzero().get()).map_err(io::Error::other)?;
@@ -33,11 +33,20 @@ pub(super) fn of_sandbox(pid: u32, all: &[Pid]) -> io::Result<HostUse> {
 
 /// What a guest has in memory and has written to its root disk: what a checkpoint would write of it, at most.
 pub(super) fn checkpoint_bytes(pid: u32) -> io::Result<u64> {
-    bytes_of(pid, &[MEMORY_FILE, DISK_FILE])
+    demanded(bytes_of(pid, &[MEMORY_FILE, DISK_FILE])?)
 }
 
-/// What its files of these names take. One of memory is always there.
-fn bytes_of(pid: u32, names: &[&str]) -> io::Result<u64> {
+/// What the guest's root disk takes of the host's. A sandbox that is yet to be restored has none.
+pub(super) fn disk_bytes(pid: u32) -> io::Result<u64> {
+    bytes_of(pid, &[DISK_FILE]).map(Option::unwrap_or_default)
+}
+
+fn demanded(bytes: Option<u64>) -> io::Result<u64> {
+    bytes.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the sandbox has no file of memory"))
+}
+
+/// What its files of these names take, if it has any.
+fn bytes_of(pid: u32, names: &[&str]) -> io::Result<Option<u64>> {
     let mut seen = BTreeMap::new();
     for entry in fs_err::read_dir(format!("/proc/{pid}/fd"))? {
         let path = entry?.path();
@@ -48,10 +57,7 @@ fn bytes_of(pid: u32, names: &[&str]) -> io::Result<u64> {
             seen.insert((file.dev(), file.ino()), file.blocks() * 512);
         }
     }
-    if seen.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the sandbox has no file of memory"));
-    }
-    Ok(seen.values().sum())
+    Ok((!seen.is_empty()).then(|| seen.values().sum()))
 }
 
 /// The share of a process in all that it has mapped but what the guest has in memory and on its disk, in bytes: by `smaps`, where
