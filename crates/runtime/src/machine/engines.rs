@@ -1,9 +1,11 @@
 //! The engines of a host. What was made by one is brought back by that one; what is new is made by the first, unless another is asked for.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 pub use firkin_engine::Acceleration;
 use firkin_engine::{Engine, Fingerprint, Machine, OwnMemory, Safeguard, StartError};
+
+use crate::host::disk::bytes_below;
 
 /// The host does not have the engine that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +85,14 @@ impl Engines {
     pub(crate) async fn adopt(&self, dir: &Path) -> Result<(Arc<dyn Engine>, Box<dyn Machine>), StartError> {
         let engine = self.all().find(|engine| engine.has_started(dir)).unwrap_or(&self.first);
         Ok((Arc::clone(engine), engine.adopt(dir).await?))
+    }
+
+    /// What the machine in `dir` holds of the disk, whichever of them it is of, in bytes: what lies there, and what has no name. Blocks.
+    pub(crate) fn bytes_of(&self, dir: &Path) -> io::Result<u64> {
+        let engine = self.all().find(|engine| engine.has_started(dir));
+        // One that is just ending has nothing to add.
+        let unnamed = engine.and_then(|engine| engine.unnamed_bytes(dir).ok()).unwrap_or_default();
+        Ok(bytes_below(dir)? + unnamed)
     }
 
     /// How they execute guests, the first first.

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     ground::{blocking::blocking, ids::BuildId},
-    host::disk::{DiskPressure, bytes_below},
+    host::disk::DiskPressure,
     sandbox::owner::{Access, Command, Owners, Relief, SnapshotError, StillError},
     store::spec::SandboxId,
     template::build::Builds,
@@ -43,7 +43,7 @@ enum Writer {
     Build(BuildId),
 }
 
-/// Bytes in the directory of each one's machine: the layer that it writes.
+/// Bytes that each one's machine holds of the disk: those of the layer that it writes, or of a file without a name.
 type Sizes = HashMap<Writer, u64>;
 
 /// How somebody was kept from writing, or not.
@@ -173,8 +173,10 @@ impl Watch {
         let builds = self.builds.workplaces().into_iter().map(|(id, dir)| (Writer::Build(id), dir));
         let sandboxes = running(&self.owners).into_iter().map(|(id, dir)| (Writer::Sandbox(id), dir));
         let dirs: Vec<(Writer, PathBuf)> = sandboxes.chain(builds).collect();
+        let engines = self.owners.shared.launcher.engines.clone();
         // Of one that has gone meanwhile there is nothing to know.
-        blocking(move || dirs.into_iter().filter_map(|(writer, dir)| Some((writer, bytes_below(&dir).ok()?))).collect()).await
+        blocking(move || dirs.into_iter().filter_map(|(writer, dir)| Some((writer, engines.bytes_of(&dir).ok()?))).collect())
+            .await
     }
 }
 

@@ -25,7 +25,6 @@ use tokio::{
 use super::disk_floor::running;
 use crate::{
     ground::blocking::blocking,
-    host::disk::bytes_below,
     sandbox::owner::{Command, Owners, SnapshotError},
     store::spec::SandboxId,
 };
@@ -127,8 +126,8 @@ impl Looks {
 
 /// What each running sandbox has written. Of one that has gone meanwhile there is nothing to know.
 async fn sizes(owners: &Owners) -> Sizes {
-    let running = running(owners);
-    blocking(move || running.into_iter().filter_map(|(id, dir)| Some((id, bytes_below(&dir).ok()?))).collect()).await
+    let (running, engines) = (running(owners), owners.shared.launcher.engines.clone());
+    blocking(move || running.into_iter().filter_map(|(id, dir)| Some((id, engines.bytes_of(&dir).ok()?))).collect()).await
 }
 
 /// Has its owner pause a sandbox that holds too much.

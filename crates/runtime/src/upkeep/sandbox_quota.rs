@@ -123,13 +123,13 @@ fn own_size(record: &SandboxRecord) -> u64 {
 async fn held(shared: &Shared, record: &SandboxRecord) -> Result<u64, QuotaError> {
     let named = named(shared, record).await?;
     let dir = shared.launcher.instances.path(record.instance());
-    let (artifacts, record) = (shared.artifacts.clone(), record.clone());
+    let (artifacts, engines, record) = (shared.artifacts.clone(), shared.launcher.engines.clone(), record.clone());
     let measure = move || -> io::Result<u64> {
-        let mut parts = own_parts(&artifacts, &record, &named);
-        if matches!(record.phase, RecordedPhase::Running { .. }) {
-            parts.insert(dir);
-        }
-        parts.iter().map(|part| bytes_at(part)).sum()
+        let machine = match record.phase {
+            RecordedPhase::Running { .. } => engines.bytes_of(&dir)?,
+            RecordedPhase::Paused(_) => 0,
+        };
+        own_parts(&artifacts, &record, &named).iter().try_fold(machine, |bytes, part| Ok(bytes + bytes_at(part)?))
     };
     blocking(measure).await.map_err(QuotaError::Unmeasured)
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use firkin_runtime::{
     build::Source,
-    owner::SnapshotError,
+    config::SandboxLimits,
+    owner::{OnExit, SnapshotError},
     sandbox::{CreateError, CreateSandbox, Memory, OnTimeout, SandboxState},
 };
 
 use crate::{
-    bench::{Host, base},
+    bench::{Host, base, until},
     building::{built, own_image},
 };
 
@@ -35,6 +36,23 @@ fn memory_that_has_the_files_is_not_dropped() {
         server.connect(&id, MINUTE).await.unwrap();
         assert_eq!(host.memory(&id).word, "a file", "what was refused has taken nothing");
     });
+}
+
+#[tokio::test]
+async fn what_a_machine_writes_to_files_without_a_name_counts_for_its_quota() {
+    let host = Host::new();
+    let server = host.server_that_limits(SandboxLimits { disk_mib: Some(24), ..SandboxLimits::default() }).await;
+    let (writer, other) = (server.create(base()).await.unwrap().id, server.create(base()).await.unwrap().id);
+    host.guest(&other).hold_unnamed(20 << 20);
+    host.guest(&writer).hold_unnamed(40 << 20);
+    until("it is paused", || server.sandbox(&writer).unwrap().state == SandboxState::Paused).await;
+    let is_told = || server.events(&writer).unwrap().iter().any(|event| event.message.contains("more of the disk than it may"));
+    until("why is told", is_told).await;
+    assert_eq!(server.sandbox(&other).unwrap().state, SandboxState::Running);
+    host.guest(&other).hold_unnamed(25 << 20);
+    let refused = server.snapshot(&other, None).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::Quota { .. }), "{refused:?}");
+    server.shutdown(OnExit::Kill).await;
 }
 
 #[test]
