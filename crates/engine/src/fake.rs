@@ -172,9 +172,16 @@ struct Host {
     /// Where machines are written down.
     kept_in: Option<PathBuf>,
     keeping: Keeping,
+    /// Those that it keeps for what they made.
+    programs: Mutex<Vec<String>>,
 }
 
 impl FakeEngine {
+    /// Has it keep a program of this name.
+    pub fn keep_program(&self, name: &str) {
+        lock(&self.host.programs).push(name.to_owned());
+    }
+
     /// An engine whose guests send back what they are sent.
     pub fn new() -> Self {
         Self::with_agent(|connection| async move {
@@ -300,6 +307,7 @@ impl Host {
             crossed: Mutex::default(),
             kept_in,
             keeping: Keeping::default(),
+            programs: Mutex::default(),
         }
     }
 
@@ -486,6 +494,15 @@ impl Engine for FakeEngine {
 
     fn has_started(&self, dir: &Path) -> bool {
         lock(&self.host.machines).contains_key(dir)
+    }
+
+    fn spare_programs(&self) -> std::io::Result<Vec<String>> {
+        Ok(lock(&self.host.programs).clone())
+    }
+
+    fn forget_program(&self, program: &str) -> std::io::Result<()> {
+        lock(&self.host.programs).retain(|kept| kept != program);
+        Ok(())
     }
 
     fn unnamed_bytes(&self, dir: &Path) -> std::io::Result<u64> {

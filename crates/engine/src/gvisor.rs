@@ -205,6 +205,14 @@ impl Engine for GvisorEngine {
         Record::read(dir).is_ok()
     }
 
+    fn spare_programs(&self) -> io::Result<Vec<String>> {
+        program::others(&self.program, &self.pins)
+    }
+
+    fn forget_program(&self, program: &str) -> io::Result<()> {
+        if program == self.program.digest { Ok(()) } else { program::remove(program, &self.pins) }
+    }
+
     fn unnamed_bytes(&self, dir: &Path) -> io::Result<u64> {
         let record = Record::read(dir)?;
         if process::start_time(record.pid).is_ok_and(|start_time| start_time == record.start_time) {

@@ -447,6 +447,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// A future that is dropped leaves the machine as it is; one that fails because the machine can no longer be talked to
     /// has killed it.
     async fn adopt(&self, dir: &Path) -> Result<Box<dyn Machine>, StartError>;
+
+    /// Programs that it keeps for the sake of what they made, by the name that they have in [`Fingerprint::program`], but for the one that
+    /// it starts machines with. Blocks.
+    fn spare_programs(&self) -> std::io::Result<Vec<String>>;
+
+    /// Removes one of these: nothing is there that it made, and no machine that it runs. Blocks.
+    fn forget_program(&self, program: &str) -> std::io::Result<()>;
 }
 
 /// An engine that is up and waits for the state of its snapshot. Dropping it kills the engine and waits for nothing;

@@ -209,6 +209,14 @@ impl Engine for QemuEngine {
         Record::read(dir).is_ok()
     }
 
+    fn spare_programs(&self) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn forget_program(&self, _program: &str) -> io::Result<()> {
+        Ok(())
+    }
+
     fn unnamed_bytes(&self, _dir: &Path) -> io::Result<u64> {
         Ok(0)
     }

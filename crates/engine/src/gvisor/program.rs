@@ -33,7 +33,7 @@ pub(super) struct Program {
 impl Program {
     /// Keeps what `found` is now, and what lies beside it, in `pins`, which is the server's alone. Blocks: it reads all of it.
     ///
-    /// What is kept stays: which snapshots name it is for their owner to know, and nobody removes it yet.
+    /// What is kept stays until whoever knows which snapshots name it has it removed.
     pub(super) fn pin(found: &Path, pins: &Path) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(pins)?;
         let copy = tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o755)).tempdir_in(pins)?;
@@ -54,7 +54,7 @@ impl Program {
 
     /// The binary of this digest, if it is kept and whole.
     pub(super) fn kept(digest: &str, pins: &Path) -> io::Result<Self> {
-        if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if !is_digest(digest) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no digest"));
         }
         let path = pins.join(digest).join(NAME);
@@ -62,6 +62,27 @@ impl Program {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the binary that is kept is damaged"));
         }
         Ok(Self { path, digest: digest.to_owned() })
+    }
+}
+
+fn is_digest(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Digests of what is kept beside this one.
+pub(super) fn others(but: &Program, pins: &Path) -> io::Result<Vec<String>> {
+    let names = fs_err::read_dir(pins)?.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    names.filter(|name| name.as_ref().map_or(true, |name| is_digest(name) && *name != but.digest)).collect()
+}
+
+/// Removes the binary of this digest with all that is beside it. Half of it is none, which a later call removes.
+pub(super) fn remove(digest: &str, pins: &Path) -> io::Result<()> {
+    if !is_digest(digest) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no digest"));
+    }
+    match fs_err::remove_dir_all(pins.join(digest)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -193,6 +214,11 @@ mod tests {
         fs_err::write(&one.path, "three").unwrap();
         assert!(Program::kept(&one.digest, &pins).is_err());
         assert!(Program::kept("../two", &pins).is_err());
+        assert!(remove("../two", &pins).is_err());
+        assert_eq!(others(&two, &pins).unwrap(), std::slice::from_ref(&one.digest));
+        remove(&one.digest, &pins).unwrap();
+        remove(&one.digest, &pins).expect("it is gone already");
+        assert_eq!((others(&two, &pins).unwrap().len(), Program::kept(&two.digest, &pins).unwrap()), (0, two));
         fs_err::write(&found, "one").unwrap();
         assert_eq!(Program::pin(&found, &pins).unwrap(), one, "one that is damaged is made anew");
         assert_eq!(Program::kept(&one.digest, &pins).unwrap(), one);
