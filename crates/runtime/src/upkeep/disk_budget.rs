@@ -11,6 +11,7 @@ use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::SystemTime};
 use firkin_causes::chain;
 
 use self::plan::{Candidate, DiskUse, Spare, What};
+use super::programs;
 use crate::{
     artifact::{ArtifactStore, MemoryMember},
     ground::ids::ArtifactId,
@@ -39,6 +40,9 @@ pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
 pub(crate) async fn keep(shared: &Shared) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
     let _turn = shared.collecting.lock().await;
     collect(shared).await?;
+    if let Err(error) = programs::forget_unnamed(shared).await {
+        tracing::warn!(error = chain(&error), "cannot tell which programs of engines are needed: all are kept");
+    }
     let Some(budget_mib) = shared.config.disk_budget_mib else { return Ok(None) };
     let budget = budget_mib.saturating_mul(1 << 20);
     loop {

@@ -251,6 +251,12 @@ impl Host {
         (Self { ports, ..Self::new() }, SilentEnvd(called))
     }
 
+    /// The same host with another program of its engine.
+    pub(crate) fn with_program(self, program: &str) -> Self {
+        let fingerprint = Fingerprint { program: Some(program.into()), ..self.engine.fingerprint().clone() };
+        Self { engine: self.engine.with_fingerprint(fingerprint), ..self }
+    }
+
     /// The same host with another version of its engine.
     pub(crate) fn with_engine_version(self, version: &str) -> Self {
         let fingerprint = Fingerprint { version: version.into(), ..self.engine.fingerprint().clone() };
