@@ -13,6 +13,10 @@ use std::{
 };
 
 use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use super::spec::Options;
@@ -28,6 +32,8 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 const MEMBERS: [&str; 3] = ["checkpoint.img", "pages_meta.img", "pages.img"];
 /// How much is copied at a time.
 const BATCH_BYTES: usize = 1 << 20;
+/// After so much the checkpoint gives back what was taken over: it and the state would else take twice the room that a cut has.
+const GIVEN_BACK_BYTES: u64 = 16 << 20;
 
 /// What a checkpoint is good for. All of it must be the same where it is restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,9 +68,9 @@ pub(super) enum ReadError {
     Damaged(&'static str),
 }
 
-/// Writes the checkpoint in `from` as a state, mode 0600. Not synced: when it must be durable is the caller's decision.
+/// Makes the checkpoint in `from`, which is empty then, a state, mode 0600. Not synced: when it must be durable is the caller's decision.
 pub(super) fn seal(from: &Path, origin: Origin, to: &Path) -> io::Result<u64> {
-    let files = MEMBERS.map(|name| fs_err::File::open(from.join(name)));
+    let files = MEMBERS.map(|name| fs_err::OpenOptions::new().read(true).write(true).open(from.join(name)));
     let mut opened = Vec::with_capacity(MEMBERS.len());
     let mut bytes = [0; MEMBERS.len()];
     for (file, bytes) in files.into_iter().zip(&mut bytes) {
@@ -77,8 +83,16 @@ pub(super) fn seal(from: &Path, origin: Origin, to: &Path) -> io::Result<u64> {
     let to = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     let mut out = Digested { file: to, hasher: blake3::Hasher::new() };
     out.write_all(&[&MAGIC[..], &VERSION.to_le_bytes(), &length.to_le_bytes(), &head].concat())?;
-    for (file, bytes) in opened.into_iter().zip(bytes) {
-        copy(file, &mut out, bytes)?;
+    for (file, bytes) in opened.iter().zip(bytes) {
+        for begin in (0..bytes).step_by(usize::try_from(GIVEN_BACK_BYTES).map_err(io::Error::other)?) {
+            let part = GIVEN_BACK_BYTES.min(bytes - begin);
+            copy(file, &mut out, part)?;
+            match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, begin, part) {
+                // There are file systems without holes; there it takes twice the room.
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
     let Digested { mut file, hasher } = out;
     file.write_all(hasher.finalize().as_bytes())?;
@@ -220,5 +234,19 @@ mod tests {
             fs_err::write(&state, &bytes).unwrap();
             prop_assert!(open(&state, &fresh(dir.path(), "damaged")).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_state_has_taken_over_takes_no_room_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let (made, state) = (fresh(dir.path(), "made"), dir.path().join("state"));
+        for (name, mib) in MEMBERS.into_iter().zip([1, 0, 40]) {
+            fs_err::write(made.join(name), vec![1; mib << 20]).unwrap();
+        }
+        let blocks = |path: &Path| std::os::unix::fs::MetadataExt::blocks(&fs_err::metadata(path).unwrap());
+        let before = blocks(&made.join(MEMBERS[2]));
+        seal(&made, origin(), &state).unwrap();
+        assert!(blocks(&made.join(MEMBERS[2])) < before / 8, "it was given back as it was copied");
+        assert_eq!(open(&state, &fresh(dir.path(), "read")).unwrap(), origin());
     }
 }
