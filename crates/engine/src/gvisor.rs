@@ -32,6 +32,7 @@ mod room;
 mod sentry;
 mod spec;
 mod state;
+mod trial;
 
 use std::{
     collections::HashMap,

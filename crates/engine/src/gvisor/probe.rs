@@ -23,6 +23,7 @@ use super::{
     program,
     program::Program,
     spec,
+    trial::Trial,
 };
 use crate::{
     Acceleration, Attachment, Compatibility, DiskError, DiskFormat, Engine, Fingerprint, Machine, MachineError, Prepared,
@@ -109,8 +110,9 @@ pub async fn probe(request: &ProbeRequest) -> Result<Found, ProbeError> {
     // A large image on a slow disk takes its time, which tells nothing of what is tried.
     let (images, image) = (Arc::clone(&engine.images), request.image.clone());
     blocking(move || images.digest(&image)).await?;
-    let dir = tempfile::Builder::new().prefix(".trial-").tempdir_in(&request.pins)?;
-    let tried = timeout(request.deadline, choose(&engine, &request.image, dir.path())).await;
+    let pins = request.pins.clone();
+    let trial = blocking(move || Trial::begin(&pins)).await?;
+    let tried = timeout(request.deadline, choose(&engine, &request.image, trial.dir.path())).await;
     let (engine, no_network) = tried.map_err(|_| ProbeError::Deadline(request.deadline))??;
     let capabilities = capabilities(&engine, told, no_network);
     Ok(Found { engine, capabilities })
