@@ -16,6 +16,10 @@ const MAX_NAME_BYTES: usize = 255;
 /// The longest target of a symbolic link, as Linux has it.
 const MAX_TARGET_BYTES: usize = 4095;
 
+/// What stands in place of nanoseconds for the present time, and for none (utimensat(2)).
+const TIME_NOW: u32 = 0x3fff_ffff;
+const TIME_OMITTED: u32 = 0x3fff_fffe;
+
 /// Who asks, and of what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -265,11 +269,14 @@ fn changes(fields: &mut Fields<'_>) -> Result<Changes, Errno> {
     let (accessed_ns, modified_ns, _changed_ns) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let (mode, _unused, uid, gid) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
     let has = |bit: u32| valid & (1 << bit) != 0;
-    let time = |bit: u32, now: u32, seconds: u64, nanoseconds: u32| match (has(now), has(bit)) {
-        (true, _) => Ok(Some(Time::Now)),
-        (false, false) => Ok(None),
-        (false, true) if nanoseconds >= 1_000_000_000 => Err(Errno::INVAL),
-        (false, true) => Ok(Some(Time::At { seconds: seconds.cast_signed(), nanoseconds })),
+    let time = |bit: u32, now: u32, seconds: u64, nanoseconds: u32| match nanoseconds {
+        _ if has(now) => Ok(Some(Time::Now)),
+        _ if !has(bit) => Ok(None),
+        // As programs say it to their kernel, which gVisor hands on as it is.
+        TIME_NOW => Ok(Some(Time::Now)),
+        TIME_OMITTED => Ok(None),
+        1_000_000_000.. => Err(Errno::INVAL),
+        nanoseconds => Ok(Some(Time::At { seconds: seconds.cast_signed(), nanoseconds })),
     };
     Ok(Changes {
         mode: has(0).then_some(mode),
@@ -355,5 +362,27 @@ impl Reply {
         let length = u32::try_from(self.0.len()).expect("a reply is bounded by what may be asked for");
         self.0[..4].copy_from_slice(&length.to_le_bytes());
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_in_two_ways() {
+        let changed = |valid: u32, nanoseconds: u32| {
+            let mut body = [0; 88];
+            body[..4].copy_from_slice(&valid.to_le_bytes());
+            body[32..40].copy_from_slice(&7_u64.to_le_bytes());
+            body[56..60].copy_from_slice(&nanoseconds.to_le_bytes());
+            changes(&mut Fields(&body)).map(|changes| changes.accessed)
+        };
+        assert_eq!(changed(1 << 4, 5), Ok(Some(Time::At { seconds: 7, nanoseconds: 5 })));
+        assert_eq!(changed(1 << 4 | 1 << 7, 5), Ok(Some(Time::Now)));
+        assert_eq!(changed(0, 5), Ok(None));
+        assert_eq!(changed(1 << 4, TIME_NOW), Ok(Some(Time::Now)));
+        assert_eq!(changed(1 << 4, TIME_OMITTED), Ok(None));
+        assert_eq!(changed(1 << 4, 1_000_000_000), Err(Errno::INVAL));
     }
 }
