@@ -6,4 +6,5 @@ pub(crate) mod private;
 pub mod progress;
 pub(crate) mod random;
 pub mod reference;
+pub mod team;
 mod text;

@@ -23,7 +23,7 @@ pub mod template;
 mod upkeep;
 
 pub use capacity::admission;
-pub use ground::{ids, progress, reference};
+pub use ground::{ids, progress, reference, team};
 pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, engines, groups, guest_file, launch, network, outbound};
