@@ -32,7 +32,7 @@ pub use runtime::{encryption, host_templates, sweep, templates};
 pub use sandbox::{lineage, owner, stale_state, trust};
 pub use shared::config;
 pub use start::pool;
-pub use storage::{secrets, volumes, workload};
+pub use storage::{keys, secrets, volumes, workload};
 pub use store::state_dir;
 pub use telemetry::{activity, history, metrics};
 pub use template::{build, tags};

@@ -14,7 +14,8 @@ use crate::{
     capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
     ground::{
         ids::{BuildId, TemplateId},
-        reference::{DEFAULT, Reference, with_team},
+        reference::{DEFAULT, Reference, Sought, with_team},
+        team::{Scope, TeamId},
     },
     host::disk::DiskPressureGuard,
     machine::{
@@ -46,13 +47,16 @@ use crate::{
         PreparedTemplate,
         pool::{self, WarmPool},
     },
-    storage::{secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
+    storage::{
+        keys::Keys,
+        secrets::{Secrets, TeamSecrets},
+        uploads::Files,
+        volumes::TeamVolumes,
+        workload::Workload,
+    },
     store::{
         Store, StoreError, TemplateRecord,
-        spec::{
-            CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId,
-            SandboxState,
-        },
+        spec::{CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
         state_dir::{OpenError, prepare_state_dir},
     },
     telemetry::{
@@ -76,19 +80,21 @@ mod volumes;
 
 pub use self::volumes::DestroyVolumeError;
 
-pub use self::keys::InvalidApiKey;
+pub use self::keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token};
 use self::sweep::Swept;
 
 /// The most children of one fork.
 pub const MAX_FORK: u32 = 100;
 
-/// A running Firkin without its HTTP edge. Clones share it.
+/// A running Firkin without its HTTP edge, for somebody: for the host itself as it is opened, for a team by [`Runtime::within`]. What
+/// others own is for a team as if it were not there. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     shared: Arc<Shared>,
     owners: Arc<Owners>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) pool: Arc<WarmPool>,
+    scope: Scope,
 }
 
 /// A named state of a sandbox, from which others are created.
@@ -96,6 +102,8 @@ pub struct Runtime {
 pub struct SnapshotInfo {
     /// The id, which creates give as their template.
     pub snapshot_id: String,
+    /// Whose it is.
+    pub owner: TeamId,
     /// Its names, each with its tag.
     pub names: Vec<Reference>,
     /// The sandbox it was taken of.
@@ -177,7 +185,7 @@ impl Runtime {
         let lock = prepare_state_dir(&config.state_dir)?;
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
         let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
-        let api_keys = store.api_keys().await.map_err(OpenError::Store)?.into_iter().map(blake3::Hash::from_bytes).collect();
+        let keys = Keys::of(store.keys(Scope::Host).await.map_err(OpenError::Store)?);
         let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engines.first().disks(), &config.encryption);
         let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
         if let Err(error) = artifacts.finish_rotation() {
@@ -209,7 +217,7 @@ impl Runtime {
         let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
         let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
-        let shared = Shared::new(Parts { config, store, gates, launcher, files, api_keys, lock, secrets, workload, filling });
+        let shared = Shared::new(Parts { config, store, gates, launcher, files, keys, lock, secrets, workload, filling });
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
@@ -218,11 +226,23 @@ impl Runtime {
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
         shared.tasks.spawn(count_volumes(Arc::clone(&shared)));
+        shared.tasks.spawn(keys::note_uses(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
         shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners), Arc::clone(&builds)));
-        Ok(Self { shared, owners, builds, pool })
+        Ok(Self { shared, owners, builds, pool, scope: Scope::Host })
+    }
+
+    /// The same runtime for a team. It sees what that team owns, and what it makes is that team's.
+    #[must_use]
+    pub fn within(&self, team: TeamId) -> Self {
+        Self { scope: Scope::Team(team), ..self.clone() }
+    }
+
+    /// For whom it looks things up.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Has a running sandbox trust this installation's authority, if it has rules that need it.
@@ -240,7 +260,7 @@ impl Runtime {
     /// Creates a sandbox by restoring a template or a snapshot.
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
         let internet = request.internet.clone();
-        let created = sandbox::create(&self.owners, request).await?;
+        let created = sandbox::create(&self.owners, &self.scope, request).await?;
         if let Err(error) = self.trust(&created.id, &internet).await {
             // Nobody has been told of it yet.
             if let Err(error) = self.kill(&created.id).await {
@@ -256,7 +276,7 @@ impl Runtime {
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, NoSuchSandbox> {
-        self.owners.handles().get(id).cloned().ok_or_else(|| gone(id))
+        self.owners.handles().get(id).filter(|handle| self.scope.sees(&handle.team)).cloned().ok_or_else(|| gone(id))
     }
 
     /// Asks the owner of a sandbox. An owner that is gone before it answers is a sandbox that does not exist.
@@ -278,15 +298,16 @@ impl Runtime {
 
     /// Every sandbox, running and paused, in no order.
     pub fn sandboxes(&self) -> Vec<RuntimeSandbox> {
-        self.owners.handles().values().map(|handle| handle.view.borrow().sandbox.clone()).collect()
+        let seen = |handle: &&Handle| self.scope.sees(&handle.team);
+        self.owners.handles().values().filter(seen).map(|handle| handle.view.borrow().sandbox.clone()).collect()
     }
 
-    /// The sandbox that has this envd token. It costs the same however many there are.
+    /// The sandbox that has this envd token, whosever it is. It costs the same however many there are.
     pub fn with_token(&self, token: &str) -> Option<SandboxId> {
         self.owners.with_token(token)
     }
 
-    /// The sandbox whose envd token `is_wanted`, looked for among all without a copy of anything.
+    /// The sandbox, whosever it is, whose envd token `is_wanted`, looked for among all without a copy of anything.
     pub fn whose_token(&self, is_wanted: impl Fn(&str) -> bool) -> Option<SandboxId> {
         let views: Vec<_> = self.owners.handles().values().map(|handle| handle.view.clone()).collect();
         views.into_iter().find_map(|view| {
@@ -363,7 +384,7 @@ impl Runtime {
         name: Option<String>,
         memory: Memory,
     ) -> Result<SnapshotInfo, SnapshotError> {
-        let name = name.map(|name| Reference::given(&name)).transpose()?;
+        let name = name.map(|name| Reference::given(&self.scope, &name)).transpose()?;
         let handle = self.handle(id)?;
         // Until it is on record, so that the next one counts it.
         let _turn = handle.snapshots.lock().await;
@@ -374,6 +395,7 @@ impl Runtime {
         let now = Timestamp::now();
         let record = TemplateRecord {
             id: TemplateId::generate(),
+            owner: source.record.owner.clone(),
             build_id: BuildId::generate(),
             artifact: source.artifact.manifest.id.clone(),
             budget: source.record.budget,
@@ -400,8 +422,8 @@ impl Runtime {
     pub async fn rollback(&self, id: &SandboxId, snapshot: &str) -> Result<RuntimeSandbox, RollbackError> {
         self.handle(id)?;
         let absent = || RollbackError::SnapshotNotFound(snapshot.to_owned());
-        let reference = snapshot.parse().map_err(|_| absent())?;
-        let found = self.shared.store.template(reference).await.map_err(RollbackError::Store)?.found();
+        let sought: Sought = snapshot.parse().map_err(|_| absent())?;
+        let found = self.shared.store.template(self.scope.clone(), sought).await.map_err(RollbackError::Store)?.found();
         let found = found.ok_or_else(absent)?;
         if found.snapshot_of.as_ref() != Some(id) {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
@@ -413,14 +435,16 @@ impl Runtime {
         result
     }
 
-    /// Everything on record, as a forest: each template, snapshot and sandbox below what it came from.
+    /// Everything on record of this scope, as a forest: each template, snapshot and sandbox below what it came from.
     pub async fn lineage(&self) -> Result<Vec<LineageNode>, StoreError> {
-        Ok(lineage::of(&self.shared.store.templates().await?, &self.shared.store.sandboxes().await?))
+        let (store, scope) = (&self.shared.store, &self.scope);
+        Ok(lineage::of(&store.templates(scope.clone()).await?, &store.sandboxes(scope.clone()).await?))
     }
 
     /// Every snapshot, newest first.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, StoreError> {
-        let mut snapshots: Vec<SnapshotInfo> = self.shared.store.templates().await?.iter().filter_map(show_snapshot).collect();
+        let templates = self.shared.store.templates(self.scope.clone()).await?;
+        let mut snapshots: Vec<SnapshotInfo> = templates.iter().filter_map(show_snapshot).collect();
         snapshots.sort_by(|a, b| (b.created_at, &b.snapshot_id).cmp(&(a.created_at, &a.snapshot_id)));
         Ok(snapshots)
     }
@@ -453,8 +477,12 @@ impl Runtime {
     ) -> Result<(), NetworkError> {
         if is_filled(&internet) {
             // A guest is told nothing for rules that are refused.
-            let tokens = self.handle(id)?.view.borrow().sandbox.spec.tokens.clone();
-            self.shared.links.check(&internet.clone().with_tokens(&tokens)).await?;
+            let asked = {
+                let view = self.handle(id)?.view;
+                let View { sandbox, .. } = &*view.borrow();
+                internet.clone().of_team(sandbox.owner.clone(), &sandbox.spec.tokens)
+            };
+            self.shared.links.check(&asked).await?;
             self.trust(id, &internet).await?;
         }
         self.ask(id, |reply| Command::Network { internet, dns_servers, reply }).await
@@ -502,14 +530,15 @@ impl Runtime {
         sampler::sample_all(Arc::clone(&self.owners), stop).await;
     }
 
-    /// How many sandboxes ran at once and how often one started, oldest first, for a week at most and since this server began.
+    /// How many sandboxes of a team ran at once and how often one started, oldest first, for a week at most and since this server began.
+    /// For the host itself, of the first team.
     pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
-        self.shared.activity.between(start, end)
+        self.shared.activity.between(&self.scope.owner(), start, end)
     }
 
     /// Events of a sandbox, oldest first; for a while also of one that ended.
     pub fn events(&self, id: &SandboxId) -> Result<Vec<Event>, NoSuchSandbox> {
-        self.shared.history.events(id).ok_or_else(|| gone(id))
+        self.shared.history.events(&self.scope, id).ok_or_else(|| gone(id))
     }
 
     /// Runs a command in a running sandbox to its end.
@@ -568,8 +597,8 @@ impl Runtime {
     }
 
     /// Secrets, which outlive sandboxes.
-    pub fn secrets(&self) -> &Secrets {
-        &self.shared.secrets
+    pub fn secrets(&self) -> TeamSecrets<'_> {
+        TeamSecrets { secrets: &self.shared.secrets, scope: &self.scope }
     }
 
     /// What makes the tokens by which others know a sandbox.
@@ -578,8 +607,8 @@ impl Runtime {
     }
 
     /// Volumes, which do too.
-    pub fn volumes(&self) -> &Volumes {
-        &self.shared.volumes
+    pub fn volumes(&self) -> TeamVolumes<'_> {
+        TeamVolumes { volumes: &self.shared.volumes, scope: &self.scope }
     }
 
     /// The acceleration in use unless another is asked for, for output.
@@ -614,10 +643,9 @@ impl Runtime {
 
     /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::telemetry::metrics::CONTENT_TYPE).
     pub fn render_metrics(&self) -> String {
-        let sandboxes = self.sandboxes();
-        let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
-        let (paused, outbound) = (sandboxes.len() - running, self.shared.links.outcomes().counts().collect());
-        let live = Live { running, paused, capacity: self.capacity(), pool: self.pool(), outbound };
+        let (all, running) = self.owners.count();
+        let outbound = self.shared.links.outcomes().counts().collect();
+        let live = Live { running, paused: all - running, capacity: self.capacity(), pool: self.pool(), outbound };
         self.shared.metrics.render(&live)
     }
 
@@ -678,7 +706,11 @@ const PAUSE_PATIENCE: Duration = Duration::from_secs(60);
 
 fn show_snapshot(record: &TemplateRecord) -> Option<SnapshotInfo> {
     Some(SnapshotInfo {
-        snapshot_id: record.names.first().map_or_else(|| format!("{}:{DEFAULT}", record.id), with_team),
+        snapshot_id: match record.names.first() {
+            Some(name) => with_team(&record.owner, name),
+            None => format!("{}:{DEFAULT}", record.id),
+        },
+        owner: record.owner.clone(),
         names: record.names.iter().filter(|_| record.base_name().is_some()).cloned().collect(),
         sandbox_id: record.snapshot_of.clone()?,
         created_at: record.created_at,

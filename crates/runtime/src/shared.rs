@@ -1,6 +1,6 @@
 //! State that every part of the runtime shares, and that outlives single sandboxes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use firkin_engine::{Acceleration, BootFiles, Engine, Fingerprint, ImageForm};
 use tokio::sync::{Notify, Semaphore};
@@ -10,7 +10,7 @@ use crate::{
     artifact::ArtifactStore,
     machine::{launch::FilesInMemory, network::Links, outbound::Filling, session::EngineLauncher},
     restore::RestoreGates,
-    storage::{secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
+    storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
     telemetry::{activity::Activity, history::History, metrics::Metrics},
 };
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
-    pub(crate) api_keys: Mutex<Vec<blake3::Hash>>,
+    pub(crate) keys: Keys,
     pub(crate) history: History,
     pub(crate) activity: Activity,
     pub(crate) secrets: Arc<Secrets>,
@@ -61,7 +61,7 @@ pub(crate) struct Parts {
     pub(crate) gates: RestoreGates,
     pub(crate) launcher: EngineLauncher,
     pub(crate) files: Files,
-    pub(crate) api_keys: Vec<blake3::Hash>,
+    pub(crate) keys: Keys,
     pub(crate) lock: StateLock,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) workload: Arc<Workload>,
@@ -85,7 +85,7 @@ impl Shared {
             launcher: parts.launcher,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-            api_keys: Mutex::new(parts.api_keys),
+            keys: parts.keys,
             history: History::default(),
             activity: Activity::default(),
             collect: Notify::new(),

@@ -23,6 +23,7 @@ use crate::{
     ground::{
         ids::{ArtifactId, BuildId, LayerId, TemplateId},
         reference::{Reference, with_team},
+        team::{Scope, TeamId},
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
@@ -34,6 +35,8 @@ mod migrate;
 mod shelf;
 pub(crate) mod spec;
 pub mod state_dir;
+mod teams;
+mod teams_came;
 mod templates;
 #[cfg(test)]
 mod tests;
@@ -42,10 +45,18 @@ pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use in_use::{InUse, Named};
 pub(crate) use shelf::WholeTemplate;
+pub(crate) use teams::{Added, KeyRecord, TeamRecord};
+pub use teams::{KeyScope, TeamQuota};
 pub(crate) use templates::{Assignment, FamilyRecord};
 
 /// Version of the schema, in SQLite's `user_version`.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
+
+/// What is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
+const SYNCED: &str = "PRAGMA synchronous = FULL";
+
+/// What nobody waits for need not.
+const UNSYNCED: &str = "PRAGMA synchronous = NORMAL";
 
 /// Requests waiting for the database; each is a few microseconds to a few milliseconds.
 const QUEUE: usize = 256;
@@ -62,6 +73,9 @@ enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
     pub(crate) id: SandboxId,
+    /// Whose it is. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub(crate) owner: TeamId,
     pub(crate) spec: CreateSandbox,
     pub(crate) template_id: TemplateId,
     pub(crate) alias: Option<String>,
@@ -149,6 +163,9 @@ impl SandboxRecord {
 pub(crate) struct TemplateRecord {
     /// Of the template.
     pub(crate) id: TemplateId,
+    /// The template's. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub(crate) owner: TeamId,
     /// Its own.
     pub(crate) build_id: BuildId,
     pub(crate) artifact: ArtifactId,
@@ -176,14 +193,14 @@ pub(crate) struct TemplateRecord {
     /// What its build left. Absent in records of earlier servers.
     #[serde(default)]
     pub(crate) setup: Setup,
-    /// `name:tag`, each unique in the whole database.
+    /// `name:tag`, each unique in its team.
     pub(crate) names: Vec<Reference>,
 }
 
 /// Names with the team.
 pub(crate) fn full_names(record: &TemplateRecord) -> Vec<String> {
     let named = record.names.iter().filter(|_| record.base_name().is_some());
-    named.map(with_team).collect()
+    named.map(|name| with_team(&record.owner, name)).collect()
 }
 
 /// What went wrong in the database.
@@ -224,6 +241,9 @@ pub enum StoreError {
         /// Known.
         known: i64,
     },
+    /// The database of an earlier version has rows that refer to nothing. It is left as it was.
+    #[error("the database cannot be brought to schema version {SCHEMA}: some of its rows refer to nothing")]
+    Migration,
     /// The database's thread is gone.
     #[error("the database is closed")]
     Closed,
@@ -285,6 +305,23 @@ impl Store {
         result.await.map_err(|_| StoreError::Closed)?
     }
 
+    /// As [`Store::run`], but what it did may be lost with the host's power. It costs no sync of the disk.
+    async fn run_unsynced<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let relaxed = connection.execute_batch(UNSYNCED).map_err(sqlite("configure"));
+            let done = relaxed.and_then(|()| whole(connection, work));
+            // Whatever came of it: what follows is durable again.
+            let synced = connection.execute_batch(SYNCED).map_err(sqlite("configure"));
+            drop(reply.send(synced.and(done)));
+        });
+        self.requests.send(Request::Work(job)).await.map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
     /// Inserts or replaces a sandbox. Durable when this returns.
     pub(crate) async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError> {
         self.run(move |tx| {
@@ -304,25 +341,12 @@ impl Store {
         .await
     }
 
-    pub(crate) async fn sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])).await
-    }
-
-    pub(crate) async fn put_api_key(&self, digest: [u8; 32]) -> Result<(), StoreError> {
-        self.run(move |tx| {
-            tx.execute("INSERT OR IGNORE INTO api_keys (digest) VALUES (?1)", params![digest]).map_err(sqlite("put a key"))?;
-            Ok(())
-        })
-        .await
-    }
-
-    pub(crate) async fn api_keys(&self) -> Result<Vec<[u8; 32]>, StoreError> {
-        self.run(|tx| {
-            let mut statement = tx.prepare_cached("SELECT digest FROM api_keys").map_err(sqlite("read keys"))?;
-            let rows = statement.query_map([], |row| row.get(0)).map_err(sqlite("read keys"))?;
-            rows.collect::<Result<_, _>>().map_err(sqlite("read keys"))
-        })
-        .await
+    /// Those of a scope.
+    pub(crate) async fn sandboxes(&self, scope: Scope) -> Result<Vec<SandboxRecord>, StoreError> {
+        let mut sandboxes: Vec<SandboxRecord> =
+            self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])).await?;
+        sandboxes.retain(|sandbox| scope.sees(&sandbox.owner));
+        Ok(sandboxes)
     }
 }
 
@@ -373,33 +397,38 @@ fn keep_private(path: &Path) -> std::io::Result<()> {
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     keep_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
     let mut connection = Connection::open(path).map_err(sqlite("open"))?;
-    // FULL: what is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
-    connection
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
-        .map_err(sqlite("configure"))?;
+    connection.execute_batch("PRAGMA journal_mode = WAL;").map_err(sqlite("configure"))?;
+    connection.execute_batch(SYNCED).map_err(sqlite("configure"))?;
+    // A migration makes tables anew that others refer to, and looks itself whether all lead somewhere then.
+    connection.execute_batch("PRAGMA foreign_keys = OFF;").map_err(sqlite("configure"))?;
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite("read the version"))?;
     match found {
-        0 => connection
-            .execute_batch(&format!(
-                "BEGIN;
-                 CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE api_keys (digest BLOB PRIMARY KEY) WITHOUT ROWID;
-                 {}
-                 PRAGMA user_version = {SCHEMA};
-                 COMMIT;",
-                templates::TABLES
-            ))
-            .map_err(sqlite("create the schema"))?,
+        0 => whole(&mut connection, |tx| create(tx))?,
         1 => {
             builds::create_tables(&connection)?;
-            migrate::from_1(&mut connection)?;
+            whole(&mut connection, migrate::from_1)?;
         }
+        2 => whole(&mut connection, teams_came::from_2)?,
         SCHEMA => {}
         found => return Err(StoreError::Schema { found, known: SCHEMA }),
     }
+    connection.execute_batch("PRAGMA foreign_keys = ON;").map_err(sqlite("configure"))?;
     builds::create_tables(&connection)?;
     connection.execute_batch(in_use::INDICES).map_err(sqlite("create indices"))?;
     Ok(connection)
+}
+
+fn create(c: &Connection) -> Result<(), StoreError> {
+    let tables = format!(
+        "CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+         {}
+         {}
+         PRAGMA user_version = {SCHEMA};",
+        templates::TABLES,
+        teams::TABLES
+    );
+    c.execute_batch(&tables).map_err(sqlite("create the schema"))?;
+    teams::put_first(c)
 }
 
 fn one<T: for<'de> Deserialize<'de>>(

@@ -1,35 +1,108 @@
-//! Who may use the control plane: whoever holds one of the server's API keys.
+//! Who may use the control plane: whoever holds an API key, as the team whose it is and as far as the key goes.
 //!
-//! The runtime keeps keys hashed and compares digests in constant time; nothing here sees a stored key. The data plane is not
+//! Each request is asked anew: a key that ended opens nothing more, on connections that are open either. The runtime keeps keys hashed and compares digests in constant time; nothing here sees a stored key. The data plane is not
 //! guarded by API keys: envd demands its own token, and other ports are public by contract.
 
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::{FromRequestParts, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use firkin_wire::headers::{ACCESS_TOKEN, API_KEY};
-use http::{HeaderMap, Method, header};
+use firkin_runtime::{keys, runtime::Runtime, store::KeyScope, team::TeamId};
+use firkin_wire::{
+    headers::{ACCESS_TOKEN, API_KEY},
+    secret::equal,
+};
+use http::{HeaderMap, Method, header, request::Parts};
+use sha2::{Digest as _, Sha256};
 
-use crate::{App, error::ApiError, listing::Query};
+use crate::{
+    App,
+    access::{self, Needs},
+    error::ApiError,
+    listing::Query,
+};
+
+/// Carries the token that administers teams and keys.
+pub const ADMIN_TOKEN: &str = "x-admin-token";
+
+/// What a server is told of its admin token ([`ServerConfig::admin`](crate::ServerConfig::admin)).
+pub fn admin_digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
 
 /// Longest key worth hashing: `e2b_` and 40 digits, with room for other issuers' forms.
 const MAX_KEY_BYTES: usize = 256;
 
-/// Lets a request through when it carries a valid key.
-pub(crate) async fn demand_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match check(&app, request.headers()) {
-        Ok(()) => next.run(request).await,
+/// Whoever a route answers, and the host as they see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// Sees what the caller's team owns, and nothing else.
+    pub(crate) runtime: Runtime,
+    /// Whose key it came with.
+    pub(crate) team: TeamId,
+    /// What that lets it do.
+    pub(crate) scope: KeyScope,
+}
+
+impl Caller {
+    fn of(app: &App, keys::Caller { team, scope, .. }: keys::Caller) -> Self {
+        Self { runtime: app.host().within(team.clone()), team, scope }
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, ApiError> {
+        // A route that wants to know who asks has a row that asks for a key.
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| ApiError::unauthorized(NO_KEY))
+    }
+}
+
+/// What whoever has no key is told.
+const NO_KEY: &str = "header `X-API-Key` is missing";
+
+/// Lets a request through to its route when it brings what that asks for.
+pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    match admitted(&app, &request) {
+        Ok(Some(caller)) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Ok(None) => next.run(request).await,
         Err(error) => error.into_response(),
     }
+}
+
+fn admitted(app: &App, request: &Request) -> Result<Option<Caller>, ApiError> {
+    let headers = request.headers();
+    match access::needs(request).ok_or_else(ApiError::method_not_allowed)? {
+        Needs::Nothing | Needs::Own => Ok(None),
+        Needs::Key(least) => check_for(app, headers, least).map(Some),
+        Needs::Host if is_admin(app, headers) => Ok(None),
+        Needs::Host => {
+            let caller = check(app, headers)?;
+            let whole = caller.scope == KeyScope::Full && caller.team.is_first();
+            if whole { Ok(Some(caller)) } else { Err(ApiError::for_the_host()) }
+        }
+        Needs::Admin if is_admin(app, headers) => Ok(None),
+        Needs::Admin => Err(ApiError::unauthorized("header `X-Admin-Token` is missing or not valid")),
+    }
+}
+
+/// Whether these headers hold the admin token.
+fn is_admin(app: &App, headers: &HeaderMap) -> bool {
+    let shown = headers.get(ADMIN_TOKEN).map(|token| token.as_bytes()).filter(|token| token.len() <= MAX_KEY_BYTES);
+    app.config.admin.zip(shown).is_some_and(|(admin, shown)| equal(&admin, &Sha256::digest(shown)))
 }
 
 /// Whether whoever sends these headers holds a valid key, or the token of any sandbox.
 pub(crate) fn is_known(app: &App, headers: &HeaderMap) -> bool {
     let token = || headers.get(ACCESS_TOKEN)?.to_str().ok().filter(|token| token.len() <= MAX_KEY_BYTES);
-    check(app, headers).is_ok() || token().is_some_and(|token| app.runtime.with_token(token).is_some())
+    check(app, headers).is_ok() || is_admin(app, headers) || token().is_some_and(|token| app.host().with_token(token).is_some())
 }
 
 /// Whether a request brings a secret to a route that asks for one of its own: the signature of an upload's link, a volume's token, a key
@@ -47,13 +120,16 @@ pub(crate) fn brings_own(request: &Request) -> bool {
     }
 }
 
-/// Whether these headers hold a valid key.
-pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
-    let key = headers.get(API_KEY).ok_or_else(|| ApiError::unauthorized("header `X-API-Key` is missing"))?;
+/// Who comes with the key in these headers, if that goes so far.
+pub(crate) fn check_for(app: &App, headers: &HeaderMap, least: KeyScope) -> Result<Caller, ApiError> {
+    let caller = check(app, headers)?;
+    if caller.scope < least { Err(ApiError::beyond_key(caller.scope)) } else { Ok(caller) }
+}
+
+/// Who comes with the key in these headers.
+pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    let key = headers.get(API_KEY).ok_or_else(|| ApiError::unauthorized(NO_KEY))?;
     let key = key.to_str().ok().filter(|key| key.len() <= MAX_KEY_BYTES);
-    if key.is_some_and(|key| app.runtime.authenticate(key)) {
-        Ok(())
-    } else {
-        Err(ApiError::unauthorized("the API key is not valid"))
-    }
+    let known = key.and_then(|key| app.host().authenticate(key));
+    known.map(|caller| Caller::of(app, caller)).ok_or_else(|| ApiError::unauthorized("the API key is not valid"))
 }

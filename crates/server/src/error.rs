@@ -19,10 +19,10 @@ use firkin_runtime::{
     owner::{DeadlineError, KillError, NetworkError, ResumeError, RollbackError, SnapshotError},
     reference::NoTemplate,
     restore::SnapshotRestoreError,
-    runtime::{DialError, ForkError},
+    runtime::{DialError, ForkError, TeamError},
     sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, MountsError, NoSuchSandbox, SandboxId},
     sandbox_quota::QuotaError,
-    store::StoreError,
+    store::{KeyScope, StoreError},
     tags::TagError,
     templates::DeleteError,
     trust::GuestTrustError,
@@ -164,6 +164,20 @@ impl ApiError {
     pub(crate) fn crowded() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections are in use; requests with an API key are served")
             .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
+    /// The key is good, and not for this.
+    pub(crate) fn beyond_key(scope: KeyScope) -> Self {
+        Self::forbidden(match scope {
+            KeyScope::Read => "this API key is for looking only".to_owned(),
+            KeyScope::Sandboxes => "this API key is for sandboxes only".to_owned(),
+            KeyScope::Full => "this API key is not for this".to_owned(),
+        })
+    }
+
+    /// It concerns more than one team.
+    pub(crate) fn for_the_host() -> Self {
+        Self::forbidden("this is for who administers the host".to_owned())
     }
 
     /// Who asks may not.
@@ -475,6 +489,18 @@ impl From<TagError> for ApiError {
                 Self::bad_request(error.to_string())
             }
             TagError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<TeamError> for ApiError {
+    fn from(error: TeamError) -> Self {
+        match &error {
+            TeamError::Malformed(_) | TeamError::Name | TeamError::Ended => Self::bad_request(error.to_string()),
+            TeamError::NoTeam(_) | TeamError::NoKey(_) => Self::not_found(error.to_string()),
+            TeamError::Exists(_) | TeamError::Limit { .. } => Self::conflict(error.to_string()),
+            TeamError::NotTheHost => Self::for_the_host(),
+            TeamError::Store(_) => Self::internal(&error),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Creates that are asked for twice under one `Idempotency-Key` happen once.
 //!
-//! Keys are remembered in memory: a client repeats a request within seconds. A create that failed, or whose client went away,
+//! Each team has keys of its own: what another one asked for under a key is nothing to it, and takes none of its room. They are
+//! remembered in memory: a client repeats a request within seconds. A create that failed, or whose client went away,
 //! forgets its key, so the repetition is a new attempt.
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use firkin_runtime::team::TeamId;
 use firkin_wire::rest;
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
@@ -18,7 +20,7 @@ use crate::error::ApiError;
 /// How long an answer is remembered: well past a client's last retry.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// Keys remembered at once; the oldest gives way.
+/// Keys of one team that are remembered at once; the oldest gives way.
 const MAX_KEYS: usize = 4096;
 
 /// Longest key.
@@ -26,7 +28,10 @@ const MAX_KEY_BYTES: usize = 255;
 
 /// Every key in use.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(Mutex<HashMap<String, Entry>>);
+pub(crate) struct Keys(Mutex<Teams>);
+
+/// Keys of each team.
+type Teams = HashMap<TeamId, HashMap<String, Entry>>;
 
 #[derive(Debug)]
 struct Entry {
@@ -48,12 +53,12 @@ pub(crate) enum Claim<'a> {
 #[derive(Debug)]
 pub(crate) struct Attempt<'a> {
     keys: &'a Keys,
-    key: Option<String>,
+    key: Option<(TeamId, String)>,
 }
 
 impl Keys {
     /// Claims the request's key, if it has one.
-    pub(crate) fn claim(&self, headers: &HeaderMap, body: &[u8]) -> Result<Claim<'_>, ApiError> {
+    pub(crate) fn claim(&self, team: &TeamId, headers: &HeaderMap, body: &[u8]) -> Result<Claim<'_>, ApiError> {
         let Some(key) = headers.get("idempotency-key") else {
             return Ok(Claim::First(Attempt { keys: self, key: None }));
         };
@@ -67,19 +72,20 @@ impl Keys {
             .filter(well_formed)
             .ok_or_else(|| ApiError::bad_request("`Idempotency-Key` must be 1 to 255 lower-case letters, digits and `-`"))?;
         let request: [u8; 32] = Sha256::digest(body).into();
-        let mut entries = self.entries();
+        let mut teams = self.teams();
+        let entries = teams.entry(team.clone()).or_default();
         match entries.get(key).filter(|entry| entry.since.elapsed() < REMEMBERED) {
             Some(entry) if entry.request != request => return Err(ApiError::idempotency_mismatch()),
             Some(Entry { answer: Some(answer), .. }) => return Ok(Claim::Done(answer.clone())),
             Some(Entry { answer: None, .. }) => return Err(ApiError::idempotency_in_progress()),
             None => {}
         }
-        make_room(&mut entries);
+        make_room(entries);
         entries.insert(key.to_owned(), Entry { request, since: Instant::now(), answer: None });
-        Ok(Claim::First(Attempt { keys: self, key: Some(key.to_owned()) }))
+        Ok(Claim::First(Attempt { keys: self, key: Some((team.clone(), key.to_owned())) }))
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn teams(&self) -> MutexGuard<'_, Teams> {
         // Nothing panics between a lock and its unlock here, so a poisoned map is still whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,8 +107,8 @@ fn make_room(entries: &mut HashMap<String, Entry>) {
 impl Attempt<'_> {
     /// It succeeded: later requests with this key get the same answer.
     pub(crate) fn done(mut self, answer: &rest::Sandbox) {
-        let Some(key) = self.key.take() else { return };
-        if let Some(entry) = self.keys.entries().get_mut(&key) {
+        let Some((team, key)) = self.key.take() else { return };
+        if let Some(entry) = self.keys.teams().get_mut(&team).and_then(|entries| entries.get_mut(&key)) {
             entry.answer = Some(answer.clone());
         }
     }
@@ -110,8 +116,10 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.keys.entries().remove(&key);
+        if let Some((team, key)) = self.key.take()
+            && let Some(entries) = self.keys.teams().get_mut(&team)
+        {
+            entries.remove(&key);
         }
     }
 }
@@ -140,25 +148,38 @@ mod tests {
     #[test]
     fn a_repetition_gets_the_first_answer() {
         let keys = Keys::default();
-        let Claim::First(attempt) = keys.claim(&headers("k-1"), b"{}").unwrap() else { panic!("the first claim goes ahead") };
-        assert_eq!(keys.claim(&headers("k-1"), b"{}").unwrap_err().to_body().code, 409);
+        let Claim::First(attempt) = keys.claim(&TeamId::first(), &headers("k-1"), b"{}").unwrap() else {
+            panic!("the first claim goes ahead")
+        };
+        assert_eq!(keys.claim(&TeamId::first(), &headers("k-1"), b"{}").unwrap_err().to_body().code, 409);
         attempt.done(&answer("i1"));
-        assert!(matches!(keys.claim(&headers("k-1"), b"{}").unwrap(), Claim::Done(found) if found.sandbox_id == "i1"));
-        assert_eq!(keys.claim(&headers("k-1"), b"{ }").unwrap_err().to_body().code, 422);
+        assert!(
+            matches!(keys.claim(&TeamId::first(), &headers("k-1"), b"{}").unwrap(), Claim::Done(found) if found.sandbox_id == "i1")
+        );
+        assert_eq!(keys.claim(&TeamId::first(), &headers("k-1"), b"{ }").unwrap_err().to_body().code, 422);
+    }
+
+    #[test]
+    fn a_key_is_one_teams() {
+        let keys = Keys::default();
+        let Claim::First(attempt) = keys.claim(&TeamId::first(), &headers("k"), b"{}").unwrap() else { panic!("it is new") };
+        attempt.done(&answer("i1"));
+        let other = "b".parse().unwrap();
+        assert!(matches!(keys.claim(&other, &headers("k"), b"other").unwrap(), Claim::First(_)), "another's is not there");
     }
 
     #[test]
     fn a_failed_attempt_frees_its_key() {
         let keys = Keys::default();
-        drop(keys.claim(&headers("k"), b"1").unwrap());
-        assert!(matches!(keys.claim(&headers("k"), b"2").unwrap(), Claim::First(_)));
+        drop(keys.claim(&TeamId::first(), &headers("k"), b"1").unwrap());
+        assert!(matches!(keys.claim(&TeamId::first(), &headers("k"), b"2").unwrap(), Claim::First(_)));
     }
 
     #[test]
     fn malformed_keys_are_refused() {
         let keys = Keys::default();
         for key in ["", "UPPER", "a b", &"a".repeat(256)] {
-            assert_eq!(keys.claim(&headers(key), b"").unwrap_err().to_body().code, 400, "{key}");
+            assert_eq!(keys.claim(&TeamId::first(), &headers(key), b"").unwrap_err().to_body().code, 400, "{key}");
         }
     }
 
@@ -166,10 +187,10 @@ mod tests {
     fn the_number_of_keys_is_bounded() {
         let keys = Keys::default();
         for n in 0..MAX_KEYS + 10 {
-            if let Claim::First(attempt) = keys.claim(&headers(&format!("k{n}")), b"").unwrap() {
+            if let Claim::First(attempt) = keys.claim(&TeamId::first(), &headers(&format!("k{n}")), b"").unwrap() {
                 attempt.done(&answer("i"));
             }
         }
-        assert_eq!(keys.entries().len(), MAX_KEYS);
+        assert_eq!(keys.teams()[&TeamId::first()].len(), MAX_KEYS);
     }
 }

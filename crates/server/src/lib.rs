@@ -6,7 +6,7 @@
 //! ```text
 //!             ┌ host `<port>-<id>.<domain>`, routing headers or a signed URL ─► proxy ─► Runtime::dial
 //!   request ──┤
-//!             └ everything else ─► CORS ─► API key ─► routes ─► Runtime
+//!             └ everything else ─► CORS ─► API key, and what it may ─► routes ─► Runtime of its team
 //! ```
 
 use std::{
@@ -25,6 +25,8 @@ use firkin_wire::unread;
 use http::Method;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
+mod access;
+mod app;
 mod auth;
 mod discreet;
 mod doors;
@@ -46,17 +48,16 @@ mod shape;
 mod target;
 mod tls;
 
+pub use auth::{ADMIN_TOKEN, admin_digest};
 pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern, OtherHosts};
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 
+use app::App;
 use doors::Place;
 use error::{ApiError, ProxyError};
-use extract::Ignored;
-use hosts::{Hosts, Named, OtherHosts as Others};
-use idempotency::Keys;
-use latency::Latency;
-use proxy::{misses::Misses, origin, page, pool::ConnectionPool};
+use hosts::{Named, OtherHosts as Others};
+use proxy::{origin, page};
 use target::{InvalidTarget, Target, Way};
 
 /// How the edge behaves. Resolved by the caller, once.
@@ -82,6 +83,8 @@ pub struct ServerConfig {
     pub head_deadline: Duration,
     /// How long the client of an upload may be silent.
     pub upload_silence: Duration,
+    /// The token that administers teams and keys, by its SHA-256. Absent: nobody does it here.
+    pub admin: Option<[u8; 32]>,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -92,6 +95,7 @@ impl Default for ServerConfig {
             domain: None,
             allowed_hosts: AllowedHosts::default(),
             nested_virtualization: false,
+            admin: None,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
             // Each costs a descriptor here and, in use, one more into a sandbox.
@@ -106,53 +110,6 @@ impl Default for ServerConfig {
             shutdown_grace: Duration::from_secs(5),
         }
     }
-}
-
-/// State that all routes share.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) runtime: Runtime,
-    pub(crate) config: ServerConfig,
-    pub(crate) hosts: Hosts,
-    pub(crate) pool: Arc<ConnectionPool>,
-    pub(crate) idempotency: Keys,
-    pub(crate) latency: Latency,
-    pub(crate) misses: Misses,
-    /// Whether this server is meant for other hosts: it has a name that they resolve, or speaks TLS.
-    pub(crate) is_for_others: bool,
-}
-
-impl App {
-    pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> Arc<Self> {
-        let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
-        let pool = ConnectionPool::new(Arc::new(runtime.clone()));
-        let latency = Latency::new(Arc::clone(runtime.metrics()));
-        let hosts = Hosts::new(config.allowed_hosts.clone(), config.domain.as_deref());
-        Arc::new(Self {
-            runtime,
-            config,
-            hosts,
-            pool,
-            idempotency: Keys::default(),
-            latency,
-            misses: Misses::default(),
-            is_for_others,
-        })
-    }
-
-    /// Counts fields that a client sent in vain, and names them in the log.
-    pub(crate) fn count_unknown(&self, fields: &Ignored) {
-        if fields.count > 0 {
-            let total = self.runtime.metrics().count_unknown_fields(fields.count);
-            tracing::debug!(fields = ?fields.first, count = fields.count, total, "unknown fields ignored");
-        }
-    }
-}
-
-/// Whether a domain, with or without a port, is one that every host has for itself.
-fn is_local(domain: &str) -> bool {
-    let name = domain.split(':').next().unwrap_or(domain).trim_end_matches('.');
-    name.rsplit('.').next().is_some_and(|top| top.eq_ignore_ascii_case("localhost"))
 }
 
 /// Both planes as one service. Upgraded connections and pooled ones live until the runtime ends their sandboxes.
@@ -250,7 +207,7 @@ async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, re
 
 async fn forward(app: &App, target: Target, mut request: Request) -> Response {
     let refuse = if page::wanted(request.headers()) { page::of } else { IntoResponse::into_response };
-    if let Err(error) = proxy::ingress::admit(&app.runtime, &target, &mut request) {
+    if let Err(error) = proxy::ingress::admit(app.host(), &target, &mut request) {
         return refuse(error);
     }
     let watch = app.latency.watch(&target, &request);

@@ -40,7 +40,7 @@ pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, ur
     {
         return error.into_response();
     }
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.runtime.render_metrics()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.host().render_metrics()).into_response()
 }
 
 /// Whether a host, with or without a port, is the loopback by a name that nobody else can give out.
@@ -55,7 +55,7 @@ fn is_this_host(host: &str) -> bool {
 /// Counts an answer if it is an error of ours. What a guest answers is its own affair.
 pub(crate) fn count(app: &App, response: &Response) {
     if let Some(ErrorKind(kind)) = response.extensions().get::<ErrorKind>() {
-        app.runtime.metrics().count_error(kind);
+        app.host().metrics().count_error(kind);
     }
 }
 

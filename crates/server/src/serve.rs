@@ -91,7 +91,7 @@ pub async fn serve(
         cut: CancellationToken::new(),
     };
     let sampler = tokio::spawn({
-        let (runtime, stop) = (app.runtime.clone(), server.drain.clone());
+        let (runtime, stop) = (app.host().clone(), server.drain.clone());
         async move { runtime.sample_all(stop).await }
     });
     let mut loops = JoinSet::new();

@@ -194,7 +194,7 @@ fn state(state: SandboxState) -> rest::SandboxState {
 
 /// A snapshot. Its id has a tag, its names have none.
 pub(crate) fn snapshot(snapshot: SnapshotInfo) -> rest::SnapshotInfo {
-    let mut names: Vec<String> = snapshot.names.iter().map(|full| with_team(&full.name)).collect();
+    let mut names: Vec<String> = snapshot.names.iter().map(|full| with_team(&snapshot.owner, &full.name)).collect();
     names.dedup();
     rest::SnapshotInfo { snapshot_id: snapshot.snapshot_id, names }
 }
@@ -208,7 +208,7 @@ pub(crate) fn template(template: TemplateInfo) -> rest::Template {
         memory_mb: memory_mb(template.budget),
         disk_size_mb: template.budget.disk_mib,
         public: template.public,
-        names: template.name.iter().map(with_team).collect(),
+        names: template.name.iter().map(|name| with_team(&template.owner, name)).collect(),
         aliases: template.name.into_iter().collect(),
         tags: template.tags.into_iter().map(|tag| tag.tag).collect(),
         description: template.description,

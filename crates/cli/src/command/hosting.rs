@@ -356,7 +356,7 @@ async fn api_key(runtime: &Runtime, settings: &Settings) -> anyhow::Result<Strin
     }
     let path = settings.api_key_file();
     if let Some(key) = serverfile::read_api_key(&path)?
-        && runtime.authenticate(&key)
+        && runtime.authenticate(&key).is_some()
     {
         return Ok(key);
     }

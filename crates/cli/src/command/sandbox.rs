@@ -364,7 +364,7 @@ mod tests {
             alias: Some("base".to_owned()),
             metadata: [("who".to_owned(), "me".to_owned())].into(),
             envd_unresponsive_at_pause: None,
-            volume_mounts: None,
+            volume_mounts: Vec::new(),
         };
         let paused = rest::ListedSandbox {
             sandbox_id: "i4".to_owned(),

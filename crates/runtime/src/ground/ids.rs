@@ -14,6 +14,9 @@ const MAX_ID_BYTES: usize = 64;
 /// Characters of a new one, which nobody guesses.
 const LENGTH: usize = 20;
 
+/// Characters of a new key's id, which need not be secret.
+const KEY_LENGTH: usize = 12;
+
 /// A text that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not the id of {what}: it must be 1 to {MAX_ID_BYTES} letters, digits, `-` and `_`")]
@@ -70,6 +73,11 @@ id! {
 id! {
     /// One build of a template, and the version that it made; a snapshot has one too.
     BuildId, "a build", is_id, uuid()
+}
+
+id! {
+    /// An API key: the name that it is spoken of by, which opens nothing.
+    KeyId, "a key", is_id, format!("key_{}", alphanumeric(KEY_LENGTH))
 }
 
 impl LayerId {

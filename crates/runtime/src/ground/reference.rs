@@ -7,10 +7,11 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{random::is_uuid, text::text_type};
-
-/// The slug that stands before `/` in full names. There is one team.
-pub const TEAM: &str = "firkin";
+use super::{
+    random::is_uuid,
+    team::{MAX_TEAM_BYTES, Scope, TeamId},
+    text::text_type,
+};
 
 /// The tag that a name without one means. It cannot be removed: the template would have no name.
 pub const DEFAULT: &str = "default";
@@ -22,7 +23,7 @@ const MAX_NAME_BYTES: usize = 128;
 const MAX_TAG_BYTES: usize = 128;
 
 /// The longest text that means anything: team, name and tag.
-pub const MAX_REFERENCE_BYTES: usize = TEAM.len() + 1 + MAX_NAME_BYTES + 1 + MAX_TAG_BYTES;
+pub const MAX_REFERENCE_BYTES: usize = MAX_TEAM_BYTES + 1 + MAX_NAME_BYTES + 1 + MAX_TAG_BYTES;
 
 /// The template that stands for no use in particular, which every host has.
 pub const BASE: &str = "base";
@@ -110,7 +111,7 @@ impl Default for Tag {
     }
 }
 
-/// What leads to a template, to one of its builds, or to a snapshot: a name or an id, and a tag if one was given.
+/// What leads to a template, to one of its builds, or to a snapshot, among those of one team: a name or an id, and a tag if one was given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reference {
@@ -121,8 +122,8 @@ pub struct Reference {
 }
 
 /// A name as others are told it: behind its team.
-pub fn with_team(name: impl fmt::Display) -> String {
-    format!("{TEAM}/{name}")
+pub fn with_team(team: &TeamId, name: impl fmt::Display) -> String {
+    format!("{team}/{name}")
 }
 
 /// Letters count as small ones, and space around a word as none.
@@ -140,25 +141,62 @@ impl FromStr for Reference {
             return Err(InvalidReference::Name(told(text)));
         }
         let (name, tag) = text.split_once(':').map_or((text, None), |(name, tag)| (name, Some(tag)));
-        let name = plain(name);
-        let name = name.strip_prefix(TEAM).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&name);
         // The text as it was given tells more than what is left of it.
-        let name = name.parse().map_err(|_| InvalidReference::Name(told(text)))?;
+        let name = plain(name).parse().map_err(|_| InvalidReference::Name(told(text)))?;
         Ok(Self { name, tag: tag.map(|tag| Tag::try_from(plain(tag))).transpose()? })
     }
 }
 
-impl Reference {
-    /// Reads a name that something is to be given.
-    pub(crate) fn given(text: &str) -> Result<Self, InvalidReference> {
-        let reference: Self = text.parse()?;
-        let tag = reference.tag.as_ref().map(|tag| Tag::given(tag.as_str())).transpose()?;
-        Ok(Self { tag, ..reference })
-    }
+/// A reference as somebody writes it, perhaps behind the team whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sought {
+    /// The team, if one was named.
+    pub team: Option<TeamId>,
+    /// Among those of that team, else of who asks.
+    pub reference: Reference,
+}
 
+/// Reads whatever may be looked up.
+impl FromStr for Sought {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        let trimmed = text.trim();
+        let Some((team, rest)) = trimmed.split_once('/').filter(|_| trimmed.len() <= MAX_REFERENCE_BYTES) else {
+            return Ok(Self { team: None, reference: text.parse()? });
+        };
+        let malformed = || InvalidReference::Name(told(trimmed));
+        let team = plain(team).parse().map_err(|_| malformed())?;
+        let reference = rest.parse().map_err(|error| match error {
+            InvalidReference::Name(_) => malformed(),
+            InvalidReference::Tag(_) => error,
+        })?;
+        Ok(Self { team: Some(team), reference })
+    }
+}
+
+impl From<Reference> for Sought {
+    fn from(reference: Reference) -> Self {
+        Self { team: None, reference }
+    }
+}
+
+impl Sought {
     /// Reads a text that is looked up: what nothing can be called is found nowhere.
     pub(crate) fn wanted(text: &str) -> Result<Self, NoTemplate> {
         text.parse().map_err(|_| NoTemplate::Absent(text.to_owned()))
+    }
+}
+
+impl Reference {
+    /// Reads a name that something of `scope` is to be given. It may stand behind the scope's own team, and no other.
+    pub(crate) fn given(scope: &Scope, text: &str) -> Result<Self, InvalidReference> {
+        let Sought { team, reference } = text.parse()?;
+        if team.is_some_and(|team| team != scope.owner()) {
+            return Err(InvalidReference::Name(told(text)));
+        }
+        let tag = reference.tag.as_ref().map(|tag| Tag::given(tag.as_str())).transpose()?;
+        Ok(Self { tag, ..reference })
     }
 
     /// The tag that is meant.
@@ -225,8 +263,8 @@ pub enum NoTemplate {
 
 /// The hint for a template that does not exist: the command that builds it, if it is a standard template.
 fn how_to_build(reference: &str) -> String {
-    match reference.parse::<Reference>() {
-        Ok(Reference { name, .. }) if STANDARD.contains(&name.as_str()) => {
+    match reference.parse::<Sought>() {
+        Ok(Sought { reference: Reference { name, .. }, .. }) if STANDARD.contains(&name.as_str()) => {
             format!("; build it with `firkin template build {name}`")
         }
         Ok(_) | Err(_) => String::new(),
@@ -261,7 +299,7 @@ mod tests {
     fn a_reference_is_taken_apart() {
         for (text, name, tag, full, short) in [
             ("base", "base", None, "base:default", "base"),
-            ("firkin/Base:V1.0", "base", Some("v1.0"), "base:v1.0", "base:v1.0"),
+            ("Base:V1.0", "base", Some("v1.0"), "base:v1.0", "base:v1.0"),
             (" base: default ", "base", Some("default"), "base:default", "base"),
             ("default", "default", None, "default:default", "default"),
         ] {
@@ -270,15 +308,44 @@ mod tests {
             assert_eq!((found.clone().full().to_string(), found.short().to_string()), (full.to_owned(), short.to_owned()));
         }
         assert_eq!((read("base:default").other_tag(), read("base:v1").other_tag().map(Tag::as_str)), (None, Some("v1")));
-        for bad in ["other/base", "", ":v1", "base:", "base:a:b", "a b", "firkin/", "firkin/a/b", "ä", "base:a/b", "base:ä"] {
+        for bad in [
+            "other/base",
+            "firkin/base",
+            "",
+            ":v1",
+            "base:",
+            "base:a:b",
+            "a b",
+            "firkin/",
+            "firkin/a/b",
+            "ä",
+            "base:a/b",
+            "base:ä",
+        ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
+    fn a_team_may_stand_before_what_is_looked_up_and_only_ones_own_before_what_is_given() {
+        for (text, team, rest) in
+            [("base", None, "base"), ("firkin/Base:V1", Some("firkin"), "base:v1"), (" b/x ", Some("b"), "x")]
+        {
+            let found: Sought = text.parse().unwrap();
+            assert_eq!((found.team.as_ref().map(TeamId::as_str), found.reference), (team, read(rest)), "{text}");
+        }
+        for bad in ["", "/x", "b/", "b/c/x", "7/x", "b_/x", "b/x:", &format!("b/{}", "n".repeat(MAX_REFERENCE_BYTES))] {
+            assert!(bad.parse::<Sought>().is_err(), "{bad}");
+        }
+        let team = Scope::Team("b".parse().unwrap());
+        assert_eq!(Reference::given(&team, "b/x").unwrap(), read("x"));
+        assert!(Reference::given(&team, "firkin/x").is_err() && Reference::given(&Scope::Host, "b/x").is_err());
+    }
+
+    #[test]
     fn what_is_given_has_no_tag_that_could_be_a_builds_id() {
-        assert_eq!(Reference::given("Base:V1").unwrap(), read("base:v1"));
-        let refused = Reference::given(&format!("base:{UUID}")).unwrap_err();
+        assert_eq!(Reference::given(&Scope::Host, "firkin/Base:V1").unwrap(), read("base:v1"));
+        let refused = Reference::given(&Scope::Host, &format!("base:{UUID}")).unwrap_err();
         assert_eq!(refused, InvalidReference::Tag(UUID.to_owned()));
         // One that an earlier version let through is still found.
         assert_eq!(read(&format!("base:{UUID}")).tag(), UUID);
@@ -286,11 +353,11 @@ mod tests {
 
     #[test]
     fn the_longest_name_is_read_and_no_longer_one() {
-        let longest = format!("{TEAM}/{}:{}", "n".repeat(MAX_NAME_BYTES), "t".repeat(MAX_TAG_BYTES));
+        let longest = format!("{}/{}:{}", "a".repeat(MAX_TEAM_BYTES), "n".repeat(MAX_NAME_BYTES), "t".repeat(MAX_TAG_BYTES));
         assert_eq!(longest.len(), MAX_REFERENCE_BYTES);
-        assert!(longest.parse::<Reference>().is_ok());
+        assert!(longest.parse::<Sought>().is_ok());
         for longer in [format!("{longest}t"), "n".repeat(MAX_NAME_BYTES + 1), format!("n:{}", "t".repeat(MAX_TAG_BYTES + 1))] {
-            assert!(longer.parse::<Reference>().is_err(), "{longer}");
+            assert!(longer.parse::<Sought>().is_err(), "{longer}");
         }
         let refused = " ".repeat(1 << 20).parse::<Reference>().unwrap_err();
         assert!(refused.to_string().len() < 2 * MAX_REFERENCE_BYTES, "an error repeats no more than could have been a name");
@@ -301,7 +368,9 @@ mod tests {
         fn a_reference_is_read_as_it_is_written(name in "[a-z0-9_-]{1,128}", tag in proptest::option::of("[a-z0-9._-]{1,128}")) {
             let written = Reference { name: name.parse().unwrap(), tag: tag.map(|tag| tag.parse().unwrap()) };
             prop_assert_eq!(&written.to_string().parse::<Reference>().unwrap(), &written);
-            prop_assert_eq!(&format!(" {TEAM}/{} ", written.to_string().to_uppercase()).parse::<Reference>().unwrap(), &written);
+            prop_assert_eq!(&format!(" {} ", written.to_string().to_uppercase()).parse::<Reference>().unwrap(), &written);
+            let sought: Sought = format!("a-7/{written}").parse().unwrap();
+            prop_assert_eq!((sought.team.unwrap().to_string(), &sought.reference), ("a-7".to_owned(), &written));
             let json = serde_json::to_string(&written).unwrap();
             prop_assert_eq!(serde_json::from_str::<Reference>(&json).unwrap(), written);
         }

@@ -132,7 +132,7 @@ impl Links {
             Ok(Source::Pool(pool)) => pool.surroundings(),
             Ok(Source::Host(_)) | Err(_) => Surroundings::unknown(),
         };
-        self.filling.check_secrets(&steered.filled).await?;
+        self.filling.check_secrets(steered).await?;
         let (steered, filling) = (steered.clone(), Arc::clone(&self.filling));
         blocking(move || outbound::way(("", &steered), surroundings, Arc::new(Nowhere), &filling).map(|_| ())).await
     }

@@ -128,7 +128,7 @@ pub(crate) fn way(
         // Its own name is not a name that rules are about.
         Some(proxy) => Arc::new(socks(proxy, asking(&of_host)?, Arc::clone(&bounds))?.through(dialer)),
     };
-    let termination = filling.termination(sandbox, &steered.filled, &steered.tokens)?;
+    let termination = filling.termination(sandbox, steered)?;
     Ok(Way { policy: Policy::new(rules, bounds), resolver, dialer, termination })
 }
 

@@ -39,7 +39,7 @@ impl Depth {
 pub struct WarmConfig {
     /// For every template that is not named below.
     pub depth: Depth,
-    /// By a template's name or id, without the tag that it means anyway.
+    /// By a name of the first team's templates, or any template's id, without the tag that it means anyway.
     pub templates: BTreeMap<Reference, Depth>,
     /// Engines that are kept prepared for each template that is not named below. Absent: as many as its sessions that are always
     /// kept warm, at most two.
@@ -61,7 +61,8 @@ impl WarmConfig {
 
 /// The entry for this build of a template, under any of its names.
 fn named<T: Copy>(said: &BTreeMap<Reference, T>, template: &TemplateRecord) -> Option<T> {
-    let names = template.names.iter().map(|name| name.clone().short());
+    // Who configures the host means the first team's names, and others by id.
+    let names = template.names.iter().filter(|_| template.owner.is_first()).map(|name| name.clone().short());
     names.chain(shelf_of(template)).find_map(|name| said.get(&name).copied())
 }
 

@@ -9,6 +9,8 @@ use crate::{
     ground::{
         ids::{BuildId, TemplateId},
         random::is_uuid,
+        reference::Sought,
+        team::Scope,
     },
     runtime::Runtime,
     shared::Shared,
@@ -37,7 +39,7 @@ impl Begun {
 impl Runtime {
     /// Makes a place for a build. A name and tag that exist keep their template's id.
     pub async fn request_build(&self, request: &BuildRequest) -> Result<RequestedBuild, RequestError> {
-        let named = names::parse(request, self.capacity().capacity.memory_mib)?;
+        let named = names::parse(&self.scope, request, self.capacity().capacity.memory_mib)?;
         self.place(named).await.map_err(RequestError::Store)
     }
 
@@ -46,6 +48,7 @@ impl Runtime {
         let now = Timestamp::now();
         let record = BuildRecord {
             id: BuildId::generate(),
+            owner: named.owner,
             // Unless a template of that name is there.
             template_id: TemplateId::generate(),
             name: named.name,
@@ -64,6 +67,7 @@ impl Runtime {
         Ok(RequestedBuild {
             template_id: record.template_id.into(),
             build_id: record.id.into(),
+            owner: template.owner,
             name: template.name.map(String::from),
             tags: record.tags.into_iter().map(String::from).collect(),
             public: template.public,
@@ -81,7 +85,7 @@ impl Runtime {
         if shared.stopping.is_cancelled() {
             return Err(NoBuild::Stopping);
         }
-        let mut record = find(shared, template, build).await?;
+        let mut record = find(shared, &self.scope, template, build).await?;
         if record.state != BuildState::Waiting {
             return Err(NoBuild::Started(build.to_owned()));
         }
@@ -114,7 +118,7 @@ impl Runtime {
 
     /// How far a build has come, also after its end.
     pub async fn build(&self, template: &str, build: &str) -> Result<BuildInfo, NoBuild> {
-        let read = || find(self.shared(), template, build);
+        let read = || find(self.shared(), &self.scope, template, build);
         Ok(self.as_they_are(read, |record| vec![record]).await?.show())
     }
 
@@ -123,17 +127,17 @@ impl Runtime {
         let shared = self.shared();
         // Before its record: what has ended since is on record with its log.
         let live = build.parse().ok().and_then(|build| self.builds.live(&build));
-        let record = find(shared, template, build).await?;
+        let record = find(shared, &self.scope, template, build).await?;
         match live {
             Some(live) => Ok(live.log.entries()),
             None => shared.store.build_log(record.id).await.map_err(NoBuild::Store),
         }
     }
 
-    /// Every build that is remembered, newest first.
+    /// Every build of this scope that is remembered, newest first.
     pub async fn builds(&self) -> Result<Vec<BuildInfo>, StoreError> {
         let store = &self.shared().store;
-        let builds = self.as_they_are(|| store.builds(), |builds| builds.iter_mut().collect()).await?;
+        let builds = self.as_they_are(|| store.builds(self.scope.clone()), |builds| builds.iter_mut().collect()).await?;
         let mut builds: Vec<BuildInfo> = builds.iter().map(BuildRecord::show).collect();
         builds.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         Ok(builds)
@@ -163,25 +167,30 @@ impl Runtime {
 
     /// Whether files of this digest are here already.
     pub fn has_files(&self, hash: &str) -> Result<bool, FilesError> {
-        self.shared().files.contains(hash)
+        self.shared().files.of(&self.scope.owner()).contains(hash)
     }
 
     /// Begins to receive files for `COPY`, an archive that the client names by this digest.
     pub fn receive_files(&self, hash: &str) -> Result<FileUpload, FilesError> {
         let shared = self.shared();
         shared.gates.disk.check().map_err(FilesError::DiskPressure)?;
-        shared.files.receive(hash)
+        shared.files.of(&self.scope.owner()).receive(hash)
     }
 
-    /// A ticket with which a client may upload files of this digest until `expires`, a Unix time.
+    /// A ticket with which a client may upload files of this digest for its team until `expires`, a Unix time.
     pub fn sign_upload(&self, template: &str, hash: &str, expires: i64) -> String {
-        let text = format!("{template} {hash} {expires}");
+        let text = self.upload(template, hash, expires);
         blake3::keyed_hash(&self.builds.signing_key, text.as_bytes()).to_hex().to_string()
     }
 
-    /// Whether a signature is what was given for this upload, and is still good.
+    /// What is signed for an upload.
+    fn upload(&self, template: &str, hash: &str, expires: i64) -> String {
+        format!("{} {template} {hash} {expires}", self.scope.owner())
+    }
+
+    /// Whether a signature is what was given to this team for this upload, and is still good.
     pub fn upload_is_signed(&self, template: &str, hash: &str, expires: i64, signature: &str) -> bool {
-        let text = format!("{template} {hash} {expires}");
+        let text = self.upload(template, hash, expires);
         let expected = blake3::keyed_hash(&self.builds.signing_key, text.as_bytes());
         // Compares digests, in constant time.
         let signed = blake3::Hash::from_hex(signature).is_ok_and(|found| found == expected);
@@ -196,12 +205,12 @@ fn unrecorded(record: &mut BuildRecord) {
     record.reason = Some(BuildReason { message, step: "finalize".to_owned() });
 }
 
-async fn find(shared: &Shared, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
+async fn find(shared: &Shared, scope: &Scope, template: &str, build: &str) -> Result<BuildRecord, NoBuild> {
     let id = Some(build).filter(|build| is_uuid(build)).and_then(|build| build.parse().ok()).ok_or(NoBuild::Malformed)?;
-    let record = shared.store.build(id).await.map_err(NoBuild::Store)?;
+    let record = shared.store.build(scope, id).await.map_err(NoBuild::Store)?;
     // By name too, and by an id of earlier.
     let absent = || NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
-    let reference = template.parse().map_err(|_| absent())?;
-    let family = shared.store.family(reference).await.map_err(NoBuild::Store)?;
+    let sought: Sought = template.parse().map_err(|_| absent())?;
+    let family = shared.store.family(scope.clone(), sought).await.map_err(NoBuild::Store)?;
     record.filter(|record| family.is_some_and(|family| family.id == record.template_id)).ok_or_else(absent)
 }

@@ -6,6 +6,7 @@ use crate::{
     ground::{
         progress::Report,
         reference::{InvalidReference, Reference, Tag},
+        team::Scope,
     },
     images::standard::BuildTemplate,
     runtime::Runtime,
@@ -64,6 +65,7 @@ impl Runtime {
     /// Boots, prepares and snapshots a template. The build ends with this future.
     pub async fn build_template(&self, build: BuildTemplate, report: Report<'_>) -> Result<TemplateInfo, BuildError> {
         let named = Named {
+            owner: self.scope.owner(),
             name: Some(build.name.parse()?),
             tags: vec![Tag::default()],
             cpus: build.cpus,
@@ -99,7 +101,8 @@ impl Runtime {
             new.iter().for_each(|entry| report(&entry.message));
         }
         let store = &self.shared().store;
-        let record = store.build(live.record.id.clone()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)?;
+        let record =
+            store.build(&Scope::Host, live.record.id.clone()).await.map_err(BuildError::Store)?.ok_or(BuildError::Deleted)?;
         if let Some(reason) = record.reason {
             // The last of it says the reason once more.
             let said = live.log.entries().into_iter().map(|entry| entry.message);
@@ -117,7 +120,7 @@ impl Runtime {
         let shared = self.shared();
         let recipe = whole::recipe(shared, &build);
         let name = Reference { name: build.name.parse()?, tag: None };
-        let existing = shared.store.template(name).await.map_err(BuildError::Store)?.found();
+        let existing = shared.store.template(self.scope.clone(), name).await.map_err(BuildError::Store)?.found();
         if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
             && shared.artifacts.is_usable(&existing.artifact)
         {

@@ -24,7 +24,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    ground::blocking::blocking,
+    ground::{blocking::blocking, team::Scope},
     machine::{launch::LaunchError, session::Session},
     sandbox::owner::{Owner, Owners},
     shared::Shared,
@@ -57,7 +57,7 @@ pub struct Swept {
 pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     let shared = &owners.shared;
     let mut running = Vec::new();
-    let records = shared.store.sandboxes().await.map_err(OpenError::Store)?;
+    let records = shared.store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
     // Before any has an owner.
     for record in &records {
         demand_engine(shared, record)?;

@@ -8,7 +8,8 @@ use crate::{
     ground::{
         blocking::whole,
         ids::{ArtifactId, BuildId},
-        reference::{DEFAULT, NoTemplate, Reference, TemplateName},
+        reference::{DEFAULT, NoTemplate, Reference, Sought, TemplateName},
+        team::Scope,
     },
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
@@ -43,7 +44,7 @@ impl Runtime {
     /// Every template (snapshots excluded), also those of which no build has ended, newest first.
     pub async fn templates(&self) -> Result<Vec<TemplateInfo>, StoreError> {
         let store = &self.shared().store;
-        let read = || store.whole_templates();
+        let read = || store.whole_templates(self.scope.clone());
         let whole = self.as_they_are(read, |whole| whole.iter_mut().flat_map(|template| &mut template.builds).collect()).await?;
         let whole = whole.into_iter();
         let mut templates: Vec<TemplateInfo> =
@@ -55,18 +56,33 @@ impl Runtime {
     /// A template or snapshot by id or name. With a tag it is shown as the tag's build, which has to be there; without one as that of
     /// `default`, else as the newest.
     pub async fn template(&self, reference: &str) -> Result<Option<TemplateInfo>, StoreError> {
-        let Ok(reference) = reference.parse::<Reference>() else { return Ok(None) };
-        let Some((template, meant)) = self.whole_template(&reference).await? else { return Ok(None) };
-        if meant.is_none() && reference.other_tag().is_some() {
+        let Ok(sought) = reference.parse::<Sought>() else { return Ok(None) };
+        let Some((template, meant)) = self.whole_template(&sought).await? else { return Ok(None) };
+        if meant.is_none() && sought.reference.other_tag().is_some() {
             return Ok(None);
         }
         Ok(template.show(meant.as_ref()))
     }
 
+    /// The template or snapshot that a create would start from, whether or not anything was built: its id, and whether it is public. A
+    /// tag has to be there.
+    pub async fn usable_template(&self, reference: &str) -> Result<Option<(String, bool)>, StoreError> {
+        let Ok(sought) = reference.parse::<Sought>() else { return Ok(None) };
+        let (store, scope) = (&self.shared().store, &self.scope);
+        let found = match sought.reference.other_tag() {
+            Some(_) => {
+                let version = store.usable_template(scope.clone(), sought).await?.found();
+                version.map(|record| (record.id, record.setup.public))
+            }
+            None => store.usable_family(scope.clone(), sought).await?.map(|family| (family.id, family.public)),
+        };
+        Ok(found.map(|(id, public)| (id.into(), public)))
+    }
+
     /// The builds of a template that are remembered, newest first, and what it was built of otherwise.
     pub async fn template_builds(&self, id: &str) -> Result<Vec<BuildInfo>, StoreError> {
-        let Ok(reference) = id.parse() else { return Ok(Vec::new()) };
-        let Some((template, _)) = self.whole_template(&reference).await? else { return Ok(Vec::new()) };
+        let Ok(sought) = id.parse() else { return Ok(Vec::new()) };
+        let Some((template, _)) = self.whole_template(&sought).await? else { return Ok(Vec::new()) };
         let WholeTemplate { versions, builds, .. } = template;
         let known: HashSet<&BuildId> = builds.iter().map(|build| &build.id).collect();
         let of_it = versions.iter().filter(|version| !known.contains(&version.build_id));
@@ -76,17 +92,18 @@ impl Runtime {
         Ok(shown)
     }
 
-    async fn whole_template(&self, reference: &Reference) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
+    async fn whole_template(&self, sought: &Sought) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
         let store = &self.shared().store;
-        let read = || store.whole_template(reference.clone());
+        let read = || store.whole_template(self.scope.clone(), sought.clone());
         self.as_they_are(read, |found| found.iter_mut().flat_map(|(template, _)| &mut template.builds).collect()).await
     }
 
     /// Changes a template, whether or not anything was built of it. Gives it as it is then.
     pub async fn update_template(&self, reference: &str, update: TemplateUpdate) -> Result<Option<TemplateInfo>, StoreError> {
         let TemplateUpdate { public, description } = update;
-        let Ok(reference) = reference.parse() else { return Ok(None) };
-        let Some(id) = self.shared().store.update_template(reference, public, description).await? else { return Ok(None) };
+        let Ok(sought) = reference.parse() else { return Ok(None) };
+        let wanted = (self.scope.clone(), sought);
+        let Some(id) = self.shared().store.update_template(wanted, public, description).await? else { return Ok(None) };
         self.template(id.as_str()).await
     }
 
@@ -102,29 +119,31 @@ impl Runtime {
 
     async fn delete(&self, reference: &str) -> Result<(), DeleteError> {
         let store = &self.shared().store;
-        let wanted = Reference::wanted(reference)?;
-        let found = store.family(wanted.clone()).await.map_err(DeleteError::Store)?;
+        let wanted = Sought::wanted(reference)?;
+        let found = store.family(self.scope.clone(), wanted.clone()).await.map_err(DeleteError::Store)?;
         let family = found.ok_or_else(|| NoTemplate::Absent(reference.to_owned()))?;
-        let all = store.templates().await.map_err(DeleteError::Store)?;
+        // Whosever they are: another team's may stand on what is public.
+        let all = store.templates(Scope::Host).await.map_err(DeleteError::Store)?;
         let own: Vec<&TemplateRecord> = all.iter().filter(|record| record.id == family.id).collect();
-        let names = self.names_meant((reference, wanted), &family).await?;
+        let names = self.names_meant((reference, wanted.reference), &family).await?;
         let goes = |version: &&&TemplateRecord| version.names.iter().all(|name| names.contains(name));
         if !names.is_empty() && own.iter().flat_map(|version| &version.names).any(|name| !names.contains(name)) {
             let going: Vec<&TemplateRecord> = own.iter().filter(goes).copied().collect();
             let (artifacts, shared) = self.artifacts_of(&going, &all).await?;
-            let users = dependents::standing(&family.id, &artifacts, &all, |artifact| self.base_of(artifact));
+            let users = dependents::standing((&self.scope, &family.id), &artifacts, &all, |artifact| self.base_of(artifact));
             refuse_if_used(reference, users)?;
             // Somebody else may have removed it meanwhile: then it is gone as well.
-            store.remove_names(names).await.map(drop).map_err(DeleteError::Store)?;
+            store.remove_names(family.owner.clone(), names).await.map(drop).map_err(DeleteError::Store)?;
             return self.let_go(artifacts.into_iter().chain(shared)).await;
         }
-        let sandboxes = store.sandboxes().await.map_err(DeleteError::Store)?;
+        let sandboxes = store.sandboxes(Scope::Host).await.map_err(DeleteError::Store)?;
         let (artifacts, shared) = self.artifacts_of(&own, &all).await?;
-        let users = dependents::of(&family.id, &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
+        let users = dependents::of((&self.scope, &family.id), &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
         refuse_if_used(reference, users)?;
         // A create may have come since.
         let users = store.delete_template(family.id.clone()).await.map_err(DeleteError::Store)?;
-        refuse_if_used(reference, dependents::created(&users).collect())?;
+        let users = users.iter().map(|(owner, id)| (owner, id));
+        refuse_if_used(reference, dependents::created(&self.scope, users).collect())?;
         build::cancel_all(&self.builds, &family.id).await;
         self.let_go(artifacts.into_iter().chain(shared)).await
     }
@@ -140,7 +159,8 @@ impl Runtime {
         if family.snapshot_of.is_some() || (wanted.other_tag().is_none() && !is_former) {
             return Ok(Vec::new());
         }
-        let found = self.shared().store.template(wanted.clone()).await.map_err(DeleteError::Store)?;
+        let found =
+            self.shared().store.template(Scope::Team(family.owner.clone()), wanted.clone()).await.map_err(DeleteError::Store)?;
         let version = NoTemplate::unless_found(reference, found)?;
         match wanted.other_tag() {
             Some(_) => Ok(version.names.into_iter().filter(|name| name.tag == wanted.tag).collect()),
@@ -182,7 +202,7 @@ impl Runtime {
 
     /// Has tags stand for the build that `target` names, by name or id. A tag that is in use moves.
     pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
-        let tagged = tags::assign(&self.shared().store, target, tags).await?;
+        let tagged = tags::assign(&self.shared().store, &self.scope, target, tags).await?;
         self.pool.templates_changed();
         self.shared().collect();
         Ok(tagged)
@@ -190,14 +210,16 @@ impl Runtime {
 
     /// Takes tags of a template away. All of them, or none when one is not there. What no tag stands for then is gone.
     pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
-        tags::remove(&self.shared().store, name, &tags).await?;
+        tags::remove(&self.shared().store, &self.scope, name, &tags).await?;
         self.pool.templates_changed();
         self.shared().collect();
         Ok(())
     }
 }
 
-fn refuse_if_used(reference: &str, users: Vec<String>) -> Result<(), DeleteError> {
+fn refuse_if_used(reference: &str, mut users: Vec<String>) -> Result<(), DeleteError> {
+    // Others are told once, however much they have.
+    users.dedup();
     if users.is_empty() { Ok(()) } else { Err(DeleteError::InUse { template: reference.to_owned(), users }) }
 }
 
@@ -236,6 +258,7 @@ impl WholeTemplate {
             tags,
             budget,
             id: family.id.into(),
+            owner: family.owner,
             name: family.name.map(String::from),
             created_at: family.created_at,
             updated_at: family.updated_at,

@@ -1,6 +1,6 @@
 //! The end of a volume, which sandboxes have a say in.
 
-use crate::{runtime::Runtime, storage::volumes::VolumeError, store::StoreError};
+use crate::{ground::team::Scope, runtime::Runtime, storage::volumes::VolumeError, store::StoreError};
 
 /// Why a volume was not ended.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +16,9 @@ pub enum DestroyVolumeError {
 impl Runtime {
     /// Ends a volume with everything in it. Refused while a sandbox has it, also one that is paused.
     pub async fn destroy_volume(&self, id: &str) -> Result<(), DestroyVolumeError> {
+        self.shared.volumes.get(&self.scope, id).await?;
         let ending = self.shared.volumes.begin_end(id)?;
-        let records = self.shared.store.sandboxes().await.map_err(DestroyVolumeError::Store)?;
+        let records = self.shared.store.sandboxes(Scope::Host).await.map_err(DestroyVolumeError::Store)?;
         if records.iter().any(|record| record.spec.has_volume(id)) {
             return Err(VolumeError::Mounted(id.to_owned()).into());
         }

@@ -22,7 +22,8 @@ use tokio::sync::oneshot;
 use crate::{
     ground::{
         ids::TemplateId,
-        reference::{NoTemplate, Reference},
+        reference::{NoTemplate, Sought},
+        team::Scope,
     },
     machine::{launch::FilesInMemory, outbound::OutboundError},
     restore::{Proven, SnapshotRestoreError},
@@ -77,16 +78,20 @@ pub enum CreateError {
     Store(#[source] StoreError),
 }
 
-/// Creates a sandbox of a template or a snapshot. A caller that goes away before it is recorded ends this, in the queue for
+/// Creates a sandbox for `scope`, of a template or a snapshot that it may start from. A caller that goes away before it is recorded ends this, in the queue for
 /// capacity or later; who goes away after that has a sandbox that nobody knows, and that ends at once.
-pub(crate) async fn create(owners: &Arc<Owners>, mut request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
+pub(crate) async fn create(
+    owners: &Arc<Owners>,
+    scope: &Scope,
+    mut request: CreateSandbox,
+) -> Result<RuntimeSandbox, CreateError> {
     let begun = Instant::now();
     let shared = &owners.shared;
     check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
     }
-    request.internet = request.internet.with_tokens(&request.tokens);
+    request.internet = request.internet.of_team(scope.owner(), &request.tokens);
     if is_filled(&request.internet) {
         // Programs that bring authorities of their own are told of the guest's.
         let mut env = shared.config.authority_variables.clone();
@@ -94,12 +99,12 @@ pub(crate) async fn create(owners: &Arc<Owners>, mut request: CreateSandbox) -> 
         request.env = env;
     }
     shared.links.check(&request.internet).await?;
-    let template = find(shared, &request.template).await?;
+    let template = find(shared, scope, &request.template).await?;
     if request.on_timeout == OnTimeout::PauseFiles {
         shared.demand_disk(&template.artifact.manifest.engine)?;
     }
-    let volumes = mounts::resolve(shared, &mut request.volumes).await?;
-    let life = Life::first(&template, request);
+    let volumes = mounts::resolve(shared, scope, &mut request.volumes).await?;
+    let life = Life::first(&template, scope.owner(), request);
     let PreparedTemplate { record, artifact, pin } = template;
     let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun).holding(volumes)).await?;
     count(shared, record.id);
@@ -124,8 +129,9 @@ pub(crate) async fn fork(
 }
 
 /// What a reference leads to, with its artifact.
-async fn find(shared: &Shared, reference: &str) -> Result<PreparedTemplate, CreateError> {
-    let found = shared.store.template(Reference::wanted(reference)?).await.map_err(CreateError::Store)?;
+async fn find(shared: &Shared, scope: &Scope, reference: &str) -> Result<PreparedTemplate, CreateError> {
+    let sought = Sought::wanted(reference)?;
+    let found = shared.store.usable_template(scope.clone(), sought).await.map_err(CreateError::Store)?;
     let record = NoTemplate::unless_found(reference, found)?;
     let template = record.id.to_string();
     PreparedTemplate::load(shared, record).map_err(|source| CreateError::Restore { template, source })

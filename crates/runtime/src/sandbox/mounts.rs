@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use firkin_share::Access;
 
 use crate::{
+    ground::team::Scope,
     machine::session::Session,
     machine::volumes::{Served, VolumeLinks},
     shared::Shared,
@@ -44,11 +45,11 @@ pub enum MountsError {
 }
 
 /// Finds the volumes that are asked for, and holds them until the sandbox is on record.
-pub(crate) async fn resolve(shared: &Shared, mounts: &mut [VolumeMount]) -> Result<Vec<VolumeHold>, MountsError> {
+pub(crate) async fn resolve(shared: &Shared, scope: &Scope, mounts: &mut [VolumeMount]) -> Result<Vec<VolumeHold>, MountsError> {
     check(mounts)?;
     let mut holds = Vec::new();
     for mount in mounts {
-        let found = shared.volumes.hold_by_name(&mount.name).await.map_err(|error| match error {
+        let found = shared.volumes.hold_by_name(scope, &mount.name).await.map_err(|error| match error {
             VolumeError::NotFound(_) => MountsError::NotFound(mount.name.clone()),
             error => MountsError::Volumes(error),
         })?;

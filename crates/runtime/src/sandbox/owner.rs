@@ -263,7 +263,7 @@ impl Owner {
         let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
         let (owner, handle) = Self::new(owners, record, Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
-        owners.note_start();
+        owners.note_start(&owner.record.owner);
         owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", owner.record.template_id.as_str()));
         owner
     }
@@ -310,7 +310,8 @@ impl Owner {
             woken_with: Memory::Kept,
             upkeep: Upkeep::default(),
         };
-        (owner, Handle { commands, view: watched, snapshots: Arc::default() })
+        let team = owner.record.owner.clone();
+        (owner, Handle { team, commands, view: watched, snapshots: Arc::default() })
     }
 
     /// Does what is asked of it, and what is due, until the sandbox is gone.
@@ -544,7 +545,7 @@ impl Owner {
 
     /// Remembers what happened, for those who ask later.
     fn note(&self, event: Event) {
-        self.shared.history.note(&self.record.id, event);
+        self.shared.history.note((&self.record.owner, &self.record.id), event);
     }
 
     fn publish_view(&self) {
@@ -574,7 +575,7 @@ impl Owner {
             drop(running.reservation);
             tracing::info!(sandbox = %id, why, ?exit, "a sandbox ended");
         }
-        self.shared.history.close(&id, Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
+        self.shared.history.close((&self.record.owner, &id), Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
         let deleted = self.shared.store.delete_sandbox(id).await.map_err(KillError::Store);
         self.shared.collect();
         deleted

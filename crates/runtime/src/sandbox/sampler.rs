@@ -36,7 +36,7 @@ pub(crate) async fn sample_all(owners: Arc<Owners>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = shared.stopping.cancelled() => return,
         }
-        shared.activity.observed(owners.running(), Timestamp::now());
+        shared.activity.observed(&owners.running(), Timestamp::now());
         let handles: Vec<(SandboxId, Handle)> =
             owners.handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
         let history = &shared.history;

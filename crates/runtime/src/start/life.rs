@@ -13,6 +13,7 @@ use crate::{
     ground::{
         ids::{LayerId, TemplateId},
         reference::TemplateName,
+        team::TeamId,
     },
     machine::session::Session,
     start::PreparedTemplate,
@@ -26,6 +27,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Life {
     pub(crate) id: SandboxId,
+    pub(crate) owner: TeamId,
     pub(crate) spec: CreateSandbox,
     pub(crate) template_id: TemplateId,
     pub(crate) alias: Option<String>,
@@ -53,10 +55,11 @@ pub(crate) enum Until {
 
 impl Life {
     /// Of a new sandbox, as its creator wants it.
-    pub(crate) fn first(template: &PreparedTemplate, spec: CreateSandbox) -> Self {
+    pub(crate) fn first(template: &PreparedTemplate, owner: TeamId, spec: CreateSandbox) -> Self {
         let PreparedTemplate { record, artifact, .. } = template;
         Self {
             id: SandboxId::generate(),
+            owner,
             template_id: record.id.clone(),
             alias: record.base_name().map(TemplateName::to_string),
             budget: artifact.manifest.budget,
@@ -98,6 +101,7 @@ impl Life {
         let record = record.clone();
         Self {
             id: record.id,
+            owner: record.owner,
             spec: record.spec,
             template_id: record.template_id,
             alias: record.alias,
@@ -118,6 +122,7 @@ impl Life {
         let started_at = Timestamp::now();
         SandboxRecord {
             id: self.id,
+            owner: self.owner,
             spec: self.spec,
             template_id: self.template_id,
             alias: self.alias,

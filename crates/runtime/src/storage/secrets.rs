@@ -1,4 +1,4 @@
-//! Secrets by name: written, replaced, listed and destroyed, and never read back by a client.
+//! Secrets by name, each team's apart: written, replaced, listed and destroyed, and never read back by a client.
 //!
 //! All of them are one file, sealed as a whole by ChaCha20-Poly1305 under a key that has a file of its own beside it: a copy of
 //! one file without the other tells nothing, and a change of a single bit is noticed. The file is read when secrets are first
@@ -18,13 +18,15 @@ use zeroize::Zeroizing;
 
 use crate::ground::private::{read, replace};
 
+use crate::ground::team::{Scope, TeamId};
+
 /// Prefix of the sealed part, which the seal covers. The number is the version of the format.
 const HEAD: &[u8] = b"firkin secrets 1\n";
 
 /// Bytes of the key.
 const KEY_BYTES: usize = 32;
 
-/// Secrets of a server: each costs memory and a part of the file that every change writes anew.
+/// Secrets of a team: each costs memory and a part of the file that every change writes anew.
 pub const MAX_SECRETS: usize = 1000;
 
 /// Bytes of one value: keys, tokens and certificates are far smaller.
@@ -39,7 +41,7 @@ pub const MAX_METADATA: usize = 32;
 /// Bytes of one key or value of metadata.
 pub const MAX_METADATA_BYTES: usize = 1024;
 
-/// The largest file that is read: all that the limits above allow.
+/// The largest file that is written and read: all that the limits above allow one team, and many teams whose secrets are of usual size.
 const MAX_FILE_BYTES: u64 = 96 << 20;
 
 /// The prefix of ids, which no name may have.
@@ -50,7 +52,10 @@ const ID_PREFIX: &str = "sec_";
 pub struct SecretInfo {
     /// Its id, `sec_` and more.
     pub id: String,
-    /// Its name, in lower case, unique.
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub owner: TeamId,
+    /// Its name, in lower case, unique in its team.
     pub name: String,
     /// Counts its values, from 1.
     pub version: u64,
@@ -124,6 +129,45 @@ pub struct Secrets {
     book: Mutex<Option<Book>>,
 }
 
+/// The secrets of one team, or of the host: all by id, and the first team's by name.
+#[derive(Debug, Clone, Copy)]
+pub struct TeamSecrets<'a> {
+    pub(crate) secrets: &'a Secrets,
+    pub(crate) scope: &'a Scope,
+}
+
+impl TeamSecrets<'_> {
+    /// Keeps a new secret. Durable when this returns.
+    pub async fn create(&self, name: &str, value: String, metadata: BTreeMap<String, String>) -> Result<SecretInfo, SecretError> {
+        self.secrets.create(self.scope.owner(), (name, value), metadata).await
+    }
+
+    /// Replaces the value of a secret, and its metadata if there is some. The value before is forgotten.
+    pub async fn update(
+        &self,
+        reference: &str,
+        value: String,
+        metadata: Option<BTreeMap<String, String>>,
+    ) -> Result<SecretInfo, SecretError> {
+        self.secrets.update(self.scope, (reference, value), metadata).await
+    }
+
+    /// The public part of a secret, by id or name.
+    pub async fn get(&self, reference: &str) -> Result<SecretInfo, SecretError> {
+        self.secrets.get(self.scope, reference).await
+    }
+
+    /// The public parts of all secrets, in no order.
+    pub async fn list(&self) -> Result<Vec<SecretInfo>, SecretError> {
+        self.secrets.list(self.scope).await
+    }
+
+    /// Forgets a secret and all its values.
+    pub async fn destroy(&self, reference: &str) -> Result<(), SecretError> {
+        self.secrets.destroy(self.scope, reference).await
+    }
+}
+
 impl std::fmt::Debug for Book {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Values are not for logs.
@@ -138,19 +182,25 @@ impl Secrets {
     }
 
     /// Keeps a new secret. Durable when this returns.
-    pub async fn create(&self, name: &str, value: String, metadata: BTreeMap<String, String>) -> Result<SecretInfo, SecretError> {
+    async fn create(
+        &self,
+        owner: TeamId,
+        (name, value): (&str, String),
+        metadata: BTreeMap<String, String>,
+    ) -> Result<SecretInfo, SecretError> {
         let name = name.to_lowercase();
         check_name(&name)?;
         check(&value, &metadata)?;
         self.change(move |secrets| {
-            if secrets.values().any(|kept| kept.info.name == name) {
+            let own = || secrets.values().filter(|kept| kept.info.owner == owner);
+            if own().any(|kept| kept.info.name == name) {
                 return Err(SecretError::Exists(name));
             }
-            if secrets.len() >= MAX_SECRETS {
+            if own().count() >= MAX_SECRETS {
                 return Err(SecretError::Limit);
             }
             let (id, now) = (format!("{ID_PREFIX}{}", crate::ground::random::alphanumeric(20)), Timestamp::now());
-            let info = SecretInfo { id: id.clone(), name, version: 1, metadata, created_at: now, updated_at: now };
+            let info = SecretInfo { id: id.clone(), owner, name, version: 1, metadata, created_at: now, updated_at: now };
             secrets.insert(id, Kept { info: info.clone(), value });
             Ok(info)
         })
@@ -158,16 +208,16 @@ impl Secrets {
     }
 
     /// Replaces the value of a secret, and its metadata if there is some. The value before is forgotten.
-    pub async fn update(
+    async fn update(
         &self,
-        reference: &str,
-        value: String,
+        scope: &Scope,
+        (reference, value): (&str, String),
         metadata: Option<BTreeMap<String, String>>,
     ) -> Result<SecretInfo, SecretError> {
         check(&value, metadata.as_ref().unwrap_or(&BTreeMap::new()))?;
-        let reference = reference.to_owned();
+        let (scope, reference) = (scope.clone(), reference.to_owned());
         self.change(move |secrets| {
-            let id = find(secrets, &reference)?;
+            let id = find(secrets, &scope, &reference)?;
             let kept = secrets.get_mut(&id).ok_or(SecretError::NotFound(reference))?;
             kept.value = value;
             kept.info.version += 1;
@@ -181,32 +231,33 @@ impl Secrets {
     }
 
     /// The public part of a secret, by id or name.
-    pub async fn get(&self, reference: &str) -> Result<SecretInfo, SecretError> {
+    pub(crate) async fn get(&self, scope: &Scope, reference: &str) -> Result<SecretInfo, SecretError> {
         let mut book = self.book.lock().await;
         let secrets = &self.opened(&mut book)?.secrets;
-        let id = find(secrets, reference)?;
+        let id = find(secrets, scope, reference)?;
         Ok(secrets[&id].info.clone())
     }
 
     /// The value of a secret, by id or name: for who puts it where it belongs, and for no client.
-    pub(crate) async fn value(&self, reference: &str) -> Result<Zeroizing<String>, SecretError> {
+    pub(crate) async fn value(&self, scope: &Scope, reference: &str) -> Result<Zeroizing<String>, SecretError> {
         let mut book = self.book.lock().await;
         let secrets = &self.opened(&mut book)?.secrets;
-        let id = find(secrets, reference)?;
+        let id = find(secrets, scope, reference)?;
         Ok(Zeroizing::new(secrets[&id].value.clone()))
     }
 
     /// The public parts of all secrets, in no order.
-    pub async fn list(&self) -> Result<Vec<SecretInfo>, SecretError> {
+    async fn list(&self, scope: &Scope) -> Result<Vec<SecretInfo>, SecretError> {
         let mut book = self.book.lock().await;
-        Ok(self.opened(&mut book)?.secrets.values().map(|kept| kept.info.clone()).collect())
+        let infos = self.opened(&mut book)?.secrets.values().map(|kept| &kept.info);
+        Ok(infos.filter(|info| scope.sees(&info.owner)).cloned().collect())
     }
 
     /// Forgets a secret and all its values.
-    pub async fn destroy(&self, reference: &str) -> Result<(), SecretError> {
-        let reference = reference.to_owned();
+    async fn destroy(&self, scope: &Scope, reference: &str) -> Result<(), SecretError> {
+        let (scope, reference) = (scope.clone(), reference.to_owned());
         self.change(move |secrets| {
-            let id = find(secrets, &reference)?;
+            let id = find(secrets, &scope, &reference)?;
             secrets.remove(&id);
             Ok(())
         })
@@ -223,6 +274,10 @@ impl Secrets {
         let mut secrets = book.secrets.clone();
         let answer = change(&mut secrets)?;
         let (sealed, file) = (seal(&book.key, &secrets), self.file.clone());
+        // All teams' together: what is not read again must not be written.
+        if sealed.len() as u64 > MAX_FILE_BYTES {
+            return Err(SecretError::Limit);
+        }
         let written = tokio::task::spawn_blocking(move || replace(&file, &sealed)).await.map_err(io::Error::other);
         written.and_then(|written| written).map_err(|source| SecretError::File { path: self.file.clone(), source })?;
         book.secrets = secrets;
@@ -259,10 +314,13 @@ fn check(value: &str, metadata: &BTreeMap<String, String>) -> Result<(), SecretE
     if metadata.len() > MAX_METADATA || metadata.iter().any(long) { Err(SecretError::Metadata) } else { Ok(()) }
 }
 
-/// The id of the secret that has this id or name.
-fn find(secrets: &BTreeMap<String, Kept>, reference: &str) -> Result<String, SecretError> {
+/// The id of the scope's secret that has this id or name.
+fn find(secrets: &BTreeMap<String, Kept>, scope: &Scope, reference: &str) -> Result<String, SecretError> {
     let name = reference.to_lowercase();
-    let found = secrets.values().find(|kept| kept.info.id == reference || kept.info.name == name);
+    let owner = scope.owner();
+    let named = |kept: &&Kept| kept.info.name == name && kept.info.owner == owner;
+    let by_id = secrets.get(reference).filter(|kept| scope.sees(&kept.info.owner));
+    let found = by_id.or_else(|| secrets.values().find(named));
     found.map(|kept| kept.info.id.clone()).ok_or_else(|| SecretError::NotFound(reference.to_owned()))
 }
 
@@ -305,6 +363,10 @@ mod tests {
 
     use super::*;
 
+    fn host(secrets: &Secrets) -> TeamSecrets<'_> {
+        TeamSecrets { secrets, scope: &Scope::Host }
+    }
+
     fn labels(count: usize) -> BTreeMap<String, String> {
         (0..count).map(|n| (format!("k{n}"), "v".to_owned())).collect()
     }
@@ -312,7 +374,8 @@ mod tests {
     #[tokio::test]
     async fn secrets_outlive_a_restart_sealed_and_only_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let made = Secrets::of(dir.path()).create("OpenAI", "sk-very-secret".into(), labels(1)).await.unwrap();
+        let all = Secrets::of(dir.path());
+        let made = host(&all).create("OpenAI", "sk-very-secret".into(), labels(1)).await.unwrap();
         assert_eq!((made.name.as_str(), made.version), ("openai", 1));
         let file = fs::read(dir.path().join("secrets")).unwrap();
         for clear in ["sk-very-secret", "openai", &made.id] {
@@ -320,6 +383,7 @@ mod tests {
         }
 
         let again = Secrets::of(dir.path());
+        let again = host(&again);
         assert_eq!(again.get("openai").await.unwrap(), made);
         let updated = again.update(&made.id, "other".into(), None).await.unwrap();
         assert_eq!((updated.version, &updated.metadata), (2, &made.metadata));
@@ -327,13 +391,32 @@ mod tests {
         let mut damaged = fs::read(dir.path().join("secrets")).unwrap();
         *damaged.last_mut().unwrap() ^= 1;
         fs::write(dir.path().join("secrets"), damaged).unwrap();
-        assert!(matches!(Secrets::of(dir.path()).list().await, Err(SecretError::Sealed { .. })));
+        assert!(matches!(host(&Secrets::of(dir.path())).list().await, Err(SecretError::Sealed { .. })));
+    }
+
+    #[tokio::test]
+    async fn each_team_has_secrets_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = Secrets::of(dir.path());
+        let team = |id: &str| Scope::Team(id.parse().unwrap());
+        let (a, b) = (team("a"), team("b"));
+        let of = |scope| TeamSecrets { secrets: &secrets, scope };
+        let made = of(&a).create("key", "of a".into(), labels(0)).await.unwrap();
+        for reference in ["key", &made.id] {
+            assert!(matches!(of(&b).get(reference).await, Err(SecretError::NotFound(_))));
+            assert!(matches!(of(&b).update(reference, "x".into(), None).await, Err(SecretError::NotFound(_))));
+            assert!(matches!(of(&b).destroy(reference).await, Err(SecretError::NotFound(_))));
+        }
+        let other = of(&b).create("key", "of b".into(), labels(0)).await.unwrap();
+        assert_eq!((of(&a).list().await.unwrap(), of(&b).get("key").await.unwrap()), (vec![made], other));
+        assert_eq!(host(&secrets).list().await.unwrap().len(), 2);
     }
 
     #[tokio::test]
     async fn what_cannot_be_kept_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let secrets = Secrets::of(dir.path());
+        let secrets = host(&secrets);
         for name in ["", "a{b", "a}", "a\nb", "a/b", "sec_x", "SEC_x", &"n".repeat(MAX_NAME_BYTES + 1)] {
             let refused = secrets.create(name, "v".into(), BTreeMap::new()).await;
             assert!(matches!(refused, Err(SecretError::Name)), "{name:?}");

@@ -16,7 +16,7 @@ use std::{
 use fs_err as fs;
 use tokio::io::AsyncWriteExt;
 
-use crate::host::disk::DiskPressure;
+use crate::{ground::team::TeamId, host::disk::DiskPressure};
 
 /// One archive. A build's context is some MiB, with models in it some GiB.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -60,6 +60,8 @@ pub enum FilesError {
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     dir: PathBuf,
+    /// Whose archives are looked for.
+    team: TeamId,
     builds: Arc<AtomicUsize>,
 }
 
@@ -89,7 +91,7 @@ impl Files {
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("uploads");
         crate::ground::private::private_dir(&dir)?;
-        let files = Self { dir, builds: Arc::default() };
+        let files = Self { dir, team: TeamId::first(), builds: Arc::default() };
         for entry in fs::read_dir(&files.dir)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with('.') {
@@ -101,7 +103,19 @@ impl Files {
 
     fn path(&self, hash: &str) -> Result<PathBuf, FilesError> {
         let digest = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if digest { Ok(self.dir.join(hash)) } else { Err(FilesError::Hash(hash.chars().take(64).collect())) }
+        if !digest {
+            return Err(FilesError::Hash(hash.chars().take(64).collect()));
+        }
+        if self.team.is_first() {
+            return Ok(self.dir.join(hash));
+        }
+        let name = blake3::hash(format!("{} {hash}", self.team).as_bytes());
+        Ok(self.dir.join(name.to_hex().as_str()))
+    }
+
+    /// Those of a team: another's are not there, whoever knows their digest.
+    pub(crate) fn of(&self, team: &TeamId) -> Self {
+        Self { team: team.clone(), ..self.clone() }
     }
 
     /// Whether there is an archive of this digest.
@@ -266,6 +280,19 @@ mod tests {
         drop(build);
         assert!(files.remove_unused(&path, used).unwrap() && !path.exists());
         assert!(files.remove_unused(&path, used).unwrap(), "somebody else removed it");
+    }
+
+    #[test]
+    fn each_team_has_archives_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path()).unwrap();
+        let hash = "a".repeat(64);
+        fs::write(files.path(&hash).unwrap(), b"of the first").unwrap();
+        let other = files.of(&"b".parse().unwrap());
+        assert!(files.contains(&hash).unwrap() && !other.contains(&hash).unwrap());
+        assert!(other.get(&hash).unwrap().is_none());
+        fs::write(other.path(&hash).unwrap(), b"of the other").unwrap();
+        assert_eq!(fs::read(files.path(&hash).unwrap()).unwrap(), b"of the first");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Volumes: directories that belong to no sandbox, filled and read through the API.
+//! Volumes: directories that belong to a team and to no sandbox, filled and read through the API.
 //!
 //! ```text
 //!   volumes/<id>/volume.json   name, token, when it was made
@@ -24,7 +24,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
-    ground::private::{private_dir, private_file},
+    ground::{
+        private::{private_dir, private_file},
+        team::{Scope, TeamId},
+    },
     host::disk::{DiskPressure, DiskPressureGuard},
 };
 
@@ -81,7 +84,10 @@ pub struct Volume {
     format: u32,
     /// Its id.
     pub id: String,
-    /// Its name, unique.
+    /// Whose it is. Absent in those of earlier servers.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub owner: TeamId,
+    /// Its name, unique in its team.
     pub name: String,
     /// Opens its content.
     pub token: String,
@@ -232,16 +238,16 @@ impl Volumes {
         Self { dir, disk, limits, naming: Mutex::default(), accounts: std::sync::Mutex::default(), uses: Arc::default() }
     }
 
-    /// Makes an empty volume. Durable when this returns.
-    pub async fn create(&self, name: &str) -> Result<Volume, VolumeError> {
+    /// Makes an empty volume of a team. Durable when this returns.
+    async fn create(&self, owner: TeamId, name: &str) -> Result<Volume, VolumeError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(allowed) {
             return Err(VolumeError::Name);
         }
         self.disk.check().map_err(VolumeError::Disk)?;
         let naming = self.naming.lock().await;
-        let existing = self.list().await?;
-        if existing.iter().any(|volume| volume.name == name) {
+        let existing = self.list(&Scope::Host).await?;
+        if existing.iter().any(|volume| volume.owner == owner && volume.name == name) {
             return Err(VolumeError::NameTaken(name.to_owned()));
         }
         if existing.len() >= self.limits.count {
@@ -250,6 +256,7 @@ impl Volumes {
         let volume = Volume {
             format: FORMAT,
             id: crate::ground::random::uuid(),
+            owner,
             name: name.to_owned(),
             token: crate::ground::random::hex::<32>(),
             created_at: Timestamp::now(),
@@ -260,31 +267,34 @@ impl Volumes {
         Ok(volume)
     }
 
-    /// Every volume, oldest first.
-    pub async fn list(&self) -> Result<Vec<Volume>, VolumeError> {
+    /// Every volume of a scope, oldest first.
+    async fn list(&self, scope: &Scope) -> Result<Vec<Volume>, VolumeError> {
         let dir = self.dir.clone();
-        blocking(move || list(&dir)).await
+        let mut volumes = blocking(move || list(&dir)).await?;
+        volumes.retain(|volume| scope.sees(&volume.owner));
+        Ok(volumes)
     }
 
-    /// One volume.
-    pub async fn get(&self, id: &str) -> Result<Volume, VolumeError> {
-        let (dir, id) = (self.dir.clone(), id.to_owned());
-        blocking(move || read(&dir, &id)).await
+    /// One volume, if it is the scope's.
+    pub(crate) async fn get(&self, scope: &Scope, id: &str) -> Result<Volume, VolumeError> {
+        let (dir, wanted) = (self.dir.clone(), id.to_owned());
+        let found = blocking(move || read(&dir, &wanted)).await?;
+        if scope.sees(&found.owner) { Ok(found) } else { Err(VolumeError::NotFound(id.to_owned())) }
     }
 
     /// What a volume holds, as far as that is known, and may hold.
-    pub fn usage(&self, id: &str) -> Result<Usage, VolumeError> {
+    fn usage(&self, id: &str) -> Result<Usage, VolumeError> {
         let account = self.account(id)?;
         Ok(Usage { used_bytes: account.used(), quota_bytes: account.quota() })
     }
 
     /// Counts what each volume holds, one after the other, so that it is known before somebody asks.
     pub(crate) async fn count_all(&self) -> Result<(), VolumeError> {
-        for volume in self.list().await? {
+        for volume in self.list(&Scope::Host).await? {
             match self.content(&volume.id).await {
                 Ok(content) => content.count().await?,
                 // It went meanwhile.
-                Err(_) if matches!(self.get(&volume.id).await, Err(VolumeError::NotFound(_))) => {}
+                Err(_) if matches!(self.get(&Scope::Host, &volume.id).await, Err(VolumeError::NotFound(_))) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -314,12 +324,12 @@ impl Volumes {
     }
 
     /// Finds a volume and keeps it.
-    pub(crate) async fn hold_by_name(&self, name: &str) -> Result<VolumeHold, VolumeError> {
-        let found = self.list().await?.into_iter().find(|volume| volume.name == name);
+    pub(crate) async fn hold_by_name(&self, scope: &Scope, name: &str) -> Result<VolumeHold, VolumeError> {
+        let found = self.list(scope).await?.into_iter().find(|volume| volume.name == name && volume.owner == scope.owner());
         let volume = found.ok_or_else(|| VolumeError::NotFound(name.to_owned()))?;
         let hold = self.hold(&volume.id)?;
         // Looked for before it was held, it may have gone.
-        self.get(&volume.id).await?;
+        self.get(scope, &volume.id).await?;
         Ok(hold)
     }
 
@@ -351,7 +361,7 @@ impl Volumes {
     /// Ends a volume with everything in it, which no sandbox has. Uploads under way fail.
     pub(crate) async fn destroy(&self, ending: VolumeEnding<'_>) -> Result<(), VolumeError> {
         let id = &ending.id;
-        self.get(id).await?;
+        self.get(&Scope::Host, id).await?;
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         let (dir, id) = (self.dir.clone(), id.clone());
         blocking(move || {
@@ -365,11 +375,11 @@ impl Volumes {
         .await
     }
 
-    /// The content of a volume, for who has its token.
-    pub async fn open(&self, id: &str, token: Option<&str>) -> Result<Content, VolumeError> {
+    /// The content of a volume, for who has its token, whosever it is.
+    async fn open(&self, id: &str, token: Option<&str>) -> Result<Content, VolumeError> {
         let refused = || VolumeError::Token(id.to_owned());
         // Whoever has no token is not told which volumes there are.
-        let volume = self.get(id).await.map_err(|error| match error {
+        let volume = self.get(&Scope::Host, id).await.map_err(|error| match error {
             VolumeError::NotFound(_) => refused(),
             other => other,
         })?;
@@ -379,6 +389,40 @@ impl Volumes {
             return Err(refused());
         }
         self.content(id).await
+    }
+}
+
+/// The volumes of one team, or of the host.
+#[derive(Debug, Clone, Copy)]
+pub struct TeamVolumes<'a> {
+    pub(crate) volumes: &'a Volumes,
+    pub(crate) scope: &'a Scope,
+}
+
+impl TeamVolumes<'_> {
+    /// Makes an empty volume. Durable when this returns.
+    pub async fn create(&self, name: &str) -> Result<Volume, VolumeError> {
+        self.volumes.create(self.scope.owner(), name).await
+    }
+
+    /// Every volume, oldest first.
+    pub async fn list(&self) -> Result<Vec<Volume>, VolumeError> {
+        self.volumes.list(self.scope).await
+    }
+
+    /// One volume.
+    pub async fn get(&self, id: &str) -> Result<Volume, VolumeError> {
+        self.volumes.get(self.scope, id).await
+    }
+
+    /// What one of these volumes holds, as far as that is known, and may hold.
+    pub fn usage(&self, volume: &Volume) -> Result<Usage, VolumeError> {
+        self.volumes.usage(&volume.id)
+    }
+
+    /// The content of a volume, for who has its token, whosever it is.
+    pub async fn open(&self, id: &str, token: Option<&str>) -> Result<Content, VolumeError> {
+        self.volumes.open(id, token).await
     }
 }
 

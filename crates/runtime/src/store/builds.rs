@@ -17,6 +17,7 @@ use crate::{
     ground::{
         ids::{ArtifactId, BuildId, TemplateId},
         reference::{Reference, Tag, TemplateName},
+        team::{Scope, TeamId},
     },
     store::StoreError,
 };
@@ -56,6 +57,9 @@ pub(crate) struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BuildRecord {
     pub(crate) id: BuildId,
+    /// Whose it is. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub(crate) owner: TeamId,
     pub(crate) template_id: TemplateId,
     /// Absent for a template without a name, and empty on disk.
     #[serde(with = "maybe_empty")]
@@ -154,11 +158,11 @@ impl Store {
     pub(crate) async fn request_build(&self, record: BuildRecord) -> Result<(BuildRecord, FamilyRecord), StoreError> {
         self.run(move |tx| {
             let name = record.name.clone();
-            let known = name.as_ref().map(|name| id_of_name(tx, name)).transpose()?.flatten();
+            let known = name.as_ref().map(|name| id_of_name(tx, &record.owner, name)).transpose()?.flatten();
             let template_id = known.unwrap_or_else(|| record.template_id.clone());
             let template = match family(tx, &template_id)? {
                 Some(template) => template,
-                None => FamilyRecord::unbuilt(template_id.clone(), name, record.created_at),
+                None => FamilyRecord::unbuilt((template_id.clone(), record.owner.clone()), name, record.created_at),
             };
             put_family(tx, &template)?;
             let record = BuildRecord { template_id, ..record };
@@ -196,12 +200,18 @@ impl Store {
         .await
     }
 
-    pub(crate) async fn builds(&self) -> Result<Vec<BuildRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])).await
+    /// Those of a scope.
+    pub(crate) async fn builds(&self, scope: Scope) -> Result<Vec<BuildRecord>, StoreError> {
+        let mut builds: Vec<BuildRecord> = self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])).await?;
+        builds.retain(|build| scope.sees(&build.owner));
+        Ok(builds)
     }
 
-    pub(crate) async fn build(&self, id: BuildId) -> Result<Option<BuildRecord>, StoreError> {
-        self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())).await
+    /// One, if it is a scope's.
+    pub(crate) async fn build(&self, scope: &Scope, id: BuildId) -> Result<Option<BuildRecord>, StoreError> {
+        let found: Option<BuildRecord> =
+            self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())).await?;
+        Ok(found.filter(|build| scope.sees(&build.owner)))
     }
 
     /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.

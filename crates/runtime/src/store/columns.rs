@@ -3,8 +3,9 @@
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
 use crate::ground::{
-    ids::{ArtifactId, BuildId, TemplateId},
+    ids::{ArtifactId, BuildId, KeyId, TemplateId},
     reference::{Reference, TemplateName},
+    team::TeamId,
 };
 
 /// What is a text in a column.
@@ -28,4 +29,6 @@ column!(Reference);
 column!(TemplateName);
 column!(TemplateId);
 column!(BuildId);
+column!(TeamId);
+column!(KeyId);
 column!(ArtifactId);

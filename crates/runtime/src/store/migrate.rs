@@ -1,5 +1,5 @@
 //! From the first version of the schema, in which each tagged build of a name was a template with an id of its own, to one template
-//! for each name. It is one transaction: a server that is killed in it begins again.
+//! for each name, and from there to that with teams. It is one transaction: a server that is killed in it begins again.
 //!
 //! Whatever bore an id that is none any more is told the new one: sandboxes, snapshots, builds. Clients keep the old one: it goes on
 //! to stand for the tag that it stood for. What had lost all of its names while another build has them is no longer reachable by
@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, params};
 
 use super::{
-    SandboxRecord, TemplateRecord, bodies, from_json, sqlite,
+    SandboxRecord, TemplateRecord, bodies, from_json, sqlite, teams_came,
     templates::{FamilyRecord, TABLES, give, put_family, put_version},
     to_json,
 };
@@ -33,20 +33,19 @@ struct Joined {
     names: BTreeMap<TemplateName, TemplateId>,
 }
 
-pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
-    let tx = c.transaction().map_err(sqlite("begin a migration"))?;
-    let mut builds: Vec<BuildRecord> = bodies(&tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
-    let sandboxes: Vec<SandboxRecord> = bodies(&tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
-    let joined = Joined::of(records(&tx)?, &mut builds);
+pub(super) fn from_1(tx: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
+    let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
+    let joined = Joined::of(records(tx)?, &mut builds);
     // Not before the names, which refer to them.
     tx.execute_batch("DROP TABLE names; DROP TABLE templates;").map_err(sqlite("drop the old tables"))?;
     tx.execute_batch(TABLES).map_err(sqlite("create the new tables"))?;
     for family in joined.families.values() {
-        put_family(&tx, family)?;
+        put_family(tx, family)?;
     }
     for version in &joined.versions {
-        put_version(&tx, version)?;
-        give(&tx, &version.build_id, &version.names, version.updated_at)?;
+        put_version(tx, version)?;
+        give(tx, (&version.owner, &version.build_id), &version.names, version.updated_at)?;
     }
     for (id, (template, name)) in &joined.former {
         tx.execute("INSERT INTO former_ids (id, template_id, name) VALUES (?1, ?2, ?3)", params![id, template, name])
@@ -64,8 +63,7 @@ pub(super) fn from_1(c: &mut Connection) -> Result<(), StoreError> {
                 .map_err(sqlite("put a sandbox"))?;
         }
     }
-    tx.execute_batch("PRAGMA user_version = 2").map_err(sqlite("write the version"))?;
-    tx.commit().map_err(sqlite("commit a migration"))
+    teams_came::with_keys(tx)
 }
 
 fn records(c: &Connection) -> Result<Vec<TemplateRecord>, StoreError> {
@@ -165,7 +163,8 @@ impl Joined {
             if let Some(name) = build.name.clone() {
                 self.names.insert(name, id.clone());
             }
-            self.families.insert(id.clone(), FamilyRecord::unbuilt(id, build.name.clone(), build.created_at));
+            self.families
+                .insert(id.clone(), FamilyRecord::unbuilt((id, build.owner.clone()), build.name.clone(), build.created_at));
             return;
         };
         let before = std::mem::replace(&mut build.template_id, template.clone());
@@ -179,6 +178,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::ground::{reference::Sought, team::Scope};
     use crate::store::{Store, templates::Lookup};
 
     fn template(id: &str, build: &str, minute: i64, fields: &Value) -> String {
@@ -252,11 +252,12 @@ mod tests {
         for _ in 0..2 {
             // The second time there is nothing to do.
             let store = Store::open(&path).await.unwrap();
-            let at = async |reference: &str| match store.template(reference.parse().unwrap()).await.unwrap() {
-                Lookup::Found(found) => format!("{} {}", found.id, found.build_id),
-                Lookup::NoTag { tag, tags, .. } => format!("no {tag} but {tags:?}"),
-                Lookup::Absent => "absent".to_owned(),
-            };
+            let at =
+                async |reference: &str| match store.template(Scope::Host, reference.parse::<Sought>().unwrap()).await.unwrap() {
+                    Lookup::Found(found) => format!("{} {}", found.id, found.build_id),
+                    Lookup::NoTag { tag, tags, .. } => format!("no {tag} but {tags:?}"),
+                    Lookup::Absent => "absent".to_owned(),
+                };
             for (reference, expected) in [
                 ("app", "one b1"),
                 ("one", "one b1"),
@@ -277,20 +278,26 @@ mod tests {
             ] {
                 assert_eq!(at(reference).await, expected, "{reference}");
             }
-            let app = store.family("two".parse().unwrap()).await.unwrap().unwrap();
+            let app = store.family(Scope::Host, "two".parse::<Sought>().unwrap()).await.unwrap().unwrap();
             assert_eq!((app.name, app.spawn_count), (Some("app".parse().unwrap()), 2));
             assert_eq!((app.created_at.as_second(), app.updated_at.as_second()), (300, 540));
-            let names: Vec<_> =
-                store.whole_templates().await.unwrap().into_iter().map(|whole| (whole.family.id, whole.family.name)).collect();
+            let names: Vec<_> = store
+                .whole_templates(Scope::Host)
+                .await
+                .unwrap()
+                .into_iter()
+                .map(|whole| (whole.family.id, whole.family.name))
+                .collect();
             let named = |id: &str, name: &str| (id.parse().unwrap(), Some(name.parse().unwrap()));
             let unnamed = |id: &str| (id.parse().unwrap(), None);
             assert_eq!(
                 names,
                 [unnamed("lone"), named("never", "unbuilt"), named("one", "app"), unnamed("snap"), named("tagged", "other")]
             );
-            let builds: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.template_id.to_string()).collect();
+            let builds: Vec<_> =
+                store.builds(Scope::Host).await.unwrap().into_iter().map(|build| build.template_id.to_string()).collect();
             assert_eq!(builds, ["one", "one", "never", "one"]);
-            let snapshot = store.template("mine:v1".parse().unwrap()).await.unwrap().found().unwrap();
+            let snapshot = store.template(Scope::Host, "mine:v1".parse::<Sought>().unwrap()).await.unwrap().found().unwrap();
             assert_eq!(snapshot.made_from.as_ref().map(TemplateId::as_str), Some("one"));
             store.close().await.unwrap();
         }

@@ -6,11 +6,12 @@ use rusqlite::{Connection, Params, Row};
 
 use super::{
     Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies, sqlite,
-    templates::{self, Lookup},
+    templates::{self, Lookup, Use},
 };
 use crate::ground::{
     ids::{BuildId, TemplateId},
-    reference::Reference,
+    reference::Sought,
+    team::Scope,
 };
 
 /// The tags of a template.
@@ -30,10 +31,11 @@ pub(crate) struct WholeTemplate {
 }
 
 impl Store {
-    /// Every template and snapshot, also those of which no build has ended, by id.
-    pub(crate) async fn whole_templates(&self) -> Result<Vec<WholeTemplate>, StoreError> {
-        self.run(|tx| {
-            let families = bodies(tx, "templates", "SELECT body FROM templates ORDER BY id", [])?;
+    /// Every template and snapshot of a scope, also those of which no build has ended, by id.
+    pub(crate) async fn whole_templates(&self, scope: Scope) -> Result<Vec<WholeTemplate>, StoreError> {
+        self.run(move |tx| {
+            let mut families: Vec<FamilyRecord> = bodies(tx, "templates", "SELECT body FROM templates ORDER BY id", [])?;
+            families.retain(|family| scope.sees(&family.owner));
             let versions = templates::versions(tx, "ORDER BY v.template_id, v.build_id", [])?;
             let assignments = assignments(tx, "SELECT name, build_id, assigned_at FROM names ORDER BY name", [])?;
             let builds = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
@@ -42,17 +44,18 @@ impl Store {
         .await
     }
 
-    /// What a reference leads to, whatever its tag, and whether or not anything was built; with the version that it means, if that
-    /// is there.
+    /// What a reference leads to among what a scope owns, whatever its tag, and whether or not anything was built; with the version that
+    /// it means, if that is there.
     pub(crate) async fn whole_template(
         &self,
-        reference: Reference,
+        scope: Scope,
+        sought: Sought,
     ) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
         self.run(move |tx| {
-            let meant = templates::lookup(tx, &reference).map(Lookup::found)?;
+            let meant = templates::lookup(tx, (&scope, Use::Own), &sought).map(Lookup::found)?;
             let family = match &meant {
                 Some(version) => templates::family(tx, &version.id)?,
-                None => templates::family_of(tx, &reference)?,
+                None => templates::family_of(tx, &scope, &sought)?,
             };
             let Some(family) = family else { return Ok(None) };
             let whole = WholeTemplate {

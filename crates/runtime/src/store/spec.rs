@@ -12,7 +12,7 @@ use firkin_network::EgressFilter;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity::ResourceBudget, storage::workload::WorkloadToken};
+use crate::{capacity::ResourceBudget, ground::team::TeamId, storage::workload::WorkloadToken};
 
 /// Life of a sandbox whose creator names none, in seconds.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -118,9 +118,10 @@ pub enum InternetAccess {
 }
 
 impl InternetAccess {
-    /// The same for a sandbox that has these identity tokens.
-    pub(crate) fn with_tokens(mut self, tokens: &BTreeMap<String, WorkloadToken>) -> Self {
+    /// The same for a sandbox of this team that has these identity tokens.
+    pub(crate) fn of_team(mut self, team: TeamId, tokens: &BTreeMap<String, WorkloadToken>) -> Self {
         if let Self::Steered(steered) = &mut self {
+            steered.team = team;
             steered.tokens.clone_from(tokens);
         }
         self
@@ -145,6 +146,9 @@ pub struct Steered {
     /// What is put into requests, by host. Not more than one entry for a set of hosts.
     #[serde(default)]
     pub filled: Vec<Filled>,
+    /// Whose secrets these are.
+    #[serde(default)]
+    pub team: TeamId,
     /// The sandbox's identity tokens, which may be among it.
     #[serde(default)]
     pub tokens: BTreeMap<String, WorkloadToken>,
@@ -312,6 +316,8 @@ pub enum SandboxState {
 pub struct RuntimeSandbox {
     /// Its id.
     pub id: SandboxId,
+    /// Whose it is.
+    pub owner: TeamId,
     /// Id of the template or snapshot it came from.
     pub template_id: String,
     /// Name of that template, when it has one.

@@ -6,12 +6,13 @@
 //!      │
 //!   versions    build id ─ artifact, size, commands     a snapshot is a template with one version
 //!      │
-//!   names       `name:tag`, each leads to one version; of a template without a name `id:tag`
+//!   names       `name:tag`, each leads to one version; of a template without a name `id:tag`; each team has names of its own
 //!
 //!   former_ids  ids from the time when each tagged build had one of its own
 //! ```
 //!
-//! A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
+//! Of another team's only what is public is found, and the host's standard templates by their bare names; to nobody else is either shown,
+//! or changed by anybody else. A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, params};
@@ -21,19 +22,23 @@ use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite
 use crate::{
     ground::{
         ids::{BuildId, TemplateId},
-        reference::{NoTemplate, Reference, TemplateName},
+        reference::{NoTemplate, Reference, STANDARD, Sought, TemplateName},
+        team::{Scope, TeamId},
     },
     store::{StoreError, spec::SandboxId},
 };
 
 pub(super) const TABLES: &str = "
-    CREATE TABLE templates (id TEXT PRIMARY KEY, name TEXT UNIQUE, body TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE templates (
+        id TEXT PRIMARY KEY, team TEXT NOT NULL, name TEXT, body TEXT NOT NULL, UNIQUE (team, name)
+    ) WITHOUT ROWID;
     CREATE TABLE versions (
         build_id TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id), body TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX versions_of_template ON versions (template_id);
     CREATE TABLE names (
-        name TEXT PRIMARY KEY, build_id TEXT NOT NULL REFERENCES versions (build_id), assigned_at TEXT NOT NULL
+        team TEXT NOT NULL, name TEXT NOT NULL, build_id TEXT NOT NULL REFERENCES versions (build_id), assigned_at TEXT NOT NULL,
+        PRIMARY KEY (team, name)
     ) WITHOUT ROWID;
     CREATE INDEX names_of_version ON names (build_id);
     CREATE TABLE former_ids (
@@ -42,13 +47,16 @@ pub(super) const TABLES: &str = "
     CREATE INDEX former_ids_of_template ON former_ids (template_id);";
 
 /// The version of a name.
-const NAMED: &str = "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1)";
+const NAMED: &str = "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1 AND team = ?2)";
 
 /// The versions of a template.
 pub(super) const OF_TEMPLATE: &str = "WHERE v.template_id = ?1 ORDER BY v.build_id";
 
-/// The template of an id or a name.
-const FAMILY_ID: &str = "SELECT id FROM templates WHERE id = ?1 UNION ALL SELECT id FROM templates WHERE name = ?1 LIMIT 1";
+/// What all versions of a template share.
+const FAMILY: &str = "SELECT body FROM templates WHERE id = ?1";
+
+/// The template of a team's name.
+const ID_OF_NAME: &str = "SELECT id FROM templates WHERE name = ?1 AND team = ?2";
 
 /// What an id of earlier has become.
 const FORMER_ID: &str = "SELECT template_id, name FROM former_ids WHERE id = ?1";
@@ -57,6 +65,9 @@ const FORMER_ID: &str = "SELECT template_id, name FROM former_ids WHERE id = ?1"
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FamilyRecord {
     pub(crate) id: TemplateId,
+    /// Whose it is. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "TeamId::is_first")]
+    pub(crate) owner: TeamId,
     /// Without tag. Absent where none was given, and for snapshots, which are named one by one.
     pub(crate) name: Option<TemplateName>,
     pub(crate) public: bool,
@@ -75,6 +86,7 @@ impl FamilyRecord {
     pub(crate) fn of(first: &TemplateRecord) -> Self {
         Self {
             id: first.id.clone(),
+            owner: first.owner.clone(),
             name: first.family_name(),
             public: first.setup.public,
             description: first.description.clone(),
@@ -87,9 +99,10 @@ impl FamilyRecord {
     }
 
     /// Of a template that has no version yet.
-    pub(crate) fn unbuilt(id: TemplateId, name: Option<TemplateName>, at: Timestamp) -> Self {
+    pub(crate) fn unbuilt((id, owner): (TemplateId, TeamId), name: Option<TemplateName>, at: Timestamp) -> Self {
         Self {
             id,
+            owner,
             name,
             public: false,
             description: None,
@@ -105,6 +118,7 @@ impl FamilyRecord {
     fn share(self, version: TemplateRecord) -> TemplateRecord {
         TemplateRecord {
             id: self.id,
+            owner: self.owner,
             created_at: self.created_at,
             spawn_count: self.spawn_count,
             last_spawned_at: self.last_spawned_at,
@@ -190,25 +204,28 @@ impl Store {
                 .optional()
                 .map_err(sqlite("read a version"))?;
             let Some(id): Option<TemplateId> = id else { return Ok(false) };
-            give(tx, &build_id, &names, Timestamp::now())?;
+            let Some(family) = family(tx, &id)? else { return Ok(false) };
+            give(tx, (&family.owner, &build_id), &names, Timestamp::now())?;
             drop_untagged(tx, &id)?;
             Ok(true)
         })
         .await
     }
 
-    /// Removes names. When one of them is not there, it is returned and all stay.
-    pub(crate) async fn remove_names(&self, names: Vec<Reference>) -> Result<Option<Reference>, StoreError> {
+    /// Removes names of a team. When one of them is not there, it is returned and all stay.
+    pub(crate) async fn remove_names(&self, team: TeamId, names: Vec<Reference>) -> Result<Option<Reference>, StoreError> {
         self.run(move |tx| {
             let mut of = Vec::new();
             for name in &names {
-                let query = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id WHERE n.name = ?1";
-                let id = tx.query_row(query, params![name], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
+                let query = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id
+                             WHERE n.name = ?1 AND n.team = ?2";
+                let id = tx.query_row(query, params![name, team], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
                 let Some(id): Option<TemplateId> = id else { return Ok(Some(name.clone())) };
                 of.push(id);
             }
             for (name, id) in names.iter().zip(of) {
-                tx.execute("DELETE FROM names WHERE name = ?1", params![name]).map_err(sqlite("remove a name"))?;
+                let remove = "DELETE FROM names WHERE name = ?1 AND team = ?2";
+                tx.execute(remove, params![name, team]).map_err(sqlite("remove a name"))?;
                 drop_untagged(tx, &id)?;
             }
             Ok(None)
@@ -229,12 +246,12 @@ impl Store {
     /// empty. Gives its id, if it is there.
     pub(crate) async fn update_template(
         &self,
-        reference: Reference,
+        (scope, sought): (Scope, Sought),
         public: Option<bool>,
         description: Option<String>,
     ) -> Result<Option<TemplateId>, StoreError> {
         self.run(move |tx| {
-            let Some(mut family) = family_of(tx, &reference)? else { return Ok(None) };
+            let Some(mut family) = family_of(tx, &scope, &sought)? else { return Ok(None) };
             if let Some(public) = public {
                 family.public = public;
             }
@@ -249,10 +266,10 @@ impl Store {
 
     /// Removes a template or snapshot with all of its versions, tags and builds, unless sandboxes of it are on record: then it gives
     /// these, and all stays.
-    pub(crate) async fn delete_template(&self, id: TemplateId) -> Result<Vec<SandboxId>, StoreError> {
+    pub(crate) async fn delete_template(&self, id: TemplateId) -> Result<Vec<(TeamId, SandboxId)>, StoreError> {
         self.run(move |tx| {
             let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
-            let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| s.id).collect();
+            let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| (s.owner, s.id)).collect();
             if !of_it.is_empty() {
                 return Ok(of_it);
             }
@@ -271,25 +288,76 @@ impl Store {
         .await
     }
 
-    /// Every version of every template, and every snapshot, with the names that lead to it now. Those of one template are together.
-    pub(crate) async fn templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
-        self.run(|tx| versions(tx, "ORDER BY v.template_id, v.build_id", [])).await
+    /// Every version of every template of a scope, and every snapshot, with the names that lead to it now. Those of one template are
+    /// together.
+    pub(crate) async fn templates(&self, scope: Scope) -> Result<Vec<TemplateRecord>, StoreError> {
+        let all = self.run(|tx| versions(tx, "ORDER BY v.template_id, v.build_id", [])).await?;
+        Ok(all.into_iter().filter(|record| scope.sees(&record.owner)).collect())
     }
 
-    /// The version that a reference leads to.
-    pub(crate) async fn template(&self, reference: Reference) -> Result<Lookup, StoreError> {
-        self.run(move |tx| lookup(tx, &reference)).await
+    /// The version that a reference leads to, among what a scope owns.
+    pub(crate) async fn template(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Lookup, StoreError> {
+        let sought = sought.into();
+        self.run(move |tx| lookup(tx, (&scope, Use::Own), &sought)).await
     }
 
-    /// The template or snapshot of a reference, whatever its tag, and whether or not anything was built.
-    pub(crate) async fn family(&self, reference: Reference) -> Result<Option<FamilyRecord>, StoreError> {
-        self.run(move |tx| family_of(tx, &reference)).await
+    /// The version that a reference leads to, among what a scope may start from: also what is public, and the host's standard templates.
+    pub(crate) async fn usable_template(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Lookup, StoreError> {
+        let sought = sought.into();
+        self.run(move |tx| lookup(tx, (&scope, Use::StartFrom), &sought)).await
+    }
+
+    /// What a scope may start from of a reference, whatever its tag, and whether or not anything was built.
+    pub(crate) async fn usable_family(
+        &self,
+        scope: Scope,
+        sought: impl Into<Sought>,
+    ) -> Result<Option<FamilyRecord>, StoreError> {
+        let sought = sought.into();
+        self.run(move |tx| found_by(tx, (&scope, Use::StartFrom), &sought)).await
+    }
+
+    /// The template or snapshot of a reference that a scope owns, whatever its tag, and whether or not anything was built.
+    pub(crate) async fn family(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Option<FamilyRecord>, StoreError> {
+        let sought = sought.into();
+        self.run(move |tx| family_of(tx, &scope, &sought)).await
     }
 }
 
+/// What something is looked up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// To be shown, changed or removed.
+    Own,
+    /// To start from it.
+    StartFrom,
+}
+
+/// For whom something is looked up, and what for.
+type For<'a> = (&'a Scope, Use);
+
+/// Whether what was found is there for who looks.
+fn is_there((scope, to): For<'_>, family: &FamilyRecord) -> bool {
+    let standard = || family.owner.is_first() && family.name.as_ref().is_some_and(is_standard);
+    scope.sees(&family.owner) || (to == Use::StartFrom && (family.public || standard()))
+}
+
+fn is_standard(name: &TemplateName) -> bool {
+    STANDARD.contains(&name.as_str())
+}
+
+/// Whose names are looked through, in this order: those of the team that is named, else one's own, then the host's standard ones.
+fn teams((scope, to): For<'_>, sought: &Sought) -> Vec<TeamId> {
+    let mut teams = vec![sought.team.clone().unwrap_or_else(|| scope.owner())];
+    if sought.team.is_none() && to == Use::StartFrom && is_standard(&sought.reference.name) && !teams[0].is_first() {
+        teams.push(TeamId::first());
+    }
+    teams
+}
+
 /// A template that an id or a name leads to.
-struct FamilyId {
-    id: TemplateId,
+struct FamilyFound {
+    family: FamilyRecord,
     /// The `name:tag` that it stood for by itself, if it is a former id.
     stood_for: Option<Reference>,
 }
@@ -305,35 +373,55 @@ impl NoTemplate {
     }
 }
 
-fn family_id(c: &Connection, base: &str) -> Result<Option<FamilyId>, StoreError> {
-    let found = c.query_row(FAMILY_ID, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: None })).optional();
-    if let Some(found) = found.map_err(sqlite("read a template"))? {
-        return Ok(Some(found));
+/// By an id, else by a name. What is there for others only is as good as not there.
+fn family_found(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<FamilyFound>, StoreError> {
+    let base = sought.reference.name.as_str();
+    let there = |found: Option<FamilyRecord>| found.filter(|family| is_there(by, family));
+    let of_team = |family: &FamilyRecord| sought.team.as_ref().is_none_or(|team| *team == family.owner);
+    if let Some(family) = there(one(c, "templates", FAMILY, base)?).filter(of_team) {
+        return Ok(Some(FamilyFound { family, stood_for: None }));
     }
-    let found = c.query_row(FORMER_ID, params![base], |row| Ok(FamilyId { id: row.get(0)?, stood_for: row.get(1)? })).optional();
-    found.map_err(sqlite("read a former id"))
+    for team in teams(by, sought) {
+        if let Some(id) = id_of_name(c, &team, &sought.reference.name)?
+            && let Some(family) = there(family(c, &id)?)
+        {
+            return Ok(Some(FamilyFound { family, stood_for: None }));
+        }
+    }
+    let former = c.query_row(FORMER_ID, params![base], |row| Ok((row.get(0)?, row.get(1)?))).optional();
+    let Some((id, stood_for)) = former.map_err(sqlite("read a former id"))? else { return Ok(None) };
+    let family = there(family(c, &id)?).filter(of_team);
+    Ok(family.map(|family| FamilyFound { family, stood_for }))
 }
 
-pub(super) fn family_of(c: &Connection, reference: &Reference) -> Result<Option<FamilyRecord>, StoreError> {
+/// The template or snapshot of a reference that `scope` owns.
+pub(super) fn family_of(c: &Connection, scope: &Scope, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
+    found_by(c, (scope, Use::Own), sought)
+}
+
+fn found_by(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
     // A snapshot may be called as a template is, with a tag of its own.
-    let named = named(c, reference)?.map(|record| record.id);
-    let by_tag = named.clone().filter(|_| reference.tag.is_some());
-    let id = match by_tag {
-        Some(id) => Some(id),
-        None => family_id(c, reference.name.as_str())?.map(|found| found.id).or(named),
-    };
-    id.map_or(Ok(None), |id| family(c, &id))
+    let named = named(c, by, sought)?.map(|record| record.id);
+    let by_tag = named.clone().filter(|_| sought.reference.tag.is_some());
+    match by_tag {
+        Some(id) => family(c, &id),
+        None => match family_found(c, by, sought)? {
+            Some(found) => Ok(Some(found.family)),
+            None => named.map_or(Ok(None), |id| family(c, &id)),
+        },
+    }
 }
 
-pub(super) fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, StoreError> {
+pub(super) fn lookup(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Lookup, StoreError> {
     let found = |record: TemplateRecord| Ok(Lookup::Found(Box::new(record)));
-    if let Some(record) = named(c, reference)? {
+    if let Some(record) = named(c, by, sought)? {
         return found(record);
     }
-    let Some(FamilyId { id, stood_for }) = family_id(c, reference.name.as_str())? else { return Ok(Lookup::Absent) };
+    let Some(FamilyFound { family, stood_for }) = family_found(c, by, sought)? else { return Ok(Lookup::Absent) };
+    let reference = &sought.reference;
     let meant = stood_for.filter(|_| reference.tag.is_none());
     let tag = meant.as_ref().unwrap_or(reference).tag();
-    let versions = versions(c, OF_TEMPLATE, [&id])?;
+    let versions = versions(c, OF_TEMPLATE, [&family.id])?;
     // `<id>:default` is how unnamed snapshots are shown; by its bare id every snapshot is found.
     let is_it = |record: &&TemplateRecord| {
         record.tags().any(|known| known == tag) || (record.snapshot_of.is_some() && reference.other_tag().is_none())
@@ -346,8 +434,15 @@ pub(super) fn lookup(c: &Connection, reference: &Reference) -> Result<Lookup, St
     Ok(Lookup::NoTag { template: reference.name.to_string(), tag: tag.to_owned(), tags })
 }
 
-fn named(c: &Connection, reference: &Reference) -> Result<Option<TemplateRecord>, StoreError> {
-    Ok(versions(c, NAMED, [reference.clone().full()])?.into_iter().next())
+fn named(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<TemplateRecord>, StoreError> {
+    for team in teams(by, sought) {
+        let found = versions(c, NAMED, params![sought.reference.clone().full(), team])?.into_iter().next();
+        let Some(record) = found else { continue };
+        if family(c, &record.id)?.is_some_and(|family| is_there(by, &family)) {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
 }
 
 /// The versions that `which` selects, each with what it shares with others of its template and with its names.
@@ -372,7 +467,7 @@ fn versions_query(which: &str) -> String {
 }
 
 pub(super) fn family(c: &Connection, id: &TemplateId) -> Result<Option<FamilyRecord>, StoreError> {
-    one(c, "templates", "SELECT body FROM templates WHERE id = ?1", id.as_str())
+    one(c, "templates", FAMILY, id.as_str())
 }
 
 /// Whether this build became a version that is there.
@@ -381,17 +476,17 @@ pub(super) fn is_version(c: &Connection, build_id: &BuildId) -> Result<bool, Sto
     Ok(found.map_err(sqlite("read a version"))?.is_some())
 }
 
-/// The id of the template with this name.
-pub(super) fn id_of_name(c: &Connection, name: &TemplateName) -> Result<Option<TemplateId>, StoreError> {
-    let found = c.query_row("SELECT id FROM templates WHERE name = ?1", params![name], |row| row.get(0)).optional();
+/// The id of a team's template with this name.
+pub(super) fn id_of_name(c: &Connection, team: &TeamId, name: &TemplateName) -> Result<Option<TemplateId>, StoreError> {
+    let found = c.query_row(ID_OF_NAME, params![name, team], |row| row.get(0)).optional();
     found.map_err(sqlite("read a template"))
 }
 
 pub(super) fn put_family(c: &Connection, family: &FamilyRecord) -> Result<(), StoreError> {
     let body = to_json("templates", family)?;
-    let put = "INSERT INTO templates (id, name, body) VALUES (?1, ?2, ?3)
-               ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body";
-    c.execute(put, params![family.id, family.name, body]).map_err(sqlite("put a template"))?;
+    let put = "INSERT INTO templates (id, team, name, body) VALUES (?1, ?2, ?3, ?4)
+               ON CONFLICT (id) DO UPDATE SET team = excluded.team, name = excluded.name, body = excluded.body";
+    c.execute(put, params![family.id, family.owner, family.name, body]).map_err(sqlite("put a template"))?;
     Ok(())
 }
 
@@ -403,11 +498,17 @@ pub(super) fn put_version(c: &Connection, record: &TemplateRecord) -> Result<(),
     Ok(())
 }
 
-pub(super) fn give(c: &Connection, build_id: &BuildId, names: &[Reference], at: Timestamp) -> Result<(), StoreError> {
-    let give = "INSERT INTO names (name, build_id, assigned_at) VALUES (?1, ?2, ?3)
-                ON CONFLICT (name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
+/// Has names of a team lead to one of its versions.
+pub(super) fn give(
+    c: &Connection,
+    (team, build_id): (&TeamId, &BuildId),
+    names: &[Reference],
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let give = "INSERT INTO names (name, build_id, assigned_at, team) VALUES (?1, ?2, ?3, ?4)
+                ON CONFLICT (team, name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
     for name in names {
-        c.execute(give, params![name, build_id, at.to_string()]).map_err(sqlite("put a name"))?;
+        c.execute(give, params![name, build_id, at.to_string(), team]).map_err(sqlite("put a name"))?;
     }
     Ok(())
 }
@@ -415,7 +516,7 @@ pub(super) fn give(c: &Connection, build_id: &BuildId, names: &[Reference], at: 
 pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<TemplateRecord, StoreError> {
     let mut record = record.clone();
     if let Some(name) = record.family_name()
-        && let Some(id) = id_of_name(tx, &name)?
+        && let Some(id) = id_of_name(tx, &record.owner, &name)?
     {
         record.id = id;
     }
@@ -426,7 +527,7 @@ pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Res
     put_family(tx, &family)?;
     put_version(tx, &record)?;
     tx.execute("DELETE FROM names WHERE build_id = ?1", params![record.build_id]).map_err(sqlite("clear names"))?;
-    give(tx, &record.build_id, &record.names, record.updated_at)?;
+    give(tx, (&family.owner, &record.build_id), &record.names, record.updated_at)?;
     if record.snapshot_of.is_none() {
         drop_untagged(tx, &record.id)?;
     }
@@ -462,7 +563,7 @@ mod tests {
 
     #[tokio::test]
     async fn templates_and_snapshots_are_found_without_the_others() {
-        let lookups = [versions_query(NAMED), versions_query(OF_TEMPLATE), FAMILY_ID.to_owned(), FORMER_ID.to_owned()];
+        let lookups = [versions_query(NAMED), versions_query(OF_TEMPLATE), ID_OF_NAME.to_owned(), FORMER_ID.to_owned()];
         goes_through_no_table(lookups).await;
     }
 }

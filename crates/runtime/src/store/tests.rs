@@ -13,8 +13,9 @@ use crate::{
     ground::{
         ids::{BuildId, TemplateId},
         reference::{Reference, Tag},
+        team::{Scope, TeamId},
     },
-    store::spec::{CreateSandbox, Memory, SandboxId},
+    store::spec::{CreateSandbox, Memory},
 };
 
 /// A store of one test, with its directory.
@@ -23,14 +24,15 @@ async fn store() -> (Store, tempfile::TempDir) {
     (Store::open(&dir.path().join("firkin.db")).await.unwrap(), dir)
 }
 
-/// Holds of queries with one parameter that SQLite answers them by indices.
+/// Holds of queries that SQLite answers them by indices.
 pub(super) async fn goes_through_no_table(queries: impl IntoIterator<Item = String>) {
     let (store, _dir) = store().await;
     for query in queries {
         let explained = query.clone();
         let steps = store.run(move |tx| {
             let mut statement = tx.prepare(&format!("EXPLAIN QUERY PLAN {explained}")).map_err(sqlite("explain"))?;
-            let rows = statement.query_map(["x"], |row| row.get("detail")).map_err(sqlite("explain"))?;
+            let any = rusqlite::params_from_iter(vec!["x"; statement.parameter_count()]);
+            let rows = statement.query_map(any, |row| row.get("detail")).map_err(sqlite("explain"))?;
             rows.collect::<Result<Vec<String>, _>>().map_err(sqlite("explain"))
         });
         let steps = steps.await.unwrap();
@@ -46,6 +48,7 @@ fn at(second: i64) -> Timestamp {
 fn build(id: &str, name: &str) -> BuildRecord {
     BuildRecord {
         id: id.parse().unwrap(),
+        owner: TeamId::first(),
         template_id: format!("template-of-{id}").parse().unwrap(),
         name: Some(name.parse().unwrap()),
         tags: vec![Tag::default()],
@@ -73,6 +76,7 @@ fn app() -> Reference {
 fn version(build: &BuildRecord) -> TemplateRecord {
     TemplateRecord {
         id: build.template_id.clone(),
+        owner: build.owner.clone(),
         build_id: build.id.clone(),
         artifact: format!("artifact-of-{}", build.id).parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 8 },
@@ -93,6 +97,7 @@ fn version(build: &BuildRecord) -> TemplateRecord {
 fn sandbox(id: &str, template: &TemplateId) -> SandboxRecord {
     SandboxRecord {
         id: id.parse().unwrap(),
+        owner: TeamId::first(),
         spec: CreateSandbox::from_template(template.to_string()),
         template_id: template.clone(),
         alias: None,
@@ -130,11 +135,11 @@ async fn a_build_begins_once_and_not_after_its_deletion() {
     }
     let begun = store.begin_build(id("b1"), at(1)).await.unwrap().unwrap();
     assert_eq!((begun.state, begun.updated_at), (BuildState::Building, at(1)));
-    assert_eq!(store.build(id("b1")).await.unwrap(), Some(begun.clone()));
+    assert_eq!(store.build(&Scope::Host, id("b1")).await.unwrap(), Some(begun.clone()));
     assert_eq!(store.begin_build(id("b1"), at(2)).await.unwrap(), None);
     store.delete_template(begun.template_id).await.unwrap();
     assert_eq!(store.begin_build(id("b2"), at(2)).await.unwrap(), None);
-    assert_eq!(store.build(id("b2")).await.unwrap(), None, "it does not come back");
+    assert_eq!(store.build(&Scope::Host, id("b2")).await.unwrap(), None, "it does not come back");
 }
 
 #[tokio::test]
@@ -144,7 +149,7 @@ async fn a_build_that_ends_after_its_deletion_makes_nothing() {
     let begun = store.begin_build(id("b1"), at(1)).await.unwrap().unwrap();
     store.delete_template(begun.template_id.clone()).await.unwrap();
     store.end_build(begun.clone(), Vec::new(), Some(version(&begun))).await.unwrap();
-    assert_eq!((store.builds().await.unwrap(), store.whole_templates().await.unwrap().len()), (vec![], 0));
+    assert_eq!((store.builds(Scope::Host).await.unwrap(), store.whole_templates(Scope::Host).await.unwrap().len()), (vec![], 0));
 }
 
 #[tokio::test]
@@ -155,12 +160,15 @@ async fn a_template_goes_with_all_of_it_or_stays_for_a_sandbox() {
     built(&store, "b3", "other", 2).await;
     store.put_sandbox(sandbox("i1", &template)).await.unwrap();
     let used = store.delete_template(template.clone()).await.unwrap();
-    assert_eq!(used.iter().map(SandboxId::as_str).collect::<Vec<_>>(), ["i1"]);
-    assert_eq!((store.builds().await.unwrap().len(), store.templates().await.unwrap().len()), (3, 2));
-    store.delete_sandbox(used.into_iter().next().unwrap()).await.unwrap();
+    assert_eq!(used.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["i1"]);
+    assert_eq!((store.builds(Scope::Host).await.unwrap().len(), store.templates(Scope::Host).await.unwrap().len()), (3, 2));
+    store.delete_sandbox(used.into_iter().next().unwrap().1).await.unwrap();
     assert!(store.delete_template(template).await.unwrap().is_empty());
     let left = |builds: Vec<BuildRecord>| builds.into_iter().map(|build| build.id.to_string()).collect::<Vec<_>>();
-    assert_eq!((left(store.builds().await.unwrap()), store.templates().await.unwrap().len()), (vec!["b3".to_owned()], 1));
+    assert_eq!(
+        (left(store.builds(Scope::Host).await.unwrap()), store.templates(Scope::Host).await.unwrap().len()),
+        (vec!["b3".to_owned()], 1)
+    );
 }
 
 #[tokio::test]
@@ -172,7 +180,7 @@ async fn builds_of_an_earlier_server_fail_and_no_others() {
     store.begin_build(id("b1"), at(1)).await.unwrap();
     let reason = BuildReason { message: "gone".to_owned(), step: "base".to_owned() };
     store.fail_builds_under_way(reason.clone(), at(2)).await.unwrap();
-    let [failed, waits] = store.builds().await.unwrap().try_into().unwrap();
+    let [failed, waits] = store.builds(Scope::Host).await.unwrap().try_into().unwrap();
     assert_eq!((failed.state, failed.reason, failed.finished_at), (BuildState::Error, Some(reason), Some(at(2))));
     assert_eq!(waits.state, BuildState::Waiting);
 }
@@ -187,7 +195,7 @@ async fn the_oldest_builds_are_forgotten_but_none_that_a_template_stands_on() {
     }
     store.request_build(build("b0", "waits")).await.unwrap();
     store.forget_ended_builds(2).await.unwrap();
-    let left: Vec<_> = store.builds().await.unwrap().into_iter().map(|build| build.id.to_string()).collect();
+    let left: Vec<_> = store.builds(Scope::Host).await.unwrap().into_iter().map(|build| build.id.to_string()).collect();
     assert_eq!(left, ["b0", "b1", "b3", "b4"]);
 }
 
@@ -233,13 +241,13 @@ async fn an_update_changes_what_is_given_and_counts_stay() {
     let id = built(&store, "b1", "app", 1).await.template_id;
     store.count_spawn(id.clone(), at(5)).await.unwrap();
     for (public, description) in [(Some(true), Some("for tests".to_owned())), (None, None)] {
-        assert_eq!(store.update_template(app(), public, description).await.unwrap().as_ref(), Some(&id));
-        let found = store.family(app()).await.unwrap().unwrap();
+        assert_eq!(store.update_template((Scope::Host, app().into()), public, description).await.unwrap().as_ref(), Some(&id));
+        let found = store.family(Scope::Host, app()).await.unwrap().unwrap();
         assert_eq!((found.public, found.description.as_deref(), found.spawn_count), (true, Some("for tests"), 1));
     }
-    store.update_template(id.as_str().parse().unwrap(), None, Some(String::new())).await.unwrap();
-    assert_eq!(store.family(app()).await.unwrap().unwrap().description, None);
-    assert_eq!(store.update_template("other".parse().unwrap(), Some(true), None).await.unwrap(), None);
+    store.update_template((Scope::Host, id.as_str().parse().unwrap()), None, Some(String::new())).await.unwrap();
+    assert_eq!(store.family(Scope::Host, app()).await.unwrap().unwrap().description, None);
+    assert_eq!(store.update_template((Scope::Host, "other".parse().unwrap()), Some(true), None).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -248,13 +256,20 @@ async fn of_several_names_all_are_removed_or_none() {
     let version = built(&store, "b1", "app", 1).await;
     store.add_names(version.id, vec!["app:v1".parse().unwrap()]).await.unwrap();
     let names = async || {
-        store.templates().await.unwrap().into_iter().flat_map(|version| version.names).map(String::from).collect::<Vec<_>>()
+        store
+            .templates(Scope::Host)
+            .await
+            .unwrap()
+            .into_iter()
+            .flat_map(|version| version.names)
+            .map(String::from)
+            .collect::<Vec<_>>()
     };
-    let remove = |names: &[&str]| store.remove_names(names.iter().map(|name| name.parse().unwrap()).collect());
+    let remove = |names: &[&str]| store.remove_names(TeamId::first(), names.iter().map(|name| name.parse().unwrap()).collect());
     assert_eq!(remove(&["app:v1", "app:v2"]).await.unwrap(), Some("app:v2".parse().unwrap()));
     assert_eq!(names().await, ["app:default", "app:v1"]);
     assert_eq!(remove(&["app:v1", "app:default"]).await.unwrap(), None);
-    assert!(names().await.is_empty() && store.templates().await.unwrap().is_empty());
+    assert!(names().await.is_empty() && store.templates(Scope::Host).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -265,7 +280,7 @@ async fn a_warm_up_is_noted_of_a_version_that_is_there() {
         store.set_warm_up(id.parse().unwrap(), Some("true".to_owned())).await.unwrap();
     }
     let expected = TemplateRecord { warm_up: Some("true".to_owned()), ..version(&build) };
-    assert_eq!(store.templates().await.unwrap(), [expected]);
+    assert_eq!(store.templates(Scope::Host).await.unwrap(), [expected]);
 }
 
 /// Ids and names are types in memory only: what was written when they were texts is read, and written again as it was.

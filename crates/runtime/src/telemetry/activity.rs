@@ -1,14 +1,16 @@
-//! How many sandboxes ran at once and how often one started: by the minute, for a week, in memory.
+//! How many sandboxes of each team ran at once and how often one started: by the minute, for a week, in memory.
 //!
 //! A minute remembers the most that ran at once in it, seen at each start and at each look of the sampler, so that a short burst
 //! does not fall between two looks. The ring does not outlive the server.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
+
+use crate::ground::team::TeamId;
 
 /// Seconds that one entry stands for.
 const MINUTE_S: i64 = 60;
@@ -38,55 +40,59 @@ struct Minute {
     starts: u32,
 }
 
-/// The ring.
+/// The ring of each team that ever ran a sandbox.
 #[derive(Debug, Default)]
-pub(crate) struct Activity(Mutex<VecDeque<Minute>>);
+pub(crate) struct Activity(Mutex<HashMap<TeamId, VecDeque<Minute>>>);
 
 impl Activity {
-    /// A sandbox began to run, with which so many do.
-    pub(crate) fn started(&self, running: usize, now: Timestamp) {
-        self.in_minute(running, now, 1);
+    /// A sandbox of a team began to run, with which so many of it do.
+    pub(crate) fn started(&self, team: &TeamId, running: usize, now: Timestamp) {
+        in_minute(self.rings().entry(team.clone()).or_default(), running, now, 1);
     }
 
-    /// So many run.
-    pub(crate) fn observed(&self, running: usize, now: Timestamp) {
-        self.in_minute(running, now, 0);
-    }
-
-    fn in_minute(&self, running: usize, now: Timestamp, starts: u32) {
-        let number = now.as_second().div_euclid(MINUTE_S);
-        let concurrent = u32::try_from(running).unwrap_or(u32::MAX);
-        let mut minutes = self.minutes();
-        match minutes.back_mut() {
-            // A clock that was set back goes on in the last minute.
-            Some(last) if last.number >= number => {
-                last.concurrent = last.concurrent.max(concurrent);
-                last.starts = last.starts.saturating_add(starts);
-            }
-            _ => {
-                if minutes.len() == MAX_MINUTES {
-                    minutes.pop_front();
-                }
-                minutes.push_back(Minute { number, concurrent, starts });
-            }
+    /// So many run, of each team that has sandboxes.
+    pub(crate) fn observed(&self, running: &HashMap<TeamId, usize>, now: Timestamp) {
+        let mut rings = self.rings();
+        // The first team has minutes without a sandbox, too.
+        rings.entry(TeamId::first()).or_default();
+        for (team, minutes) in rings.iter_mut() {
+            in_minute(minutes, running.get(team).copied().unwrap_or_default(), now, 0);
         }
     }
 
-    /// Activity in the minutes that begin in this time, both ends included, oldest first.
-    pub(crate) fn between(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
+    /// Activity of a team in the minutes that begin in this time, both ends included, oldest first.
+    pub(crate) fn between(&self, team: &TeamId, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
         let within = |minute: &Minute| {
             let begins = minute.number.saturating_mul(MINUTE_S);
             // The minute that is under way at the start counts: its end is within.
             begins + MINUTE_S > start.as_second() && begins <= end.as_second()
         };
-        let minutes: Vec<Minute> = self.minutes().iter().copied().filter(within).collect();
+        let minutes: Vec<Minute> = self.rings().get(team).into_iter().flatten().copied().filter(within).collect();
         let together = minutes.len().div_ceil(MAX_POINTS).max(1);
         minutes.chunks(together).filter_map(|chunk| point(chunk, start)).collect()
     }
 
-    fn minutes(&self) -> MutexGuard<'_, VecDeque<Minute>> {
-        // Nothing panics between a lock and its unlock here, so a poisoned ring is still whole.
+    fn rings(&self) -> MutexGuard<'_, HashMap<TeamId, VecDeque<Minute>>> {
+        // Nothing panics between a lock and its unlock here, so poisoned rings are still whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn in_minute(minutes: &mut VecDeque<Minute>, running: usize, now: Timestamp, starts: u32) {
+    let number = now.as_second().div_euclid(MINUTE_S);
+    let concurrent = u32::try_from(running).unwrap_or(u32::MAX);
+    match minutes.back_mut() {
+        // A clock that was set back goes on in the last minute.
+        Some(last) if last.number >= number => {
+            last.concurrent = last.concurrent.max(concurrent);
+            last.starts = last.starts.saturating_add(starts);
+        }
+        _ => {
+            if minutes.len() == MAX_MINUTES {
+                minutes.pop_front();
+            }
+            minutes.push_back(Minute { number, concurrent, starts });
+        }
     }
 }
 
@@ -105,6 +111,10 @@ fn point(minutes: &[Minute], start: Timestamp) -> Option<ActivityPoint> {
 mod tests {
     use super::*;
 
+    fn team() -> TeamId {
+        TeamId::first()
+    }
+
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
@@ -112,20 +122,20 @@ mod tests {
     #[test]
     fn a_minute_keeps_its_most_and_its_starts() {
         let activity = Activity::default();
-        activity.started(1, at(600));
-        activity.started(2, at(610));
-        activity.observed(1, at(650));
-        activity.observed(0, at(700));
-        let points = activity.between(at(0), at(10_000));
+        activity.started(&team(), 1, at(600));
+        activity.started(&team(), 2, at(610));
+        activity.observed(&HashMap::from([(team(), 1)]), at(650));
+        activity.observed(&HashMap::from([(team(), 0)]), at(700));
+        let points = activity.between(&team(), at(0), at(10_000));
         let expected = [(600, 2, 2.0 / 60.0), (660, 0, 0.0)].map(|(second, concurrent, start_rate)| ActivityPoint {
             at: at(second),
             concurrent,
             start_rate,
         });
         assert_eq!(points, expected);
-        assert_eq!(activity.between(at(630), at(655)), [ActivityPoint { at: at(630), ..expected[0] }]);
-        assert_eq!(activity.between(at(661), at(10_000)).len(), 1);
-        assert!(activity.between(at(0), at(599)).is_empty());
+        assert_eq!(activity.between(&team(), at(630), at(655)), [ActivityPoint { at: at(630), ..expected[0] }]);
+        assert_eq!(activity.between(&team(), at(661), at(10_000)).len(), 1);
+        assert!(activity.between(&team(), at(0), at(599)).is_empty());
     }
 
     #[test]
@@ -133,15 +143,19 @@ mod tests {
         let activity = Activity::default();
         let minutes = i64::try_from(MAX_MINUTES).unwrap() + 5;
         for minute in 0..minutes {
-            activity.started(usize::try_from(minute % 7).unwrap(), at(minute * MINUTE_S));
+            activity.started(&team(), usize::try_from(minute % 7).unwrap(), at(minute * MINUTE_S));
         }
-        let points = activity.between(at(0), at(minutes * MINUTE_S));
+        let points = activity.between(&team(), at(0), at(minutes * MINUTE_S));
         assert!(points.len() <= MAX_POINTS && points[0].at == at(5 * MINUTE_S), "{}", points.len());
         // The last stands for what is left, which is less.
         assert!(
             points[..points.len() - 1].iter().all(|point| point.concurrent == 6 && (point.start_rate - 1.0 / 60.0).abs() < 1e-9)
         );
-        activity.started(9, at(0));
-        assert_eq!(activity.between(at(0), at(minutes * MINUTE_S)).last().unwrap().concurrent, 9, "a clock that was set back");
+        activity.started(&team(), 9, at(0));
+        assert_eq!(
+            activity.between(&team(), at(0), at(minutes * MINUTE_S)).last().unwrap().concurrent,
+            9,
+            "a clock that was set back"
+        );
     }
 }

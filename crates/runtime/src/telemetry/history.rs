@@ -13,7 +13,10 @@ use firkin_wire::{control::Stats, rest::LogLevel};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::store::spec::SandboxId;
+use crate::{
+    ground::team::{Scope, TeamId},
+    store::spec::SandboxId,
+};
 
 /// Samples kept of one sandbox: half an hour, 30 KiB.
 const MAX_SAMPLES: usize = 360;
@@ -64,6 +67,8 @@ struct Rings {
 
 #[derive(Debug, Default)]
 struct Ring {
+    /// Whose the sandbox is, from its first event on.
+    team: Option<TeamId>,
     events: VecDeque<Event>,
     samples: VecDeque<Stats>,
     /// Until when the guest is not asked.
@@ -76,13 +81,16 @@ impl History {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn note(&self, id: &SandboxId, event: Event) {
-        push(&mut self.rings().sandboxes.entry(id.clone()).or_default().events, event, MAX_EVENTS);
+    pub(crate) fn note(&self, (team, id): (&TeamId, &SandboxId), event: Event) {
+        let mut rings = self.rings();
+        let ring = rings.sandboxes.entry(id.clone()).or_default();
+        ring.team.get_or_insert_with(|| team.clone());
+        push(&mut ring.events, event, MAX_EVENTS);
     }
 
     /// Notes the last event of a sandbox; the oldest of those that ended may be forgotten for it.
-    pub(crate) fn close(&self, id: &SandboxId, event: Event) {
-        self.note(id, event);
+    pub(crate) fn close(&self, (team, id): (&TeamId, &SandboxId), event: Event) {
+        self.note((team, id), event);
         let mut rings = self.rings();
         rings.ended.push_back(id.clone());
         if rings.ended.len() > MAX_ENDED
@@ -92,9 +100,11 @@ impl History {
         }
     }
 
-    /// `None` when the sandbox was never known, or is no longer.
-    pub(crate) fn events(&self, id: &SandboxId) -> Option<Vec<Event>> {
-        Some(self.rings().sandboxes.get(id)?.events.iter().cloned().collect())
+    /// `None` when the sandbox was never known to the scope, or is no longer.
+    pub(crate) fn events(&self, scope: &Scope, id: &SandboxId) -> Option<Vec<Event>> {
+        let rings = self.rings();
+        let ring = rings.sandboxes.get(id).filter(|ring| ring.team.as_ref().is_some_and(|team| scope.sees(team)))?;
+        Some(ring.events.iter().cloned().collect())
     }
 
     pub(crate) fn samples(&self, id: &SandboxId) -> Vec<Stats> {
@@ -145,9 +155,9 @@ mod tests {
     fn rings_keep_the_newest_and_nothing_twice() {
         let history = History::default();
         for n in 0..MAX_EVENTS + 3 {
-            history.note(&id(1), Event::new(LogLevel::Info, n.to_string()));
+            history.note((&TeamId::first(), &id(1)), Event::new(LogLevel::Info, n.to_string()));
         }
-        let events = history.events(&id(1)).unwrap();
+        let events = history.events(&Scope::Host, &id(1)).unwrap();
         assert_eq!((events.len(), events[0].message.as_str()), (MAX_EVENTS, "3"));
         for ts in 0..i64::try_from(MAX_SAMPLES).unwrap() + 2 {
             history.sampled(&id(1), Some(stats(ts)));
@@ -161,10 +171,15 @@ mod tests {
     fn those_that_ended_are_remembered_for_a_while() {
         let history = History::default();
         for n in 0..=MAX_ENDED {
-            history.close(&id(n), Event::new(LogLevel::Info, "ended"));
+            history.close((&TeamId::first(), &id(n)), Event::new(LogLevel::Info, "ended"));
         }
-        assert_eq!(history.events(&id(0)), None);
-        assert!(history.events(&id(1)).is_some());
+        assert_eq!(history.events(&Scope::Host, &id(0)), None);
+        let (own, other) = (Scope::Team(TeamId::first()), Scope::Team("b".parse().unwrap()));
+        assert!(history.events(&own, &id(1)).is_some() && history.events(&other, &id(1)).is_none());
+        // An answer that came too late is of nobody.
+        history.sampled(&id(0), None);
+        assert_eq!(history.events(&own, &id(0)), None);
+        assert!(history.events(&Scope::Host, &id(1)).is_some());
     }
 
     #[tokio::test(start_paused = true)]

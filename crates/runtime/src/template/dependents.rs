@@ -14,32 +14,39 @@ use crate::{
     ground::{
         ids::{ArtifactId, TemplateId},
         reference::Reference,
+        team::{Scope, TeamId},
     },
     store::{SandboxRecord, TemplateRecord, spec::SandboxId},
 };
 
-/// The dependents of a template or snapshot, each as a person would name it.
+/// The dependents of a template or snapshot, each as a person of `scope` would name it, who is told of others' no more than that they are.
 ///
 /// `artifacts` are those that would go with it, and `base_of` tells on whose memory another one stands.
 pub(crate) fn of(
-    id: &TemplateId,
+    (scope, id): (&Scope, &TemplateId),
     artifacts: &[&ArtifactId],
     sandboxes: &[SandboxRecord],
     templates: &[TemplateRecord],
     base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
 ) -> Vec<String> {
-    let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == *id).map(|sandbox| &sandbox.id);
-    created(of_it).chain(standing(id, artifacts, templates, base_of)).collect()
+    let of_it = sandboxes.iter().filter(|sandbox| sandbox.template_id == *id).map(|sandbox| (&sandbox.owner, &sandbox.id));
+    created(scope, of_it).chain(standing((scope, id), artifacts, templates, base_of)).collect()
 }
 
+/// What another team has made of it.
+const ANOTHERS: &str = "another team";
+
 /// Sandboxes that were created from it.
-pub(crate) fn created<'a>(sandboxes: impl IntoIterator<Item = &'a SandboxId>) -> impl Iterator<Item = String> {
-    sandboxes.into_iter().map(|id| format!("sandbox `{id}`"))
+pub(crate) fn created<'a>(
+    scope: &Scope,
+    sandboxes: impl IntoIterator<Item = (&'a TeamId, &'a SandboxId)>,
+) -> impl Iterator<Item = String> {
+    sandboxes.into_iter().map(|(owner, id)| if scope.sees(owner) { format!("sandbox `{id}`") } else { ANOTHERS.to_owned() })
 }
 
 /// Those of them that stand on its memory.
 pub(crate) fn standing(
-    id: &TemplateId,
+    (scope, id): (&Scope, &TemplateId),
     artifacts: &[&ArtifactId],
     templates: &[TemplateRecord],
     base_of: impl Fn(&ArtifactId) -> Option<ArtifactId>,
@@ -52,6 +59,9 @@ pub(crate) fn standing(
     let standing = templates.iter().filter(stands);
     standing
         .map(|record| {
+            if !scope.sees(&record.owner) {
+                return ANOTHERS.to_owned();
+            }
             format!("{} `{}`", kind(record), record.names.first().map_or_else(|| record.id.to_string(), Reference::to_string))
         })
         .collect()

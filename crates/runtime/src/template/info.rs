@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use crate::{
     capacity::ResourceBudget,
+    ground::team::TeamId,
     store::{BuildState, spec::SandboxId},
 };
 
@@ -12,6 +13,8 @@ use crate::{
 pub struct TemplateInfo {
     /// Its id, whatever its tags.
     pub id: String,
+    /// Whose it is.
+    pub owner: TeamId,
     /// Its name, without team and tag. Absent for snapshots, and where none was given.
     pub name: Option<String>,
     /// Id of the build that is shown, a UUID: that of the tag that was asked for, else that of `default`, else the newest.
@@ -36,7 +39,7 @@ pub struct TemplateInfo {
     pub last_spawned_at: Option<Timestamp>,
     /// The sandbox that it is a snapshot of; absent for a template.
     pub snapshot_of: Option<SandboxId>,
-    /// Whether it is marked as public. There is one team, so that changes nothing.
+    /// Whether other teams may start from it, by its id or as `team/name`.
     pub public: bool,
     /// Its description, if it has one.
     pub description: Option<String>,

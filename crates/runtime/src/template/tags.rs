@@ -3,7 +3,10 @@
 //! A tag stands for a build until it is removed, assigned to another, or built anew; a build under other tags changes nothing of it.
 
 use crate::{
-    ground::reference::{InvalidReference, NoTemplate, Reference, Tag, TemplateName},
+    ground::{
+        reference::{InvalidReference, NoTemplate, Reference, Sought, Tag, TemplateName},
+        team::Scope,
+    },
     store::{Store, StoreError},
 };
 
@@ -56,10 +59,10 @@ pub enum TagError {
     Store(#[source] StoreError),
 }
 
-pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
-    let reference: Reference = target.parse()?;
+pub(crate) async fn assign(store: &Store, scope: &Scope, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
+    let sought: Sought = target.parse()?;
     let tags = given(&tags)?;
-    let found = store.template(reference).await.map_err(TagError::Store)?;
+    let found = store.template(scope.clone(), sought).await.map_err(TagError::Store)?;
     let version = NoTemplate::unless_found(target, found)?;
     // A snapshot that was given no name has to be called something first.
     let name = match version.base_name() {
@@ -74,8 +77,8 @@ pub(crate) async fn assign(store: &Store, target: &str, tags: Vec<String>) -> Re
     Ok(Tagged { tags: tags.into_iter().map(String::from).collect(), build_id: version.build_id.into() })
 }
 
-pub(crate) async fn remove(store: &Store, target: &str, tags: &[String]) -> Result<(), TagError> {
-    let reference: Reference = target.parse()?;
+pub(crate) async fn remove(store: &Store, scope: &Scope, target: &str, tags: &[String]) -> Result<(), TagError> {
+    let Sought { team, reference } = target.parse()?;
     if reference.other_tag().is_some() {
         return Err(TagError::Tagged(target.to_owned()));
     }
@@ -84,10 +87,15 @@ pub(crate) async fn remove(store: &Store, target: &str, tags: &[String]) -> Resu
         return Err(TagError::Default);
     }
     let asked = reference.name;
-    let family = store.family(Reference { name: asked.clone(), tag: None }).await.map_err(TagError::Store)?;
+    let sought = Sought { team: team.clone(), reference: Reference { name: asked.clone(), tag: None } };
+    let family = store.family(scope.clone(), sought).await.map_err(TagError::Store)?;
+    let owner = team.filter(|team| scope.sees(team)).unwrap_or_else(|| scope.owner());
     // Snapshots of one name are found by that, not by a template's.
-    let name = family.and_then(|family| family.name).unwrap_or_else(|| asked.clone());
-    match store.remove_names(full(&name, &tags)).await.map_err(TagError::Store)? {
+    let (owner, name) = match family {
+        Some(family) => (family.owner, family.name.unwrap_or_else(|| asked.clone())),
+        None => (owner, asked.clone()),
+    };
+    match store.remove_names(owner, full(&name, &tags)).await.map_err(TagError::Store)? {
         None => Ok(()),
         Some(missing) => Err(TagError::NoSuchTag { tag: missing.tag().to_owned(), name: asked.into() }),
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
-    ground::{blocking::blocking, ids::ArtifactId, reference::Reference},
+    ground::{blocking::blocking, ids::ArtifactId, reference::Reference, team::Scope},
     store::{
         RecordedPhase, SandboxRecord, Store, TemplateRecord,
         state_dir::{OpenError, prepare_state_dir},
@@ -66,8 +66,8 @@ pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<
     fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
     let _lock = prepare_state_dir(state_dir)?;
     let store = Store::open(&state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
-    let sandboxes = store.sandboxes().await.map_err(OpenError::Store)?;
-    let templates = store.templates().await.map_err(OpenError::Store)?;
+    let sandboxes = store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
+    let templates = store.templates(Scope::Host).await.map_err(OpenError::Store)?;
     let root = state_dir.to_owned();
     let examine = move || {
         let artifacts = ArtifactStore::open(&root, disks)?;

@@ -10,6 +10,7 @@ use firkin_runtime::{
     sandbox::{CreateSandbox, SandboxState},
     standard::BuildTemplate,
     store::BuildState,
+    team::TeamId,
 };
 
 use crate::{
@@ -229,6 +230,7 @@ fn a_build_that_nobody_waits_for_any_more_ends() {
         let place = RequestedBuild {
             template_id: left.template_id.clone(),
             build_id: left.id.clone(),
+            owner: TeamId::first(),
             name: None,
             tags: Vec::new(),
             public: false,

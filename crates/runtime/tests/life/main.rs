@@ -28,6 +28,7 @@ mod races;
 mod rollback;
 mod several;
 mod survival;
+mod tenants;
 mod volumes;
 
 /// What the engine makes of memory and disks; `life_of_trees` has the other form.

@@ -25,6 +25,12 @@ const BACK_TO_THE_FIRST_VERSION: &str = "
     CREATE TABLE names (name TEXT PRIMARY KEY, template_id TEXT NOT NULL REFERENCES templates (id)) WITHOUT ROWID;
     INSERT INTO templates SELECT id, body FROM records;
     INSERT INTO names SELECT name, template_id FROM named;
+    CREATE TABLE digests AS SELECT digest FROM api_keys;
+    DROP TABLE api_keys;
+    DROP TABLE teams;
+    CREATE TABLE api_keys (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+    INSERT INTO api_keys SELECT digest FROM digests;
+    DROP TABLE digests;
     DROP TABLE named;
     DROP TABLE records;
     PRAGMA user_version = 1;

@@ -78,7 +78,7 @@ pub(crate) fn target(app: &App, request: &Request) -> Result<Option<Target>, Api
     if !app.misses.may_ask(peer, now) {
         return Err(ApiError::wrong_too_often());
     }
-    let found = app.runtime.whose_token(|token| signed.by(token));
+    let found = app.host().whose_token(|token| signed.by(token));
     if found.is_none() {
         app.misses.missed(peer, now);
     }

@@ -11,14 +11,16 @@ use firkin_runtime::{
     engines::Acceleration,
     images::{ImageRequest, RegistryLogin},
     reference::with_team,
-    store::{BuildLogEntry, BuildReason},
+    store::{BuildLogEntry, BuildReason, KeyScope},
+    team::TeamId,
 };
 use firkin_wire::{builds, rest};
 use http::{StatusCode, header};
 use jiff::Timestamp;
 
 use crate::{
-    App, auth,
+    App,
+    auth::{self, Caller},
     error::ApiError,
     extract::{Json, piece},
     listing::Query,
@@ -40,7 +42,7 @@ type Pair = Path<(String, String)>;
 
 /// `POST /v3/templates`.
 pub(super) async fn request(
-    app: State<Arc<App>>,
+    caller: Caller,
     body: Json<builds::RequestBuild>,
 ) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
     let body = body.value;
@@ -52,16 +54,16 @@ pub(super) async fn request(
         memory_mib: body.memory_mb,
         min_free_disk_mib: body.min_free_disk_mb,
     };
-    place(&app, &request).await
+    place(&caller, &request).await
 }
 
-async fn place(app: &App, request: &BuildRequest) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
-    let place = app.runtime.request_build(request).await?;
+async fn place(caller: &Caller, request: &BuildRequest) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
+    let place = caller.runtime.request_build(request).await?;
     let answer = builds::RequestedBuild {
         template_id: place.template_id,
         build_id: place.build_id,
         public: place.public,
-        names: place.name.iter().map(with_team).collect(),
+        names: place.name.iter().map(|name| with_team(&place.owner, name)).collect(),
         tags: place.tags,
         aliases: place.name.into_iter().collect(),
     };
@@ -72,7 +74,7 @@ async fn place(app: &App, request: &BuildRequest) -> Result<(StatusCode, Reply<b
 /// and have a template made of that. There is no registry here, so such a client is told so before it builds anything. A request
 /// without a Dockerfile has nothing to push, and gets a place like any other.
 pub(super) async fn request_legacy(
-    app: State<Arc<App>>,
+    caller: Caller,
     body: Json<builds::RequestLegacyBuild>,
 ) -> Result<(StatusCode, Reply<builds::RequestedBuild>), ApiError> {
     let body = body.value;
@@ -80,13 +82,13 @@ pub(super) async fn request_legacy(
         return Err(no_registry());
     }
     let (cpus, memory_mib) = (body.cpu_count, body.memory_mb);
-    place(&app, &BuildRequest { name: body.alias, cpus, memory_mib, ..BuildRequest::default() }).await
+    place(&caller, &BuildRequest { name: body.alias, cpus, memory_mib, ..BuildRequest::default() }).await
 }
 
 /// `POST /templates/{id}`: the same for a template that is there, and `POST /templates/{id}/builds/{build}`: the image was pushed.
-pub(super) async fn rebuild_legacy(State(app): State<Arc<App>>, Path(path): Path<Vec<(String, String)>>) -> ApiError {
+pub(super) async fn rebuild_legacy(caller: Caller, Path(path): Path<Vec<(String, String)>>) -> ApiError {
     let reference = path.first().map(|(_, reference)| reference.as_str()).unwrap_or_default();
-    match app.runtime.template(reference).await {
+    match caller.runtime.template(reference).await {
         Ok(Some(_)) => no_registry(),
         Ok(None) => ApiError::template_not_found(reference),
         Err(error) => error.into(),
@@ -102,19 +104,21 @@ fn no_registry() -> ApiError {
 
 /// `GET /templates/{id}/files/{hash}`: whether the files are there, and where to bring them.
 pub(super) async fn upload_link(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Path((template, hash)): Pair,
     request: Request,
 ) -> Result<(StatusCode, Reply<builds::FileUpload>), ApiError> {
-    let present = app.runtime.has_files(&hash)?;
+    let present = caller.runtime.has_files(&hash)?;
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let encrypted = request.extensions().get() == Some(&Encrypted(true));
     let host = text(header::HOST.as_str()).ok_or_else(|| ApiError::bad_request("header `Host` is missing"))?;
     // A proxy in front of us knows how its clients came.
     let scheme = text("x-forwarded-proto").unwrap_or(if encrypted { "https" } else { "http" });
     let expires = Timestamp::now().as_second() + UPLOAD_SECONDS;
-    let signature = app.runtime.sign_upload(&template, &hash, expires);
-    let url = format!("{scheme}://{host}/templates/{template}/files/{hash}?expires={expires}&signature={signature}");
+    let signature = caller.runtime.sign_upload(&template, &hash, expires);
+    // Who brings the files has no key with them. The first team's links are as they were.
+    let team = if caller.team.is_first() { String::new() } else { format!("&team={}", caller.team) };
+    let url = format!("{scheme}://{host}/templates/{template}/files/{hash}?expires={expires}&signature={signature}{team}");
     Ok((StatusCode::CREATED, Reply(builds::FileUpload { present, url: Some(url), headers: None })))
 }
 
@@ -127,12 +131,15 @@ pub(super) async fn upload(
 ) -> Result<StatusCode, ApiError> {
     let signed = || {
         let (expires, signature) = (query.get("expires")?.parse().ok()?, query.get("signature")?);
-        app.runtime.upload_is_signed(&template, &hash, expires, signature).then_some(())
+        let team = query.get("team").map_or(Some(TeamId::first()), |team| team.parse().ok())?;
+        let runtime = app.host().within(team);
+        runtime.upload_is_signed(&template, &hash, expires, signature).then_some(runtime)
     };
-    if signed().is_none() {
-        auth::check(&app, request.headers())?;
-    }
-    let mut upload = app.runtime.receive_files(&hash)?;
+    let runtime = match signed() {
+        Some(runtime) => runtime,
+        None => auth::check_for(&app, request.headers(), KeyScope::Full)?.runtime,
+    };
+    let mut upload = runtime.receive_files(&hash)?;
     let mut body = request.into_body();
     while let Some(bytes) = piece(&app, &mut body).await? {
         upload.write(&bytes).await?;
@@ -144,6 +151,7 @@ pub(super) async fn upload(
 /// `POST /v2/templates/{id}/builds/{build}`.
 pub(super) async fn start(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path((template, build)): Pair,
     body: Json<builds::StartBuild>,
 ) -> Result<StatusCode, ApiError> {
@@ -153,7 +161,7 @@ pub(super) async fn start(
             "this server builds no templates whose guests run guests: start it with `--allow-nested-virtualization`".to_owned(),
         ));
     }
-    app.runtime.start_build(&template, &build, plan).await?;
+    caller.runtime.start_build(&template, &build, plan).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -202,13 +210,13 @@ fn plan(body: builds::StartBuild) -> Result<BuildPlan, ApiError> {
 
 /// `GET /templates/{id}/builds/{build}/status`.
 pub(super) async fn status(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Path((template, build)): Pair,
     query: Query,
 ) -> Result<Reply<builds::BuildInfo>, ApiError> {
     // The state first: whatever an ended build said is in the log that is read after it.
-    let info = app.runtime.build(&template, &build).await?;
-    let log = app.runtime.build_log(&template, &build).await?;
+    let info = caller.runtime.build(&template, &build).await?;
+    let log = caller.runtime.build_log(&template, &build).await?;
     let offset = number(&query, "logsOffset")?.unwrap_or(0);
     let shown: Vec<_> = at_level(&log, &query)?.skip(offset).take(limit(&query)?).map(entry).collect();
     Ok(Reply(builds::BuildInfo {
@@ -229,11 +237,11 @@ fn told(reason: BuildReason, log: &[BuildLogEntry]) -> builds::BuildReason {
 
 /// `GET /templates/{id}/builds/{build}/logs`: forwards from, or backwards to, a time in milliseconds.
 pub(super) async fn logs(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Path((template, build)): Pair,
     query: Query,
 ) -> Result<Reply<builds::BuildLogs>, ApiError> {
-    let log = app.runtime.build_log(&template, &build).await?;
+    let log = caller.runtime.build_log(&template, &build).await?;
     let cursor = query.get("cursor").map(str::parse::<i64>).transpose();
     let cursor = cursor.map_err(|_| ApiError::bad_request("`cursor` must be a time in milliseconds"))?;
     let backward = query.is_backward()?;

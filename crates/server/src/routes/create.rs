@@ -8,7 +8,7 @@ use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
 
 use super::{SHORT_TIMEOUT, V2_TIMEOUT, identity, network, seconds};
-use crate::{App, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
+use crate::{App, auth::Caller, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
 
 /// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
 const MAX_ENV_BYTES: usize = 128 << 10;
@@ -16,23 +16,29 @@ const MAX_ENV_BYTES: usize = 128 << 10;
 type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Reply<rest::Sandbox>), ApiError>;
 
 /// `POST /sandboxes`.
-pub(super) async fn v1(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
+pub(super) async fn v1(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
     let secure = body.value.secure.unwrap_or(true);
-    create(&app, &headers, body, SHORT_TIMEOUT, secure).await
+    create(&app, &caller, &headers, body, (SHORT_TIMEOUT, secure)).await
 }
 
 /// `POST /v2/sandboxes`.
-pub(super) async fn v2(State(app): State<Arc<App>>, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
-    create(&app, &headers, body, V2_TIMEOUT, true).await
+pub(super) async fn v2(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
+    create(&app, &caller, &headers, body, (V2_TIMEOUT, true)).await
 }
 
-async fn create(app: &App, headers: &HeaderMap, body: Json<rest::NewSandbox>, timeout: i64, secure: bool) -> Created {
+async fn create(
+    app: &App,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: Json<rest::NewSandbox>,
+    (timeout, secure): (i64, bool),
+) -> Created {
     let request = convert(body.value, timeout, secure)?;
-    let attempt = match app.idempotency.claim(headers, &body.bytes)? {
+    let attempt = match app.idempotency.claim(&caller.team, headers, &body.bytes)? {
         Claim::Done(answer) => return Ok((StatusCode::CREATED, None, Reply(answer))),
         Claim::First(attempt) => attempt,
     };
-    let sandbox = app.runtime.create(request).await?;
+    let sandbox = caller.runtime.create(request).await?;
     // The first command follows at once, mostly. Connecting takes a guest some milliseconds, and the answer the client some. One that
     // was not kept warm has more to do than that, and pays for what it does in memory.
     if sandbox.claimed {

@@ -9,7 +9,7 @@ use crate::{App, error::ApiError};
 
 /// `POST /encryption/rotate`: ours. Another key of the installation seals from now on.
 pub(super) async fn rotate(State(app): State<Arc<App>>) -> Result<Json<Rotation>, ApiError> {
-    app.runtime.rotate_key().await.map(Json).map_err(|error| match error {
+    app.host().rotate_key().await.map(Json).map_err(|error| match error {
         RotateError::NoKey => ApiError::conflict(error.to_string()),
         RotateError::Keys(_) | RotateError::Read(_) | RotateError::Rewrap(_) | RotateError::Unfinished => {
             ApiError::internal(&error)

@@ -17,15 +17,18 @@ pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: H
     if !query.has("details") {
         return Ok("Health check successful".into_response());
     }
-    auth::check(&app, &headers)?;
-    let safeguards = app.runtime.safeguards();
+    // It is of the host, and tells of all of its teams.
+    if !auth::check(&app, &headers)?.team.is_first() {
+        return Err(ApiError::for_the_host());
+    }
+    let safeguards = app.host().safeguards();
     let held: Vec<&str> = safeguards.iter().filter(|one| one.lacking.is_none()).map(|one| one.name.as_str()).collect();
     let lacking: Vec<_> =
         safeguards.iter().filter_map(|one| Some(json!({"part": one.name, "reason": one.lacking.as_ref()?}))).collect();
-    let encryption = app.runtime.encryption().await.map_err(|error| ApiError::internal(&error))?;
+    let encryption = app.host().encryption().await.map_err(|error| ApiError::internal(&error))?;
     Ok(Json(json!({
-        "acceleration": app.runtime.acceleration().to_string(),
-        "engines": app.runtime.accelerations().iter().map(|one| one.word()).collect::<Vec<_>>(),
+        "acceleration": app.host().acceleration().to_string(),
+        "engines": app.host().accelerations().iter().map(|one| one.word()).collect::<Vec<_>>(),
         "jail": {"held": held, "lacking": lacking},
         "encryption": {"enabled": encryption.enabled, "key": encryption.key, "sealed": encryption.sealed},
     }))

@@ -10,6 +10,7 @@ use http::StatusCode;
 use super::{SHORT_TIMEOUT, V2_TIMEOUT, memory, seconds};
 use crate::{
     App,
+    auth::Caller,
     error::ApiError,
     extract::{Json, Sandbox},
     shape,
@@ -21,49 +22,61 @@ const MAX_REFRESH: i64 = 3600;
 type Connected = Result<(StatusCode, Reply<rest::Sandbox>), ApiError>;
 
 /// `POST /sandboxes/{id}/connect`.
-pub(super) async fn connect_v1(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ConnectSandbox>) -> Connected {
+pub(super) async fn connect_v1(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Sandbox(id): Sandbox,
+    body: Json<rest::ConnectSandbox>,
+) -> Connected {
     let timeout = body.value.timeout.ok_or_else(|| ApiError::bad_request("`timeout` is required"))?;
-    connect(&app, &id, &body.value, timeout).await
+    connect(&app, &caller, &id, &body.value, timeout).await
 }
 
 /// `POST /v2/sandboxes/{id}/connect`.
-pub(super) async fn connect_v2(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ConnectSandbox>) -> Connected {
-    connect(&app, &id, &body.value, body.value.timeout.unwrap_or(V2_TIMEOUT)).await
+pub(super) async fn connect_v2(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Sandbox(id): Sandbox,
+    body: Json<rest::ConnectSandbox>,
+) -> Connected {
+    connect(&app, &caller, &id, &body.value, body.value.timeout.unwrap_or(V2_TIMEOUT)).await
 }
 
-async fn connect(app: &App, id: &SandboxId, body: &rest::ConnectSandbox, timeout: i64) -> Connected {
-    let connected = app.runtime.connect_with(id, seconds(timeout)?, memory(body.memory)).await?;
+async fn connect(app: &App, caller: &Caller, id: &SandboxId, body: &rest::ConnectSandbox, timeout: i64) -> Connected {
+    let connected = caller.runtime.connect_with(id, seconds(timeout)?, memory(body.memory)).await?;
     let status = if connected.resumed { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Reply(shape::sandbox(connected.sandbox, app.config.domain.as_deref()))))
 }
 
 /// `POST /sandboxes/{id}/resume`.
-pub(super) async fn resume(State(app): State<Arc<App>>, Sandbox(id): Sandbox, body: Json<rest::ResumedSandbox>) -> Connected {
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Sandbox(id): Sandbox,
+    body: Json<rest::ResumedSandbox>,
+) -> Connected {
     let body = body.value;
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
     // Most name none, and then whether the sandbox is there is for the resume to say, after what is wrong with the request itself.
     if let Some(auto_pause) = body.auto_pause
-        && auto_pause != (app.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill)
+        && auto_pause != (caller.runtime.sandbox(&id)?.spec.on_timeout != OnTimeout::Kill)
     {
         return Err(ApiError::unsupported("autoPause"));
     }
-    let sandbox = app.runtime.resume_with(&id, timeout, memory(body.memory)).await?;
+    let sandbox = caller.runtime.resume_with(&id, timeout, memory(body.memory)).await?;
     Ok((StatusCode::CREATED, Reply(shape::sandbox(sandbox, app.config.domain.as_deref()))))
 }
 
 /// `POST /sandboxes/{id}/pause`. A guest that does not answer is never paused, whether or not `requireHealthyGuest` asks so.
-pub(super) async fn pause(
-    State(app): State<Arc<App>>,
-    Sandbox(id): Sandbox,
-    body: Json<rest::PauseSandbox>,
-) -> Result<StatusCode, ApiError> {
-    app.runtime.pause_with(&id, memory(body.value.memory)).await?;
+pub(super) async fn pause(caller: Caller, Sandbox(id): Sandbox, body: Json<rest::PauseSandbox>) -> Result<StatusCode, ApiError> {
+    caller.runtime.pause_with(&id, memory(body.value.memory)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /sandboxes/{id}/fork`.
 pub(super) async fn fork(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Sandbox(id): Sandbox,
     body: Json<rest::ForkSandbox>,
 ) -> Result<(StatusCode, Reply<Vec<rest::ForkResult>>), ApiError> {
@@ -71,7 +84,7 @@ pub(super) async fn fork(
     let count = body.count.unwrap_or(1);
     let count = u32::try_from(count).map_err(|_| ApiError::bad_request(format!("`count` cannot be {count}")))?;
     let timeout = seconds(body.timeout.unwrap_or(SHORT_TIMEOUT))?;
-    let children = app.runtime.fork(&id, count, timeout).await?;
+    let children = caller.runtime.fork(&id, count, timeout).await?;
     let results = children.into_iter().map(|child| match child {
         Ok(sandbox) => rest::ForkResult { sandbox: Some(shape::sandbox(sandbox, app.config.domain.as_deref())), error: None },
         Err(error) => rest::ForkResult { sandbox: None, error: Some(ApiError::from(error).to_body()) },
@@ -82,33 +95,30 @@ pub(super) async fn fork(
 /// `POST /sandboxes/{id}/rollback`, a route of our own.
 pub(super) async fn rollback(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Sandbox(id): Sandbox,
     body: Json<rest::RollbackSandbox>,
 ) -> Result<Reply<rest::Sandbox>, ApiError> {
-    let sandbox = app.runtime.rollback(&id, &body.value.snapshot_id).await?;
+    let sandbox = caller.runtime.rollback(&id, &body.value.snapshot_id).await?;
     Ok(Reply(shape::sandbox(sandbox, app.config.domain.as_deref())))
 }
 
 /// `POST /sandboxes/{id}/timeout`.
 pub(super) async fn set_timeout(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Sandbox(id): Sandbox,
     body: Json<rest::SetTimeout>,
 ) -> Result<StatusCode, ApiError> {
-    app.runtime.set_timeout(&id, seconds(body.value.timeout)?).await?;
+    caller.runtime.set_timeout(&id, seconds(body.value.timeout)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /sandboxes/{id}/refreshes`.
-pub(super) async fn refresh(
-    State(app): State<Arc<App>>,
-    Sandbox(id): Sandbox,
-    body: Json<rest::Refresh>,
-) -> Result<StatusCode, ApiError> {
+pub(super) async fn refresh(caller: Caller, Sandbox(id): Sandbox, body: Json<rest::Refresh>) -> Result<StatusCode, ApiError> {
     let duration = body.value.duration.unwrap_or(SHORT_TIMEOUT);
     if duration > MAX_REFRESH {
         return Err(InvalidTimeout::TooLong { max_hours: 1 }.into());
     }
-    app.runtime.extend_timeout(&id, seconds(duration)?).await?;
+    caller.runtime.extend_timeout(&id, seconds(duration)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

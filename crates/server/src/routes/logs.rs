@@ -3,13 +3,11 @@
 //! The lines are the events of its life as the server saw them. Output of commands is not among them: it belongs to whoever runs
 //! the command.
 
-use std::sync::Arc;
-
-use axum::{Json as Reply, extract::State};
+use axum::Json as Reply;
 use firkin_runtime::history::Event;
 use firkin_wire::rest;
 
-use crate::{App, error::ApiError, extract::Sandbox, listing::Query};
+use crate::{auth::Caller, error::ApiError, extract::Sandbox, listing::Query};
 
 /// Lines in one answer, at most and by default.
 const MAX_LIMIT: usize = 1000;
@@ -18,13 +16,9 @@ const MAX_LIMIT: usize = 1000;
 const LOGGER: &str = "sandbox";
 
 /// `GET /sandboxes/{id}/logs`. The CLI parses each line as JSON.
-pub(super) async fn v1(
-    State(app): State<Arc<App>>,
-    Sandbox(id): Sandbox,
-    query: Query,
-) -> Result<Reply<rest::SandboxLogs>, ApiError> {
+pub(super) async fn v1(caller: Caller, Sandbox(id): Sandbox, query: Query) -> Result<Reply<rest::SandboxLogs>, ApiError> {
     let start = milliseconds(&query, "start")?;
-    let mut events = app.runtime.events(&id)?;
+    let mut events = caller.runtime.events(&id)?;
     events.retain(|event| start.is_none_or(|start| event.at.as_millisecond() >= start));
     events.truncate(limit(&query)?);
     let log_entries: Vec<_> = events.into_iter().map(entry).collect();
@@ -33,11 +27,7 @@ pub(super) async fn v1(
 }
 
 /// `GET /v2/sandboxes/{id}/logs`.
-pub(super) async fn v2(
-    State(app): State<Arc<App>>,
-    Sandbox(id): Sandbox,
-    query: Query,
-) -> Result<Reply<rest::SandboxLogsV2>, ApiError> {
+pub(super) async fn v2(caller: Caller, Sandbox(id): Sandbox, query: Query) -> Result<Reply<rest::SandboxLogsV2>, ApiError> {
     let (cursor, limit, least) = (milliseconds(&query, "cursor")?, limit(&query)?, query.least_level()?);
     let backward = query.is_backward()?;
     let wanted = |event: &Event| {
@@ -46,7 +36,7 @@ pub(super) async fn v2(
             && event.level >= least
             && query.get("search").is_none_or(|text| event.message.contains(text))
     };
-    let mut events = app.runtime.events(&id)?;
+    let mut events = caller.runtime.events(&id)?;
     events.retain(wanted);
     if backward {
         events.reverse();

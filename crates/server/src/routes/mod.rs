@@ -12,6 +12,7 @@ use firkin_runtime::sandbox::{InvalidTimeout, Memory};
 
 use crate::{App, auth, error::ApiError, listing::Query, metrics};
 
+mod admin;
 mod builds;
 mod create;
 mod encryption;
@@ -31,7 +32,7 @@ mod workload;
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {
-    let guarded = Router::new()
+    let routes = Router::new()
         .route("/sandboxes", post(create::v1).get(sandboxes::list_v1))
         .route("/v2/sandboxes", post(create::v2).get(sandboxes::list_v2))
         .route("/sandboxes/metrics", get(sandboxes::metrics_of_many))
@@ -81,21 +82,27 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/v2/templates/{id}/builds/{build}", post(builds::start))
         .route("/templates/{id}/builds/{build}/status", get(builds::status))
         .route("/templates/{id}/builds/{build}/logs", get(builds::logs))
-        .route_layer(from_fn_with_state(Arc::clone(app), auth::demand_key));
-    Router::new()
+        // Ours: who may use the server.
+        .route("/admin/teams", get(admin::teams).post(admin::add_team))
+        .route("/admin/teams/{id}/quota", put(admin::set_quota))
+        .route("/admin/teams/{id}/keys", post(admin::add_key))
+        .route("/admin/keys", get(admin::keys))
+        .route("/admin/keys/{id}", patch(admin::expire_key).delete(admin::revoke_key))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))
         .route("/files", get(files).post(files))
-        .route(workload::KEYS, get(workload::keys))
-        .route(workload::DISCOVERY, get(workload::discovery))
+        .route("/.well-known/jwks.json", get(workload::keys))
+        .route("/.well-known/openid-configuration", get(workload::discovery))
         // Guarded by the token of each volume.
         .route("/volumecontent/{id}/path", get(volumes::stat).patch(volumes::change).delete(volumes::remove))
         .route("/volumecontent/{id}/dir", get(volumes::entries).post(volumes::make_dir))
         .route("/volumecontent/{id}/file", get(volumes::read).put(volumes::write))
         // Guarded by its signature.
         .route("/templates/{id}/files/{hash}", put(builds::upload))
-        .merge(guarded)
+        // What each asks for is in one table.
+        .route_layer(from_fn_with_state(Arc::clone(app), auth::admit));
+    routes
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .with_state(Arc::clone(app))

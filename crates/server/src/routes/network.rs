@@ -3,10 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    sync::Arc,
 };
 
-use axum::{Json as Reply, extract::State};
+use axum::Json as Reply;
 use firkin_network::{EgressFilter, MAX_RULES};
 use firkin_runtime::sandbox::{Filled, Ingress, InternetAccess, SocksProxy, SocksProxyTls, Steered};
 use firkin_wire::{ENVD_PORT, rest};
@@ -14,7 +13,7 @@ use http::{StatusCode, uri::Authority};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    App,
+    auth::Caller,
     error::ApiError,
     extract::{Json, Sandbox},
     shape,
@@ -35,7 +34,7 @@ const ALL_TRAFFIC: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED
 
 /// `PUT /sandboxes/{id}/network`: replaces the outbound rules; what is left out is cleared.
 pub(super) async fn update(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Sandbox(id): Sandbox,
     body: Json<rest::UpdateNetwork>,
 ) -> Result<StatusCode, ApiError> {
@@ -44,16 +43,13 @@ pub(super) async fn update(
         return Err(ApiError::bad_request("only the outbound rules of a sandbox can be changed after it was created"));
     }
     let access = internet(allow_internet, &network)?;
-    app.runtime.set_internet(&id, access, dns_servers(&network)?).await?;
+    caller.runtime.set_internet(&id, access, dns_servers(&network)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `GET /sandboxes/{id}/network/audit`: what was decided last, the oldest first.
-pub(super) async fn audit(
-    State(app): State<Arc<App>>,
-    Sandbox(id): Sandbox,
-) -> Result<Reply<Vec<rest::NetworkDecision>>, ApiError> {
-    let decisions = app.runtime.outbound_decisions(&id).await?;
+pub(super) async fn audit(caller: Caller, Sandbox(id): Sandbox) -> Result<Reply<Vec<rest::NetworkDecision>>, ApiError> {
+    let decisions = caller.runtime.outbound_decisions(&id).await?;
     Ok(Reply(decisions.into_iter().map(shape::network_decision).collect()))
 }
 

@@ -1,10 +1,8 @@
 //! Secrets: their values come in and never go out.
 
-use std::sync::Arc;
-
 use axum::{
     Json as Reply,
-    extract::{Path, State},
+    extract::Path,
     response::{IntoResponse, Response},
 };
 use firkin_runtime::secrets::{SecretError, SecretInfo};
@@ -13,45 +11,45 @@ use http::StatusCode;
 
 use super::sandboxes::next_token;
 use crate::{
-    App,
+    auth::Caller,
     error::ApiError,
     extract::Json,
     listing::{Query, page},
 };
 
 /// `POST /secrets`.
-pub(super) async fn create(State(app): State<Arc<App>>, body: Json<NewSecret>) -> Result<(StatusCode, Reply<Secret>), ApiError> {
+pub(super) async fn create(caller: Caller, body: Json<NewSecret>) -> Result<(StatusCode, Reply<Secret>), ApiError> {
     let body = body.value;
-    let made = app.runtime.secrets().create(&body.name, body.value, body.metadata.unwrap_or_default()).await?;
+    let made = caller.runtime.secrets().create(&body.name, body.value, body.metadata.unwrap_or_default()).await?;
     Ok((StatusCode::CREATED, Reply(shown(made))))
 }
 
 /// `GET /secrets`, newest first.
-pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
+pub(super) async fn list(caller: Caller, query: Query) -> Result<Response, ApiError> {
     let window = query.window()?;
     let position = |secret: &SecretInfo| (secret.created_at, secret.id.clone());
-    let (found, next) = page(app.runtime.secrets().list().await?, &window, position);
+    let (found, next) = page(caller.runtime.secrets().list().await?, &window, position);
     Ok((next_token(next.as_ref()), Reply(found.into_iter().map(shown).collect::<Vec<_>>())).into_response())
 }
 
 /// `GET /secrets/{id or name}`.
-pub(super) async fn detail(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Result<Reply<Secret>, ApiError> {
-    Ok(Reply(shown(app.runtime.secrets().get(&reference).await?)))
+pub(super) async fn detail(caller: Caller, Path(reference): Path<String>) -> Result<Reply<Secret>, ApiError> {
+    Ok(Reply(shown(caller.runtime.secrets().get(&reference).await?)))
 }
 
 /// `POST /secrets/{id or name}`: a new value.
 pub(super) async fn update(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Path(reference): Path<String>,
     body: Json<SecretUpdate>,
 ) -> Result<Reply<Secret>, ApiError> {
     let body = body.value;
-    Ok(Reply(shown(app.runtime.secrets().update(&reference, body.value, body.metadata).await?)))
+    Ok(Reply(shown(caller.runtime.secrets().update(&reference, body.value, body.metadata).await?)))
 }
 
 /// `DELETE /secrets/{id or name}`.
-pub(super) async fn destroy(State(app): State<Arc<App>>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
-    app.runtime.secrets().destroy(&reference).await?;
+pub(super) async fn destroy(caller: Caller, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
+    caller.runtime.secrets().destroy(&reference).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

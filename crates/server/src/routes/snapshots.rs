@@ -1,19 +1,19 @@
 //! Named states of sandboxes. They are deleted like templates, because they are used like templates.
 
-use std::sync::Arc;
-
 use axum::{
     Json as Reply,
-    extract::State,
     response::{IntoResponse, Response},
 };
-use firkin_runtime::{reference::Reference, runtime::SnapshotInfo};
+use firkin_runtime::{
+    reference::{Reference, Sought},
+    runtime::SnapshotInfo,
+};
 use firkin_wire::rest;
 use http::StatusCode;
 
 use super::{memory, sandboxes::next_token};
 use crate::{
-    App,
+    auth::Caller,
     error::ApiError,
     extract::{Json, Sandbox},
     listing::{Query, page},
@@ -23,19 +23,19 @@ use crate::{
 
 /// `POST /sandboxes/{id}/snapshots`.
 pub(super) async fn take(
-    State(app): State<Arc<App>>,
+    caller: Caller,
     Sandbox(id): Sandbox,
     body: Json<rest::NewSnapshot>,
 ) -> Result<(StatusCode, Reply<rest::SnapshotInfo>), ApiError> {
-    let snapshot = app.runtime.snapshot_with(&id, body.value.name, memory(body.value.memory)).await?;
+    let snapshot = caller.runtime.snapshot_with(&id, body.value.name, memory(body.value.memory)).await?;
     Ok((StatusCode::CREATED, Reply(shape::snapshot(snapshot))))
 }
 
 /// `GET /snapshots`.
-pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
+pub(super) async fn list(caller: Caller, query: Query) -> Result<Response, ApiError> {
     let window = query.window()?;
     let sandbox = query.get("sandboxID").map(sandbox_id).transpose()?;
-    let mut found = app.runtime.snapshots().await?;
+    let mut found = caller.runtime.snapshots().await?;
     found.retain(|snapshot| sandbox.as_ref().is_none_or(|id| snapshot.sandbox_id == *id));
     if let Some(name) = query.get("name") {
         found = called(found, name).into_iter().collect();
@@ -46,17 +46,18 @@ pub(super) async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Re
 }
 
 /// `GET /lineage`, a route of our own.
-pub(super) async fn lineage(State(app): State<Arc<App>>) -> Result<Reply<Vec<rest::LineageNode>>, ApiError> {
-    Ok(Reply(app.runtime.lineage().await?.into_iter().map(shape::lineage).collect()))
+pub(super) async fn lineage(caller: Caller) -> Result<Reply<Vec<rest::LineageNode>>, ApiError> {
+    Ok(Reply(caller.runtime.lineage().await?.into_iter().map(shape::lineage).collect()))
 }
 
 /// The one snapshot that is meant by `name`, which may leave out the team. With a tag it is that one; without, the newest of any tag. One
 /// that has no name is called by its id, with or without the tag.
 fn called(snapshots: Vec<SnapshotInfo>, name: &str) -> Option<SnapshotInfo> {
-    let wanted: Reference = name.parse().ok()?;
+    let Sought { team, reference: wanted } = name.parse().ok()?;
     let means = |full: &Reference| full.name == wanted.name && (wanted.tag.is_none() || full.tag == wanted.tag);
-    let has_id = |snapshot: &SnapshotInfo| snapshot.snapshot_id.parse::<Reference>().is_ok_and(|id| means(&id));
-    let is_called = |snapshot: &SnapshotInfo| has_id(snapshot) || snapshot.names.iter().any(means);
+    let has_id = |snapshot: &SnapshotInfo| snapshot.snapshot_id.parse::<Sought>().is_ok_and(|id| means(&id.reference));
+    let of_team = |snapshot: &SnapshotInfo| team.as_ref().is_none_or(|team| *team == snapshot.owner);
+    let is_called = |snapshot: &SnapshotInfo| of_team(snapshot) && (has_id(snapshot) || snapshot.names.iter().any(means));
     snapshots.into_iter().filter(is_called).max_by_key(|snapshot| (snapshot.created_at, snapshot.snapshot_id.clone()))
 }
 
@@ -69,13 +70,14 @@ mod tests {
         let snapshot = |id: &str, names: &[&str], second| SnapshotInfo {
             snapshot_id: id.into(),
             names: names.iter().map(|name| name.parse().unwrap()).collect(),
+            owner: firkin_runtime::team::TeamId::first(),
             sandbox_id: "iabc".parse().unwrap(),
             created_at: jiff::Timestamp::from_second(second).unwrap(),
         };
         let all = vec![
-            snapshot("firkin/name:default", &["firkin/name:default"], 1),
-            snapshot("firkin/name:v2", &["firkin/name:v2"], 3),
-            snapshot("firkin/name:v1", &["firkin/name:v1"], 2),
+            snapshot("firkin/name:default", &["name:default"], 1),
+            snapshot("firkin/name:v2", &["name:v2"], 3),
+            snapshot("firkin/name:v1", &["name:v1"], 2),
             snapshot("x7f3:default", &[], 4),
         ];
         for (name, is) in [

@@ -1,4 +1,4 @@
-//! The one team that a server has, for clients that choose among teams before they do anything else, and what it did over time.
+//! The team that a key is of, for clients that choose among teams before they do anything else, and what it did over time.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use axum::{
     Json as Reply,
     extract::{Path, State},
 };
-use firkin_runtime::{activity::ActivityPoint, reference::TEAM};
+use firkin_runtime::activity::ActivityPoint;
 use firkin_wire::{
     headers::API_KEY,
     rest::{
@@ -17,7 +17,12 @@ use firkin_wire::{
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::{App, auth, error::ApiError, listing::Query};
+use crate::{
+    App,
+    auth::{self, Caller},
+    error::ApiError,
+    listing::Query,
+};
 
 /// The range for requests that name no start.
 const DEFAULT_RANGE: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -33,19 +38,16 @@ pub(super) async fn list(State(app): State<Arc<App>>, headers: HeaderMap) -> Res
     if let Some(key) = bearer.and_then(|key| key.parse().ok()).or_else(|| headers.get(API_KEY).cloned()) {
         shown.insert(API_KEY, key);
     }
-    auth::check(&app, &shown)?;
+    let caller = auth::check(&app, &shown)?;
     let key = shown.get(API_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
-    let team = rest::Team { team_id: TEAM.into(), name: TEAM.into(), api_key: key.into(), is_default: true };
+    let team =
+        rest::Team { team_id: caller.team.to_string(), name: caller.team.to_string(), api_key: key.into(), is_default: true };
     Ok(Reply(vec![team]))
 }
 
 /// `GET /teams/{id}/metrics`.
-pub(super) async fn metrics(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    query: Query,
-) -> Result<Reply<Vec<TeamMetric>>, ApiError> {
-    let points = activity(&app, &id, &query)?.into_iter().map(|point| TeamMetric {
+pub(super) async fn metrics(caller: Caller, Path(id): Path<String>, query: Query) -> Result<Reply<Vec<TeamMetric>>, ApiError> {
+    let points = activity(&caller, &id, &query)?.into_iter().map(|point| TeamMetric {
         timestamp: point.at,
         timestamp_unix: point.at.as_second(),
         concurrent_sandboxes: point.concurrent,
@@ -55,18 +57,14 @@ pub(super) async fn metrics(
 }
 
 /// `GET /teams/{id}/metrics/max`: the most of one of the two, and when.
-pub(super) async fn most(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    query: Query,
-) -> Result<Reply<MaxTeamMetric>, ApiError> {
+pub(super) async fn most(caller: Caller, Path(id): Path<String>, query: Query) -> Result<Reply<MaxTeamMetric>, ApiError> {
     let value: fn(&ActivityPoint) -> f64 = match query.get("metric") {
         Some("concurrent_sandboxes") => |point| f64::from(point.concurrent),
         Some("sandbox_start_rate") => |point| point.start_rate,
         other => return Err(ApiError::bad_request(format!("invalid metric: {}", other.unwrap_or_default()))),
     };
     let mut most = (Timestamp::now(), 0.0);
-    for point in activity(&app, &id, &query)? {
+    for point in activity(&caller, &id, &query)? {
         if value(&point) > most.1 {
             most = (point.at, value(&point));
         }
@@ -79,9 +77,10 @@ pub(super) async fn most(
     }))
 }
 
-fn activity(app: &App, id: &str, query: &Query) -> Result<Vec<ActivityPoint>, ApiError> {
-    if id != TEAM {
-        return Err(ApiError::forbidden(format!("You ({TEAM}) are not authorized to access this team's ({id}) metrics")));
+fn activity(caller: &Caller, id: &str, query: &Query) -> Result<Vec<ActivityPoint>, ApiError> {
+    let team = &caller.team;
+    if id != team.as_str() {
+        return Err(ApiError::forbidden(format!("You ({team}) are not authorized to access this team's ({id}) metrics")));
     }
     let now = Timestamp::now();
     let bound = |name: &str| match query
@@ -99,5 +98,5 @@ fn activity(app: &App, id: &str, query: &Query) -> Result<Vec<ActivityPoint>, Ap
     if start > end {
         return Err(ApiError::bad_request("start time cannot be after end time"));
     }
-    Ok(app.runtime.activity(start, end))
+    Ok(caller.runtime.activity(start, end))
 }

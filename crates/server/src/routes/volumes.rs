@@ -20,6 +20,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     App,
+    auth::Caller,
     doors::Place,
     error::ApiError,
     extract::{Json, piece},
@@ -38,38 +39,43 @@ const THROW_AWAY_DEADLINE: Duration = Duration::from_secs(5);
 /// `POST /volumes`.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     body: Json<NewVolume>,
 ) -> Result<(StatusCode, Reply<VolumeAndToken>), ApiError> {
-    let made = app.runtime.volumes().create(&body.value.name).await?;
-    Ok((StatusCode::CREATED, Reply(with_token(&app, made)?)))
+    let made = caller.runtime.volumes().create(&body.value.name).await?;
+    Ok((StatusCode::CREATED, Reply(with_token((&app, &caller), made)?)))
 }
 
 /// `GET /volumes`.
-pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Reply<Vec<Volume>>, ApiError> {
-    let listed = app.runtime.volumes().list().await?.into_iter();
-    Ok(Reply(listed.map(|volume| in_list(&app, volume.id, volume.name)).collect::<Result<_, _>>()?))
+pub(super) async fn list(caller: Caller) -> Result<Reply<Vec<Volume>>, ApiError> {
+    let listed = caller.runtime.volumes().list().await?.into_iter();
+    Ok(Reply(listed.map(|volume| in_list(&caller, volume)).collect::<Result<_, _>>()?))
 }
 
 /// `GET /volumes/{id}`.
-pub(super) async fn detail(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Reply<VolumeAndToken>, ApiError> {
-    let volume = app.runtime.volumes().get(&id).await?;
-    Ok(Reply(with_token(&app, volume)?))
+pub(super) async fn detail(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Reply<VolumeAndToken>, ApiError> {
+    let volume = caller.runtime.volumes().get(&id).await?;
+    Ok(Reply(with_token((&app, &caller), volume)?))
 }
 
 /// `DELETE /volumes/{id}`.
-pub(super) async fn destroy(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    app.runtime.destroy_volume(&id).await?;
+pub(super) async fn destroy(caller: Caller, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    caller.runtime.destroy_volume(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn with_token(app: &App, volume: firkin_runtime::volumes::Volume) -> Result<VolumeAndToken, VolumeError> {
-    let shown = in_list(app, volume.id, volume.name)?;
-    Ok(VolumeAndToken { volume: shown, token: volume.token, domain: app.config.domain.clone() })
+fn with_token((app, caller): (&App, &Caller), volume: firkin_runtime::volumes::Volume) -> Result<VolumeAndToken, VolumeError> {
+    let token = volume.token.clone();
+    Ok(VolumeAndToken { volume: in_list(caller, volume)?, token, domain: app.config.domain.clone() })
 }
 
-fn in_list(app: &App, volume_id: String, name: String) -> Result<Volume, VolumeError> {
-    let Usage { used_bytes, quota_bytes } = app.runtime.volumes().usage(&volume_id)?;
-    Ok(Volume { volume_id, name, used_bytes, quota_bytes: Some(quota_bytes) })
+fn in_list(caller: &Caller, volume: firkin_runtime::volumes::Volume) -> Result<Volume, VolumeError> {
+    let Usage { used_bytes, quota_bytes } = caller.runtime.volumes().usage(&volume)?;
+    Ok(Volume { volume_id: volume.id, name: volume.name, used_bytes, quota_bytes: Some(quota_bytes) })
 }
 
 /// The volume that a path names, opened by the token that the request bears.
@@ -82,7 +88,7 @@ impl FromRequestParts<Arc<App>> for Opened {
         let malformed = |_| ApiError::bad_request("the path is malformed");
         let Path(id) = Path::<String>::from_request_parts(parts, app).await.map_err(malformed)?;
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let content = app.runtime.volumes().open(&id, token).await?;
+        let content = app.host().volumes().open(&id, token).await?;
         if let Some(place) = parts.extensions.get::<Place>() {
             place.know();
         }
@@ -138,6 +144,7 @@ pub(super) async fn read(Opened(content): Opened, query: Query) -> Result<Respon
 /// `PUT /volumecontent/{id}/file`. Nothing of the body is collected: it goes to the disk as it comes.
 pub(super) async fn write(
     State(app): State<Arc<App>>,
+    _caller: Caller,
     Opened(content): Opened,
     query: Query,
     mut body: Body,

@@ -11,18 +11,16 @@ use serde_json::{Value, json};
 use crate::{App, error::ApiError};
 
 /// Where the keys are.
-pub(super) const KEYS: &str = "/.well-known/jwks.json";
-/// Where it is said where the keys are.
-pub(super) const DISCOVERY: &str = "/.well-known/openid-configuration";
+const KEYS: &str = "/.well-known/jwks.json";
 
 /// `GET /.well-known/jwks.json`.
 pub(super) async fn keys(State(app): State<Arc<App>>) -> Result<Reply<Value>, ApiError> {
-    Ok(Reply(json!({ "keys": app.runtime.workload().public_keys()? })))
+    Ok(Reply(json!({ "keys": app.host().workload().public_keys()? })))
 }
 
 /// `GET /.well-known/openid-configuration`.
 pub(super) async fn discovery(State(app): State<Arc<App>>) -> Reply<Value> {
-    let issuer = app.runtime.workload().issuer();
+    let issuer = app.host().workload().issuer();
     Reply(json!({
         "issuer": issuer,
         "jwks_uri": format!("{issuer}{KEYS}"),

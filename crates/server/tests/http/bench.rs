@@ -24,6 +24,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
@@ -35,6 +36,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Longest body that the server under test takes.
 pub(crate) const MAX_BODY: usize = 64 << 10;
+
+/// The token that administers the server under test.
+pub(crate) const ADMIN: &str = "admin";
 
 /// Room on the host under test: this many sandboxes of template `base`.
 pub(crate) const ROOM: u32 = 6;
@@ -135,6 +139,7 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let config = ServerConfig {
+            admin: Some(Sha256::digest(ADMIN).into()),
             max_body_bytes: MAX_BODY,
             head_deadline: Duration::from_millis(500),
             upload_silence: Duration::from_secs(2),

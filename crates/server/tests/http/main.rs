@@ -16,5 +16,6 @@ mod metrics;
 mod network;
 mod quotas;
 mod storage;
+mod teams;
 mod tls;
 mod uploads;

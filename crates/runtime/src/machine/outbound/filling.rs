@@ -17,11 +17,12 @@ use firkin_egress::{
 use zeroize::Zeroizing;
 
 use crate::{
+    ground::team::Scope,
     storage::{
         secrets::{SecretError, Secrets},
         workload::{Workload, WorkloadToken},
     },
-    store::spec::Filled,
+    store::spec::{Filled, Steered},
 };
 
 /// Why nothing can be put into requests.
@@ -78,12 +79,8 @@ impl Filling {
     }
 
     /// All that it takes to keep these rules for this sandbox. Blocks.
-    pub(super) fn termination(
-        self: &Arc<Self>,
-        sandbox: &str,
-        rules: &[Filled],
-        tokens: &BTreeMap<String, WorkloadToken>,
-    ) -> Result<Option<Termination>, FillingError> {
+    pub(super) fn termination(self: &Arc<Self>, sandbox: &str, steered: &Steered) -> Result<Option<Termination>, FillingError> {
+        let Steered { filled: rules, tokens, team, .. } = steered;
         if rules.is_empty() {
             return Ok(None);
         }
@@ -95,15 +92,21 @@ impl Filling {
         if let Some(name) = missing {
             return Err(FillingError::NoToken(name));
         }
-        let values = OfSandbox { filling: Arc::clone(self), sandbox: sandbox.to_owned(), tokens: tokens.clone() };
+        let values = OfSandbox {
+            filling: Arc::clone(self),
+            sandbox: sandbox.to_owned(),
+            team: Scope::Team(team.clone()),
+            tokens: tokens.clone(),
+        };
         Ok(Some(Termination { transforms, values: Arc::new(values), sides: self.sides()?.1 }))
     }
 
     /// Refuses rules that name a secret which there is not. It may come and go later: then requests fail.
-    pub(crate) async fn check_secrets(&self, rules: &[Filled]) -> Result<(), FillingError> {
-        for reference in transforms(rules)?.references() {
+    pub(crate) async fn check_secrets(&self, steered: &Steered) -> Result<(), FillingError> {
+        let team = Scope::Team(steered.team.clone());
+        for reference in transforms(&steered.filled)?.references() {
             if let Reference::Secret(name) = reference {
-                self.secrets.get(name).await.map_err(|error| match error {
+                self.secrets.get(&team, name).await.map_err(|error| match error {
                     SecretError::NotFound(name) => FillingError::NoSecret(name),
                     other => FillingError::Secret(other),
                 })?;
@@ -139,6 +142,8 @@ fn transforms(rules: &[Filled]) -> Result<Transforms, TransformError> {
 struct OfSandbox {
     filling: Arc<Filling>,
     sandbox: String,
+    /// Whose secrets it has.
+    team: Scope,
     tokens: BTreeMap<String, WorkloadToken>,
 }
 
@@ -146,7 +151,7 @@ struct OfSandbox {
 impl Values for OfSandbox {
     async fn value(&self, reference: &Reference, host: &HostName) -> Result<Zeroizing<String>, ValueError> {
         let value = match reference {
-            Reference::Secret(name) => self.filling.secrets.value(name).await.map_err(|error| match error {
+            Reference::Secret(name) => self.filling.secrets.value(&self.team, name).await.map_err(|error| match error {
                 SecretError::NotFound(_) => ValueError::None,
                 other => ValueError::Failed(other.into()),
             })?,
@@ -164,25 +169,31 @@ impl Values for OfSandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::secrets::TeamSecrets;
 
     fn filling(dir: &Path) -> Arc<Filling> {
         let workload = Workload::of(dir, "https://firkin.test".to_owned());
         Filling::of(dir, Arc::new(Secrets::of(dir)), Arc::new(workload))
     }
 
-    fn rule(text: &str) -> Vec<Filled> {
-        vec![Filled { host: "a.test".into(), headers: vec![("x".into(), text.into())], placeholders: Vec::new() }]
+    fn rule(text: &str) -> Steered {
+        let headers = vec![("x".into(), text.into())];
+        Steered { filled: vec![Filled { host: "a.test".into(), headers, placeholders: Vec::new() }], ..Steered::default() }
+    }
+
+    fn secrets(filling: &Filling) -> TeamSecrets<'_> {
+        TeamSecrets { secrets: &filling.secrets, scope: &Scope::Host }
     }
 
     #[tokio::test]
     async fn rules_that_name_what_there_is_not_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let filling = filling(dir.path());
-        let refused = filling.termination("i1", &rule("${e2b.identity.tokens.aws}"), &BTreeMap::new()).unwrap_err();
+        let refused = filling.termination("i1", &rule("${e2b.identity.tokens.aws}")).unwrap_err();
         assert!(matches!(&refused, FillingError::NoToken(name) if name == "aws") && refused.is_asked_for());
         let secret = rule("${e2b.secrets.key}");
         assert!(matches!(filling.check_secrets(&secret).await.unwrap_err(), FillingError::NoSecret(name) if name == "key"));
-        filling.secrets.create("key", "VALUE".into(), BTreeMap::new()).await.unwrap();
+        secrets(&filling).create("key", "VALUE".into(), BTreeMap::new()).await.unwrap();
         filling.check_secrets(&secret).await.unwrap();
         assert!(!dir.path().join("egress-authority.pem").exists(), "nobody has needed an authority yet");
     }
@@ -191,16 +202,16 @@ mod tests {
     async fn values_are_those_of_the_moment_and_of_the_sandbox() {
         let dir = tempfile::tempdir().unwrap();
         let filling = filling(dir.path());
-        filling.secrets.create("Key", "VALUE".into(), BTreeMap::new()).await.unwrap();
+        secrets(&filling).create("Key", "VALUE".into(), BTreeMap::new()).await.unwrap();
         let tokens = BTreeMap::from([("aws".to_owned(), WorkloadToken { audience: "sts.test".into() })]);
-        let values = OfSandbox { filling: Arc::clone(&filling), sandbox: "i1".into(), tokens };
+        let values = OfSandbox { filling: Arc::clone(&filling), sandbox: "i1".into(), team: Scope::Host, tokens };
         let host = "a.test".parse().unwrap();
         let value = async |reference| values.value(&reference, &host).await.map(|value| value.to_string());
         let secret = || Reference::Secret("key".into());
         assert_eq!(value(secret()).await.unwrap(), "VALUE");
-        filling.secrets.update("key", "NEWER".into(), None).await.unwrap();
+        secrets(&filling).update("key", "NEWER".into(), None).await.unwrap();
         assert_eq!(value(secret()).await.unwrap(), "NEWER");
-        filling.secrets.destroy("key").await.unwrap();
+        secrets(&filling).destroy("key").await.unwrap();
         assert!(matches!(value(secret()).await.unwrap_err(), ValueError::None));
         assert_eq!(value(Reference::Token("aws".into())).await.unwrap().split('.').count(), 3);
         assert!(matches!(value(Reference::Token("gcp".into())).await.unwrap_err(), ValueError::None));

@@ -62,7 +62,7 @@ impl Owner {
         internet: InternetAccess,
         dns_servers: Option<Vec<Ipv4Addr>>,
     ) -> Result<(), NetworkError> {
-        let internet = internet.with_tokens(&self.record.spec.tokens);
+        let internet = internet.of_team(self.record.owner.clone(), &self.record.spec.tokens);
         let running = match &mut self.phase {
             Phase::Running(running) => running,
             Phase::Paused(_) => return Err(NetworkError::NotRunning(self.record.id.clone())),

@@ -9,11 +9,7 @@ use firkin_wire::secret::equal;
 use jiff::Timestamp;
 
 use super::Handle;
-use crate::{
-    shared::Shared,
-    start::pool::WarmPool,
-    store::spec::{SandboxId, SandboxState},
-};
+use crate::{ground::team::TeamId, shared::Shared, start::pool::WarmPool, store::spec::SandboxId};
 
 /// The owners of every sandbox, and what they share.
 #[derive(Debug)]
@@ -64,14 +60,29 @@ impl Owners {
         self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sandboxes that run now.
-    pub(crate) fn running(&self) -> usize {
-        self.handles().values().filter(|handle| handle.view.borrow().sandbox.state == SandboxState::Running).count()
+    /// Sandboxes of a team that run now.
+    fn running_of(&self, team: &TeamId) -> usize {
+        self.handles().values().filter(|handle| handle.team == *team && handle.is_running()).count()
     }
 
-    /// Counts a sandbox that has just begun to run.
-    pub(super) fn note_start(&self) {
-        self.shared.activity.started(self.running(), Timestamp::now());
+    /// How many there are, and how many of them run.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let handles = self.handles();
+        (handles.len(), handles.values().filter(|handle| handle.is_running()).count())
+    }
+
+    /// Sandboxes that run now, of each team that has any.
+    pub(crate) fn running(&self) -> HashMap<TeamId, usize> {
+        let mut running = HashMap::new();
+        for handle in self.handles().values() {
+            *running.entry(handle.team.clone()).or_default() += usize::from(handle.is_running());
+        }
+        running
+    }
+
+    /// Counts a sandbox of a team that has just begun to run.
+    pub(super) fn note_start(&self, team: &TeamId) {
+        self.shared.activity.started(team, self.running_of(team), Timestamp::now());
     }
 }
 

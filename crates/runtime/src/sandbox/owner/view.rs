@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Command, Phase};
 use crate::{
+    ground::team::TeamId,
     machine::network::Connector,
     store::{
         RecordedPhase, SandboxRecord,
@@ -17,10 +18,18 @@ use crate::{
 /// How others reach the owner.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
+    /// Whose the sandbox is, for good.
+    pub(crate) team: TeamId,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
     /// Held by who takes a snapshot of it, until that is on record.
     pub(crate) snapshots: Arc<Mutex<()>>,
+}
+
+impl Handle {
+    pub(crate) fn is_running(&self) -> bool {
+        self.view.borrow().sandbox.state == SandboxState::Running
+    }
 }
 
 /// What a sandbox shows.
@@ -104,6 +113,7 @@ pub(super) fn view(record: &SandboxRecord, phase: &Phase, changing: bool) -> Opt
 pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
     RuntimeSandbox {
         id: record.id.clone(),
+        owner: record.owner.clone(),
         template_id: record.template_id.to_string(),
         alias: record.alias.clone(),
         state: match record.phase {

@@ -152,7 +152,7 @@ impl Owner {
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
-        self.owners.note_start();
+        self.owners.note_start(&self.record.owner);
         self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.shared.collect();
         Ok(show(&self.record))

@@ -10,6 +10,7 @@ use super::{Order, Stage, Staging, Step, Waiting, WarmPool};
 use crate::{
     artifact::IntegrityError,
     capacity::{ResourceBudget, WarmSessionReservation, admission::WarmAdmissionError},
+    ground::team::Scope,
     host::disk::{DiskPressure, REFILL_FACTOR},
     machine::{
         command::{self, CommandError, GuestCommand},
@@ -80,7 +81,7 @@ impl RefillError {
 pub(crate) async fn keep(shared: Arc<Shared>, pool: Arc<WarmPool>) {
     loop {
         if std::mem::take(&mut pool.state().stale) {
-            match shared.store.templates().await {
+            match shared.store.templates(Scope::Host).await {
                 Ok(templates) => pool.reconcile(&templates),
                 Err(error) => {
                     tracing::warn!(error = chain(&error), "cannot read which templates are to be kept warm");

@@ -1,7 +1,7 @@
 //! What the pool decides, without any machine: depth, order, patience.
 
 use super::*;
-use crate::{capacity::ResourceBudget, store::spec::SandboxId};
+use crate::{capacity::ResourceBudget, ground::team::TeamId, store::spec::SandboxId};
 
 fn named(text: &str) -> Reference {
     text.parse().unwrap()
@@ -10,6 +10,7 @@ fn named(text: &str) -> Reference {
 fn template(id: &str, artifact: &str) -> TemplateRecord {
     TemplateRecord {
         id: id.parse().unwrap(),
+        owner: TeamId::first(),
         build_id: "b".parse().unwrap(),
         artifact: artifact.parse().unwrap(),
         budget: ResourceBudget { cpus: 1, memory_mib: 512, disk_mib: 1 },
@@ -108,7 +109,15 @@ fn each_build_that_a_tag_stands_for_has_a_shelf_of_its_own() {
         names: tags.iter().map(|tag| named(&format!("app:{tag}"))).collect(),
         ..template("id", build)
     };
-    pool.reconcile(&[tagged("a", &["default", "v2"]), tagged("b", &["v0", "v1"]), tagged("c", &["v3"]), tagged("d", &[])]);
+    // Another team's of that name is not what was meant.
+    let others = TemplateRecord { owner: "b".parse().unwrap(), id: "x".parse().unwrap(), ..tagged("x", &["v1"]) };
+    pool.reconcile(&[
+        others,
+        tagged("a", &["default", "v2"]),
+        tagged("b", &["v0", "v1"]),
+        tagged("c", &["v3"]),
+        tagged("d", &[]),
+    ]);
     fill(&pool, &mut Instant::now());
     assert_eq!(ready(&pool), BTreeMap::from([("id".to_owned(), 1), ("id:v0".to_owned(), 2)]));
 }

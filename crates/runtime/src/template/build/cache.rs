@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::StepSpec;
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
-    ground::ids::ArtifactId,
+    ground::{ids::ArtifactId, team::TeamId},
     shared::Shared,
     store::{Defaults, LayerRecord, StoreError},
 };
@@ -34,6 +34,13 @@ pub(super) fn key(parts: &impl Serialize) -> String {
 /// The key after a step, given that before it.
 pub(super) fn after(before: &str, step: &StepSpec) -> String {
     key(&(before, step.kind.to_uppercase(), &step.args, &step.files_hash))
+}
+
+/// What a team's own steps go on from. What others made of the same parts is not found by them, nor how soon: that would tell what they
+/// build. The sources below, images and templates, are found by all.
+pub(super) fn within(team: &TeamId, source: &str) -> String {
+    // As it was before there were teams, so that what is kept is found.
+    if team.is_first() { source.to_owned() } else { key(&("team-v1", team, source)) }
 }
 
 /// A state that a build can go on from.

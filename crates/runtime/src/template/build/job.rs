@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
+    ground::team::TeamId,
     machine::session::After,
     shared::Shared,
     store::{BuildReason, BuildState, Defaults, TemplateRecord},
@@ -120,7 +121,7 @@ async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, B
     let shared = &builds.shared;
     let _permit = builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
     disk_budget::admit(shared).await.map_err(BuildFailure::DiskPressure)?;
-    match source::resolve(shared, &plan.source, &live.log).await? {
+    match source::resolve(shared, &live.record.owner, &plan.source, &live.log).await? {
         Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
         Resolved::Layered(origin) => layered(builds, live, plan, origin).await,
     }
@@ -143,7 +144,8 @@ async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source:
         shared: &builds.shared,
         log: &live.log,
         plan,
-        keys: keys(&prepared.key, plan),
+        owner: &live.record.owner,
+        keys: keys(&cache::within(&live.record.owner, &prepared.key), plan),
         inherited: prepared.inherited.clone(),
         room,
     };
@@ -168,6 +170,7 @@ fn keys(source: &str, plan: &BuildPlan) -> Vec<String> {
 /// A build whose source is there.
 struct Build<'a> {
     shared: &'a Arc<Shared>,
+    owner: &'a TeamId,
     log: &'a BuildLog,
     plan: &'a BuildPlan,
     keys: Vec<String>,
@@ -280,11 +283,12 @@ impl Build<'_> {
         let mut kept = 0;
         let (start, ready) = self.commands();
         let ends_here = start.is_none() && ready.is_none();
+        let files = self.shared.files.of(self.owner);
         for (index, spec) in self.plan.steps.iter().enumerate().skip(done) {
             self.tell(index, spec, false);
             let shell = machine.shell(self.log);
             let (step, disk_bytes) = (Step::parse(spec)?, machine.disk_bytes());
-            let work = step.run(&shell, &context, &self.shared.files, disk_bytes);
+            let work = step.run(&shell, &context, &files, disk_bytes);
             context = machine.while_it_lives(Box::pin(work)).await?;
             let last = index + 1 == self.plan.steps.len();
             let worth = worked.elapsed() >= cache::WORTH && kept < cache::MAX_PER_BUILD;

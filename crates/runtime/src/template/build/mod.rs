@@ -39,6 +39,7 @@ use firkin_engine::{Acceleration, Processor};
 use jiff::Timestamp;
 
 use crate::{
+    ground::team::TeamId,
     images,
     images::standard::BuildTemplate,
     store::{BuildReason, BuildState},
@@ -73,6 +74,8 @@ pub struct RequestedBuild {
     pub template_id: String,
     /// Its own id, a UUID.
     pub build_id: String,
+    /// Whose it is.
+    pub owner: TeamId,
     /// Name of the template, without tag, if it was given one.
     pub name: Option<String>,
     /// Tags that will name it.

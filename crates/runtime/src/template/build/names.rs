@@ -2,7 +2,10 @@
 
 use super::{BuildRequest, error::RequestError};
 use crate::{
-    ground::reference::{Reference, Tag, TemplateName},
+    ground::{
+        reference::{Reference, Tag, TemplateName},
+        team::{Scope, TeamId},
+    },
     template::tags::MAX_TAGS,
 };
 
@@ -19,6 +22,7 @@ const MIN_MEMORY_MIB: i64 = 128;
 /// A request that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
+    pub(crate) owner: TeamId,
     pub(crate) name: Option<TemplateName>,
     pub(crate) tags: Vec<Tag>,
     pub(crate) cpus: u32,
@@ -27,9 +31,9 @@ pub(crate) struct Named {
     pub(crate) min_free_disk_mib: Option<u64>,
 }
 
-/// Understands a request on a host of so much memory.
-pub(crate) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
-    let given = request.name.as_deref().map(Reference::given).transpose()?;
+/// Understands a request of `scope` on a host of so much memory.
+pub(crate) fn parse(scope: &Scope, request: &BuildRequest, host_memory_mib: u64) -> Result<Named, RequestError> {
+    let given = request.name.as_deref().map(|name| Reference::given(scope, name)).transpose()?;
     let (name, own) = given.map_or((None, None), |Reference { name, tag }| (Some(name), tag));
     let mut tags = Tag::all_given(own.iter().map(Tag::as_str).chain(request.tags.iter().map(String::as_str)))?;
     if tags.len() > MAX_TAGS {
@@ -42,7 +46,7 @@ pub(crate) fn parse(request: &BuildRequest, host_memory_mib: u64) -> Result<Name
     let memory = request.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let (cpus, memory_mib) = (check_cpus(cpus)?, check_memory(memory, host_memory_mib)?);
     let min_free = u64::try_from(request.min_free_disk_mib.unwrap_or_default()).map_err(|_| RequestError::NegativeFreeDisk)?;
-    Ok(Named { name, tags, cpus, memory_mib, min_free_disk_mib: (min_free > 0).then_some(min_free) })
+    Ok(Named { owner: scope.owner(), name, tags, cpus, memory_mib, min_free_disk_mib: (min_free > 0).then_some(min_free) })
 }
 
 fn check_cpus(cpus: i64) -> Result<u32, RequestError> {
@@ -78,21 +82,22 @@ mod tests {
     }
 
     fn message(request: &BuildRequest) -> String {
-        parse(request, 4096).unwrap_err().to_string()
+        parse(&Scope::Host, request, 4096).unwrap_err().to_string()
     }
 
     #[test]
     fn names_and_tags_are_put_together() {
-        let named = parse(&request("firkin/My-App:V1.0"), 4096).unwrap();
+        let named = parse(&Scope::Host, &request("firkin/My-App:V1.0"), 4096).unwrap();
         assert_eq!((named.name.as_ref().map(TemplateName::as_str), texts(&named.tags)), (Some("my-app"), vec!["v1.0"]));
         assert_eq!((named.cpus, named.memory_mib), (2, 1024));
-        let named = parse(&BuildRequest { tags: vec!["a".into(), "b".into(), "a".into()], ..request("x") }, 4096).unwrap();
+        let named =
+            parse(&Scope::Host, &BuildRequest { tags: vec!["a".into(), "b".into(), "a".into()], ..request("x") }, 4096).unwrap();
         assert_eq!(texts(&named.tags), ["a", "b"]);
-        assert_eq!(texts(&parse(&request("x"), 4096).unwrap().tags), ["default"]);
-        let nameless = parse(&BuildRequest::default(), 4096).unwrap();
+        assert_eq!(texts(&parse(&Scope::Host, &request("x"), 4096).unwrap().tags), ["default"]);
+        let nameless = parse(&Scope::Host, &BuildRequest::default(), 4096).unwrap();
         assert_eq!((nameless.name, texts(&nameless.tags)), (None, vec!["default"]));
         for bad in ["", ":v1", "x:", "a b", "other/x", "x:a:b", "ä"] {
-            assert!(parse(&request(bad), 4096).is_err(), "{bad:?}");
+            assert!(parse(&Scope::Host, &request(bad), 4096).is_err(), "{bad:?}");
         }
     }
 
@@ -106,7 +111,7 @@ mod tests {
         assert_eq!(memory(64), "validation error: Memory must be at least 128 MiB");
         assert_eq!(memory(1023), "Memory must be divisible by 2");
         assert_eq!(memory(1 << 40), "Memory can't be higher than 4096 MiB");
-        let free = |mib| parse(&BuildRequest { min_free_disk_mib: Some(mib), ..request("x") }, 4096);
+        let free = |mib| parse(&Scope::Host, &BuildRequest { min_free_disk_mib: Some(mib), ..request("x") }, 4096);
         assert_eq!(free(-1).unwrap_err().to_string(), "Free disk must not be negative");
         assert_eq!((free(0).unwrap().min_free_disk_mib, free(7).unwrap().min_free_disk_mib), (None, Some(7)));
     }

@@ -31,6 +31,7 @@ pub(super) fn template(build: &BuildRecord, finished: Finished) -> TemplateRecor
     let ready = warms(finished.ready.as_deref());
     TemplateRecord {
         id: build.template_id.clone(),
+        owner: build.owner.clone(),
         build_id: build.id.clone(),
         artifact: finished.artifact.manifest.id.clone(),
         budget: finished.artifact.manifest.budget,

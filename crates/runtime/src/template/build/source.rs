@@ -24,7 +24,8 @@ use crate::{
     artifact::{Artifact, DiskMembers, MemoryMember},
     ground::{
         blocking::blocking,
-        reference::{NoTemplate, Reference, TemplateName},
+        reference::{NoTemplate, Sought, TemplateName},
+        team::{Scope, TeamId},
     },
     images::{BuildImage, ImageRequest, root_image::RootImage, standard::BuildTemplate},
     restore::SnapshotRestoreError,
@@ -68,8 +69,13 @@ pub(super) enum Layered<'a> {
     Template(Box<TemplateRecord>),
 }
 
-/// Looks the source up.
-pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &BuildLog) -> Result<Resolved<'a>, BuildFailure> {
+/// Looks the source up for a team.
+pub(super) async fn resolve<'a>(
+    shared: &Shared,
+    owner: &TeamId,
+    source: &'a Source,
+    log: &BuildLog,
+) -> Result<Resolved<'a>, BuildFailure> {
     match source {
         Source::Standard(template) => Ok(Resolved::Standard(template.clone())),
         Source::Image(request) => {
@@ -82,7 +88,8 @@ pub(super) async fn resolve<'a>(shared: &Shared, source: &'a Source, log: &Build
             })
         }
         Source::Template(reference) => {
-            let found = shared.store.template(Reference::wanted(reference)?).await.map_err(BuildFailure::Store)?;
+            let (scope, sought) = (Scope::Team(owner.clone()), Sought::wanted(reference)?);
+            let found = shared.store.usable_template(scope, sought).await.map_err(BuildFailure::Store)?;
             let record = NoTemplate::unless_found(reference, found)?;
             Ok(Resolved::Layered(Layered::Template(Box::new(record))))
         }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     artifact::{DiskMembers, FORMAT},
-    ground::reference::TemplateName,
+    ground::{reference::TemplateName, team::Scope},
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
     shared::Shared,
@@ -116,7 +116,11 @@ fn asked(template: BuildTemplate, plan: &BuildPlan, live: &Live) -> BuildTemplat
 /// What stands for one of the build's names already, if it was made of the same parts.
 async fn known(shared: &Shared, live: &Live, recipe: &str) -> Result<Option<Found>, BuildFailure> {
     for name in live.record.names() {
-        let Some(record) = shared.store.template(name).await.map_err(BuildFailure::Store)?.found() else { continue };
+        let Some(record) =
+            shared.store.template(Scope::Team(live.record.owner.clone()), name).await.map_err(BuildFailure::Store)?.found()
+        else {
+            continue;
+        };
         let pin = shared.artifacts.pin(record.artifact.clone());
         if record.recipe.as_deref() != Some(recipe) || !shared.artifacts.is_usable(&record.artifact) {
             continue;
@@ -185,8 +189,9 @@ impl Making<'_> {
     async fn prepare(&self, shell: &Shell<'_>) -> Result<Defaults, BuildFailure> {
         let as_root = |script: String| Step::Run { command: script, user: Some("root".to_owned()) };
         let mut context = Defaults { env: self.template.env.clone(), ..Defaults::default() };
+        let files = self.shared.files.of(&self.live.record.owner);
         let mut run = async |step: Step| -> Result<(), BuildFailure> {
-            context = step.run(shell, &context, &self.shared.files, self.disk_bytes).await?;
+            context = step.run(shell, &context, &files, self.disk_bytes).await?;
             Ok(())
         };
         for file in &self.template.files {

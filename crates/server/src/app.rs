@@ -1,0 +1,68 @@
+//! What all routes share.
+
+use std::sync::Arc;
+
+use firkin_runtime::runtime::Runtime;
+
+use crate::{
+    ServerConfig,
+    extract::Ignored,
+    hosts::Hosts,
+    idempotency::Keys,
+    latency::Latency,
+    proxy::{misses::Misses, pool::ConnectionPool},
+};
+
+/// State that all routes share.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// For the host itself. Behind a name of its own, so that whoever answers a client has to say that the client's team is not asked.
+    host: Runtime,
+    pub(crate) config: ServerConfig,
+    pub(crate) hosts: Hosts,
+    pub(crate) pool: Arc<ConnectionPool>,
+    pub(crate) idempotency: Keys,
+    pub(crate) latency: Latency,
+    pub(crate) misses: Misses,
+    /// Whether this server is meant for other hosts: it has a name that they resolve, or speaks TLS.
+    pub(crate) is_for_others: bool,
+}
+
+impl App {
+    pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> Arc<Self> {
+        let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
+        let pool = ConnectionPool::new(Arc::new(runtime.clone()));
+        let latency = Latency::new(Arc::clone(runtime.metrics()));
+        let hosts = Hosts::new(config.allowed_hosts.clone(), config.domain.as_deref());
+        Arc::new(Self {
+            host: runtime,
+            config,
+            hosts,
+            pool,
+            idempotency: Keys::default(),
+            latency,
+            misses: Misses::default(),
+            is_for_others,
+        })
+    }
+
+    /// The runtime of the host itself, which sees everything: for what is of no team, and for what is guarded by a secret of its own. A
+    /// route that answers for a team has a [`Caller`](crate::auth::Caller), whose runtime sees that team's and nothing else.
+    pub(crate) fn host(&self) -> &Runtime {
+        &self.host
+    }
+
+    /// Counts fields that a client sent in vain, and names them in the log.
+    pub(crate) fn count_unknown(&self, fields: &Ignored) {
+        if fields.count > 0 {
+            let total = self.host.metrics().count_unknown_fields(fields.count);
+            tracing::debug!(fields = ?fields.first, count = fields.count, total, "unknown fields ignored");
+        }
+    }
+}
+
+/// Whether a domain, with or without a port, is one that every host has for itself.
+fn is_local(domain: &str) -> bool {
+    let name = domain.split(':').next().unwrap_or(domain).trim_end_matches('.');
+    name.rsplit('.').next().is_some_and(|top| top.eq_ignore_ascii_case("localhost"))
+}

@@ -1,0 +1,201 @@
+//! What a key opens, and what it does not: as far as it goes, its own team's, and until it ends.
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpStream;
+
+use crate::bench::{ADMIN, Answer, Bench};
+
+/// The table of all routes, as the server has it.
+const ACCESS: &str = include_str!("../../src/access.rs");
+
+/// Method, path and what it asks for, of each row.
+fn rows() -> Vec<(&'static str, &'static str, &'static str)> {
+    let row = |line: &'static str| {
+        let mut parts = line.trim().strip_prefix("(\"")?.strip_suffix("),")?.split("\", ");
+        let (method, rest) = (parts.next()?, parts.next()?);
+        Some((method, rest.strip_prefix('"')?, parts.next()?))
+    };
+    ACCESS.lines().filter_map(row).collect()
+}
+
+impl Bench {
+    async fn with(&self, key: &str, method: &str, path: &str, body: &str) -> Answer {
+        let mut request = self.request(method, path, body);
+        request.headers_mut().insert("x-api-key", key.parse().unwrap());
+        self.answer(request).await
+    }
+
+    async fn admin(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut request = self.request(method, path, body);
+        request.headers_mut().remove("x-api-key");
+        request.headers_mut().insert("x-admin-token", ADMIN.parse().unwrap());
+        self.answer(request).await
+    }
+
+    /// A key of a team, which is made if it is not there.
+    async fn key_of(&self, team: &str, scope: &str) -> String {
+        self.admin("POST", "/admin/teams", &json!({ "teamID": team }).to_string()).await;
+        let asked = json!({"name": "test", "scope": scope}).to_string();
+        let made = self.admin("POST", &format!("/admin/teams/{team}/keys"), &asked).await.expect(201);
+        made.text("/key").to_owned()
+    }
+}
+
+#[tokio::test]
+async fn each_route_asks_for_what_its_row_says() {
+    let bench = Bench::start().await;
+    let (read, sandboxes, full) =
+        (bench.key_of("b", "read").await, bench.key_of("b", "sandboxes").await, bench.key_of("b", "full").await);
+    let rows = rows();
+    assert!(rows.len() > 80, "{}", rows.len());
+    for (method, path, needs) in rows {
+        let path = path.replace("{id}", "inone").replace("{hash}", "x").replace("{build}", "x").replace("{alias}", "none");
+        let path = path.replace("{tag}", "x");
+        let mut opened = Vec::new();
+        for key in [None, Some(&read), Some(&sandboxes), Some(&full), Some(&bench.key)] {
+            let mut request = bench.request(method, &path, "{}");
+            request.headers_mut().remove("x-api-key");
+            if let Some(key) = key {
+                request.headers_mut().insert("x-api-key", key.parse().unwrap());
+            }
+            opened.push(!matches!(bench.answer(request).await.status, 401 | 403));
+        }
+        let expected = match needs {
+            "Nothing" if path == "/files" => [false; 5],
+            "Nothing" => [true; 5],
+            "READ" if path.starts_with("/teams/") => [false; 5],
+            "READ" => [false, true, true, true, true],
+            "SANDBOXES" => [false, false, true, true, true],
+            "FULL" => [false, false, false, true, true],
+            "Host" => [false, false, false, false, true],
+            "Admin" => [false; 5],
+            "Own" if path == "/teams" => [false, true, true, true, true],
+            "Own" if method == "PUT" && path.starts_with("/templates") => [false, false, false, true, true],
+            "Own" => [false; 5],
+            other => panic!("{other}"),
+        };
+        assert_eq!(opened, expected, "{method} {path} {needs}");
+        if needs == "Admin" {
+            assert!(!matches!(bench.admin(method, &path, "{}").await.status, 401 | 403), "{method} {path}");
+        }
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn another_teams_things_are_answered_as_if_they_were_not_there() {
+    let bench = Bench::start().await;
+    let other = bench.key_of("b", "full").await;
+    let id = bench.create(r#","metadata":{"m":"1"}"#).await;
+    let volume = bench.call("POST", "/volumes", r#"{"name":"data"}"#).await.expect(201).text("/volumeID").to_owned();
+    let secret = bench.call("POST", "/secrets", r#"{"name":"key","value":"v"}"#).await.expect(201).text("/id").to_owned();
+    let snapshot = bench.call("POST", &format!("/sandboxes/{id}/snapshots"), r#"{"name":"mine:v1"}"#).await.expect(201);
+    assert_eq!(snapshot.text("/snapshotID"), "firkin/mine:v1");
+    let of_create = |template: &str| json!({ "templateID": template }).to_string();
+    let table = [
+        ("GET", format!("/sandboxes/{id}"), String::new(), id.as_str(), "inone"),
+        ("DELETE", format!("/sandboxes/{id}"), String::new(), &id, "inone"),
+        ("GET", format!("/sandboxes/{id}/metrics"), String::new(), &id, "inone"),
+        ("GET", format!("/v2/sandboxes/{id}/logs"), String::new(), &id, "inone"),
+        ("POST", format!("/v2/sandboxes/{id}/connect"), String::new(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/pause"), String::new(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/fork"), String::new(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/rollback"), r#"{"snapshotID":"firkin/mine:v1"}"#.into(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/snapshots"), String::new(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/timeout"), r#"{"timeout":9}"#.into(), &id, "inone"),
+        ("PUT", format!("/sandboxes/{id}/network"), String::new(), &id, "inone"),
+        ("GET", format!("/volumes/{volume}"), String::new(), &volume, "none"),
+        ("DELETE", format!("/volumes/{volume}"), String::new(), &volume, "none"),
+        ("GET", format!("/secrets/{secret}"), String::new(), &secret, "none"),
+        ("DELETE", "/secrets/key".into(), String::new(), "key", "none"),
+        ("GET", "/templates/base".into(), String::new(), "base", "none"),
+        ("GET", "/templates/mine:v1".into(), String::new(), "mine:v1", "none:v1"),
+        ("GET", "/templates/aliases/firkin%2Fmine:v1".into(), String::new(), "firkin/mine:v1", "firkin/none:v1"),
+        ("DELETE", "/templates/firkin%2Fmine:v1".into(), String::new(), "firkin/mine:v1", "firkin/none:v1"),
+        ("POST", "/v2/sandboxes".into(), of_create("firkin/mine:v1"), "firkin/mine:v1", "firkin/none:v1"),
+    ];
+    for (method, path, body, called, none) in table {
+        let swap = |text: &str| text.replace(&called.replace('/', "%2F"), &none.replace('/', "%2F")).replace(called, none);
+        let told = bench.with(&other, method, &path, &body).await.expect(404);
+        let nothing = bench.with(&other, method, &swap(&path), &swap(&body)).await.expect(404);
+        assert_eq!(swap(&told.body.to_string()), nothing.body.to_string(), "{method} {path}");
+    }
+    for path in ["/v2/sandboxes", "/sandboxes", "/snapshots", "/templates", "/volumes", "/secrets", "/lineage"] {
+        assert_eq!(bench.with(&other, "GET", path, "").await.expect(200).body, json!([]), "{path}");
+    }
+    let listed = bench.with(&other, "GET", "/v2/sandboxes", "").await;
+    assert_eq!(listed.headers["x-total-running"], "0");
+    let many = bench.with(&other, "GET", &format!("/sandboxes/metrics?sandbox_ids={id}"), "").await.expect(200);
+    assert_eq!(many.body, json!({"sandboxes": {}}));
+    bench.with(&other, "GET", "/teams/firkin/metrics", "").await.expect(403);
+    bench.with(&other, "GET", "/teams/nobody/metrics", "").await.expect(403);
+    assert_eq!(bench.with(&other, "GET", "/teams/b/metrics", "").await.expect(200).body, json!([]));
+    assert_eq!(bench.with(&other, "GET", "/teams", "").await.expect(200).text("/0/teamID"), "b");
+    // What is the host's can be started from, and an idempotency key is each team's own.
+    let create = async |key: &str| {
+        let mut request = bench.request("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#);
+        request.headers_mut().insert("x-api-key", key.parse().unwrap());
+        request.headers_mut().insert("idempotency-key", "once".parse().unwrap());
+        bench.answer(request).await.expect(201).text("/sandboxID").to_owned()
+    };
+    let (own, others) = (create(&bench.key).await, create(&other).await);
+    assert!(own != others && create(&other).await == others);
+    let defaults = bench.with(&other, "GET", "/default-templates", "").await.expect(200);
+    assert_eq!((defaults.text("/0/names/0"), &defaults.body[0]["spawnCount"]), ("firkin/base", &json!(0)));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_only_reads_is_told_nothing_that_opens_a_sandbox() {
+    let bench = Bench::start().await;
+    let read = bench.key_of("firkin", "read").await;
+    let id = bench.create("").await;
+    let path = format!("/sandboxes/{id}");
+    assert!(bench.call("GET", &path, "").await.expect(200).body["envdAccessToken"].is_string());
+    let shown = bench.with(&read, "GET", &path, "").await.expect(200);
+    assert!(shown.body["envdAccessToken"].is_null() && shown.text("/sandboxID") == id);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_ends_opens_nothing_on_a_connection_that_is_open() {
+    let bench = Bench::start().await;
+    bench.admin("POST", "/admin/teams", r#"{"teamID":"b","name":"B & Co","quota":{"running":3}}"#).await.expect(201);
+    bench.admin("POST", "/admin/teams", r#"{"teamID":"b"}"#).await.expect(409);
+    bench.admin("POST", "/admin/teams", r#"{"teamID":"B/"}"#).await.expect(400);
+    bench.admin("POST", "/admin/teams/none/keys", "{}").await.expect(404);
+    let made = bench.admin("POST", "/admin/teams/b/keys", r#"{"name":"one"}"#).await.expect(201);
+    let key = made.text("/key").to_owned();
+    assert!(key.len() == 44 && key.starts_with("e2b_"), "as the SDKs want it");
+    let stream = TcpStream::connect(bench.address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async || {
+        let request = Request::get("/v2/sandboxes").header("host", "localhost").header("x-api-key", &key);
+        let answer = sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await.unwrap();
+        status
+    };
+    assert_eq!(ask().await, 200);
+    let path = format!("/admin/keys/{}", made.text("/id"));
+    bench.admin("PATCH", &path, r#"{"expiresAt":"2001-01-01T00:00:00Z"}"#).await.expect(200);
+    assert_eq!(ask().await, 401);
+    bench.admin("PATCH", &path, r#"{"expiresAt":null}"#).await.expect(200);
+    assert_eq!(ask().await, 200);
+    bench.admin("DELETE", &path, "").await.expect(204);
+    assert_eq!(ask().await, 401);
+    bench.admin("DELETE", "/admin/keys/none", "").await.expect(404);
+    let keys = bench.admin("GET", "/admin/keys?team=b", "").await.expect(200);
+    assert!(keys.body[0]["revokedAt"].is_string() && keys.body[0].get("key").is_none() && !keys.body.to_string().contains(&key));
+    let teams = bench.admin("GET", "/admin/teams", "").await.expect(200);
+    assert_eq!(
+        (teams.text("/0/name"), &teams.body[0]["quota"], teams.text("/1/teamID")),
+        ("B & Co", &json!({"running": 3}), "firkin")
+    );
+    bench.stop().await;
+}
