@@ -6,6 +6,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use firkin_server::ADMIN_TOKEN;
 use firkin_wire::{
     DEFAULT_USER, builds,
     headers::{API_KEY, NEXT_TOKEN},
@@ -18,6 +19,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     envd::{self, Access},
@@ -251,6 +253,16 @@ impl Api {
             request = request.header(name, value);
         }
         Ok(request)
+    }
+
+    /// Asks a route for who administers the host. What it answers is shown as it is.
+    pub(crate) async fn admin(&self, token: &str, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let uri = format!("{}/admin{path}", self.target.api_url.trim_end_matches('/'));
+        let request = Request::builder().method(method).uri(uri).header(ADMIN_TOKEN, token);
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        let bytes = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let answer = self.exchange(request.body(Full::new(bytes)).context("cannot make the request")?).await?;
+        if answer.body.is_empty() { Ok(Value::Null) } else { answer.json() }
     }
 
     async fn send<T: Serialize>(&self, method: Method, path: &str, body: Option<&T>) -> anyhow::Result<Answer> {

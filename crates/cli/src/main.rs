@@ -83,9 +83,8 @@ fn hosts(command: &Command) -> bool {
     match command {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
-        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Key(_) => {
-            false
-        }
+        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
+        Command::Team(_) | Command::Key(_) => false,
     }
 }
 
@@ -109,6 +108,11 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+        Command::Team(command) => command::team::run(settings, command).await,
         Command::Key(KeyCommand::Rotate(_)) => command::key::rotate(settings).await,
+        Command::Key(KeyCommand::Add(args)) => command::api_key::add(settings, args).await,
+        Command::Key(KeyCommand::Ls(args)) => command::api_key::list(settings, args).await,
+        Command::Key(KeyCommand::Revoke(args)) => command::api_key::revoke(settings, args).await,
+        Command::Key(KeyCommand::Expire(args)) => command::api_key::expire(settings, args).await,
     }
 }

@@ -239,6 +239,11 @@ impl Settings {
         self.state_dir.join("api-key")
     }
 
+    /// Where the token is kept that administers teams and keys, readable by its owner only.
+    pub(crate) fn admin_token_file(&self) -> PathBuf {
+        self.state_dir.join("admin-token")
+    }
+
     /// The last start's finding about this host's acceleration.
     pub(crate) fn acceleration_file(&self) -> PathBuf {
         self.cache_dir.join("acceleration.json")
@@ -338,7 +343,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         Command::Bench(bench) => (&no_serve, &bench.host),
         Command::Template(TemplateCommand::Build(build)) => (&no_serve, &build.host),
         Command::Template(TemplateCommand::Refresh(refresh)) => (&no_serve, &refresh.host),
-        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Key(_) => {
+        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Team(_) | Command::Key(_) => {
             (&no_serve, &no_serve.host)
         }
     };

@@ -136,6 +136,7 @@ fn take(address: SocketAddr) -> io::Result<TcpSocket> {
 pub(crate) struct Host {
     runtime: Runtime,
     api_key: String,
+    admin_token: String,
 }
 
 /// Makes the host ready, as far as it is not, and opens the runtime with its base template.
@@ -144,10 +145,10 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
     let opened = async {
         let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
         ensure(&runtime, base, progress).await?;
-        api_key(&runtime, settings).await
+        anyhow::Ok((api_key(&runtime, settings).await?, admin_token(settings)?))
     };
     match opened.await {
-        Ok(api_key) => Ok(Host { runtime, api_key }),
+        Ok((api_key, admin_token)) => Ok(Host { runtime, api_key, admin_token }),
         Err(error) => {
             // What ran before must not end because this server cannot begin.
             runtime.shutdown(OnExit::Leave).await;
@@ -365,6 +366,18 @@ async fn api_key(runtime: &Runtime, settings: &Settings) -> anyhow::Result<Strin
     Ok(key)
 }
 
+/// The token that administers teams and keys: the one in the state directory, made now if there is none. To replace it is to remove the
+/// file and start the server again.
+fn admin_token(settings: &Settings) -> anyhow::Result<String> {
+    let path = settings.admin_token_file();
+    if let Some(token) = serverfile::read_api_key(&path)? {
+        return Ok(token);
+    }
+    let token = firkin_runtime::runtime::new_admin_token();
+    serverfile::write_api_key(&path, &token)?;
+    Ok(token)
+}
+
 impl Host {
     /// How guest instructions are executed, for people.
     pub(crate) fn acceleration(&self) -> String {
@@ -398,6 +411,7 @@ impl Host {
             domain: settings.domain.clone(),
             allowed_hosts: settings.hosts(),
             nested_virtualization: settings.allow_nested_virtualization,
+            admin: Some(firkin_server::admin_digest(&self.admin_token)),
             max_connections: connections(defaults.max_connections),
             max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
             ..defaults

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod api_key;
 pub(crate) mod bench;
 pub(crate) mod doctor;
 mod engines;
@@ -10,6 +11,7 @@ pub(crate) mod key;
 pub(crate) mod quickstart;
 pub(crate) mod sandbox;
 mod speed;
+pub(crate) mod team;
 pub(crate) mod template;
 pub(crate) mod up;
 pub(crate) mod verify;
