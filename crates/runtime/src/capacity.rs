@@ -23,11 +23,14 @@ use serde::{Deserialize, Serialize};
 pub mod admission;
 mod book;
 mod ledger;
+mod teams;
 mod warm;
 
 pub(crate) use book::Denial;
 pub use ledger::{ActiveSessionReservation, CapacityLedger, WarmSessionReservation};
 pub(crate) use ledger::{Asked, Waiter};
+pub(crate) use teams::{SandboxShare, SessionShare, Shares, TeamBook, within};
+pub use teams::{TeamQuota, TeamQuotaError};
 pub use warm::{NoWarmSessions, WarmCapacityError, WarmEviction};
 
 /// The resources that one session needs.

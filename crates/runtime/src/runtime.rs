@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{ArtifactStore, CutReason},
-    capacity::{CapacityLedger, CapacityView, WarmEviction, admission::Admission},
+    capacity::{CapacityLedger, CapacityView, TeamBook, TeamQuotaError, WarmEviction, admission::Admission},
     ground::{
         ids::{BuildId, TemplateId},
         reference::{DEFAULT, Reference, Sought, with_team},
@@ -65,7 +65,10 @@ use crate::{
         metrics::{Live, Metrics},
     },
     template::build::{self, Builds},
-    upkeep::{disk_budget, sandbox_quota},
+    upkeep::{
+        disk_budget,
+        sandbox_quota::{self, too_many_snapshots},
+    },
 };
 
 mod builds;
@@ -141,6 +144,9 @@ pub enum ForkError {
     /// The timeout is invalid.
     #[error("{0}")]
     InvalidTimeout(InvalidTimeout),
+    /// The team may not have as many.
+    #[error(transparent)]
+    TeamQuota(TeamQuotaError),
     /// The snapshot failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -185,6 +191,10 @@ impl Runtime {
         let lock = prepare_state_dir(&config.state_dir)?;
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
         let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
+        let teams = TeamBook::default();
+        for team in store.teams().await.map_err(OpenError::Store)? {
+            teams.set_quota(&team.id, team.quota);
+        }
         let keys = Keys::of(store.keys(Scope::Host).await.map_err(OpenError::Store)?);
         let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engines.first().disks(), &config.encryption);
         let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
@@ -217,7 +227,7 @@ impl Runtime {
         let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
         let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
-        let shared = Shared::new(Parts { config, store, gates, launcher, files, keys, lock, secrets, workload, filling });
+        let shared = Shared::new(Parts { config, store, gates, launcher, files, keys, teams, lock, secrets, workload, filling });
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
@@ -346,7 +356,13 @@ impl Runtime {
 
     /// As [`Runtime::pause`]; with memory dropped, only the disk is kept, and a resume boots from it.
     pub async fn pause_with(&self, id: &SandboxId, memory: Memory) -> Result<(), SnapshotError> {
-        let seen = self.handle(id)?.view.borrow().seen();
+        let handle = self.handle(id)?;
+        let seen = handle.view.borrow().seen();
+        // Until it counts as paused. Who finds it paused already is told that, and not of a quota.
+        let _pausing = match handle.is_running().then(|| self.shared.teams.admit_pause(&handle.team)) {
+            Some(Err(source)) => return Err(SnapshotError::Quota { id: id.clone(), source: source.into() }),
+            admitted => admitted,
+        };
         self.ask(id, |reply| Command::Pause { memory, seen, reply }).await?;
         self.shared.collect();
         Ok(())
@@ -363,9 +379,14 @@ impl Runtime {
             return Err(ForkError::Count { asked: count, max: MAX_FORK });
         }
         check_timeout(timeout).map_err(ForkError::InvalidTimeout)?;
+        let handle = self.handle(id).map_err(SnapshotError::NotFound)?;
+        let budget = handle.view.borrow().sandbox.budget;
+        // Before the source stands still for it.
+        let shares = self.shared.teams.take(&handle.team, count, budget, std::time::Instant::now());
+        let shares = shares.map_err(ForkError::TeamQuota)?;
         let source: Continuation =
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
-        let results = sandbox::fork(&self.owners, &source, count, timeout).await;
+        let results = sandbox::fork(&self.owners, &source, shares, timeout).await;
         drop(source.pin);
         self.shared.collect();
         Ok(results)
@@ -388,7 +409,8 @@ impl Runtime {
         let handle = self.handle(id)?;
         // Until it is on record, so that the next one counts it.
         let _turn = handle.snapshots.lock().await;
-        let counted = sandbox_quota::admit_snapshot(&self.shared, id).await;
+        let most = self.shared.teams.quota(&handle.team).snapshots;
+        let counted = sandbox_quota::admit_snapshot(&self.shared, (&handle.team, most), id).await;
         counted.map_err(|source| SnapshotError::Quota { id: id.clone(), source })?;
         disk_budget::admit(&self.shared).await.map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
         let source: Continuation = self.ask(id, |reply| Command::Cut { memory, reason: CutReason::Snapshot, reply }).await?;
@@ -411,7 +433,8 @@ impl Runtime {
             setup: source.record.setup(),
             names: name.map(Reference::full).into_iter().collect(),
         };
-        let record = self.shared.store.put_template(record).await.map_err(SnapshotError::Store)?;
+        let recorded = self.shared.store.put_snapshot(record, most).await.map_err(SnapshotError::Store)?;
+        let record = recorded.map_err(|used| SnapshotError::Quota { id: id.clone(), source: too_many_snapshots(most, used) })?;
         drop(source.pin);
         self.shared.collect();
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
@@ -608,7 +631,8 @@ impl Runtime {
 
     /// Volumes, which do too.
     pub fn volumes(&self) -> TeamVolumes<'_> {
-        TeamVolumes { volumes: &self.shared.volumes, scope: &self.scope }
+        let most = self.shared.teams.quota(&self.scope.owner()).volumes;
+        TeamVolumes { volumes: &self.shared.volumes, scope: &self.scope, most }
     }
 
     /// The acceleration in use unless another is asked for, for output.

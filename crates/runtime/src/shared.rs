@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     artifact::ArtifactStore,
+    capacity::TeamBook,
     machine::{launch::FilesInMemory, network::Links, outbound::Filling, session::EngineLauncher},
     restore::RestoreGates,
     storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     /// Cancelled once: no new work.
     pub(crate) stopping: CancellationToken,
     pub(crate) keys: Keys,
+    /// What each team holds of what it may have.
+    pub(crate) teams: TeamBook,
     pub(crate) history: History,
     pub(crate) activity: Activity,
     pub(crate) secrets: Arc<Secrets>,
@@ -62,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) launcher: EngineLauncher,
     pub(crate) files: Files,
     pub(crate) keys: Keys,
+    pub(crate) teams: TeamBook,
     pub(crate) lock: StateLock,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) workload: Arc<Workload>,
@@ -86,6 +90,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             keys: parts.keys,
+            teams: parts.teams,
             history: History::default(),
             activity: Activity::default(),
             collect: Notify::new(),

@@ -45,8 +45,8 @@ pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use in_use::{InUse, Named};
 pub(crate) use shelf::WholeTemplate;
+pub use teams::KeyScope;
 pub(crate) use teams::{Added, KeyRecord, TeamRecord};
-pub use teams::{KeyScope, TeamQuota};
 pub(crate) use templates::{Assignment, FamilyRecord};
 
 /// Version of the schema, in SQLite's `user_version`.

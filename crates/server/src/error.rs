@@ -12,6 +12,7 @@ use firkin_runtime::{
     admission::AdmissionError,
     agent::AgentError,
     build::error::{FilesError, NoBuild, RequestError},
+    capacity::TeamQuotaError,
     disk::DiskPressure,
     launch::{BootError, LaunchError},
     memory_pressure::MemoryPressure,
@@ -40,6 +41,9 @@ const QUEUE_RETRY_SECONDS: u32 = 5;
 
 /// Seconds after which a host that was short of memory may have some: its pressure is an average of so many.
 const MEMORY_RETRY_SECONDS: u32 = 10;
+
+/// Seconds after which a team may have ended something of its own.
+const TEAM_QUOTA_RETRY_SECONDS: u32 = 5;
 
 /// Seconds that a restart of the server takes.
 const RESTART_RETRY_SECONDS: u32 = 5;
@@ -180,6 +184,15 @@ impl ApiError {
         Self::forbidden("this is for who administers the host".to_owned())
     }
 
+    /// The team has as much as it may. Which sandboxes it has is its own affair, so that waiting may help or not.
+    pub(crate) fn team_quota(error: &TeamQuotaError) -> Self {
+        let seconds = match error {
+            TeamQuotaError::Most { .. } => TEAM_QUOTA_RETRY_SECONDS,
+            TeamQuotaError::Rate { wait_s, .. } => *wait_s,
+        };
+        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).code("team_quota_exceeded").retry(Retry::After(seconds))
+    }
+
     /// Who asks may not.
     pub(crate) fn forbidden(message: String) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
@@ -284,6 +297,7 @@ impl ApiError {
             QuotaError::Snapshots { .. } => {
                 Self::quota(what, "delete one, or have the server keep more (`--max-snapshots-per-sandbox`)")
             }
+            QuotaError::Team(error) => Self::team_quota(error),
             QuotaError::Disks(_) | QuotaError::Unmeasured(_) | QuotaError::Store(_) => Self::internal(what),
         }
     }
@@ -385,6 +399,7 @@ impl From<CreateError> for ApiError {
         match &error {
             CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
+            CreateError::TeamQuota(error) => Self::team_quota(error),
             CreateError::FilesInMemory(_) => Self::bad_request(error.to_string()),
             CreateError::Outbound(refused) => Self::outbound(refused),
             CreateError::Volumes(MountsError::Volumes(_)) => Self::internal(&error),
@@ -454,6 +469,7 @@ impl From<ForkError> for ApiError {
         match error {
             ForkError::Count { .. } => Self::bad_request(error.to_string()),
             ForkError::InvalidTimeout(invalid) => invalid.into(),
+            ForkError::TeamQuota(error) => Self::team_quota(&error),
             ForkError::Snapshot(error) => error.into(),
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use firkin_runtime::{
-    reference::{Reference, TemplateName},
+    reference::{Sought, TemplateName},
     sandbox::{RuntimeSandbox, SandboxState},
 };
 use firkin_wire::rest::LogLevel;
@@ -182,7 +182,8 @@ impl Filter {
 
 /// The template that is wanted. With a tag it is none: which of its builds a sandbox began with is not known of that.
 fn template(text: &str) -> Option<TemplateName> {
-    text.parse().ok().filter(|wanted: &Reference| wanted.other_tag().is_none()).map(|wanted| wanted.name)
+    let Sought { reference, .. } = text.parse().ok()?;
+    Some(reference).filter(|wanted| wanted.other_tag().is_none()).map(|wanted| wanted.name)
 }
 
 /// The metadata filter. Clients quote each key and value, join them into a query string, quote that, and put it into the query,

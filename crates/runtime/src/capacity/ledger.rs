@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::{
-    CapacityError, CapacityUsage, CapacityView, HostCapacity, ResourceBudget, WarmCapacityError,
+    CapacityError, CapacityUsage, CapacityView, HostCapacity, ResourceBudget, SessionShare, WarmCapacityError,
     book::{Book, Class, Decision, Denial, Grant, Ticket},
 };
 
@@ -35,7 +35,7 @@ impl Shared {
     /// Hands over what was granted. Not under the lock: whoever has just stopped waiting does not take it, and it comes back.
     fn hand_over(self: &Arc<Self>, grants: Vec<Grant<oneshot::Sender<ActiveSessionReservation>>>) {
         for Grant { budget, waker } in grants {
-            let reservation = ActiveSessionReservation { held: self.held(Class::Active, budget) };
+            let reservation = ActiveSessionReservation { held: self.held(Class::Active, budget), team: None };
             drop(waker.send(reservation));
         }
     }
@@ -61,9 +61,17 @@ impl Drop for HeldBudget {
 #[must_use = "dropping a reservation gives the capacity back"]
 pub struct ActiveSessionReservation {
     held: HeldBudget,
+    /// Whose it is. Absent for what is built.
+    #[expect(dead_code, reason = "held, not read")]
+    team: Option<SessionShare>,
 }
 
 impl ActiveSessionReservation {
+    /// The same, of a team that gives it back with it.
+    pub(crate) fn of_team(self, share: SessionShare) -> Self {
+        Self { team: Some(share), ..self }
+    }
+
     /// What is held.
     pub fn budget(&self) -> ResourceBudget {
         self.held.budget
@@ -89,7 +97,7 @@ impl WarmSessionReservation {
         let mut held = self.held;
         held.shared.book().promote(held.budget);
         held.class = Class::Active;
-        ActiveSessionReservation { held }
+        ActiveSessionReservation { held, team: None }
     }
 }
 
@@ -176,7 +184,7 @@ impl CapacityLedger {
     pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {
         let budget = self.whole(budget);
         self.shared.book().take(budget)?;
-        Ok(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) })
+        Ok(ActiveSessionReservation { held: self.shared.held(Class::Active, budget), team: None })
     }
 
     /// Takes all of `budget` for an active session, or a place among at most `queue_length` that wait for theirs.
@@ -193,7 +201,9 @@ impl CapacityLedger {
                 Asked::Waiting(Waiter { shared: Arc::clone(&self.shared), ticket, granted })
             }
             (Decision::Waiting(_), None) => unreachable!("whoever waits left a waker"),
-            (Decision::Granted, _) => Asked::Granted(ActiveSessionReservation { held: self.shared.held(Class::Active, budget) }),
+            (Decision::Granted, _) => {
+                Asked::Granted(ActiveSessionReservation { held: self.shared.held(Class::Active, budget), team: None })
+            }
             (Decision::Denied(denial), _) => Asked::Denied(denial),
         }
     }
@@ -212,7 +222,7 @@ impl CapacityLedger {
     pub fn adopt(&self, budget: ResourceBudget) -> ActiveSessionReservation {
         let budget = self.whole(budget);
         self.shared.book().adopt(budget);
-        ActiveSessionReservation { held: self.shared.held(Class::Active, budget) }
+        ActiveSessionReservation { held: self.shared.held(Class::Active, budget), team: None }
     }
 }
 

@@ -9,6 +9,7 @@ use firkin_causes::chain;
 use jiff::Timestamp;
 
 use crate::{
+    capacity::TeamQuota,
     ground::{
         ids::KeyId,
         team::{InvalidTeam, Scope, TeamId},
@@ -16,7 +17,7 @@ use crate::{
     runtime::Runtime,
     shared::Shared,
     storage::keys::Caller,
-    store::{Added, KeyRecord, KeyScope, StoreError, TeamQuota, TeamRecord},
+    store::{Added, KeyRecord, KeyScope, StoreError, TeamRecord},
 };
 
 /// How the operator's key begins, as SDKs expect it.
@@ -189,7 +190,10 @@ impl Runtime {
         check_name(&name)?;
         let team = TeamRecord { id: id.clone(), name, created_at: Timestamp::now(), quota };
         match self.shared.store.add_team(team.clone(), MAX_TEAMS).await? {
-            Added::Yes => Ok(team.into()),
+            Added::Yes => {
+                self.shared.teams.set_quota(&id, quota);
+                Ok(team.into())
+            }
             Added::NotNew => Err(TeamError::Exists(id)),
             Added::NoTeam | Added::TooMany => Err(TeamError::Limit { what: "teams", max: MAX_TEAMS }),
         }
@@ -205,7 +209,9 @@ impl Runtime {
     pub async fn set_team_quota(&self, id: &TeamId, quota: TeamQuota) -> Result<TeamInfo, TeamError> {
         self.demand_host()?;
         let changed = self.shared.store.set_team_quota(id.clone(), quota).await?;
-        changed.map(TeamInfo::from).ok_or_else(|| TeamError::NoTeam(id.clone()))
+        let changed = changed.ok_or_else(|| TeamError::NoTeam(id.clone()))?;
+        self.shared.teams.set_quota(id, quota);
+        Ok(changed.into())
     }
 
     /// Makes a key of a team. Gives it in words, which nobody can be told again: only its digest is kept.

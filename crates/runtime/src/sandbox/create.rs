@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
+    capacity::{Shares, TeamQuotaError},
     ground::{
         ids::TemplateId,
         reference::{NoTemplate, Sought},
@@ -58,6 +59,9 @@ pub enum CreateError {
     /// It cannot have its volumes.
     #[error(transparent)]
     Volumes(#[from] MountsError),
+    /// The team has as much as it may.
+    #[error(transparent)]
+    TeamQuota(TeamQuotaError),
     /// The restore failed.
     #[error("sandbox cannot be started from template `{template}`")]
     Restore {
@@ -104,26 +108,30 @@ pub(crate) async fn create(
         shared.demand_disk(&template.artifact.manifest.engine)?;
     }
     let volumes = mounts::resolve(shared, scope, &mut request.volumes).await?;
+    let budget = template.artifact.manifest.budget;
+    let taken = shared.teams.take(&scope.owner(), 1, budget, begun).map_err(CreateError::TeamQuota)?;
     let life = Life::first(&template, scope.owner(), request);
     let PreparedTemplate { record, artifact, pin } = template;
-    let created = SandboxCreate::begin(owners, Found::new(life, artifact, pin, begun).holding(volumes)).await?;
+    let found = Found::new(life, artifact, pin, begun).holding(volumes);
+    let found = taken.into_iter().fold(found, Found::with_shares);
+    let created = SandboxCreate::begin(owners, found).await?;
     count(shared, record.id);
     Ok(created)
 }
 
-/// Creates so many sandboxes that are what another was when it was cut. One result for each.
+/// Creates sandboxes that are what another was when it was cut, as many as their team gave for. One result for each.
 pub(crate) async fn fork(
     owners: &Arc<Owners>,
     cut: &Continuation,
-    count: u32,
+    shares: Vec<Shares>,
     timeout: Duration,
 ) -> Vec<Result<RuntimeSandbox, CreateError>> {
-    let children = (0..count).map(|_| {
+    let children = shares.into_iter().map(|shares| {
         let begun = Instant::now();
         let pin = owners.shared.artifacts.pin(cut.artifact.manifest.id.clone());
         let life = Life::of_fork(&cut.record, &cut.artifact.manifest, timeout);
         let volumes = mounts::hold(&owners.shared, &cut.record.spec.volumes);
-        SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun).holding(volumes))
+        SandboxCreate::begin(owners, Found::new(life, cut.artifact.clone(), pin, begun).holding(volumes).with_shares(shares))
     });
     futures::future::join_all(children).await
 }
@@ -201,7 +209,7 @@ async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotResto
         Ok(Claimed { report, stage }) => (report, Some(stage)),
         Err(proven) => (proven.admit(&shared.gates).await?.launch(&shared.launcher).await?, None),
     };
-    Ok(found.launched(report, claimed))
+    Ok(found.launched(shared, report, claimed))
 }
 
 /// Counts a sandbox of a template, which nobody waits for.

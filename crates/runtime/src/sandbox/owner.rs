@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     artifact::{Artifact, CutReason, Pin},
-    capacity::ActiveSessionReservation,
+    capacity::{ActiveSessionReservation, SandboxShare},
     machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
     sandbox::mounts,
     shared::Shared,
@@ -244,6 +244,8 @@ pub(crate) struct Owner {
     /// Itself among them.
     owners: Arc<Owners>,
     record: SandboxRecord,
+    /// Its team's, until it is gone.
+    share: Option<SandboxShare>,
     phase: Phase,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<View>,
@@ -259,9 +261,9 @@ pub(crate) struct Owner {
 impl Owner {
     /// The owner of a sandbox that has just been created. It can be found from now on.
     pub(crate) fn of_created(owners: &Arc<Owners>, created: Recorded) -> Self {
-        let Recorded { session, reservation, record } = created;
+        let Recorded { session, reservation, sandbox, record } = created;
         let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
-        let (owner, handle) = Self::new(owners, record, Phase::Running(running));
+        let (owner, handle) = Self::new(owners, (record, sandbox), Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owners.note_start(&owner.record.owner);
         owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", owner.record.template_id.as_str()));
@@ -275,7 +277,7 @@ impl Owner {
 
     /// Starts the owner of a sandbox that is known from the store.
     pub(crate) fn restore_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
-        let (owner, handle) = Self::new(owners, record, Phase::Paused(held));
+        let (owner, handle) = Self::new(owners, (record, None), Phase::Paused(held));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox found paused by a new server"));
         owners.shared.tasks.spawn(owner.run());
@@ -283,8 +285,9 @@ impl Owner {
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.
     pub(crate) fn adopt(owners: &Arc<Owners>, record: SandboxRecord, session: Session, reservation: ActiveSessionReservation) {
-        let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
-        let (mut owner, handle) = Self::new(owners, record, Phase::Running(running));
+        let share = owners.shared.teams.count_session(&record.owner, record.budget);
+        let running = Box::new(Running::new(&owners.shared, &record, session, reservation.of_team(share)));
+        let (mut owner, handle) = Self::new(owners, (record, None), Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owner.note(Event::new(LogLevel::Info, "sandbox taken over by a new server"));
         owners.shared.tasks.spawn(async move {
@@ -294,7 +297,9 @@ impl Owner {
         });
     }
 
-    fn new(owners: &Arc<Owners>, record: SandboxRecord, phase: Phase) -> (Self, Handle) {
+    fn new(owners: &Arc<Owners>, (record, share): (SandboxRecord, Option<SandboxShare>), phase: Phase) -> (Self, Handle) {
+        let count = || owners.shared.teams.count_sandbox(&record.owner, record.budget.disk_mib);
+        let share = Some(share.unwrap_or_else(count));
         let (commands, queue) = mpsc::channel(QUEUE);
         let shown = view(&record, &phase, false).expect("an owner begins with a sandbox that runs or is paused");
         let (view, watched) = watch::channel(shown);
@@ -302,6 +307,7 @@ impl Owner {
             shared: Arc::clone(&owners.shared),
             owners: Arc::clone(owners),
             record,
+            share,
             phase,
             commands: queue,
             view,
@@ -575,6 +581,8 @@ impl Owner {
             drop(running.reservation);
             tracing::info!(sandbox = %id, why, ?exit, "a sandbox ended");
         }
+        // Before anybody hears that it is gone: they may want another one.
+        drop(self.share.take());
         self.shared.history.close((&self.record.owner, &id), Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
         let deleted = self.shared.store.delete_sandbox(id).await.map_err(KillError::Store);
         self.shared.collect();

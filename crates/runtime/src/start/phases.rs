@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     artifact::{Artifact, MemoryMember, Pin},
-    capacity::ActiveSessionReservation,
+    capacity::{ActiveSessionReservation, SandboxShare, SessionShare, Shares},
     machine::{
         launch::{LaunchTimings, SnapshotRestoreRequest},
         session::Session,
@@ -35,6 +35,9 @@ pub(crate) struct Found {
     pins: Vec<Pin>,
     volumes: Vec<VolumeHold>,
     report: StartReport,
+    /// What its team gave for it, if it was asked.
+    sandbox: Option<SandboxShare>,
+    session: Option<SessionShare>,
 }
 
 /// A session whose guest is the sandbox, and that nobody knows of yet. Dropped, it ends and gives its capacity back.
@@ -43,6 +46,7 @@ pub(crate) struct Launched {
     // Before the reservation: the machine goes first.
     session: Session,
     reservation: ActiveSessionReservation,
+    sandbox: Option<SandboxShare>,
     life: Life,
     /// Until what they keep is on record.
     pins: Vec<Pin>,
@@ -55,6 +59,8 @@ pub(crate) struct Launched {
 pub(crate) struct Recorded {
     pub(crate) session: Session,
     pub(crate) reservation: ActiveSessionReservation,
+    /// Of one that is new.
+    pub(crate) sandbox: Option<SandboxShare>,
     pub(crate) record: SandboxRecord,
 }
 
@@ -79,12 +85,22 @@ impl Found {
     /// Since `begun` this was looked for.
     pub(crate) fn new(life: Life, artifact: Artifact, pin: Pin, begun: Instant) -> Self {
         let report = StartReport { found: begun.elapsed(), ..StartReport::default() };
-        Self { life, artifact, pins: vec![pin], volumes: Vec::new(), report }
+        Self { life, artifact, pins: vec![pin], volumes: Vec::new(), report, sandbox: None, session: None }
     }
 
     /// What is not on record yet, with the volumes that it is to have.
     pub(crate) fn holding(self, volumes: Vec<VolumeHold>) -> Self {
         Self { volumes, ..self }
+    }
+
+    /// The same, for which the team of a new sandbox gave this.
+    pub(crate) fn with_shares(self, Shares { sandbox, session }: Shares) -> Self {
+        Self { sandbox: Some(sandbox), session: Some(session), ..self }
+    }
+
+    /// The same, for which the team of a sandbox that was paused gave this.
+    pub(crate) fn with_session(self, share: SessionShare) -> Self {
+        Self { session: Some(share), ..self }
     }
 
     /// Sees to it that there is memory to restore: where there is none, or it is `Dropped`, the disk is booted.
@@ -116,21 +132,24 @@ impl Found {
     pub(crate) async fn restore(self, shared: &Arc<Shared>, memory: Memory) -> Result<Launched, SnapshotRestoreError> {
         let found = self.with_memory(shared, memory).await?;
         let report = restore::restore(found.request(), &shared.gates, &shared.launcher).await?;
-        Ok(found.launched(report, None))
+        Ok(found.launched(shared, report, None))
     }
 
     /// Its restore was done; or it was claimed, and what waited was so far.
-    pub(crate) fn launched(self, report: SnapshotRestoreReport<Session>, claimed: Option<Stage>) -> Launched {
+    pub(crate) fn launched(self, shared: &Shared, report: SnapshotRestoreReport<Session>, claimed: Option<Stage>) -> Launched {
         let SnapshotRestoreReport { session, reservation, checks, admission, launch } = report;
         let report = StartReport { checks, admission, launch, claimed, ..self.report };
-        Launched { session, reservation, life: self.life, pins: self.pins, volumes: self.volumes, report }
+        // One that goes on in another machine is asked nobody about.
+        let share = self.session.unwrap_or_else(|| shared.teams.count_session(&self.life.owner, self.life.budget));
+        let reservation = reservation.of_team(share);
+        Launched { session, reservation, sandbox: self.sandbox, life: self.life, pins: self.pins, volumes: self.volumes, report }
     }
 }
 
 impl Launched {
     /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
     pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
-        let Self { pins, volumes, life, mut report, reservation, session } = self;
+        let Self { pins, volumes, life, mut report, reservation, session, sandbox } = self;
         let begun = Instant::now();
         let record = life.begun_in(&session);
         if let Err(error) = shared.store.put_sandbox(record.clone()).await {
@@ -140,7 +159,7 @@ impl Launched {
         drop((pins, volumes));
         report.recorded = begun.elapsed();
         report.tell(&record, &shared.metrics);
-        Ok(Recorded { session, reservation, record })
+        Ok(Recorded { session, reservation, sandbox, record })
     }
 }
 

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::{
+    capacity::{TeamQuotaError, within},
     ground::{
         private::{private_dir, private_file},
         team::{Scope, TeamId},
@@ -110,6 +111,9 @@ pub enum VolumeError {
         /// The most.
         max: usize,
     },
+    /// The team has as many as it may.
+    #[error(transparent)]
+    TeamQuota(TeamQuotaError),
     /// It would hold more than it may.
     #[error("cannot write to the volume: it may hold {quota_mib} MiB, and {used_mib} MiB of that are in use")]
     Quota {
@@ -239,7 +243,7 @@ impl Volumes {
     }
 
     /// Makes an empty volume of a team. Durable when this returns.
-    async fn create(&self, owner: TeamId, name: &str) -> Result<Volume, VolumeError> {
+    async fn create(&self, (owner, most): (TeamId, Option<u32>), name: &str) -> Result<Volume, VolumeError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(allowed) {
             return Err(VolumeError::Name);
@@ -250,6 +254,8 @@ impl Volumes {
         if existing.iter().any(|volume| volume.owner == owner && volume.name == name) {
             return Err(VolumeError::NameTaken(name.to_owned()));
         }
+        let used = existing.iter().filter(|volume| volume.owner == owner).count() as u64;
+        within("volumes", most.map(u64::from), used, 1).map_err(VolumeError::TeamQuota)?;
         if existing.len() >= self.limits.count {
             return Err(VolumeError::Limit { max: self.limits.count });
         }
@@ -397,12 +403,14 @@ impl Volumes {
 pub struct TeamVolumes<'a> {
     pub(crate) volumes: &'a Volumes,
     pub(crate) scope: &'a Scope,
+    /// The most volumes that the team may have.
+    pub(crate) most: Option<u32>,
 }
 
 impl TeamVolumes<'_> {
     /// Makes an empty volume. Durable when this returns.
     pub async fn create(&self, name: &str) -> Result<Volume, VolumeError> {
-        self.volumes.create(self.scope.owner(), name).await
+        self.volumes.create((self.scope.owner(), self.most), name).await
     }
 
     /// Every volume, oldest first.

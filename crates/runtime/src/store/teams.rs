@@ -5,9 +5,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, bodies, from_json, one, sqlite, to_json};
-use crate::ground::{
-    ids::KeyId,
-    team::{Scope, TeamId},
+use crate::{
+    capacity::TeamQuota,
+    ground::{
+        ids::KeyId,
+        team::{Scope, TeamId},
+    },
 };
 
 pub(super) const TABLES: &str = "
@@ -16,36 +19,6 @@ pub(super) const TABLES: &str = "
         digest BLOB PRIMARY KEY, id TEXT NOT NULL UNIQUE, team TEXT NOT NULL REFERENCES teams (id), body TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX api_keys_of_team ON api_keys (team);";
-
-/// The most that a team may have at once, of each thing; `None` for as much as the host has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TeamQuota {
-    /// Sandboxes that run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub running: Option<u32>,
-    /// Sandboxes that are paused.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub paused: Option<u32>,
-    /// Virtual CPUs of those that run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpus: Option<u32>,
-    /// Memory of those that run, MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mib: Option<u64>,
-    /// Root disks of all of its sandboxes, as their guests see them, MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_mib: Option<u64>,
-    /// Snapshots.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshots: Option<u32>,
-    /// Volumes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub volumes: Option<u32>,
-    /// Sandboxes that are created in a minute, forks among them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub creates_per_minute: Option<u32>,
-}
 
 /// A team as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -176,14 +176,24 @@ pub(crate) struct Assignment {
 }
 
 impl Store {
-    /// Inserts or replaces a version, with its template where that is new, and gives it its names, taking them from whoever had
-    /// them. Gives what is on record: a template of that name has an id already.
-    pub(crate) async fn put_template(&self, record: TemplateRecord) -> Result<TemplateRecord, StoreError> {
-        self.run(move |tx| {
-            let record = put_template(tx, &record)?;
-            Ok(record)
+    /// Records a snapshot with its names, taking them from whoever of its team had them, unless the team has as many as `most`: then it
+    /// gives how many that are. Gives what is on record.
+    pub(crate) async fn put_snapshot(
+        &self,
+        record: TemplateRecord,
+        most: Option<u32>,
+    ) -> Result<Result<TemplateRecord, u32>, StoreError> {
+        self.run(move |tx| match most.map(|most| (most, snapshots_of_team(tx, &record.owner))) {
+            Some((most, used)) if used.as_ref().is_ok_and(|used| *used >= most) => used.map(Err),
+            Some((_, Err(error))) => Err(error),
+            Some((_, Ok(_))) | None => put_template(tx, &record).map(Ok),
         })
         .await
+    }
+
+    /// How many snapshots a team has.
+    pub(crate) async fn count_snapshots(&self, team: TeamId) -> Result<u32, StoreError> {
+        self.run(move |tx| snapshots_of_team(tx, &team)).await
     }
 
     /// Notes what is run once in every warm session of a version, if that is there.
@@ -470,6 +480,11 @@ pub(super) fn family(c: &Connection, id: &TemplateId) -> Result<Option<FamilyRec
     one(c, "templates", FAMILY, id.as_str())
 }
 
+fn snapshots_of_team(c: &Connection, team: &TeamId) -> Result<u32, StoreError> {
+    let count = "SELECT count(*) FROM templates WHERE team = ?1 AND json_extract(body, '$.snapshot_of') IS NOT NULL";
+    c.query_row(count, params![team], |row| row.get(0)).map_err(sqlite("count snapshots"))
+}
+
 /// Whether this build became a version that is there.
 pub(super) fn is_version(c: &Connection, build_id: &BuildId) -> Result<bool, StoreError> {
     let found = c.query_row("SELECT 1 FROM versions WHERE build_id = ?1", params![build_id], |_| Ok(())).optional();
@@ -513,6 +528,8 @@ pub(super) fn give(
     Ok(())
 }
 
+/// Inserts or replaces a version, with its template where that is new, and gives it its names, taking them from whoever had them. Gives
+/// what is on record: a template of that name has an id already.
 pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<TemplateRecord, StoreError> {
     let mut record = record.clone();
     if let Some(name) = record.family_name()

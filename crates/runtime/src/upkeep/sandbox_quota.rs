@@ -13,9 +13,11 @@ use firkin_causes::chain;
 
 use crate::{
     artifact::{Artifact, ArtifactKind, ArtifactStore, MemoryMember},
+    capacity::{TeamQuotaError, within},
     ground::{
         blocking::blocking,
         ids::{ArtifactId, LayerId},
+        team::TeamId,
     },
     host::disk::{DiskPressure, bytes_at},
     shared::Shared,
@@ -39,6 +41,9 @@ pub enum QuotaError {
         /// The most.
         max: usize,
     },
+    /// Its team has as much as it may.
+    #[error(transparent)]
+    Team(#[from] TeamQuotaError),
     /// The disk could not be measured.
     #[error("cannot tell its quota")]
     Disks(#[source] DiskPressure),
@@ -68,11 +73,28 @@ pub(crate) async fn begin(shared: &Shared, record: SandboxRecord) -> SandboxReco
     record
 }
 
-/// Refuses another snapshot of a sandbox that has as many as it may.
-pub(crate) async fn admit_snapshot(shared: &Shared, id: &SandboxId) -> Result<(), QuotaError> {
+/// Refuses another snapshot of a sandbox that has as many as it may, or whose team has as many as `most`.
+pub(crate) async fn admit_snapshot(
+    shared: &Shared,
+    (team, most): (&TeamId, Option<u32>),
+    id: &SandboxId,
+) -> Result<(), QuotaError> {
+    if let Some(most) = most {
+        let used = shared.store.count_snapshots(team.clone()).await.map_err(QuotaError::Store)?;
+        within(SNAPSHOTS, Some(most.into()), used.into(), 1)?;
+    }
     let max = shared.config.sandboxes.snapshots;
     let count = shared.store.snapshots_of(id.clone()).await.map_err(QuotaError::Store)?.len();
     if count < max { Ok(()) } else { Err(QuotaError::Snapshots { max }) }
+}
+
+/// How a team's quota of them is told.
+const SNAPSHOTS: &str = "snapshots";
+
+/// What is told to a team that had one taken meanwhile, and has `used` of them.
+pub(crate) fn too_many_snapshots(most: Option<u32>, used: u32) -> QuotaError {
+    let most = u64::from(most.unwrap_or_default());
+    TeamQuotaError::Most { what: SNAPSHOTS, most, used: used.into(), asked: 1 }.into()
 }
 
 /// Refuses to have a sandbox hold so many bytes more than it does.

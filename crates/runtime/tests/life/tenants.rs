@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use firkin_runtime::{
     build::{BuildRequest, Source},
+    capacity::TeamQuota,
     lineage::LineageNode,
     reference::NoTemplate,
-    runtime::{NewKey, Runtime, TeamError},
-    sandbox::{CreateError, CreateSandbox, Memory, SandboxId},
+    runtime::{DestroyVolumeError, NewKey, Runtime, TeamError},
+    sandbox::{CreateError, CreateSandbox, Memory, MountsError, SandboxId, VolumeMount},
     secrets::SecretError,
-    store::{KeyScope, TeamQuota},
+    store::KeyScope,
     tags::TagError,
     team::TeamId,
     template::TemplateUpdate,
@@ -211,7 +212,10 @@ fn secrets_and_volumes_are_of_their_team() {
         }
         let volume = a.volumes().create("data").await.unwrap();
         assert!(matches!(b.volumes().get(&volume.id).await, Err(VolumeError::NotFound(_))));
-        assert!(matches!(b.volumes().destroy(&volume.id).await, Err(VolumeError::NotFound(_))));
+        assert!(matches!(b.destroy_volume(&volume.id).await, Err(DestroyVolumeError::Volume(VolumeError::NotFound(_)))));
+        let mounting = CreateSandbox { volumes: vec![VolumeMount::new("data", "/mnt/data")], ..base() };
+        let refused = b.create(mounting).await.unwrap_err();
+        assert!(matches!(refused, CreateError::Volumes(MountsError::NotFound(_))), "{refused:?}");
         assert!(b.volumes().list().await.unwrap().is_empty() && b.secrets().list().await.unwrap().is_empty());
         b.volumes().create("data").await.unwrap();
         b.secrets().create("key", "another".into(), BTreeMap::new()).await.unwrap();
@@ -223,6 +227,56 @@ fn secrets_and_volumes_are_of_their_team() {
         assert!(a.has_files(&hash).unwrap() && !b.has_files(&hash).unwrap() && !server.has_files(&hash).unwrap());
         let signature = a.sign_upload("t", &hash, i64::MAX);
         assert!(a.upload_is_signed("t", &hash, i64::MAX, &signature) && !b.upload_is_signed("t", &hash, i64::MAX, &signature));
+    });
+}
+
+#[test]
+fn a_team_has_no_more_than_its_quota() {
+    let host = Host::new();
+    host.serve(async |server| {
+        let (a, b) = two(server).await;
+        let id: TeamId = "a".parse().unwrap();
+        let set = async |quota| server.set_team_quota(&id, quota).await.map(drop).unwrap();
+        let quota = TeamQuota { running: Some(2), paused: Some(1), snapshots: Some(1), volumes: Some(1), ..TeamQuota::default() };
+        set(quota).await;
+        // Of many at once no more are let in than there is room for.
+        let made = futures::future::join_all((0..6).map(|_| a.create(base()))).await;
+        let (made, refused): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+        let ids: Vec<_> = made.into_iter().map(|made| made.unwrap().id).collect();
+        assert_eq!(ids.len(), 2);
+        assert!(refused.iter().all(|refused| matches!(refused, Err(CreateError::TeamQuota(_)))));
+        let told = a.fork(&ids[0], 1, MINUTE).await.unwrap_err().to_string();
+        assert_eq!(told, "the team's quota is 2 running sandboxes: 2 in use, 1 asked for");
+        b.create(base()).await.unwrap();
+        // What is paused leaves room, and takes some of its own.
+        a.pause(&ids[0]).await.unwrap();
+        assert!(a.pause(&ids[1]).await.is_err());
+        let third = a.create(base()).await.unwrap().id;
+        assert!(a.connect(&ids[0], MINUTE).await.is_err(), "there is no room for it");
+        a.kill(&third).await.unwrap();
+        a.connect(&ids[0], MINUTE).await.unwrap();
+        a.snapshot(&ids[0], None).await.unwrap();
+        assert!(a.snapshot(&ids[1], None).await.is_err());
+        b.volumes().create("one").await.unwrap();
+        a.volumes().create("one").await.unwrap();
+        assert!(matches!(a.volumes().create("two").await, Err(VolumeError::TeamQuota(_))));
+        set(TeamQuota { running: None, creates_per_minute: Some(1), ..quota }).await;
+        a.create(base()).await.unwrap();
+        assert!(matches!(a.create(base()).await, Err(CreateError::TeamQuota(_))));
+        // A rollback changes the machine and nothing of what is held.
+        set(TeamQuota { running: Some(3), ..TeamQuota::default() }).await;
+        let snapshot = a.snapshots().await.unwrap().remove(0);
+        a.rollback(&ids[0], &snapshot.snapshot_id).await.unwrap();
+        assert!(a.create(base()).await.is_err());
+        a.kill(&ids[0]).await.unwrap();
+        a.create(base()).await.unwrap();
+    });
+    // A new server counts what it finds.
+    host.serve(async |server| {
+        let a = server.within("a".parse().unwrap());
+        let there = a.sandboxes().len();
+        server.set_team_quota(&"a".parse().unwrap(), TeamQuota { disk_mib: Some(1), ..TeamQuota::default() }).await.unwrap();
+        assert!(there == 0 || a.create(base()).await.unwrap_err().to_string().contains("MiB of disk"));
     });
 }
 

@@ -7,9 +7,10 @@ use axum::{
     extract::{Path, State},
 };
 use firkin_runtime::{
+    capacity::TeamQuota,
     ids::KeyId,
     runtime::{KeyInfo, NewKey, TeamError, TeamInfo},
-    store::{KeyScope, TeamQuota},
+    store::KeyScope,
     team::TeamId,
 };
 use http::StatusCode;

@@ -144,7 +144,6 @@ pub(super) async fn read(Opened(content): Opened, query: Query) -> Result<Respon
 /// `PUT /volumecontent/{id}/file`. Nothing of the body is collected: it goes to the disk as it comes.
 pub(super) async fn write(
     State(app): State<Arc<App>>,
-    _caller: Caller,
     Opened(content): Opened,
     query: Query,
     mut body: Body,
@@ -240,6 +239,7 @@ impl From<VolumeError> for ApiError {
             VolumeError::Name | VolumeError::Path | VolumeError::Mode(_) | VolumeError::TooMany => {
                 Self::bad_request(error.to_string())
             }
+            VolumeError::TeamQuota(error) => Self::team_quota(error),
             VolumeError::Limit { .. } => Self::quota(&error, "delete one, or have the server keep more (`--max-volumes`)"),
             VolumeError::Quota { .. } => {
                 Self::quota(&error, "remove files of it, or have the server give each more (`--volume-quota`)")

@@ -147,7 +147,9 @@ impl Owner {
         self.admit_within_quota(&loaded.manifest.disk.layers).await?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
-        let found = Found::new(life, loaded, pin, begun);
+        let share = self.shared.teams.take_session(&self.record.owner, self.record.budget);
+        let share = share.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source: source.into() })?;
+        let found = Found::new(life, loaded, pin, begun).with_session(share);
         let (record, running) = start(&self.shared, found, memory).await?;
         self.record = record;
         self.woken_with = memory;
@@ -185,7 +187,7 @@ pub(super) async fn start(
         launched = Box::pin(found.restore(shared, memory)) => launched.map_err(|source| ResumeError::Restore { id, source })?,
         () = shared.stopping.cancelled() => return Err(ResumeError::Stopping),
     };
-    let Recorded { session, reservation, record } = launched.record(shared).await.map_err(ResumeError::Store)?;
+    let Recorded { session, reservation, record, sandbox: _ } = launched.record(shared).await.map_err(ResumeError::Store)?;
     let running = Running::new(shared, &record, session, reservation);
     Ok((record, Box::new(running)))
 }
