@@ -84,7 +84,7 @@ fn hosts(command: &Command) -> bool {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
         Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
-        Command::Team(_) | Command::Key(_) => false,
+        Command::Audit(_) | Command::Team(_) | Command::Key(_) => false,
     }
 }
 
@@ -108,6 +108,7 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+        Command::Audit(args) => command::audit::run(settings, &args),
         Command::Team(command) => command::team::run(settings, command).await,
         Command::Key(KeyCommand::Rotate(_)) => command::key::rotate(settings).await,
         Command::Key(KeyCommand::Add(args)) => command::api_key::add(settings, args).await,

@@ -244,6 +244,11 @@ impl Settings {
         self.state_dir.join("admin-token")
     }
 
+    /// Where the server writes down who changed what.
+    pub(crate) fn audit_dir(&self) -> PathBuf {
+        self.state_dir.join("audit")
+    }
+
     /// The last start's finding about this host's acceleration.
     pub(crate) fn acceleration_file(&self) -> PathBuf {
         self.cache_dir.join("acceleration.json")
@@ -343,9 +348,13 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         Command::Bench(bench) => (&no_serve, &bench.host),
         Command::Template(TemplateCommand::Build(build)) => (&no_serve, &build.host),
         Command::Template(TemplateCommand::Refresh(refresh)) => (&no_serve, &refresh.host),
-        Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) | Command::Team(_) | Command::Key(_) => {
-            (&no_serve, &no_serve.host)
-        }
+        Command::Env
+        | Command::Verify
+        | Command::Sandbox(_)
+        | Command::Template(_)
+        | Command::Audit(_)
+        | Command::Team(_)
+        | Command::Key(_) => (&no_serve, &no_serve.host),
     };
     // A state directory that was named is more to the point than variables left over in a shell.
     let server = match (&state_dir, &around.api_url) {

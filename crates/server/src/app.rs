@@ -1,11 +1,12 @@
 //! What all routes share.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use firkin_runtime::runtime::Runtime;
 
 use crate::{
     ServerConfig,
+    audit::Audit,
     extract::Ignored,
     hosts::Hosts,
     idempotency::Keys,
@@ -24,17 +25,20 @@ pub(crate) struct App {
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
     pub(crate) misses: Misses,
+    /// Where requests that may change something are written down.
+    pub(crate) audit: Option<Audit>,
     /// Whether this server is meant for other hosts: it has a name that they resolve, or speaks TLS.
     pub(crate) is_for_others: bool,
 }
 
 impl App {
-    pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> Arc<Self> {
+    pub(crate) fn new(runtime: Runtime, config: ServerConfig, tls: bool) -> io::Result<Arc<Self>> {
+        let audit = config.audit.as_deref().map(Audit::open).transpose()?;
         let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
         let pool = ConnectionPool::new(Arc::new(runtime.clone()));
         let latency = Latency::new(Arc::clone(runtime.metrics()));
         let hosts = Hosts::new(config.allowed_hosts.clone(), config.domain.as_deref());
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             host: runtime,
             config,
             hosts,
@@ -42,8 +46,9 @@ impl App {
             idempotency: Keys::default(),
             latency,
             misses: Misses::default(),
+            audit,
             is_for_others,
-        })
+        }))
     }
 
     /// The runtime of the host itself, which sees everything: for what is of no team, and for what is guarded by a secret of its own. A

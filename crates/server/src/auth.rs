@@ -10,7 +10,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use firkin_runtime::{keys, runtime::Runtime, store::KeyScope, team::TeamId};
+use firkin_runtime::{ids::KeyId, keys, runtime::Runtime, store::KeyScope, team::TeamId};
 use firkin_wire::{
     headers::{ACCESS_TOKEN, API_KEY},
     secret::equal,
@@ -43,13 +43,15 @@ pub(crate) struct Caller {
     pub(crate) runtime: Runtime,
     /// Whose key it came with.
     pub(crate) team: TeamId,
+    /// Which key that was, if it is on record.
+    pub(crate) key: Option<KeyId>,
     /// What that lets it do.
     pub(crate) scope: KeyScope,
 }
 
 impl Caller {
-    fn of(app: &App, keys::Caller { team, scope, .. }: keys::Caller) -> Self {
-        Self { runtime: app.host().within(team.clone()), team, scope }
+    fn of(app: &App, keys::Caller { team, key, scope }: keys::Caller) -> Self {
+        Self { runtime: app.host().within(team.clone()), team, key, scope }
     }
 }
 
@@ -67,14 +69,27 @@ const NO_KEY: &str = "header `X-API-Key` is missing";
 
 /// Lets a request through to its route when it brings what that asks for.
 pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    match admitted(&app, &request) {
-        Ok(Some(caller)) => {
-            request.extensions_mut().insert(caller);
+    let (caller, refused) = match admitted(&app, &request) {
+        Ok(caller) => (caller, None),
+        // Whose key goes not so far is somebody.
+        Err(error) => (check(&app, request.headers()).ok(), Some(error)),
+    };
+    // Who is nobody writes nothing down.
+    let noted = refused.is_none() || caller.is_some();
+    let entry = app.audit.as_ref().filter(|_| noted).and_then(|audit| Some((audit, audit.begin(&request, caller.as_ref())?)));
+    let response = match refused {
+        Some(error) => error.into_response(),
+        None => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
             next.run(request).await
         }
-        Ok(None) => next.run(request).await,
-        Err(error) => error.into_response(),
+    };
+    if let Some((audit, entry)) = entry {
+        audit.end(entry, &response);
     }
+    response
 }
 
 fn admitted(app: &App, request: &Request) -> Result<Option<Caller>, ApiError> {
@@ -118,6 +133,11 @@ pub(crate) fn brings_own(request: &Request) -> bool {
         }
         _ => false,
     }
+}
+
+/// Lets in who may know about the host as a whole: its own team, and who administers it.
+pub(crate) fn check_for_host(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    if is_admin(app, headers) || check(app, headers)?.team.is_first() { Ok(()) } else { Err(ApiError::for_the_host()) }
 }
 
 /// Who comes with the key in these headers, if that goes so far.

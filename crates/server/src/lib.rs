@@ -10,6 +10,8 @@
 //! ```
 
 use std::{
+    io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,6 +29,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 
 mod access;
 mod app;
+pub mod audit;
 mod auth;
 mod discreet;
 mod doors;
@@ -85,6 +88,8 @@ pub struct ServerConfig {
     pub upload_silence: Duration,
     /// The token that administers teams and keys, by its SHA-256. Absent: nobody does it here.
     pub admin: Option<[u8; 32]>,
+    /// The directory of the audit log. Absent: none is kept.
+    pub audit: Option<PathBuf>,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -96,6 +101,7 @@ impl Default for ServerConfig {
             allowed_hosts: AllowedHosts::default(),
             nested_virtualization: false,
             admin: None,
+            audit: None,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
             // Each costs a descriptor here and, in use, one more into a sandbox.
@@ -113,8 +119,10 @@ impl Default for ServerConfig {
 }
 
 /// Both planes as one service. Upgraded connections and pooled ones live until the runtime ends their sandboxes.
-pub fn router(runtime: Runtime, config: ServerConfig) -> Router {
-    assemble(App::new(runtime, config, false))
+///
+/// Fails where the audit log cannot be opened.
+pub fn router(runtime: Runtime, config: ServerConfig) -> io::Result<Router> {
+    Ok(assemble(App::new(runtime, config, false)?))
 }
 
 pub(crate) fn assemble(app: Arc<App>) -> Router {

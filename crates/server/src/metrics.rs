@@ -36,7 +36,7 @@ pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, ur
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let first_hand = SECOND_HAND.iter().all(|name| !headers.contains_key(name)) && host(&uri, &headers).is_some_and(is_this_host);
     if !(first_hand && !app.is_for_others && peer.is_some_and(|peer| peer.is_loopback()))
-        && let Err(error) = auth::check(&app, &headers)
+        && let Err(error) = auth::check_for_host(&app, &headers)
     {
         return error.into_response();
     }

@@ -55,6 +55,9 @@ pub enum ServeError {
     /// There is nothing to listen on.
     #[error("cannot serve without a listener")]
     NoListener,
+    /// The audit log cannot be opened.
+    #[error("cannot open the audit log")]
+    Audit(#[source] io::Error),
     /// A listener broke.
     #[error("cannot accept connections on {address}")]
     Accept {
@@ -78,7 +81,7 @@ pub async fn serve(
         return Err(ServeError::NoListener);
     }
     let tls = listeners.iter().any(|listener| matches!(listener, Listener::Tls(..)));
-    let app = App::new(runtime, config, tls);
+    let app = App::new(runtime, config, tls).map_err(ServeError::Audit)?;
     let server = Server {
         router: assemble(Arc::clone(&app)),
         connections: TaskTracker::new(),

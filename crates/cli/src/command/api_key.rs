@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::team::Admin;
 use crate::{
     api::escape,
-    args::{AddKeyArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs},
+    args::teams::{AddKeyArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs},
     failure::ExitStatus,
     output::{self, Table},
     settings::{Format, Settings},

@@ -412,6 +412,7 @@ impl Host {
             allowed_hosts: settings.hosts(),
             nested_virtualization: settings.allow_nested_virtualization,
             admin: Some(firkin_server::admin_digest(&self.admin_token)),
+            audit: Some(settings.audit_dir()),
             max_connections: connections(defaults.max_connections),
             max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
             ..defaults

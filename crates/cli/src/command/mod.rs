@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 pub(crate) mod api_key;
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod doctor;
 mod engines;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{Api, escape},
-    args::{QuotaArgs, TeamCommand},
+    args::teams::{QuotaArgs, TeamCommand},
     failure::{ExitStatus, advised},
     output::{self, Table},
     serverfile,

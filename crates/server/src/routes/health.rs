@@ -18,9 +18,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: H
         return Ok("Health check successful".into_response());
     }
     // It is of the host, and tells of all of its teams.
-    if !auth::check(&app, &headers)?.team.is_first() {
-        return Err(ApiError::for_the_host());
-    }
+    auth::check_for_host(&app, &headers)?;
     let safeguards = app.host().safeguards();
     let held: Vec<&str> = safeguards.iter().filter(|one| one.lacking.is_none()).map(|one| one.name.as_str()).collect();
     let lacking: Vec<_> =

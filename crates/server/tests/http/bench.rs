@@ -50,7 +50,7 @@ pub(crate) struct Bench {
     pub(crate) server: JoinHandle<Result<(), ServeError>>,
     pub(crate) key: String,
     envd: TcpSocket,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -140,6 +140,7 @@ impl Bench {
         let shutdown = CancellationToken::new();
         let config = ServerConfig {
             admin: Some(Sha256::digest(ADMIN).into()),
+            audit: Some(dir.path().join("audit")),
             max_body_bytes: MAX_BODY,
             head_deadline: Duration::from_millis(500),
             upload_silence: Duration::from_secs(2),
@@ -147,7 +148,24 @@ impl Bench {
             ..ServerConfig::default()
         };
         let server = tokio::spawn(serve(vec![listener.into()], runtime.clone(), config, shutdown.clone()));
-        Self { address, runtime, shutdown, server, key, envd, _dir: dir }
+        Self { address, runtime, shutdown, server, key, envd, dir }
+    }
+
+    /// The lines of the audit log, once there are as many.
+    pub(crate) async fn audited(&self, count: usize) -> Vec<Value> {
+        let log = self.dir.path().join("audit").join(firkin_server::audit::FILE);
+        let lines = async {
+            let mut looks = tokio::time::interval(Duration::from_millis(5));
+            loop {
+                looks.tick().await;
+                let text = fs_err::read_to_string(&log).unwrap_or_default();
+                let lines: Vec<_> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+                if lines.len() >= count {
+                    return lines;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, lines).await.expect("the lines are written")
     }
 
     /// Opens the port of the guests' daemon, which is one for all sandboxes of this server and of no other.

@@ -324,7 +324,7 @@ async fn guests_that_run_guests_are_built_where_the_server_allows_it() {
         .header("content-type", "application/json")
         .body(axum::body::Body::from(body))
         .unwrap();
-    let answer = firkin_server::router(bench.runtime.clone(), config).oneshot(asked).await.unwrap();
+    let answer = firkin_server::router(bench.runtime.clone(), config).unwrap().oneshot(asked).await.unwrap();
     assert_eq!(answer.status(), 202);
     bench.stop().await;
 }

@@ -232,7 +232,7 @@ async fn a_signed_url_finds_its_sandbox_without_naming_it() {
 #[tokio::test]
 async fn who_bears_wrong_signatures_again_and_again_waits_unless_it_speaks_for_many() {
     let bench = Bench::start().await;
-    let router = firkin_server::router(bench.runtime.clone(), firkin_server::ServerConfig::default());
+    let router = firkin_server::router(bench.runtime.clone(), firkin_server::ServerConfig::default()).unwrap();
     let wrong = signature("nobody's", "/a b", "read", "");
     let ask = async |peer: SocketAddr| {
         let uri = format!("/files?{}", crate::bench::query(&[("path", "/a b"), ("username", "user"), ("signature", &wrong)]));

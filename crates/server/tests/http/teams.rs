@@ -150,6 +150,48 @@ async fn another_teams_things_are_answered_as_if_they_were_not_there() {
 }
 
 #[tokio::test]
+async fn whoever_changes_something_is_written_down_and_no_secret_is() {
+    let bench = Bench::start().await;
+    let read = bench.key_of("b", "read").await;
+    let id = bench.create("").await;
+    bench.call("POST", "/secrets", r#"{"name":"key","value":"sk-very-secret"}"#).await.expect(201);
+    bench.call("GET", "/secrets", "").await.expect(200);
+    bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+    bench.call("DELETE", &format!("/sandboxes/{id}?why=sk-in-a-query"), "").await.expect(404);
+    bench.with(&read, "DELETE", "/sandboxes/inone", "").await.expect(403);
+    bench.with("e2b_00", "DELETE", "/sandboxes/inone", "").await.expect(401);
+    let lines = bench.audited(7).await;
+    let shown: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+            assert_eq!((text("from").as_str(), line["at"].is_string()), ("127.0.0.1", true), "{line}");
+            format!("{} {} {} {}", text("team"), text("action"), line["status"], text("error"))
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "- POST /admin/teams 201 -",
+            "- POST /admin/teams/{id}/keys 201 -",
+            "firkin POST /v2/sandboxes 201 -",
+            "firkin POST /secrets 201 -",
+            "firkin DELETE /sandboxes/{id} 204 -",
+            "firkin DELETE /sandboxes/{id} 404 not_found",
+            "b DELETE /sandboxes/{id} 403 forbidden",
+        ]
+    );
+    assert_eq!(
+        (lines[2]["made"].as_str(), lines[4]["object"].as_str()),
+        (Some(id.as_str()), Some(format!("/sandboxes/{id}").as_str()))
+    );
+    assert!(lines[6]["key"].as_str().is_some_and(|key| key.starts_with("key_")));
+    let all = format!("{lines:?}");
+    assert!(!all.contains("sk-") && !all.contains(&read) && !all.contains(&bench.key));
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_team_that_has_enough_is_told_so_and_when_to_come_again() {
     let bench = Bench::start().await;
     let key = bench.key_of("b", "full").await;
