@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firkin_image::oci::registry::MirrorError;
 use firkin_runtime::{
-    reference::{BASE, CODE_INTERPRETER, DESKTOP, InvalidReference, MCP_GATEWAY, Reference},
+    reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY, Reference},
     runtime::MAX_FORK,
 };
 use firkin_wire::DEFAULT_USER;
@@ -635,7 +635,7 @@ fn warm(text: &str) -> Result<Warm, String> {
     let (template, count) = match text.rsplit_once('=') {
         Some(("", _)) => return Err("expected a template's name before `=`".to_owned()),
         Some((template, count)) => {
-            let named: Reference = template.parse().map_err(|error: InvalidReference| error.to_string())?;
+            let named = Reference::of_first(template).map_err(|error| error.to_string())?;
             (Some(named.short()), count)
         }
         None => (None, text),

@@ -189,6 +189,12 @@ impl Sought {
 }
 
 impl Reference {
+    /// Reads a name of the first team's, which may stand behind that: what a host's configuration names.
+    pub fn of_first(text: &str) -> Result<Self, InvalidReference> {
+        let Sought { team, reference } = text.parse()?;
+        if team.is_none_or(|team| team.is_first()) { Ok(reference) } else { Err(InvalidReference::Name(told(text))) }
+    }
+
     /// Reads a name that something of `scope` is to be given. It may stand behind the scope's own team, and no other.
     pub(crate) fn given(scope: &Scope, text: &str) -> Result<Self, InvalidReference> {
         let Sought { team, reference } = text.parse()?;

@@ -123,7 +123,7 @@ async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, B
     disk_budget::admit(shared).await.map_err(BuildFailure::DiskPressure)?;
     match source::resolve(shared, &live.record.owner, &plan.source, &live.log).await? {
         Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
-        Resolved::Layered(origin) => layered(builds, live, plan, origin).await,
+        Resolved::Layered(origin) => Box::pin(layered(builds, live, plan, origin)).await,
     }
 }
 
