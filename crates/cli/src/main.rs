@@ -100,7 +100,7 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Up(_) => command::up::run(settings).await,
         Command::Quickstart(_) => command::quickstart::run(settings).await,
         Command::Doctor(args) => command::doctor::run(settings, &args).await,
-        Command::Bench(args) => command::bench::run(settings, args).await,
+        Command::Bench(args) => Box::pin(command::bench::run(settings, args)).await,
         Command::Env => command::env::run(settings, cli.global.json),
         Command::Verify => command::verify::run(settings).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,

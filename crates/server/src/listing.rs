@@ -9,6 +9,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use firkin_runtime::{
     reference::{Sought, TemplateName},
     sandbox::{RuntimeSandbox, SandboxState},
+    team::TeamId,
 };
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
@@ -146,7 +147,7 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// The filter of `GET /v2/sandboxes`.
-    pub(crate) fn parse(query: &Query) -> Result<Self, ApiError> {
+    pub(crate) fn parse(own: &TeamId, query: &Query) -> Result<Self, ApiError> {
         let state = |name: &str| match name {
             "running" => Ok(SandboxState::Running),
             "paused" => Ok(SandboxState::Paused),
@@ -161,7 +162,7 @@ impl Filter {
             metadata: query.get("metadata").map_or_else(|| Ok(BTreeMap::new()), metadata)?,
             states: query.list("state").into_iter().map(state).collect::<Result<_, _>>()?,
             started_after,
-            template: query.get("template").map(template),
+            template: query.get("template").map(|text| template(own, text)),
         })
     }
 
@@ -180,10 +181,11 @@ impl Filter {
     }
 }
 
-/// The template that is wanted. With a tag it is none: which of its builds a sandbox began with is not known of that.
-fn template(text: &str) -> Option<TemplateName> {
-    let Sought { reference, .. } = text.parse().ok()?;
-    Some(reference).filter(|wanted| wanted.other_tag().is_none()).map(|wanted| wanted.name)
+/// The template that is wanted, of one's own team or of the host's; another team's is wanted by its id. With a tag it is none: which of its builds a sandbox began with is not known of that.
+fn template(own: &TeamId, text: &str) -> Option<TemplateName> {
+    let Sought { team, reference } = text.parse().ok()?;
+    let known = team.is_none_or(|team| team == *own || team.is_first());
+    Some(reference).filter(|wanted| known && wanted.other_tag().is_none()).map(|wanted| wanted.name)
 }
 
 /// The metadata filter. Clients quote each key and value, join them into a query string, quote that, and put it into the query,
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn the_recorded_metadata_query_is_understood() {
         let query = Query::parse(Some("metadata=a%252520b%3Dc%252526d%26k%3Dv"));
-        let filter = Filter::parse(&query).unwrap();
+        let filter = Filter::parse(&TeamId::first(), &query).unwrap();
         let expected = [("a b", "c&d"), ("k", "v")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(filter.metadata, BTreeMap::from(expected));
     }
@@ -279,7 +281,7 @@ mod tests {
         ];
         for (query, good) in table {
             let query_ = Query::parse(Some(query));
-            assert_eq!(Filter::parse(&query_).is_ok() && query_.window().is_ok(), good, "{query}");
+            assert_eq!(Filter::parse(&TeamId::first(), &query_).is_ok() && query_.window().is_ok(), good, "{query}");
         }
     }
 
@@ -301,7 +303,7 @@ mod tests {
             let inner: String = form_urlencoded::Serializer::new(String::new())
                 .extend_pairs(wanted.iter().map(|(k, v)| (quote(k), quote(v)))).finish();
             let outer: String = form_urlencoded::Serializer::new(String::new()).append_pair("metadata", &inner).finish();
-            let filter = Filter::parse(&Query::parse(Some(&outer))).unwrap();
+            let filter = Filter::parse(&TeamId::first(), &Query::parse(Some(&outer))).unwrap();
             prop_assert_eq!(filter.metadata, wanted);
         }
 

@@ -29,7 +29,7 @@ const MAX_METRICS: usize = 100;
 
 /// `GET /sandboxes`: running ones only, all on one page.
 pub(super) async fn list_v1(caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let filter = Filter { states: vec![SandboxState::Running], ..Filter::parse(&query)? };
+    let filter = Filter { states: vec![SandboxState::Running], ..Filter::parse(&caller.team, &query)? };
     let mut found = caller.runtime.sandboxes();
     found.retain(|sandbox| filter.wants(sandbox.state) && filter.matches(sandbox));
     found.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
@@ -38,7 +38,7 @@ pub(super) async fn list_v1(caller: Caller, query: Query) -> Result<Response, Ap
 
 /// `GET /v2/sandboxes`.
 pub(super) async fn list_v2(caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let (filter, window) = (Filter::parse(&query)?, query.window()?);
+    let (filter, window) = (Filter::parse(&caller.team, &query)?, query.window()?);
     let mut found = caller.runtime.sandboxes();
     found.retain(|sandbox| filter.matches(sandbox));
     let running = found.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
