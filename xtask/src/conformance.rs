@@ -114,15 +114,14 @@ pub(crate) fn run(
         let without = parts.without();
         let options = without.iter().flat_map(|names| ["--without", names]);
         let template = |step: &mut Step| step.run(build("code-interpreter-v1").args(options));
-        // Most of the template waits for one emulated processor, and sandboxes of gVisor take the other. Not beside the newest SDK's tests with
-        // machines: they have one registry.
-        let on_gvisor = |step: &mut Step| on_gvisor(workspace, household, step);
-        report.steps_at_once(("code interpreter template", template), ("sdk conformance on gVisor", on_gvisor))?;
+        report.step("code interpreter template", template)?;
         report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
         // Its tests have the server build the template while it serves.
         report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
     }
-    if whole {
+    // Not in every test run: with Debian's build of `runsc` one pause in some hundreds leaves a sandbox that does not answer.
+    if whole && parts == Parts::All {
+        report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, step))?;
         report.step("other conformance on gVisor", |step| others_on_gvisor(workspace, household, parts, step))?;
     }
     // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
