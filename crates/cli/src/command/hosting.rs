@@ -208,7 +208,7 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         guest,
         ..defaults
     };
-    let runtime = Runtime::open(config, engines).await.map_err(refused)?;
+    let runtime = Box::pin(Runtime::open(config, engines)).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     Ok(runtime)
 }
