@@ -87,7 +87,10 @@ fn end_below(dir: &Path, depth: usize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        io::Read,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -100,7 +103,11 @@ mod tests {
         fs_err::create_dir_all(&root).unwrap();
         let mut mark = std::ffi::OsString::from("--root=");
         mark.push(&root);
-        let mut process = Command::new("sh").args(["-c", "read line", "sh"]).arg(mark).stdin(Stdio::piped()).spawn().unwrap();
+        let mut process = Command::new("sh");
+        let process = process.args(["-c", "echo; read line", "sh"]).arg(mark).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = process.spawn().unwrap();
+        // From here on it has its arguments.
+        process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let next = Trial::begin(pins.path()).unwrap();
         assert!(!left.exists() && live.dir.path().exists() && next.dir.path().exists());
         // Only root's processes are known by that argument.
