@@ -104,10 +104,6 @@ impl Proxy {
         let mut tasks = JoinSet::new();
         loop {
             let place = Arc::clone(&self.places).acquire_owned().await.expect("nobody closes it");
-            let place = match &self.of_all {
-                Some(places) => (place, Some(Arc::clone(places).acquire_owned().await.expect("nobody closes it"))),
-                None => (place, None),
-            };
             while tasks.try_join_next().is_some() {}
             let origin_of = |client: TcpStream| {
                 let meant = client.set_nodelay(true).and_then(|()| origin.origin(&client));
@@ -115,10 +111,15 @@ impl Proxy {
             };
             match listener.accept().await.map(|(client, _)| origin_of(client)) {
                 Ok(Ok((meant, client))) => {
+                    // Only now: who has no client holds none of what all have together.
+                    let of_all = match &self.of_all {
+                        Some(places) => Some(Arc::clone(places).acquire_owned().await.expect("nobody closes it")),
+                        None => None,
+                    };
                     let proxy = Arc::clone(self);
                     tasks.spawn(async move {
                         proxy.connection(client, meant).await;
-                        drop(place);
+                        drop((place, of_all));
                     });
                 }
                 // Of this client alone: one that has gone, or that came by itself and was not led here.

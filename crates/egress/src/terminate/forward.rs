@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority};
+use http::{HeaderValue, Request, Response, StatusCode, header, uri::Authority};
 use http_body_util::{Either, Full};
 use hyper::{
     body::{Bytes, Incoming},
@@ -26,9 +26,12 @@ const MAX_HEADERS: usize = 100;
 /// Bytes of them: more than servers take.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Requests at a time on one connection of HTTP/2.
-const MAX_STREAMS: u32 = 100;
-/// How long a client may take for the headers of a request that it began.
-const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+const MAX_STREAMS: u32 = 32;
+/// What is kept of one of them for a side that does not read, and of all that a host sends on one connection.
+const STREAM_BYTES: usize = 64 << 10;
+const CONNECTION_BYTES: u32 = 1 << 20;
+/// How long a client may take for the headers of a request, also between two.
+const HEADERS_WITHIN: Duration = Duration::from_secs(300);
 
 type Answer = Response<Either<Incoming, Full<Bytes>>>;
 
@@ -54,6 +57,8 @@ enum NotPassed {
     Host(HostName),
     #[error("no tunnel leads through a connection in which headers are put in")]
     Tunnel,
+    #[error("a host that is asked for what it got would tell the values that are put in")]
+    Repeated,
     #[error("cannot put {0} in, which the network rules of this sandbox ask for")]
     Value(Reference, #[source] ValueError),
     #[error("{0} is nothing that a header can have")]
@@ -107,6 +112,7 @@ impl Forward {
 
     async fn pass_http2(self, client: ClientSide, host: HostSide, tasks: &Tasks) -> hyper::Result<()> {
         let mut connect = client::conn::http2::Builder::new(tasks.clone());
+        connect.max_send_buf_size(STREAM_BYTES).initial_connection_window_size(CONNECTION_BYTES);
         connect.timer(TokioTimer::new()).max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("it is small"));
         let (sender, host) = connect.handshake(TokioIo::new(host)).await?;
         let (sender, this) = (Sender::Http2(sender), Arc::new(self));
@@ -114,6 +120,7 @@ impl Forward {
         let service = service_fn(move |request| Arc::clone(&this).answer(request, sender.clone(), upgraded.clone()));
         let mut serve = server::conn::http2::Builder::new(tasks.clone());
         serve.timer(TokioTimer::new()).auto_date_header(false).max_concurrent_streams(MAX_STREAMS);
+        serve.max_send_buf_size(STREAM_BYTES);
         serve.max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("it is small"));
         let client = serve.serve_connection(TokioIo::new(client), service);
         let (mut client, mut host) = (std::pin::pin!(client), std::pin::pin!(host));
@@ -152,8 +159,11 @@ impl Forward {
 
     /// Puts everything in that the way of this moment says.
     async fn fill(&self, request: &mut Request<Incoming>) -> Result<(), NotPassed> {
-        if request.method() == Method::CONNECT {
-            return Err(NotPassed::Tunnel);
+        match request.method().as_str() {
+            "CONNECT" => return Err(NotPassed::Tunnel),
+            // The host would answer with the headers that it got (RFC 9110, 9.3.8).
+            "TRACE" | "TRACK" => return Err(NotPassed::Repeated),
+            _ => {}
         }
         if !self.is_of_host(request) {
             return Err(NotPassed::Host(self.name.clone()));
@@ -173,7 +183,10 @@ impl Forward {
     fn is_of_host(&self, request: &Request<Incoming>) -> bool {
         let is_ours = |authority: &Authority| {
             // Two readers could take what is before the sign for two things.
-            let whole = !authority.as_str().contains('@');
+            let port = &authority.as_str()[authority.host().len().min(authority.as_str().len())..];
+            let plain =
+                port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+            let whole = !authority.as_str().contains('@') && plain;
             whole && authority.host().parse().is_ok_and(|name: HostName| name == self.name)
         };
         let told = |value: &HeaderValue| value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
@@ -190,7 +203,7 @@ impl Forward {
 fn told(not: &NotPassed) -> Answer {
     let status = match not {
         NotPassed::Host(_) => StatusCode::MISDIRECTED_REQUEST,
-        NotPassed::Tunnel => StatusCode::METHOD_NOT_ALLOWED,
+        NotPassed::Tunnel | NotPassed::Repeated => StatusCode::METHOD_NOT_ALLOWED,
         NotPassed::Value(..) | NotPassed::Unfit(_) | NotPassed::Changed => StatusCode::BAD_GATEWAY,
     };
     let mut answer = Response::new(Either::Right(Full::new(format!("{not}\n").into())));

@@ -33,6 +33,9 @@ const FRAMING: [HeaderName; 9] = [
     header::PROXY_AUTHORIZATION,
 ];
 
+/// Bytes that all headers of a request may have with what is put into them: more than servers take, and no more than was read.
+const MAX_FILLED_BYTES: usize = 64 << 10;
+
 /// Values by what they are called.
 pub(crate) type Filled = BTreeMap<Reference, Zeroizing<String>>;
 
@@ -110,7 +113,12 @@ impl Transform {
     pub(crate) fn apply(&self, headers: &mut HeaderMap, values: &Filled) -> Result<(), Reference> {
         for reference in &self.replaced {
             if let Some(value) = values.get(reference) {
-                replace(headers, &reference.placeholder(), value).ok_or_else(|| reference.clone())?;
+                // A client may send a placeholder thousands of times.
+                let placeholder = reference.placeholder();
+                if filled_bytes(headers, &placeholder, value) > MAX_FILLED_BYTES {
+                    return Err(reference.clone());
+                }
+                replace(headers, &placeholder, value).ok_or_else(|| reference.clone())?;
             }
         }
         // The client's own go first: two headers of one name may both be there.
@@ -145,6 +153,16 @@ fn spelled(value: &HeaderValue) -> Option<Zeroizing<String>> {
         Some(Ok(bytes)) => String::from_utf8(bytes).ok().map(Zeroizing::new),
         Some(Err(_)) | None => Some(Zeroizing::new(text.to_owned())),
     }
+}
+
+/// Bytes of all headers, were a placeholder replaced in them.
+fn filled_bytes(headers: &HeaderMap, placeholder: &str, value: &str) -> usize {
+    let bytes = |sent: &HeaderValue| {
+        let count = spelled(sent).map_or(0, |text| text.matches(placeholder).count());
+        // Base64 takes a third more.
+        sent.len() + count * value.len() * 4 / 3
+    };
+    headers.values().map(bytes).sum()
 }
 
 /// Replaces a placeholder in all headers; `None` where that makes something that no header can be.
@@ -258,6 +276,16 @@ mod tests {
             assert_eq!(put.apply(&mut sent, &broken).unwrap_err(), Reference::Secret("key".to_owned()));
         }
         assert_eq!(put.apply(&mut headers(&[]), &Filled::new()).unwrap_err(), Reference::Secret("key".to_owned()));
+    }
+
+    #[test]
+    fn a_placeholder_that_is_sent_many_times_makes_no_request_of_any_size() {
+        let put = transform(&[], &["key"]).unwrap();
+        let long: Filled = [(Reference::Secret("key".to_owned()), Zeroizing::new("v".repeat(16 << 10)))].into();
+        let mut sent = headers(&[("x", &KEY.repeat(1000))]);
+        assert_eq!(put.apply(&mut sent, &long).unwrap_err(), Reference::Secret("key".to_owned()));
+        let mut twice = headers(&[("x", &KEY.repeat(2))]);
+        put.apply(&mut twice, &long).unwrap();
     }
 
     #[test]
