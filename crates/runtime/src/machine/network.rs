@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     ground::blocking::blocking,
-    machine::outbound::{self, Common, Decided, Filling, FromSlot, Nowhere, Outbound, OutboundError, Outcomes},
+    machine::outbound::{self, Common, Decided, Filling, FromSlot, Outbound, OutboundError, Outcomes},
     store::spec::{InternetAccess, Steered},
 };
 
@@ -134,7 +134,7 @@ impl Links {
         };
         self.filling.check_secrets(steered).await?;
         let (steered, filling) = (steered.clone(), Arc::clone(&self.filling));
-        blocking(move || outbound::way(("", &steered), surroundings, Arc::new(Nowhere), &filling).map(|_| ())).await
+        blocking(move || outbound::check(&steered, surroundings, &filling)).await
     }
 
     fn link(&self, slot: NetworkSlot) -> Link {
@@ -170,8 +170,17 @@ impl Links {
         match (self.source()?, pid) {
             (Source::Pool(pool), Some(pid)) => {
                 let mut link = self.link(pool.adopt(pid, index).await?);
-                link.set_internet(reaching).await?;
-                Ok(link)
+                match link.set_internet(reaching).await {
+                    Ok(()) => Ok(link),
+                    // It runs, and goes on without a way out until its rules can be kept or others are set.
+                    Err(LinkError::Outbound(error)) => {
+                        let (sandbox, error) = (reaching.sandbox, firkin_causes::chain(&error));
+                        tracing::error!(sandbox, error, "a sandbox is cut off: its outbound rules cannot be kept");
+                        link.cut_off().await?;
+                        Ok(link)
+                    }
+                    Err(error @ LinkError::Slot(_)) => Err(error),
+                }
             }
             (Source::Pool(_), None) => Err(SlotError::NotOurs { pid: 0, index, reason: "its machine has no process" }.into()),
             (Source::Host(ports), _) => Ok(Link::Loopback(ports)),
@@ -217,6 +226,14 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Takes its way out away.
+    async fn cut_off(&mut self) -> Result<(), LinkError> {
+        match self {
+            Self::Isolated(isolated) => Ok(isolated.slot.set_egress(Egress::Denied).await?),
+            Self::Loopback(_) => Ok(()),
+        }
     }
 
     /// What was decided last of what it tried to reach by name, the oldest first.

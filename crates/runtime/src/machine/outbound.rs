@@ -102,6 +102,18 @@ pub(crate) fn packets(steered: &Steered) -> Result<(EgressFilter, Steering), Out
     Ok((filter, if steered.proxy.is_some() || !steered.filled.is_empty() { Steering::AllTcp } else { Steering::ByName }))
 }
 
+/// Refuses rules that could not be kept, before anything is made for them. Blocks, as [`way`] does.
+pub(crate) fn check(steered: &Steered, surroundings: Surroundings, filling: &Arc<Filling>) -> Result<(), OutboundError> {
+    let Surroundings { own, closed, opened, resolvers: of_host } = surroundings.clone();
+    let bounds = Bounds { own, opened, closed };
+    for resolver in steered.resolvers.iter().flatten().filter(|resolver| !of_host.contains(resolver)) {
+        if let Some(net) = bounds.closing(*resolver) {
+            return Err(OutboundError::Resolver { resolver: *resolver, net });
+        }
+    }
+    way(("", steered), surroundings, Arc::new(Nowhere), filling).map(|_| ())
+}
+
 /// The way out by these rules, for a guest in these surroundings, by connections of `dialer`. Blocks for the host's authorities where
 /// those are believed. Must be called inside a tokio runtime.
 pub(crate) fn way(
@@ -113,16 +125,14 @@ pub(crate) fn way(
     let Surroundings { own, closed, opened, resolvers: of_host } = surroundings;
     let bounds = Arc::new(Bounds { own, opened, closed });
     let rules = Rules::parse(&steered.allow, &steered.deny).map_err(OutboundError::Rules)?;
-    for resolver in steered.resolvers.iter().flatten().filter(|resolver| !of_host.contains(resolver)) {
-        if let Some(net) = bounds.closing(*resolver) {
-            return Err(OutboundError::Resolver { resolver: *resolver, net });
-        }
-    }
     let asking = |servers: &[Ipv4Addr]| {
         let servers: Vec<_> = servers.iter().map(|server| SocketAddrV4::new(*server, DNS_PORT)).collect();
         Upstream::new(&servers).map(|upstream| Arc::new(upstream) as Arc<dyn Resolve>).map_err(OutboundError::Upstream)
     };
-    let resolver = asking(steered.resolvers.as_ref().unwrap_or(&of_host))?;
+    // One that could be asked when the rules were given, and no longer, is not asked.
+    let allowed = |resolver: &&Ipv4Addr| of_host.contains(resolver) || bounds.closing(**resolver).is_none();
+    let own: Option<Vec<_>> = steered.resolvers.as_ref().map(|own| own.iter().filter(allowed).copied().collect());
+    let resolver = asking(own.as_ref().unwrap_or(&of_host))?;
     let dialer = match &steered.proxy {
         None => dialer,
         // Its own name is not a name that rules are about.
@@ -338,7 +348,7 @@ mod tests {
     }
 
     async fn refused(steered: &Steered) -> String {
-        let error = way(("i1", steered), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap_err();
+        let error = check(steered, Surroundings::unknown(), &filling()).unwrap_err();
         assert!(error.is_asked_for(), "{error:?}");
         firkin_causes::chain(&error)
     }
@@ -358,6 +368,8 @@ mod tests {
             let resolvers = Some(vec![resolver.parse().unwrap()]);
             let asked = Steered { resolvers, ..steered(&["a.example"], &["0.0.0.0/0"]) };
             assert!(refused(&asked).await.contains(resolver));
+            // Of a sandbox that has it, it is no reason to end that.
+            way(("i1", &asked), Surroundings::unknown(), Arc::new(Nowhere), &filling()).unwrap();
         }
         let proxy = |address: &str, password: &str| {
             let credentials = Some(("user".to_owned(), password.to_owned()));

@@ -22,7 +22,7 @@ use ring::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::ground::private;
+use crate::ground::{private, team::TeamId};
 
 /// How long a token counts. It is made for one request; servers exchange it at once.
 const LIFETIME_SECONDS: i64 = 300;
@@ -130,16 +130,21 @@ impl Workload {
     }
 
     /// A token that says to `audience` which sandbox it speaks for.
-    pub fn mint(&self, sandbox: &str, audience: &str) -> Result<Zeroizing<String>, WorkloadError> {
-        self.mint_at(sandbox, audience, Timestamp::now())
+    pub fn mint(&self, (team, sandbox): (&TeamId, &str), audience: &str) -> Result<Zeroizing<String>, WorkloadError> {
+        self.mint_at((team, sandbox), audience, Timestamp::now())
     }
 
-    fn mint_at(&self, sandbox: &str, audience: &str, now: Timestamp) -> Result<Zeroizing<String>, WorkloadError> {
+    fn mint_at(
+        &self,
+        (team, sandbox): (&TeamId, &str),
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<Zeroizing<String>, WorkloadError> {
         self.with(|signer| {
             let now = now.as_second();
             let claims = Claims {
                 iss: &self.issuer,
-                sub: format!("spiffe://{}/sandbox/{sandbox}", self.trust_domain()),
+                sub: format!("spiffe://{}{}/sandbox/{sandbox}", self.trust_domain(), path_of(team)),
                 aud: [audience],
                 iat: now,
                 nbf: now - BACKDATED_SECONDS,
@@ -166,6 +171,11 @@ impl Workload {
         }
         sign(signer.as_ref().expect("it was opened above"))
     }
+}
+
+/// Where a team's sandboxes are below the trust domain. Nothing that fits those of one team fits another's.
+fn path_of(team: &TeamId) -> String {
+    if team.is_first() { String::new() } else { format!("/team/{team}") }
 }
 
 fn part(content: &impl Serialize) -> String {
@@ -240,7 +250,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let workload = Workload::of(dir.path(), "https://firkin.example:8443".to_owned());
         let now = Timestamp::from_second(1_800_000_000).unwrap();
-        let token = workload.mint_at("iabc", "sts.example", now).unwrap();
+        let token = workload.mint_at((&TeamId::first(), "iabc"), "sts.example", now).unwrap();
         let claims = believed(&token, &workload.public_keys().unwrap()).unwrap();
         let expected = json!({
             "iss": "https://firkin.example:8443",
@@ -250,7 +260,15 @@ mod tests {
             "jti": claims["jti"],
         });
         assert_eq!(claims, expected);
-        assert_ne!(token, workload.mint_at("iabc", "sts.example", now).unwrap(), "each has a number of its own");
+        let team: TeamId = "b".parse().unwrap();
+        let token_of_team = workload.mint_at((&team, "iabc"), "sts.example", now).unwrap();
+        let claims = believed(&token_of_team, &workload.public_keys().unwrap()).unwrap();
+        assert_eq!(claims["sub"], "spiffe://firkin.example/team/b/sandbox/iabc");
+        assert_ne!(
+            token,
+            workload.mint_at((&TeamId::first(), "iabc"), "sts.example", now).unwrap(),
+            "each has a number of its own"
+        );
     }
 
     #[test]
@@ -259,7 +277,7 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let first = Workload::of(dir.path(), "https://a".to_owned());
-        let token = first.mint("i1", "b").unwrap();
+        let token = first.mint((&TeamId::first(), "i1"), "b").unwrap();
         let second = Workload::of(dir.path(), "https://a".to_owned());
         assert!(believed(&token, &second.public_keys().unwrap()).is_some());
         let file = dir.path().join("workload.key");
@@ -273,6 +291,6 @@ mod tests {
 
         fs_err::write(&file, b"damaged").unwrap();
         let damaged = Workload::of(dir.path(), "https://a".to_owned());
-        assert!(matches!(damaged.mint("i1", "b").unwrap_err(), WorkloadError::Key(_)));
+        assert!(matches!(damaged.mint((&TeamId::first(), "i1"), "b").unwrap_err(), WorkloadError::Key(_)));
     }
 }

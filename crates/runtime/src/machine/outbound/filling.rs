@@ -157,7 +157,7 @@ impl Values for OfSandbox {
             })?,
             Reference::Token(name) => {
                 let token = self.tokens.get(name).ok_or(ValueError::None)?;
-                let minted = self.filling.workload.mint(&self.sandbox, &token.audience);
+                let minted = self.filling.workload.mint((&self.team.owner(), &self.sandbox), &token.audience);
                 minted.map_err(|error| ValueError::Failed(error.into()))?
             }
         };
