@@ -21,6 +21,9 @@ use crate::{
 /// Requests of one guest that are worked on at a time: each has a thread while it is, and a message.
 const AT_ONCE: u32 = 8;
 
+/// Requests of all guests that are worked on at a time: who asks for much waits for its turn, and leaves the process threads for all else.
+static OF_ALL: Semaphore = Semaphore::const_new(64);
+
 /// Lets requests of one guest through, also across connections.
 #[derive(Debug, Clone)]
 pub struct Gate(Arc<Semaphore>);
@@ -77,10 +80,13 @@ where
     let reading = async move {
         while let Some(message) = next(&mut requests).await? {
             let place = Arc::clone(&gate.0).acquire_owned().await.expect("the semaphore is never closed");
+            let of_all = OF_ALL.acquire().await.expect("the semaphore is never closed");
             let (guest, answers) = (Arc::clone(&guest), answers.clone());
             // Not joined: it ends with its answer, which nobody takes once the stream is gone.
             tokio::task::spawn_blocking(move || {
-                drop(answers.blocking_send((guest.answer(&message), place)));
+                let answer = guest.answer(&message);
+                drop(of_all);
+                drop(answers.blocking_send((answer, place)));
             });
         }
         Ok::<_, LinkError>(())

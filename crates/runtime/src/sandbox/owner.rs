@@ -476,6 +476,10 @@ impl Owner {
 
     /// Leaves the machine to the next server.
     async fn leave(&mut self) -> Next {
+        if let Phase::Running(running) = &mut self.phase {
+            // What was done for the guest is told, or it would ask the next server for it again.
+            running.volumes.hold().await;
+        }
         if self.stands_still() {
             self.keep_time_left();
             if let Err(error) = self.shared.store.put_sandbox(self.record.clone()).await {

@@ -360,7 +360,9 @@ impl Volumes {
         if uses.held.contains_key(id) {
             return Err(VolumeError::Mounted(id.to_owned()));
         }
-        uses.ending.insert(id.to_owned());
+        if !uses.ending.insert(id.to_owned()) {
+            return Err(VolumeError::NotFound(id.to_owned()));
+        }
         Ok(VolumeEnding { volumes: self, id: id.to_owned() })
     }
 
