@@ -86,6 +86,30 @@ pub use self::volumes::DestroyVolumeError;
 pub use self::keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token};
 use self::sweep::Swept;
 
+/// A sandbox that nobody has been told of: it ends with this, also where its creator has gone away.
+struct Unknown<'a> {
+    runtime: &'a Runtime,
+    id: Option<SandboxId>,
+}
+
+impl Unknown<'_> {
+    fn told(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Unknown<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        let runtime = self.runtime.clone();
+        self.runtime.shared.tasks.spawn(async move {
+            if let Err(error) = runtime.kill(&id).await {
+                tracing::warn!(%id, error = firkin_causes::chain(&error), "cannot end a sandbox that was not created");
+            }
+        });
+    }
+}
+
 /// The most children of one fork.
 pub const MAX_FORK: u32 = 100;
 
@@ -271,12 +295,10 @@ impl Runtime {
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
         let internet = request.internet.clone();
         let created = sandbox::create(&self.owners, &self.scope, request).await?;
-        if let Err(error) = self.trust(&created.id, &internet).await {
-            // Nobody has been told of it yet.
-            if let Err(error) = self.kill(&created.id).await {
-                tracing::warn!(id = %created.id, error = firkin_causes::chain(&error), "cannot end a sandbox that was not created");
-            }
-            return Err(error.into());
+        if is_filled(&internet) {
+            let unknown = Unknown { runtime: self, id: Some(created.id.clone()) };
+            self.trust(&created.id, &internet).await?;
+            unknown.told();
         }
         Ok(created)
     }

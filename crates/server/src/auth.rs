@@ -75,6 +75,7 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
         Err(error) => (check(&app, request.headers()).ok(), Some(error)),
     };
     // Who is nobody writes nothing down.
+    let is_known = caller.is_some() || is_admin(&app, request.headers());
     let noted = refused.is_none() || caller.is_some();
     let entry = app.audit.as_ref().filter(|_| noted).and_then(|audit| Some((audit, audit.begin(&request, caller.as_ref())?)));
     let response = match refused {
@@ -86,7 +87,8 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
             next.run(request).await
         }
     };
-    if let Some((audit, entry)) = entry {
+    // Nor does one who brings a secret that is none.
+    if let Some((audit, entry)) = entry.filter(|_| is_known || response.status().is_success()) {
         audit.end(entry, &response);
     }
     response
