@@ -246,6 +246,9 @@ async fn no_value_goes_to_another_host_than_the_one_that_it_is_for() {
         ("GET / HTTP/1.1\r\nHost: a.test@b.test\r\n\r\n", "421"),
         ("GET https://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", "421"),
         ("GET / HTTP/1.1\r\n\r\n", "421"),
+        ("GET / HTTP/1.1\r\nHost: a.test:x.b.test\r\n\r\n", "421"),
+        // The host would tell what it got.
+        ("TRACE / HTTP/1.1\r\nHost: a.test\r\n\r\n", "405"),
         ("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n", "405"),
     ] {
         let mut stream = filled.tls(&[]).await.unwrap();
