@@ -213,9 +213,10 @@ impl Proxy {
 
     /// Passes requests on, with what is put into them. TLS tells its client itself what was cut off.
     async fn fill(&self, between: Between, sides: &Sides) {
-        let name = between.name.clone();
+        let (name, ways) = (between.name.clone(), self.ways.clone());
+        let current = Box::new(move || ways.borrow().termination.clone());
         // Only connections that need it carry what TLS on both sides takes.
-        let passing = Box::pin(terminate(between, sides, self.ways.clone(), self.limits.dial, self.limits.idle));
+        let passing = Box::pin(terminate(between, sides, current, self.limits.dial, self.limits.idle));
         if let Err(error) = passing.await {
             tracing::debug!(%name, error = &error as &dyn std::error::Error, "a connection in which headers are put in has failed");
         }

@@ -50,7 +50,6 @@ use crate::{
     name::HostName,
     relay::Heard,
     trust::{self, TrustError},
-    way::Ways,
 };
 
 /// What is spoken inside of TLS, best first.
@@ -139,11 +138,14 @@ pub(crate) struct Between {
     pub(crate) name: HostName,
 }
 
-/// Passes requests on, each as the way of its time says, until one side has closed or nothing has come for `idle`.
+/// What is put in at this moment.
+pub(crate) type Current = Box<dyn Fn() -> Option<Termination> + Send + Sync>;
+
+/// Passes requests on, each as it is said at its time, until one side has closed or nothing has come for `idle`.
 pub(crate) async fn terminate(
     between: Between,
     sides: &Sides,
-    ways: Ways,
+    current: Current,
     handshake: Duration,
     idle: Duration,
 ) -> Result<(), TerminateError> {
@@ -152,7 +154,7 @@ pub(crate) async fn terminate(
     let client = Rewound::new(bytes, client, Arc::clone(&heard));
     let (client, host) = timeout(handshake, agree(client, host, &name, sides)).await??;
     tokio::select! {
-        ended = Forward::new(name, ways).pass(client, host) => ended.map_err(TerminateError::Cut),
+        ended = Forward::new(name, current).pass(client, host) => ended.map_err(TerminateError::Cut),
         () = heard.nothing_for(idle) => Ok(()),
     }
 }

@@ -14,12 +14,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    ClientSide, HTTP2, HostSide, Termination, ValueError,
+    ClientSide, Current, HTTP2, HostSide, Termination, ValueError,
     tasks::{Owned, Tasks},
     template::Reference,
     transform::Filled,
 };
-use crate::{name::HostName, way::Ways};
+use crate::name::HostName;
 
 /// Headers of one message. Servers take about as many.
 const MAX_HEADERS: usize = 100;
@@ -38,7 +38,7 @@ type Answer = Response<Either<Incoming, Full<Bytes>>>;
 /// One connection whose requests are passed on.
 pub(super) struct Forward {
     name: HostName,
-    ways: Ways,
+    current: Current,
     /// Requests that have no answer yet, and those whose connection speaks another protocol from then on.
     asked: watch::Sender<usize>,
 }
@@ -68,8 +68,8 @@ enum NotPassed {
 }
 
 impl Forward {
-    pub(super) fn new(name: HostName, ways: Ways) -> Self {
-        Self { name, ways, asked: watch::Sender::new(0) }
+    pub(super) fn new(name: HostName, current: Current) -> Self {
+        Self { name, current, asked: watch::Sender::new(0) }
     }
 
     /// Until one side has closed.
@@ -168,8 +168,7 @@ impl Forward {
         if !self.is_of_host(request) {
             return Err(NotPassed::Host(self.name.clone()));
         }
-        let way = Arc::clone(&self.ways.borrow());
-        let Some(Termination { transforms, values, .. }) = &way.termination else { return Err(NotPassed::Changed) };
+        let Some(Termination { transforms, values, .. }) = (self.current)() else { return Err(NotPassed::Changed) };
         let transform = transforms.of(&self.name).ok_or(NotPassed::Changed)?;
         let mut filled = Filled::new();
         for reference in transform.wanted(request.headers()) {
