@@ -1,6 +1,6 @@
-//! What leaves a sandbox: the proxy that it goes through, and what was decided of it.
+//! What leaves a sandbox: the proxy that it goes through, what is put into its requests, and what was decided of it.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -73,4 +73,49 @@ pub enum NetworkAttempt {
     Dns,
     /// A connection of TCP.
     Tcp,
+}
+
+/// What happens to requests to a domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRule {
+    /// How they are changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<NetworkTransform>,
+}
+
+/// How requests are changed. Texts may have places for values: `${e2b.secrets.NAME}`, `${e2b.identity.tokens.NAME}`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkTransform {
+    /// Headers that are put in, in the place of the client's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<BTreeMap<String, String>>,
+    /// Names of secrets whose placeholder is replaced wherever the client sends it in a header. Ours: the contract has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placeholders: Option<Vec<String>>,
+}
+
+/// Without the texts: people write values into them.
+impl fmt::Debug for NetworkTransform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.headers.as_ref().map(|headers| headers.keys().collect::<Vec<_>>());
+        f.debug_struct("NetworkTransform").field("headers", &names).finish_non_exhaustive()
+    }
+}
+
+/// By what a sandbox can be known to others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iam {
+    /// Tokens by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<BTreeMap<String, IamToken>>,
+}
+
+/// One kind of token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IamToken {
+    /// Who is to believe it.
+    pub audience: String,
+    /// Its form: `JWT-SVID`.
+    #[serde(rename = "tokenType")]
+    pub token_type: String,
 }
