@@ -119,7 +119,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) encryption: EncryptionArgs,
     /// URL under which others reach this server to ask for the key of sandboxes' identity tokens; tokens name it as their issuer
-    /// [default: https://firkin.localhost, which nobody reaches]
+    /// [default: `https://firkin.localhost`, which nobody reaches]
     #[arg(long, value_name = "URL", env = "FIRKIN_IDENTITY_ISSUER", hide_env_values = true, value_parser = issuer)]
     pub(crate) identity_issuer: Option<String>,
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation

@@ -11,6 +11,7 @@ pub mod trust;
 pub use crate::store::spec::{
     CreateSandbox, DEFAULT_TIMEOUT, Filled, Ingress, InternetAccess, InvalidSandboxId, InvalidTimeout, MAX_TIMEOUT, Memory,
     NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId, SandboxState, SocksProxy, SocksProxyTls, Steered, VolumeMount,
+    WorkloadToken,
 };
 
 pub(crate) use self::create::{create, fork};

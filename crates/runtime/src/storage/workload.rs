@@ -19,7 +19,7 @@ use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::ground::{private, team::TeamId};
@@ -34,13 +34,6 @@ pub const MAX_TOKENS: usize = 5;
 pub const MAX_AUDIENCE_BYTES: usize = 2048;
 /// A key of this curve has some 140 bytes.
 const MAX_KEY_BYTES: u64 = 4 << 10;
-
-/// What a sandbox can be known by: for whom.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkloadToken {
-    /// Who is to believe it.
-    pub audience: String,
-}
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use firkin_network::EgressFilter;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity::ResourceBudget, ground::team::TeamId, storage::workload::WorkloadToken};
+use crate::{capacity::ResourceBudget, ground::team::TeamId};
 
 /// Life of a sandbox whose creator names none, in seconds.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -152,6 +152,13 @@ pub struct Steered {
     /// The sandbox's identity tokens, which may be among it.
     #[serde(default)]
     pub tokens: BTreeMap<String, WorkloadToken>,
+}
+
+/// What a sandbox can be known by: for whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadToken {
+    /// Who is to believe it.
+    pub audience: String,
 }
 
 /// Headers that are put into requests over TLS to some hosts.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use firkin_runtime::workload::{MAX_AUDIENCE_BYTES, MAX_TOKENS, WorkloadToken};
+use firkin_runtime::{
+    sandbox::WorkloadToken,
+    workload::{MAX_AUDIENCE_BYTES, MAX_TOKENS},
+};
 use firkin_wire::rest;
 
 use crate::error::ApiError;

@@ -20,9 +20,9 @@ use crate::{
     ground::team::Scope,
     storage::{
         secrets::{SecretError, Secrets},
-        workload::{Workload, WorkloadToken},
+        workload::Workload,
     },
-    store::spec::{Filled, Steered},
+    store::spec::{Filled, Steered, WorkloadToken},
 };
 
 /// Why nothing can be put into requests.
