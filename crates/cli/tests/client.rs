@@ -453,8 +453,8 @@ fn help_names_every_command() {
            verify      Read every template and snapshot, and say what is damaged and who needs it\n  \
            sandbox     Create, use and end sandboxes [alias: sbx]\n  \
            template    Build, list and remove templates\n  \
-           audit       Say who changed what, when, from where and with which outcome\n\
-           team        Make and list teams, and say what each may have\n\
+           audit       Say who changed what, when, from where and with which outcome\n  \
+           team        Make and list teams, and say what each may have\n  \
            key         Make, list and end API keys, and work on the key that paused sandboxes are encrypted with\n\
          \n\
          Options:\n      \
