@@ -31,9 +31,6 @@ pub enum MountsError {
     /// There is none of that name.
     #[error("volume '{0}' not found")]
     NotFound(String),
-    /// One place is enough to reach all of it.
-    #[error("volume '{0}' is mounted twice")]
-    Twice(String),
     /// Nothing can be mounted there.
     #[error("a volume cannot be mounted at `{path}`: {reason}")]
     Path {
@@ -50,15 +47,12 @@ pub enum MountsError {
 /// Finds the volumes that are asked for, and holds them until the sandbox is on record.
 pub(crate) async fn resolve(shared: &Shared, scope: &Scope, mounts: &mut [VolumeMount]) -> Result<Vec<VolumeHold>, MountsError> {
     check(mounts)?;
-    let mut holds: Vec<VolumeHold> = Vec::new();
+    let mut holds = Vec::new();
     for mount in mounts {
         let found = shared.volumes.hold_by_name(scope, &mount.name).await.map_err(|error| match error {
             VolumeError::NotFound(_) => MountsError::NotFound(mount.name.clone()),
             error => MountsError::Volumes(error),
         })?;
-        if holds.iter().any(|hold| hold.id() == found.id()) {
-            return Err(MountsError::Twice(mount.name.clone()));
-        }
         mount.volume = found.id().to_owned();
         holds.push(found);
     }

@@ -57,7 +57,7 @@ async fn bad_input_is_told_so_in_the_contracts_form() {
         ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","timeout":0}"#, 400),
         ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","timeout":9999999}"#, 400),
         ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","metadata":{"a":1}}"#, 400),
-        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","iam":{"tokens":{}}}"#, 400),
+        ("POST", "/v2/sandboxes".into(), r#"{"templateID":"base","iam":{"tokens":{"a":{"audience":"b"}}}}"#, 400),
         ("POST", "/v2/sandboxes".into(), r#"{"templateID":"unknown"}"#, 404),
         ("POST", "/sandboxes".into(), r#"{"templateID":"unknown"}"#, 404),
         ("GET", "/sandboxes/UPPER".into(), "", 400),

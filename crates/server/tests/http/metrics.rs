@@ -210,7 +210,7 @@ async fn fields_that_nobody_knows_are_ignored_and_counted_at_any_depth() {
         ("PUT", network.as_str(), r#"{"denyOut":[],"allow_internet_access":true,"newer":1}"#, 204, 1),
         ("POST", "/sandboxes", r#"{"templateID":"none","autoResume":{"enabled":true,"newer":1}}"#, 404, 1),
         ("POST", "/v2/sandboxes", r#"{"templateID":"none","newer":1,"network":{"newer":{"deep":1},"newest":[]}}"#, 404, 3),
-        ("POST", "/v2/sandboxes", r#"{"templateID":"none","volumeMounts":[{"name":"a","path":"/b","newer":1}]}"#, 400, 1),
+        ("POST", "/v2/sandboxes", r#"{"templateID":"none","volumeMounts":[{"name":"a","path":"/b","newer":1}]}"#, 404, 1),
         ("POST", "/v3/templates", r#"{"name":"x","newer":1}"#, 202, 1),
         ("POST", start, r#"{"steps":[{"type":"RUN","args":[],"newer":1},{"type":"RUN","newer":1}]}"#, 400, 2),
         ("POST", start, r#"{"fromImageRegistry":{"type":"registry","username":"u","password":"p","newer":1}}"#, 400, 1),

@@ -172,7 +172,7 @@ async fn what_cannot_be_kept_of_names_is_refused_before_anything_starts() {
         (format!(r#"{{"allowOut":["x.com"],{deny},"dnsServers":["169.254.169.254"]}}"#), "169.254.0.0/16"),
         (r#"{"egressProxy":{"address":"hunter2@p:1"}}"#.into(), "proxy"),
         (r#"{"rules":{"*":[{"transform":{"headers":{"x":"hunter2"}}}]}}"#.into(), "name of hosts"),
-        (r#"{"rules":{"a.com":[{"transform":{"headers":{"Host":"hunter2"}}}]}}"#.into(), "host"),
+        (r#"{"rules":{"a.com":[{"transform":{"headers":{"Host":"hunter2"}}}]}}"#.into(), "Host"),
         (r#"{"rules":{"a.com":[{"transform":{"headers":{"x":"hunter2 ${e2b.secrets.gone}"}}}]}}"#.into(), "gone"),
         (r#"{"rules":{"a.com":[{"transform":{"headers":{"x":"hunter2 ${e2b.identity.tokens.aws}"}}}]}}"#.into(), "aws"),
         (r#"{"egressProxy":{"address":"p:1","username":"hunter2"}}"#.into(), "password"),
