@@ -26,6 +26,9 @@ def http(where: str, called: str, tls: bool = False) -> object:
     answer = b""
     while block := stream.recv(1 << 16):
         answer += block
+    if not answer:
+        # Whether an end without a word is a reset is a matter of when what was sent arrived.
+        raise ConnectionResetError
     head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split()[1])
     return json.loads(body) if status == 200 else status
