@@ -1,14 +1,38 @@
 //! Files that guests have open. What was removed lives on for them, and its room is given back when the last has closed it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 /// Files that all guests of one directory have open at once, each of which costs the host a descriptor. What is opened beyond them
 /// is opened anew for each read and write, and is gone when it is removed.
 const MAX_OPEN: usize = 4096;
+
+/// The same of all directories: an eighth of what this process may open, which has connections and machines to open too.
+static MAX_OF_ALL: LazyLock<u64> =
+    LazyLock::new(|| rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20) / 8);
+static OF_ALL: AtomicU64 = AtomicU64::new(0);
+
+/// One of the descriptors that all directories may have.
+#[derive(Debug)]
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        OF_ALL.fetch_update(Relaxed, Relaxed, |open| (open < *MAX_OF_ALL).then_some(open + 1)).ok().map(|_| Self)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        OF_ALL.fetch_sub(1, Relaxed);
+    }
+}
 
 /// The open files of one directory, by number.
 #[derive(Debug, Default)]
@@ -20,6 +44,8 @@ struct Opened {
     /// Whether its last name went through here, and what it takes was not given back yet.
     is_owed: bool,
     file: Arc<OwnedFd>,
+    #[expect(dead_code, reason = "held: it gives the place back")]
+    place: Place,
 }
 
 /// What one guest has open: closed when it goes.
@@ -53,7 +79,13 @@ impl OpenFiles {
         if all.len() >= MAX_OPEN && !all.contains_key(&node) {
             return;
         }
-        let opened = all.entry(node).or_insert_with(|| Opened { times: 0, is_owed: false, file: Arc::clone(file) });
+        let opened = match all.entry(node) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(free) => {
+                let Some(place) = Place::take() else { return };
+                free.insert(Opened { times: 0, is_owed: false, file: Arc::clone(file), place })
+            }
+        };
         opened.times += 1;
         *locked(&here.0).entry(node).or_default() += 1;
     }
