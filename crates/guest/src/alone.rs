@@ -26,7 +26,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
         env: sandbox_env(&options.sandbox_id, &options.template_id, &options.env),
     });
     let run = || -> Result<(), ServeError> {
-        let runtime = envd::runtime(envd::EVENTS)?;
+        let runtime = envd::runtime()?;
         let reaper = Reaper::of_process().map_err(ServeError::Runtime)?;
         let listener = envd::bind(options.listen)?;
         let address = listener.local_addr().map_err(ServeError::Runtime)?;

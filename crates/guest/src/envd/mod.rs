@@ -38,7 +38,7 @@ pub(crate) use self::{
     auth::{ACCESS_TOKEN, Token, token_of},
     metrics::Meter,
     process::{Ends, Launch, Size, Streams, Terminal, find, launch, nonblocking, open_terminal},
-    server::{EVENTS, EVENTS_IN_CONTAINER, ServeError, accept, bind, runtime, serve},
+    server::{ServeError, accept, bind, runtime, serve},
     state::{EnvdState, Settings, sandbox_env},
     users::{User, UserDb, UserError},
 };

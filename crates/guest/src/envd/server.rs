@@ -29,12 +29,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, which means that file descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many events are taken from the kernel at once, where that is free to choose.
-pub(crate) const EVENTS: usize = 1024;
-/// The same in a container. Debian's gVisor keeps what it told together linked, also when one of it has been closed since, and tells a clone
-/// of all that is linked: also of connections that are gone, whose memory is somebody else's by then.
-pub(crate) const EVENTS_IN_CONTAINER: usize = 1;
-
 /// Why envd does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -53,10 +47,8 @@ pub(crate) enum ServeError {
 }
 
 /// The runtime: two workers, because one may hold a long copy while the other answers; threads for blocking calls on demand.
-pub(crate) fn runtime(events: usize) -> Result<Runtime, ServeError> {
-    let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(2).max_blocking_threads(32).max_io_events_per_tick(events).enable_all();
-    builder.build().map_err(ServeError::Runtime)
+pub(crate) fn runtime() -> Result<Runtime, ServeError> {
+    Builder::new_multi_thread().worker_threads(2).max_blocking_threads(32).enable_all().build().map_err(ServeError::Runtime)
 }
 
 /// Opens the port.

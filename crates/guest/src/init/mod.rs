@@ -107,14 +107,10 @@ fn stand_in_for_sudo(state: &EnvdState, reaper: &Reaper) {
 fn serve(surroundings: Surroundings) -> Result<Infallible, BootError> {
     let state = EnvdState::default();
     let reaper = Reaper::of_process().map_err(BootError::Reaper)?;
-    let events = match surroundings {
-        Surroundings::Machine => envd::EVENTS,
-        Surroundings::Container => {
-            stand_in_for_sudo(&state, &reaper);
-            envd::EVENTS_IN_CONTAINER
-        }
-    };
-    let runtime = envd::runtime(events)?;
+    if surroundings == Surroundings::Container {
+        stand_in_for_sudo(&state, &reaper);
+    }
+    let runtime = envd::runtime()?;
     let listener = envd::bind(SocketAddr::from(([0, 0, 0, 0], firkin_wire::ENVD_PORT)))?;
     control::start(state.clone(), reaper.clone(), surroundings)?;
     let routes = {
