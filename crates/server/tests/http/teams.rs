@@ -156,6 +156,10 @@ async fn whoever_changes_something_is_written_down_and_no_secret_is() {
     let id = bench.create("").await;
     bench.call("POST", "/secrets", r#"{"name":"key","value":"sk-very-secret"}"#).await.expect(201);
     bench.call("GET", "/secrets", "").await.expect(200);
+    // Whoever has nothing to show writes nothing, where no key is asked for either.
+    for (method, path) in [("DELETE", "/volumecontent/none/path?path=x"), ("PUT", "/templates/a/files/b"), ("POST", "/files")] {
+        assert!(bench.with("e2b_00", method, path, "").await.status >= 400, "{path}");
+    }
     bench.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
     bench.call("DELETE", &format!("/sandboxes/{id}?why=sk-in-a-query"), "").await.expect(404);
     bench.with(&read, "DELETE", "/sandboxes/inone", "").await.expect(403);
