@@ -3,6 +3,7 @@
 The program is named by `FIRKIN_BIN`. A server that is killed is never cleaned up after: that is what the next one is for.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -11,8 +12,10 @@ import socket
 import subprocess
 import tempfile
 
+import e2b
 import httpx
-from support import WAIT_S, wait_for
+import pytest
+from support import SANDBOX_LIFETIME_S, WAIT_S, wait_for
 
 START_S = 120
 """From start to an answer on `/health`, the build of the base template by an emulated guest included."""
@@ -115,3 +118,33 @@ class OwnServer:
     def log(self) -> str:
         lines = (self.dir / "log").read_text(errors="replace").splitlines() if (self.dir / "log").exists() else []
         return "\n".join(lines[-60:])
+
+
+@contextlib.contextmanager
+def own_server(*options: str, **env: str):
+    """A server that has been started, and of which nothing is left."""
+    program = os.environ.get("FIRKIN_BIN")
+    if program is None:
+        pytest.skip("FIRKIN_BIN does not name the program: these tests need a server of their own")
+    server = OwnServer(program, **env)
+    try:
+        server.start(*options)
+        yield server
+        server.stop()
+    finally:
+        server.remove()
+
+
+@contextlib.contextmanager
+def sandboxes_of(server: OwnServer):
+    """Creates sandboxes on a server that end with this."""
+    created = []
+
+    def create(**options) -> e2b.Sandbox:
+        options.setdefault("timeout", SANDBOX_LIFETIME_S)
+        created.append(e2b.Sandbox.create(**options, **server.client))
+        return created[-1]
+
+    yield create
+    for sandbox in created:
+        e2b.Sandbox.kill(sandbox.sandbox_id, **server.client)

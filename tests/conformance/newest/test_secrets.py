@@ -5,8 +5,6 @@ The server is the tests' own: it believes the authority of the little internet b
 
 import base64
 import json
-import os
-import pathlib
 import subprocess
 
 import e2b
@@ -14,7 +12,7 @@ import httpx
 import pytest
 from e2b import Secret
 from outside import ALLOWED, OTHER, RESOLVER, outside  # noqa: F401 (a fixture)
-from own_server import OwnServer
+from own_server import own_server, sandboxes_of
 from support import SANDBOX_LIFETIME_S
 
 VALUE = "sk-only-outside-4711"
@@ -33,32 +31,22 @@ print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers
 
 @pytest.fixture(scope="module")
 def server(outside):  # noqa: F811
-    program = os.environ.get("FIRKIN_BIN")
-    if program is None:
-        pytest.skip("FIRKIN_BIN does not name the program: these tests need a server of their own")
-    server = OwnServer(program, SSL_CERT_FILE=str(outside.authority), FIRKIN_LOG="debug")
-    try:
-        server.start("--identity-issuer", "https://firkin.test")
+    with own_server("--identity-issuer", "https://firkin.test", SSL_CERT_FILE=str(outside.authority), FIRKIN_LOG="debug") as server:
         Secret.create("openai", VALUE, **server.client)
         yield server
-        server.stop()
-    finally:
-        server.remove()
 
 
 @pytest.fixture
 def create(server):
-    """Creates sandboxes on the test's own server that end with the test."""
-    created = []
+    """Creates sandboxes that have the program and end with the test."""
+    with sandboxes_of(server) as create:
 
-    def create(**options):
-        created.append(e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **options, **server.client))
-        created[-1].files.write("/home/user/ask.py", ASK)
-        return created[-1]
+        def with_program(**options):
+            sandbox = create(**options)
+            sandbox.files.write("/home/user/ask.py", ASK)
+            return sandbox
 
-    yield create
-    for sandbox in created:
-        e2b.Sandbox.kill(sandbox.sandbox_id, **server.client)
+        yield with_program
 
 
 def ask(sandbox, url: str, **headers) -> dict:

@@ -4,7 +4,6 @@ These tests have a server of their own, which they kill; the one that all other 
 """
 
 import json
-import os
 import threading
 import time
 
@@ -13,7 +12,7 @@ import httpx
 import pytest
 from e2b import NotFoundException, SandboxException, SandboxState
 from outside import ALLOWED, OTHER, RESOLVER, outside  # noqa: F401 (a fixture)
-from own_server import OwnServer
+from own_server import own_server, sandboxes_of
 from support import GUEST_PROGRAMS, SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wait_for_clock
 
 COUNTER_PORT = 7777
@@ -31,31 +30,15 @@ BROKEN = (SandboxException, httpx.HTTPError, OSError, AssertionError)
 
 @pytest.fixture(scope="module")
 def server():
-    program = os.environ.get("FIRKIN_BIN")
-    if program is None:
-        pytest.skip("FIRKIN_BIN does not name the program: these tests need a server that they may kill")
-    server = OwnServer(program)
-    try:
-        server.start()
+    with own_server() as server:
         yield server
-        server.stop()
-    finally:
-        server.remove()
 
 
 @pytest.fixture
 def create(server):
     """Creates sandboxes on the test's own server that end with the test."""
-    created = []
-
-    def create(**options):
-        options.setdefault("timeout", SANDBOX_LIFETIME_S)
-        created.append(e2b.Sandbox.create(**options, **server.client))
-        return created[-1]
-
-    yield create
-    for sandbox in created:
-        e2b.Sandbox.kill(sandbox.sandbox_id, **server.client)
+    with sandboxes_of(server) as create:
+        yield create
 
 
 @pytest.fixture
