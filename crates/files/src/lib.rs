@@ -9,7 +9,9 @@
 //! directory that was seen there without following anything. No mount point is passed: before a directory is entered or moved the
 //! kernel is asked to remove it as an empty one, and of a mount point it says that it is in use, whatever is in it.
 
+pub mod authorities;
 pub mod listing;
+pub mod private;
 
 use std::{
     ffi::{CStr, CString},

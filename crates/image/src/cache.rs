@@ -6,6 +6,7 @@
 //!   <dir>/tmp/<kind>-<key>.<n>/     an entry being built
 //!   <dir>/locks/<kind>-<key>        held (flock) by the one process that builds it
 //!   <dir>/logs/<kind>-<key>.log     output of the programs that built it
+//!   <dir>/users/<digest>            who uses the cache, so that what nobody uses can go (`unnamed.rs`)
 //! ```
 //!
 //! An entry is built in `tmp`, flushed, and renamed into place: rename is atomic, so a reader needs no lock and a crash leaves
@@ -173,11 +174,13 @@ impl Cache {
     /// The finished entry, or the right to build it. Waits for another process that is building it, with a deadline.
     /// Dropping the future gives up the wait.
     pub async fn claim(&self, kind: &str, key: &str, report: Report<'_>) -> Result<Claim, CacheError> {
+        let name = format!("{kind}-{key}");
+        let lock_path = self.dir.join("locks").join(&name);
+        // Before it is looked for: who takes away what is not used sees that somebody asks.
+        used(&lock_path).map_err(|source| CacheError::Lock { path: lock_path.clone(), source })?;
         if let Some(path) = self.get(kind, key) {
             return Ok(Claim::Ready(path));
         }
-        let name = format!("{kind}-{key}");
-        let lock_path = self.dir.join("locks").join(&name);
         let lock = lock(&lock_path, &mut || say(report, ImageStep::Wait, format!("another process builds {kind} {key}"))).await?;
         if let Some(path) = self.get(kind, key) {
             return Ok(Claim::Ready(path));
@@ -197,6 +200,12 @@ impl Cache {
 /// The key of an entry that is made anew for the `number`th time.
 pub(crate) fn numbered(key: &str, number: u32) -> String {
     if number == 0 { key.to_owned() } else { format!("{key}-{number}") }
+}
+
+/// Notes that an entry was asked for.
+fn used(lock: &Path) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(lock)?;
+    file.file().set_modified(SystemTime::now())
 }
 
 /// When an entry was made. Nothing is added to one after that.

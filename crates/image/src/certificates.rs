@@ -9,12 +9,9 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use firkin_files::authorities::{BUNDLE, OWN};
 use fs_err as fs;
 
-/// Where Debian's administrators put authorities of their own (update-ca-certificates(8)); the same in a guest.
-pub(crate) const DIRECTORY: &str = "usr/local/share/ca-certificates";
-/// Where `update-ca-certificates` puts all of them, and where programs read them; the same in a guest.
-pub const CERTIFICATE_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// A certificate has two kilobytes.
 const MAX_FILE_BYTES: u64 = 256 << 10;
 /// Debian's authorities have a quarter of a megabyte.
@@ -43,14 +40,19 @@ pub enum CertificateError {
         reason: &'static str,
     },
     /// There is nothing to trust.
-    #[error("cannot find a certificate in `/{DIRECTORY}`; put the authority there as a file `*.crt` in PEM format")]
+    #[error("cannot find a certificate in `{OWN}`; put the authority there as a file `*.crt` in PEM format")]
     None,
+}
+
+/// A path of the guest or the host within a root.
+fn below_root(path: &str) -> &str {
+    path.trim_start_matches('/')
 }
 
 /// The certificates of this host's own authorities, PEM each, in the order of their files' names. `root` is `/`.
 pub fn host_certificates(root: &Path) -> Result<Vec<String>, CertificateError> {
     let mut files = Vec::new();
-    collect(&root.join(DIRECTORY), 0, &mut files)?;
+    collect(&root.join(below_root(OWN)), 0, &mut files)?;
     files.sort();
     let mut found = Vec::new();
     for path in files {
@@ -98,7 +100,7 @@ fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(
 
 /// The variables that sandboxes get whose image trusts other authorities than programs bring.
 pub fn certificate_variables() -> impl Iterator<Item = (String, String)> {
-    VARIABLES.iter().map(|name| ((*name).to_owned(), CERTIFICATE_BUNDLE.to_owned()))
+    VARIABLES.iter().map(|name| ((*name).to_owned(), BUNDLE.to_owned()))
 }
 
 /// Writes certificates, each in a file of its own, as `update-ca-certificates` wants them, and gives the files.
@@ -133,9 +135,9 @@ pub(crate) fn layer(certificates: &[String], trusted: &str) -> std::io::Result<s
         archive.append_data(&mut header, path, content.as_bytes())
     };
     for (certificate, number) in certificates.iter().zip(1..) {
-        append(&format!("{DIRECTORY}/{}", file(number)), certificate)?;
+        append(&format!("{}/{}", below_root(OWN), file(number)), certificate)?;
     }
-    append(CERTIFICATE_BUNDLE.trim_start_matches('/'), &format!("{trusted}\n{}", certificates.concat()))?;
+    append(below_root(BUNDLE), &format!("{trusted}\n{}", certificates.concat()))?;
     let mut file = archive.into_inner()?;
     file.rewind()?;
     Ok(file)
@@ -144,7 +146,7 @@ pub(crate) fn layer(certificates: &[String], trusted: &str) -> std::io::Result<s
 /// All authorities that this host trusts: Debian's and its own. Empty where there is no such file.
 pub(crate) fn host_bundle() -> std::io::Result<String> {
     let mut text = String::new();
-    match fs::File::open(CERTIFICATE_BUNDLE) {
+    match fs::File::open(BUNDLE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         file => drop(file?.take(MAX_BUNDLE_BYTES).read_to_string(&mut text)?),
     }
@@ -161,7 +163,7 @@ mod tests {
     fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, content) in files {
-            let path = dir.path().join(DIRECTORY).join(name);
+            let path = dir.path().join(below_root(OWN)).join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }

@@ -38,7 +38,7 @@ use crate::{
 pub const CONTAINER_AGENT: &str = "/usr/lib/firkin/guest";
 
 /// Raise it when the same recipe gives another kind of entry.
-const KIND: &str = "erofs-v1";
+pub(crate) const KIND: &str = "erofs-v1";
 const IMAGE: &str = "rootfs.erofs";
 const RECORD: &str = "rootfs.json";
 const MAX_RECORD_BYTES: u64 = 64 << 10;
@@ -48,6 +48,9 @@ const MAKE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Tails of files stand in blocks of their own: `runsc` maps blocks, and "bad address" is all that it says of other tails. Each inode
 /// has its file's time.
 const LAYOUT: &str = "noinline_data,force-inode-extended";
+/// Extended attributes are left out: with Debian's `runsc` whoever asks about a file that has one is told `EOPNOTSUPP`, and then nobody can
+/// read, list or remove it. What a container's programs could make of them, a file's capabilities, such a kernel does not give them.
+const NO_ATTRIBUTES: &str = "-x-1";
 /// The same in every image: it names a kind of file system, not one of them.
 const FILE_SYSTEM_ID: &str = "0d0f4e0b-7c1f-4a52-9f0e-5d6f8f0b8e11";
 /// When every image was made, as far as it tells: the year 2100. The program takes it from `SOURCE_DATE_EPOCH`, and would set later
@@ -187,7 +190,7 @@ impl Work {
         let agent = blake3::hash(&self.agent).to_hex();
         let layer = self.layer.as_ref().map_or("", |layer| layer.digest.as_str());
         let mut hasher = blake3::Hasher::new();
-        let recipe = [CONTAINER_AGENT, LAYOUT, FILE_SYSTEM_ID, MADE, LIST].into_iter().chain(LEFT_OUT);
+        let recipe = [CONTAINER_AGENT, LAYOUT, NO_ATTRIBUTES, FILE_SYSTEM_ID, MADE, LIST].into_iter().chain(LEFT_OUT);
         let made_of = [self.root.digest.as_str(), agent.as_str(), &self.root.virtual_bytes.to_string(), layer];
         for part in made_of.into_iter().chain(recipe) {
             hasher.update(part.as_bytes()).update(b"\0");
@@ -265,7 +268,7 @@ fn needed_bytes(Size { bytes, files }: Size) -> u64 {
 async fn make(files: &Path, image: &Path, limit: u64, log: &Path) -> Result<(), ErofsError> {
     let mut make = command("prlimit");
     make.args([&format!("--fsize={limit}"), "--core=0", "setpriv", "--pdeathsig", "KILL", PROGRAM]);
-    make.args(["-E", LAYOUT, "-U", FILE_SYSTEM_ID, "--quiet"]).args(LEFT_OUT).arg(image).arg(files);
+    make.args(["-E", LAYOUT, NO_ATTRIBUTES, "-U", FILE_SYSTEM_ID, "--quiet"]).args(LEFT_OUT).arg(image).arg(files);
     make.env("PATH", SBIN_PATH).env("SOURCE_DATE_EPOCH", MADE);
     let made = run(make, MAKE_DEADLINE, log, &mut |_| ()).await;
     // Killed by a signal or told by the write, as the limit falls within one or between two.

@@ -158,6 +158,8 @@ async fn an_image_has_what_the_machine_has_and_the_agent_and_no_modules() {
     let (mut wanted, mut found) = (listing(&root.path, "ext4"), listing(&made.path, "erofs"));
     assert_eq!(wanted["usr/bin/ping"].xattrs, [(XATTRS[0], NET_RAW.to_vec())], "the machine's image has it");
     wanted.retain(|path, _| path != "lost+found" && !path.starts_with("usr/lib/modules/"));
+    // A file with any could not be looked at.
+    wanted.values_mut().for_each(|file| file.xattrs.clear());
     let time = wanted[""].time;
     let agent = found.remove(CONTAINER_AGENT.trim_start_matches('/')).unwrap();
     assert_eq!((agent.content.as_slice(), agent.mode, agent.owner, agent.time), (AGENT, 0o100_755, (0, 0), time));

@@ -35,9 +35,10 @@ mod progress;
 mod python;
 mod rootfs;
 pub mod sources;
+mod unnamed;
 
 pub use cache::{Cache, CacheError, Claim, Slot};
-pub use certificates::{CERTIFICATE_BUNDLE, CertificateError, certificate_variables, host_certificates};
+pub use certificates::{CertificateError, certificate_variables, host_certificates};
 pub use debian::{AptError, compare_versions, install, refresh_lists};
 pub use erofs::{CONTAINER_AGENT, ChangesError, ErofsError, ViewError, changed_root, container_root};
 pub use initramfs::{Initramfs, InitramfsError, initramfs};
@@ -50,3 +51,4 @@ pub use own_kernel::{OwnKernel, OwnKernelError, own_kernel};
 pub use progress::{Event, ImageStep, Progress, Report};
 pub use python::PythonError;
 pub use rootfs::{Additions, HeavyPart, RootImage, RootSpec, RootfsError, base_rootfs, kept_rootfs, renewed_rootfs, rootfs};
+pub use unnamed::{register_user, remove_unnamed_roots};

@@ -37,7 +37,7 @@ use crate::progress::{ImageStep, Report, say};
 use crate::rootfs::{self, Additions, RootImage, RootfsError};
 
 /// Raise it when the same image gives another kind of entry.
-const KIND: &str = "image-v2";
+pub(crate) const KIND: &str = "image-v2";
 const CONFIG: &str = "image.json";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Beyond what the layers take as they travel: they unpack to about three times that, and the image is made of it.

@@ -31,7 +31,7 @@ use crate::python::{self, PythonError};
 use crate::sources::{Mirrors, SourcesError, mirrors};
 
 /// Raise it when the same recipe gives another kind of entry.
-const KIND: &str = "rootfs-v2";
+pub(crate) const KIND: &str = "rootfs-v2";
 /// Where the files of an image are put together, in a slot.
 pub(crate) const TREE: &str = "tree";
 /// Where its script finds authorities to trust, in a slot.
@@ -439,7 +439,7 @@ async fn install(slot: &Slot, tree: &Path, contents: Contents<'_>, report: Repor
     install.arg(format!("--customize-hook={}", customise.display()));
     if !authorities.is_empty() {
         let files: Vec<String> = authorities.iter().map(|file| file.display().to_string()).collect();
-        install.arg(format!("--customize-hook=copy-in {} /{}", files.join(" "), certificates::DIRECTORY));
+        install.arg(format!("--customize-hook=copy-in {} {}", files.join(" "), firkin_files::authorities::OWN));
         install.arg("--customize-hook=chroot \"$1\" update-ca-certificates");
     }
     install.arg(&spec.suite).arg(seen.path()).arg(&sources);

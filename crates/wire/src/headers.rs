@@ -18,5 +18,9 @@ pub const ACCESS_TOKEN: &str = "x-access-token";
 /// Seconds after which an idle stream of envd shows that it is alive.
 pub const KEEPALIVE: &str = "keepalive-ping-interval";
 
+/// On a request that starts a process: its group is killed when the stream of that request ends before it. Agents of earlier versions let it
+/// run on.
+pub const ENDS_WITH_STREAM: &str = "firkin-ends-with-stream";
+
 /// Where the next page of a list begins; absent after the last.
 pub const NEXT_TOKEN: &str = "x-next-token";

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A SOCKS5 proxy for outbound TCP. Name and password are never answered.
+/// A SOCKS5 proxy for outbound TCP. Its password is never answered.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressProxy {
     /// `host:port`.
