@@ -21,10 +21,14 @@ const TRUST_SECONDS: u64 = 1;
 const MAJOR: u32 = 7;
 const MINOR: u32 = 31;
 
-/// What is taken of what a kernel offers: reads at once, truncation with the opening, writes of more than a page, looking again at what
-/// has changed, listings with entries where they are wanted, changes in one directory at once, requests of more than 32 pages.
+/// What is taken of what a kernel offers: reads at once, truncation with the opening, looking again at what has changed, listings with
+/// entries where they are wanted, changes in one directory at once, requests of more than 32 pages.
 /// Writes are not collected in the guest: then nobody else would see them.
-const FLAGS: u32 = (1 << 0) | (1 << 3) | (1 << 5) | (1 << 12) | (1 << 13) | (1 << 14) | (1 << 18) | (1 << 22);
+const FLAGS: u32 = (1 << 0) | (1 << 3) | (1 << 12) | (1 << 13) | (1 << 14) | (1 << 18) | (1 << 22);
+
+/// Writes of more than a page, said whether a kernel offers them or not: gVisor's offers next to nothing, and yet writes page by page where
+/// it is not told, a message for each.
+const BIG_WRITES: u32 = 1 << 5;
 
 /// Requests of one guest that it has under way without a program that waits for them: read ahead.
 const BACKGROUND: u16 = 16;
@@ -104,10 +108,7 @@ impl Guest {
             Operation::Write { offset, flags, data } => share.write(head.node, (offset, flags), data, reply),
             Operation::Allocate { offset, length, mode } => share.allocate(head.node, offset, length, mode),
             Operation::Sync { data_only } => share.sync(head.node, data_only),
-            Operation::Release => match share.opened.close(&self.here, head.node) {
-                Some(owed) => share.give_back(owed),
-                None => Ok(()),
-            },
+            Operation::Release => self.close(head.node),
             Operation::ListDirectory { offset, size, with_entries } => share.list(head.node, offset, (size, with_entries), reply),
             Operation::Figures => {
                 share.figures(reply);
@@ -134,7 +135,14 @@ impl Share {
 
     /// Of a file that is open also once it was removed.
     pub(crate) fn attributes_of(&self, node: u64, reply: &mut Reply) -> Result<(), Errno> {
-        let stat = if self.opened.holds(node) { stat_of(&*self.file(node)?)? } else { self.open(node, OFlags::PATH)?.stat };
+        let stat = if self.opened.holds(node) {
+            stat_of(&*self.file(node)?)?
+        } else {
+            match self.open(node, OFlags::PATH) {
+                Err(Errno::STALE) => self.successor(node)?.1,
+                found => found?.stat,
+            }
+        };
         reply.u64(TRUST_SECONDS).u32(0).u32(0);
         attributes(&stat, reply);
         Ok(())
@@ -177,7 +185,7 @@ fn init((major, minor): (u32, u32), readahead: u32, flags: u32, reply: &mut Repl
     if major < MAJOR || (major == MAJOR && minor < MINOR) {
         return Err(Errno::PROTO);
     }
-    reply.u32(MAJOR).u32(MINOR).u32(readahead).u32(flags & FLAGS);
+    reply.u32(MAJOR).u32(MINOR).u32(readahead).u32((flags & FLAGS) | BIG_WRITES);
     reply.u16(BACKGROUND).u16(BACKGROUND).u32(MAX_IO_BYTES);
     // Times are told to the nanosecond.
     reply.u32(1);

@@ -1,10 +1,13 @@
 //! What changes a directory: entries that come, go and move, and what is set of them.
 
-use std::{ffi::OsStr, os::fd::AsFd};
+use std::{
+    ffi::OsStr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chownat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, chownat,
         fchmod, ftruncate, linkat, mkdirat, openat, renameat_with, symlinkat, unlinkat, utimensat,
     },
     io::Errno,
@@ -14,7 +17,7 @@ use crate::{
     answer::entry,
     message::{Changes, Head, Name, Reply, Time},
     room::Sizes,
-    tree::{Entry, Share, is_directory, kind, stat_at, stat_of},
+    tree::{Entry, Share, is_directory, kind, number, stat_at, stat_of},
 };
 
 /// Permissions that an entry may have: no program of a shared directory runs as another user.
@@ -50,6 +53,7 @@ impl Share {
         self.has_room_for_name(head.node, name)?;
         let mut made = None;
         self.room.change(self.room.size(0) + DIRECTORY_BLOCK_BYTES, &mut || {
+            self.still(head.node)?;
             make(&parent, name)?;
             let owned = chownat(
                 &parent.fd,
@@ -115,9 +119,12 @@ impl Share {
         let name = name.as_os_str();
         let parent = self.directory(parent_node)?;
         self.room.change(0, &mut || {
+            self.still(parent_node)?;
             let stat = stat_at(&parent.fd, name)?;
             unlinkat(&parent.fd, name, flags)?;
-            let given_back = self.given_back(self.learn(parent_node, name, &stat), &stat);
+            self.forget(parent_node, name, &stat);
+            self.vacated.note(number(&stat), parent_node, name);
+            let given_back = self.given_back(number(&stat), &stat);
             Ok(Sizes { before: self.size(&parent.stat) + given_back, after: self.size(&stat_of(&parent.fd)?) })
         })
     }
@@ -131,20 +138,32 @@ impl Share {
         let above = |source: &Statx, target: &Statx| self.size(source) + if is_one { 0 } else { self.size(target) };
         // No more than removing asks for: who is full may still tidy up. What the directory grows by is counted.
         self.room.change(0, &mut || {
+            self.still(from_node)?;
+            self.still(to_node)?;
             let moved = stat_at(&source.fd, name)?;
             let replaced = stat_at(&target.fd, new).ok();
             let is_swapped = flags.contains(RenameFlags::EXCHANGE);
             renameat_with(&source.fd, name, &target.fd, new, flags)?;
             let given_back = match &replaced {
-                Some(stat) if !is_swapped && stat.stx_ino != moved.stx_ino => {
-                    self.given_back(self.learn(to_node, new, stat), stat)
-                }
+                Some(stat) if !is_swapped && stat.stx_ino != moved.stx_ino => self.given_back(number(stat), stat),
                 Some(_) | None => 0,
             };
-            self.learn(to_node, new, &moved);
-            if let Some(other) = replaced.filter(|_| is_swapped) {
-                self.learn(from_node, name, &other);
+            let is_same = replaced.as_ref().is_some_and(|stat| number(stat) == number(&moved));
+            // Two names of one entry stay what they are.
+            if !is_same {
+                self.learn(to_node, new, &moved);
+                self.forget(from_node, name, &moved);
             }
+            if let Some(other) = replaced.filter(|_| !is_same) {
+                self.forget(to_node, new, &other);
+                self.vacated.note(number(&other), to_node, new);
+                if is_swapped {
+                    self.learn(from_node, name, &other);
+                    self.moved(&other);
+                }
+            }
+            // What is below it moves along, and may be what is being looked for.
+            self.moved(&moved);
             let before = above(&source.stat, &target.stat) + given_back;
             Ok(Sizes { before, after: above(&stat_of(&source.fd)?, &stat_of(&target.fd)?) })
         })
@@ -155,15 +174,20 @@ impl Share {
         let parent = self.directory(parent_node)?;
         self.has_room_for_name(parent_node, name)?;
         let mut linked = None;
+        let linked_to = self.open(of, OFlags::PATH)?;
+        // The entry itself, whatever its names are by now. One that has none any more is refused.
+        let old = format!("/proc/self/fd/{}", linked_to.fd.as_raw_fd());
         self.room.change(DIRECTORY_BLOCK_BYTES, &mut || {
-            let (directory, old) = self.place_of(of)?;
-            // What has that name now is what was asked for: renames wait until this is done.
-            linkat(&directory.fd, &old, &parent.fd, name, AtFlags::empty())?;
-            linked = Some(stat_at(&parent.fd, name)?);
+            self.still(parent_node)?;
+            self.still(of)?;
+            linkat(CWD, &old, &parent.fd, name, AtFlags::SYMLINK_FOLLOW)?;
+            let stat = stat_at(&parent.fd, name)?;
+            linked = Some((self.learn(parent_node, name, &stat), stat));
+            self.moved(&stat);
             Ok(Sizes { before: self.size(&parent.stat), after: self.size(&stat_of(&parent.fd)?) })
         })?;
-        let stat = linked.ok_or(Errno::IO)?;
-        entry(self.learn(parent_node, name, &stat), &stat, reply);
+        let (number, stat) = linked.ok_or(Errno::IO)?;
+        entry(number, &stat, reply);
         Ok(())
     }
 
@@ -188,6 +212,7 @@ impl Share {
     pub(crate) fn truncate(&self, node: u64, size: u64) -> Result<(), Errno> {
         let file = self.file(node)?;
         self.room.change(0, &mut || {
+            self.still_counts(node)?;
             let before = self.size(&stat_of(&*file)?);
             ftruncate(&*file, size)?;
             Ok(Sizes { before, after: self.size(&stat_of(&*file)?) })

@@ -17,6 +17,9 @@ use crate::{
 /// What a file grows by, and what its file system adds for itself.
 const BLOCK_BYTES: u64 = 4096;
 
+/// How many entries that take each other's place are gone after, each within the time of an open, before a program is told that its file is gone.
+const SUCCESSORS: usize = 64;
+
 /// What programs are told of the size of blocks.
 const FIGURES_BLOCK_BYTES: u32 = 4096;
 
@@ -24,14 +27,54 @@ const FIGURES_BLOCK_BYTES: u32 = 4096;
 const LONGEST_NAME: u32 = 255;
 
 impl Guest {
+    /// Opens a file, or what has its place by now.
     pub(crate) fn open(&self, node: u64, flags: u32, reply: &mut Reply) -> Result<(), Errno> {
+        match self.keep(node, flags) {
+            Err(Errno::STALE) => {
+                let (successor, file) = self.keep_successor(node, flags)?;
+                // The guest goes on to call it by the number that it asked for.
+                self.share.opened.open(&self.here, node, &file);
+                if self.share.opened.holds(node) {
+                    self.here.stands_for(node, successor);
+                }
+            }
+            kept => drop(kept?),
+        }
+        opened(reply);
+        Ok(())
+    }
+
+    /// The one that has the place of an entry that is gone, and its file. It may lose that place as soon as it was found.
+    fn keep_successor(&self, node: u64, flags: u32) -> Result<(u64, Arc<OwnedFd>), Errno> {
+        let mut tried = 1;
+        loop {
+            let (successor, _) = self.share.successor(node)?;
+            match self.keep(successor, flags) {
+                Err(Errno::STALE) if tried < SUCCESSORS => tried += 1,
+                kept => return Ok((successor, kept?)),
+            }
+        }
+    }
+
+    fn keep(&self, node: u64, flags: u32) -> Result<Arc<OwnedFd>, Errno> {
         let file = self.share.file(node)?;
         if OFlags::from_bits_retain(flags).contains(OFlags::TRUNC) {
             self.share.truncate(node, 0)?;
         }
-        self.share.opened.open(&self.here, node, &file);
-        opened(reply);
-        Ok(())
+        if self.share.opened.open(&self.here, node, &file)
+            && let Err(gone) = self.share.open(node, OFlags::PATH)
+        {
+            // Who removed it just before that knew nobody who has it open, and has given back what it takes.
+            self.close(node)?;
+            return Err(gone);
+        }
+        Ok(file)
+    }
+
+    pub(crate) fn close(&self, node: u64) -> Result<(), Errno> {
+        let close = |node| self.share.opened.close(&self.here, node).map_or(Ok(()), |owed| self.share.give_back(owed));
+        close(node)?;
+        self.here.stood_for(node).map_or(Ok(()), close)
     }
 
     /// Makes a file and opens it, or opens the one that is there.
@@ -57,6 +100,11 @@ impl Share {
             Some(file) => Ok(file),
             None => Ok(Arc::new(self.open(node, OFlags::RDWR)?.fd)),
         }
+    }
+
+    /// Within a change: refuses a file that nobody has open and that has been taken out of the directory.
+    pub(crate) fn still_counts(&self, node: u64) -> Result<(), Errno> {
+        if self.opened.holds(node) { Ok(()) } else { self.still(node) }
     }
 
     /// Gives back what a file takes that was removed while it was open, and goes now.
@@ -91,6 +139,7 @@ impl Share {
         let most = (data.len() as u64).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
         let mut written = 0;
         self.room.change(most, &mut || {
+            self.still_counts(node)?;
             let before = stat_of(&*file)?;
             let at = if appends { before.stx_size } else { offset };
             let mut failed = None;
@@ -118,6 +167,7 @@ impl Share {
         let file = self.file(node)?;
         let takes = if mode.contains(FallocateFlags::PUNCH_HOLE) { 0 } else { length.saturating_add(2 * BLOCK_BYTES) };
         self.room.change(takes, &mut || {
+            self.still_counts(node)?;
             let before = self.size(&stat_of(&*file)?);
             fallocate(&*file, mode, offset, length)?;
             Ok(Sizes { before, after: self.size(&stat_of(&*file)?) })

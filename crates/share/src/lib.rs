@@ -5,7 +5,7 @@
 //!
 //! * An entry is known by a number that is made of what the host's file system says of it (inode, and the time at which that was
 //!   made, which tells it from the next one that has its number). So numbers are the same after a restart, and none is ever of
-//!   another entry. Where it lies is remembered, and looked for in the whole directory if that is not known any more (`tree.rs`).
+//!   another entry. Where it lies is kept in a file beside the directory, for as many entries as there are (`places.rs`, `tree.rs`).
 //! * Paths are never a guest's. They are made of names that were checked here, and the kernel resolves them below the directory and
 //!   through no symbolic link: links are the guest's own to follow, and lead nowhere here.
 //! * Owners are numbers of the guest's users, and the guest's kernel decides who may what. Nobody on the host comes by these files:
@@ -24,10 +24,12 @@ mod link;
 mod listing;
 mod message;
 mod opened;
+mod places;
 mod room;
 mod tree;
+mod vacated;
 
 pub use answer::Access;
-pub use link::{Gate, Held, LinkError, serve};
+pub use link::{Gate, Held, LinkError, Turn, serve};
 pub use room::{Figures, Room, Sizes};
 pub use tree::Share;

@@ -15,7 +15,8 @@ use rustix::{
 use crate::{
     answer::entry,
     message::Reply,
-    tree::{Share, kind, stat_at},
+    places::Place,
+    tree::{Share, kind, number, stat_at},
 };
 
 /// What the host's file system is asked for at a time.
@@ -35,6 +36,7 @@ impl Share {
         seek(&directory.fd, SeekFrom::Start(offset))?;
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
         let mut listed = RawDir::new(&directory.fd, &mut buffer);
+        let mut learnt = Vec::new();
         while let Some(found) = listed.next() {
             let found = found?;
             let name_bytes = found.file_name().to_bytes().len();
@@ -44,7 +46,7 @@ impl Share {
             }
             let before = reply.length();
             let written = if with_entries {
-                self.write_with_entry(node, &directory.fd, &found, reply)
+                write_with_entry(node, &directory.fd, (&found, &mut learnt), reply)
             } else {
                 write(&found, found.ino(), found.file_type(), reply);
                 Ok(())
@@ -56,22 +58,29 @@ impl Share {
                 Err(error) => return Err(error),
             }
         }
+        self.learn_all(&learnt);
         Ok(())
     }
+}
 
-    fn write_with_entry(&self, parent: u64, at: impl AsFd, found: &RawDirEntry<'_>, reply: &mut Reply) -> Result<(), Errno> {
-        let name = OsStr::from_bytes(found.file_name().to_bytes());
-        if name == "." || name == ".." {
-            // Without a number nothing is learnt of it.
-            reply.bytes(&[0; ENTRY_BYTES]);
-            write(found, found.ino(), FileType::Directory, reply);
-            return Ok(());
-        }
-        let stat = stat_at(at, name)?;
-        entry(self.learn(parent, name, &stat), &stat, reply);
-        write(found, stat.stx_ino, kind(&stat), reply);
-        Ok(())
+fn write_with_entry(
+    parent: u64,
+    at: impl AsFd,
+    (found, learnt): (&RawDirEntry<'_>, &mut Vec<(u64, Place)>),
+    reply: &mut Reply,
+) -> Result<(), Errno> {
+    let name = OsStr::from_bytes(found.file_name().to_bytes());
+    if name == "." || name == ".." {
+        // Without a number nothing is learnt of it.
+        reply.bytes(&[0; ENTRY_BYTES]);
+        write(found, found.ino(), FileType::Directory, reply);
+        return Ok(());
     }
+    let stat = stat_at(at, name)?;
+    entry(number(&stat), &stat, reply);
+    learnt.push((number(&stat), Place { parent, name: name.to_owned() }));
+    write(found, stat.stx_ino, kind(&stat), reply);
+    Ok(())
 }
 
 fn write(found: &RawDirEntry<'_>, inode: u64, kind: FileType, reply: &mut Reply) {

@@ -50,7 +50,24 @@ struct Opened {
 
 /// What one guest has open: closed when it goes.
 #[derive(Debug, Default)]
-pub(crate) struct OpenHere(Mutex<HashMap<u64, u64>>);
+pub(crate) struct OpenHere {
+    times: Mutex<HashMap<u64, u64>>,
+    /// Of entries that were gone when they were opened: what was opened in their place.
+    successors: Mutex<HashMap<u64, u64>>,
+}
+
+impl OpenHere {
+    /// What is opened as `node` is `successor`, which is open too until `node` is closed.
+    pub(crate) fn stands_for(&self, node: u64, successor: u64) {
+        locked(&self.successors).insert(node, successor);
+    }
+
+    /// What is to be closed now that `node` is, unless it is still open.
+    pub(crate) fn stood_for(&self, node: u64) -> Option<u64> {
+        let is_open = locked(&self.times).contains_key(&node);
+        if is_open { None } else { locked(&self.successors).remove(&node) }
+    }
+}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each holder makes one change, so a poisoned table is a whole one.
@@ -73,27 +90,28 @@ impl OpenFiles {
         locked(&self.0).get_mut(&node).map(|opened| opened.is_owed = true).is_some()
     }
 
-    /// Keeps a file open for a guest, until it closes it as often.
-    pub(crate) fn open(&self, here: &OpenHere, node: u64, file: &Arc<OwnedFd>) {
+    /// Keeps a file open for a guest, until it closes it as often. Whether it is kept now and was not before.
+    pub(crate) fn open(&self, here: &OpenHere, node: u64, file: &Arc<OwnedFd>) -> bool {
         let mut all = locked(&self.0);
         if all.len() >= MAX_OPEN && !all.contains_key(&node) {
-            return;
+            return false;
         }
         let opened = match all.entry(node) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(free) => {
-                let Some(place) = Place::take() else { return };
+                let Some(place) = Place::take() else { return false };
                 free.insert(Opened { times: 0, is_owed: false, file: Arc::clone(file), place })
             }
         };
         opened.times += 1;
-        *locked(&here.0).entry(node).or_default() += 1;
+        *locked(&here.times).entry(node).or_default() += 1;
+        opened.times == 1
     }
 
     /// Closes it once. Returns it where that was the last time and what it takes is still owed.
     pub(crate) fn close(&self, here: &OpenHere, node: u64) -> Option<Arc<OwnedFd>> {
         {
-            let mut here = locked(&here.0);
+            let mut here = locked(&here.times);
             // Else it was opened before its guest was connected anew.
             let times = here.get_mut(&node)?;
             *times -= 1;
@@ -106,7 +124,7 @@ impl OpenFiles {
 
     /// Closes all that a guest has open, and returns what is owed.
     pub(crate) fn close_all(&self, here: &OpenHere) -> Vec<Arc<OwnedFd>> {
-        let open = std::mem::take(&mut *locked(&here.0));
+        let open = std::mem::take(&mut *locked(&here.times));
         open.into_iter().filter_map(|(node, times)| self.close_times(node, times)).collect()
     }
 
@@ -118,5 +136,36 @@ impl OpenFiles {
             return None;
         }
         all.remove(&node).filter(|opened| opened.is_owed).map(|opened| opened.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_directories_together_keep_no_more_open_than_there_may_be() {
+        let file = Arc::new(OwnedFd::from(fs_err::File::open("/dev/null").unwrap().into_parts().0));
+        let directories: Vec<_> =
+            (0..=*MAX_OF_ALL / MAX_OPEN as u64).map(|_| (OpenFiles::default(), OpenHere::default())).collect();
+        let kept = || directories.iter().map(|(opened, _)| locked(&opened.0).len() as u64).sum::<u64>();
+        for (opened, here) in &directories {
+            for node in 0..MAX_OPEN as u64 + 10 {
+                opened.open(here, node, &file);
+            }
+            assert!(locked(&opened.0).len() <= MAX_OPEN);
+        }
+        assert_eq!(kept(), *MAX_OF_ALL);
+        // What is closed makes room, by one or with its guest; what was not kept is closed for nothing.
+        let (first, here) = &directories[0];
+        let (last, other) = &directories[directories.len() - 1];
+        assert!(first.close(here, 0).is_none() && first.close(here, 0).is_none());
+        assert!(last.open(other, u64::MAX, &file) || locked(&last.0).len() == MAX_OPEN);
+        for (opened, here) in &directories {
+            assert!(opened.close_all(here).is_empty());
+        }
+        assert_eq!(kept(), 0);
+        assert!(first.open(here, 1, &file));
+        drop(first.close_all(here));
     }
 }

@@ -7,7 +7,11 @@ use std::{
         unix::{fs::MetadataExt, net::UnixStream},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc,
+    },
 };
 
 use firkin_share::{Access, Figures, Gate, Room, Share, Sizes, serve};
@@ -126,9 +130,12 @@ impl Bench {
     }
 }
 
+/// What serves a directory, and knows nothing that another one knew of it.
 fn share(dir: &Path, quota: &Arc<Quota>) -> Arc<Share> {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let places = dir.with_extension(format!("places{}", MADE.fetch_add(1, Relaxed)));
     let root = OwnedFd::from(fs::File::open(dir).unwrap().into_parts().0);
-    Arc::new(Share::new(root, Arc::clone(quota) as Arc<dyn Room>))
+    Arc::new(Share::new(root, &places, Arc::clone(quota) as Arc<dyn Room>))
 }
 
 /// One mount.
@@ -186,7 +193,7 @@ fn connect(bench: &Bench, share: &Arc<Share>, access: Access, device: &Arc<std::
     bench.runtime.spawn(async move {
         let there = tokio::net::UnixStream::from_std(there).unwrap();
         ready.send(()).unwrap();
-        serve(share, access, &Gate::default(), there).await
+        serve(share, access, &Gate::default().turn().await, there).await
     });
     is_ready.recv().unwrap();
     let (mut answers, device) = (here.try_clone().unwrap(), Arc::clone(device));
