@@ -12,6 +12,13 @@ pub const MCP_GATEWAY: &[u8] = include_bytes!(env!("FIRKIN_MCP_GATEWAY_BINARY"))
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        net::TcpStream,
+        os::unix::fs::PermissionsExt as _,
+        process::{Command, Stdio},
+    };
+
     use super::{GUEST_AGENT, MCP_GATEWAY};
 
     /// A program header of this type asks for a dynamic loader, which an initramfs does not have (elf(5)).
@@ -22,6 +29,33 @@ mod tests {
         for program in [GUEST_AGENT, MCP_GATEWAY] {
             assert_static(program);
         }
+    }
+
+    /// As the test of the same name in the guest's crate, of the program as it is linked for guests: with another C library.
+    #[test]
+    fn the_kernel_is_told_numbers_and_no_addresses_of_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("agent");
+        fs_err::write(&program, GUEST_AGENT).unwrap();
+        fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut agent = Command::new(&program).args(["envd", "--port", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut stream = TcpStream::connect(line.trim().strip_prefix("listening on ").unwrap()).unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let mut told = Vec::new();
+        for entry in fs_err::read_dir(format!("/proc/{}/fdinfo", agent.id())).unwrap() {
+            // A descriptor may be closed meanwhile.
+            let text = fs_err::read_to_string(entry.unwrap().path()).unwrap_or_default();
+            let data = text.lines().filter(|line| line.starts_with("tfd:")).filter_map(|line| line.split("data:").nth(1));
+            told.extend(data.map(|data| u64::from_str_radix(data.split_whitespace().next().unwrap(), 16).unwrap()));
+        }
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+        assert!(!told.is_empty() && told.iter().all(|data| (1..1 << 16).contains(data)), "{told:x?}");
     }
 
     fn assert_static(program: &[u8]) {

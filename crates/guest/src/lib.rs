@@ -21,6 +21,7 @@ mod readiness;
 mod reaper;
 mod spawner;
 mod sudo;
+mod told;
 mod volumes;
 
 use std::process::ExitCode;

@@ -11,7 +11,6 @@
 use std::{
     ffi::OsString,
     io,
-    os::fd::AsFd,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -20,8 +19,7 @@ use std::{
 
 use firkin_causes::chain;
 use firkin_wire::control::Identity;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::{runtime, time::timeout};
 
 use crate::{
     reaper::{Exit, Reaper},
@@ -99,21 +97,11 @@ fn run_one(hook: &Path, identity: &Identity, reaper: &Reaper, until: Instant) ->
     command.env("FIRKIN_EPOCH", identity.epoch.to_string()).env("E2B_SANDBOX_ID", &identity.sandbox_id);
     command.current_dir("/").stdin(Stdio::null());
     let started = reaper.spawn(&mut command).map_err(HookError::Start)?;
-    let pid = Pid::from_raw(started.pid.as_raw()).expect("a child has a number");
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => {
-            let left = until.saturating_duration_since(Instant::now());
-            let mut watched = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            if poll(&mut watched, timeout).map_err(|errno| HookError::Wait(errno.into()))? == 0 {
-                return Err(HookError::Slow);
-            }
-        }
-        // Reaped already.
-        Err(rustix::io::Errno::SRCH) => {}
-        Err(errno) => return Err(HookError::Wait(errno.into())),
-    }
-    match started.exit.blocking_recv() {
+    // By the reaper's word, not by a descriptor of the process: builds of gVisor do not have those.
+    let clock = runtime::Builder::new_current_thread().enable_time().build().map_err(HookError::Wait)?;
+    let left = until.saturating_duration_since(Instant::now());
+    let exit = clock.block_on(async { timeout(left, started.exit).await }).map_err(|_| HookError::Slow)?;
+    match exit {
         Ok(Exit::Code(0)) => Ok(()),
         Ok(exit) => Err(HookError::Ended(exit)),
         Err(_) => Err(HookError::Wait(io::Error::other("the reaper is gone"))),

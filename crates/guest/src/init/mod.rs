@@ -12,6 +12,7 @@ mod modules;
 mod mounts;
 mod nodes;
 mod tasks;
+mod text;
 
 use std::{convert::Infallible, io, net::SocketAddr, process::ExitCode};
 
@@ -91,6 +92,9 @@ fn boot_container() -> Result<Infallible, BootError> {
     logging::complain(concat!("firkin-guest ", env!("CARGO_PKG_VERSION"), " is the first process of a container"));
     if let Err(error) = tasks::bound() {
         tracing::warn!(%error, "cannot bound the number of processes");
+    }
+    if let Err(error) = text::make_writable() {
+        tracing::warn!(%error, "the runtime may end this process for an instruction on two pages");
     }
     serve(Surroundings::Container)
 }

@@ -16,7 +16,7 @@ use nix::sys::{
     signal::{SigSet, Signal, raise},
     signalfd::SignalFd,
 };
-use rustix::termios::tcgetwinsize;
+use rustix::{net::sockopt::set_socket_passcred, termios::tcgetwinsize};
 
 use super::{
     link::{Beside, Reply, SOCKET, receive, send},
@@ -115,6 +115,8 @@ fn ask(asked: Asked, socket: &Path) -> Result<Reply, SudoError> {
     signals.thread_block().map_err(|errno| SudoError::Ask(errno.into()))?;
     let signals = SignalFd::new(&signals).map_err(|errno| SudoError::Ask(errno.into()))?;
     let link = UnixStream::connect(socket).map_err(SudoError::Connect)?;
+    // The kernel says who sends where either end wants it, and the other has not said so yet when it has only just accepted.
+    set_socket_passcred(&link, true).map_err(|error| SudoError::Connect(error.into()))?;
     let streams: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let asked = send(&link, &request, &streams);
     let mut beside = Beside::default();

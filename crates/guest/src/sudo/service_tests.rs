@@ -160,6 +160,7 @@ os.setgid(65534); os.setuid(65534)
 link = socket.socket(socket.AF_UNIX)
 link.connect(sys.argv[1])
 link.settimeout(20)
+link.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 link.send((16 << 20).to_bytes(4, 'little'))
 print(link.recv(4096)[4:].decode())
 ";

@@ -57,10 +57,23 @@ fn find(mounted: &Mounted, hello: &Hello) -> io::Result<Arc<Relay>> {
 }
 
 /// One line. Nothing follows it until this side has asked for something.
-fn read_hello(stream: &TcpStream) -> io::Result<Hello> {
+fn read_hello(stream: impl Read) -> io::Result<Hello> {
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_HELLO_BYTES as u64)).read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line)?)
+}
+
+/// What a stranger in the sandbox's network may send first: no more of it is read than a hello has, and only a line that is one is taken.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn volume_hello(data: &[u8]) {
+    let mut rest = data;
+    let hello = read_hello(&mut rest);
+    let read = data.len() - rest.len();
+    assert!(read <= MAX_HELLO_BYTES, "{read} bytes were read of a hello");
+    if let Ok(hello) = hello {
+        let again = serde_json::to_vec(&hello).expect("a hello can be written");
+        assert_eq!(read_hello(&again[..]).ok(), Some(hello).filter(|_| again.len() <= MAX_HELLO_BYTES));
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +97,16 @@ mod tests {
             assert_eq!(kind(hello(Some(nonce.proof(side, id)))), io::ErrorKind::PermissionDenied);
         }
         assert_eq!(kind(hello(Some(nonce.proof(Side::Host, PROOF_ID)))), io::ErrorKind::NotFound);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_hello_or_none(path in ".{0,40}", torn in 0_usize..60, noise in proptest::collection::vec(proptest::num::u8::ANY, 0..2000)) {
+            volume_hello(&noise);
+            let line = serde_json::to_vec(&Hello { path, proof: None }).unwrap();
+            volume_hello(&[&line[..line.len().saturating_sub(torn)], &noise].concat());
+            volume_hello(&[&line[..], b"\n", &noise].concat());
+        }
     }
 
     #[test]

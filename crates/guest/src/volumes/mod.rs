@@ -11,6 +11,9 @@
 mod listener;
 mod relay;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use listener::volume_hello;
+
 use std::{
     io,
     os::fd::AsRawFd,

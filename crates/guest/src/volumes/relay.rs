@@ -14,7 +14,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     net::{Shutdown, TcpStream},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -48,6 +48,15 @@ struct Link {
     stream: TcpStream,
 }
 
+/// The newest connection to the host.
+#[derive(Debug)]
+struct Present {
+    number: u64,
+    stream: TcpStream,
+    /// Nothing more is answered on it.
+    has_ended: bool,
+}
+
 /// One mount.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -58,7 +67,7 @@ pub(super) struct Relay {
     /// Held by who sends. Never while somebody waits for an answer to be taken.
     link: Mutex<Option<Link>>,
     /// The same connection, for who breaks it off while another sends on it.
-    present: Mutex<Option<(u64, TcpStream)>>,
+    present: Mutex<Option<Present>>,
     has_ended: AtomicBool,
 }
 
@@ -116,11 +125,11 @@ impl Relay {
         let Some(Link { number, stream }) = link.as_mut() else { return };
         while let Some(message) = self.next_for(*number) {
             if let Err(error) = stream.write_all(&message) {
-                tracing::debug!(%error, "the host of a volume is gone");
-                let number = *number;
+                tracing::debug!(%error, "the host of a volume takes nothing more");
+                // What it has answered before is still to be taken: whoever reads that loses the connection when it ends.
+                stream.shutdown(Shutdown::Write).ok();
                 *link = None;
-                drop(link);
-                return self.lose(number);
+                return;
             }
         }
     }
@@ -137,10 +146,10 @@ impl Relay {
         let answers = stream.try_clone()?;
         let number = {
             let mut present = locked(&self.present);
-            let number = present.as_ref().map_or(0, |(number, _)| number + 1);
-            if let Some((_, earlier)) = present.replace((number, stream.try_clone()?)) {
+            let number = present.as_ref().map_or(0, |present| present.number + 1);
+            if let Some(earlier) = present.replace(Present { number, stream: stream.try_clone()?, has_ended: false }) {
                 // Whoever sends on it is not to hold up this one. What it has answered is taken all the same.
-                earlier.shutdown(Shutdown::Write).ok();
+                earlier.stream.shutdown(Shutdown::Write).ok();
             }
             number
         };
@@ -157,7 +166,8 @@ impl Relay {
     }
 
     /// Hands answers to the kernel until the stream ends.
-    fn take_answers(&self, mut stream: TcpStream) -> io::Result<()> {
+    fn take_answers(&self, stream: TcpStream) -> io::Result<()> {
+        let mut stream = BufReader::new(stream);
         loop {
             let mut first = [0; 4];
             stream.read_exact(&mut first)?;
@@ -188,14 +198,11 @@ impl Relay {
     /// That connection is gone. Who was to be interrupted meanwhile is.
     fn lose(&self, number: u64) {
         {
-            let present = locked(&self.present);
-            if present.as_ref().is_none_or(|(current, _)| *current != number) {
-                return;
-            }
-            if let Some((_, stream)) = present.as_ref() {
-                // Who sends on it hears of it.
-                stream.shutdown(Shutdown::Both).ok();
-            }
+            let mut present = locked(&self.present);
+            let Some(present) = present.as_mut().filter(|present| present.number == number) else { return };
+            present.has_ended = true;
+            // Who sends on it hears of it.
+            present.stream.shutdown(Shutdown::Both).ok();
         }
         let mut link = locked(&self.link);
         if link.as_ref().is_some_and(|link| link.number == number) {
@@ -210,8 +217,7 @@ impl Relay {
         if let Some(asked) = locked(&self.waiting).iter_mut().find(|asked| asked.unique == unique) {
             asked.is_interrupted = true;
         }
-        // Nobody sends where nothing is connected, so this does not wait long for who does.
-        if locked(&self.link).is_none() {
+        if locked(&self.present).as_ref().is_none_or(|present| present.has_ended) {
             self.refuse(|asked| asked.is_interrupted, Errno::EINTR);
         }
     }
@@ -219,8 +225,8 @@ impl Relay {
     /// Nothing is asked of the host any more: the volume was taken away.
     pub(super) fn end(&self) {
         self.has_ended.store(true, Ordering::Release);
-        if let Some((_, stream)) = locked(&self.present).as_ref() {
-            stream.shutdown(Shutdown::Both).ok();
+        if let Some(present) = locked(&self.present).as_ref() {
+            present.stream.shutdown(Shutdown::Both).ok();
         }
         self.refuse(|_| true, Errno::ENOTCONN);
     }
@@ -324,6 +330,28 @@ mod tests {
         for unique in [5, 3, 1] {
             assert_eq!(answer(&mut kernel), refusal(unique, Errno::EIO));
         }
+    }
+
+    /// A host that goes has answered some: to find that it takes nothing more does not lose these.
+    #[test]
+    fn what_was_answered_before_the_end_is_taken() {
+        let (mut kernel, relay) = device();
+        let mut first = host(&relay);
+        kernel.write_all(&request(1, 1)).unwrap();
+        assert_eq!(asked(&mut first), 1);
+        // Half of it, so that whoever takes answers waits for the rest.
+        first.write_all(&refusal(1, Errno::EIO)[..8]).unwrap();
+        first.shutdown(Shutdown::Read).unwrap();
+        locked(&relay.link).as_ref().unwrap().stream.shutdown(Shutdown::Write).unwrap();
+        kernel.write_all(&request(2, 1)).unwrap();
+        kernel.write_all(&interrupt(1)).unwrap();
+        while locked(&relay.waiting).iter().all(|asked| !asked.is_interrupted) {
+            thread::yield_now();
+        }
+        first.write_all(&refusal(1, Errno::EIO)[8..]).unwrap();
+        assert_eq!(answer(&mut kernel), refusal(1, Errno::EIO));
+        let mut second = host(&relay);
+        assert_eq!(asked(&mut second), 2);
     }
 
     #[test]

@@ -56,6 +56,11 @@ impl Envd {
         Self { url: format!("http://{address}"), child, dir: tempfile::tempdir().unwrap() }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A path below the test's directory.
     pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()

@@ -128,3 +128,19 @@ async fn head_and_body(stream: &mut TcpStream) -> String {
         assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "closed after {text:?}");
     }
 }
+
+/// Were the C library's functions linked and not ours (src/told.rs), the kernel would have what the runtime keeps there: addresses. Were only one
+/// of the two, nothing would be answered.
+#[tokio::test]
+async fn the_kernel_is_told_numbers_and_no_addresses_of_the_agent() {
+    let envd = Envd::start();
+    assert_eq!(envd.get("/health", &[]).await.status, 204);
+    let mut told = Vec::new();
+    for entry in fs_err::read_dir(format!("/proc/{}/fdinfo", envd.pid())).unwrap() {
+        // A descriptor may be closed meanwhile.
+        let text = fs_err::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        let data = text.lines().filter(|line| line.starts_with("tfd:")).filter_map(|line| line.split("data:").nth(1));
+        told.extend(data.map(|data| u64::from_str_radix(data.split_whitespace().next().unwrap(), 16).unwrap()));
+    }
+    assert!(!told.is_empty() && told.iter().all(|data| (1..1 << 16).contains(data)), "{told:x?}");
+}

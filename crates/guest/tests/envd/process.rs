@@ -19,6 +19,7 @@ use firkin_wire::envd::process::{
     pty::Size,
     stream_input_request::{DataEvent, StartEvent},
 };
+use firkin_wire::headers::ENDS_WITH_STREAM;
 
 use crate::harness::{Envd, user};
 
@@ -253,6 +254,33 @@ async fn a_command_outlives_its_client_and_its_end_is_kept() {
     late.message::<ConnectResponse>().await.unwrap().unwrap();
     let end = late.message::<ConnectResponse>().await.unwrap().unwrap().to_owned_message();
     assert!(matches!(end.event.into_option().unwrap().event, Some(Event::End(end)) if end.exit_code == 5));
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_stream_where_its_client_ties_them() {
+    let envd = Envd::start();
+    let client = envd.processes();
+    let tied = || CallOptions::default().with_header(ENDS_WITH_STREAM, "1");
+    // Nothing is written after the first line, so that only the end of the stream can tell.
+    for pty in [None, Some(PTY { size: Size { cols: 80, rows: 24, ..Default::default() }.into(), ..Default::default() })] {
+        let request = StartRequest { pty: pty.into(), stdin: Some(true), ..shell("sleep 600 & echo $!; wait") };
+        let mut running = start(&client, request, tied()).await.unwrap();
+        let mut outcome = Outcome::default();
+        running
+            .read_until(&mut outcome, |outcome| [&outcome.stdout, &outcome.pty].iter().any(|said| said.ends_with(b"\n")))
+            .await;
+        let said = String::from_utf8([outcome.stdout, outcome.pty].concat()).unwrap();
+        let child = said.trim().to_owned();
+        assert!(fs_err::exists(format!("/proc/{child}")).unwrap());
+        drop(running);
+        let dead = |pid: &str| {
+            fs_err::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z") || stat.contains(") X"))
+        };
+        until("the command and its child are dead", || dead(&child)).await;
+    }
+    // One that ends by itself is heard to its end.
+    let outcome = start(&client, shell("echo whole; exit 3"), tied()).await.unwrap().finish().await;
+    assert_eq!((outcome.stdout(), outcome.end.as_ref().unwrap().exit_code), ("whole\n", 3));
 }
 
 #[tokio::test]

@@ -5,13 +5,14 @@
 //!                └─ deadline, kill: group signalled, output drained for DRAIN_GRACE ─┘
 //! ```
 //!
-//! A command outlives the connection that started it. Its end waits for its output to close, so that a background child that
+//! A command outlives the connection that started it, unless its client ties the two (`tied.rs`). Its end waits for its output to close, so that a background child that
 //! still writes is heard; once the command has been told to die, only a moment's grace is given.
 
 mod output;
 mod pty;
 mod service;
 mod spawn;
+mod tied;
 
 use std::{
     collections::BTreeMap,

@@ -17,6 +17,7 @@ use firkin_wire::envd::process::{
     StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
     process_event::{DataEvent, EndEvent, KeepAlive, StartEvent},
 };
+use firkin_wire::headers::ENDS_WITH_STREAM;
 use futures::{Stream, StreamExt, stream};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use super::{
     Described, InputError, Launch, Process, Processes, Size, StartError, Streams,
     output::{Chunk, Next, Subscription},
+    tied::Tie,
 };
 use crate::envd::{auth, keepalive, paths, state::EnvdState, users::UserDb};
 
@@ -126,7 +128,7 @@ impl ProcessRpc for ProcessService {
     ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
         let process = self.find(request.to_owned_message().process.as_option())?;
         let subscription = process.subscribe();
-        let events = events(process.pid, subscription, keepalive::interval(ctx.headers()), Ending::Reported);
+        let events = events((process.pid, None), subscription, keepalive::interval(ctx.headers()), Ending::Reported);
         Response::stream_ok(events.map(|event| event.map(|event| ConnectResponse { event: event.into(), ..Default::default() })))
     }
 
@@ -138,10 +140,14 @@ impl ProcessRpc for ProcessService {
         let deadline = ctx.deadline().map(Instant::from_std);
         let described = self.describe(&ctx, request.to_owned_message())?;
         let processes = self.processes.clone();
+        let is_tied = ctx.headers().contains_key(ENDS_WITH_STREAM);
         // A fork and an exec block; the task also completes when the client leaves now, so nothing is half started.
-        let started = tokio::task::spawn_blocking(move || processes.start(described, deadline)).await;
-        let (process, subscription) = started.map_err(|error| ConnectError::internal(error.to_string()))??;
-        let events = events(process.pid, subscription, keepalive::interval(ctx.headers()), Ending::Limited);
+        let started = tokio::task::spawn_blocking(move || {
+            let (process, subscription) = processes.start(described, deadline)?;
+            Ok::<_, StartError>((process.pid, is_tied.then(|| Tie::of(process)), subscription))
+        });
+        let (pid, tie, subscription) = started.await.map_err(|error| ConnectError::internal(error.to_string()))??;
+        let events = events((pid, tie), subscription, keepalive::interval(ctx.headers()), Ending::Limited);
         Response::stream_ok(events.map(|event| event.map(|event| StartResponse { event: event.into(), ..Default::default() })))
     }
 
@@ -251,21 +257,21 @@ enum Ending {
     Reported,
 }
 
-/// The events of one client: start, then output and keep-alives, then the end.
+/// The events of one client: start, then output and keep-alives, then the end. What ties the command to them goes with them.
 fn events(
-    pid: u32,
+    (pid, tie): (u32, Option<Tie>),
     subscription: Subscription,
     keepalive: Duration,
     ending: Ending,
 ) -> impl Stream<Item = Result<ProcessEvent, ConnectError>> + Send + use<> {
     let start = event(StartEvent { pid, ..Default::default() });
-    let rest = stream::unfold(Some(subscription), move |subscription| async move {
-        let mut subscription = subscription?;
+    let rest = stream::unfold(Some((subscription, tie)), move |reader| async move {
+        let (mut subscription, tie) = reader?;
         let Ok(next) = tokio::time::timeout(keepalive, subscription.next()).await else {
-            return Some((Ok(event(KeepAlive::default())), Some(subscription)));
+            return Some((Ok(event(KeepAlive::default())), Some((subscription, tie))));
         };
         Some(match next {
-            Next::Chunk(chunk) => (Ok(event(data_of(chunk))), Some(subscription)),
+            Next::Chunk(chunk) => (Ok(event(data_of(chunk))), Some((subscription, tie))),
             Next::End(end) if end.timed_out && ending == Ending::Limited => {
                 (Err(ConnectError::deadline_exceeded("the process was killed when its time limit passed")), None)
             }
@@ -279,7 +285,13 @@ fn events(
                 };
                 (Ok(event(end)), None)
             }
-            Next::Cut => (Err(ConnectError::aborted("output was read too slowly and held back other readers")), None),
+            Next::Cut => {
+                // For the sake of those who read on.
+                if let Some(tie) = tie {
+                    tie.release();
+                }
+                (Err(ConnectError::aborted("output was read too slowly and held back other readers")), None)
+            }
         })
     });
     stream::once(async { Ok(start) }).chain(rest)
