@@ -3,12 +3,15 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use hickory_proto::op::{Message, MessageType};
+use http::{HeaderMap, HeaderValue};
+use zeroize::Zeroizing;
 
 use crate::{
     dns::message::{self, Received, Reply},
     name::HostName,
     resolve::MAX_ADDRESSES,
     sniff::{Listener, MAX_GREETING_BYTES},
+    terminate::{MAX_FILLED_BYTES, Template, Transform},
 };
 
 /// The first bytes of a connection, in pieces of a size that the first byte says: what is heard is the same in one piece, and a name
@@ -50,6 +53,32 @@ pub fn dns_message(data: &[u8]) {
     }
 }
 
+/// A header that is put into requests, and headers that a client sends, parted by NULs: what is put in is there once and printed nowhere,
+/// whatever a client sent, and all of them stay within the bound.
+pub fn filled_headers(data: &[u8]) {
+    let mut parts = data.split(|byte| *byte == 0);
+    let Some(Ok(text)) = parts.next().map(str::from_utf8) else { return };
+    let Ok(template) = text.parse::<Template>() else { return };
+    let references: Vec<_> = template.references().cloned().collect();
+    for reference in &references {
+        assert!(text.contains(&reference.placeholder()), "a reference is written in the text");
+    }
+    let transform = Transform::new([("x-put", text)].into_iter(), references.clone()).expect("what is a template can be put in");
+    let values = references.into_iter().map(|reference| (reference, Zeroizing::new("value".to_owned()))).collect();
+    let mut headers = HeaderMap::new();
+    for (number, part) in parts.take(20).enumerate() {
+        let Ok(value) = HeaderValue::from_bytes(part) else { continue };
+        headers.append(if number % 2 == 0 { "x-put" } else { "authorization" }, value);
+    }
+    let sent: usize = headers.values().map(HeaderValue::len).sum();
+    if transform.apply(&mut headers, &values).is_ok() {
+        let put: Vec<_> = headers.get_all("x-put").iter().collect();
+        assert!(put.len() == 1 && put[0].is_sensitive(), "what is put in is there once, and is not printed");
+        let all: usize = headers.values().map(HeaderValue::len).sum();
+        assert!(all <= sent.max(MAX_FILLED_BYTES) + put[0].len(), "what is filled in is bounded");
+    }
+}
+
 fn check(question: &[u8], reply: &[u8]) {
     assert!(reply.len() <= 512, "an answer has {} bytes", reply.len());
     let reply = Message::from_vec(reply).expect("an answer can be read");
@@ -83,7 +112,29 @@ mod tests {
         "Host: 1.2.3.4\r\n",
     ];
 
+    /// Pieces of headers, likewise.
+    const HEADER_WORDS: [&str; 12] = [
+        "${e2b.secrets.",
+        "${e2b.identity.tokens.",
+        "key}",
+        "}",
+        "{",
+        "Bearer ",
+        "Basic ",
+        "JHtlMmIuc2VjcmV0cy5rZXl9",
+        "=",
+        "\0",
+        "é",
+        "${e2b.secrets.key}",
+    ];
+
     proptest! {
+        #[test]
+        fn headers_of_words(words in vec(0..HEADER_WORDS.len(), 0..16)) {
+            let text: String = words.into_iter().map(|word| HEADER_WORDS[word]).collect();
+            filled_headers(text.as_bytes());
+        }
+
         #[test]
         fn greetings_of_chance(data in vec(any::<u8>(), 0..300)) {
             greeting(&data);

@@ -40,6 +40,8 @@ mod transform;
 
 pub use authority::{Authority, AuthorityError};
 pub use template::{Reference, Template, TemplateError};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use transform::MAX_FILLED_BYTES;
 pub use transform::{MAX_HEADERS, MAX_HOSTS, Transform, TransformError, Transforms};
 
 use forward::Forward;

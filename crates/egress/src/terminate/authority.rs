@@ -5,14 +5,13 @@
 
 use std::{
     collections::HashMap,
-    fmt,
-    io::{self, Read},
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
+use firkin_files::private;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
 };
@@ -75,17 +74,16 @@ impl Authority {
     /// is never without the other.
     pub fn open(file: &Path) -> Result<Self, AuthorityError> {
         let failed = |source| AuthorityError::File { path: file.to_owned(), source };
-        let text = match read(file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let unusable = || AuthorityError::Unusable(file.to_owned());
+        let text = match private::read(file, MAX_PEM_BYTES).map_err(failed)? {
+            Some(bytes) => String::from_utf8(bytes).map_err(|_| unusable())?,
+            None => {
                 let key = KeyPair::generate()?;
                 let text = key.serialize_pem() + &params(AUTHORITY_LIFETIME)?.self_signed(&key)?.pem();
-                write(file, text.as_bytes()).map_err(failed)?;
+                private::replace(file, text.as_bytes(), private::PRIVATE).map_err(failed)?;
                 text
             }
-            Err(error) => return Err(failed(error)),
         };
-        let unusable = || AuthorityError::Unusable(file.to_owned());
         let key = KeyPair::from_pem(&text).map_err(|_| unusable())?;
         let begin = text.find("-----BEGIN CERTIFICATE-----").ok_or_else(unusable)?;
         CertificateDer::from_pem_slice(&text.as_bytes()[begin..]).map_err(|_| unusable())?;
@@ -155,28 +153,6 @@ fn random_serial() -> Result<Vec<u8>, AuthorityError> {
     Ok(bytes.to_vec())
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let file = fs::File::open(path)?;
-    if file.take(MAX_PEM_BYTES + 1).read_to_string(&mut text)? as u64 > MAX_PEM_BYTES {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(text)
-}
-
-/// Writes a file whole or not at all.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    io::Write::write_all(&mut file, content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").finish_non_exhaustive()
@@ -185,6 +161,8 @@ impl fmt::Debug for Authority {
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
 
     fn name(text: &str) -> HostName {

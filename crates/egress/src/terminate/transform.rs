@@ -34,7 +34,7 @@ const FRAMING: [HeaderName; 9] = [
 ];
 
 /// Bytes that all headers of a request may have with what is put into them: more than servers take, and no more than was read.
-const MAX_FILLED_BYTES: usize = 64 << 10;
+pub(crate) const MAX_FILLED_BYTES: usize = 64 << 10;
 
 /// Values by what they are called.
 pub(crate) type Filled = BTreeMap<Reference, Zeroizing<String>>;

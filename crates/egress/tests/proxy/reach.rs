@@ -6,7 +6,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::scene::{ALL, HELLO_A, PATIENCE, Scene, by, hello, ip, is_cut, limits, read, talk};
+use crate::scene::{ALL, HELLO_A, PATIENCE, REBOUND, Scene, by, hello, ip, is_cut, limits, read, talk};
 
 #[tokio::test]
 async fn a_name_that_does_not_fit_the_address_leads_to_the_host_of_the_name() {
@@ -35,6 +35,20 @@ async fn an_allowed_name_does_not_lead_to_what_is_ours() {
     let _client = scene.client("10.0.0.1:443", &hello).await;
     Scene::arrives(&scene.a, &hello).await;
     assert_eq!(scene.dialed(), ["1.1.1.1:443"]);
+}
+
+/// Who owns a name may have it lead elsewhere between a look and a connection: so there is one look, and it is connected to what was seen.
+#[tokio::test]
+async fn a_name_that_is_rebound_does_not_lead_to_what_is_ours() {
+    let scene = Scene::set(&["*.test"], limits()).await;
+    let hello = hello(REBOUND);
+    let _client = scene.client("6.6.6.6:443", &hello).await;
+    Scene::arrives(&scene.a, &hello).await;
+    for meant in ["1.1.1.1:443", "127.0.0.1:443"] {
+        assert_eq!(scene.answer(meant, &hello).await, [21, 3, 3, 0, 2, 2, 49]);
+    }
+    assert_eq!(scene.dialed(), ["1.1.1.1:443"]);
+    assert_eq!(*scene.world.asked.lock().unwrap(), [REBOUND; 3], "one question for each connection");
 }
 
 #[tokio::test]

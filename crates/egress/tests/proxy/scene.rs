@@ -27,6 +27,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const HELLO_A: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
 pub(crate) const HELLO_B: &[u8] = b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n";
 
+/// A name that leads to the next of its addresses each time that it is asked for.
+pub(crate) const REBOUND: &str = "rebound.test";
+
 /// The internet: names, and servers.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -39,8 +42,15 @@ pub(crate) struct World {
 #[async_trait]
 impl Resolve for World {
     async fn resolve(&self, name: &HostName) -> Result<Found, ResolveError> {
-        self.asked.lock().unwrap().push(name.to_string());
-        let addresses = self.names.get(name.as_str()).cloned().ok_or(ResolveError::NoName)?;
+        let times = {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(name.to_string());
+            asked.iter().filter(|asked| *asked == name.as_str()).count()
+        };
+        let mut addresses = self.names.get(name.as_str()).cloned().ok_or(ResolveError::NoName)?;
+        if name.as_str() == REBOUND {
+            addresses = vec![addresses[(times - 1) % addresses.len()]];
+        }
         Ok(Found { addresses, lifetime: Duration::from_secs(1) })
     }
 }
@@ -104,6 +114,7 @@ impl Scene {
             ("b.test", vec![ip("2.2.2.2")]),
             ("ours.test", vec![ip("127.0.0.1"), ip("10.0.0.1"), ip("203.0.113.7")]),
             ("half-ours.test", vec![ip("127.0.0.1"), ip("1.1.1.1")]),
+            (REBOUND, vec![ip("1.1.1.1"), ip("127.0.0.1"), ip("10.0.0.1")]),
             ("half-dead.test", vec![ip("9.9.9.9"), ip("1.1.1.1")]),
             ("dead.test", vec![ip("9.9.9.9"), ip("9.9.9.8"), ip("9.9.9.7"), ip("9.9.9.6")]),
         ];
