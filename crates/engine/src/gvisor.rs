@@ -12,6 +12,7 @@
 //! What a sandbox is started from is in its root image: a kernel and an initial file system have no meaning here. Its network is that of its
 //! slot, whose interface it takes over (`network`); its agent has the two pipes of its control channel.
 
+mod arrival;
 pub mod capability;
 mod channel;
 mod command;

@@ -1,6 +1,7 @@
 //! What guests may want of gVisor, each by a name: what was found by trial, and what a build tells of itself.
 //!
-//! That a clone answers cannot be tried: where it does not, it is one in some hundreds. There a build is taken at its word.
+//! That programs of a clone hear of no connection that was gone before it was made cannot be tried: it is one clone in some hundreds. There a
+//! build is taken at its word.
 
 use std::{io, path::Path};
 
@@ -33,15 +34,15 @@ pub const SETUID: &str = "setuid";
 pub const DISK_SIZE: &str = "disk size";
 /// A sandbox with connections to the outside can be cut.
 pub const OPEN_CONNECTIONS: &str = "open connections";
-/// What waited for events of a connection in a snapshot hears of others in every clone of it.
-pub const CLONES_ANSWER: &str = "clones answer";
+/// Programs of a clone hear of no connection that was closed before the snapshot. The agent does not mind.
+pub const EVENTS: &str = "events";
 /// This host holds a sandbox to its memory. It is the host's affair, and without it nothing bounds what gVisor takes.
 pub const LIMITS: &str = "limits";
 
 /// What is asked of the command at each start and restore, as `runsc flags` lists it.
 const DISCONNECT_FLAG: &str = "net-disconnect-ok";
-/// The day of the first release that says it keeps connections in a checkpoint.
-const KEEPS_CONNECTIONS: u32 = 20_260_216;
+/// The day of the first release that says it keeps connections, and what is told of them, in a checkpoint.
+const KEEPS_EVENTS: u32 = 20_260_216;
 
 /// What a build tells of itself, and this host of its limits. Blocks for the time of two short commands.
 pub fn untried(program: &Path) -> io::Result<Vec<Capability>> {
@@ -56,19 +57,22 @@ pub(super) fn of_build(version: &str, flags: &str) -> Vec<Capability> {
     vec![
         Capability { name: SETUID, lacking: (!has(spec::SETUID_FLAG)).then(|| no_setuid.to_owned()) },
         Capability { name: OPEN_CONNECTIONS, lacking: (!has(DISCONNECT_FLAG)).then(|| no_disconnect.to_owned()) },
-        Capability { name: CLONES_ANSWER, lacking: loses_events(version) },
+        Capability { name: EVENTS, lacking: tells_too_much(version) },
         Capability { name: LIMITS, lacking: no_limit_of_memory(&firkin_cgroup::look()) },
     ]
 }
 
-/// Why not every clone of this build answers.
-fn loses_events(version: &str) -> Option<String> {
+/// Why clones of this build may hear of what is gone.
+fn tells_too_much(version: &str) -> Option<String> {
     match day_of(version) {
-        Some(day) if day >= KEEPS_CONNECTIONS => None,
+        Some(day) if day >= KEEPS_EVENTS => None,
         Some(_) => Some(
-            "builds of before February 2026 lose events of connections, so that one restore in some hundreds is mute".to_owned(),
+            "builds of before February 2026 tell some clones of connections that are gone, which programs on tokio take amiss"
+                .to_owned(),
         ),
-        None => Some(format!("version `{version}` does not say of when it is, and builds of before February 2026 lose events")),
+        None => Some(format!(
+            "version `{version}` does not say of when it is, and builds of before February 2026 tell of what is gone"
+        )),
     }
 }
 
@@ -98,13 +102,13 @@ mod tests {
     #[test]
     fn a_build_is_told_by_its_day_and_its_flags() {
         let debian = of_build("0.0~20240729.0", "  -net-disconnect-ok\n");
-        assert!(lacking(&debian, CLONES_ANSWER).unwrap().contains("lose events"));
+        assert!(lacking(&debian, EVENTS).unwrap().contains("are gone"));
         assert_eq!(lacking(&debian, OPEN_CONNECTIONS), None);
         assert!(lacking(&debian, SETUID).is_some());
         let newer = of_build("release-20260216.0", "  -allow-suid\n  -net-disconnect-ok\n");
-        assert_eq!((lacking(&newer, CLONES_ANSWER), lacking(&newer, SETUID)), (None, None));
+        assert_eq!((lacking(&newer, EVENTS), lacking(&newer, SETUID)), (None, None));
         let unknown = of_build("VERSION_MISSING", "");
-        assert!(lacking(&unknown, CLONES_ANSWER).unwrap().contains("does not say"));
+        assert!(lacking(&unknown, EVENTS).unwrap().contains("does not say"));
         assert!(lacking(&unknown, OPEN_CONNECTIONS).is_some());
     }
 

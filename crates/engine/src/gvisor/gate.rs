@@ -6,7 +6,7 @@
 //! none begins, and who loses one begins another at once: so at first the queue holds just those. Nobody else gives that interface a
 //! queue, so whoever finds one after a crash takes it away.
 
-use std::io;
+use std::{io, net::Ipv4Addr};
 
 use nix::{errno::Errno, net::if_::if_nametoindex, sys::socket::SockProtocol};
 
@@ -84,15 +84,20 @@ fn attribute(kind: u16, bytes: usize, content: &[u8]) -> io::Result<Vec<u8>> {
 
 /// Those by which guests are reached.
 fn interfaces() -> io::Result<Vec<u32>> {
-    let table = fs_err::read_to_string("/proc/thread-self/net/arp")?;
-    table.lines().skip(1).filter_map(device).map(|device| Ok(if_nametoindex(device)?)).collect()
+    let found = neighbours(|words| Some(words.get(5)?.to_string()))?;
+    found.iter().map(|device| Ok(if_nametoindex(device.as_str())?)).collect()
 }
 
-/// Of a line of `/proc/net/arp`, if it is of a permanent neighbour.
-fn device(line: &str) -> Option<&str> {
-    let mut words = line.split_whitespace();
-    let flags = words.nth(2)?;
-    words.nth(2).filter(|_| flags == PERMANENT)
+/// The addresses of the guests of the calling thread's network namespace.
+pub(super) fn guests() -> io::Result<Vec<Ipv4Addr>> {
+    neighbours(|words| words.first()?.parse().ok())
+}
+
+/// Something of each line of `/proc/net/arp` that is of a permanent neighbour.
+fn neighbours<T>(of_line: impl Fn(&[&str]) -> Option<T>) -> io::Result<Vec<T>> {
+    let table = fs_err::read_to_string("/proc/thread-self/net/arp")?;
+    let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    Ok(lines.filter(|words| words.get(2) == Some(&PERMANENT)).filter_map(|words| of_line(&words)).collect())
 }
 
 #[cfg(test)]

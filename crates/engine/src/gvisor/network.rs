@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::{
-    connections,
+    arrival, connections,
     gate::{self, Gate},
 };
 use crate::process::Process;
@@ -139,12 +139,20 @@ pub(super) fn of_slot(process: &Process) -> io::Result<OwnedFd> {
     Ok(namespace.into_file().into())
 }
 
-/// Resets the connections that the host has to the guest in this slot, and has no more begin until [`hear`]. Blocks.
+/// Resets the connections that the host has to the guest in this slot, and has no more begin until [`hear`]. The guest's kernel knows of
+/// it on return, its tasks may not. Blocks.
 pub(super) fn end_connections(slot: OwnedFd) -> io::Result<usize> {
     on_own_thread(move || {
         enter(slot)?;
         gate::set(Gate::Ends)?;
-        connections::end_all()
+        let ended = connections::end_all()?;
+        for guest in gate::guests()? {
+            // What a guest sends in answer is its own affair: connections end whatever it says.
+            if !arrival::wait(guest).unwrap_or(false) {
+                tracing::debug!(%guest, "a guest does not tell what it has heard");
+            }
+        }
+        Ok(ended)
     })
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn is_paused(root: &Path) -> Result<bool, CallError> {
     told.ok_or_else(|| CallError::Refused("its stacks show no task".to_owned()))
 }
 
-/// Whether every task of the sandbox waits for something: none has work that it has not begun.
+/// Whether every task of the sandbox waits for something: none has work that it has not begun, nor has what brings it work by TCP.
 pub(super) async fn is_at_rest(root: &Path) -> Result<bool, CallError> {
     let stacks = call(root, "debug.Stacks").await?;
     let told = stacks.as_str().and_then(at_rest_by_stacks);
@@ -77,7 +77,14 @@ pub(super) async fn is_at_rest(root: &Path) -> Result<bool, CallError> {
 fn at_rest_by_stacks(stacks: &str) -> Option<bool> {
     let mut tasks = stacks.split("\n\n").filter(|stack| stack.contains("kernel.(*Task).run(")).peekable();
     tasks.peek()?;
-    Some(tasks.all(|task| task.contains("kernel.(*Task).block(")))
+    let mut segments = stacks.split("\n\n").filter(|stack| stack.contains("tcp.(*processor).start("));
+    Some(tasks.all(|task| task.contains("kernel.(*Task).block(") && !has_work(task)) && !segments.any(has_work))
+}
+
+/// Whether it waits no more: it may not have had its turn yet, and still be where it waited.
+fn has_work(stack: &str) -> bool {
+    let head = stack.lines().find(|line| line.starts_with("goroutine "));
+    head.is_some_and(|head| head.contains("[runn"))
 }
 
 /// A task that somebody outside has stopped is in `doStop`. So may one be that a debugger or a signal has stopped, but never the first
@@ -148,6 +155,13 @@ mod tests {
                                gvisor.dev/gvisor/pkg/sentry/kernel.(*Task).run(0xc0, 0x3)\n\n";
         assert_eq!(at_rest_by_stacks(&[OTHER, WAITING, WAITING].concat()), Some(true));
         assert_eq!(at_rest_by_stacks(&[WAITING, RUNNING].concat()), Some(false));
+        let woken = WAITING.replace("[select]", "[runnable]");
+        assert_eq!(at_rest_by_stacks(&[WAITING, &woken].concat()), Some(false));
+        const SEGMENTS: &str = "goroutine 12 [select]:\ngvisor.dev/gvisor/pkg/sleep.(*Sleeper).Fetch(...)\n\
+                                gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*processor).start(0xc0, 0x0)\n\n";
+        assert_eq!(at_rest_by_stacks(&[SEGMENTS, WAITING].concat()), Some(true));
+        let segment = SEGMENTS.replace("[select]", "[runnable]");
+        assert_eq!(at_rest_by_stacks(&[&segment, WAITING].concat()), Some(false));
         assert_eq!(at_rest_by_stacks(OTHER), None);
     }
 }

@@ -31,6 +31,8 @@ use crate::{
 
 /// Loading less than a megabyte of device state.
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
+/// For a process that is about to end; if it does not, something else is wrong.
+const END_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What of a snapshot is still to be loaded. Its device state is a descriptor that the process has.
 #[derive(Debug)]
@@ -72,21 +74,25 @@ impl Prepared for QemuPrepared {
 
     async fn load(self: Box<Self>) -> Result<Box<dyn Machine>, StartError> {
         let Self { mut parts, snapshot: Snapshot { form, diff }, mut clock, .. } = *self;
-        if parts.process.has_ended() {
-            return Err(StartError::Died { phase: "its wait for a snapshot", log: parts.process.log_tail() });
+        if parts.process.has_ended()
+            && let Some(error) = died(&mut parts.process).await
+        {
+            return Err(error);
         }
         clock.phase("waited");
         if let Some(diff) = diff {
-            write(diff, &parts).await?;
+            if let Err(error) = write(diff, &parts).await {
+                return Err(died(&mut parts.process).await.unwrap_or(error));
+            }
             clock.phase("diff");
         }
         // A guest whose port is open when it wakes up, as it was when it fell asleep, has nothing to be told of it.
         let control = match directory::connect(&parts.dir, CONTROL_SOCKET).await {
             Ok(control) => control,
-            Err(_) if parts.process.has_ended() => {
-                return Err(StartError::Died { phase: "its wait for a snapshot", log: parts.process.log_tail() });
+            Err(source) => {
+                let error = file_error(&parts.dir.join(CONTROL_SOCKET), source);
+                return Err(died(&mut parts.process).await.unwrap_or(error));
             }
-            Err(source) => return Err(file_error(&parts.dir.join(CONTROL_SOCKET), source)),
         };
         load(&mut parts.monitor, &parts.process, form).await?;
         clock.phase("loaded");
@@ -103,6 +109,12 @@ impl Prepared for QemuPrepared {
         self.parts.process.kill();
         self.settle(killed).await
     }
+}
+
+/// Whether what failed failed because the process was about to end: its memory and its sockets go before it counts as ended.
+async fn died(process: &mut Process) -> Option<StartError> {
+    timeout(END_DEADLINE, process.ended()).await.ok()?;
+    Some(StartError::Died { phase: "its wait for a snapshot", log: process.log_tail() })
 }
 
 /// Writes the pages of a diff into the memory of the process.
