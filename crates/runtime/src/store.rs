@@ -1,73 +1,66 @@
-//! What outlives the process: sandboxes, templates, snapshots and API keys, in one SQLite database.
+//! What outlives the process: sandboxes, templates, snapshots and API keys, in one database.
 //!
 //! Others see operations, one for each decision: what is decided by what is on record is decided in here, in the transaction that
 //! writes it, so that nobody writes what another has changed since it was read. No query and no connection gets out.
 //!
-//! The connection lives on a thread of its own, so that no asynchronous thread waits for the disk. Records of sandboxes are
-//! JSON with a column for their id: they are always read whole, and their shape grows with the product.
+//! Which database that is, is below [`database`]. Records of sandboxes are JSON with a column for their id: they are always read whole,
+//! and their shape grows with the product.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use firkin_wire::nonce::Nonce;
-use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Params, Transaction, params};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     capacity::ResourceBudget,
     ground::{
         ids::{ArtifactId, BuildId, LayerId, TemplateId},
         reference::{Reference, with_team},
-        team::{Scope, TeamId},
+        team::TeamId,
     },
     store::spec::{CreateSandbox, Memory, SandboxId},
 };
 
 mod builds;
 mod columns;
+pub mod contract;
+pub mod database;
 mod in_use;
+pub(crate) mod look;
 mod migrate;
+mod sandboxes;
 mod shelf;
 pub(crate) mod spec;
+mod sqlite;
 pub mod state_dir;
 mod teams;
 mod teams_came;
 mod templates;
 #[cfg(test)]
 mod tests;
+mod webhooks;
+
+use database::{Database, Mode, Tx, Value, Work, params, refused};
+use sqlite::Sqlite;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use in_use::{InUse, Named};
+pub(crate) use sandboxes::Guard;
 pub(crate) use shelf::WholeTemplate;
 pub use teams::KeyScope;
-pub(crate) use teams::{Added, KeyRecord, TeamRecord};
+pub(crate) use teams::{Added, KeyBounds, KeyRecord, TeamRecord};
 pub(crate) use templates::{Assignment, FamilyRecord};
+pub use webhooks::{Delivery, LifecycleKind, ShownDelivery, Webhook};
+pub(crate) use webhooks::{Head, MAX_WEBHOOKS, WebhookChange};
 
 /// Version of the schema, in SQLite's `user_version`.
 const SCHEMA: i64 = 3;
-
-/// What is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
-const SYNCED: &str = "PRAGMA synchronous = FULL";
-
-/// What nobody waits for need not.
-const UNSYNCED: &str = "PRAGMA synchronous = NORMAL";
-
-/// Requests waiting for the database; each is a few microseconds to a few milliseconds.
-const QUEUE: usize = 256;
-
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
-
-/// What the database's thread is asked for.
-enum Request {
-    Work(Job),
-    Close(oneshot::Sender<Result<(), StoreError>>),
-}
 
 /// A sandbox as it is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +71,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) owner: TeamId,
     pub(crate) spec: CreateSandbox,
     pub(crate) template_id: TemplateId,
+    /// The build of that. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) build_id: Option<BuildId>,
     pub(crate) alias: Option<String>,
     pub(crate) budget: ResourceBudget,
     pub(crate) started_at: Timestamp,
@@ -224,6 +220,33 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The database is not there. Nothing was done; what runs goes on.
+    #[error("the database is away, and cannot {operation}")]
+    Away {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database went away in the middle of it, and has not said since whether it was done.
+    #[error("the database went away in {operation}, and whether it was done is not known")]
+    Unknown {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was to be changed has been changed by another since it was read. Nothing was done.
+    #[error("{what} has been changed by another since, or is its own now")]
+    Fenced {
+        /// What.
+        what: String,
+    },
+    /// A catalogue that several could use was not opened.
+    #[error("cannot open the catalogue")]
+    Catalog(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A row cannot be read by this version.
     #[error("a row of `{table}` cannot be read")]
     Row {
@@ -249,115 +272,68 @@ pub enum StoreError {
     Closed,
 }
 
-/// The database. Clones share it.
+/// What is on record, in whichever database it is. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    requests: mpsc::Sender<Request>,
+    database: Arc<dyn Database>,
 }
 
 impl Store {
+    /// The one of this host alone: a file of SQLite.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let (requests, mut queue) = mpsc::channel(QUEUE);
-        let (opened, result) = oneshot::channel();
-        let path = path.to_owned();
-        std::thread::Builder::new()
-            .name("firkin-store".into())
-            .spawn(move || {
-                let mut connection = match connect(&path) {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        drop(opened.send(Err(error)));
-                        return;
-                    }
-                };
-                drop(opened.send(Ok(())));
-                while let Some(request) = queue.blocking_recv() {
-                    match request {
-                        Request::Work(job) => job(&mut connection),
-                        Request::Close(closed) => {
-                            let result = connection.close().map_err(|(_, error)| sqlite("close")(error));
-                            drop(closed.send(result));
-                            return;
-                        }
-                    }
-                }
-            })
-            .map_err(|_| StoreError::Closed)?;
-        result.await.map_err(|_| StoreError::Closed)??;
-        Ok(Self { requests })
+        Ok(Self::of(Arc::new(Sqlite::open(path).await?)))
     }
 
-    /// Closes the database after all that was asked before, so that it is one file again. What is asked later is refused.
+    pub(crate) fn of(database: Arc<dyn Database>) -> Self {
+        Self { database }
+    }
+
+    /// Closes the database after all that was asked before. What is asked later is refused.
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
-        let (closed, result) = oneshot::channel();
-        self.requests.send(Request::Close(closed)).await.map_err(|_| StoreError::Closed)?;
-        result.await.map_err(|_| StoreError::Closed)?
+        self.database.close().await
     }
 
     /// Does one operation: all of it, at one moment, or nothing when it fails.
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (reply, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection| drop(reply.send(whole(connection, work))));
-        self.requests.send(Request::Work(job)).await.map_err(|_| StoreError::Closed)?;
-        result.await.map_err(|_| StoreError::Closed)?
+        self.run_as(Mode::Write, work).await
+    }
+
+    /// As [`Store::run`], for what only reads.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run_as(Mode::Read, work).await
     }
 
     /// As [`Store::run`], but what it did may be lost with the host's power. It costs no sync of the disk.
     async fn run_unsynced<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run_as(Mode::Unsynced, work).await
+    }
+
+    async fn run_as<T: Send + 'static>(
+        &self,
+        mode: Mode,
+        work: impl FnOnce(Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let relaxed = connection.execute_batch(UNSYNCED).map_err(sqlite("configure"));
-            let done = relaxed.and_then(|()| whole(connection, work));
-            // Whatever came of it: what follows is durable again.
-            let synced = connection.execute_batch(SYNCED).map_err(sqlite("configure"));
-            drop(reply.send(synced.and(done)));
+        let work: Work = Box::new(move |statements| {
+            // Nobody waits for it any more if this fails; it is kept all the same.
+            drop(reply.send(work(Tx::of(statements))?));
+            Ok(())
         });
-        self.requests.send(Request::Work(job)).await.map_err(|_| StoreError::Closed)?;
-        result.await.map_err(|_| StoreError::Closed)?
-    }
-
-    /// Inserts or replaces a sandbox. Durable when this returns.
-    pub(crate) async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError> {
-        self.run(move |tx| {
-            let body = to_json("sandboxes", &record)?;
-            tx.execute("INSERT OR REPLACE INTO sandboxes (id, body) VALUES (?1, ?2)", params![record.id.as_str(), body])
-                .map_err(sqlite("put a sandbox"))?;
-            Ok(())
-        })
-        .await
-    }
-
-    pub(crate) async fn delete_sandbox(&self, id: SandboxId) -> Result<(), StoreError> {
-        self.run(move |tx| {
-            tx.execute("DELETE FROM sandboxes WHERE id = ?1", params![id.as_str()]).map_err(sqlite("delete a sandbox"))?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Those of a scope.
-    pub(crate) async fn sandboxes(&self, scope: Scope) -> Result<Vec<SandboxRecord>, StoreError> {
-        let mut sandboxes: Vec<SandboxRecord> =
-            self.run(|tx| bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])).await?;
-        sandboxes.retain(|sandbox| scope.sees(&sandbox.owner));
-        Ok(sandboxes)
+        self.database.run(mode, work).await?;
+        result.await.map_err(|_| StoreError::Closed)
     }
 }
 
-fn whole<T>(c: &mut Connection, work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-    let tx = c.transaction().map_err(sqlite("begin"))?;
-    let done = work(&tx)?;
-    tx.commit().map_err(sqlite("commit"))?;
-    Ok(done)
-}
-
-fn sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+fn of_sqlite(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
     move |source| StoreError::Refused { operation, source: Box::new(source) }
 }
 
@@ -370,73 +346,16 @@ fn from_json<T: for<'de> Deserialize<'de>>(table: &'static str, body: &str) -> R
 }
 
 fn bodies<T: for<'de> Deserialize<'de>>(
-    c: &Connection,
+    c: Tx<'_>,
     table: &'static str,
     query: &str,
-    params: impl Params,
+    params: &[Value],
 ) -> Result<Vec<T>, StoreError> {
-    let mut statement = c.prepare_cached(query).map_err(sqlite("prepare a read"))?;
-    let rows = statement.query_map(params, |row| row.get::<_, String>(0)).map_err(sqlite("read rows"))?;
-    rows.map(|body| from_json(table, &body.map_err(sqlite("read a row"))?)).collect()
+    let rows = c.query(query, params, |row| row.get::<String>(0)).map_err(refused("read rows"))?;
+    rows.iter().map(|body| from_json(table, body)).collect()
 }
 
-/// What names and tokens are in is for this user alone. SQLite gives the files that it makes later the mode of the first.
-fn keep_private(path: &Path) -> std::io::Result<()> {
-    fs_err::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    for suffix in ["", "-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match fs_err::set_permissions(&name, std::fs::Permissions::from_mode(0o600)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn connect(path: &Path) -> Result<Connection, StoreError> {
-    keep_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
-    let mut connection = Connection::open(path).map_err(sqlite("open"))?;
-    connection.execute_batch("PRAGMA journal_mode = WAL;").map_err(sqlite("configure"))?;
-    connection.execute_batch(SYNCED).map_err(sqlite("configure"))?;
-    // A migration makes tables anew that others refer to, and looks itself whether all lead somewhere then.
-    connection.execute_batch("PRAGMA foreign_keys = OFF;").map_err(sqlite("configure"))?;
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite("read the version"))?;
-    match found {
-        0 => whole(&mut connection, |tx| create(tx))?,
-        1 => {
-            builds::create_tables(&connection)?;
-            whole(&mut connection, migrate::from_1)?;
-        }
-        2 => whole(&mut connection, teams_came::from_2)?,
-        SCHEMA => {}
-        found => return Err(StoreError::Schema { found, known: SCHEMA }),
-    }
-    connection.execute_batch("PRAGMA foreign_keys = ON;").map_err(sqlite("configure"))?;
-    builds::create_tables(&connection)?;
-    connection.execute_batch(in_use::INDICES).map_err(sqlite("create indices"))?;
-    Ok(connection)
-}
-
-fn create(c: &Connection) -> Result<(), StoreError> {
-    let tables = format!(
-        "CREATE TABLE sandboxes (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-         {}
-         {}
-         PRAGMA user_version = {SCHEMA};",
-        templates::TABLES,
-        teams::TABLES
-    );
-    c.execute_batch(&tables).map_err(sqlite("create the schema"))?;
-    teams::put_first(c)
-}
-
-fn one<T: for<'de> Deserialize<'de>>(
-    c: &Connection,
-    table: &'static str,
-    query: &str,
-    id: &str,
-) -> Result<Option<T>, StoreError> {
-    let body: Option<String> = c.query_row(query, params![id], |row| row.get(0)).optional().map_err(sqlite("read a row"))?;
+fn one<T: for<'de> Deserialize<'de>>(c: Tx<'_>, table: &'static str, query: &str, id: &str) -> Result<Option<T>, StoreError> {
+    let body: Option<String> = c.first(query, params![id], |row| row.get(0)).map_err(refused("read a row"))?;
     body.map(|body| from_json(table, &body)).transpose()
 }

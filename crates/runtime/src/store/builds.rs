@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use firkin_wire::rest::LogLevel;
 use jiff::Timestamp;
-use rusqlite::{Connection, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Store, TemplateRecord, bodies, one, sqlite,
+    Store, TemplateRecord, bodies,
+    database::{Tx, params, refused},
+    one,
     templates::{FamilyRecord, drop_bare, family, id_of_name, is_version, put_family, put_template},
     to_json,
 };
@@ -142,14 +143,14 @@ pub struct BuildLogEntry {
     pub message: String,
 }
 
-pub(super) fn create_tables(c: &Connection) -> Result<(), StoreError> {
+pub(super) fn create_tables(c: &rusqlite::Connection) -> Result<(), StoreError> {
     c.execute_batch(
         "CREATE TABLE IF NOT EXISTS builds (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS build_logs (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS build_layers (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
          CREATE INDEX IF NOT EXISTS builds_of_template ON builds (json_extract(body, '$.template_id'));",
     )
-    .map_err(sqlite("create the tables of builds"))
+    .map_err(super::of_sqlite("create the tables of builds"))
 }
 
 impl Store {
@@ -168,7 +169,7 @@ impl Store {
             let record = BuildRecord { template_id, ..record };
             let body = to_json("builds", &record)?;
             tx.execute("INSERT INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
-                .map_err(sqlite("put a build"))?;
+                .map_err(refused("put a build"))?;
             Ok((record, template))
         })
         .await
@@ -189,7 +190,7 @@ impl Store {
     /// Has every build that has begun end as failed.
     pub(crate) async fn fail_builds_under_way(&self, reason: BuildReason, at: Timestamp) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
+            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])?;
             for record in builds.into_iter().filter(|record| record.state == BuildState::Building) {
                 let reason = Some(reason.clone());
                 let failed = BuildRecord { state: BuildState::Error, reason, updated_at: at, finished_at: Some(at), ..record };
@@ -202,7 +203,8 @@ impl Store {
 
     /// Those of a scope.
     pub(crate) async fn builds(&self, scope: Scope) -> Result<Vec<BuildRecord>, StoreError> {
-        let mut builds: Vec<BuildRecord> = self.run(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])).await?;
+        let mut builds: Vec<BuildRecord> =
+            self.read(|tx| bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])).await?;
         builds.retain(|build| scope.sees(&build.owner));
         Ok(builds)
     }
@@ -210,14 +212,14 @@ impl Store {
     /// One, if it is a scope's.
     pub(crate) async fn build(&self, scope: &Scope, id: BuildId) -> Result<Option<BuildRecord>, StoreError> {
         let found: Option<BuildRecord> =
-            self.run(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())).await?;
+            self.read(move |tx| one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", id.as_str())).await?;
         Ok(found.filter(|build| scope.sees(&build.owner)))
     }
 
     /// Removes those builds that ended, but for the last `keep` and those that became a version which is there.
     pub(crate) async fn forget_ended_builds(&self, keep: usize) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let mut ended: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
+            let mut ended: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])?;
             ended.retain(BuildRecord::ended);
             ended.sort_by_key(|record| record.updated_at);
             let mut old = Vec::new();
@@ -232,32 +234,35 @@ impl Store {
     }
 
     /// Records how a build ended, with its log and with what became of it: all of that or nothing. Nothing if the build has been
-    /// deleted meanwhile; its template would come back.
+    /// deleted meanwhile; its template would come back. Whether it did.
     pub(crate) async fn end_build(
         &self,
         record: BuildRecord,
         log: Vec<BuildLogEntry>,
         became: Option<TemplateRecord>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         self.run(move |tx| {
             let known: Option<BuildRecord> = one(tx, "builds", "SELECT body FROM builds WHERE id = ?1", record.id.as_str())?;
             if known.is_none() {
-                return Ok(());
+                return Ok(false);
             }
             if let Some(template) = &became {
                 put_template(tx, template)?;
             }
             put_build(tx, &record)?;
             let log = to_json("build_logs", &log)?;
-            tx.execute("INSERT OR REPLACE INTO build_logs (id, body) VALUES (?1, ?2)", params![record.id, log])
-                .map_err(sqlite("put a build's log"))?;
-            Ok(())
+            tx.execute(
+                "INSERT INTO build_logs (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+                params![record.id, log],
+            )
+            .map_err(refused("put a build's log"))?;
+            Ok(true)
         })
         .await
     }
 
     pub(crate) async fn build_log(&self, id: BuildId) -> Result<Vec<BuildLogEntry>, StoreError> {
-        let found = self.run(move |tx| one(tx, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", id.as_str())).await?;
+        let found = self.read(move |tx| one(tx, "build_logs", "SELECT body FROM build_logs WHERE id = ?1", id.as_str())).await?;
         Ok(found.unwrap_or_default())
     }
 
@@ -267,12 +272,12 @@ impl Store {
     }
 
     pub(crate) async fn layer(&self, key: String) -> Result<Option<LayerRecord>, StoreError> {
-        self.run(move |tx| one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
+        self.read(move |tx| one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &key)).await
     }
 
     /// Whether this artifact is a state.
     pub(crate) async fn has_layer_of(&self, artifact: ArtifactId) -> Result<bool, StoreError> {
-        self.run(move |tx| Ok(layers(tx)?.iter().any(|layer| layer.artifact == artifact))).await
+        self.read(move |tx| Ok(layers(tx)?.iter().any(|layer| layer.artifact == artifact))).await
     }
 
     /// Notes that a state is gone on from, if it is there and has not become another one.
@@ -326,36 +331,42 @@ impl Store {
 }
 
 /// Removes builds with their logs, and templates of which then nothing is left.
-fn delete_builds(tx: &Transaction<'_>, ids: &[BuildId]) -> Result<(), StoreError> {
+fn delete_builds(tx: Tx<'_>, ids: &[BuildId]) -> Result<(), StoreError> {
     for id in ids {
-        tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(sqlite("delete a build"))?;
-        tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(sqlite("delete a build's log"))?;
+        tx.execute("DELETE FROM builds WHERE id = ?1", params![id]).map_err(refused("delete a build"))?;
+        tx.execute("DELETE FROM build_logs WHERE id = ?1", params![id]).map_err(refused("delete a build's log"))?;
     }
     drop_bare(tx)
 }
 
-fn put_build(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
+fn put_build(c: Tx<'_>, record: &BuildRecord) -> Result<(), StoreError> {
     let body = to_json("builds", record)?;
-    c.execute("INSERT OR REPLACE INTO builds (id, body) VALUES (?1, ?2)", params![record.id, body])
-        .map_err(sqlite("put a build"))?;
+    c.execute(
+        "INSERT INTO builds (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+        params![record.id, body],
+    )
+    .map_err(refused("put a build"))?;
     Ok(())
 }
 
-pub(super) fn layers(c: &Connection) -> Result<Vec<LayerRecord>, StoreError> {
-    bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key", [])
+pub(super) fn layers(c: Tx<'_>) -> Result<Vec<LayerRecord>, StoreError> {
+    bodies(c, "build_layers", "SELECT body FROM build_layers ORDER BY key", params![])
 }
 
-fn delete_layers(c: &Connection, layers: &[LayerRecord]) -> Result<(), StoreError> {
+fn delete_layers(c: Tx<'_>, layers: &[LayerRecord]) -> Result<(), StoreError> {
     for layer in layers {
-        c.execute("DELETE FROM build_layers WHERE key = ?1", params![layer.key]).map_err(sqlite("delete a layer"))?;
+        c.execute("DELETE FROM build_layers WHERE key = ?1", params![layer.key]).map_err(refused("delete a layer"))?;
     }
     Ok(())
 }
 
-fn put_layer(c: &Connection, record: &LayerRecord) -> Result<(), StoreError> {
+fn put_layer(c: Tx<'_>, record: &LayerRecord) -> Result<(), StoreError> {
     let body = to_json("build_layers", record)?;
-    c.execute("INSERT OR REPLACE INTO build_layers (key, body) VALUES (?1, ?2)", params![record.key, body])
-        .map_err(sqlite("put a layer"))?;
+    c.execute(
+        "INSERT INTO build_layers (key, body) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET body = excluded.body",
+        params![record.key, body],
+    )
+    .map_err(refused("put a layer"))?;
     Ok(())
 }
 

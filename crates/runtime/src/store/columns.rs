@@ -1,9 +1,8 @@
 //! Names as columns of the database, where they are the texts that they are written as.
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-
+use super::database::{FromValue, ToValue, Value};
 use crate::ground::{
-    ids::{ArtifactId, BuildId, KeyId, TemplateId},
+    ids::{ArtifactId, BuildId, KeyId, TemplateId, WebhookId},
     reference::{Reference, TemplateName},
     team::TeamId,
 };
@@ -11,15 +10,15 @@ use crate::ground::{
 /// What is a text in a column.
 macro_rules! column {
     ($type:ty) => {
-        impl ToSql for $type {
-            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-                Ok(self.to_string().into())
+        impl ToValue for $type {
+            fn to_value(&self) -> Value {
+                Value::Text(self.to_string())
             }
         }
 
-        impl FromSql for $type {
-            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-                value.as_str()?.parse().map_err(|error| FromSqlError::Other(Box::new(error)))
+        impl FromValue for $type {
+            fn from_value(value: &Value) -> Option<Self> {
+                String::from_value(value).and_then(|text| text.parse().ok())
             }
         }
     };
@@ -32,3 +31,4 @@ column!(BuildId);
 column!(TeamId);
 column!(KeyId);
 column!(ArtifactId);
+column!(WebhookId);

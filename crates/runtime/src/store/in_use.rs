@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use super::{
-    LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds, spec::SandboxId, sqlite,
+    LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds,
+    database::{params, refused},
+    spec::SandboxId,
 };
 use crate::ground::ids::{ArtifactId, LayerId};
 
@@ -39,23 +41,16 @@ const OF_ARTIFACT: &str = "SELECT json_extract(body, '$.snapshot_of') FROM versi
 impl Store {
     /// Artifacts of the snapshots of a sandbox.
     pub(crate) async fn snapshots_of(&self, id: SandboxId) -> Result<Vec<ArtifactId>, StoreError> {
-        self.run(move |tx| {
-            let mut statement = tx.prepare_cached(OF_SANDBOX).map_err(sqlite("prepare a read"))?;
-            let rows = statement.query_map([id.as_str()], |row| row.get(0)).map_err(sqlite("read versions"))?;
-            rows.collect::<Result<_, _>>().map_err(sqlite("read a version"))
-        })
-        .await
+        self.read(move |tx| tx.query(OF_SANDBOX, params![id.as_str()], |row| row.get(0)).map_err(refused("read versions"))).await
     }
 
     /// Which of these artifacts templates and snapshots name.
     pub(crate) async fn named(&self, artifacts: HashSet<ArtifactId>) -> Result<Vec<Named>, StoreError> {
-        self.run(move |tx| {
-            let mut statement = tx.prepare_cached(OF_ARTIFACT).map_err(sqlite("prepare a read"))?;
+        self.read(move |tx| {
             let mut found = Vec::new();
             for artifact in artifacts {
-                let column = |row: &rusqlite::Row<'_>| row.get::<_, Option<String>>(0);
-                for of in statement.query_map([artifact.as_str()], column).map_err(sqlite("read versions"))? {
-                    let of = of.map_err(sqlite("read a version"))?;
+                let of = tx.query(OF_ARTIFACT, params![artifact.as_str()], |row| row.get::<Option<String>>(0));
+                for of in of.map_err(refused("read versions"))? {
                     found.push(Named { artifact: artifact.clone(), snapshot_of: of.and_then(|id| id.parse().ok()) });
                 }
             }
@@ -66,9 +61,9 @@ impl Store {
 
     /// Everything that is used now.
     pub(crate) async fn in_use(&self) -> Result<InUse, StoreError> {
-        self.run(|tx| {
-            let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions", [])?;
-            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes", [])?;
+        self.read(|tx| {
+            let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions", params![])?;
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes", params![])?;
             let states = builds::layers(tx)?;
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
             for sandbox in sandboxes {

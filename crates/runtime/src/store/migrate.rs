@@ -7,10 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::Transaction;
 
 use super::{
-    SandboxRecord, TemplateRecord, bodies, from_json, sqlite, teams_came,
+    SandboxRecord, TemplateRecord, bodies,
+    database::{Tx, params, refused},
+    of_sqlite, teams_came,
     templates::{FamilyRecord, TABLES, give, put_family, put_version},
     to_json,
 };
@@ -33,13 +35,14 @@ struct Joined {
     names: BTreeMap<TemplateName, TemplateId>,
 }
 
-pub(super) fn from_1(tx: &Transaction<'_>) -> Result<(), StoreError> {
-    let mut builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
-    let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
+pub(super) fn from_1(connection: &Transaction<'_>) -> Result<(), StoreError> {
+    let tx = Tx::of(&**connection);
+    let mut builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])?;
+    let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", params![])?;
     let joined = Joined::of(records(tx)?, &mut builds);
     // Not before the names, which refer to them.
-    tx.execute_batch("DROP TABLE names; DROP TABLE templates;").map_err(sqlite("drop the old tables"))?;
-    tx.execute_batch(TABLES).map_err(sqlite("create the new tables"))?;
+    connection.execute_batch("DROP TABLE names; DROP TABLE templates;").map_err(of_sqlite("drop the old tables"))?;
+    connection.execute_batch(TABLES).map_err(of_sqlite("create the new tables"))?;
     for family in joined.families.values() {
         put_family(tx, family)?;
     }
@@ -49,37 +52,36 @@ pub(super) fn from_1(tx: &Transaction<'_>) -> Result<(), StoreError> {
     }
     for (id, (template, name)) in &joined.former {
         tx.execute("INSERT INTO former_ids (id, template_id, name) VALUES (?1, ?2, ?3)", params![id, template, name])
-            .map_err(sqlite("put a former id"))?;
+            .map_err(refused("put a former id"))?;
     }
     for build in &builds {
         let body = to_json("builds", build)?;
-        tx.execute("UPDATE builds SET body = ?2 WHERE id = ?1", params![build.id, body]).map_err(sqlite("put a build"))?;
+        tx.execute("UPDATE builds SET body = ?2 WHERE id = ?1", params![build.id, body]).map_err(refused("put a build"))?;
     }
     for mut sandbox in sandboxes {
         if let Some((template, _)) = joined.former.get(&sandbox.template_id) {
             sandbox.template_id.clone_from(template);
             let body = to_json("sandboxes", &sandbox)?;
             tx.execute("UPDATE sandboxes SET body = ?2 WHERE id = ?1", params![sandbox.id.as_str(), body])
-                .map_err(sqlite("put a sandbox"))?;
+                .map_err(refused("put a sandbox"))?;
         }
     }
-    teams_came::with_keys(tx)
+    teams_came::with_keys(connection)
 }
 
-fn records(c: &Connection) -> Result<Vec<TemplateRecord>, StoreError> {
+fn records(c: Tx<'_>) -> Result<Vec<TemplateRecord>, StoreError> {
     let mut names: BTreeMap<TemplateId, Vec<Reference>> = BTreeMap::new();
-    let mut statement = c.prepare("SELECT template_id, name FROM names ORDER BY name").map_err(sqlite("read names"))?;
-    for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sqlite("read names"))? {
-        let (id, name): (TemplateId, Reference) = row.map_err(sqlite("read names"))?;
+    let of = "SELECT template_id, name FROM names ORDER BY name";
+    let of: Vec<(TemplateId, Reference)> =
+        c.query(of, params![], |row| Ok((row.get(0)?, row.get(1)?))).map_err(refused("read names"))?;
+    for (id, name) in of {
         names.entry(id).or_default().push(name);
     }
-    let mut statement = c.prepare("SELECT body FROM templates ORDER BY id").map_err(sqlite("read templates"))?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(sqlite("read templates"))?;
-    rows.map(|row| {
-        let record: TemplateRecord = from_json("templates", &row.map_err(sqlite("read a template"))?)?;
-        Ok(TemplateRecord { names: names.remove(&record.id).unwrap_or_default(), ..record })
-    })
-    .collect()
+    let mut templates: Vec<TemplateRecord> = bodies(c, "templates", "SELECT body FROM templates ORDER BY id", params![])?;
+    for record in &mut templates {
+        record.names = names.remove(&record.id).unwrap_or_default();
+    }
+    Ok(templates)
 }
 
 impl Joined {
@@ -175,6 +177,7 @@ impl Joined {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
+    use rusqlite::{Connection, params};
     use serde_json::{Value, json};
 
     use super::*;

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, Params, Row};
-
 use super::{
-    Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies, sqlite,
+    Assignment, BuildRecord, FamilyRecord, Store, StoreError, TemplateRecord, bodies,
+    database::{Row, Tx, Value, params, refused},
     templates::{self, Lookup, Use},
 };
 use crate::ground::{
@@ -33,12 +32,12 @@ pub(crate) struct WholeTemplate {
 impl Store {
     /// Every template and snapshot of a scope, also those of which no build has ended, by id.
     pub(crate) async fn whole_templates(&self, scope: Scope) -> Result<Vec<WholeTemplate>, StoreError> {
-        self.run(move |tx| {
-            let mut families: Vec<FamilyRecord> = bodies(tx, "templates", "SELECT body FROM templates ORDER BY id", [])?;
+        self.read(move |tx| {
+            let mut families: Vec<FamilyRecord> = bodies(tx, "templates", "SELECT body FROM templates ORDER BY id", params![])?;
             families.retain(|family| scope.sees(&family.owner));
-            let versions = templates::versions(tx, "ORDER BY v.template_id, v.build_id", [])?;
-            let assignments = assignments(tx, "SELECT name, build_id, assigned_at FROM names ORDER BY name", [])?;
-            let builds = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", [])?;
+            let versions = templates::versions(tx, "ORDER BY v.template_id, v.build_id", params![])?;
+            let assignments = assignments(tx, "SELECT name, build_id, assigned_at FROM names ORDER BY name", params![])?;
+            let builds = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])?;
             Ok(together(families, versions, assignments, builds))
         })
         .await
@@ -51,7 +50,7 @@ impl Store {
         scope: Scope,
         sought: Sought,
     ) -> Result<Option<(WholeTemplate, Option<TemplateRecord>)>, StoreError> {
-        self.run(move |tx| {
+        self.read(move |tx| {
             let meant = templates::lookup(tx, (&scope, Use::Own), &sought).map(Lookup::found)?;
             let family = match &meant {
                 Some(version) => templates::family(tx, &version.id)?,
@@ -59,9 +58,9 @@ impl Store {
             };
             let Some(family) = family else { return Ok(None) };
             let whole = WholeTemplate {
-                versions: templates::versions(tx, templates::OF_TEMPLATE, [&family.id])?,
-                assignments: assignments(tx, TAGS_OF_TEMPLATE, [&family.id])?,
-                builds: bodies(tx, "builds", BUILDS_OF_TEMPLATE, [&family.id])?,
+                versions: templates::versions(tx, templates::OF_TEMPLATE, params![family.id])?,
+                assignments: assignments(tx, TAGS_OF_TEMPLATE, params![family.id])?,
+                builds: bodies(tx, "builds", BUILDS_OF_TEMPLATE, params![family.id])?,
                 family,
             };
             Ok(Some((whole, meant)))
@@ -70,15 +69,11 @@ impl Store {
     }
 }
 
-fn assignments(c: &Connection, query: &str, params: impl Params) -> Result<Vec<Assignment>, StoreError> {
-    let mut statement = c.prepare_cached(query).map_err(sqlite("read names"))?;
-    let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?));
-    let rows = statement.query_map(params, columns).map_err(sqlite("read names"))?;
-    rows.map(|row| {
-        let (name, build_id, at) = row.map_err(sqlite("read names"))?;
-        Ok(Assignment { name, build_id, at: at.parse().unwrap_or_default() })
-    })
-    .collect()
+fn assignments(c: Tx<'_>, query: &str, params: &[Value]) -> Result<Vec<Assignment>, StoreError> {
+    let columns = |row: &Row| Ok((row.get(0)?, row.get(1)?, row.get::<String>(2)?));
+    let rows = c.query(query, params, columns).map_err(refused("read names"))?;
+    let assignment = |(name, build_id, at): (_, _, String)| Assignment { name, build_id, at: at.parse().unwrap_or_default() };
+    Ok(rows.into_iter().map(assignment).collect())
 }
 
 /// Gives each template what is of it.

@@ -283,7 +283,29 @@ impl VolumeMount {
     }
 }
 
+/// Bytes of the labels of one sandbox, names and values together. They are kept with it, and shown with it wherever it is listed.
+pub const MAX_METADATA_BYTES: usize = 64 << 10;
+
+/// Labels that are not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("`metadata` has {bytes} bytes, the limit is {MAX_METADATA_BYTES}")]
+pub struct TooMuchMetadata {
+    /// How much there is.
+    pub bytes: usize,
+}
+
+/// What labels take, bytes: names and values.
+pub(crate) fn metadata_bytes(metadata: &BTreeMap<String, String>) -> usize {
+    metadata.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
 impl CreateSandbox {
+    /// Refuses more labels than are kept.
+    pub(crate) fn check_metadata(&self) -> Result<(), TooMuchMetadata> {
+        let bytes = metadata_bytes(&self.metadata);
+        if bytes > MAX_METADATA_BYTES { Err(TooMuchMetadata { bytes }) } else { Ok(()) }
+    }
+
     /// Whether it has the volume with this id.
     pub(crate) fn has_volume(&self, id: &str) -> bool {
         self.volumes.iter().any(|mount| mount.volume == id)
@@ -327,6 +349,8 @@ pub struct RuntimeSandbox {
     pub owner: TeamId,
     /// Id of the template or snapshot it came from.
     pub template_id: String,
+    /// Which build of that; absent for sandboxes of earlier servers.
+    pub build_id: Option<String>,
     /// Name of that template, when it has one.
     pub alias: Option<String>,
     /// Running or paused.
@@ -366,4 +390,19 @@ pub enum InvalidTimeout {
         /// The maximum.
         max_hours: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_bounded() {
+        let with = |bytes: usize| CreateSandbox {
+            metadata: [("a".to_owned(), "b".repeat(bytes - 1))].into(),
+            ..CreateSandbox::from_template("base")
+        };
+        assert_eq!(with(MAX_METADATA_BYTES).check_metadata(), Ok(()));
+        assert_eq!(with(MAX_METADATA_BYTES + 1).check_metadata(), Err(TooMuchMetadata { bytes: MAX_METADATA_BYTES + 1 }));
+    }
 }

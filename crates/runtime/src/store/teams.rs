@@ -1,10 +1,13 @@
 //! Teams, and the keys that open what they own. Of a key there is its digest and nothing that it could be made of.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, bodies, from_json, one, sqlite, to_json};
+use super::{
+    Store, StoreError, bodies,
+    database::{Row, Tx, params, refused},
+    from_json, one, to_json,
+};
 use crate::{
     capacity::TeamQuota,
     ground::{
@@ -64,32 +67,45 @@ pub(crate) struct KeyRecord {
 }
 
 /// Makes the first team.
-pub(super) fn put_first(c: &Connection) -> Result<(), StoreError> {
+pub(super) fn put_first(c: Tx<'_>) -> Result<(), StoreError> {
     let first = TeamId::first();
     let name = first.to_string();
     let team = TeamRecord { id: first, name, created_at: Timestamp::now(), quota: TeamQuota::default() };
     put_team(c, &team)
 }
 
-fn put_team(c: &Connection, team: &TeamRecord) -> Result<(), StoreError> {
+fn put_team(c: Tx<'_>, team: &TeamRecord) -> Result<(), StoreError> {
     let body = to_json("teams", team)?;
     let put = "INSERT INTO teams (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET body = excluded.body";
-    c.execute(put, params![team.id, body]).map_err(sqlite("put a team"))?;
+    c.execute(put, params![team.id, body]).map_err(refused("put a team"))?;
     Ok(())
 }
 
-pub(super) fn put_key(c: &Connection, digest: [u8; 32], key: &KeyRecord) -> Result<(), StoreError> {
+pub(super) fn put_key(c: Tx<'_>, digest: [u8; 32], key: &KeyRecord) -> Result<(), StoreError> {
     let body = to_json("api_keys", key)?;
     let put = "INSERT INTO api_keys (digest, id, team, body) VALUES (?1, ?2, ?3, ?4)";
-    c.execute(put, params![digest, key.id, key.team, body]).map_err(sqlite("put a key"))?;
+    c.execute(put, params![digest, key.id, key.team, body]).map_err(refused("put a key"))?;
     Ok(())
 }
 
 impl Store {
+    /// Makes the first team, if it is not there.
+    pub(crate) async fn ensure_first_team(&self) -> Result<(), StoreError> {
+        self.run(|tx| {
+            let first = TeamId::first();
+            let known: Option<TeamRecord> = one(tx, "teams", "SELECT body FROM teams WHERE id = ?1", first.as_str())?;
+            if known.is_none() { put_first(tx) } else { Ok(()) }
+        })
+        .await
+    }
+
     /// Adds a team, unless there is one of its id or there are as many as `most`.
     pub(crate) async fn add_team(&self, team: TeamRecord, most: u32) -> Result<Added, StoreError> {
         self.run(move |tx| {
-            let count: u32 = tx.query_row("SELECT count(*) FROM teams", [], |row| row.get(0)).map_err(sqlite("count teams"))?;
+            let count: u32 = tx
+                .first("SELECT count(*) FROM teams", params![], |row| row.get(0))
+                .map_err(refused("count teams"))?
+                .unwrap_or_default();
             let known: Option<TeamRecord> = one(tx, "teams", "SELECT body FROM teams WHERE id = ?1", team.id.as_str())?;
             match known {
                 Some(_) => Ok(Added::NotNew),
@@ -102,7 +118,7 @@ impl Store {
 
     /// Every team, by id.
     pub(crate) async fn teams(&self) -> Result<Vec<TeamRecord>, StoreError> {
-        self.run(|tx| bodies(tx, "teams", "SELECT body FROM teams ORDER BY id", [])).await
+        self.read(|tx| bodies(tx, "teams", "SELECT body FROM teams ORDER BY id", params![])).await
     }
 
     /// Changes the quota of a team. Gives the team as it is then, if it is there.
@@ -116,31 +132,36 @@ impl Store {
         .await
     }
 
-    /// Adds a key of a team that is there, unless there are as many as `most`, those that are revoked among them.
-    pub(crate) async fn add_key(&self, digest: [u8; 32], key: KeyRecord, most: u32) -> Result<Added, StoreError> {
+    /// Adds a key of a team that is there, unless as many as may be are good. Those that have long been dead are removed, and told of.
+    pub(crate) async fn add_key(
+        &self,
+        digest: [u8; 32],
+        key: KeyRecord,
+        most: KeyBounds,
+    ) -> Result<(Added, Vec<KeyId>), StoreError> {
         self.run(move |tx| {
             let team: Option<TeamRecord> = one(tx, "teams", "SELECT body FROM teams WHERE id = ?1", key.team.as_str())?;
             if team.is_none() {
-                return Ok(Added::NoTeam);
+                return Ok((Added::NoTeam, Vec::new()));
             }
-            let count: u32 = tx.query_row("SELECT count(*) FROM api_keys", [], |row| row.get(0)).map_err(sqlite("count keys"))?;
-            if count >= most {
-                return Ok(Added::TooMany);
+            let (gone, good) = remove_dead(tx, key.created_at.unwrap_or_else(Timestamp::now), most)?;
+            if good >= most.good as usize {
+                return Ok((Added::TooMany, gone));
             }
             put_key(tx, digest, &key)?;
-            Ok(Added::Yes)
+            Ok((Added::Yes, gone))
         })
         .await
     }
 
     /// Every key of a scope, with its digest, oldest first.
     pub(crate) async fn keys(&self, scope: Scope) -> Result<Vec<([u8; 32], KeyRecord)>, StoreError> {
-        self.run(move |tx| {
-            let mut statement = tx.prepare_cached("SELECT digest, body FROM api_keys").map_err(sqlite("read keys"))?;
-            let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, String>(1)?));
+        self.read(move |tx| {
+            let columns = |row: &Row| Ok((row.get(0)?, row.get::<String>(1)?));
             let mut keys = Vec::new();
-            for row in statement.query_map([], columns).map_err(sqlite("read keys"))? {
-                let (digest, body) = row.map_err(sqlite("read a key"))?;
+            for (digest, body) in
+                tx.query("SELECT digest, body FROM api_keys", params![], columns).map_err(refused("read keys"))?
+            {
                 let key: KeyRecord = from_json("api_keys", &body)?;
                 if scope.sees(&key.team) {
                     keys.push((digest, key));
@@ -158,29 +179,59 @@ impl Store {
         id: KeyId,
         change: impl FnOnce(&mut KeyRecord) + Send + 'static,
     ) -> Result<Option<KeyRecord>, StoreError> {
-        self.run(move |tx| {
-            let found = tx.query_row("SELECT body FROM api_keys WHERE id = ?1", params![id], |row| row.get::<_, String>(0));
-            let Some(body) = found.optional().map_err(sqlite("read a key"))? else { return Ok(None) };
-            let mut key: KeyRecord = from_json("api_keys", &body)?;
-            change(&mut key);
-            let body = to_json("api_keys", &key)?;
-            tx.execute("UPDATE api_keys SET body = ?2 WHERE id = ?1", params![id, body]).map_err(sqlite("put a key"))?;
-            Ok(Some(key))
-        })
-        .await
+        self.run(move |tx| change_key(tx, &id, change)).await
     }
 
     /// Notes when keys were last used. Nobody waits for that to be durable: a power failure may take it, and the disk is not synced.
     pub(crate) async fn note_uses(&self, uses: Vec<(KeyId, Timestamp)>) -> Result<(), StoreError> {
         self.run_unsynced(move |tx| {
-            let note = "UPDATE api_keys SET body = json_set(body, '$.last_used_at', ?2) WHERE id = ?1";
-            for (id, at) in uses {
-                tx.execute(note, params![id, at.to_string()]).map_err(sqlite("note the use of a key"))?;
-            }
-            Ok(())
+            uses.into_iter().try_for_each(|(id, at)| change_key(tx, &id, |key| key.last_used_at = Some(at)).map(drop))
         })
         .await
     }
+}
+
+fn change_key(tx: Tx<'_>, id: &KeyId, change: impl FnOnce(&mut KeyRecord)) -> Result<Option<KeyRecord>, StoreError> {
+    let found: Option<KeyRecord> = one(tx, "api_keys", "SELECT body FROM api_keys WHERE id = ?1", id.as_str())?;
+    let Some(mut key) = found else { return Ok(None) };
+    change(&mut key);
+    let body = to_json("api_keys", &key)?;
+    tx.execute("UPDATE api_keys SET body = ?2 WHERE id = ?1", params![*id, body]).map_err(refused("put a key"))?;
+    Ok(Some(key))
+}
+
+/// How many keys may be on record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyBounds {
+    /// Of those that open something.
+    pub(crate) good: u32,
+    /// Of those that do not any more.
+    pub(crate) dead: u32,
+    /// Those that have not since before this are removed.
+    pub(crate) dead_since: Timestamp,
+}
+
+impl KeyRecord {
+    /// Since when it opens nothing, if it does not now.
+    fn dead_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let expired = self.expires_at.filter(|at| *at <= now);
+        self.revoked_at.into_iter().chain(expired).min()
+    }
+}
+
+/// Removes keys that have been dead for too long, or of too many the first that were. Gives them, and how many are good.
+fn remove_dead(c: Tx<'_>, now: Timestamp, most: KeyBounds) -> Result<(Vec<KeyId>, usize), StoreError> {
+    let keys: Vec<KeyRecord> = bodies(c, "api_keys", "SELECT body FROM api_keys", params![])?;
+    let total = keys.len();
+    let mut dead: Vec<_> = keys.into_iter().filter_map(|key| Some((key.dead_since(now)?, key.id))).collect();
+    let good = total - dead.len();
+    dead.sort_unstable_by_key(|dead| std::cmp::Reverse(dead.0));
+    let recent = dead.iter().take(most.dead as usize).take_while(|(since, _)| *since > most.dead_since).count();
+    let gone: Vec<_> = dead.split_off(recent).into_iter().map(|(_, id)| id).collect();
+    for id in &gone {
+        c.execute("DELETE FROM api_keys WHERE id = ?1", params![id]).map_err(refused("remove a key"))?;
+    }
+    Ok((gone, good))
 }
 
 /// Whether a team or a key was added.
@@ -190,4 +241,54 @@ pub(crate) enum Added {
     NotNew,
     NoTeam,
     TooMany,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn key(name: &str, now: i64, expires: Option<i64>) -> KeyRecord {
+        KeyRecord {
+            id: KeyId::generate(),
+            team: TeamId::first(),
+            name: name.to_owned(),
+            scope: KeyScope::Full,
+            created_at: Some(at(now)),
+            expires_at: expires.map(at),
+            revoked_at: None,
+            last_used_at: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_that_open_nothing_any_more_do_not_count_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("firkin.db")).await.unwrap();
+        let digest = |name: &str| *blake3::hash(name.as_bytes()).as_bytes();
+        let add = async |name: &str, now: i64, expires: Option<i64>| {
+            let most = KeyBounds { good: 3, dead: 2, dead_since: at(now - 100) };
+            store.add_key(digest(name), key(name, now, expires), most).await.unwrap()
+        };
+        let names = async || {
+            let keys = store.keys(Scope::Host).await.unwrap();
+            keys.into_iter().map(|(_, key)| key.name).collect::<Vec<_>>()
+        };
+        for name in ["1", "2", "3"] {
+            assert_eq!(add(name, 1000, Some(1010)).await, (Added::Yes, Vec::new()));
+        }
+        assert_eq!(add("4", 1001, None).await.0, Added::TooMany);
+        assert_eq!(names().await.len(), 3);
+        // Two that are dead are shown, and one that was is not: its place is free either way.
+        let (added, gone) = add("4", 1050, None).await;
+        assert_eq!((added, gone.len(), names().await.len()), (Added::Yes, 1, 3));
+        let four = store.keys(Scope::Host).await.unwrap().into_iter().find(|(_, key)| key.name == "4").unwrap().1;
+        store.change_key(four.id, |key| key.revoked_at = Some(at(1060))).await.unwrap();
+        // Long after, none of those that expired.
+        assert_eq!(add("5", 1120, None).await.0, Added::Yes);
+        assert_eq!(names().await, ["4", "5"]);
+    }
 }

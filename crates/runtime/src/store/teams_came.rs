@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 use rusqlite::Transaction;
 
-use super::{KeyRecord, KeyScope, SCHEMA, StoreError, sqlite, teams};
+use super::{KeyRecord, KeyScope, SCHEMA, StoreError, database::Tx, of_sqlite, teams};
 use crate::ground::{
     ids::KeyId,
     team::{FIRST, TeamId},
@@ -33,20 +33,20 @@ pub(super) fn from_2(tx: &Transaction<'_>) -> Result<(), StoreError> {
          ALTER TABLE new_names RENAME TO names;
          CREATE INDEX names_of_version ON names (build_id);"
     ))
-    .map_err(sqlite("give templates to a team"))?;
+    .map_err(of_sqlite("give templates to a team"))?;
     with_keys(tx)
 }
 
 /// The last part, from either version: keys become a team's.
 pub(super) fn with_keys(tx: &Transaction<'_>) -> Result<(), StoreError> {
     let digests: Vec<[u8; 32]> = {
-        let mut statement = tx.prepare("SELECT digest FROM api_keys").map_err(sqlite("read keys"))?;
-        let rows = statement.query_map([], |row| row.get(0)).map_err(sqlite("read keys"))?;
-        rows.collect::<Result<_, _>>().map_err(sqlite("read keys"))?
+        let mut statement = tx.prepare("SELECT digest FROM api_keys").map_err(of_sqlite("read keys"))?;
+        let rows = statement.query_map([], |row| row.get(0)).map_err(of_sqlite("read keys"))?;
+        rows.collect::<Result<_, _>>().map_err(of_sqlite("read keys"))?
     };
-    tx.execute_batch("DROP TABLE api_keys").map_err(sqlite("drop the old keys"))?;
-    tx.execute_batch(teams::TABLES).map_err(sqlite("create the tables of teams"))?;
-    teams::put_first(tx)?;
+    tx.execute_batch("DROP TABLE api_keys").map_err(of_sqlite("drop the old keys"))?;
+    tx.execute_batch(teams::TABLES).map_err(of_sqlite("create the tables of teams"))?;
+    teams::put_first(Tx::of(&**tx))?;
     for digest in digests {
         let key = KeyRecord {
             id: KeyId::generate(),
@@ -58,15 +58,15 @@ pub(super) fn with_keys(tx: &Transaction<'_>) -> Result<(), StoreError> {
             revoked_at: None,
             last_used_at: None,
         };
-        teams::put_key(tx, digest, &key)?;
+        teams::put_key(Tx::of(&**tx), digest, &key)?;
     }
     // The transaction has not been held to them.
-    let mut statement = tx.prepare("PRAGMA foreign_key_check").map_err(sqlite("check what refers to what"))?;
-    if statement.exists([]).map_err(sqlite("check what refers to what"))? {
+    let mut statement = tx.prepare("PRAGMA foreign_key_check").map_err(of_sqlite("check what refers to what"))?;
+    if statement.exists([]).map_err(of_sqlite("check what refers to what"))? {
         return Err(StoreError::Migration);
     }
     drop(statement);
-    tx.execute_batch(&format!("PRAGMA user_version = {SCHEMA}")).map_err(sqlite("write the version"))
+    tx.execute_batch(&format!("PRAGMA user_version = {SCHEMA}")).map_err(of_sqlite("write the version"))
 }
 
 #[cfg(test)]

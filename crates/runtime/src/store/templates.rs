@@ -15,15 +15,18 @@
 //! or changed by anybody else. A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{SandboxRecord, Store, TemplateRecord, bodies, from_json, one, sqlite, to_json};
+use super::{
+    SandboxRecord, Store, TemplateRecord, bodies,
+    database::{Row, Tx, Value, params, refused},
+    from_json, one, to_json,
+};
 use crate::{
     ground::{
         ids::{BuildId, TemplateId},
         reference::{NoTemplate, Reference, STANDARD, Sought, TemplateName},
-        team::{Scope, TeamId},
+        team::{FIRST, Scope, TeamId},
     },
     store::{StoreError, spec::SandboxId},
 };
@@ -46,14 +49,17 @@ pub(super) const TABLES: &str = "
     ) WITHOUT ROWID;
     CREATE INDEX former_ids_of_template ON former_ids (template_id);";
 
-/// The version of a name.
-const NAMED: &str = "WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1 AND team = ?2)";
-
 /// The versions of a template.
 pub(super) const OF_TEMPLATE: &str = "WHERE v.template_id = ?1 ORDER BY v.build_id";
 
 /// What all versions of a template share.
 const FAMILY: &str = "SELECT body FROM templates WHERE id = ?1";
+
+/// The template of an id, for whom it is there.
+const FAMILY_OF_ID: &str = "SELECT t.body FROM templates t WHERE t.id = ?1";
+
+/// The template of a team's name, for whom it is there.
+const FAMILY_OF_NAME: &str = "SELECT t.body FROM templates t WHERE t.name = ?1 AND t.team = ?2";
 
 /// The template of a team's name.
 const ID_OF_NAME: &str = "SELECT id FROM templates WHERE name = ?1 AND team = ?2";
@@ -193,7 +199,7 @@ impl Store {
 
     /// How many snapshots a team has.
     pub(crate) async fn count_snapshots(&self, team: TeamId) -> Result<u32, StoreError> {
-        self.run(move |tx| snapshots_of_team(tx, &team)).await
+        self.read(move |tx| snapshots_of_team(tx, &team)).await
     }
 
     /// Notes what is run once in every warm session of a version, if that is there.
@@ -210,9 +216,8 @@ impl Store {
     pub(crate) async fn add_names(&self, build_id: BuildId, names: Vec<Reference>) -> Result<bool, StoreError> {
         self.run(move |tx| {
             let id = tx
-                .query_row("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
-                .optional()
-                .map_err(sqlite("read a version"))?;
+                .first("SELECT template_id FROM versions WHERE build_id = ?1", params![build_id], |row| row.get(0))
+                .map_err(refused("read a version"))?;
             let Some(id): Option<TemplateId> = id else { return Ok(false) };
             let Some(family) = family(tx, &id)? else { return Ok(false) };
             give(tx, (&family.owner, &build_id), &names, Timestamp::now())?;
@@ -229,13 +234,13 @@ impl Store {
             for name in &names {
                 let query = "SELECT v.template_id FROM names n JOIN versions v ON v.build_id = n.build_id
                              WHERE n.name = ?1 AND n.team = ?2";
-                let id = tx.query_row(query, params![name, team], |row| row.get(0)).optional().map_err(sqlite("read a name"))?;
+                let id = tx.first(query, params![name, team], |row| row.get(0)).map_err(refused("read a name"))?;
                 let Some(id): Option<TemplateId> = id else { return Ok(Some(name.clone())) };
                 of.push(id);
             }
             for (name, id) in names.iter().zip(of) {
                 let remove = "DELETE FROM names WHERE name = ?1 AND team = ?2";
-                tx.execute(remove, params![name, team]).map_err(sqlite("remove a name"))?;
+                tx.execute(remove, params![name, team]).map_err(refused("remove a name"))?;
                 drop_untagged(tx, &id)?;
             }
             Ok(None)
@@ -278,7 +283,7 @@ impl Store {
     /// these, and all stays.
     pub(crate) async fn delete_template(&self, id: TemplateId) -> Result<Vec<(TeamId, SandboxId)>, StoreError> {
         self.run(move |tx| {
-            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", [])?;
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", params![])?;
             let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| (s.owner, s.id)).collect();
             if !of_it.is_empty() {
                 return Ok(of_it);
@@ -291,7 +296,7 @@ impl Store {
                 "DELETE FROM builds WHERE json_extract(body, '$.template_id') = ?1",
                 "DELETE FROM templates WHERE id = ?1",
             ] {
-                tx.execute(part, params![id]).map_err(sqlite("delete a template"))?;
+                tx.execute(part, params![id]).map_err(refused("delete a template"))?;
             }
             Ok(of_it)
         })
@@ -301,20 +306,20 @@ impl Store {
     /// Every version of every template of a scope, and every snapshot, with the names that lead to it now. Those of one template are
     /// together.
     pub(crate) async fn templates(&self, scope: Scope) -> Result<Vec<TemplateRecord>, StoreError> {
-        let all = self.run(|tx| versions(tx, "ORDER BY v.template_id, v.build_id", [])).await?;
+        let all = self.read(|tx| versions(tx, "ORDER BY v.template_id, v.build_id", params![])).await?;
         Ok(all.into_iter().filter(|record| scope.sees(&record.owner)).collect())
     }
 
     /// The version that a reference leads to, among what a scope owns.
     pub(crate) async fn template(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Lookup, StoreError> {
         let sought = sought.into();
-        self.run(move |tx| lookup(tx, (&scope, Use::Own), &sought)).await
+        self.read(move |tx| lookup(tx, (&scope, Use::Own), &sought)).await
     }
 
     /// The version that a reference leads to, among what a scope may start from: also what is public, and the host's standard templates.
     pub(crate) async fn usable_template(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Lookup, StoreError> {
         let sought = sought.into();
-        self.run(move |tx| lookup(tx, (&scope, Use::StartFrom), &sought)).await
+        self.read(move |tx| lookup(tx, (&scope, Use::StartFrom), &sought)).await
     }
 
     /// What a scope may start from of a reference, whatever its tag, and whether or not anything was built.
@@ -324,13 +329,13 @@ impl Store {
         sought: impl Into<Sought>,
     ) -> Result<Option<FamilyRecord>, StoreError> {
         let sought = sought.into();
-        self.run(move |tx| found_by(tx, (&scope, Use::StartFrom), &sought)).await
+        self.read(move |tx| found_by(tx, (&scope, Use::StartFrom), &sought)).await
     }
 
     /// The template or snapshot of a reference that a scope owns, whatever its tag, and whether or not anything was built.
     pub(crate) async fn family(&self, scope: Scope, sought: impl Into<Sought>) -> Result<Option<FamilyRecord>, StoreError> {
         let sought = sought.into();
-        self.run(move |tx| family_of(tx, &scope, &sought)).await
+        self.read(move |tx| family_of(tx, &scope, &sought)).await
     }
 }
 
@@ -346,10 +351,30 @@ pub(super) enum Use {
 /// For whom something is looked up, and what for.
 type For<'a> = (&'a Scope, Use);
 
-/// Whether what was found is there for who looks.
-fn is_there((scope, to): For<'_>, family: &FamilyRecord) -> bool {
-    let standard = || family.owner.is_first() && family.name.as_ref().is_some_and(is_standard);
-    scope.sees(&family.owner) || (to == Use::StartFrom && (family.public || standard()))
+/// A query for a row `t` of templates that finds it only where it is there for who looks: for whom, and whether to start from it, are its next
+/// two parameters. What another team has is passed over in the database, before anything of it is read, so that a refusal is the same
+/// work for what there is as for what there is not.
+fn there(query: &str, parameters: usize) -> String {
+    let (team, starts) = (parameters + 1, parameters + 2);
+    let standard = STANDARD.map(|name| format!("'{name}'")).join(", ");
+    format!(
+        "{query} AND (CAST(?{team} AS TEXT) IS NULL OR t.team = ?{team}
+             OR (?{starts} AND (CAST(json_extract(t.body, '$.public') AS TEXT) IN ('1', 'true') OR (t.team = '{FIRST}' AND t.name IN ({standard})))))"
+    )
+}
+
+/// The version of a team's name, for whom its template is there.
+fn of_name() -> String {
+    versions_query(&there("WHERE v.build_id = (SELECT build_id FROM names WHERE name = ?1 AND team = ?2)", 2))
+}
+
+/// What [`there`] asks for.
+fn asking<'a>((scope, to): For<'a>) -> (Option<&'a TeamId>, bool) {
+    let team = match scope {
+        Scope::Host => None,
+        Scope::Team(team) => Some(team),
+    };
+    (team, to == Use::StartFrom)
 }
 
 fn is_standard(name: &TemplateName) -> bool {
@@ -384,32 +409,31 @@ impl NoTemplate {
 }
 
 /// By an id, else by a name. What is there for others only is as good as not there.
-fn family_found(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<FamilyFound>, StoreError> {
+fn family_found(c: Tx<'_>, by: For<'_>, sought: &Sought) -> Result<Option<FamilyFound>, StoreError> {
     let base = sought.reference.name.as_str();
-    let there = |found: Option<FamilyRecord>| found.filter(|family| is_there(by, family));
     let of_team = |family: &FamilyRecord| sought.team.as_ref().is_none_or(|team| *team == family.owner);
-    if let Some(family) = there(one(c, "templates", FAMILY, base)?).filter(of_team) {
+    if let Some(family) = family_of_id(c, by, base)?.filter(of_team) {
         return Ok(Some(FamilyFound { family, stood_for: None }));
     }
+    let (scope, starts) = asking(by);
     for team in teams(by, sought) {
-        if let Some(id) = id_of_name(c, &team, &sought.reference.name)?
-            && let Some(family) = there(family(c, &id)?)
-        {
+        let named = read_family(c, &there(FAMILY_OF_NAME, 2), params![sought.reference.name, team, scope, starts])?;
+        if let Some(family) = named {
             return Ok(Some(FamilyFound { family, stood_for: None }));
         }
     }
-    let former = c.query_row(FORMER_ID, params![base], |row| Ok((row.get(0)?, row.get(1)?))).optional();
-    let Some((id, stood_for)) = former.map_err(sqlite("read a former id"))? else { return Ok(None) };
-    let family = there(family(c, &id)?).filter(of_team);
+    let former = c.first(FORMER_ID, params![base], |row| Ok((row.get(0)?, row.get(1)?)));
+    let Some((id, stood_for)): Option<(String, _)> = former.map_err(refused("read a former id"))? else { return Ok(None) };
+    let family = family_of_id(c, by, &id)?.filter(of_team);
     Ok(family.map(|family| FamilyFound { family, stood_for }))
 }
 
 /// The template or snapshot of a reference that `scope` owns.
-pub(super) fn family_of(c: &Connection, scope: &Scope, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
+pub(super) fn family_of(c: Tx<'_>, scope: &Scope, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
     found_by(c, (scope, Use::Own), sought)
 }
 
-fn found_by(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
+fn found_by(c: Tx<'_>, by: For<'_>, sought: &Sought) -> Result<Option<FamilyRecord>, StoreError> {
     // A snapshot may be called as a template is, with a tag of its own.
     let named = named(c, by, sought)?.map(|record| record.id);
     let by_tag = named.clone().filter(|_| sought.reference.tag.is_some());
@@ -422,7 +446,7 @@ fn found_by(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<Famil
     }
 }
 
-pub(super) fn lookup(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Lookup, StoreError> {
+pub(super) fn lookup(c: Tx<'_>, by: For<'_>, sought: &Sought) -> Result<Lookup, StoreError> {
     let found = |record: TemplateRecord| Ok(Lookup::Found(Box::new(record)));
     if let Some(record) = named(c, by, sought)? {
         return found(record);
@@ -431,7 +455,7 @@ pub(super) fn lookup(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Loo
     let reference = &sought.reference;
     let meant = stood_for.filter(|_| reference.tag.is_none());
     let tag = meant.as_ref().unwrap_or(reference).tag();
-    let versions = versions(c, OF_TEMPLATE, [&family.id])?;
+    let versions = versions(c, OF_TEMPLATE, params![family.id])?;
     // `<id>:default` is how unnamed snapshots are shown; by its bare id every snapshot is found.
     let is_it = |record: &&TemplateRecord| {
         record.tags().any(|known| known == tag) || (record.snapshot_of.is_some() && reference.other_tag().is_none())
@@ -444,29 +468,42 @@ pub(super) fn lookup(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Loo
     Ok(Lookup::NoTag { template: reference.name.to_string(), tag: tag.to_owned(), tags })
 }
 
-fn named(c: &Connection, by: For<'_>, sought: &Sought) -> Result<Option<TemplateRecord>, StoreError> {
+fn named(c: Tx<'_>, by: For<'_>, sought: &Sought) -> Result<Option<TemplateRecord>, StoreError> {
+    let ((scope, starts), name) = (asking(by), sought.reference.clone().full());
     for team in teams(by, sought) {
-        let found = versions(c, NAMED, params![sought.reference.clone().full(), team])?.into_iter().next();
-        let Some(record) = found else { continue };
-        if family(c, &record.id)?.is_some_and(|family| is_there(by, &family)) {
-            return Ok(Some(record));
+        let found = read_versions(c, &of_name(), params![name, team, scope, starts])?.into_iter().next();
+        if found.is_some() {
+            return Ok(found);
         }
     }
     Ok(None)
 }
 
+fn family_of_id(c: Tx<'_>, by: For<'_>, id: &str) -> Result<Option<FamilyRecord>, StoreError> {
+    let (scope, starts) = asking(by);
+    read_family(c, &there(FAMILY_OF_ID, 1), params![id, scope, starts])
+}
+
+fn read_family(c: Tx<'_>, query: &str, params: &[Value]) -> Result<Option<FamilyRecord>, StoreError> {
+    let body: Option<String> = c.first(query, params, |row| row.get(0)).map_err(refused("read a template"))?;
+    body.map(|body| from_json("templates", &body)).transpose()
+}
+
 /// The versions that `which` selects, each with what it shares with others of its template and with its names.
-pub(super) fn versions(c: &Connection, which: &str, params: impl Params) -> Result<Vec<TemplateRecord>, StoreError> {
-    let mut statement = c.prepare_cached(&versions_query(which)).map_err(sqlite("prepare a read"))?;
-    let columns = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let rows = statement.query_map(params, columns).map_err(sqlite("read versions"))?;
-    rows.map(|row| {
-        let (version, family, names): (String, String, String) = row.map_err(sqlite("read a version"))?;
-        let (version, family): (TemplateRecord, FamilyRecord) =
-            (from_json("versions", &version)?, from_json("templates", &family)?);
-        Ok(TemplateRecord { names: from_json("names", &names)?, ..family.share(version) })
-    })
-    .collect()
+pub(super) fn versions(c: Tx<'_>, which: &str, params: &[Value]) -> Result<Vec<TemplateRecord>, StoreError> {
+    read_versions(c, &versions_query(which), params)
+}
+
+fn read_versions(c: Tx<'_>, query: &str, params: &[Value]) -> Result<Vec<TemplateRecord>, StoreError> {
+    let columns = |row: &Row| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let rows: Vec<(String, String, String)> = c.query(query, params, columns).map_err(refused("read versions"))?;
+    rows.into_iter()
+        .map(|(version, family, names)| {
+            let (version, family): (TemplateRecord, FamilyRecord) =
+                (from_json("versions", &version)?, from_json("templates", &family)?);
+            Ok(TemplateRecord { names: from_json("names", &names)?, ..family.share(version) })
+        })
+        .collect()
 }
 
 fn versions_query(which: &str) -> String {
@@ -476,46 +513,46 @@ fn versions_query(which: &str) -> String {
     )
 }
 
-pub(super) fn family(c: &Connection, id: &TemplateId) -> Result<Option<FamilyRecord>, StoreError> {
+pub(super) fn family(c: Tx<'_>, id: &TemplateId) -> Result<Option<FamilyRecord>, StoreError> {
     one(c, "templates", FAMILY, id.as_str())
 }
 
-fn snapshots_of_team(c: &Connection, team: &TeamId) -> Result<u32, StoreError> {
+fn snapshots_of_team(c: Tx<'_>, team: &TeamId) -> Result<u32, StoreError> {
     let count = "SELECT count(*) FROM templates WHERE team = ?1 AND json_extract(body, '$.snapshot_of') IS NOT NULL";
-    c.query_row(count, params![team], |row| row.get(0)).map_err(sqlite("count snapshots"))
+    Ok(c.first(count, params![team], |row| row.get(0)).map_err(refused("count snapshots"))?.unwrap_or_default())
 }
 
 /// Whether this build became a version that is there.
-pub(super) fn is_version(c: &Connection, build_id: &BuildId) -> Result<bool, StoreError> {
-    let found = c.query_row("SELECT 1 FROM versions WHERE build_id = ?1", params![build_id], |_| Ok(())).optional();
-    Ok(found.map_err(sqlite("read a version"))?.is_some())
+pub(super) fn is_version(c: Tx<'_>, build_id: &BuildId) -> Result<bool, StoreError> {
+    let found = c.first("SELECT 1 FROM versions WHERE build_id = ?1", params![build_id], |_| Ok(()));
+    Ok(found.map_err(refused("read a version"))?.is_some())
 }
 
 /// The id of a team's template with this name.
-pub(super) fn id_of_name(c: &Connection, team: &TeamId, name: &TemplateName) -> Result<Option<TemplateId>, StoreError> {
-    let found = c.query_row(ID_OF_NAME, params![name, team], |row| row.get(0)).optional();
-    found.map_err(sqlite("read a template"))
+pub(super) fn id_of_name(c: Tx<'_>, team: &TeamId, name: &TemplateName) -> Result<Option<TemplateId>, StoreError> {
+    let found = c.first(ID_OF_NAME, params![name, team], |row| row.get(0));
+    found.map_err(refused("read a template"))
 }
 
-pub(super) fn put_family(c: &Connection, family: &FamilyRecord) -> Result<(), StoreError> {
+pub(super) fn put_family(c: Tx<'_>, family: &FamilyRecord) -> Result<(), StoreError> {
     let body = to_json("templates", family)?;
     let put = "INSERT INTO templates (id, team, name, body) VALUES (?1, ?2, ?3, ?4)
                ON CONFLICT (id) DO UPDATE SET team = excluded.team, name = excluded.name, body = excluded.body";
-    c.execute(put, params![family.id, family.owner, family.name, body]).map_err(sqlite("put a template"))?;
+    c.execute(put, params![family.id, family.owner, family.name, body]).map_err(refused("put a template"))?;
     Ok(())
 }
 
-pub(super) fn put_version(c: &Connection, record: &TemplateRecord) -> Result<(), StoreError> {
+pub(super) fn put_version(c: Tx<'_>, record: &TemplateRecord) -> Result<(), StoreError> {
     let body = to_json("versions", record)?;
     let put = "INSERT INTO versions (build_id, template_id, body) VALUES (?1, ?2, ?3)
                ON CONFLICT (build_id) DO UPDATE SET template_id = excluded.template_id, body = excluded.body";
-    c.execute(put, params![record.build_id, record.id, body]).map_err(sqlite("put a version"))?;
+    c.execute(put, params![record.build_id, record.id, body]).map_err(refused("put a version"))?;
     Ok(())
 }
 
 /// Has names of a team lead to one of its versions.
 pub(super) fn give(
-    c: &Connection,
+    c: Tx<'_>,
     (team, build_id): (&TeamId, &BuildId),
     names: &[Reference],
     at: Timestamp,
@@ -523,14 +560,14 @@ pub(super) fn give(
     let give = "INSERT INTO names (name, build_id, assigned_at, team) VALUES (?1, ?2, ?3, ?4)
                 ON CONFLICT (team, name) DO UPDATE SET build_id = excluded.build_id, assigned_at = excluded.assigned_at";
     for name in names {
-        c.execute(give, params![name, build_id, at.to_string(), team]).map_err(sqlite("put a name"))?;
+        c.execute(give, params![name, build_id, at.to_string(), team]).map_err(refused("put a name"))?;
     }
     Ok(())
 }
 
 /// Inserts or replaces a version, with its template where that is new, and gives it its names, taking them from whoever had them. Gives
 /// what is on record: a template of that name has an id already.
-pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Result<TemplateRecord, StoreError> {
+pub(super) fn put_template(tx: Tx<'_>, record: &TemplateRecord) -> Result<TemplateRecord, StoreError> {
     let mut record = record.clone();
     if let Some(name) = record.family_name()
         && let Some(id) = id_of_name(tx, &record.owner, &name)?
@@ -543,7 +580,7 @@ pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Res
     };
     put_family(tx, &family)?;
     put_version(tx, &record)?;
-    tx.execute("DELETE FROM names WHERE build_id = ?1", params![record.build_id]).map_err(sqlite("clear names"))?;
+    tx.execute("DELETE FROM names WHERE build_id = ?1", params![record.build_id]).map_err(refused("clear names"))?;
     give(tx, (&family.owner, &record.build_id), &record.names, record.updated_at)?;
     if record.snapshot_of.is_none() {
         drop_untagged(tx, &record.id)?;
@@ -552,23 +589,23 @@ pub(super) fn put_template(tx: &Transaction<'_>, record: &TemplateRecord) -> Res
 }
 
 /// Removes the versions of a template to which no tag leads any more. A snapshot may have no name and is none of them.
-fn drop_untagged(tx: &Transaction<'_>, id: &TemplateId) -> Result<(), StoreError> {
+fn drop_untagged(tx: Tx<'_>, id: &TemplateId) -> Result<(), StoreError> {
     if family(tx, id)?.is_none_or(|family| family.snapshot_of.is_some()) {
         return Ok(());
     }
     let untagged = "DELETE FROM versions WHERE template_id = ?1
                     AND NOT EXISTS (SELECT 1 FROM names WHERE names.build_id = versions.build_id)";
-    tx.execute(untagged, params![id]).map_err(sqlite("delete versions"))?;
+    tx.execute(untagged, params![id]).map_err(refused("delete versions"))?;
     Ok(())
 }
 
 /// Removes templates that have neither a version nor a build: nothing is known of them but that somebody asked for one once.
-pub(super) fn drop_bare(tx: &Transaction<'_>) -> Result<(), StoreError> {
+pub(super) fn drop_bare(tx: Tx<'_>) -> Result<(), StoreError> {
     let bare = "id NOT IN (SELECT template_id FROM versions)
                 AND id NOT IN (SELECT json_extract(body, '$.template_id') FROM builds)";
     for (table, column) in [("former_ids", "template_id"), ("templates", "id")] {
         let bare = format!("DELETE FROM {table} WHERE {column} IN (SELECT id FROM templates WHERE {bare})");
-        tx.execute(&bare, []).map_err(sqlite("delete bare templates"))?;
+        tx.execute(&bare, params![]).map_err(refused("delete bare templates"))?;
     }
     Ok(())
 }
@@ -580,7 +617,14 @@ mod tests {
 
     #[tokio::test]
     async fn templates_and_snapshots_are_found_without_the_others() {
-        let lookups = [versions_query(NAMED), versions_query(OF_TEMPLATE), ID_OF_NAME.to_owned(), FORMER_ID.to_owned()];
+        let lookups = [
+            of_name(),
+            versions_query(OF_TEMPLATE),
+            there(FAMILY_OF_ID, 1),
+            there(FAMILY_OF_NAME, 2),
+            ID_OF_NAME.to_owned(),
+            FORMER_ID.to_owned(),
+        ];
         goes_through_no_table(lookups).await;
     }
 }
