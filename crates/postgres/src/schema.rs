@@ -1,0 +1,66 @@
+//! The tables, and how they came to be what they are: steps that are only ever added to. All that is to be done is done in one transaction.
+//!
+//! They are those of SQLite, in a schema of their own; texts compare byte by byte, and a few functions are called as SQLite's are.
+
+use tokio_postgres::Client;
+
+/// The steps. The number of those that were done is the version of the schema.
+const STEPS: [&str; 1] = [include_str!("schema-1.sql")];
+
+/// What holds of the catalogue itself. It is the same in all versions.
+const CATALOGUE: &str = r#"
+    CREATE SCHEMA IF NOT EXISTS firkin;
+    CREATE TABLE IF NOT EXISTS firkin.catalogue (
+        one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one),
+        schema BIGINT NOT NULL,
+        written_by TEXT NOT NULL,
+        installation TEXT,
+        host TEXT,
+        since TIMESTAMPTZ,
+        term BIGINT NOT NULL);
+    INSERT INTO firkin.catalogue (schema, written_by, term) VALUES (0, '', 0) ON CONFLICT DO NOTHING;
+"#;
+
+/// Why tables cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A newer version made them.
+    #[error("they have version {found} and were written by firkin {written_by}; this version reads up to {known}")]
+    Newer {
+        /// Found.
+        found: i64,
+        /// Known.
+        known: i64,
+        /// Who wrote them.
+        written_by: String,
+    },
+    /// The database says no.
+    #[error("the database refuses a step")]
+    Refused(#[from] tokio_postgres::Error),
+}
+
+/// Brings the tables up to date. Whoever calls holds the server's lock, so nobody else does.
+pub(crate) async fn migrate(client: &Client) -> Result<(), MigrateError> {
+    client.batch_execute(&format!("BEGIN; {CATALOGUE}")).await?;
+    let done = steps(client).await;
+    client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+    done
+}
+
+async fn steps(client: &Client) -> Result<(), MigrateError> {
+    let row = client.query_one("SELECT schema, written_by FROM firkin.catalogue FOR UPDATE", &[]).await?;
+    let (found, written_by): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(MigrateError::Newer { found, known, written_by });
+    }
+    if found == known {
+        return Ok(());
+    }
+    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+        client.batch_execute(step).await?;
+    }
+    let note = "UPDATE firkin.catalogue SET schema = $1, written_by = $2";
+    client.execute(note, &[&known, &env!("CARGO_PKG_VERSION")]).await?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! A PostgreSQL of one test: in a directory of its own, as a user who is nobody, and gone with the test, also when that is killed.
+
+use std::{
+    net::TcpListener,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{prctl, signal::Signal};
+
+/// Whom Debian calls `nobody`: PostgreSQL refuses root.
+const NOBODY: u32 = 65534;
+
+/// From its start to its first answer.
+const START: Duration = Duration::from_secs(30);
+
+/// One server with its databases.
+pub(crate) struct Cluster {
+    programs: PathBuf,
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+/// Debian's programs of the newest version that is installed.
+fn programs() -> Option<PathBuf> {
+    let mut versions: Vec<_> =
+        std::fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    versions.sort();
+    versions.pop().map(|version| version.join("bin")).filter(|bin| bin.join("initdb").exists())
+}
+
+fn as_nobody(program: PathBuf) -> Command {
+    let mut command = Command::new(program);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    command
+}
+
+impl Cluster {
+    /// None where Debian's package is not installed; the test says so.
+    pub(crate) fn start() -> Option<Self> {
+        let Some(programs) = programs() else {
+            eprintln!("skipped: the Debian package `postgresql` is not installed");
+            return None;
+        };
+        let dir = tempfile::Builder::new().prefix("firkin-postgres-").tempdir_in("/var/tmp").unwrap();
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let made = as_nobody(programs.join("initdb"))
+            .args(["--username=firkin", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(dir.path().join("data"))
+            .status();
+        assert!(made.unwrap().success(), "initdb failed");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = run(&programs, dir.path(), port);
+        Some(Self { programs, dir, port, child })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes a database, and gives where it is.
+    pub(crate) fn database(&self, name: &str) -> String {
+        let made = as_nobody(self.programs.join("createdb"))
+            .args(["--host=127.0.0.1", "--username=firkin", "--no-password"])
+            .arg(format!("--port={}", self.port))
+            .arg(name)
+            .status();
+        assert!(made.unwrap().success(), "createdb failed");
+        format!("postgres://firkin@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// Does something to a database behind the server's back.
+    pub(crate) async fn sql(&self, name: &str, statement: &str) {
+        let url = format!("postgres://firkin@127.0.0.1:{}/{name}", self.port);
+        let (client, driven) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        let driven = tokio::spawn(driven);
+        client.batch_execute(statement).await.unwrap();
+        drop(client);
+        driven.await.unwrap().unwrap();
+    }
+
+    /// As by a power failure, but for the disk.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        // Its sessions notice by themselves that it is gone, and end before another starts.
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        self.child = run(&self.programs, self.dir.path(), self.port);
+    }
+}
+
+/// Starts it and waits for its first answer. One that was killed may be refused for as long as its sessions end.
+fn run(programs: &Path, dir: &Path, port: u16) -> Child {
+    let started = Instant::now();
+    loop {
+        let mut command = as_nobody(programs.join("postgres"));
+        command.arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string()).arg("-k").arg(dir);
+        for setting in ["fsync=off", "listen_addresses=127.0.0.1", "max_connections=40", "shared_buffers=16MB"] {
+            command.args(["-c", setting]);
+        }
+        // SAFETY: the call is one system call, of the child alone.
+        #[expect(unsafe_code, reason = "it ends with the test, also when that is killed")]
+        unsafe {
+            command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGINT).map_err(Into::into));
+        }
+        let mut child = command.spawn().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            let ready =
+                as_nobody(programs.join("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p"]).arg(port.to_string()).status();
+            if ready.unwrap().success() {
+                return child;
+            }
+            assert!(started.elapsed() < START, "PostgreSQL does not answer");
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        assert!(started.elapsed() < START, "PostgreSQL does not start");
+        thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // At once; what it was asked for is over.
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGQUIT).ok();
+        self.child.wait().ok();
+    }
+}

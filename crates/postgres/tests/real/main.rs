@@ -1,0 +1,117 @@
+//! The catalogue on a real PostgreSQL: the contract, what happens when connections are cut in the middle of a commit, when the database is
+//! killed, and when a second server comes.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's own parts fail by panics, and say what was not tried")]
+
+use std::{sync::Arc, time::Duration};
+
+use firkin_postgres::{Address, OpenError, Postgres};
+use firkin_runtime::store::{
+    StoreError, contract,
+    database::{Database, DatabaseError, Mode, Value},
+};
+
+mod database;
+mod proxy;
+
+use database::Cluster;
+use proxy::{Cut, Proxy};
+
+/// A statement that changes something, as an operation.
+async fn put(database: &Postgres, id: &'static str) -> Result<(), StoreError> {
+    let put = Box::new(move |tx: &dyn firkin_runtime::store::database::Statements| {
+        let values = [Value::Text(id.to_owned()), Value::Text("{}".to_owned())];
+        let done = tx.execute("INSERT INTO sandboxes (id, body) VALUES (?1, ?2)", &values);
+        done.map(drop).map_err(|error: DatabaseError| error.of("put"))
+    });
+    database.run(Mode::Write, put).await
+}
+
+async fn ids(database: &Postgres) -> Vec<Value> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let read = Box::new(move |tx: &dyn firkin_runtime::store::database::Statements| {
+        let rows = tx.rows("SELECT id FROM sandboxes ORDER BY id", &[]).map_err(|error| error.of("read"))?;
+        send.send(rows.concat()).unwrap();
+        Ok(())
+    });
+    database.run(Mode::Read, read).await.unwrap();
+    receive.recv().unwrap()
+}
+
+fn texts(ids: &[&str]) -> Vec<Value> {
+    ids.iter().map(|id| Value::Text((*id).to_owned())).collect()
+}
+
+async fn open(url: &str) -> Postgres {
+    Postgres::open(url.parse().unwrap(), "here").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    let url = cluster.database("contract");
+    let database = Arc::new(open(&url).await);
+    contract::check(database.clone()).await.unwrap();
+    database.close().await.unwrap();
+
+    one_server_has_it(&cluster.database("held")).await;
+    a_newer_version_is_refused(&cluster.database("newer"), &cluster).await;
+    a_commit_that_was_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
+    a_killed_database_comes_back(&mut cluster).await;
+}
+
+async fn one_server_has_it(url: &str) {
+    let address: Address = url.parse().unwrap();
+    let first = open(url).await;
+    let second = Postgres::open(address.clone(), "here").await;
+    assert!(matches!(&second, Err(OpenError::Taken { installation, .. }) if installation == "here"), "{second:?}");
+    first.close().await.unwrap();
+    let other = Postgres::open(address, "elsewhere").await;
+    assert!(matches!(&other, Err(OpenError::Foreign { theirs, .. }) if theirs == "here"), "{other:?}");
+    let next = open(url).await;
+    put(&next, "i1").await.unwrap();
+    let late = put(&first, "i2").await;
+    assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+    next.close().await.unwrap();
+}
+
+async fn a_newer_version_is_refused(url: &str, cluster: &Cluster) {
+    open(url).await.close().await.unwrap();
+    cluster.sql("newer", "UPDATE firkin.catalogue SET schema = 99, written_by = '9.9.9'").await;
+    let refused = Postgres::open(url.parse().unwrap(), "here").await;
+    let Err(OpenError::Tables { source, .. }) = refused else { panic!("{refused:?}") };
+    assert!(source.to_string().contains("99") && source.to_string().contains("9.9.9"), "{source}");
+}
+
+async fn a_commit_that_was_cut_is_asked_about(url: &str, cluster: &Cluster) {
+    let proxy = Proxy::start(cluster.port()).await;
+    let database = open(&url.replace(&cluster.port().to_string(), &proxy.port().to_string())).await;
+    put(&database, "i0").await.unwrap();
+    // It never hears of the commit: what was done is undone, and whoever asked is told that nothing was.
+    proxy.cut_at_next(Cut::BeforeCommit);
+    let lost = put(&database, "i1").await;
+    assert!(matches!(lost, Err(StoreError::Away { .. })), "{lost:?}");
+    assert_eq!(ids(&database).await, texts(&["i0"]));
+    // It keeps it, and its answer is lost: whoever asked is told that it was kept, and it was once.
+    proxy.cut_at_next(Cut::AfterCommit);
+    put(&database, "i2").await.unwrap();
+    assert_eq!(ids(&database).await, texts(&["i0", "i2"]));
+    database.close().await.unwrap();
+}
+
+async fn a_killed_database_comes_back(cluster: &mut Cluster) {
+    let url = cluster.database("killed");
+    let database = Arc::new(open(&url).await);
+    put(&database, "i1").await.unwrap();
+    cluster.kill();
+    let lost = put(&database, "i2").await;
+    assert!(matches!(lost, Err(StoreError::Away { .. })), "{lost:?}");
+    cluster.start_again();
+    put(&database, "i3").await.unwrap();
+    assert_eq!(ids(&database).await, texts(&["i1", "i3"]));
+    // Who comes in between has it, and who had it changes nothing more.
+    cluster.sql("killed", "UPDATE firkin.catalogue SET term = term + 1").await;
+    let fenced = put(&database, "i4").await;
+    assert!(matches!(fenced, Err(StoreError::Fenced { .. })), "{fenced:?}");
+    tokio::time::timeout(Duration::from_secs(20), database.close()).await.unwrap().unwrap();
+}
