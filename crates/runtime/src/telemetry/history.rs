@@ -111,6 +111,13 @@ impl History {
         self.rings().sandboxes.get(id).map(|ring| ring.samples.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// The newest of them, oldest first.
+    pub(crate) fn recent(&self, id: &SandboxId, most: usize) -> Vec<Stats> {
+        let rings = self.rings();
+        let Some(ring) = rings.sandboxes.get(id) else { return Vec::new() };
+        ring.samples.range(ring.samples.len().saturating_sub(most)..).copied().collect()
+    }
+
     /// Remembers what the guest answered; one that did not is left alone for a while.
     pub(crate) fn sampled(&self, id: &SandboxId, answer: Option<Stats>) {
         let mut rings = self.rings();
@@ -165,6 +172,7 @@ mod tests {
         }
         let samples = history.samples(&id(1));
         assert_eq!((samples.len(), samples[0].ts), (MAX_SAMPLES, 2));
+        assert_eq!((history.recent(&id(1), 2), history.recent(&id(2), 2)), (samples[MAX_SAMPLES - 2..].to_vec(), Vec::new()));
     }
 
     #[test]

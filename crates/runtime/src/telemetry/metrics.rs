@@ -2,99 +2,39 @@
 //!
 //! A phase is observed by the code that went through it, and only when it came to its end: how long a failure took says
 //! nothing about speed. Labels are closed sets, so that the number of time series is known: no sandbox, template or client is
-//! ever one of them. What can be read off the runtime at any time (sandboxes, capacity, the queue) is read when it is asked
+//! ever one of them; teams are for who administers them (`teams.rs`). What can be read off the runtime at any time (sandboxes, capacity, the queue) is read when it is asked
 //! for, and so cannot drift from the truth.
 
-use std::{fmt, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use firkin_engine::Acceleration;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use serde::Serialize;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+pub use super::timing::Timing;
+use super::{
+    phases::{PhaseFigures, Phases},
+    standing::{self, Standing, number},
+    teams as series_of_teams,
+    timing::BUCKETS,
+};
 use crate::{
-    capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget},
+    capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget, TeamFigures},
     restore::warm::PoolStatus,
 };
 
-/// Upper bounds of the histograms, in seconds. Dense where restores and first outputs lie, with and without hardware
-/// virtualisation; the last is the longest that anything but a template build may take.
-const BUCKETS: [f64; 21] =
-    [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0];
-
 /// The media type of what [`crate::runtime::Runtime::render_metrics`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Something that takes time, from one moment to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Timing {
-    /// A restore was asked for -> the guest is who it should be. Creates, resumes and forks; checks and queue included.
-    WarmSnapshotRestore,
-    /// A warm session was asked for -> it was claimed and the guest is who it should be.
-    WarmPoolCheckout,
-    /// The machine runs again -> the first answer of its agent.
-    ReadyProbe,
-    /// The machine is about to stop -> everything that was cut out of it is durable.
-    SnapshotSave,
-    /// The machine is about to stop -> its state is cut, and it could go on.
-    SnapshotFreeze,
-    /// A build was asked for -> the template is recorded.
-    ColdTemplateBuild,
-    /// A command was asked for -> the guest says that it runs.
-    CommandStart,
-    /// A command was asked for -> the first byte of its standard output. What the command does before it writes is part of it.
-    FirstStdoutByte,
-    /// The machine runs again -> entropy, clock, names and tokens are in force.
-    FreshnessSync,
-    /// A kill was asked for -> nothing of the sandbox is left.
-    KillDelete,
-    /// A create arrived -> the first byte of standard output of the sandbox's first command.
-    StartToFirstStdout,
-}
-
-impl Timing {
-    /// Every phase.
-    pub const ALL: [Self; 11] = [
-        Self::WarmSnapshotRestore,
-        Self::WarmPoolCheckout,
-        Self::ReadyProbe,
-        Self::SnapshotSave,
-        Self::SnapshotFreeze,
-        Self::ColdTemplateBuild,
-        Self::CommandStart,
-        Self::FirstStdoutByte,
-        Self::FreshnessSync,
-        Self::KillDelete,
-        Self::StartToFirstStdout,
-    ];
-
-    /// Its name in metrics, spans and documents.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::WarmSnapshotRestore => "warm_snapshot_restore",
-            Self::WarmPoolCheckout => "warm_pool_checkout",
-            Self::ReadyProbe => "ready_probe",
-            Self::SnapshotSave => "snapshot_save",
-            Self::SnapshotFreeze => "snapshot_freeze",
-            Self::ColdTemplateBuild => "cold_template_build",
-            Self::CommandStart => "command_start",
-            Self::FirstStdoutByte => "first_stdout_byte",
-            Self::FreshnessSync => "freshness_sync",
-            Self::KillDelete => "kill_delete",
-            Self::StartToFirstStdout => "start.to_first_stdout",
-        }
-    }
-}
-
-impl EncodeLabelValue for Timing {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        self.name().encode(encoder)
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TimingLabel {
@@ -137,16 +77,47 @@ pub(crate) struct Live {
     pub(crate) pool: PoolStatus,
     /// Outcomes of what sandboxes tried to reach by name, and how often each was.
     pub(crate) outbound: Vec<(&'static str, u64)>,
+    pub(crate) standing: Standing,
 }
 
 /// Everything that is counted and timed in one runtime.
 #[derive(Debug)]
 pub struct Metrics {
+    acceleration: Acceleration,
     registry: Registry,
     phases: Family<TimingLabel, Histogram, fn() -> Histogram>,
     errors: Family<KindLabel, Counter>,
+    /// What of this can be read back.
+    read: ReadBack,
     unknown_fields: Counter,
     gauges: Gauges,
+    standing: standing::Gauges,
+}
+
+/// The same once more, for those who look without Prometheus: its counters cannot be listed.
+#[derive(Debug, Default)]
+struct ReadBack {
+    phases: Phases,
+    errors: Mutex<BTreeMap<&'static str, u64>>,
+    disk: Mutex<Option<DiskUse>>,
+}
+
+impl ReadBack {
+    fn errors(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        // Each holder makes one change, so a poisoned map is a whole one.
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state directory beside its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiskUse {
+    /// What it may hold.
+    pub budget_bytes: u64,
+    /// What it held at the last look.
+    pub held_bytes: u64,
+    /// The part of that which could be made again.
+    pub reclaimable_bytes: u64,
 }
 
 /// Gauges, which are set when somebody asks.
@@ -171,8 +142,7 @@ struct Gauges {
 impl Metrics {
     /// Nothing counted yet. Every series carries the acceleration, which decides what its durations mean.
     pub(crate) fn new(acceleration: Acceleration) -> Self {
-        let labels = [("acceleration".into(), acceleration.to_string().into())];
-        let mut registry = Registry::with_prefix_and_labels("firkin", labels.into_iter());
+        let mut registry = registry(acceleration);
         let phases = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         for phase in Timing::ALL {
             // A series that is there from the start is told apart from one that nobody writes.
@@ -183,15 +153,33 @@ impl Metrics {
         registry.register("errors", "Requests that were refused or failed, by the kind of error", errors.clone());
         let gauges = Gauges::default();
         gauges.register(&mut registry);
+        let standing = standing::Gauges::default();
+        standing.register(&mut registry);
         let unknown_fields = Counter::default();
         let help = "Fields of requests that were ignored because nobody knows them";
         registry.register("unknown_fields", help, unknown_fields.clone());
-        Self { registry, phases, errors, unknown_fields, gauges }
+        Self { acceleration, registry, phases, errors, read: ReadBack::default(), unknown_fields, gauges, standing }
     }
 
     /// Takes down how long a phase took.
     pub fn observe(&self, phase: Timing, took: Duration) {
         self.phases.get_or_create(&TimingLabel { phase }).observe(took.as_secs_f64());
+        self.read.phases.observe(phase, took);
+    }
+
+    /// How long phases took.
+    pub fn phase_figures(&self) -> Vec<PhaseFigures> {
+        self.read.phases.figures()
+    }
+
+    /// Requests that were refused or failed, by the kind of error.
+    pub fn error_counts(&self) -> BTreeMap<&'static str, u64> {
+        self.read.errors().clone()
+    }
+
+    /// What the state directory held at the last look, where it has a budget.
+    pub fn disk_use(&self) -> Option<DiskUse> {
+        *self.read.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts fields of a request that were ignored. Returns how many there were in all.
@@ -201,14 +189,29 @@ impl Metrics {
 
     /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.
     pub(crate) fn disk(&self, budget: u64, held: u64, reclaimable: u64) {
+        *self.read.disk.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(DiskUse { budget_bytes: budget, held_bytes: held, reclaimable_bytes: reclaimable });
         for (state, bytes) in [("budget", budget), ("held", held), ("reclaimable", reclaimable)] {
             self.gauges.disk.get_or_create(&StateLabel { state }).set(number(bytes));
         }
     }
 
+    /// Has a series for each of these kinds from the start: one that appears with its first error would hide that from rates.
+    pub fn expect_errors(&self, kinds: &[&'static str]) {
+        for kind in kinds {
+            drop(self.errors.get_or_create(&KindLabel { kind }));
+        }
+    }
+
+    /// Sets what became of spans since the start, by outcome: whoever sends them counts.
+    pub fn count_spans(&self, outcomes: [(&'static str, u64); 3]) {
+        self.standing.count_spans(outcomes);
+    }
+
     /// Counts a request that was refused or failed. Kinds are words of the source text, so there are only so many.
     pub fn count_error(&self, kind: &'static str) {
         self.errors.get_or_create(&KindLabel { kind }).inc();
+        *self.read.errors().entry(kind).or_default() += 1;
     }
 
     /// Does `work` as a phase: within a span that knows how long it took, and observed if it succeeds.
@@ -225,12 +228,26 @@ impl Metrics {
     }
 
     /// All of it in the OpenMetrics text format, which Prometheus reads.
-    pub(crate) fn render(&self, live: &Live) -> String {
+    pub(crate) fn render(&self, live: &Live, teams: Option<&[TeamFigures]>) -> String {
         self.gauges.set(live);
+        self.standing.set(&live.standing);
         let mut text = String::with_capacity(32 << 10);
-        text::encode(&mut text, &self.registry).expect("a string takes everything");
+        let written = text::encode_registry(&mut text, &self.registry).and_then(|()| {
+            if let Some(teams) = teams {
+                let mut registry = registry(self.acceleration);
+                series_of_teams::register(&mut registry, teams);
+                text::encode_registry(&mut text, &registry)?;
+            }
+            text::encode_eof(&mut text)
+        });
+        written.expect("a string takes everything");
         text
     }
+}
+
+fn registry(acceleration: Acceleration) -> Registry {
+    let labels = [("acceleration".into(), acceleration.to_string().into())];
+    Registry::with_prefix_and_labels("firkin", labels.into_iter())
 }
 
 impl Gauges {
@@ -267,7 +284,7 @@ impl Gauges {
     }
 
     fn set(&self, live: &Live) {
-        let Live { running, paused, capacity, pool, outbound } = live;
+        let Live { running, paused, capacity, pool, outbound, standing: _ } = live;
         for (outcome, count) in outbound {
             self.outbound.get_or_create(&OutcomeLabel { outcome }).inner().store(*count, Ordering::Relaxed);
         }
@@ -336,11 +353,6 @@ pub(crate) fn ms(duration: Duration) -> f64 {
 /// The resources of a budget, by the names that they have in metrics.
 fn resources(budget: &ResourceBudget) -> [(&'static str, i64); 3] {
     [("cpus", budget.cpus.into()), ("memory_mib", number(budget.memory_mib)), ("disk_mib", number(budget.disk_mib))]
-}
-
-/// A count as a gauge holds it. No count comes near the limit.
-fn number(count: impl TryInto<i64>) -> i64 {
-    count.try_into().unwrap_or(i64::MAX)
 }
 
 /// Memory that this process has resident; 0 where the kernel does not say.
