@@ -143,6 +143,7 @@ pub(crate) struct Proven {
 }
 
 impl Proven {
+    #[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "checks"))]
     pub(crate) async fn prove(request: SnapshotRestoreRequest, gates: &RestoreGates) -> Result<Self, SnapshotRestoreError> {
         let begun = Instant::now();
         if request.artifact.manifest.memory == MemoryMember::Absent {
@@ -158,6 +159,7 @@ impl Proven {
     }
 
     /// Takes capacity for it: what is free, else that of warm sessions, else what comes free while it waits.
+    #[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "admission"))]
     pub(crate) async fn admit(self, gates: &RestoreGates) -> Result<Admitted, SnapshotRestoreError> {
         let reservation = gates.admission.admit(self.request.budget).await.map_err(SnapshotRestoreError::Admission)?;
         Ok(Admitted { admission: self.since.elapsed(), proven: self, reservation })

@@ -18,6 +18,7 @@ use std::{
 use firkin_causes::chain;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use tracing::{Instrument as _, Span};
 
 use crate::{
     capacity::{Shares, TeamQuotaError},
@@ -37,7 +38,7 @@ use crate::{
     start::{Found, Launched, PreparedTemplate, life::Life, pool::Claimed},
     store::{
         StoreError,
-        spec::{CreateSandbox, InvalidTimeout, Memory, OnTimeout, RuntimeSandbox},
+        spec::{CreateSandbox, InvalidTimeout, Memory, OnTimeout, RuntimeSandbox, TooMuchMetadata},
     },
 };
 
@@ -50,6 +51,9 @@ pub enum CreateError {
     /// The timeout is zero or longer than may be asked for.
     #[error("{0}")]
     InvalidTimeout(InvalidTimeout),
+    /// Its labels are too long.
+    #[error(transparent)]
+    Metadata(#[from] TooMuchMetadata),
     /// Its deadline asks for what this engine cannot keep.
     #[error(transparent)]
     FilesInMemory(#[from] FilesInMemory),
@@ -92,6 +96,7 @@ pub(crate) async fn create(
     let begun = Instant::now();
     let shared = &owners.shared;
     check_timeout(request.timeout).map_err(CreateError::InvalidTimeout)?;
+    request.check_metadata()?;
     if shared.stopping.is_cancelled() {
         return Err(CreateError::Stopping);
     }
@@ -137,6 +142,7 @@ pub(crate) async fn fork(
 }
 
 /// What a reference leads to, with its artifact.
+#[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "find"))]
 async fn find(shared: &Shared, scope: &Scope, reference: &str) -> Result<PreparedTemplate, CreateError> {
     let sought = Sought::wanted(reference)?;
     let found = shared.store.usable_template(scope.clone(), sought).await.map_err(CreateError::Store)?;
@@ -149,13 +155,15 @@ async fn find(shared: &Shared, scope: &Scope, reference: &str) -> Result<Prepare
 struct SandboxCreate {
     owners: Arc<Owners>,
     creator: oneshot::Sender<Result<RuntimeSandbox, CreateError>>,
+    /// Of whoever asked for it. What the sandbox does afterwards is not part of that.
+    span: Span,
 }
 
 impl SandboxCreate {
     /// Starts what was found in a task that becomes its owner.
     fn begin(owners: &Arc<Owners>, found: Found) -> impl Future<Output = Result<RuntimeSandbox, CreateError>> + use<> {
         let (creator, answer) = oneshot::channel();
-        let create = Self { owners: Arc::clone(owners), creator };
+        let create = Self { owners: Arc::clone(owners), creator, span: Span::current() };
         owners.shared.tasks.spawn(create.run(found));
         // A task that is gone without an answer went with its runtime.
         async move { answer.await.unwrap_or(Err(CreateError::Stopping)) }
@@ -166,13 +174,13 @@ impl SandboxCreate {
         let template = found.life.template_id.to_string();
         let launched = tokio::select! {
             // Apart: this task lives as long as the sandbox, and would keep the room of a launch that is over.
-            launched = Box::pin(launch(&self.owners, found)) => launched.map_err(|source| CreateError::Restore { template, source }),
+            launched = Box::pin(launch(&self.owners, found).instrument(self.span.clone())) => launched.map_err(|source| CreateError::Restore { template, source }),
             () = self.owners.shared.stopping.cancelled() => Err(CreateError::Stopping),
             // Nobody hears why there is no sandbox.
             () = self.creator.closed() => return,
         };
         let recorded = match launched {
-            Ok(launched) => launched.record(&self.owners.shared).await.map_err(CreateError::Store),
+            Ok(launched) => launched.record(&self.owners.shared).instrument(self.span.clone()).await.map_err(CreateError::Store),
             Err(error) => Err(error),
         };
         match recorded {
@@ -186,6 +194,7 @@ impl SandboxCreate {
 
     /// Gives the sandbox to its creator, and goes on as its owner.
     async fn hand_over(self, owner: Owner) {
+        drop(self.span);
         // Who stops the runtime tells those that it finds: one that has come too late to be found ends by itself.
         if self.owners.shared.stopping.is_cancelled() {
             owner.end("the server is stopping").await;

@@ -1,16 +1,19 @@
 //! Volumes that a sandbox is to have: which they are, and where they may be.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use firkin_share::Access;
+use firkin_share::{Access, Share};
 
 use crate::{
     ground::team::Scope,
     machine::session::Session,
     machine::volumes::{Served, VolumeLinks},
     shared::Shared,
-    storage::volumes::{VolumeError, VolumeHold},
-    store::{SandboxRecord, spec::VolumeMount},
+    storage::volumes::{VolumeError, VolumeHold, Volumes},
+    store::{
+        SandboxRecord,
+        spec::{SandboxId, VolumeMount},
+    },
 };
 
 /// Volumes of one sandbox: each costs its guest two threads, and the server a connection.
@@ -18,6 +21,9 @@ const MAX_MOUNTS: usize = 16;
 
 /// Longest path to mount at, as the kernel takes it.
 const MAX_PATH_BYTES: usize = 4000;
+
+/// Before a volume that could not be opened is opened again: a disk that fails has room for other work meanwhile.
+const OPEN_AGAIN: Duration = Duration::from_secs(2);
 
 /// Where the system has its own.
 const TAKEN: [&str; 5] = ["/dev", "/proc", "/sys", "/run", "/etc"];
@@ -93,21 +99,28 @@ fn check(mounts: &[VolumeMount]) -> Result<(), MountsError> {
     Ok(())
 }
 
-/// Answers the guest of a sandbox that runs for its volumes.
+/// Answers the guest of a sandbox that runs for its volumes. They are opened aside: only who asks them for something waits for that.
 pub(crate) fn serve(shared: &Shared, record: &SandboxRecord, session: &Session) -> VolumeLinks {
-    let mut served = Vec::new();
-    for mount in &record.spec.volumes {
-        match shared.volumes.share(&mount.volume) {
-            Ok(share) => {
-                let access = if mount.read_only { Access::Read } else { Access::Write };
-                served.push(Served { path: mount.path.clone(), access, share });
-            }
+    let served = record.spec.volumes.iter().map(|mount| Served {
+        path: mount.path.clone(),
+        access: if mount.read_only { Access::Read } else { Access::Write },
+        share: Box::pin(open(Arc::clone(&shared.volumes), mount.volume.clone(), record.id.clone())),
+    });
+    let served = served.collect();
+    VolumeLinks::open(served, &session.link.connector(), session.nonce().as_ref())
+}
+
+/// Opens a volume, as soon as that can be done.
+async fn open(volumes: Arc<Volumes>, volume: String, sandbox: SandboxId) -> Arc<Share> {
+    loop {
+        match volumes.share(&volume).await {
+            Ok(share) => return share,
             Err(error) => {
-                tracing::error!(sandbox = %record.id, volume = mount.volume, error = firkin_causes::chain(&error), "a sandbox's volume cannot be opened; what is asked of it waits");
+                tracing::error!(%sandbox, volume, error = firkin_causes::chain(&error), "a sandbox's volume cannot be opened; what is asked of it waits");
             }
         }
+        tokio::time::sleep(OPEN_AGAIN).await;
     }
-    VolumeLinks::open(served, &session.link.connector(), session.nonce().as_ref())
 }
 
 #[cfg(test)]

@@ -38,12 +38,17 @@ use crate::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
     },
-    telemetry::{history::Event, metrics::Timing},
+    telemetry::{
+        changes::{SandboxEvent, SandboxSummary, What},
+        history::Event,
+        metrics::Timing,
+    },
 };
 
 mod cut;
 mod internet;
 mod pulse;
+mod refused;
 mod registry;
 mod rollback;
 mod room;
@@ -57,6 +62,13 @@ pub(crate) use self::{
     room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},
 };
+
+/// Why a sandbox ended, for those who ask or watch.
+const KILLED: &str = "killed";
+const DEADLINE: &str = "its deadline passed";
+const MACHINE_ENDED: &str = "its machine ended";
+const SILENT: &str = "neither guest nor machine answered";
+const STOPPED: &str = "the server stopped";
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -234,7 +246,8 @@ impl Running {
 /// Whether the owner goes on.
 enum Next {
     Continue,
-    Gone,
+    /// For this reason.
+    Gone(&'static str),
     /// The machine goes on without an owner, until the next server.
     Left,
 }
@@ -267,6 +280,7 @@ impl Owner {
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
         owners.note_start(&owner.record.owner);
         owner.note(Event::new(LogLevel::Info, "sandbox created").with("template", owner.record.template_id.as_str()));
+        owner.tell(SandboxEvent::Created, None);
         owner
     }
 
@@ -357,18 +371,20 @@ impl Owner {
                 Wake::Ended(End::Silent) => {
                     tracing::error!(sandbox = %self.record.id, "neither guest nor engine of a sandbox answers; it ends");
                     self.note(Event::new(LogLevel::Error, "neither the guest nor its machine answers; the sandbox ends"));
-                    Next::Gone
+                    self.tell(SandboxEvent::Failed, Some(SILENT));
+                    Next::Gone(SILENT)
                 }
                 Wake::Ended(End::Exited(exit)) => {
                     tracing::warn!(sandbox = %self.record.id, ?exit, "the machine of a sandbox ended");
                     self.note(Event::new(LogLevel::Warn, "the machine of the sandbox ended").with("exit", format!("{exit:?}")));
-                    Next::Gone
+                    self.tell(SandboxEvent::Failed, Some(MACHINE_ENDED));
+                    Next::Gone(MACHINE_ENDED)
                 }
             };
             match next {
                 Next::Continue => {}
-                Next::Gone => {
-                    self.end("gone").await;
+                Next::Gone(why) => {
+                    self.end(why).await;
                     return;
                 }
                 Next::Left => {
@@ -444,7 +460,7 @@ impl Owner {
                 let result = metrics.measured(Timing::KillDelete, self.kill()).await;
                 let stays = result.is_err() && self.owners.handles().contains_key(&self.record.id);
                 drop(reply.send(result));
-                return if stays { Next::Continue } else { Next::Gone };
+                return if stays { Next::Continue } else { Next::Gone(KILLED) };
             }
             Command::Stop { on_exit } => return self.stop(on_exit).await,
         }
@@ -462,12 +478,12 @@ impl Owner {
                 }
                 Err(error) => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it ends");
-                    return Next::Gone;
+                    return Next::Gone(STOPPED);
                 }
             },
             OnExit::Leave => return self.leave().await,
             OnExit::Kill => match self.phase {
-                Phase::Running(_) | Phase::Gone => return Next::Gone,
+                Phase::Running(_) | Phase::Gone => return Next::Gone(STOPPED),
                 Phase::Paused(_) => self.commands.close(),
             },
         }
@@ -476,13 +492,14 @@ impl Owner {
 
     /// Leaves the machine to the next server.
     async fn leave(&mut self) -> Next {
+        let hears = !self.stands_still();
         if let Phase::Running(running) = &mut self.phase {
             // What was done for the guest is told, or it would ask the next server for it again.
-            running.volumes.hold().await;
+            running.volumes.leave(hears).await;
         }
         if self.stands_still() {
             self.keep_time_left();
-            if let Err(error) = self.shared.store.put_sandbox(self.record.clone()).await {
+            if let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await {
                 tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record the deadline of a sandbox that stood still");
             }
         }
@@ -502,13 +519,13 @@ impl Owner {
         match self.phase {
             Phase::Running(_) if self.record.end_at == due && !self.stands_still() => self.expire().await,
             Phase::Running(_) | Phase::Paused(_) => Next::Continue,
-            Phase::Gone => Next::Gone,
+            Phase::Gone => Next::Gone(KILLED),
         }
     }
 
     async fn expire(&mut self) -> Next {
         let memory = match self.record.spec.on_timeout {
-            OnTimeout::Kill => return Next::Gone,
+            OnTimeout::Kill => return Next::Gone(DEADLINE),
             OnTimeout::Pause => Memory::Kept,
             OnTimeout::PauseFiles => Memory::Dropped,
         };
@@ -535,7 +552,7 @@ impl Owner {
         }
         let mut record = self.record.clone();
         record.end_at = end_at;
-        self.shared.store.put_sandbox(record.clone()).await.map_err(DeadlineError::Store)?;
+        self.shared.store.update_sandbox(record.clone(), self.record.guard()).await.map_err(DeadlineError::Store)?;
         self.record = record;
         self.retry_at = None;
         if let Phase::Running(running) = &mut self.phase {
@@ -543,6 +560,7 @@ impl Owner {
             running.still = running.still.map(|_| Instant::now());
         }
         self.publish_view();
+        self.tell(SandboxEvent::TimeoutChanged, None);
         Ok(())
     }
 
@@ -558,6 +576,13 @@ impl Owner {
         self.shared.history.note((&self.record.owner, &self.record.id), event);
     }
 
+    /// Tells those who watch what became of it.
+    fn tell(&self, event: SandboxEvent, reason: Option<&str>) {
+        let sandbox = Box::new(SandboxSummary::of(self.shown(), self.record.epoch));
+        let what = What::Sandbox { event, sandbox, reason: reason.map(str::to_owned) };
+        self.shared.changes.tell(Some(&self.record.owner), what);
+    }
+
     fn publish_view(&self) {
         if let Some(view) = view(&self.record, &self.phase, self.changing) {
             self.view.send_replace(view);
@@ -568,9 +593,9 @@ impl Owner {
     /// restart. A running one ends in any case, and a restart finds no machine for its record.
     async fn kill(&mut self) -> Result<(), KillError> {
         if matches!(self.phase, Phase::Paused(_)) {
-            self.shared.store.delete_sandbox(self.record.id.clone()).await.map_err(KillError::Store)?;
+            self.shared.store.remove_sandbox(self.record.id.clone(), self.record.guard()).await.map_err(KillError::Store)?;
         }
-        self.teardown("killed").await
+        self.teardown(KILLED).await
     }
 
     /// Ends the session, if any, and forgets the sandbox. Idempotent.
@@ -588,7 +613,8 @@ impl Owner {
         // Before anybody hears that it is gone: they may want another one.
         drop(self.share.take());
         self.shared.history.close((&self.record.owner, &id), Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
-        let deleted = self.shared.store.delete_sandbox(id).await.map_err(KillError::Store);
+        self.tell(SandboxEvent::Killed, Some(why));
+        let deleted = self.shared.store.remove_sandbox(id, self.record.guard()).await.map_err(KillError::Store);
         self.shared.collect();
         deleted
     }

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use firkin_files::authorities;
+
 use crate::{
     ground::blocking::blocking,
     machine::{
@@ -24,14 +26,12 @@ const MAX_SAID: usize = 300;
 /// is named after the subject. What is there already stays.
 const SCRIPT: &str = r#"set -e
 umask 022
-file=/usr/local/share/ca-certificates/firkin-egress.crt
-certs=/etc/ssl/certs
-bundle=$certs/ca-certificates.crt
-mkdir -p "${file%/*}" "$certs"
+file=$FIRKIN_OWN/firkin-egress.crt
+mkdir -p "$FIRKIN_OWN" "$FIRKIN_CERTS"
 printf '%s' "$FIRKIN_AUTHORITY" > "$file"
 read -r line < <(sed -n 2p "$file")
-grep -qsF -- "$line" "$bundle" || cat "$file" >> "$bundle"
-if command -v openssl > /dev/null; then ln -sf "$file" "$certs/$(openssl x509 -hash -noout -in "$file").0"; fi
+grep -qsF -- "$line" "$FIRKIN_BUNDLE" || cat "$file" >> "$FIRKIN_BUNDLE"
+if command -v openssl > /dev/null; then ln -sf "$file" "$FIRKIN_CERTS/$(openssl x509 -hash -noout -in "$file").0"; fi
 "#;
 
 /// Why a sandbox does not trust the authority.
@@ -59,10 +59,13 @@ pub(crate) async fn tell(
 ) -> Result<(), GuestTrustError> {
     let filling = Arc::clone(filling);
     let certificate = blocking(move || filling.certificate()).await.map_err(GuestTrustError::Authority)?;
+    let paths = [("OWN", authorities::OWN), ("CERTS", authorities::DIRECTORY), ("BUNDLE", authorities::BUNDLE)];
+    let mut env: BTreeMap<_, _> = paths.map(|(name, path)| (format!("FIRKIN_{name}"), path.to_owned())).into();
+    env.insert("FIRKIN_AUTHORITY".to_owned(), certificate);
     let command = GuestCommand {
         user: Some("root".to_owned()),
         cwd: Some("/".to_owned()),
-        env: BTreeMap::from([("FIRKIN_AUTHORITY".to_owned(), certificate)]),
+        env,
         deadline: WITHIN,
         ..GuestCommand::new(SCRIPT)
     };

@@ -148,11 +148,18 @@ impl Found {
 
 impl Launched {
     /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
+    #[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "record"))]
     pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
         let Self { pins, volumes, life, mut report, reservation, session, sandbox } = self;
         let begun = Instant::now();
+        let recorded = life.recorded;
         let record = life.begun_in(&session);
-        if let Err(error) = shared.store.put_sandbox(record.clone()).await {
+        // Another may have gone on with it meanwhile, whose sandbox it is then: this machine ends before anybody has met it.
+        let done = match recorded {
+            None => shared.store.insert_sandbox(record.clone()).await,
+            Some(guard) => shared.store.update_sandbox(record.clone(), guard).await,
+        };
+        if let Err(error) = done {
             session.end().await;
             return Err(error);
         }

@@ -25,6 +25,7 @@ use crate::{
         spec::{Memory, NoSuchSandbox, SandboxId},
     },
     telemetry::{
+        changes::SandboxEvent,
         history::Event,
         metrics::{Timing, ms},
     },
@@ -128,10 +129,15 @@ impl Owner {
         let running = self.phase.running(&self.record.id)?;
         running.leaving.cancel();
         self.publish_view();
+        self.tell(SandboxEvent::Pausing, None);
         let result = self.try_pause(memory, reason).await;
         if let Phase::Running(running) = &mut self.phase {
             running.leaving = CancellationToken::new();
             self.publish_view();
+        }
+        if let Err(error) = &result {
+            // Without its causes, which name files of the host.
+            self.tell(SandboxEvent::PauseFailed, Some(&error.to_string()));
         }
         result
     }
@@ -162,7 +168,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.end_at = Timestamp::now();
         record.phase = RecordedPhase::Paused(held.clone());
-        if let Err(error) = self.shared.store.put_sandbox(record.clone()).await {
+        if let Err(error) = self.shared.store.update_sandbox(record.clone(), self.record.guard()).await {
             self.go_on().await;
             return Err(SnapshotError::Store(error));
         }
@@ -178,6 +184,7 @@ impl Owner {
                 .with("memory", (memory == Memory::Kept).to_string())
                 .with("reason", reason.to_string()),
         );
+        self.tell(SandboxEvent::Paused, Some(&reason.to_string()));
         Ok(())
     }
 
@@ -204,6 +211,7 @@ impl Owner {
                 let result = self.publish_cut(reason, memory).await?;
                 self.go_on().await;
                 self.note(Event::new(LogLevel::Info, "state of the sandbox cut for a snapshot or forks"));
+                self.tell(SandboxEvent::Cut, Some(&reason.to_string()));
                 result
             }
             Phase::Paused(held) => {
@@ -323,7 +331,7 @@ impl Owner {
         if let Err(error) = running.session.set_clock(&identity).await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot set a guest's clock");
         }
-        if let Err(error) = self.shared.store.put_sandbox(self.record.clone()).await {
+        if let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await {
             tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox's new disk layer");
         }
     }

@@ -15,7 +15,7 @@ use crate::{
         StoreError,
         spec::{InternetAccess, NoSuchSandbox, SandboxId},
     },
-    telemetry::history::Event,
+    telemetry::{changes::SandboxEvent, history::Event},
 };
 
 /// Why a sandbox's network was not changed.
@@ -72,7 +72,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.spec.internet = internet;
         record.spec.dns_servers = dns_servers;
-        self.shared.store.put_sandbox(record.clone()).await.map_err(NetworkError::Store)?;
+        self.shared.store.update_sandbox(record.clone(), self.record.guard()).await.map_err(NetworkError::Store)?;
         self.record = record;
         let id = &self.record.id;
         let reaching = Reaching { internet: &self.record.spec.internet, sandbox: id.as_str() };
@@ -81,6 +81,7 @@ impl Owner {
         self.publish_view();
         if applied.is_ok() {
             self.note(Event::new(LogLevel::Info, "outbound network changed"));
+            self.tell(SandboxEvent::NetworkChanged, None);
         }
         applied
     }

@@ -30,6 +30,7 @@ use crate::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
+    telemetry::changes::SandboxEvent,
 };
 
 /// Why a sandbox did not go back to a checkpoint. It is what it was; where that could not be restored either, it is paused as it
@@ -85,6 +86,7 @@ impl Owner {
                 result?;
             }
         }
+        self.tell(SandboxEvent::RolledBack, None);
         self.shared.collect();
         Ok(show(&self.record))
     }
@@ -97,7 +99,7 @@ impl Owner {
         let mut record = self.record.clone();
         record.epoch += 1;
         record.phase = RecordedPhase::Paused(held.clone());
-        self.shared.store.put_sandbox(record.clone()).await.map_err(RollbackError::Store)?;
+        self.shared.store.update_sandbox(record.clone(), self.record.guard()).await.map_err(RollbackError::Store)?;
         self.record = record;
         self.become_phase(Phase::Paused(held));
         Ok(())
@@ -119,8 +121,11 @@ impl Owner {
                 Err(ResumeError::Restore { id: id.clone(), source })
             }
         };
-        if let Err(error) = back {
-            tracing::error!(sandbox = %id, error = chain(&error), "a rollback failed, and the sandbox stays paused as it was");
+        match back {
+            Ok(()) => self.tell(SandboxEvent::Resumed, None),
+            Err(error) => {
+                tracing::error!(sandbox = %id, error = chain(&error), "a rollback failed, and the sandbox stays paused as it was");
+            }
         }
         Err(RollbackError::Restore { id, source })
     }

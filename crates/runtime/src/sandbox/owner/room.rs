@@ -29,7 +29,7 @@ use crate::{
     machine::launch::LaunchError,
     restore::SnapshotRestoreError,
     store::spec::{Memory, SandboxId},
-    telemetry::history::Event,
+    telemetry::{changes::SandboxEvent, history::Event},
 };
 
 /// Why a sandbox that stands still does not go on.
@@ -125,6 +125,7 @@ impl Owner {
         running.still = Some(Instant::now());
         running.leaving.cancel();
         self.publish_view();
+        self.tell(SandboxEvent::StandsStill, None);
         Ok(())
     }
 
@@ -156,6 +157,7 @@ impl Owner {
         }
         self.go_on().await;
         self.note(Event::new(LogLevel::Info, "the host's disk has room again: the sandbox goes on"));
+        self.tell(SandboxEvent::GoesOn, None);
         self.publish_view();
         Ok(())
     }

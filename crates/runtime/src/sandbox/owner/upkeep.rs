@@ -176,7 +176,7 @@ impl Owner {
         let held = Held { artifact: flat.artifact.manifest.id.clone(), ..held.clone() };
         let mut record = self.record.clone();
         record.phase = RecordedPhase::Paused(held.clone());
-        match self.shared.store.put_sandbox(record.clone()).await {
+        match self.shared.store.update_sandbox(record.clone(), self.record.guard()).await {
             Ok(()) => {
                 tracing::info!(sandbox = %self.record.id, artifact = %held.artifact, "flattened the memory of a paused sandbox");
                 self.record = record;
@@ -241,7 +241,7 @@ impl Owner {
         let RecordedPhase::Running { layers, .. } = &mut record.phase else { return };
         layers.clone_from(&shallow);
         let depths = (running.session.disk.layers.len(), shallow.len());
-        match self.shared.store.put_sandbox(record.clone()).await {
+        match self.shared.store.update_sandbox(record.clone(), self.record.guard()).await {
             Ok(()) => {
                 running.session.name_layers(shallow, merged.pin);
                 self.record = record;

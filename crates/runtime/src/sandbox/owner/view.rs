@@ -115,6 +115,7 @@ pub(crate) fn show(record: &SandboxRecord) -> RuntimeSandbox {
         id: record.id.clone(),
         owner: record.owner.clone(),
         template_id: record.template_id.to_string(),
+        build_id: record.build_id.as_ref().map(ToString::to_string),
         alias: record.alias.clone(),
         state: match record.phase {
             RecordedPhase::Running { .. } => SandboxState::Running,

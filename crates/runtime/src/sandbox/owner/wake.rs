@@ -8,7 +8,7 @@ use std::{
 use firkin_wire::rest::LogLevel;
 
 use super::{
-    Owner, Phase, Running, check_timeout, gone,
+    Owner, Phase, Running, check_timeout, gone, refused,
     view::{Seen, SeenState, show},
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     restore::SnapshotRestoreError,
     sandbox::{
         owner::{Connected, DeadlineError},
+        refusal,
         stale_state::{self, StaleState},
     },
     shared::Shared,
@@ -27,7 +28,7 @@ use crate::{
         Held, SandboxRecord, StoreError,
         spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
-    telemetry::history::Event,
+    telemetry::{changes::SandboxEvent, history::Event},
     upkeep::sandbox_quota::{self, QuotaError},
 };
 
@@ -131,6 +132,19 @@ impl Owner {
     /// From paused to running. The paused state stays what it is until the running one is recorded. With memory dropped, or where
     /// none is held, the guest boots.
     pub(super) async fn wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
+        let woken = self.try_wake(timeout, memory).await;
+        if let Err(error) = &woken {
+            refusal::tell(&self.shared, &self.record.owner, self.record.id.as_str(), refused::of_resume(error));
+            if let ResumeError::Restore { .. } | ResumeError::Quota { .. } | ResumeError::Stale(_) | ResumeError::Store(_) = error
+            {
+                // Without its causes, which name files of the host.
+                self.tell(SandboxEvent::ResumeFailed, Some(&error.to_string()));
+            }
+        }
+        woken
+    }
+
+    async fn try_wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
         let held = match &self.phase {
             Phase::Paused(held) => held,
             Phase::Running(_) => return Err(ResumeError::AlreadyRunning(self.record.id.clone())),
@@ -156,6 +170,7 @@ impl Owner {
         self.become_phase(Phase::Running(running));
         self.owners.note_start(&self.record.owner);
         self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
+        self.tell(SandboxEvent::Resumed, None);
         self.shared.collect();
         Ok(show(&self.record))
     }

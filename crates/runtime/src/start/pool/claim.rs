@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use firkin_causes::chain;
+use tracing::Instrument as _;
 
 use super::{Stage, Staging, Waiting, WarmPool};
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     machine::{
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest},
         network::Reaching,
-        session::{Session, Staged},
+        session::{Session, Staged, phase},
     },
     restore::{Proven, SnapshotRestoreReport},
 };
@@ -79,6 +80,7 @@ impl Waiting {
 }
 
 /// Lets what waited run, as the sandbox of the request. One that fails is gone when this returns.
+#[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "claim"))]
 async fn become_sandbox(
     waiting: Waiting,
     request: &SnapshotRestoreRequest,
@@ -106,10 +108,11 @@ async fn renew(session: &mut Session, request: &SnapshotRestoreRequest) -> Resul
     session.link.set_internet(reaching(request)).await?;
     let staging = begun.elapsed();
     let begun = Instant::now();
-    session.machine.resume().await.map_err(LaunchError::Machine)?;
+    session.machine.resume().instrument(phase("vm_restore")).await.map_err(LaunchError::Machine)?;
     let vm_restore = begun.elapsed();
     let begun = Instant::now();
-    let first_answer = session.take_identity(request.identity.clone()).await.map_err(LaunchError::Agent)?;
+    let identity = session.take_identity(request.identity.clone()).instrument(phase("agent"));
+    let first_answer = identity.await.map_err(LaunchError::Agent)?;
     Ok(LaunchTimings { staging, vm_restore, first_answer, agent_connect: begun.elapsed() })
 }
 
