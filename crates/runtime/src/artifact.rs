@@ -17,6 +17,7 @@
 //! A diff lies over a whole memory, never over another diff: what one restore reads is bounded by two files.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -312,6 +313,22 @@ impl ArtifactStore {
     /// Bytes of members that were read to prove them since the store was opened.
     pub fn bytes_read(&self) -> u64 {
         self.proofs.bytes_read()
+    }
+
+    /// The root images that artifacts in a state directory stand on, whoever's it is. Fails where one cannot be read, and with
+    /// [`io::ErrorKind::NotFound`] where there is none: a mount point without its disk is an empty directory.
+    pub fn root_images(state_dir: &Path) -> io::Result<HashSet<PathBuf>> {
+        let mut found = HashSet::new();
+        for entry in fs::read_dir(state_dir.join("artifacts"))? {
+            let path = entry?.path().join(MANIFEST);
+            match read_sidecar::<SnapshotArtifactManifest>(&path) {
+                Ok(manifest) => drop(found.insert(manifest.disk.rootfs_path)),
+                // A draft, or on its way out.
+                Err(_) if !path.exists() => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(found)
     }
 
     /// Every artifact's id, in no order.

@@ -125,13 +125,18 @@ impl Links {
         &self.common.outcomes
     }
 
+    /// What is around the guests that get a link.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        match self.source() {
+            Ok(Source::Pool(pool)) => pool.surroundings(),
+            Ok(Source::Host(_)) | Err(_) => Surroundings::unknown(),
+        }
+    }
+
     /// Refuses rules that could not be kept, before anything is made for them.
     pub(crate) async fn check(&self, internet: &InternetAccess) -> Result<(), OutboundError> {
         let InternetAccess::Steered(steered) = internet else { return Ok(()) };
-        let surroundings = match self.source() {
-            Ok(Source::Pool(pool)) => pool.surroundings(),
-            Ok(Source::Host(_)) | Err(_) => Surroundings::unknown(),
-        };
+        let surroundings = self.surroundings();
         self.filling.check_secrets(steered).await?;
         let (steered, filling) = (steered.clone(), Arc::clone(&self.filling));
         blocking(move || outbound::check(&steered, surroundings, &filling)).await

@@ -32,7 +32,7 @@ use crate::{
 
 mod launcher;
 
-pub(crate) use self::launcher::{EngineLauncher, Staged};
+pub(crate) use self::launcher::{EngineLauncher, Staged, phase};
 
 /// The guest's new identity must be in force this long after the machine resumed. Generous: an emulated guest on a busy host.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);

@@ -25,6 +25,23 @@ pub struct Caller {
     pub scope: KeyScope,
 }
 
+/// A key as whoever let somebody in by it may remember it: enough to ask again whether it is good, and not to use it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyDigest(blake3::Hash);
+
+impl KeyDigest {
+    /// Of this key, whether or not it is good.
+    pub fn of(key: &str) -> Self {
+        Self(blake3::hash(key.as_bytes()))
+    }
+}
+
+impl std::fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyDigest").finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     digest: blake3::Hash,
@@ -81,8 +98,7 @@ impl Keys {
     }
 
     /// Whose key this is, if it is good at this time.
-    pub(crate) fn caller(&self, key: &str, now: Timestamp) -> Option<Caller> {
-        let digest = blake3::hash(key.as_bytes());
+    pub(crate) fn caller(&self, KeyDigest(digest): KeyDigest, now: Timestamp) -> Option<Caller> {
         let mut known = self.known();
         // No early exit, and digests are compared in constant time: how long this takes does not tell which key is near.
         let found = known.iter_mut().fold(None, |found, known| if known.digest == digest { Some(known) } else { found })?;
@@ -135,7 +151,9 @@ mod tests {
         keys.add(blake3::hash(b"one"), &record("1", Some(at(100))));
         keys.add(blake3::hash(b"two"), &record("2", None));
         keys.add(blake3::hash(b"gone"), &KeyRecord { revoked_at: Some(at(1)), ..record("3", None) });
-        let opens = |key: &str, second: i64| keys.caller(key, at(second)).and_then(|caller| caller.key).map(|id| id.to_string());
+        let opens = |key: &str, second: i64| {
+            keys.caller(KeyDigest::of(key), at(second)).and_then(|caller| caller.key).map(|id| id.to_string())
+        };
         assert_eq!((opens("one", 99), opens("one", 100), opens("gone", 0)), (Some("1".to_owned()), None, None));
         assert_eq!((opens("two", 1 << 30), opens("three", 0)), (Some("2".to_owned()), None));
         keys.expire(&"2".parse().unwrap(), Some(at(5)));
@@ -151,12 +169,15 @@ mod tests {
         keys.accept(blake3::hash(b"brought"));
         assert_eq!(keys.uses(), []);
         for second in [60, 61, 119] {
-            assert!(keys.caller("one", at(second)).is_some() && keys.caller("brought", at(second)).is_some());
+            assert!(
+                keys.caller(KeyDigest::of("one"), at(second)).is_some()
+                    && keys.caller(KeyDigest::of("brought"), at(second)).is_some()
+            );
         }
         assert_eq!(keys.uses(), [("1".parse().unwrap(), at(60))]);
-        assert!(keys.caller("one", at(119)).is_some());
+        assert!(keys.caller(KeyDigest::of("one"), at(119)).is_some());
         assert_eq!(keys.uses(), []);
-        assert!(keys.caller("one", at(120)).is_some());
+        assert!(keys.caller(KeyDigest::of("one"), at(120)).is_some());
         assert_eq!(keys.uses(), [("1".parse().unwrap(), at(120))]);
     }
 }

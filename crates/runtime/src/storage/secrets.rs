@@ -10,13 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use firkin_files::private::{PRIVATE, read, replace};
 use jiff::Timestamp;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
-
-use crate::ground::private::{read, replace};
 
 use crate::ground::team::{Scope, TeamId};
 
@@ -278,7 +277,7 @@ impl Secrets {
         if sealed.len() as u64 > MAX_FILE_BYTES {
             return Err(SecretError::Limit);
         }
-        let written = tokio::task::spawn_blocking(move || replace(&file, &sealed)).await.map_err(io::Error::other);
+        let written = tokio::task::spawn_blocking(move || replace(&file, &sealed, PRIVATE)).await.map_err(io::Error::other);
         written.and_then(|written| written).map_err(|source| SecretError::File { path: self.file.clone(), source })?;
         book.secrets = secrets;
         Ok(answer)
@@ -349,7 +348,7 @@ fn key(path: &Path) -> io::Result<LessSafeKey> {
         Some(bytes) => bytes,
         None => {
             let bytes = crate::ground::random::bytes::<KEY_BYTES>().to_vec();
-            replace(path, &bytes)?;
+            replace(path, &bytes, PRIVATE)?;
             bytes
         }
     };

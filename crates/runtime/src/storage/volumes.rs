@@ -4,6 +4,7 @@
 //!   volumes/<id>/volume.json   name, token, when it was made
 //!               /content/      what the user sees
 //!               /aside/        uploads under way, and what is being removed
+//!               /places        where the entries are that sandboxes know of (SQLite); may be removed while none has it
 //! ```
 //!
 //! A volume appears by the rename of a directory that is whole, and goes by a rename too, so that none is ever half there. The token
@@ -11,12 +12,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, MutexGuard, PoisonError, Weak},
 };
 
+use firkin_files::private;
 use firkin_share::Share;
 use fs_err as fs;
 use jiff::Timestamp;
@@ -34,6 +36,8 @@ use crate::{
 
 mod content;
 mod room;
+#[cfg(test)]
+mod shared_tests;
 mod usage;
 
 use self::usage::Account;
@@ -41,7 +45,13 @@ use self::usage::Account;
 pub use content::{Attributes, Content, Entry, Kind, MAX_ENTRIES, Upload};
 
 /// Version of `volume.json`.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
+
+/// Of a volume's top: for every user of every sandbox that has it. On the host nobody comes there without passing the directory above.
+const TOP_MODE: u32 = 0o777;
+
+/// What earlier servers left it at.
+const EARLIER_TOP_MODE: u32 = 0o755;
 
 /// The largest `volume.json` that is read.
 const MAX_SIDECAR_BYTES: u64 = 4096;
@@ -79,6 +89,9 @@ pub const MAX_NAME_BYTES: usize = 128;
 /// Before the id of a directory that is not a volume yet, or not any more.
 const UNFINISHED: char = '.';
 
+/// Per cent of its quota from which on a volume is nearly full: while what is left is enough to do something about it.
+const NEARLY_FULL_PERCENT: u64 = 90;
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -94,6 +107,9 @@ pub struct Volume {
     pub token: String,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Whether its top was ever made writable for all users of sandboxes. Absent in those of earlier servers.
+    #[serde(default)]
+    has_open_top: bool,
 }
 
 /// Why something was not done with a volume.
@@ -188,8 +204,17 @@ struct Uses {
     /// How often each is held.
     held: HashMap<String, usize>,
     ending: HashSet<String>,
-    /// What those share that have it mounted.
-    shares: HashMap<String, Weak<Share>>,
+    /// What those share that have it mounted. One for each volume that any has had.
+    shares: HashMap<String, Arc<Sharing>>,
+}
+
+/// Who shares one volume.
+#[derive(Debug, Default)]
+struct Sharing {
+    /// Held while it is opened, so that it is opened once.
+    current: Mutex<Weak<Share>>,
+    /// Held until its file of places is closed, which takes as long as the disk does.
+    open: Arc<Mutex<()>>,
 }
 
 /// Keeps a volume from being ended, for a sandbox that is not on record yet.
@@ -230,6 +255,16 @@ impl Drop for VolumeEnding<'_> {
     }
 }
 
+/// All volumes of a server in numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct VolumeFigures {
+    pub(crate) count: usize,
+    /// What they hold, as far as it is counted.
+    pub(crate) used_bytes: u64,
+    /// Those that hold [`NEARLY_FULL_PERCENT`] of their quota.
+    pub(crate) nearly_full: usize,
+}
+
 fn locked(uses: &std::sync::Mutex<Uses>) -> MutexGuard<'_, Uses> {
     // Each holder makes one change, so a poisoned value is a whole one.
     uses.lock().unwrap_or_else(PoisonError::into_inner)
@@ -266,10 +301,13 @@ impl Volumes {
             name: name.to_owned(),
             token: crate::ground::random::hex::<32>(),
             created_at: Timestamp::now(),
+            has_open_top: true,
         };
         let (dir, made) = (self.dir.clone(), volume.clone());
         blocking(move || make(&dir, &made)).await?;
         drop(naming);
+        // It is one of all from now on. Where the disk cannot be measured, it is from its first use.
+        drop(self.account(&volume.id));
         Ok(volume)
     }
 
@@ -292,6 +330,18 @@ impl Volumes {
     fn usage(&self, id: &str) -> Result<Usage, VolumeError> {
         let account = self.account(id)?;
         Ok(Usage { used_bytes: account.used(), quota_bytes: account.quota() })
+    }
+
+    /// All volumes in numbers.
+    pub(crate) fn figures(&self) -> VolumeFigures {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut figures = VolumeFigures { count: accounts.len(), ..VolumeFigures::default() };
+        for account in accounts.values() {
+            let used = account.used().unwrap_or(0);
+            figures.used_bytes = figures.used_bytes.saturating_add(used);
+            figures.nearly_full += usize::from(used.saturating_mul(100) >= account.quota().saturating_mul(NEARLY_FULL_PERCENT));
+        }
+        figures
     }
 
     /// Counts what each volume holds, one after the other, so that it is known before somebody asks.
@@ -339,18 +389,27 @@ impl Volumes {
         Ok(hold)
     }
 
-    /// What all that have a volume mounted share of it.
-    pub(crate) fn share(&self, id: &str) -> Result<Arc<Share>, VolumeError> {
-        let mut uses = locked(&self.uses);
-        if let Some(share) = uses.shares.get(id).and_then(Weak::upgrade) {
+    /// What all that have a volume mounted share of it. Waits for who has just closed it; no other volume does.
+    pub(crate) async fn share(&self, id: &str) -> Result<Arc<Share>, VolumeError> {
+        let volume = self.get(&Scope::Host, id).await?;
+        let sharing = Arc::clone(locked(&self.uses).shares.entry(id.to_owned()).or_default());
+        let mut current = sharing.current.lock().await;
+        if let Some(share) = current.upgrade() {
             return Ok(share);
         }
-        read(&self.dir, id)?;
-        let content = Content::open(&self.dir.join(id), self.disk.clone(), self.account(id)?)?;
-        let share = room::share(content.root()).map_err(|source| VolumeError::File { path: self.dir.join(id), source })?;
-        let share = Arc::new(share);
-        uses.shares.retain(|_, share| share.strong_count() > 0);
-        uses.shares.insert(id.to_owned(), Arc::downgrade(&share));
+        let content = self.content(id).await?;
+        // Given up by whoever waits for this, the work is done all the same, and gives it back.
+        let open = Arc::clone(&sharing.open).lock_owned().await;
+        let dir = self.dir.join(id);
+        let opened = blocking(move || {
+            let file = |source| VolumeError::File { path: dir.clone(), source };
+            open_top(&dir, volume).map_err(file)?;
+            let share = Arc::new(room::share(content.root(), &dir.join("places"), open).map_err(file)?);
+            content.root().account.set_guests(&share);
+            Ok(share)
+        });
+        let share = opened.await?;
+        *current = Arc::downgrade(&share);
         Ok(share)
     }
 
@@ -371,6 +430,7 @@ impl Volumes {
         let id = &ending.id;
         self.get(&Scope::Host, id).await?;
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        locked(&self.uses).shares.remove(id);
         let (dir, id) = (self.dir.clone(), id.clone());
         blocking(move || {
             read(&dir, &id)?;
@@ -449,8 +509,7 @@ fn make(dir: &Path, volume: &Volume) -> Result<(), VolumeError> {
         sweep(dir)?;
         private_dir(&draft)?;
         fs::create_dir(draft.join("content"))?;
-        // For every user of every sandbox that has it; on the host nobody comes here without passing the directory above.
-        fs::set_permissions(draft.join("content"), std::fs::Permissions::from_mode(0o777))?;
+        fs::set_permissions(draft.join("content"), std::fs::Permissions::from_mode(TOP_MODE))?;
         private_dir(&draft.join("aside"))?;
         private_file(&draft.join("volume.json"), &serde_json::to_vec(volume)?)?;
         for path in [draft.join("volume.json"), draft.clone()] {
@@ -460,6 +519,19 @@ fn make(dir: &Path, volume: &Volume) -> Result<(), VolumeError> {
     };
     write().map_err(|source| VolumeError::File { path: target.clone(), source })?;
     sync(dir)
+}
+
+/// Makes the top of a volume that an earlier server made what those of this one are, once: as its users leave it then, it stays.
+fn open_top(dir: &Path, volume: Volume) -> io::Result<()> {
+    if volume.has_open_top {
+        return Ok(());
+    }
+    let top = dir.join("content");
+    if fs::metadata(&top)?.permissions().mode() & 0o7777 == EARLIER_TOP_MODE {
+        fs::set_permissions(&top, std::fs::Permissions::from_mode(TOP_MODE))?;
+    }
+    let text = serde_json::to_vec(&Volume { has_open_top: true, ..volume })?;
+    private::replace(&dir.join("volume.json"), &text, private::PRIVATE)
 }
 
 /// Takes away what a crash left of a volume that came or went.
@@ -510,16 +582,61 @@ fn read(dir: &Path, id: &str) -> Result<Volume, VolumeError> {
     }
     let path = dir.join(id).join("volume.json");
     let file = |source| VolumeError::File { path: path.clone(), source };
-    let text = match fs::metadata(&path) {
+    // It may go at any time: what is opened is whole.
+    let opened = match fs::File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(absent()),
-        Err(error) => return Err(file(error)),
-        Ok(meta) if meta.len() > MAX_SIDECAR_BYTES => return Err(file(io::ErrorKind::InvalidData.into())),
-        Ok(_) => fs::read(&path).map_err(file)?,
+        opened => opened.map_err(file)?,
     };
+    let mut text = Vec::new();
+    opened.take(MAX_SIDECAR_BYTES + 1).read_to_end(&mut text).map_err(file)?;
+    if text.len() as u64 > MAX_SIDECAR_BYTES {
+        return Err(file(io::ErrorKind::InvalidData.into()));
+    }
     let volume: Volume = serde_json::from_slice(&text).map_err(|error| file(error.into()))?;
     if volume.format == FORMAT {
         Ok(volume)
     } else {
         Err(file(io::Error::new(io::ErrorKind::InvalidData, format!("format {} is not {FORMAT}", volume.format))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::host::disk::StatvfsProbe;
+
+    /// On one thread, which nothing may keep.
+    #[tokio::test]
+    async fn a_volume_is_opened_and_closed_while_all_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DiskPressureGuard::new(dir.path().to_owned(), Some(0), Arc::new(StatvfsProbe));
+        let volumes = Volumes::of(dir.path(), disk, VolumeLimits::default());
+        let [one, two] = ["one", "two"].map(|name| volumes.create((TeamId::default(), None), name));
+        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        let first = volumes.share(&one.id).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &volumes.share(&one.id).await.unwrap()));
+        drop(first);
+        // Whoever comes next finds it closed.
+        drop(volumes.share(&one.id).await.unwrap());
+        let open = Arc::clone(&locked(&volumes.uses).shares[&one.id].open);
+        drop(open.lock_owned().await);
+
+        let places = rusqlite::Connection::open(dir.path().join("volumes").join(&one.id).join("places")).unwrap();
+        places.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+        {
+            let mut opening = pin!(volumes.share(&one.id));
+            assert!(timeout(Duration::from_millis(100), &mut opening).await.is_err(), "somebody has its places");
+            drop(volumes.hold(&one.id).unwrap());
+            volumes.share(&two.id).await.unwrap();
+            drop(places);
+            opening.await.unwrap();
+        }
+        // Who gives up leaves nothing behind that keeps the next.
+        drop(timeout(Duration::ZERO, volumes.share(&one.id)).await);
+        volumes.share(&one.id).await.unwrap();
     }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use firkin_files::private;
 use jiff::Timestamp;
 use ring::{
     digest::{SHA256, digest},
@@ -22,7 +23,7 @@ use ring::{
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::ground::{private, team::TeamId};
+use crate::ground::team::TeamId;
 
 /// How long a token counts. It is made for one request; servers exchange it at once.
 const LIFETIME_SECONDS: i64 = 300;
@@ -186,7 +187,7 @@ impl Signer {
             None => {
                 let made =
                     EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map_err(|_| WorkloadError::Sign)?;
-                private::replace(file, made.as_ref()).map_err(failed)?;
+                private::replace(file, made.as_ref(), private::PRIVATE).map_err(failed)?;
                 Zeroizing::new(made.as_ref().to_vec())
             }
         };

@@ -16,6 +16,7 @@ use std::{
 use async_trait::async_trait;
 use firkin_engine::{Exit, Prepared, RestoreSpec, Slot, StartError, compatibility::Mismatch};
 use firkin_wire::{control, nonce::Nonce};
+use tracing::{Instrument as _, Span};
 
 use super::Session;
 use crate::{
@@ -30,6 +31,11 @@ use crate::{
     },
     store::spec::InternetAccess,
 };
+
+/// The span of a part of a launch, by its name in what is logged of a start.
+pub(crate) fn phase(name: &'static str) -> Span {
+    tracing::debug_span!("phase", name)
+}
 
 /// Launches sessions, each on the engine that made what it is launched from.
 #[derive(Debug, Clone)]
@@ -63,6 +69,7 @@ impl EngineLauncher {
     /// the timings of this half.
     ///
     /// Cancel-safe: a future that is dropped, or that fails, leaves no process, network slot or file.
+    #[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "staging"))]
     pub(crate) async fn stage(
         &self,
         artifact: &Artifact,
@@ -132,15 +139,16 @@ impl Staged {
     pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
         let begun = Instant::now();
         let Self { engine, group, link, dir, memory_base, disk, was, pins } = self;
-        let machine = engine.load().await.map_err(LaunchError::Start)?;
+        let restore = phase("vm_restore");
+        let machine = engine.load().instrument(restore.clone()).await.map_err(LaunchError::Start)?;
         let mut session = Session { machine, agent: None, nonce: was, group, link, dir, memory_base, disk, pins };
-        session.machine.resume().await.map_err(LaunchError::Machine)?;
+        session.machine.resume().instrument(restore).await.map_err(LaunchError::Machine)?;
         let vm_restore = begun.elapsed();
 
         let begun = Instant::now();
         let nonce = Some(Nonce::new(crate::ground::random::bytes()));
         let identity = control::Identity { network: session.link.guest_network(), nonce, ..identity.clone() };
-        let first_answer = match session.begin(identity).await {
+        let first_answer = match session.begin(identity).instrument(phase("agent")).await {
             Ok(first_answer) => first_answer,
             Err(error) => {
                 session.end().await;

@@ -257,7 +257,7 @@ impl Content {
             // Out of sight at once, whatever it takes to remove it.
             root.changing(&parent, || renameat_with(&parent, name, &root.aside, &gone, RenameFlags::empty()))
                 .map_err(|error| path.failed(error))?;
-            let before = root.bytes_aside(&gone);
+            let before = root.freed_aside(&gone);
             let at = root.aside_path.join(&gone);
             let removed = if fs::symlink_metadata(&at).is_ok_and(|meta| meta.is_dir()) {
                 firkin_files::remove_tree(&at)
@@ -266,7 +266,7 @@ impl Content {
             };
             match before {
                 // What could not be removed counts on.
-                Ok(before) => account.became(before, root.bytes_aside(&gone).unwrap_or(0)),
+                Ok(before) => account.became(before, root.freed_aside(&gone).unwrap_or(0)),
                 // Nobody is given room that there may not be.
                 Err(error) => tracing::warn!(%error, "what was removed from a volume counts until the server starts again"),
             }
@@ -359,17 +359,28 @@ impl Root {
         Ok(done)
     }
 
-    /// What something takes that is being removed. Nothing, once it is gone.
-    fn bytes_aside(&self, name: &str) -> io::Result<u64> {
+    /// What is free once something has gone that is being removed. Nothing, when it is gone.
+    fn freed_aside(&self, name: &str) -> io::Result<u64> {
         let stat = match statat(&self.aside, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => return Ok(0),
             stat => stat?,
         };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Ok(usage::of(&stat));
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let tree = rustix::fs::openat(&self.aside, name, flags, Mode::empty())?;
+                usage::freed_below(tree, |at, name| self.is_put_off(at, name))
+            }
+            _ if usage::has_several_names(&stat) => Ok(0),
+            FileType::RegularFile if self.is_put_off(&self.aside, name.as_ref())? => Ok(0),
+            _ => Ok(usage::of(&stat)),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        usage::below(rustix::fs::openat(&self.aside, name, flags, Mode::empty())?)
+    }
+
+    /// Of a file that is being removed: whether guests have it open.
+    fn is_put_off(&self, at: impl AsFd, name: &OsStr) -> io::Result<bool> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.account.is_put_off(rustix::fs::openat(at, name, flags, Mode::empty())?)
     }
 
     fn open(&self, path: &Clean, flags: OFlags) -> Result<OwnedFd, VolumeError> {

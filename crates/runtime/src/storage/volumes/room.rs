@@ -1,15 +1,16 @@
 //! A volume in sandboxes: what they share counts as what comes through the API does.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use firkin_share::{Figures, Room, Share, Sizes};
 use rustix::io::Errno;
+use tokio::sync::OwnedMutexGuard;
 
 use super::{content::Root, usage};
 
-/// A volume's content, for sandboxes.
-pub(super) fn share(root: &Arc<Root>) -> io::Result<Share> {
-    Ok(Share::new(root.root.try_clone()?, Arc::new(VolumeRoom(Arc::clone(root)))))
+/// A volume's content, for sandboxes. Where its entries are is kept in a file, and `held` until that is closed. Blocks.
+pub(super) fn share(root: &Arc<Root>, places: &Path, held: OwnedMutexGuard<()>) -> io::Result<Share> {
+    Ok(Share::new(root.root.try_clone()?, places, Arc::new(VolumeRoom(Arc::clone(root)))).holding(held))
 }
 
 /// Counts for a volume what its guests do.

@@ -1,21 +1,24 @@
 //! What a volume takes of the disk, and how much it may take.
 //!
-//! An entry counts as what is allocated to it, and at least as [`LEAST_BYTES`]: otherwise a million empty files would be nothing. Only
-//! the API changes a volume, so one count holds for as long as the server runs: it is made before the first change, and then every
+//! An entry counts as what is allocated to it, and at least as [`LEAST_BYTES`]: otherwise a million empty files would be nothing. A file
+//! with several names counts once, until the last of them has gone and no guest has it open any more. Only
+//! the API and guests change a volume, so one count holds for as long as the server runs: it is made before the first change, and then every
 //! change is added to it. Bytes are taken before they are written and given back once they are gone, so that writers at the same time
 //! cannot have the last of them twice.
 
 use std::{
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use firkin_share::Share;
 use fs_err as fs;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, statat};
 
@@ -45,11 +48,14 @@ pub(super) struct Account {
     changing: Mutex<()>,
     /// Held by who has it counted: the others wait for that without a thread.
     counting: Arc<tokio::sync::Mutex<()>>,
+    /// What guests have of the volume.
+    guests: Mutex<Weak<Share>>,
 }
 
 impl Account {
     pub(super) fn new(quota: u64) -> Arc<Self> {
-        Arc::new(Self { quota, used: Mutex::default(), changing: Mutex::default(), counting: Arc::default() })
+        let (used, changing, counting, guests) = <(_, _, _, _)>::default();
+        Arc::new(Self { quota, used, changing, counting, guests })
     }
 
     pub(super) fn quota(&self) -> u64 {
@@ -64,6 +70,18 @@ impl Account {
     fn counter(&self) -> MutexGuard<'_, Option<u64>> {
         // Each holder makes one change, so a poisoned counter is a whole one.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Guests have the volume by this.
+    pub(super) fn set_guests(&self, share: &Arc<Share>) {
+        // Each holder makes one change, so a poisoned value is a whole one.
+        *self.guests.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(share);
+    }
+
+    /// Of a file whose last name goes: whether guests have it open, and what it takes is given back when they close it.
+    pub(super) fn is_put_off(&self, file: impl AsFd) -> io::Result<bool> {
+        let share = self.guests.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        share.map_or(Ok(false), |share| share.puts_off(file))
     }
 
     /// Held by who changes a directory, so that what it grew by can be told.
@@ -159,9 +177,46 @@ pub(super) fn of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(STAT_BLOCK_BYTES).max(LEAST_BYTES)
 }
 
-/// What `root` and all below it count as. Through no link, and by paths that are no longer than those that they were made by. Blocks.
+/// What `root` and all below it count as: a file with several names once. Blocks.
 pub(super) fn below(root: impl AsFd) -> io::Result<u64> {
+    let mut several = HashSet::new();
     let mut bytes = of(&rustix::fs::fstat(&root)?);
+    each_below(root, |_, _, stat| {
+        if !has_several_names(stat) || several.insert(stat.st_ino) {
+            bytes = bytes.saturating_add(of(stat));
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// What is free once `root` and all below it have gone: nothing of a file that has a name elsewhere too, or that `is_open` says is still in
+/// use. Blocks.
+pub(super) fn freed_below(root: impl AsFd, is_open: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<bool>) -> io::Result<u64> {
+    let mut names = HashMap::new();
+    let mut bytes = of(&rustix::fs::fstat(&root)?);
+    each_below(root, |at, name, stat| {
+        let is_last = !has_several_names(stat) || {
+            let seen = names.entry(stat.st_ino).or_insert(0);
+            *seen += 1;
+            *seen == stat.st_nlink
+        };
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_last && !(is_file && is_open(at, name)?) {
+            bytes = bytes.saturating_add(of(stat));
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Names of a directory are its own entries'.
+pub(super) fn has_several_names(stat: &Stat) -> bool {
+    stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory
+}
+
+/// Visits all below `root`, through no link, and by paths that are no longer than those that they were made by.
+fn each_below(root: impl AsFd, mut visit: impl FnMut(BorrowedFd<'_>, &OsStr, &Stat) -> io::Result<()>) -> io::Result<()> {
     let mut dirs = vec![PathBuf::new()];
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -181,7 +236,7 @@ pub(super) fn below(root: impl AsFd) -> io::Result<u64> {
                 Err(rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
                 Ok(stat) => {
-                    bytes = bytes.saturating_add(of(&stat));
+                    visit(dir.as_fd(), name, &stat)?;
                     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                         dirs.push(path.join(name));
                     }
@@ -189,7 +244,7 @@ pub(super) fn below(root: impl AsFd) -> io::Result<u64> {
             }
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -231,6 +286,10 @@ mod tests {
             fs::write(dir.path().join(n.to_string()), "").unwrap();
         }
         assert_eq!(bytes(), 105 * LEAST_BYTES + (1 << 20));
+        for n in 0..100 {
+            fs::hard_link(dir.path().join("a/b/large"), dir.path().join(format!("a/b/{n}"))).unwrap();
+        }
+        assert_eq!(bytes(), 105 * LEAST_BYTES + (1 << 20), "as one file");
     }
 
     #[test]

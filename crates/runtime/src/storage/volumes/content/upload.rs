@@ -1,8 +1,8 @@
 //! An upload into a volume: it goes to the disk as it comes, aside, and has its place once it is whole.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
-use rustix::fs::{AtFlags, OFlags, RenameFlags, renameat_with, statat};
+use rustix::fs::{Mode, OFlags, RenameFlags, openat, renameat_with};
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -73,8 +73,9 @@ impl Upload {
             let from = aside.file_name().unwrap_or_default();
             let bytes = rustix::fs::fstat(&file).map(|stat| usage::of(&stat)).map_err(|error| path.failed(error))?;
             let place = || {
-                let replaced = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| usage::of(&stat));
-                renameat_with(&root.aside, from, &parent, name, flags).map(|()| replaced)
+                let replaced = openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok();
+                renameat_with(&root.aside, from, &parent, name, flags)?;
+                Ok(replaced.map_or(0, |replaced| freed(&root, &replaced)))
             };
             let replaced = root.changing(&parent, place).map_err(|error| path.failed(error))?;
             taken.keep(bytes);
@@ -85,5 +86,14 @@ impl Upload {
             root.entry(&path)
         })
         .await
+    }
+}
+
+/// What is free now that a file was replaced: nothing while it has another name, or guests have it open.
+fn freed(root: &Root, replaced: &OwnedFd) -> u64 {
+    match rustix::fs::fstat(replaced) {
+        Ok(stat) if stat.st_nlink == 0 && matches!(root.account.is_put_off(replaced), Ok(false)) => usage::of(&stat),
+        // Nobody is given room that there may not be.
+        Ok(_) | Err(_) => 0,
     }
 }
