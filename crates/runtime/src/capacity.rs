@@ -29,7 +29,7 @@ mod warm;
 pub(crate) use book::Denial;
 pub use ledger::{ActiveSessionReservation, CapacityLedger, WarmSessionReservation};
 pub(crate) use ledger::{Asked, Waiter};
-pub(crate) use teams::{SandboxShare, SessionShare, Shares, TeamBook, within};
+pub(crate) use teams::{SandboxShare, SessionShare, Shares, TeamBook, TeamFigures, within};
 pub use teams::{TeamQuota, TeamQuotaError};
 pub use warm::{NoWarmSessions, WarmCapacityError, WarmEviction};
 

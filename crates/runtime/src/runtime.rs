@@ -36,7 +36,7 @@ use crate::{
             Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
             ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
         },
-        sampler,
+        refusal, sampler,
         trust::{self, GuestTrustError, is_filled},
     },
     shared::{
@@ -61,8 +61,10 @@ use crate::{
     },
     telemetry::{
         activity::ActivityPoint,
+        changes::{Refused, TemplateEvent, What},
         history::Event,
         metrics::{Live, Metrics},
+        webhooks::{self as sending, Webhooks},
     },
     template::build::{self, Builds},
     upkeep::{
@@ -72,19 +74,23 @@ use crate::{
 };
 
 mod builds;
+pub mod changes;
 mod disk_floor;
 mod disk_quota;
 pub mod encryption;
 pub mod host_templates;
 mod keys;
+mod looks;
+pub mod outlook;
 pub mod sweep;
 pub mod templates;
 mod volumes;
+pub mod webhooks;
 
 pub use self::volumes::DestroyVolumeError;
 
 pub use self::keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token};
-use self::sweep::Swept;
+use self::{looks::Looks, sweep::Swept};
 
 /// A sandbox that nobody has been told of: it ends with this, also where its creator has gone away.
 struct Unknown<'a> {
@@ -121,6 +127,7 @@ pub struct Runtime {
     owners: Arc<Owners>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) pool: Arc<WarmPool>,
+    looks: Arc<Looks>,
     scope: Scope,
 }
 
@@ -235,6 +242,8 @@ impl Runtime {
         let filling = Filling::of(&config.state_dir, Arc::clone(&secrets), Arc::clone(&workload));
         let links = Links::open(config.network.clone(), engines.first().attachment(), Arc::clone(&filling)).await;
         let links = Arc::new(links.map_err(OpenError::Network)?);
+        let reach = sending::reach(links.surroundings(), config.webhook_networks.clone());
+        let webhooks = Webhooks::open(store.clone(), reach).await.map_err(OpenError::Store)?;
         let disk = DiskPressureGuard::new(config.state_dir.clone(), config.disk_floor_mib, Arc::clone(&config.disk_probe));
         let ledger = CapacityLedger::new(config.capacity, config.capacity.share(config.admission.warm_percent))
             .with_own_memory(engines.own_memory().usual_mib);
@@ -251,7 +260,10 @@ impl Runtime {
         let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
         let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
-        let shared = Shared::new(Parts { config, store, gates, launcher, files, keys, teams, lock, secrets, workload, filling });
+        let shared =
+            Shared::new(Parts { config, store, gates, launcher, files, keys, teams, lock, secrets, workload, filling, webhooks });
+        let run = Arc::clone(&shared.webhooks).run(sending::reader(&shared.changes));
+        shared.webhooks.is_sent_by(tokio::spawn(run));
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
         sweep::take_over(&owners).await?;
@@ -265,7 +277,7 @@ impl Runtime {
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
         shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners), Arc::clone(&builds)));
-        Ok(Self { shared, owners, builds, pool, scope: Scope::Host })
+        Ok(Self { looks: looks::begin(&shared, &pool), shared, owners, builds, pool, scope: Scope::Host })
     }
 
     /// The same runtime for a team. It sees what that team owns, and what it makes is that team's.
@@ -294,7 +306,10 @@ impl Runtime {
     /// Creates a sandbox by restoring a template or a snapshot.
     pub async fn create(&self, request: CreateSandbox) -> Result<RuntimeSandbox, CreateError> {
         let internet = request.internet.clone();
-        let created = sandbox::create(&self.owners, &self.scope, request).await?;
+        let template = request.template.clone();
+        let created = sandbox::create(&self.owners, &self.scope, request).await.inspect_err(|error| {
+            refusal::tell(&self.shared, &self.scope.owner(), &template, refusal::of_create(error));
+        })?;
         if is_filled(&internet) {
             let unknown = Unknown { runtime: self, id: Some(created.id.clone()) };
             self.trust(&created.id, &internet).await?;
@@ -405,10 +420,14 @@ impl Runtime {
         let budget = handle.view.borrow().sandbox.budget;
         // Before the source stands still for it.
         let shares = self.shared.teams.take(&handle.team, count, budget, std::time::Instant::now());
-        let shares = shares.map_err(ForkError::TeamQuota)?;
+        let shares = shares.map_err(|error| {
+            refusal::tell(&self.shared, &handle.team, id.as_str(), Some(Refused::TeamQuota));
+            ForkError::TeamQuota(error)
+        })?;
         let source: Continuation =
             self.ask(id, |reply| Command::Cut { memory: Memory::Kept, reason: CutReason::Fork, reply }).await?;
         let results = sandbox::fork(&self.owners, &source, shares, timeout).await;
+        refusal::tell_of_fork(&self.shared, &handle.team, id.as_str(), &results);
         drop(source.pin);
         self.shared.collect();
         Ok(results)
@@ -458,6 +477,7 @@ impl Runtime {
         let recorded = self.shared.store.put_snapshot(record, most).await.map_err(SnapshotError::Store)?;
         let record = recorded.map_err(|used| SnapshotError::Quota { id: id.clone(), source: too_many_snapshots(most, used) })?;
         drop(source.pin);
+        self.tell_template(TemplateEvent::Snapshot, &record.owner, record.id.as_str(), record.snapshot_of.as_ref());
         self.shared.collect();
         show_snapshot(&record).ok_or_else(|| SnapshotError::NotFound(gone(id)))
     }
@@ -568,6 +588,12 @@ impl Runtime {
             sampler::sample(&self.shared.history, id, &handle).await;
         }
         Ok(self.shared.history.samples(id))
+    }
+
+    /// The last samples of a sandbox that there are, oldest first, at most so many. Nobody is asked for a newer one, so that it costs
+    /// little for many sandboxes.
+    pub fn recent_samples(&self, id: &SandboxId, most: usize) -> Vec<firkin_wire::control::Stats> {
+        if self.handle(id).is_err() { Vec::new() } else { self.shared.history.recent(id, most) }
     }
 
     /// Samples every running sandbox at an interval, until `stop` or the end of the runtime.
@@ -688,11 +714,19 @@ impl Runtime {
     }
 
     /// Everything that is counted and timed, as [`metrics::CONTENT_TYPE`](crate::telemetry::metrics::CONTENT_TYPE).
-    pub fn render_metrics(&self) -> String {
+    /// With what each team holds for who administers teams, and nobody else.
+    pub fn render_metrics(&self, with_teams: bool) -> String {
         let (all, running) = self.owners.count();
-        let outbound = self.shared.links.outcomes().counts().collect();
-        let live = Live { running, paused: all - running, capacity: self.capacity(), pool: self.pool(), outbound };
-        self.shared.metrics.render(&live)
+        let (capacity, pool, outbound) = (self.capacity(), self.pool(), self.shared.links.outcomes().counts().collect());
+        let live = Live { running, paused: all - running, capacity, pool, outbound, standing: self.standing() };
+        let teams = with_teams.then(|| self.shared.teams.figures());
+        self.shared.metrics.render(&live, teams.as_deref())
+    }
+
+    /// Tells those who watch what became of a template or a snapshot.
+    fn tell_template(&self, event: TemplateEvent, owner: &TeamId, id: &str, snapshot_of: Option<&SandboxId>) {
+        let what = What::Template { event, template_id: id.to_owned(), snapshot_of: snapshot_of.cloned() };
+        self.shared.changes.tell(Some(owner), what);
     }
 
     /// The warm pool in numbers.
@@ -711,6 +745,8 @@ impl Runtime {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.owners.handles().clear();
+        // Not before: what ended just now is sent by the next server.
+        self.shared.webhooks.end().await;
         self.shared.links.close().await;
         if let Err(error) = self.shared.store.close().await {
             tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");

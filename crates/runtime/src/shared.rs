@@ -13,7 +13,7 @@ use crate::{
     restore::RestoreGates,
     storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
-    telemetry::{activity::Activity, history::History, metrics::Metrics},
+    telemetry::{activity::Activity, changes::Feed, history::History, metrics::Metrics, webhooks::Webhooks},
 };
 
 pub mod config;
@@ -43,8 +43,11 @@ pub(crate) struct Shared {
     pub(crate) teams: TeamBook,
     pub(crate) history: History,
     pub(crate) activity: Activity,
+    /// What is told as it happens.
+    pub(crate) changes: Arc<Feed>,
+    pub(crate) webhooks: Arc<Webhooks>,
     pub(crate) secrets: Arc<Secrets>,
-    pub(crate) volumes: Volumes,
+    pub(crate) volumes: Arc<Volumes>,
     pub(crate) workload: Arc<Workload>,
     pub(crate) filling: Arc<Filling>,
     collect: Notify,
@@ -70,13 +73,14 @@ pub(crate) struct Parts {
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) workload: Arc<Workload>,
     pub(crate) filling: Arc<Filling>,
+    pub(crate) webhooks: Arc<Webhooks>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let shared = Arc::new(Self {
             secrets: parts.secrets,
-            volumes: Volumes::of(&parts.config.state_dir, parts.gates.disk.clone(), parts.config.volumes),
+            volumes: Arc::new(Volumes::of(&parts.config.state_dir, parts.gates.disk.clone(), parts.config.volumes)),
             workload: parts.workload,
             filling: parts.filling,
             files: parts.files,
@@ -93,6 +97,8 @@ impl Shared {
             teams: parts.teams,
             history: History::default(),
             activity: Activity::default(),
+            changes: Feed::new(),
+            webhooks: parts.webhooks,
             collect: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),

@@ -3,4 +3,5 @@
 pub(crate) mod disk_budget;
 mod programs;
 pub mod sandbox_quota;
+pub mod upgrade;
 pub mod verify;

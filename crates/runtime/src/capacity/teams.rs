@@ -6,6 +6,8 @@
 //!             session's share:  held from here ────────────────────────────► given back   taken ──► given back
 //! ```
 //!
+//! The machine in which a template is built is such a sandbox too, from the start of the build to its end.
+//!
 //! All of a question is asked and its answer noted under one lock, so that requests at the same time do not get past a quota together.
 //! What runs already when a quota is made smaller, or when a server takes over, is counted beyond it and ended by nobody.
 
@@ -48,7 +50,7 @@ pub struct TeamQuota {
     /// Volumes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<u32>,
-    /// Sandboxes that are created in a minute, forks among them.
+    /// Sandboxes that are created in a minute, forks and builds among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creates_per_minute: Option<u32>,
 }
@@ -89,6 +91,22 @@ struct Account {
     pausing: u64,
     /// The creates of the last minute, oldest first, where there is a quota of them.
     creates: VecDeque<Instant>,
+    /// Sandboxes that were let in since the server started, and requests that a quota refused.
+    admitted: u64,
+    refused: u64,
+}
+
+/// What one team holds, for whoever watches all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TeamFigures {
+    pub(crate) team: TeamId,
+    pub(crate) running: u64,
+    pub(crate) paused: u64,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) disk_mib: u64,
+    pub(crate) admitted: u64,
+    pub(crate) refused: u64,
 }
 
 /// What all teams hold. Clones share it.
@@ -134,6 +152,22 @@ pub(crate) fn within(what: &'static str, most: Option<u64>, used: u64, asked: u6
 }
 
 impl Account {
+    /// Notes what a quota refuses.
+    fn told<T>(&mut self, answer: Result<T, TeamQuotaError>) -> Result<T, TeamQuotaError> {
+        self.refused += u64::from(answer.is_err());
+        answer
+    }
+
+    fn admit_all(&mut self, count: u64, budget: ResourceBudget, now: Instant) -> Result<(), TeamQuotaError> {
+        self.admit_sessions(count, budget)?;
+        self.admit_disk(count * budget.disk_mib)?;
+        self.admit_creates(count, now)
+    }
+
+    fn admit_disk(&self, disk_mib: u64) -> Result<(), TeamQuotaError> {
+        within("MiB of disk", self.quota.disk_mib, self.disk_mib, disk_mib)
+    }
+
     fn admit_sessions(&self, count: u64, budget: ResourceBudget) -> Result<(), TeamQuotaError> {
         let TeamQuota { running, cpus, memory_mib, .. } = self.quota;
         within("running sandboxes", running.map(u64::from), self.sessions, count)?;
@@ -194,27 +228,62 @@ impl TeamBook {
         let mut accounts = self.accounts();
         let account = accounts.entry(team.clone()).or_default();
         let many = u64::from(count);
-        account.admit_sessions(many, budget)?;
-        within("MiB of disk", account.quota.disk_mib, account.disk_mib, many * budget.disk_mib)?;
-        account.admit_creates(many, now)?;
+        let admitted = account.admit_all(many, budget, now);
+        account.told(admitted)?;
+        account.admitted += many;
         if account.quota.creates_per_minute.is_some() {
             account.creates.extend(std::iter::repeat_n(now, count as usize));
         }
-        let one = |_| {
-            account.sandboxes += 1;
-            account.disk_mib += budget.disk_mib;
-            account.begin_session(budget);
-            let sandbox = SandboxShare { book: self.clone(), team: team.clone(), disk_mib: budget.disk_mib };
-            Shares { sandbox, session: SessionShare { book: self.clone(), team: team.clone(), budget } }
+        Ok((0..count).map(|_| self.begin(account, team, budget)).collect())
+    }
+
+    /// Has a create that came to nothing, of this instant, not count as one of its minute.
+    pub(crate) fn uncount_create(&self, team: &TeamId, at: Instant) {
+        if let Some(account) = self.accounts().get_mut(team) {
+            account.admitted = account.admitted.saturating_sub(1);
+            if let Some(index) = account.creates.iter().rposition(|create| *create == at) {
+                account.creates.remove(index);
+            }
+        }
+    }
+
+    /// Takes what one needs.
+    pub(crate) fn take_one(&self, team: &TeamId, budget: ResourceBudget, now: Instant) -> Result<Shares, TeamQuotaError> {
+        let taken = self.take(team, 1, budget, now)?.pop();
+        Ok(taken.expect("one was asked for, and all are given"))
+    }
+
+    fn begin(&self, account: &mut Account, team: &TeamId, budget: ResourceBudget) -> Shares {
+        account.sandboxes += 1;
+        account.disk_mib += budget.disk_mib;
+        account.begin_session(budget);
+        let sandbox = SandboxShare { book: self.clone(), team: team.clone(), disk_mib: budget.disk_mib };
+        Shares { sandbox, session: SessionShare { book: self.clone(), team: team.clone(), budget } }
+    }
+
+    /// What each team holds that has a quota, or ever had something since the server started, by id.
+    pub(crate) fn figures(&self) -> Vec<TeamFigures> {
+        let figures = |(team, account): (&TeamId, &Account)| TeamFigures {
+            team: team.clone(),
+            running: account.sessions,
+            paused: account.paused(),
+            cpus: account.running.cpus,
+            memory_mib: account.running.memory_mib,
+            disk_mib: account.disk_mib,
+            admitted: account.admitted,
+            refused: account.refused,
         };
-        Ok((0..count).map(one).collect())
+        let mut all: Vec<_> = self.accounts().iter().map(figures).collect();
+        all.sort_by(|a, b| a.team.cmp(&b.team));
+        all
     }
 
     /// Takes what a session of a sandbox needs that is paused.
     pub(crate) fn take_session(&self, team: &TeamId, budget: ResourceBudget) -> Result<SessionShare, TeamQuotaError> {
         let mut accounts = self.accounts();
         let account = accounts.entry(team.clone()).or_default();
-        account.admit_sessions(1, budget)?;
+        let admitted = account.admit_sessions(1, budget);
+        account.told(admitted)?;
         account.begin_session(budget);
         Ok(SessionShare { book: self.clone(), team: team.clone(), budget })
     }
@@ -238,9 +307,24 @@ impl TeamBook {
     pub(crate) fn admit_pause(&self, team: &TeamId) -> Result<PauseShare, TeamQuotaError> {
         let mut accounts = self.accounts();
         let account = accounts.entry(team.clone()).or_default();
-        within("paused sandboxes", account.quota.paused.map(u64::from), account.paused() + account.pausing, 1)?;
+        let most = account.quota.paused.map(u64::from);
+        let admitted = within("paused sandboxes", most, account.paused() + account.pausing, 1);
+        account.told(admitted)?;
         account.pausing += 1;
         Ok(PauseShare { book: self.clone(), team: team.clone() })
+    }
+}
+
+impl SandboxShare {
+    /// Takes a disk of which it was not known before how large it is.
+    pub(crate) fn take_disk(&mut self, disk_mib: u64) -> Result<(), TeamQuotaError> {
+        let mut accounts = self.book.accounts();
+        let account = accounts.entry(self.team.clone()).or_default();
+        let admitted = account.admit_disk(disk_mib);
+        account.told(admitted)?;
+        account.disk_mib += disk_mib;
+        self.disk_mib += disk_mib;
+        Ok(())
     }
 }
 
@@ -311,6 +395,20 @@ mod tests {
     }
 
     #[test]
+    fn a_build_takes_its_disk_once_that_is_known_and_all_is_told() {
+        let book = book(TeamQuota { disk_mib: Some(150), ..TeamQuota::default() });
+        let mut build = book.take_one(&team(), ResourceBudget { disk_mib: 0, ..SIZE }, Instant::now()).unwrap();
+        assert!(build.sandbox.take_disk(151).is_err());
+        build.sandbox.take_disk(100).unwrap();
+        assert!(book.take(&team(), 1, SIZE, Instant::now()).is_err());
+        let told =
+            TeamFigures { team: team(), running: 1, paused: 0, cpus: 2, memory_mib: 512, disk_mib: 100, admitted: 1, refused: 2 };
+        assert_eq!(book.figures(), std::slice::from_ref(&told));
+        drop(build);
+        assert_eq!(book.figures(), [TeamFigures { running: 0, cpus: 0, memory_mib: 0, disk_mib: 0, ..told }]);
+    }
+
+    #[test]
     fn of_several_at_once_all_are_taken_or_none() {
         let book = book(TeamQuota { running: Some(3), ..TeamQuota::default() });
         assert!(book.take(&team(), 4, SIZE, Instant::now()).is_err());
@@ -349,6 +447,9 @@ mod tests {
         assert_eq!(book.take(&team(), 1, SIZE, after(30)).unwrap_err(), TeamQuotaError::Rate { most: 2, wait_s: 31 });
         assert!(book.take(&team(), 1, SIZE, after(60)).is_ok());
         assert_eq!(book.take(&team(), 1, SIZE, after(61)).unwrap_err(), TeamQuotaError::Rate { most: 2, wait_s: 20 });
+        // One that came to nothing does not count.
+        book.uncount_create(&team(), after(60));
+        assert!(book.take(&team(), 1, SIZE, after(61)).is_ok());
     }
 
     #[test]

@@ -80,6 +80,11 @@ id! {
     KeyId, "a key", is_id, format!("key_{}", alphanumeric(KEY_LENGTH))
 }
 
+id! {
+    /// A webhook.
+    WebhookId, "a webhook", is_id, uuid()
+}
+
 impl LayerId {
     /// The name that the layer has among the members of an artifact.
     pub(crate) fn member(&self) -> String {

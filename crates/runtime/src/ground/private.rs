@@ -1,7 +1,7 @@
 //! Directories and files that are the server's user's alone: names, tokens, memory and what users made are nobody else's.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
@@ -20,32 +20,4 @@ pub(crate) fn private_file(path: &Path, content: &[u8]) -> io::Result<fs::File> 
     let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     file.write_all(content)?;
     Ok(file)
-}
-
-/// A small file, or nothing if there is none.
-pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match fs::File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let length = file.metadata()?.len();
-    if length > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes are more than {limit}")));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
-/// Writes a file that nobody else may read, whole or not at all. Durable when this returns.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(dir) => fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use serde::Serialize;
+
 /// The floor for work on a large disk, MiB.
 pub const WORK_FLOOR_MIB: u64 = 10 * 1024;
 
@@ -99,6 +101,17 @@ pub struct DiskPressureGuard {
     promised: Arc<AtomicU64>,
 }
 
+/// A disk beside its floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiskView {
+    /// Free for unprivileged users, MiB.
+    pub free_mib: u64,
+    /// All of it, MiB.
+    pub total_mib: u64,
+    /// Nothing is started while less is free, MiB.
+    pub floor_mib: u64,
+}
+
 /// Room below the floor that is kept for somebody until this is dropped.
 #[derive(Debug)]
 pub struct Promise {
@@ -116,6 +129,12 @@ impl DiskPressureGuard {
     /// Guards the file system of `path`. Without a floor, [`WORK_FLOOR_MIB`], scaled down on a small disk.
     pub fn new(path: PathBuf, floor_mib: Option<u64>, probe: Arc<dyn DiskPressureProbe>) -> Self {
         Self { path, floor_mib, probe, promised: Arc::default() }
+    }
+
+    /// What is free, and what has to be.
+    pub fn view(&self) -> Result<DiskView, DiskPressure> {
+        let space = self.space()?;
+        Ok(DiskView { free_mib: space.free >> 20, total_mib: space.total >> 20, floor_mib: self.floor_mib(space) })
     }
 
     /// Free space at or above the floor passes; a probe that fails does not.

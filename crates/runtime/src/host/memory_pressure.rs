@@ -8,6 +8,7 @@
 use std::{fmt, io, path::Path, sync::Once};
 
 use fs_err as fs;
+use serde::Serialize;
 
 /// The host is short of memory, or it could not be measured.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,21 @@ pub struct HostMemory {
     pub total: u64,
     /// Per cent of the last ten seconds in which every busy task waited for memory; `None` where the kernel does not say.
     pub stalled_percent: Option<u8>,
+}
+
+/// A host's memory beside what has to be left of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryView {
+    /// Can be had without swapping, MiB.
+    pub available_mib: u64,
+    /// All of it, MiB.
+    pub total_mib: u64,
+    /// Nothing is started while less is available, MiB.
+    pub floor_mib: u64,
+    /// Per cent of the last ten seconds in which every busy task waited for memory; `None` where the kernel does not say.
+    pub stalled_percent: Option<u8>,
+    /// Nothing is started from this on.
+    pub stall_limit_percent: u8,
 }
 
 impl HostMemory {
@@ -143,11 +159,27 @@ pub struct MemoryPressureGuard {
 }
 
 impl MemoryPressureGuard {
+    /// What is available, and what has to be.
+    pub fn view(&self) -> Result<MemoryView, MemoryPressure> {
+        let memory = self.probe.probe().map_err(MemoryPressure::ProbeFailed)?;
+        Ok(MemoryView {
+            available_mib: memory.available >> 20,
+            total_mib: memory.total >> 20,
+            floor_mib: self.floor_of(memory),
+            stalled_percent: memory.stalled_percent,
+            stall_limit_percent: self.stall_percent,
+        })
+    }
+
+    fn floor_of(&self, memory: HostMemory) -> u64 {
+        self.floor_mib.unwrap_or_else(|| MEMORY_FLOOR_MIB.min((memory.total >> 20) / SMALL_HOST_DIVISOR))
+    }
+
     /// Memory equal to the floor passes, a stall equal to its limit does not; a probe that fails does not.
     pub fn check(&self) -> Result<(), MemoryPressure> {
         let memory = self.probe.probe().map_err(MemoryPressure::ProbeFailed)?;
         let available_mib = memory.available >> 20;
-        let floor_mib = self.floor_mib.unwrap_or_else(|| MEMORY_FLOOR_MIB.min((memory.total >> 20) / SMALL_HOST_DIVISOR));
+        let floor_mib = self.floor_of(memory);
         if available_mib < floor_mib {
             return Err(MemoryPressure::BelowFloor { available_mib, floor_mib });
         }

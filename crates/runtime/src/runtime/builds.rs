@@ -1,11 +1,12 @@
 //! The runtime's face for builds.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::{
+    capacity::ResourceBudget,
     ground::{
         ids::{BuildId, TemplateId},
         random::is_uuid,
@@ -15,6 +16,7 @@ use crate::{
     runtime::Runtime,
     shared::Shared,
     store::{BuildLogEntry, BuildReason, BuildRecord, BuildState, StoreError},
+    telemetry::changes::BuildEvent,
     template::build::{
         BuildInfo, BuildPlan, BuildRequest, FileUpload, Live, RequestedBuild,
         error::{FilesError, NoBuild, RequestError},
@@ -64,6 +66,7 @@ impl Runtime {
             finished_at: None,
         };
         let (record, template) = self.shared().store.request_build(record).await?;
+        job::tell(self.shared(), &record, BuildEvent::Requested);
         Ok(RequestedBuild {
             template_id: record.template_id.into(),
             build_id: record.id.into(),
@@ -89,10 +92,18 @@ impl Runtime {
         if record.state != BuildState::Waiting {
             return Err(NoBuild::Started(build.to_owned()));
         }
+        // Its disk is taken once it is known whose it is.
+        let budget = ResourceBudget { cpus: record.cpus, memory_mib: u64::from(record.memory_mib), disk_mib: 0 };
+        let now = Instant::now();
+        let shares = shared.teams.take_one(&record.owner, budget, now).map_err(NoBuild::TeamQuota)?;
         record.state = BuildState::Building;
         record.updated_at = Timestamp::now();
         let begun = self.builds.begin(record.clone(), shared.files.for_build());
-        let begun = begun.ok_or_else(|| NoBuild::Started(build.to_owned()))?;
+        let Some(begun) = begun else {
+            // Somebody else was faster, and pays for it.
+            shared.teams.uncount_create(&record.owner, now);
+            return Err(NoBuild::Started(build.to_owned()));
+        };
         let (builds, live) = (Arc::clone(&self.builds), Arc::clone(&begun));
         let absent = NoBuild::NotFound { template: template.to_owned(), build: build.to_owned() };
         let (reply, recorded) = oneshot::channel();
@@ -105,12 +116,14 @@ impl Runtime {
                 Err(error) => Err(NoBuild::Store(error)),
             };
             let goes_on = begun.is_ok();
-            if !goes_on {
+            if goes_on {
+                job::tell(&builds.shared, &live.record, BuildEvent::Started);
+            } else {
                 builds.end(&live);
             }
             drop(reply.send(begun));
             if goes_on {
-                job::run(builds, live, plan).await;
+                job::run(builds, live, plan, shares).await;
             }
         });
         Ok(Begun { live: begun, recorded })

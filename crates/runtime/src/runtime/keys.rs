@@ -6,7 +6,7 @@
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     capacity::TeamQuota,
@@ -16,8 +16,8 @@ use crate::{
     },
     runtime::Runtime,
     shared::Shared,
-    storage::keys::Caller,
-    store::{Added, KeyRecord, KeyScope, StoreError, TeamRecord},
+    storage::keys::{Caller, KeyDigest},
+    store::{Added, KeyBounds, KeyRecord, KeyScope, StoreError, TeamRecord},
 };
 
 /// How the operator's key begins, as SDKs expect it.
@@ -27,8 +27,15 @@ const ADMIN_PREFIX: &str = "firkin_admin_";
 /// How many hexadecimal digits follow: fewer could be guessed, and more are no key.
 const DIGITS: RangeInclusive<usize> = 32..=128;
 
-/// Keys of one installation, those that are revoked among them: each costs a comparison at every request.
+/// Keys of one installation that open something or will: each costs a comparison at every request.
 const MAX_KEYS: u32 = 1000;
+
+/// Keys that are shown after they were revoked or have expired. They do not count as keys, and of more the oldest go; what was done with
+/// them stays in the audit log.
+const MAX_DEAD_KEYS: u32 = 1000;
+
+/// How long such a key is shown, and may have its expiry taken back.
+const DEAD_KEPT: SignedDuration = SignedDuration::from_hours(90 * 24);
 
 /// Teams of one installation: each has a ring of its activity in memory.
 const MAX_TEAMS: u32 = 200;
@@ -176,6 +183,11 @@ impl Runtime {
 
     /// Whose API key this is, if it is good now.
     pub fn authenticate(&self, key: &str) -> Option<Caller> {
+        self.authenticate_digest(KeyDigest::of(key))
+    }
+
+    /// As [`Runtime::authenticate`], for who was let in by a key before and is to stay no longer than that is good.
+    pub fn authenticate_digest(&self, key: KeyDigest) -> Option<Caller> {
         self.shared.keys.caller(key, Timestamp::now())
     }
 
@@ -234,7 +246,10 @@ impl Runtime {
             revoked_at: None,
             last_used_at: None,
         };
-        match self.shared.store.add_key(*digest.as_bytes(), record.clone(), MAX_KEYS).await? {
+        let most = KeyBounds { good: MAX_KEYS, dead: MAX_DEAD_KEYS, dead_since: now - DEAD_KEPT };
+        let (added, gone) = self.shared.store.add_key(*digest.as_bytes(), record.clone(), most).await?;
+        gone.iter().for_each(|id| self.shared.keys.remove(id));
+        match added {
             Added::Yes => self.shared.keys.add(digest, &record),
             Added::NoTeam => return Err(TeamError::NoTeam(team.clone())),
             Added::NotNew | Added::TooMany => return Err(TeamError::Limit { what: "keys", max: MAX_KEYS }),
@@ -242,7 +257,7 @@ impl Runtime {
         Ok((record.into(), key))
     }
 
-    /// Keys, oldest first, also those that open nothing any more: of one team, or of all.
+    /// Keys, oldest first, also those that open nothing any more for a while: of one team, or of all.
     pub async fn keys(&self, team: Option<&TeamId>) -> Result<Vec<KeyInfo>, TeamError> {
         self.demand_host()?;
         let scope = team.map_or(Scope::Host, |team| Scope::Team(team.clone()));

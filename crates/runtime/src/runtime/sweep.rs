@@ -69,14 +69,14 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
             RecordedPhase::Running { .. } => running.push(record),
         }
     }
-    let adopting = running.into_iter().map(|record| async { (record.id.clone(), adopt(owners, record).await) });
+    let adopting = running.into_iter().map(|record| async { (record.id.clone(), record.guard(), adopt(owners, record).await) });
     let mut adopted = stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
-    while let Some((id, outcome)) = adopted.next().await {
+    while let Some((id, guard, outcome)) = adopted.next().await {
         match outcome {
             Ok(()) => tracing::info!(sandbox = %id, "took over a running sandbox"),
             Err(error) => {
                 tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
-                shared.store.delete_sandbox(id).await.map_err(OpenError::Store)?;
+                shared.store.remove_sandbox(id, guard).await.map_err(OpenError::Store)?;
             }
         }
     }

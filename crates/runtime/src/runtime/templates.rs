@@ -13,6 +13,7 @@ use crate::{
     },
     runtime::Runtime,
     store::{Assignment, BuildRecord, BuildState, FamilyRecord, StoreError, TemplateRecord, WholeTemplate},
+    telemetry::changes::TemplateEvent,
     template::{
         TagInfo, TemplateInfo, TemplateUpdate,
         build::{self, BuildInfo},
@@ -104,7 +105,11 @@ impl Runtime {
         let Ok(sought) = reference.parse() else { return Ok(None) };
         let wanted = (self.scope.clone(), sought);
         let Some(id) = self.shared().store.update_template(wanted, public, description).await? else { return Ok(None) };
-        self.template(id.as_str()).await
+        let updated = self.template(id.as_str()).await?;
+        if let Some(TemplateInfo { owner, snapshot_of, .. }) = &updated {
+            self.tell_template(TemplateEvent::Updated, owner, id.as_str(), snapshot_of.as_ref());
+        }
+        Ok(updated)
     }
 
     /// Deletes a template with all of its builds and tags, or a snapshot. Refused while a sandbox that was created from it exists,
@@ -134,6 +139,7 @@ impl Runtime {
             refuse_if_used(reference, users)?;
             // Somebody else may have removed it meanwhile: then it is gone as well.
             store.remove_names(family.owner.clone(), names).await.map(drop).map_err(DeleteError::Store)?;
+            self.tell_template(TemplateEvent::TagsChanged, &family.owner, family.id.as_str(), family.snapshot_of.as_ref());
             return self.let_go(artifacts.into_iter().chain(shared)).await;
         }
         let sandboxes = store.sandboxes(Scope::Host).await.map_err(DeleteError::Store)?;
@@ -145,6 +151,7 @@ impl Runtime {
         let users = users.iter().map(|(owner, id)| (owner, id));
         refuse_if_used(reference, dependents::created(&self.scope, users).collect())?;
         build::cancel_all(&self.builds, &family.id).await;
+        self.tell_template(TemplateEvent::Deleted, &family.owner, family.id.as_str(), family.snapshot_of.as_ref());
         self.let_go(artifacts.into_iter().chain(shared)).await
     }
 
@@ -203,6 +210,7 @@ impl Runtime {
     /// Has tags stand for the build that `target` names, by name or id. A tag that is in use moves.
     pub async fn assign_tags(&self, target: &str, tags: Vec<String>) -> Result<Tagged, TagError> {
         let tagged = tags::assign(&self.shared().store, &self.scope, target, tags).await?;
+        self.tell_template(TemplateEvent::TagsChanged, &tagged.owner, &tagged.template_id, None);
         self.pool.templates_changed();
         self.shared().collect();
         Ok(tagged)
@@ -210,7 +218,8 @@ impl Runtime {
 
     /// Takes tags of a template away. All of them, or none when one is not there. What no tag stands for then is gone.
     pub async fn remove_tags(&self, name: &str, tags: Vec<String>) -> Result<(), TagError> {
-        tags::remove(&self.shared().store, &self.scope, name, &tags).await?;
+        let (owner, id) = tags::remove(&self.shared().store, &self.scope, name, &tags).await?;
+        self.tell_template(TemplateEvent::TagsChanged, &owner, &id, None);
         self.pool.templates_changed();
         self.shared().collect();
         Ok(())

@@ -8,6 +8,7 @@ use std::{
 
 use firkin_cgroup::Groups;
 use firkin_engine::BootFiles;
+use ipnet::Ipv4Net;
 
 use crate::{
     capacity::HostCapacity,
@@ -57,6 +58,8 @@ pub struct RuntimeConfig {
     /// Variables of sandboxes that trust an authority of this installation: by which programs that bring authorities of their own are told
     /// of the guest's.
     pub authority_variables: BTreeMap<String, String>,
+    /// Networks that are not the internet's and that events may be sent to all the same, also in the clear.
+    pub webhook_networks: Vec<Ipv4Net>,
     /// What of this is encrypted.
     pub encryption: EncryptionConfig,
     /// When a paused sandbox gets a memory of its own.
@@ -87,6 +90,7 @@ impl RuntimeConfig {
             memory_probe: Arc::new(ProcProbe::new()),
             issuer: DEFAULT_ISSUER.to_owned(),
             authority_variables: BTreeMap::new(),
+            webhook_networks: Vec::new(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
             network,

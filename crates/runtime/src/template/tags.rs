@@ -5,7 +5,7 @@
 use crate::{
     ground::{
         reference::{InvalidReference, NoTemplate, Reference, Sought, Tag, TemplateName},
-        team::Scope,
+        team::{Scope, TeamId},
     },
     store::{Store, StoreError},
 };
@@ -20,6 +20,10 @@ pub struct Tagged {
     pub tags: Vec<String>,
     /// The build that they name now.
     pub build_id: String,
+    /// Its template.
+    pub template_id: String,
+    /// Whose that is.
+    pub owner: TeamId,
 }
 
 /// Why tags were not assigned or removed.
@@ -74,10 +78,16 @@ pub(crate) async fn assign(store: &Store, scope: &Scope, target: &str, tags: Vec
         // It was deleted meanwhile.
         return Err(NoTemplate::Absent(target.to_owned()).into());
     }
-    Ok(Tagged { tags: tags.into_iter().map(String::from).collect(), build_id: version.build_id.into() })
+    Ok(Tagged {
+        tags: tags.into_iter().map(String::from).collect(),
+        build_id: version.build_id.into(),
+        template_id: version.id.into(),
+        owner: version.owner,
+    })
 }
 
-pub(crate) async fn remove(store: &Store, scope: &Scope, target: &str, tags: &[String]) -> Result<(), TagError> {
+/// Gives whose they were, and of what.
+pub(crate) async fn remove(store: &Store, scope: &Scope, target: &str, tags: &[String]) -> Result<(TeamId, String), TagError> {
     let Sought { team, reference } = target.parse()?;
     if reference.other_tag().is_some() {
         return Err(TagError::Tagged(target.to_owned()));
@@ -91,12 +101,12 @@ pub(crate) async fn remove(store: &Store, scope: &Scope, target: &str, tags: &[S
     let family = store.family(scope.clone(), sought).await.map_err(TagError::Store)?;
     let owner = team.filter(|team| scope.sees(team)).unwrap_or_else(|| scope.owner());
     // Snapshots of one name are found by that, not by a template's.
-    let (owner, name) = match family {
-        Some(family) => (family.owner, family.name.unwrap_or_else(|| asked.clone())),
-        None => (owner, asked.clone()),
+    let (owner, name, id) = match family {
+        Some(family) => (family.owner, family.name.unwrap_or_else(|| asked.clone()), family.id.into()),
+        None => (owner, asked.clone(), asked.to_string()),
     };
-    match store.remove_names(owner, full(&name, &tags)).await.map_err(TagError::Store)? {
-        None => Ok(()),
+    match store.remove_names(owner.clone(), full(&name, &tags)).await.map_err(TagError::Store)? {
+        None => Ok((owner, id)),
         Some(missing) => Err(TagError::NoSuchTag { tag: missing.tag().to_owned(), name: asked.into() }),
     }
 }

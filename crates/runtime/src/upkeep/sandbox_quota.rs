@@ -67,7 +67,7 @@ pub(crate) async fn begin(shared: &Shared, record: SandboxRecord) -> SandboxReco
         },
     };
     let record = SandboxRecord { inherited: Some(layers), ..record };
-    if let Err(error) = shared.store.put_sandbox(record.clone()).await {
+    if let Err(error) = shared.store.update_sandbox(record.clone(), record.guard()).await {
         tracing::warn!(sandbox = %record.id, error = chain(&error), "cannot record what a sandbox was created on");
     }
     record

@@ -5,6 +5,7 @@ use firkin_engine::{Acceleration, MachineError};
 
 use crate::{
     artifact::{IntegrityError, PublishError},
+    capacity::TeamQuotaError,
     ground::{
         ids::ArtifactId,
         reference::{InvalidReference, NoTemplate},
@@ -91,6 +92,9 @@ pub enum NoBuild {
     /// The server is going away.
     #[error("the server is stopping")]
     Stopping,
+    /// Its team has as much as it may.
+    #[error(transparent)]
+    TeamQuota(TeamQuotaError),
     /// The store failed.
     #[error("cannot record the build")]
     Store(#[source] StoreError),
@@ -99,6 +103,9 @@ pub enum NoBuild {
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildFailure {
+    /// Its team has as much as it may.
+    #[error(transparent)]
+    TeamQuota(#[from] TeamQuotaError),
     /// Its image is not to be had.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -260,6 +267,7 @@ impl BuildFailure {
             | Self::Publish(_)
             | Self::Store(_) => true,
             Self::NoTemplate(_)
+            | Self::TeamQuota(_)
             | Self::CrowdedOut
             | Self::SmallDisk { .. }
             | Self::LittleFreeDisk { .. }

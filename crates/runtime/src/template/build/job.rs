@@ -27,16 +27,20 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Pin},
+    capacity::{SandboxShare, Shares},
     ground::team::TeamId,
     machine::session::After,
     shared::Shared,
-    store::{BuildReason, BuildState, Defaults, TemplateRecord},
-    telemetry::metrics::Timing,
+    store::{BuildReason, BuildRecord, BuildState, Defaults, TemplateRecord},
+    telemetry::{
+        changes::{BuildEvent, What},
+        metrics::Timing,
+    },
     upkeep::disk_budget,
 };
 
-/// Runs a build and records how it ended.
-pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
+/// Runs a build, which holds these shares of its team's until it has ended, and records how it did.
+pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan, mut shares: Shares) {
     let shared = &builds.shared;
     let begun = Instant::now();
     // Whatever becomes of this: who waits for the end hears of it.
@@ -44,7 +48,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
     live.log.enter(BASE);
     live.log.info(format!("Building template {}/{}", live.record.template_id, live.record.id));
     let outcome = tokio::select! {
-        outcome = Box::pin(build(&builds, &live, &plan)) => outcome,
+        outcome = Box::pin(build(&builds, &live, &plan, &mut shares.sandbox)) => outcome,
         () = live.cancel.cancelled() => Err(BuildFailure::Cancelled),
         () = live.abandoned.cancelled() => Err(BuildFailure::Abandoned),
         () = live.crowded_out.cancelled() => Err(BuildFailure::CrowdedOut),
@@ -56,6 +60,7 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
     if matches!(outcome, Err(BuildFailure::Cancelled)) {
         // Whoever cancelled it has removed its record.
         builds.end(&live);
+        tell(shared, &live.record, BuildEvent::Cancelled);
         shared.collect();
         return;
     }
@@ -80,12 +85,22 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
     };
     let (became, held) = made.map(|Made { became, pin, turn }| (became, (pin, turn))).unzip();
     // In one piece: a build that is told as failed has changed nothing, wherever a crash cuts it off.
-    if let Err(error) = shared.store.end_build(record, live.log.entries(), became).await {
-        tracing::error!(error = chain(&error), "cannot record how a build ended");
-    }
+    let event = if became.is_some() { BuildEvent::Ready } else { BuildEvent::Failed };
+    let event = match shared.store.end_build(record.clone(), live.log.entries(), became).await {
+        Ok(true) => event,
+        // Its template was deleted just now.
+        Ok(false) => BuildEvent::Cancelled,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "cannot record how a build ended");
+            let message = "the server could not record how the build ended".to_owned();
+            record.reason = Some(BuildReason { message, step: live.log.step() });
+            BuildEvent::Failed
+        }
+    };
     drop(held);
     builds.pool.templates_changed();
     builds.end(&live);
+    tell(shared, &record, event);
     let tidied = async {
         cache::trim(shared).await?;
         registry::forget_old(shared).await
@@ -94,6 +109,13 @@ pub(crate) async fn run(builds: Arc<Builds>, live: Arc<Live>, plan: BuildPlan) {
         tracing::warn!(error = chain(&error), "cannot remove what builds left behind");
     }
     shared.collect();
+}
+
+/// Tells those who watch how far a build has come.
+pub(crate) fn tell(shared: &Shared, record: &BuildRecord, event: BuildEvent) {
+    let reason = record.reason.as_ref().map(|reason| reason.message.clone());
+    let (template_id, build_id) = (record.template_id.to_string(), record.id.to_string());
+    shared.changes.tell(Some(&record.owner), What::Build { event, template_id, build_id, reason });
 }
 
 /// Has a build end with whoever runs it.
@@ -117,13 +139,13 @@ struct Made {
     turn: Option<OwnedMutexGuard<()>>,
 }
 
-async fn build(builds: &Builds, live: &Live, plan: &BuildPlan) -> Result<Made, BuildFailure> {
+async fn build(builds: &Builds, live: &Live, plan: &BuildPlan, share: &mut SandboxShare) -> Result<Made, BuildFailure> {
     let shared = &builds.shared;
     let _permit = builds.permits.acquire().await.map_err(|_| BuildFailure::Stopping)?;
     disk_budget::admit(shared).await.map_err(BuildFailure::DiskPressure)?;
     match source::resolve(shared, &live.record.owner, &plan.source, &live.log).await? {
-        Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, plan, *template).await?, live)),
-        Resolved::Layered(origin) => Box::pin(layered(builds, live, plan, origin)).await,
+        Resolved::Standard(template) => Ok(made_whole(whole::build(builds, live, (plan, share), *template).await?, live)),
+        Resolved::Layered(origin) => Box::pin(layered(builds, live, (plan, share), origin)).await,
     }
 }
 
@@ -134,12 +156,19 @@ fn made_whole(whole: Whole, live: &Live) -> Made {
     Made { became: record::template(&live.record, finished), pin, turn: Some(turn) }
 }
 
-async fn layered(builds: &Builds, live: &Live, plan: &BuildPlan, origin: source::Layered<'_>) -> Result<Made, BuildFailure> {
+async fn layered(
+    builds: &Builds,
+    live: &Live,
+    (plan, share): (&BuildPlan, &mut SandboxShare),
+    origin: source::Layered<'_>,
+) -> Result<Made, BuildFailure> {
     let shape = Shape { vcpus: live.record.cpus, memory_mib: live.record.memory_mib };
     let wanted = Wanted { shape, processor: plan.processor(), engine: plan.engine };
     let prepared = source::prepare(builds, origin, &wanted, &live.log).await?;
     let room = Room { asked_mib: live.record.min_free_disk_mib };
-    room.possible(prepared.found.artifact.manifest.budget.disk_mib)?;
+    let disk_mib = prepared.found.artifact.manifest.budget.disk_mib;
+    room.possible(disk_mib)?;
+    share.take_disk(disk_mib)?;
     let build = Build {
         shared: &builds.shared,
         log: &live.log,

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     artifact::{DiskMembers, FORMAT},
+    capacity::SandboxShare,
     ground::{reference::TemplateName, team::Scope},
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
@@ -59,7 +60,7 @@ pub(super) struct Whole {
 pub(super) async fn build(
     builds: &Builds,
     live: &Live,
-    plan: &BuildPlan,
+    (plan, share): (&BuildPlan, &mut SandboxShare),
     template: BuildTemplate,
 ) -> Result<Whole, BuildFailure> {
     let shared = &builds.shared;
@@ -84,6 +85,7 @@ pub(super) async fn build(
     live.log.info(format!("made with {} {version}", program.as_deref().unwrap_or("engine")));
     let root = source::in_form(shared, root, &*engine, &live.log).await?;
     room.possible(root.bytes >> 20)?;
+    share.take_disk(root.bytes >> 20)?;
     let making = Making { shared, live, plan, template: &template, recipe: &recipe, room, disk_bytes: root.bytes };
     let mut context = Defaults::default();
     let work = async |booted: &mut Booted, shell: Shell<'_>| {
