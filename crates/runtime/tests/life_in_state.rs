@@ -20,8 +20,12 @@ mod identity;
 mod keeping;
 #[path = "life/lineage.rs"]
 mod lineage;
+#[path = "life/programs.rs"]
+mod programs;
 #[path = "life/survival.rs"]
 mod survival;
+#[path = "life/sweeps.rs"]
+mod sweeps;
 
 /// What the engine makes of memory and disks.
 const KEEPING: Keeping = Keeping::AllInState;

@@ -40,14 +40,20 @@ mod migration;
 mod nonces;
 #[path = "life/privacy.rs"]
 mod privacy;
+#[path = "life/programs.rs"]
+mod programs;
 #[path = "life/quota.rs"]
 mod quota;
 #[path = "life/races.rs"]
 mod races;
 #[path = "life/rollback.rs"]
 mod rollback;
+#[path = "life/rollback_apart.rs"]
+mod rollback_apart;
 #[path = "life/survival.rs"]
 mod survival;
+#[path = "life/sweeps.rs"]
+mod sweeps;
 
 /// What the engine makes of memory and disks.
 const KEEPING: Keeping = Keeping::InStateAndTrees;

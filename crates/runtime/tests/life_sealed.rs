@@ -22,12 +22,16 @@ mod layers;
 mod lineage;
 #[path = "life/rollback.rs"]
 mod rollback;
+#[path = "life/rollback_apart.rs"]
+mod rollback_apart;
 #[path = "life/sealed.rs"]
 mod sealed;
 #[path = "life/several.rs"]
 mod several;
 #[path = "life/survival.rs"]
 mod survival;
+#[path = "life/sweeps.rs"]
+mod sweeps;
 
 /// What the engine makes of memory and disks.
 const KEEPING: Keeping = Keeping::Files;

@@ -39,6 +39,9 @@ use firkin_wire::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// How many histories are tried.
+pub(crate) const CASES: u32 = 12;
+
 /// Every wait for something real ends by then.
 const PATIENCE: Duration = Duration::from_secs(120);
 

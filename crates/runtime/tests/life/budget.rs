@@ -32,7 +32,7 @@ fn what_can_be_made_again_goes_oldest_first() {
 
 /// What the metrics tell of the disk, bytes; 0 before anybody has looked.
 fn disk_bytes(server: &Runtime, state: &str) -> u64 {
-    let text = server.render_metrics();
+    let text = server.render_metrics(false);
     let label = format!("state=\"{state}\"");
     let series = text.lines().find(|line| line.starts_with("firkin_disk_bytes{") && line.contains(&label));
     series.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())

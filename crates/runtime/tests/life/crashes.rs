@@ -29,7 +29,7 @@ const ALL: [Crash; 5] = [Crash::Stop, Crash::Snapshot, Crash::Switch, Crash::Sea
 fn refuse_to_record(host: &Host, refuse: bool) {
     let database = Connection::open(host.state_dir().join("firkin.db")).unwrap();
     let change = if refuse {
-        "CREATE TRIGGER refuse BEFORE INSERT ON sandboxes WHEN NEW.body LIKE '%\"phase\":\"paused\"%'
+        "CREATE TRIGGER refuse BEFORE UPDATE ON sandboxes WHEN NEW.body LIKE '%\"phase\":\"paused\"%'
          BEGIN SELECT RAISE(ABORT, 'a test asked for it'); END"
     } else {
         "DROP TRIGGER refuse"

@@ -11,6 +11,7 @@ use std::{
 
 use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
+    changes::{Condition, ConditionState, Told, What},
     disk::{DiskPressureProbe, DiskSpace},
     owner::{OnExit, ResumeError, SnapshotError},
     runtime::Runtime,
@@ -53,6 +54,29 @@ async fn fill(host: &Host, server: &Runtime, disk: &Disk, writers: &[&RuntimeSan
         !moving.contains(&true)
     };
     until("they write no more", all).await;
+}
+
+#[tokio::test]
+async fn what_is_told_differs_from_what_was_shown() {
+    let (host, disk) = (Host::new(), Arc::new(Disk(AtomicU64::new(1000))));
+    let server = host.server_on(Arc::clone(&disk) as Arc<dyn DiskPressureProbe>).await;
+    let mut changes = server.changes(None);
+    let mut holds = async || loop {
+        let told = tokio::time::timeout(Duration::from_secs(60), changes.next()).await.expect("it is told");
+        let Told::Change(change) = told else { panic!("{told:?}") };
+        if let What::Host { state: ConditionState { condition: Condition::ShortOfDisk, holds } } = change.what {
+            return holds;
+        }
+    };
+    assert!(!holds().await, "the first look tells everything");
+    // Full just while it is shown, between two looks.
+    disk.0.store(50, Ordering::SeqCst);
+    let shown = server.overview().await.unwrap().conditions;
+    disk.0.store(1000, Ordering::SeqCst);
+    assert!(shown.contains(&ConditionState { condition: Condition::ShortOfDisk, holds: true }));
+    assert!(holds().await, "others are told what was found");
+    assert!(!holds().await, "and who was shown it is told that it is over");
+    server.shutdown(OnExit::Kill).await;
 }
 
 #[tokio::test]

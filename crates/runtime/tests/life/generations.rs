@@ -9,7 +9,7 @@ use firkin_runtime::{
 };
 use proptest::prelude::*;
 
-use crate::bench::{Host, base};
+use crate::bench::{CASES, Host, base};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -94,7 +94,7 @@ async fn take(step: Step, host: &Host, server: &firkin_runtime::runtime::Runtime
 
 proptest! {
     // Each case starts several servers, whose databases sync to a real disk.
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_a_sandbox_remembers_the_last_that_was_durable(steps in proptest::collection::vec(step(), 1..14)) {

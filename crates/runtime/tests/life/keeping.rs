@@ -1,18 +1,18 @@
-//! What happens to a sandbox when what was cut out of it cannot be kept, and when what was kept is damaged; and how long what made it is kept.
+//! What happens to a sandbox when what was kept of it is damaged.
 
 use std::time::Duration;
 
 use firkin_engine::{Engine as _, fake::Keeping};
 use firkin_runtime::{
     artifact::IntegrityError,
-    owner::{OnExit, ResumeError},
+    owner::ResumeError,
     restore::SnapshotRestoreError,
     sandbox::CreateError,
     state_dir::OpenError,
     verify::{in_use, verify},
 };
 
-use crate::bench::{Host, base, until};
+use crate::bench::{Host, base};
 
 #[test]
 fn a_verification_names_the_damage_and_who_needs_it() {
@@ -76,27 +76,4 @@ fn a_template_in_quarantine_is_refused_by_name_and_built_anew() {
     // The next server makes sure of its base template.
     host.serve(async |server| drop(server.create(base()).await.unwrap()));
     assert!(!host.artifacts().contains(&template), "nobody needs the damaged one any more");
-}
-
-#[tokio::test]
-async fn a_program_is_kept_for_as_long_as_there_is_what_it_made() {
-    let host = Host::new().with_program("old");
-    let server = host.server().await;
-    let old = server.create(base()).await.unwrap().id;
-    server.pause(&old).await.unwrap();
-    server.shutdown(OnExit::Pause).await;
-    drop(server);
-
-    let host = host.with_program("new");
-    host.engine.keep_program("old");
-    host.engine.keep_program("of nothing");
-    let server = host.server().await;
-    until("what made nothing is gone", || host.engine.spare_programs().unwrap() == ["old"]).await;
-    let template = server.templates().await.unwrap().remove(0).id.to_string();
-    server.delete_template(&template).await.unwrap_err();
-    server.kill(&old).await.unwrap();
-    assert_eq!(host.engine.spare_programs().unwrap(), ["old"], "the template was made by it");
-    server.delete_template(&template).await.unwrap();
-    until("the other is gone too", || host.engine.spare_programs().unwrap().is_empty()).await;
-    server.shutdown(OnExit::Kill).await;
 }

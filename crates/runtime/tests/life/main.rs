@@ -21,13 +21,17 @@ mod keeping;
 mod layers;
 mod lineage;
 mod migration;
+mod network;
 mod nonces;
 mod privacy;
+mod programs;
 mod quota;
 mod races;
 mod rollback;
+mod rollback_apart;
 mod several;
 mod survival;
+mod sweeps;
 mod tenants;
 mod volumes;
 

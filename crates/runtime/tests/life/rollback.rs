@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     owner::RollbackError,
     runtime::Runtime,
-    sandbox::{Memory, SandboxId, SandboxState},
+    sandbox::{SandboxId, SandboxState},
 };
 
 use crate::bench::{Host, base};
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A sandbox that remembers "later", with a checkpoint of when it remembered "then".
-async fn scene(host: &Host, server: &Runtime) -> (SandboxId, String) {
+pub(crate) async fn scene(host: &Host, server: &Runtime) -> (SandboxId, String) {
     let id = server.create(base()).await.unwrap().id;
     host.remember(&id, "then");
     let checkpoint = server.snapshot(&id, Some(format!("then-{id}"))).await.unwrap().snapshot_id;
@@ -63,19 +62,6 @@ fn a_paused_sandbox_goes_back_and_stays_paused() {
 }
 
 #[test]
-fn a_checkpoint_without_memory_is_booted() {
-    let host = Host::new();
-    host.serve(async |server| {
-        let id = server.create(base()).await.unwrap().id;
-        let checkpoint = server.snapshot_with(&id, None, Memory::Dropped).await.unwrap().snapshot_id;
-        host.remember(&id, "later");
-        let boots = host.engine.boots();
-        server.rollback(&id, &checkpoint).await.unwrap();
-        assert_eq!((host.engine.boots(), host.memory(&id).word.as_str()), (boots + 1, ""));
-    });
-}
-
-#[test]
 fn what_cannot_be_gone_back_to_is_refused_before_anything_happens() {
     let host = Host::new();
     host.serve(async |server| {
@@ -94,35 +80,4 @@ fn what_cannot_be_gone_back_to_is_refused_before_anything_happens() {
         assert_eq!((host.engine.restores(), host.memory(&id).word.as_str()), (restores, "later"));
         assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
     });
-}
-
-#[test]
-fn a_rollback_that_fails_leaves_the_sandbox_what_it_was() {
-    // Fails: saving what it is; restoring the checkpoint; restoring the checkpoint and then what it was.
-    for (faults, state) in [
-        (vec![(Point::Snapshot, 1)], SandboxState::Running),
-        (vec![(Point::Restore, 1)], SandboxState::Running),
-        (vec![(Point::Restore, 2)], SandboxState::Paused),
-    ] {
-        let host = Host::new();
-        host.serve(async |server| {
-            let (id, checkpoint) = scene(&host, server).await;
-            let before = server.sandbox(&id).unwrap();
-            for &(point, times) in &faults {
-                for _ in 0..times {
-                    host.engine.inject(point, Fault::Refuse);
-                }
-            }
-            let error = server.rollback(&id, &checkpoint).await.unwrap_err();
-            assert!(matches!(error, RollbackError::Save(_) | RollbackError::Restore { .. }), "{faults:?}: {error:?}");
-            let after = server.sandbox(&id).unwrap();
-            assert_eq!(after.state, state, "{faults:?}");
-            if state == SandboxState::Running {
-                assert_eq!(after.end_at, before.end_at, "{faults:?}");
-            } else {
-                server.connect(&id, MINUTE).await.unwrap();
-            }
-            assert_eq!(host.memory(&id).word, "later", "{faults:?}");
-        });
-    }
 }

@@ -10,6 +10,7 @@ use firkin_runtime::{
     runtime::{DestroyVolumeError, NewKey, Runtime, TeamError},
     sandbox::{CreateError, CreateSandbox, Memory, MountsError, SandboxId, VolumeMount},
     secrets::SecretError,
+    standard::BuildTemplate,
     store::KeyScope,
     tags::TagError,
     team::TeamId,
@@ -20,7 +21,7 @@ use firkin_runtime::{
 
 use crate::{
     bench::{Host, base},
-    building::{built, own_image},
+    building::{built, ended, own_image, plan, request, start},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -277,6 +278,25 @@ fn a_team_has_no_more_than_its_quota() {
         let there = a.sandboxes().len();
         server.set_team_quota(&"a".parse().unwrap(), TeamQuota { disk_mib: Some(1), ..TeamQuota::default() }).await.unwrap();
         assert!(there == 0 || a.create(base()).await.unwrap_err().to_string().contains("MiB of disk"));
+    });
+}
+
+#[test]
+fn a_build_of_a_standard_template_counts_for_its_teams_disk() {
+    Host::new().serve(async |server| {
+        let (a, _) = two(server).await;
+        let set = async |disk_mib| {
+            let quota = TeamQuota { disk_mib, ..TeamQuota::default() };
+            server.set_team_quota(&"a".parse().unwrap(), quota).await.unwrap();
+        };
+        let source = || Source::Standard(Box::new(BuildTemplate { ready: None, ..BuildTemplate::base() }));
+        set(Some(1)).await;
+        let place = request(&a, "own", 512).await;
+        start(&a, &place, plan(source(), &[])).await;
+        let refused = ended(&a, &place).await.reason.unwrap();
+        assert!(refused.message.contains("MiB of disk"), "{refused:?}");
+        set(None).await;
+        built(&a, "own", source(), 512).await;
     });
 }
 
