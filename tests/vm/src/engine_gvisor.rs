@@ -40,7 +40,7 @@ pub const DISK_BYTES: u64 = 512 << 20;
 const FIRST_UID: u32 = 2_110_000_000;
 const UIDS: u32 = 200;
 /// Harnesses of one process.
-const HARNESSES_MAX: u32 = 16;
+const HARNESSES_MAX: u32 = 32;
 /// For a small sandbox that is started, cut and restored, on a busy host.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// What the root image has beside the agent, as the host has it.
