@@ -14,22 +14,32 @@ pub(crate) enum Needs {
     Own,
     /// A key that lets its holder do this, and sees its own team's only.
     Key(KeyScope),
+    /// A key that lets its holder look, and sees its own team's only, or the admin token, which sees what all teams have.
+    Watcher,
+    /// A key of the host's own team, whatever it lets do, or the admin token.
+    Operator,
+    /// A session of the dashboard that stands on such a key.
+    Session(KeyScope),
     /// A key of the host's own team that opens everything, or the admin token.
     Host,
     /// The admin token.
     Admin,
 }
 
-use Needs::{Admin, Host, Key, Nothing, Own};
+use Needs::{Admin, Host, Key, Nothing, Operator, Own, Session, Watcher};
 
 const READ: Needs = Key(KeyScope::Read);
 const SANDBOXES: Needs = Key(KeyScope::Sandboxes);
 const FULL: Needs = Key(KeyScope::Full);
+const LOOKS: Needs = Session(KeyScope::Read);
+const ACTS: Needs = Session(KeyScope::Sandboxes);
+const BUILDS: Needs = Session(KeyScope::Full);
 
 /// Method and path of every route, as the router knows them.
 pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     ("GET", "/health", Nothing),
     ("GET", "/metrics", Nothing),
+    ("GET", "/openapi.json", Nothing),
     ("GET", "/.well-known/jwks.json", Nothing),
     ("GET", "/.well-known/openid-configuration", Nothing),
     ("GET", "/files", Nothing),
@@ -69,6 +79,19 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     ("GET", "/teams/{id}/metrics", READ),
     ("GET", "/teams/{id}/metrics/max", READ),
     ("POST", "/encryption/rotate", Host),
+    ("GET", "/events", Watcher),
+    ("GET", "/events/sandboxes", READ),
+    ("GET", "/events/sandboxes/{id}", READ),
+    ("POST", "/events/webhooks", FULL),
+    ("GET", "/events/webhooks", READ),
+    ("GET", "/events/webhooks/{id}", READ),
+    ("PATCH", "/events/webhooks/{id}", FULL),
+    ("DELETE", "/events/webhooks/{id}", FULL),
+    ("GET", "/events/webhooks/{id}/deliveries", READ),
+    ("POST", "/events/webhooks/{id}/deliveries/retry", FULL),
+    ("GET", "/host", Operator),
+    ("GET", "/capacity", Operator),
+    ("GET", "/pool", Operator),
     ("GET", "/templates", READ),
     ("POST", "/templates", FULL),
     ("GET", "/v2/templates", READ),
@@ -107,9 +130,69 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     ("POST", "/admin/teams", Admin),
     ("PUT", "/admin/teams/{id}/quota", Admin),
     ("GET", "/admin/keys", Admin),
+    ("GET", "/admin/log-level", Admin),
+    ("PUT", "/admin/log-level", Admin),
     ("POST", "/admin/teams/{id}/keys", Admin),
     ("PATCH", "/admin/keys/{id}", Admin),
     ("DELETE", "/admin/keys/{id}", Admin),
+    ("GET", "/", Nothing),
+    ("GET", "/ui", Nothing),
+    ("GET", "/ui/", Nothing),
+    ("GET", "/ui/assets/{name}", Nothing),
+    ("GET", "/ui/sign-in", Nothing),
+    // It looks at the key that it is given.
+    ("POST", "/ui/sign-in", Own),
+    ("POST", "/ui/sign-out", LOOKS),
+    ("GET", "/ui/sandboxes", LOOKS),
+    ("POST", "/ui/sandboxes", ACTS),
+    ("GET", "/ui/sandboxes/rows", LOOKS),
+    ("POST", "/ui/sandboxes/bulk", ACTS),
+    ("GET", "/ui/sandboxes/{id}", LOOKS),
+    ("GET", "/ui/sandboxes/{id}/overview", LOOKS),
+    // What is in a sandbox is for who may use it.
+    ("GET", "/ui/sandboxes/{id}/files", ACTS),
+    ("GET", "/ui/sandboxes/{id}/file", ACTS),
+    ("GET", "/ui/sandboxes/{id}/preview", ACTS),
+    ("GET", "/ui/sandboxes/{id}/image", ACTS),
+    ("GET", "/ui/sandboxes/{id}/edit", ACTS),
+    ("POST", "/ui/sandboxes/{id}/files/upload", ACTS),
+    ("POST", "/ui/sandboxes/{id}/files/save", ACTS),
+    ("POST", "/ui/sandboxes/{id}/files/directory", ACTS),
+    ("POST", "/ui/sandboxes/{id}/files/remove", ACTS),
+    ("GET", "/ui/sandboxes/{id}/code", ACTS),
+    ("POST", "/ui/sandboxes/{id}/code", ACTS),
+    ("GET", "/ui/sandboxes/{id}/code/{cell}/{at}", ACTS),
+    ("GET", "/ui/sandboxes/{id}/terminal", ACTS),
+    ("GET", "/ui/sandboxes/{id}/terminal/socket", ACTS),
+    // It runs a command in the sandbox.
+    ("GET", "/ui/sandboxes/{id}/processes", ACTS),
+    ("GET", "/ui/sandboxes/{id}/network", LOOKS),
+    ("POST", "/ui/sandboxes/{id}/pause", ACTS),
+    ("POST", "/ui/sandboxes/{id}/resume", ACTS),
+    ("POST", "/ui/sandboxes/{id}/extend", ACTS),
+    ("POST", "/ui/sandboxes/{id}/fork", ACTS),
+    ("POST", "/ui/sandboxes/{id}/snapshot", ACTS),
+    ("POST", "/ui/sandboxes/{id}/rollback", ACTS),
+    ("POST", "/ui/sandboxes/{id}/kill", ACTS),
+    ("POST", "/ui/sandboxes/{id}/signal", ACTS),
+    ("GET", "/ui/templates", LOOKS),
+    ("POST", "/ui/templates", BUILDS),
+    ("GET", "/ui/templates/{id}", LOOKS),
+    ("POST", "/ui/templates/{id}/delete", BUILDS),
+    ("GET", "/ui/templates/{id}/builds/{build}", LOOKS),
+    ("GET", "/ui/templates/{id}/builds/{build}/log", LOOKS),
+    ("GET", "/ui/lineage", LOOKS),
+    // Of the host: they look for its own team.
+    ("GET", "/ui/host", LOOKS),
+    ("GET", "/ui/host/now", LOOKS),
+    ("GET", "/ui/settings", LOOKS),
+    ("GET", "/ui/teams", LOOKS),
+    // These ask for the admin token, once in fifteen minutes.
+    ("POST", "/ui/teams", LOOKS),
+    ("POST", "/ui/teams/unlock", LOOKS),
+    ("POST", "/ui/teams/quota", LOOKS),
+    ("POST", "/ui/teams/keys", LOOKS),
+    ("POST", "/ui/teams/revoke", LOOKS),
 ];
 
 /// What the route of a request asks for, if there is one with this method.
@@ -127,7 +210,7 @@ mod tests {
     use super::*;
 
     /// Where routes are made.
-    const ROUTES: &str = include_str!("routes/mod.rs");
+    const ROUTES: [&str; 2] = [include_str!("routes/mod.rs"), include_str!("ui.rs")];
 
     /// The methods and paths of all `.route("PATH", get(..).post(..))` of a source text.
     fn routes(source: &str) -> BTreeSet<(String, String)> {
@@ -149,6 +232,6 @@ mod tests {
     fn each_route_has_a_row_and_each_row_a_route() {
         let rows: BTreeSet<_> = TABLE.iter().map(|(method, path, _)| ((*method).to_owned(), (*path).to_owned())).collect();
         assert_eq!(rows.len(), TABLE.len(), "a row is there twice");
-        assert_eq!(routes(ROUTES), rows);
+        assert_eq!(ROUTES.into_iter().flat_map(routes).collect::<BTreeSet<_>>(), rows);
     }
 }

@@ -3,6 +3,8 @@
 use std::{io, sync::Arc};
 
 use firkin_runtime::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ServerConfig,
@@ -11,7 +13,11 @@ use crate::{
     hosts::Hosts,
     idempotency::Keys,
     latency::Latency,
+    metrics::KINDS,
     proxy::{misses::Misses, pool::ConnectionPool},
+    requests::Requests,
+    routes::events::Streams,
+    ui::{notebooks::Notebooks, session::Sessions, terminal::MAX_TERMINALS},
 };
 
 /// State that all routes share.
@@ -25,6 +31,17 @@ pub(crate) struct App {
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
     pub(crate) misses: Misses,
+    pub(crate) requests: Requests,
+    /// Cells that ran in pages.
+    pub(crate) notebooks: Notebooks,
+    /// Open event streams.
+    pub(crate) streams: Streams,
+    /// Cancelled when the server ends: answers without an end of their own end then.
+    pub(crate) closing: CancellationToken,
+    /// Who has signed in to the dashboard.
+    pub(crate) sessions: Sessions,
+    /// Places for terminals in pages.
+    pub(crate) terminals: Arc<Semaphore>,
     /// Where requests that may change something are written down.
     pub(crate) audit: Option<Audit>,
     /// Whether this server is meant for other hosts: it has a name that they resolve, or speaks TLS.
@@ -36,7 +53,8 @@ impl App {
         let audit = config.audit.as_deref().map(Audit::open).transpose()?;
         let is_for_others = tls || config.domain.as_deref().is_some_and(|domain| !is_local(domain));
         let pool = ConnectionPool::new(Arc::new(runtime.clone()));
-        let latency = Latency::new(Arc::clone(runtime.metrics()));
+        runtime.metrics().expect_errors(&KINDS);
+        let latency = Latency::new(Arc::clone(runtime.metrics()), config.traces.clone());
         let hosts = Hosts::new(config.allowed_hosts.clone(), config.domain.as_deref());
         Ok(Arc::new(Self {
             host: runtime,
@@ -46,6 +64,12 @@ impl App {
             idempotency: Keys::default(),
             latency,
             misses: Misses::default(),
+            requests: Requests::default(),
+            notebooks: Notebooks::default(),
+            streams: Streams::default(),
+            closing: CancellationToken::new(),
+            sessions: Sessions::default(),
+            terminals: Arc::new(Semaphore::new(MAX_TERMINALS)),
             audit,
             is_for_others,
         }))

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A line has what was asked for by method and path, and nothing of a query or a body: no secret can get into it. It is written once the
-//! answer is known and nobody waits for the disk; a power failure may take the last second's. Where the disk is slower than requests come,
+//! answer is known, and without a status once nobody waits for the answer any more, who hung up: what was asked for may be done all the
+//! same. Nobody waits for the disk; a power failure may take the last second's. Where the disk is slower than requests come,
 //! lines are dropped, and how many is said by the next one. Who brought no key that is good is nobody, and not written down: strangers
 //! would write the history out of the files.
 
@@ -28,11 +29,11 @@ use axum::{
     response::Response,
 };
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
-use http::Method;
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{auth::Caller, error::ErrorKind, latency::FirstAnswer};
+use crate::{auth::Caller, error::ErrorKind, latency::FirstAnswer, requests::RequestId};
 
 /// The file that is written to, in the directory of the audit log.
 pub const FILE: &str = "audit.jsonl";
@@ -48,6 +49,9 @@ const QUEUE: usize = 4096;
 
 /// Between two syncs of what was written.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// The route that asks for nothing but an upgrade, and begins a shell by that.
+const TERMINAL: &str = "/ui/sandboxes/{id}/terminal/socket";
 
 /// Bytes of a path that are written down. No route of ours has a longer one that means anything.
 const MAX_PATH_BYTES: usize = 512;
@@ -71,12 +75,21 @@ struct Line {
     /// What came of it, if that has an id of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     made: Option<String>,
-    status: u16,
+    /// Absent where nobody was there to be answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'static str>,
     /// Lines before this one that were dropped.
     #[serde(skip_serializing_if = "is_zero")]
     dropped: u64,
+}
+
+impl Line {
+    fn is_of(&mut self, caller: &Caller) {
+        self.team = Some(caller.team.to_string());
+        self.key = caller.key.as_ref().map(ToString::to_string);
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
@@ -89,16 +102,69 @@ fn is_zero(count: &u64) -> bool {
 pub(crate) struct Audit {
     lines: Option<SyncSender<Line>>,
     writer: Option<JoinHandle<()>>,
-    /// Distinguishes requests of one server from those of another.
-    run: String,
-    next: AtomicU64,
     dropped: AtomicU64,
 }
 
-/// A request that is under way.
+/// Part of an answer: what was done with each of several things, each of which has a line of its own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Each(pub(crate) Vec<Done>);
+
+/// What was done with one thing.
+#[derive(Debug, Clone)]
+pub(crate) struct Done {
+    /// The thing, as a path.
+    pub(crate) object: String,
+    /// What alone would have been answered.
+    pub(crate) status: StatusCode,
+}
+
+/// Part of an answer: who asked, where only the answer shows it, as of who signs in.
+#[derive(Debug, Clone)]
+pub(crate) struct By(pub(crate) Caller);
+
+/// What is written in the place of an error where whoever asked did not wait for the answer.
+const GONE: &str = "gone";
+
+/// A request that is under way. Dropped before its end, it was given up by whoever asked.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    line: Line,
+pub(crate) struct Entry<'a> {
+    audit: &'a Audit,
+    line: Option<Line>,
+    /// Whether one is told of who hangs up.
+    is_known: bool,
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if let Some(line) = self.line.take().filter(|_| self.is_known) {
+            self.audit.write(Line { error: Some(GONE), ..line });
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// Writes down what came of it: for who is nobody, only of what succeeded, as signing in does by leading on.
+    pub(crate) fn end(mut self, response: &Response) {
+        let Some(mut line) =
+            self.line.take().filter(|_| self.is_known || response.status().is_success() || response.status().is_redirection())
+        else {
+            return;
+        };
+        line.status = Some(response.status().as_u16());
+        line.error = response.extensions().get::<ErrorKind>().map(|ErrorKind(kind)| *kind);
+        line.made = response.extensions().get::<FirstAnswer>().map(|FirstAnswer(id)| id.to_string());
+        if let Some(By(caller)) = response.extensions().get() {
+            line.is_of(caller);
+        }
+        match response.extensions().get::<Each>() {
+            Some(Each(all)) if !all.is_empty() => {
+                for Done { object, status } in all {
+                    self.audit.write(Line { object: object.clone(), status: Some(status.as_u16()), ..line.clone() });
+                }
+            }
+            _ => self.audit.write(line),
+        }
+    }
 }
 
 impl Audit {
@@ -108,43 +174,42 @@ impl Audit {
         let (lines, queue) = sync_channel(QUEUE);
         let write = move || file.write_all(&queue);
         let writer = std::thread::Builder::new().name("firkin-audit".into()).spawn(write)?;
-        let run = format!("{:x}", Timestamp::now().as_microsecond());
-        Ok(Self { lines: Some(lines), writer: Some(writer), run, next: AtomicU64::new(1), dropped: AtomicU64::new(0) })
+        Ok(Self { lines: Some(lines), writer: Some(writer), dropped: AtomicU64::new(0) })
     }
 
-    /// Begins to note a request, if it may change something.
-    pub(crate) fn begin(&self, request: &Request, caller: Option<&Caller>) -> Option<Entry> {
-        if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+    /// Begins to note a request, if it may change something, as one that becomes a terminal does. `is_known` is whoever came with something good,
+    /// with a key or without.
+    pub(crate) fn begin(&self, request: &Request, caller: Option<&Caller>, is_known: bool) -> Option<Entry<'_>> {
+        let route = request.extensions().get::<MatchedPath>()?.as_str();
+        if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && route != TERMINAL {
             return None;
         }
-        let route = request.extensions().get::<MatchedPath>()?.as_str();
         let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
         let mut object = request.uri().path().to_owned();
         if object.len() > MAX_PATH_BYTES {
             // A path is ASCII here, so any byte is a boundary.
             object.truncate(MAX_PATH_BYTES);
         }
-        let line = Line {
+        let mut line = Line {
             at: Timestamp::now(),
-            request: format!("{}-{}", self.run, self.next.fetch_add(1, Ordering::Relaxed)),
-            team: caller.map(|caller| caller.team.to_string()),
-            key: caller.and_then(|caller| caller.key.as_ref()).map(ToString::to_string),
+            request: request.extensions().get::<RequestId>().map(|RequestId(id)| id.clone()).unwrap_or_default(),
+            team: None,
+            key: None,
             from: from.map(|from| from.to_string()),
             action: format!("{} {route}", request.method()),
             object,
             made: None,
-            status: 0,
+            status: None,
             error: None,
             dropped: 0,
         };
-        Some(Entry { line })
+        if let Some(caller) = caller {
+            line.is_of(caller);
+        }
+        Some(Entry { audit: self, line: Some(line), is_known })
     }
 
-    /// Writes down what came of it.
-    pub(crate) fn end(&self, Entry { mut line }: Entry, response: &Response) {
-        line.status = response.status().as_u16();
-        line.error = response.extensions().get::<ErrorKind>().map(|ErrorKind(kind)| *kind);
-        line.made = response.extensions().get::<FirstAnswer>().map(|FirstAnswer(id)| id.to_string());
+    fn write(&self, mut line: Line) {
         line.dropped = self.dropped.swap(0, Ordering::Relaxed);
         let dropped = line.dropped;
         if self.lines.as_ref().is_some_and(|lines| lines.try_send(line).is_err()) {
@@ -282,7 +347,7 @@ mod tests {
             action: "DELETE /sandboxes/{id}".into(),
             object: object.into(),
             made: None,
-            status: 204,
+            status: Some(204),
             error: None,
             dropped: 0,
         }

@@ -23,6 +23,7 @@ use crate::{
     access::{self, Needs},
     error::ApiError,
     listing::Query,
+    requests::note_route,
 };
 
 /// Carries the token that administers teams and keys.
@@ -34,7 +35,7 @@ pub fn admin_digest(token: &str) -> [u8; 32] {
 }
 
 /// Longest key worth hashing: `e2b_` and 40 digits, with room for other issuers' forms.
-const MAX_KEY_BYTES: usize = 256;
+pub(crate) const MAX_KEY_BYTES: usize = 256;
 
 /// Whoever a route answers, and the host as they see it.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    fn of(app: &App, keys::Caller { team, key, scope }: keys::Caller) -> Self {
+    pub(crate) fn of(app: &App, keys::Caller { team, key, scope }: keys::Caller) -> Self {
         Self { runtime: app.host().within(team.clone()), team, key, scope }
     }
 }
@@ -69,6 +70,7 @@ const NO_KEY: &str = "header `X-API-Key` is missing";
 
 /// Lets a request through to its route when it brings what that asks for.
 pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    note_route(app.config.traces.as_ref(), &request);
     let (caller, refused) = match admitted(&app, &request) {
         Ok(caller) => (caller, None),
         // Whose key goes not so far is somebody.
@@ -77,19 +79,20 @@ pub(crate) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
     // Who is nobody writes nothing down.
     let is_known = caller.is_some() || is_admin(&app, request.headers());
     let noted = refused.is_none() || caller.is_some();
-    let entry = app.audit.as_ref().filter(|_| noted).and_then(|audit| Some((audit, audit.begin(&request, caller.as_ref())?)));
+    let entry = app.audit.as_ref().filter(|_| noted).and_then(|audit| audit.begin(&request, caller.as_ref(), is_known));
     let response = match refused {
         Some(error) => error.into_response(),
         None => {
             if let Some(caller) = caller {
+                tracing::Span::current().record("team", caller.team.as_str());
                 request.extensions_mut().insert(caller);
             }
             next.run(request).await
         }
     };
     // Nor does one who brings a secret that is none.
-    if let Some((audit, entry)) = entry.filter(|_| is_known || response.status().is_success()) {
-        audit.end(entry, &response);
+    if let Some(entry) = entry {
+        entry.end(&response);
     }
     response
 }
@@ -99,21 +102,29 @@ fn admitted(app: &App, request: &Request) -> Result<Option<Caller>, ApiError> {
     match access::needs(request).ok_or_else(ApiError::method_not_allowed)? {
         Needs::Nothing | Needs::Own => Ok(None),
         Needs::Key(least) => check_for(app, headers, least).map(Some),
+        Needs::Watcher => check_watcher(app, headers),
+        Needs::Operator => check_for_host(app, headers).map(|()| None),
         Needs::Host if is_admin(app, headers) => Ok(None),
         Needs::Host => {
             let caller = check(app, headers)?;
             let whole = caller.scope == KeyScope::Full && caller.team.is_first();
             if whole { Ok(Some(caller)) } else { Err(ApiError::for_the_host()) }
         }
+        // Pages have their own way in, and no other route asks for a session.
+        Needs::Session(_) => Err(ApiError::method_not_allowed()),
         Needs::Admin if is_admin(app, headers) => Ok(None),
         Needs::Admin => Err(ApiError::unauthorized("header `X-Admin-Token` is missing or not valid")),
     }
 }
 
 /// Whether these headers hold the admin token.
-fn is_admin(app: &App, headers: &HeaderMap) -> bool {
-    let shown = headers.get(ADMIN_TOKEN).map(|token| token.as_bytes()).filter(|token| token.len() <= MAX_KEY_BYTES);
-    app.config.admin.zip(shown).is_some_and(|(admin, shown)| equal(&admin, &Sha256::digest(shown)))
+pub(crate) fn is_admin(app: &App, headers: &HeaderMap) -> bool {
+    headers.get(ADMIN_TOKEN).is_some_and(|token| is_admin_token(app, token.as_bytes()))
+}
+
+/// Whether this is the admin token.
+pub(crate) fn is_admin_token(app: &App, shown: &[u8]) -> bool {
+    shown.len() <= MAX_KEY_BYTES && app.config.admin.is_some_and(|admin| equal(&admin, &Sha256::digest(shown)))
 }
 
 /// Whether whoever sends these headers holds a valid key, or the token of any sandbox.
@@ -127,7 +138,7 @@ pub(crate) fn is_known(app: &App, headers: &HeaderMap) -> bool {
 pub(crate) fn brings_own(request: &Request) -> bool {
     let mut path = request.uri().path().split('/').skip(1);
     match (path.next(), path.next(), path.next(), path.next(), path.next()) {
-        (Some("volumecontent"), Some(_), Some(_), None, None) | (Some("teams"), None, None, None, None) => {
+        (Some("volumecontent"), Some(_), Some(_), None, None) | (Some("teams" | "metrics"), None, None, None, None) => {
             request.headers().get(header::AUTHORIZATION).is_some_and(|value| value.as_bytes().starts_with(b"Bearer "))
         }
         (Some("templates"), Some(_), Some("files"), Some(_), None) => {
@@ -135,6 +146,11 @@ pub(crate) fn brings_own(request: &Request) -> bool {
         }
         _ => false,
     }
+}
+
+/// Who comes to watch: with a key, or as nobody's with the admin token.
+pub(crate) fn check_watcher(app: &App, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
+    if is_admin(app, headers) { Ok(None) } else { check_for(app, headers, KeyScope::Read).map(Some) }
 }
 
 /// Lets in who may know about the host as a whole: its own team, and who administers it.

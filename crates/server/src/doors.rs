@@ -173,9 +173,14 @@ impl Drop for Entry {
 }
 
 impl Place {
-    /// Ends when the place is needed for another.
+    /// Ends when the connection is to be closed: its place is needed for another, or its client takes nothing.
     pub(crate) async fn evicted(&self) {
         self.0.evicted.cancelled().await;
+    }
+
+    /// Closes the connection, whatever is under way over it.
+    pub(crate) fn evict(&self) {
+        self.0.evicted.cancel();
     }
 
     /// Whether a key or a token has come over this connection.

@@ -3,6 +3,8 @@
 //! Every answer is the contract's `{"code", "message"[, "error_code"]}`. Clients choose exceptions by `code` and `error_code`
 //! and decide about a retry by `Should-Retry` and `Retry-After`, so both are stated wherever the default would be wrong.
 
+use std::fmt;
+
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
@@ -99,6 +101,17 @@ impl ErrorKind {
     }
 }
 
+/// What an answer of ours says, attached to it for whoever shows it otherwise.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// In words.
+    pub(crate) message: String,
+    /// In one word, if it has one.
+    pub(crate) error_code: Option<String>,
+    /// Seconds after which it may go better.
+    pub(crate) retry_after_s: Option<u32>,
+}
+
 /// Whether a client should try again, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
@@ -168,6 +181,11 @@ impl ApiError {
     pub(crate) fn crowded() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections are in use; requests with an API key are served")
             .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
+    /// As many watch as may.
+    pub(crate) fn too_many_streams() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too many event streams are open").retry(Retry::After(CAPACITY_RETRY_SECONDS))
     }
 
     /// The key is good, and not for this.
@@ -249,6 +267,51 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "a request with this idempotency key is in progress")
             .code("idempotency_in_progress")
             .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+    }
+
+    /// Its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Its answer as programs get it, also where others get a page.
+    pub(crate) fn into_json(self) -> Response {
+        let mut response = self.into_response();
+        response.extensions_mut().remove::<Told>();
+        response
+    }
+
+    /// Why envd did not do what it was asked for.
+    pub(crate) fn of_envd(error: &connectrpc::ConnectError) -> Self {
+        use connectrpc::ErrorCode;
+        let words = error.message.clone().unwrap_or_else(|| error.code.as_str().to_owned());
+        match error.code {
+            ErrorCode::NotFound => Self::not_found(words),
+            ErrorCode::PermissionDenied => Self::forbidden(words),
+            ErrorCode::AlreadyExists => Self::conflict(words),
+            ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition | ErrorCode::ResourceExhausted => Self::bad_request(words),
+            _ => Self::new(StatusCode::BAD_GATEWAY, words),
+        }
+    }
+
+    /// There are as many terminals as there may be.
+    pub(crate) fn too_many_terminals(most: usize) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, format!("{most} terminals are open in pages, which is the limit: close one"))
+            .retry(Retry::After(TEAM_QUOTA_RETRY_SECONDS))
+    }
+
+    /// As many cells run in pages as may at once, or of the team as may of one.
+    pub(crate) fn too_many_cells(most: usize) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("some cells of pages run already, of all teams at most {most}: wait for one"),
+        )
+        .retry(Retry::After(TEAM_QUOTA_RETRY_SECONDS))
+    }
+
+    /// The guest of a sandbox did not do what it was asked for.
+    pub(crate) fn unreachable(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, chain(error))
     }
 
     /// The body that answers it, for a place inside a larger answer.
@@ -400,7 +463,7 @@ impl From<CreateError> for ApiError {
             CreateError::NoTemplate(absent) => absent.clone().into(),
             CreateError::InvalidTimeout(invalid) => (*invalid).into(),
             CreateError::TeamQuota(error) => Self::team_quota(error),
-            CreateError::FilesInMemory(_) => Self::bad_request(error.to_string()),
+            CreateError::FilesInMemory(_) | CreateError::Metadata(_) => Self::bad_request(error.to_string()),
             CreateError::Outbound(refused) => Self::outbound(refused),
             CreateError::Volumes(MountsError::Volumes(_)) => Self::internal(&error),
             CreateError::Volumes(_) => Self::bad_request(error.to_string()),
@@ -461,6 +524,12 @@ impl From<SnapshotError> for ApiError {
             | SnapshotError::Publish { .. }
             | SnapshotError::Store(_) => Self::internal(&error),
         }
+    }
+}
+
+impl From<connectrpc::ConnectError> for ApiError {
+    fn from(error: connectrpc::ConnectError) -> Self {
+        Self::of_envd(&error)
     }
 }
 
@@ -545,6 +614,7 @@ impl From<NoBuild> for ApiError {
             NoBuild::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             NoBuild::Started(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             NoBuild::Stopping => Self::stopping(),
+            NoBuild::TeamQuota(error) => Self::team_quota(&error),
             NoBuild::Store(_) => Self::internal(&error),
         }
     }
@@ -586,8 +656,11 @@ impl From<DeleteError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = json(self.status, &self.to_body());
+        let body = self.to_body();
+        let mut response = json(self.status, &body);
         response.extensions_mut().insert(ErrorKind::of(self.status, self.error_code));
+        let retry_after_s = if let Retry::After(seconds) = self.retry { Some(seconds) } else { None };
+        response.extensions_mut().insert(Told { message: body.message, error_code: body.error_code, retry_after_s });
         let headers = response.headers_mut();
         match self.retry {
             Retry::Unsaid => {}
@@ -644,26 +717,37 @@ impl From<DialError> for ProxyError {
     }
 }
 
+impl std::error::Error for ProxyError {}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(reason) => reason.fmt(f),
+            Self::HostOnly(path) => write!(f, "no route `{path}`"),
+            Self::Wake(error) => error.fmt(f),
+            Self::NotFound(_) => f.write_str("The sandbox was not found"),
+            Self::PortClosed(..) => f.write_str("The sandbox is running but port is not open"),
+            Self::Private { shown, .. } => {
+                let what = if *shown { "is not valid" } else { "is missing" };
+                write!(f, "The sandbox is private: header `e2b-traffic-access-token` {what}")
+            }
+            Self::Transitioning(_) => f.write_str("The sandbox is changing its state, please try again"),
+            Self::BadAnswer(_, _, reason) => write!(f, "The sandbox did not answer with HTTP: {reason}"),
+        }
+    }
+}
+
 impl IntoResponse for ProxyError {
     fn into_response(self) -> Response {
-        let (status, id, port, message) = match self {
+        let message = self.to_string();
+        let (status, id, port) = match self {
             Self::Target(reason) => return ApiError::bad_request(reason.to_string()).into_response(),
             Self::HostOnly(path) => return ApiError::no_route(&path).into_response(),
             Self::Wake(error) => return ApiError::from(*error).into_response(),
-            Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None, "The sandbox was not found".to_owned()),
-            Self::PortClosed(id, port) => {
-                (StatusCode::BAD_GATEWAY, id, Some(port), "The sandbox is running but port is not open".to_owned())
-            }
-            Self::Private { id, shown } => {
-                let what = if shown { "is not valid" } else { "is missing" };
-                (StatusCode::FORBIDDEN, id, None, format!("The sandbox is private: header `e2b-traffic-access-token` {what}"))
-            }
-            Self::Transitioning(id) => {
-                (StatusCode::CONFLICT, id, None, "The sandbox is changing its state, please try again".to_owned())
-            }
-            Self::BadAnswer(id, port, reason) => {
-                (StatusCode::BAD_GATEWAY, id, Some(port), format!("The sandbox did not answer with HTTP: {reason}"))
-            }
+            Self::NotFound(id) => (StatusCode::BAD_GATEWAY, id, None),
+            Self::PortClosed(id, port) | Self::BadAnswer(id, port, _) => (StatusCode::BAD_GATEWAY, id, Some(port)),
+            Self::Private { id, .. } => (StatusCode::FORBIDDEN, id, None),
+            Self::Transitioning(id) => (StatusCode::CONFLICT, id, None),
         };
         let mut body = serde_json::json!({ "sandboxId": id.as_str(), "message": message, "code": status.as_u16() });
         if let Some(port) = port {

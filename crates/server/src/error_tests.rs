@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, reference::Reference};
+use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, reference::Reference, sandbox::TooMuchMetadata};
 
 use super::*;
 
@@ -102,6 +102,7 @@ fn each_failure_has_its_status_code_and_retry_advice() {
         (resume(damaged()), 500, "firkin sandbox resume --reboot", Some("sandbox_create_failed"), Retry::Never),
         (resume(never_fits()), 400, "or resume it on a larger one", Some("sandbox_no_compatible_node"), Retry::Never),
         (RollbackError::Checkpoint(damaged()).into(), 500, "roll back to another", Some("sandbox_create_failed"), Retry::Never),
+        (CreateError::Metadata(TooMuchMetadata { bytes: 70_000 }).into(), 400, "the limit is 65536", None, Retry::Unsaid),
         (CreateError::Stopping.into(), 503, "the server is stopping", None, Retry::After(5)),
         (CreateError::Store(StoreError::Closed).into(), 500, "the database is closed", internal, Retry::Never),
         (ResumeError::AlreadyRunning(id()).into(), 409, "already running", None, Retry::Unsaid),

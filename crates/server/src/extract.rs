@@ -34,7 +34,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
             return Err(ApiError::too_large(limit));
         }
         let bytes = collect(request.into_body(), limit).await?;
-        let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
+        let text: &[u8] = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            None => b"{}",
+            Some(b'{') => &bytes,
+            // The values of a list would be taken for fields, in the order in which these happen to be declared.
+            Some(_) => return Err(ApiError::bad_request("cannot read the body: it is no JSON object")),
+        };
         let (value, ignored) = read(text).map_err(|error| ApiError::bad_request(format!("cannot read the body: {error}")))?;
         app.count_unknown(&ignored);
         Ok(Self { value, bytes })
@@ -67,7 +72,8 @@ fn read<T: DeserializeOwned>(text: &[u8]) -> Result<(T, Ignored), serde_json::Er
     Ok((value, ignored))
 }
 
-async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+/// All of a body, if it is no longer than this.
+pub(crate) async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     use http_body_util::{BodyExt, LengthLimitError, Limited};
     match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
         Err(_) => Err(ApiError::request_timeout()),

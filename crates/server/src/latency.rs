@@ -7,6 +7,9 @@
 //!
 //! `start.to_first_stdout` is measured where a client goes straight on from a create to a command, because the time in between
 //! is the client's: a sandbox whose first command comes later than [`STRAIGHT_ON`] after the answer counts for nothing.
+//!
+//! Where spans go to a collector, a command's wait for its first output is one: in the trace of whoever asks for it, else in that of the
+//! create that it follows, so that one trace has all that a user waits for.
 
 use std::{
     collections::HashMap,
@@ -22,11 +25,13 @@ use firkin_runtime::{
     metrics::{Metrics, Timing},
     sandbox::SandboxId,
 };
+use firkin_traces::{TRACEPARENT, Traces};
 use firkin_wire::ENVD_PORT;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
+use tracing::Span;
 
-use crate::target::Target;
+use crate::{requests::trace_of, target::Target};
 
 /// The route of envd that starts a command.
 const START: &str = "/process.Process/Start";
@@ -51,39 +56,45 @@ pub(crate) struct FirstAnswer(pub(crate) SandboxId);
 #[derive(Debug)]
 pub(crate) struct Latency {
     metrics: Arc<Metrics>,
+    traces: Option<Traces>,
     new: Mutex<HashMap<SandboxId, Created>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Created {
     received: Instant,
     answered: Instant,
+    /// What names the create's span, if that is collected.
+    traceparent: Option<HeaderValue>,
 }
 
 impl Latency {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, new: Mutex::default() }
+    pub(crate) fn new(metrics: Arc<Metrics>, traces: Option<Traces>) -> Self {
+        Self { metrics, traces, new: Mutex::default() }
     }
 
     /// Remembers when a create was received, if this is the answer to one.
-    pub(crate) fn created(&self, response: &Response<Body>, received: Instant) {
+    pub(crate) fn created(&self, response: &Response<Body>, received: Instant, span: &Span) {
         let Some(FirstAnswer(id)) = response.extensions().get() else { return };
+        let traceparent = self.traces.as_ref().and_then(|traces| traces.traceparent(span));
         let mut new = self.sandboxes();
         if new.len() >= MAX_NEW {
             new.retain(|_, created| created.answered.elapsed() <= STRAIGHT_ON);
         }
         if new.len() < MAX_NEW {
-            new.insert(id.clone(), Created { received, answered: Instant::now() });
+            new.insert(id.clone(), Created { received, answered: Instant::now(), traceparent });
         }
     }
 
-    /// A watch over the answer to this request, if it starts a command.
-    pub(crate) fn watch(&self, target: &Target, request: &Request<Body>) -> Option<Watch> {
+    /// A watch over the answer to this request, if it starts a command. What the guest does for it is a part of that, too.
+    pub(crate) fn watch(&self, target: &Target, request: &mut Request<Body>) -> Option<Watch> {
         if target.port != ENVD_PORT || request.method() != Method::POST || request.uri().path() != START {
             return None;
         }
         let created = self.sandboxes().remove(&target.id).filter(|created| created.answered.elapsed() <= STRAIGHT_ON);
-        Some(Watch { metrics: Arc::clone(&self.metrics), asked: Instant::now(), created })
+        let of_create = created.as_ref().and_then(|created| created.traceparent.as_ref());
+        let spans = self.traces.as_ref().map(|traces| Spans::begin(traces, target, request.headers_mut(), of_create));
+        Some(Watch { metrics: Arc::clone(&self.metrics), asked: Instant::now(), created, spans })
     }
 
     fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, Created>> {
@@ -99,6 +110,34 @@ pub(crate) struct Watch {
     asked: Instant,
     /// When the create of its sandbox was received, if this is the sandbox's first command.
     created: Option<Created>,
+    /// Where they go to a collector.
+    spans: Option<Spans>,
+}
+
+/// The spans of a command. Each ends when it is dropped.
+#[derive(Debug)]
+struct Spans {
+    /// Until the guest says that it runs.
+    start: Option<Span>,
+    /// Until the first output, or the end.
+    _first_output: Span,
+}
+
+impl Spans {
+    fn begin(traces: &Traces, target: &Target, headers: &mut HeaderMap, of_create: Option<&HeaderValue>) -> Self {
+        let name = Timing::FirstStdoutByte.name();
+        let first_output = tracing::debug_span!(parent: None, "phase", name, sandbox = %target.id);
+        if trace_of(headers).is_some() {
+            traces.adopt(&first_output, headers);
+        } else if let Some(of_create) = of_create {
+            traces.adopt(&first_output, &HeaderMap::from_iter([(TRACEPARENT, of_create.clone())]));
+        }
+        if let Some(own) = traces.traceparent(&first_output) {
+            headers.insert(TRACEPARENT, own);
+        }
+        let start = tracing::debug_span!(parent: &first_output, "phase", name = Timing::CommandStart.name());
+        Self { start: Some(start), _first_output: first_output }
+    }
 }
 
 impl Watch {
@@ -111,12 +150,17 @@ impl Watch {
         }
     }
 
-    fn notice(&self, event: Event) {
+    fn notice(&mut self, event: Event) {
         match event {
-            Event::Start => self.metrics.observe(Timing::CommandStart, self.asked.elapsed()),
+            Event::Start => {
+                self.metrics.observe(Timing::CommandStart, self.asked.elapsed());
+                if let Some(spans) = &mut self.spans {
+                    spans.start = None;
+                }
+            }
             Event::Stdout => {
                 self.metrics.observe(Timing::FirstStdoutByte, self.asked.elapsed());
-                if let Some(created) = self.created {
+                if let Some(created) = &self.created {
                     self.metrics.observe(Timing::StartToFirstStdout, created.received.elapsed());
                 }
             }

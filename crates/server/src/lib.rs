@@ -6,6 +6,7 @@
 //! ```text
 //!             ┌ host `<port>-<id>.<domain>`, routing headers or a signed URL ─► proxy ─► Runtime::dial
 //!   request ──┤
+//!             ├ `/ui` ─► session ─► pages, each of its team (`ui.rs`)
 //!             └ everything else ─► CORS ─► API key, and what it may ─► routes ─► Runtime of its team
 //! ```
 
@@ -23,14 +24,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::runtime::Runtime;
+use firkin_traces::Traces;
 use firkin_wire::unread;
 use http::Method;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
+use tracing::Instrument as _;
 
 mod access;
 mod app;
 pub mod audit;
 mod auth;
+mod cookies;
 mod discreet;
 mod doors;
 mod error;
@@ -41,18 +45,23 @@ mod hosts;
 mod idempotency;
 mod latency;
 mod listing;
+mod logging;
 mod metrics;
+mod openapi;
 mod proxy;
 mod redirect;
+mod requests;
 mod routes;
 mod serve;
 mod sever;
 mod shape;
 mod target;
 mod tls;
+mod ui;
 
 pub use auth::{ADMIN_TOKEN, admin_digest};
 pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern, OtherHosts};
+pub use logging::LogControl;
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 
@@ -60,6 +69,7 @@ use app::App;
 use doors::Place;
 use error::{ApiError, ProxyError};
 use hosts::{Named, OtherHosts as Others};
+use latency::FirstAnswer;
 use proxy::{origin, page};
 use target::{InvalidTarget, Target, Way};
 
@@ -86,12 +96,44 @@ pub struct ServerConfig {
     pub head_deadline: Duration,
     /// How long the client of an upload may be silent.
     pub upload_silence: Duration,
+    /// How long the client of an event stream may take nothing of what there is for it.
+    pub event_silence: Duration,
+    /// How often a stream of events says that it is still there, and is ended if its key is good no more.
+    pub event_heartbeat: Duration,
     /// The token that administers teams and keys, by its SHA-256. Absent: nobody does it here.
     pub admin: Option<[u8; 32]>,
+    /// Changes what is logged. Absent: nobody does it here.
+    pub log: Option<LogControl>,
+    /// Where spans have their places in traces. Absent: they are for the log alone.
+    pub traces: Option<Traces>,
     /// The directory of the audit log. Absent: none is kept.
     pub audit: Option<PathBuf>,
+    /// What its operator is shown of how it was started.
+    pub about: About,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
+}
+
+/// What whoever starts a server knows of it, for the dashboard.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// Settings as they were resolved, each with its name, and nothing that is secret.
+    pub settings: Vec<(String, String)>,
+    /// What a look at the host found.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that was found by looking at the host.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What was looked at.
+    pub check: String,
+    /// `ok`, `warning` or `failed`.
+    pub status: &'static str,
+    /// What was found.
+    pub found: String,
+    /// What helps.
+    pub remedy: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -101,6 +143,9 @@ impl Default for ServerConfig {
             allowed_hosts: AllowedHosts::default(),
             nested_virtualization: false,
             admin: None,
+            log: None,
+            traces: None,
+            about: About::default(),
             audit: None,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
@@ -113,6 +158,9 @@ impl Default for ServerConfig {
             head_deadline: Duration::from_secs(30),
             // A connection that lost its way recovers sooner, or never.
             upload_silence: Duration::from_secs(60),
+            // As long as a laptop's network may be away without its pages noticing.
+            event_silence: Duration::from_secs(30),
+            event_heartbeat: Duration::from_secs(15),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -132,7 +180,13 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any());
-    routes::control_plane(&app).layer(cors).layer(from_fn_with_state(app, choose_plane)).layer(from_fn(unread::settle))
+    // Pages of our own are for themselves: no other page reads them.
+    let pages = ui::pages(&app);
+    routes::control_plane(&app)
+        .layer(cors)
+        .merge(pages)
+        .layer(from_fn_with_state(app, choose_plane))
+        .layer(from_fn(unread::settle))
 }
 
 /// Marks an answer that a sandbox gave.
@@ -142,7 +196,7 @@ struct FromSandbox;
 async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let place = request.extensions().get::<Place>().cloned();
     if let Some(place) = &place {
-        if !place.is_known() && auth::is_known(&app, request.headers()) {
+        if !place.is_known() && (auth::is_known(&app, request.headers()) || ui::is_visitor(&app, &request)) {
             place.know();
         }
         if place.is_too_many() {
@@ -192,8 +246,15 @@ async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, re
             }
             Ok(None) => {
                 let received = Instant::now();
-                let mut response = next.run(request).await;
-                app.latency.created(&response, received);
+                let mut request = request;
+                let traces = app.config.traces.as_ref();
+                let begun = app.requests.begin(&mut request, traces);
+                let mut response = next.run(request).instrument(begun.span.clone()).await;
+                let made = response.extensions().get::<FirstAnswer>().map(|FirstAnswer(id)| id);
+                begun.answered(response.status(), made, traces);
+                tracing::debug!(parent: &begun.span, status = response.status().as_u16(), took = ?received.elapsed(), "answered");
+                begun.id.tell(response.headers_mut());
+                app.latency.created(&response, received, &begun.span);
                 origin::never_sniffed(response.headers_mut());
                 response
             }
@@ -218,7 +279,7 @@ async fn forward(app: &App, target: Target, mut request: Request) -> Response {
     if let Err(error) = proxy::ingress::admit(app.host(), &target, &mut request) {
         return refuse(error);
     }
-    let watch = app.latency.watch(&target, &request);
+    let watch = app.latency.watch(&target, &mut request);
     let mut response = match (proxy::forward(&app.pool, target, request).await, watch) {
         (Ok(response), Some(watch)) => watch.over(response),
         (Ok(response), None) => response,

@@ -87,7 +87,8 @@ impl Query {
         self.all(name).flat_map(|value| value.split(',')).map(str::trim).filter(|value| !value.is_empty()).collect()
     }
 
-    fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+    /// Every value of a repeated parameter.
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
     }
 

@@ -8,6 +8,8 @@
 //! A proxy that adds nothing *and* asks for the server's own address (nginx's `proxy_pass` by default) cannot be told from this
 //! host. So a server that is meant for others, by a public domain or by TLS, demands the key of everybody; in front of any other,
 //! such a proxy must block `/metrics` itself.
+//!
+//! Which teams there are, and what each has, is in the answer for who has the admin token, and for nobody else.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -16,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::metrics::CONTENT_TYPE;
+use firkin_wire::headers::API_KEY;
 use http::{Extensions, HeaderMap, HeaderName, Uri, header};
 
 use crate::{App, auth, error::ErrorKind, hosts::HostName, target::host};
@@ -31,16 +34,64 @@ const SECOND_HAND: [HeaderName; 7] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
+/// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
+pub(crate) const KINDS: [&str; 23] = [
+    "bad_request",
+    "conflict",
+    "forbidden",
+    "host_not_allowed",
+    "idempotency_in_progress",
+    "idempotency_request_mismatch",
+    "internal_server_error",
+    "method_not_allowed",
+    "not_found",
+    "other",
+    "payload_too_large",
+    "request_timeout",
+    "sandbox_capacity_unavailable",
+    "sandbox_create_failed",
+    "sandbox_no_compatible_node",
+    "sandbox_placement_timeout",
+    "sandbox_snapshot_guest_agent_unresponsive",
+    "sandbox_unreachable",
+    "secret_limit_reached",
+    "team_quota_exceeded",
+    "too_many_requests",
+    "unauthorized",
+    "unavailable",
+];
+
 /// `GET /metrics`.
 pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, uri: Uri, headers: HeaderMap) -> Response {
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical());
     let first_hand = SECOND_HAND.iter().all(|name| !headers.contains_key(name)) && host(&uri, &headers).is_some_and(is_this_host);
-    if !(first_hand && !app.is_for_others && peer.is_some_and(|peer| peer.is_loopback()))
-        && let Err(error) = auth::check_for_host(&app, &headers)
+    let borne = borne(&headers);
+    let is_admin = auth::is_admin(&app, &headers) || borne.is_some_and(|token| auth::is_admin_token(&app, token.as_bytes()));
+    let is_local = first_hand && !app.is_for_others && peer.is_some_and(|peer| peer.is_loopback());
+    if !is_admin
+        && !is_local
+        && let Err(error) = auth::check_for_host(&app, &with_key(&headers, borne))
     {
         return error.into_response();
     }
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.host().render_metrics()).into_response()
+    if let Some(traces) = &app.config.traces {
+        app.host().metrics().count_spans(traces.counts().outcomes());
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.host().render_metrics(is_admin)).into_response()
+}
+
+/// A key or the admin token as Prometheus shows it, which has no other header for that.
+fn borne(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// The same headers, with what is borne as the key if there is no other.
+fn with_key(headers: &HeaderMap, borne: Option<&str>) -> HeaderMap {
+    let mut headers = headers.clone();
+    if let Some(key) = borne.and_then(|key| key.parse().ok()) {
+        headers.entry(API_KEY).or_insert(key);
+    }
+    headers
 }
 
 /// Whether a host, with or without a port, is the loopback by a name that nobody else can give out.
@@ -61,7 +112,32 @@ pub(crate) fn count(app: &App, response: &Response) {
 
 #[cfg(test)]
 mod tests {
-    use super::is_this_host;
+    use std::{collections::BTreeSet, path::Path};
+
+    use super::{KINDS, is_this_host};
+
+    /// What is to be known of each kind of error stands in the documentation, in their order: its status, its cause, what mends it.
+    #[test]
+    fn every_kind_of_error_is_explained() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+        let text = fs_err::read_to_string(path).unwrap();
+        let explained: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        assert_eq!(explained, KINDS);
+        for row in text.lines().filter(|line| line.starts_with("| `")) {
+            assert!(row.split('|').filter(|cell| !cell.trim().is_empty()).count() == 4, "a cell is empty: {row}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_error_is_known_from_the_start() {
+        let source = include_str!("error.rs");
+        let (_, by_status) = source.split_once("error_code.unwrap_or(match status {").unwrap();
+        let (by_status, _) = by_status.split_once("}))").unwrap();
+        let words =
+            |text: &'static str, before: &'static str| text.split(before).skip(1).filter_map(|rest| rest.split('"').next());
+        let written: BTreeSet<&str> = words(by_status, "=> \"").chain(words(source, ".code(\"")).collect();
+        assert_eq!(written, BTreeSet::from(KINDS));
+    }
 
     #[test]
     fn only_names_of_the_loopback_are_this_host() {

@@ -290,6 +290,7 @@ impl Server {
 
     /// Waits for what is under way, but not for ever.
     async fn finish(self, app: &App) {
+        app.closing.cancel();
         self.connections.close();
         app.pool.tasks.close();
         if tokio::time::timeout(app.config.shutdown_grace, self.connections.wait()).await.is_err() {

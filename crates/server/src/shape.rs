@@ -125,14 +125,15 @@ pub(crate) fn destination(net: &Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
 }
 
-/// Where it is and how it is spoken to, and nothing by which one could speak to it.
+/// Where it is, for whom and how it is spoken to, and not what proves that: as E2B shows it.
 fn egress_proxy(proxy: &SocksProxy) -> rest::EgressProxy {
     let tls = |tls: &SocksProxyTls| rest::EgressProxyTls {
         enabled: true,
         server_name: tls.server_name.clone(),
         ca_cert: tls.authorities.clone(),
     };
-    rest::EgressProxy { address: proxy.address.clone(), username: None, password: None, tls: proxy.tls.as_ref().map(tls) }
+    let username = proxy.credentials.as_ref().map(|(name, _)| name.clone());
+    rest::EgressProxy { address: proxy.address.clone(), username, password: None, tls: proxy.tls.as_ref().map(tls) }
 }
 
 /// What was decided on an attempt of a sandbox.
@@ -231,6 +232,16 @@ pub(crate) fn build_status(state: BuildState) -> rest::BuildStatus {
         BuildState::Building => rest::BuildStatus::Building,
         BuildState::Ready => rest::BuildStatus::Ready,
         BuildState::Error => rest::BuildStatus::Error,
+    }
+}
+
+/// The same in a word.
+pub(crate) fn build_word(state: BuildState) -> &'static str {
+    match state {
+        BuildState::Waiting => "waiting",
+        BuildState::Building => "building",
+        BuildState::Ready => "ready",
+        BuildState::Error => "error",
     }
 }
 

@@ -11,7 +11,8 @@ use std::{
     sync::Arc,
 };
 
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
+use firkin_files::private;
+use fs_err as fs;
 use jiff::{ToSpan, Zoned, tz::TimeZone};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -188,24 +189,13 @@ fn valid_for(params: &mut CertificateParams, days: i64) {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let file = |source| TlsError::File { path: path.to_owned(), source };
-    let bytes = fs::metadata(path).map_err(file)?.len();
-    if bytes > MAX_PEM_BYTES {
-        return Err(file(io::Error::new(io::ErrorKind::FileTooLarge, format!("{bytes} bytes"))));
-    }
-    fs::read(path).map_err(file)
+    let found = private::read(path, MAX_PEM_BYTES).and_then(|bytes| bytes.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    found.map_err(|source| TlsError::File { path: path.to_owned(), source })
 }
 
 /// Writes a file whole or not at all.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), TlsError> {
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        io::Write::write_all(&mut file, content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| TlsError::File { path: path.to_owned(), source })
+    private::replace(path, content, mode).map_err(|source| TlsError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(crate) mod signed;
 mod upgrade;
 
 use crate::{
+    cookies,
     doors::Place,
     error::ProxyError,
     sever::Sever,
@@ -95,6 +96,7 @@ fn for_guest(target: &Target, request: Request<Body>, protocol: Option<HeaderVal
     // We answer `Expect` ourselves by reading the body, and speak for the client from there on.
     parts.headers.remove(header::EXPECT);
     strip(&mut parts.headers);
+    cookies::remove(&mut parts.headers);
     restore_upgrade(&mut parts.headers, protocol);
     *guest.headers_mut() = parts.headers;
     tracing::trace!(sandbox = %target.id, port = target.port, method = %guest.method(), "forward");

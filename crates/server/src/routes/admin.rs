@@ -17,7 +17,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{App, error::ApiError, extract::Json, listing::Query};
+use crate::{App, LogControl, error::ApiError, extract::Json, listing::Query, logging::MAX_FILTER_BYTES};
 
 /// A team.
 #[derive(Debug, Serialize)]
@@ -144,4 +144,31 @@ pub(super) async fn expire_key(
 pub(super) async fn revoke_key(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     app.host().revoke_key(&id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is logged, and the body of `PUT /admin/log-level`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LogLevel {
+    filter: String,
+}
+
+fn control(app: &App) -> Result<&LogControl, ApiError> {
+    app.config.log.as_ref().ok_or_else(|| ApiError::not_found("what this server logs cannot be changed while it runs".to_owned()))
+}
+
+/// `GET /admin/log-level`.
+pub(super) async fn log_level(State(app): State<Arc<App>>) -> Result<Reply<LogLevel>, ApiError> {
+    let filter = control(&app)?.filter(None).map_err(ApiError::bad_request)?;
+    Ok(Reply(LogLevel { filter }))
+}
+
+/// `PUT /admin/log-level`, until the server ends: `info`, or `warn,firkin_runtime=debug`.
+pub(super) async fn set_log_level(State(app): State<Arc<App>>, body: Json<LogLevel>) -> Result<Reply<LogLevel>, ApiError> {
+    let LogLevel { filter } = body.value;
+    if filter.is_empty() || filter.len() > MAX_FILTER_BYTES {
+        return Err(ApiError::bad_request(format!("`filter` must have 1 to {MAX_FILTER_BYTES} bytes")));
+    }
+    let filter =
+        control(&app)?.filter(Some(&filter)).map_err(|error| ApiError::bad_request(format!("`filter` is none: {error}")))?;
+    Ok(Reply(LogLevel { filter }))
 }

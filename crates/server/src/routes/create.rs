@@ -44,6 +44,7 @@ async fn create(
     if sandbox.claimed {
         app.pool.open_ahead(Target { id: sandbox.id.clone(), port: ENVD_PORT });
     }
+    tracing::Span::current().record("sandbox", sandbox.id.as_str());
     let first = FirstAnswer(sandbox.id.clone());
     let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
     attempt.done(&answer);

@@ -10,13 +10,15 @@ use axum::{
 };
 use firkin_runtime::sandbox::{InvalidTimeout, Memory};
 
-use crate::{App, auth, error::ApiError, listing::Query, metrics};
+use crate::{App, auth, error::ApiError, listing::Query, metrics, openapi};
 
 mod admin;
 mod builds;
 mod create;
 mod encryption;
+pub(crate) mod events;
 mod health;
+mod host;
 mod identity;
 mod lifecycle;
 mod logs;
@@ -28,11 +30,12 @@ mod tags;
 mod teams;
 mod templates;
 mod volumes;
+mod webhooks;
 mod workload;
 
 /// Every route. What is not one is refused in the contract's form too.
 pub(crate) fn control_plane(app: &Arc<App>) -> Router {
-    let routes = Router::new()
+    let routes = of_the_host()
         .route("/sandboxes", post(create::v1).get(sandboxes::list_v1))
         .route("/v2/sandboxes", post(create::v2).get(sandboxes::list_v2))
         .route("/sandboxes/metrics", get(sandboxes::metrics_of_many))
@@ -82,18 +85,6 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .route("/v2/templates/{id}/builds/{build}", post(builds::start))
         .route("/templates/{id}/builds/{build}/status", get(builds::status))
         .route("/templates/{id}/builds/{build}/logs", get(builds::logs))
-        // Ours: who may use the server.
-        .route("/admin/teams", get(admin::teams).post(admin::add_team))
-        .route("/admin/teams/{id}/quota", put(admin::set_quota))
-        .route("/admin/teams/{id}/keys", post(admin::add_key))
-        .route("/admin/keys", get(admin::keys))
-        .route("/admin/keys/{id}", patch(admin::expire_key).delete(admin::revoke_key))
-        .route("/health", get(health::health))
-        .route("/teams", get(teams::list))
-        .route("/metrics", get(metrics::read))
-        .route("/files", get(files).post(files))
-        .route("/.well-known/jwks.json", get(workload::keys))
-        .route("/.well-known/openid-configuration", get(workload::discovery))
         // Guarded by the token of each volume.
         .route("/volumecontent/{id}/path", get(volumes::stat).patch(volumes::change).delete(volumes::remove))
         .route("/volumecontent/{id}/dir", get(volumes::entries).post(volumes::make_dir))
@@ -106,6 +97,36 @@ pub(crate) fn control_plane(app: &Arc<App>) -> Router {
         .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .with_state(Arc::clone(app))
+}
+
+/// Routes beside a team's things: who may use the server, how it is and what happens there, and what is open to all.
+fn of_the_host() -> Router<Arc<App>> {
+    Router::new()
+        // Ours: who may use the server.
+        .route("/admin/teams", get(admin::teams).post(admin::add_team))
+        .route("/admin/teams/{id}/quota", put(admin::set_quota))
+        .route("/admin/teams/{id}/keys", post(admin::add_key))
+        .route("/admin/keys", get(admin::keys))
+        .route("/admin/log-level", get(admin::log_level).put(admin::set_log_level))
+        .route("/admin/keys/{id}", patch(admin::expire_key).delete(admin::revoke_key))
+        .route("/health", get(health::health))
+        .route("/teams", get(teams::list))
+        .route("/metrics", get(metrics::read))
+        .route("/openapi.json", get(openapi::read))
+        // What changes, and the host in figures: ours, but for sandboxes and webhooks.
+        .route("/events", get(events::follow))
+        .route("/events/sandboxes", get(webhooks::of_all))
+        .route("/events/sandboxes/{id}", get(webhooks::of_one))
+        .route("/events/webhooks", post(webhooks::add).get(webhooks::list))
+        .route("/events/webhooks/{id}", get(webhooks::detail).patch(webhooks::change).delete(webhooks::remove))
+        .route("/events/webhooks/{id}/deliveries", get(webhooks::deliveries))
+        .route("/events/webhooks/{id}/deliveries/retry", post(webhooks::redeliver))
+        .route("/host", get(host::outlook))
+        .route("/capacity", get(host::capacity))
+        .route("/pool", get(host::pool))
+        .route("/files", get(files).post(files))
+        .route("/.well-known/jwks.json", get(workload::keys))
+        .route("/.well-known/openid-configuration", get(workload::discovery))
 }
 
 /// A file of no sandbox: envd would say the same, but whose envd nobody knows. Signed URLs of sandboxes never come here.
@@ -123,7 +144,7 @@ const SHORT_TIMEOUT: i64 = 15;
 const V2_TIMEOUT: i64 = 300;
 
 /// Seconds as they are on the wire. The runtime refuses what is too long, and zero where that is senseless.
-fn seconds(timeout: i64) -> Result<Duration, InvalidTimeout> {
+pub(crate) fn seconds(timeout: i64) -> Result<Duration, InvalidTimeout> {
     u64::try_from(timeout).map(Duration::from_secs).map_err(|_| InvalidTimeout::Zero)
 }
 
