@@ -17,7 +17,8 @@ use firkin_runtime::{
     volumes::VolumeLimits,
     warm::WarmConfig,
 };
-use firkin_server::{ServeError, ServerConfig, serve};
+use firkin_server::{LogControl, ServeError, ServerConfig, serve};
+use firkin_traces::Traces;
 use firkin_wire::ENVD_PORT;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -26,6 +27,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
@@ -78,7 +80,7 @@ impl Answer {
 impl Bench {
     /// A server with the template `base`.
     pub(crate) async fn start() -> Self {
-        Self::start_with(AdmissionConfig::default()).await
+        Self::start_for(ROOM).await
     }
 
     /// The same, with a queue of one's own for capacity.
@@ -91,7 +93,25 @@ impl Bench {
         Self::open(AdmissionConfig::default(), volumes).await
     }
 
+    /// A server with room for as many sandboxes.
+    pub(crate) async fn start_for(sandboxes: u32) -> Self {
+        Self::open_with(AdmissionConfig::default(), VolumeLimits::default(), sandboxes).await
+    }
+
     async fn open(admission: AdmissionConfig, volumes: VolumeLimits) -> Self {
+        Self::open_with(admission, volumes, ROOM).await
+    }
+
+    /// A server whose spans go to a collector.
+    pub(crate) async fn start_traced(traces: Traces) -> Self {
+        Self::open_traced((AdmissionConfig::default(), VolumeLimits::default()), ROOM, Some(traces)).await
+    }
+
+    async fn open_with(admission: AdmissionConfig, volumes: VolumeLimits, cpus: u32) -> Self {
+        Self::open_traced((admission, volumes), cpus, None).await
+    }
+
+    async fn open_traced((admission, volumes): (AdmissionConfig, VolumeLimits), cpus: u32, traces: Option<Traces>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             let path = dir.path().join(name);
@@ -113,7 +133,7 @@ impl Bench {
         let ports = BTreeMap::from([(ENVD_PORT, envd.local_addr().unwrap().port())]);
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
-            capacity: HostCapacity { cpus: ROOM, memory_mib: 1 << 20, disk_mib: 1 << 30 },
+            capacity: HostCapacity { cpus, memory_mib: 1 << 20, disk_mib: 1 << 30 },
             admission,
             warm: WarmConfig::default(),
             disk_floor_mib: Some(0),
@@ -123,6 +143,7 @@ impl Bench {
             disk_probe: Arc::new(StatvfsProbe),
             memory_probe: Arc::new(HostMemory::PLENTY),
             authority_variables: BTreeMap::new(),
+            webhook_networks: vec!["127.0.0.0/8".parse().unwrap()],
             issuer: "https://firkin.test".into(),
             encryption: EncryptionConfig::default(),
             flatten: FlattenConfig::default(),
@@ -140,10 +161,14 @@ impl Bench {
         let shutdown = CancellationToken::new();
         let config = ServerConfig {
             admin: Some(Sha256::digest(ADMIN).into()),
+            log: Some(log_control()),
+            traces,
             audit: Some(dir.path().join("audit")),
             max_body_bytes: MAX_BODY,
             head_deadline: Duration::from_millis(500),
             upload_silence: Duration::from_secs(2),
+            event_silence: Duration::from_millis(500),
+            event_heartbeat: Duration::from_millis(200),
             shutdown_grace: Duration::from_millis(200),
             ..ServerConfig::default()
         };
@@ -171,6 +196,18 @@ impl Bench {
     /// Opens the port of the guests' daemon, which is one for all sandboxes of this server and of no other.
     pub(crate) fn listen_as_envd(&mut self) -> TcpListener {
         std::mem::replace(&mut self.envd, TcpSocket::new_v4().unwrap()).listen(8).unwrap()
+    }
+
+    /// The same, for one request, which is answered with 204. Gives its head, in small letters.
+    pub(crate) fn hear_as_envd(&mut self) -> JoinHandle<String> {
+        let envd = self.listen_as_envd();
+        tokio::spawn(async move {
+            let (mut stream, _) = envd.accept().await.unwrap();
+            let mut head = vec![0; 8192];
+            let read = stream.read(&mut head).await.unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            String::from_utf8_lossy(&head[..read]).to_lowercase()
+        })
     }
 
     /// Ends the server and every sandbox, as the program does.
@@ -236,9 +273,22 @@ impl Bench {
     }
 }
 
+/// A log that takes every filter but `wrong`.
+fn log_control() -> LogControl {
+    let filter = std::sync::Mutex::new("info".to_owned());
+    LogControl::new(move |wanted| {
+        let mut filter = filter.lock().unwrap();
+        match wanted {
+            Some("wrong") => return Err("it is wrong".to_owned()),
+            Some(wanted) => wanted.clone_into(&mut filter),
+            None => {}
+        }
+        Ok(filter.clone())
+    })
+}
+
 /// A query string.
 pub(crate) fn query(pairs: &[(&str, &str)]) -> String {
-    let pairs: BTreeMap<_, _> = pairs.iter().copied().collect();
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, DEADLINE, ROOM, send_to};
+use crate::bench::{ADMIN, Bench, DEADLINE, ROOM, send_to};
 
 /// Reads the metrics, line by line, as strictly as a scraper does: every sample belongs to a family that was announced.
 async fn scrape(bench: &Bench) -> BTreeMap<String, f64> {
@@ -95,6 +95,11 @@ async fn metrics_count_what_happened() {
         ("firkin_admission_requests_total{outcome=\"immediate\"}", 3 + 1),
         ("firkin_admissions_total{outcome=\"at_once\"}", 3 + 1),
         ("firkin_unknown_fields_total", 0),
+        ("firkin_host_conditions{condition=\"short_of_disk\"}", 0),
+        ("firkin_quarantined_artifacts", 0),
+        ("firkin_webhook_deliveries_total{outcome=\"given_up\"}", 0),
+        ("firkin_volumes", 0),
+        ("firkin_errors_total{kind=\"sandbox_create_failed\"}", 0),
         ("firkin_errors_total{kind=\"not_found\"}", 1),
         ("firkin_errors_total{kind=\"sandbox_unreachable\"}", 1),
     ] {
@@ -102,6 +107,11 @@ async fn metrics_count_what_happened() {
     }
     assert!(value(&after, "firkin_capacity{resource=\"cpus\"}") >= u64::from(ROOM));
     assert!(value(&after, "firkin_resident_bytes") > 1 << 20);
+    for series in
+        ["firkin_host_disk_bytes{state=\"free\"}", "firkin_host_memory_bytes{state=\"total\"}", "firkin_start_time_seconds"]
+    {
+        assert!(value(&after, series) > 0, "{series}");
+    }
     assert!(!after.keys().any(|series| series.contains(&one)), "no label names a sandbox");
     bench.stop().await;
 }
@@ -130,6 +140,16 @@ async fn metrics_are_for_this_host_and_for_who_has_a_key() {
     let mut request = bench.request("GET", "/metrics", "");
     request.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
     bench.answer(request).await.expect(200);
+    // Prometheus shows what it has as a bearer's token, also where it asks by a name of its own.
+    for (host, token, status) in [
+        ("192.0.2.1", bench.key.as_str(), 200),
+        ("firkin.example", bench.key.as_str(), 200),
+        ("192.0.2.1", ADMIN, 200),
+        ("192.0.2.1", "e2b_0000", 401),
+        ("firkin.example", "e2b_0000", 401),
+    ] {
+        by(host, &[("authorization", &format!("Bearer {token}"))]).await.expect(status);
+    }
     bench.stop().await;
 }
 

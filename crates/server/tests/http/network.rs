@@ -142,7 +142,7 @@ async fn rules_with_names_and_proxies_are_kept_and_passwords_are_not_shown() {
         "allowOut": ["*.x.com", "1.1.1.1"],
         "denyOut": ["0.0.0.0/0"],
         "dnsServers": ["9.9.9.9"],
-        "egressProxy": { "address": "proxy.example:1080", "tls": { "enabled": true } },
+        "egressProxy": { "address": "proxy.example:1080", "username": "someone", "tls": { "enabled": true } },
     });
     assert_eq!(shown().await, expected);
     // They live as long as the sandbox does, and its forks have them too.

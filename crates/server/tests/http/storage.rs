@@ -80,6 +80,11 @@ async fn volumes_come_and_go_and_open_for_their_own_token() {
     }
     let listed = bench.call("GET", "/volumes", "").await.expect(200);
     assert_eq!((listed.text("/0/name"), listed.text("/1/name")), ("one", "Two_2-b"));
+    let counted = |volumes: &str| {
+        let metrics = bench.runtime.render_metrics(false);
+        metrics.lines().any(|line| line == format!("firkin_volumes{{acceleration=\"none\"}} {volumes}"))
+    };
+    assert!(counted("2"));
     assert!(listed.body[0].get("token").is_none());
     let path = format!("/volumes/{}", one.id);
     assert_eq!(bench.call("GET", &path, "").await.expect(200).text("/token"), one.token);
@@ -90,6 +95,7 @@ async fn volumes_come_and_go_and_open_for_their_own_token() {
     Content { id: "none".to_owned(), ..two }.path("GET", "/", "").await.expect(401);
 
     bench.call("DELETE", &path, "").await.expect(204);
+    assert!(counted("1"));
     bench.call("DELETE", &path, "").await.expect(404);
     bench.call("GET", &path, "").await.expect(404);
     bench.call("GET", "/volumes/..", "").await.expect(404);

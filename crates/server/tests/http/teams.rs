@@ -5,15 +5,20 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
-use crate::bench::{ADMIN, Answer, Bench};
+use firkin_runtime::admission::AdmissionConfig;
+
+use crate::bench::{ADMIN, Answer, Bench, DEADLINE, ROOM};
 
 /// The table of all routes, as the server has it.
 const ACCESS: &str = include_str!("../../src/access.rs");
 
 /// Method, path and what it asks for, of each row.
-fn rows() -> Vec<(&'static str, &'static str, &'static str)> {
+pub(crate) fn rows() -> Vec<(&'static str, &'static str, &'static str)> {
     let row = |line: &'static str| {
         let mut parts = line.trim().strip_prefix("(\"")?.strip_suffix("),")?.split("\", ");
         let (method, rest) = (parts.next()?, parts.next()?);
@@ -29,7 +34,7 @@ impl Bench {
         self.answer(request).await
     }
 
-    async fn admin(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> Answer {
         let mut request = self.request(method, path, body);
         request.headers_mut().remove("x-api-key");
         request.headers_mut().insert("x-admin-token", ADMIN.parse().unwrap());
@@ -37,7 +42,7 @@ impl Bench {
     }
 
     /// A key of a team, which is made if it is not there.
-    async fn key_of(&self, team: &str, scope: &str) -> String {
+    pub(crate) async fn key_of(&self, team: &str, scope: &str) -> String {
         self.admin("POST", "/admin/teams", &json!({ "teamID": team }).to_string()).await;
         let asked = json!({"name": "test", "scope": scope}).to_string();
         let made = self.admin("POST", &format!("/admin/teams/{team}/keys"), &asked).await.expect(201);
@@ -62,7 +67,10 @@ async fn each_route_asks_for_what_its_row_says() {
             if let Some(key) = key {
                 request.headers_mut().insert("x-api-key", key.parse().unwrap());
             }
-            opened.push(!matches!(bench.answer(request).await.status, 401 | 403));
+            // An answer that has no end need not be read.
+            let status =
+                if path == "/events" { bench.send(request).await.status().as_u16() } else { bench.answer(request).await.status };
+            opened.push(!matches!(status, 401 | 403));
         }
         let expected = match needs {
             "Nothing" if path == "/files" => [false; 5],
@@ -72,8 +80,10 @@ async fn each_route_asks_for_what_its_row_says() {
             "READ" => [false, true, true, true, true],
             "SANDBOXES" => [false, false, true, true, true],
             "FULL" => [false, false, false, true, true],
-            "Host" => [false, false, false, false, true],
-            "Admin" => [false; 5],
+            "Watcher" => [false, true, true, true, true],
+            "Operator" | "Host" => [false, false, false, false, true],
+            // A key is no session, whatever it opens.
+            "Admin" | "LOOKS" | "ACTS" | "BUILDS" => [false; 5],
             "Own" if path == "/teams" => [false, true, true, true, true],
             "Own" if method == "PUT" && path.starts_with("/templates") => [false, false, false, true, true],
             "Own" => [false; 5],
@@ -150,6 +160,50 @@ async fn another_teams_things_are_answered_as_if_they_were_not_there() {
 }
 
 #[tokio::test]
+async fn every_other_way_to_ask_for_them_ends_alike() {
+    let bench = Bench::start().await;
+    let other = bench.key_of("b", "full").await;
+    let id = bench.create("").await;
+    let secret = bench.call("POST", "/secrets", r#"{"name":"key","value":"v"}"#).await.expect(201).text("/secretID").to_owned();
+    let built = bench.call("POST", "/v3/templates", r#"{"name":"app"}"#).await.expect(202);
+    let (template, build) = (built.text("/templateID"), built.text("/buildID"));
+    let nobody = "11111111-1111-4111-8111-111111111111";
+    let tagged = |name: &str| json!({ "target": name, "tags": ["x"] }).to_string();
+    let mut table = vec![
+        ("POST", format!("/sandboxes/{id}/resume"), "{}".to_owned(), id.as_str(), "inone"),
+        ("POST", format!("/sandboxes/{id}/connect"), r#"{"timeout":9}"#.into(), &id, "inone"),
+        ("POST", format!("/sandboxes/{id}/refreshes"), "{}".into(), &id, "inone"),
+        ("GET", format!("/sandboxes/{id}/network/audit"), String::new(), &id, "inone"),
+        ("GET", format!("/sandboxes/{id}/logs"), String::new(), &id, "inone"),
+        ("POST", format!("/secrets/{secret}"), r#"{"value":"w"}"#.into(), &secret, "none"),
+        ("POST", "/secrets/key".into(), r#"{"value":"w"}"#.into(), "key", "none"),
+        ("GET", format!("/templates/{template}/builds/{build}/status"), String::new(), build, nobody),
+        ("GET", format!("/templates/{template}/builds/{build}/logs"), String::new(), build, nobody),
+        ("POST", format!("/v2/templates/{template}/builds/{build}"), r#"{"fromTemplate":"base"}"#.into(), build, nobody),
+        ("POST", "/templates/tags".into(), tagged("firkin/app:default"), "firkin/app:default", "firkin/none:default"),
+        ("POST", "/v3/templates".into(), r#"{"name":"firkin/app"}"#.into(), "firkin/app", "firkin/none"),
+    ];
+    // By its id, and by the name under which its owner's team has it.
+    for (called, none) in [(template, "none"), ("firkin%2Fapp", "firkin%2Fnone")] {
+        for path in
+            ["", "/tags", "/tags/count", "/tags/exists?tag=default", "/tags/groups", "/tags/default/assignments", "/files/ab"]
+        {
+            table.push(("GET", format!("/templates/{called}{path}"), String::new(), called, none));
+        }
+        table.push(("PATCH", format!("/v2/templates/{called}"), r#"{"public":true}"#.into(), called, none));
+        table.push(("DELETE", format!("/templates/{called}"), String::new(), called, none));
+    }
+    for (method, path, body, called, none) in table {
+        let swap = |text: &str| text.replace(called, none).replace(&called.replace("%2F", "/"), &none.replace("%2F", "/"));
+        let told = bench.with(&other, method, &path, &body).await;
+        let nothing = bench.with(&other, method, &swap(&path), &swap(&body)).await;
+        assert_eq!((told.status, swap(&told.body.to_string())), (nothing.status, nothing.body.to_string()), "{method} {path}");
+        assert!(told.status >= 400, "{method} {path}: {told:?}");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn whoever_changes_something_is_written_down_and_no_secret_is() {
     let bench = Bench::start().await;
     let read = bench.key_of("b", "read").await;
@@ -192,6 +246,35 @@ async fn whoever_changes_something_is_written_down_and_no_secret_is() {
     assert!(lines[6]["key"].as_str().is_some_and(|key| key.starts_with("key_")));
     let all = format!("{lines:?}");
     assert!(!all.contains("sk-") && !all.contains(&read) && !all.contains(&bench.key));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn who_hangs_up_is_written_down_and_no_stranger_who_does() {
+    let bench = Bench::start_with(AdmissionConfig { queue_deadline: DEADLINE, ..AdmissionConfig::default() }).await;
+    for _ in 0..ROOM {
+        bench.create("").await;
+    }
+    // Strangers do not come so far that anybody would wait for them.
+    for (key, waits) in [("e2b_00", false), (bench.key.as_str(), true)] {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        let (body, mut said) = (r#"{"templateID":"base"}"#, [0; 12]);
+        let head =
+            format!("POST /v2/sandboxes HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n");
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        if waits {
+            while bench.runtime.capacity().waiting == 0 {
+                tokio::task::yield_now().await;
+            }
+        } else {
+            stream.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"HTTP/1.1 401");
+        }
+    }
+    let lines = bench.audited(ROOM as usize + 1).await;
+    let last = &lines[ROOM as usize];
+    assert_eq!((last["action"].as_str(), last["error"].as_str()), (Some("POST /v2/sandboxes"), Some("gone")), "{last}");
+    assert!(last["status"].is_null() && last["from"].is_string() && last["team"] == "firkin", "{last}");
     bench.stop().await;
 }
 
@@ -265,5 +348,68 @@ async fn a_key_that_ends_opens_nothing_on_a_connection_that_is_open() {
         (teams.text("/0/name"), &teams.body[0]["quota"], teams.text("/1/teamID")),
         ("B & Co", &json!({"running": 3}), "firkin")
     );
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_counts_for_the_quota_of_its_team_and_is_told_when_to_come_again() {
+    let bench = Bench::start().await;
+    let key = bench.key_of("b", "full").await;
+    let place = async |name: &str| {
+        let body = json!({"name": name, "cpuCount": 1, "memoryMB": 512}).to_string();
+        let placed = bench.with(&key, "POST", "/v3/templates", &body).await.expect(202);
+        format!("/v2/templates/{}/builds/{}", placed.text("/templateID"), placed.text("/buildID"))
+    };
+    let first = place("first").await;
+    let plan = r#"{"fromTemplate":"base","steps":[]}"#;
+    for (quota, told) in [
+        (r#"{"running":0}"#, "the team's quota is 0 running sandboxes: 0 in use, 1 asked for"),
+        (r#"{"memory_mib":511}"#, "the team's quota is 511 MiB of memory: 0 in use, 512 asked for"),
+        (r#"{"cpus":0}"#, "the team's quota is 0 cpus: 0 in use, 1 asked for"),
+    ] {
+        bench.admin("PUT", "/admin/teams/b/quota", quota).await.expect(200);
+        let refused = bench.with(&key, "POST", &first, plan).await.expect(429);
+        assert_eq!((refused.text("/message"), refused.text("/error_code")), (told, "team_quota_exceeded"));
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    // A disk is known once its source is: the build fails, and says so.
+    bench.admin("PUT", "/admin/teams/b/quota", r#"{"disk_mib":1,"creates_per_minute":1}"#).await.expect(200);
+    bench.with(&key, "POST", &first, plan).await.expect(202);
+    let status = first.replace("/v2", "") + "/status";
+    let ended = loop {
+        let status = bench.with(&key, "GET", &status, "").await.expect(200);
+        if status.text("/status") != "building" {
+            break status;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(ended.text("/reason/message").contains("MiB of disk"), "{:?}", ended.text("/reason/message"));
+    let refused = bench.with(&key, "POST", &place("second").await, plan).await.expect(429);
+    assert!(refused.text("/message").contains("creates per minute"), "{}", refused.text("/message"));
+
+    // Who administers teams sees what came of it, and nobody else which teams there are.
+    let scraped = async |headers: &[(&'static str, &str)]| {
+        let mut request = bench.request("GET", "/metrics", "");
+        request.headers_mut().remove("x-api-key");
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let response = bench.send(request).await;
+        assert_eq!(response.status().as_u16(), 200);
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    };
+    let all = scraped(&[("x-admin-token", ADMIN)]).await;
+    for line in [
+        "firkin_team_sandboxes{acceleration=\"none\",team=\"b\",state=\"running\"} 0",
+        "firkin_team_held{acceleration=\"none\",team=\"b\",resource=\"memory_mib\"} 0",
+        "firkin_team_creates_total{acceleration=\"none\",team=\"b\"} 1",
+        "firkin_team_refusals_total{acceleration=\"none\",team=\"b\"} 5",
+    ] {
+        assert!(all.lines().any(|found| found == line), "{line} in {all}");
+    }
+    assert!(all.ends_with("# EOF\n") && all.matches("# EOF").count() == 1);
+    for headers in [&[][..], &[("x-api-key", bench.key.as_str())], &[("x-admin-token", "firkin_admin_none")]] {
+        assert!(!scraped(headers).await.contains("firkin_team_"));
+    }
     bench.stop().await;
 }
