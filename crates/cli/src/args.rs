@@ -11,13 +11,23 @@ use firkin_runtime::{
     reference::{BASE, CODE_INTERPRETER, DESKTOP, MCP_GATEWAY, Reference},
     runtime::MAX_FORK,
 };
+use firkin_traces::Collector;
 use firkin_wire::DEFAULT_USER;
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub(crate) mod configuring;
 pub(crate) mod teams;
+pub(crate) mod watching;
 
-use self::teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand};
-use crate::{capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, rates::RateArgs, standard::Part};
+use self::{
+    configuring::ConfigCommand,
+    teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand},
+    watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
+};
+use crate::{
+    capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, logging::LogFormat, rates::RateArgs, standard::Part,
+};
 
 /// Life of a sandbox, unless the user says otherwise: as long as E2B's SDKs give theirs.
 const LIFE_SECONDS: u32 = 300;
@@ -42,6 +52,9 @@ pub(crate) struct GlobalArgs {
     /// [default: for `up` systemd's credential `api-key`; for others the key in the state directory, else E2B_API_KEY]
     #[arg(long, global = true, value_name = "FILE", env = "FIRKIN_API_KEY_FILE", hide_env_values = true)]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// File that says what options do, for what is neither typed nor set by a variable [default: /etc/firkin/firkin.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "FIRKIN_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON even on a terminal
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -104,7 +117,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
     /// What becomes of running sandboxes when the server stops [default: kill]
-    #[arg(long, value_enum, value_name = "WHAT")]
+    #[arg(long, value_enum, value_name = "WHAT", env = "FIRKIN_ON_EXIT", hide_env_values = true)]
     pub(crate) on_exit: Option<OnExit>,
     #[command(flatten)]
     pub(crate) capacity: CapacityArgs,
@@ -122,6 +135,16 @@ pub(crate) struct ServeArgs {
     /// [default: `https://firkin.localhost`, which nobody reaches]
     #[arg(long, value_name = "URL", env = "FIRKIN_IDENTITY_ISSUER", hide_env_values = true, value_parser = issuer)]
     pub(crate) identity_issuer: Option<String>,
+    /// How lines of the log look, on standard error [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "FIRKIN_LOG_FORMAT", hide_env_values = true)]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Send spans of what is done for requests to this collector of OpenTelemetry, by OTLP over HTTP, at /v1/traces below it
+    /// [default: nothing is sent]
+    #[arg(long, value_name = "URL", env = "FIRKIN_OTLP_ENDPOINT", hide_env_values = true)]
+    pub(crate) otlp_endpoint: Option<Collector>,
+    /// Let webhooks point into this network, which is not the internet's, also by plain HTTP; may be repeated
+    #[arg(long, value_name = "NETWORK", env = "FIRKIN_WEBHOOK_ALLOW", hide_env_values = true, value_delimiter = ',')]
+    pub(crate) webhook_allow: Vec<Ipv4Net>,
     /// Let clients build templates whose guests may run guests: they see the host's virtualisation
     #[arg(long, env = "FIRKIN_ALLOW_NESTED_VIRTUALIZATION", hide_env_values = true)]
     pub(crate) allow_nested_virtualization: bool,
@@ -251,6 +274,24 @@ pub(crate) enum Command {
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Tell what happened to sandboxes, or with --follow what happens to everything
+    Events(EventsArgs),
+    /// Watch sandboxes and the host live, on this terminal
+    Top,
+    /// Send events of sandboxes to URLs, signed
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
+    /// Say whether this program can go on with what the server left or still runs, before it is replaced
+    UpgradeCheck,
+    /// Check and show the configuration of `up`
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one of each command
+    Man(ManArgs),
+    /// Show what the server logs, or change it while it runs
+    LogLevel(LogLevelArgs),
     /// Say who changed what, when, from where and with which outcome
     Audit(AuditArgs),
     /// Make and list teams, and say what each may have
@@ -363,6 +404,14 @@ pub(crate) enum SandboxCommand {
     Tree,
     /// Show what was decided on what a sandbox tried to reach by name or through a proxy
     NetworkLog(OneSandbox),
+    /// Show what became of a sandbox, also after its end
+    Logs(LogsArgs),
+    /// Copy a file into a sandbox or out of it: `ID:PATH` is in a sandbox
+    Cp(CopyArgs),
+    /// Make a port of a sandbox one of this host, for anything that speaks TCP
+    PortForward(ForwardArgs),
+    /// Tell what changes in a directory of a sandbox
+    Watch(WatchArgs),
     /// Set how long a sandbox lives from now on
     Timeout(TimeoutArgs),
     /// End sandboxes for good

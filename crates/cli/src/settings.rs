@@ -16,15 +16,18 @@ use firkin_runtime::{
     warm::{Depth, WarmConfig},
 };
 use firkin_server::{AllowedHosts, HostPattern};
+use firkin_traces::Collector;
+use ipnet::Ipv4Net;
 
 use crate::{
     args::{
         Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs,
-        TemplateCommand, Warm,
+        TemplateCommand, Warm, configuring::ConfigCommand,
     },
     capacity::CapacitySettings,
     hostnames,
     images::ImageSettings,
+    logging::LogFormat,
     rates::RateSettings,
     secretfile::{self, Credentials, SecretFile},
 };
@@ -50,6 +53,10 @@ pub(crate) struct Surroundings {
     pub(crate) api_key: Option<String>,
     /// `E2B_SANDBOX_URL`
     pub(crate) sandbox_url: Option<String>,
+    /// The state directory was named by the configuration file, and by nobody who is here now.
+    pub(crate) state_dir_from_file: bool,
+    /// Where sockets listen that systemd handed to this process.
+    pub(crate) handed: Vec<SocketAddr>,
     /// What systemd keeps for this process.
     pub(crate) credentials: Credentials,
     /// The key among the credentials that systemd gave this process, if there is one.
@@ -70,6 +77,8 @@ impl Surroundings {
             api_url: variable("E2B_API_URL"),
             api_key: variable("E2B_API_KEY"),
             sandbox_url: variable("E2B_SANDBOX_URL"),
+            state_dir_from_file: false,
+            handed: Vec::new(),
             credentials: Credentials::of_process(),
             encryption_key: variable("CREDENTIALS_DIRECTORY")
                 .map(|dir| Path::new(&dir).join(ENCRYPTION_CREDENTIAL))
@@ -137,6 +146,8 @@ pub(crate) struct Settings {
     pub(crate) live_progress: bool,
     /// Standard input is a terminal.
     pub(crate) stdin_tty: bool,
+    /// Standard output is one.
+    pub(crate) stdout_tty: bool,
     /// Where the server keeps its state.
     pub(crate) state_dir: PathBuf,
     /// Where client commands find the server.
@@ -187,6 +198,12 @@ pub(crate) struct Settings {
     pub(crate) allow_emulation: bool,
     /// Whom identity tokens of sandboxes name as their issuer, if not nobody in particular.
     pub(crate) identity_issuer: Option<String>,
+    /// How lines of the log look.
+    pub(crate) log_format: LogFormat,
+    /// Where spans are sent, if they are.
+    pub(crate) collector: Option<Collector>,
+    /// Networks that are not the internet's and that webhooks may point into.
+    pub(crate) webhook_networks: Vec<Ipv4Net>,
     /// What paused sandboxes are encrypted with, if they are.
     pub(crate) encryption: EncryptionConfig,
 }
@@ -320,6 +337,9 @@ impl Settings {
         if let Some(issuer) = &self.identity_issuer {
             options += &format!(" --identity-issuer {issuer}");
         }
+        for network in &self.webhook_networks {
+            options += &format!(" --webhook-allow {network}");
+        }
         if self.encryption.seal {
             options += " --encrypt-at-rest";
         }
@@ -338,26 +358,40 @@ fn engines(host: &HostArgs) -> Vec<EngineChoice> {
     if engines.is_empty() { vec![EngineChoice::Auto] } else { engines }
 }
 
-/// Decides every value.
-pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
-    let GlobalArgs { state_dir, api_key_file, json, yes } = &cli.global;
-    let no_serve = ServeArgs::default();
-    let (serve, host): (&ServeArgs, &HostArgs) = match &cli.command {
+/// What was given of what serves and of what runs machines; `none` where a command does neither.
+fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a HostArgs) {
+    match command {
         Command::Up(serve) | Command::Quickstart(serve) => (serve, &serve.host),
-        Command::Doctor(doctor) => (&no_serve, &doctor.host),
-        Command::Bench(bench) => (&no_serve, &bench.host),
-        Command::Template(TemplateCommand::Build(build)) => (&no_serve, &build.host),
-        Command::Template(TemplateCommand::Refresh(refresh)) => (&no_serve, &refresh.host),
+        Command::Config(ConfigCommand::Show(serve)) => (serve, &serve.host),
+        Command::Doctor(doctor) => (none, &doctor.host),
+        Command::Bench(bench) => (none, &bench.host),
+        Command::Template(TemplateCommand::Build(build)) => (none, &build.host),
+        Command::Template(TemplateCommand::Refresh(refresh)) => (none, &refresh.host),
         Command::Env
         | Command::Verify
         | Command::Sandbox(_)
         | Command::Template(_)
         | Command::Audit(_)
         | Command::Team(_)
-        | Command::Key(_) => (&no_serve, &no_serve.host),
-    };
-    // A state directory that was named is more to the point than variables left over in a shell.
-    let server = match (&state_dir, &around.api_url) {
+        | Command::Events(_)
+        | Command::Top
+        | Command::Webhook(_)
+        | Command::Config(_)
+        | Command::UpgradeCheck
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::LogLevel(_)
+        | Command::Key(_) => (none, &none.host),
+    }
+}
+
+/// Decides every value.
+pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
+    let GlobalArgs { state_dir, api_key_file, config: _, json, yes } = &cli.global;
+    let no_serve = ServeArgs::default();
+    let (serve, host) = given(&cli.command, &no_serve);
+    // A state directory that was named is more to the point than variables left over in a shell, and these than a file for everybody.
+    let server = match (state_dir.as_ref().filter(|_| !around.state_dir_from_file), &around.api_url) {
         (None, Some(api_url)) => ServerSource::Variables {
             api_url: api_url.clone(),
             sandbox_url: around.sandbox_url.clone().unwrap_or_else(|| api_url.clone()),
@@ -365,6 +399,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         },
         (Some(_), _) | (None, None) => ServerSource::StateDir,
     };
+    // The one that is not for HTTPS. It listens already: what else is said of the address came too late.
+    let handed = around.handed.iter().copied().find(|address| Some(*address) != serve.tls_listen);
     Settings {
         format: if *json || !around.stdout_tty { Format::Json } else { Format::Table },
         consent: match (yes, around.stdin_tty && around.stderr_tty) {
@@ -373,6 +409,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
             (false, false) => Consent::Nobody,
         },
         live_progress: around.stderr_tty,
+        stdout_tty: around.stdout_tty,
         stdin_tty: around.stdin_tty,
         state_dir: absolute(state_dir.as_deref().unwrap_or(Path::new(DEFAULT_STATE_DIR))),
         server,
@@ -388,8 +425,8 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         kvm_deadline: host.kvm_deadline.map_or(DEFAULT_KVM_DEADLINE, Duration::from_secs),
         guest_kernel: host.guest_kernel.as_deref().map(absolute),
         jail: host.jail.unwrap_or(JailChoice::Best),
-        listen: serve.listen.unwrap_or(DEFAULT_LISTEN),
-        listen_chosen: serve.listen.is_some(),
+        listen: handed.or(serve.listen).unwrap_or(DEFAULT_LISTEN),
+        listen_chosen: handed.is_some() || serve.listen.is_some(),
         warm: warm(serve, if matches!(cli.command, Command::Up(_)) { DEFAULT_WARM } else { 0 }),
         domain: domain(serve),
         tls: serve.tls_listen.map(|listen| Tls { listen, files: certificate(serve, &around.credentials) }),
@@ -399,6 +436,9 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
         identity_issuer: serve.identity_issuer.clone(),
+        log_format: serve.log_format.unwrap_or_default(),
+        collector: serve.otlp_endpoint.clone(),
+        webhook_networks: serve.webhook_allow.clone(),
         allow_nested_virtualization: serve.allow_nested_virtualization,
         max_connections_per_peer: serve.max_connections_per_peer,
         allowed_hosts: serve.hostnames.allowed_host.clone(),
@@ -541,6 +581,8 @@ mod tests {
         let named = resolved("firkin sandbox ls --state-dir /s", &around);
         assert_eq!(named.server, ServerSource::StateDir);
         assert_eq!(named.state_option(), " --state-dir /s");
+        let filed = Surroundings { state_dir_from_file: true, ..around };
+        assert_ne!(resolved("firkin sandbox ls --state-dir /s", &filed).server, ServerSource::StateDir);
     }
 
     #[test]
@@ -608,6 +650,19 @@ mod tests {
             let settings = resolved(line, &Surroundings::default());
             assert_eq!((settings.is_in_the_clear(), settings.is_for_real_machines()), (clear, real), "{line}");
         }
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_is_where_the_server_is() {
+        let around = Surroundings {
+            handed: vec!["0.0.0.0:443".parse().unwrap(), "0.0.0.0:80".parse().unwrap()],
+            ..Surroundings::default()
+        };
+        let settings = resolved("firkin up --listen 127.0.0.1:3000 --tls-listen 0.0.0.0:443", &around);
+        assert_eq!((settings.listen.to_string().as_str(), settings.listen_chosen), ("0.0.0.0:80", true));
+        assert!(settings.is_in_the_clear(), "what systemd opened is judged as what was typed");
+        let only_https = Surroundings { handed: vec!["0.0.0.0:443".parse().unwrap()], ..Surroundings::default() };
+        assert_eq!(resolved("firkin up --tls-listen 0.0.0.0:443", &only_https).listen, DEFAULT_LISTEN);
     }
 
     #[test]
