@@ -12,8 +12,9 @@ use firkin_wire::{
     headers::{API_KEY, NEXT_TOKEN},
     rest,
 };
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -237,6 +238,43 @@ impl Api {
         Ok(self.exchange(request).await?.body)
     }
 
+    /// Reads a file of a sandbox as it comes, whatever its size.
+    pub(crate) async fn fetch_file(&self, of: (&str, Option<&str>), file: (&str, &str)) -> anyhow::Result<Incoming> {
+        let request = self.whole_file(Method::GET, of, file)?.body(Full::default()).context("cannot make the request")?;
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() { Ok(response.into_body()) } else { Err(refused(response).await) }
+    }
+
+    /// Writes a file of a sandbox as it is read, whatever its size.
+    pub(crate) async fn send_file(
+        &self,
+        of: (&str, Option<&str>),
+        file: (&str, &str),
+        body: UnsyncBoxBody<Bytes, anyhow::Error>,
+    ) -> anyhow::Result<()> {
+        let request = self.whole_file(Method::POST, of, file)?.header(header::CONTENT_TYPE, "application/octet-stream");
+        let request = request.body(body).context("cannot make the request")?;
+        let http: Client<HttpConnector, UnsyncBoxBody<Bytes, anyhow::Error>> = Client::builder(TokioExecutor::new()).build_http();
+        let response = http.request(request).await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() { Ok(()) } else { Err(refused(response).await) }
+    }
+
+    /// A request about a file: of which sandbox with which token, which file as which user.
+    fn whole_file(
+        &self,
+        method: Method,
+        (sandbox_id, token): (&str, Option<&str>),
+        (path, user): (&str, &str),
+    ) -> anyhow::Result<http::request::Builder> {
+        let query = with_query("/files", [("path", path.to_owned()), ("username", user.to_owned())]);
+        let uri = format!("{}{query}", self.target.sandbox_url.trim_end_matches('/'));
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in &envd::headers(&Access { sandbox_id, token, user: None })? {
+            request = request.header(name, value);
+        }
+        Ok(request)
+    }
+
     fn file_request(&self, method: Method, sandbox: &rest::Sandbox, path: &str) -> anyhow::Result<http::request::Builder> {
         self.data_request(
             method,
@@ -263,6 +301,33 @@ impl Api {
         let bytes = body.map_or_else(Bytes::new, |body| body.to_string().into());
         let answer = self.exchange(request.body(Full::new(bytes)).context("cannot make the request")?).await?;
         if answer.body.is_empty() { Ok(Value::Null) } else { answer.json() }
+    }
+
+    /// Asks a route, and shows what it answers as it is.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let answer = self.send(method, path, body).await?;
+        if answer.body.is_empty() { Ok(Value::Null) } else { answer.json() }
+    }
+
+    /// As [`Api::ask`], of what is only looked at.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(Method::GET, path, None).await
+    }
+
+    /// The event stream, from a place on or from the beginning.
+    pub(crate) async fn events(&self, topics: Option<&str>, after: Option<&str>) -> anyhow::Result<Incoming> {
+        let path = with_query("/events", topics.map(|topics| ("topics", topics.to_owned())));
+        let uri = format!("{}{path}", self.target.api_url.trim_end_matches('/'));
+        let mut request = Request::builder().uri(uri).header(API_KEY, &self.target.api_key);
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
+        let request = request.body(Full::default()).context("cannot make the request")?;
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        Err(refused(response).await)
     }
 
     async fn send<T: Serialize>(&self, method: Method, path: &str, body: Option<&T>) -> anyhow::Result<Answer> {
@@ -298,6 +363,15 @@ impl Api {
     fn unreachable(&self, error: hyper_util::client::legacy::Error) -> anyhow::Error {
         let error = anyhow!(error).context(format!("cannot reach a server at `{}`", self.target.api_url));
         advised(error, Some("start one with `firkin up`".to_owned()), Some(ExitStatus::Unreachable))
+    }
+}
+
+/// The error that an answer is, once it is read.
+async fn refused(response: Response<Incoming>) -> anyhow::Error {
+    let (parts, body) = response.into_parts();
+    match Limited::new(body, ANSWER_LIMIT).collect().await {
+        Ok(body) => refusal(&Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() }),
+        Err(error) => anyhow!(error).context("the server's answer broke off"),
     }
 }
 

@@ -13,13 +13,16 @@ use connectrpc::{
 };
 use firkin_wire::{
     ENVD_PORT,
+    envd::filesystem::{
+        EventType, FilesystemClient, WatchDirRequest, WatchDirResponse, WatchDirResponseView, watch_dir_response,
+    },
     envd::process::{
         CloseStdinRequest, PTY, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest, SendSignalRequest,
         Signal, StartRequest, StartResponse, StartResponseView, UpdateRequest,
         process_event::{Event, data_event},
         process_input, process_selector, pty,
     },
-    headers::{ACCESS_TOKEN, KEEPALIVE, SANDBOX_ID, SANDBOX_PORT},
+    headers::{ACCESS_TOKEN, ENDS_WITH_STREAM, KEEPALIVE, SANDBOX_ID, SANDBOX_PORT},
     signals,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -85,6 +88,8 @@ pub(crate) struct CommandLine {
     pub(crate) stdin: bool,
     /// When the command is killed.
     pub(crate) timeout: Option<Duration>,
+    /// Whether it is killed once nobody reads its output any more, however that came about.
+    pub(crate) ends_with_stream: bool,
 }
 
 impl CommandLine {
@@ -130,6 +135,9 @@ impl Processes {
         if let Some(timeout) = command.timeout {
             options = options.with_timeout(timeout);
         }
+        if command.ends_with_stream {
+            options = options.with_header(ENDS_WITH_STREAM, "1");
+        }
         // A login shell sets the environment up and is then replaced: the words reach the program as they are.
         let prologue = ["-l", "-c", "exec \"$@\"", "bash"].map(str::to_owned);
         let config = ProcessConfig {
@@ -170,6 +178,49 @@ impl Processes {
                 Output::End(status) => {
                     bail!("`{script}` ended with status {status}: {}", String::from_utf8_lossy(&stderr).trim_end());
                 }
+            }
+        }
+    }
+}
+
+/// The files of one sandbox, as one user.
+pub(crate) struct Files {
+    client: FilesystemClient<HttpClient>,
+}
+
+impl Files {
+    /// Those of the sandbox that `access` names; nothing is sent yet.
+    pub(crate) fn new(target: &Target, access: &Access<'_>) -> anyhow::Result<Self> {
+        let url = target.sandbox_url.parse().with_context(|| format!("`{}` is no URL", target.sandbox_url))?;
+        let config = ClientConfig::new(url).with_default_headers(headers(access)?);
+        Ok(Self { client: FilesystemClient::new(HttpClient::plaintext(), config) })
+    }
+
+    /// What changes in a directory from now on.
+    pub(crate) async fn watch(&self, path: &str, recursive: bool) -> anyhow::Result<FileChanges> {
+        let request = WatchDirRequest { path: path.to_owned(), recursive, ..Default::default() };
+        Ok(FileChanges(self.client.watch_dir(request).await.map_err(refused)?))
+    }
+}
+
+/// Changes of files as they are told.
+pub(crate) struct FileChanges(ServerStream<hyper::body::Incoming, WatchDirResponseView<'static>>);
+
+impl FileChanges {
+    /// The next one: what happened, and to which file. None when there is nobody left to tell.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<(&'static str, String)>> {
+        loop {
+            let Some(message) = self.0.message::<WatchDirResponse>().await.map_err(refused)? else { return Ok(None) };
+            if let Some(watch_dir_response::Event::Filesystem(change)) = message.to_owned_message().event {
+                let kind = match change.r#type.as_known() {
+                    Some(EventType::EVENT_TYPE_CREATE) => "create",
+                    Some(EventType::EVENT_TYPE_WRITE) => "write",
+                    Some(EventType::EVENT_TYPE_REMOVE) => "remove",
+                    Some(EventType::EVENT_TYPE_RENAME) => "rename",
+                    Some(EventType::EVENT_TYPE_CHMOD) => "chmod",
+                    Some(EventType::EVENT_TYPE_UNSPECIFIED) | None => "change",
+                };
+                return Ok(Some((kind, change.name)));
             }
         }
     }

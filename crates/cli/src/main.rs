@@ -3,52 +3,66 @@
 //! Glue over libraries. Only this crate prints; what a command found out goes to standard output, everything else to standard
 //! error.
 
+mod about;
 mod api;
 mod args;
 mod capacity;
 mod command;
+mod config;
 mod envd;
 mod failure;
 mod host;
 mod hostnames;
 mod images;
+mod interrupts;
+mod logging;
 mod output;
 mod progress;
 mod rates;
 mod secretfile;
 mod serverfile;
+mod service;
 mod settings;
 mod standard;
+mod stream;
 mod terminal;
 
 use std::{process::ExitCode, time::Duration};
 
-use args::{Cli, Command, KeyCommand, TemplateCommand};
-use clap::Parser as _;
+use args::{Command, KeyCommand, TemplateCommand, configuring::ConfigCommand};
+use config::Line;
 use failure::ExitStatus;
-use settings::Settings;
+use firkin_traces::{Sending, Traces};
+use service::Handed;
+use settings::{Settings, Surroundings};
+use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no errors, and nobody is left to tell when the output is gone.
-            drop(error.print());
-            return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success }.into();
-        }
+    let line = match config::line() {
+        Ok(line) => line,
+        Err(misread) => return if misread.print() { ExitStatus::Usage } else { ExitStatus::Success }.into(),
     };
     // Before anything is written: names, tokens, memory and files of users are nobody else's on this host. Programs that are run
     // get the usual mask back.
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
-    let settings = settings::resolve(&cli, &settings::Surroundings::of_process());
-    log_to_stderr(&cli.command);
-    if hosts(&cli.command) {
+    let state_dir_from_file = line.told.from_file.iter().any(|key| key == "state-dir");
+    let handed = match handed(&line.cli.command) {
+        Ok(handed) => handed,
+        Err(error) => {
+            output::note(failure::render(&error.into()).trim_end());
+            return ExitStatus::Failure.into();
+        }
+    };
+    let around = Surroundings { state_dir_from_file, handed: handed.addresses(), ..Surroundings::of_process() };
+    let settings = settings::resolve(&line.cli, &around);
+    let spans = log_to_stderr(&line.cli.command, &settings);
+    if hosts(&line.cli.command) {
         raise_descriptors();
     }
     let status = match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
-            let patience = patience(&cli.command);
-            let result = runtime.block_on(run(cli, &settings));
+            let patience = patience(&line.cli.command);
+            let result = runtime.block_on(run(line, handed, &settings, spans));
             runtime.shutdown_timeout(patience);
             result
         }
@@ -72,6 +86,11 @@ fn raise_descriptors() {
     }
 }
 
+/// The sockets that are for the server that this process is to be.
+fn handed(command: &Command) -> Result<Handed, service::HandedError> {
+    if matches!(command, Command::Up(_)) { Handed::of_process() } else { Ok(Handed::default()) }
+}
+
 /// How long tasks may take to let go of what they hold once a command is over. Machines die with their tasks; a client's only
 /// leftover is a read of standard input, which must not hold the end up.
 fn patience(command: &Command) -> Duration {
@@ -85,20 +104,50 @@ fn hosts(command: &Command) -> bool {
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
         Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
         Command::Audit(_) | Command::Team(_) | Command::Key(_) => false,
+        Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
+        Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck => false,
     }
 }
 
-/// A server tells what it does; other commands only what goes wrong. `FIRKIN_LOG` asks for more.
-fn log_to_stderr(command: &Command) {
+/// A server tells what it does; other commands only what goes wrong. `FIRKIN_LOG` asks for more. Gives what sends spans, where they are to be
+/// sent.
+fn log_to_stderr(command: &Command, settings: &Settings) -> Option<(Traces, Sending)> {
     let level = if matches!(command, Command::Up(_)) { "info" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FIRKIN_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let Some(collector) = settings.collector.clone() else {
+        logging::begin(level, settings.log_format);
+        return None;
+    };
+    Some(logging::begin_with_traces(level, settings.log_format, collector))
 }
 
-async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
+/// Runs the command. What of spans is left when it is over is sent then, for as long as that may take.
+async fn run(line: Line, handed: Handed, settings: &Settings, spans: Option<(Traces, Sending)>) -> anyhow::Result<ExitStatus> {
+    let (traces, sending) = spans.unzip();
+    let ending = CancellationToken::new();
+    let sending = sending.map(|sending| tokio::spawn(sending.run(ending.clone())));
+    let outcome = Box::pin(carry_out(line, handed, settings, traces)).await;
+    ending.cancel();
+    if let Some(task) = sending
+        && task.await.is_err()
+    {
+        tracing::error!("the task that sends spans fell: the last of them are lost");
+    }
+    outcome
+}
+
+async fn carry_out(
+    Line { cli, told }: Line,
+    handed: Handed,
+    settings: &Settings,
+    traces: Option<Traces>,
+) -> anyhow::Result<ExitStatus> {
     match cli.command {
-        Command::Up(_) => command::up::run(settings).await,
-        Command::Quickstart(_) => command::quickstart::run(settings).await,
+        Command::UpgradeCheck => command::upgrade_check::run(settings),
+        Command::Config(ConfigCommand::Check(args)) => command::config::check(settings, &args, cli.global.config.as_deref()),
+        Command::Config(ConfigCommand::Show(_)) => command::config::show(settings, &told),
+        Command::Config(ConfigCommand::Example) => command::config::example(),
+        Command::Up(_) => command::up::run(settings, handed, traces).await,
+        Command::Quickstart(_) => command::quickstart::run(settings, traces).await,
         Command::Doctor(args) => command::doctor::run(settings, &args).await,
         Command::Bench(args) => Box::pin(command::bench::run(settings, args)).await,
         Command::Env => command::env::run(settings, cli.global.json),
@@ -108,6 +157,12 @@ async fn run(cli: Cli, settings: &Settings) -> anyhow::Result<ExitStatus> {
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+        Command::Events(args) => command::events::run(settings, args).await,
+        Command::Top => command::top::run(settings).await,
+        Command::Webhook(command) => command::webhook::run(settings, command).await,
+        Command::Completions(args) => command::pages::completions(&args),
+        Command::Man(args) => command::pages::man(&args),
+        Command::LogLevel(args) => command::log_level::run(settings, &args).await,
         Command::Audit(args) => command::audit::run(settings, &args),
         Command::Team(command) => command::team::run(settings, command).await,
         Command::Key(KeyCommand::Rotate(_)) => command::key::rotate(settings).await,

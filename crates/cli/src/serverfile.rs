@@ -25,6 +25,9 @@ pub(crate) struct ServerFile {
     pub(crate) url: String,
     /// Process id of the server.
     pub(crate) pid: u32,
+    /// Its version. Absent in files of earlier servers.
+    #[serde(default)]
+    pub(crate) version: String,
     /// How its guests' instructions are executed, for people.
     #[serde(default)]
     pub(crate) acceleration: String,
@@ -103,7 +106,7 @@ fn read_small(path: &Path) -> anyhow::Result<Option<String>> {
 /// Keeps what clients on this host must trust: what they trusted before, and the server's own authority.
 pub(crate) fn write_bundle(path: &Path, authority: &Path) -> anyhow::Result<()> {
     let mut text = fs::read_to_string(authority)?;
-    if let Ok(system) = fs::read_to_string(firkin_image::CERTIFICATE_BUNDLE) {
+    if let Ok(system) = fs::read_to_string(firkin_files::authorities::BUNDLE) {
         text.push_str(&system);
     }
     replace(path, &text)
@@ -191,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), &Surroundings::default());
         let url = "http://127.0.0.1:4321".to_owned();
-        let file = ServerFile { url, pid: 7, acceleration: "kvm".to_owned(), https: None };
+        let file = ServerFile { url, pid: 7, version: "1".to_owned(), acceleration: "kvm".to_owned(), https: None };
         file.write(&settings.server_file()).unwrap();
         write_api_key(&settings.api_key_file(), "e2b_00ff").unwrap();
         for path in [settings.server_file(), settings.api_key_file()] {

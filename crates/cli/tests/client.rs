@@ -333,11 +333,16 @@ fn env_prints_lines_for_a_shell_and_json_on_demand() {
     let server = Server::start([]);
     let output = server.run(&["env"]);
     let url = format!("http://{}", server.address);
-    assert_eq!(stdout(&output), format!("export E2B_API_KEY=e2b_0123\nexport E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\n"));
+    assert_eq!(
+        stdout(&output),
+        format!(
+            "export E2B_API_KEY=e2b_0123\nexport E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\nexport E2B_VOLUME_API_URL={url}\n"
+        )
+    );
     let output = server.run(&["env", "--json"]);
     assert_eq!(
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(),
-        serde_json::json!({"E2B_API_KEY": "e2b_0123", "E2B_API_URL": url, "E2B_SANDBOX_URL": url})
+        serde_json::json!({"E2B_API_KEY": "e2b_0123", "E2B_API_URL": url, "E2B_SANDBOX_URL": url, "E2B_VOLUME_API_URL": url})
     );
 }
 
@@ -393,6 +398,20 @@ fn exec_joins_the_streams_and_passes_the_status_on() {
 }
 
 #[test]
+fn what_was_copied_is_what_is_told() {
+    // A file that has more in it than it says.
+    let file = "/proc/version";
+    let size = fs_err::read(file).unwrap().len();
+    assert_eq!(fs_err::metadata(file).unwrap().len(), 0);
+    let stored = ("POST /files?path=%2Fv&username=user", json(200, "[]"));
+    let server = Server::start([("GET /sandboxes/i1", json(200, DETAIL)), stored]);
+    let output = server.run(&["--json", "sandbox", "cp", file, "i1:/v"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{:?}", server.lines());
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((told["bytes"].as_u64(), server.seen.lock().unwrap()[1].body.len()), (Some(size as u64), size));
+}
+
+#[test]
 fn a_killed_command_ends_like_in_a_shell() {
     let server = Server::start([
         ("GET /sandboxes/i1", json(200, DETAIL)),
@@ -445,23 +464,33 @@ fn help_names_every_command() {
          Usage: firkin [OPTIONS] <COMMAND>\n\
          \n\
          Commands:\n  \
-           up          Serve in the foreground until Ctrl-C\n  \
-           quickstart  Set up this host, try every part of the product once, say how to go on\n  \
-           doctor      Say whether this host is ready, and what is missing\n  \
-           env         Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
-           bench       Measure creates, pauses, forks and density\n  \
-           verify      Read every template and snapshot, and say what is damaged and who needs it\n  \
-           sandbox     Create, use and end sandboxes [alias: sbx]\n  \
-           template    Build, list and remove templates\n  \
-           audit       Say who changed what, when, from where and with which outcome\n  \
-           team        Make and list teams, and say what each may have\n  \
-           key         Make, list and end API keys, and work on the key that paused sandboxes are encrypted with\n\
+           up             Serve in the foreground until Ctrl-C\n  \
+           quickstart     Set up this host, try every part of the product once, say how to go on\n  \
+           doctor         Say whether this host is ready, and what is missing\n  \
+           env            Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
+           bench          Measure creates, pauses, forks and density\n  \
+           verify         Read every template and snapshot, and say what is damaged and who needs it\n  \
+           sandbox        Create, use and end sandboxes [alias: sbx]\n  \
+           template       Build, list and remove templates\n  \
+           events         Tell what happened to sandboxes, or with --follow what happens to everything\n  \
+           top            Watch sandboxes and the host live, on this terminal\n  \
+           webhook        Send events of sandboxes to URLs, signed\n  \
+           upgrade-check  Say whether this program can go on with what the server left or still runs, before it is replaced\n  \
+           config         Check and show the configuration of `up`\n  \
+           completions    Print a script that completes commands and options in a shell\n  \
+           man            Print the manual page, or write one of each command\n  \
+           log-level      Show what the server logs, or change it while it runs\n  \
+           audit          Say who changed what, when, from where and with which outcome\n  \
+           team           Make and list teams, and say what each may have\n  \
+           key            Make, list and end API keys, and work on the key that paused sandboxes are encrypted with\n\
          \n\
          Options:\n      \
                --state-dir <DIR>      Where the server keeps its state, and where other commands find it \
                                      [default: /var/lib/firkin] [env: FIRKIN_STATE_DIR]\n      \
                --api-key-file <FILE>  The API key, in a file that is nobody else's: servers accept it, other commands show it \
                                      [default: for `up` systemd's credential `api-key`; for others the key in the state directory, else E2B_API_KEY] [env: FIRKIN_API_KEY_FILE]\n      \
+               --config <FILE>        File that says what options do, for what is neither typed nor set by a variable \
+                                     [default: /etc/firkin/firkin.toml, if it is there] [env: FIRKIN_CONFIG]\n      \
                --json                 Print JSON even on a terminal\n  \
            -y, --yes                  Answer every question with yes\n  \
            -h, --help                 Print help\n  \
@@ -512,4 +541,61 @@ fn a_bench_that_fails_leaves_no_sandbox() {
     assert!(lines.iter().any(|line| line == "POST /process.Process/Start"), "{lines:?}");
     assert!(lines.iter().any(|line| line == "DELETE /sandboxes/i9"), "{lines:?}");
     assert!(lines.iter().any(|line| line.starts_with("GET /v2/sandboxes?metadata=firkin-bench")), "{lines:?}");
+}
+
+#[test]
+fn an_option_goes_before_a_variable_before_the_file_before_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("firkin.toml");
+    fs_err::write(&path, "listen = \"127.0.0.1:4000\"\nengine = \"gvisor\"\non-exit = \"leave\"\nstate-dir = \"/f\"\n").unwrap();
+    fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let firkin = |args: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firkin"));
+        command.args(args).env_remove("FIRKIN_STATE_DIR").env("FIRKIN_CONFIG", &path).envs(variables.iter().copied());
+        command.output().unwrap()
+    };
+    let shown =
+        firkin(&["config", "show", "--engine", "kvm"], &[("FIRKIN_LISTEN", "127.0.0.1:5"), ("FIRKIN_ENGINE", "emulated")]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let row = |key: &str| {
+        let row = shown["settings"].as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        (row["value"].clone(), row["source"].as_str().unwrap().to_owned(), row["from"].clone())
+    };
+    let at = |line: usize| serde_json::json!(format!("{}:{line}", path.display()));
+    assert_eq!(row("engine"), (serde_json::json!(["kvm"]), "option".to_owned(), serde_json::Value::Null));
+    assert_eq!(row("listen"), ("127.0.0.1:5".into(), "environment".to_owned(), "FIRKIN_LISTEN".into()));
+    assert_eq!(row("on-exit"), ("leave".into(), "file".to_owned(), at(3)));
+    assert_eq!(row("state-dir"), ("/f".into(), "file".to_owned(), at(4)));
+    assert_eq!(row("jail"), ("best".into(), "default".to_owned(), serde_json::Value::Null));
+    assert_eq!(row("allow-emulation"), (false.into(), "default".to_owned(), serde_json::Value::Null));
+
+    assert_eq!(firkin(&["config", "check"], &[]).status.code(), Some(0));
+    fs_err::write(&path, "listen = \"127.0.0.1:4000\"\nlistn = \"127.0.0.1:4000\"\n").unwrap();
+    let checked = firkin(&["config", "check"], &[]);
+    assert_eq!(checked.status.code(), Some(1));
+    let faults: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(faults["faults"][0], serde_json::json!({"line": 2, "error": "there is no key `listn`: `listen` may be meant"}));
+    let refused = firkin(&["up"], &[]);
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(
+        told.contains("line 2: there is no key `listn`: `listen` may be meant") && told.contains("hint: `firkin config check"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_configuration_whose_secrets_others_can_read_is_faulty() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, key) = (dir.path().join("firkin.toml"), dir.path().join("key"));
+    fs_err::write(&key, "e2b_0123456789\n").unwrap();
+    fs_err::write(&path, format!("api-key-file = \"{}\"\nlisten = \"0.0.0.0:3000\"\n", key.display())).unwrap();
+    for path in [&path, &key] {
+        fs_err::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    let checked = Command::new(env!("CARGO_BIN_EXE_firkin")).args(["config", "check"]).arg(&path).output().unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{told}");
+    assert!(told.contains("its mode 644 lets other users in") && told.contains("keys would pass in the clear"), "{told}");
+    assert!(!told.contains("e2b_0123456789"), "{told}");
 }

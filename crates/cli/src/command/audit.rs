@@ -62,10 +62,10 @@ fn table(entries: &[Value]) -> Table {
         let method = entry["action"].as_str().and_then(|action| action.split(' ').next()).unwrap_or("-").to_owned();
         let made = entry["made"].as_str().map(|made| format!(" -> {made}")).unwrap_or_default();
         let what = format!("{method} {}{made}", text("object"));
-        let outcome = match entry["error"].as_str() {
-            Some(error) => format!("{} {error}", entry["status"]),
-            None => entry["status"].to_string(),
-        };
+        // Who did not wait for the answer has no status.
+        let status = entry["status"].as_u64().map(|status| status.to_string());
+        let outcome: Vec<_> = status.into_iter().chain(entry["error"].as_str().map(str::to_owned)).collect();
+        let outcome = outcome.join(" ");
         table.row([text("at"), text("team"), text("key"), text("from"), what, outcome, text("request")]);
     }
     table

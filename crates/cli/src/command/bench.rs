@@ -22,6 +22,7 @@ use crate::{
     output,
     progress::Progress,
     serverfile,
+    service::Handed,
     settings::{ServerSource, Settings},
 };
 
@@ -120,10 +121,10 @@ async fn own_server(
     let dir = tempfile::Builder::new().prefix("firkin-bench-").tempdir_in("/var/tmp").context("cannot make a state directory")?;
     output::note(&format!("no server runs: measuring one of our own, with its state in {}", dir.path().display()));
     let settings = Settings { state_dir: dir.path().to_owned(), server: ServerSource::StateDir, ..settings.clone() };
-    let socket = hosting::bind(&settings, hosting::IfTaken::AnyFreePort)?;
+    let socket = hosting::bind(&settings, hosting::IfTaken::AnyFreePort, &mut Handed::default())?;
     let Some(host) = interrupts.unless(hosting::open(&settings, progress)).await? else { return Ok(None) };
     let acceleration = host.acceleration();
-    let server = host.serve(&settings, socket).await?;
+    let server = host.serve(&settings, socket, Handed::default(), None).await?;
     let api = Api::new(server.target().clone());
     let subject = Subject { api: &api, acceleration: &acceleration, state_dir: Some(dir.path()) };
     let report = measure(&subject, plan, progress, interrupts).await;

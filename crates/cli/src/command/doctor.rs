@@ -33,7 +33,8 @@ pub(crate) async fn run(settings: &Settings, args: &DoctorArgs) -> anyhow::Resul
 }
 
 /// Makes sure that sandboxes can start on this host; what packages bring is installed after consent.
-pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> anyhow::Result<()> {
+/// Gives what was found then.
+pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> anyhow::Result<Vec<Check>> {
     let step = progress.step("checking this host");
     let checks = look(settings).await;
     step.done("this host was checked");
@@ -46,7 +47,7 @@ pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> an
     };
     let failed = failures(&checks);
     if failed.is_empty() {
-        return Ok(());
+        return Ok(checks);
     }
     Err(anyhow!("this host is not ready: {failed}")).hint("`firkin doctor` shows every check").status(ExitStatus::HostNotReady)
 }

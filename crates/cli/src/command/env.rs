@@ -31,6 +31,8 @@ fn variables(target: &Target) -> BTreeMap<&'static str, String> {
         ("E2B_API_KEY", target.api_key.clone()),
         ("E2B_API_URL", target.api_url.clone()),
         ("E2B_SANDBOX_URL", target.sandbox_url.clone()),
+        // SDKs look for the content of volumes elsewhere unless they are told.
+        ("E2B_VOLUME_API_URL", target.api_url.clone()),
     ]);
     if let Some(https) = &target.https {
         variables.insert("E2B_DOMAIN", https.domain.clone());
@@ -66,7 +68,8 @@ mod tests {
             exports(&variables(&target)),
             "export E2B_API_KEY=e2b_0a\n\
              export E2B_API_URL=http://127.0.0.1:3000\n\
-             export E2B_SANDBOX_URL=http://127.0.0.1:3000\n"
+             export E2B_SANDBOX_URL=http://127.0.0.1:3000\n\
+             export E2B_VOLUME_API_URL=http://127.0.0.1:3000\n"
         );
         let https = Https { domain: "firkin.localhost:3443".to_owned(), bundle: Some("/s/tls/bundle.pem".into()) };
         let secure = exports(&variables(&Target { https: Some(https), ..target }));

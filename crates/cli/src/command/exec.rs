@@ -39,6 +39,7 @@ pub(crate) async fn exec(api: &Api, settings: &Settings, args: ExecArgs) -> anyh
         pty: args.tty.then(terminal::size),
         stdin: !settings.stdin_tty,
         timeout: args.timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        ends_with_stream: false,
     };
     command.env.extend(args.env);
     let process = processes.start(&command).await?;
@@ -61,12 +62,14 @@ pub(crate) async fn shell(api: &Api, settings: &Settings, args: ShellArgs) -> an
         pty: Some(terminal::size()),
         stdin: true,
         timeout: None,
+        // Nobody can come back to it.
+        ends_with_stream: true,
     };
     on_terminal(processes.start(&command).await?).await
 }
 
 /// The processes of a running sandbox.
-async fn processes(api: &Api, id: &str, user: &str) -> anyhow::Result<Processes> {
+pub(super) async fn processes(api: &Api, id: &str, user: &str) -> anyhow::Result<Processes> {
     let sandbox = api.sandbox(id).await?;
     match sandbox.listed.state {
         SandboxState::Running => {}

@@ -11,15 +11,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
 use firkin_cgroup::Groups;
 use firkin_image::{
     Additions, Cache, GuestKernel, OwnKernel, RootSpec, base_rootfs, certificate_variables, guest_kernel, host_certificates,
-    initramfs, own_kernel, renewed_kernel, renewed_rootfs, rootfs,
+    initramfs, own_kernel, register_user, remove_unnamed_roots, renewed_kernel, renewed_rootfs, rootfs,
 };
 use firkin_runtime::{
+    artifact::ArtifactStore,
     capacity::HostCapacity,
     config::{GuestSystem, Guests, Overcommit, RuntimeConfig},
     disk::{DiskPressureProbe as _, StatvfsProbe},
@@ -33,7 +35,8 @@ use firkin_runtime::{
     template::TemplateInfo,
     verify::in_use,
 };
-use firkin_server::{Listener, ServeError, ServerConfig, TlsIdentity};
+use firkin_server::{About, Listener, ServeError, ServerConfig, TlsIdentity};
+use firkin_traces::Traces;
 use fs_err as fs;
 use tokio::{
     net::TcpSocket,
@@ -43,11 +46,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    about::about,
     command::engines,
     failure::{Advise as _, advised},
+    host::Check,
     images::{self, Images},
     progress::Progress,
     serverfile::{self, Https, ServerFile, Target},
+    service::{Door, Handed},
     settings::{Settings, Tls},
 };
 
@@ -56,6 +62,9 @@ const BACKLOG: u32 = 1024;
 
 /// Descriptors for each connection: its own, one into a sandbox, and as many again for machines, disks and the database.
 const PER_CONNECTION: usize = 4;
+
+/// Between two looks for root images that nothing stands on: they are old by days.
+const IMAGES_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Ctrl-C and SIGTERM.
 pub(crate) struct Interrupts {
@@ -97,8 +106,8 @@ pub(crate) enum IfTaken {
     AnyFreePort,
 }
 
-/// Takes the address to serve on. Until it listens, clients are refused rather than kept waiting.
-pub(crate) fn bind(settings: &Settings, if_taken: IfTaken) -> anyhow::Result<TcpSocket> {
+/// Takes the address to serve on, or the socket that was handed over there.
+pub(crate) fn bind(settings: &Settings, if_taken: IfTaken, handed: &mut Handed) -> anyhow::Result<Door> {
     let wanted = settings.listen;
     for secret in settings.secrets() {
         // Used much later; what is wrong with it is told at once too.
@@ -113,10 +122,22 @@ pub(crate) fn bind(settings: &Settings, if_taken: IfTaken) -> anyhow::Result<Tcp
                  the network or a proxy before it protects them",
         );
     }
+    let of_systemd = handed.take(wanted);
+    // systemd would go on to take connections there that nobody answers.
+    if let Some(other) =
+        handed.addresses().into_iter().find(|address| Some(*address) != settings.tls.as_ref().map(|tls| tls.listen))
+    {
+        return Err(anyhow::anyhow!("systemd handed over a socket at `{other}` that nothing is served on"))
+            .hint("`firkin.socket` has one `ListenStream=` for plain HTTP, and one that is exactly `tls-listen`");
+    }
+    if let Some(listener) = of_systemd {
+        return Ok(Door::Handed(listener));
+    }
     match take(wanted) {
-        Ok(socket) => Ok(socket),
+        Ok(socket) => Ok(Door::Taken(socket)),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && if_taken == IfTaken::AnyFreePort && !settings.listen_chosen => {
-            take(SocketAddr::new(wanted.ip(), 0)).with_context(|| format!("cannot take any port of `{}`", wanted.ip()))
+            let any = take(SocketAddr::new(wanted.ip(), 0)).map(Door::Taken);
+            any.with_context(|| format!("cannot take any port of `{}`", wanted.ip()))
         }
         Err(error) => Err(error)
             .with_context(|| format!("cannot serve on `{wanted}`"))
@@ -137,18 +158,19 @@ pub(crate) struct Host {
     runtime: Runtime,
     api_key: String,
     admin_token: String,
+    about: About,
 }
 
 /// Makes the host ready, as far as it is not, and opens the runtime with its base template.
 pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Result<Host> {
-    let runtime = open_runtime(settings, progress).await?;
+    let (runtime, checks) = open_looking(settings, progress).await?;
     let opened = async {
         let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
         ensure(&runtime, base, progress).await?;
         anyhow::Ok((api_key(&runtime, settings).await?, admin_token(settings)?))
     };
     match opened.await {
-        Ok((api_key, admin_token)) => Ok(Host { runtime, api_key, admin_token }),
+        Ok((api_key, admin_token)) => Ok(Host { runtime, api_key, admin_token, about: about(settings, &checks) }),
         Err(error) => {
             // What ran before must not end because this server cannot begin.
             runtime.shutdown(OnExit::Leave).await;
@@ -178,9 +200,18 @@ fn refused(error: OpenError) -> anyhow::Error {
 
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
+    open_looking(settings, progress).await.map(|(runtime, _)| runtime)
+}
+
+/// The same, with what the look at the host found.
+async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Result<(Runtime, Vec<Check>)> {
     demand_unused(settings)?;
-    super::doctor::ensure_ready(settings, progress).await?;
+    let checks = super::doctor::ensure_ready(settings, progress).await?;
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
+    fs::create_dir_all(&settings.state_dir)?;
+    let state_dir = fs::canonicalize(&settings.state_dir)?;
+    register_user(&cache, &state_dir)?;
+    let collected = (cache.clone(), state_dir.clone());
     let own_kernel = brought_kernel(&cache, settings).await?;
     let (guest, additions) = guest_system(settings, own_kernel.as_ref(), progress).await?;
     let guest = Guests::from(guest);
@@ -188,8 +219,6 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
     let images = Arc::new(images.booting(own_kernel));
     let engines = engines::choose(settings, (&guest.now(), &images), progress).await?;
     let step = progress.step("opening the state directory");
-    fs::create_dir_all(&settings.state_dir)?;
-    let state_dir = fs::canonicalize(&settings.state_dir)?;
     let network = NetworkChoice::Isolated(settings.rates.network(state_dir.display().to_string()));
     let capacity = capacity(&state_dir, settings.capacity.overcommit)?;
     let defaults = RuntimeConfig::new(state_dir.clone(), capacity, network, GuestSystem::clone(&guest.now()));
@@ -204,13 +233,36 @@ pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> an
         encryption: settings.encryption.clone(),
         authority_variables: certificate_variables().collect(),
         issuer: settings.identity_issuer.clone().unwrap_or(defaults.issuer),
+        webhook_networks: settings.webhook_networks.clone(),
         groups: Some(limits(&state_dir, progress)),
         guest,
         ..defaults
     };
     let runtime = Box::pin(Runtime::open(config, engines)).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
-    Ok(runtime)
+    drop(tokio::spawn(remove_unnamed_images(collected.0, collected.1)));
+    Ok((runtime, checks))
+}
+
+/// Takes root images away that no template, snapshot or sandbox of this host's servers stands on any more, now and then. It ends with the
+/// process, and what it was at is done by the next.
+async fn remove_unnamed_images(cache: Cache, state_dir: PathBuf) {
+    let mut turns = tokio::time::interval(IMAGES_EVERY);
+    loop {
+        turns.tick().await;
+        let (cache, state_dir) = (cache.clone(), state_dir.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            // How long a directory that is not there is waited for counts from here.
+            register_user(&cache, &state_dir)?;
+            remove_unnamed_roots(&cache, SystemTime::now(), ArtifactStore::root_images)
+        });
+        match removed.await.map_err(io::Error::other).and_then(|removed| removed) {
+            Ok(removed) => {
+                removed.iter().for_each(|entry| tracing::info!(entry = %entry.display(), "removed an unused root image"))
+            }
+            Err(error) => tracing::warn!(error = firkin_causes::chain(&error), "no root image is removed from the cache"),
+        }
+    }
 }
 
 /// Builds a template unless it is there already, made of the same parts.
@@ -384,15 +436,28 @@ impl Host {
         self.runtime.acceleration().to_string()
     }
 
-    /// Serves on `listener` from now on, and leaves word of it in the state directory.
-    pub(crate) async fn serve(self, settings: &Settings, socket: TcpSocket) -> anyhow::Result<Server> {
+    /// Serves at `door` from now on, and where HTTPS is to be, and leaves word of it in the state directory. Spans have their places in `traces`, if
+    /// they go anywhere.
+    pub(crate) async fn serve(
+        self,
+        settings: &Settings,
+        door: Door,
+        mut handed: Handed,
+        traces: Option<Traces>,
+    ) -> anyhow::Result<Server> {
         let path = settings.server_file();
         let listening = || {
-            let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
+            let listener = door.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
             let address = listener.local_addr().context("cannot read the address of the listener")?;
             let url = format!("http://{}", reachable(address));
-            let (https, secure) = https(settings)?.unzip();
-            let file = ServerFile { url, pid: std::process::id(), acceleration: self.acceleration(), https };
+            let (https, secure) = https(settings, &mut handed)?.unzip();
+            let file = ServerFile {
+                url,
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                acceleration: self.acceleration(),
+                https,
+            };
             file.write(&path)?;
             anyhow::Ok((std::iter::once(Listener::from(listener)).chain(secure).collect(), file))
         };
@@ -412,6 +477,9 @@ impl Host {
             allowed_hosts: settings.hosts(),
             nested_virtualization: settings.allow_nested_virtualization,
             admin: Some(firkin_server::admin_digest(&self.admin_token)),
+            log: crate::logging::control(),
+            traces,
+            about: self.about,
             audit: Some(settings.audit_dir()),
             max_connections: connections(defaults.max_connections),
             max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
@@ -430,7 +498,7 @@ fn connections(most: usize) -> usize {
 }
 
 /// HTTPS, if it is to be served: what clients are told, and where it comes in.
-fn https(settings: &Settings) -> anyhow::Result<Option<(Https, Listener)>> {
+fn https(settings: &Settings, handed: &mut Handed) -> anyhow::Result<Option<(Https, Listener)>> {
     let (Some(Tls { listen, files }), Some(domain)) = (&settings.tls, &settings.domain) else { return Ok(None) };
     let name = domain.split(':').next().unwrap_or(domain);
     let (identity, bundle) = match files {
@@ -446,7 +514,8 @@ fn https(settings: &Settings) -> anyhow::Result<Option<(Https, Listener)>> {
             (identity, Some(bundle))
         }
     };
-    let taken = take(*listen).and_then(|socket| socket.listen(BACKLOG));
+    let door = handed.take(*listen).map(Door::Handed).map_or_else(|| take(*listen).map(Door::Taken), Ok);
+    let taken = door.and_then(|door| door.listen(BACKLOG));
     let listener = taken
         .with_context(|| format!("cannot serve HTTPS on `{listen}`"))
         .hint("another program may use it: choose another address with `--tls-listen`")?;
@@ -526,7 +595,7 @@ mod tests {
     fn plain_http_for_other_hosts_is_refused_with_the_remedy() {
         let cli = <crate::args::Cli as clap::Parser>::try_parse_from(["firkin", "up", "--listen", "0.0.0.0:0"]).unwrap();
         let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());
-        let error = crate::failure::render(&bind(&settings, IfTaken::Fail).unwrap_err());
+        let error = crate::failure::render(&bind(&settings, IfTaken::Fail, &mut Handed::default()).unwrap_err());
         assert!(error.starts_with("error: cannot serve plain HTTP on `0.0.0.0:0`"), "{error}");
         assert!(error.contains("--tls-listen") && error.contains("--allow-plain-http"), "{error}");
     }
@@ -543,7 +612,7 @@ mod tests {
             let line = ["firkin", "up", "--listen", "127.0.0.1:0"].into_iter().chain(options.iter().copied());
             let cli = <crate::args::Cli as clap::Parser>::try_parse_from(line).unwrap();
             let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());
-            let error = crate::failure::render(&bind(&settings, IfTaken::Fail).unwrap_err());
+            let error = crate::failure::render(&bind(&settings, IfTaken::Fail, &mut Handed::default()).unwrap_err());
             assert!(error.contains("lets other users in") && error.contains("hint: `chmod 600"), "{error}");
         }
     }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
 use firkin_runtime::reference::BASE;
+use firkin_traces::Traces;
 use firkin_wire::{DEFAULT_USER, rest};
 use serde::Serialize;
 
@@ -23,6 +24,7 @@ use crate::{
     output::{self, Table},
     progress::Progress,
     serverfile::{self, ServerFile},
+    service::Handed,
     settings::{Consent, Format, ServerSource, Settings},
 };
 
@@ -73,7 +75,7 @@ struct Report {
 type Seen = (Vec<Taken>, Speed);
 
 /// Runs the command.
-pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
+pub(crate) async fn run(settings: &Settings, traces: Option<Traces>) -> anyhow::Result<ExitStatus> {
     if settings.consent == Consent::Nobody {
         return Err(anyhow!("cannot set a host up without a terminal to ask at"))
             .hint("`firkin quickstart --yes` agrees beforehand; `firkin doctor` shows what is missing");
@@ -85,7 +87,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             output::note(&format!("using the server that runs at {}", api.target().api_url));
             tour(&api, &progress, &mut interrupts).await?.map(|seen| report(acceleration, seen))
         }
-        None => own_server(settings, &progress, &mut interrupts).await?,
+        None => own_server((settings, traces), &progress, &mut interrupts).await?,
     };
     let Some(report) = report else { return Ok(ExitStatus::Interrupted) };
     output::result(settings.format, &report, || table(&report))?;
@@ -106,13 +108,17 @@ pub(super) async fn running_server(settings: &Settings) -> anyhow::Result<Option
 }
 
 /// Takes the tour against a server of our own. `None` if interrupted.
-async fn own_server(settings: &Settings, progress: &Progress, interrupts: &mut Interrupts) -> anyhow::Result<Option<Report>> {
+async fn own_server(
+    (settings, traces): (&Settings, Option<Traces>),
+    progress: &Progress,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Option<Report>> {
     let (cache, state) = (settings.cache_dir.display(), settings.state_dir.display());
     output::note(&format!("downloads and builds are kept in {cache}, templates and sandboxes in {state}"));
-    let socket = hosting::bind(settings, hosting::IfTaken::AnyFreePort)?;
+    let socket = hosting::bind(settings, hosting::IfTaken::AnyFreePort, &mut Handed::default())?;
     let Some(host) = interrupts.unless(hosting::open(settings, progress)).await? else { return Ok(None) };
     let acceleration = host.acceleration();
-    let server = host.serve(settings, socket).await?;
+    let server = host.serve(settings, socket, Handed::default(), traces).await?;
     let seen = tour(&Api::new(server.target().clone()), progress, interrupts).await;
     let ended = server.stop(firkin_runtime::owner::OnExit::Kill).await;
     let report = seen?.map(|seen| report(acceleration, seen));

@@ -8,7 +8,7 @@ use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::exec;
+use super::{copy, exec, forward, logs, watch};
 use crate::{
     api::{self, Api, Keep, Refused},
     args::{
@@ -50,6 +50,10 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
             let rollback = async |id: &str| api.rollback(id, &snapshot).await.map(|()| "rolled back");
             each(settings, &[id], "rolled back", rollback).await
         }
+        SandboxCommand::Logs(args) => logs::run(&api, settings, &args).await,
+        SandboxCommand::Cp(args) => copy::run(&api, settings, &args).await,
+        SandboxCommand::PortForward(args) => forward::run(&api, settings, &args).await,
+        SandboxCommand::Watch(args) => watch::run(&api, settings, &args).await,
         SandboxCommand::Tree => tree(&api, settings).await,
         SandboxCommand::NetworkLog(args) => network_log(&api, settings, &args.id).await,
         SandboxCommand::Timeout(TimeoutArgs { id, seconds }) => {

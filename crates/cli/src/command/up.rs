@@ -1,6 +1,8 @@
 //! `firkin up`: serve in the foreground until told to stop.
 
 use firkin_runtime::owner;
+use firkin_traces::Traces;
+use sd_notify::NotifyState;
 use serde::Serialize;
 
 use super::hosting::{self, Interrupts};
@@ -9,6 +11,7 @@ use crate::{
     failure::ExitStatus,
     output,
     progress::Progress,
+    service::{self, Handed, Watchdog},
     settings::{Format, Settings},
 };
 
@@ -22,16 +25,16 @@ struct Ready {
     pid: u32,
 }
 
-/// Runs the command.
-pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
+/// Runs the command. Spans have their places in `traces`, if they go anywhere.
+pub(crate) async fn run(settings: &Settings, mut handed: Handed, traces: Option<Traces>) -> anyhow::Result<ExitStatus> {
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
-    let socket = hosting::bind(settings, hosting::IfTaken::Fail)?;
+    let door = hosting::bind(settings, hosting::IfTaken::Fail, &mut handed)?;
     let Some(host) = interrupts.unless(hosting::open(settings, &progress)).await? else {
         return Ok(ExitStatus::Interrupted);
     };
     let acceleration = host.acceleration();
-    let mut server = host.serve(settings, socket).await?;
+    let mut server = host.serve(settings, door, handed, traces).await?;
     announce(
         settings,
         &Ready {
@@ -42,15 +45,23 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             pid: std::process::id(),
         },
     )?;
-    let served = tokio::select! {
-        served = server.ended() => served,
-        () = interrupts.next() => Ok(()),
+    // What ran before was taken over when the host was opened, and the listeners listen: nobody who comes now is turned away.
+    let url = server.target().api_url.clone();
+    service::tell(&[NotifyState::Ready, NotifyState::Status(&format!("serves at {url}"))]);
+    let mut watchdog = Watchdog::of_process(&url);
+    let served = loop {
+        tokio::select! {
+            served = server.ended() => break served,
+            () = interrupts.next() => break Ok(()),
+            () = watchdog.beat() => {}
+        }
     };
     let (on_exit, what) = match settings.on_exit {
         OnExit::Kill => (owner::OnExit::Kill, "ending"),
         OnExit::Pause => (owner::OnExit::Pause, "pausing"),
         OnExit::Leave => (owner::OnExit::Leave, "leaving"),
     };
+    service::tell(&[NotifyState::Stopping, NotifyState::Status(&format!("{what} sandboxes"))]);
     output::note(&format!("stopping: {what} sandboxes; Ctrl-C again stops at once"));
     let stopped = interrupts.unless(server.stop(on_exit)).await?;
     served?;

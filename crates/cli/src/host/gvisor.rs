@@ -24,7 +24,8 @@ use super::finding::{Finding, Lack, which};
 /// What sandboxes of gVisor cannot do without: it is what clients reach them by.
 pub(crate) const DEMANDED: &[&str] = &[capability::NETWORK];
 /// What gVisor must have for `auto` to take it: all that the tests of E2B's SDKs need, and what holds a sandbox to its memory. `sudo` is not
-/// among it, nor is the setuid bit that it would need: the guest's agent stands in for it. Nor is a disk's size, which is bounded without.
+/// among it, nor is the setuid bit that it would need: the guest's agent stands in for it. Nor are a disk's size, which is bounded without, and
+/// exact events, which the agent does without.
 pub(crate) const NEEDED: &[&str] = &[
     capability::START,
     capability::PAUSE,
@@ -32,7 +33,6 @@ pub(crate) const NEEDED: &[&str] = &[
     capability::RESTORE,
     capability::NETWORK,
     capability::OPEN_CONNECTIONS,
-    capability::CLONES_ANSWER,
     capability::LIMITS,
 ];
 
@@ -185,11 +185,11 @@ mod tests {
         let all = [cut, capability("pause", None), lacking.clone()];
         assert_eq!(told("1", &all), format!("runsc 1 has cut, pause; lacks network (none); {NEWER}"));
         assert_eq!(standing(&all), Standing::Fails("it lacks network (none)".to_owned()));
-        let mute = capability(capability::CLONES_ANSWER, Some("old"));
-        assert_eq!(standing(&[all[0].clone(), mute.clone()]), Standing::Lacks("it lacks clones answer (old)".to_owned()));
-        assert_eq!(standing(&[lacking, mute]), Standing::Fails("it lacks network (none)".to_owned()), "the worse is told");
-        let needless = capability(capability::SETUID, Some("none"));
-        assert_eq!(standing(&[needless]), Standing::Works);
+        let closed = capability(capability::OPEN_CONNECTIONS, Some("old"));
+        assert_eq!(standing(&[all[0].clone(), closed.clone()]), Standing::Lacks("it lacks open connections (old)".to_owned()));
+        assert_eq!(standing(&[lacking, closed]), Standing::Fails("it lacks network (none)".to_owned()), "the worse is told");
+        let needless = [capability::SETUID, capability::EVENTS].map(|name| capability(name, Some("none")));
+        assert_eq!(standing(&needless), Standing::Works);
     }
 
     #[test]
