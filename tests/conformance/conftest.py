@@ -1,6 +1,6 @@
 """What every conformance test stands on: one running server, the unmodified SDK, and no sandbox left behind.
 
-The server is found through the variables that `firkin env` prints: `E2B_API_KEY`, `E2B_API_URL`, `E2B_SANDBOX_URL`. Tests
+The server is found through the variables that `firkin env` prints: `E2B_API_KEY`, `E2B_API_URL`, `E2B_SANDBOX_URL` and others. Tests
 under newest/ take a `driver`, once for the blocking SDK and once for the asynchronous one; the same test body serves both,
 because `Blocking` runs each asynchronous call to its end on one event loop. Sandboxes that a test makes are killed by id in
 a finalizer, and the session fails if the server still lists one when all tests are done.
@@ -10,7 +10,7 @@ import asyncio
 import threading
 
 import pytest
-from support import WAIT_S, Api, Blocking, Brood
+from support import FACES, WAIT_S, Api, Blocking, Brood
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def loop():
     thread.join(WAIT_S)
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=FACES)
 def driver(request, loop):
     """The SDK's `Sandbox` class, blocking or asynchronous, callable in the same way."""
     import e2b  # here, not above: v1/ has another release of it, and takes no driver
@@ -56,6 +56,16 @@ def driver(request, loop):
     if request.param == "sync":
         return e2b.Sandbox
     return Blocking(e2b.AsyncSandbox, loop)
+
+
+@pytest.fixture(scope="module")
+def sdk(driver, loop):
+    """Another class of the same SDK: `sdk("Secret")` is `e2b.Secret`, or `e2b.AsyncSecret` whose calls block."""
+    import e2b
+
+    if driver is e2b.Sandbox:
+        return lambda name: getattr(e2b, name)
+    return lambda name: Blocking(getattr(e2b, f"Async{name}"), loop)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """A little internet beside the host, for tests of what sandboxes reach: a namespace with servers, which the host routes to.
 
-Its addresses are of a network that is nobody's (RFC 5737), so sandboxes may reach it, and nothing else does.
+Its addresses are of networks that are nobody's (RFC 5737), so sandboxes may reach it, and nothing else does. Each run of tests on a host has
+some of its own: with the same, one run's requests would come to the other's servers, which have another authority's certificates.
 """
 
+import ipaddress
 import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +18,24 @@ import pytest
 from support import wait_for
 
 HERE = pathlib.Path(__file__).parent
-ALLOWED, OTHER, RESOLVER, PROXY = "198.51.100.10", "198.51.100.11", "198.51.100.53", "198.51.100.80"
-NEAR, FAR = "198.51.100.1", [ALLOWED, OTHER, RESOLVER, PROXY]
+BLOCKS = [block for net in ("198.51.100.0/24", "203.0.113.0/24") for block in ipaddress.ip_network(net).subnets(new_prefix=28)]
+
+
+def claimed() -> tuple[socket.socket, int]:
+    """A block that no other run has: its claim is a name in this network namespace, which goes with the process."""
+    for number in range(len(BLOCKS)):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0firkin-tests-outside-{number}")
+            return claim, number
+        except OSError:
+            claim.close()
+    raise RuntimeError(f"{len(BLOCKS)} runs of tests on this host have taken all addresses outside")
+
+
+CLAIM, BLOCK = claimed()
+NEAR, ALLOWED, OTHER, RESOLVER, PROXY = map(str, list(BLOCKS[BLOCK].hosts())[:5])
+FAR = [ALLOWED, OTHER, RESOLVER, PROXY]
 RECORDS = {
     "allowed.test": [ALLOWED],
     "other.test": [OTHER],
@@ -35,7 +54,7 @@ class Outside:
         certificate = scratch / "certificate.pem"
         self.authority = scratch / "authority.pem"
         """Whom a client must believe to believe the servers."""
-        names = ",".join(f"DNS:{name}" for name in RECORDS)
+        names = ",".join([*(f"DNS:{name}" for name in RECORDS), *(f"IP:{address}" for address in (ALLOWED, OTHER))])
         request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         own = ["-subj", "/CN=authority outside", "-keyout", scratch / "key", "-out", self.authority]
         by = ["-CA", self.authority, "-CAkey", scratch / "key", "-addext", f"subjectAltName={names}"]
@@ -46,7 +65,7 @@ class Outside:
         words = [json.dumps(RECORDS), f"{ALLOWED},{OTHER}", RESOLVER, PROXY, f"{USER}:{PASSWORD}", certificate]
         program = ["unshare", "--net", sys.executable, HERE / "outside_world.py", *words]
         self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._link = f"out{os.getpid() % 100_000}"
+        self._link = f"outside{BLOCK}"
         self._told: list[dict] = []
         try:
             self._join()
@@ -61,11 +80,11 @@ class Outside:
         inside = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip"]
         for command in [
             ["ip", "link", "add", self._link, "type", "veth", "peer", "name", "in0", "netns", str(pid)],
-            ["ip", "address", "add", f"{NEAR}/24", "dev", self._link],
+            ["ip", "address", "add", f"{NEAR}/{BLOCKS[BLOCK].prefixlen}", "dev", self._link],
             ["ip", "link", "set", self._link, "up"],
             [*inside, "link", "set", "lo", "up"],
             [*inside, "link", "set", "in0", "up"],
-            *([*inside, "address", "add", f"{address}/24", "dev", "in0"] for address in FAR),
+            *([*inside, "address", "add", f"{address}/{BLOCKS[BLOCK].prefixlen}", "dev", "in0"] for address in FAR),
         ]:
             subprocess.run(command, check=True)
         # Answers to sandboxes come in by it.
@@ -91,7 +110,8 @@ class Outside:
         self._told.clear()
 
     def end(self) -> None:
-        """The interface goes with the namespace."""
+        # It would go with the namespace, but some time after that, and the next one has the same name and addresses.
+        subprocess.run(["ip", "link", "delete", self._link], capture_output=True)
         self._process.stdin.close()
         try:
             self._process.wait(10)

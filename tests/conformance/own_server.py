@@ -24,8 +24,8 @@ START_S = 120
 class OwnServer:
     """`firkin up`, as often as a test needs it, on one state directory and one port."""
 
-    def __init__(self, program: str, **env: str) -> None:
-        self.program, self.env = program, env
+    def __init__(self, program: str, resolver: str | None = None, **env: str) -> None:
+        self.program, self.env, self.resolver = program, env, resolver
         # Machines run as users of their own, who must be able to enter it: not below a home directory.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir=os.environ.get("FIRKIN_TEST_DIR", "/var/tmp")))
         self.dir.chmod(0o711)
@@ -41,13 +41,21 @@ class OwnServer:
         with open(self.dir / "log", "ab") as log:
             self.process = subprocess.Popen(
                 # Nothing kept warm: these tests count the machines of sandboxes.
-                [self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state, *options],
+                [*self._around(), self.program, "up", "--yes", "--warm", "0", "--listen", listen, "--state-dir", self.state, *options],
                 env=os.environ | self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         wait_for(self._answers, f"the server to start\n{self.log()}", START_S)
+
+    def _around(self) -> list[str]:
+        """What has the server, and nobody else, believe that this host asks another resolver than it does."""
+        if self.resolver is None:
+            return []
+        (self.dir / "resolv.conf").write_text(f"nameserver {self.resolver}\n")
+        script = f"mount --bind {self.dir}/resolv.conf $(realpath /etc/resolv.conf) && exec \"$@\""
+        return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"]
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the server ended at start\n{self.log()}"
@@ -121,12 +129,12 @@ class OwnServer:
 
 
 @contextlib.contextmanager
-def own_server(*options: str, **env: str):
-    """A server that has been started, and of which nothing is left."""
+def own_server(*options: str, resolver: str | None = None, **env: str):
+    """A server that has been started, and of which nothing is left. It asks the host's resolvers unless another is given."""
     program = os.environ.get("FIRKIN_BIN")
     if program is None:
         pytest.skip("FIRKIN_BIN does not name the program: these tests need a server of their own")
-    server = OwnServer(program, **env)
+    server = OwnServer(program, resolver, **env)
     try:
         server.start(*options)
         yield server
@@ -136,13 +144,13 @@ def own_server(*options: str, **env: str):
 
 
 @contextlib.contextmanager
-def sandboxes_of(server: OwnServer):
+def sandboxes_of(server: OwnServer, Sandbox=e2b.Sandbox):
     """Creates sandboxes on a server that end with this."""
     created = []
 
     def create(**options) -> e2b.Sandbox:
         options.setdefault("timeout", SANDBOX_LIFETIME_S)
-        created.append(e2b.Sandbox.create(**options, **server.client))
+        created.append(Sandbox.create(**options, **server.client))
         return created[-1]
 
     yield create

@@ -18,6 +18,9 @@ SANDBOX_LIFETIME_S = 900
 WAIT_S = 60
 """Bound of every wait for a level. Emulated guests are slow; nothing that works takes this long."""
 
+FACES = os.environ.get("SDK_FACES", "sync,async").split(",")
+"""Which of the SDK's two faces are driven: a run on several engines need not have both on each."""
+
 GUEST_PROGRAMS = pathlib.Path(__file__).parent / "guest"
 
 
@@ -116,7 +119,7 @@ class Blocking:
     def _wrap(self, value):
         if isinstance(value, list):
             return [self._wrap(item) for item in value]
-        modules = ("e2b.sandbox_async", "e2b_code_interpreter.code_interpreter_async")
+        modules = ("e2b.sandbox_async", "e2b.secret.secret_async", "e2b.volume.volume_async", "e2b_code_interpreter.code_interpreter_async")
         asynchronous = type(value).__module__.startswith(modules) or hasattr(value, "__anext__")
         return Blocking(value, self._loop) if asynchronous else value
 

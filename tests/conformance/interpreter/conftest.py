@@ -1,10 +1,10 @@
 """The code interpreter's SDK in place of the plain one: it asks for its own template by default."""
 
 import pytest
-from support import Blocking, Brood
+from support import FACES, Blocking, Brood
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=FACES)
 def driver(request, loop):
     """The code interpreter SDK's `Sandbox` class, blocking or asynchronous, callable in the same way."""
     import e2b_code_interpreter

@@ -1,5 +1,6 @@
 """Template builds as the SDK's builder asks for them: steps, files, what is left running, and images of a registry."""
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -100,8 +101,9 @@ def archive(members):
     return packed.getvalue()
 
 
-# The server under test was told of it: `firkin up --registry-mirror 127.83.12.1:5000=127.83.12.1:5000`.
-REGISTRY = ("127.83.12.1", 5000)
+# The server under test was told of both: `firkin up --registry-mirror 127.83.12.1:5000=127.83.12.1:5000` and the like with 5001. The second is
+# for a suite that runs at the same time.
+REGISTRY, REGISTRY_PORTS = "127.83.12.1", (5000, 5001)
 
 
 class Registry:
@@ -129,8 +131,18 @@ class Registry:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(REGISTRY, Handler)
+        self.server = self.listen(Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def listen(handler):
+        for port in REGISTRY_PORTS:
+            try:
+                return http.server.ThreadingHTTPServer((REGISTRY, port), handler)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise RuntimeError("two suites at the same time have registries, there is no port for a third")
 
     def push(self, name, layers):
         """Gives the reference of an image with these layers."""
@@ -161,7 +173,7 @@ class Registry:
         for reference in ["latest", digest(manifest)]:
             self.answers[f"/v2/{name}/manifests/{reference}"] = (f"{oci}.manifest.v1+json", manifest)
         self.answers["/v2/"] = ("application/json", b"{}")
-        return f"{REGISTRY[0]}:{REGISTRY[1]}/{name}:latest"
+        return f"{REGISTRY}:{self.server.server_port}/{name}:latest"
 
 
 def digest(data):

@@ -132,8 +132,9 @@ def test_tcp_goes_through_the_proxy_or_nowhere(driver, spawn, outside, api, name
     assert outside.proxied() == [f"{ALLOWED}:80"] + ([] if named else [f"{OTHER}:80"])
 
     shown = api.http.get(f"/sandboxes/{sandbox.sandbox_id}")
-    assert shown.json()["network"]["egressProxy"] == {"address": f"{PROXY}:1080"}
+    assert shown.json()["network"]["egressProxy"] == {"address": f"{PROXY}:1080", "username": USER}
     assert PASSWORD not in shown.text
+    assert sandbox.get_info().network["egress_proxy"] == {"address": f"{PROXY}:1080", "username": USER}
 
     # A proxy that does not take us is no reason to go without it.
     sandbox.update_network({**rules, "egress_proxy": {**proxy, "password": "wrong"}})

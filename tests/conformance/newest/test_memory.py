@@ -189,7 +189,8 @@ def test_forks_go_on_each_for_itself(spawn):
 
 def test_programs_of_the_image_learn_of_each_life_before_users_do(spawn):
     sandbox = spawn()
-    hook = "#!/bin/sh\necho $FIRKIN_EPOCH $E2B_SANDBOX_ID $(cat /run/firkin/epoch) >> /var/lives\n"
+    # It takes its time: a sandbox that does not wait for it is found out.
+    hook = "#!/bin/sh\nsleep 0.5\necho $FIRKIN_EPOCH $E2B_SANDBOX_ID $(cat /run/firkin/epoch) >> /var/lives\n"
     sandbox.files.write("/etc/firkin/resumed.d/50-tell", hook, user="root")
     sandbox.files.write("/etc/firkin/resumed.d/10-fails", "#!/bin/sh\nexit 1\n", user="root")
     sandbox.commands.run("chmod +x /etc/firkin/resumed.d/*", user="root")

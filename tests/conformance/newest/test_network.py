@@ -31,6 +31,13 @@ def test_a_private_sandbox_wants_its_traffic_token(driver, spawn, api):
     assert sandbox.traffic_access_token not in answer.text
 
 
+def test_a_public_sandbox_wants_none(driver, spawn, api):
+    sandbox = spawn(network={"allow_public_traffic": True})
+    start_guest_program(sandbox, "peer.py", PORT, str(PORT))
+    with api.through_proxy(sandbox.sandbox_id, PORT) as web:
+        assert web.get("/").status_code == 200
+
+
 def test_servers_in_the_guest_see_the_masked_host(driver, spawn, api):
     sandbox = spawn(network={"mask_request_host": "masked.example:${PORT}"})
     start_guest_program(sandbox, "peer.py", PORT, str(PORT))

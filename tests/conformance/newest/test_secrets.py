@@ -7,11 +7,10 @@ import base64
 import json
 import subprocess
 
-import e2b
 import httpx
 import pytest
 from e2b import Secret
-from outside import ALLOWED, OTHER, RESOLVER, outside  # noqa: F401 (a fixture)
+from outside import ALLOWED, OTHER, PASSWORD, PROXY, RESOLVER, USER, outside  # noqa: F401 (a fixture)
 from own_server import own_server, sandboxes_of
 from support import SANDBOX_LIFETIME_S
 
@@ -37,9 +36,9 @@ def server(outside):  # noqa: F811
 
 
 @pytest.fixture
-def create(server):
+def create(server, driver):
     """Creates sandboxes that have the program and end with the test."""
-    with sandboxes_of(server) as create:
+    with sandboxes_of(server, driver) as create:
 
         def with_program(**options):
             sandbox = create(**options)
@@ -55,7 +54,7 @@ def ask(sandbox, url: str, **headers) -> dict:
     return json.loads(sandbox.commands.run(command, timeout=120).stdout)
 
 
-def test_a_value_goes_to_its_host_and_nowhere_else(server, create):
+def test_a_value_goes_to_its_host_and_nowhere_else(server, create, sdk):
     sandbox = create(network=FILLED)
     said = ask(sandbox, "https://allowed.test/", Authorization="mine")
     assert (said["at"], said["headers"]["authorization"]) == (ALLOWED, f"Bearer {VALUE}")
@@ -75,19 +74,19 @@ def test_a_value_goes_to_its_host_and_nowhere_else(server, create):
     other = sandbox.commands.run("curl --silent --insecure https://other.test/", timeout=120).stdout
     assert json.loads(other)["at"] == OTHER and "authorization" not in json.loads(other)["headers"]
 
-    Secret.update("openai", NEWER, **server.client)
+    sdk("Secret").update("openai", NEWER, **server.client)
     try:
         assert ask(sandbox, "https://allowed.test/")["headers"]["authorization"] == f"Bearer {NEWER}"
     finally:
-        Secret.update("openai", VALUE, **server.client)
+        sdk("Secret").update("openai", VALUE, **server.client)
 
 
-def test_rules_come_with_an_update_outlive_a_pause_and_are_in_forks(server, create):
+def test_rules_come_with_an_update_outlive_a_pause_and_are_in_forks(server, create, driver):
     sandbox = create(network=NAMED)
     sandbox.update_network(FILLED)
     assert ask(sandbox, "https://allowed.test/")["headers"]["authorization"] == f"Bearer {VALUE}"
     sandbox.pause()
-    sandbox = e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **server.client)
+    sandbox = driver.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **server.client)
     assert ask(sandbox, "https://allowed.test/")["headers"]["authorization"] == f"Bearer {VALUE}"
     (fork,) = sandbox.fork()
     try:
@@ -99,7 +98,7 @@ def test_rules_come_with_an_update_outlive_a_pause_and_are_in_forks(server, crea
     assert refused.strip() in {"60", "35"}, "without the rule the host's own certificate is shown"
 
 
-def test_a_program_that_reads_a_variable_holds_a_placeholder(server, create):
+def test_a_program_that_reads_a_variable_holds_a_placeholder(server, driver):
     rule = {"transform": {"headers": {}, "placeholders": ["openai"]}}
     body = {
         "templateID": "base",
@@ -110,7 +109,7 @@ def test_a_program_that_reads_a_variable_holds_a_placeholder(server, create):
     key = {"X-API-Key": server.client["api_key"]}
     made = httpx.post(f"{server.url}/v2/sandboxes", json=body, headers=key, timeout=120)
     assert made.status_code == 201, made.text
-    sandbox = e2b.Sandbox.connect(made.json()["sandboxID"], timeout=SANDBOX_LIFETIME_S, **server.client)
+    sandbox = driver.connect(made.json()["sandboxID"], timeout=SANDBOX_LIFETIME_S, **server.client)
     try:
         command = 'curl --silent --header "Authorization: Bearer $OPENAI_API_KEY" https://allowed.test/'
         said = json.loads(sandbox.commands.run(command, timeout=120).stdout)
@@ -120,10 +119,45 @@ def test_a_program_that_reads_a_variable_holds_a_placeholder(server, create):
         sandbox.kill()
 
 
-def test_an_identity_token_is_made_for_the_request_that_carries_it(server, create):
-    token = Secret.iam_token(audience="sts.example", token_type="JWT-SVID")
-    rule = {"transform": lambda context: {"headers": {"Authorization": f"Bearer {context.iam.tokens['aws']}"}}}
-    sandbox = create(iam={"tokens": {"aws": token}}, network={**NAMED, "rules": {"allowed.test": [rule]}})
+def test_rules_are_what_the_sdk_makes_of_them(create):
+    """Headers without a secret, a list of hosts that is made of the rules, several hosts, and a rule that does nothing."""
+    static = {"transform": {"headers": {"X-Test-Token": "static", "X-Other": "two words"}}}
+    network = {
+        **NAMED,
+        "allow_out": lambda context: [*context.rules.keys()],
+        "rules": {"allowed.test": [static], "*.wild.test": [static], "other.test": [{"transform": None}]},
+    }
+    sandbox = create(network=network)
+    for host, at in [("allowed.test", ALLOWED), ("deep.wild.test", OTHER)]:
+        said = ask(sandbox, f"https://{host}/", **{"X-Test-Token": "mine"})
+        assert (said["at"], said["headers"]["x-test-token"], said["headers"]["x-other"]) == (at, "static", "two words")
+    # Nothing is put in for the third, so its TLS is its own: nobody in the sandbox believes it.
+    assert sandbox.commands.run("curl --silent https://other.test/ || echo $?", timeout=120).stdout.strip() == "60"
+    other = sandbox.commands.run("curl --silent --insecure https://other.test/", timeout=120).stdout
+    assert json.loads(other)["at"] == OTHER and "x-test-token" not in json.loads(other)["headers"]
+
+
+@pytest.mark.parametrize("text", ["${e2b.secrets.no-such-secret}", "${e2b.identity.tokens.none}"])
+def test_rules_that_name_what_there_is_not_are_refused(server, create, text):
+    from e2b.exceptions import SandboxException
+
+    rules = {"allowed.test": [{"transform": {"headers": {"Authorization": text}}}]}
+    key = {"X-API-Key": server.client["api_key"]}
+    there = lambda: httpx.get(f"{server.url}/v2/sandboxes", headers=key).json()
+    before = len(there())
+    with pytest.raises(SandboxException, match="400"):
+        create(network={**NAMED, "rules": rules})
+    assert len(there()) == before, "nothing was started"
+    sandbox = create(network=FILLED)
+    with pytest.raises(SandboxException, match="400"):
+        sandbox.update_network({**NAMED, "rules": rules})
+    assert ask(sandbox, "https://allowed.test/")["headers"]["authorization"] == f"Bearer {VALUE}", "what it had stays"
+
+
+def test_an_identity_token_is_made_for_the_request_that_carries_it(server, create, sdk):
+    token = sdk("Secret").iam_token(audience="sts.example", token_type="JWT-SVID")
+    rule = {"transform": lambda context: {"headers": {"Authorization": f"Bearer {context.iam.tokens['aws.prod-1_x']}"}}}
+    sandbox = create(iam={"tokens": {"aws.prod-1_x": token}}, network={**NAMED, "rules": {"allowed.test": [rule]}})
     carried = [ask(sandbox, "https://allowed.test/")["headers"]["authorization"].removeprefix("Bearer ") for _ in range(2)]
     assert carried[0] != carried[1]
     head, claims, _ = (part + "=" * (-len(part) % 4) for part in carried[0].split("."))
@@ -134,8 +168,15 @@ def test_an_identity_token_is_made_for_the_request_that_carries_it(server, creat
     assert json.loads(base64.urlsafe_b64decode(head))["kid"] in [key["kid"] for key in keys]
 
 
+def found(server, text: str) -> list[str]:
+    """The files of a server, those of its sandboxes among them, that have this text."""
+    files = [path for path in server.dir.rglob("*") if path.is_file()]
+    search = ["grep", "--files-with-matches", "--text", "--fixed-strings", text, *files]
+    return subprocess.run(search, capture_output=True, text=True).stdout.split()
+
+
 def test_a_value_is_in_no_memory_no_file_and_no_log(server, create):
-    """Looked for where a sandbox keeps everything that it has: the state that a pause writes, and the server's own files."""
+    """Looked for where a sandbox keeps everything that it has: what a snapshot and a pause write, the server's files, what it answers."""
     sandbox = create(network=FILLED)
     marker = "marker-that-is-found-4711"
     sandbox.commands.run(f"sh -c 'K={marker}; exec sleep 1000'", background=True, timeout=0)
@@ -143,13 +184,25 @@ def test_a_value_is_in_no_memory_no_file_and_no_log(server, create):
     # The host's answer repeats what it was sent; so its body is thrown away.
     asked = sandbox.commands.run("curl --silent --output /dev/null --write-out '%{http_code}' https://allowed.test/silent", timeout=120)
     assert asked.stdout == "200"
+    key = {"X-API-Key": server.client["api_key"]}
+    for route in (f"/sandboxes/{sandbox.sandbox_id}", f"/sandboxes/{sandbox.sandbox_id}/network/audit", f"/v2/sandboxes/{sandbox.sandbox_id}/logs", "/metrics"):
+        answer = httpx.get(f"{server.url}{route}", headers=key)
+        assert answer.status_code == 200 and VALUE not in answer.text, route
+    snapshot = sandbox.create_snapshot()
+    of_snapshot = {path for path in found(server, marker) if "/artifacts/" in path}
+    assert of_snapshot, "what a sandbox has is found in a snapshot of it"
     sandbox.pause()
-
-    def found(text: str) -> list[str]:
-        files = [path for path in (server.dir).rglob("*") if path.is_file()]
-        search = ["grep", "--files-with-matches", "--text", "--fixed-strings", text, *files]
-        return subprocess.run(search, capture_output=True, text=True).stdout.split()
-
-    assert found(marker), "what a sandbox has is found in what a pause writes"
-    assert found(VALUE) == []
+    assert {path for path in found(server, marker) if "/artifacts/" in path} > of_snapshot, "and in what a pause writes"
+    assert found(server, VALUE) == []
     assert VALUE not in (server.dir / "log").read_text(errors="replace")
+    httpx.delete(f"{server.url}/templates/{snapshot.snapshot_id.replace('/', '%2F')}", headers=key).raise_for_status()
+
+
+def test_a_proxys_credentials_are_in_the_database_alone(server, create):
+    proxy = {"address": f"{PROXY}:1080", "username": USER, "password": PASSWORD}
+    sandbox = create(network={"egress_proxy": proxy})
+    asked = sandbox.commands.run(f"curl --silent --output /dev/null --write-out '%{{http_code}}' http://{ALLOWED}/silent", timeout=120)
+    assert asked.stdout == "200"
+    sandbox.pause()
+    named = {path.rsplit("/", 1)[-1] for path in found(server, PASSWORD)}
+    assert named and named <= {"firkin.db", "firkin.db-wal"}, "where the next server finds it, and nowhere else"

@@ -3,7 +3,9 @@
 These tests have a server of their own, which they kill; the one that all other tests share must not notice.
 """
 
+import contextlib
 import json
+import sqlite3
 import threading
 import time
 
@@ -95,6 +97,31 @@ def test_names_are_closed_without_a_server_and_open_with_the_next(server, create
     assert (False, OTHER) in before, "names were open without a server, or addresses closed"
     assert all(by_address == OTHER for _, by_address in before)
     wait_for(lambda: (ALLOWED, OTHER) in tried(found)[len(before) :], "names that are open again")
+
+
+def test_a_sandbox_whose_rules_cannot_be_kept_any_more_is_cut_off_and_runs_on(server, create, outside):  # noqa: F811
+    rules = {"deny_out": ["0.0.0.0/0"], "allow_out": ["allowed.test", OTHER], "dns_servers": [RESOLVER]}
+    sandbox = create(network=rules)
+    sandbox.files.write("/home/user/reach.py", (GUEST_PROGRAMS / "reach.py").read_text())
+
+    def reached(client) -> bool:
+        said = client.commands.run(f"""python3 /home/user/reach.py '["http", "{OTHER}", "x.test"]'""", timeout=120).stdout
+        return isinstance(json.loads(said)[0], dict)
+
+    assert reached(sandbox)
+    server.kill()
+    # As a server finds them that understands rules in another way.
+    with contextlib.closing(sqlite3.connect(server.state / "firkin.db")) as database, database:
+        changed = database.execute("UPDATE sandboxes SET body = replace(body, '\"allowed.test\"', '\"no..rule\"')").rowcount
+        assert changed > 0 and "no..rule" in str(database.execute("SELECT body FROM sandboxes").fetchall())
+    server.start()
+    found = connect(server, sandbox)
+    assert found.commands.run("echo here").stdout == "here\n"
+    assert not reached(found), "a sandbox reaches what no rule of it that can be kept allows"
+    assert "a sandbox is cut off" in server.log()
+    # With rules that can be kept it has a way out again.
+    found.update_network({"allow_out": [OTHER], "deny_out": ["0.0.0.0/0"]})
+    assert reached(found)
 
 
 def test_machines_and_commands_outlive_a_killed_server(server, create):

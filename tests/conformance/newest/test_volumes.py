@@ -150,3 +150,37 @@ def test_a_command_goes_on_writing_after_the_server_was_killed():
         server.stop()
     finally:
         server.remove()
+
+
+WRITERS, RESTARTS = 4, 6
+
+
+def test_what_was_appended_across_planned_restarts_is_there_once():
+    """What was done is told before the server goes, or the next one would be asked for it again."""
+    program = os.environ.get("FIRKIN_BIN")
+    if program is None:
+        pytest.skip("FIRKIN_BIN does not name the program: this test needs a server that it may restart")
+    server = OwnServer(program)
+    try:
+        server.start("--on-exit", "leave")
+        volume = e2b.Volume.create("shared", **{k: v for k, v in server.client.items() if k != "sandbox_url"})
+        sandbox = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, volume_mounts={AT: "shared"}, **server.client)
+        loop = f"i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); echo $i >> {AT}/$0; echo $i > /tmp/$0; done; touch /tmp/$0.ended"
+        for writer in range(WRITERS):
+            sandbox.commands.run(f"bash -c '{loop}' w{writer}", background=True, timeout=0)
+        for _ in range(RESTARTS):
+            so_far = int(wait_for(lambda: run(sandbox, "cat /tmp/w0 || true").strip(), "the first line"))
+            wait_for(lambda so_far=so_far: int(run(sandbox, "cat /tmp/w0").strip() or 0) > so_far + 20, "lines to be appended")
+            server.leave()
+            server.start("--on-exit", "leave")
+        run(sandbox, "touch /tmp/stop")
+        wait_for(lambda: run(sandbox, "ls /tmp | grep -c ended || true").strip() == str(WRITERS), "the writers to end")
+        for writer in range(WRITERS):
+            # Each line is its own number: none is there twice, and none is missing.
+            assert run(sandbox, f"awk '$1 != NR {{ print NR, $1; exit }}' {AT}/w{writer}") == ""
+            assert run(sandbox, f"tail -n 1 {AT}/w{writer}") == run(sandbox, f"cat /tmp/w{writer}")
+        sandbox.kill()
+        e2b.Volume.destroy(volume.volume_id, **{k: v for k, v in server.client.items() if k != "sandbox_url"})
+        server.leave()
+    finally:
+        server.remove()
