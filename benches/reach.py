@@ -23,7 +23,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from reach import containers, gvisor, host, measure, plainvm
-from reach.firkin import Server
+from reach.firkin import Server, engine_of_machines
 
 PARTS = ("first", "restore", "freeze", "burst", "density", "soak")
 WARM_DEPTH = 2
@@ -36,7 +36,7 @@ def parsed():
     parser.add_argument("--burst", type=int, default=20, help="sandboxes created at once [20]")
     parser.add_argument("--clones", type=int, default=8, help="idle clones [8]")
     parser.add_argument("--cycles", type=int, default=2000, help="cycles of the soak [2000]")
-    parser.add_argument("--engine", choices=("auto", "gvisor"), default="auto", help="whose table [auto: that of machines]")
+    parser.add_argument("--engine", choices=("machines", "gvisor"), default="machines", help="whose table [machines: KVM, or emulated]")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; of gVisor's, {','.join(gvisor.PARTS)}")
     parser.add_argument("--cache-dir", type=pathlib.Path, default=pathlib.Path(os.environ.get("FIRKIN_CACHE_DIR", "/var/cache/firkin")))
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("/var/tmp"), help="where everything temporary goes [/var/tmp]")
@@ -60,7 +60,8 @@ def built():
 def measured(options, scratch, stack):
     """Every row that was asked for."""
     only, rows = options.only, []
-    cold = Server(options.firkin, scratch / "cold", warm=0)
+    engine = ("--engine", engine_of_machines(options.firkin))
+    cold = Server(options.firkin, scratch / "cold", warm=0, options=engine)
     stack.callback(cold.stop)
     cache, kvm = plainvm.cached(options.cache_dir), "kvm" in cold.acceleration and "tcg" not in cold.acceleration
     # The first of everything reads what the rest finds in the page cache.
@@ -74,7 +75,7 @@ def measured(options, scratch, stack):
         runsc, runc = containers.GVisor(scratch, rootfs), containers.Runc(scratch, rootfs)
         warm = None
         if cold.has_pool():
-            warm = Server(options.firkin, scratch / "warm", warm=WARM_DEPTH)
+            warm = Server(options.firkin, scratch / "warm", warm=WARM_DEPTH, options=engine)
             stack.callback(warm.stop)
         rows += measure.first_outputs(cold, warm, WARM_DEPTH, runsc, runc, options.samples)
         if warm is not None:
