@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use crate::{
     gvisor,
     household::Household,
-    leaks,
     node::{self, Packages},
     python,
     run::{Report, Step, say},
@@ -17,21 +16,40 @@ use crate::{
 
 /// One SDK: its pinned packages and the tests that it drives.
 #[derive(Debug, Clone, Copy)]
-struct Sdk {
+pub(crate) struct Sdk {
     name: &'static str,
     requirements: &'static str,
     tests: &'static str,
+    /// Which of its faces, the blocking and the asynchronous one, the tests drive, where not both.
+    faces: Option<&'static str>,
 }
 
-const NEWEST: Sdk = Sdk { name: "newest SDK", requirements: "requirements-newest.txt", tests: "newest" };
-/// About the guest and not about the SDK, and long: most of it is the installation of Docker on one emulated processor.
-const CONTAINERS: Sdk = Sdk { name: "containers in a sandbox", requirements: "requirements-newest.txt", tests: "containers" };
-const V1: Sdk = Sdk { name: "older SDK", requirements: "requirements-v1.txt", tests: "v1" };
-const CLI: Sdk = Sdk { name: "E2B's command line", requirements: "requirements-cli.txt", tests: "cli" };
-const MCP: Sdk = Sdk { name: "MCP gateway", requirements: "requirements-gateway.txt", tests: "gateway" };
-const INTERPRETER: Sdk = Sdk { name: "code interpreter SDK", requirements: "requirements-interpreter.txt", tests: "interpreter" };
+impl Sdk {
+    const fn new(name: &'static str, requirements: &'static str, tests: &'static str) -> Self {
+        Self { name, requirements, tests, faces: None }
+    }
 
-const DESKTOP: Sdk = Sdk { name: "desktop SDK", requirements: "requirements-desktop.txt", tests: "desktop" };
+    /// By the asynchronous face alone, where another engine has both.
+    fn on_emulated(self, workspace: &Workspace, parts: Parts) -> Self {
+        Self { faces: is_once(workspace, parts).then_some("async"), ..self }
+    }
+}
+
+const NEWEST: Sdk = Sdk::new("newest SDK", "requirements-newest.txt", "newest");
+/// About the guest and not about the SDK, and long: most of it is the installation of Docker on one emulated processor.
+const CONTAINERS: Sdk = Sdk::new("containers in a sandbox", "requirements-newest.txt", "containers");
+const V1: Sdk = Sdk::new("older SDK", "requirements-v1.txt", "v1");
+const CLI: Sdk = Sdk::new("E2B's command line", "requirements-cli.txt", "cli");
+/// Python makes the hosts and the server that the JavaScript SDK's tests of what leaves a sandbox need.
+const JAVASCRIPT_OUTSIDE: Sdk = Sdk::new("JavaScript SDK and hosts outside", "requirements-newest.txt", "js");
+const MCP: Sdk = Sdk::new("MCP gateway", "requirements-gateway.txt", "gateway");
+/// Our own routes against their own description; no SDK knows them, and no engine matters.
+const OPENAPI: Sdk = Sdk::new("our own routes", "requirements-openapi.txt", "openapi");
+const INTERPRETER: Sdk = Sdk::new("code interpreter SDK", "requirements-interpreter.txt", "interpreter");
+
+/// The dashboard, which no SDK knows: a browser drives it.
+pub(crate) const BROWSER: Sdk = Sdk::new("browser", "requirements-browser.txt", "browser");
+const DESKTOP: Sdk = Sdk::new("desktop SDK", "requirements-desktop.txt", "desktop");
 
 /// The directory with the JavaScript packages and the tests of the JavaScript SDK.
 const JAVASCRIPT: &str = "js";
@@ -59,16 +77,24 @@ impl Parts {
     }
 }
 
-/// How a server is asked for gVisor.
-const ON_GVISOR: [&str; 2] = ["--engine", "gvisor"];
+/// Whether what differs in the SDKs and not in what they reach is left to the other engine: an emulated machine is slow.
+fn is_once(workspace: &Workspace, parts: Parts) -> bool {
+    parts == Parts::Light && gvisor::is_here() && workspace.is_emulated()
+}
+
+/// The engine beside machines, as the product calls it.
+const GVISOR: &str = "gvisor";
 
 /// What the tests of the code interpreter read: the parts that the template lacks.
 const WITHOUT_PARTS: &str = "WITHOUT_PARTS";
 
+/// What the Python tests read: the SDK's faces that they drive.
+const FACES: &str = "SDK_FACES";
+
 /// Fetches what the tests stand on: Python environments and packages for Node. `pytest` narrows the tests to some.
 pub(crate) fn fetch(workspace: &Workspace, pytest: &[String], step: &mut Step) -> anyhow::Result<()> {
     python::set_up(step)?;
-    let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1, INTERPRETER, MCP] } else { &[NEWEST] };
+    let sdks: &[Sdk] = if pytest.is_empty() { &[NEWEST, V1, INTERPRETER, MCP, BROWSER] } else { &[NEWEST] };
     for sdk in sdks {
         python::environment(&workspace.cache(), &requirements(workspace, *sdk), step)?;
     }
@@ -79,98 +105,80 @@ pub(crate) fn fetch(workspace: &Workspace, pytest: &[String], step: &mut Step) -
     Ok(())
 }
 
-/// Everything from the first template to the check that nothing is left. `pytest` narrows the tests to some.
+/// Every suite with machines, and with sandboxes of gVisor beside them, which are followed by `last`. `pytest` narrows the tests to some.
 pub(crate) fn run(
     workspace: &Workspace,
     household: &Household,
     report: &mut Report,
-    parts: Parts,
-    pytest: &[String],
+    (parts, pytest): (Parts, &[String]),
+    last: impl FnOnce(&mut Report) -> anyhow::Result<()> + Send,
 ) -> anyhow::Result<()> {
-    let whole = pytest.is_empty();
-    let sdks: &[Sdk] = if whole { &[NEWEST, V1] } else { &[NEWEST] };
-    let (state, other_state) = (household.passable_dir("state-")?, household.passable_dir("state-")?);
-    let build_in = |state: &Path, name| {
-        let mut command = workspace.firkin();
-        command.args(["template", "build", name, "--state-dir"]).arg(state);
-        command
-    };
-    let build = |name| build_in(state.path(), name);
-    report.step("base template", |step| step.run(&mut build("base")))?;
-    let before = leaks::Host::observe(household)?;
-    let sdk_conformance = |step: &mut Step| against_server(workspace, state.path(), sdks, pytest, step);
-    if whole {
-        let containers = |step: &mut Step| {
-            step.run(&mut build_in(other_state.path(), "base"))?;
-            against_server(workspace, other_state.path(), &[CONTAINERS], pytest, step)
+    let machines = &workspace.with_engine(workspace.engine_of_machines()?);
+    let state = household.passable_dir("state-")?;
+    report.step("base template", |step| step.run(&mut build(machines, state.path(), "base")))?;
+    if pytest.is_empty() {
+        // Those of one row leave a processor idle while they wait; together they take half the time.
+        let beside = |report: &mut Report| {
+            report.step("conformance on gVisor", |step| on_gvisor(workspace, household, parts, step))?;
+            last(report)
         };
-        report.steps_at_once(("sdk conformance", sdk_conformance), ("containers in a sandbox", containers))?;
-        report.step("javascript sdk and command line conformance", |step| javascript(workspace, state.path(), step))?;
+        report.at_once(|report| on_machines(machines, state.path(), parts, report), beside)?;
     } else {
-        report.step("sdk conformance", sdk_conformance)?;
-    }
-    // Only now: a server keeps sandboxes of every template warm, and these are large.
-    if whole {
-        let without = parts.without();
-        let options = without.iter().flat_map(|names| ["--without", names]);
-        let template = |step: &mut Step| step.run(build("code-interpreter-v1").args(options));
-        report.step("code interpreter template", template)?;
-        report.step("code interpreter conformance", |step| interpreter(workspace, state.path(), without, step))?;
-        // Its tests have the server build the template while it serves.
-        report.step("mcp gateway conformance", |step| against_server(workspace, state.path(), &[MCP], pytest, step))?;
-    }
-    // Not in every test run: with Debian's build of `runsc` one pause in some hundred leaves a sandbox that does not answer.
-    if whole && parts == Parts::All {
-        report.step("sdk conformance on gVisor", |step| on_gvisor(workspace, household, step))?;
-        report.step("other conformance on gVisor", |step| others_on_gvisor(workspace, household, parts, step))?;
+        report.step("sdk conformance", |step| against_server(machines, state.path(), &[NEWEST], pytest, step))?;
     }
     // A session and a browser are 500 MB to fetch, and minutes to start in an emulated guest.
-    if whole && parts == Parts::All {
-        report.step("desktop template", |step| step.run(&mut build("desktop")))?;
-        report.step("desktop conformance", |step| against_server(workspace, state.path(), &[DESKTOP], pytest, step))?;
+    if pytest.is_empty() && parts == Parts::All {
+        report.step("desktop template", |step| step.run(&mut build(machines, state.path(), "desktop")))?;
+        report.step("desktop conformance", |step| against_server(machines, state.path(), &[DESKTOP], pytest, step))?;
     }
-    report.step("nothing left by the server", |step| leaks::check(household, &before, step))
+    Ok(())
 }
 
-/// The newest SDK's tests with sandboxes of gVisor.
-fn on_gvisor(workspace: &Workspace, household: &Household, step: &mut Step) -> anyhow::Result<()> {
-    if !gvisor::is_here() {
-        step.skip("there is no `runsc` or `mkfs.erofs` on this host");
-        return Ok(());
-    }
-    let state = household.passable_dir("state-")?;
-    step.run(workspace.firkin().args(["template", "build", "base", "--state-dir"]).arg(state.path()).args(ON_GVISOR))?;
-    let mirror = server::tests_registry();
-    let server = Server::start_with(workspace, state.path(), &[&["--registry-mirror", &mirror], &ON_GVISOR[..]].concat())?;
-    let mut command = suite(workspace, state.path(), NEWEST, step)?;
-    // Servers that tests start themselves are asked for it by this.
-    command.env("FIRKIN_ENGINE", ON_GVISOR[1]);
-    step.run(&mut command).with_context(|| format!("the {} failed on gVisor\n{}", NEWEST.name, server.log_tail()))?;
-    server.stop()
+/// The tests of what only machines have, and every suite.
+fn on_machines(workspace: &Workspace, state: &Path, parts: Parts, report: &mut Report) -> anyhow::Result<()> {
+    let newest = NEWEST.on_emulated(workspace, parts);
+    report.step("sdk conformance", |step| against_server(workspace, state, &[newest, V1], &[], step))?;
+    report.step("containers in a sandbox", |step| against_server(workspace, state, &[CONTAINERS], &[], step))?;
+    report.step("other conformance", |step| {
+        if !is_once(workspace, parts) {
+            javascript(workspace, state, step)?;
+        }
+        interpreter_and_gateway(workspace, state, parts, step)
+    })
 }
 
-/// All other suites with sandboxes of gVisor but the desktop's, on one state directory. Tests that are about what such sandboxes lack are
-/// skipped by their names.
-fn others_on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
-    if !gvisor::is_here() {
-        step.skip("there is no `runsc` or `mkfs.erofs` on this host");
-        return Ok(());
-    }
-    let workspace = workspace.with_engine(ON_GVISOR[1]);
-    let state = household.passable_dir("state-")?;
+fn build(workspace: &Workspace, state: &Path, name: &str) -> Command {
+    let mut command = workspace.firkin();
+    command.args(["template", "build", name, "--state-dir"]).arg(state);
+    command
+}
+
+/// What has the large templates, which are made only now: a server keeps sandboxes of each warm. The gateway's tests have the server build its
+/// template while it serves.
+fn interpreter_and_gateway(workspace: &Workspace, state: &Path, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
     let without = parts.without();
-    let build = |name: &str, options: &[&str]| {
-        let mut command = workspace.firkin();
-        command.args(["template", "build", name, "--state-dir"]).arg(state.path()).args(options);
-        command
-    };
-    step.run(&mut build("base", &[]))?;
-    against_server(&workspace, state.path(), &[V1, CONTAINERS], &[], step)?;
-    javascript(&workspace, state.path(), step)?;
-    let options: Vec<&str> = without.iter().flat_map(|names| ["--without", names]).collect();
-    step.run(&mut build("code-interpreter-v1", &options))?;
-    interpreter(&workspace, state.path(), without, step)?;
-    against_server(&workspace, state.path(), &[MCP], &[], step)
+    let options = without.iter().flat_map(|names| ["--without", names]);
+    step.run(build(workspace, state, "code-interpreter-v1").args(options))?;
+    interpreter(workspace, state, (INTERPRETER.on_emulated(workspace, parts), without), step)?;
+    against_server(workspace, state, &[MCP], &[], step)
+}
+
+/// All suites with sandboxes of gVisor but the desktop's. Tests that are about what such sandboxes lack are skipped by their names. Servers
+/// that tests start themselves are asked for it too.
+fn on_gvisor(workspace: &Workspace, household: &Household, parts: Parts, step: &mut Step) -> anyhow::Result<()> {
+    if !gvisor::is_here() {
+        step.skip("there is no `runsc` or `mkfs.erofs` on this host");
+        return Ok(());
+    }
+    let workspace = &workspace.with_engine(GVISOR);
+    let state = household.passable_dir("state-")?;
+    step.run(&mut build(workspace, state.path(), "base"))?;
+    against_server(workspace, state.path(), &[NEWEST, V1], &[], step)?;
+    if parts == Parts::All {
+        against_server(workspace, state.path(), &[CONTAINERS, OPENAPI], &[], step)?;
+    }
+    javascript(workspace, state.path(), step)?;
+    interpreter_and_gateway(workspace, state.path(), parts, step)
 }
 
 fn against_server(
@@ -200,20 +208,31 @@ fn javascript(workspace: &Workspace, state_dir: &Path, step: &mut Step) -> anyho
     let mut tests = packages.tests(&directory(workspace).join(JAVASCRIPT))?;
     tests.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
     step.run(&mut tests).with_context(|| format!("the JavaScript SDK failed\n{}", server.log_tail()))?;
-    let mut tests = suite(workspace, state_dir, CLI, step)?;
-    tests.env("NODE_MODULES", packages.modules()).env("PATH", &packages.path);
-    step.run(&mut tests).with_context(|| format!("{} failed\n{}", CLI.name, server.log_tail()))?;
+    for sdk in [JAVASCRIPT_OUTSIDE, CLI] {
+        let mut tests = suite(workspace, state_dir, sdk, step)?;
+        tests.env("NODE_MODULES", packages.modules()).env("PATH", &packages.path);
+        step.run(&mut tests).with_context(|| format!("{} failed\n{}", sdk.name, server.log_tail()))?;
+    }
     server.stop()
 }
 
 /// The code interpreter's SDKs: Python's under pytest, then JavaScript's under Node's own test runner.
-fn interpreter(workspace: &Workspace, state_dir: &Path, without: Option<&str>, step: &mut Step) -> anyhow::Result<()> {
+fn interpreter(
+    workspace: &Workspace,
+    state_dir: &Path,
+    (sdk, without): (Sdk, Option<&str>),
+    step: &mut Step,
+) -> anyhow::Result<()> {
     let packages = node_packages(workspace, JAVASCRIPT_INTERPRETER, step)?;
     let server = Server::start(workspace, state_dir)?;
-    let mut python = suite(workspace, state_dir, INTERPRETER, step)?;
+    let mut python = suite(workspace, state_dir, sdk, step)?;
     let mut javascript = packages.tests(&directory(workspace).join(JAVASCRIPT_INTERPRETER))?;
     javascript.envs(server::variables(workspace, state_dir)?).env_remove("E2B_DOMAIN").env_remove("E2B_DEBUG");
-    for (name, tests) in [(INTERPRETER.name, &mut python), ("code interpreter's JavaScript SDK", &mut javascript)] {
+    let mut suites = vec![(sdk.name, &mut python)];
+    if sdk.faces.is_none() {
+        suites.push(("code interpreter's JavaScript SDK", &mut javascript));
+    }
+    for (name, tests) in suites {
         say(&format!("{name}:"));
         tests.env(WITHOUT_PARTS, without.unwrap_or_default());
         step.run(tests).with_context(|| format!("the {name} failed\n{}", server.log_tail()))?;
@@ -227,7 +246,7 @@ fn node_packages(workspace: &Workspace, name: &str, step: &mut Step) -> anyhow::
 }
 
 /// pytest over the tests of one SDK, pointed at the server of this state directory.
-fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mut Step) -> anyhow::Result<Command> {
+pub(crate) fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mut Step) -> anyhow::Result<Command> {
     let python = python::environment(&workspace.cache(), &requirements(workspace, sdk), step)?;
     let mut command = Command::new(python);
     command
@@ -240,6 +259,7 @@ fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mut Step) -> 
         .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
         .env("FIRKIN_STATE_DIR", state_dir)
         .envs(workspace.engine_variable())
+        .envs(sdk.faces.map(|faces| (FACES, faces)))
         .envs(server::variables(workspace, state_dir)?);
     Ok(command)
 }

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod advisories;
+mod browser;
 mod conformance;
+mod deb;
 mod e2b_suite;
 mod gvisor;
 mod household;
@@ -17,10 +19,13 @@ mod http;
 mod interrupt;
 mod kvm_soak;
 mod leaks;
+mod monitoring;
 mod nested;
 mod node;
+mod postgres;
 mod python;
 mod run;
+mod rust_tests;
 mod sbom;
 mod server;
 mod soak;
@@ -50,6 +55,8 @@ enum Command {
     Lint,
     /// A list of everything that the product is made of, as CycloneDX JSON
     Sbom(sbom::List),
+    /// A Debian package of a release build, with units, configuration, manual pages and completions
+    Deb(deb::Package),
     /// Rules about the text of the project: files, links, promises, dependencies
     Tidy,
     /// Tests of the crates, which need no virtual machine
@@ -64,6 +71,14 @@ enum Command {
         #[arg(last = true)]
         pytest: Vec<String>,
     },
+    /// The dashboard in Debian's Chromium against a server of our own; leaves a screenshot of every page
+    Browser {
+        /// Passed to pytest, after `--`
+        #[arg(last = true)]
+        pytest: Vec<String>,
+    },
+    /// The files for Prometheus and Grafana, with Debian's Prometheus against a server of our own
+    Monitoring,
     /// E2B's own Python test suites, from a checkout, against a server of our own
     E2bSuite(e2b_suite::Suite),
     /// The long form of the tests: hours of use of one server, after which nothing may have failed, grown or been left
@@ -103,6 +118,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             dependencies(workspace, report)
         }
         Command::Sbom(list) => report.step("bill of materials", |step| sbom::write(workspace, &list, step)),
+        Command::Deb(package) => report.step("debian package", |step| deb::build(workspace, &package, step)),
         Command::Tidy => report.step("tidiness", |step| workspace.tidiness(step)),
         Command::Unit => report.step("unit tests", |step| workspace.unit_tests(step)),
         Command::Doc => report.step("documentation", |step| workspace.documentation(step)),
@@ -116,7 +132,21 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             report.step("packages of the tests", |step| conformance::fetch(workspace, &pytest, step))?;
-            conformance::run(workspace, household, report, Parts::All, &pytest)
+            report.step("gVisor", gvisor::set_up)?;
+            let before = leaks::Host::observe(household)?;
+            conformance::run(workspace, household, report, (Parts::All, &pytest), |_| Ok(()))?;
+            report.step("nothing left on the host", |step| leaks::check(household, &before, step))
+        }
+        Command::Browser { pytest } => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            report.step("gVisor", gvisor::set_up)?;
+            browser::run(workspace, household, report, &pytest)
+        }
+        Command::Monitoring => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            monitoring::run(workspace, household, report)
         }
         Command::E2bSuite(suite) => {
             report.step("build", |step| workspace.build(step))?;
@@ -155,11 +185,14 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     report.step("build", |step| workspace.build(step))?;
     report.step("host set-up", |step| workspace.host_set_up(step))?;
     report.step("gVisor", gvisor::set_up)?;
+    report.step("PostgreSQL", postgres::set_up)?;
     let before = leaks::Host::observe(household)?;
-    report.step("build of the rust tests", |step| workspace.build_of_tests(step))?;
-    let nested = |step: &mut Step| workspace.nested_test(step);
-    report.steps_at_once(("rust tests", |step| workspace.rust_tests(step)), ("kvm inside a sandbox", nested))?;
-    report.step("documentation", |step| workspace.documentation(step))?;
-    conformance::run(workspace, household, report, Parts::Light, &[])?;
+    let tests = report.produce("build of the rust tests", |step| rust_tests::build(workspace, step))?;
+    let documentation = |step: &mut Step| workspace.documentation(step);
+    report.steps_at_once(("rust tests", |step| rust_tests::run(tests, step)), ("documentation", documentation))?;
+    conformance::run(workspace, household, report, (Parts::Light, &[]), |report| {
+        browser::run(workspace, household, report, &[])?;
+        monitoring::run(workspace, household, report)
+    })?;
     report.step("nothing left on the host", |step| leaks::check(household, &before, step))
 }

@@ -102,6 +102,14 @@ impl Step {
         Ok(())
     }
 
+    /// Shows lines that a program printed, and counts its tests.
+    pub(crate) fn show(&mut self, output: &[u8]) {
+        for line in String::from_utf8_lossy(output).lines() {
+            self.counts.add(Counts::of_line(line));
+            self.tell(line);
+        }
+    }
+
     fn tell(&mut self, line: &str) {
         match &mut self.held {
             Some(lines) => lines.push(line.to_owned()),
@@ -133,13 +141,13 @@ impl Step {
 
 /// How a step ended, and after how long.
 #[derive(Debug)]
-struct Ended {
-    outcome: anyhow::Result<()>,
+struct Ended<T> {
+    outcome: anyhow::Result<T>,
     took: Duration,
 }
 
-impl Ended {
-    fn of(step: &mut Step, body: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> Self {
+impl<T> Ended<T> {
+    fn of(step: &mut Step, body: impl FnOnce(&mut Step) -> anyhow::Result<T>) -> Self {
         let started = Instant::now();
         let outcome = body(step);
         Self { outcome, took: started.elapsed() }
@@ -152,51 +160,72 @@ pub(crate) struct Report {
     started: Instant,
     lines: Vec<String>,
     counts: Counts,
+    /// Whether another one prints meanwhile.
+    is_beside: bool,
 }
 
 impl Default for Report {
     fn default() -> Self {
-        Self { started: Instant::now(), lines: Vec::new(), counts: Counts::default() }
+        Self { started: Instant::now(), lines: Vec::new(), counts: Counts::default(), is_beside: false }
     }
 }
 
 impl Report {
     /// Runs one step and remembers how it went. Its error ends the run.
     pub(crate) fn step(&mut self, name: &str, body: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        say(&format!("\n── {name}"));
-        let mut step = Step::default();
+        self.produce(name, body)
+    }
+
+    /// The same of a step that others stand on, with what it made for them.
+    pub(crate) fn produce<T>(&mut self, name: &str, body: impl FnOnce(&mut Step) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let mut step = Step { held: self.is_beside.then(Vec::new), ..Step::default() };
+        if !self.is_beside {
+            say(&format!("\n── {name}"));
+        }
         let ended = Ended::of(&mut step, body);
+        if let Some(held) = &step.held {
+            say(&format!("\n── {name} (which ran beside the above)\n{}", held.join("\n")));
+        }
         self.remember(name, &step, ended)
     }
 
-    /// Runs two steps at the same time, for what leaves a processor idle; what the second prints comes when both have ended.
+    /// Runs two steps at the same time, for what leaves a processor idle; what the second prints comes when it has ended.
     pub(crate) fn steps_at_once(
         &mut self,
         (name, body): (&str, impl FnOnce(&mut Step) -> anyhow::Result<()>),
         (second_name, second_body): (&str, impl FnOnce(&mut Step) -> anyhow::Result<()> + Send),
     ) -> anyhow::Result<()> {
-        let mut second = Step { held: Some(Vec::new()), ..Step::default() };
-        let (outcome, second_ended) = thread::scope(|scope| {
-            let running = scope.spawn(|| Ended::of(&mut second, second_body));
-            let outcome = self.step(name, body);
-            (outcome, running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        });
-        say(&format!("\n── {second_name} (at the same time as {name})"));
-        second.held.iter().flatten().for_each(|line| say(line));
-        outcome.and(self.remember(second_name, &second, second_ended))
+        self.at_once(|report| report.step(name, body), |beside| beside.step(second_name, second_body))
     }
 
-    fn remember(&mut self, name: &str, step: &Step, ended: Ended) -> anyhow::Result<()> {
+    /// Runs two rows of steps at the same time; what a step of the second row prints comes when it has ended.
+    pub(crate) fn at_once(
+        &mut self,
+        row: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+        second_row: impl FnOnce(&mut Self) -> anyhow::Result<()> + Send,
+    ) -> anyhow::Result<()> {
+        let mut beside = Self { is_beside: true, ..Self::default() };
+        let (outcome, second) = thread::scope(|scope| {
+            let running = scope.spawn(|| second_row(&mut beside));
+            let outcome = row(self);
+            (outcome, running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        self.lines.append(&mut beside.lines);
+        self.counts.add(beside.counts);
+        outcome.and(second)
+    }
+
+    fn remember<T>(&mut self, name: &str, step: &Step, ended: Ended<T>) -> anyhow::Result<T> {
         let Ended { outcome, took } = ended;
         self.counts.add(step.counts);
         let verdict = match (&outcome, &step.skipped) {
             (Err(_), _) => "FAILED".to_owned(),
-            (Ok(()), Some(why)) => {
+            (Ok(_), Some(why)) => {
                 self.counts.skipped += 1;
                 format!("skipped: {why}")
             }
-            (Ok(()), None) if step.counts == Counts::default() => "ok".to_owned(),
-            (Ok(()), None) => format!("ok, {} tests", step.counts.passed),
+            (Ok(_), None) if step.counts == Counts::default() => "ok".to_owned(),
+            (Ok(_), None) => format!("ok, {} tests", step.counts.passed),
         };
         let line = format!("{:>7.1} s  {name}: {verdict}", took.as_secs_f32());
         say(&line);

@@ -25,7 +25,7 @@ use crate::{
 const PRODUCT: [&str; 3] = ["firkin", "firkin-guest", "firkin-mcp"];
 
 /// Debian packages that `firkin doctor --fix` installs where they are missing (`crates/cli/src/host`).
-const HOST_PACKAGES: [&str; 9] =
+pub(crate) const HOST_PACKAGES: [&str; 9] =
     ["apt", "e2fsprogs", "erofs-utils", "kmod", "libnss-myhostname", "mmdebstrap", "mount", "qemu-system-x86", "runsc"];
 
 /// Where the list goes.

@@ -31,9 +31,13 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long one question may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where the tests' registry listens (`tests/conformance/newest/test_builds.py`): an address of the loopback that nobody else uses. Servers ask
-/// registries on the loopback only where they are named.
-const TESTS_REGISTRY: &str = "127.83.12.1:5000";
+/// Where registries of the tests listen (`tests/conformance/newest/test_builds.py`): an address of the loopback that nobody else uses, and a port
+/// for each of two suites at the same time. Servers ask registries on the loopback only where they are named.
+const TESTS_REGISTRIES: [&str; 2] = ["127.83.12.1:5000", "127.83.12.1:5001"];
+
+/// Where receivers of webhooks of the tests listen (`tests/conformance/newest/test_command_line.py`). Nobody is sent anything on the loopback
+/// unless the server is told that he may be.
+const TESTS_RECEIVERS: &str = "127.83.12.2/32";
 
 /// How much of the log is shown when something went wrong.
 const LOG_TAIL_LINES: usize = 60;
@@ -48,15 +52,17 @@ pub(crate) struct Server {
     stopped: bool,
 }
 
-/// What names the tests' registry to a server.
-pub(crate) fn tests_registry() -> String {
-    format!("{TESTS_REGISTRY}={TESTS_REGISTRY}")
+/// The options that let a server reach what tests have beside it.
+fn surroundings() -> Vec<String> {
+    let mirrors = TESTS_REGISTRIES.iter().flat_map(|address| ["--registry-mirror".to_owned(), format!("{address}={address}")]);
+    mirrors.chain(["--webhook-allow", TESTS_RECEIVERS].map(str::to_owned)).collect()
 }
 
 impl Server {
-    /// Starts a server with this state directory, which may pull from the tests' registry, and returns once it answers.
+    /// Starts a server with this state directory, which may pull from the tests' registries and call their webhooks, and returns once it answers.
     pub(crate) fn start(workspace: &Workspace, state_dir: &Path) -> anyhow::Result<Self> {
-        Self::start_with(workspace, state_dir, &["--registry-mirror", &tests_registry()])
+        let options = surroundings();
+        Self::start_with(workspace, state_dir, &options.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// The same, with HTTPS by host names: sandboxes get names below `localhost`, and `firkin env` says what to trust.
@@ -197,7 +203,7 @@ fn watch(mut child: Child) -> Receiver<std::io::Result<ExitStatus>> {
 }
 
 /// A loopback address whose port nobody uses now. Another program may take it before the server does: then the start fails.
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
     listener.local_addr().context("cannot read the free port")
 }
@@ -215,7 +221,7 @@ pub(crate) fn variables(workspace: &Workspace, state_dir: &Path) -> anyhow::Resu
         bail!("`firkin env` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let variables = exports(&String::from_utf8_lossy(&output.stdout));
-    for wanted in ["E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL"] {
+    for wanted in ["E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"] {
         if !variables.contains_key(wanted) {
             bail!("`firkin env` does not export {wanted}");
         }

@@ -12,8 +12,9 @@ use crate::{advisories, run::Step};
 /// The package of tests that run virtual machines.
 const VM_TESTS: &str = "firkin-vm-tests";
 
-/// The engine's contract on KVM, inside a sandbox.
-const NESTED_TEST: &str = "kvm_keeps_the_contract_inside_a_sandbox";
+/// Engines that run machines, and the doctor's check of the first, as the product calls them.
+const KVM: &str = "kvm";
+const EMULATED: &str = "emulated";
 
 /// Where the project and its binaries are.
 #[derive(Debug, Clone)]
@@ -58,6 +59,16 @@ impl Workspace {
         self.engine.map(|engine| ("FIRKIN_ENGINE", engine))
     }
 
+    /// Which engine runs machines on this host: `kvm` where the product's own trial shows that it works.
+    pub(crate) fn engine_of_machines(&self) -> anyhow::Result<&'static str> {
+        let output =
+            self.firkin().args(["doctor", "--json", "--engine", EMULATED]).output().context("cannot run `firkin doctor`")?;
+        let checks: Vec<serde_json::Value> =
+            serde_json::from_slice(&output.stdout).context("cannot read what the doctor found")?;
+        let kvm = checks.iter().find(|check| check["name"] == KVM).context("the doctor says nothing of KVM")?;
+        Ok(if kvm["status"] == "ok" { KVM } else { EMULATED })
+    }
+
     /// The same workspace, whose product has a cache directory of its own.
     pub(crate) fn with_product_cache(&self, cache: &Path) -> Self {
         Self { product_cache: Some(cache.to_owned()), ..self.clone() }
@@ -66,6 +77,11 @@ impl Workspace {
     /// The same workspace, whose product runs sandboxes on this engine.
     pub(crate) fn with_engine(&self, engine: &'static str) -> Self {
         Self { engine: Some(engine), ..self.clone() }
+    }
+
+    /// Whether the emulator was chosen.
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.engine == Some(EMULATED)
     }
 
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
@@ -134,21 +150,6 @@ impl Workspace {
 
     pub(crate) fn vm_tests(&self, step: &mut Step) -> anyhow::Result<()> {
         step.run(&mut self.cargo(&["test", "--package", VM_TESTS]))
-    }
-
-    /// All that the tests of Rust are made of: one build serves them all.
-    pub(crate) fn build_of_tests(&self, step: &mut Step) -> anyhow::Result<()> {
-        step.run(&mut self.cargo(&["test", "--workspace", "--no-run"]))
-    }
-
-    /// Unit tests, engine contract, VM tests and rules about the text, all but [`Self::nested_test`].
-    pub(crate) fn rust_tests(&self, step: &mut Step) -> anyhow::Result<()> {
-        step.run(&mut self.cargo(&["test", "--workspace", "--", "--skip", NESTED_TEST]))
-    }
-
-    /// The longest of them, which waits for one emulated processor.
-    pub(crate) fn nested_test(&self, step: &mut Step) -> anyhow::Result<()> {
-        step.run(&mut self.cargo(&["test", "--workspace", "--test", "nested_kvm", "--", "--exact", NESTED_TEST]))
     }
 
     pub(crate) fn documentation(&self, step: &mut Step) -> anyhow::Result<()> {

@@ -51,6 +51,16 @@ fn nothing_sleeps_to_wait() {
 }
 
 #[test]
+fn no_code_stands_in_comments() {
+    let fenced = |line: &str| {
+        let fence = line.trim_start().trim_start_matches("//!").trim_start_matches("///").trim_start();
+        line.trim_start().starts_with("//") && fence.starts_with("```") && !["```", "```text"].contains(&fence)
+    };
+    let offences: Vec<String> = files("rs").iter().flat_map(|text| lines_with(text, fenced)).collect();
+    assert_none("an example is a program in `examples/`, which runs as a test: nothing runs what stands in comments", &offences);
+}
+
+#[test]
 fn no_registry_is_named() {
     let hosts: Vec<String> = [
         ["crates", "io"],
