@@ -44,7 +44,7 @@ pub(crate) struct CapacityArgs {
     /// Start nothing while less memory is available [default: 1024, or a twentieth of a small host]
     #[arg(long, value_name = "MIB", env = "FIRKIN_MEMORY_FLOOR", hide_env_values = true)]
     memory_floor: Option<u64>,
-    /// Start nothing after the whole host waited for memory for so much of ten seconds; 101 for never [default: 10]
+    /// Start nothing after the whole host waited for memory for so much of ten seconds, with less than a quarter of it available; 101 for never [default: 10]
     #[arg(long, value_name = "PERCENT", env = "FIRKIN_MEMORY_STALL", hide_env_values = true, value_parser = value_parser!(u8).range(1..=101))]
     memory_stall: Option<u8>,
     /// Let sandboxes that are kept ready hold so much of the capacity [default: 25]

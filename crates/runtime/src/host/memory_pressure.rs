@@ -2,7 +2,7 @@
 //!
 //! Where more memory is promised than there is, promises alone do not keep the host from its OOM killer, which would end some
 //! machine, or the server, without asking. So new work is refused before that: while less memory is available than a floor, and
-//! while the kernel's pressure stall information says that all of the host waits for memory. Nothing is taken from sandboxes
+//! while the kernel's pressure stall information says that all of the host waits for memory and not much of it is left. Nothing is taken from sandboxes
 //! that run; they may still write all that they were promised, and only a lower overcommit keeps them from it.
 
 use std::{fmt, io, path::Path, sync::Once};
@@ -44,6 +44,10 @@ const SMALL_HOST_DIVISOR: u64 = 20;
 /// A host that merely reclaims stays far below. *Every* task, because a single guest that thrashes must not close the host.
 pub const MEMORY_STALL_PERCENT: u8 = 10;
 
+/// Stalls count while less than this part of the host's memory is available. The kernel counts a control group that waits at its own
+/// limit too, and while nothing else has work that is all of the host (Linux, Documentation/accounting/psi.rst).
+const STALLS_COUNT_BELOW: u64 = 4;
+
 /// Measures memory. Injected, so that a host without memory can be tested.
 pub trait MemoryPressureProbe: Send + Sync + fmt::Debug {
     /// The host's memory now. Called for every create: it must answer at once.
@@ -73,8 +77,10 @@ pub struct MemoryView {
     pub floor_mib: u64,
     /// Per cent of the last ten seconds in which every busy task waited for memory; `None` where the kernel does not say.
     pub stalled_percent: Option<u8>,
-    /// Nothing is started from this on.
+    /// Nothing is started from this on, while less than `stalls_count_below_mib` is available.
     pub stall_limit_percent: u8,
+    /// With more available, a stall is that of some control group at its own limit, and not the host's, MiB.
+    pub stalls_count_below_mib: u64,
 }
 
 impl HostMemory {
@@ -168,6 +174,7 @@ impl MemoryPressureGuard {
             floor_mib: self.floor_of(memory),
             stalled_percent: memory.stalled_percent,
             stall_limit_percent: self.stall_percent,
+            stalls_count_below_mib: stalls_count_below(memory) >> 20,
         })
     }
 
@@ -175,7 +182,7 @@ impl MemoryPressureGuard {
         self.floor_mib.unwrap_or_else(|| MEMORY_FLOOR_MIB.min((memory.total >> 20) / SMALL_HOST_DIVISOR))
     }
 
-    /// Memory equal to the floor passes, a stall equal to its limit does not; a probe that fails does not.
+    /// Memory equal to the floor passes, a stall equal to its limit does not on a host that is short; a probe that fails does not.
     pub fn check(&self) -> Result<(), MemoryPressure> {
         let memory = self.probe.probe().map_err(MemoryPressure::ProbeFailed)?;
         let available_mib = memory.available >> 20;
@@ -184,12 +191,17 @@ impl MemoryPressureGuard {
             return Err(MemoryPressure::BelowFloor { available_mib, floor_mib });
         }
         match memory.stalled_percent {
-            Some(percent) if percent >= self.stall_percent => {
+            Some(percent) if percent >= self.stall_percent && memory.available < stalls_count_below(memory) => {
                 Err(MemoryPressure::Stalled { percent, limit_percent: self.stall_percent })
             }
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// Bytes available from which on a stall is not the host's.
+fn stalls_count_below(memory: HostMemory) -> u64 {
+    memory.total / STALLS_COUNT_BELOW
 }
 
 #[cfg(test)]
@@ -223,6 +235,12 @@ mod tests {
         assert!(guard(None, host(2 * GIB, Some(9))).check().is_ok());
         let error = guard(None, host(2 * GIB, Some(10))).check().unwrap_err();
         assert!(matches!(error, MemoryPressure::Stalled { percent: 10, limit_percent: 10 }), "{error}");
+    }
+
+    #[test]
+    fn stalls_of_a_host_with_plenty_of_memory_are_not_its_own() {
+        assert!(guard(None, host(16 * GIB - 1, Some(99))).check().is_err());
+        assert!(guard(None, host(16 * GIB, Some(99))).check().is_ok(), "what waits is a control group at its own limit");
     }
 
     #[test]

@@ -129,6 +129,7 @@ fn host() -> Value {
         ("floor_mib", number()),
         ("stalled_percent", maybe(number())),
         ("stall_limit_percent", number()),
+        ("stalls_count_below_mib", number()),
     ]);
     let used = record([("budget_bytes", number()), ("held_bytes", number()), ("reclaimable_bytes", number())]);
     let condition =
