@@ -120,13 +120,11 @@ impl Parts {
             }
         };
         let search = self.remains.searcher();
-        if let Err(error) = blocking(move || {
-            search.end();
-            Ok(())
-        })
-        .await
-        {
-            tracing::warn!(pid = self.process.pid(), %error, "cannot end what a sandbox leaves");
+        match blocking(move || Ok(search.end())).await {
+            Ok(true) => self.remains.are_gone(),
+            // Its end looks for them again.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(pid = self.process.pid(), %error, "cannot end what a sandbox leaves"),
         }
         let console = instance::tail(&self.dir.join(CONSOLE)).unwrap_or_default();
         match console.lines().last().map(str::trim) {
