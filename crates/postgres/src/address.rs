@@ -123,6 +123,20 @@ impl Address {
     }
 }
 
+impl Address {
+    /// The same with this password.
+    #[must_use]
+    pub fn with_password(mut self, password: &str) -> Self {
+        self.config.password(password);
+        self
+    }
+
+    /// Whether there is a password in it.
+    pub fn has_password(&self) -> bool {
+        self.config.get_password().is_some()
+    }
+}
+
 fn believing(authority: Option<&Path>) -> Result<ClientConfig, InvalidAddress> {
     let mut roots = RootCertStore::empty();
     match authority {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use firkin_runtime::store::catalog::{Holder, Left};
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
@@ -59,6 +60,40 @@ pub enum OpenError {
         /// Ours.
         ours: String,
     },
+    /// There is nothing in it, and there should be.
+    #[error(
+        "the catalogue at {address} is empty, and that of this state directory is not: it is another database, or a lost one"
+    )]
+    Empty {
+        /// Where.
+        address: String,
+    },
+    /// It is an old copy of what it was.
+    #[error(
+        "the catalogue at {address} is in term {found}, and this state directory had it in {known}: it is a copy from before, and \
+         what was recorded since is not in it"
+    )]
+    WentBack {
+        /// Where.
+        address: String,
+        /// Its term.
+        found: i64,
+        /// The last that is known.
+        known: i64,
+    },
+    /// Another copy of the state directory has had it since.
+    #[error(
+        "the catalogue at {address} is in term {found}, and this state directory had it in {known}: another copy of the directory has \
+         had it since"
+    )]
+    WentOn {
+        /// Where.
+        address: String,
+        /// Its term.
+        found: i64,
+        /// The last that is known.
+        known: i64,
+    },
     /// Its tables cannot be made or brought up to date.
     #[error("cannot use the tables of the catalogue at {address}")]
     Tables {
@@ -68,12 +103,6 @@ pub enum OpenError {
         #[source]
         source: MigrateError,
     },
-}
-
-/// Whose a catalogue is to be.
-#[derive(Debug)]
-pub(crate) struct Holder {
-    pub(crate) installation: String,
 }
 
 /// The lock, while it is held.
@@ -98,18 +127,31 @@ impl Hold {
             }
             tokio::time::sleep(INTERVAL).await;
         }
+        if holder.left != Left::Never && !is_made(&connection).await.map_err(unreachable)? {
+            return Err(OpenError::Empty { address: address.to_string() });
+        }
         let tables = |source| OpenError::Tables { address: address.to_string(), source };
         schema::migrate(connection.client()).await.map_err(tables)?;
-        let claim = "UPDATE firkin.catalogue SET term = term + 1, installation = $1, host = $2, since = now()
-                     WHERE installation IS NULL OR installation = $1 RETURNING term";
+        let found = "SELECT installation, term FROM firkin.catalogue";
+        let row = connection.client().query_one(found, &[]).await.map_err(unreachable)?;
+        let theirs: Option<String> = row.try_get(0).map_err(unreachable)?;
+        let found: i64 = row.try_get(1).map_err(unreachable)?;
+        let address_of = || address.to_string();
+        match (theirs, holder.left) {
+            (Some(theirs), _) if theirs != holder.installation => {
+                return Err(OpenError::Foreign { address: address_of(), theirs, ours: holder.installation.clone() });
+            }
+            (None, Left::In(_) | Left::After(_)) => return Err(OpenError::Empty { address: address_of() }),
+            (_, Left::In(known) | Left::After(known)) if found < known => {
+                return Err(OpenError::WentBack { address: address_of(), found, known });
+            }
+            (_, Left::In(known)) if found > known => return Err(OpenError::WentOn { address: address_of(), found, known }),
+            _ => {}
+        }
+        let claim = "UPDATE firkin.catalogue SET term = term + 1, installation = $1, host = $2, since = now() RETURNING term";
         let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let claimed = connection.client().query_opt(claim, &[&holder.installation, &host.trim()]).await.map_err(unreachable)?;
-        let Some(row) = claimed else {
-            let whose = connection.client().query_one("SELECT installation FROM firkin.catalogue", &[]).await;
-            let theirs = whose.and_then(|row| row.try_get(0)).map_err(unreachable)?;
-            return Err(OpenError::Foreign { address: address.to_string(), theirs, ours: holder.installation.clone() });
-        };
-        let term = row.try_get(0).map_err(unreachable)?;
+        let claimed = connection.client().query_one(claim, &[&holder.installation, &host.trim()]).await.map_err(unreachable)?;
+        let term = claimed.try_get(0).map_err(unreachable)?;
         Ok((Self(tokio::spawn(watch(address.clone(), connection, term))), term))
     }
 
@@ -121,9 +163,57 @@ impl Hold {
     }
 }
 
+/// Whether there are tables of ours.
+pub(crate) async fn is_made(connection: &Connection) -> Result<bool, tokio_postgres::Error> {
+    let row = connection.client().query_one("SELECT to_regclass('firkin.catalogue') IS NOT NULL", &[]).await?;
+    row.try_get(0)
+}
+
 async fn lock(connection: &Connection) -> Result<bool, tokio_postgres::Error> {
     let row = connection.client().query_one("SELECT pg_try_advisory_lock($1)", &[&SERVER]).await?;
     row.try_get(0)
+}
+
+/// Fails unless the catalogue is that of an installation, and of this version.
+pub(crate) async fn look(address: &Address, installation: &str) -> Result<(), OpenError> {
+    let unreachable = |source| OpenError::Unreachable { address: address.to_string(), source };
+    let connection = Connection::to(address).await.map_err(unreachable)?;
+    if !is_made(&connection).await.map_err(unreachable)? {
+        return Err(OpenError::Empty { address: address.to_string() });
+    }
+    let tables = |source| OpenError::Tables { address: address.to_string(), source };
+    schema::demand_current(connection.client()).await.map_err(tables)?;
+    let row = connection.client().query_one("SELECT installation FROM firkin.catalogue", &[]).await;
+    let theirs: Option<String> = row.and_then(|row| row.try_get(0)).map_err(unreachable)?;
+    match theirs {
+        Some(theirs) if theirs == installation => Ok(()),
+        Some(theirs) => Err(OpenError::Foreign { address: address.to_string(), theirs, ours: installation.to_owned() }),
+        None => Err(OpenError::Empty { address: address.to_string() }),
+    }
+}
+
+/// What a database says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// Its version, in its words.
+    pub version: String,
+    /// From a question to its answer.
+    pub round_trip: Duration,
+    /// Whether what it was told to keep is on its disk when it says so.
+    pub durable: bool,
+}
+
+pub(crate) async fn greet(address: &Address) -> Result<Greeting, OpenError> {
+    let unreachable = |source| OpenError::Unreachable { address: address.to_string(), source };
+    let connection = Connection::to(address).await.map_err(unreachable)?;
+    let asked = "SELECT current_setting('server_version'),
+                 current_setting('fsync') = 'on' AND current_setting('synchronous_commit') <> 'off'";
+    let row = connection.client().query_one(asked, &[]).await.map_err(unreachable)?;
+    let begun = Instant::now();
+    connection.client().simple_query("SELECT 1").await.map_err(unreachable)?;
+    let round_trip = begun.elapsed();
+    let (version, durable) = (row.try_get(0).map_err(unreachable)?, row.try_get(1).map_err(unreachable)?);
+    Ok(Greeting { version, round_trip, durable })
 }
 
 async fn taken(address: &Address, connection: &Connection) -> OpenError {

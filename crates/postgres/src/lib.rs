@@ -16,6 +16,7 @@ use std::{
 
 use firkin_runtime::store::{
     StoreError,
+    catalog::{Catalog, Holder, Opened},
     database::{Database, DatabaseError, Mode, Work},
 };
 use futures::future::BoxFuture;
@@ -29,8 +30,8 @@ mod schema;
 
 pub use address::{Address, InvalidAddress};
 use connection::{Connection, away, refusal};
-pub use hold::OpenError;
-use hold::{Hold, Holder};
+use hold::Hold;
+pub use hold::{Greeting, OpenError};
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.
 const CONNECTIONS: usize = 8;
@@ -44,7 +45,49 @@ const LOOK_UP: Duration = Duration::from_secs(20);
 /// Between two questions then.
 const LOOK_UP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A catalogue in PostgreSQL.
+/// That of who only reads: no catalogue is ever in it, so that nothing is written.
+const NO_TERM: i64 = -1;
+
+/// A catalogue in PostgreSQL, as a runtime is told of it.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    address: Address,
+}
+
+impl Catalogue {
+    /// That at an address.
+    pub fn at(address: Address) -> Self {
+        Self { address }
+    }
+
+    /// Asks who is there: the version of the database, and how long its answer took.
+    pub async fn greet(&self) -> Result<Greeting, OpenError> {
+        hold::greet(&self.address).await
+    }
+}
+
+impl Catalog for Catalogue {
+    fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn open(&self, holder: Holder) -> BoxFuture<'_, Result<Opened, StoreError>> {
+        Box::pin(async move {
+            let opened = Postgres::open(self.address.clone(), &holder).await;
+            let database = opened.map_err(|error| StoreError::Catalog(error.into()))?;
+            Ok(Opened { term: database.term(), database: Arc::new(database) })
+        })
+    }
+
+    fn look<'a>(&'a self, installation: &'a str) -> BoxFuture<'a, Result<Arc<dyn Database>, StoreError>> {
+        Box::pin(async move {
+            let opened = Postgres::look(self.address.clone(), installation).await;
+            Ok(Arc::new(opened.map_err(|error| StoreError::Catalog(error.into()))?) as Arc<dyn Database>)
+        })
+    }
+}
+
+/// A catalogue in PostgreSQL that is open.
 #[derive(Debug)]
 pub struct Postgres {
     address: Address,
@@ -55,12 +98,26 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Opens the catalogue at `address` for the installation of that id, makes its tables where there are none, and holds it against
+    /// Opens the catalogue at `address` for the installation that is named, makes its tables where there are none, and holds it against
     /// other servers until it is closed.
-    pub async fn open(address: Address, installation: &str) -> Result<Self, OpenError> {
-        let (hold, term) = Hold::take(&address, &Holder { installation: installation.to_owned() }).await?;
-        let places = Semaphore::new(CONNECTIONS);
-        Ok(Self { address, term, places, idle: Arc::default(), hold: Mutex::new(Some(hold)) })
+    pub async fn open(address: Address, holder: &Holder) -> Result<Self, OpenError> {
+        let (hold, term) = Hold::take(&address, holder).await?;
+        Ok(Self::of(address, term, Some(hold)))
+    }
+
+    /// Opens the catalogue at `address` to read it, whoever holds it: it has to be that of the installation, and of this version.
+    pub async fn look(address: Address, installation: &str) -> Result<Self, OpenError> {
+        hold::look(&address, installation).await?;
+        Ok(Self::of(address, NO_TERM, None))
+    }
+
+    fn of(address: Address, term: i64, hold: Option<Hold>) -> Self {
+        Self { address, term, places: Semaphore::new(CONNECTIONS), idle: Arc::default(), hold: Mutex::new(hold) }
+    }
+
+    /// Rises with each who opens the catalogue.
+    pub fn term(&self) -> i64 {
+        self.term
     }
 
     /// A connection in a transaction, with the transaction's number if it writes.
@@ -164,6 +221,15 @@ impl Postgres {
 impl Database for Postgres {
     fn name(&self) -> &'static str {
         "postgresql"
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn after_rows_with_numbers(&self) -> &'static [&'static str] {
+        &["SELECT setval(pg_get_serial_sequence('firkin.deliveries', 'number'),
+               (SELECT coalesce(max(number), 0) + 1 FROM deliveries), false)"]
     }
 
     fn run(&self, mode: Mode, work: Work) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -34,6 +34,14 @@ pub enum MigrateError {
         /// Who wrote them.
         written_by: String,
     },
+    /// An earlier version made them, and nobody has brought them up to date.
+    #[error("they have version {found}; this version has {known}, and brings them up to date when a server starts")]
+    Older {
+        /// Found.
+        found: i64,
+        /// Known.
+        known: i64,
+    },
     /// The database says no.
     #[error("the database refuses a step")]
     Refused(#[from] tokio_postgres::Error),
@@ -47,13 +55,22 @@ pub(crate) async fn migrate(client: &Client) -> Result<(), MigrateError> {
     done
 }
 
-async fn steps(client: &Client) -> Result<(), MigrateError> {
-    let row = client.query_one("SELECT schema, written_by FROM firkin.catalogue FOR UPDATE", &[]).await?;
+/// Fails unless the tables are of this version.
+pub(crate) async fn demand_current(client: &Client) -> Result<(), MigrateError> {
+    let (found, known) = versions(client, "").await?;
+    if found < known { Err(MigrateError::Older { found, known }) } else { Ok(()) }
+}
+
+/// What there is and what is known, unless there is more.
+async fn versions(client: &Client, lock: &str) -> Result<(i64, i64), MigrateError> {
+    let row = client.query_one(&format!("SELECT schema, written_by FROM firkin.catalogue {lock}"), &[]).await?;
     let (found, written_by): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
     let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
-    if found > known {
-        return Err(MigrateError::Newer { found, known, written_by });
-    }
+    if found > known { Err(MigrateError::Newer { found, known, written_by }) } else { Ok((found, known)) }
+}
+
+async fn steps(client: &Client) -> Result<(), MigrateError> {
+    let (found, known) = versions(client, "FOR UPDATE").await?;
     if found == known {
         return Ok(());
     }

@@ -333,8 +333,24 @@ impl ArtifactStore {
 
     /// Every artifact's id, in no order.
     pub fn ids(&self) -> io::Result<Vec<ArtifactId>> {
+        Self::ids_below(&self.root)
+    }
+
+    /// The artifact whose memory another lies over, in a state directory that may be another server's. None where there is none, and where
+    /// its sidecar is no sidecar.
+    pub(crate) fn base_below(state_dir: &Path, id: &ArtifactId) -> io::Result<Option<ArtifactId>> {
+        let path = state_dir.join("artifacts").join(id.as_str()).join(MANIFEST);
+        match read_sidecar::<SnapshotArtifactManifest>(&path) {
+            Ok(manifest) => Ok(Some(memory_base(&manifest)).filter(|base| base != id)),
+            Err(IntegrityError::Unreadable { source, .. }) if source.kind() != io::ErrorKind::NotFound => Err(source),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The same of a state directory that may be another server's.
+    pub(crate) fn ids_below(state_dir: &Path) -> io::Result<Vec<ArtifactId>> {
         let mut ids = Vec::new();
-        for entry in fs::read_dir(self.root.join("artifacts"))? {
+        for entry in fs::read_dir(state_dir.join("artifacts"))? {
             // Drafts and what is being removed have names that are no ids.
             if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
                 ids.push(id);

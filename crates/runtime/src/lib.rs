@@ -36,4 +36,4 @@ pub use storage::{keys, secrets, volumes, workload};
 pub use store::state_dir;
 pub use telemetry::{activity, changes, history, lifecycle, metrics, phases};
 pub use template::{build, tags};
-pub use upkeep::{sandbox_quota, upgrade, verify};
+pub use upkeep::{catalogue, sandbox_quota, upgrade, verify};

@@ -55,7 +55,7 @@ use crate::{
         workload::Workload,
     },
     store::{
-        Store, StoreError, TemplateRecord,
+        StoreError, TemplateRecord, catalog,
         spec::{CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
         state_dir::{OpenError, prepare_state_dir},
     },
@@ -75,6 +75,7 @@ use crate::{
 
 mod builds;
 pub mod changes;
+mod dialled;
 mod disk_floor;
 mod disk_quota;
 pub mod encryption;
@@ -82,12 +83,16 @@ pub mod host_templates;
 mod keys;
 mod looks;
 pub mod outlook;
+mod recorded;
 pub mod sweep;
 pub mod templates;
 mod volumes;
 pub mod webhooks;
 
-pub use self::volumes::DestroyVolumeError;
+pub use self::{
+    dialled::{DialError, Dialled},
+    volumes::DestroyVolumeError,
+};
 
 pub use self::keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token};
 use self::{looks::Looks, sweep::Swept};
@@ -146,21 +151,6 @@ pub struct SnapshotInfo {
     pub created_at: Timestamp,
 }
 
-/// A connection into a sandbox.
-#[derive(Debug)]
-pub struct Dialled {
-    /// The connection.
-    pub stream: TcpStream,
-    /// Cancelled when this generation of the sandbox ends (paused, killed, crashed): connections must then be cut.
-    pub ended: CancellationToken,
-    /// Cancelled when the sandbox begins to pause: nothing new should be sent over this connection from then on.
-    pub leaving: CancellationToken,
-    /// Distinguishes this life of the sandbox from the one before its last pause.
-    pub generation: u64,
-    /// Whether the server in the guest speaks TLS, as the sandbox's creator said.
-    pub https: bool,
-}
-
 /// Why a fork produced no children at all. A child's own failure stands in the list of results instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
@@ -183,37 +173,6 @@ pub enum ForkError {
     Snapshot(#[from] SnapshotError),
 }
 
-/// Why a port inside a sandbox could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    /// No such sandbox, or it is paused without auto-resume.
-    #[error(transparent)]
-    NotFound(#[from] NoSuchSandbox),
-    /// It is being paused or resumed right now.
-    #[error("sandbox `{0}` is changing its state")]
-    Transitioning(SandboxId),
-    /// Nothing listens there.
-    #[error("port {port} of sandbox `{id}` is not open")]
-    PortClosed {
-        /// The sandbox.
-        id: SandboxId,
-        /// The port.
-        port: u16,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Traffic woke the sandbox, and waking failed.
-    #[error("sandbox `{id}` could not be woken by traffic")]
-    Wake {
-        /// The sandbox.
-        id: SandboxId,
-        /// Why.
-        #[source]
-        source: Box<ResumeError>,
-    },
-}
-
 impl Runtime {
     /// Opens a state directory: what ran before is taken over or ended, what was paused is there again, and nothing without
     /// an owner is left.
@@ -221,7 +180,7 @@ impl Runtime {
         let engines = engines.into();
         let lock = prepare_state_dir(&config.state_dir)?;
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
-        let store = Store::open(&config.state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
+        let store = catalog::open(&config.state_dir, config.catalog.as_deref()).await?;
         let teams = TeamBook::default();
         for team in store.teams().await.map_err(OpenError::Store)? {
             teams.set_quota(&team.id, team.quota);

@@ -14,7 +14,7 @@ use std::{
 use firkin_wire::nonce::Nonce;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     capacity::ResourceBudget,
@@ -27,16 +27,19 @@ use crate::{
 };
 
 mod builds;
+pub mod catalog;
 mod columns;
 pub mod contract;
+pub(crate) mod copy;
 pub mod database;
 mod in_use;
 pub(crate) mod look;
 mod migrate;
 mod sandboxes;
+mod seconds;
 mod shelf;
 pub(crate) mod spec;
-mod sqlite;
+pub(crate) mod sqlite;
 pub mod state_dir;
 mod teams;
 mod teams_came;
@@ -52,6 +55,8 @@ pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use in_use::{InUse, Named};
 pub(crate) use sandboxes::Guard;
+use sandboxes::InDoubt;
+pub(crate) use seconds::CatalogSeconds;
 pub(crate) use shelf::WholeTemplate;
 pub use teams::KeyScope;
 pub(crate) use teams::{Added, KeyBounds, KeyRecord, TeamRecord};
@@ -276,6 +281,8 @@ pub enum StoreError {
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     database: Arc<dyn Database>,
+    seconds: CatalogSeconds,
+    in_doubt: InDoubt,
 }
 
 impl Store {
@@ -285,7 +292,27 @@ impl Store {
     }
 
     pub(crate) fn of(database: Arc<dyn Database>) -> Self {
-        Self { database }
+        Self { seconds: CatalogSeconds::of(database.name()), in_doubt: InDoubt::default(), database }
+    }
+
+    /// How long its operations took.
+    pub(crate) fn seconds(&self) -> CatalogSeconds {
+        self.seconds.clone()
+    }
+
+    /// What kind of database it is in.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.database.name()
+    }
+
+    /// Whether others can have it after this server.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.database.is_shared()
+    }
+
+    /// Fails if the database does not answer.
+    pub(crate) async fn greet(&self) -> Result<(), StoreError> {
+        self.read(|tx| tx.first("SELECT 1", params![], |_| Ok(())).map(drop).map_err(refused("answer"))).await
     }
 
     /// Closes the database after all that was asked before. What is asked later is refused.
@@ -328,7 +355,10 @@ impl Store {
             drop(reply.send(work(Tx::of(statements))?));
             Ok(())
         });
-        self.database.run(mode, work).await?;
+        let begun = Instant::now();
+        let done = self.database.run(mode, work).await;
+        self.seconds.observe(self.database.name(), mode, begun.elapsed(), &done);
+        done?;
         result.await.map_err(|_| StoreError::Closed)
     }
 }

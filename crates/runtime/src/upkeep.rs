@@ -1,5 +1,6 @@
 //! What keeps the state directory in order without anybody asking.
 
+pub mod catalogue;
 pub(crate) mod disk_budget;
 mod programs;
 pub mod sandbox_quota;

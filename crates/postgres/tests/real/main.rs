@@ -3,12 +3,17 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's own parts fail by panics, and say what was not tried")]
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use firkin_postgres::{Address, OpenError, Postgres};
-use firkin_runtime::store::{
-    StoreError, contract,
-    database::{Database, DatabaseError, Mode, Value},
+use firkin_postgres::{Address, Catalogue, OpenError, Postgres};
+use firkin_runtime::{
+    catalogue::{self, Source},
+    store::{
+        StoreError,
+        catalog::{Catalog, Holder, Left},
+        contract,
+        database::{Database, DatabaseError, Mode, Value},
+    },
 };
 
 mod database;
@@ -42,8 +47,12 @@ fn texts(ids: &[&str]) -> Vec<Value> {
     ids.iter().map(|id| Value::Text((*id).to_owned())).collect()
 }
 
+fn holder(installation: &str, left: Left) -> Holder {
+    Holder { installation: installation.to_owned(), left }
+}
+
 async fn open(url: &str) -> Postgres {
-    Postgres::open(url.parse().unwrap(), "here").await.unwrap()
+    Postgres::open(url.parse().unwrap(), &holder("here", Left::Never)).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,19 +63,81 @@ async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
     contract::check(database.clone()).await.unwrap();
     database.close().await.unwrap();
 
+    a_directory_finds_the_catalogue_that_it_left(&cluster.database("left"), &cluster.database("empty"), &cluster).await;
+    a_catalogue_moves_here_and_comes_back_from_a_backup(&cluster.database("moved"), &cluster.database("again")).await;
     one_server_has_it(&cluster.database("held")).await;
     a_newer_version_is_refused(&cluster.database("newer"), &cluster).await;
     a_commit_that_was_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
     a_killed_database_comes_back(&mut cluster).await;
 }
 
+async fn a_directory_finds_the_catalogue_that_it_left(url: &str, empty: &str, cluster: &Cluster) {
+    let take = async |url: &str, left| {
+        let opened = Postgres::open(url.parse().unwrap(), &holder("here", left)).await?;
+        opened.close().await.unwrap();
+        Ok::<_, OpenError>(opened.term())
+    };
+    assert_eq!(take(url, Left::Never).await.unwrap(), 1);
+    assert_eq!(take(url, Left::In(1)).await.unwrap(), 2);
+    // It was stopped before it could remember the second.
+    assert_eq!(take(url, Left::After(1)).await.unwrap(), 3);
+    let copy = take(url, Left::In(2)).await;
+    assert!(matches!(copy, Err(OpenError::WentOn { found: 3, known: 2, .. })), "{copy:?}");
+    cluster.sql("left", "UPDATE firkin.catalogue SET term = 1").await;
+    for left in [Left::In(3), Left::After(3)] {
+        let old = take(url, left).await;
+        assert!(matches!(old, Err(OpenError::WentBack { found: 1, known: 3, .. })), "{old:?}");
+    }
+    let lost = take(empty, Left::In(3)).await;
+    assert!(matches!(lost, Err(OpenError::Empty { .. })), "{lost:?}");
+    assert_eq!(take(empty, Left::Never).await.unwrap(), 1, "nothing was made of it");
+}
+
+async fn a_catalogue_moves_here_and_comes_back_from_a_backup(url: &str, again: &str) {
+    let state = tempfile::tempdir().unwrap();
+    contract::leave_behind(state.path()).await.unwrap();
+    let saved = async |catalog: Option<&dyn Catalog>| {
+        let mut lines = Vec::new();
+        catalogue::backup(state.path(), catalog, &mut lines).await.unwrap();
+        let lines = String::from_utf8(lines).unwrap();
+        let rows: Vec<String> = lines.lines().filter(|line| line.starts_with('[')).map(str::to_owned).collect();
+        (lines, rows)
+    };
+    let (_, own) = saved(None).await;
+    let [there, other] = [url, again].map(|url| Catalogue::at(url.parse().unwrap()));
+    catalogue::init(state.path(), &there, Source::Own).await.unwrap();
+    // Whoever serves is not disturbed by a backup, and cannot be written by it.
+    let opened = Postgres::open(url.parse().unwrap(), &holder(&installation(state.path()), Left::Never)).await.unwrap();
+    let (lines, moved) = saved(Some(&there)).await;
+    assert_eq!(moved, own);
+    let reader = Postgres::look(url.parse().unwrap(), &installation(state.path())).await.unwrap();
+    let refused = put(&reader, "i9").await;
+    assert!(matches!(refused, Err(StoreError::Fenced { .. })), "{refused:?}");
+    // What counts its rows itself goes on behind those that came.
+    let more = Box::new(|tx: &dyn firkin_runtime::store::database::Statements| {
+        let insert = "INSERT INTO deliveries (webhook, due_ms, body) SELECT webhook, due_ms, body FROM deliveries LIMIT 1";
+        tx.execute(insert, &[]).map(drop).map_err(|error: DatabaseError| error.of("put"))
+    });
+    opened.run(Mode::Write, more).await.unwrap();
+    opened.close().await.unwrap();
+    catalogue::init(state.path(), &other, Source::Backup(&mut lines.as_bytes())).await.unwrap();
+    assert_eq!(saved(Some(&other)).await.1, own);
+}
+
+/// By which a catalogue knows a state directory.
+fn installation(state: &Path) -> String {
+    let marker = fs_err::read_to_string(state.join("catalog.json")).unwrap();
+    let (_, name) = marker.split_once("\"installation\": \"").unwrap();
+    name.split('"').next().unwrap().to_owned()
+}
+
 async fn one_server_has_it(url: &str) {
     let address: Address = url.parse().unwrap();
     let first = open(url).await;
-    let second = Postgres::open(address.clone(), "here").await;
+    let second = Postgres::open(address.clone(), &holder("here", Left::Never)).await;
     assert!(matches!(&second, Err(OpenError::Taken { installation, .. }) if installation == "here"), "{second:?}");
     first.close().await.unwrap();
-    let other = Postgres::open(address, "elsewhere").await;
+    let other = Postgres::open(address, &holder("elsewhere", Left::Never)).await;
     assert!(matches!(&other, Err(OpenError::Foreign { theirs, .. }) if theirs == "here"), "{other:?}");
     let next = open(url).await;
     put(&next, "i1").await.unwrap();
@@ -78,7 +149,7 @@ async fn one_server_has_it(url: &str) {
 async fn a_newer_version_is_refused(url: &str, cluster: &Cluster) {
     open(url).await.close().await.unwrap();
     cluster.sql("newer", "UPDATE firkin.catalogue SET schema = 99, written_by = '9.9.9'").await;
-    let refused = Postgres::open(url.parse().unwrap(), "here").await;
+    let refused = Postgres::open(url.parse().unwrap(), &holder("here", Left::Never)).await;
     let Err(OpenError::Tables { source, .. }) = refused else { panic!("{refused:?}") };
     assert!(source.to_string().contains("99") && source.to_string().contains("9.9.9"), "{source}");
 }

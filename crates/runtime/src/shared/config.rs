@@ -20,6 +20,7 @@ use crate::{
     machine::network::NetworkChoice,
     restore::warm::WarmConfig,
     storage::volumes::VolumeLimits,
+    store::catalog::Catalog,
 };
 
 pub use crate::{
@@ -35,6 +36,8 @@ const DEFAULT_ISSUER: &str = "https://firkin.localhost";
 pub struct RuntimeConfig {
     /// Directory of everything that outlives the process. Created if missing; one runtime at a time.
     pub state_dir: PathBuf,
+    /// Where it is recorded what there is; `None` for a database in the state directory.
+    pub catalog: Option<Arc<dyn Catalog>>,
     /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
     /// How requests are admitted, and the part of the capacity that warm sessions may hold.
@@ -79,6 +82,7 @@ impl RuntimeConfig {
     pub fn new(state_dir: PathBuf, capacity: HostCapacity, network: NetworkChoice, guest: GuestSystem) -> Self {
         Self {
             state_dir,
+            catalog: None,
             capacity,
             admission: AdmissionConfig::default(),
             warm: WarmConfig::default(),

@@ -3,14 +3,16 @@
 //! It goes by operations as the server does them, and looks at what comes of them together: who of many comes first, what who comes too late
 //! is told, in what order lists are, that what fails leaves nothing.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, path::Path, sync::Arc};
 
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 
 use super::{
     BuildLogEntry, BuildRecord, BuildState, Defaults, Delivery, Guard, Held, KeyBounds, KeyRecord, KeyScope, LayerRecord,
-    LifecycleKind, RecordedPhase, SandboxRecord, Setup, Store, StoreError, TeamRecord, TemplateRecord, Webhook, WebhookChange,
+    LifecycleKind, RecordedPhase, SandboxRecord, Setup, Sqlite, Store, StoreError, TeamRecord, TemplateRecord, Webhook,
+    WebhookChange,
+    catalog::OWN,
     database::Database,
     spec::{CreateSandbox, Memory},
     teams::Added,
@@ -77,6 +79,24 @@ pub async fn check(database: Arc<dyn Database>) -> Result<(), Broken> {
     snapshots_and_states_are_known_by_what_they_hold(&store).await?;
     keys_are_a_teams(&store).await?;
     deliveries_come_in_turn(&store).await
+}
+
+/// Leaves what the list leaves in the database of a state directory, and a delivery: what there is to be moved and backed up, in tests.
+pub async fn leave_behind(state_dir: &Path) -> Result<(), Broken> {
+    let database = Arc::new(Sqlite::open(&state_dir.join(OWN)).await?);
+    check(database.clone()).await?;
+    let store = Store::of(database);
+    let delivery = Delivery {
+        event_id: "last".to_owned(),
+        kind: LifecycleKind::Created,
+        payload: "{}".to_owned(),
+        at: at(9),
+        attempts: 0,
+        error: None,
+    };
+    store.enqueue(vec![(parse("two")?, delivery)]).await?;
+    store.insert_sandbox(sandbox("i1", "template")?).await?;
+    Ok(store.close().await?)
 }
 
 /// How many of `RACERS` do it, and that the others are told that they came too late.
@@ -444,7 +464,6 @@ pub(super) fn sandbox(id: &str, template: &str) -> Result<SandboxRecord, Broken>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Sqlite;
 
     #[tokio::test]
     async fn sqlite_holds_what_a_catalogue_has_to() {

@@ -96,6 +96,16 @@ pub trait Database: Debug + Send + Sync {
     /// Does one operation: all of it, at one moment, or nothing when it fails.
     fn run(&self, mode: Mode, work: Work) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// Whether servers of other hosts can have it after this one: lives are claimed there before they begin.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// What reads it up to date after rows came with numbers of their own, where it does not count on from the highest by itself.
+    fn after_rows_with_numbers(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Ends it after all that was asked before. What is asked later is refused.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }

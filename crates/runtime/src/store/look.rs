@@ -22,11 +22,22 @@ pub(crate) struct Seen {
     pub(crate) unreadable: Vec<(String, String)>,
 }
 
-/// Looks at the database at `path`.
-pub(crate) fn look(path: &Path) -> Result<Seen, StoreError> {
+fn open(path: &Path) -> Result<(Connection, i64), StoreError> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(of_sqlite("open"))?;
     connection.busy_timeout(PATIENCE).map_err(of_sqlite("configure"))?;
     let schema: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(of_sqlite("read the version"))?;
+    Ok((connection, schema))
+}
+
+/// A connection that only reads, to a database that is up to date.
+pub(super) fn current(path: &Path) -> Result<Connection, StoreError> {
+    let (connection, found) = open(path)?;
+    if found == SCHEMA { Ok(connection) } else { Err(StoreError::Schema { found, known: SCHEMA }) }
+}
+
+/// Looks at the database at `path`.
+pub(crate) fn look(path: &Path) -> Result<Seen, StoreError> {
+    let (connection, schema) = open(path)?;
     let mut seen = Seen { schema, known: SCHEMA, sandboxes: 0, unreadable: Vec::new() };
     if !(1..=SCHEMA).contains(&schema) {
         return Ok(seen);

@@ -2,6 +2,14 @@
 //!
 //! The number of that life, its epoch, rises with every restore. On one host nobody else writes, and the guard holds at no cost: it is
 //! part of the statement that writes.
+//!
+//! Where a database went away before it said what it had kept, the sandbox is on record in the life from before or in the one that was
+//! written, and both are its own. Whoever knows either may change it from then on, until a change is known to be kept.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use super::{
     SandboxRecord, Store, StoreError, bodies,
@@ -18,7 +26,10 @@ pub(crate) struct Guard {
 }
 
 /// What a guard asks of a row. A record without the number is none of ours.
-const GUARDED: &str = "id = ?1 AND CAST(json_extract(body, '$.epoch') AS BIGINT) = ?2";
+const GUARDED: &str = "id = ?1 AND CAST(json_extract(body, '$.epoch') AS BIGINT) BETWEEN ?2 AND ?3";
+
+/// Sandboxes of which it is not known whether what was written last was kept, with the lowest and the highest life that they may be in.
+pub(super) type InDoubt = Arc<Mutex<HashMap<SandboxId, (u64, u64)>>>;
 
 impl SandboxRecord {
     /// For whoever has this record.
@@ -27,10 +38,8 @@ impl SandboxRecord {
     }
 }
 
-impl Guard {
-    fn column(self) -> i64 {
-        i64::try_from(self.epoch).unwrap_or(i64::MAX)
-    }
+fn column(epoch: u64) -> i64 {
+    i64::try_from(epoch).unwrap_or(i64::MAX)
 }
 
 fn fenced(id: &SandboxId) -> StoreError {
@@ -57,24 +66,50 @@ impl Store {
     /// Records a sandbox as it is now, if it is on record in the life that `guard` says. Durable when this returns. With a higher number in
     /// `record` this claims the next life: of many who try from one, one does.
     pub(crate) async fn update_sandbox(&self, record: SandboxRecord, guard: Guard) -> Result<(), StoreError> {
-        self.run(move |tx| {
+        let (low, high) = self.lives(&record.id, guard);
+        let (id, epoch) = (record.id.clone(), record.epoch);
+        let done = self.run(move |tx| {
             let body = to_json("sandboxes", &record)?;
-            let update = format!("UPDATE sandboxes SET body = ?3 WHERE {GUARDED}");
-            let values = params![record.id.as_str(), guard.column(), body];
+            let update = format!("UPDATE sandboxes SET body = ?4 WHERE {GUARDED}");
+            let values = params![record.id.as_str(), column(low), column(high), body];
             let rows = tx.execute(&update, values).map_err(refused("put a sandbox"))?;
             if rows == 1 { Ok(()) } else { Err(fenced(&record.id)) }
-        })
-        .await
+        });
+        let done = done.await;
+        match &done {
+            Ok(()) => drop(self.in_doubt().remove(&id)),
+            Err(StoreError::Unknown { .. }) => drop(self.in_doubt().insert(id, (low.min(epoch), high.max(epoch)))),
+            Err(_) => {}
+        }
+        done
+    }
+
+    fn in_doubt(&self) -> MutexGuard<'_, HashMap<SandboxId, (u64, u64)>> {
+        // Each holder makes one change, so a poisoned map is a whole one.
+        self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lowest and the highest life that a sandbox may be on record in for whoever knows that of `guard`.
+    fn lives(&self, id: &SandboxId, guard: Guard) -> (u64, u64) {
+        let (low, high) = self.in_doubt().get(id).copied().unwrap_or((guard.epoch, guard.epoch));
+        if (low..=high).contains(&guard.epoch) { (low, high) } else { (guard.epoch, guard.epoch) }
     }
 
     /// Forgets a sandbox, unless it is on record in another life. One that is not on record is forgotten.
     pub(crate) async fn remove_sandbox(&self, id: SandboxId, guard: Guard) -> Result<(), StoreError> {
-        self.run(move |tx| {
+        let (low, high) = self.lives(&id, guard);
+        let removed = id.clone();
+        let done = self.run(move |tx| {
             let remove = format!("DELETE FROM sandboxes WHERE {GUARDED}");
-            let rows = tx.execute(&remove, params![id.as_str(), guard.column()]).map_err(refused("delete a sandbox"))?;
+            let values = params![id.as_str(), column(low), column(high)];
+            let rows = tx.execute(&remove, values).map_err(refused("delete a sandbox"))?;
             if rows == 0 && is_known(tx, &id)? { Err(fenced(&id)) } else { Ok(()) }
-        })
-        .await
+        });
+        let done = done.await;
+        if done.is_ok() {
+            self.in_doubt().remove(&removed);
+        }
+        done
     }
 
     /// Those of a scope.

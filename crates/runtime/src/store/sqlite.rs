@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     SCHEMA, StoreError, builds,
     database::{Database, DatabaseError, Mode, Statements, Tx, Value, Work},
-    in_use, migrate, of_sqlite, teams, teams_came, templates, webhooks,
+    in_use, look, migrate, of_sqlite, teams, teams_came, templates, webhooks,
 };
 
 /// What is answered as paused must survive a power failure. The log is small, its sync about a millisecond.
@@ -32,19 +32,34 @@ enum Request {
 
 /// The database.
 #[derive(Debug)]
-pub(super) struct Sqlite {
+pub(crate) struct Sqlite {
     requests: mpsc::Sender<Request>,
 }
 
 impl Sqlite {
-    pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        Self::of(move || connect(&path)).await
+    }
+
+    /// One that is gone with its last user.
+    pub(crate) async fn in_memory() -> Result<Self, StoreError> {
+        Self::of(|| brought_up(Connection::open_in_memory().map_err(of_sqlite("open"))?)).await
+    }
+
+    /// Another server's, which may run: nothing is written, made or brought up to date.
+    pub(crate) async fn another(path: &Path) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        Self::of(move || look::current(&path)).await
+    }
+
+    async fn of(connect: impl FnOnce() -> Result<Connection, StoreError> + Send + 'static) -> Result<Self, StoreError> {
         let (requests, mut queue) = mpsc::channel(QUEUE);
         let (opened, result) = oneshot::channel();
-        let path = path.to_owned();
         std::thread::Builder::new()
             .name("firkin-store".into())
             .spawn(move || {
-                let mut connection = match connect(&path) {
+                let mut connection = match connect() {
                     Ok(connection) => connection,
                     Err(error) => {
                         drop(opened.send(Err(error)));
@@ -174,8 +189,13 @@ fn keep_private(path: &Path) -> std::io::Result<()> {
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     keep_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
-    let mut connection = Connection::open(path).map_err(of_sqlite("open"))?;
+    let connection = Connection::open(path).map_err(of_sqlite("open"))?;
     connection.execute_batch("PRAGMA journal_mode = WAL;").map_err(of_sqlite("configure"))?;
+    brought_up(connection)
+}
+
+/// A connection to tables of this version, which are made or brought up to date.
+fn brought_up(mut connection: Connection) -> Result<Connection, StoreError> {
     connection.execute_batch(SYNCED).map_err(of_sqlite("configure"))?;
     // A migration makes tables anew that others refer to, and looks itself whether all lead somewhere then.
     connection.execute_batch("PRAGMA foreign_keys = OFF;").map_err(of_sqlite("configure"))?;

@@ -28,6 +28,22 @@ pub enum OpenError {
     /// What is encrypted of it, or is to be, cannot be used as it is.
     #[error("cannot encrypt or decrypt what sandboxes leave")]
     Encryption(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The catalogue of the state directory is not in it.
+    #[error("what is on record of `{}` is in the catalogue at {address}, which was not named", path.display())]
+    CatalogElsewhere {
+        /// The directory.
+        path: PathBuf,
+        /// Where its catalogue is.
+        address: String,
+    },
+    /// The state directory has a catalogue in itself.
+    #[error("what is on record of `{}` is in its own database, and not in the catalogue at {address}", path.display())]
+    CatalogHere {
+        /// The directory.
+        path: PathBuf,
+        /// The catalogue that was named.
+        address: String,
+    },
     /// The store could not be opened.
     #[error("cannot open the database")]
     Store(#[source] StoreError),

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     capacity::{CapacityView, HostCapacity, RequestCounts, ResourceBudget, TeamFigures},
     restore::warm::PoolStatus,
+    store::CatalogSeconds,
 };
 
 /// The media type of what [`crate::runtime::Runtime::render_metrics`] gives.
@@ -141,7 +142,7 @@ struct Gauges {
 
 impl Metrics {
     /// Nothing counted yet. Every series carries the acceleration, which decides what its durations mean.
-    pub(crate) fn new(acceleration: Acceleration) -> Self {
+    pub(crate) fn new(acceleration: Acceleration, catalog: CatalogSeconds) -> Self {
         let mut registry = registry(acceleration);
         let phases = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         for phase in Timing::ALL {
@@ -151,6 +152,8 @@ impl Metrics {
         registry.register("phase_seconds", "How long phases took that came to their end", phases.clone());
         let errors = Family::default();
         registry.register("errors", "Requests that were refused or failed, by the kind of error", errors.clone());
+        let help = "How long operations of the catalogue took, by what they were for and what came of them";
+        registry.register("catalog_seconds", help, catalog.family());
         let gauges = Gauges::default();
         gauges.register(&mut registry);
         let standing = standing::Gauges::default();
@@ -375,7 +378,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_phase_is_observed_when_it_succeeds_and_only_then() {
-        let metrics = Metrics::new(Acceleration::Tcg);
+        let metrics = Metrics::new(Acceleration::Tcg, CatalogSeconds::of("sqlite"));
         let wait = |result: Result<(), ()>| async move {
             tokio::time::advance(Duration::from_millis(40)).await;
             result

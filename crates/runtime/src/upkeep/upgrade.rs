@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     artifact::{FORMAT, SEALED_FORMAT},
     storage::volumes,
-    store::{StoreError, look},
+    store::{StoreError, catalog, look, state_dir::OpenError},
 };
 
 /// The largest sidecar that is read.
@@ -37,6 +37,8 @@ pub enum Verdict {
     Migrated,
     /// This version cannot go on with it.
     Refused,
+    /// It is elsewhere, and is looked at by the start.
+    Elsewhere,
 }
 
 /// One thing that was looked at.
@@ -76,6 +78,9 @@ pub enum UpgradeError {
     /// The database cannot be looked at.
     #[error("cannot look at the database")]
     Store(#[from] StoreError),
+    /// It cannot be told where what is on record is.
+    #[error("cannot tell where what is on record is")]
+    Catalog(#[from] OpenError),
     /// A directory cannot be.
     #[error("cannot look at `{}`", path.display())]
     File {
@@ -90,14 +95,26 @@ pub enum UpgradeError {
 /// Looks at everything below `state_dir` that has a version.
 pub fn look_at(state_dir: &Path) -> Result<UpgradeReport, UpgradeError> {
     let database = state_dir.join("firkin.db");
-    if !database.try_exists().map_err(|source| UpgradeError::File { path: database.clone(), source })? {
+    let elsewhere = catalog::elsewhere(state_dir)?;
+    let is_own = database.try_exists().map_err(|source| UpgradeError::File { path: database.clone(), source })?;
+    if !is_own && elsewhere.is_none() {
         return Ok(UpgradeReport::default());
     }
     let manifests = sidecars(&state_dir.join("artifacts"), "manifest.json")?;
     let keys = sidecars(&state_dir.join("artifacts"), "key")?;
     let volumes = sidecars(&state_dir.join("volumes"), "volume.json")?;
     let number = |pointer: &'static str| move |sidecar: &Value| sidecar.pointer(pointer).and_then(Value::as_u64);
-    let mut looks = records(look::look(&database)?).to_vec();
+    let mut looks = match elsewhere {
+        Some(address) => vec![Look {
+            what: "catalogue",
+            count: 1,
+            found: address,
+            known: String::new(),
+            verdict: Verdict::Elsewhere,
+            refused: Vec::new(),
+        }],
+        None => records(look::look(&database)?).to_vec(),
+    };
     looks.push(judged("artifacts", &manifests, number("/format"), (FORMAT, SEALED_FORMAT)));
     looks.push(judged("guest agents", &manifests, number("/guest/agent_generation"), (0, control::GENERATION)));
     looks.push(judged("keys of sealed artifacts", &keys, number("/format"), (1, 1)));

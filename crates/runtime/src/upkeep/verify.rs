@@ -13,7 +13,8 @@ use crate::{
     artifact::{ArtifactStore, ExaminedArtifact, MemoryMember, QuarantineMark, Readings},
     ground::{blocking::blocking, ids::ArtifactId, reference::Reference, team::Scope},
     store::{
-        RecordedPhase, SandboxRecord, Store, TemplateRecord,
+        RecordedPhase, SandboxRecord, TemplateRecord,
+        catalog::{self, Catalog},
         state_dir::{OpenError, prepare_state_dir},
     },
 };
@@ -59,15 +60,22 @@ pub fn in_use(state_dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Reads every member of every artifact below `state_dir`, whose layers are of the form `disks`.
-pub async fn verify(state_dir: &Path, disks: &'static dyn DiskFormat) -> Result<VerifyReport, OpenError> {
+/// Reads every member of every artifact below `state_dir`, whose layers are of the form `disks`, and whose records are in `catalog`, or in
+/// itself.
+pub async fn verify(
+    state_dir: &Path,
+    disks: &'static dyn DiskFormat,
+    catalog: Option<&dyn Catalog>,
+) -> Result<VerifyReport, OpenError> {
     let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
     // Nothing is made where nothing is.
     fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
     let _lock = prepare_state_dir(state_dir)?;
-    let store = Store::open(&state_dir.join("firkin.db")).await.map_err(OpenError::Store)?;
+    let store = catalog::open(state_dir, catalog).await?;
     let sandboxes = store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
     let templates = store.templates(Scope::Host).await.map_err(OpenError::Store)?;
+    // Nobody else waits for a catalogue for as long as files are read.
+    store.close().await.map_err(OpenError::Store)?;
     let root = state_dir.to_owned();
     let examine = move || {
         let artifacts = ArtifactStore::open(&root, disks)?;
@@ -99,7 +107,7 @@ fn since(marks: &[QuarantineMark], id: &ArtifactId) -> Option<Timestamp> {
     marks.iter().find(|mark| mark.artifact == *id).map(|mark| mark.since)
 }
 
-fn needed_by(
+pub(super) fn needed_by(
     id: &ArtifactId,
     sandboxes: &[SandboxRecord],
     templates: &[TemplateRecord],
