@@ -33,7 +33,7 @@ use crate::{
     machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
     sandbox::mounts,
     shared::Shared,
-    start::Recorded,
+    start::{Recorded, forgetting},
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
@@ -274,7 +274,7 @@ pub(crate) struct Owner {
 impl Owner {
     /// The owner of a sandbox that has just been created. It can be found from now on.
     pub(crate) fn of_created(owners: &Arc<Owners>, created: Recorded) -> Self {
-        let Recorded { session, reservation, sandbox, record } = created;
+        let Recorded { session, reservation, sandbox, record, in_doubt: _ } = created;
         let running = Box::new(Running::new(&owners.shared, &record, session, reservation));
         let (owner, handle) = Self::new(owners, (record, sandbox), Phase::Running(running));
         owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
@@ -614,9 +614,12 @@ impl Owner {
         drop(self.share.take());
         self.shared.history.close((&self.record.owner, &id), Event::new(LogLevel::Info, "sandbox ended").with("reason", why));
         self.tell(SandboxEvent::Killed, Some(why));
-        let deleted = self.shared.store.remove_sandbox(id, self.record.guard()).await.map_err(KillError::Store);
+        let deleted = self.shared.store.remove_sandbox(id, self.record.guard()).await;
+        if deleted.as_ref().is_err_and(forgetting::passes) {
+            forgetting::forget_later(&self.shared, &self.record);
+        }
         self.shared.collect();
-        deleted
+        deleted.map_err(KillError::Store)
     }
 
     /// Ends the sandbox before anybody has had it, or because nobody can have it any more.

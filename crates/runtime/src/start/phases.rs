@@ -21,7 +21,7 @@ use crate::{
     },
     restore::{self, SnapshotRestoreError, SnapshotRestoreReport},
     shared::Shared,
-    start::{identity, life::Life, pool::Stage, reboot},
+    start::{forgetting, identity, life::Life, pool::Stage, reboot},
     storage::volumes::VolumeHold,
     store::{SandboxRecord, StoreError, spec::Memory},
     telemetry::metrics::{Metrics, Timing, ms},
@@ -62,6 +62,8 @@ pub(crate) struct Recorded {
     /// Of one that is new.
     pub(crate) sandbox: Option<SandboxShare>,
     pub(crate) record: SandboxRecord,
+    /// Why nobody knows whether it is on record; absent if it is.
+    pub(crate) in_doubt: Option<StoreError>,
 }
 
 /// How long each phase of a start took.
@@ -147,9 +149,10 @@ impl Found {
 }
 
 impl Launched {
-    /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns.
+    /// Records that it runs, and tells how it came to that. What cannot be recorded has ended when this returns; one that goes on and of which
+    /// nobody knows whether it was recorded runs, and its next change records it.
     #[tracing::instrument(level = "debug", name = "phase", skip_all, fields(name = "record"))]
-    pub(crate) async fn record(self, shared: &Shared) -> Result<Recorded, StoreError> {
+    pub(crate) async fn record(self, shared: &Arc<Shared>) -> Result<Recorded, StoreError> {
         let Self { pins, volumes, life, mut report, reservation, session, sandbox } = self;
         let begun = Instant::now();
         let recorded = life.recorded;
@@ -159,14 +162,22 @@ impl Launched {
             None => shared.store.insert_sandbox(record.clone()).await,
             Some(guard) => shared.store.update_sandbox(record.clone(), guard).await,
         };
-        if let Err(error) = done {
-            session.end().await;
-            return Err(error);
-        }
+        let in_doubt = match done {
+            Ok(()) => None,
+            // It may be on record that this machine runs, and then nobody else would go on with what it was restored from.
+            Err(error @ StoreError::Unknown { .. }) if recorded.is_some() => Some(error),
+            Err(error) => {
+                session.end().await;
+                if matches!(error, StoreError::Unknown { .. }) {
+                    forgetting::forget_later(shared, &record);
+                }
+                return Err(error);
+            }
+        };
         drop((pins, volumes));
         report.recorded = begun.elapsed();
         report.tell(&record, &shared.metrics);
-        Ok(Recorded { session, reservation, sandbox, record })
+        Ok(Recorded { session, reservation, sandbox, record, in_doubt })
     }
 }
 

@@ -31,6 +31,7 @@ use firkin_runtime::{
     sandbox::{CreateSandbox, RuntimeSandbox, SandboxId},
     standard::BuildTemplate,
     state_dir::OpenError,
+    store::catalog::Catalog,
 };
 use firkin_wire::{
     control::{Answer, Call, Decoder, GENERATION, Identity, Request, Response, Stats, encode},
@@ -208,6 +209,8 @@ pub(crate) struct Host {
     ports: BTreeMap<u16, u16>,
     /// What servers encrypt from now on.
     pub(crate) encryption: Mutex<EncryptionConfig>,
+    /// Where servers record what there is, if not in the state directory.
+    pub(crate) catalog: Option<Arc<dyn Catalog>>,
 }
 
 /// What stands for envd in every guest: it is called and says nothing, for ever.
@@ -234,7 +237,7 @@ impl Host {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
         }
         let encryption = Mutex::new(EncryptionConfig { seal: crate::SEALS, key_file: None });
-        Self { engine, guests, dir, ports: BTreeMap::new(), encryption }
+        Self { engine, guests, dir, ports: BTreeMap::new(), encryption, catalog: None }
     }
 
     /// The same, with an envd in its guests that never answers.
@@ -298,7 +301,8 @@ impl Host {
         let images = Arc::new(Images(OwnImage(defaults.guest.now().root())));
         let encryption = self.encryption.lock().unwrap().clone();
         let memory_probe = Arc::new(HostMemory::PLENTY);
-        RuntimeConfig { disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
+        let catalog = self.catalog.clone();
+        RuntimeConfig { catalog, disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
     }
 
     /// A server on this host, with template `base`. One at a time.

@@ -22,13 +22,14 @@ fn a_verification_names_the_damage_and_who_needs_it() {
         let before = host.artifacts();
         server.pause(&id).await.unwrap();
         assert!(
-            matches!(verify(&host.state_dir(), host.engine.disks()).await, Err(OpenError::Locked { .. })),
+            matches!(verify(&host.state_dir(), host.engine.disks(), None).await, Err(OpenError::Locked { .. })),
             "a server is at work"
         );
         assert!(matches!(in_use(&host.state_dir()), Err(OpenError::Locked { .. })), "and it is said without touching anything");
         (id, host.artifacts().into_iter().find(|artifact| !before.contains(artifact)).unwrap())
     });
-    let check = || tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir(), host.engine.disks())).unwrap();
+    let check =
+        || tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir(), host.engine.disks(), None)).unwrap();
     assert!(check().is_intact());
     let state = host.state_dir().join("artifacts").join(&pause).join("state");
     fs_err::rename(&state, state.with_file_name("aside")).unwrap();

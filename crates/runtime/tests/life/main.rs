@@ -9,6 +9,7 @@ mod bench;
 mod budget;
 mod building;
 mod builds;
+mod catalog;
 mod crashes;
 mod deletion;
 mod engines;

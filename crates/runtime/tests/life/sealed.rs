@@ -139,7 +139,7 @@ fn snapshots_forks_and_rollbacks_are_sealed_and_start() {
         assert_eq!(host.memory(&id).word, IN_MEMORY);
         assert_eq!((kept(&host, IN_MEMORY), kept(&host, ON_DISK)), (0, 0));
     });
-    let intact = tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir(), host.engine.disks())).unwrap();
+    let intact = tokio::runtime::Runtime::new().unwrap().block_on(verify(&host.state_dir(), host.engine.disks(), None)).unwrap();
     assert!(intact.is_intact(), "what is sealed is proven without a key: {intact:?}");
 }
 
@@ -235,7 +235,7 @@ fn a_sealed_file_that_was_changed_is_refused_before_anything_runs() {
         });
         put(&path, &before);
         let tokio = tokio::runtime::Runtime::new().unwrap();
-        assert!(tokio.block_on(verify(&host.state_dir(), host.engine.disks())).unwrap().is_intact());
+        assert!(tokio.block_on(verify(&host.state_dir(), host.engine.disks(), None)).unwrap().is_intact());
     }
     host.serve(async |server| resumes(&host, server, &id).await);
 }

@@ -15,7 +15,11 @@ use std::time::Instant;
 use firkin_causes::chain;
 use jiff::Timestamp;
 
-use super::{Owner, Phase, gone, view::show, wake};
+use super::{
+    Owner, Phase, gone,
+    view::show,
+    wake::{self, Started},
+};
 use crate::{
     artifact::{Artifact, CutReason, MemoryMember},
     ground::blocking::blocking,
@@ -134,7 +138,8 @@ impl Owner {
         let begun = Instant::now();
         let pin = self.shared.artifacts.pin(artifact.manifest.id.clone());
         let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
-        let (record, running) = wake::start(&self.shared, found, Memory::Kept).await?;
+        // One of which nobody knows whether it is on record runs all the same, and its next change records it.
+        let Started { record, running, in_doubt: _ } = wake::start(&self.shared, found, Memory::Kept).await?;
         self.record = record;
         self.become_phase(Phase::Running(running));
         Ok(())

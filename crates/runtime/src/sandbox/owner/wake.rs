@@ -25,7 +25,7 @@ use crate::{
         life::{Life, Until},
     },
     store::{
-        Held, SandboxRecord, StoreError,
+        Held, RecordedPhase, SandboxRecord, StoreError,
         spec::{InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
     telemetry::{changes::SandboxEvent, history::Event},
@@ -159,12 +159,13 @@ impl Owner {
         })?;
         stale_state::check(&self.record, held, &loaded.manifest).map_err(ResumeError::Stale)?;
         self.admit_within_quota(&loaded.manifest.disk.layers).await?;
+        self.claim().await?;
         self.upkeep.wake();
         let life = Life::next(&self.record, Until::After(timeout));
         let share = self.shared.teams.take_session(&self.record.owner, self.record.budget);
         let share = share.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source: source.into() })?;
         let found = Found::new(life, loaded, pin, begun).with_session(share);
-        let (record, running) = start(&self.shared, found, memory).await?;
+        let Started { record, running, in_doubt } = start(&self.shared, found, memory).await?;
         self.record = record;
         self.woken_with = memory;
         self.become_phase(Phase::Running(running));
@@ -172,7 +173,29 @@ impl Owner {
         self.note(Event::new(LogLevel::Info, "sandbox resumed").with("memory", (memory == Memory::Kept).to_string()));
         self.tell(SandboxEvent::Resumed, None);
         self.shared.collect();
-        Ok(show(&self.record))
+        match in_doubt {
+            None => Ok(show(&self.record)),
+            Some(error) => Err(ResumeError::Store(error)),
+        }
+    }
+
+    /// Has the catalogue know of the life that begins before its guest does, where others could begin one: of many who try, one does, and a
+    /// server that was taken for dead restores nothing. What holds the sandbox stays what it is if nothing comes of it. A catalogue that is
+    /// this host's alone is told once it runs.
+    async fn claim(&mut self) -> Result<(), ResumeError> {
+        let Phase::Paused(held) = &self.phase else { return Ok(()) };
+        if !self.shared.store.is_shared() {
+            return Ok(());
+        }
+        let held = Held { epoch: Some(held.epoch.unwrap_or(self.record.epoch)), ..held.clone() };
+        let epoch = self.record.epoch + 1;
+        let claimed = SandboxRecord { epoch, phase: RecordedPhase::Paused(held.clone()), ..self.record.clone() };
+        let done = self.shared.store.update_sandbox(claimed.clone(), self.record.guard()).await;
+        done.map_err(ResumeError::Store)?;
+        self.record = claimed;
+        self.phase = Phase::Paused(held);
+        self.publish_view();
+        Ok(())
     }
 
     /// Refuses to run on `layers` if the sandbox holds more than it may, also with what was merged of them.
@@ -190,19 +213,24 @@ impl Owner {
     }
 }
 
+/// A sandbox that runs.
+pub(super) struct Started {
+    pub(super) record: SandboxRecord,
+    pub(super) running: Box<Running>,
+    /// Why nobody knows whether it is on record; absent if it is.
+    pub(super) in_doubt: Option<StoreError>,
+}
+
 /// Restores what was found, and records that it runs. With memory dropped its disk is booted before.
-pub(super) async fn start(
-    shared: &Arc<Shared>,
-    found: Found,
-    memory: Memory,
-) -> Result<(SandboxRecord, Box<Running>), ResumeError> {
+pub(super) async fn start(shared: &Arc<Shared>, found: Found, memory: Memory) -> Result<Started, ResumeError> {
     let id = found.life.id.clone();
     let launched = tokio::select! {
         // Apart: an owner lives as long as its sandbox, and would keep the room of a launch that is over.
         launched = Box::pin(found.restore(shared, memory)) => launched.map_err(|source| ResumeError::Restore { id, source })?,
         () = shared.stopping.cancelled() => return Err(ResumeError::Stopping),
     };
-    let Recorded { session, reservation, record, sandbox: _ } = launched.record(shared).await.map_err(ResumeError::Store)?;
-    let running = Running::new(shared, &record, session, reservation);
-    Ok((record, Box::new(running)))
+    let Recorded { session, reservation, record, sandbox: _, in_doubt } =
+        launched.record(shared).await.map_err(ResumeError::Store)?;
+    let running = Box::new(Running::new(shared, &record, session, reservation));
+    Ok(Started { record, running, in_doubt })
 }
