@@ -13,7 +13,6 @@ use firkin_causes::chain;
 use firkin_runtime::{
     admission::AdmissionError,
     agent::AgentError,
-    build::error::{FilesError, NoBuild, RequestError},
     capacity::TeamQuotaError,
     disk::DiskPressure,
     launch::{BootError, LaunchError},
@@ -26,8 +25,6 @@ use firkin_runtime::{
     sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, MountsError, NoSuchSandbox, SandboxId},
     sandbox_quota::QuotaError,
     store::{KeyScope, StoreError},
-    tags::TagError,
-    templates::DeleteError,
     trust::GuestTrustError,
 };
 use firkin_wire::rest;
@@ -35,11 +32,16 @@ use http::{HeaderValue, StatusCode, header};
 
 use crate::{discreet::without_paths, target::InvalidTarget};
 
+mod templates;
+
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.
 const CAPACITY_RETRY_SECONDS: u32 = 1;
 
 /// Seconds after which a full queue may have a place again: all who wait in it now have been let in or refused by then.
 const QUEUE_RETRY_SECONDS: u32 = 5;
+
+/// A database that was restarted is back by then, or its standby serves.
+const CATALOG_RETRY_SECONDS: u32 = 5;
 
 /// Seconds after which a host that was short of memory may have some: its pressure is an average of so many.
 const MEMORY_RETRY_SECONDS: u32 = 10;
@@ -327,7 +329,22 @@ impl ApiError {
         rest::Error { code: self.status.as_u16(), message, error_code }
     }
 
-    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+    /// What went wrong is ours. Where it is that the catalogue is not there, that passes.
+    pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        match causes.filter_map(|error| error.downcast_ref::<StoreError>()).next() {
+            Some(StoreError::Away { .. }) => Self::catalog_away(error).retry(Retry::After(CATALOG_RETRY_SECONDS)),
+            // To do it again may be to do it twice.
+            Some(StoreError::Unknown { .. }) => Self::catalog_away(error).retry(Retry::Never),
+            _ => Self::failed(error),
+        }
+    }
+
+    fn catalog_away(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(error)).code("catalog_unavailable")
+    }
+
+    fn failed(error: &dyn std::error::Error) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(error)).code("internal_server_error").retry(Retry::Never)
     }
 
@@ -335,7 +352,7 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").retry(Retry::After(RESTART_RETRY_SECONDS))
     }
 
-    pub(crate) fn disk(what: &dyn std::error::Error, pressure: &DiskPressure) -> Self {
+    pub(crate) fn disk(what: &(dyn std::error::Error + 'static), pressure: &DiskPressure) -> Self {
         match pressure {
             DiskPressure::BelowFloor { .. } | DiskPressure::OverBudget { .. } => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
@@ -352,7 +369,7 @@ impl ApiError {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("{}; {remedy}", chain(what))).retry(Retry::Never)
     }
 
-    fn sandbox_quota(what: &dyn std::error::Error, source: &QuotaError) -> Self {
+    fn sandbox_quota(what: &(dyn std::error::Error + 'static), source: &QuotaError) -> Self {
         match source {
             QuotaError::Disk { .. } => {
                 Self::quota(what, "delete snapshots of it, or have the server give each more (`--sandbox-disk-quota`)")
@@ -365,7 +382,7 @@ impl ApiError {
         }
     }
 
-    fn admission(what: &dyn std::error::Error, refused: &AdmissionError, remedies: Remedies) -> Self {
+    fn admission(what: &(dyn std::error::Error + 'static), refused: &AdmissionError, remedies: Remedies) -> Self {
         match refused {
             // Not the server's state but what was asked of it: no server of this size will ever do it.
             AdmissionError::NeverFits(_) => Self::bad_request(format!("{}; {}", chain(what), remedies.too_large))
@@ -391,7 +408,7 @@ impl ApiError {
         if refused.is_asked_for() { Self::bad_request(chain(refused)) } else { Self::internal(refused) }
     }
 
-    fn restore(what: &dyn std::error::Error, source: &SnapshotRestoreError, remedies: Remedies) -> Self {
+    fn restore(what: &(dyn std::error::Error + 'static), source: &SnapshotRestoreError, remedies: Remedies) -> Self {
         match source {
             SnapshotRestoreError::Admission(refused) => Self::admission(what, refused, remedies),
             SnapshotRestoreError::Network(_) | SnapshotRestoreError::Launch(LaunchError::Network(_)) => {
@@ -563,21 +580,6 @@ impl From<DeadlineError> for ApiError {
     }
 }
 
-impl From<TagError> for ApiError {
-    fn from(error: TagError) -> Self {
-        match &error {
-            TagError::NoTemplate(absent) => absent.clone().into(),
-            TagError::NoSuchTag { tag, name } => {
-                Self::new(StatusCode::NOT_FOUND, format!("tag '{tag}' does not exist for template '{name}'"))
-            }
-            TagError::Malformed(_) | TagError::Nameless(_) | TagError::Tagged(_) | TagError::Count { .. } | TagError::Default => {
-                Self::bad_request(error.to_string())
-            }
-            TagError::Store(_) => Self::internal(&error),
-        }
-    }
-}
-
 impl From<TeamError> for ApiError {
     fn from(error: TeamError) -> Self {
         match &error {
@@ -590,47 +592,6 @@ impl From<TeamError> for ApiError {
     }
 }
 
-impl From<RequestError> for ApiError {
-    fn from(error: RequestError) -> Self {
-        match error {
-            RequestError::Store(_) => Self::internal(&error),
-            RequestError::Name(_)
-            | RequestError::Tags { .. }
-            | RequestError::FewCpus
-            | RequestError::ManyCpus { .. }
-            | RequestError::OddCpus
-            | RequestError::LittleMemory { .. }
-            | RequestError::OddMemory
-            | RequestError::NegativeFreeDisk
-            | RequestError::MuchMemory { .. } => Self::bad_request(error.to_string()),
-        }
-    }
-}
-
-impl From<NoBuild> for ApiError {
-    fn from(error: NoBuild) -> Self {
-        match error {
-            NoBuild::Malformed => Self::bad_request(error.to_string()),
-            NoBuild::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
-            NoBuild::Started(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
-            NoBuild::Stopping => Self::stopping(),
-            NoBuild::TeamQuota(error) => Self::team_quota(&error),
-            NoBuild::Store(_) => Self::internal(&error),
-        }
-    }
-}
-
-impl From<FilesError> for ApiError {
-    fn from(error: FilesError) -> Self {
-        match &error {
-            FilesError::Hash(_) => Self::bad_request(error.to_string()),
-            FilesError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            FilesError::Store { .. } => Self::internal(&error),
-            FilesError::DiskPressure(pressure) => Self::disk(&error, pressure),
-        }
-    }
-}
-
 impl From<NetworkError> for ApiError {
     fn from(error: NetworkError) -> Self {
         match error {
@@ -639,17 +600,6 @@ impl From<NetworkError> for ApiError {
             NetworkError::Refused(refused) => Self::outbound(&refused),
             NetworkError::Trust(GuestTrustError::Gone(absent)) => absent.into(),
             NetworkError::Trust(_) | NetworkError::Apply { .. } | NetworkError::Store(_) => Self::internal(&error),
-        }
-    }
-}
-
-impl From<DeleteError> for ApiError {
-    fn from(error: DeleteError) -> Self {
-        match &error {
-            DeleteError::NotFound(absent) => absent.clone().into(),
-            // The contract has 400 for templates. A conflict says more, and clients show the message either way.
-            DeleteError::InUse { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
-            DeleteError::Store(_) => Self::internal(&error),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, reference::Reference, sandbox::TooMuchMetadata};
 
+use firkin_runtime::templates::DeleteError;
+
 use super::*;
 
 fn id() -> SandboxId {
@@ -66,7 +68,31 @@ fn refused_guest() -> SnapshotError {
     SnapshotError::Guest { id: id(), source }
 }
 
+fn away() -> StoreError {
+    StoreError::Away { operation: "begin", source: "nobody answers".into() }
+}
+
+fn in_doubt() -> StoreError {
+    StoreError::Unknown { operation: "commit", source: "it was cut".into() }
+}
+
 type Row = (ApiError, u16, &'static str, Option<&'static str>, Retry);
+
+#[test]
+fn a_catalogue_that_is_away_is_said_to_be_whoever_missed_it() {
+    let errors: [(ApiError, Retry, &str); 4] = [
+        (CreateError::Store(away()).into(), Retry::After(5), "the database is away, and cannot begin"),
+        (TeamError::Store(away()).into(), Retry::After(5), "the database is away"),
+        (away().into(), Retry::After(5), "nobody answers"),
+        // What may have been done is not done again unasked.
+        (DeadlineError::Store(in_doubt()).into(), Retry::Never, "whether it was done is not known"),
+    ];
+    for (error, retry, message) in errors {
+        let body = error.to_body();
+        assert_eq!((body.code, body.error_code.as_deref(), error.retry), (503, Some("catalog_unavailable"), retry), "{body:?}");
+        assert!(body.message.contains(message), "{body:?}");
+    }
+}
 
 #[test]
 fn each_failure_has_its_status_code_and_retry_advice() {

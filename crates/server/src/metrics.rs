@@ -35,8 +35,9 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 23] = [
+pub(crate) const KINDS: [&str; 24] = [
     "bad_request",
+    "catalog_unavailable",
     "conflict",
     "forbidden",
     "host_not_allowed",

@@ -89,6 +89,7 @@ fn of_the_host() -> Vec<(&'static str, Value)> {
         ("acceleration", text()),
         ("engines", list(&text())),
         ("jail", record([("held", list(&text())), ("lacking", list(&lacking))])),
+        ("catalog", record([("kind", text()), ("address", maybe(text())), ("away", maybe(text()))])),
         ("encryption", record([("enabled", flag()), ("key", maybe(text())), ("sealed", number())])),
     ]);
     let rotation = record([

@@ -28,6 +28,7 @@ pub(super) async fn health(State(app): State<Arc<App>>, query: Query, headers: H
         "acceleration": app.host().acceleration().to_string(),
         "engines": app.host().accelerations().iter().map(|one| one.word()).collect::<Vec<_>>(),
         "jail": {"held": held, "lacking": lacking},
+        "catalog": app.host().catalog().await,
         "encryption": {"enabled": encryption.enabled, "key": encryption.key, "sealed": encryption.sealed},
     }))
     .into_response())

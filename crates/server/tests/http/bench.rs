@@ -133,6 +133,7 @@ impl Bench {
         let ports = BTreeMap::from([(ENVD_PORT, envd.local_addr().unwrap().port())]);
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
+            catalog: None,
             capacity: HostCapacity { cpus, memory_mib: 1 << 20, disk_mib: 1 << 30 },
             admission,
             warm: WarmConfig::default(),
