@@ -27,6 +27,7 @@ fn finding(check: &Check) -> Finding {
 fn named(settings: &Settings) -> Vec<(String, String)> {
     let mut rows = Rows(Vec::new());
     rows.say("State directory", settings.state_dir.display());
+    rows.say("Catalogue", catalogue(settings));
     rows.say("Cache directory", settings.cache_dir.display());
     rows.say("Listens on", settings.listen);
     rows.say("HTTPS on", or_none(settings.tls.as_ref().map(|tls| tls.listen)));
@@ -59,6 +60,12 @@ fn named(settings: &Settings) -> Vec<(String, String)> {
     rows.say("Spans are sent to", or_none(settings.collector.as_ref()));
     capacity(&mut rows, settings);
     rows.0
+}
+
+/// Without user and password.
+fn catalogue(settings: &Settings) -> String {
+    let Some(catalog) = &settings.catalog else { return "in the state directory".to_owned() };
+    catalog.address().map_or_else(|_| "unknown".to_owned(), |address| address.to_string())
 }
 
 fn capacity(rows: &mut Rows, settings: &Settings) {

@@ -16,11 +16,15 @@ use firkin_wire::DEFAULT_USER;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub(crate) mod catalog;
+pub(crate) mod cluster;
 pub(crate) mod configuring;
 pub(crate) mod teams;
 pub(crate) mod watching;
 
 use self::{
+    catalog::CatalogArgs,
+    cluster::ClusterCommand,
     configuring::ConfigCommand,
     teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand},
     watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
@@ -119,6 +123,8 @@ pub(crate) struct ServeArgs {
     /// What becomes of running sandboxes when the server stops [default: kill]
     #[arg(long, value_enum, value_name = "WHAT", env = "FIRKIN_ON_EXIT", hide_env_values = true)]
     pub(crate) on_exit: Option<OnExit>,
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
     #[command(flatten)]
     pub(crate) capacity: CapacityArgs,
     #[command(flatten)]
@@ -267,7 +273,7 @@ pub(crate) enum Command {
     /// Measure creates, pauses, forks and density
     Bench(BenchArgs),
     /// Read every template and snapshot, and say what is damaged and who needs it
-    Verify,
+    Verify(VerifyArgs),
     /// Create, use and end sandboxes
     #[command(subcommand, visible_alias = "sbx")]
     Sandbox(SandboxCommand),
@@ -283,6 +289,9 @@ pub(crate) enum Command {
     Webhook(WebhookCommand),
     /// Say whether this program can go on with what the server left or still runs, before it is replaced
     UpgradeCheck,
+    /// Have what is on record in a database, and back it up
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Check and show the configuration of `up`
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -371,9 +380,18 @@ pub(crate) enum DeadFiles {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) host: HostArgs,
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
     /// Install and change what is missing, after asking
     #[arg(long)]
     pub(crate) fix: bool,
+}
+
+/// `firkin verify`
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
 }
 
 /// `firkin sandbox ...`
@@ -627,6 +645,8 @@ pub(crate) struct BuildArgs {
     pub(crate) host: HostArgs,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "COUNT")]
     pub(crate) cpus: Option<u32>,
@@ -660,6 +680,8 @@ pub(crate) struct RefreshArgs {
     pub(crate) host: HostArgs,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
     /// Large parts to leave out of the code interpreter [default: those that were left out before]
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub(crate) without: Option<Vec<Part>>,

@@ -7,6 +7,7 @@ mod about;
 mod api;
 mod args;
 mod capacity;
+mod catalog;
 mod command;
 mod config;
 mod envd;
@@ -102,10 +103,10 @@ fn hosts(command: &Command) -> bool {
     match command {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
-        Command::Doctor(_) | Command::Env | Command::Verify | Command::Sandbox(_) | Command::Template(_) => false,
+        Command::Doctor(_) | Command::Env | Command::Verify(_) | Command::Sandbox(_) | Command::Template(_) => false,
         Command::Audit(_) | Command::Team(_) | Command::Key(_) => false,
         Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
-        Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck => false,
+        Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) => false,
     }
 }
 
@@ -151,9 +152,10 @@ async fn carry_out(
         Command::Doctor(args) => command::doctor::run(settings, &args).await,
         Command::Bench(args) => Box::pin(command::bench::run(settings, args)).await,
         Command::Env => command::env::run(settings, cli.global.json),
-        Command::Verify => command::verify::run(settings).await,
+        Command::Verify(_) => command::verify::run(settings).await,
+        Command::Cluster(command) => command::cluster::run(settings, command).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
-        Command::Template(TemplateCommand::Build(args)) => command::template::build(settings, args).await,
+        Command::Template(TemplateCommand::Build(args)) => Box::pin(command::template::build(settings, args)).await,
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,

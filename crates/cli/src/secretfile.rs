@@ -18,6 +18,8 @@ use nix::fcntl::OFlag;
 
 /// Credential with the API key that a server accepts. Clients are told theirs: a unit's credential of this name may be anybody's.
 pub(crate) const API_KEY: &str = "api-key";
+/// Credential with the password of the catalogue's user.
+pub(crate) const CATALOG_PASSWORD: &str = "catalog-password";
 /// Credential with the certificate chain for HTTPS, PEM.
 pub(crate) const TLS_CERT: &str = "tls-cert";
 /// Credential with its private key, PEM.

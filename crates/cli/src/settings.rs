@@ -22,9 +22,10 @@ use ipnet::Ipv4Net;
 use crate::{
     args::{
         Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs,
-        TemplateCommand, Warm, configuring::ConfigCommand,
+        TemplateCommand, Warm, catalog::CatalogArgs, cluster::ClusterCommand, configuring::ConfigCommand,
     },
     capacity::CapacitySettings,
+    catalog::CatalogSettings,
     hostnames,
     images::ImageSettings,
     logging::LogFormat,
@@ -206,6 +207,8 @@ pub(crate) struct Settings {
     pub(crate) webhook_networks: Vec<Ipv4Net>,
     /// What paused sandboxes are encrypted with, if they are.
     pub(crate) encryption: EncryptionConfig,
+    /// Where it is recorded what there is, if not in the state directory.
+    pub(crate) catalog: Option<CatalogSettings>,
 }
 
 impl Settings {
@@ -248,7 +251,7 @@ impl Settings {
     /// The operator's secrets that a server is given.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
         let certificate = self.tls.iter().filter_map(|tls| tls.files.as_ref()).map(|(_, key)| key);
-        self.secret_key.iter().chain(certificate)
+        self.secret_key.iter().chain(certificate).chain(self.catalog.iter().filter_map(CatalogSettings::password))
     }
 
     /// Where the API key is kept in plain, readable by its owner only, unless the operator keeps it.
@@ -315,6 +318,9 @@ impl Settings {
         if self.jail == JailChoice::Strict {
             options += " --jail strict";
         }
+        if let Some(catalog) = &self.catalog {
+            options += &catalog.options();
+        }
         options += &self.capacity.options();
         options += &self.rates.options();
         options += &self.images.options();
@@ -368,7 +374,8 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         Command::Template(TemplateCommand::Build(build)) => (none, &build.host),
         Command::Template(TemplateCommand::Refresh(refresh)) => (none, &refresh.host),
         Command::Env
-        | Command::Verify
+        | Command::Verify(_)
+        | Command::Cluster(_)
         | Command::Sandbox(_)
         | Command::Template(_)
         | Command::Audit(_)
@@ -382,6 +389,20 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         | Command::Man(_)
         | Command::LogLevel(_)
         | Command::Key(_) => (none, &none.host),
+    }
+}
+
+/// What was given of the catalogue.
+fn given_catalog<'a>(command: &'a Command, none: &'a ServeArgs) -> &'a CatalogArgs {
+    match command {
+        Command::Verify(verify) => &verify.catalog,
+        Command::Doctor(doctor) => &doctor.catalog,
+        Command::Template(TemplateCommand::Build(build)) => &build.catalog,
+        Command::Template(TemplateCommand::Refresh(refresh)) => &refresh.catalog,
+        Command::Cluster(ClusterCommand::Init(init)) => &init.catalog,
+        Command::Cluster(ClusterCommand::Backup(backup)) => &backup.catalog,
+        Command::Cluster(ClusterCommand::RestoreCheck(check)) => &check.catalog,
+        command => &given(command, none).0.catalog,
     }
 }
 
@@ -445,6 +466,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         allow_plain_http: serve.allow_plain_http,
         allow_emulation: serve.allow_emulation,
         encryption: encryption(&cli.command, &serve.encryption, around),
+        catalog: CatalogSettings::resolve(given_catalog(&cli.command, &no_serve), &around.credentials, absolute),
         trust_host_certificates: match &cli.command {
             Command::Template(TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             Command::Template(TemplateCommand::Refresh(refresh)) => refresh.trust.trust_host_certificates,

@@ -89,7 +89,8 @@ fn together(file: &File) -> Vec<Fault> {
             settings.listen
         )
     });
-    secrets.chain(clear).map(|error| Fault { line: None, error }).collect()
+    let catalog = settings.catalog.as_ref().and_then(|catalog| catalog.address().err()).map(|error| format!("{error:#}"));
+    secrets.chain(clear).chain(catalog).map(|error| Fault { line: None, error }).collect()
 }
 
 /// One key as it holds.

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, anyhow};
 use fs_err as fs;
 
+use super::catalog;
 use crate::{
     args::DoctorArgs,
     failure::{Advise as _, ExitStatus},
@@ -56,6 +57,9 @@ async fn look_at_all(settings: &Settings) -> Vec<Check> {
     let mut checks = look(settings).await;
     let upkeep = host::upkeep(&places(settings), &checks).await;
     checks.extend(upkeep);
+    if let Some(catalog) = &settings.catalog {
+        checks.push(catalog::check(catalog).await);
+    }
     checks
 }
 

@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     about::about,
-    command::engines,
+    command::{catalog, engines},
     failure::{Advise as _, advised},
     host::Check,
     images::{self, Images},
@@ -193,7 +193,13 @@ fn refused(error: OpenError) -> anyhow::Error {
         OpenError::Directory { .. } => Some("`--state-dir` chooses another directory"),
         OpenError::Engine { .. } => Some("name it too, as in `--engine kvm,gvisor`: the first of them is for what is new"),
         OpenError::Network(_) => Some("`firkin doctor` checks what the network needs"),
-        OpenError::Store(_) | OpenError::Encryption(_) => None,
+        OpenError::CatalogElsewhere { address, .. } => {
+            let hint = catalog::elsewhere(address);
+            return advised(error, Some(hint), None);
+        }
+        OpenError::CatalogHere { .. } => Some("`firkin cluster init` brings it there; or leave `--catalog` out"),
+        OpenError::Store(_) => return catalog::advising(error),
+        OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
 }
@@ -224,6 +230,7 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let defaults = RuntimeConfig::new(state_dir.clone(), capacity, network, GuestSystem::clone(&guest.now()));
     let config = RuntimeConfig {
         images,
+        catalog: settings.catalog.as_ref().map(|catalog| anyhow::Ok(Arc::new(catalog::catalogue(catalog)?) as _)).transpose()?,
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,

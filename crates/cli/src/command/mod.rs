@@ -3,6 +3,8 @@
 pub(crate) mod api_key;
 pub(crate) mod audit;
 pub(crate) mod bench;
+pub(crate) mod catalog;
+pub(crate) mod cluster;
 pub(crate) mod config;
 mod copy;
 pub(crate) mod doctor;

@@ -53,6 +53,7 @@ fn table(looks: &[Look]) -> Table {
             Verdict::Readable => "read as it is",
             Verdict::Migrated => "brought up to date, and closed to earlier versions",
             Verdict::Refused => "refused",
+            Verdict::Elsewhere => "looked at by the start",
         };
         let found = if look.found.is_empty() { "-".to_owned() } else { look.found.clone() };
         table.row([look.what.to_owned(), look.count.to_string(), found, look.known.clone(), verdict.to_owned()]);

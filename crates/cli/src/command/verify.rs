@@ -4,9 +4,11 @@ use firkin_engine::qcow2::Qcow2;
 use firkin_runtime::{
     artifact::ArtifactKind,
     state_dir::OpenError,
+    store::catalog::Catalog,
     verify::{VerifiedArtifact, VerifyReport, verify},
 };
 
+use super::catalog;
 use crate::{
     failure::{ExitStatus, advised},
     output::{self, Table},
@@ -15,11 +17,19 @@ use crate::{
 
 /// Runs the command. Damage is a failure.
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
-    let report = verify(&settings.state_dir, &Qcow2).await.map_err(|error| {
+    let there = settings.catalog.as_ref().map(catalog::catalogue).transpose()?;
+    let there = there.as_ref().map(|there| there as &dyn Catalog);
+    let report = verify(&settings.state_dir, &Qcow2, there).await.map_err(|error| {
         let hint = match &error {
             OpenError::Locked { .. } => Some("stop that server first (`firkin up --on-exit pause` keeps its sandboxes)"),
             OpenError::Directory { .. } => Some("`--state-dir` names the directory that a server used"),
-            OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Store(_) | OpenError::Encryption(_) => None,
+            OpenError::CatalogElsewhere { address, .. } => {
+                let hint = catalog::elsewhere(address);
+                return advised(error, Some(hint), None);
+            }
+            OpenError::CatalogHere { .. } => Some("leave `--catalog` out: this state directory has its records in itself"),
+            OpenError::Store(_) => return catalog::advising(error),
+            OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Encryption(_) => None,
         };
         advised(error, hint.map(str::to_owned), None)
     })?;

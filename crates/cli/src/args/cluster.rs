@@ -1,0 +1,51 @@
+//! What may be typed of a catalogue as a whole.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::catalog::CatalogArgs;
+
+/// `firkin cluster ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Bring what is on record of the state directory into a database, while no server runs
+    Init(InitArgs),
+    /// Write all that is on record into a file; a server may run
+    Backup(BackupArgs),
+    /// Say whether a backup, or the catalogue itself, goes with the files that are there; nothing is changed
+    RestoreCheck(RestoreCheckArgs),
+}
+
+/// `firkin cluster init`
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
+    /// Take what is on record from this backup and not from the state directory: the catalogue that it was of is lost
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
+}
+
+/// `firkin cluster backup`
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
+    /// The file, or - for standard output
+    #[arg(value_name = "FILE")]
+    pub(crate) to: PathBuf,
+}
+
+/// `firkin cluster restore-check`
+#[derive(Debug, Args)]
+pub(crate) struct RestoreCheckArgs {
+    #[command(flatten)]
+    pub(crate) catalog: CatalogArgs,
+    /// The backup, or - for standard input [default: the catalogue as it is]
+    #[arg(value_name = "FILE")]
+    pub(crate) backup: Option<PathBuf>,
+    /// Have the state directory go on with its catalogue although that is an earlier one: what was recorded since is lost
+    #[arg(long, conflicts_with = "backup", requires = "catalog")]
+    pub(crate) accept: bool,
+}
