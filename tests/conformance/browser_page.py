@@ -6,7 +6,11 @@ import pathlib
 import re
 
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 from support import WAIT_S
+
+# Of its own, and not that of a context: without a word it is five seconds, in which a busy host pauses no sandbox.
+expect.set_options(timeout=WAIT_S * 1000)
 
 SCREENSHOTS = pathlib.Path(os.environ.get("SCREENSHOTS", "/var/tmp/firkin-screenshots"))
 """Where each page is left as it was seen."""
