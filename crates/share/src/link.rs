@@ -101,11 +101,15 @@ impl Gate {
 
     /// Waits until there may be a connection, and has it be the only one.
     pub async fn turn(&self) -> Turn {
-        let connected = Arc::clone(&self.connected).lock_owned().await;
-        let turn = Turn { gate: self.clone(), connected };
-        // Who held it without having heard the guest has not had this.
-        turn.gate.closes.subscribe().wait_for(|holders| *holders == 0).await.expect("the gate has it");
-        turn
+        let mut closes = self.closes.subscribe();
+        loop {
+            // Who held it without having heard the guest has not had this. It is not kept from the next meanwhile, who waits for it.
+            closes.wait_for(|holders| *holders == 0).await.expect("the gate has it");
+            let connected = Arc::clone(&self.connected).lock_owned().await;
+            if *closes.borrow_and_update() == 0 {
+                return Turn { gate: self.clone(), connected };
+            }
+        }
     }
 }
 
@@ -305,6 +309,20 @@ mod tests {
         assert_eq!(answer[8], 2);
         drop(guest);
         server.await.unwrap().unwrap();
+    }
+
+    /// A guest that is held again as soon as it was let go, before there is another connection: there is nothing to wait for.
+    #[tokio::test]
+    async fn who_waits_for_a_turn_keeps_nobody_from_holding_the_guest() {
+        let gate = Gate::default();
+        let still = gate.hold(false).await;
+        let mut turn = Box::pin(gate.turn());
+        assert!(timeout(Duration::from_millis(100), &mut turn).await.is_err(), "nobody is served while it is held");
+        drop(still);
+        let held = timeout(Duration::from_secs(60), gate.hold(true)).await.expect("no connection has to end first");
+        assert!(timeout(Duration::from_millis(100), &mut turn).await.is_err());
+        drop(held);
+        drop(timeout(Duration::from_secs(60), turn).await.unwrap());
     }
 
     #[tokio::test]
