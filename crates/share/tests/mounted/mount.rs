@@ -114,7 +114,7 @@ impl Bench {
     }
 
     pub(crate) fn wait_until(&self, reached: impl Fn() -> bool) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while !reached() {
             assert!(std::time::Instant::now() < deadline, "used {} and counted {}", self.used(), self.counted());
             std::thread::yield_now();
