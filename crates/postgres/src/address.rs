@@ -103,11 +103,15 @@ impl Address {
         let says = |mode: &str| text.contains(&format!("sslmode={mode}"));
         let disabled = says("disable");
         // What is believed is decided here, and nothing less than a proven name is asked for.
-        let text = ["verify-full", "verify-ca"].iter().fold(text.to_owned(), |text, mode| text.replace(mode, "require"));
+        let text = ["verify-full", "verify-ca"]
+            .iter()
+            .fold(text.to_owned(), |text, mode| text.replace(&format!("sslmode={mode}"), "sslmode=require"));
         let mut config: Config = text.parse().map_err(|_| InvalidAddress::Form)?;
-        let away = config.get_hosts().iter().find(|host| !is_here(host));
+        // An address that is said beside a name is the one that is gone to.
+        let addresses = config.get_hostaddrs().iter().map(|address| Host::Tcp(address.to_string()));
+        let away = config.get_hosts().iter().cloned().chain(addresses).find(|host| !is_here(host));
         match away {
-            Some(host) if disabled => return Err(InvalidAddress::Clear { host: name(host) }),
+            Some(host) if disabled => return Err(InvalidAddress::Clear { host: name(&host) }),
             Some(_) => config.ssl_mode(SslMode::Require),
             None if config.get_hosts().is_empty() => return Err(InvalidAddress::Form),
             None if says("require") || says("verify-full") || authority.is_some() => config.ssl_mode(SslMode::Require),
@@ -177,6 +181,11 @@ mod tests {
         assert_eq!(here.config.get_ssl_mode(), SslMode::Disable);
         let socket: Address = "postgres:///catalogue?host=/run/postgresql".parse().unwrap();
         assert_eq!(socket.config.get_ssl_mode(), SslMode::Disable);
+        // What is called one of this host, and is gone to elsewhere, is elsewhere.
+        let named: Address = "postgres://me:hush@localhost/catalogue?hostaddr=192.0.2.7".parse().unwrap();
+        assert_eq!(named.config.get_ssl_mode(), SslMode::Require);
+        let odd: Address = "postgres://me:verify-full@db.example/catalogue?sslmode=verify-full".parse().unwrap();
+        assert_eq!(odd.config.get_password(), Some(&b"verify-full"[..]));
         for refused in ["mysql://me:hush@db/x", "postgres://me:hush@db.example/x?sslmode=disable", "postgres://%zz:hush@"] {
             let error = refused.parse::<Address>().unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hush"), "{error}");
