@@ -15,8 +15,11 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How long a connection may take to be made, where the address does not say.
+/// How long a host may take to be reached, where the address does not say.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// And to let us in.
+const ENTER: Duration = Duration::from_secs(15);
 
 /// How long what was sent may stay without an answer of the other host's kernel.
 const UNANSWERED: Duration = Duration::from_secs(15);
@@ -54,6 +57,8 @@ pub enum InvalidAddress {
 pub struct Address {
     pub(crate) config: Config,
     pub(crate) tls: MakeRustlsConnect,
+    /// How long a connection may take until it can be used: whoever takes one may still say nothing.
+    pub(crate) within: Duration,
 }
 
 impl fmt::Debug for Address {
@@ -117,13 +122,16 @@ impl Address {
             None if says("require") || says("verify-full") || authority.is_some() => config.ssl_mode(SslMode::Require),
             None => config.ssl_mode(SslMode::Disable),
         };
+        // Each of its hosts in turn.
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
+        let within = config.get_connect_timeout().copied().unwrap_or(ENTER).saturating_mul(hosts);
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT);
         }
         config.tcp_user_timeout(UNANSWERED).application_name("firkin");
         let given = config.get_options().map(|given| format!("{given} ")).unwrap_or_default();
         config.options(format!("{given}{BOUNDS}"));
-        Ok(Self { config, tls: MakeRustlsConnect::new(believing(authority)?) })
+        Ok(Self { config, tls: MakeRustlsConnect::new(believing(authority)?), within })
     }
 }
 

@@ -24,7 +24,7 @@ use crate::address::Address;
 const ANSWER: Duration = Duration::from_secs(15);
 
 /// Writers go one by one. The number has no meaning but to be ours.
-const WRITERS: i64 = 0x0066_6972_6b69_6e01;
+pub(crate) const WRITERS: i64 = 0x0066_6972_6b69_6e01;
 
 /// A connection. When it is dropped it is closed, and what was not kept is undone.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) async fn to(address: &Address) -> Result<Self, tokio_postgres::Error> {
-        let (client, driven) = address.config.connect(address.tls.clone()).await?;
+    pub(crate) async fn to(address: &Address) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let (client, driven) = timeout(address.within, address.config.connect(address.tls.clone())).await??;
         // It ends with the client.
         tokio::spawn(async move {
             if let Err(error) = driven.await {
@@ -56,7 +56,13 @@ impl Connection {
         !self.client.is_closed() && !self.broken.load(Ordering::Relaxed)
     }
 
-    /// Begins a transaction, in one exchange. A writer is told its term and the transaction's number.
+    /// Whether it is known to be gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Begins a transaction, in one exchange. A writer is told the catalogue's term and the number of its last write, once every transaction that
+    /// could change them is over.
     pub(crate) async fn begin(&self, mode: Mode) -> Result<Vec<SimpleQueryMessage>, DatabaseError> {
         let begin = match mode {
             Mode::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned(),
@@ -75,7 +81,10 @@ impl Connection {
         ended
     }
 
-    async fn answered<T>(&self, asked: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
+    pub(crate) async fn answered<T>(
+        &self,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatabaseError> {
         let answer = timeout(ANSWER, asked).await;
         if answer.is_err() {
             self.broken.store(true, Ordering::Relaxed);
@@ -84,7 +93,7 @@ impl Connection {
     }
 
     pub(crate) fn statements<'a>(&'a self, handle: &'a Handle) -> Transaction<'a> {
-        Transaction { connection: self, handle }
+        Transaction { connection: self, handle, has_changed: AtomicBool::new(false) }
     }
 
     async fn prepare(&self, statement: &str) -> Result<Statement, DatabaseError> {
@@ -102,7 +111,7 @@ impl Connection {
 fn writer(with: &str) -> String {
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED{with}; SELECT pg_advisory_xact_lock({WRITERS});
-         SELECT term, pg_current_xact_id() FROM firkin.catalogue"
+         SELECT term, last_write FROM firkin.catalogue"
     )
 }
 
@@ -110,6 +119,14 @@ fn writer(with: &str) -> String {
 pub(crate) struct Transaction<'a> {
     connection: &'a Connection,
     handle: &'a Handle,
+    has_changed: AtomicBool,
+}
+
+impl Transaction<'_> {
+    /// Whether there is anything to be kept.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.has_changed.load(Ordering::Relaxed)
+    }
 }
 
 fn as_sql(values: &[Value]) -> Vec<Column<'_>> {
@@ -123,6 +140,7 @@ impl Statements for Transaction<'_> {
         self.handle.block_on(async {
             let statement = self.connection.prepare(statement).await?;
             let rows = self.connection.answered(self.connection.client.execute(&statement, &columns)).await?;
+            self.has_changed.fetch_or(rows > 0, Ordering::Relaxed);
             usize::try_from(rows).map_err(|error| DatabaseError::Refused(error.into()))
         })
     }
@@ -206,5 +224,19 @@ pub(crate) fn refusal(error: tokio_postgres::Error) -> DatabaseError {
             DatabaseError::Refused(Box::new(error))
         }
         _ => DatabaseError::Away(Box::new(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_a_connection_and_says_nothing_is_not_waited_for() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let address: Address = format!("postgres://me@127.0.0.1:{port}/x?connect_timeout=1").parse().unwrap();
+        let late = timeout(Duration::from_secs(60), Connection::to(&address)).await.expect("it ends by itself");
+        assert!(late.is_err_and(|error| error.is::<tokio::time::error::Elapsed>()));
     }
 }

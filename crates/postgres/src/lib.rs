@@ -1,12 +1,13 @@
 //! PostgreSQL as the catalogue of a runtime: how it is reached, what its tables are, and what happens when it goes away.
 //!
 //! ```text
-//!   operation ─► a connection of the pool ─► BEGIN, which life of the catalogue is this? ─► statements ─► COMMIT
-//!                                                                                             lost in it: asked by its number
+//!   operation ─► a connection of the pool ─► BEGIN, which life of the catalogue is this? ─► statements ─► its number, COMMIT
+//!                                                                                                  lost in it: is its number the last?
 //! ```
 //!
 //! Writers go one after the other, as they do in SQLite: what an operation decides by what it has read is true when it is kept. Whoever reads
-//! waits for nobody. One server has a catalogue at a time. It holds a lock in the database, and each of its transactions looks whether
+//! waits for nobody. Each write leaves a number in the catalogue, in its own transaction, and the next begins once it is known what became of it.
+//! The database's own numbers of transactions would not do: after a crash it gives those again that it had not written down. One server has a catalogue at a time. It holds a lock in the database, and each of its transactions looks whether
 //! the number that it was given for its time, the *term*, is still the last: who was taken for dead and is not changes nothing more.
 
 use std::{
@@ -20,7 +21,10 @@ use firkin_runtime::store::{
     database::{Database, DatabaseError, Mode, Work},
 };
 use futures::future::BoxFuture;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore},
+    time::{Instant, timeout},
+};
 use tokio_postgres::SimpleQueryMessage;
 
 mod address;
@@ -29,14 +33,14 @@ mod hold;
 mod schema;
 
 pub use address::{Address, InvalidAddress};
-use connection::{Connection, away, refusal};
+use connection::{Connection, away};
 use hold::Hold;
 pub use hold::{Greeting, OpenError};
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.
 const CONNECTIONS: usize = 8;
 
-/// How long an operation waits for one of them.
+/// How long an operation waits for one of them, and one that writes for those before it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long is asked after a transaction that was lost while it was being kept. Longer than the database takes to notice that it is alone.
@@ -92,6 +96,8 @@ impl Catalog for Catalogue {
 pub struct Postgres {
     address: Address,
     term: i64,
+    /// The number of the last write that was tried. Held by who writes, until it is known what became of it.
+    writing: AsyncMutex<i64>,
     places: Semaphore,
     idle: Arc<Mutex<Vec<Connection>>>,
     hold: Mutex<Option<Hold>>,
@@ -112,7 +118,8 @@ impl Postgres {
     }
 
     fn of(address: Address, term: i64, hold: Option<Hold>) -> Self {
-        Self { address, term, places: Semaphore::new(CONNECTIONS), idle: Arc::default(), hold: Mutex::new(hold) }
+        let (writing, places) = (AsyncMutex::new(0), Semaphore::new(CONNECTIONS));
+        Self { address, term, writing, places, idle: Arc::default(), hold: Mutex::new(hold) }
     }
 
     /// Rises with each who opens the catalogue.
@@ -120,62 +127,58 @@ impl Postgres {
         self.term
     }
 
-    /// A connection in a transaction, with the transaction's number if it writes.
-    async fn begin(&self, mode: Mode) -> Result<(Connection, Option<String>), DatabaseError> {
+    /// A connection in a transaction.
+    async fn begin(&self, mode: Mode) -> Result<Connection, DatabaseError> {
         loop {
             let known = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let is_known = known.is_some();
             let connection = match known {
                 Some(connection) => connection,
-                None => Connection::to(&self.address).await.map_err(|error| DatabaseError::Away(error.into()))?,
+                None => Connection::to(&self.address).await.map_err(DatabaseError::Away)?,
             };
             match connection.begin(mode).await {
-                Ok(rows) => return self.checked(mode, connection, &rows).await,
+                Ok(rows) => {
+                    if mode == Mode::Read || standing(&rows)?.term == self.term {
+                        return Ok(connection);
+                    }
+                    connection.end("ROLLBACK").await?;
+                    return Err(DatabaseError::Fenced);
+                }
                 // It was cut while nobody used it, and nothing was asked of it yet.
-                Err(DatabaseError::Away(_)) if is_known => {}
+                Err(DatabaseError::Away(_)) if is_known && connection.is_closed() => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn checked(
-        &self,
-        mode: Mode,
-        connection: Connection,
-        rows: &[SimpleQueryMessage],
-    ) -> Result<(Connection, Option<String>), DatabaseError> {
-        if mode == Mode::Read {
-            return Ok((connection, None));
-        }
-        let row = rows.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some((row.get(0)?.to_owned(), row.get(1)?.to_owned())),
-            _ => None,
-        });
-        match row {
-            Some((term, number)) if term == self.term.to_string() => Ok((connection, Some(number))),
-            Some(_) => {
-                connection.end("ROLLBACK").await?;
-                Err(DatabaseError::Fenced)
-            }
-            None => Err(DatabaseError::Refused("the catalogue has no term".into())),
-        }
-    }
-
     async fn transact(&self, mode: Mode, work: Work) -> Result<(), StoreError> {
-        let place = tokio::time::timeout(PATIENCE, self.places.acquire()).await;
+        let turn = match mode {
+            Mode::Read => None,
+            Mode::Write | Mode::Unsynced => {
+                let turn = timeout(PATIENCE, self.writing.lock()).await;
+                Some(turn.map_err(|late| away(late).of("wait for those that write"))?)
+            }
+        };
+        let place = timeout(PATIENCE, self.places.acquire()).await;
         let place = place.map_err(|late| away(late).of("wait for a connection"))?.map_err(|_| StoreError::Closed)?;
-        let (connection, number) = self.begin(mode).await.map_err(|error| error.of("begin"))?;
+        let connection = self.begin(mode).await.map_err(|error| error.of("begin"))?;
         // Operations ask and wait, so they do it where waiting is allowed.
         let handle = tokio::runtime::Handle::current();
         let done = tokio::task::spawn_blocking(move || {
-            let done = work(&connection.statements(&handle));
+            let statements = connection.statements(&handle);
+            let done = work(&statements).map(|()| statements.has_changed());
             (connection, done)
         });
         let Ok((connection, done)) = done.await else { return Err(StoreError::Closed) };
-        let done = match done {
-            Ok(()) => self.keep(&connection, number).await,
+        let done = match (done, turn) {
+            (Ok(true), Some(mut last)) => {
+                *last += 1;
+                self.keep(&connection, *last).await
+            }
+            // With a connection that is gone there is nothing to be kept.
+            (Ok(_), _) => connection.end("COMMIT").await.map_err(|error| error.of("commit")),
             // With a connection that is gone, so is what was done on it.
-            Err(error) => connection.end("ROLLBACK").await.map_or(Ok(()), |()| Ok(())).and(Err(error)),
+            (Err(error), _) => connection.end("ROLLBACK").await.map_or(Ok(()), |()| Ok(())).and(Err(error)),
         };
         if connection.is_whole() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -184,16 +187,15 @@ impl Postgres {
         done
     }
 
-    async fn keep(&self, connection: &Connection, number: Option<String>) -> Result<(), StoreError> {
-        match (connection.end("COMMIT").await, number) {
-            (Err(DatabaseError::Away(cause)), Some(number)) => self.was_kept(&number, cause).await,
-            (Err(error), _) => Err(error.of("commit")),
-            (Ok(()), _) => Ok(()),
+    async fn keep(&self, connection: &Connection, number: i64) -> Result<(), StoreError> {
+        match connection.end(&format!("UPDATE firkin.catalogue SET last_write = {number}; COMMIT")).await {
+            Err(DatabaseError::Away(cause)) => self.was_kept(number, cause).await,
+            ended => ended.map_err(|error| error.of("commit")),
         }
     }
 
-    /// What became of a transaction that was lost while it was being kept: the database knows by its number. It is never done again.
-    async fn was_kept(&self, number: &str, cause: Box<dyn std::error::Error + Send + Sync>) -> Result<(), StoreError> {
+    /// What became of a transaction that was lost while it was being kept: nobody has written since. It is never done again.
+    async fn was_kept(&self, number: i64, cause: Box<dyn std::error::Error + Send + Sync>) -> Result<(), StoreError> {
         let until = Instant::now() + LOOK_UP;
         tracing::warn!(
             number,
@@ -201,21 +203,37 @@ impl Postgres {
             "the database went away in a commit; it is asked what it did"
         );
         while Instant::now() < until {
-            match self.status(number).await.as_deref() {
-                Ok("committed") => return Ok(()),
-                Ok("aborted") => return Err(DatabaseError::Away(cause).of("commit")),
+            match self.standing().await {
+                // Another server has overwritten it.
+                Ok(Standing { term, .. }) if term != self.term => break,
+                Ok(Standing { last_write, .. }) if last_write == number => return Ok(()),
+                Ok(_) => return Err(DatabaseError::Away(cause).of("commit")),
                 // It is not back, or has not noticed yet that nobody listens.
-                Ok(_) | Err(_) => tokio::time::sleep(LOOK_UP_INTERVAL).await,
+                Err(_) => tokio::time::sleep(LOOK_UP_INTERVAL).await,
             }
         }
         Err(DatabaseError::Unknown(cause).of("commit"))
     }
 
-    async fn status(&self, number: &str) -> Result<String, DatabaseError> {
-        let connection = Connection::to(&self.address).await.map_err(|error| DatabaseError::Away(error.into()))?;
-        let row = connection.client().query_one("SELECT pg_xact_status($1::text::xid8)", &[&number]).await;
-        row.and_then(|row| row.try_get(0)).map_err(refusal)
+    /// Once what was lost is over.
+    async fn standing(&self) -> Result<Standing, DatabaseError> {
+        let connection = Connection::to(&self.address).await.map_err(DatabaseError::Away)?;
+        standing(&connection.begin(Mode::Write).await?)
     }
+}
+
+/// What a writer is told at its beginning.
+struct Standing {
+    term: i64,
+    last_write: i64,
+}
+
+fn standing(rows: &[SimpleQueryMessage]) -> Result<Standing, DatabaseError> {
+    let row = rows.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(Standing { term: row.get(0)?.parse().ok()?, last_write: row.get(1)?.parse().ok()? }),
+        _ => None,
+    });
+    row.ok_or_else(|| DatabaseError::Refused("the catalogue has no term".into()))
 }
 
 impl Database for Postgres {
@@ -240,7 +258,7 @@ impl Database for Postgres {
         Box::pin(async move {
             // All places: whoever has one is waited for.
             let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-            let places = tokio::time::timeout(PATIENCE, self.places.acquire_many(all)).await;
+            let places = timeout(PATIENCE, self.places.acquire_many(all)).await;
             self.places.close();
             drop(places);
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();

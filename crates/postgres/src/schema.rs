@@ -17,8 +17,9 @@ const CATALOGUE: &str = r#"
         installation TEXT,
         host TEXT,
         since TIMESTAMPTZ,
-        term BIGINT NOT NULL);
-    INSERT INTO firkin.catalogue (schema, written_by, term) VALUES (0, '', 0) ON CONFLICT DO NOTHING;
+        term BIGINT NOT NULL,
+        last_write BIGINT NOT NULL);
+    INSERT INTO firkin.catalogue (schema, written_by, term, last_write) VALUES (0, '', 0, 0) ON CONFLICT DO NOTHING;
 "#;
 
 /// Why tables cannot be used.

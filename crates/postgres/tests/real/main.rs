@@ -12,9 +12,10 @@ use firkin_runtime::{
         StoreError,
         catalog::{Catalog, Holder, Left},
         contract,
-        database::{Database, DatabaseError, Mode, Value},
+        database::{Database, DatabaseError, Mode, Statements, Value},
     },
 };
+use tokio::time::timeout;
 
 mod database;
 mod proxy;
@@ -22,9 +23,12 @@ mod proxy;
 use database::Cluster;
 use proxy::{Cut, Proxy};
 
+/// The lock that who writes has.
+const WRITERS: i64 = 0x0066_6972_6b69_6e01;
+
 /// A statement that changes something, as an operation.
 async fn put(database: &Postgres, id: &'static str) -> Result<(), StoreError> {
-    let put = Box::new(move |tx: &dyn firkin_runtime::store::database::Statements| {
+    let put = Box::new(move |tx: &dyn Statements| {
         let values = [Value::Text(id.to_owned()), Value::Text("{}".to_owned())];
         let done = tx.execute("INSERT INTO sandboxes (id, body) VALUES (?1, ?2)", &values);
         done.map(drop).map_err(|error: DatabaseError| error.of("put"))
@@ -34,7 +38,7 @@ async fn put(database: &Postgres, id: &'static str) -> Result<(), StoreError> {
 
 async fn ids(database: &Postgres) -> Vec<Value> {
     let (send, receive) = std::sync::mpsc::channel();
-    let read = Box::new(move |tx: &dyn firkin_runtime::store::database::Statements| {
+    let read = Box::new(move |tx: &dyn Statements| {
         let rows = tx.rows("SELECT id FROM sandboxes ORDER BY id", &[]).map_err(|error| error.of("read"))?;
         send.send(rows.concat()).unwrap();
         Ok(())
@@ -68,6 +72,8 @@ async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
     one_server_has_it(&cluster.database("held")).await;
     a_newer_version_is_refused(&cluster.database("newer"), &cluster).await;
     a_commit_that_was_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
+    a_server_that_comes_waits_for_who_writes(&cluster.database("waited")).await;
+    what_a_crash_took_is_not_taken_for_kept(&mut cluster).await;
     a_killed_database_comes_back(&mut cluster).await;
 }
 
@@ -114,7 +120,7 @@ async fn a_catalogue_moves_here_and_comes_back_from_a_backup(url: &str, again: &
     let refused = put(&reader, "i9").await;
     assert!(matches!(refused, Err(StoreError::Fenced { .. })), "{refused:?}");
     // What counts its rows itself goes on behind those that came.
-    let more = Box::new(|tx: &dyn firkin_runtime::store::database::Statements| {
+    let more = Box::new(|tx: &dyn Statements| {
         let insert = "INSERT INTO deliveries (webhook, due_ms, body) SELECT webhook, due_ms, body FROM deliveries LIMIT 1";
         tx.execute(insert, &[]).map(drop).map_err(|error: DatabaseError| error.of("put"))
     });
@@ -129,6 +135,49 @@ fn installation(state: &Path) -> String {
     let marker = fs_err::read_to_string(state.join("catalog.json")).unwrap();
     let (_, name) = marker.split_once("\"installation\": \"").unwrap();
     name.split('"').next().unwrap().to_owned()
+}
+
+/// What a server that is taken for dead has begun is over before the next one reads anything.
+async fn a_server_that_comes_waits_for_who_writes(url: &str) {
+    open(url).await.close().await.unwrap();
+    let (writer, driven) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    let driven = tokio::spawn(driven);
+    writer.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})")).await.unwrap();
+    let mut opening = Box::pin(open(url));
+    assert!(timeout(Duration::from_millis(500), &mut opening).await.is_err(), "somebody writes");
+    drop(writer);
+    driven.await.unwrap().unwrap();
+    opening.await.close().await.unwrap();
+}
+
+/// A database that is killed before it has written a transaction down gives its number to the next one.
+async fn what_a_crash_took_is_not_taken_for_kept(cluster: &mut Cluster) {
+    let url = cluster.database("lost");
+    let database = Arc::new(open(&url).await);
+    let (written, is_written) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let putting = Arc::clone(&database);
+    let putting = tokio::spawn(async move {
+        let put = Box::new(move |tx: &dyn Statements| {
+            let done = tx.execute("INSERT INTO sandboxes (id, body) VALUES ('lost', '{}')", &[]);
+            written.send(()).unwrap();
+            goes_on.recv().unwrap();
+            done.map(drop).map_err(|error| error.of("put"))
+        });
+        putting.run(Mode::Write, put).await
+    });
+    is_written.await.unwrap();
+    cluster.kill();
+    cluster.start_again();
+    for other in ["a", "b"] {
+        cluster.sql("lost", &format!("INSERT INTO firkin.sandboxes (id, body) VALUES ('{other}', '{{}}')")).await;
+    }
+    go_on.send(()).unwrap();
+    let lost = putting.await.unwrap();
+    assert!(matches!(lost, Err(StoreError::Away { .. })), "{lost:?}");
+    assert_eq!(ids(&database).await, texts(&["a", "b"]));
+    put(&database, "c").await.unwrap();
+    database.close().await.unwrap();
 }
 
 async fn one_server_has_it(url: &str) {
@@ -184,5 +233,5 @@ async fn a_killed_database_comes_back(cluster: &mut Cluster) {
     cluster.sql("killed", "UPDATE firkin.catalogue SET term = term + 1").await;
     let fenced = put(&database, "i4").await;
     assert!(matches!(fenced, Err(StoreError::Fenced { .. })), "{fenced:?}");
-    tokio::time::timeout(Duration::from_secs(20), database.close()).await.unwrap().unwrap();
+    timeout(Duration::from_secs(60), database.close()).await.unwrap().unwrap();
 }
