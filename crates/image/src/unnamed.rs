@@ -50,9 +50,8 @@ pub fn register_user(cache: &Cache, state_dir: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let users = cache.dir().join(USERS);
     fs::create_dir_all(&users)?;
-    if !users.join(SINCE).exists() {
-        private::replace(&users.join(SINCE), b"", private::PRIVATE)?;
-    }
+    // Its time is all that it says, and stays that of the first: several servers may begin with one cache at once.
+    fs::OpenOptions::new().write(true).create(true).truncate(false).open(users.join(SINCE))?;
     let path = state_dir.as_os_str().as_bytes();
     private::replace(&users.join(&blake3::hash(path).to_hex()[..32]), path, private::PRIVATE)
 }
@@ -211,6 +210,26 @@ mod tests {
             let named = |dir: &Path| Ok(fs::read_to_string(dir.join("named"))?.lines().map(PathBuf::from).collect());
             Ok(remove_unnamed_roots(&self.cache, SystemTime::now() + DAY * days, named)?.into_iter().collect())
         }
+    }
+
+    #[tokio::test]
+    async fn servers_that_begin_at_once_all_leave_their_names() {
+        let bench = Bench::new().await;
+        let (cache, together) = (&bench.cache, std::sync::Barrier::new(16));
+        let since = bench.cache.dir().join(USERS).join(SINCE);
+        std::thread::scope(|scope| {
+            for server in 0..16 {
+                let together = &together;
+                scope.spawn(move || {
+                    together.wait();
+                    register_user(cache, Path::new(&format!("/state/{server}"))).unwrap();
+                });
+            }
+        });
+        assert_eq!(state_dirs(&cache.dir().join(USERS)).unwrap().len(), 16);
+        let first = made(&since).unwrap();
+        register_user(cache, Path::new("/state/late")).unwrap();
+        assert_eq!(made(&since), Some(first));
     }
 
     #[tokio::test]
