@@ -42,9 +42,34 @@ pub(crate) fn build(workspace: &Workspace, package: &Package, step: &mut Step) -
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, process::Command};
 
     use crate::sbom::HOST_PACKAGES;
+
+    /// Templates and what is paused stand on root images of the cache, also those of other servers.
+    #[test]
+    fn a_purge_leaves_the_cache_to_whoever_stands_on_it() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("packaging/debian/postrm");
+        let purged = |state_dirs: &[&str]| {
+            let root = tempfile::tempdir().unwrap();
+            let users = root.path().join("var/cache/firkin/users");
+            fs_err::create_dir_all(&users).unwrap();
+            fs_err::write(users.join("since"), "").unwrap();
+            for (at, user) in ["/var/lib/firkin", "/srv/other one"].iter().enumerate() {
+                fs_err::write(users.join(at.to_string()), user).unwrap();
+            }
+            for dir in state_dirs {
+                fs_err::create_dir_all(root.path().join(&dir[1..])).unwrap();
+            }
+            let mut purge = Command::new("sh");
+            let status = purge.arg(&script).arg("purge").env("DPKG_ROOT", root.path()).status().unwrap();
+            assert!(status.success() && state_dirs.iter().all(|dir| root.path().join(&dir[1..]).exists()));
+            !users.exists()
+        };
+        assert!(!purged(&["/var/lib/firkin"]));
+        assert!(!purged(&["/srv/other one"]));
+        assert!(purged(&[]));
+    }
 
     #[test]
     fn a_package_wants_what_set_up_installs() {
