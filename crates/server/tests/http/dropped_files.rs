@@ -1,6 +1,6 @@
 //! Files that are dropped onto a page: of any size, and with little kept of what stands between them.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -112,7 +112,7 @@ async fn a_part_that_does_not_begin_is_given_up_on() {
         futures::stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from(begin))) }),
         futures::stream::pending(),
     );
-    let answer = timeout(Duration::from_secs(20), send(&bench, &browser, &id, StreamBody::new(silent))).await.unwrap();
+    let answer = timeout(DEADLINE, send(&bench, &browser, &id, StreamBody::new(silent))).await.unwrap();
     assert_eq!(answer.status, 408, "{answer:?}");
     envd.abort();
     bench.stop().await;
