@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A stream holds one event at a time, and makes the next when its client has taken that: one that does not read costs one event, and
-//! its connection is cut when it has taken nothing for a while. Between changes a comment comes now and then, with the place that
+//! its connection is cut when it has taken nothing for a while. A snapshot is sent in pieces, so that who takes it slowly takes something. Between changes a comment comes now and then, with the place that
 //! the stream has reached, so that who comes back need not be told what was never for it. The key is looked at then, too: a
 //! stream does not outlive it.
 
@@ -51,6 +51,9 @@ const MAX_STREAMS: usize = 256;
 
 /// Streams of one team at once: a dashboard for each of its people, and their programs.
 const MAX_STREAMS_OF_TEAM: usize = 64;
+
+/// What a client has to take before it is cut: so much comes through any network in time.
+const MAX_PIECE_BYTES: usize = 64 << 10;
 
 /// Whose each open stream is; nobody's for who has the admin token.
 #[derive(Debug, Default)]
@@ -219,7 +222,7 @@ impl Following {
     async fn look(&mut self) -> Result<(), StoreError> {
         let now = self.runtime.overview().await?;
         self.reader = self.runtime.changes(Some(now.as_of));
-        self.ready.extend(event(Some(now.as_of), "snapshot", &now));
+        self.ready.extend(event(Some(now.as_of), "snapshot", &now).into_iter().flat_map(pieces));
         Ok(())
     }
 }
@@ -230,6 +233,14 @@ fn event(id: Option<ChangeId>, name: &str, data: &impl Serialize) -> Option<Byte
     let data = serde_json::to_string(data).inspect_err(|error| tracing::error!(%error, name, "an event has no form")).ok()?;
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     Some(format!("{id}event: {name}\ndata: {data}\n\n").into())
+}
+
+/// The same bytes, as they are sent one after the other.
+fn pieces(mut whole: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let piece = whole.split_to(whole.len().min(MAX_PIECE_BYTES));
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Whether the client takes what it is sent. One that does not is cut.
@@ -271,5 +282,20 @@ impl Taken {
     /// It has something to take from now on.
     fn has(&self, now: Instant) {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_large_comes_in_pieces() {
+        for length in [1, MAX_PIECE_BYTES, 3 * MAX_PIECE_BYTES + 1] {
+            let whole: Bytes = (0..=u8::MAX).cycle().take(length).collect();
+            let sent: Vec<Bytes> = pieces(whole.clone()).collect();
+            assert!(sent.iter().all(|piece| (1..=MAX_PIECE_BYTES).contains(&piece.len())));
+            assert_eq!(sent.concat(), whole);
+        }
     }
 }
