@@ -32,7 +32,7 @@ use crate::{
 /// Loading less than a megabyte of device state.
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 /// For a process that is about to end; if it does not, something else is wrong.
-const END_DEADLINE: Duration = Duration::from_secs(1);
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What of a snapshot is still to be loaded. Its device state is a descriptor that the process has.
 #[derive(Debug)]
