@@ -54,6 +54,24 @@ pub enum ImageForm {
     ErofsWithAgent,
 }
 
+/// A layer as it is on every host: `head`, and its file from the byte `rest` on. What it lies over is not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// What stands for the beginning of the file.
+    pub head: Vec<u8>,
+    /// The first byte of the file after that beginning, at most its length.
+    pub rest: u64,
+}
+
+/// What a layer lies over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Below<'a> {
+    /// [`RootDisk::image`].
+    Image(&'a Path),
+    /// Another layer.
+    Layer(&'a Path),
+}
+
 /// How an engine keeps disks. Stateless: two formats of one name are the same.
 pub trait DiskFormat: fmt::Debug + Send + Sync {
     /// How names of overlays and layers end, without the dot.
@@ -81,6 +99,14 @@ pub trait DiskFormat: fmt::Debug + Send + Sync {
 
     /// Has an overlay or layer lie over the layer `below`, which holds what it lay over.
     fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError>;
+
+    /// The content of a layer that is a file, without the place of what it lies over: equal on all hosts that have it. What
+    /// [`DiskFormat::layers_are_directories`] is refused.
+    fn carried(&self, layer: &Path) -> Result<Carried, DiskError>;
+
+    /// Has the file `layer`, which holds what [`DiskFormat::carried`] gave on another host, lie over `below`. It came from outside: where
+    /// it is no layer, or not one that lies over such a thing, it is refused.
+    fn settle(&self, layer: &Path, below: Below<'_>) -> Result<(), DiskError>;
 
     /// Writes the union of `layers`, lowest first, as one layer over the layer `below` to `merged`, which must not exist. Not synced. Given up as
     /// soon as `goes_on` says no. On failure `merged` may exist.

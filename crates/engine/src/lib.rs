@@ -45,7 +45,7 @@ pub use self::{
     attachment::{Attachment, AttachmentKind},
     boot_files::{BootFile, BootFiles, KernelFiles},
     compatibility::{Compatibility, Fingerprint, Processor},
-    disk::{DiskError, DiskFormat, ImageForm, RootDisk},
+    disk::{Below, Carried, DiskError, DiskFormat, ImageForm, RootDisk},
     forms::formats,
 };
 

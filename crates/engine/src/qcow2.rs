@@ -226,21 +226,47 @@ pub fn rebase(path: &Path, backing: &Backing) -> Result<(), InspectError> {
     if now.format != backing.format {
         return Err(malformed("it lies over a file of another format"));
     }
-    let name = backing.path.as_os_str().as_bytes();
-    let word: [u8; 8] = bytes[8..16].try_into().map_err(|_| malformed("it ends within its header"))?;
-    let start = usize::try_from(u64::from_be_bytes(word)).map_err(|_| malformed("its backing file's name lies elsewhere"))?;
+    let changed = put_name(&mut bytes, &now, &backing.path).map_err(malformed)?;
+    file.file().write_all_at(&bytes[..changed], 0).map_err(read)
+}
+
+/// Puts the name of another backing file in place of that of `now` into the first cluster of a file. The bytes up to which it has changed.
+fn put_name(bytes: &mut [u8], now: &Backing, path: &Path) -> Result<usize, &'static str> {
+    let name = path.as_os_str().as_bytes();
+    let word: [u8; 8] = bytes[8..16].try_into().map_err(|_| "it ends within its header")?;
+    let start = usize::try_from(u64::from_be_bytes(word)).map_err(|_| "its backing file's name lies elsewhere")?;
     let (old, new) = (now.path.as_os_str().len(), name.len());
     // The name is the last thing in the header's cluster, so that a longer one overwrites nothing.
     if new > MAX_NAME_BYTES
         || start + new > bytes.len()
         || bytes[start + old..(start + new).max(start + old)].iter().any(|&b| b != 0)
     {
-        return Err(malformed("its header has no room for the name of its backing file"));
+        return Err("its header has no room for the name of its backing file");
     }
     bytes[16..20].copy_from_slice(&u32::try_from(new).expect("at most MAX_NAME_BYTES").to_be_bytes());
     bytes[start..start + old].fill(0);
     bytes[start..start + new].copy_from_slice(name);
-    file.file().write_all_at(&bytes[..start + old.max(new)], 0).map_err(read)
+    Ok(start + old.max(new))
+}
+
+/// The name that stands for any backing file in what [`carried`] gives.
+const ANY_NAME: &str = "-";
+
+/// The first cluster of the layer `path` as it is on every host: a name that names nothing stands for that of its backing file.
+pub(crate) fn carried(path: &Path) -> Result<Vec<u8>, InspectError> {
+    let malformed = |problem| InspectError::Malformed { path: path.to_path_buf(), problem };
+    let read = |source| InspectError::Read { path: path.to_path_buf(), source };
+    let file = fs_err::OpenOptions::new().read(true).custom_flags(libc_nofollow()).open(path).map_err(read)?;
+    let mut bytes = first_cluster(file.file()).map_err(read)?;
+    let now = parse(&bytes).map_err(malformed)?.backing.ok_or(malformed("it lies over nothing"))?;
+    put_name(&mut bytes, &now, Path::new(ANY_NAME)).map_err(malformed)?;
+    Ok(bytes)
+}
+
+/// Refuses the layer `path`, which came from outside, where it needs what this product never writes: a file of another name for its
+/// data is such a thing.
+pub(crate) fn vet(path: &Path) -> Result<(), InspectError> {
+    map::Layer::open(path).map(drop)
 }
 
 /// A layer is a file that we made, never a link to one.
@@ -322,6 +348,29 @@ mod tests {
             create(&path, &backing, 10 << 30).unwrap();
             assert_eq!(inspect(&path).unwrap(), Overlay { virtual_bytes: 10 << 30, backing: Some(backing) });
         }
+    }
+
+    #[test]
+    fn a_layer_is_the_same_on_every_host_but_for_the_name_below_it() {
+        use crate::disk::{Below, DiskFormat};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let below = |name: &str| Backing { path: name.into(), format: Format::Qcow2 };
+        create(&path("a"), &below("/var/lib/firkin/layers/x.qcow2"), 1 << 30).unwrap();
+        create(&path("b"), &below("/elsewhere/x.qcow2"), 1 << 30).unwrap();
+        let [a, b] = ["a", "b"].map(|name| Qcow2.carried(&path(name)).unwrap());
+        assert_eq!((a.rest, &a), (CLUSTER, &b));
+        let whole = fs_err::read(path("a")).unwrap();
+        fs_err::write(path("c"), [&a.head[..], &whole[CLUSTER as usize..]].concat()).unwrap();
+        Qcow2.settle(&path("c"), Below::Layer(Path::new("/elsewhere/x.qcow2"))).unwrap();
+        assert_eq!(fs_err::read(path("c")).unwrap(), fs_err::read(path("b")).unwrap());
+        assert!(Qcow2.settle(&path("c"), Below::Image(Path::new("/image"))).is_err(), "it lies over a layer");
+
+        // A file beside it for its data.
+        let mut hostile = whole;
+        hostile[79] = 4;
+        fs_err::write(path("d"), hostile).unwrap();
+        Qcow2.settle(&path("d"), Below::Layer(Path::new("/x"))).unwrap_err();
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //!                  key             wrapped data key, where members are sealed: their names end with `.sealed` then
 //!   layers/<id>.<format>            one layer of a root disk, shared by every artifact above it, or
 //!          <id>.sealed, <id>.key    a sealed one with its wrapped data key
+//!   roots/<blake3>/                 a root image that came with an archive
+//!   incoming/<blake3>               what has arrived of an archive
 //! ```
 //!
 //! An artifact is written into a temporary directory, synced, and renamed: it is whole or absent, and never changes. Layers
@@ -20,7 +22,7 @@ use std::{
     collections::HashSet,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use collect::Pins;
@@ -35,6 +37,7 @@ use vault::Vault;
 
 use crate::ground::ids::{ArtifactId, LayerId};
 
+pub mod archive;
 mod collect;
 mod examine;
 mod flatten;
@@ -194,8 +197,13 @@ pub struct ArtifactStore {
     vault: Vault,
     /// Held by whoever rotates its key.
     rotating: Arc<Mutex<()>>,
+    /// Set by whoever takes an archive in.
+    importing: Arc<AtomicBool>,
     disks: &'static dyn DiskFormat,
 }
+
+/// The directory of root images that came with archives.
+const ROOTS: &str = "roots";
 
 /// The name of a layer's file, or of that of an overlay which may become one.
 fn disk_file(id: &LayerId, form: &dyn DiskFormat) -> String {
@@ -228,8 +236,9 @@ impl ArtifactStore {
         let staging = Staging::open(Path::new(staging::SHARED_MEMORY), state_dir)?;
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
-        let (pins, rotating, vault) = (Arc::default(), Arc::default(), Vault::shut());
-        let store = Self { root: state_dir.to_owned(), proofs, quarantine, pins, staging, vault, rotating, disks };
+        let (pins, rotating, importing, vault) = (Arc::default(), Arc::default(), Arc::default(), Vault::shut());
+        let root = state_dir.to_owned();
+        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, disks };
         store.remove_hidden()?;
         Ok(store)
     }

@@ -11,7 +11,7 @@ use firkin_engine::{
 use firkin_runtime::{
     artifact::{
         Artifact, ArtifactKind, ArtifactStore, DiskMembers, FORMAT, GuestIdentity, IntegrityError, MemoryMember, PublishError,
-        Readings, SnapshotArtifactManifest,
+        Readings, SnapshotArtifactManifest, archive::ArchiveKind,
     },
     capacity::ResourceBudget,
     ids::{ArtifactId, LayerId},
@@ -243,4 +243,45 @@ fn format_1_is_read_as_it_was_written() {
     assert_eq!(page, [3; 4096]);
     let layer = qcow2::inspect(&pause.layers[1]).unwrap();
     assert_eq!(layer.backing.unwrap().path, Path::new("/golden/layers/goldenlayer1.qcow2"));
+}
+
+/// The golden artifacts of format 1, as an archive of the first format of those.
+const GOLDEN_ARCHIVE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/archive-1.firkin");
+
+/// Written once by the first version with this format, and never again.
+#[test]
+fn an_archive_of_format_1_is_read_as_it_was_written() {
+    if std::env::var_os("FIRKIN_WRITE_GOLDEN").is_some() && !Path::new(GOLDEN_ARCHIVE).exists() {
+        let dir = tempfile::tempdir().unwrap();
+        copy(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1")), dir.path());
+        let image = dir.path().join("rootfs.ext4");
+        fs::write(&image, b"a golden root image").unwrap();
+        for id in ["goldenbase", "goldenpause"] {
+            let path = dir.path().join("artifacts").join(id).join("manifest.json");
+            let text = fs::read_to_string(&path).unwrap().replace("/golden/rootfs.ext4", image.to_str().unwrap());
+            fs::write(&path, text).unwrap();
+        }
+        let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
+        let record = serde_json::json!({"id": "igoldensandbox"});
+        let packing = store.packing(&"goldenpause".parse().unwrap(), ArchiveKind::Sandbox, record).unwrap();
+        packing.write(fs::File::create(GOLDEN_ARCHIVE).unwrap()).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), &Qcow2).unwrap();
+    let incoming = store.receive(fs::File::open(GOLDEN_ARCHIVE).unwrap()).unwrap();
+    let header = incoming.header();
+    assert_eq!((header.format, header.kind, &header.record["id"]), (1, ArchiveKind::Sandbox, &"igoldensandbox".into()));
+    let artifact = store.unpack(incoming).unwrap().artifact;
+    store.verify(&artifact).unwrap();
+    let golden = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1/artifacts"));
+    for id in ["goldenbase", "goldenpause"] {
+        let written: SnapshotArtifactManifest =
+            serde_json::from_slice(&fs::read(golden.join(id).join("manifest.json")).unwrap()).unwrap();
+        let mut found = store.load(&id.parse().unwrap()).unwrap().manifest;
+        assert_eq!(fs::read(&found.disk.rootfs_path).unwrap(), b"a golden root image");
+        found.disk.rootfs_path.clone_from(&written.disk.rootfs_path);
+        assert_eq!(found, written);
+    }
+    assert_eq!(fs::read(&artifact.memory).unwrap(), fs::read(golden.join("goldenbase/memory")).unwrap());
+    assert_eq!(qcow2::inspect(&artifact.layers[1]).unwrap().backing.unwrap().path, artifact.layers[0]);
 }

@@ -20,7 +20,7 @@ use std::{
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 
-use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
+use crate::disk::{Below, Carried, DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// A directory for each layer.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +89,14 @@ impl DiskFormat for Trees {
 
     fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError> {
         fs::write(file.join("below"), below.as_os_str().as_bytes()).map_err(failed(file))
+    }
+
+    fn carried(&self, layer: &Path) -> Result<Carried, DiskError> {
+        Err(failed(layer)(io::ErrorKind::IsADirectory.into()))
+    }
+
+    fn settle(&self, layer: &Path, _: Below<'_>) -> Result<(), DiskError> {
+        Err(failed(layer)(io::ErrorKind::IsADirectory.into()))
     }
 
     fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError> {

@@ -11,7 +11,7 @@ use std::{
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
+use crate::disk::{Below, Carried, DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// A mark is a path and a number.
 const MAX_BYTES: u64 = 64 << 10;
@@ -95,6 +95,20 @@ impl DiskFormat for Marks {
         whole().map_err(|source| DiskError::File { path: file.to_path_buf(), source })
     }
 
+    fn carried(&self, layer: &Path) -> Result<Carried, DiskError> {
+        let rest = fs_err::metadata(layer).map_err(|source| DiskError::File { path: layer.to_path_buf(), source })?.len();
+        let Mark { bytes, .. } = read(layer)?;
+        Ok(Carried { head: serde_json::to_vec(&Mark { below: None, bytes }).expect("a mark is JSON"), rest })
+    }
+
+    fn settle(&self, layer: &Path, below: Below<'_>) -> Result<(), DiskError> {
+        match below {
+            // As it came.
+            Below::Image(_) => read(layer).map(drop),
+            Below::Layer(below) => self.put_over(layer, below),
+        }
+    }
+
     fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError> {
         if !goes_on() {
             return Err(DiskError::Stopped);
@@ -122,6 +136,9 @@ mod tests {
         assert_eq!(Marks.below(&path("d")).unwrap(), Some(path("a")));
         Marks.put_over(&path("c"), &path("d")).unwrap();
         assert_eq!(Marks.below(&path("c")).unwrap(), Some(path("d")));
+        assert_eq!(Marks.carried(&path("b")).unwrap(), Marks.carried(&path("c")).unwrap(), "they hold the same: nothing");
+        Marks.settle(&path("b"), Below::Layer(&path("c"))).unwrap();
+        assert_eq!(Marks.below(&path("b")).unwrap(), Some(path("c")));
         assert!(matches!(Marks.merge(&[path("c")], &path("a"), &path("e"), &|| false), Err(DiskError::Stopped)));
         assert!(!path("e").exists());
     }

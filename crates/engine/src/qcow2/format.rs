@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Backing, CreateError, Format, InspectError, MergeError, create, inspect, merge, rebase};
-use crate::disk::{DiskError, DiskFormat, ImageForm, RootDisk};
+use super::{Backing, CreateError, Format, InspectError, MergeError, carried, create, inspect, merge, rebase, vet};
+use crate::disk::{Below, Carried, DiskError, DiskFormat, ImageForm, RootDisk};
 
 /// Disks in qcow2 files.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +52,21 @@ impl DiskFormat for Qcow2 {
 
     fn put_over(&self, file: &Path, below: &Path) -> Result<(), DiskError> {
         Ok(rebase(file, &layer(below))?)
+    }
+
+    fn carried(&self, path: &Path) -> Result<Carried, DiskError> {
+        let head = carried(path)?;
+        let rest = head.len() as u64;
+        Ok(Carried { head, rest })
+    }
+
+    fn settle(&self, path: &Path, below: Below<'_>) -> Result<(), DiskError> {
+        vet(path)?;
+        let below = match below {
+            Below::Image(image) => Backing { path: image.to_path_buf(), format: Format::Raw },
+            Below::Layer(below) => layer(below),
+        };
+        Ok(rebase(path, &below)?)
     }
 
     fn merge(&self, layers: &[PathBuf], below: &Path, merged: &Path, goes_on: &dyn Fn() -> bool) -> Result<(), DiskError> {

@@ -19,7 +19,9 @@ use firkin_engine::{DiskFormat, formats, parts};
 use fs_err as fs;
 
 use super::{
-    ArtifactStore, disk_file,
+    ArtifactStore, ROOTS,
+    archive::{INCOMING, Importing, LANDED_FOR, Landing},
+    disk_file,
     manifest::MemoryMember,
     member,
     sealed::{KEY, SEALED, present},
@@ -53,6 +55,8 @@ pub enum PinName {
     Artifact(ArtifactId),
     /// A layer.
     Layer(LayerId),
+    /// A root image that came with an archive, by its digest.
+    Root(String),
 }
 
 impl From<ArtifactId> for PinName {
@@ -73,7 +77,7 @@ impl From<LayerId> for PinName {
     }
 }
 
-/// Keeps an artifact or a layer from being collected while it is used but not yet recorded.
+/// Keeps an artifact, a layer or a root image from being collected while it is used but not yet recorded.
 #[derive(Debug)]
 #[must_use = "dropping a pin lets the artifact be collected"]
 pub struct Pin {
@@ -96,10 +100,12 @@ pub struct Candidates {
     serial: u64,
     artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
+    /// Root images that came with archives.
+    roots: Vec<String>,
 }
 
 impl ArtifactStore {
-    /// Keeps an artifact or a layer from being collected until the guard is dropped.
+    /// Keeps an artifact, a layer or a root image from being collected until the guard is dropped.
     pub fn pin(&self, name: impl Into<PinName>) -> Pin {
         let name = name.into();
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,14 +138,31 @@ impl ArtifactStore {
                 layers.push(id);
             }
         }
-        Ok(Candidates { serial, artifacts, layers })
+        let mut roots = self.imported_roots()?;
+        roots.retain(|digest| !pinned.contains(&PinName::Root(digest.clone())));
+        Ok(Candidates { serial, artifacts, layers, roots })
+    }
+
+    /// Digests of the root images that came with archives.
+    fn imported_roots(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.root.join(ROOTS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+        names.filter(|name: &io::Result<String>| name.as_ref().map_or(true, |name| !is_hidden(name))).collect()
     }
 
     /// Removes those candidates that are neither in `keep`, nor needed by one that is, nor used since they were listed.
     /// `keep_layers` are layers of live sandboxes. Returns the artifacts it removed. Blocks for as long as files are removed;
     /// who takes a pin meanwhile does not wait.
     pub fn collect(&self, candidates: &Candidates, keep: &[ArtifactId], keep_layers: &[LayerId]) -> io::Result<Vec<ArtifactId>> {
-        self.remove(self.take_names(candidates, keep, keep_layers)?)
+        let removed = self.remove(self.take_names(candidates, keep, keep_layers)?)?;
+        // Who takes an archive in needs what has arrived of it.
+        if let Some(_nobody) = Importing::begin(&self.importing) {
+            Landing::expire(&self.root, LANDED_FOR)?;
+        }
+        Ok(removed)
     }
 
     fn take_names(&self, candidates: &Candidates, keep: &[ArtifactId], keep_layers: &[LayerId]) -> io::Result<Condemned> {
@@ -181,7 +204,9 @@ impl ArtifactStore {
         let mut artifacts: Vec<ArtifactId> =
             candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
         artifacts.sort_by_cached_key(|id| !present(self.dir(id).join(parts::MEMORY_DIFF)).exists());
-        Ok(Doomed { artifacts, layers: candidates.layers.iter().filter(dead).cloned().collect() })
+        let layers = candidates.layers.iter().filter(dead).cloned().collect();
+        let unused = |digest: &&String| !live.images.iter().any(|image| image.starts_with(self.root_image(digest)));
+        Ok(Doomed { artifacts, layers, roots: candidates.roots.iter().filter(unused).cloned().collect() })
     }
 
     fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<ArtifactId, Needs>) -> io::Result<()> {
@@ -192,7 +217,7 @@ impl ArtifactStore {
                 MemoryMember::Diff { base } => Some(base),
                 _ => None,
             };
-            needs.insert(id, Needs { layers: manifest.disk.layers, base });
+            needs.insert(id, Needs { layers: manifest.disk.layers, base, image: manifest.disk.rootfs_path });
         }
         Ok(())
     }
@@ -215,7 +240,9 @@ impl ArtifactStore {
         let spared = with_needs(doomed.artifacts.iter().filter(|id| used(&PinName::from(*id))).cloned().collect(), needs)?;
         doomed.artifacts.retain(|id| !spared.artifacts.contains(id));
         doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&PinName::from(id.clone())));
-        let (artifacts, layers) = doomed.next();
+        let needed = |digest: &String| spared.images.iter().any(|image| image.starts_with(self.root_image(digest)));
+        doomed.roots.retain(|digest| !needed(digest) && !used(&PinName::Root(digest.clone())));
+        let (artifacts, layers, roots) = doomed.next();
         for id in artifacts {
             let (from, hidden) = (self.dir(&id), self.hidden_artifact(&id));
             condemned.take(id, (&from, &hidden), |condemned| &mut condemned.artifacts);
@@ -224,7 +251,15 @@ impl ArtifactStore {
             let (from, hidden) = (self.layer_file(&id), self.hidden_layer(&id));
             condemned.take(id, (&from, &hidden), |condemned| &mut condemned.layers);
         }
+        for digest in roots {
+            let (from, hidden) = (self.root_image(&digest), self.hidden_root(&digest));
+            condemned.take(digest, (&from, &hidden), |condemned| &mut condemned.roots);
+        }
         Ok(())
+    }
+
+    fn hidden_root(&self, digest: &str) -> PathBuf {
+        self.root.join(ROOTS).join(format!(".{digest}"))
     }
 
     /// Removes all that can be, whatever cannot: what is left has no name, and only the next start finds it.
@@ -242,7 +277,13 @@ impl ArtifactStore {
             note(if path.is_dir() { shrink::empty_files_in(&path) } else { shrink::empty(&path) });
             member::remove(&path)
         };
+        let root = |digest: &String| {
+            let dir = self.hidden_root(digest);
+            note(shrink::empty_files_in(&dir));
+            firkin_files::remove_tree(&dir)
+        };
         let removals = condemned.artifacts.iter().map(artifact).chain(condemned.layers.iter().map(layer));
+        let removals = removals.chain(condemned.roots.iter().map(root));
         let failed = removals.filter_map(Result::err).fold(condemned.failed, |first, error| first.or(Some(error)));
         failed.map_or(Ok(condemned.artifacts), Err)
     }
@@ -265,8 +306,13 @@ impl ArtifactStore {
 
     /// Removes what an interrupted collection, or a draft that was never published, has left.
     pub(super) fn remove_hidden(&self) -> io::Result<()> {
-        for place in ["artifacts", "layers"] {
-            for entry in fs::read_dir(self.root.join(place))? {
+        for place in ["artifacts", "layers", ROOTS, INCOMING] {
+            let entries = match fs::read_dir(self.root.join(place)) {
+                // Made by the first archive that comes.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
                 let entry = entry?;
                 if !is_hidden(&entry.file_name().to_string_lossy()) {
                     continue;
@@ -300,6 +346,8 @@ impl ArtifactStore {
 struct Needs {
     layers: Vec<LayerId>,
     base: Option<ArtifactId>,
+    /// The root image below its layers.
+    image: PathBuf,
 }
 
 /// Artifacts that are live, and whose needs have to be read before anything can be decided.
@@ -311,6 +359,7 @@ struct Unknown(Vec<ArtifactId>);
 struct Live {
     artifacts: HashSet<ArtifactId>,
     layers: HashSet<LayerId>,
+    images: HashSet<PathBuf>,
 }
 
 /// `roots`, and all that they need.
@@ -325,6 +374,7 @@ fn with_needs(mut roots: Vec<ArtifactId>, needs: &HashMap<ArtifactId, Needs>) ->
             Some(of_it) => {
                 live.layers.extend(of_it.layers.iter().cloned());
                 roots.extend(of_it.base.clone());
+                live.images.insert(of_it.image.clone());
             }
             None => unknown.push(id.clone()),
         }
@@ -340,18 +390,22 @@ struct Doomed {
     /// Those over another's memory first.
     artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
+    /// After all that stand on them.
+    roots: Vec<String>,
 }
 
 impl Doomed {
     fn is_empty(&self) -> bool {
-        self.artifacts.is_empty() && self.layers.is_empty()
+        self.artifacts.is_empty() && self.layers.is_empty() && self.roots.is_empty()
     }
 
-    /// The artifacts and layers that lose their names in one hold of the lock.
-    fn next(&mut self) -> (Vec<ArtifactId>, Vec<LayerId>) {
+    /// The artifacts, layers and root images that lose their names in one hold of the lock.
+    fn next(&mut self) -> (Vec<ArtifactId>, Vec<LayerId>, Vec<String>) {
         let artifacts: Vec<ArtifactId> = self.artifacts.drain(..self.artifacts.len().min(AT_A_TIME)).collect();
-        let layers = self.layers.drain(..self.layers.len().min(AT_A_TIME - artifacts.len())).collect();
-        (artifacts, layers)
+        let layers: Vec<LayerId> = self.layers.drain(..self.layers.len().min(AT_A_TIME - artifacts.len())).collect();
+        let left = AT_A_TIME - artifacts.len() - layers.len();
+        let roots = self.roots.drain(..self.roots.len().min(left)).collect();
+        (artifacts, layers, roots)
     }
 }
 
@@ -360,6 +414,7 @@ impl Doomed {
 struct Condemned {
     artifacts: Vec<ArtifactId>,
     layers: Vec<LayerId>,
+    roots: Vec<String>,
     failed: Option<io::Error>,
 }
 
@@ -444,6 +499,7 @@ mod tests {
         let of = |layers: &[&str], base: Option<&str>| Needs {
             layers: layers.iter().map(|&id| named(id)).collect(),
             base: base.map(artifact),
+            image: "/image".into(),
         };
         let mut needs =
             HashMap::from([(artifact("base"), of(&["lower"], None)), (artifact("diff"), of(&["upper"], Some("base")))]);

@@ -46,6 +46,9 @@ pub enum PublishError {
         #[source]
         source: IntegrityError,
     },
+    /// A member is not what it was to be.
+    #[error("a member of the artifact is not what it was said to be")]
+    Member(#[source] IntegrityError),
     /// A sidecar does not serialise.
     #[error("cannot serialise a sidecar")]
     Serialise(#[source] serde_json::Error),
@@ -142,7 +145,11 @@ impl ArtifactStore {
 
     /// Begins a new artifact in this form.
     pub(crate) fn draft_in(&self, secrecy: Secrecy) -> io::Result<ArtifactDraft> {
-        let id = ArtifactId::generate();
+        self.draft_called(ArtifactId::generate(), secrecy)
+    }
+
+    /// Begins an artifact that has an id already: it came from elsewhere.
+    pub(super) fn draft_called(&self, id: ArtifactId, secrecy: Secrecy) -> io::Result<ArtifactDraft> {
         let dir = self.root.join("artifacts").join(format!(".{id}"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None, secrecy })
@@ -185,17 +192,22 @@ impl ArtifactStore {
     /// Digests every member, writes both sidecars, syncs all of it and makes the artifact visible.
     ///
     /// Blocks: call it off the asynchronous threads.
-    pub fn publish(&self, mut draft: ArtifactDraft, mut manifest: SnapshotArtifactManifest) -> Result<Artifact, PublishError> {
+    pub fn publish(&self, draft: ArtifactDraft, manifest: SnapshotArtifactManifest) -> Result<Artifact, PublishError> {
+        self.publish_expecting(draft, manifest, &BTreeMap::new())
+    }
+
+    /// As [`ArtifactStore::publish`], for members of which some are known to be what `expected` says, or are damaged.
+    pub(super) fn publish_expecting(
+        &self,
+        mut draft: ArtifactDraft,
+        mut manifest: SnapshotArtifactManifest,
+        expected: &BTreeMap<String, MemberIntegrity>,
+    ) -> Result<Artifact, PublishError> {
         let file = |path: &Path| {
             let path = path.to_owned();
             move |source| PublishError::File { path, source }
         };
-        let own: &[&str] = match manifest.memory {
-            MemoryMember::Full => &[parts::STATE, parts::MEMORY],
-            MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
-            MemoryMember::InState => &[parts::STATE],
-            MemoryMember::Absent => &[],
-        };
+        let own = own_members(&manifest.memory);
         let settled = match draft.secrecy {
             Secrecy::Plain => draft.settle(own),
             Secrecy::Sealed => self.seal_members(&mut draft, own),
@@ -206,7 +218,9 @@ impl ArtifactStore {
         for name in own {
             let path = present(draft.dir.join(name));
             seal(&path, mode_of(&path)).map_err(file(&path))?;
-            members.insert((*name).to_owned(), self.proofs.digest(&path).map_err(file(&path))?);
+            let found = self.proofs.digest(&path).map_err(file(&path))?;
+            expected.get(*name).map_or(Ok(()), |expected| expected.matches(name, &found)).map_err(PublishError::Member)?;
+            members.insert((*name).to_owned(), found);
         }
         members.extend(self.shared_members(&manifest)?);
         let integrity = SnapshotArtifactIntegrity { format: FORMAT, members };
@@ -263,6 +277,16 @@ impl ArtifactStore {
             }
         }
         Ok(shared)
+    }
+}
+
+/// The files that an artifact with such a memory has to itself.
+pub(super) fn own_members(memory: &MemoryMember) -> &'static [&'static str] {
+    match memory {
+        MemoryMember::Full => &[parts::STATE, parts::MEMORY],
+        MemoryMember::Diff { .. } => &[parts::STATE, parts::MEMORY_DIFF],
+        MemoryMember::InState => &[parts::STATE],
+        MemoryMember::Absent => &[],
     }
 }
 

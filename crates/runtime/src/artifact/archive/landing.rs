@@ -1,0 +1,165 @@
+//! Where what an archive carries is kept until all of it is there: by digest, and each content only once it was found to have its own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt;
+
+use super::{super::manifest::MemberIntegrity, CHUNK_BYTES};
+
+/// The directory, below that of the state.
+pub(in crate::artifact) const INCOMING: &str = "incoming";
+
+/// What is not written where it is all zeros.
+const PAGE: usize = 4096;
+
+/// What has arrived. Whoever has it is the only one who takes an archive in.
+#[derive(Debug)]
+pub(in crate::artifact) struct Landing {
+    pub(super) dir: PathBuf,
+}
+
+impl Landing {
+    pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
+        let dir = state_dir.join(INCOMING);
+        crate::ground::private::private_dir(&dir)?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join(digest)
+    }
+
+    /// Whether it has arrived: what has its name was found to have that digest, and is durable.
+    pub(super) fn has(&self, content: &MemberIntegrity) -> bool {
+        fs::symlink_metadata(self.path(&content.blake3)).is_ok_and(|found| found.is_file() && found.len() == content.bytes)
+    }
+
+    /// Removes what another archive has left, so that it holds what one needs at most.
+    pub(super) fn keep_only(&self, digests: &HashSet<&str>) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(|name| digests.contains(name)) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what `from` has to give, which is kept if it has the digest of `content`. What it was found to be.
+    pub(super) fn write(&self, content: &MemberIntegrity, from: &mut impl Read) -> Result<MemberIntegrity, LandError> {
+        let file = |source| LandError::File { path: self.path(&content.blake3), source };
+        let new = tempfile::Builder::new().prefix(".").tempfile_in(&self.dir).map_err(file)?;
+        let found = copy(from, content.bytes, Some(new.as_file())).map_err(|error| match error {
+            LandError::File { source, .. } => file(source),
+            LandError::From(source) => LandError::From(source),
+        })?;
+        if found == *content {
+            new.as_file().sync_all().map_err(file)?;
+            new.persist(self.path(&content.blake3)).map_err(|error| file(error.error))?;
+        }
+        Ok(found)
+    }
+
+    /// Removes what was left and not come back for. Whoever calls this has seen to it that nobody takes an archive in.
+    pub(in crate::artifact) fn expire(state_dir: &Path, older_than: Duration) -> io::Result<()> {
+        let entries = match fs::read_dir(state_dir.join(INCOMING)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+            // One from the future is as old as it may be: clocks are set.
+            if age.is_ok_and(|age| age > older_than) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why something did not land.
+#[derive(Debug)]
+pub(super) enum LandError {
+    /// It could not be read.
+    From(io::Error),
+    /// It could not be written.
+    File { path: PathBuf, source: io::Error },
+}
+
+impl From<io::Error> for LandError {
+    fn from(source: io::Error) -> Self {
+        Self::From(source)
+    }
+}
+
+/// What has landed, and how often it is still needed.
+#[derive(Debug)]
+pub(super) struct Stock {
+    pub(super) landing: Landing,
+    pub(super) uses: HashMap<String, usize>,
+}
+
+impl Stock {
+    /// Puts a content where it belongs, at `to`, which must not exist: itself, or a copy while others need it.
+    pub(super) fn take(&mut self, content: &MemberIntegrity, to: &Path) -> io::Result<()> {
+        let from = self.landing.path(&content.blake3);
+        let left = self.uses.get_mut(&content.blake3).expect("only what was counted is taken");
+        *left -= 1;
+        if *left == 0 {
+            return fs::rename(from, to);
+        }
+        let copied = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        match copy(&mut fs::File::open(from)?, content.bytes, Some(copied.file())) {
+            Ok(found) if found == *content => Ok(()),
+            Ok(_) => Err(io::Error::other("it has changed since it arrived")),
+            Err(LandError::From(source) | LandError::File { source, .. }) => Err(source),
+        }
+    }
+}
+
+/// Reads `bytes` and digests them; writes them to `into`, if that is given, with a hole for each page of zeros.
+pub(super) fn copy(from: &mut impl Read, bytes: u64, into: Option<&File>) -> Result<MemberIntegrity, LandError> {
+    let file = |source| LandError::File { path: PathBuf::from(INCOMING), source };
+    let (mut hasher, mut buffer, mut at) = (blake3::Hasher::new(), vec![0; CHUNK_BYTES], 0);
+    while at < bytes {
+        let most = CHUNK_BYTES.min(usize::try_from(bytes - at).unwrap_or(CHUNK_BYTES));
+        from.read_exact(&mut buffer[..most])?;
+        hasher.update(&buffer[..most]);
+        if let Some(into) = into {
+            write_pages(into, &buffer[..most], at).map_err(file)?;
+        }
+        at += most as u64;
+    }
+    if let Some(into) = into {
+        into.set_len(bytes).map_err(file)?;
+    }
+    Ok(MemberIntegrity { bytes, blake3: hasher.finalize().to_hex().to_string() })
+}
+
+/// Writes `buffer`, which begins at a page, without the pages that are zeros.
+fn write_pages(into: &File, buffer: &[u8], at: u64) -> io::Result<()> {
+    let is_hole = |page: &[u8]| page.iter().all(|&byte| byte == 0);
+    let mut start = 0;
+    while start < buffer.len() {
+        let mut end = start;
+        while end < buffer.len() && !is_hole(&buffer[end..buffer.len().min(end + PAGE)]) {
+            end = buffer.len().min(end + PAGE);
+        }
+        if end > start {
+            into.write_all_at(&buffer[start..end], at + start as u64)?;
+            start = end;
+        } else {
+            start += PAGE;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! Packing: an artifact and what it stands on, as a stream. It is proven before, and once more while it is read.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use firkin_engine::{Carried, DiskError, DiskFormat};
+use fs_err as fs;
+use tar::{Builder, EntryType, Header};
+use zstd::stream::write::Encoder;
+
+use super::{
+    super::{
+        Artifact, ArtifactStore, Pin, PinName,
+        manifest::{MemberIntegrity, memory_base},
+        publish::own_members,
+    },
+    CHUNK_BYTES,
+    header::{
+        ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, Blob, CarriedArtifact, CarriedLayer, CarriedRoot, HEADER, RootForm, blob_name,
+    },
+};
+use crate::{
+    artifact::IntegrityError,
+    ground::ids::{ArtifactId, LayerId},
+};
+
+/// What memory and images of emulated guests were measured with: a higher level takes several times as long for a tenth less.
+const LEVEL: i32 = 1;
+
+/// Why an artifact was not packed. What was written by then is no archive.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// It, or what it stands on, is not what was published.
+    #[error("cannot pack snapshot artifact `{artifact}`: it is not intact")]
+    Integrity {
+        /// Which one.
+        artifact: ArtifactId,
+        /// What is wrong.
+        #[source]
+        source: IntegrityError,
+    },
+    /// It is encrypted, and its archive would not be.
+    #[error("cannot pack snapshot artifact `{artifact}`: it is encrypted under this server's key, and an archive would not be")]
+    Sealed {
+        /// Which one.
+        artifact: ArtifactId,
+    },
+    /// A layer cannot be carried.
+    #[error("cannot pack layer `{layer}`")]
+    Layer {
+        /// Which one.
+        layer: LayerId,
+        /// Why.
+        #[source]
+        source: DiskError,
+    },
+    /// A file of it cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A member was changed since it was proven.
+    #[error("{member} has changed while it was packed")]
+    Changed {
+        /// Which one.
+        member: String,
+    },
+    /// Nobody takes the archive any more, or it cannot be written.
+    #[error("cannot write the archive")]
+    Write(#[source] io::Error),
+}
+
+/// An artifact that is about to be packed: proven, measured, and kept from collection.
+#[derive(Debug)]
+pub struct Packing {
+    header: ArchiveHeader,
+    blobs: Vec<(Blob, Source)>,
+    _pins: Vec<Pin>,
+}
+
+/// Where a content is.
+#[derive(Debug, Clone)]
+struct Source {
+    path: PathBuf,
+    /// What stands for the beginning of the file.
+    carried: Carried,
+}
+
+impl Source {
+    fn of_file(path: &Path) -> Self {
+        Self { path: path.to_owned(), carried: Carried { head: Vec::new(), rest: 0 } }
+    }
+
+    fn open(&self) -> io::Result<impl Read> {
+        let mut file = fs::File::open(&self.path)?;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(self.carried.rest))?;
+        Ok(io::Cursor::new(self.carried.head.clone()).chain(file))
+    }
+
+    fn measure(&self) -> io::Result<MemberIntegrity> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(self.open()?)?;
+        Ok(MemberIntegrity { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// Size and digest of what a layer carries.
+pub(super) fn measure_layer(form: &dyn DiskFormat, path: &Path) -> Result<MemberIntegrity, DiskError> {
+    let source = Source { path: path.to_owned(), carried: form.carried(path)? };
+    source.measure().map_err(|source| DiskError::File { path: path.to_owned(), source })
+}
+
+/// What is found of the artifacts of an archive, by digest.
+type Sources = BTreeMap<String, Source>;
+
+impl ArtifactStore {
+    /// Gets an artifact ready to be packed, as what `record` tells of it. It and all that it stands on is proven, and stays as long as
+    /// this is held.
+    ///
+    /// Blocks for as long as its layers, and what has not been proven since it was written, take to be read.
+    pub fn packing(&self, id: &ArtifactId, kind: ArchiveKind, record: serde_json::Value) -> Result<Packing, PackError> {
+        let broken = |artifact: &ArtifactId| {
+            let artifact = artifact.clone();
+            move |source| PackError::Integrity { artifact, source }
+        };
+        let mut pins = vec![self.pin(id)];
+        let artifact = self.load(id).map_err(broken(id))?;
+        let base = memory_base(&artifact.manifest);
+        pins.push(self.pin(&base));
+        let mut artifacts = vec![artifact];
+        if base != *id {
+            artifacts.insert(0, self.load(&base).map_err(broken(&base))?);
+        }
+        let mut sources = Sources::new();
+        let mut header =
+            ArchiveHeader { format: ARCHIVE_FORMAT, kind, record, artifacts: Vec::new(), layers: Vec::new(), roots: Vec::new() };
+        for artifact in &artifacts {
+            let id = &artifact.manifest.id;
+            if artifact.manifest.is_sealed() || artifact.is_sealed() {
+                return Err(PackError::Sealed { artifact: id.clone() });
+            }
+            pins.extend(artifact.manifest.disk.layers.iter().map(|layer| self.pin(layer.clone())));
+            self.verify(artifact).map_err(broken(id))?;
+            self.add_layers(artifact, &mut header, &mut sources)?;
+            let root = self.add_root(artifact, &mut header, &mut sources)?;
+            pins.push(self.pin(PinName::Root(root.clone())));
+            header.artifacts.push(carried(artifact, root, &mut sources));
+        }
+        self.proofs.save();
+        let with_source = |blob: Blob| {
+            let source = sources[&blob.content.blake3].clone();
+            (blob, source)
+        };
+        let blobs = header.blobs().into_iter().map(with_source).collect();
+        Ok(Packing { header, blobs, _pins: pins })
+    }
+
+    fn add_layers(&self, artifact: &Artifact, header: &mut ArchiveHeader, sources: &mut Sources) -> Result<(), PackError> {
+        let known: HashSet<LayerId> = header.layers.iter().map(|layer| layer.id.clone()).collect();
+        for (id, path) in artifact.manifest.disk.layers.iter().zip(&artifact.layers) {
+            if known.contains(id) {
+                continue;
+            }
+            let carried = self.form_of(path).carried(path);
+            let carried = carried.map_err(|source| PackError::Layer { layer: id.clone(), source })?;
+            let source = Source { path: path.clone(), carried };
+            let content = source.measure().map_err(|source| PackError::File { path: path.clone(), source })?;
+            sources.insert(content.blake3.clone(), source);
+            header.layers.push(CarriedLayer { id: id.clone(), form: self.form_of(path).extension().to_owned(), content });
+        }
+        Ok(())
+    }
+
+    /// Gives the digest of its root image.
+    fn add_root(&self, artifact: &Artifact, header: &mut ArchiveHeader, sources: &mut Sources) -> Result<String, PackError> {
+        let path = &artifact.manifest.disk.rootfs_path;
+        let content = self.proofs.digest(path).map_err(|source| PackError::File { path: path.clone(), source })?;
+        let digest = content.blake3.clone();
+        if !header.roots.iter().any(|root| root.content == content) {
+            let form = artifact.layers.first().map_or(self.disks, |layer| self.form_of(layer)).image_form();
+            sources.insert(digest.clone(), Source::of_file(path));
+            header.roots.push(CarriedRoot { form: RootForm::from(form), content });
+        }
+        Ok(digest)
+    }
+}
+
+fn carried(artifact: &Artifact, root: String, sources: &mut Sources) -> CarriedArtifact {
+    let mut manifest = artifact.manifest.clone();
+    // A place of this host's, and nobody else's business.
+    manifest.disk.rootfs_path = PathBuf::new();
+    let mut members = BTreeMap::new();
+    let all = artifact.members();
+    for name in own_members(&manifest.memory) {
+        let (_, path) = all.iter().find(|(member, _)| member == name).expect("an artifact has its own members");
+        let content = artifact.integrity.members[*name].clone();
+        sources.insert(content.blake3.clone(), Source::of_file(path));
+        members.insert((*name).to_owned(), content);
+    }
+    CarriedArtifact { manifest, members, root }
+}
+
+impl Packing {
+    /// What the archive will say of itself.
+    pub fn header(&self) -> &ArchiveHeader {
+        &self.header
+    }
+
+    /// Writes the archive. Blocks.
+    pub fn write(&self, to: impl Write) -> Result<(), PackError> {
+        let mut encoder = Encoder::new(to, LEVEL).map_err(PackError::Write)?;
+        encoder.include_checksum(true).map_err(PackError::Write)?;
+        let mut tar = Builder::new(encoder);
+        let header = serde_json::to_vec_pretty(&self.header).map_err(|error| PackError::Write(error.into()))?;
+        tar.append(&entry(HEADER, header.len() as u64), &header[..]).map_err(PackError::Write)?;
+        for (blob, source) in &self.blobs {
+            let MemberIntegrity { bytes, blake3 } = &blob.content;
+            let file = |error| PackError::File { path: source.path.clone(), source: error };
+            let mut from = Digesting { from: source.open().map_err(file)?, hasher: blake3::Hasher::new(), failed: None };
+            let read = BufReader::with_capacity(CHUNK_BYTES, (&mut from).take(*bytes));
+            let appended = tar.append(&entry(&blob_name(blake3), *bytes), read);
+            if let Some(error) = from.failed {
+                return Err(file(error));
+            }
+            appended.map_err(PackError::Write)?;
+            if from.hasher.count() != *bytes || from.hasher.finalize().to_hex().as_str() != blake3 {
+                return Err(PackError::Changed { member: blob.name() });
+            }
+        }
+        let encoder = tar.into_inner().map_err(PackError::Write)?;
+        encoder.finish().and_then(|mut to| to.flush()).map_err(PackError::Write)
+    }
+}
+
+/// The head of an entry: the same for the same content, whoever packs it and when.
+fn entry(name: &str, bytes: u64) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_path(name).expect("a digest fits into tar's name");
+    header.set_entry_type(EntryType::Regular);
+    header.set_size(bytes);
+    header.set_mode(0o600);
+    header.set_cksum();
+    header
+}
+
+/// Digests what is read from it, and keeps why that failed apart from why it could not be written.
+struct Digesting<R> {
+    from: R,
+    hasher: blake3::Hasher,
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.from.read(buffer) {
+            Ok(read) => {
+                self.hasher.update(&buffer[..read]);
+                Ok(read)
+            }
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+}
