@@ -361,7 +361,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| Qcow2.carried(&path(name)).unwrap());
         assert_eq!((a.rest, &a), (CLUSTER, &b));
         let whole = fs_err::read(path("a")).unwrap();
-        fs_err::write(path("c"), [&a.head[..], &whole[CLUSTER as usize..]].concat()).unwrap();
+        fs_err::write(path("c"), [&a.head[..], &whole[a.head.len()..]].concat()).unwrap();
         Qcow2.settle(&path("c"), Below::Layer(Path::new("/elsewhere/x.qcow2"))).unwrap();
         assert_eq!(fs_err::read(path("c")).unwrap(), fs_err::read(path("b")).unwrap());
         assert!(Qcow2.settle(&path("c"), Below::Image(Path::new("/image"))).is_err(), "it lies over a layer");

@@ -82,6 +82,7 @@ pub mod encryption;
 pub mod host_templates;
 mod keys;
 mod looks;
+pub mod moving;
 pub mod outlook;
 mod recorded;
 pub mod sweep;

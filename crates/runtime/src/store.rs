@@ -32,6 +32,7 @@ mod columns;
 pub mod contract;
 pub(crate) mod copy;
 pub mod database;
+mod imports;
 mod in_use;
 pub(crate) mod look;
 mod migrate;
@@ -53,6 +54,7 @@ use sqlite::Sqlite;
 
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
+pub(crate) use imports::Place;
 pub(crate) use in_use::{InUse, Named};
 pub(crate) use sandboxes::Guard;
 use sandboxes::InDoubt;

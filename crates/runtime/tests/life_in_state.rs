@@ -20,6 +20,8 @@ mod identity;
 mod keeping;
 #[path = "life/lineage.rs"]
 mod lineage;
+#[path = "life/moving.rs"]
+mod moving;
 #[path = "life/programs.rs"]
 mod programs;
 #[path = "life/survival.rs"]

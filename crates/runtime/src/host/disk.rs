@@ -142,6 +142,12 @@ impl DiskPressureGuard {
         self.check_floor(1)
     }
 
+    /// As [`DiskPressureGuard::check`], when so many bytes more are written.
+    pub fn check_with(&self, bytes: u64) -> Result<(), DiskPressure> {
+        let space = self.space()?;
+        self.demand(space.free.saturating_sub(bytes), self.floor_mib(space))
+    }
+
     /// Whether half of the floor is free.
     pub fn check_reserve(&self) -> Result<(), DiskPressure> {
         self.check_reserve_without(0)

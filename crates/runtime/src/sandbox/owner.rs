@@ -291,10 +291,24 @@ impl Owner {
 
     /// Starts the owner of a sandbox that is known from the store.
     pub(crate) fn restore_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
-        let (owner, handle) = Self::new(owners, (record, None), Phase::Paused(held));
-        owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
+        let owner = Self::of_paused(owners, record, held);
         owner.note(Event::new(LogLevel::Info, "sandbox found paused by a new server"));
         owners.shared.tasks.spawn(owner.run());
+    }
+
+    /// Starts the owner of a sandbox that came from another host.
+    pub(crate) fn of_imported(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
+        let owner = Self::of_paused(owners, record, held);
+        owner.note(Event::new(LogLevel::Info, "sandbox came paused from another host"));
+        owner.tell(SandboxEvent::Paused, None);
+        owners.shared.tasks.spawn(owner.run());
+    }
+
+    /// It can be found from now on.
+    fn of_paused(owners: &Arc<Owners>, record: SandboxRecord, held: Held) -> Self {
+        let (owner, handle) = Self::new(owners, (record, None), Phase::Paused(held));
+        owners.register(owner.record.id.clone(), owner.record.access_token.as_deref(), handle);
+        owner
     }
 
     /// Starts the owner of a sandbox whose machine outlived an earlier server.

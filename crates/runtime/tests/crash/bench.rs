@@ -141,6 +141,16 @@ impl Bench {
         self.ends(runtime, &engine, told.build.is_some()).await;
     }
 
+    /// Gives the host another root image in the place of its own.
+    pub(crate) fn renew_image(&self) {
+        fs::write(self.dir.join("guest/rootfs"), vec![1; 4096]).unwrap();
+    }
+
+    /// Artifacts that there are.
+    pub(crate) fn artifacts(&self) -> usize {
+        self.entries("state/artifacts").len()
+    }
+
     /// Whether a sandbox is held by a memory of its own.
     pub(crate) fn has_flat_state(&self) -> bool {
         let manifests = self.entries("state/artifacts").into_iter().filter_map(|dir| fs::read(dir.join("manifest.json")).ok());
@@ -178,6 +188,11 @@ impl Bench {
         let is_hidden = |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes().starts_with(b".");
         let uploads = self.entries("state/uploads");
         assert!(!uploads.iter().any(is_hidden), "{uploads:?}");
+        // Made by the first archive. A root image that is being collected looks half written, too.
+        if self.dir.join("state/incoming").exists() {
+            let incoming = self.entries("state/incoming");
+            assert!(!incoming.iter().any(is_hidden), "{incoming:?}");
+        }
         let state = fs::canonicalize(self.dir.join("state")).unwrap();
         let digest = blake3::hash(state.as_os_str().as_encoded_bytes()).to_hex();
         // A host without shared memory has nothing there.
@@ -211,7 +226,8 @@ impl Bench {
             stop(runtime).await;
             runtime = self.open_with(engine.clone(), Some(0)).await;
         }
-        let left = || [self.entries("state/artifacts"), self.entries("state/layers")];
+        let roots = || if self.dir.join("state/roots").exists() { self.entries("state/roots") } else { Vec::new() };
+        let left = || [self.entries("state/artifacts"), self.entries("state/layers"), roots()];
         let gone = async {
             while left().iter().any(|entries| entries.len() > kept) {
                 tokio::task::yield_now().await;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 mod bench;
 mod builds;
 mod envd;
+mod moving;
 mod steps;
 
 use bench::{Bench, Told, build, request};
@@ -48,6 +49,8 @@ enum Act {
     Merge,
     /// A pause, after which the sandbox gets a memory of its own, and a resume from that.
     Flatten,
+    /// An import of what this host had once, and of a root image that it has not.
+    Import,
     /// Takes over what an earlier server left: a running sandbox, one that it was cutting, a paused one.
     Open,
 }
@@ -106,6 +109,11 @@ fn a_server_killed_at_any_step_of_a_merge() {
 #[test]
 fn a_server_killed_at_any_step_of_a_flattening() {
     at_every_step(Act::Flatten);
+}
+
+#[test]
+fn a_server_killed_at_any_step_of_an_import() {
+    at_every_step(Act::Import);
 }
 
 #[test]
@@ -219,12 +227,15 @@ fn a_server_that_will_be_killed() {
         }
         let runtime = bench.open().await;
         let mut told = prepare(&runtime, act).await;
+        let archive =
+            if act == Act::Import { moving::leave(&bench, &runtime, told.subject.take().unwrap()).await } else { Vec::new() };
         fs_err::write(dir.join("told"), serde_json::to_vec(&told).unwrap()).unwrap();
         tell(&told);
         steps::mark();
         match act {
             Act::Merge => merge(&bench, &runtime, &mut told).await,
             Act::Flatten => flatten(&bench, &runtime, &mut told).await,
+            Act::Import => moving::come(&runtime, archive, &mut told).await,
             Act::ApiBuild => builds::carry_out(&runtime, &mut told, &mut tell).await,
             _ => carry_out(&runtime, act, &mut told).await,
         }
@@ -272,7 +283,7 @@ async fn prepare(runtime: &Runtime, act: Act) -> Told {
             }
             Some(deep.clone())
         }
-        Act::DeleteTemplate => {
+        Act::DeleteTemplate | Act::Import => {
             let of = told.running.first().unwrap();
             let snapshot = runtime.snapshot(&id(of), Some("state".into())).await.unwrap();
             Some(snapshot.snapshot_id)
@@ -321,7 +332,7 @@ async fn carry_out(runtime: &Runtime, act: Act, told: &mut Told) {
             told.killed.insert(subject);
         }
         Act::DeleteTemplate => runtime.delete_template(subject.as_ref().unwrap()).await.unwrap(),
-        Act::Open | Act::Merge | Act::Flatten | Act::ApiBuild => unreachable!("they are done elsewhere"),
+        Act::Open | Act::Merge | Act::Flatten | Act::Import | Act::ApiBuild => unreachable!("they are done elsewhere"),
     }
     told.subject = None;
 }

@@ -240,6 +240,12 @@ impl Host {
         Self { engine, guests, dir, ports: BTreeMap::new(), encryption, catalog: None }
     }
 
+    /// The same with a root image that other hosts have not.
+    pub(crate) fn with_image(self, content: u8) -> Self {
+        fs_err::write(self.dir.path().join("rootfs"), vec![content; 4096]).unwrap();
+        self
+    }
+
     /// The same, with an envd in its guests that never answers.
     pub(crate) fn with_silent_envd() -> (Self, SilentEnvd) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

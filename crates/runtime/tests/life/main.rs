@@ -22,6 +22,7 @@ mod keeping;
 mod layers;
 mod lineage;
 mod migration;
+mod moving;
 mod network;
 mod nonces;
 mod privacy;

@@ -143,8 +143,11 @@ fn packed() -> (Host, Artifact, Vec<u8>) {
     (host, pause, archive)
 }
 
+/// Name and content of an entry.
+type Entry = (String, Vec<u8>);
+
 /// What an archive has, entry by entry.
-fn entries(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
+fn entries(archive: &[u8]) -> Vec<Entry> {
     let mut tar = tar::Archive::new(zstd::Decoder::new(archive).unwrap());
     let read = |mut entry: tar::Entry<'_, _>| {
         let mut content = Vec::new();
@@ -155,7 +158,7 @@ fn entries(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 /// An archive of these.
-fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
+fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut tar = tar::Builder::new(zstd::Encoder::new(Vec::new(), 1).unwrap());
     for (name, content) in entries {
         let mut header = tar::Header::new_ustar();
@@ -242,7 +245,7 @@ fn damage_is_refused_by_the_name_of_the_member() {
     assert_eq!(names.len(), entries(&whole).len() - 1);
     let here = Host::new();
     for (at, name) in names.iter().enumerate() {
-        let refused = |change: &dyn Fn(&mut (String, Vec<u8>))| {
+        let refused = |change: &dyn Fn(&mut Entry)| {
             let mut changed = entries(&whole);
             change(&mut changed[at + 1]);
             let error = here.unpack(&archive(&changed)).unwrap_err();
