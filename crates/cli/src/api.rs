@@ -259,6 +259,37 @@ impl Api {
         if response.status().is_success() { Ok(()) } else { Err(refused(response).await) }
     }
 
+    /// What is exported, as it comes, whatever its size.
+    pub(crate) async fn export(&self, kind: &'static str, id: &str) -> anyhow::Result<Incoming> {
+        let uri =
+            format!("{}{}", self.target.api_url.trim_end_matches('/'), with_query("/admin/export", [(kind, id.to_owned())]));
+        let request = Request::builder().uri(uri).header(API_KEY, &self.target.api_key);
+        let request = request.body(Full::default()).context("cannot make the request")?;
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() { Ok(response.into_body()) } else { Err(refused(response).await) }
+    }
+
+    /// Has an archive imported as it is read, whatever its size.
+    pub(crate) async fn import(
+        &self,
+        kind: &'static str,
+        name: Option<String>,
+        body: UnsyncBoxBody<Bytes, anyhow::Error>,
+    ) -> anyhow::Result<Value> {
+        let query = [("kind", kind.to_owned())].into_iter().chain(name.map(|name| ("name", name)));
+        let uri = format!("{}{}", self.target.api_url.trim_end_matches('/'), with_query("/admin/import", query));
+        let request = Request::builder().method(Method::POST).uri(uri).header(API_KEY, &self.target.api_key);
+        let request = request.header(header::CONTENT_TYPE, "application/zstd").body(body).context("cannot make the request")?;
+        let http: Client<HttpConnector, UnsyncBoxBody<Bytes, anyhow::Error>> = Client::builder(TokioExecutor::new()).build_http();
+        let response = http.request(request).await.map_err(|error| self.unreachable(error))?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        let answer = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+        let answer = answer.map_err(|error| anyhow!(error)).context("the answer broke off")?.to_bytes();
+        serde_json::from_slice(&answer).context("cannot understand the server's answer")
+    }
+
     /// A request about a file: of which sandbox with which token, which file as which user.
     fn whole_file(
         &self,

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) mod catalog;
 pub(crate) mod cluster;
 pub(crate) mod configuring;
+pub(crate) mod moving;
 pub(crate) mod teams;
 pub(crate) mod watching;
 
@@ -26,6 +27,7 @@ use self::{
     catalog::CatalogArgs,
     cluster::ClusterCommand,
     configuring::ConfigCommand,
+    moving::{ExportArgs, ImportArgs, ImportNamedArgs, SnapshotCommand},
     teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand},
     watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
 };
@@ -280,6 +282,9 @@ pub(crate) enum Command {
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(TemplateCommand),
+    /// Move snapshots between hosts
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Tell what happened to sandboxes, or with --follow what happens to everything
     Events(EventsArgs),
     /// Watch sandboxes and the host live, on this terminal
@@ -430,6 +435,10 @@ pub(crate) enum SandboxCommand {
     PortForward(ForwardArgs),
     /// Tell what changes in a directory of a sandbox
     Watch(WatchArgs),
+    /// Write a paused sandbox, with all that it stands on, to one file; it stays as it is
+    Export(ExportArgs),
+    /// Take in a sandbox that was exported: it is paused, and has its id
+    Import(ImportArgs),
     /// Set how long a sandbox lives from now on
     Timeout(TimeoutArgs),
     /// End sandboxes for good
@@ -633,6 +642,10 @@ pub(crate) enum TemplateCommand {
     Ls,
     /// Remove templates and their files
     Rm(RemoveArgs),
+    /// Write what a template's tag stands for, with all that it stands on, to one file
+    Export(ExportArgs),
+    /// Take in a template that was exported
+    Import(ImportNamedArgs),
 }
 
 /// `firkin template build`

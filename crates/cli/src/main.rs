@@ -31,6 +31,7 @@ mod terminal;
 use std::{process::ExitCode, time::Duration};
 
 use args::{Command, KeyCommand, TemplateCommand, configuring::ConfigCommand};
+use command::moving::Kind;
 use config::Line;
 use failure::ExitStatus;
 use firkin_traces::{Sending, Traces};
@@ -103,7 +104,12 @@ fn hosts(command: &Command) -> bool {
     match command {
         Command::Up(_) | Command::Quickstart(_) | Command::Bench(_) => true,
         Command::Template(TemplateCommand::Build(_) | TemplateCommand::Refresh(_)) => true,
-        Command::Doctor(_) | Command::Env | Command::Verify(_) | Command::Sandbox(_) | Command::Template(_) => false,
+        Command::Doctor(_)
+        | Command::Env
+        | Command::Verify(_)
+        | Command::Sandbox(_)
+        | Command::Template(_)
+        | Command::Snapshot(_) => false,
         Command::Audit(_) | Command::Team(_) | Command::Key(_) => false,
         Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
         Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) => false,
@@ -159,6 +165,9 @@ async fn carry_out(
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,
         Command::Template(TemplateCommand::Ls) => command::template::list(settings).await,
         Command::Template(TemplateCommand::Rm(args)) => command::template::remove(settings, args).await,
+        Command::Template(TemplateCommand::Export(args)) => command::moving::export(settings, Kind::Template, args).await,
+        Command::Template(TemplateCommand::Import(args)) => command::moving::import_named(settings, Kind::Template, args).await,
+        Command::Snapshot(command) => command::moving::run(settings, command).await,
         Command::Events(args) => command::events::run(settings, args).await,
         Command::Top => command::top::run(settings).await,
         Command::Webhook(command) => command::webhook::run(settings, command).await,

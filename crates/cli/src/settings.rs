@@ -388,6 +388,7 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         | Command::Completions(_)
         | Command::Man(_)
         | Command::LogLevel(_)
+        | Command::Snapshot(_)
         | Command::Key(_) => (none, &none.host),
     }
 }

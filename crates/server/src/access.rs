@@ -135,6 +135,9 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     ("POST", "/admin/teams/{id}/keys", Admin),
     ("PATCH", "/admin/keys/{id}", Admin),
     ("DELETE", "/admin/keys/{id}", Admin),
+    // What leaves has everything that is in it, secrets too; what comes is believed as a template of the host's own is.
+    ("GET", "/admin/export", Host),
+    ("POST", "/admin/import", Host),
     ("GET", "/", Nothing),
     ("GET", "/ui", Nothing),
     ("GET", "/ui/", Nothing),

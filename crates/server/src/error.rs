@@ -32,6 +32,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use crate::{discreet::without_paths, target::InvalidTarget};
 
+mod archives;
 mod templates;
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.

@@ -35,7 +35,10 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 24] = [
+pub(crate) const KINDS: [&str; 27] = [
+    "archive_damaged",
+    "archive_foreign",
+    "archive_taken",
     "bad_request",
     "catalog_unavailable",
     "conflict",
@@ -136,7 +139,10 @@ mod tests {
         let (by_status, _) = by_status.split_once("}))").unwrap();
         let words =
             |text: &'static str, before: &'static str| text.split(before).skip(1).filter_map(|rest| rest.split('"').next());
-        let written: BTreeSet<&str> = words(by_status, "=> \"").chain(words(source, ".code(\"")).collect();
+        let written: BTreeSet<&str> = words(by_status, "=> \"")
+            .chain(words(source, ".code(\""))
+            .chain(words(include_str!("error/archives.rs"), ".code(\""))
+            .collect();
         assert_eq!(written, BTreeSet::from(KINDS));
     }
 

@@ -17,6 +17,7 @@ mod hosting;
 pub(crate) mod key;
 pub(crate) mod log_level;
 mod logs;
+pub(crate) mod moving;
 pub(crate) mod pages;
 pub(crate) mod quickstart;
 pub(crate) mod sandbox;

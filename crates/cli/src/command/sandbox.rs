@@ -8,7 +8,11 @@ use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{copy, exec, forward, logs, watch};
+use super::{
+    copy, exec, forward, logs,
+    moving::{self, Kind},
+    watch,
+};
 use crate::{
     api::{self, Api, Keep, Refused},
     args::{
@@ -54,6 +58,8 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
         SandboxCommand::Cp(args) => copy::run(&api, settings, &args).await,
         SandboxCommand::PortForward(args) => forward::run(&api, settings, &args).await,
         SandboxCommand::Watch(args) => watch::run(&api, settings, &args).await,
+        SandboxCommand::Export(args) => moving::export(settings, Kind::Sandbox, args).await,
+        SandboxCommand::Import(args) => moving::import(settings, Kind::Sandbox, (args, None)).await,
         SandboxCommand::Tree => tree(&api, settings).await,
         SandboxCommand::NetworkLog(args) => network_log(&api, settings, &args.id).await,
         SandboxCommand::Timeout(TimeoutArgs { id, seconds }) => {

@@ -14,6 +14,24 @@ const fn get(path: &'static str, says: &'static str, answer: Answer) -> Describe
 pub(super) const ROUTES: &[Described] = &[
     get("/.well-known/jwks.json", "The public keys of sandboxes' identity tokens", One("KeySet")),
     get("/.well-known/openid-configuration", "Where these keys are, as OpenID Connect's discovery", One("Discovery")),
+    Described {
+        refusals: &[404, 409],
+        ..get("/admin/export", "One of a template, a snapshot and a paused sandbox as one file", Text("application/zstd"))
+    }
+    .asking(&[
+        ("template", "string", "a version of this template, by name or id"),
+        ("snapshot", "string", "this snapshot, by name or id"),
+        ("sandbox", "string", "this sandbox, which must be paused"),
+    ]),
+    Described {
+        method: "POST",
+        refusals: &[408, 409, 507],
+        ..get("/admin/import", "Take in what was exported, which is the body, of `application/zstd`", One("Imported"))
+    }
+    .asking(&[
+        ("kind", "string", "refuse it unless it is of this: `template`, `snapshot` or `sandbox`"),
+        ("name", "string", "what a template or a snapshot is to be called instead"),
+    ]),
     Described { refusals: &[404], ..get("/admin/keys", "Keys, without the keys", Many("Key")) }.asking(&[(
         "team",
         "string",

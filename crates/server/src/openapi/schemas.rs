@@ -99,6 +99,14 @@ fn of_the_host() -> Vec<(&'static str, Value)> {
         ("rewrapped", number()),
         ("unreadable", list(&text())),
     ]);
+    let imported = record([
+        ("kind", one_of(&["template", "snapshot", "sandbox"])),
+        ("id", text()),
+        ("names", list(&text())),
+        ("artifact", text()),
+        ("was_here", flag()),
+        ("bytes", number()),
+    ]);
     let key_set = record([("keys", list(&record(["kty", "crv", "alg", "use", "kid", "x", "y"].map(|name| (name, text())))))]);
     let discovery = record([
         ("issuer", text()),
@@ -114,6 +122,7 @@ fn of_the_host() -> Vec<(&'static str, Value)> {
         ("Error", record([("code", number()), ("message", text()), ("error_code?", text())])),
         ("Health", health),
         ("Host", host()),
+        ("Imported", imported),
         ("KeySet", key_set),
         ("LogLevel", record([("filter", json!({ "type": "string", "minLength": 1, "maxLength": MAX_FILTER_BYTES }))])),
         ("Pool", pool),

@@ -22,6 +22,7 @@ mod host;
 mod identity;
 mod lifecycle;
 mod logs;
+mod moving;
 mod network;
 mod sandboxes;
 mod secrets;
@@ -109,6 +110,9 @@ fn of_the_host() -> Router<Arc<App>> {
         .route("/admin/keys", get(admin::keys))
         .route("/admin/log-level", get(admin::log_level).put(admin::set_log_level))
         .route("/admin/keys/{id}", patch(admin::expire_key).delete(admin::revoke_key))
+        // Ours: what moves between hosts.
+        .route("/admin/export", get(moving::export))
+        .route("/admin/import", post(moving::import))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))

@@ -1,0 +1,76 @@
+//! What becomes of exports and imports that are refused.
+
+use firkin_causes::chain;
+use firkin_runtime::{
+    artifact::archive::{PackError, UnpackError},
+    moving::{ExportError, ImportError},
+    restore::SnapshotRestoreError,
+};
+use http::StatusCode;
+
+use super::{ApiError, CAPACITY_RETRY_SECONDS, Retry};
+
+/// The archive is not what was exported.
+fn damaged(what: &dyn std::error::Error) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, chain(what)).code("archive_damaged").retry(Retry::Never)
+}
+
+/// It was made for another host than this one is.
+fn foreign(what: &dyn std::error::Error) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, chain(what)).code("archive_foreign").retry(Retry::Never)
+}
+
+/// Something else has the id or the name of what is in it.
+fn taken(what: &dyn std::error::Error) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, chain(what)).code("archive_taken").retry(Retry::Never)
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> Self {
+        match &error {
+            ExportError::NoTemplate(absent) => absent.clone().into(),
+            ExportError::NoSandbox(absent) => absent.clone().into(),
+            ExportError::Running(_) | ExportError::Pack { source: PackError::Sealed { .. }, .. } => Self::conflict(chain(&error)),
+            ExportError::Pack { .. } | ExportError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ImportError> for ApiError {
+    fn from(error: ImportError) -> Self {
+        match &error {
+            ImportError::InvalidName(_) | ImportError::Unnameable | ImportError::Kind { .. } => {
+                Self::bad_request(error.to_string())
+            }
+            ImportError::Record { .. } => damaged(&error),
+            ImportError::Unpack(source) => Self::unpack(&error, source),
+            ImportError::Incompatible(source) => match &**source {
+                SnapshotRestoreError::Incompatible { .. } => foreign(&error),
+                _ => Self::internal(&error),
+            },
+            ImportError::Taken(_) => taken(&error),
+            ImportError::Disk(pressure) => Self::disk(&error, pressure),
+            ImportError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl ApiError {
+    fn unpack(what: &dyn std::error::Error, source: &UnpackError) -> Self {
+        match source {
+            UnpackError::NotAnArchive(_)
+            | UnpackError::HeaderTooLong { .. }
+            | UnpackError::Header(_)
+            | UnpackError::Contradiction { .. }
+            | UnpackError::Entry { .. }
+            | UnpackError::Read { .. }
+            | UnpackError::Damaged { .. }
+            | UnpackError::Layer { .. } => damaged(what),
+            UnpackError::Format { .. } | UnpackError::Sealed { .. } => foreign(what),
+            UnpackError::Taken { .. } => taken(what),
+            UnpackError::Encrypts => Self::conflict(chain(what)),
+            UnpackError::Busy => Self::conflict(chain(what)).retry(Retry::After(CAPACITY_RETRY_SECONDS)),
+            UnpackError::Here { .. } | UnpackError::File { .. } | UnpackError::Publish(_) => Self::internal(what),
+        }
+    }
+}

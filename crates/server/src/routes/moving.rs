@@ -1,0 +1,76 @@
+//! What leaves for another host, and what comes from one: one file, which goes to and from the disk as it is read. Ours, and for who
+//! administers the host.
+
+use std::{io, sync::Arc};
+
+use axum::{
+    Json as Reply,
+    body::{Body, Bytes},
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use firkin_runtime::{
+    artifact::archive::ArchiveKind,
+    moving::{ImportAs, Imported, Leaving},
+};
+use futures::{Stream, stream};
+use http::{HeaderMap, HeaderValue, header};
+use tokio::sync::Mutex;
+
+use super::volumes::throw_away;
+use crate::{App, error::ApiError, extract::piece, listing::Query};
+
+/// The media type of archives.
+const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
+
+/// How many bytes are read for an archive, so that who takes it can tell how far it is.
+const BYTES: &str = "x-firkin-bytes";
+
+/// `GET /admin/export`, of one thing: `?template=`, `?snapshot=` or `?sandbox=`.
+pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
+    let [template, snapshot, sandbox] = ["template", "snapshot", "sandbox"].map(|name| query.get(name).map(ToOwned::to_owned));
+    let leaving = match (template, snapshot, sandbox) {
+        (Some(name), None, None) => Leaving::Template(name),
+        (None, Some(name), None) => Leaving::Snapshot(name),
+        (None, None, Some(id)) => Leaving::Sandbox(id.parse()?),
+        _ => return Err(ApiError::bad_request("one of `template`, `snapshot` and `sandbox` is required")),
+    };
+    let export = app.host().export(leaving).await?;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, ARCHIVE);
+    headers.insert(BYTES, HeaderValue::from(export.bytes));
+    let name = format!("attachment; filename=\"{}.firkin\"", export.name);
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::try_from(name).map_err(|error| ApiError::internal(&error))?);
+    Ok((headers, Body::from_stream(export.stream())).into_response())
+}
+
+/// `POST /admin/import`: with `?kind=` only if it is of that, with `?name=` under another name. Nothing of the body is collected.
+pub(super) async fn import(State(app): State<Arc<App>>, query: Query, body: Body) -> Result<Reply<Imported>, ApiError> {
+    let kind = match query.get("kind") {
+        None => None,
+        Some("template") => Some(ArchiveKind::Template),
+        Some("snapshot") => Some(ArchiveKind::Snapshot),
+        Some("sandbox") => Some(ArchiveKind::Sandbox),
+        Some(_) => return Err(ApiError::bad_request("`kind` must be `template`, `snapshot` or `sandbox`")),
+    };
+    let wanted = ImportAs { kind, name: query.get("name").map(ToOwned::to_owned) };
+    let body = Arc::new(Mutex::new(body));
+    let imported = app.host().import(pieces(Arc::clone(&app), Arc::clone(&body)), wanted).await;
+    if imported.is_err() {
+        throw_away(&mut *body.lock().await).await;
+    }
+    Ok(Reply(imported?))
+}
+
+/// What comes of a body. A silence that is too long ends it.
+fn pieces(app: Arc<App>, body: Arc<Mutex<Body>>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::unfold(Some((app, body)), async |from| {
+        let (app, body) = from?;
+        let piece = piece(&app, &mut *body.lock().await).await;
+        match piece {
+            Ok(Some(bytes)) => Some((Ok(bytes), Some((app, body)))),
+            Ok(None) => None,
+            Err(error) => Some((Err(io::Error::other(error.to_body().message)), None)),
+        }
+    })
+}
