@@ -82,8 +82,6 @@ pub enum ExportError {
 pub struct Export {
     /// What it is called, with letters, digits, `-`, `_` and `.` alone: for the name of a file.
     pub name: String,
-    /// Bytes that are read for it. The archive is smaller.
-    pub bytes: u64,
     packing: Packing,
 }
 
@@ -273,7 +271,7 @@ impl Runtime {
         let record = serde_json::to_value(record).map_err(|error| failed(PackError::Write(error.into())))?;
         let (artifacts, artifact) = (self.shared.artifacts.clone(), artifact.clone());
         let packing = blocking(move || artifacts.packing(&artifact, kind, record)).await.map_err(failed)?;
-        Ok(Export { bytes: packing.header().bytes(), name, packing })
+        Ok(Export { name, packing })
     }
 
     /// Takes an archive in, and what it is of on record: a template or a snapshot under the name that is given, else under its own; a
@@ -298,7 +296,9 @@ impl Runtime {
         let shared = &self.shared;
         shared.gates.disk.check()?;
         disk_budget::admit(shared).await?;
-        let reader = Blocking { stream: archive, runtime: Handle::current(), chunk: Bytes::new() };
+        // Whoever sends slowly does not hold the end of the server up.
+        let stream = archive.take_until(shared.stopping.clone().cancelled_owned()).boxed();
+        let reader = Blocking { stream, runtime: Handle::current(), chunk: Bytes::new() };
         let artifacts = shared.artifacts.clone();
         let incoming = blocking(move || artifacts.receive(reader)).await?;
         let header = incoming.header().clone();
@@ -380,9 +380,10 @@ impl Runtime {
         if held.artifact != header.artifact().manifest.id {
             return Err(ImportError::Record { kind, source: None });
         }
-        // Its next life is another than that where it came from.
         let held = Held { epoch: Some(held.epoch.unwrap_or(record.epoch)), ..held };
-        let (owner, epoch, phase) = (self.scope.owner(), record.epoch + 1, RecordedPhase::Paused(held.clone()));
+        // Its next life is another than that where it came from.
+        let epoch = record.epoch.checked_add(1).ok_or(ImportError::Record { kind, source: None })?;
+        let (owner, phase) = (self.scope.owner(), RecordedPhase::Paused(held.clone()));
         Ok((SandboxRecord { owner, epoch, phase, ..record }, held))
     }
 

@@ -25,7 +25,7 @@ pub(super) const ROUTES: &[Described] = &[
     ]),
     Described {
         method: "POST",
-        refusals: &[408, 409, 507],
+        refusals: &[409, 507],
         ..get("/admin/import", "Take in what was exported, which is the body, of `application/zstd`", One("Imported"))
     }
     .asking(&[

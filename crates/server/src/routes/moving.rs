@@ -23,9 +23,6 @@ use crate::{App, error::ApiError, extract::piece, listing::Query};
 /// The media type of archives.
 const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
 
-/// How many bytes are read for an archive, so that who takes it can tell how far it is.
-const BYTES: &str = "x-firkin-bytes";
-
 /// `GET /admin/export`, of one thing: `?template=`, `?snapshot=` or `?sandbox=`.
 pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
     let [template, snapshot, sandbox] = ["template", "snapshot", "sandbox"].map(|name| query.get(name).map(ToOwned::to_owned));
@@ -38,7 +35,6 @@ pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<
     let export = app.host().export(leaving).await?;
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, ARCHIVE);
-    headers.insert(BYTES, HeaderValue::from(export.bytes));
     let name = format!("attachment; filename=\"{}.firkin\"", export.name);
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::try_from(name).map_err(|error| ApiError::internal(&error))?);
     Ok((headers, Body::from_stream(export.stream())).into_response())

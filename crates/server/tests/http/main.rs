@@ -15,6 +15,7 @@ mod hosts;
 mod lifecycle;
 mod listing;
 mod metrics;
+mod moving;
 mod network;
 mod openapi;
 mod quotas;

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::bench::{Answer, Bench};
+use crate::{
+    bench::{Answer, Bench},
+    moving,
+};
 
 /// These answer text, which has no form to be held against.
-const TEXTS: [&str; 2] = ["get /events", "get /metrics"];
+const TEXTS: [&str; 3] = ["get /admin/export", "get /events", "get /metrics"];
 
 /// The description, and which of it was seen to be so.
 struct Described {
@@ -121,6 +124,9 @@ async fn answers_are_what_the_description_says() {
     described.check("post", "/encryption/rotate", &bench.call("POST", "/encryption/rotate", "").await.expect(409));
     of_a_sandbox(&bench, &mut described).await;
     of_a_webhook(&bench, &mut described).await;
+    let archive = moving::exported(&bench, &format!("sandbox={}", moving::paused(&bench).await)).await;
+    described.check("post", "/admin/import", &moving::import(&bench, "kind=template", archive.clone()).await.expect(400));
+    described.check("post", "/admin/import", &moving::import(&bench, "", archive).await.expect(200));
 
     let paths = described.document["paths"].as_object().unwrap();
     let said: BTreeSet<String> = paths

@@ -169,11 +169,6 @@ impl ArchiveHeader {
         self.artifacts.last().expect("an archive without artifacts is refused")
     }
 
-    /// Bytes of all that follows, holes included and before it is compressed.
-    pub fn bytes(&self) -> u64 {
-        self.blobs().iter().map(|blob| blob.content.bytes).sum()
-    }
-
     /// What follows, in this order.
     pub(super) fn blobs(&self) -> Vec<Blob> {
         let roots = self.roots.iter().map(|root| Blob {
