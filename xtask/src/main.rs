@@ -20,6 +20,7 @@ mod interrupt;
 mod kvm_soak;
 mod leaks;
 mod monitoring;
+mod moto;
 mod nested;
 mod node;
 mod postgres;
@@ -186,10 +187,12 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     report.step("host set-up", |step| workspace.host_set_up(step))?;
     report.step("gVisor", gvisor::set_up)?;
     report.step("PostgreSQL", postgres::set_up)?;
+    let moto = report.produce("moto", |step| moto::set_up(workspace, step))?;
     let before = leaks::Host::observe(household)?;
     let tests = report.produce("build of the rust tests", |step| rust_tests::build(workspace, step))?;
     let documentation = |step: &mut Step| workspace.documentation(step);
-    report.steps_at_once(("rust tests", |step| rust_tests::run(tests, step)), ("documentation", documentation))?;
+    report
+        .steps_at_once(("rust tests", |step| rust_tests::run(tests, moto.as_deref(), step)), ("documentation", documentation))?;
     conformance::run(workspace, household, report, (Parts::Light, &[]), |report| {
         browser::run(workspace, household, report, &[])?;
         monitoring::run(workspace, household, report)

@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use crate::{
-    gvisor, postgres,
+    gvisor, moto, postgres,
     run::{Step, say},
     workspace::Workspace,
 };
@@ -107,8 +107,9 @@ fn programs(messages: &[u8]) -> anyhow::Result<Vec<Program>> {
     Ok(programs)
 }
 
-/// Runs them all, shows what each has printed when it has ended, and fails after the last where one has failed.
-pub(crate) fn run(mut programs: Vec<Program>, step: &mut Step) -> anyhow::Result<()> {
+/// Runs them all, shows what each has printed when it has ended, and fails after the last where one has failed. `moto` is the program of
+/// a server of S3, where there is one.
+pub(crate) fn run(mut programs: Vec<Program>, moto: Option<&Path>, step: &mut Step) -> anyhow::Result<()> {
     if !gvisor::is_here() {
         say(&format!("SKIP: {ON_GVISOR}: there is no `runsc` or `mkfs.erofs` on this host"));
         programs.retain(|program| program.name != ON_GVISOR);
@@ -124,7 +125,7 @@ pub(crate) fn run(mut programs: Vec<Program>, step: &mut Step) -> anyhow::Result
     thread::scope(|scope| {
         for _ in 0..LANES {
             let (queue, tell) = (&queue, tell.clone());
-            scope.spawn(move || take_turns(queue, &tell));
+            scope.spawn(move || take_turns(queue, moto, &tell));
         }
         drop(tell);
         for Ended { program, outcome, output, took } in ends {
@@ -144,13 +145,13 @@ pub(crate) fn run(mut programs: Vec<Program>, step: &mut Step) -> anyhow::Result
     Ok(())
 }
 
-fn take_turns(queue: &Mutex<std::vec::IntoIter<Program>>, tell: &Sender<Ended>) {
+fn take_turns(queue: &Mutex<std::vec::IntoIter<Program>>, moto: Option<&Path>, tell: &Sender<Ended>) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some(program) = next else { return };
         say(&format!("tests of {} begin", program.name));
         let started = Instant::now();
-        let (outcome, output) = match run_one(&program.path, &program.package) {
+        let (outcome, output) = match run_one(&program.path, &program.package, moto) {
             Ok((succeeded, output)) => (Ok(succeeded), output),
             Err(error) => (Err(error), Vec::new()),
         };
@@ -161,11 +162,11 @@ fn take_turns(queue: &Mutex<std::vec::IntoIter<Program>>, tell: &Sender<Ended>) 
 
 /// Whether it succeeded, and what it printed: its errors and its results in one, as they came. By a file and not by a pipe, whose end would come
 /// only with that of everything which a test left behind.
-fn run_one(program: &Path, package: &Path) -> anyhow::Result<(bool, Vec<u8>)> {
+fn run_one(program: &Path, package: &Path, moto: Option<&Path>) -> anyhow::Result<(bool, Vec<u8>)> {
     let mut printed = tempfile::tempfile().context("cannot make a file for what it prints")?;
     let [output, errors] = [printed.try_clone(), printed.try_clone()].map(|file| file.context("cannot share a file"));
     let mut command = Command::new(program);
-    command.current_dir(package).env("CARGO_MANIFEST_DIR", package);
+    command.current_dir(package).env("CARGO_MANIFEST_DIR", package).envs(moto.map(|program| (moto::VARIABLE, program)));
     let status = command.stdin(Stdio::null()).stdout(output?).stderr(errors?).status().context("cannot start it")?;
     printed.rewind().context("cannot read what it printed")?;
     let mut text = Vec::new();
@@ -200,7 +201,8 @@ mod tests {
     fn one_that_fails_fails_the_step_after_all_have_run() {
         let program = |path: &str| Program { name: path.to_owned(), path: path.into(), package: "/".into() };
         let mut step = Step::default();
-        let error = run(vec![program("/bin/false"), program("/does/not/exist"), program("/bin/true")], &mut step).unwrap_err();
+        let error =
+            run(vec![program("/bin/false"), program("/does/not/exist"), program("/bin/true")], None, &mut step).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("/bin/false") && error.contains("/does/not/exist") && !error.contains("/bin/true"), "{error}");
     }

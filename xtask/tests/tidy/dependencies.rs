@@ -15,6 +15,7 @@ const FLOORS: [&[&str]; 8] = [
         "firkin-agent",
         "firkin-mcp",
         "firkin-cgroup",
+        "firkin-copies",
         "firkin-jail",
         "firkin-seal",
         "firkin-egress",
