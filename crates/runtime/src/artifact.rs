@@ -39,6 +39,7 @@ use crate::ground::ids::{ArtifactId, LayerId};
 
 pub mod archive;
 mod collect;
+mod copying;
 mod examine;
 mod flatten;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -58,6 +59,7 @@ mod staging;
 mod vault;
 
 pub use collect::{Candidates, Pin, PinName};
+pub use copying::NotCopied;
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
 pub use flatten::FlattenConfig;
 pub use manifest::{
@@ -69,8 +71,9 @@ pub use quarantine::QuarantineMark;
 pub use rotate::{EncryptionStatus, RotateError, Rotation};
 pub use vault::{EncryptionConfig, EncryptionError, UnsealError};
 
+pub(crate) use copying::{CopiedMember, ToCopy, is_layer, is_own_file, key_of};
 pub(crate) use made::{BootedState, CutState};
-pub(crate) use manifest::memory_base;
+pub(crate) use manifest::{memory_base, parse_sidecar};
 pub(crate) use merge::{MAX_DEPTH, MergedLayers};
 pub(crate) use root_disk::RootDisk;
 pub(crate) use sealed::{Readable, Secrecy};

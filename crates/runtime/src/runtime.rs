@@ -57,7 +57,7 @@ use crate::{
     store::{
         StoreError, TemplateRecord, catalog,
         spec::{CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
-        state_dir::{OpenError, prepare_state_dir},
+        state_dir::{OpenError, whole_state_dir},
     },
     telemetry::{
         activity::ActivityPoint,
@@ -68,13 +68,14 @@ use crate::{
     },
     template::build::{self, Builds},
     upkeep::{
-        disk_budget,
+        copies, disk_budget,
         sandbox_quota::{self, too_many_snapshots},
     },
 };
 
 mod builds;
 pub mod changes;
+mod copying;
 mod dialled;
 mod disk_floor;
 mod disk_quota;
@@ -179,7 +180,7 @@ impl Runtime {
     /// an owner is left.
     pub async fn open(config: RuntimeConfig, engines: impl Into<Engines>) -> Result<Self, OpenError> {
         let engines = engines.into();
-        let lock = prepare_state_dir(&config.state_dir)?;
+        let lock = whole_state_dir(&config.state_dir)?;
         let directory = |source| OpenError::Directory { path: config.state_dir.clone(), source };
         let store = catalog::open(&config.state_dir, config.catalog.as_deref()).await?;
         let teams = TeamBook::default();
@@ -231,10 +232,11 @@ impl Runtime {
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
-        shared.tasks.spawn(count_volumes(Arc::clone(&shared)));
+        shared.tasks.spawn(volumes::count(Arc::clone(&shared)));
         shared.tasks.spawn(keys::note_uses(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.
         shared.tasks.spawn(pool::keep(Arc::clone(&shared), Arc::clone(&pool)));
+        copies::begin(&shared);
         let builds = Builds::new(Arc::clone(&shared), Arc::clone(&pool));
         shared.tasks.spawn(disk_floor::hold(Arc::clone(&owners), Arc::clone(&builds)));
         Ok(Self { looks: looks::begin(&shared, &pool), shared, owners, builds, pool, scope: Scope::Host })
@@ -680,7 +682,7 @@ impl Runtime {
         let (capacity, pool, outbound) = (self.capacity(), self.pool(), self.shared.links.outcomes().counts().collect());
         let live = Live { running, paused: all - running, capacity, pool, outbound, standing: self.standing() };
         let teams = with_teams.then(|| self.shared.teams.figures());
-        self.shared.metrics.render(&live, teams.as_deref())
+        self.shared.metrics.render(&live, teams.as_deref(), self.shared.copying.as_deref())
     }
 
     /// Tells those who watch what became of a template or a snapshot.
@@ -711,16 +713,6 @@ impl Runtime {
         if let Err(error) = self.shared.store.close().await {
             tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");
         }
-    }
-}
-
-/// Counts what volumes hold. Where that fails it is tried again by whoever writes to one, who is told.
-async fn count_volumes(shared: Arc<Shared>) {
-    tokio::select! {
-        counted = shared.volumes.count_all() => if let Err(error) = counted {
-            tracing::warn!(error = firkin_causes::chain(&error), "cannot count what volumes hold");
-        },
-        () = shared.stopping.cancelled() => {}
     }
 }
 

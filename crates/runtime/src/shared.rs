@@ -13,7 +13,7 @@ use crate::{
     restore::RestoreGates,
     storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
-    telemetry::{activity::Activity, changes::Feed, history::History, metrics::Metrics, webhooks::Webhooks},
+    telemetry::{activity::Activity, changes::Feed, copies::Copying, history::History, metrics::Metrics, webhooks::Webhooks},
 };
 
 pub mod config;
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) workload: Arc<Workload>,
     pub(crate) filling: Arc<Filling>,
+    /// What is owed to a store off the host, where there is one.
+    pub(crate) copying: Option<Arc<Copying>>,
     collect: Notify,
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
@@ -84,6 +86,7 @@ impl Shared {
             workload: parts.workload,
             filling: parts.filling,
             files: parts.files,
+            copying: parts.config.copies.as_ref().map(|_| Arc::default()),
             config: parts.config,
             artifacts: parts.gates.artifacts.clone(),
             metrics: Arc::new(Metrics::new(parts.launcher.engines.first().fingerprint().acceleration, parts.store.seconds())),
@@ -126,9 +129,12 @@ impl Shared {
         if holds { Ok(()) } else { Err(FilesInMemory { acceleration: made.acceleration }) }
     }
 
-    /// Has what nobody needs any more removed, soon.
+    /// Has what nobody needs any more removed, soon; and what is new copied off the host, where it is.
     pub(crate) fn collect(&self) {
         self.collect.notify_one();
+        if let Some(copying) = &self.copying {
+            copying.changed();
+        }
     }
 
     /// Ends once somebody has asked for that.

@@ -2,6 +2,7 @@
 
 pub mod activity;
 pub mod changes;
+pub mod copies;
 pub mod history;
 pub mod lifecycle;
 pub mod metrics;

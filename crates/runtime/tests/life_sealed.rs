@@ -14,6 +14,8 @@ mod bench;
 mod building;
 #[path = "life/builds.rs"]
 mod builds;
+#[path = "life/copies.rs"]
+mod copies;
 #[path = "life/deletion.rs"]
 mod deletion;
 #[path = "life/layers.rs"]

@@ -244,13 +244,17 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
     if bytes > MAX_SIDECAR_BYTES {
         return Err(unreadable(path, io::Error::new(io::ErrorKind::FileTooLarge, format!("{bytes} bytes"))));
     }
-    let text = fs::read(path).map_err(|source| unreadable(path, source))?;
+    parse_sidecar(path, &fs::read(path).map_err(|source| unreadable(path, source))?)
+}
+
+/// Reads a sidecar of this text, which is or was at `path`.
+pub(crate) fn parse_sidecar<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, IntegrityError> {
     let malformed = |source| IntegrityError::Malformed { path: path.to_owned(), source };
-    let found = serde_json::from_slice::<Versioned>(&text).map_err(malformed)?.format;
+    let found = serde_json::from_slice::<Versioned>(text).map_err(malformed)?.format;
     if !(FORMAT..=SEALED_FORMAT).contains(&found) {
         return Err(IntegrityError::Format { path: path.to_owned(), found, known: SEALED_FORMAT });
     }
-    serde_json::from_slice(&text).map_err(malformed)
+    serde_json::from_slice(text).map_err(malformed)
 }
 
 /// Writes a sidecar, durable.

@@ -296,7 +296,7 @@ const MEMBER: u32 = 0o400;
 /// itself whether it may be read. No directory on the way to it can be entered by anybody else.
 const WHOLE_MEMORY: u32 = 0o444;
 
-fn mode_of(member: &Path) -> u32 {
+pub(super) fn mode_of(member: &Path) -> u32 {
     if member.ends_with(parts::MEMORY) { WHOLE_MEMORY } else { MEMBER }
 }
 

@@ -71,11 +71,11 @@ fn is_sealed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == SEALED)
 }
 
-fn artifact_owner(id: &str) -> String {
+pub(super) fn artifact_owner(id: &str) -> String {
     format!("artifact:{id}")
 }
 
-fn layer_owner(id: &str) -> String {
+pub(super) fn layer_owner(id: &str) -> String {
     format!("layer:{id}")
 }
 

@@ -1,6 +1,8 @@
-//! The end of a volume, which sandboxes have a say in.
+//! The end of a volume, which sandboxes have a say in, and what volumes hold when a server begins.
 
-use crate::{ground::team::Scope, runtime::Runtime, storage::volumes::VolumeError, store::StoreError};
+use std::sync::Arc;
+
+use crate::{ground::team::Scope, runtime::Runtime, shared::Shared, storage::volumes::VolumeError, store::StoreError};
 
 /// Why a volume was not ended.
 #[derive(Debug, thiserror::Error)]
@@ -23,5 +25,15 @@ impl Runtime {
             return Err(VolumeError::Mounted(id.to_owned()).into());
         }
         Ok(self.shared.volumes.destroy(ending).await?)
+    }
+}
+
+/// Counts what volumes hold. Where that fails it is tried again by whoever writes to one, who is told.
+pub(super) async fn count(shared: Arc<Shared>) {
+    tokio::select! {
+        counted = shared.volumes.count_all() => if let Err(error) = counted {
+            tracing::warn!(error = firkin_causes::chain(&error), "cannot count what volumes hold");
+        },
+        () = shared.stopping.cancelled() => {}
     }
 }

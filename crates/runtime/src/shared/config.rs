@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use firkin_cgroup::Groups;
+use firkin_copies::Copies;
 use firkin_engine::BootFiles;
 use ipnet::Ipv4Net;
 
@@ -65,6 +67,8 @@ pub struct RuntimeConfig {
     pub webhook_networks: Vec<Ipv4Net>,
     /// What of this is encrypted.
     pub encryption: EncryptionConfig,
+    /// Where what is durable is copied to, off this host; `None` for nowhere.
+    pub copies: Option<CopyConfig>,
     /// When a paused sandbox gets a memory of its own.
     pub flatten: FlattenConfig,
     /// Network of sandboxes.
@@ -96,12 +100,34 @@ impl RuntimeConfig {
             authority_variables: BTreeMap::new(),
             webhook_networks: Vec::new(),
             encryption: EncryptionConfig::default(),
+            copies: None,
             flatten: FlattenConfig::default(),
             network,
             groups: None,
             images: Arc::new(OwnImage(guest.root())),
             guest: guest.into(),
         }
+    }
+}
+
+/// How long a copy stays of what has gone here, unless the operator says otherwise: long enough to notice that it was a mistake.
+pub const KEEP_COPIES: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Copies off the host.
+#[derive(Debug, Clone)]
+pub struct CopyConfig {
+    /// Where to.
+    pub copies: Copies,
+    /// How long a copy stays of what has gone here.
+    pub keep: Duration,
+    /// How often what has gone for so long is looked for.
+    pub clean_every: Duration,
+}
+
+impl CopyConfig {
+    /// With every choice made by its default.
+    pub fn new(copies: Copies) -> Self {
+        Self { copies, keep: KEEP_COPIES, clean_every: Duration::from_secs(3600) }
     }
 }
 

@@ -44,6 +44,12 @@ pub enum OpenError {
         /// The catalogue that was named.
         address: String,
     },
+    /// It is being made of copies, and is not whole.
+    #[error("`{}` is being restored from copies, and is not whole; `firkin restore-from` goes on with it", path.display())]
+    Restoring {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The store could not be opened.
     #[error("cannot open the database")]
     Store(#[source] StoreError),
@@ -62,9 +68,18 @@ pub enum OpenError {
     Network(#[source] firkin_network::OpenError),
 }
 
+/// What is in a state directory, by its name, that is being made of copies.
+pub(crate) const RESTORING: &str = "restoring.json";
+
 /// An exclusive lock on the state directory.
 #[derive(Debug)]
 pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
+
+/// As [`prepare_state_dir`], for whoever serves: not where half of it is there.
+pub(crate) fn whole_state_dir(path: &Path) -> Result<StateLock, OpenError> {
+    let lock = prepare_state_dir(path)?;
+    if path.join(RESTORING).exists() { Err(OpenError::Restoring { path: path.to_owned() }) } else { Ok(lock) }
+}
 
 /// Makes the state directory and locks it for this process.
 pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {

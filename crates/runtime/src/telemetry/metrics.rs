@@ -23,6 +23,7 @@ use tracing::Instrument as _;
 
 pub use super::timing::Timing;
 use super::{
+    copies::Copying,
     phases::{PhaseFigures, Phases},
     standing::{self, Standing, number},
     teams as series_of_teams,
@@ -231,11 +232,16 @@ impl Metrics {
     }
 
     /// All of it in the OpenMetrics text format, which Prometheus reads.
-    pub(crate) fn render(&self, live: &Live, teams: Option<&[TeamFigures]>) -> String {
+    pub(crate) fn render(&self, live: &Live, teams: Option<&[TeamFigures]>, copying: Option<&Copying>) -> String {
         self.gauges.set(live);
         self.standing.set(&live.standing);
         let mut text = String::with_capacity(32 << 10);
         let written = text::encode_registry(&mut text, &self.registry).and_then(|()| {
+            if let Some(copying) = copying {
+                let mut registry = registry(self.acceleration);
+                copying.register(&mut registry);
+                text::encode_registry(&mut text, &registry)?;
+            }
             if let Some(teams) = teams {
                 let mut registry = registry(self.acceleration);
                 series_of_teams::register(&mut registry, teams);

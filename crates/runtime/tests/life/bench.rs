@@ -17,7 +17,7 @@ use firkin_engine::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
-    config::{EncryptionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
+    config::{CopyConfig, EncryptionConfig, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
     engines::Engines,
     ids::LayerId,
@@ -211,6 +211,8 @@ pub(crate) struct Host {
     pub(crate) encryption: Mutex<EncryptionConfig>,
     /// Where servers record what there is, if not in the state directory.
     pub(crate) catalog: Option<Arc<dyn Catalog>>,
+    /// Where servers copy to from now on.
+    pub(crate) copies: Mutex<Option<CopyConfig>>,
 }
 
 /// What stands for envd in every guest: it is called and says nothing, for ever.
@@ -237,7 +239,7 @@ impl Host {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
         }
         let encryption = Mutex::new(EncryptionConfig { seal: crate::SEALS, key_file: None });
-        Self { engine, guests, dir, ports: BTreeMap::new(), encryption, catalog: None }
+        Self { engine, guests, dir, ports: BTreeMap::new(), encryption, catalog: None, copies: Mutex::default() }
     }
 
     /// The same with a root image that other hosts have not.
@@ -306,9 +308,10 @@ impl Host {
         let flatten = FlattenConfig { floor_bytes: 0, ..FlattenConfig::default() };
         let images = Arc::new(Images(OwnImage(defaults.guest.now().root())));
         let encryption = self.encryption.lock().unwrap().clone();
+        let copies = self.copies.lock().unwrap().clone();
         let memory_probe = Arc::new(HostMemory::PLENTY);
         let catalog = self.catalog.clone();
-        RuntimeConfig { catalog, disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
+        RuntimeConfig { catalog, copies, disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
     }
 
     /// A server on this host, with template `base`. One at a time.
@@ -397,6 +400,19 @@ impl Host {
             assert_eq!(self.engine.live(), 0, "a server that stopped leaves no machine");
             result
         })
+    }
+
+    /// The same, of a test that is asynchronous itself.
+    pub(crate) async fn serve_async<T>(&self, work: impl AsyncFnOnce(&Runtime) -> T) -> T {
+        let server = self.server().await;
+        let result = work(&server).await;
+        server.shutdown(OnExit::Kill).await;
+        result
+    }
+
+    /// Why there is no server on the state directory as it is.
+    pub(crate) async fn refused(&self) -> OpenError {
+        Runtime::open(self.config(), Arc::new(self.engine.clone())).await.unwrap_err()
     }
 
     /// The guest of a sandbox, as it was seen last.

@@ -10,6 +10,7 @@ mod budget;
 mod building;
 mod builds;
 mod catalog;
+mod copies;
 mod crashes;
 mod deletion;
 mod engines;

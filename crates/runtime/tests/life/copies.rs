@@ -1,0 +1,359 @@
+//! Copies off the host: what is durable is copied, a host that is wiped comes back with it, and the rest is named.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use firkin_copies::{Access, Copies, Destination, Limits};
+use firkin_engine::qcow2::Qcow2;
+use firkin_runtime::{
+    artifact::ArtifactStore,
+    config::CopyConfig,
+    owner::OnExit,
+    restore_from::{RestoreError, RestoreReport, restore_from},
+    runtime::Runtime,
+    sandbox::{CreateSandbox, SandboxId, SandboxState},
+    state_dir::OpenError,
+};
+use fs_err as fs;
+
+use crate::bench::{Host, base, names, until};
+
+/// Longer than any of these tests.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// A directory that stands for another host's.
+struct There(tempfile::TempDir);
+
+impl There {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn copies(&self) -> Copies {
+        let destination = Destination::Directory(self.path("there"));
+        Copies::open(&destination, &Access::default(), &Limits::default()).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Servers of `host` copy here from now on.
+    fn take(&self, host: &Host) {
+        *host.copies.lock().unwrap() = Some(CopyConfig::new(self.copies()));
+    }
+
+    fn artifacts(&self) -> Vec<String> {
+        let all = names(&self.path("there/artifacts"));
+        all.into_iter().filter(|id| self.path("there/artifacts").join(id).join("manifest.json").exists()).collect()
+    }
+
+    fn blobs(&self) -> Vec<String> {
+        names(&self.path("there/blobs"))
+    }
+
+    async fn restore(&self, state_dir: &Path) -> Result<RestoreReport, RestoreError> {
+        Box::pin(restore_from(&self.copies(), state_dir, &Qcow2, &|_| {})).await
+    }
+}
+
+/// Takes the host's disk away, but for the key that its owner keeps elsewhere.
+fn wipe(host: &Host) {
+    let key = fs::read(host.state_dir().join("encryption.key")).ok();
+    fs::remove_dir_all(host.state_dir()).unwrap();
+    if let Some(key) = key {
+        fs::create_dir(host.state_dir()).unwrap();
+        fs::write(host.state_dir().join("encryption.key"), key).unwrap();
+        fs::set_permissions(host.state_dir().join("encryption.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+    }
+}
+
+fn artifact_of(host: &Host, id: &SandboxId) -> String {
+    let database = rusqlite::Connection::open(host.state_dir().join("firkin.db")).unwrap();
+    let query = "SELECT json_extract(body, '$.phase.artifact') FROM sandboxes WHERE id = ?1";
+    database.query_row(query, [id.as_str()], |row| row.get(0)).unwrap()
+}
+
+async fn sandbox(server: &Runtime, host: &Host, word: &str) -> SandboxId {
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, word);
+    id
+}
+
+fn lost(report: &RestoreReport) -> Vec<(&str, &str)> {
+    report.lost.iter().map(|lost| (lost.kind, lost.name.as_str())).collect()
+}
+
+#[tokio::test]
+async fn a_wiped_host_comes_back_with_all_that_was_durable_and_copied_and_the_rest_is_named() {
+    let (host, there) = (Host::new(), There::new());
+    there.take(&host);
+    let server = host.server().await;
+    let paused = sandbox(&server, &host, "paused").await;
+    let twice = sandbox(&server, &host, "once").await;
+    let running = sandbox(&server, &host, "running").await;
+    let damaged = sandbox(&server, &host, "damaged").await;
+    for id in [&paused, &twice, &damaged] {
+        server.pause(id).await.unwrap();
+    }
+    let snapshot = server.snapshot(&paused, Some("kept:v1".into())).await.unwrap();
+    server.copied().await;
+    assert_eq!(server.copies().unwrap().owed, 0);
+    server.resume(&twice, LIFE).await.unwrap();
+    host.remember(&twice, "twice");
+    server.copied().await;
+    let gone = artifact_of(&host, &damaged);
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    // A crash instead of that end: records as they were copied last.
+    wipe(&host);
+    fs::remove_dir_all(there.path("there/artifacts").join(&gone)).unwrap();
+
+    let report = there.restore(&host.state_dir()).await.unwrap();
+    let mut expected = vec![("sandbox", running.as_str()), ("sandbox", damaged.as_str())];
+    expected.sort_unstable();
+    assert_eq!(lost(&report), expected, "{report:?}");
+    assert!(report.lost.iter().any(|lost| lost.why == "it was not copied"), "{report:?}");
+    assert!(report.lost.iter().any(|lost| lost.why.starts_with("it was running")), "{report:?}");
+    let mut back: Vec<(&SandboxId, bool)> = report.sandboxes.iter().map(|back| (&back.id, back.went_back)).collect();
+    back.sort_unstable();
+    let mut expected = vec![(&paused, false), (&twice, true)];
+    expected.sort_unstable();
+    assert_eq!(back, expected);
+    assert!(report.bytes > 0 && report.artifacts >= 3);
+    assert!(!report.keys.contains(&"encryption.key".to_owned()), "it was put back: {:?}", report.keys);
+
+    // Nothing leads to where it was.
+    let roots = ArtifactStore::root_images(&host.state_dir()).unwrap();
+    assert!(roots.iter().all(|root| root.starts_with(host.state_dir().join("roots")) && root.exists()), "{roots:?}");
+    assert!(!names(&host.state_dir()).iter().any(|name| name.starts_with("restoring")));
+
+    let server = host.server().await;
+    assert!(server.sandbox(&running).is_err() && server.sandbox(&damaged).is_err());
+    for (id, word) in [(&paused, "paused"), (&twice, "once")] {
+        assert_eq!(server.sandbox(id).unwrap().state, SandboxState::Paused);
+        server.resume(id, LIFE).await.unwrap();
+        assert_eq!(host.memory(id).word, word);
+        server.pause(id).await.unwrap();
+    }
+    let child = server.create(CreateSandbox { template: snapshot.snapshot_id.clone(), ..base() }).await.unwrap();
+    assert_eq!(host.memory(&child.id).word, "paused");
+    // It goes on copying to where it came from.
+    server.copied().await;
+    assert_eq!(server.copies().unwrap().failing, None);
+    assert!(there.artifacts().contains(&artifact_of(&host, &paused)));
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_is_owed_outlives_the_server_and_a_store_that_is_away() {
+    let (host, there) = (Host::new(), There::new());
+    let server = host.server().await;
+    assert!(server.copies().is_none() && !server.render_metrics(false).contains("firkin_copies"));
+    server.copied().await;
+    let id = sandbox(&server, &host, "kept").await;
+    server.pause(&id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    assert!(!names(&host.state_dir()).iter().any(|name| name.starts_with("cop")), "who does not copy writes nothing for it");
+
+    there.take(&host);
+    let blobs = there.path("there/blobs");
+    fs::remove_dir(&blobs).unwrap();
+    fs::write(&blobs, "in the way").unwrap();
+    let server = host.server().await;
+    until("a failure", || server.copies().is_some_and(|state| state.failing.is_some() && state.owed > 0)).await;
+    let text = server.render_metrics(false);
+    for series in ["firkin_copies_owed{", "firkin_copies_owed_bytes{", "firkin_copies_failures_total{"] {
+        assert!(text.contains(series), "{series} {text}");
+    }
+    assert_eq!(there.artifacts(), Vec::<String>::new());
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+
+    fs::remove_file(&blobs).unwrap();
+    there.take(&host);
+    let server = host.server().await;
+    server.copied().await;
+    let state = server.copies().unwrap();
+    assert_eq!((state.owed, state.failing, state.catalogue.is_some()), (0, None, true));
+    assert!(there.artifacts().contains(&artifact_of(&host, &id)));
+    let text = server.render_metrics(false);
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!((value("firkin_copies_owed"), value("firkin_copies_owed_bytes")), (0.0, 0.0));
+    assert!(value("firkin_copies_last_success_seconds") > 1.0 && value("firkin_copies_catalogue_seconds") > 1.0);
+
+    // The same once more changes nothing there.
+    let (backups, blobs) = (names(&there.path("there/catalogue")), there.blobs());
+    server.copied().await;
+    assert_eq!((names(&there.path("there/catalogue")), there.blobs()), (backups, blobs));
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_was_broken_off_goes_on_and_nothing_is_mixed() {
+    let (host, there) = (Host::new(), There::new());
+    there.take(&host);
+    let server = host.server().await;
+    let id = sandbox(&server, &host, "kept").await;
+    server.pause(&id).await.unwrap();
+    server.copied().await;
+    assert!(matches!(there.restore(&host.state_dir()).await, Err(RestoreError::NotEmpty { .. })), "it is in use");
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    assert!(matches!(there.restore(&host.state_dir()).await, Err(RestoreError::NotEmpty { .. })));
+    wipe(&host);
+
+    let nothing = There::new();
+    let nowhere = tempfile::tempdir().unwrap();
+    assert!(matches!(nothing.restore(nowhere.path()).await, Err(RestoreError::NoCatalogue)));
+
+    // Something of this host is in the way of the root image.
+    let database = restored_database(&there);
+    let root = blob_of_root(&there);
+    let in_the_way = host.state_dir().join("restoring").join(format!("{root}.part"));
+    fs::create_dir_all(&in_the_way).unwrap();
+    fs::write(host.state_dir().join("restoring.json"), database).unwrap();
+    let broken = there.restore(&host.state_dir()).await;
+    assert!(matches!(broken, Err(RestoreError::Copies(_))), "{broken:?}");
+    assert!(!host.state_dir().join("firkin.db").exists());
+    // No server begins on half of it, and removes what it does not know.
+    let refused = host.refused().await;
+    assert!(matches!(refused, OpenError::Restoring { .. }), "{refused:?}");
+    fs::remove_dir(&in_the_way).unwrap();
+    let report = there.restore(&host.state_dir()).await.unwrap();
+    assert_eq!(report.sandboxes.len(), 1);
+    assert!(matches!(there.restore(&host.state_dir()).await, Err(RestoreError::NotEmpty { .. })), "once is enough");
+    let server = host.server().await;
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(host.memory(&id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}
+
+/// What says that the newest backup is being restored.
+fn restored_database(there: &There) -> String {
+    let newest = names(&there.path("there/catalogue")).pop().unwrap();
+    format!(r#"{{"format": 1, "catalogue": "{}"}}"#, newest.trim_end_matches(".json"))
+}
+
+fn files_of(there: &There, artifact: &str) -> serde_json::Value {
+    let files = fs::read_to_string(there.path("there/artifacts").join(artifact).join("files.json")).unwrap();
+    serde_json::from_str(&files).unwrap()
+}
+
+fn blob_of_root(there: &There) -> String {
+    files_of(there, &there.artifacts()[0])["root"]["blake3"].as_str().unwrap().to_owned()
+}
+
+/// The blob of an artifact's own memory.
+fn blob_of_memory(there: &There, artifact: &str) -> String {
+    let files = files_of(there, artifact);
+    let own = ["memory.diff", "memory"].into_iter().find_map(|member| files["members"].get(member)).unwrap();
+    own["blake3"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn damaged_copies_are_named_and_harm_nothing_else() {
+    let (host, there) = (Host::new(), There::new());
+    there.take(&host);
+    let server = host.server().await;
+    let (sick, sound) = (sandbox(&server, &host, "sick").await, sandbox(&server, &host, "sound").await);
+    for id in [&sick, &sound] {
+        server.pause(id).await.unwrap();
+    }
+    server.copied().await;
+    let artifact = artifact_of(&host, &sick);
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    wipe(&host);
+    fs::write(there.path("there/blobs").join(blob_of_memory(&there, &artifact)), "not what it was").unwrap();
+
+    let report = there.restore(&host.state_dir()).await.unwrap();
+    assert_eq!(lost(&report), [("sandbox", sick.as_str())]);
+    assert!(report.lost[0].why.contains("is damaged"), "{report:?}");
+    let server = host.server().await;
+    server.resume(&sound, LIFE).await.unwrap();
+    assert_eq!(host.memory(&sound).word, "sound");
+    server.shutdown(OnExit::Kill).await;
+}
+
+/// Has every blob be as old as those are that a collector may take.
+fn age(there: &There) {
+    for blob in there.blobs() {
+        let file = fs::OpenOptions::new().write(true).open(there.path("there/blobs").join(blob)).unwrap();
+        file.file().set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_copy_goes_after_its_time_and_none_that_a_record_names() {
+    let (host, there) = (Host::new(), There::new());
+    let config = CopyConfig { keep: LIFE, clean_every: Duration::ZERO, ..CopyConfig::new(there.copies()) };
+    *host.copies.lock().unwrap() = Some(config.clone());
+    let server = host.server().await;
+    let (gone, kept) = (sandbox(&server, &host, "gone").await, sandbox(&server, &host, "kept").await);
+    for id in [&gone, &kept] {
+        server.pause(id).await.unwrap();
+    }
+    server.copied().await;
+    let [going, staying] = [&gone, &kept].map(|id| artifact_of(&host, id));
+    server.kill(&gone).await.unwrap();
+    server.copied().await;
+    age(&there);
+    server.copied().await;
+    assert!(there.artifacts().contains(&going), "for a while it could be had back");
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+
+    *host.copies.lock().unwrap() = Some(CopyConfig { keep: Duration::ZERO, ..config });
+    let memory = blob_of_memory(&there, &going);
+    assert!(there.blobs().contains(&memory));
+    let server = host.server().await;
+    server.copied().await;
+    age(&there);
+    server.copied().await;
+    let left = there.artifacts();
+    assert!(!left.contains(&going) && left.contains(&staying), "{left:?}");
+    assert!(!there.blobs().contains(&memory), "its blobs went with it");
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    wipe(&host);
+    let report = there.restore(&host.state_dir()).await.unwrap();
+    assert_eq!((lost(&report), report.sandboxes.len()), (Vec::new(), 1), "nothing of what stayed is missing");
+}
+
+#[tokio::test]
+async fn copies_of_another_state_directory_are_left_alone() {
+    let (host, other, there) = (Host::new(), Host::new(), There::new());
+    there.take(&host);
+    host.serve_async(async |server| server.copied().await).await;
+    let before = (there.artifacts(), names(&there.path("there/catalogue")));
+    there.take(&other);
+    let server = other.server().await;
+    until("a refusal", || server.copies().is_some_and(|state| state.failing == Some("foreign"))).await;
+    assert_eq!((there.artifacts(), names(&there.path("there/catalogue"))), before);
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn holes_of_memory_are_holes_again() {
+    let (host, there) = (Host::new(), There::new());
+    there.take(&host);
+    host.serve_async(async |server| server.copied().await).await;
+    let blocks = |host: &Host| {
+        let artifacts = host.state_dir().join("artifacts");
+        let all = host.artifacts().into_iter().map(|id| artifacts.join(id).join("memory"));
+        all.filter_map(|path| fs::metadata(path).ok()).map(|memory| memory.blocks()).sum::<u64>()
+    };
+    let before = blocks(&host);
+    wipe(&host);
+    there.restore(&host.state_dir()).await.unwrap();
+    assert!(blocks(&host) <= before, "{} and {before}", blocks(&host));
+}
