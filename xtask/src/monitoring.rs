@@ -62,7 +62,10 @@ pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Rep
         // Any engine will do: no sandbox is started. Where gVisor is, its server is ready soonest.
         let workspace = if gvisor::is_here() { &workspace.with_engine("gvisor") } else { workspace };
         let state = household.passable_dir("state-")?;
-        let server = Server::start_with(workspace, state.path(), &OPTIONS)?;
+        let copies = household.passable_dir("copies-")?;
+        let copy_to = format!("file://{}", copies.path().display());
+        let options = [&OPTIONS[..], &["--copy-to", &copy_to]].concat();
+        let server = Server::start_with(workspace, state.path(), &options)?;
         let dir = household.passable_dir("prometheus-")?;
         let config = dir.path().join("prometheus.yml");
         fs::write(&config, scrape(workspace, &server, &state.path().join("admin-token"))?)?;

@@ -78,6 +78,7 @@ fn capacity(rows: &mut Rows, settings: &Settings) {
     rows.say("Admission", format!("{:?}", capacity.admission));
     rows.say("Limits of a sandbox", format!("{:?}", capacity.sandboxes));
     rows.say("Volumes", format!("{:?}", capacity.volumes));
+    rows.say("Copies off the host", or_none(settings.copies.as_ref().map(|copies| &copies.store.destination)));
     rows.say("Network rates", format!("{:?}", settings.rates));
 }
 

@@ -32,7 +32,13 @@ use self::{
     watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
 };
 use crate::{
-    capacity::CapacityArgs, hostnames::HostnameArgs, images::ImageSettings, logging::LogFormat, rates::RateArgs, standard::Part,
+    capacity::CapacityArgs,
+    copies::{CopiesArgs, RestoreFromArgs},
+    hostnames::HostnameArgs,
+    images::ImageSettings,
+    logging::LogFormat,
+    rates::RateArgs,
+    standard::Part,
 };
 
 /// Life of a sandbox, unless the user says otherwise: as long as E2B's SDKs give theirs.
@@ -139,6 +145,8 @@ pub(crate) struct ServeArgs {
     pub(crate) hostnames: HostnameArgs,
     #[command(flatten)]
     pub(crate) encryption: EncryptionArgs,
+    #[command(flatten)]
+    pub(crate) copies: CopiesArgs,
     /// URL under which others reach this server to ask for the key of sandboxes' identity tokens; tokens name it as their issuer
     /// [default: `https://firkin.localhost`, which nobody reaches]
     #[arg(long, value_name = "URL", env = "FIRKIN_IDENTITY_ISSUER", hide_env_values = true, value_parser = issuer)]
@@ -276,6 +284,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Read every template and snapshot, and say what is damaged and who needs it
     Verify(VerifyArgs),
+    /// Make a state directory anew of what `firkin up --copy-to` has copied, and say what is lost
+    RestoreFrom(RestoreFromArgs),
     /// Create, use and end sandboxes
     #[command(subcommand, visible_alias = "sbx")]
     Sandbox(SandboxCommand),

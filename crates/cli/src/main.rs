@@ -10,6 +10,7 @@ mod capacity;
 mod catalog;
 mod command;
 mod config;
+mod copies;
 mod envd;
 mod failure;
 mod host;
@@ -110,7 +111,7 @@ fn hosts(command: &Command) -> bool {
         | Command::Sandbox(_)
         | Command::Template(_)
         | Command::Snapshot(_) => false,
-        Command::Audit(_) | Command::Team(_) | Command::Key(_) => false,
+        Command::Audit(_) | Command::Team(_) | Command::Key(_) | Command::RestoreFrom(_) => false,
         Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
         Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) => false,
     }
@@ -160,6 +161,7 @@ async fn carry_out(
         Command::Env => command::env::run(settings, cli.global.json),
         Command::Verify(_) => command::verify::run(settings).await,
         Command::Cluster(command) => command::cluster::run(settings, command).await,
+        Command::RestoreFrom(args) => command::restore_from::run(settings, args).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => Box::pin(command::template::build(settings, args)).await,
         Command::Template(TemplateCommand::Refresh(args)) => command::template::refresh(settings, args).await,

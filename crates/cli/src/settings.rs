@@ -26,6 +26,7 @@ use crate::{
     },
     capacity::CapacitySettings,
     catalog::CatalogSettings,
+    copies::CopySettings,
     hostnames,
     images::ImageSettings,
     logging::LogFormat,
@@ -183,6 +184,8 @@ pub(crate) struct Settings {
     pub(crate) capacity: CapacitySettings,
     /// What one sandbox may have of the network.
     pub(crate) rates: RateSettings,
+    /// Where what is durable is copied to, if anywhere.
+    pub(crate) copies: Option<CopySettings>,
     /// Where images come from that templates are built on.
     pub(crate) images: ImageSettings,
     /// Guests trust the authorities of this host's administrator.
@@ -346,6 +349,9 @@ impl Settings {
         for network in &self.webhook_networks {
             options += &format!(" --webhook-allow {network}");
         }
+        if let Some(copies) = &self.copies {
+            options += &copies.options();
+        }
         if self.encryption.seal {
             options += " --encrypt-at-rest";
         }
@@ -376,6 +382,7 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         Command::Env
         | Command::Verify(_)
         | Command::Cluster(_)
+        | Command::RestoreFrom(_)
         | Command::Sandbox(_)
         | Command::Template(_)
         | Command::Audit(_)
@@ -455,6 +462,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         on_exit: serve.on_exit.unwrap_or(OnExit::Kill),
         capacity: CapacitySettings::resolve(&serve.capacity),
         rates: RateSettings::resolve(&serve.rates),
+        copies: CopySettings::resolve(&serve.copies, &around.credentials),
         images: ImageSettings::parse(&serve.images.registry_mirror, &serve.images.own_image)
             .expect("each mirror was understood when it was read from the command line"),
         identity_issuer: serve.identity_issuer.clone(),

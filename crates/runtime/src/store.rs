@@ -53,8 +53,8 @@ mod webhooks;
 use database::{Database, Mode, Tx, Value, Work, params, refused};
 use sqlite::Sqlite;
 
+pub(crate) use backup::CameBack;
 pub use backup::LostRecord;
-pub(crate) use backup::{CameBack, back_up};
 pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use imports::Place;

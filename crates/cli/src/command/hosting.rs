@@ -48,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     about::about,
     command::{catalog, engines},
+    copies::CopySettings,
     failure::{Advise as _, advised},
     host::Check,
     images::{self, Images},
@@ -199,7 +200,7 @@ fn refused(error: OpenError) -> anyhow::Error {
         }
         OpenError::CatalogHere { .. } => Some("`firkin cluster init` brings it there; or leave `--catalog` out"),
         OpenError::Store(_) => return catalog::advising(error),
-        OpenError::Encryption(_) => None,
+        OpenError::Restoring { .. } | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
 }
@@ -238,6 +239,7 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
         volumes: settings.capacity.volumes,
         warm: settings.warm.clone(),
         encryption: settings.encryption.clone(),
+        copies: settings.copies.as_ref().map(CopySettings::open).transpose()?,
         authority_variables: certificate_variables().collect(),
         issuer: settings.identity_issuer.clone().unwrap_or(defaults.issuer),
         webhook_networks: settings.webhook_networks.clone(),

@@ -20,6 +20,7 @@ mod logs;
 pub(crate) mod moving;
 pub(crate) mod pages;
 pub(crate) mod quickstart;
+pub(crate) mod restore_from;
 pub(crate) mod sandbox;
 mod speed;
 pub(crate) mod team;

@@ -29,7 +29,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             }
             OpenError::CatalogHere { .. } => Some("leave `--catalog` out: this state directory has its records in itself"),
             OpenError::Store(_) => return catalog::advising(error),
-            OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Encryption(_) => None,
+            OpenError::Restoring { .. } | OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Encryption(_) => None,
         };
         advised(error, hint.map(str::to_owned), None)
     })?;

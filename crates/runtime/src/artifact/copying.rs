@@ -130,7 +130,7 @@ impl ArtifactStore {
     /// Writes a wrapped key of `owner` where it is looked for. One of nothing that is known here is left out.
     pub(crate) fn place_key(&self, owner: &str, text: &str) -> io::Result<()> {
         let path = match owner.split_once(':') {
-            Some(("layer", id)) => id.parse().ok().map(|id: LayerId| self.layer_key(&id)).filter(|_| self.has_layer(id)),
+            Some(("layer", id)) => id.parse().ok().map(|id: LayerId| self.layer_key(&id)).filter(|_| self.has_whole_layer(id)),
             Some(("artifact", id)) => id.parse().ok().map(|id: ArtifactId| self.dir(&id).join(KEY)),
             Some(_) | None => None,
         };
@@ -140,7 +140,7 @@ impl ArtifactStore {
         }
     }
 
-    fn has_layer(&self, id: &str) -> bool {
+    fn has_whole_layer(&self, id: &str) -> bool {
         id.parse::<LayerId>().is_ok_and(|id| self.layer_file(&id).exists())
     }
 

@@ -5,16 +5,18 @@ use std::{collections::HashSet, path::Path};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{
-    Held, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds,
-    database::{Tx, params, refused},
+    Held, RecordedPhase, SandboxRecord, Sqlite, Store, StoreError, TemplateRecord, bodies, builds,
+    catalog::OWN,
+    copy::Rows,
+    database::{Database as _, Tx, params, refused},
     of_sqlite,
     spec::SandboxId,
     templates, to_json,
 };
-use crate::ground::{ids::ArtifactId, reference::Reference};
+use crate::ground::{blocking::blocking, ids::ArtifactId, reference::Reference};
 
 /// Writes all that is in the database `from` at one moment to the new file `to`. Nobody who writes waits for it; this blocks.
-pub(crate) fn back_up(from: &Path, to: &Path) -> Result<(), StoreError> {
+fn vacuum(from: &Path, to: &Path) -> Result<(), StoreError> {
     let connection = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(of_sqlite("open"))?;
     let to = to.to_str().ok_or(StoreError::Closed)?;
     connection.execute("VACUUM INTO ?1", [to]).map(drop).map_err(of_sqlite("back up"))
@@ -41,6 +43,18 @@ pub(crate) struct CameBack {
 }
 
 impl Store {
+    /// Writes all that is on record at one moment to the new file `to`, which is a database of SQLite whatever this one is.
+    pub(crate) async fn back_up(&self, state_dir: &Path, to: &Path) -> Result<(), StoreError> {
+        if self.is_shared() {
+            let copy = Sqlite::open(to).await?;
+            let put = Rows::of(&*self.database).await?.put(&copy, true).await;
+            copy.close().await?;
+            return put.map(drop).map_err(|error| StoreError::Refused { operation: "back up", source: error.into() });
+        }
+        let (from, to) = (state_dir.join(OWN), to.to_owned());
+        blocking(move || vacuum(&from, &to)).await
+    }
+
     /// Makes of what was on record what came back: paused sandboxes, versions with their artifacts, and nothing that leads nowhere.
     pub(crate) async fn keep_what_came_back(&self, came: CameBack) -> Result<(), StoreError> {
         self.run(move |tx| {

@@ -56,7 +56,7 @@ impl From<ImportError> for ApiError {
 }
 
 impl ApiError {
-    fn unpack(what: &dyn std::error::Error, source: &UnpackError) -> Self {
+    fn unpack(what: &(dyn std::error::Error + 'static), source: &UnpackError) -> Self {
         match source {
             UnpackError::NotAnArchive(_)
             | UnpackError::HeaderTooLong { .. }

@@ -17,14 +17,15 @@ use super::{
     records::{Backup, FORMAT, to_json},
 };
 use crate::{
-    artifact::ArtifactStore,
     ground::{blocking::blocking, private::private_dir},
     shared::Shared,
-    store,
 };
 
 /// Where a backup is made, in the state directory, until it has been sent.
 const PLACE: &str = "copying";
+
+/// What a backup's database is called there.
+const DATABASE: &str = "firkin.db";
 
 /// Secrets, where there are any.
 const SECRETS: &str = "secrets";
@@ -42,7 +43,12 @@ impl Catalogue {
     /// Sends a backup, if anything has changed since the last one.
     pub(super) async fn back_up(&mut self, shared: &Shared, copies: &Copies) -> Result<(), RoundError> {
         let (state_dir, artifacts) = (shared.config.state_dir.clone(), shared.artifacts.clone());
-        let made = blocking(move || make(&state_dir, &artifacts)).await?;
+        // Before the database: what it names by then has its key.
+        let (place, keys) = blocking(move || Ok::<_, RoundError>((emptied(&state_dir)?, artifacts.keys_to_copy()?))).await?;
+        let taken_at = Timestamp::now();
+        shared.store.back_up(&shared.config.state_dir, &place.join(DATABASE)).await?;
+        let state_dir = shared.config.state_dir.clone();
+        let made = blocking(move || make(&state_dir, place, &keys, taken_at)).await?;
         let Made { backup, files, place } = made;
         if !self.last.as_ref().is_some_and(|last| last.is_as(&backup)) {
             for (blob, path) in &files {
@@ -66,7 +72,8 @@ struct Made {
     place: PathBuf,
 }
 
-fn make(state_dir: &Path, artifacts: &ArtifactStore) -> Result<Made, RoundError> {
+/// Where it is made, with nothing in it.
+fn emptied(state_dir: &Path) -> Result<PathBuf, RoundError> {
     let place = state_dir.join(PLACE);
     // What was broken off.
     match firkin_files::remove_tree(&place) {
@@ -74,11 +81,10 @@ fn make(state_dir: &Path, artifacts: &ArtifactStore) -> Result<Made, RoundError>
         Ok(()) | Err(_) => {}
     }
     private_dir(&place)?;
-    let taken_at = Timestamp::now();
-    // Before the database: what it names by then has its key.
-    let keys = artifacts.keys_to_copy()?;
-    let database = place.join("firkin.db");
-    store::back_up(&state_dir.join("firkin.db"), &database)?;
+    Ok(place)
+}
+
+fn make(state_dir: &Path, place: PathBuf, keys: &[(String, String)], taken_at: Timestamp) -> Result<Made, RoundError> {
     let mut files = Vec::new();
     let mut file = |path: PathBuf| -> io::Result<Blob> {
         let mut hasher = blake3::Hasher::new();
@@ -94,7 +100,7 @@ fn make(state_dir: &Path, artifacts: &ArtifactStore) -> Result<Made, RoundError>
     };
     let secrets = small(SECRETS, firkin_files::private::read(&state_dir.join(SECRETS), MAX_SECRETS_BYTES)?)?;
     let keys = small("keys", (!keys.is_empty()).then(|| to_json(&keys)))?;
-    let database = file(database)?;
+    let database = file(place.join(DATABASE))?;
     let volumes = volumes(state_dir)?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(Made { backup: Backup { format: FORMAT, taken_at, version, database, secrets, keys, volumes }, files, place })
