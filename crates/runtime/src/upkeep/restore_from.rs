@@ -408,9 +408,12 @@ impl Restorer<'_> {
     /// The root image, in a place of this state directory, by what is in it.
     async fn root(&mut self, root: &CopiedFile) -> Result<PathBuf, RestoreError> {
         use std::os::unix::fs::PermissionsExt as _;
-        let to = self.state_dir.join(ROOTS).join(root.blob.blake3.to_string());
+        // As archives have it, by the same names: one that comes with an archive later is this one.
+        let place = self.state_dir.join(ROOTS).join(root.blob.blake3.to_string());
+        let to = place.join(if root.file.ends_with(".erofs") { "rootfs.erofs" } else { "rootfs.ext4" });
         if !to.exists() {
             let from = self.fetch(&root.blob).await?;
+            private_dir(&place).map_err(|source| RestoreError::File { path: place, source })?;
             // As in the cache: machines of other users are handed it, open.
             let placed = fs::set_permissions(&from, std::fs::Permissions::from_mode(0o444)).and_then(|()| fs::rename(&from, &to));
             placed.map_err(|source| RestoreError::File { path: to.clone(), source })?;

@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
+use firkin_copies::{Access, Copies, Destination, Limits};
+use firkin_engine::qcow2::Qcow2;
 use firkin_runtime::{
+    config::CopyConfig,
     owner::{DeadlineError, KillError, OnExit, ResumeError, SnapshotError},
+    restore_from::restore_from,
     sandbox::{CreateError, SandboxState},
     state_dir::OpenError,
     store::{
@@ -274,5 +278,31 @@ async fn a_life_is_claimed_before_its_guest_begins_it() {
     let server = host.server().await;
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept longer");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_is_copied_off_a_host_has_the_records_of_a_catalogue_elsewhere() {
+    let mut host = Host::new();
+    host.catalog = Some(Arc::new(Elsewhere::of(&host)));
+    let there = tempfile::tempdir().unwrap();
+    let destination = Destination::Directory(there.path().join("there"));
+    let copies = Copies::open(&destination, &Access::default(), &Limits::default()).unwrap();
+    *host.copies.lock().unwrap() = Some(CopyConfig::new(copies.clone()));
+    let server = host.server().await;
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, "kept");
+    server.pause(&id).await.unwrap();
+    server.copied().await;
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
+    fs_err::remove_dir_all(host.state_dir()).unwrap();
+    // The catalogue itself is gone too: what came back has its records in itself.
+    (host.catalog, *host.copies.lock().unwrap()) = (None, None);
+    let report = Box::pin(restore_from(&copies, &host.state_dir(), &Qcow2, &|_| {})).await.unwrap();
+    assert_eq!(report.lost.len(), 0, "{report:?}");
+    let server = host.server().await;
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(host.memory(&id).word, "kept");
     server.shutdown(OnExit::Kill).await;
 }
