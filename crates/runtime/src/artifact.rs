@@ -19,7 +19,7 @@
 //! A diff lies over a whole memory, never over another diff: what one restore reads is bounded by two files.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -202,6 +202,8 @@ pub struct ArtifactStore {
     rotating: Arc<Mutex<()>>,
     /// Set by whoever takes an archive in.
     importing: Arc<AtomicBool>,
+    /// What root images were found to carry.
+    images: Arc<Mutex<HashMap<member::Identity, MemberIntegrity>>>,
     disks: &'static dyn DiskFormat,
 }
 
@@ -240,8 +242,8 @@ impl ArtifactStore {
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
         let (pins, rotating, importing, vault) = (Arc::default(), Arc::default(), Arc::default(), Vault::shut());
-        let root = state_dir.to_owned();
-        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, disks };
+        let (root, images) = (state_dir.to_owned(), Arc::default());
+        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, images, disks };
         store.remove_hidden()?;
         Ok(store)
     }

@@ -20,6 +20,7 @@ mod entries;
 mod header;
 mod landing;
 mod pack;
+mod sparse;
 mod unpack;
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub struct CarriedArtifact {
     pub manifest: SnapshotArtifactManifest,
     /// Size and digest of each of its own files.
     pub members: BTreeMap<String, MemberIntegrity>,
-    /// Digest of its root image, BLAKE3.
+    /// Digest of its root image without its zeros, BLAKE3.
     pub root: String,
 }
 
@@ -84,7 +84,9 @@ pub struct CarriedLayer {
 pub struct CarriedRoot {
     /// Its form.
     pub form: RootForm,
-    /// Its size and digest.
+    /// Bytes of the image.
+    pub size: u64,
+    /// Size and digest of it without its zeros.
     #[serde(flatten)]
     pub content: MemberIntegrity,
 }

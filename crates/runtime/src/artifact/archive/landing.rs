@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io::{self, Read},
+    io::{self, BufReader, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -12,7 +12,7 @@ use std::{
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 
-use super::{super::manifest::MemberIntegrity, CHUNK_BYTES};
+use super::{super::manifest::MemberIntegrity, CHUNK_BYTES, header::CarriedRoot, sparse::expand};
 
 /// The directory, below that of the state.
 pub(in crate::artifact) const INCOMING: &str = "incoming";
@@ -123,6 +123,17 @@ impl Stock {
             Ok(_) => Err(io::Error::other("it has changed since it arrived")),
             Err(LandError::From(source) | LandError::File { source, .. }) => Err(source),
         }
+    }
+}
+
+impl Stock {
+    /// Makes a root image of its content, at `to`, which must not exist.
+    pub(super) fn expand(&mut self, root: &CarriedRoot, to: &Path) -> io::Result<()> {
+        let packed = to.with_extension("packed");
+        self.take(&root.content, &packed)?;
+        let image = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        expand(&mut BufReader::with_capacity(CHUNK_BYTES, fs::File::open(&packed)?), root.size, image.file())?;
+        fs::remove_file(&packed)
     }
 }
 

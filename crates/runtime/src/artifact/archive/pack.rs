@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
+    sync::PoisonError,
 };
 
 use firkin_engine::{Carried, DiskError, DiskFormat};
@@ -15,12 +16,14 @@ use super::{
     super::{
         Artifact, ArtifactStore, Pin, PinName,
         manifest::{MemberIntegrity, memory_base},
+        member::Identity,
         publish::own_members,
     },
     CHUNK_BYTES,
     header::{
         ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, Blob, CarriedArtifact, CarriedLayer, CarriedRoot, HEADER, RootForm, blob_name,
     },
+    sparse::Sparse,
 };
 use crate::{
     artifact::IntegrityError,
@@ -87,34 +90,50 @@ pub struct Packing {
 
 /// Where a content is.
 #[derive(Debug, Clone)]
-struct Source {
-    path: PathBuf,
-    /// What stands for the beginning of the file.
-    carried: Carried,
+enum Source {
+    File(PathBuf),
+    /// With what stands for its beginning.
+    Layer(PathBuf, Carried),
+    /// Without its zeros.
+    Image(PathBuf),
 }
 
 impl Source {
-    fn of_file(path: &Path) -> Self {
-        Self { path: path.to_owned(), carried: Carried { head: Vec::new(), rest: 0 } }
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Layer(path, _) | Self::Image(path) => path,
+        }
     }
 
-    fn open(&self) -> io::Result<impl Read> {
-        let mut file = fs::File::open(&self.path)?;
-        io::Seek::seek(&mut file, io::SeekFrom::Start(self.carried.rest))?;
-        Ok(io::Cursor::new(self.carried.head.clone()).chain(file))
+    fn open(&self) -> io::Result<Box<dyn Read>> {
+        Ok(match self {
+            Self::File(path) => Box::new(fs::File::open(path)?),
+            Self::Layer(path, carried) => {
+                let mut file = fs::File::open(path)?;
+                io::Seek::seek(&mut file, io::SeekFrom::Start(carried.rest))?;
+                Box::new(io::Cursor::new(carried.head.clone()).chain(file))
+            }
+            Self::Image(path) => Box::new(Sparse::open(path)?),
+        })
     }
 
     fn measure(&self) -> io::Result<MemberIntegrity> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(self.open()?)?;
+        hasher.update_reader(BufReader::with_capacity(CHUNK_BYTES, self.open()?))?;
         Ok(MemberIntegrity { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
     }
 }
 
+/// Size and digest of a root image without its zeros.
+fn measure_image(path: &Path) -> io::Result<MemberIntegrity> {
+    Source::Image(path.to_owned()).measure()
+}
+
 /// Size and digest of what a layer carries.
 pub(super) fn measure_layer(form: &dyn DiskFormat, path: &Path) -> Result<MemberIntegrity, DiskError> {
-    let source = Source { path: path.to_owned(), carried: form.carried(path)? };
-    source.measure().map_err(|source| DiskError::File { path: path.to_owned(), source })
+    Source::Layer(path.to_owned(), form.carried(path)?)
+        .measure()
+        .map_err(|source| DiskError::File { path: path.to_owned(), source })
 }
 
 /// What is found of the artifacts of an archive, by digest.
@@ -170,7 +189,7 @@ impl ArtifactStore {
             }
             let carried = self.form_of(path).carried(path);
             let carried = carried.map_err(|source| PackError::Layer { layer: id.clone(), source })?;
-            let source = Source { path: path.clone(), carried };
+            let source = Source::Layer(path.clone(), carried);
             let content = source.measure().map_err(|source| PackError::File { path: path.clone(), source })?;
             sources.insert(content.blake3.clone(), source);
             header.layers.push(CarriedLayer { id: id.clone(), form: self.form_of(path).extension().to_owned(), content });
@@ -181,14 +200,33 @@ impl ArtifactStore {
     /// Gives the digest of its root image.
     fn add_root(&self, artifact: &Artifact, header: &mut ArchiveHeader, sources: &mut Sources) -> Result<String, PackError> {
         let path = &artifact.manifest.disk.rootfs_path;
-        let content = self.proofs.digest(path).map_err(|source| PackError::File { path: path.clone(), source })?;
+        let file = |source| PackError::File { path: path.clone(), source };
+        let content = self.image_content(path).map_err(file)?;
         let digest = content.blake3.clone();
         if !header.roots.iter().any(|root| root.content == content) {
             let form = artifact.layers.first().map_or(self.disks, |layer| self.form_of(layer)).image_form();
-            sources.insert(digest.clone(), Source::of_file(path));
-            header.roots.push(CarriedRoot { form: RootForm::from(form), content });
+            let size = fs::metadata(path).map_err(file)?.len();
+            sources.insert(digest.clone(), Source::Image(path.clone()));
+            header.roots.push(CarriedRoot { form: RootForm::from(form), size, content });
         }
         Ok(digest)
+    }
+}
+
+impl ArtifactStore {
+    /// What a root image carries, from memory when it was measured since the store was opened.
+    pub(super) fn image_content(&self, path: &Path) -> io::Result<MemberIntegrity> {
+        let identity = Identity::of(path)?;
+        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = images().get(&identity) {
+            return Ok(known.clone());
+        }
+        let content = measure_image(path)?;
+        if Identity::of(path)? != identity {
+            return Err(io::Error::other("the file changed while it was read"));
+        }
+        images().insert(identity, content.clone());
+        Ok(content)
     }
 }
 
@@ -201,7 +239,7 @@ fn carried(artifact: &Artifact, root: String, sources: &mut Sources) -> CarriedA
     for name in own_members(&manifest.memory) {
         let (_, path) = all.iter().find(|(member, _)| member == name).expect("an artifact has its own members");
         let content = artifact.integrity.members[*name].clone();
-        sources.insert(content.blake3.clone(), Source::of_file(path));
+        sources.insert(content.blake3.clone(), Source::File(path.to_path_buf()));
         members.insert((*name).to_owned(), content);
     }
     CarriedArtifact { manifest, members, root }
@@ -222,7 +260,7 @@ impl Packing {
         tar.append(&entry(HEADER, header.len() as u64), &header[..]).map_err(PackError::Write)?;
         for (blob, source) in &self.blobs {
             let MemberIntegrity { bytes, blake3 } = &blob.content;
-            let file = |error| PackError::File { path: source.path.clone(), source: error };
+            let file = |error| PackError::File { path: source.path().to_owned(), source: error };
             let mut from = Digesting { from: source.open().map_err(file)?, hasher: blake3::Hasher::new(), failed: None };
             let read = BufReader::with_capacity(CHUNK_BYTES, (&mut from).take(*bytes));
             let appended = tar.append(&entry(&blob_name(blake3), *bytes), read);

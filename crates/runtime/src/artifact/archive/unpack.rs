@@ -191,7 +191,9 @@ impl<R: Read> Incoming<R> {
             let landed = u64::from(uses > 0 && self.plan.landing.has(&blob.content));
             blob.content.bytes.saturating_mul(uses - landed)
         };
-        self.header.blobs().iter().map(missing).fold(0, u64::saturating_add)
+        // An image is there twice for a while: as it came, and with its zeros, which are holes.
+        let images = self.plan.new_roots.iter().map(|root| root.content.bytes);
+        self.header.blobs().iter().map(missing).chain(images).fold(0, u64::saturating_add)
     }
 }
 
@@ -287,7 +289,7 @@ impl ArtifactStore {
             importing,
         };
         for root in &header.roots {
-            let here = self.root_here(&root.content)?;
+            let here = self.root_here(root);
             if here.is_none() {
                 plan.new_roots.push(root.clone());
             }
@@ -314,19 +316,15 @@ impl ArtifactStore {
     }
 
     /// Where a root image of this content is, one of the host's own included.
-    fn root_here(&self, content: &MemberIntegrity) -> Result<Option<PathBuf>, UnpackError> {
+    fn root_here(&self, root: &CarriedRoot) -> Option<PathBuf> {
         let mut paths = Self::root_images(&self.root).unwrap_or_default();
-        if let Ok(entries) = fs::read_dir(self.root_image(&content.blake3)) {
+        if let Ok(entries) = fs::read_dir(self.root_image(&root.content.blake3)) {
             paths.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
         }
-        for path in paths {
-            // One that is gone, or cannot be read, is not there.
-            let may_be = fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == content.bytes);
-            if may_be && self.proofs.digest(&path).is_ok_and(|found| found == *content) {
-                return Ok(Some(path));
-            }
-        }
-        Ok(None)
+        // One that is gone, or cannot be read, is not there.
+        let may_be = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == root.size);
+        let is_it = |path: &&PathBuf| self.image_content(path).is_ok_and(|found| found == root.content);
+        paths.iter().filter(may_be).find(is_it).cloned()
     }
 
     /// Whether the layer is here. Another one of that name is refused.
@@ -412,7 +410,12 @@ impl ArtifactStore {
 
     fn settle_root(&self, root: &CarriedRoot, stock: &mut Stock) -> Result<(), UnpackError> {
         let target = self.root_image(&root.content.blake3);
-        self.place_root(root, stock, &target).map_err(file(&target))
+        self.place_root(root, stock, &target).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                UnpackError::Contradiction { problem: "its root image is not in the form of one" }
+            }
+            _ => file(&target)(error),
+        })
     }
 
     fn place_root(&self, root: &CarriedRoot, stock: &mut Stock, target: &Path) -> io::Result<()> {
@@ -427,7 +430,7 @@ impl ArtifactStore {
         }
         private_dir(&hidden)?;
         let image = hidden.join(root.form.file_name());
-        stock.take(&root.content, &image)?;
+        stock.expand(root, &image)?;
         member::freeze(&image, 0o444)?;
         member::sync(&hidden)?;
         fs::rename(&hidden, target)?;
