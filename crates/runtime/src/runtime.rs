@@ -93,10 +93,9 @@ pub mod webhooks;
 
 pub use self::{
     dialled::{DialError, Dialled},
+    keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token},
     volumes::DestroyVolumeError,
 };
-
-pub use self::keys::{InvalidApiKey, KeyInfo, NewKey, TeamError, TeamInfo, new_admin_token};
 use self::{looks::Looks, sweep::Swept};
 
 /// A sandbox that nobody has been told of: it ends with this, also where its creator has gone away.
