@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::Api,
-    args::{BenchArgs, DeadFiles},
+    args::bench::{BenchArgs, DeadFiles},
     failure::{Advise as _, ExitStatus},
     output,
     progress::Progress,

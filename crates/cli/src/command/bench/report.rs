@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Dead, Plan, host};
-use crate::{args::DeadFiles, output::Table};
+use crate::{args::bench::DeadFiles, output::Table};
 
 /// Samples that a 95th percentile needs: below, it is one or two unlucky samples.
 const P95_NEEDS: usize = 100;

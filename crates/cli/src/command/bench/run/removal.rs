@@ -15,7 +15,7 @@ use fs_err as fs;
 use rustix::fs::{FallocateFlags, fallocate, syncfs};
 
 use super::{Dead, Run, host, series};
-use crate::{args::DeadFiles, command::bench::report, failure::Advise as _, output};
+use crate::{args::bench::DeadFiles, command::bench::report, failure::Advise as _, output};
 
 /// Removal of what a round brought takes this long at most; a disk frees some hundred gigabytes in less.
 const REMOVED_DEADLINE: Duration = Duration::from_secs(600);
