@@ -15,7 +15,7 @@
 //!
 //! This crate knows bytes and names, and neither sandboxes nor what their files mean.
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
 use fs_err as fs;
 use futures::TryStreamExt as _;
@@ -97,10 +97,17 @@ pub enum OpenError {
 }
 
 /// A store of copies. Clones share it, and its bandwidth.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Copies {
     store: Arc<dyn ObjectStore>,
     pace: Arc<Pace>,
+}
+
+impl fmt::Debug for Copies {
+    /// Not the store's own: that may have our credentials in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Copies").finish_non_exhaustive()
+    }
 }
 
 impl Copies {

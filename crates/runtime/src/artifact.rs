@@ -207,8 +207,8 @@ pub struct ArtifactStore {
     disks: &'static dyn DiskFormat,
 }
 
-/// The directory of root images that came with archives.
-const ROOTS: &str = "roots";
+/// The directory of root images that came with archives or with copies.
+pub(crate) const ROOTS: &str = "roots";
 
 /// The name of a layer's file, or of that of an overlay which may become one.
 fn disk_file(id: &LayerId, form: &dyn DiskFormat) -> String {

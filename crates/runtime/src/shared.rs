@@ -131,10 +131,15 @@ impl Shared {
 
     /// Has what nobody needs any more removed, soon; and what is new copied off the host, where it is.
     pub(crate) fn collect(&self) {
-        self.collect.notify_one();
+        self.collect_again();
         if let Some(copying) = &self.copying {
             copying.changed();
         }
+    }
+
+    /// Has what nobody needs any more removed, soon: what has been let go of by whoever only looked at it.
+    pub(crate) fn collect_again(&self) {
+        self.collect.notify_one();
     }
 
     /// Ends once somebody has asked for that.

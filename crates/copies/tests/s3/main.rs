@@ -174,6 +174,14 @@ async fn refused(copies: &Copies, between: &Breaking, endpoint: &str) {
 }
 
 #[test]
+fn a_store_does_not_show_who_may_reach_it() {
+    let limits = Limits::default();
+    let copies = Copies::open(&"s3://bucket".parse().unwrap(), &access("http://127.0.0.1:1"), &limits).unwrap();
+    let shown = format!("{copies:?} {:?}", access("http://127.0.0.1:1"));
+    assert!(shown.contains("Copies") && !shown.contains(KEY) && !shown.contains("secret-of-a-test"), "{shown}");
+}
+
+#[test]
 fn an_address_with_credentials_is_refused() {
     let destination: Destination = "s3://bucket".parse().unwrap();
     let opened = Copies::open(&destination, &access("http://key:secret@127.0.0.1:1"), &Limits::default());

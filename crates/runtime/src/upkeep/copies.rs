@@ -159,6 +159,8 @@ impl Worker {
             self.copying.owe(owed.len(), owed.iter().map(|(_, bytes)| bytes).sum());
             let begun = Instant::now();
             let copied = self.copy(&id).await;
+            // It may have been unneeded meanwhile, and was kept for this.
+            self.shared.collect_again();
             match copied {
                 Ok(stored) => {
                     self.copying.copied(begun.elapsed().as_secs_f64(), stored);

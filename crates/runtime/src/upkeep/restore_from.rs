@@ -24,12 +24,12 @@ use serde::{Deserialize, Serialize};
 use super::copies::{
     clean::take_over,
     name_of,
-    records::{Backup, CopiedFile, FORMAT, Files, Installation, from_json, to_json},
+    records::{Backup, CopiedFile, FORMAT, Files, Installation, KEY_FILES, from_json, to_json},
 };
 use crate::{
     artifact::{
-        ArtifactKind, ArtifactStore, MemoryMember, PublishError, SnapshotArtifactIntegrity, SnapshotArtifactManifest, is_layer,
-        is_own_file, key_of,
+        ArtifactKind, ArtifactStore, MemoryMember, PublishError, ROOTS, SnapshotArtifactIntegrity, SnapshotArtifactManifest,
+        is_layer, is_own_file, key_of,
     },
     ground::{blocking::blocking, ids::ArtifactId, private::private_dir, team::Scope},
     store::{
@@ -41,12 +41,6 @@ use crate::{
 
 /// Where files lie that were fetched and are not yet in their place.
 const PLACE: &str = "restoring";
-
-/// Where root images go that artifacts stand on.
-const ROOTS: &str = "roots";
-
-/// Keys of an installation, which are not copied: its owner keeps them, and puts them back.
-const KEYS: [&str; 4] = ["encryption.key", "secrets.key", "workload.key", "egress-authority.pem"];
 
 /// What came back, and what did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,8 +57,8 @@ pub struct RestoreReport {
     pub lost: Vec<LostRecord>,
     /// Volumes that there were. Their content is not copied.
     pub volumes: Vec<String>,
-    /// Keys that are not here and without which something cannot be opened. They are not copied: put them into the state directory
-    /// before a server is started on it.
+    /// Keys that were in the state directory and are not here, by the names of their files. They are not copied: put them there before a
+    /// server is started on it. One that the operator had elsewhere is given to the server as before.
     pub keys: Vec<String>,
 }
 
@@ -130,6 +124,9 @@ pub async fn restore_from(
 ) -> Result<RestoreReport, RestoreError> {
     let fresh = demand_empty(state_dir)?;
     let _lock = prepare_state_dir(state_dir)?;
+    let failed = |source| RestoreError::File { path: state_dir.to_owned(), source };
+    // Manifests have it in them, and servers know it by this path.
+    let state_dir = &*fs::canonicalize(state_dir).map_err(failed)?;
     let failed = |source| RestoreError::File { path: state_dir.to_owned(), source };
     for dir in [PLACE, ROOTS] {
         private_dir(&state_dir.join(dir)).map_err(failed)?;
@@ -450,9 +447,9 @@ impl Restorer<'_> {
                 self.artifacts.place_key(&owner, &text).map_err(failed)?;
             }
         }
-        let [encryption, secrets, rest @ ..] = KEYS;
-        let wanted = [backup.keys.map(|_| encryption), backup.secrets.map(|_| secrets)].into_iter().flatten().chain(rest);
-        report.keys = wanted.filter(|key| !state_dir.join(key).exists()).map(str::to_owned).collect();
+        // What the backup says of them is believed as far as they are such names.
+        let had = KEY_FILES.into_iter().filter(|name| backup.key_files.iter().any(|had| had == name));
+        report.keys = had.filter(|name| !state_dir.join(name).exists()).map(str::to_owned).collect();
         Ok(())
     }
 }

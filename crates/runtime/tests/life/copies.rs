@@ -1,7 +1,6 @@
 //! Copies off the host: what is durable is copied, a host that is wiped comes back with it, and the rest is named.
 
 use std::{
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -61,15 +60,20 @@ impl There {
 }
 
 /// Takes the host's disk away, but for the key that its owner keeps elsewhere.
-fn wipe(host: &Host) {
+fn wipe(host: &Host) -> Option<Vec<u8>> {
     let key = fs::read(host.state_dir().join("encryption.key")).ok();
     fs::remove_dir_all(host.state_dir()).unwrap();
-    if let Some(key) = key {
+    if let Some(key) = &key {
         fs::create_dir(host.state_dir()).unwrap();
-        fs::write(host.state_dir().join("encryption.key"), key).unwrap();
-        fs::set_permissions(host.state_dir().join("encryption.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
+        put_key(host, key);
     }
+    key
+}
+
+fn put_key(host: &Host, key: &[u8]) {
+    let path = host.state_dir().join("encryption.key");
+    fs::write(&path, key).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
 }
 
 fn artifact_of(host: &Host, id: &SandboxId) -> String {
@@ -125,7 +129,7 @@ async fn a_wiped_host_comes_back_with_all_that_was_durable_and_copied_and_the_re
     expected.sort_unstable();
     assert_eq!(back, expected);
     assert!(report.bytes > 0 && report.artifacts >= 3);
-    assert!(!report.keys.contains(&"encryption.key".to_owned()), "it was put back: {:?}", report.keys);
+    assert_eq!(report.keys, Vec::<String>::new(), "there were none, or they were put back");
 
     // Nothing leads to where it was.
     let roots = ArtifactStore::root_images(&host.state_dir()).unwrap();
@@ -272,12 +276,18 @@ async fn damaged_copies_are_named_and_harm_nothing_else() {
     let artifact = artifact_of(&host, &sick);
     server.shutdown(OnExit::Kill).await;
     drop(server);
-    wipe(&host);
+    let key = wipe(&host);
     fs::write(there.path("there/blobs").join(blob_of_memory(&there, &artifact)), "not what it was").unwrap();
 
+    fs::remove_file(host.state_dir().join("encryption.key")).ok();
     let report = there.restore(&host.state_dir()).await.unwrap();
+    let keys: &[&str] = if crate::SEALS { &["encryption.key"] } else { &[] };
+    assert_eq!(report.keys, keys, "what is not there is named");
     assert_eq!(lost(&report), [("sandbox", sick.as_str())]);
     assert!(report.lost[0].why.contains("is damaged"), "{report:?}");
+    if let Some(key) = key {
+        put_key(&host, &key);
+    }
     let server = host.server().await;
     server.resume(&sound, LIFE).await.unwrap();
     assert_eq!(host.memory(&sound).word, "sound");
@@ -343,17 +353,33 @@ async fn copies_of_another_state_directory_are_left_alone() {
 }
 
 #[tokio::test]
-async fn holes_of_memory_are_holes_again() {
+async fn a_root_image_that_came_with_copies_goes_with_what_stands_on_it() {
     let (host, there) = (Host::new(), There::new());
     there.take(&host);
-    host.serve_async(async |server| server.copied().await).await;
-    let blocks = |host: &Host| {
-        let artifacts = host.state_dir().join("artifacts");
-        let all = host.artifacts().into_iter().map(|id| artifacts.join(id).join("memory"));
-        all.filter_map(|path| fs::metadata(path).ok()).map(|memory| memory.blocks()).sum::<u64>()
-    };
-    let before = blocks(&host);
+    let server = host.server().await;
+    let id = sandbox(&server, &host, "kept").await;
+    server.pause(&id).await.unwrap();
+    server.copied().await;
+    server.shutdown(OnExit::Kill).await;
+    drop(server);
     wipe(&host);
-    there.restore(&host.state_dir()).await.unwrap();
-    assert!(blocks(&host) <= before, "{} and {before}", blocks(&host));
+    // By a way that is not its own.
+    let way = there.path("way");
+    fs::create_dir_all(host.state_dir()).unwrap();
+    std::os::unix::fs::symlink(host.state_dir(), &way).unwrap();
+    there.restore(&way).await.unwrap();
+    let roots = host.state_dir().join("roots");
+    assert_eq!(names(&roots), [blob_of_root(&there)]);
+
+    let server = host.server().await;
+    server.resume(&id, LIFE).await.unwrap();
+    let snapshot = server.snapshot(&id, None).await.unwrap();
+    server.kill(&id).await.unwrap();
+    until("a collection", || host.artifacts().len() == 2).await;
+    assert_eq!(names(&roots).len(), 1, "a template and a snapshot stand on it");
+    for reference in [snapshot.snapshot_id.as_str(), "base"] {
+        server.delete_template(reference).await.unwrap();
+    }
+    until("the end of the image", || names(&roots).is_empty()).await;
+    server.shutdown(OnExit::Kill).await;
 }

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{
     RoundError,
-    records::{Backup, FORMAT, to_json},
+    records::{Backup, FORMAT, KEY_FILES, to_json},
 };
 use crate::{
     ground::{blocking::blocking, private::private_dir},
@@ -102,8 +102,9 @@ fn make(state_dir: &Path, place: PathBuf, keys: &[(String, String)], taken_at: T
     let keys = small("keys", (!keys.is_empty()).then(|| to_json(&keys)))?;
     let database = file(place.join(DATABASE))?;
     let volumes = volumes(state_dir)?;
+    let key_files = KEY_FILES.iter().filter(|name| state_dir.join(name).exists()).map(|name| (*name).to_owned()).collect();
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(Made { backup: Backup { format: FORMAT, taken_at, version, database, secrets, keys, volumes }, files, place })
+    Ok(Made { backup: Backup { format: FORMAT, taken_at, version, database, secrets, keys, key_files, volumes }, files, place })
 }
 
 fn volumes(state_dir: &Path) -> io::Result<Vec<String>> {

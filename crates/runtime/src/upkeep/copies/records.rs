@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::ground::random;
 
+/// Keys of an installation, which are not copied: its owner keeps them, and puts them back.
+pub(crate) const KEY_FILES: [&str; 4] = ["encryption.key", "secrets.key", "workload.key", "egress-authority.pem"];
+
 /// The version of these records.
 pub(crate) const FORMAT: u32 = 1;
 
@@ -65,6 +68,9 @@ pub(crate) struct Backup {
     /// The wrapped keys of what is sealed. What opens them is not copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) keys: Option<Blob>,
+    /// Keys that were in the state directory, by the names of their files. They are not copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) key_files: Vec<String>,
     /// Volumes that there were, whose content is not copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) volumes: Vec<String>,
@@ -78,8 +84,9 @@ impl Backup {
 
     /// Whether it is a backup of the same.
     pub(crate) fn is_as(&self, other: &Self) -> bool {
-        let Self { format: _, taken_at: _, version: _, database, secrets, keys, volumes } = self;
-        (database, secrets, keys, volumes) == (&other.database, &other.secrets, &other.keys, &other.volumes)
+        let Self { format: _, taken_at: _, version: _, database, secrets, keys, key_files, volumes } = self;
+        (database, secrets, keys) == (&other.database, &other.secrets, &other.keys)
+            && (key_files, volumes) == (&other.key_files, &other.volumes)
     }
 }
 
