@@ -71,6 +71,12 @@ pub enum OpenError {
 /// What is in a state directory, by its name, that is being made of copies.
 pub(crate) const RESTORING: &str = "restoring.json";
 
+/// Where files lie in it meanwhile that were fetched and are not yet in their place.
+pub(crate) const FETCHED: &str = "restoring";
+
+/// The database of a state directory. One that is made of copies gets it last.
+pub(crate) const DATABASE: &str = "firkin.db";
+
 /// An exclusive lock on the state directory.
 #[derive(Debug)]
 pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
@@ -78,7 +84,23 @@ pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(
 /// As [`prepare_state_dir`], for whoever serves: not where half of it is there.
 pub(crate) fn whole_state_dir(path: &Path) -> Result<StateLock, OpenError> {
     let lock = prepare_state_dir(path)?;
-    if path.join(RESTORING).exists() { Err(OpenError::Restoring { path: path.to_owned() }) } else { Ok(lock) }
+    if !path.join(RESTORING).exists() {
+        return Ok(lock);
+    }
+    if !path.join(DATABASE).exists() {
+        return Err(OpenError::Restoring { path: path.to_owned() });
+    }
+    let ended = end_restoring(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source });
+    ended.map(|()| lock)
+}
+
+/// Takes away what is left of making it of copies: its database is there, so it is whole. What says that this is left goes last.
+pub(crate) fn end_restoring(path: &Path) -> std::io::Result<()> {
+    match firkin_files::remove_tree(&path.join(FETCHED)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::remove_file(path.join(RESTORING))
 }
 
 /// Makes the state directory and locks it for this process.

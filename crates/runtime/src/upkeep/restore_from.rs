@@ -35,12 +35,9 @@ use crate::{
     store::{
         CameBack, Held, LostRecord, RecordedPhase, SandboxRecord, Store, StoreError,
         spec::{Memory, SandboxId},
-        state_dir::{OpenError, RESTORING, prepare_state_dir},
+        state_dir::{DATABASE, FETCHED, OpenError, RESTORING, end_restoring, prepare_state_dir},
     },
 };
-
-/// Where files lie that were fetched and are not yet in their place.
-const PLACE: &str = "restoring";
 
 /// What came back, and what did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -128,7 +125,7 @@ pub async fn restore_from(
     // Manifests have it in them, and servers know it by this path.
     let state_dir = &*fs::canonicalize(state_dir).map_err(failed)?;
     let failed = |source| RestoreError::File { path: state_dir.to_owned(), source };
-    for dir in [PLACE, ROOTS] {
+    for dir in [FETCHED, ROOTS] {
         private_dir(&state_dir.join(dir)).map_err(failed)?;
     }
     let name = which(copies, state_dir, fresh).await?;
@@ -140,7 +137,7 @@ pub async fn restore_from(
     let mut restorer = Restorer { copies, state_dir, artifacts, tell, came: HashMap::new(), bytes: 0 };
     let fetched = restorer.fetch(&backup.database).await?;
     // What is fetched stays as it is, for another attempt.
-    let database = state_dir.join(PLACE).join("firkin.db");
+    let database = state_dir.join(FETCHED).join(DATABASE);
     fs::copy(&fetched, &database).map_err(failed)?;
     let store = Store::open(&database).await?;
     let restored = restorer.all(&store).await;
@@ -165,13 +162,13 @@ pub async fn restore_from(
 /// Refuses a directory that somebody uses, or has used. Whether nothing has been begun in it.
 fn demand_empty(state_dir: &Path) -> Result<bool, RestoreError> {
     let not_empty = || Err(RestoreError::NotEmpty { path: state_dir.to_owned() });
-    if state_dir.join("firkin.db").exists() {
+    if state_dir.join(DATABASE).exists() {
         return not_empty();
     }
     if state_dir.join(RESTORING).exists() {
         return Ok(false);
     }
-    for dir in ["artifacts", "layers", "volumes", PLACE, ROOTS] {
+    for dir in ["artifacts", "layers", "volumes", FETCHED, ROOTS] {
         let path = state_dir.join(dir);
         match fs::read_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -204,10 +201,9 @@ async fn which(copies: &Copies, state_dir: &Path, fresh: bool) -> Result<Name, R
 /// From here on it is a state directory like any other.
 fn finish(state_dir: &Path, database: &Path) -> io::Result<()> {
     fs::File::open(database)?.sync_all()?;
-    fs::rename(database, state_dir.join("firkin.db"))?;
+    fs::rename(database, state_dir.join(DATABASE))?;
     fs::File::open(state_dir)?.sync_all()?;
-    firkin_files::remove_tree(&state_dir.join(PLACE))?;
-    fs::remove_file(state_dir.join(RESTORING))
+    end_restoring(state_dir)
 }
 
 struct Restorer<'a> {
@@ -420,7 +416,7 @@ impl Restorer<'_> {
 
     /// A file that is what it must be: fetched now, or by an earlier attempt.
     async fn fetch(&mut self, blob: &Blob) -> Result<PathBuf, RestoreError> {
-        let path = self.state_dir.join(PLACE).join(blob.blake3.to_string());
+        let path = self.state_dir.join(FETCHED).join(blob.blake3.to_string());
         if fs::metadata(&path).is_ok_and(|found| found.len() == blob.bytes) {
             return Ok(path);
         }

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -239,6 +240,57 @@ async fn what_was_broken_off_goes_on_and_nothing_is_mixed() {
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept");
     server.shutdown(OnExit::Kill).await;
+}
+
+/// Polls a future so often, and gives it up then as whoever is killed does.
+async fn polled<T>(times: usize, work: impl Future<Output = T>) -> Option<T> {
+    let (mut work, mut left) = (Box::pin(work), times);
+    std::future::poll_fn(move |context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+#[test]
+fn a_restore_that_is_given_up_again_and_again_comes_to_its_end() {
+    let (host, there) = (Host::new(), There::new());
+    there.take(&host);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (id, expected) = runtime().block_on(async {
+        let server = host.server().await;
+        let id = sandbox(&server, &host, "kept").await;
+        server.pause(&id).await.unwrap();
+        server.copied().await;
+        server.shutdown(OnExit::Kill).await;
+        (id, host.artifacts())
+    });
+    wipe(&host);
+    let (mut times, mut report) = (0, None);
+    while report.is_none() {
+        times += 1;
+        // With its runtime ends what it had given to other threads: two at once are kept apart by the lock and not by this.
+        report = runtime().block_on(polled(times, there.restore(&host.state_dir())));
+        assert!(
+            report.is_some() || !host.state_dir().join("firkin.db").exists() || host.state_dir().join("restoring.json").exists()
+        );
+    }
+    let report = report.unwrap().unwrap();
+    assert!(times > 10, "it was given up {times} times");
+    assert_eq!((lost(&report), report.sandboxes.len(), host.artifacts()), (Vec::new(), 1, expected));
+    let left = || names(&host.state_dir()).into_iter().filter(|name| name.starts_with("restoring")).collect::<Vec<_>>();
+    assert_eq!(left(), Vec::<String>::new());
+    // One that was killed after it had all, and before it had tidied up.
+    fs::create_dir(host.state_dir().join("restoring")).unwrap();
+    fs::write(host.state_dir().join("restoring.json"), "{}").unwrap();
+    host.serve(async |server| {
+        assert_eq!(left(), Vec::<String>::new());
+        server.resume(&id, LIFE).await.unwrap();
+        assert_eq!(host.memory(&id).word, "kept");
+    });
 }
 
 /// What says that the newest backup is being restored.
