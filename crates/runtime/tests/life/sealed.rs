@@ -9,15 +9,20 @@ use std::{
 
 use firkin_engine::Engine as _;
 use firkin_runtime::{
-    artifact::{ArtifactStore, EncryptionError, RotateError, UnsealError},
+    artifact::{
+        ArtifactStore, EncryptionError, RotateError, UnsealError,
+        archive::{PackError, UnpackError},
+    },
     config::EncryptionConfig,
     encryption::{RotateStoppedError, rotate_key},
+    moving::{ExportError, ImportAs, ImportError, Leaving},
     owner::{OnExit, ResumeError},
     restore::SnapshotRestoreError,
     runtime::Runtime,
     sandbox::{CreateSandbox, Memory, SandboxId, SandboxState},
     verify::verify,
 };
+use futures::{TryStreamExt as _, stream};
 
 use crate::bench::{Host, base, until};
 
@@ -464,5 +469,34 @@ fn a_sandbox_without_memory_boots_from_a_sealed_disk_and_its_memory_is_sealed_th
         server.pause(&id).await.unwrap();
         assert_eq!((kept(&host, IN_MEMORY), kept(&host, ON_DISK)), (0, 0));
         resumes(&host, server, &id).await;
+    });
+}
+
+#[test]
+fn what_is_encrypted_does_not_leave_and_what_is_not_does_not_come() {
+    let (sealed, plain) = (Host::new(), Host::new());
+    plain.encryption.lock().unwrap().seal = false;
+    let export = async |server: &Runtime, what| {
+        let chunks: Vec<bytes::Bytes> = server.export(what).await?.stream().try_collect().await.unwrap();
+        Ok::<_, ExportError>(bytes::Bytes::from(chunks.concat()))
+    };
+    let archive = plain.serve(async |server| {
+        let id = sandbox(&plain, server).await;
+        server.pause(&id).await.unwrap();
+        export(server, Leaving::Sandbox(id)).await.unwrap()
+    });
+    sealed.serve(async |server| {
+        let id = sandbox(&sealed, server).await;
+        server.pause(&id).await.unwrap();
+        let refused = export(server, Leaving::Sandbox(id)).await.unwrap_err();
+        assert!(matches!(refused, ExportError::Pack { source: PackError::Sealed { .. }, .. }), "{refused:?}");
+        let refused = server.import(stream::iter([Ok(archive)]), ImportAs::default()).await.unwrap_err();
+        assert!(matches!(refused, ImportError::Unpack(UnpackError::Encrypts)), "{refused:?}");
+        assert_eq!(kept(&sealed, IN_MEMORY), 0, "nothing of it was written");
+        // Templates are plain on every host.
+        let template = export(server, Leaving::Template("base".to_owned())).await.unwrap();
+        let named = ImportAs { name: Some("other".to_owned()), ..ImportAs::default() };
+        server.import(stream::iter([Ok(template)]), named).await.unwrap();
+        server.create(CreateSandbox { template: "other".to_owned(), ..base() }).await.unwrap();
     });
 }
