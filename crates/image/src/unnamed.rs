@@ -151,8 +151,13 @@ fn remove(
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = format!("{}-{}", name(entry.parent().unwrap_or(entry)), name(entry));
     let lock = cache.dir().join("locks").join(&name);
-    let is_new = !lock.exists();
-    let file: File = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&lock)?.into_parts().0;
+    let made = fs::OpenOptions::new().write(true).create_new(true).open(&lock);
+    let is_new = made.is_ok();
+    let file = match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::OpenOptions::new().write(true).open(&lock),
+        made => made,
+    };
+    let file: File = file?.into_parts().0;
     let before = file.metadata()?.modified()?;
     if !is_new && !is_old(&lock) {
         return Ok(false);

@@ -151,7 +151,7 @@ def test_a_page_that_never_reads_is_hung_up_on(dashboard, api, made):
     ) as socket:
         socket.send(json.dumps({"type": "hello", "token": way["token"], "cols": 300, "rows": 120}))
         socket.recv(WAIT_S)
-        assert shells() == 1
+        wait_for(lambda: shells() == 1, "the shell to be seen")
         before = resident()
         # From here on the client's own thread takes a message or two, and then none.
         socket.send(json.dumps({"type": "keys", "text": "while :; do head -c 100000 /dev/urandom | base64 -w 299; done\n"}))
