@@ -470,12 +470,15 @@ fn help_names_every_command() {
            env            Print the export lines that point the E2B SDKs at the server: eval \"$(firkin env)\"\n  \
            bench          Measure creates, pauses, forks and density\n  \
            verify         Read every template and snapshot, and say what is damaged and who needs it\n  \
+           restore-from   Make a state directory anew of what `firkin up --copy-to` has copied, and say what is lost\n  \
            sandbox        Create, use and end sandboxes [alias: sbx]\n  \
            template       Build, list and remove templates\n  \
+           snapshot       Move snapshots between hosts\n  \
            events         Tell what happened to sandboxes, or with --follow what happens to everything\n  \
            top            Watch sandboxes and the host live, on this terminal\n  \
            webhook        Send events of sandboxes to URLs, signed\n  \
            upgrade-check  Say whether this program can go on with what the server left or still runs, before it is replaced\n  \
+           cluster        Have what is on record in a database, and back it up\n  \
            config         Check and show the configuration of `up`\n  \
            completions    Print a script that completes commands and options in a shell\n  \
            man            Print the manual page, or write one of each command\n  \
