@@ -103,8 +103,9 @@ impl DiskFormat for Marks {
 
     fn settle(&self, layer: &Path, below: Below<'_>) -> Result<(), DiskError> {
         match below {
-            // As it came.
-            Below::Image(_) => read(layer).map(drop),
+            // As it came, which names no file of this host.
+            Below::Image(_) if read(layer)?.below.is_none() => Ok(()),
+            Below::Image(_) => Err(DiskError::Refused("it lies over a layer".into())),
             Below::Layer(below) => self.put_over(layer, below),
         }
     }

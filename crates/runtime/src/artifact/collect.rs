@@ -158,8 +158,10 @@ impl ArtifactStore {
     /// who takes a pin meanwhile does not wait.
     pub fn collect(&self, candidates: &Candidates, keep: &[ArtifactId], keep_layers: &[LayerId]) -> io::Result<Vec<ArtifactId>> {
         let removed = self.remove(self.take_names(candidates, keep, keep_layers)?)?;
-        // Who takes an archive in needs what has arrived of it.
-        if let Some(_nobody) = Importing::begin(&self.importing) {
+        // Who takes an archive in needs what has arrived of it; and who is about to is not told of another where there is nothing to remove.
+        if !Landing::expired(&self.root, LANDED_FOR)?.is_empty()
+            && let Some(_nobody) = Importing::begin(&self.importing)
+        {
             Landing::expire(&self.root, LANDED_FOR)?;
         }
         Ok(removed)
@@ -205,7 +207,7 @@ impl ArtifactStore {
             candidates.artifacts.iter().filter(|id| !live.artifacts.contains(*id)).cloned().collect();
         artifacts.sort_by_cached_key(|id| !present(self.dir(id).join(parts::MEMORY_DIFF)).exists());
         let layers = candidates.layers.iter().filter(dead).cloned().collect();
-        let unused = |digest: &&String| !live.images.iter().any(|image| image.starts_with(self.root_image(digest)));
+        let unused = |digest: &&String| !live.images.iter().any(|image| is_below_root(image, digest));
         Ok(Doomed { artifacts, layers, roots: candidates.roots.iter().filter(unused).cloned().collect() })
     }
 
@@ -240,7 +242,7 @@ impl ArtifactStore {
         let spared = with_needs(doomed.artifacts.iter().filter(|id| used(&PinName::from(*id))).cloned().collect(), needs)?;
         doomed.artifacts.retain(|id| !spared.artifacts.contains(id));
         doomed.layers.retain(|id| !spared.layers.contains(id) && !used(&PinName::from(id.clone())));
-        let needed = |digest: &String| spared.images.iter().any(|image| image.starts_with(self.root_image(digest)));
+        let needed = |digest: &String| spared.images.iter().any(|image| is_below_root(image, digest));
         doomed.roots.retain(|digest| !needed(digest) && !used(&PinName::Root(digest.clone())));
         let (artifacts, layers, roots) = doomed.next();
         for id in artifacts {
@@ -348,6 +350,12 @@ struct Needs {
     base: Option<ArtifactId>,
     /// The root image below its layers.
     image: PathBuf,
+}
+
+/// Whether an image is the root image of this digest, by whichever way its manifest leads to the state directory: that may have moved since
+/// behind a link.
+fn is_below_root(image: &Path, digest: &str) -> bool {
+    image.parent().is_some_and(|dir| dir.ends_with(Path::new(ROOTS).join(digest)))
 }
 
 /// Artifacts that are live, and whose needs have to be read before anything can be decided.

@@ -150,7 +150,8 @@ impl ArtifactStore {
 
     /// Begins an artifact that has an id already: it came from elsewhere.
     pub(super) fn draft_called(&self, id: ArtifactId, secrecy: Secrecy) -> io::Result<ArtifactDraft> {
-        let dir = self.root.join("artifacts").join(format!(".{id}"));
+        // Not the name that an artifact of this id has while it is being collected.
+        let dir = self.root.join("artifacts").join(format!(".{id}.new"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None, secrecy })
     }

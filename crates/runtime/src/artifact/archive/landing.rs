@@ -70,19 +70,29 @@ impl Landing {
 
     /// Removes what was left and not come back for. Whoever calls this has seen to it that nobody takes an archive in.
     pub(in crate::artifact) fn expire(state_dir: &Path, older_than: Duration) -> io::Result<()> {
+        Self::expired(state_dir, older_than)?.into_iter().try_for_each(fs::remove_file)
+    }
+
+    /// What was left and not come back for by now.
+    pub(in crate::artifact) fn expired(state_dir: &Path, older_than: Duration) -> io::Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(state_dir.join(INCOMING)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
+        let mut expired = Vec::new();
         for entry in entries {
             let entry = entry?;
-            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+            let modified = match entry.metadata() {
+                // Whoever takes an archive in has just used it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?.modified()?,
+            };
             // One from the future is as old as it may be: clocks are set.
-            if age.is_ok_and(|age| age > older_than) {
-                fs::remove_file(entry.path())?;
+            if SystemTime::now().duration_since(modified).is_ok_and(|age| age > older_than) {
+                expired.push(entry.path());
             }
         }
-        Ok(())
+        Ok(expired)
     }
 }
 

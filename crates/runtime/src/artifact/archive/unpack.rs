@@ -133,6 +133,15 @@ pub enum UnpackError {
         #[source]
         source: DiskError,
     },
+    /// A layer that it needs is here, and damaged.
+    #[error("layer `{layer}` is here already, and is damaged")]
+    LayerHere {
+        /// Which one.
+        layer: LayerId,
+        /// Why.
+        #[source]
+        source: DiskError,
+    },
     /// A file could not be written or read.
     #[error("cannot use `{}`", path.display())]
     File {
@@ -289,7 +298,13 @@ impl ArtifactStore {
             importing,
         };
         for root in &header.roots {
-            let here = self.root_here(root);
+            let here = self.root_here(root).filter(|path| {
+                // One that came with copies is called by the digest of its whole file, and not by this one.
+                let dir = path.parent().filter(|dir| dir.parent().is_some_and(|roots| roots.ends_with(ROOTS)));
+                let name = dir.and_then(|dir| dir.file_name()?.to_str());
+                plan.pins.extend(name.map(|name| self.pin(PinName::Root(name.to_owned()))));
+                path.exists()
+            });
             if here.is_none() {
                 plan.new_roots.push(root.clone());
             }
@@ -336,7 +351,7 @@ impl ArtifactStore {
         let taken = || UnpackError::Taken { what: format!("layer `{}`", layer.id) };
         let form = form_called(&layer.form).filter(|form| self.layer_in(&layer.id, *form) == path).ok_or_else(taken)?;
         let found = measure_layer(form, &path);
-        let found = found.map_err(|source| UnpackError::Layer { layer: layer.id.clone(), source })?;
+        let found = found.map_err(|source| UnpackError::LayerHere { layer: layer.id.clone(), source })?;
         if found == layer.content { Ok(true) } else { Err(taken()) }
     }
 
@@ -395,7 +410,11 @@ impl ArtifactStore {
                 Under::Layer(id) => &self.layer_in(id, form),
             };
             let below = if let Under::Root(_) = below[&layer.id] { Below::Image(under) } else { Below::Layer(under) };
-            form.settle(&path, below).map_err(|source| UnpackError::Layer { layer: layer.id.clone(), source })?;
+            form.settle(&path, below).map_err(|source| match source {
+                // No fault of the archive.
+                DiskError::File { path, source } => UnpackError::File { path, source },
+                source => UnpackError::Layer { layer: layer.id.clone(), source },
+            })?;
             // Before it has its name: a layer that a loss of power has emptied would be taken for another one.
             member::sync(&path).and_then(|()| self.adopt_layer(&layer.id, &path)).map_err(file(&path))?;
         }
@@ -420,7 +439,8 @@ impl ArtifactStore {
 
     fn place_root(&self, root: &CarriedRoot, stock: &mut Stock, target: &Path) -> io::Result<()> {
         let roots = self.root.join(ROOTS);
-        let hidden = roots.join(format!(".{}", root.content.blake3));
+        // Not the name that it has while it is being collected.
+        let hidden = roots.join(format!(".{}.new", root.content.blake3));
         private_dir(&roots)?;
         // What was here, or half of it, was found to be another content.
         for old in [hidden.as_path(), target] {
