@@ -27,7 +27,11 @@ use crate::{
     host::disk::DiskPressure,
     restore::SnapshotRestoreError,
     runtime::Runtime,
-    sandbox::owner::{Owner, gone},
+    sandbox::{
+        mounts::{self, MountsError},
+        owner::{Owner, gone},
+    },
+    storage::volumes::VolumeHold,
     store::{
         Held, Place, RecordedPhase, SandboxRecord, Setup, StoreError, TemplateRecord,
         spec::{NoSuchSandbox, SandboxId},
@@ -178,6 +182,12 @@ pub enum ImportError {
     /// What it needs is not what this host has.
     #[error("what is in the archive cannot be restored on this host")]
     Incompatible(#[source] Box<SnapshotRestoreError>),
+    /// It has volumes that this host has not.
+    #[error("the sandbox in the archive cannot have its volumes on this host")]
+    Volumes(#[from] MountsError),
+    /// The server ends before all of it has come.
+    #[error("the server is stopping")]
+    Stopping,
     /// Its name or id is in use.
     #[error("{0} is here already, and is another than that of the archive")]
     Taken(String),
@@ -218,7 +228,8 @@ pub struct Imported {
 /// The record of what comes, read.
 enum Coming {
     Template(Box<TemplateRecord>),
-    Sandbox(Box<SandboxRecord>, Held),
+    /// With its volumes, which stay until it is on record.
+    Sandbox(Box<SandboxRecord>, Held, Vec<VolumeHold>),
 }
 
 impl Runtime {
@@ -300,7 +311,8 @@ impl Runtime {
         let stream = archive.take_until(shared.stopping.clone().cancelled_owned()).boxed();
         let reader = Blocking { stream, runtime: Handle::current(), chunk: Bytes::new() };
         let artifacts = shared.artifacts.clone();
-        let incoming = blocking(move || artifacts.receive(reader)).await?;
+        let stopped = |error: UnpackError| if shared.stopping.is_cancelled() { ImportError::Stopping } else { error.into() };
+        let incoming = blocking(move || artifacts.receive(reader)).await.map_err(stopped)?;
         let header = incoming.header().clone();
         if let Some(wanted) = wanted.filter(|wanted| *wanted != header.kind) {
             return Err(ImportError::Kind { found: header.kind, wanted });
@@ -310,7 +322,7 @@ impl Runtime {
         shared.gates.disk.check_with(bytes)?;
         let kind = header.kind;
         let artifacts = shared.artifacts.clone();
-        let unpacked = blocking(move || artifacts.unpack(incoming)).await?;
+        let unpacked = blocking(move || artifacts.unpack(incoming)).await.map_err(stopped)?;
         let imported = |(id, names, was_here): (String, Vec<String>, bool), unpacked: &Unpacked| Imported {
             kind,
             id,
@@ -321,7 +333,7 @@ impl Runtime {
         };
         let recorded = match coming {
             Coming::Template(record) => self.record_template(*record).await?,
-            Coming::Sandbox(record, held) => self.record_sandbox(*record, held).await?,
+            Coming::Sandbox(record, held, _volumes) => self.record_sandbox(*record, held).await?,
         };
         // Its pins until here: now it is on record.
         Ok(imported(recorded, &unpacked))
@@ -330,10 +342,13 @@ impl Runtime {
     /// Refuses what could not be taken in, before any of it is written.
     async fn judge(&self, header: &ArchiveHeader, name: Option<Reference>) -> Result<Coming, ImportError> {
         let manifest = &header.artifact().manifest;
-        // Without memory it is booted, by what this host has.
-        if manifest.memory != MemoryMember::Absent {
-            let fits = self.shared.gates.check_compatible(manifest);
-            fits.map_err(|error| ImportError::Incompatible(Box::new(error)))?;
+        if let Err(error) = self.shared.gates.check_compatible(manifest) {
+            // Without memory it is booted, by what this host has. A disk is in the form of the engine that wrote it all the same.
+            let is_booted = manifest.memory == MemoryMember::Absent
+                && !matches!(error, SnapshotRestoreError::Incompatible { what: "engine", .. });
+            if !is_booted {
+                return Err(ImportError::Incompatible(Box::new(error)));
+            }
         }
         match header.kind {
             ArchiveKind::Template | ArchiveKind::Snapshot => {
@@ -345,11 +360,13 @@ impl Runtime {
             }
             ArchiveKind::Sandbox if name.is_some() => Err(ImportError::Unnameable),
             ArchiveKind::Sandbox => {
-                let (record, held) = self.sandbox_that_comes(header)?;
+                let (mut record, held) = self.sandbox_that_comes(header)?;
                 if self.is_another(&record, &held).await? {
                     return Err(ImportError::Taken(format!("sandbox `{}`", record.id)));
                 }
-                Ok(Coming::Sandbox(Box::new(record), held))
+                // Those of these names: an id of a volume means nothing on another host.
+                let volumes = mounts::resolve(&self.shared, &self.scope, &mut record.spec.volumes).await?;
+                Ok(Coming::Sandbox(Box::new(record), held, volumes))
             }
         }
     }
@@ -410,11 +427,22 @@ impl Runtime {
     }
 
     async fn record_sandbox(&self, record: SandboxRecord, held: Held) -> Result<(String, Vec<String>, bool), ImportError> {
+        /// Who has this finds what was recorded with its owner, or nobody gives it one.
+        static RECORDING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _recording = RECORDING.lock().await;
         let id = record.id.to_string();
         match self.shared.store.insert_sandbox(record.clone()).await {
             Ok(()) => {}
-            Err(StoreError::Fenced { .. }) if !self.is_another(&record, &held).await? => return Ok((id, Vec::new(), true)),
-            Err(StoreError::Fenced { .. }) => return Err(ImportError::Taken(format!("sandbox `{id}`"))),
+            Err(StoreError::Fenced { .. }) => {
+                if self.is_another(&record, &held).await? {
+                    return Err(ImportError::Taken(format!("sandbox `{id}`")));
+                }
+                // It has none where the catalogue went away before it said that it had kept what an earlier try recorded.
+                let has_owner = self.owners.handles().contains_key(&record.id);
+                if has_owner {
+                    return Ok((id, Vec::new(), true));
+                }
+            }
             Err(error) => return Err(error.into()),
         }
         let record = sandbox_quota::begin(&self.shared, record).await;

@@ -5,6 +5,7 @@ use firkin_runtime::{
     artifact::archive::{PackError, UnpackError},
     moving::{ExportError, ImportError},
     restore::SnapshotRestoreError,
+    sandbox::MountsError,
 };
 use http::StatusCode;
 
@@ -48,6 +49,9 @@ impl From<ImportError> for ApiError {
                 SnapshotRestoreError::Incompatible { .. } => foreign(&error),
                 _ => Self::internal(&error),
             },
+            ImportError::Volumes(MountsError::Volumes(_)) => Self::internal(&error),
+            ImportError::Volumes(_) => foreign(&error),
+            ImportError::Stopping => Self::stopping(),
             ImportError::Taken(_) => taken(&error),
             ImportError::Disk(pressure) => Self::disk(&error, pressure),
             ImportError::Store(_) => Self::internal(&error),
@@ -70,7 +74,9 @@ impl ApiError {
             UnpackError::Taken { .. } => taken(what),
             UnpackError::Encrypts => Self::conflict(chain(what)),
             UnpackError::Busy => Self::conflict(chain(what)).retry(Retry::After(CAPACITY_RETRY_SECONDS)),
-            UnpackError::Here { .. } | UnpackError::File { .. } | UnpackError::Publish(_) => Self::internal(what),
+            UnpackError::Here { .. } | UnpackError::LayerHere { .. } | UnpackError::File { .. } | UnpackError::Publish(_) => {
+                Self::internal(what)
+            }
         }
     }
 }
