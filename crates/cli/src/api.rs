@@ -408,13 +408,15 @@ async fn refused(response: Response<Incoming>) -> anyhow::Error {
 
 /// The server's error in its own words, with the next step.
 fn refusal(answer: &Answer) -> anyhow::Error {
-    let message = match serde_json::from_slice::<rest::Error>(&answer.body) {
-        Ok(error) => error.message,
-        Err(_) => format!("the server answered `{}`", answer.status),
+    let (message, code) = match serde_json::from_slice::<rest::Error>(&answer.body) {
+        Ok(error) => (error.message, error.error_code),
+        Err(_) => (format!("the server answered `{}`", answer.status), None),
     };
     let hint = match answer.status {
         StatusCode::UNAUTHORIZED => Some("the API key is not this server's; `firkin env` prints the right one".to_owned()),
         StatusCode::NOT_FOUND => Some("`firkin sandbox ls` and `firkin template ls` list what there is".to_owned()),
+        // It says itself what is away.
+        StatusCode::SERVICE_UNAVAILABLE if code.as_deref() == Some("catalog_unavailable") => None,
         StatusCode::SERVICE_UNAVAILABLE => Some(match answer.headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()) {
             Some(seconds) => {
                 format!("the host is full: try again in {seconds} s, or end a sandbox with `firkin sandbox kill ID`")

@@ -104,6 +104,15 @@ pub enum OpenError {
         /// The last that is known.
         known: i64,
     },
+    /// It went away while it was taken, and may be ours.
+    #[error("the catalogue at {address} went away while it was taken")]
+    Unsettled {
+        /// Where, without a password.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Its tables cannot be made or brought up to date.
     #[error("cannot use the tables of the catalogue at {address}")]
     Tables {
@@ -150,7 +159,8 @@ impl Hold {
         // Who is refused leaves its transaction with its connection.
         let (theirs, found) = standing(&connection).await.map_err(refused)?;
         fits(address, holder, (theirs, found))?;
-        let term = claim(&connection, holder).await.map_err(refused)?;
+        let unsettled = |error: DatabaseError| OpenError::Unsettled { address: address.to_string(), source: error.into() };
+        let term = claim(&connection, holder).await.map_err(unsettled)?;
         let (ends, ended) = oneshot::channel();
         let watching = tokio::spawn(watch(address.clone(), connection, term, ended));
         Ok((Self { watching, ends: Some(ends) }, term))

@@ -78,7 +78,10 @@ impl Catalog for Catalogue {
     fn open(&self, holder: Holder) -> BoxFuture<'_, Result<Opened, StoreError>> {
         Box::pin(async move {
             let opened = Postgres::open(self.address.clone(), &holder).await;
-            let database = opened.map_err(|error| StoreError::Catalog(error.into()))?;
+            let database = opened.map_err(|error| match error {
+                OpenError::Unsettled { .. } => StoreError::Unknown { operation: "take the catalogue", source: error.into() },
+                _ => StoreError::Catalog(error.into()),
+            })?;
             Ok(Opened { term: database.term(), database: Arc::new(database) })
         })
     }

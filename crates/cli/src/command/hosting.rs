@@ -200,6 +200,9 @@ fn refused(error: OpenError) -> anyhow::Error {
         }
         OpenError::CatalogHere { .. } => Some("`firkin cluster init` brings it there; or leave `--catalog` out"),
         OpenError::Store(_) => return catalog::advising(error),
+        OpenError::CatalogLost { .. } => Some(
+            "put `firkin.db` back, or `firkin cluster init --from BACKUP`; to begin anew all the same, take `artifacts` and `layers` away",
+        ),
         OpenError::Restoring { .. } | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)

@@ -8,7 +8,7 @@ use super::Runtime;
 use crate::{
     artifact::{ArtifactStore, EncryptionConfig, EncryptionStatus, RotateError, Rotation},
     ground::blocking::blocking,
-    store::state_dir::{OpenError, prepare_state_dir},
+    store::state_dir::{OpenError, whole_state_dir},
 };
 
 impl Runtime {
@@ -46,7 +46,7 @@ pub async fn rotate_key(
     let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
     // Nothing is made where nothing is.
     fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
-    let _lock = prepare_state_dir(state_dir)?;
+    let _lock = whole_state_dir(state_dir)?;
     let root = state_dir.to_owned();
     let rotate = move || {
         let config = EncryptionConfig { seal: false, key_file };

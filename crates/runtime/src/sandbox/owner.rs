@@ -513,9 +513,12 @@ impl Owner {
         }
         if self.stands_still() {
             self.keep_time_left();
-            if let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await {
-                tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record the deadline of a sandbox that stood still");
-            }
+        }
+        // Nobody knows what is on record of one in doubt: as paused, the next server would end its machine.
+        if (self.stands_still() || self.shared.store.is_in_doubt(&self.record.id))
+            && let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await
+        {
+            tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox that is left");
         }
         Next::Left
     }

@@ -63,7 +63,10 @@ impl Store {
                 let id = record.id.clone();
                 match came.sandboxes.iter().find(|(known, _)| *known == id) {
                     Some((_, held)) => {
-                        let body = to_json("sandboxes", &SandboxRecord { phase: RecordedPhase::Paused(held.clone()), ..record })?;
+                        // Its pause may be of a later life than this backup knows of; the next is later still.
+                        let epoch = record.epoch.max(held.epoch.unwrap_or_default());
+                        let phase = RecordedPhase::Paused(held.clone());
+                        let body = to_json("sandboxes", &SandboxRecord { epoch, phase, ..record })?;
                         tx.execute("UPDATE sandboxes SET body = ?2 WHERE id = ?1", params![id.as_str(), body])
                     }
                     None => tx.execute("DELETE FROM sandboxes WHERE id = ?1", params![id.as_str()]),

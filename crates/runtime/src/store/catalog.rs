@@ -46,7 +46,8 @@ pub trait Catalog: Debug + Send + Sync {
     /// Where it is, without a password: for people, and to be remembered.
     fn address(&self) -> String;
 
-    /// Takes it for a state directory, against other servers, until what is given is closed.
+    /// Takes it for a state directory, against other servers, until what is given is closed. Only with [`StoreError::Unknown`] it may have
+    /// been taken although this failed.
     fn open(&self, holder: Holder) -> BoxFuture<'_, Result<Opened, StoreError>>;
 
     /// One to read, which takes it from nobody: it has to be this installation's, and up to date.
@@ -139,7 +140,14 @@ impl Marker {
     pub(crate) async fn take(&self, state_dir: &Path, catalog: &dyn Catalog, left: Left) -> Result<Opened, OpenError> {
         Self { taking: true, ..self.clone() }.write(state_dir)?;
         let holder = Holder { installation: self.installation.clone(), left };
-        catalog.open(holder).await.map_err(OpenError::Store)
+        let opened = catalog.open(holder).await;
+        if let Err(error) = &opened
+            && !matches!(error, StoreError::Unknown { .. })
+        {
+            // It was not taken. Whoever has it in a later term from here on is another copy of this directory.
+            self.write(state_dir)?;
+        }
+        opened.map_err(OpenError::Store)
     }
 
     /// Has a directory remember that its catalogue was taken, and in which term.
@@ -169,18 +177,43 @@ pub(crate) async fn open(state_dir: &Path, catalog: Option<&dyn Catalog>) -> Res
     let own = state_dir.join(OWN);
     let marker = Marker::read(state_dir)?;
     match (begun(marker.as_ref()), catalog) {
-        (None, None) => Store::open(&own).await.map_err(OpenError::Store),
+        (None, None) => {
+            if !is_there(&own)? {
+                demand_no_files(state_dir)?;
+            }
+            Store::open(&own).await.map_err(OpenError::Store)
+        }
         (Some(marker), None) => Err(OpenError::CatalogElsewhere { path: state_dir.to_owned(), address: marker.address.clone() }),
         (Some(marker), Some(catalog)) => taken(marker.clone(), state_dir, catalog).await,
         (None, Some(catalog)) => {
-            if own.try_exists().map_err(|source| OpenError::Directory { path: own.clone(), source })? {
+            if is_there(&own)? {
                 return Err(OpenError::CatalogHere { path: state_dir.to_owned(), address: catalog.address() });
             }
+            demand_no_files(state_dir)?;
             // The name by which a catalogue may know this directory already.
             let marker = marker.unwrap_or_else(|| Marker::new(catalog.address()));
             taken(marker, state_dir, catalog).await
         }
     }
+}
+
+fn is_there(path: &Path) -> Result<bool, OpenError> {
+    path.try_exists().map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+}
+
+/// Refuses to begin anew where there are artifacts: no record would name them.
+fn demand_no_files(state_dir: &Path) -> Result<(), OpenError> {
+    let path = state_dir.join("artifacts");
+    let entries = match fs_err::read_dir(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|source| OpenError::Directory { path, source })?,
+    };
+    // Drafts, and what was being removed, have hidden names.
+    let is_whole = |entry: &fs_err::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+    if entries.filter_map(Result::ok).any(|entry| is_whole(&entry)) {
+        return Err(OpenError::CatalogLost { path: state_dir.to_owned() });
+    }
+    Ok(())
 }
 
 async fn taken(marker: Marker, state_dir: &Path, catalog: &dyn Catalog) -> Result<Store, OpenError> {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{
     LayerRecord, RecordedPhase, SandboxRecord, Store, StoreError, TemplateRecord, bodies, builds,
-    database::{params, refused},
+    database::{Mode, params, refused},
     spec::SandboxId,
 };
 use crate::ground::ids::{ArtifactId, LayerId};
@@ -61,7 +61,10 @@ impl Store {
 
     /// Everything that is used now.
     pub(crate) async fn in_use(&self) -> Result<InUse, StoreError> {
-        self.read(|tx| {
+        // Files go by what this says. Where a commit may still be under way that nobody has seen (its answer was lost), or another server may
+        // have come, that is waited for, and found, by who writes and not by who reads.
+        let mode = if self.is_shared() { Mode::Write } else { Mode::Read };
+        self.run_as(mode, |tx| {
             let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions", params![])?;
             let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes", params![])?;
             let states = builds::layers(tx)?;

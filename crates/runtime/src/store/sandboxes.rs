@@ -84,6 +84,11 @@ impl Store {
         done
     }
 
+    /// Whether it is not known what is on record of it.
+    pub(crate) fn is_in_doubt(&self, id: &SandboxId) -> bool {
+        self.in_doubt().contains_key(id)
+    }
+
     fn in_doubt(&self) -> MutexGuard<'_, HashMap<SandboxId, (u64, u64)>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)

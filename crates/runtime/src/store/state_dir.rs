@@ -44,6 +44,12 @@ pub enum OpenError {
         /// The catalogue that was named.
         address: String,
     },
+    /// There are files of sandboxes, and nothing on record of them.
+    #[error("there are snapshots in `{}` and nothing is on record of them: a server that began anew would remove them", path.display())]
+    CatalogLost {
+        /// The directory.
+        path: PathBuf,
+    },
     /// It is being made of copies, and is not whole.
     #[error("`{}` is being restored from copies, and is not whole; `firkin restore-from` goes on with it", path.display())]
     Restoring {

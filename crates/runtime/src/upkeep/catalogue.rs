@@ -25,7 +25,7 @@ use crate::{
         copy::Rows,
         database::Database,
         sqlite::Sqlite,
-        state_dir::{OpenError, prepare_state_dir},
+        state_dir::{OpenError, whole_state_dir},
     },
 };
 
@@ -84,7 +84,7 @@ pub enum Source<'a> {
 /// Has a state directory, which no server uses, have its catalogue in `catalog`, with everything that is on record. A backup is taken by an
 /// empty catalogue only.
 pub async fn init(state_dir: &Path, catalog: &dyn Catalog, source: Source<'_>) -> Result<Copied, CatalogueError> {
-    let _lock = prepare_state_dir(state_dir)?;
+    let _lock = whole_state_dir(state_dir)?;
     let marker = Marker::read(state_dir)?;
     let own = state_dir.join(OWN);
     let (rows, retried) = match source {
@@ -201,7 +201,7 @@ pub async fn check(state_dir: &Path, catalog: Option<&dyn Catalog>) -> Result<He
 /// Has a state directory, which no server uses, go on with its catalogue although that is in an earlier state than it was left in: what was
 /// recorded since is lost, and what is named no more will be removed.
 pub async fn accept(state_dir: &Path, catalog: &dyn Catalog) -> Result<(), CatalogueError> {
-    let _lock = prepare_state_dir(state_dir)?;
+    let _lock = whole_state_dir(state_dir)?;
     let Some(marker) = Marker::read(state_dir)? else { return Err(CatalogueError::Nothing { path: state_dir.to_owned() }) };
     let Opened { database, term } = marker.take(state_dir, catalog, Left::Never).await?;
     let settled = marker.settle(state_dir, (catalog.address(), term));
@@ -355,7 +355,7 @@ mod tests {
         assert!(matches!(catalog::open(&state, Some(catalog)).await, Err(OpenError::Store(StoreError::Away { .. }))));
         catalog.away.store(false, std::sync::atomic::Ordering::Relaxed);
         catalog::open(&state, Some(catalog)).await.unwrap().close().await.unwrap();
-        assert_eq!(scene.left(), [Left::Never, Left::In(1), Left::After(2)]);
+        assert_eq!(scene.left(), [Left::Never, Left::In(1), Left::In(2)]);
     }
 
     #[tokio::test]
@@ -426,5 +426,20 @@ mod tests {
         let held = check(&state, None).await.unwrap();
         assert_eq!(held.unnamed, ["nobodys"]);
         assert!(held.missing.iter().all(|missing| missing.artifact != "artifactofi1"), "{:?}", held.missing);
+    }
+
+    #[tokio::test]
+    async fn who_has_files_and_no_records_begins_nothing() {
+        let scene = Scene::new();
+        let (state, catalog) = (scene.state(), &scene.catalog);
+        fs::create_dir_all(state.join("artifacts/.draft")).unwrap();
+        catalog::open(&state, None).await.unwrap().close().await.unwrap();
+        fs::remove_file(state.join(OWN)).unwrap();
+        fs::create_dir_all(state.join("artifacts/somebodys")).unwrap();
+        for catalog in [None, Some(catalog as &dyn Catalog)] {
+            let refused = catalog::open(&state, catalog).await;
+            assert!(matches!(refused, Err(OpenError::CatalogLost { .. })), "{refused:?}");
+        }
+        assert!(!state.join(OWN).exists() && scene.left().is_empty(), "nothing was made, and nothing taken");
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     ground::{blocking::blocking, ids::ArtifactId, private::private_dir, team::Scope},
     store::{
         CameBack, Held, LostRecord, RecordedPhase, SandboxRecord, Store, StoreError,
+        catalog::{Marker, begun},
         spec::{Memory, SandboxId},
         state_dir::{DATABASE, FETCHED, OpenError, RESTORING, end_restoring, prepare_state_dir},
     },
@@ -138,6 +139,13 @@ pub async fn restore_from(
     let fetched = restorer.fetch(&backup.database).await?;
     // What is fetched stays as it is, for another attempt.
     let database = state_dir.join(FETCHED).join(DATABASE);
+    // The log of an attempt that was killed would be taken for this one's, and what that had removed would be lost without a word.
+    for log in ["firkin.db-wal", "firkin.db-shm"] {
+        match fs::remove_file(state_dir.join(FETCHED).join(log)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
     fs::copy(&fetched, &database).map_err(failed)?;
     let store = Store::open(&database).await?;
     let restored = restorer.all(&store).await;
@@ -162,7 +170,7 @@ pub async fn restore_from(
 /// Refuses a directory that somebody uses, or has used. Whether nothing has been begun in it.
 fn demand_empty(state_dir: &Path) -> Result<bool, RestoreError> {
     let not_empty = || Err(RestoreError::NotEmpty { path: state_dir.to_owned() });
-    if state_dir.join(DATABASE).exists() {
+    if state_dir.join(DATABASE).exists() || begun(Marker::read(state_dir)?.as_ref()).is_some() {
         return not_empty();
     }
     if state_dir.join(RESTORING).exists() {
@@ -401,7 +409,7 @@ impl Restorer<'_> {
     /// The root image, in a place of this state directory, by what is in it.
     async fn root(&mut self, root: &CopiedFile) -> Result<PathBuf, RestoreError> {
         use std::os::unix::fs::PermissionsExt as _;
-        // As archives have it, by the same names: one that comes with an archive later is this one.
+        // Beside those of archives, which are called by what they carry of an image and not by its whole file.
         let place = self.state_dir.join(ROOTS).join(root.blob.blake3.to_string());
         let to = place.join(if root.file.ends_with(".erofs") { "rootfs.erofs" } else { "rootfs.ext4" });
         if !to.exists() {

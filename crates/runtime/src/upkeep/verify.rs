@@ -15,7 +15,7 @@ use crate::{
     store::{
         RecordedPhase, SandboxRecord, TemplateRecord,
         catalog::{self, Catalog},
-        state_dir::{OpenError, prepare_state_dir},
+        state_dir::{OpenError, whole_state_dir},
     },
 };
 
@@ -70,7 +70,7 @@ pub async fn verify(
     let directory = |source| OpenError::Directory { path: state_dir.to_owned(), source };
     // Nothing is made where nothing is.
     fs_err::metadata(state_dir.join("artifacts")).map_err(directory)?;
-    let _lock = prepare_state_dir(state_dir)?;
+    let _lock = whole_state_dir(state_dir)?;
     let store = catalog::open(state_dir, catalog).await?;
     let sandboxes = store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
     let templates = store.templates(Scope::Host).await.map_err(OpenError::Store)?;

@@ -16,6 +16,7 @@ use firkin_runtime::{
     runtime::Runtime,
     sandbox::{CreateSandbox, SandboxId, SandboxState},
     state_dir::OpenError,
+    verify::verify,
 };
 use fs_err as fs;
 
@@ -232,6 +233,10 @@ async fn what_was_broken_off_goes_on_and_nothing_is_mixed() {
     // No server begins on half of it, and removes what it does not know.
     let refused = host.refused().await;
     assert!(matches!(refused, OpenError::Restoring { .. }), "{refused:?}");
+    // And nobody makes an empty catalogue there, with which one would.
+    let refused = verify(&host.state_dir(), &Qcow2, None).await;
+    assert!(matches!(refused, Err(OpenError::Restoring { .. })), "{refused:?}");
+    assert!(!host.state_dir().join("firkin.db").exists());
     fs::remove_dir(&in_the_way).unwrap();
     let report = there.restore(&host.state_dir()).await.unwrap();
     assert_eq!(report.sandboxes.len(), 1);
