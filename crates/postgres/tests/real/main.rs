@@ -71,6 +71,7 @@ async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
     a_catalogue_moves_here_and_comes_back_from_a_backup(&cluster.database("moved"), &cluster.database("again")).await;
     one_server_has_it(&cluster.database("held")).await;
     a_newer_version_is_refused(&cluster.database("newer"), &cluster).await;
+    a_server_killed_at_any_step_leaves_whole_operations(&cluster.database("steps"), &cluster).await;
     a_commit_that_was_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
     a_server_that_comes_waits_for_who_writes(&cluster.database("waited")).await;
     what_a_crash_took_is_not_taken_for_kept(&mut cluster).await;
@@ -201,6 +202,60 @@ async fn a_newer_version_is_refused(url: &str, cluster: &Cluster) {
     let refused = Postgres::open(url.parse().unwrap(), &holder("here", Left::Never)).await;
     let Err(OpenError::Tables { source, .. }) = refused else { panic!("{refused:?}") };
     assert!(source.to_string().contains("99") && source.to_string().contains("9.9.9"), "{source}");
+}
+
+/// An operation of several statements.
+async fn change(database: &Postgres, statements: &'static [&'static str]) -> Result<(), StoreError> {
+    let change = Box::new(move |tx: &dyn Statements| {
+        let each = statements.iter().try_for_each(|statement| tx.execute(statement, &[]).map(drop));
+        each.map_err(|error: DatabaseError| error.of("change"))
+    });
+    database.run(Mode::Write, change).await
+}
+
+/// From opening the catalogue to giving it up, a server is killed before each of its messages; what the next one finds is what whole operations
+/// left, in their order.
+async fn a_server_killed_at_any_step_leaves_whole_operations(url: &str, cluster: &Cluster) {
+    const FIRST: &[&str] =
+        &["INSERT INTO sandboxes (id, body) VALUES ('a', '{}')", "INSERT INTO sandboxes (id, body) VALUES ('b', '{}')"];
+    const SECOND: &[&str] = &["DELETE FROM sandboxes WHERE id = 'a'", "INSERT INTO sandboxes (id, body) VALUES ('c', '{}')"];
+    let (mut term, mut found, mut step) = (0, Vec::new(), 0);
+    loop {
+        let proxy = Proxy::until(cluster.port(), step).await;
+        let through = url.replace(&cluster.port().to_string(), &proxy.port().to_string());
+        let left = if term == 0 { Left::Never } else { Left::In(term) };
+        let serve = async {
+            let opened = Postgres::open(through.parse().unwrap(), &holder("here", left)).await?;
+            for operation in [FIRST, SECOND] {
+                if change(&opened, operation).await.is_err() {
+                    return Ok(());
+                }
+            }
+            opened.close().await.unwrap();
+            Ok::<_, OpenError>(())
+        };
+        // Killed: what it would do about it, it does not come to.
+        let done = tokio::select! {
+            done = serve => Some(done),
+            () = proxy.ended() => None,
+        };
+        let left = if term == 0 { Left::Never } else { Left::After(term) };
+        let next = Postgres::open(url.parse().unwrap(), &holder("here", left)).await.unwrap();
+        assert!(next.term() > term, "a term is given once");
+        term = next.term();
+        found.push(ids(&next).await);
+        change(&next, &["DELETE FROM sandboxes"]).await.unwrap();
+        next.close().await.unwrap();
+        step += 1;
+        if matches!(done, Some(Ok(()))) && !proxy.has_ended() {
+            break;
+        }
+        assert!(step < 200, "it comes to no end");
+    }
+    let stages = [texts(&[]), texts(&["a", "b"]), texts(&["b", "c"])];
+    let at: Vec<usize> =
+        found.iter().map(|ids| stages.iter().position(|stage| stage == ids).expect("whole operations")).collect();
+    assert!(at.is_sorted() && at.first() == Some(&0) && at.contains(&1) && at.last() == Some(&2), "{at:?}");
 }
 
 async fn a_commit_that_was_cut_is_asked_about(url: &str, cluster: &Cluster) {
