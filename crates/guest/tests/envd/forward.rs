@@ -59,7 +59,10 @@ async fn programs_of_every_loopback_address_are_reached_by_a_peer_of_their_own_m
 #[tokio::test]
 async fn what_does_not_listen_and_what_envd_serves_itself_is_not_forwarded() {
     let envd = Envd::start();
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // Bound and not listened on: it stays nobody's.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap().port();
     let (answer, _) = ask(&envd, closed, "").await;
     assert_eq!(answer, "HTTP/1.1 502 Bad Gateway");
     for port in [49_983, 49_999, 0] {

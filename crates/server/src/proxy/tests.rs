@@ -253,7 +253,10 @@ async fn http2_without_tls_is_understood() {
 #[tokio::test]
 async fn absent_sandboxes_closed_ports_and_host_only_routes_are_told_apart() {
     let (proxy, ..) = proxy().await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound and not listened on: it stays nobody's.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap();
     let port = closed.port();
     let absent = r#"{"code":502,"message":"The sandbox was not found","sandboxId":"igone"}"#.to_owned();
     let not_open =

@@ -99,7 +99,10 @@ async fn heads_are_bounded_by_their_bytes_both_ways() {
 async fn no_host_name_of_a_sandbox_leads_to_the_control_plane() {
     let bench = Bench::start().await;
     let id = bench.create("").await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // Bound and not listened on: it stays nobody's.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap().port();
     for path in ["/v2/sandboxes", "/metrics", "/health", "/templates", "/teams"] {
         let mut request = bench.request("GET", path, "");
         // As a page of a stranger's domain that was made to point here would ask, with a key that it somehow has.
@@ -261,7 +264,10 @@ async fn who_bears_wrong_signatures_again_and_again_waits_unless_it_speaks_for_m
 async fn a_closed_port_and_a_paused_sandbox_are_told_apart() {
     let bench = Bench::start().await;
     let id = bench.create("").await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // Bound and not listened on: it stays nobody's.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap().port();
     let answer = bench.answer(bench.guest(&id, closed, "/")).await.expect(502);
     let expected = serde_json::json!({ "sandboxId": id, "message": "The sandbox is running but port is not open", "port": closed, "code": 502 });
     assert_eq!(answer.body, expected);

@@ -102,7 +102,10 @@ async fn outbound_rules_are_kept_replaced_and_shown() {
 async fn a_browser_gets_a_page_and_a_program_gets_json() {
     let bench = Bench::start().await;
     let running = bench.create("").await;
-    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // Bound and not listened on: it stays nobody's.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap().port();
     let ask = async |id: &str, header: &'static str, value: &str| {
         let mut request = bench.guest(id, closed, "/");
         request.headers_mut().insert(header, value.parse().unwrap());
