@@ -1,7 +1,7 @@
 //! What leaves for another host, and what comes from one: one file, which goes to and from the disk as it is read. Ours, and for who
 //! administers the host.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
@@ -11,14 +11,16 @@ use axum::{
 };
 use firkin_runtime::{
     artifact::archive::ArchiveKind,
-    moving::{ImportAs, Imported, Leaving},
+    moving::{ImportAs, ImportError, Imported, Leaving},
 };
 use futures::{Stream, stream};
 use http::{HeaderMap, HeaderValue, header};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
-use super::volumes::throw_away;
 use crate::{App, error::ApiError, extract::piece, listing::Query};
+
+/// How long a refused archive is heard out at most.
+const HEAR_OUT: Duration = Duration::from_secs(10 * 60);
 
 /// The media type of archives.
 const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
@@ -52,10 +54,17 @@ pub(super) async fn import(State(app): State<Arc<App>>, query: Query, body: Body
     let wanted = ImportAs { kind, name: query.get("name").map(ToOwned::to_owned) };
     let body = Arc::new(Mutex::new(body));
     let imported = app.host().import(pieces(Arc::clone(&app), Arc::clone(&body)), wanted).await;
-    if imported.is_err() {
-        throw_away(&mut *body.lock().await).await;
+    if imported.as_ref().is_err_and(|error| !matches!(error, ImportError::Stopping)) {
+        hear_out(&app, &mut *body.lock().await).await;
     }
     Ok(Reply(imported?))
+}
+
+/// Takes what is still to come and throws it away: who sends an archive would find the connection closed, and not why. Archives are large, and
+/// whoever may send one administers the host.
+async fn hear_out(app: &App, body: &mut Body) {
+    let all = async { while let Ok(Some(_)) = piece(app, body).await {} };
+    drop(timeout(HEAR_OUT, all).await);
 }
 
 /// What comes of a body. A silence that is too long ends it.

@@ -168,7 +168,7 @@ async fn receive(app: &App, content: &Content, query: &Query, body: &mut Body) -
 
 /// Takes what is still coming of an upload that is refused: many clients look for the answer only once they have sent all, and find the
 /// connection closed otherwise. What is longer is cut off.
-pub(super) async fn throw_away(body: &mut Body) {
+async fn throw_away(body: &mut Body) {
     let drain = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
