@@ -6,11 +6,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     Held, RecordedPhase, SandboxRecord, Sqlite, Store, StoreError, TemplateRecord, bodies, builds,
-    catalog::OWN,
     copy::Rows,
     database::{Database as _, Tx, params, refused},
     of_sqlite,
     spec::SandboxId,
+    state_dir::DATABASE,
     templates, to_json,
 };
 use crate::ground::{blocking::blocking, ids::ArtifactId, reference::Reference};
@@ -51,7 +51,7 @@ impl Store {
             copy.close().await?;
             return put.map(drop).map_err(|error| StoreError::Refused { operation: "back up", source: error.into() });
         }
-        let (from, to) = (state_dir.join(OWN), to.to_owned());
+        let (from, to) = (state_dir.join(DATABASE), to.to_owned());
         blocking(move || vacuum(&from, &to)).await
     }
 

@@ -23,14 +23,16 @@ use std::{
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, database::Database, sqlite::Sqlite, state_dir::OpenError};
+use super::{
+    Store, StoreError,
+    database::Database,
+    sqlite::Sqlite,
+    state_dir::{DATABASE, OpenError},
+};
 use crate::ground::random::alphanumeric;
 
 /// The file that says so.
 const MARKER: &str = "catalog.json";
-
-/// The catalogue that is part of a state directory.
-pub(crate) const OWN: &str = "firkin.db";
 
 /// The form of the file.
 const FORMAT: u32 = 1;
@@ -174,7 +176,7 @@ pub(crate) fn begun(marker: Option<&Marker>) -> Option<&Marker> {
 
 /// Opens the catalogue of a state directory that is locked: the one that it goes with, and no other.
 pub(crate) async fn open(state_dir: &Path, catalog: Option<&dyn Catalog>) -> Result<Store, OpenError> {
-    let own = state_dir.join(OWN);
+    let own = state_dir.join(DATABASE);
     let marker = Marker::read(state_dir)?;
     match (begun(marker.as_ref()), catalog) {
         (None, None) => {

@@ -12,9 +12,9 @@ use super::{
     BuildLogEntry, BuildRecord, BuildState, Defaults, Delivery, Guard, Held, KeyBounds, KeyRecord, KeyScope, LayerRecord,
     LifecycleKind, RecordedPhase, SandboxRecord, Setup, Sqlite, Store, StoreError, TeamRecord, TemplateRecord, Webhook,
     WebhookChange,
-    catalog::OWN,
     database::Database,
     spec::{CreateSandbox, Memory},
+    state_dir::DATABASE,
     teams::Added,
     templates::Lookup,
 };
@@ -83,7 +83,7 @@ pub async fn check(database: Arc<dyn Database>) -> Result<(), Broken> {
 
 /// Leaves what the list leaves in the database of a state directory, and a delivery: what there is to be moved and backed up, in tests.
 pub async fn leave_behind(state_dir: &Path) -> Result<(), Broken> {
-    let database = Arc::new(Sqlite::open(&state_dir.join(OWN)).await?);
+    let database = Arc::new(Sqlite::open(&state_dir.join(DATABASE)).await?);
     check(database.clone()).await?;
     let store = Store::of(database);
     let delivery = Delivery {

@@ -14,18 +14,18 @@ use std::{
 use fs_err as fs;
 use serde::Serialize;
 
-use super::verify::{in_use, needed_by};
+use super::verify::needed_by;
 pub use crate::store::copy::{Copied, CopyError};
 use crate::{
     artifact::ArtifactStore,
     ground::{ids::ArtifactId, team::Scope},
     store::{
         RecordedPhase, Store, StoreError,
-        catalog::{Catalog, Left, Marker, OWN, Opened, begun},
+        catalog::{Catalog, Left, Marker, Opened, begun},
         copy::Rows,
         database::Database,
         sqlite::Sqlite,
-        state_dir::{OpenError, whole_state_dir},
+        state_dir::{DATABASE, OpenError, whole_state_dir},
     },
 };
 
@@ -86,7 +86,7 @@ pub enum Source<'a> {
 pub async fn init(state_dir: &Path, catalog: &dyn Catalog, source: Source<'_>) -> Result<Copied, CatalogueError> {
     let _lock = whole_state_dir(state_dir)?;
     let marker = Marker::read(state_dir)?;
-    let own = state_dir.join(OWN);
+    let own = state_dir.join(DATABASE);
     let (rows, retried) = match source {
         Source::Own => {
             if let Some(marker) = begun(marker.as_ref()) {
@@ -135,8 +135,8 @@ async fn look(state_dir: &Path, catalog: Option<&dyn Catalog>) -> Result<Arc<dyn
         (Some(marker), Some(catalog)) => Ok(catalog.look(&marker.installation).await?),
         (Some(marker), None) => Err(OpenError::CatalogElsewhere { path: path(), address: marker.address.clone() }.into()),
         (None, Some(catalog)) => Err(OpenError::CatalogHere { path: path(), address: catalog.address() }.into()),
-        (None, None) if !is_there(&state_dir.join(OWN))? => Err(CatalogueError::Nothing { path: path() }),
-        (None, None) => Ok(Arc::new(Sqlite::another(&state_dir.join(OWN)).await?)),
+        (None, None) if !is_there(&state_dir.join(DATABASE))? => Err(CatalogueError::Nothing { path: path() }),
+        (None, None) => Ok(Arc::new(Sqlite::another(&state_dir.join(DATABASE)).await?)),
     }
 }
 
@@ -245,15 +245,6 @@ fn here(state_dir: &Path) -> Result<HashSet<ArtifactId>, CatalogueError> {
     }
 }
 
-/// Whether a server uses the state directory now.
-pub fn is_used(state_dir: &Path) -> Result<bool, OpenError> {
-    match in_use(state_dir) {
-        Ok(()) => Ok(false),
-        Err(OpenError::Locked { .. }) => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures::future::BoxFuture;
@@ -342,11 +333,11 @@ mod tests {
         let copied = init(&state, catalog, Source::Own).await.unwrap();
         assert_eq!((copied.of("sandboxes"), copied.of("deliveries")), (1, 1));
         assert_eq!(rows(&saved(&state, Some(catalog)).await.unwrap()), rows(&before));
-        assert!(!state.join(OWN).exists() && state.join(MOVED).exists());
+        assert!(!state.join(DATABASE).exists() && state.join(MOVED).exists());
         assert!(matches!(init(&state, catalog, Source::Own).await, Err(CatalogueError::Moved { .. })));
         let without = catalog::open(&state, None).await;
         assert!(matches!(&without, Err(OpenError::CatalogElsewhere { address, .. }) if address == "elsewhere"), "{without:?}");
-        assert!(!state.join(OWN).exists(), "no empty one was made, by which all files would be collected");
+        assert!(!state.join(DATABASE).exists(), "no empty one was made, by which all files would be collected");
         let store = catalog::open(&state, Some(catalog)).await.unwrap();
         assert_eq!(store.sandboxes(Scope::Host).await.unwrap().len(), 1);
         store.close().await.unwrap();
@@ -434,12 +425,12 @@ mod tests {
         let (state, catalog) = (scene.state(), &scene.catalog);
         fs::create_dir_all(state.join("artifacts/.draft")).unwrap();
         catalog::open(&state, None).await.unwrap().close().await.unwrap();
-        fs::remove_file(state.join(OWN)).unwrap();
+        fs::remove_file(state.join(DATABASE)).unwrap();
         fs::create_dir_all(state.join("artifacts/somebodys")).unwrap();
         for catalog in [None, Some(catalog as &dyn Catalog)] {
             let refused = catalog::open(&state, catalog).await;
             assert!(matches!(refused, Err(OpenError::CatalogLost { .. })), "{refused:?}");
         }
-        assert!(!state.join(OWN).exists() && scene.left().is_empty(), "nothing was made, and nothing taken");
+        assert!(!state.join(DATABASE).exists() && scene.left().is_empty(), "nothing was made, and nothing taken");
     }
 }

@@ -18,7 +18,10 @@ use serde_json::Value;
 use crate::{
     artifact::{FORMAT, SEALED_FORMAT},
     storage::volumes,
-    store::{StoreError, catalog, look, state_dir::OpenError},
+    store::{
+        StoreError, catalog, look,
+        state_dir::{DATABASE, OpenError},
+    },
 };
 
 /// The largest sidecar that is read.
@@ -94,7 +97,7 @@ pub enum UpgradeError {
 
 /// Looks at everything below `state_dir` that has a version.
 pub fn look_at(state_dir: &Path) -> Result<UpgradeReport, UpgradeError> {
-    let database = state_dir.join("firkin.db");
+    let database = state_dir.join(DATABASE);
     let elsewhere = catalog::elsewhere(state_dir)?;
     let is_own = database.try_exists().map_err(|source| UpgradeError::File { path: database.clone(), source })?;
     if !is_own && elsewhere.is_none() {

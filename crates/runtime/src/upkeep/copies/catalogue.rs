@@ -19,13 +19,11 @@ use super::{
 use crate::{
     ground::{blocking::blocking, private::private_dir},
     shared::Shared,
+    store::state_dir::DATABASE,
 };
 
 /// Where a backup is made, in the state directory, until it has been sent.
 const PLACE: &str = "copying";
-
-/// What a backup's database is called there.
-const DATABASE: &str = "firkin.db";
 
 /// Secrets, where there are any.
 const SECRETS: &str = "secrets";
