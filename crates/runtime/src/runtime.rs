@@ -86,6 +86,7 @@ mod looks;
 pub mod moving;
 pub mod outlook;
 mod recorded;
+mod settling;
 pub mod sweep;
 pub mod templates;
 mod volumes;
@@ -231,6 +232,7 @@ impl Runtime {
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
+        shared.tasks.spawn(settling::settle(Arc::clone(&owners)));
         shared.tasks.spawn(volumes::count(Arc::clone(&shared)));
         shared.tasks.spawn(keys::note_uses(Arc::clone(&shared)));
         // Not before: what an earlier server kept warm has been swept by now.

@@ -156,6 +156,8 @@ pub(crate) enum Command {
     MoveAgain {
         reply: Reply<Result<(), StillError>>,
     },
+    /// To be recorded as it is, if nobody knows what is on record of it.
+    Record,
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -439,6 +441,7 @@ impl Owner {
                 let result = self.move_again().await;
                 drop(reply.send(result));
             }
+            Command::Record => self.record_in_doubt().await,
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));
@@ -513,14 +516,23 @@ impl Owner {
         }
         if self.stands_still() {
             self.keep_time_left();
+            self.record_again().await;
         }
-        // Nobody knows what is on record of one in doubt: as paused, the next server would end its machine.
-        if (self.stands_still() || self.shared.store.is_in_doubt(&self.record.id))
-            && let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await
-        {
-            tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox that is left");
-        }
+        self.record_in_doubt().await;
         Next::Left
+    }
+
+    /// Nobody knows what is on record of one in doubt: as paused, the next server would end its machine.
+    async fn record_in_doubt(&mut self) {
+        if self.shared.store.is_in_doubt(&self.record.id) {
+            self.record_again().await;
+        }
+    }
+
+    async fn record_again(&mut self) {
+        if let Err(error) = self.shared.store.update_sandbox(self.record.clone(), self.record.guard()).await {
+            tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot record a sandbox as it is");
+        }
     }
 
     /// The deadline has passed. What had been asked by then is answered first: a connect or a later deadline among it still counts.

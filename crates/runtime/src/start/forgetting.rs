@@ -17,7 +17,8 @@ pub(crate) fn passes(error: &StoreError) -> bool {
     matches!(error, StoreError::Away { .. } | StoreError::Unknown { .. })
 }
 
-/// Forgets a sandbox that is gone once the catalogue is back. What this server does not come to, the next one does: it finds no machine.
+/// Forgets a sandbox that is gone once the catalogue is back. What this server does not come to, the next one does: it finds no machine. Only one
+/// whose last pause was in doubt, too, would be paused there.
 pub(crate) fn forget_later(shared: &Arc<Shared>, record: &SandboxRecord) {
     let (id, guard) = (record.id.clone(), record.guard());
     let shared = Arc::clone(shared);

@@ -89,6 +89,11 @@ impl Store {
         self.in_doubt().contains_key(id)
     }
 
+    /// Every sandbox of which that is not known.
+    pub(crate) fn all_in_doubt(&self) -> Vec<SandboxId> {
+        self.in_doubt().keys().cloned().collect()
+    }
+
     fn in_doubt(&self) -> MutexGuard<'_, HashMap<SandboxId, (u64, u64)>> {
         // Each holder makes one change, so a poisoned map is a whole one.
         self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner)

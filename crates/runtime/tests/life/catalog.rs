@@ -306,3 +306,27 @@ async fn what_is_copied_off_a_host_has_the_records_of_a_catalogue_elsewhere() {
     assert_eq!(host.memory(&id).word, "kept");
     server.shutdown(OnExit::Kill).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_doubt_is_recorded_when_the_catalogue_is_back() {
+    let clock = hold_the_clock();
+    let mut host = Host::new();
+    let elsewhere = Elsewhere::of(&host);
+    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let server = host.server().await;
+    let id = server.create(base()).await.unwrap().id;
+    elsewhere.goes_after(0);
+    let unknown = server.pause(&id).await;
+    assert!(matches!(unknown, Err(SnapshotError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    let recorded = || {
+        let database = rusqlite::Connection::open(&elsewhere.path).unwrap();
+        let phase = "SELECT json_extract(body, '$.phase.phase') FROM sandboxes";
+        database.query_row(phase, [], |row| row.get::<_, String>(0)).unwrap()
+    };
+    assert_eq!(recorded(), "paused", "a server that came now would end its machine");
+    elsewhere.away.store(false, Ordering::SeqCst);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    until("that it is on record as it is", || recorded() == "running").await;
+    server.shutdown(OnExit::Kill).await;
+    clock.abort();
+}
