@@ -154,6 +154,11 @@ impl Hold {
         if holder.left != Left::Never && !is_made(&connection).await.map_err(refused)? {
             return Err(OpenError::Empty { address: address.to_string() });
         }
+        if is_made(&connection).await.map_err(refused)? {
+            // Nothing is done to the tables of another.
+            let found = whose(&connection).await.map_err(refused)?;
+            fits(address, holder, found)?;
+        }
         let tables = |source| OpenError::Tables { address: address.to_string(), source };
         schema::migrate(connection.client()).await.map_err(tables)?;
         // Who is refused leaves its transaction with its connection.
@@ -183,6 +188,10 @@ async fn lock(connection: &Connection) -> Result<bool, DatabaseError> {
 async fn standing(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
     let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})");
     connection.answered(connection.client().batch_execute(&begin)).await?;
+    whose(connection).await
+}
+
+async fn whose(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
     let found = async {
         let row = connection.client().query_one("SELECT installation, term FROM firkin.catalogue", &[]).await?;
         Ok((row.try_get(0)?, row.try_get(1)?))

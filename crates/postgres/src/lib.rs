@@ -99,11 +99,20 @@ impl Catalog for Catalogue {
 pub struct Postgres {
     address: Address,
     term: i64,
-    /// The number of the last write that was tried. Held by who writes, until it is known what became of it.
-    writing: AsyncMutex<i64>,
+    /// Held by who writes, until it is known what became of it.
+    writing: AsyncMutex<Writes>,
     places: Semaphore,
     idle: Arc<Mutex<Vec<Connection>>>,
     hold: Mutex<Option<Hold>>,
+}
+
+/// The numbers of writes.
+#[derive(Debug, Default, Clone, Copy)]
+struct Writes {
+    /// The last that was tried.
+    tried: i64,
+    /// The last that was kept, and that no loss of power takes.
+    kept: i64,
 }
 
 impl Postgres {
@@ -121,7 +130,7 @@ impl Postgres {
     }
 
     fn of(address: Address, term: i64, hold: Option<Hold>) -> Self {
-        let (writing, places) = (AsyncMutex::new(0), Semaphore::new(CONNECTIONS));
+        let (writing, places) = (AsyncMutex::default(), Semaphore::new(CONNECTIONS));
         Self { address, term, writing, places, idle: Arc::default(), hold: Mutex::new(hold) }
     }
 
@@ -130,8 +139,8 @@ impl Postgres {
         self.term
     }
 
-    /// A connection in a transaction.
-    async fn begin(&self, mode: Mode) -> Result<Connection, DatabaseError> {
+    /// A connection in a transaction, for who writes only in a catalogue that has what was `kept` in it.
+    async fn begin(&self, mode: Mode, kept: Option<i64>) -> Result<Connection, DatabaseError> {
         loop {
             let known = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let is_known = known.is_some();
@@ -141,8 +150,13 @@ impl Postgres {
             };
             match connection.begin(mode).await {
                 Ok(rows) => {
-                    if mode == Mode::Read || standing(&rows)?.term == self.term {
+                    let Some(kept) = kept else { return Ok(connection) };
+                    let Standing { term, last_write } = standing(&rows)?;
+                    if term == self.term && last_write >= kept {
                         return Ok(connection);
+                    }
+                    if term == self.term {
+                        tracing::error!(catalogue = %self.address, last_write, kept, "the catalogue went back behind what it had kept: nothing is recorded any more");
                     }
                     connection.end("ROLLBACK").await?;
                     return Err(DatabaseError::Fenced);
@@ -164,7 +178,8 @@ impl Postgres {
         };
         let place = timeout(PATIENCE, self.places.acquire()).await;
         let place = place.map_err(|late| away(late).of("wait for a connection"))?.map_err(|_| StoreError::Closed)?;
-        let connection = self.begin(mode).await.map_err(|error| error.of("begin"))?;
+        let kept = turn.as_ref().map(|writes| writes.kept);
+        let connection = self.begin(mode, kept).await.map_err(|error| error.of("begin"))?;
         // Operations ask and wait, so they do it where waiting is allowed.
         let handle = tokio::runtime::Handle::current();
         let done = tokio::task::spawn_blocking(move || {
@@ -174,9 +189,13 @@ impl Postgres {
         });
         let Ok((connection, done)) = done.await else { return Err(StoreError::Closed) };
         let done = match (done, turn) {
-            (Ok(true), Some(mut last)) => {
-                *last += 1;
-                self.keep(&connection, *last).await
+            (Ok(true), Some(mut writes)) => {
+                writes.tried += 1;
+                let kept = self.keep(&connection, writes.tried).await;
+                if kept.is_ok() && mode == Mode::Write {
+                    writes.kept = writes.tried;
+                }
+                kept
             }
             // With a connection that is gone there is nothing to be kept.
             (Ok(_), _) => connection.end("COMMIT").await.map_err(|error| error.of("commit")),
