@@ -4,7 +4,7 @@
 use std::{io::stderr, sync::OnceLock};
 
 use clap::ValueEnum;
-use firkin_server::LogControl;
+use firkin_server::{LogControl, LogFilterError};
 use firkin_traces::{Collector, Sending, Traces};
 use tracing::Subscriber;
 use tracing_subscriber::{
@@ -55,11 +55,11 @@ fn filter(level: &str) -> EnvFilter {
 }
 
 /// What a text asks for. One with letters beyond ASCII, which no target and no level has, makes the parser of `tracing-subscriber` 0.3.23 panic.
-fn parse(wanted: &str) -> Result<EnvFilter, String> {
+fn parse(wanted: &str) -> Result<EnvFilter, LogFilterError> {
     if !wanted.is_ascii() {
-        return Err("it has letters beyond ASCII".to_owned());
+        return Err(LogFilterError::Invalid("it has letters beyond ASCII".into()));
     }
-    EnvFilter::try_new(wanted).map_err(|error| error.to_string())
+    EnvFilter::try_new(wanted).map_err(|error| LogFilterError::Invalid(error.into()))
 }
 
 /// Phases of a start are for a collector. In lines they would take the place of the request, with its ids, of which they are a part.
@@ -77,9 +77,9 @@ fn lines<S: Subscriber + for<'a> LookupSpan<'a>>(format: LogFormat) -> Box<dyn L
 fn set_control<S: 'static>(handle: reload::Handle<EnvFilter, S>) {
     let control = LogControl::new(move |wanted| {
         if let Some(wanted) = wanted {
-            handle.reload(parse(wanted)?).map_err(|error| error.to_string())?;
+            handle.reload(parse(wanted)?).map_err(|error| LogFilterError::Log(error.into()))?;
         }
-        handle.with_current(ToString::to_string).map_err(|error| error.to_string())
+        handle.with_current(ToString::to_string).map_err(|error| LogFilterError::Log(error.into()))
     });
     // Set once: there is one log.
     CONTROL.get_or_init(|| control);

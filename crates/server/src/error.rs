@@ -30,7 +30,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{discreet::without_paths, target::InvalidTarget};
+use crate::{discreet::without_paths, logging::LogFilterError, target::InvalidTarget};
 
 mod archives;
 mod templates;
@@ -577,6 +577,15 @@ impl From<DeadlineError> for ApiError {
             DeadlineError::NotFound(absent) => absent.into(),
             DeadlineError::InvalidTimeout(invalid) => invalid.into(),
             DeadlineError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<LogFilterError> for ApiError {
+    fn from(error: LogFilterError) -> Self {
+        match error {
+            LogFilterError::Invalid(_) => Self::bad_request(chain(&error)),
+            LogFilterError::Log(_) => Self::internal(&error),
         }
     }
 }

@@ -61,7 +61,7 @@ mod ui;
 
 pub use auth::{ADMIN_TOKEN, admin_digest};
 pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern, OtherHosts};
-pub use logging::LogControl;
+pub use logging::{LogControl, LogFilterError};
 pub use serve::{ServeError, serve};
 pub use tls::{Listener, TlsError, TlsIdentity};
 

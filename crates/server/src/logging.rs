@@ -5,7 +5,18 @@ use std::{fmt, sync::Arc};
 /// The longest filter, bytes.
 pub(crate) const MAX_FILTER_BYTES: usize = 1024;
 
-type Change = dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync;
+/// Why a filter was not put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LogFilterError {
+    /// It is none.
+    #[error("`filter` is none")]
+    Invalid(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The log does not take it.
+    #[error("what is logged cannot be changed")]
+    Log(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+type Change = dyn Fn(Option<&str>) -> Result<String, LogFilterError> + Send + Sync;
 
 /// Changes what is logged. Whoever set logging up knows how.
 #[derive(Clone)]
@@ -13,12 +24,12 @@ pub struct LogControl(Arc<Change>);
 
 impl LogControl {
     /// `change` puts a filter in force, if it is given one, and tells the one that is; or why it is none.
-    pub fn new(change: impl Fn(Option<&str>) -> Result<String, String> + Send + Sync + 'static) -> Self {
+    pub fn new(change: impl Fn(Option<&str>) -> Result<String, LogFilterError> + Send + Sync + 'static) -> Self {
         Self(Arc::new(change))
     }
 
     /// Puts a filter in force, or only looks.
-    pub(crate) fn filter(&self, filter: Option<&str>) -> Result<String, String> {
+    pub(crate) fn filter(&self, filter: Option<&str>) -> Result<String, LogFilterError> {
         (self.0)(filter)
     }
 }

@@ -77,6 +77,14 @@ impl Catalog for Elsewhere {
     }
 }
 
+/// A host whose servers record elsewhere what there is.
+fn with_catalogue() -> (Host, Elsewhere) {
+    let mut host = Host::new();
+    let elsewhere = Elsewhere::of(&host);
+    host.catalog = Some(Arc::new(elsewhere.clone()));
+    (host, elsewhere)
+}
+
 /// Sees whether a record of a sandbox is changed.
 struct Watched<'a> {
     inner: &'a dyn Statements,
@@ -132,9 +140,7 @@ impl Database for Sometimes {
 
 #[tokio::test]
 async fn a_catalogue_that_goes_away_ends_no_sandbox() {
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let (host, elsewhere) = with_catalogue();
     let server = host.server().await;
     let (running, paused) = (server.create(base()).await.unwrap().id, server.create(base()).await.unwrap().id);
     for id in [&running, &paused] {
@@ -168,9 +174,7 @@ async fn a_catalogue_that_goes_away_ends_no_sandbox() {
 
 #[tokio::test]
 async fn what_may_have_been_recorded_is_told_as_unknown_and_loses_nothing() {
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let (host, elsewhere) = with_catalogue();
     let server = host.server().await;
     let id = server.create(base()).await.unwrap().id;
     host.remember(&id, "kept");
@@ -200,9 +204,7 @@ async fn what_may_have_been_recorded_is_told_as_unknown_and_loses_nothing() {
 
 #[test]
 fn a_state_directory_is_opened_with_its_own_catalogue_or_not_at_all() {
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere));
+    let (mut host, _) = with_catalogue();
     let id = host.serve(async |server| {
         let id = server.create(base()).await.unwrap().id;
         server.pause(&id).await.unwrap();
@@ -220,9 +222,7 @@ fn a_state_directory_is_opened_with_its_own_catalogue_or_not_at_all() {
 #[tokio::test(start_paused = true)]
 async fn what_ends_while_the_catalogue_is_away_is_forgotten_when_it_is_back() {
     let clock = hold_the_clock();
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let (host, elsewhere) = with_catalogue();
     let server = host.server().await;
     let id = server.create(base()).await.unwrap().id;
     elsewhere.away.store(true, Ordering::SeqCst);
@@ -242,9 +242,7 @@ async fn what_ends_while_the_catalogue_is_away_is_forgotten_when_it_is_back() {
 
 #[tokio::test]
 async fn a_life_is_claimed_before_its_guest_begins_it() {
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let (host, elsewhere) = with_catalogue();
     let server = host.server().await;
     let id = server.create(base()).await.unwrap().id;
     host.remember(&id, "kept");
@@ -283,8 +281,7 @@ async fn a_life_is_claimed_before_its_guest_begins_it() {
 
 #[tokio::test]
 async fn what_is_copied_off_a_host_has_the_records_of_a_catalogue_elsewhere() {
-    let mut host = Host::new();
-    host.catalog = Some(Arc::new(Elsewhere::of(&host)));
+    let (mut host, _) = with_catalogue();
     let there = tempfile::tempdir().unwrap();
     let destination = Destination::Directory(there.path().join("there"));
     let copies = Copies::open(&destination, &Access::default(), &Limits::default()).unwrap();
@@ -310,9 +307,7 @@ async fn what_is_copied_off_a_host_has_the_records_of_a_catalogue_elsewhere() {
 #[tokio::test(start_paused = true)]
 async fn what_is_in_doubt_is_recorded_when_the_catalogue_is_back() {
     let clock = hold_the_clock();
-    let mut host = Host::new();
-    let elsewhere = Elsewhere::of(&host);
-    host.catalog = Some(Arc::new(elsewhere.clone()));
+    let (host, elsewhere) = with_catalogue();
     let server = host.server().await;
     let id = server.create(base()).await.unwrap().id;
     elsewhere.goes_after(0);

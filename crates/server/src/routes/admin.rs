@@ -158,7 +158,7 @@ fn control(app: &App) -> Result<&LogControl, ApiError> {
 
 /// `GET /admin/log-level`.
 pub(super) async fn log_level(State(app): State<Arc<App>>) -> Result<Reply<LogLevel>, ApiError> {
-    let filter = control(&app)?.filter(None).map_err(ApiError::bad_request)?;
+    let filter = control(&app)?.filter(None)?;
     Ok(Reply(LogLevel { filter }))
 }
 
@@ -168,7 +168,6 @@ pub(super) async fn set_log_level(State(app): State<Arc<App>>, body: Json<LogLev
     if filter.is_empty() || filter.len() > MAX_FILTER_BYTES {
         return Err(ApiError::bad_request(format!("`filter` must have 1 to {MAX_FILTER_BYTES} bytes")));
     }
-    let filter =
-        control(&app)?.filter(Some(&filter)).map_err(|error| ApiError::bad_request(format!("`filter` is none: {error}")))?;
+    let filter = control(&app)?.filter(Some(&filter))?;
     Ok(Reply(LogLevel { filter }))
 }

@@ -17,7 +17,7 @@ use firkin_runtime::{
     volumes::VolumeLimits,
     warm::WarmConfig,
 };
-use firkin_server::{LogControl, ServeError, ServerConfig, serve};
+use firkin_server::{LogControl, LogFilterError, ServeError, ServerConfig, serve};
 use firkin_traces::Traces;
 use firkin_wire::ENVD_PORT;
 use http::{HeaderMap, Request, Response};
@@ -281,7 +281,7 @@ fn log_control() -> LogControl {
     LogControl::new(move |wanted| {
         let mut filter = filter.lock().unwrap();
         match wanted {
-            Some("wrong") => return Err("it is wrong".to_owned()),
+            Some("wrong") => return Err(LogFilterError::Invalid("it is wrong".into())),
             Some(wanted) => wanted.clone_into(&mut filter),
             None => {}
         }
