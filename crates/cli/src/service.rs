@@ -84,6 +84,8 @@ impl Handed {
 pub(crate) enum Door {
     /// An address of our own. Until it listens, clients are refused rather than kept waiting.
     Taken(TcpSocket),
+    /// An address of our own that nobody else is to have: clients wait.
+    Listening(TcpListener),
     /// A socket of systemd's, where clients wait already.
     Handed(StdListener),
 }
@@ -93,6 +95,7 @@ impl Door {
     pub(crate) fn listen(self, backlog: u32) -> io::Result<TcpListener> {
         match self {
             Self::Taken(socket) => socket.listen(backlog),
+            Self::Listening(listener) => Ok(listener),
             Self::Handed(listener) => TcpListener::from_std(listener),
         }
     }

@@ -107,6 +107,9 @@ pub(crate) enum IfTaken {
     AnyFreePort,
 }
 
+/// What helps where an address is taken.
+const TAKEN: &str = "another server may run there: choose another address with `--listen`, and another `--state-dir`";
+
 /// Takes the address to serve on, or the socket that was handed over there.
 pub(crate) fn bind(settings: &Settings, if_taken: IfTaken, handed: &mut Handed) -> anyhow::Result<Door> {
     let wanted = settings.listen;
@@ -134,16 +137,18 @@ pub(crate) fn bind(settings: &Settings, if_taken: IfTaken, handed: &mut Handed) 
     if let Some(listener) = of_systemd {
         return Ok(Door::Handed(listener));
     }
-    match take(wanted) {
-        Ok(socket) => Ok(Door::Taken(socket)),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && if_taken == IfTaken::AnyFreePort && !settings.listen_chosen => {
-            let any = take(SocketAddr::new(wanted.ip(), 0)).map(Door::Taken);
-            any.with_context(|| format!("cannot take any port of `{}`", wanted.ip()))
-        }
-        Err(error) => Err(error)
-            .with_context(|| format!("cannot serve on `{wanted}`"))
-            .hint("another server may run there: choose another address with `--listen`, and another `--state-dir`"),
+    if if_taken == IfTaken::AnyFreePort && !settings.listen_chosen {
+        // An address that is only bound can be bound by another too, and the later of the two to listen fails: this one listens at once.
+        return match take(wanted).and_then(|socket| socket.listen(BACKLOG)) {
+            Ok(listener) => Ok(Door::Listening(listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let any = take(SocketAddr::new(wanted.ip(), 0)).and_then(|socket| socket.listen(BACKLOG));
+                any.map(Door::Listening).with_context(|| format!("cannot take any port of `{}`", wanted.ip()))
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot serve on `{wanted}`")),
+        };
     }
+    take(wanted).map(Door::Taken).with_context(|| format!("cannot serve on `{wanted}`")).hint(TAKEN)
 }
 
 fn take(address: SocketAddr) -> io::Result<TcpSocket> {
@@ -459,7 +464,8 @@ impl Host {
     ) -> anyhow::Result<Server> {
         let path = settings.server_file();
         let listening = || {
-            let listener = door.listen(BACKLOG).with_context(|| format!("cannot listen on `{}`", settings.listen))?;
+            let listener = door.listen(BACKLOG);
+            let listener = listener.with_context(|| format!("cannot listen on `{}`", settings.listen)).hint(TAKEN)?;
             let address = listener.local_addr().context("cannot read the address of the listener")?;
             let url = format!("http://{}", reachable(address));
             let (https, secure) = https(settings, &mut handed)?.unzip();
@@ -610,6 +616,18 @@ mod tests {
         let error = crate::failure::render(&bind(&settings, IfTaken::Fail, &mut Handed::default()).unwrap_err());
         assert!(error.starts_with("error: cannot serve plain HTTP on `0.0.0.0:0`"), "{error}");
         assert!(error.contains("--tls-listen") && error.contains("--allow-plain-http"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn two_that_begin_at_once_have_an_address_each() {
+        let free = take("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+        let cli = <crate::args::Cli as clap::Parser>::try_parse_from(["firkin", "quickstart"]).unwrap();
+        let settings = crate::settings::resolve(&cli, &crate::settings::Surroundings::default());
+        let settings = Settings { listen: free, listen_chosen: false, ..settings };
+        let own = || bind(&settings, IfTaken::AnyFreePort, &mut Handed::default()).unwrap();
+        let doors = [own(), own()];
+        let [first, second] = doors.map(|door| door.listen(BACKLOG).unwrap().local_addr().unwrap());
+        assert_ne!(first, second);
     }
 
     #[test]
