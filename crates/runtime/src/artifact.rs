@@ -28,7 +28,7 @@ use std::{
 use collect::Pins;
 use firkin_engine::{DiskFormat, formats, parts};
 use fs_err as fs;
-use manifest::{INTEGRITY, MANIFEST, read_sidecar, unreadable};
+use manifest::{INTEGRITY, MANIFEST, read_manifest, read_sidecar, unreadable};
 use proof::Proofs;
 use quarantine::Quarantine;
 use sealed::present;
@@ -277,7 +277,7 @@ impl ArtifactStore {
     /// Reads the sidecars of an artifact. Proves nothing yet, but a sidecar that is damaged puts it into quarantine.
     pub fn load(&self, id: &ArtifactId) -> Result<Artifact, IntegrityError> {
         let read = || {
-            let manifest: SnapshotArtifactManifest = read_sidecar(&self.dir(id).join(MANIFEST))?;
+            let manifest = read_manifest(&self.root, &self.dir(id).join(MANIFEST))?;
             let integrity = read_sidecar(&self.dir(id).join(INTEGRITY))?;
             Ok(self.assemble(manifest, integrity))
         };
@@ -335,7 +335,7 @@ impl ArtifactStore {
         let mut found = HashSet::new();
         for entry in fs::read_dir(state_dir.join("artifacts"))? {
             let path = entry?.path().join(MANIFEST);
-            match read_sidecar::<SnapshotArtifactManifest>(&path) {
+            match read_manifest(state_dir, &path) {
                 Ok(manifest) => drop(found.insert(manifest.disk.rootfs_path)),
                 // A draft, or on its way out.
                 Err(_) if !path.exists() => {}
@@ -354,7 +354,7 @@ impl ArtifactStore {
     /// its sidecar is no sidecar.
     pub(crate) fn base_below(state_dir: &Path, id: &ArtifactId) -> io::Result<Option<ArtifactId>> {
         let path = state_dir.join("artifacts").join(id.as_str()).join(MANIFEST);
-        match read_sidecar::<SnapshotArtifactManifest>(&path) {
+        match read_manifest(state_dir, &path) {
             Ok(manifest) => Ok(Some(memory_base(&manifest)).filter(|base| base != id)),
             Err(IntegrityError::Unreadable { source, .. }) if source.kind() != io::ErrorKind::NotFound => Err(source),
             Err(_) => Ok(None),

@@ -76,6 +76,19 @@ def test_a_paused_sandbox_goes_on_with_another_server(hosts, tmp_path):
     assert (after[:2], int(after[2])) == (before[:2], int(before[2]) + 1), "the very process goes on"
     assert moved.files.read("/home/user/file") == "written before it moved"
     assert e2b.Sandbox.get_info(sandbox.sandbox_id, **there.client).state == SandboxState.PAUSED, "it stayed where it was"
+
+    # The directory itself may move too. Each pause stands on what was written below the path from before.
+    moved.pause()
+    here.stop()
+    here.state = here.state.rename(here.dir / "elsewhere")
+    here.start()
+    for turn in range(2):
+        moved = e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **here.client)
+        again = counted(moved)
+        assert (again[:2], int(again[2])) == (before[:2], int(after[2]) + 1 + turn)
+        moved.files.write("/home/user/file", f"written in turn {turn}")
+        moved.pause()
+    assert e2b.Sandbox.connect(sandbox.sandbox_id, **here.client).files.read("/home/user/file") == "written in turn 1"
     for server in hosts:
         e2b.Sandbox.kill(sandbox.sandbox_id, **server.client)
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    artifact::{IntegrityError, PublishError},
+    artifact::{IntegrityError, PublishError, ROOTS},
     capacity::ResourceBudget,
     ground::ids::{ArtifactId, LayerId},
 };
@@ -245,6 +246,30 @@ pub(super) fn read_sidecar<T: DeserializeOwned>(path: &Path) -> Result<T, Integr
         return Err(unreadable(path, io::Error::new(io::ErrorKind::FileTooLarge, format!("{bytes} bytes"))));
     }
     parse_sidecar(path, &fs::read(path).map_err(|source| unreadable(path, source))?)
+}
+
+/// Reads the manifest at `path` of an artifact in `state_dir`. A root image that came with an archive or with copies lies in the state
+/// directory, and goes where that goes: what the manifest says is where it was when the artifact came.
+pub(super) fn read_manifest(state_dir: &Path, path: &Path) -> Result<SnapshotArtifactManifest, IntegrityError> {
+    let mut manifest: SnapshotArtifactManifest = read_sidecar(path)?;
+    let image = &mut manifest.disk.rootfs_path;
+    if let Some(own) = came_with(image).map(|tail| state_dir.join(tail))
+        && own != *image
+        && own.exists()
+    {
+        *image = own;
+    }
+    Ok(manifest)
+}
+
+/// The part of a root image's path that is the same in every state directory, if it came with an archive or with copies:
+/// `roots/<digest>/<file>`.
+fn came_with(image: &Path) -> Option<PathBuf> {
+    let dir = image.parent()?;
+    let is_digest = dir.file_name().and_then(OsStr::to_str).is_some_and(|name| blake3::Hash::from_hex(name).is_ok());
+    let roots = dir.parent()?.file_name()?;
+    (is_digest && roots == ROOTS)
+        .then(|| Path::new(ROOTS).join(dir.file_name().unwrap_or_default()).join(image.file_name().unwrap_or_default()))
 }
 
 /// Reads a sidecar of this text, which is or was at `path`.

@@ -1,6 +1,7 @@
 //! Archives between two stores: what comes is what left, and what is damaged, foreign or cut off leaves nothing.
 
 use std::{
+    collections::HashSet,
     io::{Cursor, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -213,6 +214,20 @@ fn what_comes_is_what_left_over_paths_of_its_own() {
     let back = here.pack(&found);
     assert!(there.unpack(&back).unwrap().was_here, "where it came from it is known");
     assert_eq!(entries(&back), entries(&archive), "an archive says nothing of the host that made it");
+}
+
+#[test]
+fn a_state_directory_that_moves_takes_root_images_that_came_along() {
+    let (_, pause, archive) = packed();
+    let mut here = Host::new();
+    here.unpack(&archive).unwrap();
+    let moved = here.dir.path().join("moved");
+    fs::rename(here.state(), &moved).unwrap();
+    here.store = ArtifactStore::open(&moved, &Qcow2).unwrap();
+    let found = here.store.load(&pause.manifest.id).unwrap();
+    here.store.verify(&found).unwrap();
+    assert!(found.manifest.disk.rootfs_path.starts_with(&moved) && found.manifest.disk.rootfs_path.is_file());
+    assert_eq!(ArtifactStore::root_images(&moved).unwrap(), HashSet::from([found.manifest.disk.rootfs_path]));
 }
 
 #[test]
