@@ -15,7 +15,11 @@ def test_the_host_says_what_runs_and_what_was_refused(dashboard, api, made):
     page = dashboard.page
     page.goto("/ui/host")
     main = page.get_by_role("main")
-    expect(main).to_contain_text("Nothing keeps this host from new work")
+    # Where the tests run may be short of room; the page follows what the host says.
+    held = [one for one in api.http.get("/host").json()["conditions"] if one["holds"]]
+    expect(main.get_by_role("alert")).to_have_count(len(held))
+    if not held:
+        expect(main).to_contain_text("Nothing keeps this host from new work")
     expect(main).to_contain_text("warm_snapshot_restore")
     expect(main).to_contain_text("bad_request")
     expect(main).to_contain_text("What a look at this host found")
