@@ -13,7 +13,7 @@ use firkin_copies::{Access, Copies, Destination, Limits};
 use firkin_engine::qcow2::Qcow2;
 use firkin_runtime::{
     config::CopyConfig,
-    owner::{DeadlineError, KillError, OnExit, ResumeError, SnapshotError},
+    owner::{DeadlineError, KillError, OnExit, ResumeError, RollbackError, SnapshotError},
     restore_from::restore_from,
     sandbox::{CreateError, SandboxState},
     state_dir::OpenError,
@@ -25,7 +25,10 @@ use firkin_runtime::{
 };
 use futures::future::BoxFuture;
 
-use crate::bench::{Host, base, hold_the_clock, until};
+use crate::{
+    bench::{Host, base, hold_the_clock, until},
+    rollback::scene,
+};
 
 /// Longer than any of these tests.
 const LIFE: Duration = Duration::from_secs(3600);
@@ -276,6 +279,30 @@ async fn a_life_is_claimed_before_its_guest_begins_it() {
     let server = host.server().await;
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept longer");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn a_rollback_is_claimed_before_its_guest_begins() {
+    let (host, elsewhere) = with_catalogue();
+    let server = host.server().await;
+    let (id, checkpoint) = scene(&host, &server).await;
+    let lives = host.memory(&id).identities.len();
+    // It goes away with the claim, after what the sandbox was is durable.
+    elsewhere.goes_after(1);
+    let failed = server.rollback(&id, &checkpoint).await;
+    assert!(matches!(failed, Err(RollbackError::Restore { source: ResumeError::Store(_), .. })), "{failed:?}");
+    assert_eq!(
+        (host.memory(&id).identities.len(), host.engine.live()),
+        (lives, 0),
+        "no guest has seen a life that may be another's"
+    );
+    assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Paused);
+    elsewhere.away.store(false, Ordering::SeqCst);
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(host.memory(&id).word, "later", "it is what it was");
+    server.rollback(&id, &checkpoint).await.unwrap();
+    assert_eq!(host.memory(&id).word, "then");
     server.shutdown(OnExit::Kill).await;
 }
 

@@ -136,6 +136,7 @@ impl Owner {
 
     async fn run_from(&mut self, artifact: Artifact, end_at: Timestamp) -> Result<(), ResumeError> {
         let begun = Instant::now();
+        self.claim().await?;
         let pin = self.shared.artifacts.pin(artifact.manifest.id.clone());
         let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
         // One of which nobody knows whether it is on record runs all the same, and its next change records it.

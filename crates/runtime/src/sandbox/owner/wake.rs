@@ -182,7 +182,7 @@ impl Owner {
     /// Has the catalogue know of the life that begins before its guest does, where others could begin one: of many who try, one does, and a
     /// server that was taken for dead restores nothing. What holds the sandbox stays what it is if nothing comes of it. A catalogue that is
     /// this host's alone is told once it runs.
-    async fn claim(&mut self) -> Result<(), ResumeError> {
+    pub(super) async fn claim(&mut self) -> Result<(), ResumeError> {
         let Phase::Paused(held) = &self.phase else { return Ok(()) };
         if !self.shared.store.is_shared() {
             return Ok(());
