@@ -38,6 +38,7 @@ def take(api):
     shutil.rmtree(place)
 
 
+@pytest.mark.lacking(emulated="where the suite has gVisor, this tour is taken there")
 def test_the_tour_of_gvisor_ends_with_its_speed_beside_the_hosts(take):
     if not (shutil.which("runsc") and shutil.which("mkfs.erofs")):
         pytest.skip("gVisor is not installed: no runsc, or no mkfs.erofs")

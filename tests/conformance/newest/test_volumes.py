@@ -155,6 +155,7 @@ def test_a_command_goes_on_writing_after_the_server_was_killed():
 WRITERS, RESTARTS = 4, 6
 
 
+@pytest.mark.lacking(emulated="where the suite has gVisor, this is tried there; machines have a server killed under a volume")
 def test_what_was_appended_across_planned_restarts_is_there_once():
     """What was done is told before the server goes, or the next one would be asked for it again."""
     program = os.environ.get("FIRKIN_BIN")
