@@ -41,6 +41,7 @@ pub mod archive;
 mod collect;
 mod copying;
 mod examine;
+mod fetch;
 mod flatten;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -61,6 +62,7 @@ mod vault;
 pub use collect::{Candidates, Pin, PinName};
 pub use copying::NotCopied;
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
+pub use fetch::{Coming, Fetch, FetchError};
 pub use flatten::FlattenConfig;
 pub use manifest::{
     ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SEALED_FORMAT,
@@ -177,6 +179,9 @@ pub enum IntegrityError {
         /// What was found then.
         reason: String,
     },
+    /// It is on another host, and did not come.
+    #[error("it did not come from where it is")]
+    Elsewhere(#[source] Box<FetchError>),
     /// A member has other content than was recorded.
     #[error("member `{member}` has digest `{found}`, `{expected}` was recorded")]
     Digest {
@@ -251,6 +256,11 @@ impl ArtifactStore {
     /// Where an artifact is, whether or not it exists.
     pub(crate) fn dir(&self, id: &ArtifactId) -> PathBuf {
         self.root.join("artifacts").join(id.as_str())
+    }
+
+    /// Whether there is an artifact of this id, intact or not.
+    pub(crate) fn is_here(&self, id: &ArtifactId) -> bool {
+        self.dir(id).is_dir()
     }
 
     /// Where a layer is that is not encrypted: in the form in which it is there, whichever engine made it.

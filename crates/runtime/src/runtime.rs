@@ -457,7 +457,7 @@ impl Runtime {
             return Err(RollbackError::NotItsOwn { snapshot: snapshot.to_owned(), id: id.clone() });
         }
         let PreparedTemplate { artifact, pin, .. } =
-            PreparedTemplate::load(&self.shared, found).map_err(RollbackError::Checkpoint)?;
+            PreparedTemplate::load(&self.shared, found).await.map_err(RollbackError::Checkpoint)?;
         let result = self.ask(id, |reply| Command::Rollback { checkpoint: Box::new(artifact), reply }).await;
         drop(pin);
         result

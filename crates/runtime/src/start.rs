@@ -2,6 +2,7 @@
 //! knows of neither's registry.
 
 pub(crate) mod boot;
+pub(crate) mod fetching;
 pub(crate) mod forgetting;
 pub(crate) mod identity;
 pub(crate) mod life;

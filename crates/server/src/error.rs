@@ -13,6 +13,7 @@ use firkin_causes::chain;
 use firkin_runtime::{
     admission::AdmissionError,
     agent::AgentError,
+    artifact::IntegrityError,
     capacity::TeamQuotaError,
     disk::DiskPressure,
     launch::{BootError, LaunchError},
@@ -426,6 +427,7 @@ impl ApiError {
             SnapshotRestoreError::Incompatible { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(what)).code("sandbox_no_compatible_node").retry(Retry::Never)
             }
+            SnapshotRestoreError::Integrity { source: IntegrityError::Elsewhere(why), .. } => Self::elsewhere(what, why),
             SnapshotRestoreError::Integrity { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{}; {}", chain(what), remedies.damaged))
                     .code("sandbox_create_failed")
@@ -537,6 +539,7 @@ impl From<SnapshotError> for ApiError {
                 .code("sandbox_snapshot_guest_agent_unresponsive")
                 .retry(Retry::Never),
             SnapshotError::Stopping => Self::stopping(),
+            SnapshotError::Integrity { source: IntegrityError::Elsewhere(why), .. } => Self::elsewhere(&error, why),
             SnapshotError::Integrity { .. }
             | SnapshotError::Machine { .. }
             | SnapshotError::Publish { .. }

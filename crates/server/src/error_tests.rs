@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, reference::Reference, sandbox::TooMuchMetadata};
+use firkin_runtime::{artifact::FetchError, capacity::CapacityError, reference::Reference, sandbox::TooMuchMetadata};
 
 use firkin_runtime::templates::DeleteError;
 
@@ -91,6 +91,24 @@ fn a_catalogue_that_is_away_is_said_to_be_whoever_missed_it() {
         let body = error.to_body();
         assert_eq!((body.code, body.error_code.as_deref(), error.retry), (503, Some("catalog_unavailable"), retry), "{body:?}");
         assert!(body.message.contains(message), "{body:?}");
+    }
+}
+
+#[test]
+fn what_is_on_another_host_is_said_to_be_there() {
+    let elsewhere = |place: &str| IntegrityError::Elsewhere(Box::new(FetchError::Away { place: place.into(), source: None }));
+    let restore = |source| SnapshotRestoreError::Integrity { artifact: "a".repeat(20).parse().unwrap(), source };
+    let place = "the only copy is on node-b, which has been away for 43 s";
+    let errors: [ApiError; 3] = [
+        resume(restore(elsewhere(place))),
+        create(restore(elsewhere(place))),
+        SnapshotError::Integrity { id: id(), source: elsewhere(place) }.into(),
+    ];
+    for error in errors {
+        let body = error.to_body();
+        let found = (body.code, body.error_code.as_deref(), error.retry);
+        assert_eq!(found, (503, Some("artifact_elsewhere"), Retry::After(CAPACITY_RETRY_SECONDS)), "{body:?}");
+        assert!(body.message.contains(place), "{body:?}");
     }
 }
 

@@ -35,10 +35,11 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: [&str; 28] = [
     "archive_damaged",
     "archive_foreign",
     "archive_taken",
+    "artifact_elsewhere",
     "bad_request",
     "catalog_unavailable",
     "conflict",

@@ -21,6 +21,7 @@ mod header;
 mod landing;
 mod pack;
 mod sparse;
+mod stream;
 mod unpack;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use pack::{PackError, Packing};
 pub use unpack::{Incoming, UnpackError, Unpacked};
 
 pub(super) use landing::{INCOMING, Landing};
+pub(crate) use stream::{Blocking, written};
 pub(super) use unpack::Importing;
 
 /// What has landed and was not used for so long goes with the next collection.

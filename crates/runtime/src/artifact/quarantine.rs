@@ -93,7 +93,7 @@ impl ArtifactStore {
             | IntegrityError::Unrecorded { .. }
             | IntegrityError::Size { .. }
             | IntegrityError::Digest { .. } => true,
-            IntegrityError::Format { .. } | IntegrityError::Quarantined { .. } => false,
+            IntegrityError::Format { .. } | IntegrityError::Quarantined { .. } | IntegrityError::Elsewhere(_) => false,
         };
         // An artifact that does not exist is no damaged one.
         if damaged && self.dir(id).is_dir() {

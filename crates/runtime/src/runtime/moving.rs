@@ -6,18 +6,16 @@
 //! What comes takes nothing from anybody: ids and names that are in use here are refused before anything is written. It is on record when
 //! all of it is on the disk, or not at all.
 
-use std::io::{self, Read, Write};
+use std::io;
 
-use bytes::{Buf, Bytes, BytesMut};
-use firkin_causes::chain;
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
     artifact::{
         MemoryMember,
-        archive::{ArchiveHeader, ArchiveKind, PackError, Packing, UnpackError, Unpacked},
+        archive::{ArchiveHeader, ArchiveKind, Blocking, PackError, Packing, UnpackError, Unpacked, written},
     },
     ground::{
         blocking::{blocking, whole},
@@ -39,10 +37,6 @@ use crate::{
     telemetry::changes::TemplateEvent,
     upkeep::{disk_budget, sandbox_quota},
 };
-
-/// Bytes of an archive that are handed on at a time, and how many of such may wait.
-const CHUNK_BYTES: usize = 256 << 10;
-const CHUNKS: usize = 4;
 
 /// What is to leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,61 +86,7 @@ pub struct Export {
 impl Export {
     /// The archive. An error in it is its last part: what was taken until then is no archive.
     pub fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
-        let (to, from) = mpsc::channel(CHUNKS);
-        tokio::task::spawn_blocking(move || {
-            let written = self.packing.write(Chunks { to: &to, buffer: BytesMut::new() });
-            if let Err(error) = written {
-                tracing::warn!(name = self.name, error = chain(&error), "an export did not come to its end");
-                // Nobody takes it any more if this fails.
-                drop(to.blocking_send(Err(io::Error::other(error))));
-            }
-        });
-        futures::stream::unfold(from, |mut from| async { from.recv().await.map(|chunk| (chunk, from)) })
-    }
-}
-
-/// Hands what is written on in chunks.
-struct Chunks<'a> {
-    to: &'a mpsc::Sender<io::Result<Bytes>>,
-    buffer: BytesMut,
-}
-
-impl Write for Chunks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK_BYTES {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.buffer.split().freeze();
-        self.to.blocking_send(Ok(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-/// Reads a stream where one may block.
-struct Blocking {
-    stream: BoxStream<'static, io::Result<Bytes>>,
-    runtime: Handle,
-    chunk: Bytes,
-}
-
-impl Read for Blocking {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.runtime.block_on(self.stream.next()) {
-                Some(chunk) => self.chunk = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let read = buffer.len().min(self.chunk.len());
-        self.chunk.copy_to_slice(&mut buffer[..read]);
-        Ok(read)
+        written(self.name, self.packing)
     }
 }
 
@@ -164,6 +104,9 @@ pub enum ImportError {
         /// What is wanted.
         wanted: ArchiveKind,
     },
+    /// It is of nothing that could be on record: hosts bring artifacts to each other so.
+    #[error("the archive is of an artifact, and not of what stands on it")]
+    Artifact,
     /// A sandbox has no name to be given.
     #[error("a sandbox keeps its id, and is given no name")]
     Unnameable,
@@ -242,6 +185,11 @@ impl Runtime {
         }
     }
 
+    /// Has an artifact ready to leave, whatever stands on it: for another host of the same operator, which has the record already.
+    pub async fn export_artifact(&self, id: &ArtifactId) -> Result<Export, ExportError> {
+        self.pack(id.to_string(), id, ArchiveKind::Artifact, &()).await
+    }
+
     async fn export_template(&self, reference: &str, kind: ArchiveKind) -> Result<Export, ExportError> {
         let sought = Sought::wanted(reference)?;
         let found = self.shared.store.template(self.scope.clone(), sought).await?;
@@ -309,7 +257,7 @@ impl Runtime {
         disk_budget::admit(shared).await?;
         // Whoever sends slowly does not hold the end of the server up.
         let stream = archive.take_until(shared.stopping.clone().cancelled_owned()).boxed();
-        let reader = Blocking { stream, runtime: Handle::current(), chunk: Bytes::new() };
+        let reader = Blocking::of(stream);
         let artifacts = shared.artifacts.clone();
         let stopped = |error: UnpackError| if shared.stopping.is_cancelled() { ImportError::Stopping } else { error.into() };
         let incoming = blocking(move || artifacts.receive(reader)).await.map_err(stopped)?;
@@ -358,6 +306,7 @@ impl Runtime {
                 }
                 Ok(Coming::Template(Box::new(record)))
             }
+            ArchiveKind::Artifact => Err(ImportError::Artifact),
             ArchiveKind::Sandbox if name.is_some() => Err(ImportError::Unnameable),
             ArchiveKind::Sandbox => {
                 let (mut record, held) = self.sandbox_that_comes(header)?;

@@ -148,7 +148,7 @@ async fn find(shared: &Shared, scope: &Scope, reference: &str) -> Result<Prepare
     let found = shared.store.usable_template(scope.clone(), sought).await.map_err(CreateError::Store)?;
     let record = NoTemplate::unless_found(reference, found)?;
     let template = record.id.to_string();
-    PreparedTemplate::load(shared, record).map_err(|source| CreateError::Restore { template, source })
+    PreparedTemplate::load(shared, record).await.map_err(|source| CreateError::Restore { template, source })
 }
 
 /// A create that is under way, for whoever waits at the other end.

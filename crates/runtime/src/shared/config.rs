@@ -26,7 +26,7 @@ use crate::{
 };
 
 pub use crate::{
-    artifact::{EncryptionConfig, FlattenConfig},
+    artifact::{EncryptionConfig, Fetch, FlattenConfig},
     capacity::admission::{AdmissionConfig, QUEUE_DEADLINE, QUEUE_LENGTH, WARM_PERCENT},
 };
 
@@ -40,6 +40,8 @@ pub struct RuntimeConfig {
     pub state_dir: PathBuf,
     /// Where it is recorded what there is; `None` for a database in the state directory.
     pub catalog: Option<Arc<dyn Catalog>>,
+    /// Where artifacts come from that are on record and not here; `None` where all that is on record is here.
+    pub fetch: Option<Arc<dyn Fetch>>,
     /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
     /// How requests are admitted, and the part of the capacity that warm sessions may hold.
@@ -87,6 +89,7 @@ impl RuntimeConfig {
         Self {
             state_dir,
             catalog: None,
+            fetch: None,
             capacity,
             admission: AdmissionConfig::default(),
             warm: WarmConfig::default(),

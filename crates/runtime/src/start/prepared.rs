@@ -4,6 +4,7 @@ use crate::{
     artifact::{Artifact, Pin},
     restore::SnapshotRestoreError,
     shared::Shared,
+    start::fetching,
     store::TemplateRecord,
 };
 
@@ -17,11 +18,11 @@ pub(crate) struct PreparedTemplate {
 }
 
 impl PreparedTemplate {
-    /// Reads the artifact of what was found. Nothing is proven of it yet.
-    pub(crate) fn load(shared: &Shared, record: TemplateRecord) -> Result<Self, SnapshotRestoreError> {
+    /// Reads the artifact of what was found, wherever it is. Nothing is proven of it yet.
+    pub(crate) async fn load(shared: &Shared, record: TemplateRecord) -> Result<Self, SnapshotRestoreError> {
         // Before it is read: what goes in between is missed here, and not in the middle of a restore.
         let pin = shared.artifacts.pin(record.artifact.clone());
-        match shared.artifacts.load(&record.artifact) {
+        match fetching::load(shared, &record.artifact).await {
             Ok(artifact) => Ok(Self { record, artifact, pin }),
             Err(source) => Err(SnapshotRestoreError::Integrity { artifact: record.artifact, source }),
         }

@@ -2,7 +2,10 @@
 
 use firkin_causes::chain;
 use firkin_runtime::{
-    artifact::archive::{PackError, UnpackError},
+    artifact::{
+        FetchError,
+        archive::{PackError, UnpackError},
+    },
     moving::{ExportError, ImportError},
     restore::SnapshotRestoreError,
     sandbox::MountsError,
@@ -40,7 +43,7 @@ impl From<ExportError> for ApiError {
 impl From<ImportError> for ApiError {
     fn from(error: ImportError) -> Self {
         match &error {
-            ImportError::InvalidName(_) | ImportError::Unnameable | ImportError::Kind { .. } => {
+            ImportError::InvalidName(_) | ImportError::Unnameable | ImportError::Kind { .. } | ImportError::Artifact => {
                 Self::bad_request(error.to_string())
             }
             ImportError::Record { .. } => damaged(&error),
@@ -60,6 +63,18 @@ impl From<ImportError> for ApiError {
 }
 
 impl ApiError {
+    /// What is needed is on another host. Nothing was done, and what is there is as it was.
+    pub(super) fn elsewhere(what: &(dyn std::error::Error + 'static), why: &FetchError) -> Self {
+        match why {
+            FetchError::Disk(pressure) => Self::disk(what, pressure),
+            FetchError::Away { .. } | FetchError::Unpack(_) | FetchError::Another { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                    .code("artifact_elsewhere")
+                    .retry(Retry::After(CAPACITY_RETRY_SECONDS))
+            }
+        }
+    }
+
     fn unpack(what: &(dyn std::error::Error + 'static), source: &UnpackError) -> Self {
         match source {
             UnpackError::NotAnArchive(_)

@@ -134,6 +134,7 @@ impl Bench {
         let config = RuntimeConfig {
             state_dir: dir.path().join("state"),
             catalog: None,
+            fetch: None,
             copies: None,
             capacity: HostCapacity { cpus, memory_mib: 1 << 20, disk_mib: 1 << 30 },
             admission,

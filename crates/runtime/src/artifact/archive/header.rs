@@ -44,6 +44,8 @@ pub enum ArchiveKind {
     Snapshot,
     /// A paused sandbox.
     Sandbox,
+    /// An artifact, for a host that has the record of what stands on it.
+    Artifact,
 }
 
 impl fmt::Display for ArchiveKind {
@@ -52,6 +54,7 @@ impl fmt::Display for ArchiveKind {
             Self::Template => "template",
             Self::Snapshot => "snapshot",
             Self::Sandbox => "sandbox",
+            Self::Artifact => "artifact",
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     host::disk::DiskPressure,
     machine::{agent::AgentError, launch::FilesInMemory, session::After},
     shared::Shared,
-    start::{identity, life::Life},
+    start::{fetching, identity, life::Life},
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, SandboxId},
@@ -219,10 +219,8 @@ impl Owner {
                 let within = sandbox_quota::admit(&self.shared, &self.record, 0).await;
                 within.map_err(|source| SnapshotError::Quota { id: self.record.id.clone(), source })?;
                 let pin = self.shared.artifacts.pin(held.artifact.clone());
-                let loaded = self
-                    .shared
-                    .artifacts
-                    .load(&held.artifact)
+                let loaded = fetching::load(&self.shared, &held.artifact)
+                    .await
                     .map_err(|source| SnapshotError::Integrity { id: self.record.id.clone(), source })?;
                 match memory {
                     Memory::Dropped if held.memory == Memory::Kept => {

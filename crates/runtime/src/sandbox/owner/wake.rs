@@ -21,7 +21,7 @@ use crate::{
     },
     shared::Shared,
     start::{
-        Found, Recorded,
+        Found, Recorded, fetching,
         life::{Life, Until},
     },
     store::{
@@ -153,7 +153,7 @@ impl Owner {
         check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
         let begun = Instant::now();
         let pin = self.shared.artifacts.pin(held.artifact.clone());
-        let loaded = self.shared.artifacts.load(&held.artifact).map_err(|source| ResumeError::Restore {
+        let loaded = fetching::load(&self.shared, &held.artifact).await.map_err(|source| ResumeError::Restore {
             id: self.record.id.clone(),
             source: SnapshotRestoreError::Integrity { artifact: held.artifact.clone(), source },
         })?;

@@ -20,7 +20,7 @@ use crate::{
     },
     restore::{Proven, SnapshotRestoreError},
     shared::Shared,
-    start::identity,
+    start::{fetching, identity},
     store::spec::InternetAccess,
 };
 
@@ -182,7 +182,7 @@ impl Waiting {
 
 async fn make(shared: &Shared, pool: &WarmPool, order: &mut Order) -> Result<Waiting, RefillError> {
     let _pin = shared.artifacts.pin(order.artifact.clone());
-    let artifact = shared.artifacts.load(&order.artifact).map_err(RefillError::Integrity)?;
+    let artifact = fetching::load(shared, &order.artifact).await.map_err(RefillError::Integrity)?;
     let request = SnapshotRestoreRequest {
         budget: artifact.manifest.budget,
         identity: identity::of_warm(order.template.name.as_str(), artifact.manifest.epoch, crate::ground::random::hex::<32>()),

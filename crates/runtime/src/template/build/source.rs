@@ -30,7 +30,7 @@ use crate::{
     images::{BuildImage, ImageRequest, root_image::RootImage, standard::BuildTemplate},
     restore::SnapshotRestoreError,
     shared::Shared,
-    start::boot::Booted,
+    start::{boot::Booted, fetching},
     store::{Defaults, TemplateRecord},
 };
 
@@ -178,7 +178,7 @@ async fn of_template(builds: &Builds, record: TemplateRecord, wanted: &Wanted, l
     let title = format!("FROM TEMPLATE {}", record.base_name().map_or(record.id.as_str(), TemplateName::as_str));
     let pin = shared.artifacts.pin(record.artifact.clone());
     let damaged = |source| BuildFailure::Artifact { artifact: record.artifact.clone(), source };
-    let artifact = shared.artifacts.load(&record.artifact).map_err(damaged)?;
+    let artifact = fetching::load(shared, &record.artifact).await.map_err(damaged)?;
     let context = record.setup.defaults.clone().of_builds();
     let inherited =
         Inherited { start: record.setup.start.clone(), ready: record.setup.ready.clone(), warm_up: record.warm_up.clone() };

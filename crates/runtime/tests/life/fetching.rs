@@ -1,0 +1,186 @@
+//! Artifacts that are on record here and lie on another host: they are brought where somebody needs them, or refused by name.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use firkin_runtime::{
+    artifact::{Coming, Fetch, FetchError, IntegrityError},
+    ids::ArtifactId,
+    moving::{ImportAs, Leaving},
+    owner::{OnExit, ResumeError},
+    restore::SnapshotRestoreError,
+    runtime::Runtime,
+    sandbox::{CreateError, CreateSandbox, SandboxState},
+};
+use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
+
+use crate::bench::{Host, base, names};
+
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// What becomes of what the neighbour sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Whole,
+    /// One byte in the middle of it is another.
+    Damaged,
+    /// Its second half does not come.
+    Cut,
+    /// Nobody answers.
+    Away,
+}
+
+/// Another host, which has what is missing here.
+#[derive(Debug)]
+struct Neighbour {
+    server: Runtime,
+    line: std::sync::Mutex<Line>,
+    asked: AtomicUsize,
+}
+
+impl Neighbour {
+    fn with(server: &Runtime) -> Arc<Self> {
+        Arc::new(Self { server: server.clone(), line: std::sync::Mutex::new(Line::Whole), asked: AtomicUsize::new(0) })
+    }
+
+    fn sends(&self, line: Line) {
+        *self.line.lock().unwrap() = line;
+    }
+}
+
+impl Fetch for Neighbour {
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Coming, FetchError>> {
+        Box::pin(async move {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let line = *self.line.lock().unwrap();
+            if line == Line::Away {
+                return Err(FetchError::Away {
+                    place: "the only copy is on `there`, which does not answer".into(),
+                    source: None,
+                });
+            }
+            let export = self.server.export_artifact(artifact).await;
+            let export =
+                export.map_err(|error| FetchError::Away { place: "`there` has none".into(), source: Some(error.into()) })?;
+            let mut archive = export.stream().try_collect::<Vec<Bytes>>().await.unwrap().concat();
+            let middle = archive.len() / 2;
+            match line {
+                Line::Damaged => archive[middle] ^= 1,
+                Line::Cut => archive.truncate(middle),
+                Line::Whole | Line::Away => {}
+            }
+            let chunks: Vec<io::Result<Bytes>> = archive.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+            Ok(stream::iter(chunks).boxed())
+        })
+    }
+}
+
+/// Takes all files of an artifact away, as if they had never come here.
+fn lose(host: &Host, artifact: &ArtifactId) {
+    let dir = host.state_dir().join("artifacts").join(artifact.as_str());
+    let manifest: serde_json::Value = serde_json::from_slice(&fs_err::read(dir.join("manifest.json")).unwrap()).unwrap();
+    for layer in manifest["disk"]["layers"].as_array().unwrap() {
+        fs_err::remove_file(host.layer(&layer.as_str().unwrap().parse().unwrap())).unwrap();
+    }
+    if let Some(base) = manifest["memory"]["base"].as_str() {
+        fs_err::remove_dir_all(dir.with_file_name(base)).unwrap();
+    }
+    fs_err::remove_dir_all(dir).unwrap();
+    fs_err::remove_dir_all(host.state_dir().join("roots")).unwrap();
+}
+
+/// A host whose catalogue has what `there` has exported, without any file of it.
+async fn bereft(there: &Runtime, what: Leaving, name: Option<&str>) -> (Host, Arc<Neighbour>) {
+    let mut here = Host::new();
+    let archive: Vec<Bytes> = there.export(what).await.unwrap().stream().try_collect().await.unwrap();
+    let server = here.server().await;
+    let archive = stream::iter(archive.into_iter().map(Ok));
+    let came = server.import(archive, ImportAs { kind: None, name: name.map(str::to_owned) }).await.unwrap();
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
+    lose(&here, &came.artifact);
+    let neighbour = Neighbour::with(there);
+    here.fetch = Some(neighbour.clone());
+    (here, neighbour)
+}
+
+fn of_moved() -> CreateSandbox {
+    CreateSandbox { template: "moved".into(), ..base() }
+}
+
+#[tokio::test]
+async fn a_template_that_is_on_another_host_is_brought_once() {
+    let away = Host::new().with_image(1);
+    let there = away.server().await;
+    let (here, neighbour) = bereft(&there, Leaving::Template("base".into()), Some("moved")).await;
+    let server = here.server().await;
+    // Of many who want it at once, one has it brought.
+    let created = futures::future::join_all((0..4).map(|_| server.create(of_moved()))).await;
+    let ids: Vec<_> = created.into_iter().map(|created| created.unwrap().id).collect();
+    assert_eq!(neighbour.asked.load(Ordering::SeqCst), 1);
+    for id in &ids {
+        here.remember(id, "works");
+        server.kill(id).await.unwrap();
+    }
+    neighbour.sends(Line::Away);
+    server.create(of_moved()).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+    there.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn a_paused_sandbox_whose_files_are_elsewhere_goes_on_or_is_refused_by_name() {
+    let away = Host::new().with_image(1);
+    let there = away.server().await;
+    let id = there.create(base()).await.unwrap().id;
+    away.remember(&id, "counted to 41");
+    there.pause(&id).await.unwrap();
+    let (here, neighbour) = bereft(&there, Leaving::Sandbox(id.clone()), None).await;
+    let server = here.server().await;
+    let known = names(&here.state_dir().join("artifacts"));
+    for line in [Line::Away, Line::Damaged, Line::Cut] {
+        neighbour.sends(line);
+        let refused = server.resume(&id, LIFE).await.unwrap_err();
+        let ResumeError::Restore {
+            source: SnapshotRestoreError::Integrity { source: IntegrityError::Elsewhere(why), .. }, ..
+        } = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(matches!(*why, FetchError::Away { .. }), line == Line::Away, "{why:?}");
+        assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Paused);
+        assert_eq!((names(&here.state_dir().join("artifacts")), here.engine.live()), (known.clone(), 0), "nothing of it is seen");
+    }
+    neighbour.sends(Line::Whole);
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(here.memory(&id).word, "counted to 41");
+    server.shutdown(OnExit::Kill).await;
+    there.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_nobody_has_is_no_damage() {
+    let away = Host::new().with_image(1);
+    let there = away.server().await;
+    let (here, neighbour) = bereft(&there, Leaving::Template("base".into()), Some("moved")).await;
+    neighbour.sends(Line::Away);
+    let server = here.server().await;
+    let refused = server.create(of_moved()).await.unwrap_err();
+    let away = |error: &CreateError| match error {
+        CreateError::Restore {
+            source: SnapshotRestoreError::Integrity { source: IntegrityError::Elsewhere(why), .. }, ..
+        } => why.to_string().contains("the only copy is on `there`"),
+        _ => false,
+    };
+    assert!(away(&refused), "{refused:?}");
+    assert!(server.outlook().quarantine.is_empty(), "it is whole where it is");
+    server.shutdown(OnExit::Kill).await;
+    there.shutdown(OnExit::Kill).await;
+}
