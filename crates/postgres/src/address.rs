@@ -15,6 +15,8 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::holding::NodeId;
+
 /// How long a host may take to be reached, where the address does not say.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -140,6 +142,15 @@ impl Address {
     #[must_use]
     pub fn with_password(mut self, password: &str) -> Self {
         self.config.password(password);
+        self
+    }
+
+    /// The same for a node's sessions: they find first what is the node's in its term.
+    pub(crate) fn of_node(mut self, node: &NodeId, term: i64) -> Self {
+        let given = self.config.get_options().unwrap_or_default();
+        // What comes later holds.
+        let options = format!("{given} -c search_path=firkin_node,firkin -c firkin.node={node} -c firkin.term={term}");
+        self.config.options(options);
         self
     }
 

@@ -18,7 +18,7 @@ use tokio_postgres::{
     types::{FromSql, IsNull, ToSql, Type, private::BytesMut, to_sql_checked},
 };
 
-use crate::address::Address;
+use crate::{address::Address, holding::Holding};
 
 /// How long an answer may take: longer than the database lets itself take (`address.rs`), so that it says so itself if it can.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -61,13 +61,13 @@ impl Connection {
         self.client.is_closed()
     }
 
-    /// Begins a transaction, in one exchange. A writer is told the catalogue's term and the number of its last write, once every transaction that
+    /// Begins a transaction, in one exchange. A writer is told the term of what it holds and the number of its last write, once every transaction that
     /// could change them is over.
-    pub(crate) async fn begin(&self, mode: Mode) -> Result<Vec<SimpleQueryMessage>, DatabaseError> {
+    pub(crate) async fn begin(&self, mode: Mode, holding: &Holding) -> Result<Vec<SimpleQueryMessage>, DatabaseError> {
         let begin = match mode {
             Mode::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned(),
-            Mode::Write => writer(""),
-            Mode::Unsynced => writer("; SET LOCAL synchronous_commit = off"),
+            Mode::Write => writer("", holding),
+            Mode::Unsynced => writer("; SET LOCAL synchronous_commit = off", holding),
         };
         self.answered(self.client.simple_query(&begin)).await
     }
@@ -108,11 +108,9 @@ impl Connection {
     }
 }
 
-fn writer(with: &str) -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED{with}; SELECT pg_advisory_xact_lock({WRITERS});
-         SELECT term, last_write FROM firkin.catalogue"
-    )
+fn writer(with: &str, holding: &Holding) -> String {
+    let standing = holding.standing();
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED{with}; SELECT pg_advisory_xact_lock({WRITERS}); {standing}")
 }
 
 /// What is done in a transaction, on a thread that may wait.

@@ -3,7 +3,7 @@
 //! A session of the database has a lock for as long as the server lives. The database gives it up itself when the server is gone. When the
 //! database itself was gone, the lock is taken again; whoever came in between has a higher term, and then it is theirs.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use firkin_runtime::store::{
     catalog::{Holder, Left},
@@ -18,11 +18,10 @@ use tokio::{
 use crate::{
     address::Address,
     connection::{Connection, WRITERS},
-    schema::{self, MigrateError},
+    holding::Holding,
+    open_error::OpenError,
+    schema,
 };
-
-/// The lock of who serves. The number has no meaning but to be ours.
-const SERVER: i64 = 0x0066_6972_6b69_6e02;
 
 /// How long a server before this one is waited for: it ends, or the database notices that it has.
 const HANDOVER: Duration = Duration::from_secs(3);
@@ -33,96 +32,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Between two looks at whether the session with the lock is there.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// What stands before a cluster's id where the name of an installation would: that has no such character in it, so that no server takes a
+/// cluster's catalogue for its own, also none of an earlier version.
+pub(crate) const CLUSTER: &str = "cluster:";
+
 /// How long the database may take to be told that this server has ended.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Why a catalogue was not opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It cannot be reached, or says no.
-    #[error("cannot reach the catalogue at {address}")]
-    Unreachable {
-        /// Where, without a password.
-        address: String,
-        /// Why.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// Another server has it.
-    #[error("another server has the catalogue at {address}: that of installation `{installation}`, on host `{host}`")]
-    Taken {
-        /// Where.
-        address: String,
-        /// The other's.
-        installation: String,
-        /// Where that runs.
-        host: String,
-    },
-    /// It is another installation's.
-    #[error(
-        "the catalogue at {address} is that of installation `{theirs}`, whose state directory is another one than this (`{ours}`)"
-    )]
-    Foreign {
-        /// Where.
-        address: String,
-        /// Its installation.
-        theirs: String,
-        /// Ours.
-        ours: String,
-    },
-    /// There is nothing in it, and there should be.
-    #[error(
-        "the catalogue at {address} is empty, and that of this state directory is not: it is another database, or a lost one"
-    )]
-    Empty {
-        /// Where.
-        address: String,
-    },
-    /// It is an old copy of what it was.
-    #[error(
-        "the catalogue at {address} is in term {found}, and this state directory had it in {known}: it is a copy from before, and \
-         what was recorded since is not in it"
-    )]
-    WentBack {
-        /// Where.
-        address: String,
-        /// Its term.
-        found: i64,
-        /// The last that is known.
-        known: i64,
-    },
-    /// Another copy of the state directory has had it since.
-    #[error(
-        "the catalogue at {address} is in term {found}, and this state directory had it in {known}: another copy of the directory has \
-         had it since"
-    )]
-    WentOn {
-        /// Where.
-        address: String,
-        /// Its term.
-        found: i64,
-        /// The last that is known.
-        known: i64,
-    },
-    /// It went away while it was taken, and may be ours.
-    #[error("the catalogue at {address} went away while it was taken")]
-    Unsettled {
-        /// Where, without a password.
-        address: String,
-        /// Why.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// Its tables cannot be made or brought up to date.
-    #[error("cannot use the tables of the catalogue at {address}")]
-    Tables {
-        /// Where.
-        address: String,
-        /// Why.
-        #[source]
-        source: MigrateError,
-    },
-}
 
 /// The lock, while it is held.
 #[derive(Debug)]
@@ -144,12 +59,8 @@ impl Hold {
         let unreachable = |source| OpenError::Unreachable { address: address.to_string(), source };
         let refused = |error: DatabaseError| unreachable(error.into());
         let connection = Connection::to(address).await.map_err(unreachable)?;
-        let until = Instant::now() + HANDOVER;
-        while !lock(&connection).await.map_err(refused)? {
-            if Instant::now() > until {
-                return Err(taken(address, &connection).await);
-            }
-            sleep(INTERVAL).await;
+        if !lock_in_time(&connection, &Holding::Whole).await.map_err(refused)? {
+            return Err(taken(address, &connection).await);
         }
         if holder.left != Left::Never && !is_made(&connection).await.map_err(refused)? {
             return Err(OpenError::Empty { address: address.to_string() });
@@ -166,9 +77,14 @@ impl Hold {
         fits(address, holder, (theirs, found))?;
         let unsettled = |error: DatabaseError| OpenError::Unsettled { address: address.to_string(), source: error.into() };
         let term = claim(&connection, holder).await.map_err(unsettled)?;
+        Ok((Self::of(address, connection, Holding::Whole, term), term))
+    }
+
+    /// What a connection has locked, for as long as it is held.
+    pub(crate) fn of(address: &Address, connection: Connection, holding: Holding, term: i64) -> Self {
         let (ends, ended) = oneshot::channel();
-        let watching = tokio::spawn(watch(address.clone(), connection, term, ended));
-        Ok((Self { watching, ends: Some(ends) }, term))
+        let watching = tokio::spawn(watch(address.clone(), connection, (holding, term), ended));
+        Self { watching, ends: Some(ends) }
     }
 
     /// Lets the next have it, at once: it has been given back when this returns, if the database could be told.
@@ -179,19 +95,31 @@ impl Hold {
     }
 }
 
-async fn lock(connection: &Connection) -> Result<bool, DatabaseError> {
-    let asked = async { connection.client().query_one("SELECT pg_try_advisory_lock($1)", &[&SERVER]).await?.try_get(0) };
+async fn lock(connection: &Connection, holding: &Holding) -> Result<bool, DatabaseError> {
+    let asked = async { connection.client().query_one(&holding.lock(), &[]).await?.try_get(0) };
     connection.answered(asked).await
 }
 
+/// Waits for a server that ends.
+pub(crate) async fn lock_in_time(connection: &Connection, holding: &Holding) -> Result<bool, DatabaseError> {
+    let until = Instant::now() + HANDOVER;
+    while !lock(connection, holding).await? {
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        sleep(INTERVAL).await;
+    }
+    Ok(true)
+}
+
 /// Whose the catalogue is and in which term, once nobody writes: from here on nobody else does, until the transaction ends.
-async fn standing(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
+pub(crate) async fn standing(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
     let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})");
     connection.answered(connection.client().batch_execute(&begin)).await?;
     whose(connection).await
 }
 
-async fn whose(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
+pub(crate) async fn whose(connection: &Connection) -> Result<(Option<String>, i64), DatabaseError> {
     let found = async {
         let row = connection.client().query_one("SELECT installation, term FROM firkin.catalogue", &[]).await?;
         Ok((row.try_get(0)?, row.try_get(1)?))
@@ -200,9 +128,12 @@ async fn whose(connection: &Connection) -> Result<(Option<String>, i64), Databas
 }
 
 /// Refuses a catalogue that is not in the state in which its holder left it.
-fn fits(address: &Address, holder: &Holder, (theirs, found): (Option<String>, i64)) -> Result<(), OpenError> {
+pub(crate) fn fits(address: &Address, holder: &Holder, (theirs, found): (Option<String>, i64)) -> Result<(), OpenError> {
     let address = address.to_string();
     match (theirs, holder.left) {
+        (Some(theirs), _) if theirs.starts_with(CLUSTER) => {
+            Err(OpenError::IsCluster { address, cluster: theirs.trim_start_matches(CLUSTER).to_owned() })
+        }
         (Some(theirs), _) if theirs != holder.installation => {
             Err(OpenError::Foreign { address, theirs, ours: holder.installation.clone() })
         }
@@ -225,7 +156,7 @@ async fn claim(connection: &Connection, holder: &Holder) -> Result<i64, Database
 }
 
 /// Whether there are tables of ours.
-async fn is_made(connection: &Connection) -> Result<bool, DatabaseError> {
+pub(crate) async fn is_made(connection: &Connection) -> Result<bool, DatabaseError> {
     let asked = "SELECT to_regclass('firkin.catalogue') IS NOT NULL";
     connection.answered(async { connection.client().query_one(asked, &[]).await?.try_get(0) }).await
 }
@@ -243,8 +174,9 @@ pub(crate) async fn look(address: &Address, installation: &str) -> Result<(), Op
     let asked = "SELECT installation FROM firkin.catalogue";
     let theirs = connection.answered(async { connection.client().query_one(asked, &[]).await?.try_get(0) });
     match theirs.await.map_err(refused)? {
-        Some::<String>(theirs) if theirs == installation => Ok(()),
-        Some(theirs) => Err(OpenError::Foreign { address: address.to_string(), theirs, ours: installation.to_owned() }),
+        Some::<String>(theirs) => {
+            fits(address, &Holder { installation: installation.to_owned(), left: Left::Never }, (Some(theirs), 0))
+        }
         None => Err(OpenError::Empty { address: address.to_string() }),
     }
 }
@@ -276,7 +208,7 @@ pub(crate) async fn greet(address: &Address) -> Result<Greeting, OpenError> {
     Ok(Greeting { version, round_trip: begun.elapsed(), durable })
 }
 
-async fn taken(address: &Address, connection: &Connection) -> OpenError {
+pub(crate) async fn taken(address: &Address, connection: &Connection) -> OpenError {
     let asked = "SELECT coalesce(installation, ''), coalesce(host, '') FROM firkin.catalogue";
     let read = async {
         let row = connection.client().query_one(asked, &[]).await?;
@@ -288,10 +220,10 @@ async fn taken(address: &Address, connection: &Connection) -> OpenError {
 }
 
 /// Holds the lock again whenever the database was gone, until the catalogue is another's, or `ended`.
-async fn watch(address: Address, mut connection: Connection, term: i64, mut ended: oneshot::Receiver<()>) {
+async fn watch(address: Address, mut connection: Connection, (holding, term): (Holding, i64), mut ended: oneshot::Receiver<()>) {
     loop {
         if timeout(WATCH, &mut ended).await.is_ok() {
-            let given = async { connection.client().execute("SELECT pg_advisory_unlock($1)", &[&SERVER]).await };
+            let given = async { connection.client().execute("SELECT pg_advisory_unlock_all()", &[]).await };
             if let Err(error) = connection.answered(given).await {
                 tracing::debug!(error = firkin_causes::chain(&error), "the database is not told that this server has ended");
             }
@@ -301,10 +233,10 @@ async fn watch(address: Address, mut connection: Connection, term: i64, mut ende
             continue;
         }
         let Ok(again) = Connection::to(&address).await else { continue };
-        if !lock(&again).await.unwrap_or(false) {
+        if !lock(&again, &holding).await.unwrap_or(false) {
             continue;
         }
-        let found = async { again.client().query_one("SELECT term FROM firkin.catalogue", &[]).await?.try_get::<_, i64>(0) };
+        let found = async { again.client().query_one(&holding.standing(), &[]).await?.try_get::<_, i64>(0) };
         match again.answered(found).await {
             Ok(found) if found == term => {
                 tracing::info!(catalogue = %address, "the database is back");

@@ -18,7 +18,7 @@ use std::{
 use firkin_runtime::store::{
     StoreError,
     catalog::{Catalog, Holder, Opened},
-    database::{Database, DatabaseError, Mode, Work},
+    database::{Database, DatabaseError, Mode, Parts, Work},
 };
 use futures::future::BoxFuture;
 use tokio::{
@@ -28,14 +28,30 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 
 mod address;
+mod cluster;
 mod connection;
 mod hold;
+mod holding;
+mod lease;
+mod members;
+mod membership;
+mod node;
+mod open_error;
 mod schema;
 
 pub use address::{Address, InvalidAddress};
+pub use cluster::{ClusterRecord, Founder, Founding, LeaseTimes, init};
 use connection::{Connection, away};
+pub use hold::Greeting;
 use hold::Hold;
-pub use hold::{Greeting, OpenError};
+use holding::Holding;
+pub use holding::{InvalidNodeId, NodeId};
+pub use lease::Lease;
+pub use members::{AnySandbox, Members, NodeRecord, NodeState, Whereabouts};
+pub use membership::{ClaimError, Claimed, Membership};
+pub use node::{Node, NodeCatalogue};
+pub use open_error::OpenError;
+pub use schema::MigrateError;
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.
 const CONNECTIONS: usize = 8;
@@ -78,10 +94,7 @@ impl Catalog for Catalogue {
     fn open(&self, holder: Holder) -> BoxFuture<'_, Result<Opened, StoreError>> {
         Box::pin(async move {
             let opened = Postgres::open(self.address.clone(), &holder).await;
-            let database = opened.map_err(|error| match error {
-                OpenError::Unsettled { .. } => StoreError::Unknown { operation: "take the catalogue", source: error.into() },
-                _ => StoreError::Catalog(error.into()),
-            })?;
+            let database = opened.map_err(not_opened)?;
             Ok(Opened { term: database.term(), database: Arc::new(database) })
         })
     }
@@ -94,10 +107,19 @@ impl Catalog for Catalogue {
     }
 }
 
+/// Only one that went away while it was taken may have been.
+fn not_opened(error: OpenError) -> StoreError {
+    match error {
+        OpenError::Unsettled { .. } => StoreError::Unknown { operation: "take the catalogue", source: error.into() },
+        _ => StoreError::Catalog(error.into()),
+    }
+}
+
 /// A catalogue in PostgreSQL that is open.
 #[derive(Debug)]
 pub struct Postgres {
     address: Address,
+    holding: Holding,
     term: i64,
     /// Held by who writes, until it is known what became of it.
     writing: AsyncMutex<Writes>,
@@ -120,18 +142,18 @@ impl Postgres {
     /// other servers until it is closed.
     pub async fn open(address: Address, holder: &Holder) -> Result<Self, OpenError> {
         let (hold, term) = Hold::take(&address, holder).await?;
-        Ok(Self::of(address, term, Some(hold)))
+        Ok(Self::of(address, Holding::Whole, (term, Some(hold))))
     }
 
     /// Opens the catalogue at `address` to read it, whoever holds it: it has to be that of the installation, and of this version.
     pub async fn look(address: Address, installation: &str) -> Result<Self, OpenError> {
         hold::look(&address, installation).await?;
-        Ok(Self::of(address, NO_TERM, None))
+        Ok(Self::of(address, Holding::Whole, (NO_TERM, None)))
     }
 
-    fn of(address: Address, term: i64, hold: Option<Hold>) -> Self {
+    fn of(address: Address, holding: Holding, (term, hold): (i64, Option<Hold>)) -> Self {
         let (writing, places) = (AsyncMutex::default(), Semaphore::new(CONNECTIONS));
-        Self { address, term, writing, places, idle: Arc::default(), hold: Mutex::new(hold) }
+        Self { address, holding, term, writing, places, idle: Arc::default(), hold: Mutex::new(hold) }
     }
 
     /// Rises with each who opens the catalogue.
@@ -148,12 +170,16 @@ impl Postgres {
                 Some(connection) => connection,
                 None => Connection::to(&self.address).await.map_err(DatabaseError::Away)?,
             };
-            match connection.begin(mode).await {
+            match connection.begin(mode, &self.holding).await {
                 Ok(rows) => {
                     let Some(kept) = kept else { return Ok(connection) };
-                    let Standing { term, last_write } = standing(&rows)?;
+                    let Standing { term, last_write, has_lease } = self.stands(&rows)?;
                     if term == self.term && last_write >= kept {
-                        return Ok(connection);
+                        if has_lease {
+                            return Ok(connection);
+                        }
+                        connection.end("ROLLBACK").await?;
+                        return Err(away(LeaseOver));
                     }
                     if term == self.term {
                         tracing::error!(catalogue = %self.address, last_write, kept, "the catalogue went back behind what it had kept: nothing is recorded any more");
@@ -210,7 +236,7 @@ impl Postgres {
     }
 
     async fn keep(&self, connection: &Connection, number: i64) -> Result<(), StoreError> {
-        match connection.end(&format!("UPDATE firkin.catalogue SET last_write = {number}; COMMIT")).await {
+        match connection.end(&format!("{}; COMMIT", self.holding.note(number))).await {
             Err(DatabaseError::Away(cause)) => self.was_kept(number, cause).await,
             ended => ended.map_err(|error| error.of("commit")),
         }
@@ -240,22 +266,41 @@ impl Postgres {
     /// Once what was lost is over.
     async fn standing(&self) -> Result<Standing, DatabaseError> {
         let connection = Connection::to(&self.address).await.map_err(DatabaseError::Away)?;
-        standing(&connection.begin(Mode::Write).await?)
+        self.stands(&connection.begin(Mode::Write, &self.holding).await?)
+    }
+
+    /// What a writer was told at its beginning.
+    fn stands(&self, rows: &[SimpleQueryMessage]) -> Result<Standing, DatabaseError> {
+        standing(rows).ok_or_else(|| match self.holding {
+            Holding::Whole => DatabaseError::Refused("the catalogue has no term".into()),
+            // Its row is gone, or an operator has said that it is off.
+            Holding::Node(_) => DatabaseError::Fenced,
+        })
     }
 }
+
+/// Why a node writes nothing: others may take what is its own.
+#[derive(Debug, thiserror::Error)]
+#[error("the lease of this node is over, and is not renewed yet")]
+struct LeaseOver;
 
 /// What a writer is told at its beginning.
 struct Standing {
     term: i64,
     last_write: i64,
+    has_lease: bool,
 }
 
-fn standing(rows: &[SimpleQueryMessage]) -> Result<Standing, DatabaseError> {
-    let row = rows.iter().rev().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(Standing { term: row.get(0)?.parse().ok()?, last_write: row.get(1)?.parse().ok()? }),
+/// The last answer that has a row in it is to the last question, unless that has none.
+fn standing(rows: &[SimpleQueryMessage]) -> Option<Standing> {
+    rows.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) if row.len() > 1 => Some(Standing {
+            term: row.get(0)?.parse().ok()?,
+            last_write: row.get(1)?.parse().ok()?,
+            has_lease: row.len() == 2 || row.get(2)? == "t",
+        }),
         _ => None,
-    });
-    row.ok_or_else(|| DatabaseError::Refused("the catalogue has no term".into()))
+    })
 }
 
 impl Database for Postgres {
@@ -265,6 +310,21 @@ impl Database for Postgres {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn parts(&self) -> Parts {
+        // Others have states of the same name.
+        let whole = Parts { state_key: "key, node", ..Parts::WHOLE };
+        match self.holding {
+            Holding::Whole => whole,
+            Holding::Node(_) => Parts {
+                has_others: true,
+                all_sandboxes: "firkin.sandboxes",
+                own_builds: "own_builds",
+                own_deliveries: "own_deliveries",
+                ..whole
+            },
+        }
     }
 
     fn after_rows_with_numbers(&self) -> &'static [&'static str] {

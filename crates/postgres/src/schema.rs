@@ -4,8 +4,10 @@
 
 use tokio_postgres::Client;
 
+use crate::connection::WRITERS;
+
 /// The steps. The number of those that were done is the version of the schema.
-const STEPS: [&str; 1] = [include_str!("schema-1.sql")];
+const STEPS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 /// What holds of the catalogue itself. It is the same in all versions.
 const CATALOGUE: &str = r#"
@@ -48,9 +50,10 @@ pub enum MigrateError {
     Refused(#[from] tokio_postgres::Error),
 }
 
-/// Brings the tables up to date. Whoever calls holds the server's lock, so nobody else does.
+/// Brings the tables up to date. Whoever calls holds the server's lock, so nobody else does; of nodes, which share that, one after the other.
+/// Steps only add to what earlier versions use: nodes of two versions run at the same time.
 pub(crate) async fn migrate(client: &Client) -> Result<(), MigrateError> {
-    client.batch_execute(&format!("BEGIN; {CATALOGUE}")).await?;
+    client.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS}); {CATALOGUE}")).await?;
     let done = steps(client).await;
     client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
     done

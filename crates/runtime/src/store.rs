@@ -37,6 +37,7 @@ mod imports;
 mod in_use;
 pub(crate) mod look;
 mod migrate;
+mod next_life;
 mod sandboxes;
 mod seconds;
 mod shelf;
@@ -50,7 +51,7 @@ mod templates;
 mod tests;
 mod webhooks;
 
-use database::{Database, Mode, Tx, Value, Work, params, refused};
+use database::{Database, Mode, Parts, Tx, Value, Work, params, refused};
 use sqlite::Sqlite;
 
 pub(crate) use backup::CameBack;
@@ -59,6 +60,7 @@ pub use builds::{BuildLogEntry, BuildReason, BuildState, Defaults};
 pub(crate) use builds::{BuildRecord, LayerRecord, Setup};
 pub(crate) use imports::Place;
 pub(crate) use in_use::{InUse, Named};
+pub use next_life::{NextLife, next_life};
 pub(crate) use sandboxes::Guard;
 use sandboxes::InDoubt;
 pub(crate) use seconds::CatalogSeconds;
@@ -313,6 +315,11 @@ impl Store {
     /// Whether others can have it after this server.
     pub(crate) fn is_shared(&self) -> bool {
         self.database.is_shared()
+    }
+
+    /// What of its tables is whose.
+    fn parts(&self) -> Parts {
+        self.database.parts()
     }
 
     /// Fails if the database does not answer.

@@ -64,6 +64,15 @@ pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String
         OpenError::WentBack { .. } | OpenError::WentOn { .. } => {
             "`firkin cluster restore-check` says what would be lost; with `--accept` this state directory goes on with it".to_owned()
         }
+        OpenError::IsCluster { .. } => "start this server as one of its nodes, or name another database".to_owned(),
+        OpenError::NoCluster { .. } => "found the cluster there first, or name the database that it has".to_owned(),
+        OpenError::Founded { .. } => "found the cluster from the state directory whose catalogue it is, which stays its own".to_owned(),
+        OpenError::Times { .. } => "give times of which each is shorter than what comes after it".to_owned(),
+        OpenError::WrongSecret { .. } => "give this node the secret that the other nodes have".to_owned(),
+        OpenError::Protocol { .. } => "use the version of firkin that the other nodes have, or one beside it".to_owned(),
+        OpenError::NodeTaken { .. } => {
+            "stop that server first; if this state directory is a copy of its, make a new one for this node".to_owned()
+        }
         OpenError::Tables { .. } => "use the version of firkin that they are of, or a newer one".to_owned(),
     })
 }

@@ -106,7 +106,7 @@ fn run(programs: &Path, dir: &Path, port: u16) -> Child {
     loop {
         let mut command = as_nobody(programs.join("postgres"));
         command.arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string()).arg("-k").arg(dir);
-        for setting in ["fsync=off", "listen_addresses=127.0.0.1", "max_connections=40", "shared_buffers=16MB"] {
+        for setting in ["fsync=off", "listen_addresses=127.0.0.1", "max_connections=100", "shared_buffers=16MB"] {
             command.args(["-c", setting]);
         }
         // SAFETY: the call is one system call, of the child alone.

@@ -1,5 +1,5 @@
 //! The catalogue on a real PostgreSQL: the contract, what happens when connections are cut in the middle of a commit, when the database is
-//! killed, and when a second server comes.
+//! killed, and when a second server comes, alone or as another node.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's own parts fail by panics, and say what was not tried")]
 
@@ -18,6 +18,7 @@ use firkin_runtime::{
 use tokio::time::timeout;
 
 mod database;
+mod nodes;
 mod proxy;
 
 use database::Cluster;

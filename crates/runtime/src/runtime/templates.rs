@@ -142,7 +142,7 @@ impl Runtime {
             self.tell_template(TemplateEvent::TagsChanged, &family.owner, family.id.as_str(), family.snapshot_of.as_ref());
             return self.let_go(artifacts.into_iter().chain(shared)).await;
         }
-        let sandboxes = store.sandboxes(Scope::Host).await.map_err(DeleteError::Store)?;
+        let sandboxes = store.everyones_sandboxes().await.map_err(DeleteError::Store)?;
         let (artifacts, shared) = self.artifacts_of(&own, &all).await?;
         let users = dependents::of((&self.scope, &family.id), &artifacts, &sandboxes, &all, |artifact| self.base_of(artifact));
         refuse_if_used(reference, users)?;

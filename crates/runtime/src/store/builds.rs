@@ -187,10 +187,11 @@ impl Store {
         .await
     }
 
-    /// Has every build that has begun end as failed.
+    /// Has every build of this server that has begun end as failed.
     pub(crate) async fn fail_builds_under_way(&self, reason: BuildReason, at: Timestamp) -> Result<(), StoreError> {
+        let own = format!("SELECT body FROM {} ORDER BY id", self.parts().own_builds);
         self.run(move |tx| {
-            let builds: Vec<BuildRecord> = bodies(tx, "builds", "SELECT body FROM builds ORDER BY id", params![])?;
+            let builds: Vec<BuildRecord> = bodies(tx, "builds", &own, params![])?;
             for record in builds.into_iter().filter(|record| record.state == BuildState::Building) {
                 let reason = Some(reason.clone());
                 let failed = BuildRecord { state: BuildState::Error, reason, updated_at: at, finished_at: Some(at), ..record };
@@ -268,7 +269,8 @@ impl Store {
 
     /// Inserts or replaces a state between two steps.
     pub(crate) async fn put_layer(&self, record: LayerRecord) -> Result<(), StoreError> {
-        self.run(move |tx| put_layer(tx, &record)).await
+        let key = self.parts().state_key;
+        self.run(move |tx| put_layer((tx, key), &record)).await
     }
 
     pub(crate) async fn layer(&self, key: String) -> Result<Option<LayerRecord>, StoreError> {
@@ -282,11 +284,12 @@ impl Store {
 
     /// Notes that a state is gone on from, if it is there and has not become another one.
     pub(crate) async fn use_layer(&self, record: LayerRecord, at: Timestamp) -> Result<(), StoreError> {
+        let key = self.parts().state_key;
         self.run(move |tx| {
             let found: Option<LayerRecord> =
                 one(tx, "build_layers", "SELECT body FROM build_layers WHERE key = ?1", &record.key)?;
             match found.filter(|found| found.artifact == record.artifact) {
-                Some(found) => put_layer(tx, &LayerRecord { used_at: at, ..found }),
+                Some(found) => put_layer((tx, key), &LayerRecord { used_at: at, ..found }),
                 None => Ok(()),
             }
         })
@@ -360,13 +363,11 @@ fn delete_layers(c: Tx<'_>, layers: &[LayerRecord]) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn put_layer(c: Tx<'_>, record: &LayerRecord) -> Result<(), StoreError> {
+fn put_layer((c, key): (Tx<'_>, &str), record: &LayerRecord) -> Result<(), StoreError> {
     let body = to_json("build_layers", record)?;
-    c.execute(
-        "INSERT INTO build_layers (key, body) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET body = excluded.body",
-        params![record.key, body],
-    )
-    .map_err(refused("put a layer"))?;
+    let put =
+        format!("INSERT INTO build_layers (key, body) VALUES (?1, ?2) ON CONFLICT ({key}) DO UPDATE SET body = excluded.body");
+    c.execute(&put, params![record.key, body]).map_err(refused("put a layer"))?;
     Ok(())
 }
 

@@ -27,6 +27,10 @@ use crate::{
     },
 };
 
+mod beside;
+
+pub use beside::check_beside;
+
 /// How many try the same at once. More than a pool of connections has.
 const RACERS: usize = 24;
 
@@ -97,6 +101,16 @@ pub async fn leave_behind(state_dir: &Path) -> Result<(), Broken> {
     store.enqueue(vec![(parse("two")?, delivery)]).await?;
     store.insert_sandbox(sandbox("i1", "template")?).await?;
     Ok(store.close().await?)
+}
+
+/// What is on record of a sandbox, as the store writes it: paused, or running. For tests of what lies below.
+pub fn sandbox_body(id: &str, epoch: u64, is_paused: bool) -> Result<String, Broken> {
+    let mut record = SandboxRecord { epoch, ..sandbox(id, "template")? };
+    if !is_paused {
+        let (memory_base, overlay) = (parse("base")?, parse("overlay")?);
+        record.phase = RecordedPhase::Running { memory_base, layers: Vec::new(), overlay, slot: 1, instance: None, nonce: None };
+    }
+    Ok(super::to_json("sandboxes", &record)?)
 }
 
 /// How many of `RACERS` do it, and that the others are told that they came too late.

@@ -156,6 +156,8 @@ impl Rows {
     pub(crate) async fn put(self, database: &dyn Database, replace: bool) -> Result<Copied, CopyError> {
         let copied = self.copied();
         let numbered = database.after_rows_with_numbers();
+        // What others have in it is not taken from them.
+        let replace = replace && !database.parts().has_others;
         let put = asked(database, Mode::Write, move |tx| {
             if let Some(found) = if replace { None } else { occupied(tx)? } {
                 return Ok(Err(found));

@@ -101,6 +101,11 @@ pub trait Database: Debug + Send + Sync {
         false
     }
 
+    /// What of its tables is whose.
+    fn parts(&self) -> Parts {
+        Parts::WHOLE
+    }
+
     /// What reads it up to date after rows came with numbers of their own, where it does not count on from the highest by itself.
     fn after_rows_with_numbers(&self) -> &'static [&'static str] {
         &[]
@@ -108,6 +113,33 @@ pub trait Database: Debug + Send + Sync {
 
     /// Ends it after all that was asked before. What is asked later is refused.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Under which names operations find what several servers have in one catalogue at the same time. `sandboxes` and `build_layers` are what is
+/// this server's alone; of the other tables everybody sees everything, and acts by itself on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Whether other servers use the catalogue at the same time: then nobody empties it.
+    pub has_others: bool,
+    /// The sandboxes of all servers, to be read.
+    pub all_sandboxes: &'static str,
+    /// The builds that this server ends.
+    pub own_builds: &'static str,
+    /// The deliveries that this server sends.
+    pub own_deliveries: &'static str,
+    /// What a state of a build is known by.
+    pub state_key: &'static str,
+}
+
+impl Parts {
+    /// That of a catalogue which one server has: all is its own.
+    pub const WHOLE: Self = Self {
+        has_others: false,
+        all_sandboxes: "sandboxes",
+        own_builds: "builds",
+        own_deliveries: "deliveries",
+        state_key: "key",
+    };
 }
 
 /// A row.

@@ -122,6 +122,12 @@ impl Store {
         done
     }
 
+    /// Those of all servers that have this catalogue.
+    pub(crate) async fn everyones_sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
+        let all = format!("SELECT body FROM {} ORDER BY id", self.parts().all_sandboxes);
+        self.read(move |tx| bodies(tx, "sandboxes", &all, params![])).await
+    }
+
     /// Those of a scope.
     pub(crate) async fn sandboxes(&self, scope: Scope) -> Result<Vec<SandboxRecord>, StoreError> {
         let mut sandboxes: Vec<SandboxRecord> =

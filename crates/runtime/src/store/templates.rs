@@ -282,8 +282,9 @@ impl Store {
     /// Removes a template or snapshot with all of its versions, tags and builds, unless sandboxes of it are on record: then it gives
     /// these, and all stays.
     pub(crate) async fn delete_template(&self, id: TemplateId) -> Result<Vec<(TeamId, SandboxId)>, StoreError> {
+        let all = format!("SELECT body FROM {} ORDER BY id", self.parts().all_sandboxes);
         self.run(move |tx| {
-            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes ORDER BY id", params![])?;
+            let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", &all, params![])?;
             let of_it: Vec<_> = sandboxes.into_iter().filter(|s| s.template_id == id).map(|s| (s.owner, s.id)).collect();
             if !of_it.is_empty() {
                 return Ok(of_it);

@@ -187,9 +187,8 @@ impl Owner {
         if !self.shared.store.is_shared() {
             return Ok(());
         }
-        let held = Held { epoch: Some(held.epoch.unwrap_or(self.record.epoch)), ..held.clone() };
-        let epoch = self.record.epoch + 1;
-        let claimed = SandboxRecord { epoch, phase: RecordedPhase::Paused(held.clone()), ..self.record.clone() };
+        let paused = SandboxRecord { phase: RecordedPhase::Paused(held.clone()), ..self.record.clone() };
+        let Some((claimed, held)) = paused.claimed() else { return Ok(()) };
         let done = self.shared.store.update_sandbox(claimed.clone(), self.record.guard()).await;
         done.map_err(ResumeError::Store)?;
         self.record = claimed;

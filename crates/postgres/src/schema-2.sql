@@ -1,0 +1,54 @@
+-- Several nodes on one catalogue: who they are, whose each row is, and what each of them sees.
+
+CREATE TABLE firkin.cluster (
+    one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one),
+    id TEXT NOT NULL,
+    secret_fingerprint TEXT NOT NULL,
+    protocol BIGINT NOT NULL,
+    lease_ms BIGINT NOT NULL, renew_ms BIGINT NOT NULL, stop_ms BIGINT NOT NULL, grace_ms BIGINT NOT NULL);
+
+-- Half of each page is free, so that a renewal writes beside what it renews and touches no index.
+CREATE TABLE firkin.nodes (
+    id TEXT COLLATE "C" PRIMARY KEY,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    installation TEXT NOT NULL,
+    host TEXT NOT NULL,
+    term BIGINT NOT NULL,
+    last_write BIGINT NOT NULL,
+    lease_until TIMESTAMPTZ NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    since TIMESTAMPTZ NOT NULL DEFAULT now(),
+    info TEXT NOT NULL DEFAULT '{}') WITH (fillfactor = 50);
+
+ALTER TABLE firkin.sandboxes
+    ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT '',
+    ADD COLUMN term BIGINT NOT NULL DEFAULT 0,
+    -- The life in which its node gave it up: whoever wants it may claim the next one, as long as it is in this one.
+    ADD COLUMN given_up BIGINT;
+CREATE INDEX sandboxes_of_node ON firkin.sandboxes (node);
+
+-- Where no node is said, these are empty texts.
+ALTER TABLE firkin.builds
+    ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT coalesce(current_setting('firkin.node', true), '');
+ALTER TABLE firkin.deliveries
+    ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT coalesce(current_setting('firkin.node', true), '');
+-- A state between two steps of a build is on the disk of whoever made it.
+ALTER TABLE firkin.build_layers
+    ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT '',
+    DROP CONSTRAINT build_layers_pkey,
+    ADD PRIMARY KEY (key, node);
+
+-- What a node's sessions find first. Statements are the same whoever runs them; what they find is the node's own, in its term.
+CREATE SCHEMA firkin_node;
+CREATE VIEW firkin_node.sandboxes AS SELECT id, body, node, term FROM firkin.sandboxes
+    WHERE node = current_setting('firkin.node') AND term = current_setting('firkin.term')::bigint WITH CHECK OPTION;
+ALTER VIEW firkin_node.sandboxes ALTER COLUMN node SET DEFAULT current_setting('firkin.node');
+ALTER VIEW firkin_node.sandboxes ALTER COLUMN term SET DEFAULT current_setting('firkin.term')::bigint;
+CREATE VIEW firkin_node.build_layers AS SELECT key, body, node FROM firkin.build_layers
+    WHERE node = current_setting('firkin.node') WITH CHECK OPTION;
+ALTER VIEW firkin_node.build_layers ALTER COLUMN node SET DEFAULT current_setting('firkin.node');
+CREATE VIEW firkin_node.own_builds AS SELECT id, body FROM firkin.builds WHERE node = current_setting('firkin.node');
+CREATE VIEW firkin_node.own_deliveries AS SELECT number, webhook, due_ms, body FROM firkin.deliveries
+    WHERE node = current_setting('firkin.node');

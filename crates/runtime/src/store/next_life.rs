@@ -1,0 +1,30 @@
+//! What is on record of a sandbox once its next life is claimed, before anything of that life has begun: its number has risen, and what holds
+//! the sandbox is what held it. Whoever claims it and fails leaves it as it was, but for the number.
+
+use super::{Held, RecordedPhase, SandboxRecord, StoreError, from_json, to_json};
+
+/// A sandbox whose next life is claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextLife {
+    /// Its record.
+    pub body: String,
+    /// The number of that life.
+    pub epoch: u64,
+}
+
+impl SandboxRecord {
+    /// With the next life claimed, and what holds it. None where nothing holds it but its machine: there is nothing that another life could begin with.
+    pub(crate) fn claimed(&self) -> Option<(Self, Held)> {
+        let RecordedPhase::Paused(held) = &self.phase else { return None };
+        let held = Held { epoch: Some(held.epoch.unwrap_or(self.epoch)), ..held.clone() };
+        let claimed = Self { epoch: self.epoch + 1, phase: RecordedPhase::Paused(held.clone()), ..self.clone() };
+        Some((claimed, held))
+    }
+}
+
+/// Claims the next life in a record, as it is in the column `body`.
+pub fn next_life(body: &str) -> Result<Option<NextLife>, StoreError> {
+    let record: SandboxRecord = from_json("sandboxes", body)?;
+    let claimed = record.claimed();
+    claimed.map(|(next, _)| Ok(NextLife { body: to_json("sandboxes", &next)?, epoch: next.epoch })).transpose()
+}
