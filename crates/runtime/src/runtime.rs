@@ -306,6 +306,11 @@ impl Runtime {
         Ok(self.handle(id)?.view.borrow().sandbox.clone())
     }
 
+    /// Whether there is such a sandbox, running or paused.
+    pub fn has(&self, id: &SandboxId) -> bool {
+        self.handle(id).is_ok()
+    }
+
     /// Every sandbox, running and paused, in no order.
     pub fn sandboxes(&self) -> Vec<RuntimeSandbox> {
         let seen = |handle: &&Handle| self.scope.sees(&handle.team);

@@ -23,6 +23,7 @@ use crate::{
     access::{self, Needs},
     error::ApiError,
     listing::Query,
+    nodes::Identity,
     requests::note_route,
 };
 
@@ -53,6 +54,11 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn of(app: &App, keys::Caller { team, key, scope }: keys::Caller) -> Self {
         Self { runtime: app.host().within(team.clone()), team, key, scope }
+    }
+
+    /// As the runtime knows who came with a key.
+    pub(crate) fn as_told(&self) -> keys::Caller {
+        keys::Caller { team: self.team.clone(), key: self.key.clone(), scope: self.scope }
     }
 }
 
@@ -117,8 +123,22 @@ fn admitted(app: &App, request: &Request) -> Result<Option<Caller>, ApiError> {
     }
 }
 
+/// Who a peer says that asks. Whatever else comes in has lost that header before anybody looks, and where there are no peers nobody does.
+fn told(app: &App, headers: &HeaderMap) -> Option<Identity> {
+    app.config.nodes.as_ref().and_then(|_| Identity::of(headers))
+}
+
+/// Who asks, to be told to a peer. `None` for who brings nothing that is good.
+pub(crate) fn identity(app: &App, headers: &HeaderMap) -> Option<Identity> {
+    let (caller, admin) = (check(app, headers).ok(), is_admin(app, headers));
+    (caller.is_some() || admin).then(|| Identity { caller: caller.map(|caller| caller.as_told()), admin })
+}
+
 /// Whether these headers hold the admin token.
 pub(crate) fn is_admin(app: &App, headers: &HeaderMap) -> bool {
+    if let Some(identity) = told(app, headers) {
+        return identity.admin;
+    }
     headers.get(ADMIN_TOKEN).is_some_and(|token| is_admin_token(app, token.as_bytes()))
 }
 
@@ -166,6 +186,9 @@ pub(crate) fn check_for(app: &App, headers: &HeaderMap, least: KeyScope) -> Resu
 
 /// Who comes with the key in these headers.
 pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    if let Some(identity) = told(app, headers) {
+        return identity.caller.map(|caller| Caller::of(app, caller)).ok_or_else(|| ApiError::unauthorized(NO_KEY));
+    }
     let key = headers.get(API_KEY).ok_or_else(|| ApiError::unauthorized(NO_KEY))?;
     let key = key.to_str().ok().filter(|key| key.len() <= MAX_KEY_BYTES);
     let known = key.and_then(|key| app.host().authenticate(key));

@@ -34,6 +34,7 @@ use http::{HeaderValue, StatusCode, header};
 use crate::{discreet::without_paths, logging::LogFilterError, target::InvalidTarget};
 
 mod archives;
+mod nodes;
 mod templates;
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.

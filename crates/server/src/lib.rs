@@ -37,6 +37,7 @@ mod auth;
 mod cookies;
 mod discreet;
 mod doors;
+mod elsewhere;
 mod error;
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -47,6 +48,7 @@ mod latency;
 mod listing;
 mod logging;
 mod metrics;
+pub mod nodes;
 mod openapi;
 mod proxy;
 mod redirect;
@@ -67,9 +69,11 @@ pub use tls::{Listener, TlsError, TlsIdentity};
 
 use app::App;
 use doors::Place;
+use elsewhere::Home;
 use error::{ApiError, ProxyError};
 use hosts::{Named, OtherHosts as Others};
 use latency::FirstAnswer;
+use nodes::Nodes;
 use proxy::{origin, page};
 use target::{InvalidTarget, Target, Way};
 
@@ -110,6 +114,8 @@ pub struct ServerConfig {
     pub audit: Option<PathBuf>,
     /// What its operator is shown of how it was started.
     pub about: About,
+    /// The other nodes of its cluster. Absent: it is alone.
+    pub nodes: Option<Arc<dyn Nodes>>,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -146,6 +152,7 @@ impl Default for ServerConfig {
             log: None,
             traces: None,
             about: About::default(),
+            nodes: None,
             audit: None,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,
@@ -191,12 +198,17 @@ pub(crate) fn assemble(app: Arc<App>) -> Router {
 
 /// Marks an answer that a sandbox gave.
 #[derive(Debug, Clone, Copy)]
-struct FromSandbox;
+pub(crate) struct FromSandbox;
 
-async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let place = request.extensions().get::<Place>().cloned();
+    let from_peer = match elsewhere::enter(&app, &mut request) {
+        Ok(from_peer) => from_peer,
+        Err(error) => return error.into_response(),
+    };
     if let Some(place) = &place {
-        if !place.is_known() && (auth::is_known(&app, request.headers()) || ui::is_visitor(&app, &request)) {
+        let is_known = || from_peer || auth::is_known(&app, request.headers()) || ui::is_visitor(&app, &request);
+        if !place.is_known() && is_known() {
             place.know();
         }
         if place.is_too_many() {
@@ -204,13 +216,27 @@ async fn choose_plane(State(app): State<Arc<App>>, request: Request, next: Next)
         }
     }
     let way = target::target(request.uri(), request.headers(), app.config.domain.as_deref());
-    let response = match check_host(&app, &request, way.as_ref()) {
-        Ok(()) => answer(&app, way, request, next).await,
+    // A peer has looked at that.
+    let admitted = if from_peer { Ok(()) } else { check_host(&app, &request, way.as_ref()) };
+    let sought = elsewhere::sought(&app, way.as_ref(), from_peer, &request);
+    let mut response = match admitted {
+        Ok(()) => match elsewhere::home(&app, sought).await {
+            Home::Here => answer(&app, way, request, next).await,
+            Home::There(nodes, passed) => {
+                let forwarded = nodes::forward::forward(&nodes, &app.pool, passed, request).await;
+                forwarded.unwrap_or_else(IntoResponse::into_response)
+            }
+            Home::Refused(response) => response,
+        },
         Err(error) => error.into_response(),
     };
     metrics::count(&app, &response);
-    if let Some(place) = place.filter(|_| response.extensions().get::<FromSandbox>().is_some()) {
+    let visited = response.extensions().get::<FromSandbox>().is_some();
+    if let Some(place) = place.filter(|_| visited) {
         place.visit();
+    }
+    if let Some(nodes) = &app.config.nodes {
+        nodes::sign(&**nodes, from_peer, visited, &mut response);
     }
     response
 }

@@ -35,7 +35,7 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 28] = [
+pub(crate) const KINDS: [&str; 30] = [
     "archive_damaged",
     "archive_foreign",
     "archive_taken",
@@ -49,12 +49,14 @@ pub(crate) const KINDS: [&str; 28] = [
     "idempotency_request_mismatch",
     "internal_server_error",
     "method_not_allowed",
+    "node_away",
     "not_found",
     "other",
     "payload_too_large",
     "request_timeout",
     "sandbox_capacity_unavailable",
     "sandbox_create_failed",
+    "sandbox_moved",
     "sandbox_no_compatible_node",
     "sandbox_placement_timeout",
     "sandbox_snapshot_guest_agent_unresponsive",

@@ -101,7 +101,7 @@ pub(crate) fn note_route(traces: Option<&Traces>, request: &Request) {
 }
 
 /// The sandbox that a path of the control plane is about.
-fn sandbox_of(path: &str) -> Option<&str> {
+pub(crate) fn sandbox_of(path: &str) -> Option<&str> {
     let mut parts = path.split('/').skip_while(|part| *part != "sandboxes").skip(1);
     parts.next().filter(|id| *id != "metrics" && sandbox_id(id).is_ok())
 }

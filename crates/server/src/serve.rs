@@ -25,12 +25,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
     App, ServerConfig, assemble,
     doors::{Doors, Held, Place, Tally},
+    nodes::{FromPeer, Nodes},
     redirect,
     sever::{Sever, Severable},
     tls::{Listener, TlsIdentity},
@@ -55,6 +57,9 @@ pub enum ServeError {
     /// There is nothing to listen on.
     #[error("cannot serve without a listener")]
     NoListener,
+    /// It has a door for peers, and is in no cluster.
+    #[error("cannot listen for peers without a cluster")]
+    NoCluster,
     /// The audit log cannot be opened.
     #[error("cannot open the audit log")]
     Audit(#[source] io::Error),
@@ -86,6 +91,8 @@ pub async fn serve(
         router: assemble(Arc::clone(&app)),
         connections: TaskTracker::new(),
         doors: Doors::new(app.config.max_connections, app.config.max_connections_per_peer),
+        // Whatever strangers hold, peers have doors of their own.
+        peers: Doors::new(app.config.max_connections, app.config.max_connections),
         failures: Arc::default(),
         head_deadline: app.config.head_deadline,
         stranger_idle: app.config.stranger_idle,
@@ -93,17 +100,21 @@ pub async fn serve(
         drain: shutdown.child_token(),
         cut: CancellationToken::new(),
     };
+    let mut doors = Vec::new();
+    for listener in listeners {
+        doors.push(match listener {
+            Listener::Plain(listener) => (listener, Door::Plain),
+            Listener::Tls(listener, identity) => (listener, Door::Tls(identity)),
+            Listener::Peers(listener) => (listener, Door::Peers(app.config.nodes.clone().ok_or(ServeError::NoCluster)?)),
+        });
+    }
     let sampler = tokio::spawn({
         let (runtime, stop) = (app.host().clone(), server.drain.clone());
         async move { runtime.sample_all(stop).await }
     });
     let mut loops = JoinSet::new();
-    for listener in listeners {
-        let (listener, identity) = match listener {
-            Listener::Plain(listener) => (listener, None),
-            Listener::Tls(listener, identity) => (listener, Some(identity)),
-        };
-        loops.spawn(server.clone().accept(listener, identity));
+    for (listener, door) in doors {
+        loops.spawn(server.clone().accept(listener, door));
     }
     let mut result = Ok(());
     while let Some(ended) = loops.join_next().await {
@@ -123,11 +134,21 @@ pub async fn serve(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Encrypted(pub(crate) bool);
 
+/// How connections of a listener begin.
+#[derive(Debug, Clone)]
+enum Door {
+    Plain,
+    Tls(TlsIdentity),
+    Peers(Arc<dyn Nodes>),
+}
+
 #[derive(Debug, Clone)]
 struct Server {
     router: Router,
     connections: TaskTracker,
     doors: Arc<Doors>,
+    /// The same of the peer port.
+    peers: Arc<Doors>,
     /// Accepts that failed.
     failures: Arc<Tally>,
     head_deadline: Duration,
@@ -137,7 +158,8 @@ struct Server {
 }
 
 impl Server {
-    async fn accept(self, listener: TcpListener, identity: Option<TlsIdentity>) -> Result<(), ServeError> {
+    async fn accept(self, listener: TcpListener, door: Door) -> Result<(), ServeError> {
+        let doors = if matches!(door, Door::Peers(_)) { &self.peers } else { &self.doors };
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -147,13 +169,13 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     // Whoever finds no place is hung up on, which costs nothing.
-                    if let Some(place) = self.doors.enter(peer.ip()) {
-                        let (server, identity) = (self.clone(), identity.clone());
+                    if let Some(place) = doors.enter(peer.ip()) {
+                        let (server, door) = (self.clone(), door.clone());
                         self.connections.spawn(async move {
                             tokio::select! {
                                 biased;
                                 () = place.evicted() => tracing::debug!(%peer, "an idle connection made room for another"),
-                                () = server.greet(stream, peer, identity, &place) => {}
+                                () = server.greet(stream, peer, door, &place) => {}
                             }
                         });
                     }
@@ -174,15 +196,15 @@ impl Server {
     }
 
     /// Serves a connection, after its handshake if it is an encrypted one.
-    async fn greet(self, stream: TcpStream, peer: SocketAddr, identity: Option<TlsIdentity>, place: &Place) {
+    async fn greet(self, stream: TcpStream, peer: SocketAddr, door: Door, place: &Place) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot switch off Nagle's algorithm");
         }
         let sever = Sever::default();
         let stream = Severable::new(stream, sever.clone());
-        match identity {
-            None => self.connection(stream, (peer, place), (sever, Encrypted(false))).await,
-            Some(TlsIdentity(acceptor)) => {
+        match door {
+            Door::Plain => self.connection(stream, (peer, place), (sever, Encrypted(false)), None).await,
+            Door::Tls(TlsIdentity(acceptor)) => {
                 let begins = tokio::select! {
                     () = self.drain.cancelled() => return,
                     begins = tokio::time::timeout(self.head_deadline, stream.first_byte()) => begins,
@@ -193,18 +215,32 @@ impl Server {
                     }
                     return;
                 }
-                let handshake = tokio::time::timeout(self.head_deadline, acceptor.accept(stream));
-                let handshake = tokio::select! {
-                    () = self.drain.cancelled() => return,
-                    handshake = handshake => handshake,
-                };
-                match handshake {
-                    Ok(Ok(stream)) => self.connection(stream, (peer, place), (sever, Encrypted(true))).await,
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "a handshake failed"),
-                    Err(_) => tracing::debug!(%peer, "a handshake did not end in time"),
+                if let Some(stream) = self.handshake(&acceptor, stream, peer).await {
+                    self.connection(stream, (peer, place), (sever, Encrypted(true)), None).await;
                 }
             }
+            Door::Peers(nodes) => {
+                let Some(stream) = self.handshake(&nodes.greeter(), stream, peer).await else { return };
+                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| nodes.peer(chain));
+                let Some(shown) = shown else { return };
+                place.know();
+                self.connection(stream, (peer, place), (sever, Encrypted(true)), Some(FromPeer(shown))).await;
+            }
         }
+    }
+
+    async fn handshake(&self, acceptor: &TlsAcceptor, stream: Severable, peer: SocketAddr) -> Option<TlsStream<Severable>> {
+        let handshake = tokio::time::timeout(self.head_deadline, acceptor.accept(stream));
+        let handshake = tokio::select! {
+            () = self.drain.cancelled() => return None,
+            handshake = handshake => handshake,
+        };
+        match handshake {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "a handshake failed"),
+            Err(_) => tracing::debug!(%peer, "a handshake did not end in time"),
+        }
+        None
     }
 
     /// Answers the first request of a connection that should have been encrypted, and closes it.
@@ -228,6 +264,7 @@ impl Server {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         (peer, place): (SocketAddr, &Place),
         (sever, encrypted): (Sever, Encrypted),
+        from_peer: Option<FromPeer>,
     ) {
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
         let (first, own) = (Arc::clone(&spoke), place.clone());
@@ -238,6 +275,9 @@ impl Server {
             first.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(sever.clone());
             request.extensions_mut().insert(encrypted);
+            if let Some(from_peer) = &from_peer {
+                request.extensions_mut().insert(from_peer.clone());
+            }
             let answer = router.clone().oneshot(request.map(Body::new));
             async move { answer.await.map(|response| response.map(|body| Held { body, _busy: busy })) }
         });

@@ -43,6 +43,8 @@ pub enum Listener {
     Plain(TcpListener),
     /// HTTPS.
     Tls(TcpListener, TlsIdentity),
+    /// Other nodes of the server's cluster ([`ServerConfig::nodes`](crate::ServerConfig::nodes)), and nobody else.
+    Peers(TcpListener),
 }
 
 impl From<TcpListener> for Listener {

@@ -8,7 +8,7 @@ use crate::{assert_none, files, root};
 
 /// The crates from the ground up. A crate depends only on crates of lower floors; the guest knows only the wire,
 /// how files are removed and replaced, and how errors are told.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["firkin-causes", "firkin-files"],
     &[
         "firkin-wire",
@@ -26,6 +26,7 @@ const FLOORS: [&[&str]; 8] = [
     &["firkin-network"],
     &["firkin-runtime"],
     &["firkin-server", "firkin-postgres"],
+    &["firkin-cluster"],
     &["firkin"],
     &["firkin-vm-tests", "firkin-fuzz", "firkin-book", "xtask"],
 ];

@@ -20,7 +20,7 @@ pub(crate) mod origin;
 pub(crate) mod page;
 pub(crate) mod pool;
 pub(crate) mod signed;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use crate::{
     cookies,
@@ -104,7 +104,7 @@ fn for_guest(target: &Target, request: Request<Body>, protocol: Option<HeaderVal
 }
 
 /// Drops what concerns one connection: the listed headers and those that `Connection` names.
-fn strip(headers: &mut HeaderMap) {
+pub(crate) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -121,7 +121,8 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn restore_upgrade(headers: &mut HeaderMap, protocol: Option<HeaderValue>) {
+/// Asks for a switch of protocols again, which concerned one connection, on the next one.
+pub(crate) fn restore_upgrade(headers: &mut HeaderMap, protocol: Option<HeaderValue>) {
     if let Some(protocol) = protocol {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);
@@ -129,7 +130,7 @@ fn restore_upgrade(headers: &mut HeaderMap, protocol: Option<HeaderValue>) {
 }
 
 /// The protocol that the client wants to switch to, if any.
-fn upgrade_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn upgrade_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers
         .get_all(header::CONNECTION)
         .iter()

@@ -17,6 +17,7 @@ mod builds;
 mod create;
 mod encryption;
 pub(crate) mod events;
+mod everywhere;
 mod health;
 mod host;
 mod identity;

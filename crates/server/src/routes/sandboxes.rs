@@ -1,6 +1,6 @@
 //! Looking at sandboxes, and ending them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json as Reply,
@@ -8,46 +8,70 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::{
-    sandbox::{RuntimeSandbox, SandboxId, SandboxState},
+    sandbox::{SandboxId, SandboxState},
     store::KeyScope,
 };
 use firkin_wire::{headers::NEXT_TOKEN, rest};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::everywhere::Elsewhere;
 use crate::{
     App,
     auth::Caller,
     error::ApiError,
     extract::Sandbox,
     listing::{Cursor, Filter, Query, page},
+    nodes::gather::Gathered,
     shape,
     target::sandbox_id,
 };
+
+/// How many run, on whatever page.
+const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
 
 /// Sandboxes whose metrics may be asked for at once.
 const MAX_METRICS: usize = 100;
 
 /// `GET /sandboxes`: running ones only, all on one page.
-pub(super) async fn list_v1(caller: Caller, query: Query) -> Result<Response, ApiError> {
+pub(super) async fn list_v1(caller: Caller, elsewhere: Elsewhere, query: Query) -> Result<Response, ApiError> {
     let filter = Filter { states: vec![SandboxState::Running], ..Filter::parse(&caller.team, &query)? };
+    let others = elsewhere.ask::<Vec<rest::ListedSandbox>>().await;
     let mut found = caller.runtime.sandboxes();
     found.retain(|sandbox| filter.wants(sandbox.state) && filter.matches(sandbox));
-    found.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
-    Ok(Reply(found.into_iter().map(shape::listed).collect::<Vec<_>>()).into_response())
+    let mut headers = HeaderMap::new();
+    others.tell(&mut headers);
+    let others = others.parts.into_iter().flat_map(|(_, part)| part);
+    let mut found: Vec<_> = found.into_iter().map(shape::listed).chain(others).collect();
+    found.sort_by(|a, b| (b.started_at, &b.sandbox_id).cmp(&(a.started_at, &a.sandbox_id)));
+    Ok((headers, Reply(found)).into_response())
 }
 
-/// `GET /v2/sandboxes`.
-pub(super) async fn list_v2(caller: Caller, query: Query) -> Result<Response, ApiError> {
+/// `GET /v2/sandboxes`. A page of several nodes is made of the same page of each: where it begins is a position, and no number.
+pub(super) async fn list_v2(caller: Caller, elsewhere: Elsewhere, query: Query) -> Result<Response, ApiError> {
     let (filter, window) = (Filter::parse(&caller.team, &query)?, query.window()?);
+    let others = elsewhere.ask::<Vec<rest::ListedSandbox>>().await;
     let mut found = caller.runtime.sandboxes();
     found.retain(|sandbox| filter.matches(sandbox));
-    let running = found.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
+    let mut running = found.iter().filter(|sandbox| sandbox.state == SandboxState::Running).count();
     found.retain(|sandbox| filter.wants(sandbox.state));
-    let position = |sandbox: &RuntimeSandbox| (sandbox.started_at, sandbox.id.to_string());
+    let mut headers = HeaderMap::new();
+    others.tell(&mut headers);
+    let mut found: Vec<_> = found.into_iter().map(shape::listed).collect();
+    let mut more = false;
+    for (head, part) in others.parts {
+        more |= head.contains_key(NEXT_TOKEN);
+        let total = head.get(TOTAL_RUNNING).and_then(|total| total.to_str().ok()?.parse::<usize>().ok());
+        running = running.saturating_add(total.unwrap_or_default());
+        found.extend(part);
+    }
+    let position = |sandbox: &rest::ListedSandbox| (sandbox.started_at, sandbox.sandbox_id.clone());
     let (shown, next) = page(found, &window, position);
-    let mut headers = next_token(next.as_ref());
-    headers.insert("x-total-running", HeaderValue::from(running));
-    Ok((headers, Reply(shown.into_iter().map(shape::listed).collect::<Vec<_>>())).into_response())
+    // A node with more has filled its page, so there is a last one.
+    let last = shown.last().map(position).filter(|_| more);
+    let next = next.or_else(|| last.map(|(at, id)| Cursor { at, id, order: window.order }));
+    headers.extend(next_token(next.as_ref()));
+    headers.insert(TOTAL_RUNNING, HeaderValue::from(running));
+    Ok((headers, Reply(shown)).into_response())
 }
 
 /// The header that leads to the next page.
@@ -99,7 +123,11 @@ pub(super) async fn metrics(
 }
 
 /// `GET /sandboxes/metrics?sandbox_ids=`: the newest sample of each. Sandboxes without one are left out.
-pub(super) async fn metrics_of_many(caller: Caller, query: Query) -> Result<Reply<rest::SandboxesMetrics>, ApiError> {
+pub(super) async fn metrics_of_many(
+    caller: Caller,
+    elsewhere: Elsewhere,
+    query: Query,
+) -> Result<(HeaderMap, Reply<rest::SandboxesMetrics>), ApiError> {
     let ids = query.list("sandbox_ids");
     if ids.is_empty() || ids.len() > MAX_METRICS {
         return Err(ApiError::bad_request(format!("`sandbox_ids` must name 1 to {MAX_METRICS} sandboxes")));
@@ -110,6 +138,18 @@ pub(super) async fn metrics_of_many(caller: Caller, query: Query) -> Result<Repl
         let newest = caller.runtime.samples(&id).await.ok()?.pop()?;
         Some((id.to_string(), shape::metric(&newest)?))
     };
-    let samples = futures::future::join_all(ids.into_iter().map(sample)).await;
-    Ok(Reply(rest::SandboxesMetrics { sandboxes: samples.into_iter().flatten().collect() }))
+    let own = async {
+        let samples = futures::future::join_all(ids.iter().filter(|id| caller.runtime.has(id)).cloned().map(sample)).await;
+        samples.into_iter().flatten().collect()
+    };
+    let mut headers = HeaderMap::new();
+    if ids.iter().all(|id| caller.runtime.has(id)) {
+        return Ok((headers, Reply(rest::SandboxesMetrics { sandboxes: own.await })));
+    }
+    let (mut sandboxes, others): (BTreeMap<_, _>, Gathered<rest::SandboxesMetrics>) = tokio::join!(own, elsewhere.ask());
+    others.tell(&mut headers);
+    for (_, part) in others.parts {
+        sandboxes.extend(part.sandboxes);
+    }
+    Ok((headers, Reply(rest::SandboxesMetrics { sandboxes })))
 }

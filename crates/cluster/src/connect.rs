@@ -1,0 +1,172 @@
+//! Connections to other nodes' peer ports: how one is opened, and how a dead one is noticed. Keeping them between requests is
+//! `hyper-util`'s, by node and term, so that a node that was restarted is called anew.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use firkin_server::nodes::NodeId;
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tower::Service;
+
+use crate::{certificate::peer_of, members::Members, verify::PeerRefused};
+
+/// How long a node may take to be connected to: a handshake on a busy host, or a lost packet or two.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection over which nothing goes is looked after so often, in seconds.
+const KEEPALIVE_SECONDS: u32 = 10;
+
+/// So often that is not answered until the other node is held to be gone.
+const KEEPALIVE_MISSES: u32 = 3;
+
+/// What was sent has to be acknowledged within this time, or the other node is held to be gone.
+const UNACKNOWLEDGED_MS: u32 = 30_000;
+
+/// Why there is no connection to a node.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It is not on record, or is not in the term that was called.
+    #[error("node `{0}` is not in this cluster any more, or was restarted just now")]
+    Gone(String),
+    /// Nobody listens at its address, or nobody is there.
+    #[error("nobody answers at `{address}`")]
+    Unreached {
+        /// As it is on record.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Whoever answers there is not that node.
+    #[error("whoever answers at `{address}` is refused")]
+    Refused {
+        /// As it is on record.
+        address: String,
+        /// Why.
+        #[source]
+        source: PeerRefused,
+    },
+    /// The other end broke off, as it does with whom it refuses.
+    #[error("the node at `{address}` did not shake hands; its log says why, if it refused this one")]
+    Handshake {
+        /// As it is on record.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("the node at `{address}` did not answer within {} s", DEADLINE.as_secs())]
+    Late {
+        /// As it is on record.
+        address: String,
+    },
+}
+
+/// Opens connections to nodes. An address is the name of a node in a term (`certificate.rs`).
+#[derive(Debug, Clone)]
+pub(crate) struct Connector {
+    pub(crate) members: Arc<dyn Members>,
+    pub(crate) tls: Arc<ClientConfig>,
+}
+
+impl Connector {
+    async fn connect(self, name: String) -> Result<PeerStream, ConnectError> {
+        let gone = || ConnectError::Gone(name.clone());
+        let peer = peer_of(&name).ok_or_else(gone)?;
+        let is_it = |id: &NodeId, term| *id == peer.node && term == peer.term;
+        let nodes = self.members.nodes();
+        let address = nodes.iter().find(|member| is_it(&member.id, member.term)).ok_or_else(gone)?.address.clone();
+        let server = ServerName::try_from(name.clone()).map_err(|_| gone())?;
+        let connecting = async {
+            let unreached = |source| ConnectError::Unreached { address: address.clone(), source };
+            let stream = TcpStream::connect(&address).await.map_err(unreached)?;
+            watch(&stream).map_err(unreached)?;
+            TlsConnector::from(self.tls).connect(server, stream).await.map_err(|source| match PeerRefused::of(&source) {
+                Some(source) => ConnectError::Refused { address: address.clone(), source },
+                None => ConnectError::Handshake { address: address.clone(), source },
+            })
+        };
+        let connected = tokio::time::timeout(DEADLINE, connecting).await;
+        let stream = connected.unwrap_or_else(|_| Err(ConnectError::Late { address: address.clone() }))?;
+        Ok(PeerStream(TokioIo::new(stream)))
+    }
+}
+
+/// Has a connection break soon after the other host is gone without a word.
+fn watch(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_MISSES)?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
+    Ok(())
+}
+
+impl Service<Uri> for Connector {
+    type Response = PeerStream;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<PeerStream, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, address: Uri) -> Self::Future {
+        let name = address.host().unwrap_or_default().to_owned();
+        Box::pin(self.clone().connect(name))
+    }
+}
+
+/// A connection to a node.
+#[derive(Debug)]
+pub(crate) struct PeerStream(TokioIo<TlsStream<TcpStream>>);
+
+impl Connection for PeerStream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+}

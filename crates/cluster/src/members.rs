@@ -1,0 +1,49 @@
+//! What a node has to know of the others, and asks of whoever keeps the cluster's records.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use firkin_runtime::sandbox::SandboxId;
+use firkin_server::nodes::NodeId;
+
+/// A node of the cluster, as it was last heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, for people. Shown in the heads of answers.
+    pub name: String,
+    /// Where its peer port is, as `host:port`.
+    pub address: String,
+    /// Its present term.
+    pub term: u64,
+    /// Whether it holds its lease.
+    pub alive: bool,
+}
+
+/// Where a sandbox is, by its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The node.
+    pub node: NodeId,
+    /// The node's term in which it took the sandbox.
+    pub term: u64,
+    /// The sandbox's epoch. It rises with every claim.
+    pub epoch: u64,
+}
+
+/// Whoever keeps the records does not answer. What was heard before goes on to be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot ask the cluster's catalogue")]
+pub struct MembersAway(#[source] pub Box<dyn Error + Send + Sync>);
+
+/// The members of a cluster.
+#[async_trait]
+pub trait Members: fmt::Debug + Send + Sync {
+    /// All nodes that are on record, this one too, as they were last heard. At once, from memory: asked for at every handshake and for
+    /// each request of a peer.
+    fn nodes(&self) -> Arc<[Member]>;
+
+    /// Which node a sandbox's record names now. `None` where there is no such record. Cancel-safe.
+    async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway>;
+}

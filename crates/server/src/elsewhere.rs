@@ -1,0 +1,103 @@
+//! Which requests are for another node, and who is believed that they come from one.
+//!
+//! A request for a sandbox that is here stays here, whatever a record says: it is the owner of the machine who knows. One that came from
+//! a peer is never passed on again, so none can go round in a ring.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    extract::{ConnectInfo, Request},
+    response::{IntoResponse as _, Response},
+};
+use firkin_runtime::sandbox::SandboxId;
+
+use crate::{
+    App, auth,
+    error::ApiError,
+    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts, forward::Passed},
+    requests::sandbox_of,
+    serve::Encrypted,
+    target::{InvalidTarget, Target, Way, sandbox_id},
+};
+
+/// Who answers a request.
+pub(crate) enum Home {
+    /// This node.
+    Here,
+    /// Another one.
+    There(Arc<dyn Nodes>, Passed),
+    /// Nobody.
+    Refused(Response),
+}
+
+/// Takes in a request: one of a peer for what the peer says that it is, any other without what only peers may say. Whether it is a peer's.
+pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> {
+    let Some(nodes) = &app.config.nodes else { return Ok(false) };
+    let Some(FromPeer(peer)) = request.extensions().get() else {
+        nodes::disbelieve(request.headers_mut());
+        return Ok(false);
+    };
+    if !nodes.is_alive(peer) {
+        return Err(ApiError::former_peer(peer));
+    }
+    let headers = request.headers_mut();
+    let client = headers.remove(nodes::CLIENT).and_then(|client| client.to_str().ok()?.parse::<SocketAddr>().ok());
+    let encrypted = headers.remove(nodes::ENCRYPTED).is_some();
+    if let Some(client) = client {
+        request.extensions_mut().insert(ConnectInfo(client));
+    }
+    request.extensions_mut().insert(Encrypted(encrypted));
+    Ok(true)
+}
+
+/// What has to be found out before it is known who answers.
+pub(crate) struct Sought {
+    id: SandboxId,
+    /// Who asks. Absent where the sandbox itself decides whom it lets in.
+    identity: Option<Identity>,
+    encrypted: bool,
+    from_peer: bool,
+}
+
+/// The sandbox that a request is for, if it is not here. What is refused to whoever asks is refused here, before anybody is told what there
+/// is.
+pub(crate) fn sought(
+    app: &App,
+    way: Option<&Result<(Target, Way), InvalidTarget>>,
+    from_peer: bool,
+    request: &Request,
+) -> Option<Sought> {
+    app.config.nodes.as_ref()?;
+    let (id, into_sandbox) = match way {
+        Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
+        None => (of_control(request.uri().path())?, false),
+    };
+    if !id.is_generated() || app.host().has(&id) {
+        return None;
+    }
+    let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
+    Some(Sought { id, identity, encrypted: request.extensions().get() == Some(&Encrypted(true)), from_peer })
+}
+
+/// Who answers.
+pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
+    let (Some(nodes), Some(Sought { id, identity, encrypted, from_peer })) = (&app.config.nodes, sought) else {
+        return Home::Here;
+    };
+    let asked = if from_peer { Asked::Now } else { Asked::Lately };
+    match nodes.locate(&id, asked).await {
+        Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
+        Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id, node, identity, encrypted }),
+        // Where there is none, it is for the route to say so.
+        Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
+        Err(error) => Home::Refused(ApiError::from(error).into_response()),
+    }
+}
+
+/// The sandbox that a request of the control plane is about. Pages are of whoever signed in here, and stay here.
+fn of_control(path: &str) -> Option<SandboxId> {
+    if path.starts_with("/ui/") {
+        return None;
+    }
+    sandbox_of(path).and_then(|text| sandbox_id(text).ok())
+}

@@ -1,0 +1,60 @@
+//! Errors of a server that is one of several: a sandbox that moves, a node that is away, a peer that is none any more.
+
+use axum::response::{IntoResponse as _, Response};
+use firkin_causes::chain;
+use firkin_runtime::sandbox::SandboxId;
+use http::StatusCode;
+
+use super::{ApiError, CATALOG_RETRY_SECONDS, Retry};
+use crate::nodes::{LocateError, Misdirected, Peer, SendError};
+
+/// Seconds in which a sandbox has come to where it goes.
+const MOVE_RETRY_SECONDS: u32 = 1;
+
+/// Seconds after which a node that was restarted is back.
+const NODE_RETRY_SECONDS: u32 = 5;
+
+impl ApiError {
+    /// The sandbox left its node while it was asked for, and what was sent cannot be sent again. Nothing was done.
+    pub(crate) fn sandbox_moved(id: &SandboxId) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("sandbox `{id}` is going to another node, please try again"))
+            .code("sandbox_moved")
+            .retry(Retry::After(MOVE_RETRY_SECONDS))
+    }
+
+    /// A peer came to the wrong node, of which it is told the right one.
+    pub(crate) fn misdirected(id: &SandboxId, owner: Misdirected) -> Response {
+        let mut response = Self::new(StatusCode::MISDIRECTED_REQUEST, format!("sandbox `{id}` is on another node"))
+            .code("sandbox_moved")
+            .into_response();
+        response.extensions_mut().insert(owner);
+        response
+    }
+
+    /// A connection of a peer that has outlived its term.
+    pub(crate) fn former_peer(peer: &Peer) -> Self {
+        Self::forbidden(format!("term {} of node `{}` is over", peer.term, peer.node))
+    }
+
+    /// Another node switched protocols and was not asked to.
+    pub(crate) fn unasked_switch() -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "another node switched protocols unasked")
+    }
+}
+
+impl From<LocateError> for ApiError {
+    fn from(error: LocateError) -> Self {
+        Self::catalog_away(&error).retry(Retry::After(CATALOG_RETRY_SECONDS))
+    }
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        let refused = Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)).code("node_away");
+        match error {
+            SendError::Unreached { .. } => refused.retry(Retry::After(NODE_RETRY_SECONDS)),
+            // To do it again may be to do it twice.
+            SendError::Broken { .. } => refused.retry(Retry::Never),
+        }
+    }
+}

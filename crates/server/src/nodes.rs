@@ -1,0 +1,233 @@
+//! The seam to other nodes, where several servers are one address: who they are, where a sandbox is, and how a request gets to another
+//! node and is believed there.
+//!
+//! ```text
+//!   client ─► edge of any node ─► is the sandbox here? ─yes─► routes, proxy
+//!                                        │no: `Nodes::locate`
+//!                                        ▼
+//!              `Nodes::send` ─► peer port of its home ─► the same edge, which believes who asks, and passes on nothing
+//! ```
+//!
+//! A request is passed on whole, into a sandbox's port too, because what lets it in (a key's scope, a private port, a quota) is as its
+//! home has it at that instant. Whoever implements [`Nodes`] keeps peers' certificates and knows the members; a server without one has
+//! no such thing, and pays for none of it.
+
+use std::{error::Error, fmt, str::FromStr, sync::Arc};
+
+use async_trait::async_trait;
+use axum::{body::Body, extract::Request, response::Response};
+use firkin_runtime::sandbox::SandboxId;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use rustls::pki_types::CertificateDer;
+use tokio_rustls::TlsAcceptor;
+
+pub(crate) mod forward;
+pub(crate) mod gather;
+mod identity;
+
+pub(crate) use identity::Identity;
+
+/// Who asks, as the edge has found out.
+pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-firkin-identity");
+
+/// From where, as `address:port`.
+pub(crate) const CLIENT: HeaderName = HeaderName::from_static("x-firkin-client");
+
+/// That the client came by HTTPS.
+pub(crate) const ENCRYPTED: HeaderName = HeaderName::from_static("x-firkin-encrypted");
+
+/// On an answer of a peer: nothing was done, since the sandbox is not there. It names the node that has it.
+const MISDIRECTED: HeaderName = HeaderName::from_static("x-firkin-misdirected");
+
+/// On an answer of a peer: a sandbox gave it.
+const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited");
+
+/// On every answer of a node: the name of the one that gave it.
+const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
+
+/// On a list: the names of the nodes that did not say what they have.
+pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing-nodes");
+
+/// What is believed on the peer port, and taken out of whatever comes in elsewhere.
+const BELIEVED: [HeaderName; 3] = [IDENTITY, CLIENT, ENCRYPTED];
+
+/// What a peer says by the head of its answer, and a guest cannot.
+const SAID_BY_PEERS: [HeaderName; 2] = [MISDIRECTED, VISITED];
+
+/// Characters of a node's id.
+const ID_LENGTH: usize = 20;
+
+/// A node of a cluster: `[a-z0-9]{20}`, kept in its state directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(Arc<str>);
+
+/// A text that is no node's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not the id of a node: it must be {ID_LENGTH} small letters and digits")]
+pub struct InvalidNodeId(String);
+
+impl FromStr for NodeId {
+    type Err = InvalidNodeId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNodeId> {
+        let is_id = text.len() == ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if is_id { Ok(Self(text.into())) } else { Err(InvalidNodeId(text.chars().take(2 * ID_LENGTH).collect())) }
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl NodeId {
+    /// The text of the id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One life of a node's server, as a certificate names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The node.
+    pub node: NodeId,
+    /// Its term, which rises with each start.
+    pub term: u64,
+}
+
+/// A node that is not this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, for people.
+    pub name: String,
+    /// Whether it is there, as far as is known. One that is not is asked for nothing.
+    pub alive: bool,
+}
+
+/// Where a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// On this node, by the record.
+    Here,
+    /// On another one.
+    There(NodeId),
+    /// There is none of this id.
+    Nowhere,
+}
+
+/// How sure an answer has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// What was heard a while ago will do: whoever is asked next says if it is wrong.
+    Lately,
+    /// As the record is now.
+    Now,
+}
+
+/// It is not known where a sandbox is, because those who know do not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot look up on which node sandbox `{id}` is")]
+pub struct LocateError {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Why.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// Why a request got no answer of another node.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing of it was sent.
+    #[error("cannot reach node `{node}`")]
+    Unreached {
+        /// Which one, as people know it.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It was sent, and what became of it is not known.
+    #[error("node `{node}` broke off before it answered")]
+    Broken {
+        /// Which one, as people know it.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+/// The other nodes of this server's cluster, and this server as one of them.
+#[async_trait]
+pub trait Nodes: fmt::Debug + Send + Sync {
+    /// The name of this node, for people.
+    fn name(&self) -> &str;
+
+    /// Shakes hands on the peer port. Lets in peers only, each by its certificate.
+    fn greeter(&self) -> TlsAcceptor;
+
+    /// Who was let in by this chain. `None` for one that names nobody, which `greeter` lets in never.
+    fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Peer>;
+
+    /// Whether this peer is still one: asked of each of its requests, since a connection may outlive a term.
+    fn is_alive(&self, peer: &Peer) -> bool;
+
+    /// Where a sandbox is that this server does not have. Cancel-safe.
+    async fn locate(&self, id: &SandboxId, asked: Asked) -> Result<Whereabouts, LocateError>;
+
+    /// All nodes but this one.
+    fn others(&self) -> Vec<Other>;
+
+    /// Sends a request, whose address is a path alone, to the peer port of a node. Bodies stream both ways; an answer that breaks off
+    /// ends in an error, and never as if it were whole. A switch of protocols is left to the caller, as hyper has it. Dropped, the
+    /// exchange is given up.
+    async fn send(&self, node: &NodeId, request: Request) -> Result<Response<Body>, SendError>;
+}
+
+/// Marks a request that came over the peer port.
+#[derive(Debug, Clone)]
+pub(crate) struct FromPeer(pub(crate) Peer);
+
+/// Marks an answer of another node.
+#[derive(Debug, Clone, Copy)]
+struct OfAnother;
+
+/// Marks the answer that nothing was done, for another node has the sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Misdirected(pub(crate) NodeId);
+
+/// Takes out of a request from outside what only peers may say.
+pub(crate) fn disbelieve(headers: &mut HeaderMap) {
+    for name in &BELIEVED {
+        headers.remove(name);
+    }
+}
+
+/// Says of an answer which node gave it, and to a peer what else it has to know.
+pub(crate) fn sign(nodes: &dyn Nodes, to_peer: bool, visited: bool, response: &mut Response) {
+    let (of_another, misdirected) = {
+        let extensions = response.extensions();
+        (extensions.get::<OfAnother>().is_some(), extensions.get::<Misdirected>().cloned())
+    };
+    let headers = response.headers_mut();
+    for name in &SAID_BY_PEERS {
+        headers.remove(name);
+    }
+    if !of_another && let Ok(name) = HeaderValue::from_str(nodes.name()) {
+        headers.insert(NODE, name);
+    }
+    if !to_peer {
+        return;
+    }
+    if let Some(node) = misdirected.and_then(|Misdirected(node)| HeaderValue::from_str(node.as_str()).ok()) {
+        headers.insert(MISDIRECTED, node);
+    }
+    if visited {
+        headers.insert(VISITED, HeaderValue::from_static("1"));
+    }
+}

@@ -1,0 +1,204 @@
+//! Passing one request on to the node that has its sandbox, and that node's answer back.
+//!
+//! Bodies stream; only a short one whose length is known is read first, so that it can be sent again. A node that does not have the
+//! sandbox says so before it has done anything (421), so what can be sent again is sent once more, to where the record says the
+//! sandbox is by now. A body that breaks off breaks off here too, and takes the client's connection along where that is all there is.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, Request},
+    response::Response,
+};
+use bytes::Bytes;
+use firkin_runtime::sandbox::SandboxId;
+use firkin_wire::headers::API_KEY;
+use http::{Extensions, HeaderValue, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::upgrade::OnUpgrade;
+
+use super::{Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NodeId, Nodes, OfAnother, VISITED, Whereabouts};
+use crate::{
+    FromSandbox,
+    doors::Place,
+    error::ApiError,
+    extract::collect,
+    proxy::{self, pool::ConnectionPool, upgrade},
+    sever::Sever,
+};
+
+/// Longest body that is kept so that it can be sent again: a command with its arguments, a create with its metadata.
+const KEPT_BYTES: usize = 64 << 10;
+
+/// What is passed on, and for whom.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    /// The sandbox.
+    pub(crate) id: SandboxId,
+    /// The node that has it, as far as is known.
+    pub(crate) node: NodeId,
+    /// Who asks for it. Absent where the sandbox itself decides whom it lets in.
+    pub(crate) identity: Option<Identity>,
+    /// Whether the client came by HTTPS.
+    pub(crate) encrypted: bool,
+}
+
+/// A body on its way.
+enum Cargo {
+    /// Whole, and to be sent as often as need be.
+    Kept(Bytes),
+    /// To be sent once.
+    Once(Body),
+    /// It was.
+    Gone,
+}
+
+/// Passes a request on.
+pub(crate) async fn forward(
+    nodes: &Arc<dyn Nodes>,
+    pool: &Arc<ConnectionPool>,
+    Passed { id, mut node, identity, encrypted }: Passed,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let protocol = proxy::upgrade_protocol(request.headers());
+    let client = protocol.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let sever = Sever::of(&request);
+    let busy = request.extensions().get::<Place>().filter(|_| client.is_some()).map(Place::busy);
+    let (mut parts, body) = request.into_parts();
+    let mut cargo = load(&parts, body).await?;
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
+    outgoing(&mut parts, (identity.as_ref(), peer, encrypted), protocol)?;
+    let mut tried = false;
+    loop {
+        let body = match &mut cargo {
+            Cargo::Kept(bytes) => Body::from(bytes.clone()),
+            Cargo::Once(body) => std::mem::take(body),
+            Cargo::Gone => return Err(ApiError::sandbox_moved(&id)),
+        };
+        if matches!(cargo, Cargo::Once(_)) {
+            cargo = Cargo::Gone;
+        }
+        let mut response = nodes.send(&node, Request::from_parts(parts.clone(), body)).await?;
+        let misdirected = response.status() == StatusCode::MISDIRECTED_REQUEST && response.headers().contains_key(MISDIRECTED);
+        if !misdirected {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let Some(client) = client else { return Err(ApiError::unasked_switch()) };
+                let protocol = response.headers().get(header::UPGRADE).cloned();
+                let there: OnUpgrade = hyper::upgrade::on(&mut response);
+                // It ends with the node's end of it.
+                upgrade::join(pool, (client, busy), there, tokio_util::sync::CancellationToken::new());
+                let mut response = relayed(response, None);
+                proxy::restore_upgrade(response.headers_mut(), protocol);
+                return Ok(response);
+            }
+            return Ok(relayed(response, sever));
+        }
+        // That makes what was known of it forgotten, too.
+        match nodes.locate(&id, Asked::Now).await? {
+            Whereabouts::There(next) if next != node && !tried => node = next,
+            Whereabouts::There(_) | Whereabouts::Here | Whereabouts::Nowhere => return Err(ApiError::sandbox_moved(&id)),
+        }
+        tried = true;
+    }
+}
+
+/// Reads a body that is short; leaves any other to be streamed.
+async fn load(parts: &Parts, body: Body) -> Result<Cargo, ApiError> {
+    if body.is_end_stream() {
+        return Ok(Cargo::Kept(Bytes::new()));
+    }
+    // A stream whose end is not known may go on for as long as the answer does.
+    if body.size_hint().exact().is_none_or(|bytes| bytes > KEPT_BYTES as u64) || parts.headers.contains_key(header::UPGRADE) {
+        return Ok(Cargo::Once(body));
+    }
+    Ok(Cargo::Kept(collect(body, KEPT_BYTES).await?))
+}
+
+/// Makes a head ready for another node: a path, HTTP/1.1, and what only peers say.
+fn outgoing(
+    parts: &mut Parts,
+    (identity, peer, encrypted): (Option<&Identity>, Option<SocketAddr>, bool),
+    protocol: Option<HeaderValue>,
+) -> Result<(), ApiError> {
+    if parts.method == http::Method::CONNECT {
+        return Err(ApiError::bad_request("method CONNECT is not supported"));
+    }
+    if let Some(authority) = parts.uri.authority() {
+        // The authority of an absolute address counts, whatever `Host` says (RFC 9112, section 3.2.2).
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| ApiError::bad_request("the host is not text"))?;
+        parts.headers.insert(header::HOST, host);
+    }
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    parts.uri = Uri::from(path);
+    parts.version = Version::HTTP_11;
+    parts.extensions = Extensions::new();
+    let headers = &mut parts.headers;
+    // We answer it ourselves by reading the body.
+    headers.remove(header::EXPECT);
+    proxy::strip(headers);
+    proxy::restore_upgrade(headers, protocol);
+    if let Some(identity) = identity {
+        // What it showed has been looked at, and is nobody else's affair.
+        headers.remove(API_KEY);
+        headers.remove(crate::ADMIN_TOKEN);
+        headers.insert(IDENTITY, identity.to_header());
+    }
+    if let Some(peer) = peer.and_then(|peer| HeaderValue::try_from(peer.to_string()).ok()) {
+        headers.insert(CLIENT, peer);
+    }
+    if encrypted {
+        headers.insert(ENCRYPTED, HeaderValue::from_static("1"));
+    }
+    Ok(())
+}
+
+/// A peer's answer, as the client gets it.
+fn relayed(response: Response, sever: Option<Sever>) -> Response {
+    let mut response = response.map(|inner| Body::new(Relayed { inner, sever }));
+    proxy::strip(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    let visited = response.headers_mut().remove(VISITED).is_some();
+    let extensions = response.extensions_mut();
+    extensions.insert(OfAnother);
+    if visited {
+        extensions.insert(FromSandbox);
+    }
+    response
+}
+
+/// The body of another node's answer, frame by frame.
+struct Relayed {
+    inner: Body,
+    /// The client's connection, which must not end in order when this does not.
+    sever: Option<Sever>,
+}
+
+impl http_body::Body for Relayed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if matches!(frame, Some(Err(_)))
+            && let Some(sever) = &this.sever
+        {
+            sever.sever();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,98 @@
+//! Asking all nodes for what each has: for lists, which say who did not answer instead of failing.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::body::Body;
+use futures::future::join_all;
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use serde::de::DeserializeOwned;
+
+use super::{IDENTITY, Identity, MISSING, NodeId, Nodes, Other};
+
+/// How long a list waits for a node. One that is there answers from memory.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest part of a list: a page of sandboxes, each with as much metadata as it may have, is far shorter.
+const MAX_BYTES: usize = 32 << 20;
+
+/// What other nodes have.
+#[derive(Debug)]
+pub(crate) struct Gathered<T> {
+    /// Of each that answered, with the head of its answer.
+    pub(crate) parts: Vec<(HeaderMap, T)>,
+    /// Names of those that did not.
+    missing: Vec<String>,
+}
+
+impl<T> Gathered<T> {
+    /// Of a server that has no others.
+    pub(crate) fn none() -> Self {
+        Self { parts: Vec::new(), missing: Vec::new() }
+    }
+
+    /// Says in the head of a list who is missing in it.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        if self.missing.is_empty() {
+            return;
+        }
+        if let Ok(names) = HeaderValue::try_from(self.missing.join(",")) {
+            headers.insert(MISSING, names);
+        }
+    }
+}
+
+/// Has all other nodes answer this path.
+pub(crate) async fn gather<T: DeserializeOwned>(nodes: &Arc<dyn Nodes>, identity: &Identity, path: &str) -> Gathered<T> {
+    let asked = nodes.others().into_iter().map(async |Other { id, name, alive }| {
+        let asking = async {
+            if !alive {
+                return None;
+            }
+            let answer = tokio::time::timeout(DEADLINE, ask(nodes, &id, identity, path)).await;
+            if answer.is_err() {
+                tracing::warn!(node = %id, path, "a node did not answer for a list in time");
+            }
+            answer.ok().flatten()
+        };
+        asking.await.ok_or(name)
+    });
+    let mut gathered = Gathered::none();
+    for answer in join_all(asked).await {
+        match answer {
+            Ok(part) => gathered.parts.push(part),
+            Err(name) => gathered.missing.push(name),
+        }
+    }
+    gathered
+}
+
+async fn ask<T: DeserializeOwned>(
+    nodes: &Arc<dyn Nodes>,
+    node: &NodeId,
+    identity: &Identity,
+    path: &str,
+) -> Option<(HeaderMap, T)> {
+    let request = Request::get(path).header("host", "localhost").header(IDENTITY, identity.to_header()).body(Body::empty());
+    let request = request.ok()?;
+    let response = match nodes.send(node, request).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::warn!(%node, path, error = %firkin_causes::chain(&error), "a node did not answer for a list");
+            return None;
+        }
+    };
+    let (parts, body) = response.into_parts();
+    if parts.status != StatusCode::OK {
+        tracing::warn!(%node, path, status = parts.status.as_u16(), "a node refused a part of a list");
+        return None;
+    }
+    let body = Limited::new(body, MAX_BYTES).collect().await.ok()?.to_bytes();
+    match serde_json::from_slice(&body) {
+        Ok(part) => Some((parts.headers, part)),
+        Err(error) => {
+            tracing::warn!(%node, path, %error, "a node's part of a list cannot be understood");
+            None
+        }
+    }
+}
