@@ -64,7 +64,8 @@ fn named(settings: &Settings) -> Vec<(String, String)> {
 
 /// Without user and password.
 fn catalogue(settings: &Settings) -> String {
-    let Some(catalog) = &settings.catalog else { return "in the state directory".to_owned() };
+    let cluster = settings.node.as_ref().map(|node| &node.access.catalog);
+    let Some(catalog) = settings.catalog.as_ref().or(cluster) else { return "in the state directory".to_owned() };
     catalog.address().map_or_else(|_| "unknown".to_owned(), |address| address.to_string())
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod catalog;
 pub(crate) mod cluster;
 pub(crate) mod configuring;
 pub(crate) mod moving;
+pub(crate) mod node;
 pub(crate) mod teams;
 pub(crate) mod watching;
 
@@ -29,6 +30,7 @@ use self::{
     cluster::ClusterCommand,
     configuring::ConfigCommand,
     moving::{ExportArgs, ImportArgs, ImportNamedArgs, SnapshotCommand},
+    node::{NodeArgs, NodeCommand},
     teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand},
     watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
 };
@@ -134,6 +136,8 @@ pub(crate) struct ServeArgs {
     pub(crate) on_exit: Option<OnExit>,
     #[command(flatten)]
     pub(crate) catalog: CatalogArgs,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
     #[command(flatten)]
     pub(crate) capacity: CapacityArgs,
     #[command(flatten)]
@@ -308,6 +312,9 @@ pub(crate) enum Command {
     /// Have what is on record in a database, and back it up
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Look at the nodes of a cluster, and say that one is off
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Check and show the configuration of `up`
     #[command(subcommand)]
     Config(ConfigCommand),

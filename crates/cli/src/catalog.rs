@@ -22,12 +22,23 @@ pub(crate) struct CatalogSettings {
 impl CatalogSettings {
     /// What was named, if anything was.
     pub(crate) fn resolve(args: &CatalogArgs, credentials: &Credentials, absolute: impl Fn(&Path) -> PathBuf) -> Option<Self> {
-        let named = args.catalog_password_file.as_deref().map(|path| credentials.file(path));
-        Some(Self {
-            url: args.catalog.clone()?,
+        let files = (args.catalog_password_file.as_deref(), args.catalog_authority.as_deref());
+        Some(Self::at(args.catalog.clone()?, files, credentials, absolute))
+    }
+
+    /// That at `url`, with these files for its password and its authority.
+    pub(crate) fn at(
+        url: String,
+        (password, authority): (Option<&Path>, Option<&Path>),
+        credentials: &Credentials,
+        absolute: impl Fn(&Path) -> PathBuf,
+    ) -> Self {
+        let named = password.map(|path| credentials.file(path));
+        Self {
+            url,
             password: named.or_else(|| credentials.named(secretfile::CATALOG_PASSWORD)),
-            authority: args.catalog_authority.as_deref().map(absolute),
-        })
+            authority: authority.map(absolute),
+        }
     }
 
     /// The file with the password, if there is one.

@@ -8,6 +8,7 @@ mod api;
 mod args;
 mod capacity;
 mod catalog;
+mod cluster;
 mod command;
 mod config;
 mod copies;
@@ -113,7 +114,7 @@ fn hosts(command: &Command) -> bool {
         | Command::Snapshot(_) => false,
         Command::Audit(_) | Command::Team(_) | Command::Key(_) | Command::RestoreFrom(_) => false,
         Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
-        Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) => false,
+        Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) | Command::Node(_) => false,
     }
 }
 
@@ -161,6 +162,7 @@ async fn carry_out(
         Command::Env => command::env::run(settings, cli.global.json),
         Command::Verify(_) => command::verify::run(settings).await,
         Command::Cluster(command) => command::cluster::run(settings, command).await,
+        Command::Node(command) => command::node::run(settings, command).await,
         Command::RestoreFrom(args) => command::restore_from::run(settings, args).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => Box::pin(command::template::build(settings, args)).await,

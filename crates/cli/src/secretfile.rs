@@ -20,6 +20,8 @@ use nix::fcntl::OFlag;
 pub(crate) const API_KEY: &str = "api-key";
 /// Credential with the password of the catalogue's user.
 pub(crate) const CATALOG_PASSWORD: &str = "catalog-password";
+/// Credential with the secret of the cluster.
+pub(crate) const CLUSTER_SECRET: &str = "cluster-secret";
 /// Credential with the certificate chain for HTTPS, PEM.
 pub(crate) const TLS_CERT: &str = "tls-cert";
 /// Credential with its private key, PEM.

@@ -23,9 +23,11 @@ use crate::{
     args::{
         Cli, Command, EncryptionArgs, EngineChoice, GlobalArgs, HostArgs, JailChoice, KeyCommand, OnExit, ServeArgs,
         TemplateCommand, Warm, catalog::CatalogArgs, cluster::ClusterCommand, configuring::ConfigCommand,
+        node::ClusterAccessArgs,
     },
     capacity::CapacitySettings,
     catalog::CatalogSettings,
+    cluster::NodeSettings,
     copies::CopySettings,
     hostnames,
     images::ImageSettings,
@@ -212,6 +214,8 @@ pub(crate) struct Settings {
     pub(crate) encryption: EncryptionConfig,
     /// Where it is recorded what there is, if not in the state directory.
     pub(crate) catalog: Option<CatalogSettings>,
+    /// The cluster that it is a node of, if it is of any.
+    pub(crate) node: Option<NodeSettings>,
 }
 
 impl Settings {
@@ -254,7 +258,8 @@ impl Settings {
     /// The operator's secrets that a server is given.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretFile> {
         let certificate = self.tls.iter().filter_map(|tls| tls.files.as_ref()).map(|(_, key)| key);
-        self.secret_key.iter().chain(certificate).chain(self.catalog.iter().filter_map(CatalogSettings::password))
+        let catalogs = self.catalog.iter().chain(self.node.iter().map(|node| &node.access.catalog));
+        self.secret_key.iter().chain(certificate).chain(catalogs.filter_map(CatalogSettings::password))
     }
 
     /// Where the API key is kept in plain, readable by its owner only, unless the operator keeps it.
@@ -324,6 +329,9 @@ impl Settings {
         if let Some(catalog) = &self.catalog {
             options += &catalog.options();
         }
+        if let Some(node) = &self.node {
+            options += &node.options();
+        }
         options += &self.capacity.options();
         options += &self.rates.options();
         options += &self.images.options();
@@ -382,6 +390,7 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         Command::Env
         | Command::Verify(_)
         | Command::Cluster(_)
+        | Command::Node(_)
         | Command::RestoreFrom(_)
         | Command::Sandbox(_)
         | Command::Template(_)
@@ -411,6 +420,16 @@ fn given_catalog<'a>(command: &'a Command, none: &'a ServeArgs) -> &'a CatalogAr
         Command::Cluster(ClusterCommand::Backup(backup)) => &backup.catalog,
         Command::Cluster(ClusterCommand::RestoreCheck(check)) => &check.catalog,
         command => &given(command, none).0.catalog,
+    }
+}
+
+/// What a server was given of its cluster.
+fn given_cluster(serve: &ServeArgs) -> ClusterAccessArgs {
+    ClusterAccessArgs {
+        cluster: serve.node.cluster.clone(),
+        cluster_secret_file: serve.node.cluster_secret_file.clone(),
+        catalog_password_file: serve.catalog.catalog_password_file.clone(),
+        catalog_authority: serve.catalog.catalog_authority.clone(),
     }
 }
 
@@ -476,6 +495,7 @@ pub(crate) fn resolve(cli: &Cli, around: &Surroundings) -> Settings {
         allow_emulation: serve.allow_emulation,
         encryption: encryption(&cli.command, &serve.encryption, around),
         catalog: CatalogSettings::resolve(given_catalog(&cli.command, &no_serve), &around.credentials, absolute),
+        node: NodeSettings::resolve(&serve.node, given_cluster(serve), &around.credentials, absolute),
         trust_host_certificates: match &cli.command {
             Command::Template(TemplateCommand::Build(build)) => build.trust.trust_host_certificates,
             Command::Template(TemplateCommand::Refresh(refresh)) => refresh.trust.trust_host_certificates,

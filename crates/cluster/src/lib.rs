@@ -32,14 +32,22 @@ use tokio_rustls::TlsAcceptor;
 
 mod certificate;
 mod connect;
+mod fetch;
+mod identity;
+mod keep;
 mod members;
+mod records;
 mod secret;
 mod verify;
 mod whereabouts;
 
 pub use certificate::MintError;
 pub use connect::ConnectError;
+pub use fetch::Peers;
+pub use identity::node_id;
+pub use keep::keep;
 pub use members::{Home, Member, Members, MembersAway};
+pub use records::Records;
 pub use secret::{ClusterSecret, SECRET_BYTES, SecretError};
 pub use verify::{PeerRefused, VerifierError};
 

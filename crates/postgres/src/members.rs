@@ -35,7 +35,8 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    fn word(self) -> &'static str {
+    /// In the words of the catalogue.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Cordoned => "cordoned",

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::catalog::CatalogArgs;
+use super::{catalog::CatalogArgs, node::FoundArgs};
 
 /// `firkin cluster ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Bring what is on record of the state directory into a database, while no server runs
     Init(InitArgs),
+    /// Make a database the catalogue of several servers, and their secret where there is none yet; it is empty, or this state directory's
+    Found(FoundArgs),
     /// Write all that is on record into a file; a server may run
     Backup(BackupArgs),
     /// Say whether a backup, or the catalogue itself, goes with the files that are there; nothing is changed

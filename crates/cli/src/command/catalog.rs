@@ -1,6 +1,6 @@
 //! The catalogue that was named, opened, tried, and what helps where it is not the right one.
 
-use firkin_postgres::Catalogue;
+use firkin_postgres::{Address, Catalogue};
 
 use crate::{
     catalog::CatalogSettings,
@@ -11,11 +11,16 @@ use crate::{
 
 /// The catalogue, as a runtime is told of it.
 pub(crate) fn catalogue(settings: &CatalogSettings) -> anyhow::Result<Catalogue> {
+    Ok(Catalogue::at(address(settings)?))
+}
+
+/// Where it is, with the password.
+pub(crate) fn address(settings: &CatalogSettings) -> anyhow::Result<Address> {
     let address = settings.address()?;
-    Ok(Catalogue::at(match settings.password() {
+    Ok(match settings.password() {
         Some(file) => address.with_password(serverfile::read_secret(file)?.trim()),
         None => address,
-    }))
+    })
 }
 
 /// Whether it answers, for who looks at this host.

@@ -31,6 +31,7 @@ const STREAM: &str = "-";
 pub(crate) async fn run(settings: &Settings, command: ClusterCommand) -> anyhow::Result<ExitStatus> {
     match command {
         ClusterCommand::Init(args) => init(settings, &args).await,
+        ClusterCommand::Found(args) => super::node::found(settings, &args).await,
         ClusterCommand::Backup(args) => backup(settings, &args).await,
         ClusterCommand::RestoreCheck(args) => restore_check(settings, &args).await,
     }

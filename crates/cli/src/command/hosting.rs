@@ -47,7 +47,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     about::about,
-    command::{catalog, engines},
+    command::{
+        catalog, engines,
+        joining::{self, Joined, Joining, Keeping},
+    },
     copies::CopySettings,
     failure::{Advise as _, advised},
     host::Check,
@@ -165,18 +168,24 @@ pub(crate) struct Host {
     api_key: String,
     admin_token: String,
     about: About,
+    joined: Option<Joined>,
 }
 
 /// Makes the host ready, as far as it is not, and opens the runtime with its base template.
 pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Result<Host> {
-    let (runtime, checks) = open_looking(settings, progress).await?;
+    let (runtime, checks, joining) = open_looking(settings, progress).await?;
     let opened = async {
+        // Before any template is looked for: its files may be another node's.
+        let joined = match joining {
+            Some(joining) => Some(joining.join().await?),
+            None => None,
+        };
         let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
         ensure(&runtime, base, progress).await?;
-        anyhow::Ok((api_key(&runtime, settings).await?, admin_token(settings)?))
+        anyhow::Ok((api_key(&runtime, settings).await?, admin_token(settings)?, joined))
     };
     match opened.await {
-        Ok((api_key, admin_token)) => Ok(Host { runtime, api_key, admin_token, about: about(settings, &checks) }),
+        Ok((api_key, admin_token, joined)) => Ok(Host { runtime, api_key, admin_token, about: about(settings, &checks), joined }),
         Err(error) => {
             // What ran before must not end because this server cannot begin.
             runtime.shutdown(OnExit::Leave).await;
@@ -215,17 +224,21 @@ fn refused(error: OpenError) -> anyhow::Error {
 
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
-    open_looking(settings, progress).await.map(|(runtime, _)| runtime)
+    open_looking(settings, progress).await.map(|(runtime, ..)| runtime)
 }
 
 /// The same, with what the look at the host found.
-async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Result<(Runtime, Vec<Check>)> {
+async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Result<(Runtime, Vec<Check>, Option<Joining>)> {
     demand_unused(settings)?;
     let checks = super::doctor::ensure_ready(settings, progress).await?;
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
     fs::create_dir_all(&settings.state_dir)?;
     let state_dir = fs::canonicalize(&settings.state_dir)?;
     register_user(&cache, &state_dir)?;
+    let joining = match &settings.node {
+        Some(node) => Some(Joining::of(node, &state_dir).await?),
+        None => None,
+    };
     let collected = (cache.clone(), state_dir.clone());
     let own_kernel = brought_kernel(&cache, settings).await?;
     let (guest, additions) = guest_system(settings, own_kernel.as_ref(), progress).await?;
@@ -239,7 +252,13 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let defaults = RuntimeConfig::new(state_dir.clone(), capacity, network, GuestSystem::clone(&guest.now()));
     let config = RuntimeConfig {
         images,
-        catalog: settings.catalog.as_ref().map(|catalog| anyhow::Ok(Arc::new(catalog::catalogue(catalog)?) as _)).transpose()?,
+        catalog: match &joining {
+            Some(joining) => Some(joining.catalog()),
+            None => {
+                settings.catalog.as_ref().map(|catalog| anyhow::Ok(Arc::new(catalog::catalogue(catalog)?) as _)).transpose()?
+            }
+        },
+        fetch: joining.as_ref().map(Joining::fetch),
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,
@@ -258,7 +277,7 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
     let runtime = Box::pin(Runtime::open(config, engines)).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     drop(tokio::spawn(remove_unnamed_images(collected.0, collected.1)));
-    Ok((runtime, checks))
+    Ok((runtime, checks, joining))
 }
 
 /// Takes root images away that no template, snapshot or sandbox of this host's servers stands on any more, now and then. It ends with the
@@ -477,9 +496,9 @@ impl Host {
                 https,
             };
             file.write(&path)?;
-            anyhow::Ok((std::iter::once(Listener::from(listener)).chain(secure).collect(), file))
+            anyhow::Ok((std::iter::once(Listener::from(listener)).chain(secure).collect::<Vec<_>>(), file))
         };
-        let (listeners, file) = match listening() {
+        let (mut listeners, file) = match listening() {
             Ok(parts) => parts,
             Err(error) => {
                 self.runtime.shutdown(OnExit::Leave).await;
@@ -490,7 +509,7 @@ impl Host {
         let shutdown = CancellationToken::new();
         let defaults = ServerConfig::default();
         let per_peer = settings.max_connections_per_peer.and_then(|count| usize::try_from(count).ok());
-        let config = ServerConfig {
+        let mut config = ServerConfig {
             domain: settings.domain.clone(),
             allowed_hosts: settings.hosts(),
             nested_virtualization: settings.allow_nested_virtualization,
@@ -503,9 +522,16 @@ impl Host {
             max_connections_per_peer: per_peer.unwrap_or(defaults.max_connections_per_peer),
             ..defaults
         };
+        let mut keeping = None;
+        if let Some(joined) = self.joined {
+            config.nodes = Some(joined.nodes());
+            let (kept, peers) = joined.keep(self.runtime.clone(), shutdown.clone());
+            listeners.push(peers);
+            keeping = Some(kept);
+        }
         let task = tokio::spawn(firkin_server::serve(listeners, self.runtime.clone(), config, shutdown.clone()));
         let target = Target { api_url: url.clone(), sandbox_url: url, api_key: self.api_key, https: file.https.clone() };
-        Ok(Server { target, runtime: self.runtime, shutdown, task, file, path })
+        Ok(Server { target, runtime: self.runtime, shutdown, task, file, path, keeping })
     }
 }
 
@@ -557,6 +583,8 @@ pub(crate) struct Server {
     task: JoinHandle<Result<(), ServeError>>,
     file: ServerFile,
     path: PathBuf,
+    /// Of a node, while it is one.
+    keeping: Option<Keeping>,
 }
 
 impl Server {
@@ -567,7 +595,9 @@ impl Server {
 
     /// Ends when the server does by itself, which is an error. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
-        (&mut self.task).await.context("the server ended badly")?.context("the server stopped serving")
+        (&mut self.task).await.context("the server ended badly")?.context("the server stopped serving")?;
+        // It was not told to.
+        if self.keeping.is_some() { Err(joining::lost()) } else { Ok(()) }
     }
 
     /// Stops serving and ends or pauses every sandbox. Nothing of it is left when this returns.

@@ -164,6 +164,16 @@ fn check_name(name: &str) -> Result<(), TeamError> {
 }
 
 impl Runtime {
+    /// Hears which keys are good and what teams may have, where servers of other hosts change that too.
+    pub async fn hear_of_keys(&self) -> Result<(), StoreError> {
+        let changes = self.shared.keys.changes();
+        for team in self.shared.store.teams().await? {
+            self.shared.teams.set_quota(&team.id, team.quota);
+        }
+        self.shared.keys.renew(self.shared.store.keys(Scope::Host).await?, changes);
+        Ok(())
+    }
+
     /// Lets whoever has this key use the server as the first team until the runtime ends, beside those of earlier keys.
     pub fn accept_api_key(&self, key: &str) -> Result<(), InvalidApiKey> {
         let digits = key.strip_prefix(PREFIX).ok_or(InvalidApiKey)?;

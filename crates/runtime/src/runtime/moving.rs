@@ -58,6 +58,9 @@ pub enum ExportError {
     /// No such sandbox.
     #[error(transparent)]
     NoSandbox(#[from] NoSuchSandbox),
+    /// No such artifact.
+    #[error("snapshot artifact `{0}` not found")]
+    NoArtifact(ArtifactId),
     /// It runs: what it holds changes.
     #[error("sandbox `{0}` runs; pause it first")]
     Running(SandboxId),
@@ -187,6 +190,9 @@ impl Runtime {
 
     /// Has an artifact ready to leave, whatever stands on it: for another host of the same operator, which has the record already.
     pub async fn export_artifact(&self, id: &ArtifactId) -> Result<Export, ExportError> {
+        if !self.shared.artifacts.is_here(id) {
+            return Err(ExportError::NoArtifact(id.clone()));
+        }
         self.pack(id.to_string(), id, ArchiveKind::Artifact, &()).await
     }
 

@@ -2,7 +2,10 @@
 //!
 //! When a key was last used is told to the database once a minute at most, by a task that nobody waits for.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use jiff::Timestamp;
 
@@ -52,9 +55,21 @@ struct Known {
     noted: i64,
 }
 
+impl Known {
+    fn of(digest: blake3::Hash, record: &KeyRecord) -> Self {
+        let caller = Caller { team: record.team.clone(), key: Some(record.id.clone()), scope: record.scope };
+        let noted = record.last_used_at.map_or(0, minute);
+        Self { digest, caller, expires_at: record.expires_at, used: noted, noted }
+    }
+}
+
 /// The keys that open something.
 #[derive(Debug, Default)]
-pub(crate) struct Keys(Mutex<Vec<Known>>);
+pub(crate) struct Keys {
+    known: Mutex<Vec<Known>>,
+    /// How often this server has changed them itself.
+    changes: AtomicU64,
+}
 
 impl Keys {
     /// Those on record that are not revoked.
@@ -68,7 +83,7 @@ impl Keys {
 
     fn known(&self) -> MutexGuard<'_, Vec<Known>> {
         // Each holder makes one change, so a poisoned list is a whole one.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets a key in from now on, unless it is revoked.
@@ -76,9 +91,33 @@ impl Keys {
         if record.revoked_at.is_some() {
             return;
         }
-        let caller = Caller { team: record.team.clone(), key: Some(record.id.clone()), scope: record.scope };
-        let noted = record.last_used_at.map_or(0, minute);
-        self.known().push(Known { digest, caller, expires_at: record.expires_at, used: noted, noted });
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.known().push(Known::of(digest, record));
+    }
+
+    /// How often this server has changed them: to be asked before the records are read that [`Keys::renew`] is given.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Lets in by what is on record, whichever server recorded it, and by what is on no record. Where this server has changed a key since
+    /// `changes` were counted, the records may not have that, and nothing is done.
+    pub(crate) fn renew(&self, records: Vec<([u8; 32], KeyRecord)>, changes: u64) {
+        let mut known = self.known();
+        if self.changes() != changes {
+            return;
+        }
+        let before = std::mem::take(&mut *known);
+        let (mut of_record, kept): (Vec<_>, Vec<_>) = before.into_iter().partition(|known| known.caller.key.is_some());
+        *known = kept;
+        for (digest, record) in records.into_iter().filter(|(_, record)| record.revoked_at.is_none()) {
+            let mut now = Known::of(blake3::Hash::from_bytes(digest), &record);
+            if let Some(at) = of_record.iter().position(|old| old.caller.key == now.caller.key) {
+                let old = of_record.swap_remove(at);
+                (now.used, now.noted) = (old.used.max(now.used), old.noted.max(now.noted));
+            }
+            known.push(now);
+        }
     }
 
     /// Lets in who has a key of the first team that is on no record.
@@ -89,11 +128,13 @@ impl Keys {
 
     /// Lets nobody in by this key any more.
     pub(crate) fn remove(&self, id: &KeyId) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.known().retain(|known| known.caller.key.as_ref() != Some(id));
     }
 
     /// Changes when a key ends.
     pub(crate) fn expire(&self, id: &KeyId, at: Option<Timestamp>) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.known().iter_mut().filter(|known| known.caller.key.as_ref() == Some(id)).for_each(|known| known.expires_at = at);
     }
 
@@ -130,6 +171,24 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn what_another_server_has_recorded_is_good_and_what_it_revoked_is_not() {
+        let (digest, own) = (|key: &str| *blake3::hash(key.as_bytes()).as_bytes(), Keys::default());
+        own.accept(blake3::hash(b"brought"));
+        own.add(blake3::hash(b"first"), &record("a", None));
+        let is_good = |key: &str| own.caller(KeyDigest::of(key), at(0)).is_some();
+        own.renew(vec![(digest("second"), record("b", None))], own.changes());
+        assert!(is_good("brought") && is_good("second") && !is_good("first"));
+        let revoked = KeyRecord { revoked_at: Some(at(0)), ..record("b", None) };
+        own.renew(vec![(digest("second"), revoked)], own.changes());
+        assert!(is_good("brought") && !is_good("second"));
+        // What was read before this server made a key says nothing of it.
+        let before = own.changes();
+        own.add(blake3::hash(b"third"), &record("c", None));
+        own.renew(Vec::new(), before);
+        assert!(is_good("third"));
     }
 
     fn record(id: &str, expires_at: Option<Timestamp>) -> KeyRecord {

@@ -34,6 +34,7 @@ impl From<ExportError> for ApiError {
         match &error {
             ExportError::NoTemplate(absent) => absent.clone().into(),
             ExportError::NoSandbox(absent) => absent.clone().into(),
+            ExportError::NoArtifact(_) => Self::not_found(error.to_string()),
             ExportError::Running(_) | ExportError::Pack { source: PackError::Sealed { .. }, .. } => Self::conflict(chain(&error)),
             ExportError::Pack { .. } | ExportError::Store(_) => Self::internal(&error),
         }

@@ -22,6 +22,11 @@ pub(super) const ROUTES: &[Described] = &[
         ("template", "string", "a version of this template, by name or id"),
         ("snapshot", "string", "this snapshot, by name or id"),
         ("sandbox", "string", "this sandbox, which must be paused"),
+        (
+            "artifact",
+            "string",
+            "this artifact without the record of what stands on it: for another node of a cluster, which has that",
+        ),
     ]),
     Described {
         method: "POST",

@@ -25,16 +25,19 @@ const HEAR_OUT: Duration = Duration::from_secs(10 * 60);
 /// The media type of archives.
 const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
 
-/// `GET /admin/export`, of one thing: `?template=`, `?snapshot=` or `?sandbox=`.
+/// `GET /admin/export`, of one thing: `?template=`, `?snapshot=`, `?sandbox=` or `?artifact=`.
 pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
-    let [template, snapshot, sandbox] = ["template", "snapshot", "sandbox"].map(|name| query.get(name).map(ToOwned::to_owned));
-    let leaving = match (template, snapshot, sandbox) {
-        (Some(name), None, None) => Leaving::Template(name),
-        (None, Some(name), None) => Leaving::Snapshot(name),
-        (None, None, Some(id)) => Leaving::Sandbox(id.parse()?),
-        _ => return Err(ApiError::bad_request("one of `template`, `snapshot` and `sandbox` is required")),
+    let names = ["template", "snapshot", "sandbox", "artifact"];
+    let export = match names.map(|name| query.get(name).map(ToOwned::to_owned)) {
+        [Some(name), None, None, None] => app.host().export(Leaving::Template(name)).await?,
+        [None, Some(name), None, None] => app.host().export(Leaving::Snapshot(name)).await?,
+        [None, None, Some(id), None] => app.host().export(Leaving::Sandbox(id.parse()?)).await?,
+        [None, None, None, Some(id)] => {
+            let id = id.parse().map_err(|_| ApiError::bad_request("`artifact` is not the id of an artifact"))?;
+            app.host().export_artifact(&id).await?
+        }
+        _ => return Err(ApiError::bad_request("one of `template`, `snapshot`, `sandbox` and `artifact` is required")),
     };
-    let export = app.host().export(leaving).await?;
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, ARCHIVE);
     let name = format!("attachment; filename=\"{}.firkin\"", export.name);

@@ -1,0 +1,119 @@
+//! A server becomes a node of its cluster, and is one until it ends.
+//!
+//! Its runtime is opened on what is the node's in the catalogue; then it has a term and a lease, by which other nodes let it in, and only then
+//! can it bring what is on record and not here.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, keep, node_id};
+use firkin_postgres::{Membership, Node, NodeCatalogue};
+use firkin_runtime::{artifact::Fetch, runtime::Runtime, store::catalog::Catalog};
+use firkin_server::{Listener, nodes::Nodes};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::catalog;
+use crate::{
+    cluster::NodeSettings,
+    failure::{Advise as _, advised},
+};
+
+/// What a node brings along before its runtime is opened.
+pub(super) struct Joining {
+    name: String,
+    secret: ClusterSecret,
+    catalogue: Arc<NodeCatalogue>,
+    peers: Arc<Peers>,
+    listener: TcpListener,
+}
+
+/// A node, with the door for others.
+pub(super) struct Joined {
+    cluster: Arc<Cluster>,
+    membership: Arc<Membership>,
+    records: Arc<Records>,
+    listener: TcpListener,
+}
+
+/// Ended with this: the lease is not renewed any more.
+pub(super) struct Keeping {
+    _ends: DropGuard,
+}
+
+impl Joining {
+    /// Reads the secret and takes the port, so that what is wrong with them is told at once.
+    pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
+        let secret = settings.access.secret()?;
+        let id = node_id(state_dir).context("cannot keep the id of this node")?;
+        let node =
+            Node { id, name: settings.name.clone(), address: settings.address.clone(), secret_fingerprint: secret.fingerprint() };
+        let address = catalog::address(&settings.access.catalog)?;
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener = listener
+            .with_context(|| format!("cannot let other nodes in on `{}`", settings.listen))
+            .hint("another server may use it: choose another address with `--peer-listen`")?;
+        let catalogue = Arc::new(NodeCatalogue::of(address, node));
+        Ok(Self { name: settings.name.clone(), secret, catalogue, peers: Arc::default(), listener })
+    }
+
+    /// Where it is on record what is this node's.
+    pub(super) fn catalog(&self) -> Arc<dyn Catalog> {
+        Arc::clone(&self.catalogue) as _
+    }
+
+    /// Where artifacts come from that are not here.
+    pub(super) fn fetch(&self) -> Arc<dyn Fetch> {
+        Arc::clone(&self.peers) as _
+    }
+
+    /// The node, now that its runtime is open.
+    pub(super) async fn join(self) -> anyhow::Result<Joined> {
+        let Self { name, secret, catalogue, peers, listener } = self;
+        let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
+        let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
+        let config = ClusterConfig {
+            node: membership.node().as_str().parse().context("the id of this node is none")?,
+            name,
+            term: u64::try_from(membership.term()).context("the term of this node is none")?,
+            secret,
+            members: Arc::clone(&records) as _,
+        };
+        let cluster = Cluster::join(config)?;
+        peers.join(Arc::clone(&cluster), Arc::clone(&records));
+        Ok(Joined { cluster, membership, records, listener })
+    }
+}
+
+impl Joined {
+    /// What the server asks about other nodes.
+    pub(super) fn nodes(&self) -> Arc<dyn Nodes> {
+        Arc::clone(&self.cluster) as _
+    }
+
+    /// Keeps it one, and has the server stop when it is not one any more. Gives the door that others come in by.
+    pub(super) fn keep(self, runtime: Runtime, shutdown: CancellationToken) -> (Keeping, Listener) {
+        let Self { cluster: _, membership, records, listener } = self;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            let kept = keep(membership, records, runtime, env!("CARGO_PKG_VERSION"));
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                lost = kept => {
+                    let why = firkin_causes::chain(&lost);
+                    tracing::error!(why, "this node is not this server's any more: it serves nobody from here on, and leaves what runs");
+                    shutdown.cancel();
+                }
+            }
+        });
+        (Keeping { _ends: stop.drop_guard() }, Listener::Peers(listener))
+    }
+}
+
+/// What helps a server that was told that its node is not its own any more.
+pub(super) fn lost() -> anyhow::Error {
+    let error = anyhow::anyhow!("this node was taken by another server, or an operator has said that it is off");
+    let hint = "`firkin node ls` says which; start this server again to come back as what it is then";
+    advised(error, Some(hint.to_owned()), None)
+}

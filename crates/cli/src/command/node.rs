@@ -1,0 +1,156 @@
+//! `firkin node ...` and `firkin cluster found`: a cluster as its catalogue has it, for whoever has its secret. No server is asked.
+
+use anyhow::Context as _;
+use firkin_cluster::{ClusterSecret, node_id};
+use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeRecord, init};
+use firkin_runtime::catalogue;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::catalog;
+use crate::{
+    args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs},
+    cluster::Access,
+    failure::{Advise as _, ExitStatus},
+    output::{self, Table},
+    secretfile::Credentials,
+    settings::Settings,
+};
+
+/// A node, as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: String,
+    name: String,
+    address: String,
+    host: String,
+    term: i64,
+    state: &'static str,
+    reason: String,
+    lease_left_s: u64,
+    away_s: u64,
+    info: Value,
+}
+
+impl Shown {
+    fn of(record: &NodeRecord) -> Self {
+        Self {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            address: record.address.clone(),
+            host: record.host.clone(),
+            term: record.term,
+            state: if record.is_alive() { record.state.word() } else { "away" },
+            reason: record.reason.clone(),
+            lease_left_s: record.lease_left.as_secs(),
+            away_s: record.lease_over.as_secs(),
+            info: serde_json::from_str(&record.info).unwrap_or(Value::Null),
+        }
+    }
+
+    fn number(&self, name: &str) -> String {
+        self.info.get(name).map_or_else(|| "–".to_owned(), Value::to_string)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.info.get(name).and_then(Value::as_str).unwrap_or("–").to_owned()
+    }
+}
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct Founded {
+    cluster: String,
+    secret_file: String,
+    secret_is_new: bool,
+}
+
+fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
+    let named = Access::resolve(args, &Credentials::of_process(), |path| path.to_owned());
+    named
+        .ok_or_else(|| anyhow::anyhow!("no cluster was named"))
+        .hint("`--cluster postgres://USER@HOST:PORT/DATABASE` names its catalogue")
+        .status(ExitStatus::Usage)
+}
+
+async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
+    let access = access(args)?;
+    let secret = access.secret()?;
+    Members::at(catalog::address(&access.catalog)?, &secret.fingerprint()).await.map_err(catalog::advising)
+}
+
+/// Runs a `firkin node` command.
+pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Result<ExitStatus> {
+    match command {
+        NodeCommand::Ls(args) => {
+            let found = members(&args.access).await?.nodes().await.map_err(catalog::advising)?;
+            let shown: Vec<Shown> = found.iter().map(Shown::of).collect();
+            output::result(settings.format, &shown, || table(&shown))?;
+            Ok(ExitStatus::Success)
+        }
+        NodeCommand::Forget(args) => forget(args).await,
+    }
+}
+
+async fn forget(args: NodeForgetArgs) -> anyhow::Result<ExitStatus> {
+    let members = members(&args.access).await?;
+    let found = members.nodes().await.map_err(catalog::advising)?;
+    let named: Vec<&NodeRecord> = found.iter().filter(|node| node.name == args.node || node.id.as_str() == args.node).collect();
+    let node = match named[..] {
+        [node] => node,
+        [] => return Err(anyhow::anyhow!("there is no node `{}`", args.node)).hint("`firkin node ls` lists them"),
+        _ => {
+            return Err(anyhow::anyhow!("several nodes are called `{}`", args.node))
+                .hint("name it by its id, as in `firkin node ls --json`");
+        }
+    };
+    if !args.it_is_off {
+        let error = anyhow::anyhow!("node `{}` is not forgotten: nobody has said that its host is off", node.name);
+        return Err(error)
+            .hint("switch its host off, or see that it is, and say `--it-is-off`: where it still runs, one sandbox may run twice")
+            .status(ExitStatus::Usage);
+    }
+    members.forget(&node.id, &args.reason).await.map_err(catalog::advising)?;
+    output::note(&format!("node `{}` is forgotten: what it had paused can be had elsewhere", node.name));
+    Ok(ExitStatus::Success)
+}
+
+/// `firkin cluster found`
+pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Result<ExitStatus> {
+    let access = access(&args.access)?;
+    let path = access.secret_file()?.path.clone();
+    let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
+    let secret = if is_new { ClusterSecret::create(&path)? } else { access.secret()? };
+    let founder = match catalogue::holder(&settings.state_dir)? {
+        Some(holder) => Some(Founder { node: node_id(&settings.state_dir).context("cannot keep the id of this node")?, holder }),
+        None => None,
+    };
+    let founding = Founding { secret_fingerprint: secret.fingerprint(), times: LeaseTimes::default(), founder };
+    let made = init(&catalog::address(&access.catalog)?, &founding).await.map_err(catalog::advising)?;
+    let founded = Founded { cluster: made.id, secret_file: path.display().to_string(), secret_is_new: is_new };
+    output::result(settings.format, &founded, || {
+        let mut table = Table::new(&["cluster", "secret"]);
+        table.row([founded.cluster.clone(), founded.secret_file.clone()]);
+        table
+    })?;
+    output::note("give each node a copy of the secret, and start it with `firkin up --cluster URL --cluster-secret-file FILE`");
+    Ok(ExitStatus::Success)
+}
+
+fn table(nodes: &[Shown]) -> Table {
+    let mut table = Table::new(&["node", "state", ">lease left", "runs by", ">running", ">paused", "version", "address"]);
+    for node in nodes {
+        let lease = if node.state == "away" { format!("over for {} s", node.away_s) } else { format!("{} s", node.lease_left_s) };
+        table.row([
+            node.name.clone(),
+            node.state.to_owned(),
+            lease,
+            node.text("acceleration"),
+            node.number("running"),
+            node.number("paused"),
+            node.text("version"),
+            node.address.clone(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,70 @@
+//! Brings artifacts from other nodes: whoever has one sends it as an archive, over the peer port.
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
+
+use axum::{body::Body, extract::Request};
+use firkin_runtime::{
+    artifact::{Coming, Fetch, FetchError},
+    ids::ArtifactId,
+};
+use firkin_server::nodes::{Nodes as _, as_operator};
+use futures::{StreamExt as _, future::BoxFuture};
+use http::StatusCode;
+
+use crate::{Cluster, Records};
+
+/// The other nodes, as a runtime asks them for what it has on record and not on its disk. It is made before the runtime, and knows nobody until
+/// its node has joined.
+#[derive(Debug, Default)]
+pub struct Peers(OnceLock<(Arc<Cluster>, Arc<Records>)>);
+
+impl Peers {
+    /// From now on these are asked. Only the first call counts.
+    pub fn join(&self, cluster: Arc<Cluster>, records: Arc<Records>) {
+        // The node has joined once.
+        drop(self.0.set((cluster, records)));
+    }
+
+    async fn ask(&self, artifact: &ArtifactId) -> Result<Coming, FetchError> {
+        let away = |place: String, source| FetchError::Away { place, source };
+        let Some((cluster, records)) = self.0.get() else {
+            return Err(away("this node has not joined its cluster yet".to_owned(), None));
+        };
+        let mut last = None;
+        for other in cluster.others().into_iter().filter(|other| other.alive) {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
+            as_operator(&mut request);
+            match cluster.send(&other.id, request).await {
+                Ok(answer) if answer.status() == StatusCode::OK => {
+                    tracing::debug!(%artifact, node = other.name, "an artifact comes from another node");
+                    let coming = answer.into_body().into_data_stream();
+                    return Ok(coming.map(|piece| piece.map_err(io::Error::other)).boxed());
+                }
+                Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
+                Ok(answer) => last = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
+                Err(error) => last = Some(error.into()),
+            }
+        }
+        let absent: Vec<String> = records
+            .records()
+            .iter()
+            .filter(|node| !node.is_alive())
+            .map(|node| format!("`{}`, which has been away for {} s", node.name, node.lease_over.as_secs()))
+            .collect();
+        let place = match absent.is_empty() {
+            true => "no node that answers has it".to_owned(),
+            false => format!("no node that answers has it; it may be on {}", absent.join(", or ")),
+        };
+        Err(away(place, last))
+    }
+}
+
+impl Fetch for Peers {
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Coming, FetchError>> {
+        Box::pin(self.ask(artifact))
+    }
+}

@@ -1,0 +1,79 @@
+//! The members of a cluster as its PostgreSQL has them.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use firkin_postgres::{Members as Catalogued, Membership, NodeRecord};
+use firkin_runtime::{sandbox::SandboxId, store::StoreError};
+use firkin_server::nodes::NodeId;
+
+use crate::members::{Home, Member, Members, MembersAway};
+
+/// What is known of the nodes, as they were last heard, and where their sandboxes are.
+#[derive(Debug)]
+pub struct Records {
+    membership: Arc<Membership>,
+    heard: RwLock<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    members: Arc<[Member]>,
+    nodes: Arc<[NodeRecord]>,
+}
+
+impl Records {
+    /// Those that a node sees, which has heard of them once when this returns.
+    pub async fn of(membership: Arc<Membership>) -> Result<Arc<Self>, StoreError> {
+        let records = Self { membership, heard: RwLock::default() };
+        records.hear().await?;
+        Ok(Arc::new(records))
+    }
+
+    /// Asks who is there.
+    pub async fn hear(&self) -> Result<(), StoreError> {
+        let nodes: Arc<[NodeRecord]> = self.catalogued().nodes().await?.into();
+        let members = nodes.iter().filter_map(member).collect();
+        *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Heard { members, nodes };
+        Ok(())
+    }
+
+    /// All nodes, as they were last heard.
+    pub fn records(&self) -> Arc<[NodeRecord]> {
+        Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
+    }
+
+    fn catalogued(&self) -> &Catalogued {
+        self.membership.members()
+    }
+}
+
+/// A node as peers know it. What has an id or a number that none of this version gives is none.
+fn member(record: &NodeRecord) -> Option<Member> {
+    Some(Member {
+        id: record.id.as_str().parse().ok()?,
+        name: record.name.clone(),
+        address: record.address.clone(),
+        term: u64::try_from(record.term).ok()?,
+        alive: record.is_alive(),
+    })
+}
+
+#[async_trait]
+impl Members for Records {
+    fn nodes(&self) -> Arc<[Member]> {
+        Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).members)
+    }
+
+    async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {
+        let found = self.catalogued().whereabouts(id).await.map_err(|error| MembersAway(error.into()))?;
+        found.map(|found| home(&found)).transpose()
+    }
+}
+
+fn home(found: &firkin_postgres::Whereabouts) -> Result<Home, MembersAway> {
+    let node: NodeId =
+        found.node.as_str().parse().map_err(|error: firkin_server::nodes::InvalidNodeId| MembersAway(error.into()))?;
+    let term = u64::try_from(found.term).map_err(|error| MembersAway(error.into()))?;
+    Ok(Home { node, term, epoch: found.epoch })
+}
