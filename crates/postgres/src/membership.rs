@@ -20,7 +20,7 @@ use crate::{
     address::Address,
     cluster::ClusterRecord,
     holding::{FORGOTTEN, NodeId},
-    lease::{Lease, boottime},
+    lease::{Lease, Leases, boottime},
     members::{Line, Members},
 };
 
@@ -84,7 +84,7 @@ pub struct Membership {
     node: NodeId,
     term: i64,
     cluster: ClusterRecord,
-    lease: Mutex<Lease>,
+    leases: Mutex<Leases>,
     /// Renewals wait for nothing else.
     line: Line,
     database: Arc<Postgres>,
@@ -99,7 +99,7 @@ impl Membership {
         database: Arc<Postgres>,
     ) -> Self {
         let members = Members::of(address.clone(), cluster.clone());
-        Self { node, term, cluster, lease: Mutex::new(lease), line: Line::to(address), database, members }
+        Self { node, term, cluster, leases: Mutex::new(Leases::of(lease)), line: Line::to(address), database, members }
     }
 
     /// This node's id.
@@ -124,7 +124,13 @@ impl Membership {
 
     /// The lease as it was last given.
     pub fn lease(&self) -> Lease {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).last()
+    }
+
+    /// What is on record of this node was looked at after this lease was given: machines of what is another's by now were ended, and the
+    /// others may go on.
+    pub fn looked(&self, after: &Lease) {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).looked(after);
     }
 
     /// Renews the lease, and says what others see of the node: a JSON object of at most 64 KiB, or what they saw before. Once this fails as
@@ -144,17 +150,12 @@ impl Membership {
                 [(&self.node.as_str(), Type::TEXT), (&self.term, Type::INT8), (&info, Type::TEXT)];
             let rows = self.line.ask(&renew, &values).await.map_err(|error| error.of("renew the lease of a node"))?;
             if !rows.is_empty() {
-                given = Some(Lease { had_ended, ..Lease::given(sent, &self.cluster.times) });
+                given = Some((Lease::given(sent, &self.cluster.times), had_ended));
                 break;
             }
         }
-        let Some(lease) = given else { return Err(StoreError::Fenced { what: format!("node `{}`", self.node) }) };
-        let mut known = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of two renewals at the same time, the later one may have been answered first.
-        if lease.ends_at > known.ends_at {
-            *known = lease;
-        }
-        Ok(lease)
+        let Some((lease, had_ended)) = given else { return Err(StoreError::Fenced { what: format!("node `{}`", self.node) }) };
+        Ok(self.leases.lock().unwrap_or_else(PoisonError::into_inner).renewed(lease, had_ended))
     }
 
     /// Takes a sandbox for its next life, from the one that was read, if it is paused and was given up in that life, or if its node's lease has
@@ -223,11 +224,11 @@ impl Claim {
             return Ok(Err(ClaimError::Changed { id: id(), found: epoch, known: self.epoch }));
         }
         let Some(next) = next_life(&body)? else { return Ok(Err(ClaimError::NothingHeld { id: id(), node })) };
-        // By the time at which this transaction began, which is before it waited for anything. Who is claimed from is in it, for
-        // the body that was read may be another's by now.
+        // By the time at which this transaction began, which is before it waited for anything. What is written stands on what was read, so it
+        // has to be that still, and not only in the same life: its home may have paused it since.
         let claim = format!(
             "UPDATE firkin.sandboxes s SET node = ?3, term = ?4, body = ?5, given_up = NULL
-             WHERE s.id = ?1 AND s.node = ?6 AND CAST(json_extract(s.body, '$.epoch') AS BIGINT) = ?2 AND (s.given_up = ?2 OR EXISTS (
+             WHERE s.id = ?1 AND s.node = ?6 AND s.body = ?7 AND CAST(json_extract(s.body, '$.epoch') AS BIGINT) = ?2 AND (s.given_up = ?2 OR EXISTS (
                  SELECT FROM firkin.nodes n WHERE n.id = s.node
                  AND n.lease_until + interval '{} milliseconds' < now() FOR SHARE))",
             self.grace_ms
@@ -239,6 +240,7 @@ impl Claim {
             Value::Integer(self.term),
             Value::Text(next.body.clone()),
             Value::Text(node.clone()),
+            Value::Text(body),
         ];
         let rows = tx.execute(&claim, &values).map_err(|error| error.of("claim a sandbox"))?;
         if rows == 1 {

@@ -313,8 +313,10 @@ async fn what_is_nobodys_is_claimed_and_nothing_else(url: &str, cluster: &Cluste
     assert_eq!((ids(&other).await, ids(&home).await.len()), (vec!["i1".to_owned()], 2));
     // Its home comes back, is told so, and keeps what nobody took.
     let lease = home.membership.renew(None).await.unwrap();
-    assert!(lease.had_ended && lease.holds() && lease.left() <= LeaseTimes::default().stop_after);
-    assert!(!home.membership.renew(None).await.unwrap().had_ended);
+    assert!(lease.had_ended && !lease.holds() && lease.left() <= LeaseTimes::default().stop_after);
+    assert!(home.membership.renew(None).await.unwrap().had_ended, "it has not looked yet");
+    home.membership.looked(&lease);
+    assert!(home.membership.lease().holds() && home.membership.renew(None).await.unwrap().holds());
     assert_eq!(update(&home, "i1", (1, 2)).await.unwrap(), 0);
     assert_eq!(update(&home, "i2", (1, 2)).await.unwrap(), 1);
     let back = home.membership.claim(&sandbox("i1"), 2).await;
