@@ -20,6 +20,7 @@ use tokio::time::timeout;
 mod database;
 mod nodes;
 mod proxy;
+mod race;
 
 use database::Cluster;
 use proxy::{Cut, Proxy};
