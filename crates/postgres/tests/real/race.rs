@@ -17,7 +17,7 @@ const CLAIMERS: usize = 16;
 const SANDBOXES: usize = 8;
 
 /// Claims that succeed: some seconds of them.
-const CLAIMS: usize = 640;
+const CLAIMS: usize = 1600;
 
 /// The database's own list.
 const HISTORY: &str = "
