@@ -20,15 +20,17 @@ pub struct Lease {
     pub stop_at: Duration,
     /// When it ends, at the latest when the database says so.
     pub ends_at: Duration,
-    /// Whether it had ended before it was given. Others may have taken what was the node's: it looks what is on record before it goes on
-    /// with anything that was stopped.
+    /// Whether one before it may have ended before it was renewed, and what is on record was not looked at since. Others may have taken what
+    /// was the node's: nothing that was stopped goes on, and nothing is begun, before [`Membership::looked`](crate::Membership::looked).
     pub had_ended: bool,
+    /// How often that was so, in this term.
+    gaps: u64,
 }
 
 impl Lease {
     /// One that was asked for at `sent`.
     pub(crate) fn given(sent: Duration, times: &LeaseTimes) -> Self {
-        Self { stop_at: sent + times.stop_after, ends_at: sent + times.lasts, had_ended: false }
+        Self { stop_at: sent + times.stop_after, ends_at: sent + times.lasts, had_ended: false, gaps: 0 }
     }
 
     /// Until machines are stopped; nothing once they are.
@@ -38,6 +40,70 @@ impl Lease {
 
     /// Whether anything may be begun or gone on with that others could have.
     pub fn holds(&self) -> bool {
-        !self.left().is_zero()
+        !self.had_ended && !self.left().is_zero()
+    }
+}
+
+/// The leases of a node, in one term.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    last: Lease,
+    /// At which gap what is on record was looked at last.
+    looked: u64,
+}
+
+impl Leases {
+    pub(crate) fn of(first: Lease) -> Self {
+        Self { last: first, looked: 0 }
+    }
+
+    /// As it is now.
+    pub(crate) fn last(&self) -> Lease {
+        Lease { had_ended: self.looked < self.last.gaps, ..self.last }
+    }
+
+    /// A renewal was answered. Whether the lease before had ended is said by the database; but the answer to an earlier renewal, which would
+    /// have said it, may have been lost. So it may have whenever an answer comes after the time at which machines are stopped: one that came
+    /// before was given before the lease that is known had ended.
+    pub(crate) fn renewed(&mut self, lease: Lease, had_ended: bool) -> Lease {
+        let gaps = self.last.gaps + u64::from(had_ended || self.last.left().is_zero());
+        // Of two renewals at the same time, the later one may have been answered first.
+        let newer = if lease.ends_at > self.last.ends_at { lease } else { self.last };
+        self.last = Lease { gaps, ..newer };
+        self.last()
+    }
+
+    /// What is on record was looked at, after this lease was given.
+    pub(crate) fn looked(&mut self, after: &Lease) {
+        self.looked = self.looked.max(after.gaps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_known_until_somebody_has_looked_also_where_the_answer_that_told_of_it_was_lost() {
+        let times = LeaseTimes::default();
+        let now = boottime() + times.lasts;
+        let at = |seconds: u64| Lease::given(now + Duration::from_secs(seconds), &times);
+        let mut leases = Leases::of(at(0));
+        assert!(leases.last().holds());
+        assert!(leases.renewed(at(4), false).holds());
+        let gap = leases.renewed(at(8), true);
+        assert!(gap.had_ended && !gap.holds());
+        // Later ones go on without one, and it has not been looked yet.
+        assert!(leases.renewed(at(12), false).had_ended);
+        leases.looked(&gap);
+        assert!(leases.last().holds());
+        let second = leases.renewed(at(16), true);
+        leases.looked(&gap);
+        assert!(leases.last().had_ended, "that was before");
+        leases.looked(&second);
+        assert!(leases.last().holds());
+        // The one that is known is over when an answer comes; what the database says of a later one says nothing of it.
+        let mut late = Leases::of(Lease::given(Duration::ZERO, &LeaseTimes { stop_after: Duration::ZERO, ..times }));
+        assert!(late.renewed(at(0), false).had_ended);
     }
 }

@@ -28,6 +28,7 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 
 mod address;
+mod claim;
 mod cluster;
 mod connection;
 mod hold;
@@ -40,6 +41,7 @@ mod open_error;
 mod schema;
 
 pub use address::{Address, InvalidAddress};
+pub use claim::{ClaimError, Claimed};
 pub use cluster::{ClusterRecord, Founder, Founding, LeaseTimes, init};
 use connection::{Connection, away};
 pub use hold::Greeting;
@@ -48,7 +50,7 @@ use holding::Holding;
 pub use holding::{InvalidNodeId, NodeId};
 pub use lease::Lease;
 pub use members::{AnySandbox, Members, NodeRecord, NodeState, Whereabouts};
-pub use membership::{ClaimError, Claimed, Membership};
+pub use membership::Membership;
 pub use node::{Node, NodeCatalogue};
 pub use open_error::OpenError;
 pub use schema::MigrateError;

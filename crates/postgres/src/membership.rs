@@ -1,7 +1,6 @@
 //! What a node does as one of a cluster: it renews its lease, claims what is nobody's any more, and gives up what others may have.
 //!
-//! A claim is one statement, and of many who try from one life, one does. It takes the home's row against renewals until it is kept: a home that
-//! renews after all comes before it, and then there is nothing to be claimed, or after it, and is told that its lease had ended.
+//! Whoever keeps it has a server that starts and continues nothing that others could have while [`Lease::holds`] is false.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,73 +9,26 @@ use firkin_runtime::{
     store::{
         StoreError,
         database::{Database as _, DatabaseError, Mode, Statements, Value},
-        next_life,
     },
+};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
 };
 use tokio_postgres::types::Type;
 
 use crate::{
     Postgres,
     address::Address,
+    claim::{Claim, ClaimError, Claimed, number},
     cluster::ClusterRecord,
     holding::{FORGOTTEN, NodeId},
-    lease::{Lease, boottime},
+    lease::{Lease, Leases, boottime},
     members::{Line, Members},
 };
 
 /// The most that a node says of itself, bytes.
 const MAX_INFO: usize = 64 << 10;
-
-/// A sandbox whose next life is this node's, before anything of it has begun.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claimed {
-    /// The life.
-    pub epoch: u64,
-    /// What is on record of it now.
-    pub body: String,
-    /// Whose it was, and who has its files: this node itself, where that gave it up.
-    pub from: String,
-}
-
-/// Why a sandbox was not claimed. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
-    /// It is not on record.
-    #[error("cannot claim sandbox `{id}`: there is none of this name")]
-    Gone {
-        /// Which.
-        id: SandboxId,
-    },
-    /// It is in another life by now.
-    #[error("cannot claim sandbox `{id}`: it is in life {found}, and was in {known} when it was looked for")]
-    Changed {
-        /// Which.
-        id: SandboxId,
-        /// Its life.
-        found: u64,
-        /// The one that was read.
-        known: u64,
-    },
-    /// Its node has it.
-    #[error("cannot claim sandbox `{id}`: it is node `{node}`'s, which may be there")]
-    Held {
-        /// Which.
-        id: SandboxId,
-        /// Whose.
-        node: String,
-    },
-    /// There is nothing that another node could begin with.
-    #[error("cannot claim sandbox `{id}`: nothing holds it but its machine on node `{node}`")]
-    NothingHeld {
-        /// Which.
-        id: SandboxId,
-        /// Whose.
-        node: String,
-    },
-    /// The catalogue says no, or is away.
-    #[error("cannot claim a sandbox")]
-    Store(#[from] StoreError),
-}
 
 /// A node's part in its cluster, in one term.
 #[derive(Debug)]
@@ -84,7 +36,7 @@ pub struct Membership {
     node: NodeId,
     term: i64,
     cluster: ClusterRecord,
-    lease: Mutex<Lease>,
+    leases: Mutex<Leases>,
     /// Renewals wait for nothing else.
     line: Line,
     database: Arc<Postgres>,
@@ -99,7 +51,7 @@ impl Membership {
         database: Arc<Postgres>,
     ) -> Self {
         let members = Members::of(address.clone(), cluster.clone());
-        Self { node, term, cluster, lease: Mutex::new(lease), line: Line::to(address), database, members }
+        Self { node, term, cluster, leases: Mutex::new(Leases::of(lease)), line: Line::to(address), database, members }
     }
 
     /// This node's id.
@@ -124,7 +76,13 @@ impl Membership {
 
     /// The lease as it was last given.
     pub fn lease(&self) -> Lease {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).last()
+    }
+
+    /// What is on record of this node was looked at after this lease was given: machines of what is another's by now were ended, and the
+    /// others may go on.
+    pub fn looked(&self, after: &Lease) {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).looked(after);
     }
 
     /// Renews the lease, and says what others see of the node: a JSON object of at most 64 KiB, or what they saw before. Once this fails as
@@ -144,30 +102,38 @@ impl Membership {
                 [(&self.node.as_str(), Type::TEXT), (&self.term, Type::INT8), (&info, Type::TEXT)];
             let rows = self.line.ask(&renew, &values).await.map_err(|error| error.of("renew the lease of a node"))?;
             if !rows.is_empty() {
-                given = Some(Lease { had_ended, ..Lease::given(sent, &self.cluster.times) });
+                given = Some((Lease::given(sent, &self.cluster.times), had_ended));
                 break;
             }
         }
-        let Some(lease) = given else { return Err(StoreError::Fenced { what: format!("node `{}`", self.node) }) };
-        let mut known = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of two renewals at the same time, the later one may have been answered first.
-        if lease.ends_at > known.ends_at {
-            *known = lease;
+        let Some((lease, had_ended)) = given else { return Err(StoreError::Fenced { what: format!("node `{}`", self.node) }) };
+        Ok(self.leases.lock().unwrap_or_else(PoisonError::into_inner).renewed(lease, had_ended))
+    }
+
+    /// Renews the lease in its turn, for as long as the node has one, and tells each that it gets. Ends once the node is another server's, or an
+    /// operator has said that it is off, with the error that says so: nothing that others could have may run here any more.
+    pub async fn keep(&self, info: impl Fn() -> String, told: &watch::Sender<Lease>) -> StoreError {
+        let mut turns = interval(self.cluster.times.renew_every);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            match self.renew(Some(&info())).await {
+                Ok(lease) => drop(told.send_replace(lease)),
+                Err(error @ StoreError::Fenced { .. }) => return error,
+                Err(error) => {
+                    let (left, error) = (self.lease().left(), firkin_causes::chain(&error));
+                    tracing::warn!(node = %self.node, left_ms = left.as_millis(), error, "the lease of this node is not renewed");
+                }
+            }
         }
-        Ok(lease)
     }
 
     /// Takes a sandbox for its next life, from the one that was read, if it is paused and was given up in that life, or if its node's lease has
     /// been over for longer than the cluster's grace. It is this node's from then on, and durably so when this returns.
     pub async fn claim(&self, id: &SandboxId, epoch: u64) -> Result<Claimed, ClaimError> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
-        let claim = Claim {
-            id: id.clone(),
-            epoch,
-            node: self.node.clone(),
-            term: self.term,
-            grace_ms: self.cluster.times.grace.as_millis(),
-        };
+        let grace = self.cluster.times.grace;
+        let claim = Claim { id: id.clone(), epoch, node: self.node.clone(), term: self.term, grace };
         let work = Box::new(move |tx: &dyn Statements| {
             let done = claim.run(tx)?;
             // Nobody waits for it if this fails.
@@ -191,71 +157,5 @@ impl Membership {
             if rows == 1 { Ok(()) } else { Err(StoreError::Fenced { what }) }
         });
         self.database.run(Mode::Write, work).await
-    }
-}
-
-fn number(epoch: u64) -> Value {
-    Value::Integer(i64::try_from(epoch).unwrap_or(i64::MAX))
-}
-
-/// What a claim knows.
-struct Claim {
-    id: SandboxId,
-    epoch: u64,
-    node: NodeId,
-    term: i64,
-    grace_ms: u128,
-}
-
-/// What is on record before it.
-struct Found {
-    body: String,
-    node: String,
-    epoch: u64,
-}
-
-impl Claim {
-    /// What becomes of it. Only what the catalogue refuses is an error of the transaction.
-    fn run(&self, tx: &dyn Statements) -> Result<Result<Claimed, ClaimError>, StoreError> {
-        let id = || self.id.clone();
-        let Some(Found { body, node, epoch }) = self.found(tx)? else { return Ok(Err(ClaimError::Gone { id: id() })) };
-        if epoch != self.epoch {
-            return Ok(Err(ClaimError::Changed { id: id(), found: epoch, known: self.epoch }));
-        }
-        let Some(next) = next_life(&body)? else { return Ok(Err(ClaimError::NothingHeld { id: id(), node })) };
-        // By the time at which this transaction began, which is before it waited for anything. Who is claimed from is in it, for
-        // the body that was read may be another's by now.
-        let claim = format!(
-            "UPDATE firkin.sandboxes s SET node = ?3, term = ?4, body = ?5, given_up = NULL
-             WHERE s.id = ?1 AND s.node = ?6 AND CAST(json_extract(s.body, '$.epoch') AS BIGINT) = ?2 AND (s.given_up = ?2 OR EXISTS (
-                 SELECT FROM firkin.nodes n WHERE n.id = s.node
-                 AND n.lease_until + interval '{} milliseconds' < now() FOR SHARE))",
-            self.grace_ms
-        );
-        let values = [
-            Value::Text(self.id.as_str().to_owned()),
-            number(self.epoch),
-            Value::Text(self.node.to_string()),
-            Value::Integer(self.term),
-            Value::Text(next.body.clone()),
-            Value::Text(node.clone()),
-        ];
-        let rows = tx.execute(&claim, &values).map_err(|error| error.of("claim a sandbox"))?;
-        if rows == 1 {
-            Ok(Ok(Claimed { epoch: next.epoch, body: next.body, from: node }))
-        } else {
-            Ok(Err(ClaimError::Held { id: id(), node }))
-        }
-    }
-
-    fn found(&self, tx: &dyn Statements) -> Result<Option<Found>, StoreError> {
-        let asked = "SELECT body, node, CAST(json_extract(body, '$.epoch') AS BIGINT) FROM firkin.sandboxes WHERE id = ?1";
-        let rows = tx.rows(asked, &[Value::Text(self.id.as_str().to_owned())]).map_err(|error| error.of("read a sandbox"))?;
-        Ok(rows.first().and_then(|row| match row.as_slice() {
-            [Value::Text(body), Value::Text(node), Value::Integer(epoch)] => {
-                Some(Found { body: body.clone(), node: node.clone(), epoch: epoch.unsigned_abs() })
-            }
-            _ => None,
-        }))
     }
 }

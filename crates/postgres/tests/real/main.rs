@@ -20,6 +20,7 @@ use tokio::time::timeout;
 mod database;
 mod nodes;
 mod proxy;
+mod race;
 
 use database::Cluster;
 use proxy::{Cut, Proxy};
@@ -68,6 +69,7 @@ async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
     contract::check(database.clone()).await.unwrap();
     database.close().await.unwrap();
 
+    tables_of_the_first_version_are_brought_up_to_date(&cluster.database("first"), &cluster).await;
     a_directory_finds_the_catalogue_that_it_left(&cluster.database("left"), &cluster.database("empty"), &cluster).await;
     a_catalogue_that_goes_back_is_written_no_more(&cluster.database("back"), &cluster).await;
     a_catalogue_moves_here_and_comes_back_from_a_backup(&cluster.database("moved"), &cluster.database("again")).await;
@@ -78,6 +80,31 @@ async fn a_catalogue_in_postgresql_is_whole_through_all_that_happens_to_it() {
     a_server_that_comes_waits_for_who_writes(&cluster.database("waited")).await;
     what_a_crash_took_is_not_taken_for_kept(&mut cluster).await;
     a_killed_database_comes_back(&mut cluster).await;
+}
+
+/// As a server of that version left them.
+async fn tables_of_the_first_version_are_brought_up_to_date(url: &str, cluster: &Cluster) {
+    const FIRST: &str = concat!(
+        "CREATE SCHEMA firkin;
+         CREATE TABLE firkin.catalogue (
+             one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one), schema BIGINT NOT NULL, written_by TEXT NOT NULL, installation TEXT,
+             host TEXT, since TIMESTAMPTZ, term BIGINT NOT NULL, last_write BIGINT NOT NULL);
+         INSERT INTO firkin.catalogue VALUES (TRUE, 1, '0.1.0', 'here', 'old', now(), 4, 9);",
+        include_str!("../../src/schema-1.sql"),
+        "INSERT INTO firkin.sandboxes VALUES ('i1', '{}');
+         INSERT INTO firkin.builds VALUES ('b1', '{}');
+         INSERT INTO firkin.build_layers VALUES ('k1', 'first');"
+    );
+    cluster.sql("first", FIRST).await;
+    let opened = Postgres::open(url.parse().unwrap(), &holder("here", Left::In(4))).await.unwrap();
+    put(&opened, "i2").await.unwrap();
+    assert_eq!((ids(&opened).await, opened.term()), (texts(&["i1", "i2"]), 5));
+    // One of one name, whoever made it.
+    const AGAIN: &str = "INSERT INTO build_layers (key, body) VALUES ('k1', 'second') ON CONFLICT (key, node) DO NOTHING";
+    assert!(AGAIN.contains(opened.parts().state_key));
+    change(&opened, &[AGAIN]).await.unwrap();
+    opened.close().await.unwrap();
+    cluster.sql("first", "DO $$ BEGIN ASSERT (SELECT body = 'first' AND node = '' FROM firkin.build_layers); END $$").await;
 }
 
 async fn a_directory_finds_the_catalogue_that_it_left(url: &str, empty: &str, cluster: &Cluster) {

@@ -128,6 +128,7 @@ async fn nodes_have_what_is_their_own_and_take_what_is_nobodys() {
     a_node_whose_catalogue_goes_back_writes_no_more(&cluster.database("gone_back"), &cluster).await;
     a_claim_whose_commit_is_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
     all_see_who_there_is(&cluster.database("seen"), &cluster).await;
+    a_lease_is_kept_until_its_node_is_forgotten(&cluster.database("kept")).await;
 }
 
 async fn a_catalogue_becomes_a_clusters_with_all_that_is_in_it(cluster: &Cluster) {
@@ -313,8 +314,10 @@ async fn what_is_nobodys_is_claimed_and_nothing_else(url: &str, cluster: &Cluste
     assert_eq!((ids(&other).await, ids(&home).await.len()), (vec!["i1".to_owned()], 2));
     // Its home comes back, is told so, and keeps what nobody took.
     let lease = home.membership.renew(None).await.unwrap();
-    assert!(lease.had_ended && lease.holds() && lease.left() <= LeaseTimes::default().stop_after);
-    assert!(!home.membership.renew(None).await.unwrap().had_ended);
+    assert!(lease.had_ended && !lease.holds() && lease.left() <= LeaseTimes::default().stop_after);
+    assert!(home.membership.renew(None).await.unwrap().had_ended, "it has not looked yet");
+    home.membership.looked(&lease);
+    assert!(home.membership.lease().holds() && home.membership.renew(None).await.unwrap().holds());
     assert_eq!(update(&home, "i1", (1, 2)).await.unwrap(), 0);
     assert_eq!(update(&home, "i2", (1, 2)).await.unwrap(), 1);
     let back = home.membership.claim(&sandbox("i1"), 2).await;
@@ -484,4 +487,26 @@ async fn all_see_who_there_is(url: &str, cluster: &Cluster) {
     for open in [first, second] {
         open.database.close().await.unwrap();
     }
+}
+
+async fn a_lease_is_kept_until_its_node_is_forgotten(url: &str) {
+    let [renew_every, stop_after, lasts] = [20, 60_000, 120_000].map(Duration::from_millis);
+    let times = LeaseTimes { renew_every, stop_after, lasts, ..LeaseTimes::default() };
+    init(&url.parse().unwrap(), &Founding { times, ..founding(None) }).await.unwrap();
+    let node = open(url, "a").await;
+    assert_eq!(node.membership.cluster().times, times);
+    let (told, mut leases) = tokio::sync::watch::channel(node.membership.lease());
+    let membership = Arc::clone(&node.membership);
+    let keeping = tokio::spawn(async move { membership.keep(|| "{\"is\": 1}".to_owned(), &told).await });
+    let first = *leases.borrow();
+    for _ in 0..3 {
+        timeout(PATIENCE, leases.changed()).await.unwrap().unwrap();
+    }
+    assert!(leases.borrow().stop_at > first.stop_at && leases.borrow().holds());
+    let members = node.membership.members();
+    assert_eq!(members.nodes().await.unwrap()[0].info, "{\"is\": 1}");
+    assert!(members.forget(node.membership.node(), "it is off").await.unwrap());
+    let over = timeout(PATIENCE, keeping).await.unwrap().unwrap();
+    assert!(matches!(over, StoreError::Fenced { .. }), "{over:?}");
+    node.database.close().await.unwrap();
 }

@@ -169,6 +169,20 @@ pub fn elsewhere(state_dir: &Path) -> Result<Option<String>, OpenError> {
     Ok(begun(Marker::read(state_dir)?.as_ref()).map(|marker| marker.address.clone()))
 }
 
+/// Who a state directory is to a catalogue at `address`, and how it left the one that it goes with. A directory that has its catalogue in itself
+/// gets its name by this, and goes on as it was.
+pub fn holder(state_dir: &Path, address: String) -> Result<Holder, OpenError> {
+    let marker = match Marker::read(state_dir)? {
+        Some(marker) => marker,
+        None => {
+            let marker = Marker::new(address);
+            marker.write(state_dir)?;
+            marker
+        }
+    };
+    Ok(Holder { left: marker.left(), installation: marker.installation })
+}
+
 /// A marker without a catalogue that was ever opened says nothing yet: something failed before anything was recorded there.
 pub(crate) fn begun(marker: Option<&Marker>) -> Option<&Marker> {
     marker.filter(|marker| marker.began)
@@ -231,4 +245,21 @@ async fn taken(marker: Marker, state_dir: &Path, catalog: &dyn Catalog) -> Resul
         return Err(error);
     }
     Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_its_name_before_it_has_a_catalogue_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = holder(dir.path(), "there".to_owned()).unwrap();
+        assert_eq!((first.installation.len(), first.left), (INSTALLATION, Left::Never));
+        assert_eq!(elsewhere(dir.path()).unwrap(), None);
+        let marker = Marker::read(dir.path()).unwrap().unwrap();
+        marker.settle(dir.path(), ("there".to_owned(), 4)).unwrap();
+        let then = holder(dir.path(), "elsewhere".to_owned()).unwrap();
+        assert_eq!(then, Holder { left: Left::In(4), ..first });
+    }
 }

@@ -64,11 +64,20 @@ impl Store {
         // Files go by what this says. Where a commit may still be under way that nobody has seen (its answer was lost), or another server may
         // have come, that is waited for, and found, by who writes and not by who reads.
         let mode = if self.is_shared() { Mode::Write } else { Mode::Read };
-        self.run_as(mode, |tx| {
+        let parts = self.parts();
+        self.run_as(mode, move |tx| {
             let versions: Vec<TemplateRecord> = bodies(tx, "versions", "SELECT body FROM versions", params![])?;
             let sandboxes: Vec<SandboxRecord> = bodies(tx, "sandboxes", "SELECT body FROM sandboxes", params![])?;
             let states = builds::layers(tx)?;
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
+            if parts.has_others {
+                // What was this server's may be another's by now, which has yet to get what holds it.
+                let held = format!(
+                    "SELECT json_extract(body, '$.phase.artifact') FROM {} WHERE json_extract(body, '$.phase.phase') = 'paused'",
+                    parts.all_sandboxes
+                );
+                used.artifacts.extend(tx.query(&held, params![], |row| row.get(0)).map_err(refused("read what is held"))?);
+            }
             for sandbox in sandboxes {
                 match sandbox.phase {
                     RecordedPhase::Paused(held) => used.artifacts.push(held.artifact),
