@@ -14,11 +14,16 @@ use firkin_runtime::sandbox::SandboxId;
 use crate::{
     App, auth,
     error::ApiError,
-    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts, forward::Passed},
+    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
     target::{InvalidTarget, Target, Way, sandbox_id},
 };
+
+pub(crate) mod forward;
+pub(crate) mod gather;
+
+use forward::Passed;
 
 /// Who answers a request.
 pub(crate) enum Home {

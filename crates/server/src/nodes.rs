@@ -21,8 +21,6 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) mod forward;
-pub(crate) mod gather;
 mod identity;
 
 pub(crate) use identity::Identity;
@@ -37,10 +35,10 @@ pub(crate) const CLIENT: HeaderName = HeaderName::from_static("x-firkin-client")
 pub(crate) const ENCRYPTED: HeaderName = HeaderName::from_static("x-firkin-encrypted");
 
 /// On an answer of a peer: nothing was done, since the sandbox is not there. It names the node that has it.
-const MISDIRECTED: HeaderName = HeaderName::from_static("x-firkin-misdirected");
+pub(crate) const MISDIRECTED: HeaderName = HeaderName::from_static("x-firkin-misdirected");
 
 /// On an answer of a peer: a sandbox gave it.
-const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited");
+pub(crate) const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited");
 
 /// On every answer of a node: the name of the one that gave it.
 const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
@@ -195,7 +193,7 @@ pub(crate) struct FromPeer(pub(crate) Peer);
 
 /// Marks an answer of another node.
 #[derive(Debug, Clone, Copy)]
-struct OfAnother;
+pub(crate) struct OfAnother;
 
 /// Marks the answer that nothing was done, for another node has the sandbox.
 #[derive(Debug, Clone)]

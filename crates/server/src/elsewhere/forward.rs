@@ -23,12 +23,12 @@ use http::{Extensions, HeaderValue, StatusCode, Uri, Version, header, request::P
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::upgrade::OnUpgrade;
 
-use super::{Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NodeId, Nodes, OfAnother, VISITED, Whereabouts};
 use crate::{
     FromSandbox,
     doors::Place,
     error::ApiError,
     extract::collect,
+    nodes::{Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NodeId, Nodes, OfAnother, VISITED, Whereabouts},
     proxy::{self, pool::ConnectionPool, upgrade},
     sever::Sever,
 };
