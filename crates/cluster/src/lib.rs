@@ -20,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_runtime::sandbox::SandboxId;
-use firkin_server::nodes::{Asked, LocateError, NodeId, Nodes, Other, Peer, SendError, Whereabouts};
+use firkin_server::nodes::{Asked, LocateError, NodeId, Nodes, Other, Peer, SendError, Wanted, Whereabouts};
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
 use hyper_util::{
@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 mod certificate;
 mod connect;
 mod members;
+mod placement;
 mod secret;
 mod verify;
 mod whereabouts;
@@ -132,6 +133,10 @@ impl Cluster {
 
 #[async_trait]
 impl Nodes for Cluster {
+    fn id(&self) -> &NodeId {
+        &self.me
+    }
+
     fn name(&self) -> &str {
         &self.name
     }
@@ -178,6 +183,12 @@ impl Nodes for Cluster {
         let nodes = self.members.nodes();
         let others = nodes.iter().filter(|member| member.id != self.me);
         others.map(|Member { id, name, alive, .. }| Other { id: id.clone(), name: name.clone(), alive: *alive }).collect()
+    }
+
+    fn places(&self, wanted: &Wanted) -> Vec<NodeId> {
+        let mut chance = [0; 8];
+        getrandom::fill(&mut chance).expect("the kernel's random generator works");
+        placement::places(&self.members.nodes(), &self.me, wanted, u64::from_le_bytes(chance))
     }
 
     async fn send(&self, node: &NodeId, mut request: Request) -> Result<Response<Body>, SendError> {

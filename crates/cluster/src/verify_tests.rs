@@ -44,6 +44,9 @@ fn members() -> Arc<dyn Members> {
         address: String::new(),
         term: 3,
         alive,
+        cordoned: false,
+        free_memory_mib: None,
+        holds: None,
     };
     Arc::new(List(Mutex::new(vec![member("a", true), member("b", true), member("d", false)])))
 }

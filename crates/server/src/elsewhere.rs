@@ -22,8 +22,10 @@ use crate::{
 
 pub(crate) mod forward;
 pub(crate) mod gather;
+mod placing;
 
 use forward::Passed;
+use placing::{Create, is_create};
 
 /// Who answers a request.
 pub(crate) enum Home {
@@ -31,6 +33,8 @@ pub(crate) enum Home {
     Here,
     /// Another one.
     There(Arc<dyn Nodes>, Passed),
+    /// Any, for it makes a sandbox.
+    Anywhere(Create),
     /// Nobody.
     Refused(Response),
 }
@@ -56,23 +60,36 @@ pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> 
 }
 
 /// What has to be found out before it is known who answers.
-pub(crate) struct Sought {
-    id: SandboxId,
-    /// Who asks. Absent where the sandbox itself decides whom it lets in.
-    identity: Option<Identity>,
-    encrypted: bool,
-    from_peer: bool,
+pub(crate) enum Sought {
+    /// Where a sandbox is that is not here.
+    Sandbox {
+        /// Its id.
+        id: SandboxId,
+        /// Who asks. Absent where the sandbox itself decides whom it lets in.
+        identity: Option<Identity>,
+        /// Whether the client came by HTTPS.
+        encrypted: bool,
+        /// Whether a peer asks.
+        from_peer: bool,
+    },
+    /// Where one may be made.
+    Place(Create),
 }
 
-/// The sandbox that a request is for, if it is not here. What is refused to whoever asks is refused here, before anybody is told what there
-/// is.
+/// What has to be found out for a request, if that is anything. What is refused to whoever asks is refused here, before anybody is told what
+/// there is.
 pub(crate) fn sought(
     app: &App,
     way: Option<&Result<(Target, Way), InvalidTarget>>,
     from_peer: bool,
     request: &Request,
 ) -> Option<Sought> {
-    app.config.nodes.as_ref()?;
+    let nodes = app.config.nodes.as_ref()?;
+    let encrypted = request.extensions().get() == Some(&Encrypted(true));
+    if way.is_none() && !from_peer && is_create(request) {
+        let identity = auth::identity(app, request.headers()).filter(Create::may)?;
+        return Some(Sought::Place(Create { nodes: Arc::clone(nodes), identity, encrypted }));
+    }
     let (id, into_sandbox) = match way {
         Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
         None => (of_control(request.uri().path())?, false),
@@ -81,13 +98,16 @@ pub(crate) fn sought(
         return None;
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought { id, identity, encrypted: request.extensions().get() == Some(&Encrypted(true)), from_peer })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
-    let (Some(nodes), Some(Sought { id, identity, encrypted, from_peer })) = (&app.config.nodes, sought) else {
-        return Home::Here;
+    let Some(nodes) = &app.config.nodes else { return Home::Here };
+    let (id, identity, encrypted, from_peer) = match sought {
+        None => return Home::Here,
+        Some(Sought::Place(create)) => return Home::Anywhere(create),
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer }) => (id, identity, encrypted, from_peer),
     };
     let asked = if from_peer { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {

@@ -28,7 +28,10 @@ use crate::{
     doors::Place,
     error::ApiError,
     extract::collect,
-    nodes::{Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NodeId, Nodes, OfAnother, VISITED, Whereabouts},
+    nodes::{
+        Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError, VISITED,
+        Whereabouts,
+    },
     proxy::{self, pool::ConnectionPool, upgrade},
     sever::Sever,
 };
@@ -108,6 +111,28 @@ pub(crate) async fn forward(
     }
 }
 
+/// Passes on what any node may do, whole.
+pub(crate) async fn pass(
+    nodes: &Arc<dyn Nodes>,
+    node: &NodeId,
+    (identity, encrypted): (&Identity, bool),
+    request: Request,
+) -> Result<Response, PassError> {
+    let (mut parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
+    outgoing(&mut parts, (Some(identity), peer, encrypted), None).map_err(PassError::Request)?;
+    let sent = nodes.send(node, Request::from_parts(parts, body)).await.map_err(PassError::Send)?;
+    Ok(relayed(sent, None))
+}
+
+/// Why what any node may do was not done by one.
+pub(crate) enum PassError {
+    /// It cannot be sent to anybody.
+    Request(ApiError),
+    /// That node gave no answer.
+    Send(SendError),
+}
+
 /// Reads a body that is short; leaves any other to be streamed.
 async fn load(parts: &Parts, body: Body) -> Result<Cargo, ApiError> {
     if body.is_end_stream() {
@@ -164,8 +189,12 @@ fn relayed(response: Response, sever: Option<Sever>) -> Response {
     proxy::strip(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     let visited = response.headers_mut().remove(VISITED).is_some();
+    let refused = response.headers_mut().remove(REFUSED).is_some();
     let extensions = response.extensions_mut();
     extensions.insert(OfAnother);
+    if refused {
+        extensions.insert(NoRoom);
+    }
     if visited {
         extensions.insert(FromSandbox);
     }
