@@ -174,9 +174,18 @@ impl Nodes for Cluster {
             // It may have moved since, which is then said by the node that is asked.
             Err(away) => match self.whereabouts.last(id).filter(|_| asked == Asked::Lately) {
                 Some(home) => Ok(self.place(&home)),
-                None => Err(LocateError { id: id.clone(), source: Box::new(away) }),
+                None => Err(LocateError { what: format!("sandbox `{id}`"), source: Box::new(away) }),
             },
         }
+    }
+
+    async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError> {
+        let away = |away| LocateError { what: format!("the build of template `{template}`"), source: Box::new(away) };
+        Ok(match self.members.builder(template).await.map_err(away)? {
+            Some(node) if node == self.me => Whereabouts::Here,
+            Some(node) => Whereabouts::There(node),
+            None => Whereabouts::Nowhere,
+        })
     }
 
     fn others(&self) -> Vec<Other> {

@@ -52,4 +52,8 @@ pub trait Members: fmt::Debug + Send + Sync {
 
     /// Which node a sandbox's record names now. `None` where there is no such record. Cancel-safe.
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway>;
+
+    /// Which node has the newest build that was asked for of a template, going on or not begun yet. `None` where there is none: whoever is
+    /// asked answers then. Cancel-safe.
+    async fn builder(&self, template: &str) -> Result<Option<NodeId>, MembersAway>;
 }

@@ -30,6 +30,10 @@ impl Members for List {
     async fn whereabouts(&self, _: &SandboxId) -> Result<Option<Home>, MembersAway> {
         Ok(None)
     }
+
+    async fn builder(&self, _: &str) -> Result<Option<NodeId>, MembersAway> {
+        Ok(None)
+    }
 }
 
 fn peer(name: &str, term: u64) -> Peer {

@@ -141,12 +141,12 @@ pub struct Wanted {
     pub once: Option<String>,
 }
 
-/// It is not known where a sandbox is, because those who know do not answer.
+/// It is not known where something is, because those who know do not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot look up on which node sandbox `{id}` is")]
+#[error("cannot look up on which node {what} is")]
 pub struct LocateError {
-    /// The sandbox.
-    pub id: SandboxId,
+    /// The sandbox or template.
+    pub what: String,
     /// Why.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
@@ -195,6 +195,10 @@ pub trait Nodes: fmt::Debug + Send + Sync {
 
     /// Where a sandbox is that this server does not have. Cancel-safe.
     async fn locate(&self, id: &SandboxId, asked: Asked) -> Result<Whereabouts, LocateError>;
+
+    /// Where the newest build of a template is, that was asked for: what its client uploads for it, and the build itself, are on one node.
+    /// Cancel-safe.
+    async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError>;
 
     /// All nodes but this one.
     fn others(&self) -> Vec<Other>;

@@ -57,6 +57,7 @@ pub(crate) const ADMIN: &str = "admin";
 pub(crate) struct Map {
     nodes: Mutex<Vec<Member>>,
     homes: Mutex<HashMap<SandboxId, Home>>,
+    builders: Mutex<HashMap<String, NodeId>>,
     away: AtomicBool,
     asked: AtomicUsize,
 }
@@ -71,6 +72,11 @@ impl Map {
     /// Records where a sandbox is.
     pub(crate) fn home(&self, id: &str, node: &NodeId, epoch: u64) {
         self.homes.lock().unwrap().insert(id.parse().unwrap(), Home { node: node.clone(), term: 1, epoch });
+    }
+
+    /// Records where a template is built.
+    pub(crate) fn builder(&self, template: &str, node: &NodeId) {
+        self.builders.lock().unwrap().insert(template.to_owned(), node.clone());
     }
 
     /// Whether anybody is there who answers.
@@ -96,6 +102,10 @@ impl Members for Map {
         }
         self.asked.fetch_add(1, Ordering::SeqCst);
         Ok(self.homes.lock().unwrap().get(id).cloned())
+    }
+
+    async fn builder(&self, template: &str) -> Result<Option<NodeId>, MembersAway> {
+        Ok(self.builders.lock().unwrap().get(template).cloned())
     }
 }
 
