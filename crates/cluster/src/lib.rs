@@ -20,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_runtime::sandbox::SandboxId;
-use firkin_server::nodes::{Asked, LocateError, NodeId, Nodes, Other, Peer, SendError, Whereabouts};
+use firkin_server::nodes::{Asked, LocateError, NodeId, Nodes, Other, Peer, SendError, Wanted, Whereabouts};
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
 use hyper_util::{
@@ -37,6 +37,7 @@ mod identity;
 mod keep;
 mod members;
 mod records;
+mod placement;
 mod secret;
 mod verify;
 mod whereabouts;
@@ -140,6 +141,10 @@ impl Cluster {
 
 #[async_trait]
 impl Nodes for Cluster {
+    fn id(&self) -> &NodeId {
+        &self.me
+    }
+
     fn name(&self) -> &str {
         &self.name
     }
@@ -177,15 +182,30 @@ impl Nodes for Cluster {
             // It may have moved since, which is then said by the node that is asked.
             Err(away) => match self.whereabouts.last(id).filter(|_| asked == Asked::Lately) {
                 Some(home) => Ok(self.place(&home)),
-                None => Err(LocateError { id: id.clone(), source: Box::new(away) }),
+                None => Err(LocateError { what: format!("sandbox `{id}`"), source: Box::new(away) }),
             },
         }
+    }
+
+    async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError> {
+        let away = |away| LocateError { what: format!("the build of template `{template}`"), source: Box::new(away) };
+        Ok(match self.members.builder(template).await.map_err(away)? {
+            Some(node) if node == self.me => Whereabouts::Here,
+            Some(node) => Whereabouts::There(node),
+            None => Whereabouts::Nowhere,
+        })
     }
 
     fn others(&self) -> Vec<Other> {
         let nodes = self.members.nodes();
         let others = nodes.iter().filter(|member| member.id != self.me);
         others.map(|Member { id, name, alive, .. }| Other { id: id.clone(), name: name.clone(), alive: *alive }).collect()
+    }
+
+    fn places(&self, wanted: &Wanted) -> Vec<NodeId> {
+        let mut chance = [0; 8];
+        getrandom::fill(&mut chance).expect("the kernel's random generator works");
+        placement::places(&self.members.nodes(), &self.me, wanted, u64::from_le_bytes(chance))
     }
 
     async fn send(&self, node: &NodeId, mut request: Request) -> Result<Response<Body>, SendError> {

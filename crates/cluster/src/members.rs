@@ -1,6 +1,6 @@
 //! What a node has to know of the others, and asks of whoever keeps the cluster's records.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{collections::HashSet, error::Error, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use firkin_runtime::sandbox::SandboxId;
@@ -19,6 +19,12 @@ pub struct Member {
     pub term: u64,
     /// Whether it holds its lease.
     pub alive: bool,
+    /// Whether it takes no new sandboxes, by its operator's word.
+    pub cordoned: bool,
+    /// Memory that it has for new sandboxes, MiB, as it said last. Not said: it is asked for none of others.
+    pub free_memory_mib: Option<u64>,
+    /// Ids of the builds that it holds, so that a sandbox of them needs nothing from elsewhere. Not said: it may hold any.
+    pub holds: Option<Arc<HashSet<String>>>,
 }
 
 /// Where a sandbox is, by its record.
@@ -46,4 +52,8 @@ pub trait Members: fmt::Debug + Send + Sync {
 
     /// Which node a sandbox's record names now. `None` where there is no such record. Cancel-safe.
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway>;
+
+    /// Which node has the newest build that was asked for of a template, going on or not begun yet. `None` where there is none: whoever is
+    /// asked answers then. Cancel-safe.
+    async fn builder(&self, template: &str) -> Result<Option<NodeId>, MembersAway>;
 }

@@ -30,6 +30,10 @@ impl Members for List {
     async fn whereabouts(&self, _: &SandboxId) -> Result<Option<Home>, MembersAway> {
         Ok(None)
     }
+
+    async fn builder(&self, _: &str) -> Result<Option<NodeId>, MembersAway> {
+        Ok(None)
+    }
 }
 
 fn peer(name: &str, term: u64) -> Peer {
@@ -44,6 +48,9 @@ fn members() -> Arc<dyn Members> {
         address: String::new(),
         term: 3,
         alive,
+        cordoned: false,
+        free_memory_mib: None,
+        holds: None,
     };
     Arc::new(List(Mutex::new(vec![member("a", true), member("b", true), member("d", false)])))
 }

@@ -14,11 +14,18 @@ use firkin_runtime::sandbox::SandboxId;
 use crate::{
     App, auth,
     error::ApiError,
-    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts, forward::Passed},
+    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
     target::{InvalidTarget, Target, Way, sandbox_id},
 };
+
+pub(crate) mod forward;
+pub(crate) mod gather;
+mod placing;
+
+use forward::Passed;
+use placing::{Create, is_create};
 
 /// Who answers a request.
 pub(crate) enum Home {
@@ -26,6 +33,8 @@ pub(crate) enum Home {
     Here,
     /// Another one.
     There(Arc<dyn Nodes>, Passed),
+    /// Any, for it makes a sandbox.
+    Anywhere(Create),
     /// Nobody.
     Refused(Response),
 }
@@ -51,23 +60,54 @@ pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> 
 }
 
 /// What has to be found out before it is known who answers.
-pub(crate) struct Sought {
-    id: SandboxId,
-    /// Who asks. Absent where the sandbox itself decides whom it lets in.
-    identity: Option<Identity>,
-    encrypted: bool,
-    from_peer: bool,
+pub(crate) enum Sought {
+    /// Where a sandbox is that is not here.
+    Sandbox {
+        /// Its id.
+        id: SandboxId,
+        /// Who asks. Absent where the sandbox itself decides whom it lets in.
+        identity: Option<Identity>,
+        /// Whether the client came by HTTPS.
+        encrypted: bool,
+        /// Whether a peer asks.
+        from_peer: bool,
+    },
+    /// Where a template is built.
+    Build {
+        /// The template.
+        template: String,
+        /// Who asks. Absent for who brings a link that was signed.
+        identity: Option<Identity>,
+        /// Whether the client came by HTTPS.
+        encrypted: bool,
+    },
+    /// Where a sandbox may be made.
+    Place(Create),
 }
 
-/// The sandbox that a request is for, if it is not here. What is refused to whoever asks is refused here, before anybody is told what there
-/// is.
+/// What has to be found out for a request, if that is anything. What is refused to whoever asks is refused here, before anybody is told what
+/// there is.
 pub(crate) fn sought(
     app: &App,
     way: Option<&Result<(Target, Way), InvalidTarget>>,
     from_peer: bool,
     request: &Request,
 ) -> Option<Sought> {
-    app.config.nodes.as_ref()?;
+    let nodes = app.config.nodes.as_ref()?;
+    let encrypted = request.extensions().get() == Some(&Encrypted(true));
+    if way.is_none() && !from_peer && is_create(request) {
+        let identity = auth::identity(app, request.headers()).filter(Create::may)?;
+        return Some(Sought::Place(Create { nodes: Arc::clone(nodes), identity, encrypted }));
+    }
+    if way.is_none()
+        && !from_peer
+        && let Some(template) = built(request.uri().path())
+    {
+        let identity = auth::identity(app, request.headers());
+        // Whoever uploads may bring no key, but a link, which its home looks at.
+        let may = identity.is_some() || auth::brings_own(request);
+        return may.then(|| Sought::Build { template: template.to_owned(), identity, encrypted });
+    }
     let (id, into_sandbox) = match way {
         Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
         None => (of_control(request.uri().path())?, false),
@@ -76,18 +116,28 @@ pub(crate) fn sought(
         return None;
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought { id, identity, encrypted: request.extensions().get() == Some(&Encrypted(true)), from_peer })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
-    let (Some(nodes), Some(Sought { id, identity, encrypted, from_peer })) = (&app.config.nodes, sought) else {
-        return Home::Here;
+    let Some(nodes) = &app.config.nodes else { return Home::Here };
+    let (id, identity, encrypted, from_peer) = match sought {
+        None => return Home::Here,
+        Some(Sought::Place(create)) => return Home::Anywhere(create),
+        Some(Sought::Build { template, identity, encrypted }) => {
+            return match nodes.builder(&template).await {
+                Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: None, node, identity, encrypted }),
+                Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
+                Err(error) => Home::Refused(ApiError::from(error).into_response()),
+            };
+        }
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer }) => (id, identity, encrypted, from_peer),
     };
     let asked = if from_peer { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
-        Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id, node, identity, encrypted }),
+        Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),
@@ -100,4 +150,45 @@ fn of_control(path: &str) -> Option<SandboxId> {
         return None;
     }
     sandbox_of(path).and_then(|text| sandbox_id(text).ok())
+}
+
+/// The template whose build, or files for one, a request of the control plane is about.
+fn built(path: &str) -> Option<&str> {
+    let mut parts = path.strip_prefix("/v2").unwrap_or(path).strip_prefix("/templates/")?.split('/');
+    let (template, what) = (parts.next()?, parts.next()?);
+    // As long as an id may be, and as they are written.
+    let is_id =
+        (1..=64).contains(&template.len()) && template.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    (is_id && matches!(what, "builds" | "files") && parts.next().is_some()).then_some(template)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_says_what_it_is_about() {
+        for (path, template) in [
+            ("/templates/t1/builds/b1/status", Some("t1")),
+            ("/v2/templates/t1/builds/b1", Some("t1")),
+            ("/templates/t-1_x/files/abc", Some("t-1_x")),
+            ("/templates/t1/builds", None),
+            ("/templates/t1", None),
+            ("/templates/t1/tags/x", None),
+            ("/templates//builds/b", None),
+            ("/templates/t%20/builds/b", None),
+            ("/v3/templates/t1/builds/b", None),
+            ("/ui/templates/t1/builds/b", None),
+        ] {
+            assert_eq!(built(path), template, "{path}");
+        }
+        let id = SandboxId::generate();
+        let found = |path: String| of_control(&path).filter(SandboxId::is_generated);
+        for path in [format!("/sandboxes/{id}"), format!("/v2/sandboxes/{id}/logs"), format!("/events/sandboxes/{id}")] {
+            assert_eq!(found(path), Some(id.clone()));
+        }
+        for path in ["/sandboxes/metrics".to_owned(), "/sandboxes".to_owned(), format!("/ui/sandboxes/{id}")] {
+            assert_eq!(found(path), None);
+        }
+    }
 }

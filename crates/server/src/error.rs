@@ -31,7 +31,7 @@ use firkin_runtime::{
 use firkin_wire::rest;
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{discreet::without_paths, logging::LogFilterError, target::InvalidTarget};
+use crate::{discreet::without_paths, logging::LogFilterError, nodes::NoRoom, target::InvalidTarget};
 
 mod archives;
 mod nodes;
@@ -623,6 +623,9 @@ impl IntoResponse for ApiError {
         let body = self.to_body();
         let mut response = json(self.status, &body);
         response.extensions_mut().insert(ErrorKind::of(self.status, self.error_code));
+        if self.error_code.is_some_and(nodes::is_of_this_node) {
+            response.extensions_mut().insert(NoRoom);
+        }
         let retry_after_s = if let Retry::After(seconds) = self.retry { Some(seconds) } else { None };
         response.extensions_mut().insert(Told { message: body.message, error_code: body.error_code, retry_after_s });
         let headers = response.headers_mut();

@@ -26,6 +26,7 @@ use axum::{
 use firkin_runtime::runtime::Runtime;
 use firkin_traces::Traces;
 use firkin_wire::unread;
+use futures::future::BoxFuture;
 use http::Method;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use tracing::Instrument as _;
@@ -223,8 +224,16 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
         Ok(()) => match elsewhere::home(&app, sought).await {
             Home::Here => answer(&app, way, request, next).await,
             Home::There(nodes, passed) => {
-                let forwarded = nodes::forward::forward(&nodes, &app.pool, passed, request).await;
+                let forwarded = elsewhere::forward::forward(&nodes, &app.pool, passed, request).await;
                 forwarded.unwrap_or_else(IntoResponse::into_response)
+            }
+            Home::Anywhere(create) => {
+                let own = Arc::clone(&app);
+                let here = move |request| {
+                    let (app, next) = (Arc::clone(&own), next.clone());
+                    Box::pin(async move { answer(&app, None, request, next).await }) as BoxFuture<'static, Response>
+                };
+                create.run(&app, request, here).await
             }
             Home::Refused(response) => response,
         },

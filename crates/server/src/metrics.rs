@@ -145,6 +145,7 @@ mod tests {
         let written: BTreeSet<&str> = words(by_status, "=> \"")
             .chain(words(source, ".code(\""))
             .chain(words(include_str!("error/archives.rs"), ".code(\""))
+            .chain(words(include_str!("error/nodes.rs"), ".code(\""))
             .collect();
         assert_eq!(written, BTreeSet::from(KINDS));
     }

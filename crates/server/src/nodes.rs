@@ -21,8 +21,6 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) mod forward;
-pub(crate) mod gather;
 mod identity;
 
 pub(crate) use identity::Identity;
@@ -37,10 +35,13 @@ pub(crate) const CLIENT: HeaderName = HeaderName::from_static("x-firkin-client")
 pub(crate) const ENCRYPTED: HeaderName = HeaderName::from_static("x-firkin-encrypted");
 
 /// On an answer of a peer: nothing was done, since the sandbox is not there. It names the node that has it.
-const MISDIRECTED: HeaderName = HeaderName::from_static("x-firkin-misdirected");
+pub(crate) const MISDIRECTED: HeaderName = HeaderName::from_static("x-firkin-misdirected");
 
 /// On an answer of a peer: a sandbox gave it.
-const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited");
+pub(crate) const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited");
+
+/// On an answer of a peer: it has no room for what was asked for, or cannot run it. Another may.
+pub(crate) const REFUSED: HeaderName = HeaderName::from_static("x-firkin-refused");
 
 /// On every answer of a node: the name of the one that gave it.
 const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
@@ -52,7 +53,7 @@ pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing
 const BELIEVED: [HeaderName; 3] = [IDENTITY, CLIENT, ENCRYPTED];
 
 /// What a peer says by the head of its answer, and a guest cannot.
-const SAID_BY_PEERS: [HeaderName; 2] = [MISDIRECTED, VISITED];
+const SAID_BY_PEERS: [HeaderName; 3] = [MISDIRECTED, VISITED, REFUSED];
 
 /// Characters of a node's id.
 const ID_LENGTH: usize = 20;
@@ -128,12 +129,24 @@ pub enum Asked {
     Now,
 }
 
-/// It is not known where a sandbox is, because those who know do not answer.
+/// What a new sandbox needs of its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The build that it starts from, by its id.
+    pub build: String,
+    /// Its memory, MiB.
+    pub memory_mib: u64,
+    /// The key under which it is asked for once, with the team whose key that is. Requests with the same one have to come to the same
+    /// node, which remembers it.
+    pub once: Option<String>,
+}
+
+/// It is not known where something is, because those who know do not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot look up on which node sandbox `{id}` is")]
+#[error("cannot look up on which node {what} is")]
 pub struct LocateError {
-    /// The sandbox.
-    pub id: SandboxId,
+    /// The sandbox or template.
+    pub what: String,
     /// Why.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
@@ -165,6 +178,9 @@ pub enum SendError {
 /// The other nodes of this server's cluster, and this server as one of them.
 #[async_trait]
 pub trait Nodes: fmt::Debug + Send + Sync {
+    /// This node.
+    fn id(&self) -> &NodeId;
+
     /// The name of this node, for people.
     fn name(&self) -> &str;
 
@@ -180,8 +196,16 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// Where a sandbox is that this server does not have. Cancel-safe.
     async fn locate(&self, id: &SandboxId, asked: Asked) -> Result<Whereabouts, LocateError>;
 
+    /// Where the newest build of a template is, that was asked for: what its client uploads for it, and the build itself, are on one node.
+    /// Cancel-safe.
+    async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError>;
+
     /// All nodes but this one.
     fn others(&self) -> Vec<Other>;
+
+    /// Nodes that may be asked for a new sandbox, this one too, in the order in which to ask them. Each decides for itself; nobody is to be
+    /// asked but these. None: it is made here.
+    fn places(&self, wanted: &Wanted) -> Vec<NodeId>;
 
     /// Sends a request, whose address is a path alone, to the peer port of a node. Bodies stream both ways; an answer that breaks off
     /// ends in an error, and never as if it were whole. A switch of protocols is left to the caller, as hyper has it. Dropped, the
@@ -201,7 +225,11 @@ pub(crate) struct FromPeer(pub(crate) Peer);
 
 /// Marks an answer of another node.
 #[derive(Debug, Clone, Copy)]
-struct OfAnother;
+pub(crate) struct OfAnother;
+
+/// Marks the answer of a node that has no room for a sandbox, or cannot run it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NoRoom;
 
 /// Marks the answer that nothing was done, for another node has the sandbox.
 #[derive(Debug, Clone)]
@@ -216,9 +244,9 @@ pub(crate) fn disbelieve(headers: &mut HeaderMap) {
 
 /// Says of an answer which node gave it, and to a peer what else it has to know.
 pub(crate) fn sign(nodes: &dyn Nodes, to_peer: bool, visited: bool, response: &mut Response) {
-    let (of_another, misdirected) = {
+    let (of_another, misdirected, no_room) = {
         let extensions = response.extensions();
-        (extensions.get::<OfAnother>().is_some(), extensions.get::<Misdirected>().cloned())
+        (extensions.get::<OfAnother>().is_some(), extensions.get::<Misdirected>().cloned(), extensions.get::<NoRoom>().is_some())
     };
     let headers = response.headers_mut();
     for name in &SAID_BY_PEERS {
@@ -232,6 +260,9 @@ pub(crate) fn sign(nodes: &dyn Nodes, to_peer: bool, visited: bool, response: &m
     }
     if let Some(node) = misdirected.and_then(|Misdirected(node)| HeaderValue::from_str(node.as_str()).ok()) {
         headers.insert(MISDIRECTED, node);
+    }
+    if no_room {
+        headers.insert(REFUSED, HeaderValue::from_static("1"));
     }
     if visited {
         headers.insert(VISITED, HeaderValue::from_static("1"));

@@ -46,6 +46,9 @@ use tokio_util::sync::CancellationToken;
 /// Every wait of these tests ends by then.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Room on each node: this many sandboxes of template `base`.
+pub(crate) const CPUS: u32 = 8;
+
 /// The token that administers each node.
 pub(crate) const ADMIN: &str = "admin";
 
@@ -54,6 +57,7 @@ pub(crate) const ADMIN: &str = "admin";
 pub(crate) struct Map {
     nodes: Mutex<Vec<Member>>,
     homes: Mutex<HashMap<SandboxId, Home>>,
+    builders: Mutex<HashMap<String, NodeId>>,
     away: AtomicBool,
     asked: AtomicUsize,
 }
@@ -68,6 +72,11 @@ impl Map {
     /// Records where a sandbox is.
     pub(crate) fn home(&self, id: &str, node: &NodeId, epoch: u64) {
         self.homes.lock().unwrap().insert(id.parse().unwrap(), Home { node: node.clone(), term: 1, epoch });
+    }
+
+    /// Records where a template is built.
+    pub(crate) fn builder(&self, template: &str, node: &NodeId) {
+        self.builders.lock().unwrap().insert(template.to_owned(), node.clone());
     }
 
     /// Whether anybody is there who answers.
@@ -93,6 +102,10 @@ impl Members for Map {
         }
         self.asked.fetch_add(1, Ordering::SeqCst);
         Ok(self.homes.lock().unwrap().get(id).cloned())
+    }
+
+    async fn builder(&self, template: &str) -> Result<Option<NodeId>, MembersAway> {
+        Ok(self.builders.lock().unwrap().get(template).cloned())
     }
 }
 
@@ -164,8 +177,8 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
         state_dir: dir.join("state"),
         catalog: None,
         copies: None,
-        capacity: HostCapacity { cpus: 8, memory_mib: 1 << 20, disk_mib: 1 << 30 },
-        admission: AdmissionConfig::default(),
+        capacity: HostCapacity { cpus: CPUS, memory_mib: 1 << 20, disk_mib: 1 << 30 },
+        admission: AdmissionConfig { queue_deadline: Duration::from_millis(200), ..AdmissionConfig::default() },
         warm: WarmConfig::default(),
         disk_floor_mib: Some(0),
         disk_budget_mib: None,
@@ -209,7 +222,16 @@ impl Bench {
         let (listener, peers) =
             (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let (address, peer_port) = (listener.local_addr().unwrap(), peers.local_addr().unwrap());
-        let member = Member { id: id.clone(), name: name.to_owned(), address: peer_port.to_string(), term: 1, alive: true };
+        let member = Member {
+            id: id.clone(),
+            name: name.to_owned(),
+            address: peer_port.to_string(),
+            term: 1,
+            alive: true,
+            cordoned: false,
+            free_memory_mib: None,
+            holds: None,
+        };
         self.map.nodes.lock().unwrap().push(member);
         let members = Arc::clone(&self.map) as Arc<dyn Members>;
         let cluster = ClusterConfig { node: id.clone(), name: name.to_owned(), term: 1, secret, members };

@@ -1,6 +1,6 @@
 //! The control plane of a sandbox through a node that does not have it, and who is believed.
 
-use crate::bench::{ADMIN, Bench};
+use crate::bench::{ADMIN, Bench, DEADLINE};
 
 #[tokio::test]
 async fn any_node_serves_a_request_for_any_sandbox_as_whom_the_edge_let_in() {
@@ -118,5 +118,44 @@ async fn whatever_is_on_no_record_is_answered_where_it_was_asked() {
     b.answer(request).await.expect(401);
     assert_eq!(bench.map.asked(), asked);
     b.call("GET", "/health", "").await.expect(200);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_and_what_is_uploaded_for_it_are_on_one_node_whichever_is_asked() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    let place = a.call("POST", "/v3/templates", r#"{"name":"mine","cpuCount":1,"memoryMB":512}"#).await.expect(202);
+    let (template, build) = (place.text("/templateID"), place.text("/buildID"));
+    bench.map.builder(template, &a.id);
+    let path = format!("/templates/{template}/builds/{build}/status");
+    let status = || b.call("GET", &path, "");
+    let waiting = status().await.expect(200);
+    assert_eq!((waiting.text("/status"), waiting.header("x-firkin-node")), ("waiting", "a"));
+    let hash = "0".repeat(64);
+    let link = b.call("GET", &format!("/templates/{template}/files/{hash}"), "").await.expect(201);
+    let url: http::Uri = link.text("/url").parse().unwrap();
+    assert_eq!(url.authority().unwrap().as_str(), b.address.to_string(), "it leads to where it was asked for");
+    // Who brings it has the link alone, and what it brings is longer than what is kept.
+    let upload = |query: &str| {
+        let request = http::Request::put(format!("{}?{query}", url.path())).header("host", b.address.to_string());
+        request.body(http_body_util::Full::from(vec![7; 1 << 20])).unwrap()
+    };
+    b.answer(upload(url.query().unwrap())).await.expect(200);
+    b.answer(upload("expires=9999999999&signature=AAAA")).await.expect(401);
+    b.answer(upload("")).await.expect(401);
+    assert!(a.runtime.has_files(&hash).unwrap() && !b.runtime.has_files(&hash).unwrap());
+    b.call("POST", &format!("/v2/templates/{template}/builds/{build}"), r#"{"fromTemplate":"base"}"#).await.expect(202);
+    let ended = async {
+        loop {
+            let status = status().await.expect(200);
+            match status.text("/status") {
+                "building" => tokio::task::yield_now().await,
+                _ => return status,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(DEADLINE, ended).await.expect("the build ends");
+    assert_eq!(ended.text("/status"), "ready", "{ended:?}");
     bench.stop().await;
 }

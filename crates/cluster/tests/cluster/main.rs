@@ -10,3 +10,4 @@ mod control;
 mod data;
 mod failures;
 mod lists;
+mod placement;

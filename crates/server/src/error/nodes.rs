@@ -14,6 +14,11 @@ const MOVE_RETRY_SECONDS: u32 = 1;
 /// Seconds after which a node that was restarted is back.
 const NODE_RETRY_SECONDS: u32 = 5;
 
+/// Whether what is refused with this code is refused because of the node that it was asked of.
+pub(super) fn is_of_this_node(error_code: &str) -> bool {
+    matches!(error_code, "sandbox_capacity_unavailable" | "sandbox_placement_timeout" | "sandbox_no_compatible_node")
+}
+
 impl ApiError {
     /// The sandbox left its node while it was asked for, and what was sent cannot be sent again. Nothing was done.
     pub(crate) fn sandbox_moved(id: &SandboxId) -> Self {

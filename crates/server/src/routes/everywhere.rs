@@ -9,11 +9,9 @@ use serde::de::DeserializeOwned;
 use crate::{
     App,
     auth::Caller,
+    elsewhere::gather::{Gathered, gather},
     error::ApiError,
-    nodes::{
-        FromPeer, Identity, Nodes,
-        gather::{Gathered, gather},
-    },
+    nodes::{FromPeer, Identity, Nodes},
 };
 
 /// Where else a list has to be asked for. Of a server that is alone, and for a peer, nowhere.

@@ -18,10 +18,10 @@ use super::everywhere::Elsewhere;
 use crate::{
     App,
     auth::Caller,
+    elsewhere::gather::Gathered,
     error::ApiError,
     extract::Sandbox,
     listing::{Cursor, Filter, Query, page},
-    nodes::gather::Gathered,
     shape,
     target::sandbox_id,
 };

@@ -22,13 +22,17 @@ use firkin_wire::headers::API_KEY;
 use http::{Extensions, HeaderValue, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::upgrade::OnUpgrade;
+use tokio_util::sync::CancellationToken;
 
-use super::{Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NodeId, Nodes, OfAnother, VISITED, Whereabouts};
 use crate::{
     FromSandbox,
     doors::Place,
     error::ApiError,
     extract::collect,
+    nodes::{
+        Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError, VISITED,
+        Whereabouts,
+    },
     proxy::{self, pool::ConnectionPool, upgrade},
     sever::Sever,
 };
@@ -39,8 +43,8 @@ const KEPT_BYTES: usize = 64 << 10;
 /// What is passed on, and for whom.
 #[derive(Debug)]
 pub(crate) struct Passed {
-    /// The sandbox.
-    pub(crate) id: SandboxId,
+    /// The sandbox. Absent where it is no sandbox that is elsewhere.
+    pub(crate) id: Option<SandboxId>,
     /// The node that has it, as far as is known.
     pub(crate) node: NodeId,
     /// Who asks for it. Absent where the sandbox itself decides whom it lets in.
@@ -51,19 +55,17 @@ pub(crate) struct Passed {
 
 /// A body on its way.
 enum Cargo {
-    /// Whole, and to be sent as often as need be.
+    /// Whole, and to be sent again if need be.
     Kept(Bytes),
     /// To be sent once.
     Once(Body),
-    /// It was.
-    Gone,
 }
 
 /// Passes a request on.
 pub(crate) async fn forward(
     nodes: &Arc<dyn Nodes>,
     pool: &Arc<ConnectionPool>,
-    Passed { id, mut node, identity, encrypted }: Passed,
+    Passed { id, node, identity, encrypted }: Passed,
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let protocol = proxy::upgrade_protocol(request.headers());
@@ -71,41 +73,63 @@ pub(crate) async fn forward(
     let sever = Sever::of(&request);
     let busy = request.extensions().get::<Place>().filter(|_| client.is_some()).map(Place::busy);
     let (mut parts, body) = request.into_parts();
-    let mut cargo = load(&parts, body).await?;
+    let (first, kept) = match load(&parts, body).await? {
+        Cargo::Kept(bytes) => (Body::from(bytes.clone()), Some(bytes)),
+        Cargo::Once(body) => (body, None),
+    };
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     outgoing(&mut parts, (identity.as_ref(), peer, encrypted), protocol)?;
-    let mut tried = false;
-    loop {
-        let body = match &mut cargo {
-            Cargo::Kept(bytes) => Body::from(bytes.clone()),
-            Cargo::Once(body) => std::mem::take(body),
-            Cargo::Gone => return Err(ApiError::sandbox_moved(&id)),
+    let mut response = nodes.send(&node, Request::from_parts(parts.clone(), first)).await?;
+    if let Some(id) = id.filter(|_| is_misdirected(&response)) {
+        // Asked so, it makes what was known of it forgotten, too.
+        let (Whereabouts::There(next), Some(bytes)) = (nodes.locate(&id, Asked::Now).await?, kept) else {
+            return Err(ApiError::sandbox_moved(&id));
         };
-        if matches!(cargo, Cargo::Once(_)) {
-            cargo = Cargo::Gone;
+        if next != node {
+            response = nodes.send(&next, Request::from_parts(parts, Body::from(bytes))).await?;
         }
-        let mut response = nodes.send(&node, Request::from_parts(parts.clone(), body)).await?;
-        let misdirected = response.status() == StatusCode::MISDIRECTED_REQUEST && response.headers().contains_key(MISDIRECTED);
-        if !misdirected {
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                let Some(client) = client else { return Err(ApiError::unasked_switch()) };
-                let protocol = response.headers().get(header::UPGRADE).cloned();
-                let there: OnUpgrade = hyper::upgrade::on(&mut response);
-                // It ends with the node's end of it.
-                upgrade::join(pool, (client, busy), there, tokio_util::sync::CancellationToken::new());
-                let mut response = relayed(response, None);
-                proxy::restore_upgrade(response.headers_mut(), protocol);
-                return Ok(response);
-            }
-            return Ok(relayed(response, sever));
+        if is_misdirected(&response) {
+            return Err(ApiError::sandbox_moved(&id));
         }
-        // That makes what was known of it forgotten, too.
-        match nodes.locate(&id, Asked::Now).await? {
-            Whereabouts::There(next) if next != node && !tried => node = next,
-            Whereabouts::There(_) | Whereabouts::Here | Whereabouts::Nowhere => return Err(ApiError::sandbox_moved(&id)),
-        }
-        tried = true;
     }
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(relayed(response, sever));
+    }
+    let Some(client) = client else { return Err(ApiError::unasked_switch()) };
+    let protocol = response.headers().get(header::UPGRADE).cloned();
+    let there: OnUpgrade = hyper::upgrade::on(&mut response);
+    // It ends with the other node's end of it.
+    upgrade::join(pool, (client, busy), there, CancellationToken::new());
+    let mut response = relayed(response, None);
+    proxy::restore_upgrade(response.headers_mut(), protocol);
+    Ok(response)
+}
+
+/// Whether a peer says that it has done nothing, for the sandbox is not there.
+fn is_misdirected(response: &Response) -> bool {
+    response.status() == StatusCode::MISDIRECTED_REQUEST && response.headers().contains_key(MISDIRECTED)
+}
+
+/// Passes on what any node may do, whole.
+pub(crate) async fn pass(
+    nodes: &Arc<dyn Nodes>,
+    node: &NodeId,
+    (identity, encrypted): (&Identity, bool),
+    request: Request,
+) -> Result<Response, PassError> {
+    let (mut parts, body) = request.into_parts();
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
+    outgoing(&mut parts, (Some(identity), peer, encrypted), None).map_err(PassError::Request)?;
+    let sent = nodes.send(node, Request::from_parts(parts, body)).await.map_err(PassError::Send)?;
+    Ok(relayed(sent, None))
+}
+
+/// Why what any node may do was not done by one.
+pub(crate) enum PassError {
+    /// It cannot be sent to anybody.
+    Request(ApiError),
+    /// That node gave no answer.
+    Send(SendError),
 }
 
 /// Reads a body that is short; leaves any other to be streamed.
@@ -164,8 +188,12 @@ fn relayed(response: Response, sever: Option<Sever>) -> Response {
     proxy::strip(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     let visited = response.headers_mut().remove(VISITED).is_some();
+    let refused = response.headers_mut().remove(REFUSED).is_some();
     let extensions = response.extensions_mut();
     extensions.insert(OfAnother);
+    if refused {
+        extensions.insert(NoRoom);
+    }
     if visited {
         extensions.insert(FromSandbox);
     }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::de::DeserializeOwned;
 
-use super::{IDENTITY, Identity, MISSING, NodeId, Nodes, Other};
+use crate::nodes::{IDENTITY, Identity, MISSING, NodeId, Nodes, Other};
 
 /// How long a list waits for a node. One that is there answers from memory.
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -1,0 +1,89 @@
+//! On which node a new sandbox is made, wherever it is asked for.
+
+use std::{collections::HashSet, sync::Arc};
+
+use firkin_runtime::sandbox::CreateSandbox;
+
+use crate::bench::{Answer, Bench, CPUS, Node};
+
+async fn create(node: &Node, key: Option<&str>) -> Answer {
+    let mut request = node.request("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#);
+    if let Some(key) = key {
+        request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+    }
+    node.answer(request).await
+}
+
+/// The build of `base` on a node. Each has one of its own here.
+async fn base(node: &Node) -> String {
+    node.runtime.template("base").await.unwrap().unwrap().build_id
+}
+
+#[tokio::test]
+async fn a_create_goes_to_who_has_room_and_holds_the_template_and_on_to_the_next_where_that_refuses() {
+    let bench = Bench::start(&["a", "b", "c"]).await;
+    let [a, b, c] = &bench.nodes[..] else { unreachable!() };
+    // Nothing is known of others: it is made where it is asked for.
+    assert_eq!(create(a, None).await.expect(201).header("x-firkin-node"), "a");
+    // The edge asks for its own build of the name, which B holds by what is said.
+    let build = base(a).await;
+    let say = |name: &str, free: u64, holds: &[&String]| {
+        let holds: HashSet<String> = holds.iter().map(|build| (*build).clone()).collect();
+        bench.map.change(name, |member| (member.free_memory_mib, member.holds) = (Some(free), Some(Arc::new(holds))));
+    };
+    say("a", 100_000, &[]);
+    say("b", 10_000, &[&build]);
+    say("c", 90_000, &[]);
+    let made = create(a, None).await.expect(201);
+    assert_eq!(made.header("x-firkin-node"), "b");
+    assert!(!made.headers.contains_key("x-firkin-refused"));
+    assert!(b.runtime.has(&made.text("/sandboxID").parse().unwrap()));
+    // It is full, whatever was said of it: the next one is asked.
+    for _ in 1..CPUS {
+        b.runtime.create(CreateSandbox::from_template("base")).await.unwrap();
+    }
+    say("a", 100, &[]);
+    assert_eq!(create(a, None).await.expect(201).header("x-firkin-node"), "c");
+    assert_eq!(c.runtime.sandboxes().len(), 1);
+    // Nor is one in the way that is not who it is said to be.
+    say("c", 90_000, &[&build]);
+    bench.map.change("c", |c| c.term = 9);
+    say("a", 100_000, &[]);
+    assert_eq!(create(a, None).await.expect(201).header("x-firkin-node"), "a");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_create_that_is_asked_for_twice_happens_once_whichever_nodes_are_asked() {
+    let bench = Bench::start(&["a", "b", "c"]).await;
+    for name in ["a", "b", "c"] {
+        bench.map.change(name, |member| member.free_memory_mib = Some(10_000));
+    }
+    let mut on = HashSet::new();
+    for key in 0..6 {
+        let key = format!("key-{key}");
+        let first = create(&bench.nodes[0], Some(&key)).await.expect(201);
+        for node in &bench.nodes {
+            let again = create(node, Some(&key)).await.expect(201);
+            assert_eq!(again.text("/sandboxID"), first.text("/sandboxID"));
+        }
+        on.insert(first.header("x-firkin-node").to_owned());
+    }
+    assert!(on.len() > 1, "{on:?}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_create_is_said_where_it_was_asked_for() {
+    let bench = Bench::start(&["a", "b"]).await;
+    bench.map.change("b", |b| b.free_memory_mib = Some(1 << 20));
+    let [a, _] = &bench.nodes[..] else { unreachable!() };
+    for (body, status) in [("{", 400), (r#"{"templateID":"none"}"#, 404), (r#"{"templateID":"base","timeout":-1}"#, 400)] {
+        let refused = a.answer(a.request("POST", "/v2/sandboxes", body)).await.expect(status);
+        assert!(refused.text("/message").len() > 5);
+    }
+    let mut request = a.request("POST", "/v2/sandboxes", r#"{"templateID":"base"}"#);
+    request.headers_mut().remove("x-api-key");
+    assert_eq!(a.answer(request).await.expect(401).header("x-firkin-node"), "a");
+    bench.stop().await;
+}

@@ -1,0 +1,110 @@
+//! Where a new sandbox is made: the nodes that may have it are asked one after the other, and each decides for itself.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use firkin_runtime::store::KeyScope;
+use futures::future::BoxFuture;
+use http::{Method, request::Parts};
+use serde::Deserialize;
+
+use super::forward::{PassError, pass};
+use crate::{
+    App,
+    error::ApiError,
+    extract::collect,
+    nodes::{Identity, NoRoom, Nodes, SendError, Wanted},
+};
+
+/// Nodes that are asked for one sandbox.
+const MOST_ASKED: usize = 3;
+
+/// A create that any node may do.
+pub(crate) struct Create {
+    pub(crate) nodes: Arc<dyn Nodes>,
+    pub(crate) identity: Identity,
+    /// Whether the client came by HTTPS.
+    pub(crate) encrypted: bool,
+}
+
+/// Of a create, what decides where it is done.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "templateID")]
+    template: String,
+}
+
+/// Whether a request makes a sandbox.
+pub(crate) fn is_create(request: &Request) -> bool {
+    request.method() == Method::POST && matches!(request.uri().path(), "/sandboxes" | "/v2/sandboxes")
+}
+
+impl Create {
+    /// Whether who asks may. What is refused to them is refused where they came in.
+    pub(crate) fn may(identity: &Identity) -> bool {
+        identity.caller.as_ref().is_some_and(|caller| caller.scope >= KeyScope::Sandboxes)
+    }
+
+    /// Has it done, by `here` on this node.
+    pub(crate) async fn run(
+        self,
+        app: &App,
+        request: Request,
+        here: impl Fn(Request) -> BoxFuture<'static, Response>,
+    ) -> Response {
+        let (parts, body) = request.into_parts();
+        let bytes = match collect(body, app.config.max_body_bytes).await {
+            Ok(bytes) => bytes,
+            Err(error) => return error.into_response(),
+        };
+        let again = || Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+        let places = match self.wanted(app, &parts, &bytes).await {
+            Some(wanted) => self.nodes.places(&wanted),
+            // What cannot be understood, or is not there, is for the route to say.
+            None => Vec::new(),
+        };
+        let mut refused = None;
+        for node in places.into_iter().take(MOST_ASKED) {
+            let answer = if node == *self.nodes.id() {
+                here(again()).await
+            } else {
+                match pass(&self.nodes, &node, (&self.identity, self.encrypted), again()).await {
+                    Ok(answer) => answer,
+                    Err(PassError::Send(error @ SendError::Unreached { .. })) => {
+                        tracing::warn!(%node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");
+                        refused.get_or_insert_with(|| ApiError::from(error).into_response());
+                        continue;
+                    }
+                    // It may have been made.
+                    Err(PassError::Send(error)) => return ApiError::from(error).into_response(),
+                    Err(PassError::Request(error)) => return error.into_response(),
+                }
+            };
+            if answer.extensions().get::<NoRoom>().is_none() {
+                return answer;
+            }
+            refused = Some(answer);
+        }
+        match refused {
+            Some(refused) => refused,
+            None => here(again()).await,
+        }
+    }
+
+    /// What it needs. `None` where there is no such template, or nothing is built of it.
+    async fn wanted(&self, app: &App, parts: &Parts, body: &[u8]) -> Option<Wanted> {
+        let caller = self.identity.caller.as_ref()?;
+        let Named { template } = serde_json::from_slice(body).ok()?;
+        let found = app.host().within(caller.team.clone()).template(&template).await.ok()??;
+        let once = parts.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        Some(Wanted {
+            build: found.build_id,
+            memory_mib: found.budget.memory_mib,
+            once: once.map(|key| format!("{} {key}", caller.team)),
+        })
+    }
+}
