@@ -1,6 +1,7 @@
 //! Brings artifacts from other nodes: whoever has one sends it as an archive, over the peer port.
 
 use std::{
+    error::Error,
     io,
     sync::{Arc, OnceLock},
 };
@@ -15,6 +16,9 @@ use futures::{StreamExt as _, future::BoxFuture};
 use http::StatusCode;
 
 use crate::{Cluster, Records};
+
+/// How often everybody is asked, where somebody could not be.
+const TRIES: usize = 3;
 
 /// The other nodes, as a runtime asks them for what it has on record and not on its disk. It is made before the runtime, and knows nobody until
 /// its node has joined.
@@ -34,19 +38,19 @@ impl Peers {
             return Err(away("this node has not joined its cluster yet".to_owned(), None));
         };
         let mut last = None;
-        for other in cluster.others().into_iter().filter(|other| other.alive) {
-            let mut request = Request::new(Body::empty());
-            *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
-            as_operator(&mut request);
-            match cluster.send(&other.id, request).await {
-                Ok(answer) if answer.status() == StatusCode::OK => {
-                    tracing::debug!(%artifact, node = other.name, "an artifact comes from another node");
-                    let coming = answer.into_body().into_data_stream();
-                    return Ok(coming.map(|piece| piece.map_err(io::Error::other)).boxed());
+        for _ in 0..TRIES {
+            // Whoever made it may have joined since this node last heard of the others.
+            if let Err(error) = records.hear().await {
+                tracing::debug!(error = firkin_causes::chain(&error), "the nodes are asked that were known");
+            }
+            match ask_each(cluster, artifact).await {
+                Asked::Comes(coming) => return Ok(coming),
+                Asked::Nobody(None) => break,
+                // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
+                Asked::Nobody(why) => {
+                    last = why;
+                    tokio::time::sleep(records.renewed_every()).await;
                 }
-                Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
-                Ok(answer) => last = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
-                Err(error) => last = Some(error.into()),
             }
         }
         let absent: Vec<String> = records
@@ -61,6 +65,33 @@ impl Peers {
         };
         Err(away(place, last))
     }
+}
+
+/// What came of asking everybody.
+enum Asked {
+    Comes(Coming),
+    /// Nobody has it; or why that is not sure.
+    Nobody(Option<Box<dyn Error + Send + Sync>>),
+}
+
+async fn ask_each(cluster: &Cluster, artifact: &ArtifactId) -> Asked {
+    let mut unsure = None;
+    for other in cluster.others().into_iter().filter(|other| other.alive) {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
+        as_operator(&mut request);
+        match cluster.send(&other.id, request).await {
+            Ok(answer) if answer.status() == StatusCode::OK => {
+                tracing::debug!(%artifact, node = other.name, "an artifact comes from another node");
+                let coming = answer.into_body().into_data_stream();
+                return Asked::Comes(coming.map(|piece| piece.map_err(io::Error::other)).boxed());
+            }
+            Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
+            Ok(answer) => unsure = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
+            Err(error) => unsure = Some(error.into()),
+        }
+    }
+    Asked::Nobody(unsure)
 }
 
 impl Fetch for Peers {

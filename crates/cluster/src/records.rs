@@ -43,6 +43,11 @@ impl Records {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
     }
 
+    /// After how long everybody has heard what is on record now.
+    pub(crate) fn renewed_every(&self) -> std::time::Duration {
+        self.membership.cluster().times.renew_every
+    }
+
     fn catalogued(&self) -> &Catalogued {
         self.membership.members()
     }

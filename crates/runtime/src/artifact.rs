@@ -210,6 +210,8 @@ pub struct ArtifactStore {
     /// What root images were found to carry.
     images: Arc<Mutex<HashMap<member::Identity, MemberIntegrity>>>,
     disks: &'static dyn DiskFormat,
+    /// Whether what is on record may be on other hosts.
+    shares: bool,
 }
 
 /// The directory of root images that came with archives or with copies.
@@ -248,7 +250,7 @@ impl ArtifactStore {
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
         let (pins, rotating, importing, vault) = (Arc::default(), Arc::default(), Arc::default(), Vault::shut());
         let (root, images) = (state_dir.to_owned(), Arc::default());
-        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, images, disks };
+        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, images, disks, shares: false };
         store.remove_hidden()?;
         Ok(store)
     }
@@ -261,6 +263,16 @@ impl ArtifactStore {
     /// Whether there is an artifact of this id, intact or not.
     pub(crate) fn is_here(&self, id: &ArtifactId) -> bool {
         self.dir(id).is_dir()
+    }
+
+    /// Has what is on record and not here be on other hosts, and not lost: nothing here stands on it.
+    pub(crate) fn sharing(self, shares: bool) -> Self {
+        Self { shares, ..self }
+    }
+
+    /// Whether an artifact that is on record is on another host.
+    fn is_elsewhere(&self, id: &ArtifactId) -> bool {
+        self.shares && !self.is_here(id)
     }
 
     /// Where a layer is that is not encrypted: in the form in which it is there, whichever engine made it.

@@ -189,7 +189,7 @@ impl Runtime {
         }
         let keys = Keys::of(store.keys(Scope::Host).await.map_err(OpenError::Store)?);
         let artifacts = ArtifactStore::open_encrypted(&config.state_dir, engines.first().disks(), &config.encryption);
-        let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?;
+        let artifacts = artifacts.map_err(|source| OpenError::Encryption(source.into()))?.sharing(config.fetch.is_some());
         if let Err(error) = artifacts.finish_rotation() {
             // As on a full disk, which is no reason to serve nobody.
             tracing::warn!(

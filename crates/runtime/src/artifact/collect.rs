@@ -213,6 +213,10 @@ impl ArtifactStore {
 
     fn read_needs(&self, Unknown(ids): Unknown, needs: &mut HashMap<ArtifactId, Needs>) -> io::Result<()> {
         for id in ids {
+            if self.is_elsewhere(&id) {
+                needs.insert(id, Needs::default());
+                continue;
+            }
             // What cannot be read cannot be followed: then nothing is collected, rather than too much.
             let manifest = self.load(&id).map_err(io::Error::other)?.manifest;
             let base = match manifest.memory {
@@ -344,7 +348,7 @@ impl ArtifactStore {
 }
 
 /// What an artifact needs of others.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Needs {
     layers: Vec<LayerId>,
     base: Option<ArtifactId>,

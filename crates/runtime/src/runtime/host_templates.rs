@@ -10,6 +10,7 @@ use crate::{
     },
     images::standard::BuildTemplate,
     runtime::Runtime,
+    start::fetching,
     store::{BuildReason, BuildState, StoreError},
     template::{
         TemplateInfo,
@@ -122,7 +123,7 @@ impl Runtime {
         let name = Reference { name: build.name.parse()?, tag: None };
         let existing = shared.store.template(self.scope.clone(), name).await.map_err(BuildError::Store)?.found();
         if let Some(existing) = existing.filter(|t| t.recipe.as_ref() == Some(&recipe))
-            && shared.artifacts.is_usable(&existing.artifact)
+            && fetching::is_usable(shared, &existing.artifact).await
         {
             // An earlier version may have built it, which did not remember this.
             let warm_up = warms(build.ready.as_deref());

@@ -32,6 +32,11 @@ pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, I
     }
 }
 
+/// Whether an artifact can be started from, wherever it is: it is here when this says so.
+pub(crate) async fn is_usable(shared: &Shared, id: &ArtifactId) -> bool {
+    load(shared, id).await.is_ok() && shared.artifacts.is_usable(id)
+}
+
 async fn bring(shared: &Shared, fetch: &dyn Fetch, id: &ArtifactId) -> Result<Unpacked, FetchError> {
     shared.gates.disk.check()?;
     let begun = std::time::Instant::now();

@@ -27,7 +27,7 @@ use crate::{
     images::{root_image::RootImage, standard::BuildTemplate},
     machine::guest_file,
     shared::Shared,
-    start::boot::Booted,
+    start::{boot::Booted, fetching},
     store::Defaults,
 };
 
@@ -124,7 +124,7 @@ async fn known(shared: &Shared, live: &Live, recipe: &str) -> Result<Option<Foun
             continue;
         };
         let pin = shared.artifacts.pin(record.artifact.clone());
-        if record.recipe.as_deref() != Some(recipe) || !shared.artifacts.is_usable(&record.artifact) {
+        if record.recipe.as_deref() != Some(recipe) || !fetching::is_usable(shared, &record.artifact).await {
             continue;
         }
         if let Ok(artifact) = shared.artifacts.load(&record.artifact) {
