@@ -21,6 +21,7 @@ const FLOORS: [&[&str]; 8] = [
         "firkin-egress",
         "firkin-dashboard",
         "firkin-traces",
+        "firkin-warden",
     ],
     &["firkin-engine", "firkin-image", "firkin-guest", "firkin-share"],
     &["firkin-network"],
