@@ -28,7 +28,7 @@ const FLOORS: [&[&str]; 8] = [
     &["firkin-runtime"],
     &["firkin-server", "firkin-postgres"],
     &["firkin"],
-    &["firkin-vm-tests", "firkin-fuzz", "firkin-book", "xtask"],
+    &["firkin-cluster-tests", "firkin-vm-tests", "firkin-fuzz", "firkin-book", "xtask"],
 ];
 
 /// Dependencies that the floors alone would let through.
