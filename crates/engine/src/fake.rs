@@ -21,7 +21,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -113,6 +113,12 @@ impl Guest {
     pub fn remember(&self, memory: impl Into<Vec<u8>>) {
         *lock(&self.core.memory) = memory.into();
         self.core.keep();
+    }
+
+    /// The file in which its machine is written down, for who has to see from elsewhere that it lives. None where machines are not kept.
+    pub fn kept(&self) -> Option<PathBuf> {
+        let host = self.core.host.upgrade()?;
+        host.kept_in.as_deref().map(|path| kept::file_of(path, &self.core.dir))
     }
 
     /// The file or directory that the guest's root disk is at the moment.
@@ -378,6 +384,8 @@ enum Origin {
 #[derive(Debug)]
 struct Core {
     dir: PathBuf,
+    /// Another one for each machine, for who sees only its file: nanoseconds since 1970 when it was started.
+    started: u64,
     origin: Origin,
     phase: watch::Sender<Phase>,
     memory: Mutex<Vec<u8>>,
@@ -421,8 +429,10 @@ impl fmt::Debug for Host {
 
 impl FakeEngine {
     fn start(&self, dir: PathBuf, root_disk: PathBuf, (origin, phase, memory): (Origin, Phase, Vec<u8>)) -> Arc<Core> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let core = Arc::new(Core {
             dir: dir.clone(),
+            started: u64::try_from(started).unwrap_or(u64::MAX),
             origin,
             phase: watch::Sender::new(phase),
             memory: Mutex::new(memory),

@@ -29,7 +29,7 @@ const FLOORS: [&[&str]; 9] = [
     &["firkin-server", "firkin-postgres"],
     &["firkin-cluster"],
     &["firkin"],
-    &["firkin-vm-tests", "firkin-fuzz", "firkin-book", "xtask"],
+    &["firkin-cluster-tests", "firkin-vm-tests", "firkin-fuzz", "firkin-book", "xtask"],
 ];
 
 /// Dependencies that the floors alone would let through.

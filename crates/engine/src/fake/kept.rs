@@ -19,6 +19,7 @@ use super::{Core, Host, Origin, Phase, lock};
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     dir: PathBuf,
+    started: u64,
     /// The memory file of a machine that was booted.
     booted: Option<PathBuf>,
     /// Memory of a machine that was restored.
@@ -39,7 +40,7 @@ enum Standing {
 const EXTENSION: &str = "machine";
 
 /// The file of the machine in `dir`.
-fn file_of(host: &Path, dir: &Path) -> PathBuf {
+pub(super) fn file_of(host: &Path, dir: &Path) -> PathBuf {
     let name = blake3::hash(dir.as_os_str().as_encoded_bytes()).to_hex();
     host.join(format!("{}.{EXTENSION}", &name[..32]))
 }
@@ -56,6 +57,7 @@ pub(super) fn keep(host: &Path, core: &Core) -> io::Result<()> {
     };
     let kept = Kept {
         dir: core.dir.clone(),
+        started: core.started,
         booted: match &core.origin {
             Origin::Booted { memory_file } => Some(memory_file.clone()),
             Origin::Restored { .. } => None,
@@ -92,6 +94,7 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
         };
         found.push(Arc::new(Core {
             dir: kept.dir,
+            started: kept.started,
             origin: match kept.booted {
                 Some(memory_file) => Origin::Booted { memory_file },
                 None => Origin::Restored { memory_bytes: kept.restored_bytes },

@@ -1,0 +1,227 @@
+//! Clients: what they ask of a node, and a log of what they were answered.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use fastrand::Rng;
+use firkin_wire::{ENVD_PORT, headers};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    envd::STREAM,
+    node::PORT,
+    record::{Answer, Ask, Asked, Found, Severed, now},
+    schedule::Party,
+    world::address,
+};
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a stream may say nothing: longer than anything of a schedule stands still.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Longer than any schedule.
+pub(crate) const LONG_S: u64 = 3600;
+
+/// How long brief sandboxes live.
+const BRIEF_S: std::ops::Range<u64> = 2..7;
+
+/// Sandboxes of one user at the same time.
+const MOST: usize = 4;
+
+/// Between two requests of a user, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 50..400;
+
+/// A client of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    node: usize,
+    key: String,
+    http: Http<HttpConnector, Full<Bytes>>,
+    log: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// What a user believes of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Belief {
+    Running,
+    Paused,
+    Unsure,
+}
+
+impl Client {
+    pub(crate) fn of(node: usize, key: String, log: Arc<Mutex<Vec<Asked>>>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(Duration::from_secs(10)));
+        Self { node, key, http: Http::builder(TokioExecutor::new()).build(connector), log }
+    }
+
+    /// Status and body, or why there is none.
+    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<(StatusCode, Value)> {
+        let uri = format!("http://{}:{PORT}{path}", address(Party::Node(self.node)));
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = Request::builder().method(method).uri(uri).header(headers::API_KEY, &self.key);
+        let request = request.header("content-type", "application/json").body(Full::from(body))?;
+        let answering = async {
+            let (head, body) = self.http.request(request).await?.into_parts();
+            let bytes = body.collect().await?.to_bytes();
+            anyhow::Ok((head.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+        };
+        timeout(PATIENCE, answering).await.context("there was no answer")?
+    }
+
+    /// Asks, and writes down what came of it.
+    async fn ask(&self, sandbox: &str, ask: Ask) -> (String, Answer, Value) {
+        let (method, path, body) = match ask {
+            Ask::Create { timeout_s } => {
+                (Method::POST, "/sandboxes".to_owned(), Some(json!({"templateID": "base", "timeout": timeout_s})))
+            }
+            Ask::Pause => (Method::POST, format!("/sandboxes/{sandbox}/pause"), None),
+            Ask::Resume => (Method::POST, format!("/sandboxes/{sandbox}/resume"), Some(json!({"timeout": LONG_S}))),
+            Ask::Kill => (Method::DELETE, format!("/sandboxes/{sandbox}"), None),
+            Ask::Look => (Method::GET, format!("/sandboxes/{sandbox}"), None),
+        };
+        let from = now();
+        let called = self.call(method, &path, body).await;
+        let to = now();
+        let (answer, body) = match called {
+            Ok((status, body)) if status.is_success() => (Answer::Done, body),
+            Ok((status, body)) => {
+                let code = body["error_code"].as_str().unwrap_or_default().to_owned();
+                // A server that has begun something may not know itself how far it came. A kill ends a machine also where that cannot be
+                // recorded, and is answered so.
+                let is_refused = code == "catalog_unavailable" && ask != Ask::Kill;
+                let is_known = status.is_client_error() || is_refused;
+                let text = format!("{code} {}", body["message"].as_str().unwrap_or_default());
+                let answer =
+                    if is_known { Answer::Refused(status.as_u16(), text) } else { Answer::Unknown(format!("{status} {text}")) };
+                (answer, body)
+            }
+            Err(error) => (Answer::Unknown(format!("{error:#}")), Value::Null),
+        };
+        let sandbox = body["sandboxID"].as_str().filter(|_| sandbox.is_empty()).unwrap_or(sandbox).to_owned();
+        let asked = Asked { node: self.node, sandbox: sandbox.clone(), ask, from, to, answer: answer.clone() };
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
+        (sandbox, answer, body)
+    }
+
+    /// A sandbox that is to be there; asked for until it is.
+    pub(crate) async fn surely(&self, sandbox: &str, ask: Ask) -> anyhow::Result<String> {
+        match self.ask(sandbox, ask).await {
+            (sandbox, Answer::Done, _) => Ok(sandbox),
+            (_, answer, _) => bail!("node {}: {ask:?} was answered with {answer:?}", self.node),
+        }
+    }
+
+    /// How a sandbox is found.
+    pub(crate) async fn find(&self, sandbox: &str) -> anyhow::Result<Found> {
+        match self.ask(sandbox, Ask::Look).await {
+            (_, Answer::Done, body) if body["state"] == "paused" => Ok(Found::Paused),
+            (_, Answer::Done, _) => Ok(Found::Running),
+            (_, Answer::Refused(404, _), _) => Ok(Found::Gone),
+            (_, answer, _) => bail!("node {}: a look at `{sandbox}` was answered with {answer:?}", self.node),
+        }
+    }
+
+    /// Kills all that there are.
+    pub(crate) async fn clear(&self) -> anyhow::Result<()> {
+        let (status, body) = self.call(Method::GET, "/v2/sandboxes?state=running,paused&limit=100", None).await?;
+        if !status.is_success() {
+            bail!("node {}: a list was answered with {status} {body}", self.node);
+        }
+        for sandbox in body.as_array().into_iter().flatten() {
+            let id = sandbox["sandboxID"].as_str().context("a sandbox has an id")?;
+            self.surely(id, Ask::Kill).await?;
+        }
+        Ok(())
+    }
+
+    /// Uses the node as somebody does, until it is over.
+    pub(crate) async fn user(self, mut rng: Rng, is_over: Arc<AtomicBool>) {
+        let mut sandboxes: Vec<(String, Belief)> = Vec::new();
+        while !is_over.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(rng.u64(PAUSE_MS))).await;
+            if sandboxes.is_empty() || sandboxes.len() < MOST && rng.u32(..4) == 0 {
+                let is_brief = rng.u32(..3) == 0;
+                let timeout_s = if is_brief { rng.u64(BRIEF_S) } else { LONG_S };
+                if let (id, Answer::Done, _) = self.ask("", Ask::Create { timeout_s }).await
+                    && !is_brief
+                {
+                    sandboxes.push((id, Belief::Running));
+                }
+                continue;
+            }
+            let chosen = rng.usize(..sandboxes.len());
+            let (id, belief) = sandboxes[chosen].clone();
+            let ask = match (belief, rng.u32(..10)) {
+                (Belief::Unsure, _) | (_, 0) => Ask::Look,
+                (_, 1) => Ask::Kill,
+                (Belief::Running, _) => Ask::Pause,
+                (Belief::Paused, _) => Ask::Resume,
+            };
+            let (_, answer, body) = self.ask(&id, ask).await;
+            sandboxes[chosen].1 = match (ask, &answer) {
+                (Ask::Kill, Answer::Done) | (_, Answer::Refused(404, _)) => {
+                    sandboxes.remove(chosen);
+                    continue;
+                }
+                (Ask::Pause, Answer::Done) => Belief::Paused,
+                (Ask::Look, Answer::Done) if body["state"] == "paused" => Belief::Paused,
+                (Ask::Resume | Ask::Look, Answer::Done) => Belief::Running,
+                _ => Belief::Unsure,
+            };
+        }
+    }
+
+    /// Listens to a sandbox through its server, until it is over, and writes down each time that it was cut off.
+    pub(crate) async fn listen(self, sandbox: String, is_over: Arc<AtomicBool>, log: Arc<Mutex<Vec<Severed>>>) {
+        while !is_over.load(Ordering::SeqCst) {
+            match self.stream(&sandbox, &is_over).await {
+                // It was not there to be cut.
+                Ok(None) => sleep(Duration::from_millis(200)).await,
+                Ok(Some(why)) => {
+                    log.lock().unwrap_or_else(PoisonError::into_inner).push(Severed { at: now(), node: self.node, why });
+                }
+                Err(()) => return,
+            }
+        }
+    }
+
+    /// Why a stream that had begun was cut.
+    async fn stream(&self, sandbox: &str, is_over: &AtomicBool) -> Result<Option<String>, ()> {
+        let uri = format!("http://{}:{PORT}{STREAM}", address(Party::Node(self.node)));
+        let request = Request::builder().uri(uri).header(headers::SANDBOX_ID, sandbox).header(headers::SANDBOX_PORT, ENVD_PORT);
+        let Ok(request) = request.body(Full::default()) else { return Err(()) };
+        let Ok(Ok(response)) = timeout(PATIENCE, self.http.request(request)).await else { return Ok(None) };
+        if !response.status().is_success() {
+            return Ok(None);
+        }
+        let mut body = response.into_body();
+        loop {
+            if is_over.load(Ordering::SeqCst) {
+                return Err(());
+            }
+            match timeout(SILENCE, body.frame()).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return Ok(Some(error.to_string())),
+                Ok(None) => return Ok(Some("it ended".to_owned())),
+                Err(_) => return Ok(Some("it was silent".to_owned())),
+            }
+        }
+    }
+}

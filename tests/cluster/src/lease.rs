@@ -1,0 +1,115 @@
+//! A stand-in for the lease of a node: it is renewed when the database answers, and the warden stops machines when it is over.
+//!
+//! One server has a catalogue for itself as yet, so that nobody could claim anything. What is judged with this is the warden in the company of
+//! real servers and faults; a lease that the catalogue gives takes the place of [`Lease::renew`].
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use firkin_postgres::Catalogue;
+use firkin_warden::{Page, ProcessId, Renewal, clock};
+use tokio::time::{interval, timeout};
+
+use crate::record::{Leased, at, now};
+
+/// How long a lease is. Scaled down, so that a schedule has time for some.
+pub(crate) const LEASE: Duration = Duration::from_secs(4);
+
+/// Between two renewals.
+const RENEW: Duration = Duration::from_millis(400);
+
+/// How long the database may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The page of a node.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    page: Mutex<Page>,
+    /// Where each promise is written down before it is kept.
+    log: PathBuf,
+    with_warden: bool,
+}
+
+impl Lease {
+    /// Takes over what an earlier server left in `dir`, or begins with a lease that is over.
+    pub(crate) fn open(dir: &Path, log: &Path, with_warden: bool) -> anyhow::Result<Self> {
+        let page = Page::open(dir).or_else(|error| {
+            tracing::info!(%error, "the warden's page is made anew");
+            Page::create(dir, clock::now())
+        })?;
+        Ok(Self { page: Mutex::new(page), log: log.to_owned(), with_warden })
+    }
+
+    fn page(&self) -> MutexGuard<'_, Page> {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a machine stopped, too, when the lease is over.
+    pub(crate) fn list(&self, name: &str, process: ProcessId) -> anyhow::Result<()> {
+        Ok(self.page().list(name, &[process])?)
+    }
+
+    pub(crate) fn unlist(&self, name: &str) -> anyhow::Result<()> {
+        Ok(self.page().unlist(name)?)
+    }
+
+    /// There are no machines any more.
+    pub(crate) fn end(&self) -> anyhow::Result<()> {
+        Ok(self.page().end()?)
+    }
+
+    /// Renews it for as long as the server runs, and sees to it that somebody watches.
+    pub(crate) async fn keep(self: Arc<Self>, catalogue: Catalogue) {
+        let mut turns = interval(RENEW);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            let lease = Arc::clone(&self);
+            let watched = tokio::task::spawn_blocking(move || lease.watched()).await;
+            if let Ok(Err(error)) = watched {
+                tracing::error!("nobody watches: {error:#}");
+                continue;
+            }
+            let before = clock::now();
+            let answered = timeout(ANSWER, catalogue.greet()).await;
+            if matches!(answered, Ok(Ok(_)))
+                && let Err(error) = self.renew(before + LEASE)
+            {
+                tracing::error!("the lease is not renewed: {error:#}");
+            }
+        }
+    }
+
+    fn watched(&self) -> anyhow::Result<()> {
+        if !self.with_warden {
+            return Ok(());
+        }
+        let (path, is_watched) = {
+            let page = self.page();
+            (page.path(), page.is_watched()?)
+        };
+        if !is_watched {
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            command.arg("warden").arg("--page").arg(&path);
+            firkin_warden::spawn(command, &path)?;
+        }
+        Ok(())
+    }
+
+    fn renew(&self, deadline: Duration) -> anyhow::Result<()> {
+        let promise = serde_json::to_string(&Leased { at: now(), until: at(deadline) })?;
+        let mut log = fs_err::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        std::io::Write::write_all(&mut log, format!("{promise}\n").as_bytes()).context("cannot write a promise down")?;
+        let mut page = self.page();
+        if page.set_deadline(deadline)? == Renewal::TooLate {
+            // Here a node reads its rows again. This one is alone in its catalogue: all is its own still.
+            tracing::warn!("the lease was over, and is regained");
+            page.regain(deadline)?;
+        }
+        Ok(())
+    }
+}

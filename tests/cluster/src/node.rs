@@ -1,0 +1,199 @@
+//! One node: the product's server as a process, with a fake engine whose machines outlive it.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
+use firkin_postgres::{Address, Catalogue};
+use firkin_runtime::{
+    capacity::HostCapacity,
+    config::{GuestSystem, RuntimeConfig},
+    memory_pressure::HostMemory,
+    owner::OnExit,
+    runtime::Runtime,
+    standard::BuildTemplate,
+    store::catalog::Catalog,
+};
+use firkin_server::ServerConfig;
+use fs_err as fs;
+use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    envd,
+    guest::{Voices, agent},
+    lease::Lease,
+    record, say,
+};
+
+/// Where every node serves, on its own host.
+pub(crate) const PORT: u16 = 8080;
+
+/// What it says once it serves.
+pub(crate) const READY: &str = "serving";
+
+/// Between two looks for machines that are gone.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Which node.
+#[derive(Debug, Args)]
+pub(crate) struct Node {
+    #[arg(long)]
+    number: usize,
+    /// What of it outlives the server
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long)]
+    catalog: String,
+    #[arg(long)]
+    authority: PathBuf,
+    /// To see that its absence is noticed
+    #[arg(long)]
+    without_warden: bool,
+}
+
+/// The directory of a node, part by part.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub(crate) dir: PathBuf,
+}
+
+impl Places {
+    fn part(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A disk of its own: machines are not on it, and do not end when it is full.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.part("disk")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.disk().join("state")
+    }
+
+    pub(crate) fn machines(&self) -> PathBuf {
+        self.part("machines")
+    }
+
+    pub(crate) fn voices(&self) -> PathBuf {
+        self.part("voices")
+    }
+
+    pub(crate) fn warden(&self) -> PathBuf {
+        self.part("warden")
+    }
+
+    pub(crate) fn leases(&self) -> PathBuf {
+        self.part("leases")
+    }
+
+    pub(crate) fn key(&self) -> PathBuf {
+        self.part("key")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.part("log")
+    }
+}
+
+/// Where it is recorded what there is. One server has a catalogue for itself as yet: each node has another.
+fn catalogue(node: &Node) -> anyhow::Result<Catalogue> {
+    Ok(Catalogue::at(Address::with_authority(&node.catalog, Some(&node.authority))?))
+}
+
+/// What is logged, to where errors go.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::new("info");
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
+/// Serves until it is asked to end; then its sandboxes end too.
+pub(crate) fn serve(node: Node) -> anyhow::Result<()> {
+    log();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(Box::pin(serving(node)));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    served
+}
+
+async fn serving(node: Node) -> anyhow::Result<()> {
+    let places = Places { dir: node.dir.clone() };
+    let catalogue = catalogue(&node)?;
+    let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), !node.without_warden)?);
+    let renewals = tokio::spawn(Arc::clone(&lease).keep(catalogue.clone()));
+    let voices = Arc::new(Voices { node: node.number, dir: places.voices(), lease: Arc::clone(&lease) });
+    let speaking = Arc::clone(&voices);
+    let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
+    let runtime = open(&places, catalogue, engine).await?;
+    let ending = tokio::spawn(end_gone(Arc::clone(&voices)));
+    if !places.key().exists() {
+        Box::pin(runtime.build_template(BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() }, &|_| {})).await?;
+        let new = places.key().with_extension("new");
+        fs::write(&new, runtime.issue_api_key().await?)?;
+        fs::rename(new, places.key())?;
+    }
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await.context("cannot listen")?;
+    let shutdown = CancellationToken::new();
+    let config = ServerConfig { shutdown_grace: Duration::from_millis(500), ..ServerConfig::default() };
+    let server = tokio::spawn(firkin_server::serve(vec![listener.into()], runtime.clone(), config, shutdown.clone()));
+    say(READY);
+    tokio::signal::unix::signal(SignalKind::terminate())?.recv().await;
+    shutdown.cancel();
+    server.await.context("the server panicked")??;
+    runtime.shutdown(OnExit::Kill).await;
+    ending.abort();
+    renewals.abort();
+    voices.end_gone()?;
+    lease.end()
+}
+
+async fn open(places: &Places, catalogue: Catalogue, engine: FakeEngine) -> anyhow::Result<Runtime> {
+    let file = |name: &str| places.dir.join("guest").join(name);
+    let guest = GuestSystem {
+        boot: BootFiles::new(
+            BootFile { path: file("kernel"), digest: "k".into() },
+            BootFile { path: file("initrd"), digest: "i".into() },
+        ),
+        rootfs: file("rootfs"),
+        rootfs_digest: "r".into(),
+        rootfs_bytes: 1 << 20,
+    };
+    let capacity = HostCapacity { cpus: 64, memory_mib: 1 << 20, disk_mib: 1 << 30 };
+    let mut config = RuntimeConfig::new(places.state(), capacity, envd::serve().await?, guest);
+    config.disk_floor_mib = Some(0);
+    config.memory_probe = Arc::new(HostMemory::PLENTY);
+    config.catalog = Some(Arc::new(catalogue) as Arc<dyn Catalog>);
+    Runtime::open(config, Arc::new(engine)).await.context("cannot open the runtime")
+}
+
+async fn end_gone(voices: Arc<Voices>) {
+    let mut turns = tokio::time::interval(LOOK);
+    loop {
+        turns.tick().await;
+        if let Err(error) = voices.end_gone() {
+            tracing::error!("voices of machines that are gone go on: {error:#}");
+        }
+    }
+}
+
+/// What a node has of files before its first server.
+pub(crate) fn prepare(places: &Places) -> anyhow::Result<()> {
+    for dir in [places.machines(), places.voices(), places.warden(), places.part("guest")] {
+        fs::create_dir_all(dir)?;
+    }
+    for name in ["kernel", "initrd", "rootfs"] {
+        fs::write(places.part("guest").join(name), vec![0; 4096])?;
+    }
+    fs::write(places.leases(), "")?;
+    Ok(())
+}
+
+/// What was promised of it.
+pub(crate) fn leases(places: &Places) -> anyhow::Result<Vec<record::Leased>> {
+    let text = fs::read_to_string(places.leases())?;
+    // The last line of a server that was killed may be cut off: nobody was promised that.
+    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    lines.map(|line| serde_json::from_str(line).context("a promise cannot be read")).collect()
+}
