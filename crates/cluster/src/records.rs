@@ -3,11 +3,14 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use firkin_postgres::{Members as Catalogued, Membership, NodeRecord};
+use firkin_postgres::{Members as Catalogued, Membership, NodeRecord, NodeState};
 use firkin_runtime::{sandbox::SandboxId, store::StoreError};
-use firkin_server::nodes::NodeId;
+use firkin_server::nodes::{InvalidNodeId, NodeId};
 
-use crate::members::{Home, Member, Members, MembersAway};
+use crate::{
+    keep::Said,
+    members::{Home, Member, Members, MembersAway},
+};
 
 /// What is known of the nodes, as they were last heard, and where their sandboxes are.
 #[derive(Debug)]
@@ -55,12 +58,17 @@ impl Records {
 
 /// A node as peers know it. What has an id or a number that none of this version gives is none.
 fn member(record: &NodeRecord) -> Option<Member> {
+    // What it says of itself may be another version's: what is not understood was not said.
+    let said: Said = serde_json::from_str(&record.info).unwrap_or_default();
     Some(Member {
         id: record.id.as_str().parse().ok()?,
         name: record.name.clone(),
         address: record.address.clone(),
         term: u64::try_from(record.term).ok()?,
         alive: record.is_alive(),
+        cordoned: record.state != NodeState::Ready,
+        free_memory_mib: said.free_memory_mib,
+        holds: said.holds.map(Arc::new),
     })
 }
 
@@ -74,11 +82,15 @@ impl Members for Records {
         let found = self.catalogued().whereabouts(id).await.map_err(|error| MembersAway(error.into()))?;
         found.map(|found| home(&found)).transpose()
     }
+
+    async fn builder(&self, template: &str) -> Result<Option<NodeId>, MembersAway> {
+        let found = self.catalogued().builder(template).await.map_err(|error| MembersAway(error.into()))?;
+        found.map(|node| node.as_str().parse()).transpose().map_err(|error: InvalidNodeId| MembersAway(error.into()))
+    }
 }
 
 fn home(found: &firkin_postgres::Whereabouts) -> Result<Home, MembersAway> {
-    let node: NodeId =
-        found.node.as_str().parse().map_err(|error: firkin_server::nodes::InvalidNodeId| MembersAway(error.into()))?;
+    let node: NodeId = found.node.as_str().parse().map_err(|error: InvalidNodeId| MembersAway(error.into()))?;
     let term = u64::try_from(found.term).map_err(|error| MembersAway(error.into()))?;
     Ok(Home { node, term, epoch: found.epoch })
 }

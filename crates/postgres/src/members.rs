@@ -153,6 +153,9 @@ const NODES: &str = "SELECT id, name, address, host, term, state, reason, info,
 const WHEREABOUTS: &str = "SELECT node, term, CAST(firkin.json_extract(body, '$.epoch') AS BIGINT),
     firkin.json_extract(body, '$.phase.phase'), firkin.json_extract(body, '$.owner'), given_up FROM firkin.sandboxes WHERE id = $1";
 
+const BUILDER: &str = "SELECT node FROM firkin.builds WHERE firkin.json_extract(body, '$.template_id') = $1
+    ORDER BY firkin.json_extract(body, '$.created_at') DESC LIMIT 1";
+
 const OF_TEAM: &str = "SELECT node, body FROM firkin.sandboxes
     WHERE $1 IS NULL OR coalesce(firkin.json_extract(body, '$.owner'), $2) = $1 ORDER BY id";
 
@@ -183,6 +186,14 @@ impl Members {
     pub async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Whereabouts>, StoreError> {
         let found = self.asked("find a sandbox", WHEREABOUTS, &[(&id.as_str(), Type::TEXT)], whereabouts).await?;
         Ok(found.into_iter().next())
+    }
+
+    /// Whose the newest build of a template is; none where there is none.
+    pub async fn builder(&self, template: &str) -> Result<Option<NodeId>, StoreError> {
+        let node = |row: &Row| row.try_get::<_, String>(0).map_err(refusal);
+        let found = self.asked("find a build", BUILDER, &[(&template, Type::TEXT)], node).await?;
+        // Before the cluster was one, its builds were nobody's by name.
+        Ok(found.first().and_then(|node| node.parse().ok()))
     }
 
     /// What is on record of the sandboxes of a team, or of all, on every node, by id.

@@ -87,6 +87,7 @@ pub mod moving;
 pub mod outlook;
 mod recorded;
 mod settling;
+mod sharing;
 pub mod sweep;
 pub mod templates;
 mod volumes;

@@ -2,6 +2,8 @@
 //!
 //! Where nobody is said to bring any, this is a read of what is here, and nothing else.
 
+use std::path::PathBuf;
+
 use firkin_causes::chain;
 
 use crate::{
@@ -37,12 +39,25 @@ pub(crate) async fn is_usable(shared: &Shared, id: &ArtifactId) -> bool {
     load(shared, id).await.is_ok() && shared.artifacts.is_usable(id)
 }
 
+/// The guest system's own root image, in the form of each engine: on a host that is new to its cluster nothing stands on it yet.
+async fn own_images(shared: &Shared) -> Vec<PathBuf> {
+    let root = shared.config.guest.now().root();
+    let mut images = Vec::new();
+    for engine in shared.launcher.engines.all() {
+        match shared.config.images.in_form(root.clone(), engine.disks().image_form(), &|_| {}).await {
+            Ok(image) => images.push(image.path),
+            Err(error) => tracing::debug!(error = chain(&error), "a root image is not looked for in a form that this host has not"),
+        }
+    }
+    images
+}
+
 async fn bring(shared: &Shared, fetch: &dyn Fetch, id: &ArtifactId) -> Result<Unpacked, FetchError> {
     shared.gates.disk.check()?;
     let begun = std::time::Instant::now();
     let reader = Blocking::of(fetch.fetch(id).await?);
-    let artifacts = shared.artifacts.clone();
-    let incoming = blocking(move || artifacts.receive(reader)).await?;
+    let (artifacts, images) = (shared.artifacts.clone(), own_images(shared).await);
+    let incoming = blocking(move || artifacts.receive_beside(reader, &images)).await?;
     let found = &incoming.header().artifact().manifest.id;
     if found != id {
         return Err(FetchError::Another { found: found.clone() });

@@ -269,6 +269,11 @@ impl ArtifactStore {
     ///
     /// Blocks for as long as that takes to be read: a layer or an image that is here is compared by its content.
     pub fn receive<R: Read>(&self, from: R) -> Result<Incoming<R>, UnpackError> {
+        self.receive_beside(from, &[])
+    }
+
+    /// The same on a host that has these root images, whether or not anything stands on them yet.
+    pub fn receive_beside<R: Read>(&self, from: R, images: &[PathBuf]) -> Result<Incoming<R>, UnpackError> {
         let importing = Importing::begin(&self.importing).ok_or(UnpackError::Busy)?;
         let mut entries = Entries::new(from).map_err(UnpackError::NotAnArchive)?;
         let header = read_header(&mut entries)?;
@@ -276,11 +281,11 @@ impl ArtifactStore {
         if of_a_sandbox && self.secrecy() == Secrecy::Sealed {
             return Err(UnpackError::Encrypts);
         }
-        let plan = self.plan(&header, importing)?;
+        let plan = self.plan(&header, importing, images)?;
         Ok(Incoming { header, plan, entries })
     }
 
-    fn plan(&self, header: &ArchiveHeader, importing: Importing) -> Result<Plan, UnpackError> {
+    fn plan(&self, header: &ArchiveHeader, importing: Importing, images: &[PathBuf]) -> Result<Plan, UnpackError> {
         let landing = Landing::open(&self.root).map_err(file(&self.root))?;
         // Before anything is looked for: from then on it stays.
         let names = header.artifacts.iter().map(|artifact| PinName::from(&artifact.manifest.id));
@@ -298,7 +303,7 @@ impl ArtifactStore {
             importing,
         };
         for root in &header.roots {
-            let here = self.root_here(root).filter(|path| {
+            let here = self.root_here(root, images).filter(|path| {
                 // One that came with copies is called by the digest of its whole file, and not by this one.
                 let dir = path.parent().filter(|dir| dir.parent().is_some_and(|roots| roots.ends_with(ROOTS)));
                 let name = dir.and_then(|dir| dir.file_name()?.to_str());
@@ -331,8 +336,9 @@ impl ArtifactStore {
     }
 
     /// Where a root image of this content is, one of the host's own included.
-    fn root_here(&self, root: &CarriedRoot) -> Option<PathBuf> {
+    fn root_here(&self, root: &CarriedRoot, images: &[PathBuf]) -> Option<PathBuf> {
         let mut paths = Self::root_images(&self.root).unwrap_or_default();
+        paths.extend(images.iter().cloned());
         if let Ok(entries) = fs::read_dir(self.root_image(&root.content.blake3)) {
             paths.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
         }

@@ -1,0 +1,46 @@
+//! The runtime's face for servers that share a catalogue: what of it is here, and what is not this one's any more.
+
+use std::{cmp::Reverse, collections::HashSet};
+
+use firkin_causes::chain;
+
+use crate::{
+    ground::{blocking::blocking, ids::BuildId, team::Scope},
+    runtime::Runtime,
+    sandbox::owner::KillError,
+    store::{StoreError, spec::SandboxId},
+};
+
+impl Runtime {
+    /// Versions of templates, and snapshots, whose files are here: the newest first, and no more than `most`.
+    pub async fn builds_here(&self, most: usize) -> Result<Vec<BuildId>, StoreError> {
+        let mut records = self.shared.store.templates(self.scope.clone()).await?;
+        records.sort_by_key(|record| Reverse(record.created_at));
+        records.truncate(most);
+        let artifacts = self.shared.artifacts.clone();
+        let here = move || {
+            records.into_iter().filter(|record| artifacts.is_here(&record.artifact)).map(|record| record.build_id).collect()
+        };
+        Ok(blocking(here).await)
+    }
+
+    /// Ends what this server has of sandboxes that are another node's by now, and says how many they were. What is on record of them is left as
+    /// it is.
+    pub async fn let_go_of_what_is_anothers(&self) -> Result<usize, StoreError> {
+        // In this order: what has an owner was on record before.
+        let here: Vec<SandboxId> = self.owners.handles().keys().cloned().collect();
+        let known: HashSet<SandboxId> =
+            self.shared.store.sandboxes(Scope::Host).await?.into_iter().map(|record| record.id).collect();
+        let mut lost = 0;
+        for id in here.into_iter().filter(|id| !known.contains(id) && !self.shared.store.is_in_doubt(id)) {
+            tracing::warn!(sandbox = %id, "a sandbox is another node's by now: what this server has of it ends");
+            match self.kill(&id).await {
+                Ok(()) | Err(KillError::NotFound(_)) => lost += 1,
+                Err(error) => {
+                    tracing::error!(sandbox = %id, error = chain(&error), "what is another node's by now does not end here")
+                }
+            }
+        }
+        Ok(lost)
+    }
+}

@@ -1,0 +1,184 @@
+"""Several servers that are one address: each with a state directory and an engine of its own, on one PostgreSQL, and the SDK unmodified.
+
+On gVisor alone, where a server is there in a second: what is passed from node to node is the same whatever runs sandboxes.
+"""
+
+import json
+import os
+import socket
+import subprocess
+
+import e2b
+import httpx
+import pytest
+from e2b import SandboxState
+from own_server import OwnServer
+from postgres import Postgres
+from support import SANDBOX_LIFETIME_S, WAIT_S, wait_for
+
+ONLY_GVISOR = "where the suite has gVisor, a cluster is tried with it: a server is there in a second"
+
+pytestmark = pytest.mark.lacking(emulated=ONLY_GVISOR, kvm=ONLY_GVISOR)
+
+AWAY = "x-firkin-missing-nodes"
+
+
+class Cluster:
+    """Nodes of one cluster, each of which a test may kill."""
+
+    def __init__(self, program: str, database: Postgres) -> None:
+        self.program, self.database = program, database
+        self.password = ("--catalog-password-file", str(database.dir / "password"))
+        self.secret = database.dir / "cluster.secret"
+        self.options = ("--cluster", database.url, "--cluster-secret-file", str(self.secret), *self.password)
+        self.servers: list[OwnServer] = []
+
+    def node(self, name: str, *options: str) -> OwnServer:
+        server = OwnServer(self.program)
+        self.servers.append(server)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            peers = f"127.0.0.1:{free.getsockname()[1]}"
+        server.as_node = (*self.options, "--node-name", name, "--peer-listen", peers, *options)
+        return server
+
+    def firkin(self, *words, fails: bool = False) -> str:
+        """What a command prints; where it fails, what it says."""
+        line = [self.program, *map(str, words)]
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_S)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    def nodes(self) -> dict[str, dict]:
+        return {node["name"]: node for node in json.loads(self.firkin("node", "ls", "--json", *self.options))}
+
+    def refused(self, server: OwnServer, *options) -> str:
+        """Why a server does not begin."""
+        return self.firkin("up", "--yes", "--listen", "127.0.0.1:0", "--state-dir", server.state, *options, fails=True)
+
+
+@pytest.fixture
+def cluster():
+    program = os.environ.get("FIRKIN_BIN")
+    if program is None:
+        pytest.skip("FIRKIN_BIN does not name the program: these tests need servers of their own")
+    database = Postgres()
+    cluster = Cluster(program, database)
+    try:
+        yield cluster
+    finally:
+        for server in cluster.servers:
+            server.remove()
+        database.remove()
+
+
+def listed(server: OwnServer, key: str) -> httpx.Response:
+    return httpx.get(f"{server.url}/v2/sandboxes", headers={"X-API-Key": key}, timeout=WAIT_S)
+
+
+def test_any_node_serves_any_sandbox_and_what_is_not_a_node_is_refused(cluster):
+    made = json.loads(cluster.firkin("cluster", "found", "--json", "--state-dir", cluster.database.dir / "nobody", *cluster.options))
+    assert made["secret_is_new"] and cluster.secret.stat().st_mode & 0o777 == 0o600
+    again = json.loads(cluster.firkin("cluster", "found", "--json", "--state-dir", cluster.database.dir / "nobody", *cluster.options))
+    assert (again["cluster"], again["secret_is_new"]) == (made["cluster"], False)
+
+    one, two = cluster.node("one"), cluster.node("two")
+    one.start(*one.as_node)
+    two.start(*two.as_node)
+    assert "template base built" in one.log() and "template base built" not in two.log(), "what one node has built came to the other"
+    assert "an artifact came from another host" in two.log()
+    assert not list(two.state.glob("roots/*")), "its own root image is as good as the one that stands below what came"
+    assert {(node["state"], node["term"]) for node in cluster.nodes().values()} == {("ready", 1)}
+
+    # A key of one node is good on the other, where it has heard of it.
+    key = one.client["api_key"]
+    wait_for(lambda: listed(two, key).is_success, "the second node to know a key that the first has made")
+    here, there = one.client, two.client | {"api_key": key}
+    sandboxes = [e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **client) for client in (here, there)]
+    try:
+        assert len({sandbox.sandbox_id for sandbox in sandboxes}) == 2
+        for client in (here, there):
+            seen = {item.sandbox_id for item in e2b.Sandbox.list(**client).next_items()}
+            assert seen == {sandbox.sandbox_id for sandbox in sandboxes}
+            for sandbox in sandboxes:
+                through = e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client)
+                assert through.commands.run("hostname").stdout.strip() == sandbox.sandbox_id
+                through.files.write("/home/user/file", "x" * (1 << 20))
+                assert through.files.read("/home/user/file") == "x" * (1 << 20)
+        first = sandboxes[0]
+        assert e2b.Sandbox.connect(first.sandbox_id, **there).pause()
+        assert e2b.Sandbox.get_info(first.sandbox_id, **here).state == SandboxState.PAUSED
+        again = e2b.Sandbox.connect(first.sandbox_id, timeout=SANDBOX_LIFETIME_S, **there)
+        assert len(again.files.read("/home/user/file")) == 1 << 20
+
+        # Whoever is no node of it does not begin, and says why.
+        copy = cluster.node("copy")
+        copy.state.mkdir(mode=0o700)
+        (copy.state / "node-id").write_bytes((one.state / "node-id").read_bytes())
+        assert "another server" in cluster.refused(copy, *copy.as_node)
+        stranger = cluster.node("stranger")
+        secret = cluster.database.dir / "other.secret"
+        secret.write_text("ab" * 32)
+        secret.chmod(0o600)
+        wrong = [str(secret) if word == str(cluster.secret) else word for word in stranger.as_node]
+        assert "secret" in cluster.refused(stranger, *wrong)
+        assert "cluster" in cluster.refused(stranger, "--catalog", cluster.database.url, *cluster.password)
+
+        # What runs goes on without the database, also through the other node, and with it again.
+        cluster.database.stop()
+        for sandbox in (first, again):
+            assert sandbox.commands.run("echo on").stdout == "on\n"
+        cluster.database.start()
+    finally:
+        for sandbox in sandboxes:
+            wait_for(lambda: gone(sandbox.sandbox_id, here), "a sandbox to be killed once the database is back")
+    for server in (one, two):
+        server.stop()
+
+
+def gone(sandbox_id: str, client: dict) -> bool:
+    try:
+        e2b.Sandbox.kill(sandbox_id, **client)
+        return True
+    except e2b.SandboxException:
+        return False
+
+
+def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
+    cluster.firkin("cluster", "found", "--state-dir", cluster.database.dir / "nobody", *cluster.options)
+    one, two = cluster.node("one"), cluster.node("two")
+    one.start(*one.as_node)
+    key = one.client["api_key"]
+    sandbox = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **one.client)
+    sandbox.files.write("/home/user/file", "kept")
+    two.start(*two.as_node)
+    there = two.client | {"api_key": key}
+    assert e2b.Sandbox.connect(sandbox.sandbox_id, **there).files.read("/home/user/file") == "kept"
+
+    one.kill()
+    answer = listed(two, key)
+    assert answer.is_success and answer.headers[AWAY] == "one", answer.headers
+    refused = httpx.get(f"{two.url}/sandboxes/{sandbox.sandbox_id}", headers={"X-API-Key": key}, timeout=WAIT_S)
+    assert refused.status_code == 503 and "`one`" in refused.json()["message"], refused.text
+
+    one.start(*one.as_node)
+    assert cluster.nodes()["one"]["term"] == 2
+
+    def reached() -> bool:
+        headers = {"X-API-Key": key}
+        return httpx.get(f"{two.url}/sandboxes/{sandbox.sandbox_id}", headers=headers, timeout=WAIT_S).is_success
+
+    wait_for(reached, "the second node to hear of the first's next term")
+    assert e2b.Sandbox.connect(sandbox.sandbox_id, **there).files.read("/home/user/file") == "kept", "its machine outlived the server"
+    assert AWAY not in listed(two, key).headers
+    e2b.Sandbox.kill(sandbox.sandbox_id, **there)
+
+    # An operator's word that it is off ends its server, which runs after all.
+    assert "--it-is-off" in cluster.firkin("node", "forget", "one", *cluster.options, fails=True)
+    cluster.firkin("node", "forget", "one", "--it-is-off", *cluster.options)
+    assert cluster.nodes()["one"]["state"] == "away"
+    assert one.process.wait(WAIT_S) != 0 and "this node was taken" in one.log()
+    one.process = None
+    one.start(*one.as_node)
+    assert (cluster.nodes()["one"]["state"], cluster.nodes()["one"]["term"]) == ("ready", 3)
+    for server in (one, two):
+        server.stop()
