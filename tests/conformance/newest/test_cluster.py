@@ -114,7 +114,7 @@ def test_any_node_serves_any_sandbox_and_what_is_not_a_node_is_refused(cluster):
         copy = cluster.node("copy")
         copy.state.mkdir(mode=0o700)
         (copy.state / "node-id").write_bytes((one.state / "node-id").read_bytes())
-        assert "another server" in cluster.refused(copy, *copy.as_node)
+        assert "a copy of its" in cluster.refused(copy, *copy.as_node)
         stranger = cluster.node("stranger")
         secret = cluster.database.dir / "other.secret"
         secret.write_text("ab" * 32)
