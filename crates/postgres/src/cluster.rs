@@ -1,5 +1,10 @@
 //! A catalogue that several nodes have: how it becomes one, and by what a node knows that it is the right one.
 
+use firkin_runtime::store::{
+    catalog::{Holder, Left},
+    database::DatabaseError,
+};
+
 use crate::{
     address::Address,
     connection::Connection,
@@ -8,10 +13,6 @@ use crate::{
     lease::LeaseTimes,
     open_error::OpenError,
     schema::{self, MigrateError},
-};
-use firkin_runtime::store::{
-    catalog::{Holder, Left},
-    database::DatabaseError,
 };
 
 /// How nodes of this version speak with the catalogue and with each other.
