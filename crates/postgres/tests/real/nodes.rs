@@ -128,6 +128,7 @@ async fn nodes_have_what_is_their_own_and_take_what_is_nobodys() {
     a_node_keeps_the_contract_beside_another(&cluster.database("beside"), &cluster).await;
     who_is_not_who_it_says_is_refused(&cluster.database("refused"), &cluster).await;
     an_earlier_term_changes_nothing(&cluster.database("stale"), &cluster).await;
+    a_node_killed_at_any_step_of_joining_joins_again(&cluster.database("steps"), &cluster).await;
     what_is_nobodys_is_claimed_and_nothing_else(&cluster.database("claims"), &cluster).await;
     a_renewal_and_a_claim_come_one_after_the_other(&cluster.database("crossed"), &cluster).await;
     what_is_given_up_is_anybodys_in_that_life(&cluster.database("given")).await;
@@ -281,6 +282,34 @@ async fn an_earlier_term_changes_nothing(url: &str, cluster: &Cluster) {
     assert_eq!(update(&next, "i1", (1, 2)).await.unwrap(), 1);
     next.database.close().await.unwrap();
     timeout(PATIENCE, stale.database.close()).await.unwrap().unwrap();
+}
+
+/// It is killed before each of its messages, and its directory knows no more than that it was about to.
+async fn a_node_killed_at_any_step_of_joining_joins_again(url: &str, cluster: &Cluster) {
+    found_for_long(url).await;
+    let first = open(url, "a").await;
+    put(&first, "i1").await.unwrap();
+    first.database.close().await.unwrap();
+    let mut term = first.term;
+    for step in 0.. {
+        let proxy = Proxy::until(cluster.port(), step).await;
+        let through = url.replace(&cluster.port().to_string(), &proxy.port().to_string());
+        let joined = tokio::select! {
+            joined = join(&through, "a", Left::In(term)) => joined.ok(),
+            () = proxy.ended() => None,
+        };
+        let is_whole = joined.is_some() && !proxy.has_ended();
+        drop((joined, proxy));
+        let next = join(url, "a", Left::After(term)).await.unwrap();
+        assert!(next.term > term, "a term is given once");
+        assert_eq!(ids(&next).await, ["i1"], "and what is the node's is so in that");
+        term = next.term;
+        next.database.close().await.unwrap();
+        if is_whole {
+            return;
+        }
+        assert!(step < 100, "it comes to no end");
+    }
 }
 
 /// Has the lease of a node end so long ago.
