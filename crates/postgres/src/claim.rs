@@ -67,6 +67,11 @@ pub enum ClaimError {
     Store(#[from] StoreError),
 }
 
+/// What holds of a node `n` whose lease has been over for so long, by the time at which the transaction began, which is before it waited for anything.
+pub(crate) fn over(grace: Duration) -> String {
+    format!("n.lease_until + interval '{} milliseconds' < now()", grace.as_millis())
+}
+
 pub(crate) fn number(epoch: u64) -> Value {
     Value::Integer(i64::try_from(epoch).unwrap_or(i64::MAX))
 }
@@ -96,14 +101,12 @@ impl Claim {
             return Ok(Err(ClaimError::Changed { id: id(), found: epoch, known: self.epoch }));
         }
         let Some(next) = next_life(&body)? else { return Ok(Err(ClaimError::NothingHeld { id: id(), node })) };
-        // By the time at which this transaction began, which is before it waited for anything. What is written stands on what was read, so it
-        // has to be that still, and not only in the same life: its home may have paused it since.
+        // What is written stands on what was read, so it has to be that still, and not only in the same life: its home may have paused it since.
         let claim = format!(
             "UPDATE firkin.sandboxes s SET node = ?3, term = ?4, body = ?5, given_up = NULL
-             WHERE s.id = ?1 AND s.node = ?6 AND s.body = ?7 AND CAST(json_extract(s.body, '$.epoch') AS BIGINT) = ?2 AND (s.given_up = ?2 OR EXISTS (
-                 SELECT FROM firkin.nodes n WHERE n.id = s.node
-                 AND n.lease_until + interval '{} milliseconds' < now() FOR SHARE))",
-            self.grace.as_millis()
+             WHERE s.id = ?1 AND s.node = ?6 AND s.body = ?7 AND CAST(json_extract(s.body, '$.epoch') AS BIGINT) = ?2
+             AND (s.given_up = ?2 OR EXISTS (SELECT FROM firkin.nodes n WHERE n.id = s.node AND {} FOR SHARE))",
+            over(self.grace)
         );
         let values = [
             Value::Text(self.id.as_str().to_owned()),

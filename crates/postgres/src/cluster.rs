@@ -1,65 +1,22 @@
 //! A catalogue that several nodes have: how it becomes one, and by what a node knows that it is the right one.
-//!
-//! Its times are the cluster's and not a node's: how long a lease lasts is decided where it is given, and how long is waited after it where
-//! it is taken from somebody, so that two nodes which disagreed about them could both have a sandbox.
-
-use std::time::Duration;
 
 use firkin_runtime::store::{
     catalog::{Holder, Left},
     database::DatabaseError,
 };
-use tokio_postgres::Row;
 
 use crate::{
     address::Address,
     connection::Connection,
     hold::{self, CLUSTER, is_made, lock_in_time, taken, whose},
     holding::{Holding, NodeId},
+    lease::LeaseTimes,
     open_error::OpenError,
     schema::{self, MigrateError},
 };
 
 /// How nodes of this version speak with the catalogue and with each other.
 pub(crate) const PROTOCOL: i64 = 1;
-
-/// The longest that any of the times may be: a day.
-const MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How long what is a node's stays its own without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseTimes {
-    /// A lease, from when the database has given it.
-    pub lasts: Duration,
-    /// Between two renewals.
-    pub renew_every: Duration,
-    /// From before a renewal was asked for until the machines of what others could start are stopped, unless another one came.
-    pub stop_after: Duration,
-    /// After a lease, until others may take what was its node's. It is for clocks that run otherwise, and for a process that is not scheduled.
-    pub grace: Duration,
-}
-
-impl Default for LeaseTimes {
-    fn default() -> Self {
-        let [lasts, renew_every, stop_after, grace] = [120, 4, 100, 30].map(Duration::from_secs);
-        Self { lasts, renew_every, stop_after, grace }
-    }
-}
-
-impl LeaseTimes {
-    fn columns(self) -> Option<[i64; 4]> {
-        let Self { lasts, renew_every, stop_after, grace } = self;
-        let is_sound = renew_every < stop_after && stop_after < lasts && lasts <= MAX && grace <= MAX && !renew_every.is_zero();
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        is_sound.then(|| [lasts, renew_every, stop_after, grace].map(ms))
-    }
-
-    fn read(row: &Row, first: usize) -> Result<Self, tokio_postgres::Error> {
-        let ms =
-            |at: usize| Ok::<_, tokio_postgres::Error>(Duration::from_millis(row.try_get::<_, i64>(first + at)?.unsigned_abs()));
-        Ok(Self { lasts: ms(0)?, renew_every: ms(1)?, stop_after: ms(2)?, grace: ms(3)? })
-    }
-}
 
 /// What a cluster begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,9 +183,8 @@ pub(crate) async fn enter(address: &Address, connection: &Connection, fingerprin
     demand(address, found, fingerprint)
 }
 
-/// For tests and tools: a directory that had the catalogue alone in this term.
 impl Founder {
-    /// One that left the catalogue so.
+    /// A directory that had the catalogue alone, last in this term.
     pub fn left(node: NodeId, installation: &str, term: i64) -> Self {
         Self { node, holder: Holder { installation: installation.to_owned(), left: Left::In(term) } }
     }

@@ -216,7 +216,11 @@ pub(crate) async fn taken(address: &Address, connection: &Connection) -> OpenErr
     };
     let unknown = || ("unknown".to_owned(), "unknown".to_owned());
     let (installation, host) = connection.answered(read).await.unwrap_or_else(|_| unknown());
-    OpenError::Taken { address: address.to_string(), installation, host }
+    let address = address.to_string();
+    match installation.strip_prefix(CLUSTER) {
+        Some(cluster) => OpenError::IsCluster { address, cluster: cluster.to_owned() },
+        None => OpenError::Taken { address, installation, host },
+    }
 }
 
 /// Holds the lock again whenever the database was gone, until the catalogue is another's, or `ended`.

@@ -1,11 +1,51 @@
 //! For how long what is a node's is its own without the database: counted from before the database was asked, on a clock that goes on while the
 //! host sleeps.
+//!
+//! The times are the cluster's and not a node's: how long a lease lasts is decided where it is given, and how long is waited after it where it is
+//! taken from somebody, so that two nodes which disagreed about them could both have a sandbox.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio_postgres::Row;
 
-use crate::cluster::LeaseTimes;
+/// The longest that any of the times may be: a day.
+const MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long what is a node's stays its own without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTimes {
+    /// A lease, from when the database has given it.
+    pub lasts: Duration,
+    /// Between two renewals.
+    pub renew_every: Duration,
+    /// From before a renewal was asked for until the machines of what others could start are stopped, unless another one came.
+    pub stop_after: Duration,
+    /// After a lease, until others may take what was its node's. It is for clocks that run otherwise, and for a process that is not scheduled.
+    pub grace: Duration,
+}
+
+impl Default for LeaseTimes {
+    fn default() -> Self {
+        let [lasts, renew_every, stop_after, grace] = [120, 4, 100, 30].map(Duration::from_secs);
+        Self { lasts, renew_every, stop_after, grace }
+    }
+}
+
+impl LeaseTimes {
+    pub(crate) fn columns(self) -> Option<[i64; 4]> {
+        let Self { lasts, renew_every, stop_after, grace } = self;
+        let is_sound = renew_every < stop_after && stop_after < lasts && lasts <= MAX && grace <= MAX && !renew_every.is_zero();
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        is_sound.then(|| [lasts, renew_every, stop_after, grace].map(ms))
+    }
+
+    pub(crate) fn read(row: &Row, first: usize) -> Result<Self, tokio_postgres::Error> {
+        let ms =
+            |at: usize| Ok::<_, tokio_postgres::Error>(Duration::from_millis(row.try_get::<_, i64>(first + at)?.unsigned_abs()));
+        Ok(Self { lasts: ms(0)?, renew_every: ms(1)?, stop_after: ms(2)?, grace: ms(3)? })
+    }
+}
 
 /// Since the host was started, also while it slept.
 pub(crate) fn boottime() -> Duration {

@@ -7,8 +7,11 @@
 //!
 //! Writers go one after the other, as they do in SQLite: what an operation decides by what it has read is true when it is kept. Whoever reads
 //! waits for nobody. Each write leaves a number in the catalogue, in its own transaction, and the next begins once it is known what became of it.
-//! The database's own numbers of transactions would not do: after a crash it gives those again that it had not written down. One server has a catalogue at a time. It holds a lock in the database, and each of its transactions looks whether
-//! the number that it was given for its time, the *term*, is still the last: who was taken for dead and is not changes nothing more.
+//! The database's own numbers of transactions would not do: after a crash it gives those again that it had not written down.
+//!
+//! One server has a catalogue at a time, or the nodes of a cluster have it together, each what is its own. Whoever has it holds a lock in the
+//! database, and each of its transactions looks whether the number that it was given for its time, the *term*, is still the last: who was taken
+//! for dead and is not changes nothing more.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -42,13 +45,13 @@ mod schema;
 
 pub use address::{Address, InvalidAddress};
 pub use claim::{ClaimError, Claimed};
-pub use cluster::{ClusterRecord, Founder, Founding, LeaseTimes, init};
+pub use cluster::{ClusterRecord, Founder, Founding, init};
 use connection::{Connection, away};
 pub use hold::Greeting;
 use hold::Hold;
 use holding::Holding;
 pub use holding::{InvalidNodeId, NodeId};
-pub use lease::Lease;
+pub use lease::{Lease, LeaseTimes};
 pub use members::{AnySandbox, Members, NodeRecord, NodeState, Whereabouts};
 pub use membership::Membership;
 pub use node::{Node, NodeCatalogue};

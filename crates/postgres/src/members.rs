@@ -122,20 +122,26 @@ impl Line {
         Self { address, connection: AsyncMutex::default() }
     }
 
-    async fn connected(&self) -> Result<Arc<Connection>, DatabaseError> {
+    /// A connection, and whether it was there before.
+    async fn connected(&self) -> Result<(Arc<Connection>, bool), DatabaseError> {
         let mut known = self.connection.lock().await;
         if let Some(connection) = known.as_ref().filter(|connection| connection.is_whole()) {
-            return Ok(Arc::clone(connection));
+            return Ok((Arc::clone(connection), true));
         }
         let made = Arc::new(Connection::to(&self.address).await.map_err(DatabaseError::Away)?);
         *known = Some(Arc::clone(&made));
-        Ok(made)
+        Ok((made, false))
     }
 
-    /// Asks in one exchange.
+    /// Asks in one exchange: what may be asked twice, for a connection that was cut while nobody used it is noticed by asking.
     pub(crate) async fn ask(&self, statement: &str, values: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
-        let connection = self.connected().await?;
-        connection.answered(connection.client().query_typed(statement, values)).await
+        loop {
+            let (connection, was_there) = self.connected().await?;
+            match connection.answered(connection.client().query_typed(statement, values)).await {
+                Err(DatabaseError::Away(_)) if was_there && connection.is_closed() => {}
+                answer => return answer,
+            }
+        }
     }
 }
 
@@ -144,6 +150,8 @@ impl Line {
 pub struct Members {
     cluster: ClusterRecord,
     line: Line,
+    /// For what is long: nobody who looks one sandbox up waits behind it.
+    lists: Line,
 }
 
 const NODES: &str = "SELECT id, name, address, host, term, state, reason, info,
@@ -161,7 +169,7 @@ const OF_TEAM: &str = "SELECT node, body FROM firkin.sandboxes
 
 impl Members {
     pub(crate) fn of(address: Address, cluster: ClusterRecord) -> Self {
-        Self { cluster, line: Line::to(address) }
+        Self { cluster, line: Line::to(address.clone()), lists: Line::to(address) }
     }
 
     /// The cluster at an address, for whoever knows its secret: an operator, or a host that is no node.
@@ -201,7 +209,9 @@ impl Members {
         let (team, first) = (team.map(TeamId::as_str), TeamId::first());
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&team, Type::TEXT), (&first.as_str(), Type::TEXT)];
         let any = |row: &Row| Ok(AnySandbox { node: id(row, 0)?, body: row.try_get(1).map_err(refusal)? });
-        self.asked("read the sandboxes of all nodes", OF_TEAM, &values, any).await
+        let operation = "read the sandboxes of all nodes";
+        let rows = self.lists.ask(OF_TEAM, &values).await.map_err(|error| error.of(operation))?;
+        rows.iter().map(|row| any(row).map_err(|error: DatabaseError| error.of(operation))).collect()
     }
 
     /// Has a node be in another state, for a reason. Whether there is such a node. One that was forgotten stays so until its server starts again.

@@ -20,7 +20,7 @@ use tokio_postgres::types::Type;
 use crate::{
     Postgres,
     address::Address,
-    claim::{Claim, ClaimError, Claimed, number},
+    claim::{Claim, ClaimError, Claimed, number, over},
     cluster::ClusterRecord,
     holding::{FORGOTTEN, NodeId},
     lease::{Lease, Leases, boottime},
@@ -142,6 +142,26 @@ impl Membership {
         });
         self.database.run(Mode::Write, work).await?;
         receive.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Has this node send what another was to send to webhooks and has not, if that one's lease has been over for longer than the cluster's grace.
+    /// How much that is. What was under way there may arrive twice.
+    pub async fn take_deliveries(&self, from: &NodeId) -> Result<usize, StoreError> {
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        let take = format!(
+            "UPDATE firkin.deliveries SET node = ?1 WHERE node = ?2 AND EXISTS (
+                 SELECT FROM firkin.nodes n WHERE n.id = ?2 AND {} FOR SHARE)",
+            over(self.cluster.times.grace)
+        );
+        let values = [Value::Text(self.node.to_string()), Value::Text(from.to_string())];
+        let work = Box::new(move |tx: &dyn Statements| {
+            let rows = tx.execute(&take, &values).map_err(|error: DatabaseError| error.of("take deliveries"))?;
+            // Nobody waits for it if this fails.
+            send.send(rows).ok();
+            Ok(())
+        });
+        self.database.run(Mode::Write, work).await?;
+        receive.recv().map_err(|_| StoreError::Closed)
     }
 
     /// Lets others claim a paused sandbox of this node, for as long as it is in this life.

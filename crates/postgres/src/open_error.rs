@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::{cluster::LeaseTimes, schema::MigrateError};
+use crate::{lease::LeaseTimes, schema::MigrateError};
 
 /// Why a catalogue was not opened.
 #[derive(Debug, thiserror::Error)]

@@ -64,8 +64,15 @@ fn founding(founder: Option<Founder>) -> Founding {
     Founding { secret_fingerprint: "known by".to_owned(), times: LeaseTimes::default(), founder }
 }
 
-pub(crate) async fn found(url: &str) -> ClusterRecord {
+async fn found(url: &str) -> ClusterRecord {
     init(&url.parse().unwrap(), &founding(None)).await.unwrap()
+}
+
+/// A cluster whose leases last longer than a test does on any host.
+pub(crate) async fn found_for_long(url: &str) {
+    let hour = Duration::from_secs(3600);
+    let times = LeaseTimes { stop_after: hour, lasts: 2 * hour, ..LeaseTimes::default() };
+    init(&url.parse().unwrap(), &Founding { times, ..founding(None) }).await.unwrap();
 }
 
 pub(crate) fn sandbox(id: &str) -> SandboxId {
@@ -121,12 +128,14 @@ async fn nodes_have_what_is_their_own_and_take_what_is_nobodys() {
     a_node_keeps_the_contract_beside_another(&cluster.database("beside"), &cluster).await;
     who_is_not_who_it_says_is_refused(&cluster.database("refused"), &cluster).await;
     an_earlier_term_changes_nothing(&cluster.database("stale"), &cluster).await;
+    a_node_killed_at_any_step_of_joining_joins_again(&cluster.database("steps"), &cluster).await;
     what_is_nobodys_is_claimed_and_nothing_else(&cluster.database("claims"), &cluster).await;
     a_renewal_and_a_claim_come_one_after_the_other(&cluster.database("crossed"), &cluster).await;
     what_is_given_up_is_anybodys_in_that_life(&cluster.database("given")).await;
     a_node_that_is_forgotten_has_nothing_until_it_comes_back(&cluster.database("forgotten")).await;
     a_node_whose_catalogue_goes_back_writes_no_more(&cluster.database("gone_back"), &cluster).await;
     a_claim_whose_commit_is_cut_is_asked_about(&cluster.database("cut"), &cluster).await;
+    what_a_lost_node_was_to_tell_is_told_by_another(&cluster.database("told"), &cluster).await;
     all_see_who_there_is(&cluster.database("seen"), &cluster).await;
     a_lease_is_kept_until_its_node_is_forgotten(&cluster.database("kept")).await;
 }
@@ -168,13 +177,15 @@ async fn a_catalogue_becomes_a_clusters_with_all_that_is_in_it(cluster: &Cluster
     assert_eq!((ids(&first).await, first.term), (vec!["i1".to_owned()], term + 1));
     let second = open(&url, "b").await;
     assert_eq!(ids(&second).await, Vec::<String>::new());
+    let refused = alone.open(holder("a", Left::In(term))).await.map(|opened| opened.term);
+    assert!(format!("{refused:?}").contains("IsCluster"), "while nodes have it: {refused:?}");
     for open in [first, second] {
         open.database.close().await.unwrap();
     }
 }
 
 async fn a_node_keeps_the_contract_beside_another(url: &str, cluster: &Cluster) {
-    found(url).await;
+    found_for_long(url).await;
     let (first, second) = (open(url, "a").await, open(url, "b").await);
     put(&second, "iother").await.unwrap();
     contract::check(first.database.clone()).await.unwrap();
@@ -273,6 +284,34 @@ async fn an_earlier_term_changes_nothing(url: &str, cluster: &Cluster) {
     timeout(PATIENCE, stale.database.close()).await.unwrap().unwrap();
 }
 
+/// It is killed before each of its messages, and its directory knows no more than that it was about to.
+async fn a_node_killed_at_any_step_of_joining_joins_again(url: &str, cluster: &Cluster) {
+    found_for_long(url).await;
+    let first = open(url, "a").await;
+    put(&first, "i1").await.unwrap();
+    first.database.close().await.unwrap();
+    let mut term = first.term;
+    for step in 0.. {
+        let proxy = Proxy::until(cluster.port(), step).await;
+        let through = url.replace(&cluster.port().to_string(), &proxy.port().to_string());
+        let joined = tokio::select! {
+            joined = join(&through, "a", Left::In(term)) => joined.ok(),
+            () = proxy.ended() => None,
+        };
+        let is_whole = joined.is_some() && !proxy.has_ended();
+        drop((joined, proxy));
+        let next = join(url, "a", Left::After(term)).await.unwrap();
+        assert!(next.term > term, "a term is given once");
+        assert_eq!(ids(&next).await, ["i1"], "and what is the node's is so in that");
+        term = next.term;
+        next.database.close().await.unwrap();
+        if is_whole {
+            return;
+        }
+        assert!(step < 100, "it comes to no end");
+    }
+}
+
 /// Has the lease of a node end so long ago.
 async fn end_lease(cluster: &Cluster, database: &str, id: &str, seconds: u32) {
     let id = node(id).id;
@@ -290,7 +329,7 @@ async fn what_is_nobodys_is_claimed_and_nothing_else(url: &str, cluster: &Cluste
     let claim = async |id: &str, epoch| other.membership.claim(&sandbox(id), epoch).await;
     let held = claim("i1", 1).await;
     assert!(matches!(held, Err(ClaimError::Held { .. })), "{held:?}");
-    end_lease(cluster, "claims", "a", 20).await;
+    end_lease(cluster, "claims", "a", 1).await;
     let held = claim("i1", 1).await;
     assert!(matches!(held, Err(ClaimError::Held { .. })), "within the grace: {held:?}");
     // Whose lease is over writes nothing meanwhile, and nothing is lost by that.
@@ -509,4 +548,24 @@ async fn a_lease_is_kept_until_its_node_is_forgotten(url: &str) {
     let over = timeout(PATIENCE, keeping).await.unwrap().unwrap();
     assert!(matches!(over, StoreError::Fenced { .. }), "{over:?}");
     node.database.close().await.unwrap();
+}
+
+async fn what_a_lost_node_was_to_tell_is_told_by_another(url: &str, cluster: &Cluster) {
+    found(url).await;
+    let (home, other) = (open(url, "a").await, open(url, "b").await);
+    let hook = "INSERT INTO webhooks (id, enabled, body) VALUES ('w1', 1, '{}')";
+    change(&home.database, hook, Vec::new()).await.unwrap();
+    let told = "INSERT INTO deliveries (webhook, due_ms, body) VALUES ('w1', 1, '{}'), ('w1', 2, '{}')";
+    change(&home.database, told, Vec::new()).await.unwrap();
+    // Touches them without changing them: as many as are its own.
+    let own = async |open: &Open| change(&open.database, "UPDATE own_deliveries SET body = body", Vec::new()).await.unwrap();
+    let take = async || other.membership.take_deliveries(home.membership.node()).await.unwrap();
+    assert_eq!((take().await, own(&home).await, own(&other).await), (0, 2, 0));
+    end_lease(cluster, "told", "a", 31).await;
+    assert_eq!((take().await, take().await, own(&other).await), (2, 0, 2));
+    home.membership.renew(None).await.unwrap();
+    assert_eq!(own(&home).await, 0);
+    for open in [home, other] {
+        open.database.close().await.unwrap();
+    }
 }

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     database::Cluster,
-    nodes::{Open, found, open, put, sandbox},
+    nodes::{Open, found_for_long, open, put, sandbox},
 };
 
 const CLAIMERS: usize = 16;
@@ -36,7 +36,7 @@ type Life = (String, u64, String, i64);
 async fn each_life_of_a_sandbox_is_one_nodes_however_many_claim_it() {
     let Some(cluster) = Cluster::start() else { return };
     let url = cluster.database("race");
-    found(&url).await;
+    found_for_long(&url).await;
     cluster.sql("race", HISTORY).await;
     let nodes: Vec<Open> = join_all((0..CLAIMERS).map(|at| open_as(&url, at))).await;
     let nodes: Vec<Arc<Open>> = nodes.into_iter().map(Arc::new).collect();
