@@ -96,6 +96,8 @@ impl Members for Map {
         self.nodes.lock().unwrap().clone().into()
     }
 
+    fn look_again(&self) {}
+
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {
         if self.away.load(Ordering::SeqCst) {
             return Err(MembersAway(Box::new(io::Error::from(io::ErrorKind::ConnectionRefused))));
