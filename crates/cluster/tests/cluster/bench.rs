@@ -318,6 +318,19 @@ impl Node {
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
+    /// The same, where the answer has many headers.
+    pub(crate) async fn answer_of_many(&self, request: Request<Full<Bytes>>) -> Answer {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        let shaken = builder.max_headers(4096).max_buf_size(1 << 20).handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.unwrap();
+        tokio::spawn(connection);
+        let sent = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time");
+        let (parts, body) = sent.unwrap().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body: serde_json::from_slice(&bytes).unwrap() }
+    }
+
     /// A request to the control plane, with the key.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
         Request::builder()
