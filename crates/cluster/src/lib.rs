@@ -20,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_runtime::sandbox::SandboxId;
-use firkin_server::nodes::{Asked, LocateError, NodeId, Nodes, Other, Peer, SendError, Wanted, Whereabouts};
+use firkin_server::nodes::{Asked, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, SendError, Wanted, Whereabouts};
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
 use hyper_util::{
@@ -61,6 +61,9 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// Idle connections kept to one node: more exchanges at once than that open their own.
 const IDLE_PER_NODE: usize = 64;
+
+/// How long a look into the records may take, before they count as away.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest head of an answer: twice what clients may send, as with guests.
 const MAX_ANSWER_HEAD_BYTES: usize = 2 * head::MAX_BYTES;
@@ -126,7 +129,7 @@ impl Cluster {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_PER_NODE)
-            .http1_max_headers(head::MAX_HEADERS)
+            .http1_max_headers(head::MAX_HEADERS + MORE_HEADERS)
             .http1_max_buf_size(MAX_ANSWER_HEAD_BYTES)
             .http1_preserve_header_case(true)
             .set_host(false)
@@ -137,6 +140,12 @@ impl Cluster {
     fn place(&self, home: &Home) -> Whereabouts {
         if home.node == self.me { Whereabouts::Here } else { Whereabouts::There(home.node.clone()) }
     }
+}
+
+/// A look into the records, which ends in time.
+async fn look<T>(looking: impl Future<Output = Result<T, MembersAway>>) -> Result<T, MembersAway> {
+    let looked = tokio::time::timeout(LOOK_DEADLINE, looking).await;
+    looked.unwrap_or_else(|late| Err(MembersAway(late.into())))
 }
 
 #[async_trait]
@@ -169,7 +178,7 @@ impl Nodes for Cluster {
         if let Some(home) = known {
             return Ok(self.place(&home));
         }
-        match self.members.whereabouts(id).await {
+        match look(self.members.whereabouts(id)).await {
             Ok(Some(home)) => {
                 let place = self.place(&home);
                 self.whereabouts.note(id, home, Instant::now());
@@ -189,7 +198,7 @@ impl Nodes for Cluster {
 
     async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError> {
         let away = |away| LocateError { what: format!("the build of template `{template}`"), source: Box::new(away) };
-        Ok(match self.members.builder(template).await.map_err(away)? {
+        Ok(match look(self.members.builder(template)).await.map_err(away)? {
             Some(node) if node == self.me => Whereabouts::Here,
             Some(node) => Whereabouts::There(node),
             None => Whereabouts::Nowhere,

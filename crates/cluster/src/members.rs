@@ -46,9 +46,14 @@ pub struct MembersAway(#[source] pub Box<dyn Error + Send + Sync>);
 /// The members of a cluster.
 #[async_trait]
 pub trait Members: fmt::Debug + Send + Sync {
-    /// All nodes that are on record, this one too, as they were last heard. At once, from memory: asked for at every handshake and for
-    /// each request of a peer.
+    /// All nodes that are on record, this one too, as they were last heard; also while nobody can be asked, so that what goes on between
+    /// nodes goes on without the database. At once, from memory: asked for at every handshake and for each request of a peer.
     fn nodes(&self) -> Arc<[Member]>;
+
+    /// Somebody who has the cluster's secret is none of [`nodes`](Self::nodes), or is in a term that these do not have: a node that was
+    /// started just now, which is let in once it is known. Asks for nothing and returns at once; how often it is worth a look is for
+    /// whoever keeps them.
+    fn look_again(&self);
 
     /// Which node a sandbox's record names now. `None` where there is no such record. Cancel-safe.
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway>;

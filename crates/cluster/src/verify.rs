@@ -130,7 +130,13 @@ impl Judge {
     pub(crate) fn admits(&self, peer: &Peer) -> Result<(), PeerRefused> {
         let nodes = self.members.nodes();
         let member = nodes.iter().find(|member| member.id == peer.node);
-        let Some(Member { id, term, alive, .. }) = member else { return Err(PeerRefused::Unknown(peer.node.clone())) };
+        let Some(Member { id, term, alive, .. }) = member else {
+            self.members.look_again();
+            return Err(PeerRefused::Unknown(peer.node.clone()));
+        };
+        if *term < peer.term {
+            self.members.look_again();
+        }
         match (*term == peer.term, alive) {
             (false, _) => Err(PeerRefused::OtherTerm { node: id.clone(), shown: peer.term, present: *term }),
             (true, false) => Err(PeerRefused::NotAlive(id.clone())),

@@ -1,7 +1,10 @@
 //! Who is let in, by both ends of real handshakes in memory.
 
 use std::{
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -19,12 +22,16 @@ use crate::{
 };
 
 #[derive(Debug)]
-struct List(Mutex<Vec<Member>>);
+struct List(Mutex<Vec<Member>>, AtomicUsize);
 
 #[async_trait]
 impl Members for List {
     fn nodes(&self) -> Arc<[Member]> {
         self.0.lock().unwrap().clone().into()
+    }
+
+    fn look_again(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
     }
 
     async fn whereabouts(&self, _: &SandboxId) -> Result<Option<Home>, MembersAway> {
@@ -41,7 +48,7 @@ fn peer(name: &str, term: u64) -> Peer {
 }
 
 /// Nodes `a` and `b` in their third terms, and `d`, which does not hold its lease.
-fn members() -> Arc<dyn Members> {
+fn members() -> Arc<List> {
     let member = |name: &str, alive| Member {
         id: name.repeat(20).parse().unwrap(),
         name: name.to_owned(),
@@ -52,7 +59,7 @@ fn members() -> Arc<dyn Members> {
         free_memory_mib: None,
         holds: None,
     };
-    Arc::new(List(Mutex::new(vec![member("a", true), member("b", true), member("d", false)])))
+    Arc::new(List(Mutex::new(vec![member("a", true), member("b", true), member("d", false)]), AtomicUsize::new(0)))
 }
 
 fn secret() -> ClusterSecret {
@@ -153,5 +160,15 @@ fn bad_name(why: &PeerRefused) -> Peer {
         PeerRefused::NotAlive(node) => Peer { node: node.clone(), term: 3 },
         PeerRefused::OtherTerm { node, shown, .. } => Peer { node: node.clone(), term: *shown },
         _ => peer("b", 3),
+    }
+}
+
+#[test]
+fn who_is_not_known_yet_is_looked_for_again() {
+    let members = members();
+    let judge = Judge::new(&Authority::new(&secret()).unwrap(), Arc::clone(&members) as Arc<dyn Members>).unwrap();
+    for (who, looks) in [(peer("a", 3), 0), (peer("a", 2), 0), (peer("d", 3), 0), (peer("a", 4), 1), (peer("c", 1), 2)] {
+        let admitted = judge.admits(&who);
+        assert_eq!((admitted.is_ok(), members.1.load(Ordering::SeqCst)), (who == peer("a", 3), looks), "{who:?}");
     }
 }

@@ -224,7 +224,7 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
         Ok(()) => match elsewhere::home(&app, sought).await {
             Home::Here => answer(&app, way, request, next).await,
             Home::There(nodes, passed) => {
-                let forwarded = elsewhere::forward::forward(&nodes, &app.pool, passed, request).await;
+                let forwarded = elsewhere::forward::forward(&app, &nodes, passed, request).await;
                 forwarded.unwrap_or_else(IntoResponse::into_response)
             }
             Home::Anywhere(create) => {

@@ -52,6 +52,12 @@ pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing
 /// What is believed on the peer port, and taken out of whatever comes in elsewhere.
 const BELIEVED: [HeaderName; 3] = [IDENTITY, CLIENT, ENCRYPTED];
 
+/// Headers that a node adds to a request or an answer on its way to another one, and as many again for later versions.
+pub const MORE_HEADERS: usize = 16;
+
+/// Bytes of these.
+pub const MORE_BYTES: usize = 4 << 10;
+
 /// What a peer says by the head of its answer, and a guest cannot.
 const SAID_BY_PEERS: [HeaderName; 3] = [MISDIRECTED, VISITED, REFUSED];
 

@@ -32,7 +32,7 @@ use tower::ServiceExt;
 use crate::{
     App, ServerConfig, assemble,
     doors::{Doors, Held, Place, Tally},
-    nodes::{FromPeer, Nodes},
+    nodes::{FromPeer, MORE_BYTES, MORE_HEADERS, Nodes},
     redirect,
     sever::{Sever, Severable},
     tls::{Listener, TlsIdentity},
@@ -268,6 +268,7 @@ impl Server {
     ) {
         let (router, spoke) = (self.router.clone(), Arc::new(AtomicBool::new(false)));
         let (first, own) = (Arc::clone(&spoke), place.clone());
+        let is_peer = from_peer.is_some();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let busy = own.busy();
             request.extensions_mut().insert(ConnectInfo(peer));
@@ -281,7 +282,11 @@ impl Server {
             let answer = router.clone().oneshot(request.map(Body::new));
             async move { answer.await.map(|response| response.map(|body| Held { body, _busy: busy })) }
         });
-        let builder = builder();
+        let mut builder = builder();
+        if is_peer {
+            // What a client may send is as much here as where it came in, with what the node there says of it.
+            builder.http1().max_headers(head::MAX_HEADERS + MORE_HEADERS).max_buf_size(head::MAX_BYTES + MORE_BYTES);
+        }
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         // Until the first head is whole, not even the protocol is known, and hyper's own deadline does not run.
         let patience = tokio::time::sleep(self.head_deadline);

@@ -96,6 +96,8 @@ impl Members for Map {
         self.nodes.lock().unwrap().clone().into()
     }
 
+    fn look_again(&self) {}
+
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {
         if self.away.load(Ordering::SeqCst) {
             return Err(MembersAway(Box::new(io::Error::from(io::ErrorKind::ConnectionRefused))));
@@ -314,6 +316,19 @@ impl Node {
         let bytes = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// The same, where the answer has many headers.
+    pub(crate) async fn answer_of_many(&self, request: Request<Full<Bytes>>) -> Answer {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        let shaken = builder.max_headers(4096).max_buf_size(1 << 20).handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.unwrap();
+        tokio::spawn(connection);
+        let sent = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time");
+        let (parts, body) = sent.unwrap().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body: serde_json::from_slice(&bytes).unwrap() }
     }
 
     /// A request to the control plane, with the key.

@@ -38,8 +38,10 @@ where
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .max_headers(4096)
+                .max_buf_size(1 << 20)
+                .serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
             // A client that hangs up is no failure of this one.
             tokio::spawn(async move { drop(connection.await) });
         }
@@ -262,6 +264,64 @@ async fn a_cut_at_home_is_a_cut_for_the_client_of_another_node() {
             end.unwrap();
             assert!(got.ends_with(b"first\r\n"), "{}", String::from_utf8_lossy(&got));
         }
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_of_http_2_reaches_any_sandbox_too() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    let port = guest(async |request: Request<Incoming>| {
+        let host = request.headers()["host"].to_str().unwrap().to_owned();
+        let body = request.into_body().collect().await?.to_bytes();
+        whole([host.as_bytes(), b" ", &body].concat())
+    })
+    .await;
+    let id = a.create("").await;
+    let stream = TcpStream::connect(b.address).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let authority = format!("{port}-{id}.e2b.test");
+    for body in ["", "ls"] {
+        let request = Request::post(format!("http://{authority}/p")).body(Full::new(Bytes::from(body))).unwrap();
+        let response = timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time").unwrap();
+        assert_eq!((response.status().as_u16(), &response.headers()["x-firkin-node"]), (200, &"a".parse().unwrap()));
+        let body = format!("{authority} {body}");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
+    }
+    let detail = Request::get(format!("http://{}/sandboxes/{id}", b.address)).header("x-api-key", &b.key);
+    let response = timeout(DEADLINE, sender.send_request(detail.body(Full::default()).unwrap())).await.unwrap().unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn as_long_a_head_goes_through_another_node_as_goes_through_one() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    // With those that a request has of itself, as many as may be; and so many of an answer.
+    let most = firkin_wire::head::MAX_HEADERS - 3;
+    let port = guest(move |request: Request<Incoming>| async move {
+        let mut answer = whole(request.headers().len().to_string())?;
+        for number in 0..most {
+            let name: http::HeaderName = format!("x-{number}").parse().unwrap();
+            answer.headers_mut().insert(name, "v".parse().unwrap());
+        }
+        Ok(answer)
+    })
+    .await;
+    let id = a.create("").await;
+    for node in [a, b] {
+        let mut request = node.get_guest(&id, port, "/");
+        for number in 0..most {
+            let name: http::HeaderName = format!("x-{number}").parse().unwrap();
+            request.headers_mut().insert(name, "v".parse().unwrap());
+        }
+        let answer = node.answer_of_many(request).await.expect(200);
+        assert!(answer.body.as_u64().is_some_and(|seen| seen >= most as u64), "{:?}", answer.body);
+        assert!(answer.headers.len() >= most, "{}", answer.headers.len());
     }
     bench.stop().await;
 }

@@ -48,6 +48,15 @@ async fn a_sandbox_that_has_moved_is_found_by_one_more_try_where_that_is_safe() 
     assert_eq!(bench.map.asked(), asked + 2, "A asked, to name the owner, and so did B");
     b.answer(b.get_guest(&id, port, "/")).await.expect(200);
     assert_eq!(bench.map.asked(), asked + 2, "and now it is known");
+    let mut metrics = b.request("GET", "/metrics", "");
+    metrics.headers_mut().insert("x-admin-token", crate::bench::ADMIN.parse().unwrap());
+    let metrics = b.answer(metrics).await.expect(200);
+    let count = |outcome: &str| {
+        let series = format!("outcome=\"{outcome}\"");
+        let mut lines = metrics.body.as_str().unwrap().lines().filter(|line| line.starts_with("firkin_forwarded_total"));
+        lines.find(|line| line.contains(&series)).map_or("0", |line| line.rsplit(' ').next().unwrap()).to_owned()
+    };
+    assert_eq!((count("misdirected").as_str(), count("answered").as_str()), ("1", "3"));
     bench.stop().await;
 }
 

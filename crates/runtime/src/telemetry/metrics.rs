@@ -92,6 +92,7 @@ pub struct Metrics {
     /// What of this can be read back.
     read: ReadBack,
     unknown_fields: Counter,
+    forwarded: Family<OutcomeLabel, Counter>,
     gauges: Gauges,
     standing: standing::Gauges,
 }
@@ -162,7 +163,10 @@ impl Metrics {
         let unknown_fields = Counter::default();
         let help = "Fields of requests that were ignored because nobody knows them";
         registry.register("unknown_fields", help, unknown_fields.clone());
-        Self { acceleration, registry, phases, errors, read: ReadBack::default(), unknown_fields, gauges, standing }
+        let forwarded = Family::default();
+        let help = "Requests that were passed on to another node of the cluster, by what came of it";
+        registry.register("forwarded", help, forwarded.clone());
+        Self { acceleration, registry, phases, errors, read: ReadBack::default(), unknown_fields, forwarded, gauges, standing }
     }
 
     /// Takes down how long a phase took.
@@ -189,6 +193,11 @@ impl Metrics {
     /// Counts fields of a request that were ignored. Returns how many there were in all.
     pub fn count_unknown_fields(&self, fields: u64) -> u64 {
         self.unknown_fields.inc_by(fields) + fields
+    }
+
+    /// Counts a request that was passed on to another node.
+    pub fn count_forwarded(&self, outcome: &'static str) {
+        self.forwarded.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.

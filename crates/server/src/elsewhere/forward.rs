@@ -25,7 +25,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    FromSandbox,
+    App, FromSandbox,
     doors::Place,
     error::ApiError,
     extract::collect,
@@ -33,7 +33,7 @@ use crate::{
         Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError, VISITED,
         Whereabouts,
     },
-    proxy::{self, pool::ConnectionPool, upgrade},
+    proxy::{self, upgrade},
     sever::Sever,
 };
 
@@ -63,8 +63,8 @@ enum Cargo {
 
 /// Passes a request on.
 pub(crate) async fn forward(
+    app: &App,
     nodes: &Arc<dyn Nodes>,
-    pool: &Arc<ConnectionPool>,
     Passed { id, node, identity, encrypted }: Passed,
     mut request: Request,
 ) -> Result<Response, ApiError> {
@@ -79,14 +79,14 @@ pub(crate) async fn forward(
     };
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     outgoing(&mut parts, (identity.as_ref(), peer, encrypted), protocol)?;
-    let mut response = nodes.send(&node, Request::from_parts(parts.clone(), first)).await?;
+    let mut response = send(app, nodes, &node, Request::from_parts(parts.clone(), first)).await?;
     if let Some(id) = id.filter(|_| is_misdirected(&response)) {
         // Asked so, it makes what was known of it forgotten, too.
         let (Whereabouts::There(next), Some(bytes)) = (nodes.locate(&id, Asked::Now).await?, kept) else {
             return Err(ApiError::sandbox_moved(&id));
         };
         if next != node {
-            response = nodes.send(&next, Request::from_parts(parts, Body::from(bytes))).await?;
+            response = send(app, nodes, &next, Request::from_parts(parts, Body::from(bytes))).await?;
         }
         if is_misdirected(&response) {
             return Err(ApiError::sandbox_moved(&id));
@@ -99,10 +99,22 @@ pub(crate) async fn forward(
     let protocol = response.headers().get(header::UPGRADE).cloned();
     let there: OnUpgrade = hyper::upgrade::on(&mut response);
     // It ends with the other node's end of it.
-    upgrade::join(pool, (client, busy), there, CancellationToken::new());
+    upgrade::join(&app.pool, (client, busy), there, CancellationToken::new());
     let mut response = relayed(response, None);
     proxy::restore_upgrade(response.headers_mut(), protocol);
     Ok(response)
+}
+
+/// Sends one request, and counts it by what came of it.
+async fn send(app: &App, nodes: &Arc<dyn Nodes>, node: &NodeId, request: Request) -> Result<Response, SendError> {
+    let sent = nodes.send(node, request).await;
+    app.host().metrics().count_forwarded(match &sent {
+        Ok(response) if is_misdirected(response) => "misdirected",
+        Ok(_) => "answered",
+        Err(SendError::Unreached { .. }) => "unreached",
+        Err(SendError::Broken { .. }) => "broken",
+    });
+    sent
 }
 
 /// Whether a peer says that it has done nothing, for the sandbox is not there.
@@ -112,6 +124,7 @@ fn is_misdirected(response: &Response) -> bool {
 
 /// Passes on what any node may do, whole.
 pub(crate) async fn pass(
+    app: &App,
     nodes: &Arc<dyn Nodes>,
     node: &NodeId,
     (identity, encrypted): (&Identity, bool),
@@ -120,7 +133,7 @@ pub(crate) async fn pass(
     let (mut parts, body) = request.into_parts();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     outgoing(&mut parts, (Some(identity), peer, encrypted), None).map_err(PassError::Request)?;
-    let sent = nodes.send(node, Request::from_parts(parts, body)).await.map_err(PassError::Send)?;
+    let sent = send(app, nodes, node, Request::from_parts(parts, body)).await.map_err(PassError::Send)?;
     Ok(relayed(sent, None))
 }
 

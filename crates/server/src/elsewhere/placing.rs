@@ -72,7 +72,7 @@ impl Create {
             let answer = if node == *self.nodes.id() {
                 here(again()).await
             } else {
-                match pass(&self.nodes, &node, (&self.identity, self.encrypted), again()).await {
+                match pass(app, &self.nodes, &node, (&self.identity, self.encrypted), again()).await {
                     Ok(answer) => answer,
                     Err(PassError::Send(error @ SendError::Unreached { .. })) => {
                         tracing::warn!(%node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");

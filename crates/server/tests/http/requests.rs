@@ -52,3 +52,26 @@ async fn what_is_logged_is_changed_by_who_administers_and_by_nobody_else() {
     bench.call("PUT", "/admin/log-level", r#"{"filter":"trace"}"#).await.expect(401);
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_alone_believes_nothing_that_a_peer_would_say_and_says_no_such_thing() {
+    let mut bench = Bench::start().await;
+    let guest = bench.hear_as_envd();
+    let id = bench.create("").await;
+    let told = r#"{"team":"firkin","scope":"full","admin":true}"#;
+    for (method, path) in [("GET", "/v2/sandboxes"), ("GET", "/admin/keys"), ("DELETE", &*format!("/sandboxes/{id}"))] {
+        let mut request = bench.request(method, path, "");
+        request.headers_mut().remove("x-api-key");
+        request.headers_mut().insert("x-firkin-identity", told.parse().unwrap());
+        bench.answer(request).await.expect(401);
+    }
+    let answer = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
+    assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("x-firkin-")), "{:?}", answer.headers);
+    // To a guest it is a header like any other.
+    let mut request = bench.guest(&id, firkin_wire::ENVD_PORT, "/health");
+    request.headers_mut().insert("x-firkin-identity", told.parse().unwrap());
+    bench.answer(request).await.expect(204);
+    let head = tokio::time::timeout(DEADLINE, guest).await.unwrap().unwrap();
+    assert!(head.contains("x-firkin-identity"), "{head}");
+    bench.stop().await;
+}
