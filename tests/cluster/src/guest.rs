@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use firkin_engine::fake::Connection;
 use firkin_warden::ProcessId;
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Request, Response, Stats, encode};
@@ -76,6 +76,8 @@ impl Voices {
             return Ok(());
         }
         let mut command = Command::new(std::env::current_exe()?);
+        // What could be claimed does not begin in a lease that is over: the warden would see it late.
+        ensure!(!memory.was_paused() || self.lease.holds(), "the lease is over");
         let started = voice::started(machine)?;
         command.arg("voice").arg("--machine").arg(machine).args(["--started", &started.to_string()]);
         command.args(["--sink", &sink::address().to_string()]);
@@ -146,7 +148,8 @@ pub(crate) async fn agent(voices: Arc<Voices>, connection: Connection) {
                             .context("machines are kept")
                             .and_then(|machine| voices.begin(&machine, &memory, identity.epoch));
                         if let Err(error) = begun {
-                            return tracing::error!("a machine has no voice: {error:#}");
+                            tracing::error!("a machine may not begin: {error:#}");
+                            return guest.power_off();
                         }
                         match serde_json::to_vec(&memory) {
                             Ok(bytes) => guest.remember(bytes),

@@ -16,7 +16,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::{
         prctl,
-        signal::Signal,
+        signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
@@ -112,4 +112,16 @@ pub(crate) fn processes() -> anyhow::Result<Vec<(i32, String)>> {
         }
     }
     Ok(found)
+}
+
+/// Kills whatever has to do with a directory, all of it being of this namespace.
+pub(crate) fn end(dir: &Path) -> anyhow::Result<()> {
+    let here = dir.display().to_string();
+    for (pid, _) in processes()?.into_iter().filter(|(_, words)| words.contains(&here)) {
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(errno).context("cannot kill what is left"),
+        }
+    }
+    Ok(())
 }

@@ -48,6 +48,11 @@ impl Lease {
         self.page.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it is this node's still.
+    pub(crate) fn holds(&self) -> bool {
+        clock::now() < self.page().deadline()
+    }
+
     /// Has a machine stopped, too, when the lease is over.
     pub(crate) fn list(&self, name: &str, process: ProcessId) -> anyhow::Result<()> {
         Ok(self.page().list(name, &[process])?)

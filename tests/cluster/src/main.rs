@@ -91,7 +91,8 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            // Whoever reads what is said may be gone.
+            tell_error(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -101,4 +102,9 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stdout, reason = "a program of the tests tells how far it is")]
 pub(crate) fn say(line: &str) {
     println!("{line}");
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a program that has failed")]
+fn tell_error(line: &str) {
+    eprintln!("{line}");
 }

@@ -143,8 +143,11 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     shutdown.cancel();
     server.await.context("the server panicked")??;
     runtime.shutdown(OnExit::Kill).await;
-    ending.abort();
-    renewals.abort();
+    for task in [ending, renewals] {
+        task.abort();
+        // It was in the middle of a look, or not.
+        drop(task.await);
+    }
     voices.end_gone()?;
     lease.end()
 }

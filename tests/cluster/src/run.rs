@@ -159,10 +159,13 @@ impl Bench<'_> {
             bail!("something goes on with the world")
         };
         (self.world, self.postgres) = (Some(world), Some(postgres.into_inner().unwrap_or_else(PoisonError::into_inner)));
-        let outcome = outcome.with_context(|| format!("seed {seed}, with {events:?}"))?;
+        let mut outcome = outcome.with_context(|| format!("seed {seed}, with {events:?}"))?;
         for server in servers {
             let server = server.into_inner().unwrap_or_else(PoisonError::into_inner);
-            nothing_is_left(server.places()).with_context(|| format!("seed {seed}"))?;
+            if let Err(error) = nothing_is_left(server.places()) {
+                outcome.violations.push(Violation { invariant: "end", text: format!("{error:#}") });
+                household::end(&server.places().dir)?;
+            }
             disk::remove(&server.places().disk())?;
         }
         if outcome.violations.is_empty() {
@@ -212,21 +215,26 @@ async fn play(subjects: &Arc<Subjects>, seed: u64, events: &[Event]) -> anyhow::
         user.await.context("a user panicked")?;
     }
     let troubles = troubles?;
-    goes_on(&sink, &anchors, &watched).await?;
-    let found = at_rest(&clients, &asked).await?;
+    let mut failures = Vec::new();
+    let mut note = |ended: anyhow::Result<()>| failures.extend(ended.err().map(|error| format!("{error:#}")));
+    note(goes_on(&sink, &anchors, &watched).await);
+    let mut found = Vec::new();
+    note(at_rest(&clients, &asked, &mut found).await);
     // What ends from here on is no client's wish.
     let mut asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
     for client in &clients {
-        client.clear().await?;
+        note(client.clear().await);
     }
-    let ending = Arc::clone(subjects);
-    let ended = blocking(move || (0..NODES).try_for_each(|node| ending.server(node).stop())).await;
+    for node in 0..NODES {
+        let ending = Arc::clone(subjects);
+        note(blocking(move || ending.server(node).stop()).await);
+    }
     let leases = (0..NODES).map(|node| node::leases(subjects.server(node).places())).collect::<anyhow::Result<_>>()?;
     let severed = std::mem::take(&mut *severed.lock().unwrap_or_else(PoisonError::into_inner));
     asked.sort_by_key(|asked| asked.from);
     let record = Record { heard: sink.close(), asked, leases, severed, troubles, anchors, found };
-    ended?;
-    let violations = checker::check(&record);
+    let mut violations = checker::check(&record);
+    violations.extend(failures.into_iter().map(|text| Violation { invariant: "end", text }));
     Ok(Outcome { record, violations })
 }
 
@@ -249,7 +257,7 @@ async fn goes_on(sink: &Sink, anchors: &[String], watched: &[String]) -> anyhow:
 }
 
 /// How all sandboxes are found that clients know, when those are gone whose deadline is over.
-async fn at_rest(clients: &[Client], asked: &Mutex<Vec<Asked>>) -> anyhow::Result<Vec<(String, Found)>> {
+async fn at_rest(clients: &[Client], asked: &Mutex<Vec<Asked>>, found: &mut Vec<(String, Found)>) -> anyhow::Result<()> {
     let known: std::collections::BTreeSet<(usize, String, bool)> = {
         let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
         let created = asked.iter().filter(|asked| !asked.sandbox.is_empty());
@@ -259,7 +267,7 @@ async fn at_rest(clients: &[Client], asked: &Mutex<Vec<Asked>>) -> anyhow::Resul
         });
         named.collect()
     };
-    let (waiting, mut found) = (Instant::now(), Vec::new());
+    let waiting = Instant::now();
     for (node, sandbox, is_brief) in known {
         loop {
             let looked = clients[node].find(&sandbox).await;
@@ -276,7 +284,7 @@ async fn at_rest(clients: &[Client], asked: &Mutex<Vec<Asked>>) -> anyhow::Resul
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// No machine, no voice, no warden, no file of a machine.
