@@ -4,6 +4,7 @@ use std::{
     error::Error,
     io,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use axum::{body::Body, extract::Request};
@@ -18,7 +19,10 @@ use http::StatusCode;
 use crate::{Cluster, Records};
 
 /// How often everybody is asked, where somebody could not be.
-const TRIES: usize = 3;
+const TRIES: usize = 8;
+
+/// Between two of them: by then a node that was knocked at has looked who that is.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 /// The other nodes, as a runtime asks them for what it has on record and not on its disk. It is made before the runtime, and knows nobody until
 /// its node has joined.
@@ -49,7 +53,7 @@ impl Peers {
                 // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
                 Asked::Nobody(why) => {
                     last = why;
-                    tokio::time::sleep(records.renewed_every()).await;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
                 }
             }
         }

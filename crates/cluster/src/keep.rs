@@ -1,6 +1,6 @@
 //! Keeps a node one of its cluster: its lease is renewed, it says what it has, and it hears who else is there and which keys are good.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
 use firkin_postgres::{Lease, Membership};
@@ -10,12 +10,15 @@ use firkin_runtime::{
     store::StoreError,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::Records;
 
 /// The most builds that a node says it holds: more would not fit into what others read every few seconds. Of the others it is asked later.
 const MOST_HELD: usize = 1000;
+
+/// Between two looks at who is there that a stranger's knock has caused. Far below the time between renewals, which they hold up.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 /// What a node says of itself with each renewal: for people, and for others that place sandboxes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -42,7 +45,17 @@ pub async fn keep(membership: Arc<Membership>, records: Arc<Records>, runtime: R
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_away = false;
     loop {
-        turns.tick().await;
+        tokio::select! {
+            _ = turns.tick() => {}
+            () = records.unheard() => {
+                if let Err(error) = records.hear().await {
+                    tracing::debug!(error = chain(&error), "who is there is not known anew");
+                }
+                // Whoever knocks again and again costs the database one look in so long.
+                sleep(BETWEEN_LOOKS).await;
+                continue;
+            }
+        }
         let said = serde_json::to_string(&said(&runtime, version).await).ok();
         let heard = match membership.renew(said.as_deref()).await {
             Ok(lease) => hear(&membership, &records, &runtime, &lease).await,

@@ -7,6 +7,8 @@ use firkin_postgres::{Members as Catalogued, Membership, NodeRecord, NodeState};
 use firkin_runtime::{sandbox::SandboxId, store::StoreError};
 use firkin_server::nodes::{InvalidNodeId, NodeId};
 
+use tokio::sync::Notify;
+
 use crate::{
     keep::Said,
     members::{Home, Member, Members, MembersAway},
@@ -17,6 +19,8 @@ use crate::{
 pub struct Records {
     membership: Arc<Membership>,
     heard: RwLock<Heard>,
+    /// Somebody came who was not heard of.
+    unheard: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +32,7 @@ struct Heard {
 impl Records {
     /// Those that a node sees, which has heard of them once when this returns.
     pub async fn of(membership: Arc<Membership>) -> Result<Arc<Self>, StoreError> {
-        let records = Self { membership, heard: RwLock::default() };
+        let records = Self { membership, heard: RwLock::default(), unheard: Notify::default() };
         records.hear().await?;
         Ok(Arc::new(records))
     }
@@ -46,9 +50,9 @@ impl Records {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
     }
 
-    /// After how long everybody has heard what is on record now.
-    pub(crate) fn renewed_every(&self) -> std::time::Duration {
-        self.membership.cluster().times.renew_every
+    /// Waits until somebody comes who was not heard of. One that came before is not waited for. Cancel-safe.
+    pub(crate) async fn unheard(&self) {
+        self.unheard.notified().await;
     }
 
     fn catalogued(&self) -> &Catalogued {
@@ -76,6 +80,10 @@ fn member(record: &NodeRecord) -> Option<Member> {
 impl Members for Records {
     fn nodes(&self) -> Arc<[Member]> {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).members)
+    }
+
+    fn look_again(&self) {
+        self.unheard.notify_one();
     }
 
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {

@@ -95,7 +95,7 @@ pub(crate) async fn run(settings: &Settings, args: BenchArgs) -> anyhow::Result<
             let subject = Subject { api: &api, acceleration: &acceleration, state_dir };
             measure(&subject, &plan, &progress, &mut interrupts).await?
         }
-        None => own_server(settings, &plan, &progress, &mut interrupts).await?,
+        None => Box::pin(own_server(settings, &plan, &progress, &mut interrupts)).await?,
     };
     let Some(report) = report else { return Ok(ExitStatus::Interrupted) };
     output::result(settings.format, &report, || report.table())?;

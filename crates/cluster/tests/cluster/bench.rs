@@ -178,6 +178,7 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
     let config = RuntimeConfig {
         state_dir: dir.join("state"),
         catalog: None,
+        fetch: None,
         copies: None,
         capacity: HostCapacity { cpus: CPUS, memory_mib: 1 << 20, disk_mib: 1 << 30 },
         admission: AdmissionConfig { queue_deadline: Duration::from_millis(200), ..AdmissionConfig::default() },

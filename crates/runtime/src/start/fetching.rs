@@ -46,7 +46,9 @@ async fn own_images(shared: &Shared) -> Vec<PathBuf> {
     for engine in shared.launcher.engines.all() {
         match shared.config.images.in_form(root.clone(), engine.disks().image_form(), &|_| {}).await {
             Ok(image) => images.push(image.path),
-            Err(error) => tracing::debug!(error = chain(&error), "a root image is not looked for in a form that this host has not"),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "a root image is not looked for in a form that this host has not")
+            }
         }
     }
     images
