@@ -2,7 +2,7 @@
 //! that is asked has the last word, and the next is asked where it says no.
 //!
 //! Those that hold what the sandbox starts from are a class of their own, before all others: locality as a weight among many makes
-//! more than a third of creates fetch what another node has (`docs/cluster.md` of the design has the model). Among a few of a class, drawn
+//! more than a third of creates fetch what another node has, by a model of 1,000 nodes. Among a few of a class, drawn
 //! by chance, the one with most free memory is first: the emptiest of all would be everybody's choice until it is heard of again.
 
 use firkin_server::nodes::{NodeId, Wanted};
