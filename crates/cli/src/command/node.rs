@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use firkin_cluster::{ClusterSecret, node_id};
 use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeRecord, init};
-use firkin_runtime::catalogue;
+use firkin_runtime::store::catalog as store_catalog;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -121,12 +121,17 @@ pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Resu
     let path = access.secret_file()?.path.clone();
     let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
     let secret = if is_new { ClusterSecret::create(&path)? } else { access.secret()? };
-    let founder = match catalogue::holder(&settings.state_dir)? {
-        Some(holder) => Some(Founder { node: node_id(&settings.state_dir).context("cannot keep the id of this node")?, holder }),
+    let address = catalog::address(&access.catalog)?;
+    // Whose catalogue it was alone has it with all that is on record.
+    let founder = match store_catalog::elsewhere(&settings.state_dir)? {
+        Some(_) => Some(Founder {
+            node: node_id(&settings.state_dir).context("cannot keep the id of this node")?,
+            holder: store_catalog::holder(&settings.state_dir, address.to_string())?,
+        }),
         None => None,
     };
     let founding = Founding { secret_fingerprint: secret.fingerprint(), times: LeaseTimes::default(), founder };
-    let made = init(&catalog::address(&access.catalog)?, &founding).await.map_err(catalog::advising)?;
+    let made = init(&address, &founding).await.map_err(catalog::advising)?;
     let founded = Founded { cluster: made.id, secret_file: path.display().to_string(), secret_is_new: is_new };
     output::result(settings.format, &founded, || {
         let mut table = Table::new(&["cluster", "secret"]);

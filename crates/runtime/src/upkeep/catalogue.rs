@@ -21,7 +21,7 @@ use crate::{
     ground::{ids::ArtifactId, team::Scope},
     store::{
         RecordedPhase, Store, StoreError,
-        catalog::{Catalog, Holder, Left, Marker, Opened, begun},
+        catalog::{Catalog, Left, Marker, Opened, begun},
         copy::Rows,
         database::Database,
         sqlite::Sqlite,
@@ -70,12 +70,6 @@ impl From<StoreError> for CatalogueError {
     fn from(error: StoreError) -> Self {
         Self::Open(OpenError::Store(error))
     }
-}
-
-/// A state directory as one that has a catalogue elsewhere, and how it left that; none where its catalogue is in itself, or it never had any.
-pub fn holder(state_dir: &Path) -> Result<Option<Holder>, OpenError> {
-    let marker = Marker::read(state_dir)?;
-    Ok(begun(marker.as_ref()).map(|marker| Holder { installation: marker.installation.clone(), left: marker.left() }))
 }
 
 /// Where what is to be in a catalogue comes from.
