@@ -13,6 +13,7 @@ use crate::{
     catalog::CatalogSettings,
     failure::{Advise as _, ExitStatus},
     secretfile::{self, Credentials, SecretFile},
+    serverfile,
 };
 
 /// Where other nodes come in, unless the user says otherwise.
@@ -65,7 +66,7 @@ impl Access {
     /// The secret.
     pub(crate) fn secret(&self) -> anyhow::Result<ClusterSecret> {
         let file = self.secret_file()?;
-        ClusterSecret::read(&file.path)
+        ClusterSecret::parse(serverfile::read_secret(file)?.as_bytes(), &file.path)
             .hint("it is the file that `firkin cluster found` made: `chmod 600` it, and copy it as it is")
     }
 }
