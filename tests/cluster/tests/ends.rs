@@ -60,7 +60,7 @@ fn nothing_of_a_run_goes_on_however_it_ends() {
     }
     for (signal, removes) in [(Signal::SIGINT, true), (Signal::SIGKILL, false)] {
         // Passable, because PostgreSQL is another user's.
-        let dir = tempfile::Builder::new().prefix("firkin-ends-").tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("firkin-ends-").tempdir().unwrap();
         fs_err::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_firkin-cluster"));
         command.args(["run", "--schedules", "1", "--seconds", "600", "--seed", "1"]).env("FIRKIN_TEST_DIR", dir.path());
