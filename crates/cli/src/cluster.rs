@@ -76,6 +76,11 @@ impl NodeSettings {
         Some(Self { access, name: args.node_name.clone().unwrap_or_else(host_name), listen, address })
     }
 
+    /// Whether it would be on record at an address that is no host's, or at no port.
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified() || address.port() == 0)
+    }
+
     /// The options that say so, for hints to paste.
     pub(crate) fn options(&self) -> String {
         let catalog = self.access.catalog.options().replacen("--catalog ", "--cluster ", 1);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use axum::{body::Body, extract::Request};
+use firkin_postgres::NodeState;
 use firkin_runtime::{
     artifact::{Coming, Fetch, FetchError},
     ids::ArtifactId,
@@ -15,8 +16,15 @@ use firkin_runtime::{
 use firkin_server::nodes::{Nodes as _, as_operator};
 use futures::{StreamExt as _, future::BoxFuture};
 use http::StatusCode;
+use tokio::time::timeout;
 
 use crate::{Cluster, Records};
+
+/// How long a node may take to look what it has: it reads what it has not proven since it was written.
+const HEAD_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long nothing may come of what it sends.
+const PIECE_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often everybody is asked, where somebody could not be.
 const TRIES: usize = 8;
@@ -47,8 +55,9 @@ impl Peers {
             if let Err(error) = records.hear().await {
                 tracing::debug!(error = firkin_causes::chain(&error), "the nodes are asked that were known");
             }
-            match ask_each(cluster, artifact).await {
+            match ask_each(cluster, records, artifact).await {
                 Asked::Comes(coming) => return Ok(coming),
+                Asked::Kept(node) => return Err(away(format!("node `{node}` has it encrypted under its own key"), None)),
                 Asked::Nobody(None) => break,
                 // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
                 Asked::Nobody(why) => {
@@ -61,7 +70,10 @@ impl Peers {
             .records()
             .iter()
             .filter(|node| !node.is_alive())
-            .map(|node| format!("`{}`, which has been away for {} s", node.name, node.lease_over.as_secs()))
+            .map(|node| match node.state {
+                NodeState::Forgotten => format!("`{}`, which an operator has said is off", node.name),
+                _ => format!("`{}`, which has been away for {} s", node.name, node.lease_over.as_secs()),
+            })
             .collect();
         let place = match absent.is_empty() {
             true => "no node that answers has it".to_owned(),
@@ -74,23 +86,45 @@ impl Peers {
 /// What came of asking everybody.
 enum Asked {
     Comes(Coming),
+    /// This node has it, encrypted under its own key.
+    Kept(String),
     /// Nobody has it; or why that is not sure.
     Nobody(Option<Box<dyn Error + Send + Sync>>),
 }
 
-async fn ask_each(cluster: &Cluster, artifact: &ArtifactId) -> Asked {
+/// What comes of a body. A silence that is too long ends it.
+fn pieces(body: Body) -> Coming {
+    futures::stream::unfold(Some(body.into_data_stream()), |body| async {
+        let mut body = body?;
+        match timeout(PIECE_WITHIN, body.next()).await {
+            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(body))),
+            Ok(Some(Err(error))) => Some((Err(io::Error::other(error)), None)),
+            Ok(None) => None,
+            Err(_) => Some((Err(io::Error::new(io::ErrorKind::TimedOut, "nothing comes any more")), None)),
+        }
+    })
+    .boxed()
+}
+
+async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -> Asked {
     let mut unsure = None;
-    for other in cluster.others().into_iter().filter(|other| other.alive) {
+    for other in cluster.others().into_iter().filter(|other| other.alive && records.serves(&other.id)) {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
         as_operator(&mut request);
-        match cluster.send(&other.id, request).await {
+        let answer = timeout(HEAD_WITHIN, cluster.send(&other.id, request)).await;
+        let Ok(answer) = answer else {
+            unsure = Some(io::Error::new(io::ErrorKind::TimedOut, format!("node `{}` does not answer", other.name)).into());
+            continue;
+        };
+        match answer {
             Ok(answer) if answer.status() == StatusCode::OK => {
                 tracing::debug!(%artifact, node = other.name, "an artifact comes from another node");
-                let coming = answer.into_body().into_data_stream();
-                return Asked::Comes(coming.map(|piece| piece.map_err(io::Error::other)).boxed());
+                return Asked::Comes(pieces(answer.into_body()));
             }
             Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
+            // It has it, and does not give it away: it is encrypted there.
+            Ok(answer) if answer.status() == StatusCode::CONFLICT => return Asked::Kept(other.name),
             Ok(answer) => unsure = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
             Err(error) => unsure = Some(error.into()),
         }

@@ -1,6 +1,13 @@
 //! Keeps a node one of its cluster: its lease is renewed, it says what it has, and it hears who else is there and which keys are good.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use firkin_causes::chain;
 use firkin_postgres::{Lease, Membership};
@@ -10,14 +17,17 @@ use firkin_runtime::{
     store::StoreError,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 use crate::Records;
 
 /// The most builds that a node says it holds: more would not fit into what others read every few seconds. Of the others it is asked later.
 const MOST_HELD: usize = 1000;
 
-/// Between two looks at who is there that a stranger's knock has caused. Far below the time between renewals, which they hold up.
+/// Between two looks at who is there of who is there.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 /// What a node says of itself with each renewal: for people, and for others that place sandboxes.
@@ -25,6 +35,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 #[serde(default)]
 pub(crate) struct Said {
     version: String,
+    /// Whether it answers requests. One that begins has a lease before that.
+    pub(crate) serves: bool,
     acceleration: String,
     running: usize,
     paused: usize,
@@ -38,58 +50,84 @@ pub(crate) struct Said {
     pub(crate) holds: Option<HashSet<String>>,
 }
 
+/// A node that is kept one: whether it serves, which others are told with the next renewal.
+#[derive(Debug, Default)]
+pub struct Serves(AtomicBool);
+
+impl Serves {
+    /// It does, from now on.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Renews the lease of a node, and tells its runtime what the others have changed, until the node is not this server's any more: another server
 /// has it, or an operator has said that it is off. A database that is away ends nothing: what others cannot start runs on.
-pub async fn keep(membership: Arc<Membership>, records: Arc<Records>, runtime: Runtime, version: &str) -> StoreError {
-    let mut turns = interval(membership.cluster().times.renew_every);
-    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut is_away = false;
-    loop {
-        tokio::select! {
-            _ = turns.tick() => {}
-            () = records.unheard() => {
-                if let Err(error) = records.hear().await {
-                    tracing::debug!(error = chain(&error), "who is there is not known anew");
-                }
-                // Whoever knocks again and again costs the database one look in so long.
-                sleep(BETWEEN_LOOKS).await;
-                continue;
+///
+/// Renewals wait for nothing but the database: what else there is to do is done beside them.
+pub async fn keep(
+    membership: Arc<Membership>,
+    records: Arc<Records>,
+    (runtime, serves): (Runtime, Arc<Serves>),
+    version: &str,
+) -> StoreError {
+    let (say, said) = watch::channel(String::from("{}"));
+    let (tell, told) = watch::channel(membership.lease());
+    let hears = hear_on(&membership, &records, &runtime, told);
+    let says = async {
+        let mut turns = interval(membership.cluster().times.renew_every);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            if let Ok(text) = serde_json::to_string(&self::said(&runtime, &serves, version).await) {
+                drop(say.send_replace(text));
             }
         }
-        let said = serde_json::to_string(&said(&runtime, version).await).ok();
-        let heard = match membership.renew(said.as_deref()).await {
-            Ok(lease) => hear(&membership, &records, &runtime, &lease).await,
-            Err(fenced @ StoreError::Fenced { .. }) => return fenced,
-            Err(error) => Err(error),
-        };
-        match heard {
-            Ok(()) if is_away => {
-                tracing::info!("the catalogue of the cluster is back");
-                is_away = false;
+    };
+    tokio::select! {
+        lost = membership.keep(|| said.borrow().clone(), &tell) => lost,
+        never = hears => never,
+        never = says => never,
+    }
+}
+
+/// What there is to hear: after each renewal, and where somebody comes who is not known.
+async fn hear_on(membership: &Membership, records: &Records, runtime: &Runtime, mut told: watch::Receiver<Lease>) -> StoreError {
+    let mut is_away = false;
+    loop {
+        let lease = tokio::select! {
+            renewed = told.changed() => {
+                // Whoever renews outlives this.
+                if renewed.is_err() { return std::future::pending().await }
+                Some(*told.borrow_and_update())
             }
-            Ok(()) => {}
-            Err(error) if is_away => tracing::debug!(error = chain(&error), "the lease of this node is not renewed"),
+            () = records.unheard() => None,
+        };
+        let heard = hear(membership, records, runtime, lease).await;
+        match heard {
+            Ok(()) => is_away = false,
+            Err(error) if is_away => tracing::debug!(error = chain(&error), "what other nodes change is not heard"),
             Err(error) => {
-                let left = membership.lease().left().as_secs();
-                tracing::warn!(error = chain(&error), left_s = left, "the lease of this node is not renewed");
+                tracing::warn!(error = chain(&error), "what other nodes change is not heard");
                 is_away = true;
             }
         }
+        // Whoever knocks again and again costs the database one look in so long.
+        sleep(BETWEEN_LOOKS).await;
     }
 }
 
-/// What there is to hear once the lease is renewed.
-async fn hear(membership: &Membership, records: &Records, runtime: &Runtime, lease: &Lease) -> Result<(), StoreError> {
-    if lease.had_ended {
+async fn hear(membership: &Membership, records: &Records, runtime: &Runtime, lease: Option<Lease>) -> Result<(), StoreError> {
+    if let Some(lease) = lease.filter(|lease| lease.had_ended) {
         let lost = runtime.let_go_of_what_is_anothers().await?;
         tracing::warn!(sandboxes = lost, "the lease of this node had ended; what others have taken since is let go of");
-        membership.looked(lease);
+        membership.looked(&lease);
     }
     records.hear().await?;
-    runtime.hear_of_keys().await
+    if lease.is_some() { runtime.hear_of_keys().await } else { Ok(()) }
 }
 
-async fn said(runtime: &Runtime, version: &str) -> Said {
+async fn said(runtime: &Runtime, serves: &Serves, version: &str) -> Said {
     let outlook = runtime.outlook();
     let view = runtime.capacity();
     let free = view.capacity.memory_mib.saturating_sub(view.usage.active.held.memory_mib);
@@ -97,6 +135,7 @@ async fn said(runtime: &Runtime, version: &str) -> Said {
     let holds = runtime.builds_here(MOST_HELD).await.ok();
     Said {
         version: version.to_owned(),
+        serves: serves.0.load(Ordering::SeqCst),
         acceleration: outlook.acceleration,
         running: outlook.running,
         paused: outlook.paused,

@@ -46,7 +46,7 @@ pub use certificate::MintError;
 pub use connect::ConnectError;
 pub use fetch::Peers;
 pub use identity::node_id;
-pub use keep::keep;
+pub use keep::{Serves, keep};
 pub use members::{Home, Member, Members, MembersAway};
 pub use records::Records;
 pub use secret::{ClusterSecret, SECRET_BYTES, SecretError};
@@ -67,6 +67,9 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest head of an answer: twice what clients may send, as with guests.
 const MAX_ANSWER_HEAD_BYTES: usize = 2 * head::MAX_BYTES;
+
+/// Between two looks at whether a node that does not answer is still one.
+const STILL_ONE: Duration = Duration::from_secs(5);
 
 /// What makes a server a node of a cluster.
 #[derive(Debug)]
@@ -230,7 +233,20 @@ impl Nodes for Cluster {
         address.scheme = Some(Scheme::HTTPS);
         address.authority = Some(certificate::name_of(&peer).parse().expect("a node's name is a host name"));
         *request.uri_mut() = Uri::from_parts(address).map_err(|error| unreached(error.into()))?;
-        match self.client.request(request).await {
+        let answer = self.client.request(request);
+        tokio::pin!(answer);
+        let answered = loop {
+            match tokio::time::timeout(STILL_ONE, &mut answer).await {
+                Ok(answered) => break answered,
+                // One that stands still is waited for until others may have what is its own.
+                Err(_) => {
+                    if let Err(refused) = self.judge.admits(&peer) {
+                        return Err(SendError::Broken { node: shown, source: refused.into() });
+                    }
+                }
+            }
+        };
+        match answered {
             Ok(response) => Ok(response.map(Body::new)),
             Err(error) if error.is_connect() => Err(unreached(error.into())),
             Err(error) => Err(SendError::Broken { node: shown.clone(), source: error.into() }),

@@ -25,16 +25,15 @@ pub(crate) fn places(nodes: &[Member], own: &NodeId, wanted: &Wanted, chance: u6
         let fits = member.free_memory_mib.map_or(member.id == *own, |free| free >= wanted.memory_mib);
         member.alive && !member.cordoned && fits
     };
+    if let Some(once) = &wanted.once {
+        // One and no other, whoever has room or holds what by now: it remembers the first request with the key.
+        let first = nodes.iter().filter(|member| member.alive).max_by_key(|member| by_key(once, &member.id));
+        return first.map(|member| member.id.clone()).into_iter().collect();
+    }
     let holds = |member: &&Member| member.holds.as_ref().is_some_and(|held| held.contains(&wanted.build));
     let (holders, others): (Vec<&Member>, Vec<&Member>) = nodes.iter().filter(may).partition(holds);
     // Who says what it holds, and does not hold this, is asked last.
     let (unsaid, without): (Vec<&Member>, Vec<&Member>) = others.into_iter().partition(|member| member.holds.is_none());
-    if let Some(once) = &wanted.once {
-        let class = [holders, unsaid, without].into_iter().find(|class| !class.is_empty());
-        // One and no other: a second that had made it while the first was full would not be asked again.
-        let first = class.into_iter().flatten().max_by_key(|member| by_key(once, &member.id));
-        return first.map(|member| member.id.clone()).into_iter().collect();
-    }
     let mut asked: Vec<NodeId> = Vec::new();
     for (salt, class) in (1..).zip([holders, unsaid, without]) {
         asked.extend(ranked(class, own, chance ^ salt));
@@ -127,6 +126,16 @@ mod tests {
             for (own, chance) in [("b", 2), ("f", 3)] {
                 assert_eq!(places(&nodes, &id(own), &wanted, chance), first);
             }
+            // Also once it is full by what it says, and others have what it starts from.
+            let later: Vec<Member> = nodes
+                .iter()
+                .map(|node| {
+                    let is_it = first.contains(&node.id);
+                    let holds = (!is_it).then(|| Arc::new(["x".to_owned()].into()));
+                    Member { free_memory_mib: Some(if is_it { 0 } else { 10_000 }), cordoned: is_it, holds, ..node.clone() }
+                })
+                .collect();
+            assert_eq!(places(&later, &id("b"), &wanted, 4), first);
             of.extend(first);
         }
         assert_eq!(of.len(), 6);

@@ -45,6 +45,13 @@ impl Records {
         Ok(())
     }
 
+    /// Whether a node says that it serves. One that begins has a lease before that, and answers nobody.
+    pub(crate) fn serves(&self, node: &NodeId) -> bool {
+        let records = self.records();
+        let found = records.iter().find(|record| record.id.as_str() == node.as_str());
+        found.and_then(|record| serde_json::from_str::<Said>(&record.info).ok()).is_some_and(|said| said.serves)
+    }
+
     /// All nodes, as they were last heard.
     pub fn records(&self) -> Arc<[NodeRecord]> {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
@@ -62,6 +69,9 @@ impl Records {
 
 /// A node as peers know it. What has an id or a number that none of this version gives is none.
 fn member(record: &NodeRecord) -> Option<Member> {
+    if record.state == NodeState::Forgotten {
+        return None;
+    }
     // What it says of itself may be another version's: what is not understood was not said.
     let said: Said = serde_json::from_str(&record.info).unwrap_or_default();
     Some(Member {
@@ -70,7 +80,8 @@ fn member(record: &NodeRecord) -> Option<Member> {
         address: record.address.clone(),
         term: u64::try_from(record.term).ok()?,
         alive: record.is_alive(),
-        cordoned: record.state != NodeState::Ready,
+        // What it says of itself comes with its first renewal.
+        cordoned: record.state != NodeState::Ready || !said.serves,
         free_memory_mib: said.free_memory_mib,
         holds: said.holds.map(Arc::new),
     })

@@ -65,7 +65,7 @@ pub enum SecretError {
     },
     /// It is not 32 bytes in hexadecimal.
     #[error(
-        "the cluster's secret `{}` does not hold {} hexadecimal digits; copy the file of another node, or make one with `firkin cluster init`",
+        "the cluster's secret `{}` does not hold {} hexadecimal digits; copy the file of another node, or make one with `firkin cluster found`",
         path.display(),
         SECRET_BYTES * 2
     )]

@@ -40,7 +40,7 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PeerRefused {
     /// Its certificate leads to another authority.
-    #[error("its certificate is of another cluster's secret; `firkin cluster status` on both shows whose is which")]
+    #[error("its certificate is of another cluster's secret; `firkin node ls` with each secret shows whose is which")]
     OtherSecret,
     /// Its certificate is not good any more.
     #[error("its certificate has expired; the clocks of the two nodes differ, or it does not renew it")]
@@ -189,6 +189,9 @@ impl ServerCertVerifier for Judge {
                     let wanted = if let ServerName::DnsName(name) = name { peer_of(name.as_ref()) } else { None };
                     let (shown, wanted) = (shown()?, wanted.ok_or(PeerRefused::Unnamed)?);
                     if shown.node == wanted.node {
+                        if shown.term > wanted.term {
+                            self.members.look_again();
+                        }
                         return Err(PeerRefused::OtherTerm { node: shown.node, shown: shown.term, present: wanted.term });
                     }
                     Err(PeerRefused::OtherNode { shown: shown.node, wanted: wanted.node })

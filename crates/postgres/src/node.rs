@@ -114,7 +114,7 @@ impl NodeCatalogue {
             "INSERT INTO firkin.nodes AS n (id, name, address, installation, host, term, last_write, lease_until, state)
              VALUES ($1, $2, $3, $4, $5, 1, 0, clock_timestamp() + interval '{lasts} milliseconds', 'ready')
              ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, installation = excluded.installation,
-                 host = excluded.host, term = n.term + 1, last_write = 0, lease_until = excluded.lease_until,
+                 host = excluded.host, term = n.term + 1, last_write = 0, lease_until = excluded.lease_until, info = '{{}}',
                  since = CASE WHEN n.state = '{FORGOTTEN}' THEN now() ELSE n.since END,
                  reason = CASE WHEN n.state = '{FORGOTTEN}' THEN '' ELSE n.reason END,
                  state = CASE WHEN n.state = '{FORGOTTEN}' THEN 'ready' ELSE n.state END

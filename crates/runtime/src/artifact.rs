@@ -265,6 +265,11 @@ impl ArtifactStore {
         self.dir(id).is_dir()
     }
 
+    /// Whether an archive is being taken in.
+    pub(crate) fn is_importing(&self) -> bool {
+        self.importing.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
     /// Has what is on record and not here be on other hosts, and not lost: nothing here stands on it.
     pub(crate) fn sharing(self, shares: bool) -> Self {
         Self { shares, ..self }

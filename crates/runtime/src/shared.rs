@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Held by who brings an artifact here from another host.
-    pub(crate) fetching: tokio::sync::Mutex<()>,
+    pub(crate) fetching: Arc<tokio::sync::Mutex<()>>,
     /// Whose turn it is for work that nobody waits for.
     pub(crate) upkeep: Semaphore,
     /// Held for the life of the process: one server per state directory.
@@ -106,7 +106,7 @@ impl Shared {
             webhooks: parts.webhooks,
             collect: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
-            fetching: tokio::sync::Mutex::default(),
+            fetching: Arc::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });

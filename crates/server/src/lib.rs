@@ -205,7 +205,7 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
     let place = request.extensions().get::<Place>().cloned();
     let from_peer = match elsewhere::enter(&app, &mut request) {
         Ok(from_peer) => from_peer,
-        Err(error) => return error.into_response(),
+        Err(error) => return nodes::refuse_former(error.into_response()),
     };
     if let Some(place) = &place {
         let is_known = || from_peer || auth::is_known(&app, request.headers()) || ui::is_visitor(&app, &request);

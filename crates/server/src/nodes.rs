@@ -43,6 +43,9 @@ pub(crate) const VISITED: HeaderName = HeaderName::from_static("x-firkin-visited
 /// On an answer of a peer: it has no room for what was asked for, or cannot run it. Another may.
 pub(crate) const REFUSED: HeaderName = HeaderName::from_static("x-firkin-refused");
 
+/// On an answer of a peer: nothing was done, since who asked is none by what is known there.
+const FORMER: HeaderName = HeaderName::from_static("x-firkin-former-peer");
+
 /// On every answer of a node: the name of the one that gave it.
 const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
 
@@ -59,7 +62,7 @@ pub const MORE_HEADERS: usize = 16;
 pub const MORE_BYTES: usize = 4 << 10;
 
 /// What a peer says by the head of its answer, and a guest cannot.
-const SAID_BY_PEERS: [HeaderName; 3] = [MISDIRECTED, VISITED, REFUSED];
+const SAID_BY_PEERS: [HeaderName; 4] = [MISDIRECTED, VISITED, REFUSED, FORMER];
 
 /// Characters of a node's id.
 const ID_LENGTH: usize = 20;
@@ -240,6 +243,17 @@ pub(crate) struct NoRoom;
 /// Marks the answer that nothing was done, for another node has the sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Misdirected(pub(crate) NodeId);
+
+/// Says of an answer that nothing was done for a peer that is none.
+pub(crate) fn refuse_former(mut response: Response) -> Response {
+    response.headers_mut().insert(FORMER, HeaderValue::from_static("1"));
+    response
+}
+
+/// Whether a peer says so.
+pub(crate) fn is_refused_as_former(headers: &HeaderMap) -> bool {
+    headers.contains_key(FORMER)
+}
 
 /// Takes out of a request from outside what only peers may say.
 pub(crate) fn disbelieve(headers: &mut HeaderMap) {

@@ -222,7 +222,8 @@ fn machines_of_a_server_that_was_killed_are_stopped() {
     let machine = Running::machine();
     let bench = Bench::watched(LONG, &[("a", &[machine.id()])]);
     let mut server = short_lease(&bench);
-    assert_eq!(machine.state(), 'S');
+    // Where the server began late, it has regained the lease.
+    machine.goes_on_soon();
     server.0.kill().unwrap();
     machine.is_stopped_soon();
     // The next one takes over, sees that it is too late, and lets it go on.

@@ -170,9 +170,8 @@ def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
     wait_for(reached, "the second node to hear of the first's next term")
     assert e2b.Sandbox.connect(sandbox.sandbox_id, **there).files.read("/home/user/file") == "kept", "its machine outlived the server"
     assert AWAY not in listed(two, key).headers
-    e2b.Sandbox.kill(sandbox.sandbox_id, **there)
 
-    # An operator's word that it is off ends its server, which runs after all.
+    # An operator's word that it is off ends its server, which runs after all, and nothing of what runs there.
     assert "--it-is-off" in cluster.firkin("node", "forget", "one", *cluster.options, fails=True)
     cluster.firkin("node", "forget", "one", "--it-is-off", *cluster.options)
     assert cluster.nodes()["one"]["state"] == "away"
@@ -180,5 +179,8 @@ def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
     one.process = None
     one.start(*one.as_node)
     assert (cluster.nodes()["one"]["state"], cluster.nodes()["one"]["term"]) == ("ready", 3)
+    wait_for(reached, "the second node to hear of the first's third term")
+    assert e2b.Sandbox.connect(sandbox.sandbox_id, **there).files.read("/home/user/file") == "kept"
+    e2b.Sandbox.kill(sandbox.sandbox_id, **there)
     for server in (one, two):
         server.stop()

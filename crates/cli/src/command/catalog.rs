@@ -67,7 +67,9 @@ pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String
             "name the database that this state directory goes with; if it is lost, `firkin cluster init --from BACKUP` fills this one".to_owned()
         }
         OpenError::WentBack { .. } | OpenError::WentOn { .. } => {
-            "`firkin cluster restore-check` says what would be lost; with `--accept` this state directory goes on with it".to_owned()
+            "`firkin cluster restore-check` says what would be lost; with `--accept` this state directory goes on with it. A cluster's catalogue is brought \
+             back by PostgreSQL's own means, to a moment after this node's last start"
+                .to_owned()
         }
         OpenError::IsCluster { .. } => "start this server as one of its nodes, or name another database".to_owned(),
         OpenError::NoCluster { .. } => "found the cluster there first, or name the database that it has".to_owned(),

@@ -177,7 +177,7 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Re
     let opened = async {
         // Before any template is looked for: its files may be another node's.
         let joined = match joining {
-            Some(joining) => Some(joining.join().await?),
+            Some(joining) => Some(joining.join(&runtime).await?),
             None => None,
         };
         let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
@@ -525,7 +525,7 @@ impl Host {
         let mut keeping = None;
         if let Some(joined) = self.joined {
             config.nodes = Some(joined.nodes());
-            let (kept, peers) = joined.keep(self.runtime.clone(), shutdown.clone());
+            let (kept, peers) = joined.serve(shutdown.clone());
             listeners.push(peers);
             keeping = Some(kept);
         }
@@ -597,7 +597,7 @@ impl Server {
     pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
         (&mut self.task).await.context("the server ended badly")?.context("the server stopped serving")?;
         // It was not told to.
-        if self.keeping.is_some() { Err(joining::lost()) } else { Ok(()) }
+        if self.keeping.as_ref().is_some_and(Keeping::is_lost) { Err(joining::lost()) } else { Ok(()) }
     }
 
     /// Stops serving and ends or pauses every sandbox. Nothing of it is left when this returns.

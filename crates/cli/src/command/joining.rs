@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, keep, node_id};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, Serves, keep, node_id};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
 use firkin_runtime::{artifact::Fetch, runtime::Runtime, store::catalog::Catalog};
 use firkin_server::{Listener, nodes::Nodes};
@@ -28,22 +28,27 @@ pub(super) struct Joining {
     listener: TcpListener,
 }
 
-/// A node, with the door for others.
+/// A node, with the door for others. Its lease is renewed for as long as this is there.
 pub(super) struct Joined {
     cluster: Arc<Cluster>,
-    membership: Arc<Membership>,
-    records: Arc<Records>,
     listener: TcpListener,
+    keeping: Keeping,
 }
 
 /// Ended with this: the lease is not renewed any more.
 pub(super) struct Keeping {
     _ends: DropGuard,
+    serves: Arc<Serves>,
+    lost: CancellationToken,
 }
 
 impl Joining {
     /// Reads the secret and takes the port, so that what is wrong with them is told at once.
     pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
+        if settings.is_nowhere() {
+            return Err(anyhow::anyhow!("other nodes cannot reach this one at `{}`", settings.address))
+                .hint("`--peer-address HOST:PORT` says where they do");
+        }
         let secret = node::secret(&settings.access)?;
         let id = node_id(state_dir).context("cannot keep the id of this node")?;
         let node =
@@ -68,7 +73,7 @@ impl Joining {
     }
 
     /// The node, now that its runtime is open.
-    pub(super) async fn join(self) -> anyhow::Result<Joined> {
+    pub(super) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
         let Self { name, secret, catalogue, peers, listener } = self;
         let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
         let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
@@ -81,7 +86,7 @@ impl Joining {
         };
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
-        Ok(Joined { cluster, membership, records, listener })
+        Ok(Joined { cluster, listener, keeping: Keeping::begin((membership, records), runtime.clone()) })
     }
 }
 
@@ -91,23 +96,40 @@ impl Joined {
         Arc::clone(&self.cluster) as _
     }
 
-    /// Keeps it one, and has the server stop when it is not one any more. Gives the door that others come in by.
-    pub(super) fn keep(self, runtime: Runtime, shutdown: CancellationToken) -> (Keeping, Listener) {
-        let Self { cluster: _, membership, records, listener } = self;
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+    /// It serves from now on, until `shutdown`, which comes when it is not one any more. Gives the door that others come in by.
+    pub(super) fn serve(self, shutdown: CancellationToken) -> (Keeping, Listener) {
+        let Self { cluster: _, listener, keeping } = self;
+        keeping.serves.begin();
+        let lost = keeping.lost.clone();
         tokio::spawn(async move {
-            let kept = keep(membership, records, runtime, env!("CARGO_PKG_VERSION"));
+            lost.cancelled().await;
+            shutdown.cancel();
+        });
+        (keeping, Listener::Peers(listener))
+    }
+}
+
+impl Keeping {
+    fn begin((membership, records): (Arc<Membership>, Arc<Records>), runtime: Runtime) -> Self {
+        let (stop, lost, serves) = (CancellationToken::new(), CancellationToken::new(), Arc::<Serves>::default());
+        let (stopped, told, serving) = (stop.clone(), lost.clone(), Arc::clone(&serves));
+        tokio::spawn(async move {
+            let kept = keep(membership, records, (runtime, serving), env!("CARGO_PKG_VERSION"));
             tokio::select! {
                 () = stopped.cancelled() => {}
                 lost = kept => {
                     let why = firkin_causes::chain(&lost);
                     tracing::error!(why, "this node is not this server's any more: it serves nobody from here on, and leaves what runs");
-                    shutdown.cancel();
+                    told.cancel();
                 }
             }
         });
-        (Keeping { _ends: stop.drop_guard() }, Listener::Peers(listener))
+        Self { _ends: stop.drop_guard(), serves, lost }
+    }
+
+    /// Whether the node is not this server's any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
     }
 }
 

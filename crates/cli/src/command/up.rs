@@ -57,6 +57,8 @@ pub(crate) async fn run(settings: &Settings, mut handed: Handed, traces: Option<
         }
     };
     let (on_exit, what) = match settings.on_exit {
+        // What runs is not to end because this server cannot go on.
+        _ if served.is_err() => (owner::OnExit::Leave, "leaving"),
         OnExit::Kill => (owner::OnExit::Kill, "ending"),
         OnExit::Pause => (owner::OnExit::Pause, "pausing"),
         OnExit::Leave => (owner::OnExit::Leave, "leaving"),

@@ -145,8 +145,9 @@ async fn a_peer_of_a_former_term_or_another_secret_is_let_in_nowhere() {
     assert_eq!(list.header("x-firkin-missing-nodes"), "c");
     // B's server is an earlier one by now, and has a connection that it was let in by.
     bench.map.change("b", |b| b.term = 2);
-    let refused = b.call("GET", &format!("/sandboxes/{id}"), "").await.expect(403);
-    assert!(refused.text("/message").contains("term 1 of node"), "{refused:?}");
+    let refused = b.call("GET", &format!("/sandboxes/{id}"), "").await.expect(503);
+    assert_eq!(refused.text("/error_code"), "node_away", "{refused:?}");
+    assert!(refused.text("/message").contains("does not take this node for one"), "{refused:?}");
     // Nobody takes it for B, either.
     let own = b.create("").await;
     let refused = a.call("GET", &format!("/sandboxes/{own}"), "").await.expect(503);

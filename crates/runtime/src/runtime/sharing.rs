@@ -1,8 +1,10 @@
 //! The runtime's face for servers that share a catalogue: what of it is here, and what is not this one's any more.
 
-use std::{cmp::Reverse, collections::HashSet};
+use std::{cmp::Reverse, collections::HashSet, time::Duration};
 
 use firkin_causes::chain;
+use futures::future::join_all;
+use tokio::time::timeout;
 
 use crate::{
     ground::{blocking::blocking, ids::BuildId, team::Scope},
@@ -10,6 +12,9 @@ use crate::{
     sandbox::owner::KillError,
     store::{StoreError, spec::SandboxId},
 };
+
+/// How long the end of one sandbox is waited for.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 impl Runtime {
     /// Versions of templates, and snapshots, whose files are here: the newest first, and no more than `most`.
@@ -31,16 +36,22 @@ impl Runtime {
         let here: Vec<SandboxId> = self.owners.handles().keys().cloned().collect();
         let known: HashSet<SandboxId> =
             self.shared.store.sandboxes(Scope::Host).await?.into_iter().map(|record| record.id).collect();
-        let mut lost = 0;
-        for id in here.into_iter().filter(|id| !known.contains(id) && !self.shared.store.is_in_doubt(id)) {
+        let lost = here.into_iter().filter(|id| !known.contains(id) && !self.shared.store.is_in_doubt(id));
+        let ends = lost.map(|id| async move {
             tracing::warn!(sandbox = %id, "a sandbox is another node's by now: what this server has of it ends");
-            match self.kill(&id).await {
-                Ok(()) | Err(KillError::NotFound(_)) => lost += 1,
-                Err(error) => {
-                    tracing::error!(sandbox = %id, error = chain(&error), "what is another node's by now does not end here")
+            match timeout(ENDS_WITHIN, self.kill(&id)).await {
+                Ok(Ok(()) | Err(KillError::NotFound(_))) => true,
+                Ok(Err(error)) => {
+                    tracing::error!(sandbox = %id, error = chain(&error), "what is another node's by now does not end here");
+                    false
+                }
+                Err(_) => {
+                    tracing::error!(sandbox = %id, "what is another node's by now does not end here in time");
+                    false
                 }
             }
-        }
+        });
+        let lost = join_all(ends).await.into_iter().filter(|ended| *ended).count();
         Ok(lost)
     }
 }

@@ -2,30 +2,64 @@
 //!
 //! Where nobody is said to bring any, this is a read of what is here, and nothing else.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use firkin_causes::chain;
+use futures::StreamExt as _;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{
-        Artifact, Fetch, FetchError, IntegrityError,
-        archive::{Blocking, Unpacked},
+        Artifact, ArtifactStore, Fetch, FetchError, IntegrityError,
+        archive::{Blocking, UnpackError, Unpacked},
     },
-    ground::{blocking::blocking, ids::ArtifactId},
+    ground::{
+        blocking::{blocking, whole},
+        ids::ArtifactId,
+    },
+    host::disk::DiskPressureGuard,
     shared::Shared,
 };
 
-/// Reads the sidecars of an artifact that the caller keeps from collection. One at a time is brought; who waits for the same one finds it.
+/// How long an import of somebody's is waited for: one archive is taken in at a time.
+const IMPORT_WITHIN: Duration = Duration::from_secs(60);
+
+/// Between two looks at whether it has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Reads the sidecars of an artifact that the caller keeps from collection. One at a time is brought; who waits for the same one finds it. What
+/// has begun to come is brought to its end, also when the caller goes away.
 pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, IntegrityError> {
     let Some(fetch) = &shared.config.fetch else { return shared.artifacts.load(id) };
     if shared.artifacts.is_here(id) {
         return shared.artifacts.load(id);
     }
-    let _turn = shared.fetching.lock().await;
+    let turn = Arc::clone(&shared.fetching).lock_owned().await;
     if shared.artifacts.is_here(id) {
         return shared.artifacts.load(id);
     }
-    match bring(shared, fetch.as_ref(), id).await {
+    let bringing = Bringing {
+        fetch: Arc::clone(fetch),
+        artifacts: shared.artifacts.clone(),
+        disk: shared.gates.disk.clone(),
+        images: own_images(shared).await,
+        stopping: shared.stopping.clone(),
+    };
+    let brought = id.clone();
+    let brought = whole(shared.tasks.spawn(async move {
+        let _turn = turn;
+        let stopped = bringing.stopping.clone();
+        tokio::select! {
+            brought = bringing.bring(&brought) => brought,
+            () = stopped.cancelled() => Err(FetchError::Away { place: "this server is stopping".to_owned(), source: None }),
+        }
+    }));
+    match brought.await {
         Ok(unpacked) => Ok(unpacked.artifact),
         Err(error) => {
             tracing::warn!(artifact = %id, error = chain(&error), "an artifact did not come from where it is");
@@ -54,20 +88,35 @@ async fn own_images(shared: &Shared) -> Vec<PathBuf> {
     images
 }
 
-async fn bring(shared: &Shared, fetch: &dyn Fetch, id: &ArtifactId) -> Result<Unpacked, FetchError> {
-    shared.gates.disk.check()?;
-    let begun = std::time::Instant::now();
-    let reader = Blocking::of(fetch.fetch(id).await?);
-    let (artifacts, images) = (shared.artifacts.clone(), own_images(shared).await);
-    let incoming = blocking(move || artifacts.receive_beside(reader, &images)).await?;
-    let found = &incoming.header().artifact().manifest.id;
-    if found != id {
-        return Err(FetchError::Another { found: found.clone() });
+/// What bringing an artifact takes.
+struct Bringing {
+    fetch: Arc<dyn Fetch>,
+    artifacts: ArtifactStore,
+    disk: DiskPressureGuard,
+    images: Vec<PathBuf>,
+    stopping: CancellationToken,
+}
+
+impl Bringing {
+    async fn bring(self, id: &ArtifactId) -> Result<Unpacked, FetchError> {
+        self.disk.check()?;
+        let begun = Instant::now();
+        while self.artifacts.is_importing() && begun.elapsed() < IMPORT_WITHIN {
+            sleep(LOOK_EVERY).await;
+        }
+        let coming = self.fetch.fetch(id).await?.take_until(self.stopping.clone().cancelled_owned()).boxed();
+        let (reader, artifacts, images) = (Blocking::of(coming), self.artifacts.clone(), self.images);
+        let incoming = blocking(move || artifacts.receive_beside(reader, &images)).await?;
+        let found = &incoming.header().artifact().manifest.id;
+        if found != id {
+            return Err(FetchError::Another { found: found.clone() });
+        }
+        let bytes = incoming.missing_bytes();
+        self.disk.check_with(bytes)?;
+        let artifacts = self.artifacts.clone();
+        let unpacked =
+            blocking(move || artifacts.unpack(incoming)).await.map_err(|error: UnpackError| FetchError::from(error))?;
+        tracing::info!(artifact = %id, bytes, ms = begun.elapsed().as_millis(), "an artifact came from another host");
+        Ok(unpacked)
     }
-    let bytes = incoming.missing_bytes();
-    shared.gates.disk.check_with(bytes)?;
-    let artifacts = shared.artifacts.clone();
-    let unpacked = blocking(move || artifacts.unpack(incoming)).await?;
-    tracing::info!(artifact = %id, bytes, ms = begun.elapsed().as_millis(), "an artifact came from another host");
-    Ok(unpacked)
 }

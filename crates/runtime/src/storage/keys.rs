@@ -2,9 +2,12 @@
 //!
 //! When a key was last used is told to the database once a minute at most, by a task that nobody waits for.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -108,12 +111,12 @@ impl Keys {
             return;
         }
         let before = std::mem::take(&mut *known);
-        let (mut of_record, kept): (Vec<_>, Vec<_>) = before.into_iter().partition(|known| known.caller.key.is_some());
+        let (of_record, kept): (Vec<_>, Vec<_>) = before.into_iter().partition(|known| known.caller.key.is_some());
+        let mut of_record: HashMap<_, _> = of_record.into_iter().map(|old| (old.caller.key.clone(), old)).collect();
         *known = kept;
         for (digest, record) in records.into_iter().filter(|(_, record)| record.revoked_at.is_none()) {
             let mut now = Known::of(blake3::Hash::from_bytes(digest), &record);
-            if let Some(at) = of_record.iter().position(|old| old.caller.key == now.caller.key) {
-                let old = of_record.swap_remove(at);
+            if let Some(old) = of_record.remove(&now.caller.key) {
                 (now.used, now.noted) = (old.used.max(now.used), old.noted.max(now.noted));
             }
             known.push(now);

@@ -30,8 +30,8 @@ use crate::{
     error::ApiError,
     extract::collect,
     nodes::{
-        Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError, VISITED,
-        Whereabouts,
+        self, Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError,
+        VISITED, Whereabouts,
     },
     proxy::{self, upgrade},
     sever::Sever,
@@ -107,7 +107,14 @@ pub(crate) async fn forward(
 
 /// Sends one request, and counts it by what came of it.
 async fn send(app: &App, nodes: &Arc<dyn Nodes>, node: &NodeId, request: Request) -> Result<Response, SendError> {
-    let sent = nodes.send(node, request).await;
+    let sent = match nodes.send(node, request).await {
+        // Its lease is over by what that node knows. Nothing was done.
+        Ok(response) if nodes::is_refused_as_former(response.headers()) => {
+            let source = std::io::Error::other("it does not take this node for one any more");
+            Err(SendError::Unreached { node: node.to_string(), source: source.into() })
+        }
+        sent => sent,
+    };
     app.host().metrics().count_forwarded(match &sent {
         Ok(response) if is_misdirected(response) => "misdirected",
         Ok(_) => "answered",

@@ -36,6 +36,19 @@ pub(crate) struct Create {
 struct Named {
     #[serde(rename = "templateID")]
     template: String,
+    #[serde(default, rename = "volumeMounts")]
+    volumes: Option<serde_json::Value>,
+    #[serde(default)]
+    network: Option<serde_json::Value>,
+}
+
+impl Named {
+    /// Whether it names what each node has of its own: volumes, and secrets that requests are filled with.
+    fn is_of_one_node(&self) -> bool {
+        let has_any = |value: &serde_json::Value| value.as_array().is_none_or(|items| !items.is_empty()) && !value.is_null();
+        self.volumes.as_ref().is_some_and(has_any)
+            || self.network.as_ref().is_some_and(|network| network.get("rules").is_some_and(has_any))
+    }
 }
 
 /// Whether a request makes a sandbox.
@@ -98,8 +111,11 @@ impl Create {
     /// What it needs. `None` where there is no such template, or nothing is built of it.
     async fn wanted(&self, app: &App, parts: &Parts, body: &[u8]) -> Option<Wanted> {
         let caller = self.identity.caller.as_ref()?;
-        let Named { template } = serde_json::from_slice(body).ok()?;
-        let found = app.host().within(caller.team.clone()).template(&template).await.ok()??;
+        let named: Named = serde_json::from_slice(body).ok()?;
+        if named.is_of_one_node() {
+            return None;
+        }
+        let found = app.host().within(caller.team.clone()).template(&named.template).await.ok()??;
         let once = parts.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         Some(Wanted {
             build: found.build_id,
