@@ -22,6 +22,7 @@ use crate::{
 
 pub(crate) mod forward;
 pub(crate) mod gather;
+pub(crate) mod hear_out;
 mod placing;
 
 use forward::Passed;

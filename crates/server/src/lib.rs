@@ -220,6 +220,7 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
     // A peer has looked at that.
     let admitted = if from_peer { Ok(()) } else { check_host(&app, &request, way.as_ref()) };
     let sought = elsewhere::sought(&app, way.as_ref(), from_peer, &request);
+    let rest = from_peer.then(|| elsewhere::hear_out::listen(&mut request));
     let mut response = match admitted {
         Ok(()) => match elsewhere::home(&app, sought).await {
             Home::Here => answer(&app, way, request, next).await,
@@ -239,6 +240,9 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
         },
         Err(error) => error.into_response(),
     };
+    if let Some(rest) = rest {
+        rest.hear(&response);
+    }
     metrics::count(&app, &response);
     let visited = response.extensions().get::<FromSandbox>().is_some();
     if let Some(place) = place.filter(|_| visited) {
