@@ -89,7 +89,9 @@ pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Re
             Ok(ExitStatus::Success)
         }
         NodeCommand::Cordon(args) => {
-            set_state(&args, NodeState::Cordoned).await?;
+            let (members, _) = set_state(&args, NodeState::Cordoned).await?;
+            // By then each node has heard of it.
+            tokio::time::sleep(members.cluster().times.renew_every).await;
             output::note(&format!("node `{}` takes nothing new", args.node));
             Ok(ExitStatus::Success)
         }
