@@ -166,6 +166,12 @@ impl Api {
         self.send(Method::POST, &sandbox_path(id, "/rollback"), Some(&body)).await.map(drop)
     }
 
+    /// Has a sandbox go to another node, wherever it fits where none is named.
+    pub(crate) async fn move_to(&self, id: &str, node: Option<&str>) -> anyhow::Result<Value> {
+        let body = serde_json::json!({ "node": node });
+        self.send(Method::POST, &format!("/admin{}", sandbox_path(id, "/move")), Some(&body)).await?.json()
+    }
+
     /// What was decided last on what a sandbox tried to reach.
     pub(crate) async fn network_log(&self, id: &str) -> anyhow::Result<Vec<rest::NetworkDecision>> {
         self.send::<()>(Method::GET, &sandbox_path(id, "/network/audit"), None).await?.json()

@@ -393,6 +393,8 @@ pub(crate) enum SandboxCommand {
     Snapshot(SnapshotArgs),
     /// Take a sandbox back to one of its own snapshots; it keeps its id and deadline
     Rollback(RollbackArgs),
+    /// Have a sandbox go to another node of the cluster, where it goes on under the same id; connections into it are cut once
+    Move(MoveArgs),
     /// Show templates, sandboxes and snapshots below what they came from
     Tree,
     /// Show what was decided on what a sandbox tried to reach by name or through a proxy
@@ -577,6 +579,17 @@ pub(crate) struct RollbackArgs {
     /// Id or name of the snapshot
     #[arg(value_name = "SNAPSHOT")]
     pub(crate) snapshot: String,
+}
+
+/// `firkin sandbox move`
+#[derive(Debug, Args)]
+pub(crate) struct MoveArgs {
+    /// Sandbox id
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Name or id of the node [default: the one where it fits best]
+    #[arg(value_name = "NODE")]
+    pub(crate) node: Option<String>,
 }
 
 /// `firkin sandbox timeout`

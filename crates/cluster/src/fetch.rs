@@ -44,6 +44,10 @@ impl Peers {
         drop(self.0.set((cluster, records)));
     }
 
+    pub(crate) fn joined(&self) -> Option<&(Arc<Cluster>, Arc<Records>)> {
+        self.0.get()
+    }
+
     async fn ask(&self, artifact: &ArtifactId) -> Result<Coming, FetchError> {
         let away = |place: String, source| FetchError::Away { place, source };
         let Some((cluster, records)) = self.0.get() else {

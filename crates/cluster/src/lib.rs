@@ -31,6 +31,7 @@ use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
 mod certificate;
+mod claims;
 mod connect;
 mod fetch;
 mod identity;
@@ -211,13 +212,23 @@ impl Nodes for Cluster {
     fn others(&self) -> Vec<Other> {
         let nodes = self.members.nodes();
         let others = nodes.iter().filter(|member| member.id != self.me);
-        others.map(|Member { id, name, alive, .. }| Other { id: id.clone(), name: name.clone(), alive: *alive }).collect()
+        let other = |Member { id, name, alive, cordoned, .. }: &Member| Other {
+            id: id.clone(),
+            name: name.clone(),
+            alive: *alive,
+            cordoned: *cordoned,
+        };
+        others.map(other).collect()
     }
 
     fn places(&self, wanted: &Wanted) -> Vec<NodeId> {
         let mut chance = [0; 8];
         getrandom::fill(&mut chance).expect("the kernel's random generator works");
         placement::places(&self.members.nodes(), &self.me, wanted, u64::from_le_bytes(chance))
+    }
+
+    fn takes_new(&self) -> bool {
+        !self.members.nodes().iter().any(|member| member.id == self.me && member.cordoned)
     }
 
     async fn send(&self, node: &NodeId, mut request: Request) -> Result<Response<Body>, SendError> {

@@ -62,6 +62,11 @@ impl Records {
         self.unheard.notified().await;
     }
 
+    /// The node's part in the cluster.
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
     fn catalogued(&self) -> &Catalogued {
         self.membership.members()
     }

@@ -86,6 +86,7 @@ mod looks;
 pub mod moving;
 pub mod outlook;
 mod recorded;
+pub mod relocating;
 mod settling;
 mod sharing;
 pub mod sweep;

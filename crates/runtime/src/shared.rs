@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Held by who brings an artifact here from another host.
     pub(crate) fetching: Arc<tokio::sync::Mutex<()>>,
+    /// Held by who takes a sandbox over from another host, until it has an owner here.
+    pub(crate) taking: tokio::sync::Mutex<()>,
     /// Whose turn it is for work that nobody waits for.
     pub(crate) upkeep: Semaphore,
     /// Held for the life of the process: one server per state directory.
@@ -107,6 +109,7 @@ impl Shared {
             collect: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             fetching: Arc::default(),
+            taking: tokio::sync::Mutex::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,
         });

@@ -138,6 +138,9 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     // What leaves has everything that is in it, secrets too; what comes is believed as a template of the host's own is.
     ("GET", "/admin/export", Host),
     ("POST", "/admin/import", Host),
+    ("POST", "/admin/sandboxes/{id}/move", Host),
+    // It asks that a node asks.
+    ("POST", "/admin/take", Admin),
     ("GET", "/", Nothing),
     ("GET", "/ui", Nothing),
     ("GET", "/ui/", Nothing),

@@ -9,12 +9,14 @@ use axum::{
     extract::{ConnectInfo, Request},
     response::{IntoResponse as _, Response},
 };
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{relocating::TakeOverError, sandbox::SandboxId};
+
+use http::StatusCode;
 
 use crate::{
     App, auth,
     error::ApiError,
-    nodes::{self, Asked, FromPeer, Identity, Misdirected, Nodes, Whereabouts},
+    nodes::{self, Asked, FromPeer, Identity, Misdirected, NodeId, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
     target::{InvalidTarget, Target, Way, sandbox_id},
@@ -138,10 +140,56 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let asked = if from_peer { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
+        Ok(Whereabouts::There(node)) if is_away(&**nodes, &node) => take_over(app, nodes, id, (identity, encrypted)).await,
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),
+    }
+}
+
+/// Whether a node does not hold its lease, as far as is known.
+fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
+    nodes.others().iter().any(|other| other.id == *node && !other.alive)
+}
+
+/// A sandbox whose node is away is this one's from now on, if it is paused and its node has been away for long enough. What cannot be had is
+/// refused with the reason.
+async fn take_over(app: &App, nodes: &Arc<dyn Nodes>, id: SandboxId, (identity, encrypted): (Option<Identity>, bool)) -> Home {
+    match app.host().take_over(&id, None).await {
+        Ok(()) => return Home::Here,
+        Err(TakeOverError::Held { .. } | TakeOverError::Running(_) | TakeOverError::NotFound(_)) => {}
+        Err(error) => return Home::Refused(ApiError::from(error).into_response()),
+    }
+    // Another may have taken it; of one that is away it is said that it is.
+    match nodes.locate(&id, Asked::Now).await {
+        Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
+        Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
+        Err(error) => Home::Refused(ApiError::from(error).into_response()),
+    }
+}
+
+/// The sandbox of this node that a request is about, if it is one of several.
+pub(crate) fn at_home(app: &App, way: Option<&Result<(Target, Way), InvalidTarget>>, path: &str) -> Option<SandboxId> {
+    app.config.nodes.as_ref()?;
+    let id = match way {
+        Some(target) => target.as_ref().ok()?.0.id.clone(),
+        None => of_control(path)?,
+    };
+    app.host().has(&id).then_some(id)
+}
+
+/// What is answered for a sandbox that was here when it was asked for: where it has gone to another node since, that it can be asked for
+/// again. Nothing was done by who finds none.
+pub(crate) async fn unless_left(app: &App, id: Option<SandboxId>, response: Response) -> Response {
+    let (Some(nodes), Some(id)) = (&app.config.nodes, id) else { return response };
+    let says_none = matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::BAD_GATEWAY);
+    if !says_none || app.host().has(&id) {
+        return response;
+    }
+    match nodes.locate(&id, Asked::Now).await {
+        Ok(Whereabouts::There(_)) => ApiError::sandbox_moved(&id).into_response(),
+        _ => response,
     }
 }
 

@@ -35,6 +35,7 @@ use crate::{discreet::without_paths, logging::LogFilterError, nodes::NoRoom, tar
 
 mod archives;
 mod nodes;
+mod relocating;
 mod templates;
 
 /// Seconds after which a full host may have room again: a sandbox ends or pauses about that often on a busy one.

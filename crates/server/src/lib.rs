@@ -223,7 +223,11 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
     let rest = from_peer.then(|| elsewhere::hear_out::listen(&mut request));
     let mut response = match admitted {
         Ok(()) => match elsewhere::home(&app, sought).await {
-            Home::Here => answer(&app, way, request, next).await,
+            Home::Here => {
+                let here = elsewhere::at_home(&app, way.as_ref(), request.uri().path());
+                let response = answer(&app, way, request, next).await;
+                elsewhere::unless_left(&app, here, response).await
+            }
             Home::There(nodes, passed) => {
                 let forwarded = elsewhere::forward::forward(&app, &nodes, passed, request).await;
                 forwarded.unwrap_or_else(IntoResponse::into_response)

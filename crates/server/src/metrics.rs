@@ -35,7 +35,7 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 30] = [
+pub(crate) const KINDS: [&str; 31] = [
     "archive_damaged",
     "archive_foreign",
     "archive_taken",
@@ -58,6 +58,7 @@ pub(crate) const KINDS: [&str; 30] = [
     "sandbox_create_failed",
     "sandbox_moved",
     "sandbox_no_compatible_node",
+    "sandbox_not_moved",
     "sandbox_placement_timeout",
     "sandbox_snapshot_guest_agent_unresponsive",
     "sandbox_unreachable",

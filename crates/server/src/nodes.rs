@@ -116,6 +116,8 @@ pub struct Other {
     pub name: String,
     /// Whether it is there, as far as is known. One that is not is asked for nothing.
     pub alive: bool,
+    /// Whether it takes nothing new, by its operator's word.
+    pub cordoned: bool,
 }
 
 /// Where a sandbox is.
@@ -215,6 +217,9 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// Nodes that may be asked for a new sandbox, this one too, in the order in which to ask them. Each decides for itself; nobody is to be
     /// asked but these. None: it is made here.
     fn places(&self, wanted: &Wanted) -> Vec<NodeId>;
+
+    /// Whether this node takes new sandboxes, by its operator's word.
+    fn takes_new(&self) -> bool;
 
     /// Sends a request, whose address is a path alone, to the peer port of a node. Bodies stream both ways; an answer that breaks off
     /// ends in an error, and never as if it were whole. A switch of protocols is left to the caller, as hyper has it. Dropped, the

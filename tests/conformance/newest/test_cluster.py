@@ -14,12 +14,13 @@ import pytest
 from e2b import SandboxState
 from own_server import OwnServer
 from postgres import Postgres
-from support import SANDBOX_LIFETIME_S, WAIT_S, wait_for
+from support import SANDBOX_LIFETIME_S, WAIT_S, start_guest_program, wait_for
 
 ONLY_GVISOR = "where the suite has gVisor, a cluster is tried with it: a server is there in a second"
 
 pytestmark = pytest.mark.lacking(emulated=ONLY_GVISOR, kvm=ONLY_GVISOR)
 
+COUNTER_PORT = 7777
 AWAY = "x-firkin-missing-nodes"
 
 
@@ -184,3 +185,138 @@ def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
     e2b.Sandbox.kill(sandbox.sandbox_id, **there)
     for server in (one, two):
         server.stop()
+
+
+def counted(sandbox) -> list[str]:
+    """One answer of guest/counter.py: pid, secret, how often it was asked, ticks."""
+    return sandbox.commands.run(f"cat </dev/tcp/127.0.0.1/{COUNTER_PORT}").stdout.split()
+
+
+def goes_on(sandbox, before: list[str], file: str) -> list[str]:
+    """The same process goes on, with all that it had in memory and on the disk."""
+    after = counted(sandbox)
+    assert (after[0], after[1], int(after[2])) == (before[0], before[1], int(before[2]) + 1), (before, after)
+    assert sandbox.files.read("/home/user/file") == file
+    return after
+
+
+def at(server: OwnServer, key: str, sandbox) -> httpx.Response:
+    return httpx.get(f"{server.url}/sandboxes/{sandbox.sandbox_id}", headers={"X-API-Key": key}, timeout=WAIT_S)
+
+
+def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_its_node_is_lost(cluster):
+    cluster.firkin("cluster", "found", "--state-dir", cluster.database.dir / "nobody", *cluster.options)
+    one, two = cluster.node("one"), cluster.node("two")
+    for server in (one, two):
+        server.start(*server.as_node)
+    key = one.client["api_key"]
+    wait_for(lambda: listed(two, key).is_success, "the second node to know a key that the first has made")
+    here, there = one.client, two.client | {"api_key": key}
+    mover = ("--state-dir", one.state)
+
+    def move(sandbox, *to: str, fails: bool = False):
+        told = cluster.firkin(*mover, "--json", "sandbox", "move", sandbox.sandbox_id, *to, fails=fails)
+        return told if fails else json.loads(told)
+
+    sandbox = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **here)
+    home = at(one, key, sandbox).headers["x-firkin-node"]
+    other = "two" if home == "one" else "one"
+    sandbox.files.write("/home/user/file", "before the move")
+    start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+    before, until = counted(sandbox), e2b.Sandbox.get_info(sandbox.sandbox_id, **here).end_at
+
+    assert "no node `three`" in move(sandbox, "three", fails=True)
+    assert f"node `{home}` already" in move(sandbox, home, fails=True)
+    before = goes_on(sandbox, before, "before the move")
+    # Whoever has the database, it is asked of any node, and any node finds it afterwards.
+    moved = move(sandbox, other)
+    print(f"moved a running sandbox: blackout {moved['blackoutMs']} ms")
+    assert (moved["node"], moved["ran"]) == (other, True)
+    assert cluster.nodes()[other]["state"] == "ready"
+    before = goes_on(sandbox, before, "before the move")
+    for client in (here, there):
+        info = e2b.Sandbox.get_info(sandbox.sandbox_id, **client)
+        assert (info.state, info.end_at) == (SandboxState.RUNNING, until)
+        assert [item.sandbox_id for item in e2b.Sandbox.list(**client).next_items()] == [sandbox.sandbox_id]
+    assert at(one, key, sandbox).headers["x-firkin-node"] == other
+
+    # A node that takes nothing is nobody's target, and makes none.
+    cluster.firkin("node", "cordon", home, *cluster.options)
+
+    def refused() -> bool:
+        asked = httpx.post(
+            f"{one.url}/admin/sandboxes/{sandbox.sandbox_id}/move", headers={"X-API-Key": key}, json={"node": home}, timeout=WAIT_S
+        )
+        if asked.is_success:
+            move(sandbox, other)
+        return asked.status_code == 409 and "cordoned" in asked.text
+
+    wait_for(refused, "the others to hear that it takes nothing")
+    before = goes_on(sandbox, before, "before the move")
+    by_home = here if home == "one" else there
+
+    def made() -> bool:
+        new = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **by_home)
+        where = at(one, key, new).headers["x-firkin-node"]
+        e2b.Sandbox.kill(new.sandbox_id, **here)
+        return where == other
+
+    wait_for(made, "a create that is asked of the cordoned node to be made on the other")
+    cluster.firkin("node", "uncordon", home, *cluster.options)
+
+    # Drained, its paused and its running ones go, and what cannot go is named with the reason.
+    paused = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **(there if other == "two" else here))
+    if at(one, key, paused).headers["x-firkin-node"] == home:
+        wait_for(lambda: home != "" and move(paused, other)["node"] == other, "it to be with the other one")
+    paused.files.write("/home/user/file", "paused")
+    assert paused.pause()
+    told = json.loads(cluster.firkin(*mover, "--json", "node", "drain", other, *cluster.options))
+    assert {(one_of["id"], one_of["result"], one_of["node"]) for one_of in told} == {
+        (sandbox.sandbox_id, "moved", home),
+        (paused.sandbox_id, "moved", home),
+    }, told
+    assert cluster.nodes()[other]["state"] == "draining"
+    before = goes_on(sandbox, before, "before the move")
+    cluster.firkin("node", "cordon", home, *cluster.options)
+    wait_for(lambda: not cluster_takes(one, two, key), "all nodes to hear that none takes anything")
+    stayed = cluster.firkin(*mover, "--json", "node", "drain", home, *cluster.options, fails=True)
+    assert "2 stayed" in stayed, stayed
+    before = goes_on(sandbox, before, "before the move")
+    for name in (home, other):
+        cluster.firkin("node", "uncordon", name, *cluster.options)
+
+    # The node that has both is lost. What is paused, and has its files elsewhere too, is had there; what ran is not.
+    lost, left = (one, two) if home == "one" else (two, one)
+    lost.kill()
+    cluster.firkin("node", "forget", home, "--it-is-off", *cluster.options)
+    client = left.client | {"api_key": key}
+
+    def taken() -> bool:
+        return at(left, key, paused).is_success
+
+    wait_for(taken, "the other node to hear of it, and to have what was paused")
+    assert e2b.Sandbox.get_info(paused.sandbox_id, **client).state == SandboxState.PAUSED
+    again = e2b.Sandbox.connect(paused.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client)
+    assert again.files.read("/home/user/file") == "paused"
+    assert at(left, key, sandbox).status_code == 503
+
+    # It comes back, and does not go on with what is another's.
+    lost.start(*lost.as_node)
+    assert at(lost, key, paused).headers["x-firkin-node"] == other
+    goes_on(e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client), before, "before the move")
+    for one_of in (sandbox, paused):
+        wait_for(lambda one_of=one_of: gone(one_of.sandbox_id, client), "a sandbox to be killed")
+    for server in (one, two):
+        server.stop()
+
+
+def cluster_takes(one: OwnServer, two: OwnServer, key: str) -> bool:
+    """Whether any node makes a new sandbox."""
+    for server in (one, two):
+        body = {"templateID": "base", "timeout": 60}
+        made = httpx.post(f"{server.url}/sandboxes", headers={"X-API-Key": key}, json=body, timeout=WAIT_S)
+        if made.is_success:
+            e2b.Sandbox.kill(made.json()["sandboxID"], **server.client | {"api_key": key})
+            return True
+        assert made.status_code == 503, made.text
+    return False

@@ -56,6 +56,12 @@ pub(crate) enum NodeCommand {
     /// List the nodes of a cluster: who is there, since when, and what each has
     #[command(visible_alias = "list")]
     Ls(NodeLsArgs),
+    /// Have a node take nothing new: what it has stays
+    Cordon(NodeNamedArgs),
+    /// Have a node take new sandboxes again
+    Uncordon(NodeNamedArgs),
+    /// Have a node take nothing new, and move all that it has to others; ends with 1 where something stayed
+    Drain(NodeDrainArgs),
     /// Say that a node is off and will not come back as it was: what it had paused can be had elsewhere at once
     Forget(NodeForgetArgs),
 }
@@ -65,6 +71,29 @@ pub(crate) enum NodeCommand {
 pub(crate) struct NodeLsArgs {
     #[command(flatten)]
     pub(crate) access: ClusterAccessArgs,
+}
+
+/// `firkin node cordon|uncordon`
+#[derive(Debug, Args)]
+pub(crate) struct NodeNamedArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+    /// Its name or id
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    /// Why, for those who look at the list
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) reason: String,
+}
+
+/// `firkin node drain`
+#[derive(Debug, Args)]
+pub(crate) struct NodeDrainArgs {
+    #[command(flatten)]
+    pub(crate) named: NodeNamedArgs,
+    /// Leave sandboxes alone whose time is over within so many seconds, and wait for that
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) grace: u32,
 }
 
 /// `firkin node forget`

@@ -259,6 +259,7 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
             }
         },
         fetch: joining.as_ref().map(Joining::fetch),
+        claims: joining.as_ref().map(Joining::claims),
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context as _;
 use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, Serves, keep, node_id};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
-use firkin_runtime::{artifact::Fetch, runtime::Runtime, store::catalog::Catalog};
+use firkin_runtime::{artifact::Fetch, claims::Claims, runtime::Runtime, store::catalog::Catalog};
 use firkin_server::{Listener, nodes::Nodes};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -69,6 +69,11 @@ impl Joining {
 
     /// Where artifacts come from that are not here.
     pub(super) fn fetch(&self) -> Arc<dyn Fetch> {
+        Arc::clone(&self.peers) as _
+    }
+
+    /// By what sandboxes go to other nodes, and come from them.
+    pub(super) fn claims(&self) -> Arc<dyn Claims> {
         Arc::clone(&self.peers) as _
     }
 

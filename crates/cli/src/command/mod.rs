@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod config;
 mod copy;
 pub(crate) mod doctor;
+mod draining;
 mod engines;
 pub(crate) mod env;
 pub(crate) mod events;

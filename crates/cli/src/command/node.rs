@@ -2,14 +2,14 @@
 
 use anyhow::Context as _;
 use firkin_cluster::{ClusterSecret, node_id};
-use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeRecord, init};
+use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
 use firkin_runtime::store::catalog as store_catalog;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::catalog;
+use super::{catalog, draining};
 use crate::{
-    args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs},
+    args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
     cluster::Access,
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
@@ -96,22 +96,48 @@ pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Re
             output::result(settings.format, &shown, || table(&shown))?;
             Ok(ExitStatus::Success)
         }
+        NodeCommand::Cordon(args) => {
+            let (members, _) = set_state(&args, NodeState::Cordoned).await?;
+            // By then each node has heard of it.
+            tokio::time::sleep(members.cluster().times.renew_every).await;
+            output::note(&format!("node `{}` takes nothing new", args.node));
+            Ok(ExitStatus::Success)
+        }
+        NodeCommand::Uncordon(args) => {
+            set_state(&args, NodeState::Ready).await?;
+            output::note(&format!("node `{}` takes new sandboxes", args.node));
+            Ok(ExitStatus::Success)
+        }
+        NodeCommand::Drain(args) => draining::drain(settings, &args).await,
         NodeCommand::Forget(args) => forget(args).await,
+    }
+}
+
+/// Has a node be in another state. Gives the cluster, and the node's id.
+pub(super) async fn set_state(args: &NodeNamedArgs, state: NodeState) -> anyhow::Result<(Members, NodeId)> {
+    let members = members(&args.access).await?;
+    let found = members.nodes().await.map_err(catalog::advising)?;
+    let node = named(&found, &args.node)?.id.clone();
+    if !members.set_state(&node, state, &args.reason).await.map_err(catalog::advising)? {
+        return Err(anyhow::anyhow!("node `{}` is forgotten, and stays so until its server starts again", args.node));
+    }
+    Ok((members, node))
+}
+
+/// The node that is meant.
+fn named<'a>(found: &'a [NodeRecord], name: &str) -> anyhow::Result<&'a NodeRecord> {
+    let named: Vec<&NodeRecord> = found.iter().filter(|node| node.name == name || node.id.as_str() == name).collect();
+    match named[..] {
+        [node] => Ok(node),
+        [] => Err(anyhow::anyhow!("there is no node `{name}`")).hint("`firkin node ls` lists them"),
+        _ => Err(anyhow::anyhow!("several nodes are called `{name}`")).hint("name it by its id, as in `firkin node ls --json`"),
     }
 }
 
 async fn forget(args: NodeForgetArgs) -> anyhow::Result<ExitStatus> {
     let members = members(&args.access).await?;
     let found = members.nodes().await.map_err(catalog::advising)?;
-    let named: Vec<&NodeRecord> = found.iter().filter(|node| node.name == args.node || node.id.as_str() == args.node).collect();
-    let node = match named[..] {
-        [node] => node,
-        [] => return Err(anyhow::anyhow!("there is no node `{}`", args.node)).hint("`firkin node ls` lists them"),
-        _ => {
-            return Err(anyhow::anyhow!("several nodes are called `{}`", args.node))
-                .hint("name it by its id, as in `firkin node ls --json`");
-        }
-    };
+    let node = named(&found, &args.node)?;
     if !args.it_is_off {
         let error = anyhow::anyhow!("node `{}` is not forgotten: nobody has said that its host is off", node.name);
         return Err(error)

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     api::{self, Api, Keep, Refused},
     args::{
-        CreateArgs, ForkArgs, KillArgs, ListArgs, PauseArgs, ResumeArgs, RollbackArgs, SandboxCommand, SnapshotArgs, StateFilter,
-        TimeoutArgs,
+        CreateArgs, ForkArgs, KillArgs, ListArgs, MoveArgs, PauseArgs, ResumeArgs, RollbackArgs, SandboxCommand, SnapshotArgs,
+        StateFilter, TimeoutArgs,
     },
     failure::{self, ExitStatus},
     output::{self, Table},
@@ -53,6 +53,21 @@ pub(crate) async fn run(settings: &Settings, command: SandboxCommand) -> anyhow:
         SandboxCommand::Rollback(RollbackArgs { id, snapshot }) => {
             let rollback = async |id: &str| api.rollback(id, &snapshot).await.map(|()| "rolled back");
             each(settings, &[id], "rolled back", rollback).await
+        }
+        SandboxCommand::Move(MoveArgs { id, node }) => {
+            let moved = api.move_to(&id, node.as_deref()).await.with_context(|| format!("`{id}` was not moved"))?;
+            output::result(settings.format, &moved, || {
+                let text = |name: &str| {
+                    moved.get(name).map_or_else(String::new, |value| match value.as_str() {
+                        Some(text) => text.to_owned(),
+                        None => value.to_string(),
+                    })
+                };
+                let mut table = Table::new(&["id", "node", ">blackout ms"]);
+                table.row([id.clone(), text("node"), text("blackoutMs")]);
+                table
+            })?;
+            Ok(ExitStatus::Success)
         }
         SandboxCommand::Logs(args) => logs::run(&api, settings, &args).await,
         SandboxCommand::Cp(args) => copy::run(&api, settings, &args).await,
@@ -299,7 +314,7 @@ async fn kill(api: &Api, settings: &Settings, args: KillArgs) -> anyhow::Result<
     each(settings, &ids, "killed", kill).await
 }
 
-fn is_not_found(error: &anyhow::Error) -> bool {
+pub(super) fn is_not_found(error: &anyhow::Error) -> bool {
     failure::cause::<Refused>(error).is_some_and(|refused| refused.status == http::StatusCode::NOT_FOUND)
 }
 

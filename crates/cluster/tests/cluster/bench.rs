@@ -179,6 +179,7 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
         state_dir: dir.join("state"),
         catalog: None,
         fetch: None,
+        claims: None,
         copies: None,
         capacity: HostCapacity { cpus: CPUS, memory_mib: 1 << 20, disk_mib: 1 << 30 },
         admission: AdmissionConfig { queue_deadline: Duration::from_millis(200), ..AdmissionConfig::default() },

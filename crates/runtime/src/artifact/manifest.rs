@@ -64,6 +64,8 @@ pub enum CutReason {
     OverQuota,
     /// It went back to a snapshot of its own.
     RolledBack,
+    /// It goes to another host.
+    Moved,
     /// Somebody asked for a snapshot.
     Snapshot,
     /// It was forked.
@@ -74,7 +76,9 @@ impl CutReason {
     /// What is made for this reason: a sandbox's only state, or one that others start from while it goes on.
     pub(crate) fn kind(self) -> ArtifactKind {
         match self {
-            Self::Asked | Self::Idle | Self::Stopped | Self::DiskFull | Self::OverQuota | Self::RolledBack => ArtifactKind::Pause,
+            Self::Asked | Self::Idle | Self::Stopped | Self::DiskFull | Self::OverQuota | Self::RolledBack | Self::Moved => {
+                ArtifactKind::Pause
+            }
             Self::Snapshot | Self::Fork => ArtifactKind::Continuation,
         }
     }
@@ -89,6 +93,7 @@ impl fmt::Display for CutReason {
             Self::DiskFull => "disk_full",
             Self::OverQuota => "over_quota",
             Self::RolledBack => "rolled_back",
+            Self::Moved => "moved",
             Self::Snapshot => "snapshot",
             Self::Fork => "fork",
         })

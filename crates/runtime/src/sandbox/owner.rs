@@ -33,7 +33,7 @@ use crate::{
     machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
     sandbox::mounts,
     shared::Shared,
-    start::{Recorded, forgetting},
+    start::{Recorded, forgetting, life::Until},
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
@@ -46,6 +46,7 @@ use crate::{
 };
 
 mod cut;
+mod depart;
 mod internet;
 mod pulse;
 mod refused;
@@ -56,8 +57,15 @@ mod upkeep;
 mod view;
 mod wake;
 
-pub use self::{cut::SnapshotError, internet::NetworkError, rollback::RollbackError, wake::ResumeError};
+pub use self::{
+    cut::SnapshotError,
+    depart::{Bound, Departed, Departing, MoveError},
+    internet::NetworkError,
+    rollback::RollbackError,
+    wake::ResumeError,
+};
 pub(crate) use self::{
+    depart::{HandOver, demand_unbound},
     registry::Owners,
     room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},
@@ -69,6 +77,7 @@ const DEADLINE: &str = "its deadline passed";
 const MACHINE_ENDED: &str = "its machine ended";
 const SILENT: &str = "neither guest nor machine answered";
 const STOPPED: &str = "the server stopped";
+const MOVED: &str = "it went to another host";
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -172,6 +181,20 @@ pub(crate) enum Command {
     Rollback {
         checkpoint: Box<Artifact>,
         reply: Reply<Result<RuntimeSandbox, RollbackError>>,
+    },
+    /// To go to another host.
+    Depart {
+        hand_over: HandOver,
+        reply: Reply<Result<Departed, MoveError>>,
+    },
+    /// To go on after it came here, with the deadline that it had.
+    GoOn {
+        until: Timestamp,
+        reply: Reply<Result<RuntimeSandbox, ResumeError>>,
+    },
+    /// To be anybody's again, for it came here in vain.
+    GiveBack {
+        reply: Reply<Result<(), ResumeError>>,
     },
     Kill {
         reply: Reply<Result<(), KillError>>,
@@ -303,6 +326,13 @@ impl Owner {
         let owner = Self::of_paused(owners, record, held);
         owner.note(Event::new(LogLevel::Info, "sandbox came paused from another host"));
         owner.tell(SandboxEvent::Paused, None);
+        owners.shared.tasks.spawn(owner.run());
+    }
+
+    /// Starts the owner of a sandbox that was another host's until now.
+    pub(crate) fn of_taken(owners: &Arc<Owners>, record: SandboxRecord, held: Held) {
+        let owner = Self::of_paused(owners, record, held);
+        owner.note(Event::new(LogLevel::Info, "sandbox taken over from another host of the cluster"));
         owners.shared.tasks.spawn(owner.run());
     }
 
@@ -454,6 +484,18 @@ impl Owner {
                 let result = self.rollback(*checkpoint).await;
                 drop(reply.send(result));
             }
+            Command::Depart { hand_over, reply } => {
+                let result = Box::pin(self.depart(hand_over)).await;
+                drop(reply.send(result));
+                if let Phase::Gone = self.phase {
+                    return Next::Gone(MOVED);
+                }
+            }
+            Command::GoOn { until, reply } => {
+                let result = self.wake(Until::At(until), Memory::Kept).await;
+                drop(reply.send(result));
+            }
+            Command::GiveBack { reply } => return Box::pin(self.give_back(reply)).await,
             Command::Deadline { timeout, only_extend, reply } => {
                 let result = self.set_deadline(timeout, only_extend).await;
                 drop(reply.send(result));

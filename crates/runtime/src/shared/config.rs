@@ -21,6 +21,7 @@ use crate::{
     images::{ImageSource, OwnImage, root_image::RootImage},
     machine::network::NetworkChoice,
     restore::warm::WarmConfig,
+    sandbox::claims::Claims,
     storage::volumes::VolumeLimits,
     store::catalog::Catalog,
 };
@@ -42,6 +43,8 @@ pub struct RuntimeConfig {
     pub catalog: Option<Arc<dyn Catalog>>,
     /// Where artifacts come from that are on record and not here; `None` where all that is on record is here.
     pub fetch: Option<Arc<dyn Fetch>>,
+    /// How sandboxes go to other hosts that share the catalogue, and come from them; `None` where nobody does.
+    pub claims: Option<Arc<dyn Claims>>,
     /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
     /// How requests are admitted, and the part of the capacity that warm sessions may hold.
@@ -90,6 +93,7 @@ impl RuntimeConfig {
             state_dir,
             catalog: None,
             fetch: None,
+            claims: None,
             capacity,
             admission: AdmissionConfig::default(),
             warm: WarmConfig::default(),

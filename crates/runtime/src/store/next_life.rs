@@ -13,6 +13,11 @@ pub struct NextLife {
 }
 
 impl SandboxRecord {
+    /// A record as it is in the column `body`.
+    pub(crate) fn read(body: &str) -> Result<Self, StoreError> {
+        from_json("sandboxes", body)
+    }
+
     /// With the next life claimed, and what holds it. None where nothing holds it but its machine: there is nothing that another life could begin with.
     pub(crate) fn claimed(&self) -> Option<(Self, Held)> {
         let RecordedPhase::Paused(held) = &self.phase else { return None };

@@ -128,6 +128,13 @@ impl Store {
         self.read(move |tx| bodies(tx, "sandboxes", &all, params![])).await
     }
 
+    /// One of all servers that have this catalogue.
+    pub(crate) async fn anyones_sandbox(&self, id: SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
+        let one = format!("SELECT body FROM {} WHERE id = ?1", self.parts().all_sandboxes);
+        let mut found = self.read(move |tx| bodies(tx, "sandboxes", &one, params![id.as_str()])).await?;
+        Ok(found.pop())
+    }
+
     /// Those of a scope.
     pub(crate) async fn sandboxes(&self, scope: Scope) -> Result<Vec<SandboxRecord>, StoreError> {
         let mut sandboxes: Vec<SandboxRecord> =

@@ -44,7 +44,7 @@ impl<T> Gathered<T> {
 
 /// Has all other nodes answer this path.
 pub(crate) async fn gather<T: DeserializeOwned>(nodes: &Arc<dyn Nodes>, identity: &Identity, path: &str) -> Gathered<T> {
-    let asked = nodes.others().into_iter().map(async |Other { id, name, alive }| {
+    let asked = nodes.others().into_iter().map(async |Other { id, name, alive, .. }| {
         let asking = async {
             if !alive {
                 return None;

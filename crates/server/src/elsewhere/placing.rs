@@ -75,7 +75,9 @@ impl Create {
             Err(error) => return error.into_response(),
         };
         let again = || Request::from_parts(parts.clone(), Body::from(bytes.clone()));
-        let places = match self.wanted(app, &parts, &bytes).await {
+        let wanted = self.wanted(app, &parts, &bytes).await;
+        let is_understood = wanted.is_some();
+        let places = match wanted {
             Some(wanted) => self.nodes.places(&wanted),
             // What cannot be understood, or is not there, is for the route to say.
             None => Vec::new(),
@@ -104,6 +106,7 @@ impl Create {
         }
         match refused {
             Some(refused) => refused,
+            None if is_understood && !self.nodes.takes_new() => ApiError::no_node_takes_new().into_response(),
             None => here(again()).await,
         }
     }

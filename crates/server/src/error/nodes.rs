@@ -41,6 +41,14 @@ impl ApiError {
         Self::forbidden(format!("term {} of node `{}` is over", peer.term, peer.node))
     }
 
+    /// By their operator's word this node takes nothing new, and nobody else has room.
+    pub(crate) fn no_node_takes_new() -> Self {
+        let message = "this node takes nothing new (`firkin node uncordon`), and no other node has room";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .code("sandbox_capacity_unavailable")
+            .retry(Retry::After(NODE_RETRY_SECONDS))
+    }
+
     /// Another node switched protocols and was not asked to.
     pub(crate) fn unasked_switch() -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "another node switched protocols unasked")

@@ -51,6 +51,23 @@ pub(super) const ROUTES: &[Described] = &[
         refusals: &[404],
         ..get("/admin/log-level", "Change what is logged, until the server ends", One("LogLevel"))
     },
+    Described {
+        method: "POST",
+        body: Some(("Move", false)),
+        refusals: &[404, 409, 503],
+        ..get(
+            "/admin/sandboxes/{id}/move",
+            "Have a sandbox go to another node of the cluster; where it does not, it is what it was",
+            One("Moved"),
+        )
+    },
+    Described {
+        method: "POST",
+        body: Some(("Take", true)),
+        status: 204,
+        refusals: &[403, 404, 409, 503],
+        ..get("/admin/take", "Take over a sandbox that another node of the cluster has given up: for nodes alone", Nothing)
+    },
     get("/admin/teams", "Teams with their quotas", Many("Team")),
     Described {
         method: "POST",

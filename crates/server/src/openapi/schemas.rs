@@ -125,8 +125,11 @@ fn of_the_host() -> Vec<(&'static str, Value)> {
         ("Imported", imported),
         ("KeySet", key_set),
         ("LogLevel", record([("filter", json!({ "type": "string", "minLength": 1, "maxLength": MAX_FILTER_BYTES }))])),
+        ("Move", record([("node?", maybe(text()))])),
+        ("Moved", record([("sandboxID", text()), ("node", text()), ("ran", flag()), ("blackoutMs", number())])),
         ("Pool", pool),
         ("Rotation", rotation),
+        ("Take", record([("id", text()), ("until?", maybe(time()))])),
     ]
 }
 

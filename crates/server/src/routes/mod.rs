@@ -25,6 +25,7 @@ mod lifecycle;
 mod logs;
 mod moving;
 mod network;
+mod relocating;
 mod sandboxes;
 mod secrets;
 mod snapshots;
@@ -114,6 +115,8 @@ fn of_the_host() -> Router<Arc<App>> {
         // Ours: what moves between hosts.
         .route("/admin/export", get(moving::export))
         .route("/admin/import", post(moving::import))
+        .route("/admin/sandboxes/{id}/move", post(relocating::move_away))
+        .route("/admin/take", post(relocating::take))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))

@@ -135,6 +135,7 @@ impl Bench {
             state_dir: dir.path().join("state"),
             catalog: None,
             fetch: None,
+            claims: None,
             copies: None,
             capacity: HostCapacity { cpus, memory_mib: 1 << 20, disk_mib: 1 << 30 },
             admission,

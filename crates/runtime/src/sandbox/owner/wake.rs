@@ -88,14 +88,14 @@ impl Owner {
                 self.connect(timeout, memory).await.map(|connected| connected.sandbox)
             }
             Phase::Running(_) => Err(ResumeError::AlreadyRunning(self.record.id.clone())),
-            Phase::Paused(_) | Phase::Gone => self.wake(timeout, memory).await,
+            Phase::Paused(_) | Phase::Gone => self.wake(Until::After(timeout), memory).await,
         }
     }
 
     pub(super) async fn connect(&mut self, timeout: Duration, memory: Memory) -> Result<Connected, ResumeError> {
         self.move_again().await.map_err(|error| error.of_connect(self.record.id.clone()))?;
         match self.phase {
-            Phase::Paused(_) => Ok(Connected { sandbox: self.wake(timeout, memory).await?, resumed: true }),
+            Phase::Paused(_) => Ok(Connected { sandbox: self.wake(Until::After(timeout), memory).await?, resumed: true }),
             Phase::Running(_) => {
                 self.set_deadline(timeout, true).await.map_err(|error| match error {
                     DeadlineError::NotFound(error) => ResumeError::NotFound(error),
@@ -124,15 +124,15 @@ impl Owner {
             Phase::Paused(Held { memory: Memory::Dropped, .. }) | Phase::Gone => Err(gone(&self.record.id).into()),
             Phase::Paused(_) => {
                 let timeout = self.record.spec.timeout.clamp(MIN_WAKE_TIMEOUT, MAX_TIMEOUT);
-                self.wake(timeout, Memory::Kept).await.map(drop)
+                self.wake(Until::After(timeout), Memory::Kept).await.map(drop)
             }
         }
     }
 
     /// From paused to running. The paused state stays what it is until the running one is recorded. With memory dropped, or where
     /// none is held, the guest boots.
-    pub(super) async fn wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
-        let woken = self.try_wake(timeout, memory).await;
+    pub(super) async fn wake(&mut self, until: Until, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
+        let woken = self.try_wake(until, memory).await;
         if let Err(error) = &woken {
             refusal::tell(&self.shared, &self.record.owner, self.record.id.as_str(), refused::of_resume(error));
             if let ResumeError::Restore { .. } | ResumeError::Quota { .. } | ResumeError::Stale(_) | ResumeError::Store(_) = error
@@ -144,13 +144,15 @@ impl Owner {
         woken
     }
 
-    async fn try_wake(&mut self, timeout: Duration, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
+    async fn try_wake(&mut self, until: Until, memory: Memory) -> Result<RuntimeSandbox, ResumeError> {
         let held = match &self.phase {
             Phase::Paused(held) => held,
             Phase::Running(_) => return Err(ResumeError::AlreadyRunning(self.record.id.clone())),
             Phase::Gone => return Err(gone(&self.record.id).into()),
         };
-        check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
+        if let Until::After(timeout) = until {
+            check_timeout(timeout).map_err(ResumeError::InvalidTimeout)?;
+        }
         let begun = Instant::now();
         let pin = self.shared.artifacts.pin(held.artifact.clone());
         let loaded = fetching::load(&self.shared, &held.artifact).await.map_err(|source| ResumeError::Restore {
@@ -161,7 +163,7 @@ impl Owner {
         self.admit_within_quota(&loaded.manifest.disk.layers).await?;
         self.claim().await?;
         self.upkeep.wake();
-        let life = Life::next(&self.record, Until::After(timeout));
+        let life = Life::next(&self.record, until);
         let share = self.shared.teams.take_session(&self.record.owner, self.record.budget);
         let share = share.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source: source.into() })?;
         let found = Found::new(life, loaded, pin, begun).with_session(share);
