@@ -48,6 +48,7 @@ use crate::{
 mod cut;
 mod depart;
 mod internet;
+mod one_of_several;
 mod pulse;
 mod refused;
 mod registry;
@@ -167,6 +168,10 @@ pub(crate) enum Command {
     },
     /// To be recorded as it is, if nobody knows what is on record of it.
     Record,
+    /// To end here without a word on record: it is another host's.
+    LetGo {
+        reply: Reply<Result<(), KillError>>,
+    },
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -471,7 +476,11 @@ impl Owner {
                 let result = self.move_again().await;
                 drop(reply.send(result));
             }
-            Command::Record => self.record_in_doubt().await,
+            command @ (Command::Record
+            | Command::LetGo { .. }
+            | Command::Depart { .. }
+            | Command::GoOn { .. }
+            | Command::GiveBack { .. }) => return Box::pin(self.obey_as_one_of_several(command)).await,
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));
@@ -484,18 +493,6 @@ impl Owner {
                 let result = self.rollback(*checkpoint).await;
                 drop(reply.send(result));
             }
-            Command::Depart { hand_over, reply } => {
-                let result = Box::pin(self.depart(hand_over)).await;
-                drop(reply.send(result));
-                if let Phase::Gone = self.phase {
-                    return Next::Gone(MOVED);
-                }
-            }
-            Command::GoOn { until, reply } => {
-                let result = self.wake(Until::At(until), Memory::Kept).await;
-                drop(reply.send(result));
-            }
-            Command::GiveBack { reply } => return Box::pin(self.give_back(reply)).await,
             Command::Deadline { timeout, only_extend, reply } => {
                 let result = self.set_deadline(timeout, only_extend).await;
                 drop(reply.send(result));

@@ -135,6 +135,16 @@ impl Store {
         Ok(found.pop())
     }
 
+    /// Whether one is on record, and another server's.
+    pub(crate) async fn is_anothers(&self, id: SandboxId) -> Result<bool, StoreError> {
+        let all = format!("SELECT 1 FROM {} WHERE id = ?1", self.parts().all_sandboxes);
+        self.read(move |tx| {
+            let found = tx.first(&all, params![id.as_str()], |_| Ok(())).map_err(refused("read a sandbox"))?;
+            Ok(found.is_some() && !is_known(tx, &id)?)
+        })
+        .await
+    }
+
     /// Those of a scope.
     pub(crate) async fn sandboxes(&self, scope: Scope) -> Result<Vec<SandboxRecord>, StoreError> {
         let mut sandboxes: Vec<SandboxRecord> =

@@ -310,7 +310,7 @@ impl Owner {
     }
 
     /// It is found here no more. What is on record of it is another's.
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         let id = &self.record.id;
         self.owners.forget(id, self.record.access_token.as_deref());
         self.phase = Phase::Gone;
