@@ -33,7 +33,7 @@ use crate::{
     machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
     sandbox::mounts,
     shared::Shared,
-    start::{Recorded, forgetting, life::Until},
+    start::{Recorded, forgetting},
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
@@ -472,10 +472,7 @@ impl Owner {
                 let result = self.make_room(grown).await;
                 drop(reply.send(result));
             }
-            Command::MoveAgain { reply } => {
-                let result = self.move_again().await;
-                drop(reply.send(result));
-            }
+            Command::MoveAgain { reply } => drop(reply.send(self.move_again().await)),
             command @ (Command::Record
             | Command::LetGo { .. }
             | Command::Depart { .. }
