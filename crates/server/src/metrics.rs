@@ -147,6 +147,7 @@ mod tests {
             .chain(words(source, ".code(\""))
             .chain(words(include_str!("error/archives.rs"), ".code(\""))
             .chain(words(include_str!("error/nodes.rs"), ".code(\""))
+            .chain(words(include_str!("error/relocating.rs"), ".code(\""))
             .collect();
         assert_eq!(written, BTreeSet::from(KINDS));
     }

@@ -285,6 +285,12 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     for name in (home, other):
         cluster.firkin("node", "uncordon", name, *cluster.options)
 
+    # This one has its files nowhere else.
+    only = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **here)
+    if at(one, key, only).headers["x-firkin-node"] != home:
+        move(only, home)
+    assert e2b.Sandbox.connect(only.sandbox_id, timeout=SANDBOX_LIFETIME_S, **here).pause()
+
     # The node that has both is lost. What is paused, and has its files elsewhere too, is had there; what ran is not.
     lost, left = (one, two) if home == "one" else (two, one)
     lost.kill()
@@ -299,12 +305,17 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     again = e2b.Sandbox.connect(paused.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client)
     assert again.files.read("/home/user/file") == "paused"
     assert at(left, key, sandbox).status_code == 503
+    refused_by_name = at(left, key, only)
+    assert (refused_by_name.status_code, refused_by_name.json()["error_code"]) == (503, "artifact_elsewhere"), refused_by_name.text
+    assert f"`{home}`, which has been away" in refused_by_name.json()["message"]
 
     # It comes back, and does not go on with what is another's.
     lost.start(*lost.as_node)
     assert at(lost, key, paused).headers["x-firkin-node"] == other
+    wait_for(lambda: at(left, key, sandbox).is_success, "the other node to hear that it is back")
     goes_on(e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client), before, "before the move")
-    for one_of in (sandbox, paused):
+    assert e2b.Sandbox.get_info(only.sandbox_id, **client).state == SandboxState.PAUSED
+    for one_of in (sandbox, paused, only):
         wait_for(lambda one_of=one_of: gone(one_of.sandbox_id, client), "a sandbox to be killed")
     for server in (one, two):
         server.stop()

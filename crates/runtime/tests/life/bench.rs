@@ -17,6 +17,7 @@ use firkin_engine::{
 };
 use firkin_runtime::{
     capacity::HostCapacity,
+    claims::Claims,
     config::{CopyConfig, EncryptionConfig, Fetch, FlattenConfig, GuestSystem, RuntimeConfig, SandboxLimits},
     disk::DiskPressureProbe,
     engines::Engines,
@@ -213,6 +214,8 @@ pub(crate) struct Host {
     pub(crate) catalog: Option<Arc<dyn Catalog>>,
     /// Where artifacts come from that are on record and not here.
     pub(crate) fetch: Option<Arc<dyn Fetch>>,
+    /// How sandboxes go to other hosts, and come from them.
+    pub(crate) claims: Option<Arc<dyn Claims>>,
     /// Where servers copy to from now on.
     pub(crate) copies: Mutex<Option<CopyConfig>>,
 }
@@ -241,7 +244,17 @@ impl Host {
             fs_err::write(dir.path().join(name), vec![0; 4096]).unwrap();
         }
         let encryption = Mutex::new(EncryptionConfig { seal: crate::SEALS, key_file: None });
-        Self { engine, guests, dir, ports: BTreeMap::new(), encryption, catalog: None, fetch: None, copies: Mutex::default() }
+        Self {
+            engine,
+            guests,
+            dir,
+            ports: BTreeMap::new(),
+            encryption,
+            catalog: None,
+            fetch: None,
+            claims: None,
+            copies: Mutex::default(),
+        }
     }
 
     /// The same with a root image that other hosts have not.
@@ -312,8 +325,19 @@ impl Host {
         let encryption = self.encryption.lock().unwrap().clone();
         let copies = self.copies.lock().unwrap().clone();
         let memory_probe = Arc::new(HostMemory::PLENTY);
-        let (catalog, fetch) = (self.catalog.clone(), self.fetch.clone());
-        RuntimeConfig { catalog, fetch, copies, disk_floor_mib: Some(0), memory_probe, flatten, images, encryption, ..defaults }
+        let (catalog, fetch, claims) = (self.catalog.clone(), self.fetch.clone(), self.claims.clone());
+        RuntimeConfig {
+            catalog,
+            fetch,
+            claims,
+            copies,
+            disk_floor_mib: Some(0),
+            memory_probe,
+            flatten,
+            images,
+            encryption,
+            ..defaults
+        }
     }
 
     /// A server on this host, with template `base`. One at a time.

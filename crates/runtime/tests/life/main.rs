@@ -31,6 +31,7 @@ mod privacy;
 mod programs;
 mod quota;
 mod races;
+mod relocating;
 mod rollback;
 mod rollback_apart;
 mod several;

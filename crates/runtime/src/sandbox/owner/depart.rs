@@ -222,7 +222,7 @@ impl Owner {
                 tokio::time::sleep(BETWEEN_LOOKS).await;
             }
         }
-        let whose = self.take_back().await;
+        let whose = if self.is_in_its_life().await { self.take_back().await } else { Whose::Anothers };
         self.changing = false;
         match whose {
             Whose::Ours => {
