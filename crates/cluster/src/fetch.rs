@@ -112,7 +112,11 @@ fn pieces(body: Body) -> Coming {
 
 async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -> Asked {
     let mut unsure = None;
-    for other in cluster.others().into_iter().filter(|other| other.alive && records.serves(&other.id)) {
+    for other in cluster.others().into_iter().filter(|other| other.alive) {
+        if !records.serves(&other.id) {
+            unsure = Some(io::Error::other(format!("node `{}` is beginning", other.name)).into());
+            continue;
+        }
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
         as_operator(&mut request);

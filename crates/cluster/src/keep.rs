@@ -18,7 +18,7 @@ use firkin_runtime::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -52,12 +52,16 @@ pub(crate) struct Said {
 
 /// A node that is kept one: whether it serves, which others are told with the next renewal.
 #[derive(Debug, Default)]
-pub struct Serves(AtomicBool);
+pub struct Serves {
+    does: AtomicBool,
+    begun: Notify,
+}
 
 impl Serves {
     /// It does, from now on.
     pub fn begin(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.does.store(true, Ordering::SeqCst);
+        self.begun.notify_one();
     }
 }
 
@@ -78,9 +82,15 @@ pub async fn keep(
         let mut turns = interval(membership.cluster().times.renew_every);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            turns.tick().await;
-            if let Ok(text) = serde_json::to_string(&self::said(&runtime, &serves, version).await) {
-                drop(say.send_replace(text));
+            let begins = tokio::select! {
+                _ = turns.tick() => false,
+                () = serves.begun.notified() => true,
+            };
+            let Ok(text) = serde_json::to_string(&self::said(&runtime, &serves, version).await) else { continue };
+            drop(say.send_replace(text.clone()));
+            // The others need not wait for the next renewal. If it fails, that comes.
+            if begins && let Err(error) = membership.renew(Some(&text)).await {
+                tracing::debug!(error = chain(&error), "it is not said at once that this node serves");
             }
         }
     };
@@ -135,7 +145,7 @@ async fn said(runtime: &Runtime, serves: &Serves, version: &str) -> Said {
     let holds = runtime.builds_here(MOST_HELD).await.ok();
     Said {
         version: version.to_owned(),
-        serves: serves.0.load(Ordering::SeqCst),
+        serves: serves.does.load(Ordering::SeqCst),
         acceleration: outlook.acceleration,
         running: outlook.running,
         paused: outlook.paused,
