@@ -1,6 +1,5 @@
 //! Sandboxes: what they are to those outside, and how one is created.
 
-pub mod claims;
 mod create;
 pub mod lineage;
 pub(crate) mod mounts;

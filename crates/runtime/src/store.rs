@@ -29,6 +29,7 @@ use crate::{
 mod backup;
 mod builds;
 pub mod catalog;
+pub mod claims;
 mod columns;
 pub mod contract;
 pub(crate) mod copy;

@@ -311,7 +311,7 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
 
     # It comes back, and does not go on with what is another's.
     lost.start(*lost.as_node)
-    assert at(lost, key, paused).headers["x-firkin-node"] == other
+    wait_for(lambda: at(lost, key, paused).headers["x-firkin-node"] == other, "the other node to let it in in its new term")
     wait_for(lambda: at(left, key, sandbox).is_success, "the other node to hear that it is back")
     goes_on(e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client), before, "before the move")
     assert e2b.Sandbox.get_info(only.sandbox_id, **client).state == SandboxState.PAUSED

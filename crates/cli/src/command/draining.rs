@@ -9,13 +9,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use firkin_postgres::{Members, NodeId, NodeState};
+use firkin_postgres::{Members, NodeId};
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{catalog, node::set_state, sandbox::is_not_found};
+use super::{catalog, sandbox::is_not_found};
 use crate::{
     api::Api,
     args::node::NodeDrainArgs,
@@ -67,12 +67,16 @@ struct Drained {
     reason: Option<String>,
 }
 
-/// `firkin node drain`
-pub(super) async fn drain(settings: &Settings, args: &NodeDrainArgs) -> anyhow::Result<ExitStatus> {
+/// `firkin node drain`, of a node that takes nothing once `set_draining` is done.
+pub(super) async fn drain(
+    settings: &Settings,
+    args: &NodeDrainArgs,
+    set_draining: impl Future<Output = anyhow::Result<(Members, NodeId)>>,
+) -> anyhow::Result<ExitStatus> {
     // Before anything is changed.
     let server = serverfile::find(settings).hint("a server of the cluster moves them: name one, as for `firkin sandbox`")?;
     let api = Api::new(server);
-    let (members, node) = set_state(&args.named, NodeState::Draining).await?;
+    let (members, node) = set_draining.await?;
     // By then each node has heard that this one takes nothing.
     tokio::time::sleep(members.cluster().times.renew_every).await;
     let grace = Duration::from_secs(args.grace.into());

@@ -108,13 +108,13 @@ pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Re
             output::note(&format!("node `{}` takes new sandboxes", args.node));
             Ok(ExitStatus::Success)
         }
-        NodeCommand::Drain(args) => draining::drain(settings, &args).await,
+        NodeCommand::Drain(args) => draining::drain(settings, &args, set_state(&args.named, NodeState::Draining)).await,
         NodeCommand::Forget(args) => forget(args).await,
     }
 }
 
 /// Has a node be in another state. Gives the cluster, and the node's id.
-pub(super) async fn set_state(args: &NodeNamedArgs, state: NodeState) -> anyhow::Result<(Members, NodeId)> {
+async fn set_state(args: &NodeNamedArgs, state: NodeState) -> anyhow::Result<(Members, NodeId)> {
     let members = members(&args.access).await?;
     let found = members.nodes().await.map_err(catalog::advising)?;
     let node = named(&found, &args.node)?.id.clone();

@@ -12,13 +12,13 @@ use crate::{
     restore::SnapshotRestoreError,
     runtime::Runtime,
     sandbox::{
-        claims::ClaimRefused,
         owner::{Bound, Command, Departed, Departing, HandOver, MoveError, Owner, ResumeError, demand_unbound, gone},
         stale_state::{self, StaleState},
     },
     start::fetching,
     store::{
         RecordedPhase, SandboxRecord, StoreError,
+        claims::ClaimRefused,
         spec::{NoSuchSandbox, SandboxId},
     },
     upkeep::sandbox_quota,

@@ -21,9 +21,8 @@ use crate::{
     images::{ImageSource, OwnImage, root_image::RootImage},
     machine::network::NetworkChoice,
     restore::warm::WarmConfig,
-    sandbox::claims::Claims,
     storage::volumes::VolumeLimits,
-    store::catalog::Catalog,
+    store::{catalog::Catalog, claims::Claims},
 };
 
 pub use crate::{

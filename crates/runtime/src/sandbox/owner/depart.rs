@@ -21,11 +21,12 @@ use jiff::Timestamp;
 use super::{MOVED, Next, Owner, Phase, Reply, ResumeError, SnapshotError, gone};
 use crate::{
     artifact::{CutReason, Secrecy},
-    sandbox::{claims::ClaimRefused, trust::is_filled},
+    sandbox::trust::is_filled,
     shared::Shared,
     start::life::Until,
     store::{
         RecordedPhase, SandboxRecord, StoreError,
+        claims::ClaimRefused,
         spec::{Memory, NoSuchSandbox, SandboxId},
     },
     telemetry::history::Event,

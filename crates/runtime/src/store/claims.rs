@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Debug};
 
 use futures::future::BoxFuture;
 
-use crate::store::{StoreError, spec::SandboxId};
+use super::{StoreError, spec::SandboxId};
 
 /// Why something was not claimed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
