@@ -148,9 +148,9 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     }
 }
 
-/// Whether a node does not hold its lease, as far as is known.
+/// Whether a node does not hold its lease, as far as is known; one that an operator has called off is none any more.
 fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
-    nodes.others().iter().any(|other| other.id == *node && !other.alive)
+    !nodes.others().iter().any(|other| other.id == *node && other.alive)
 }
 
 /// A sandbox whose node is away is this one's from now on, if it is paused and its node has been away for long enough. What cannot be had is
