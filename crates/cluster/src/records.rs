@@ -85,9 +85,9 @@ fn member(record: &NodeRecord) -> Option<Member> {
         address: record.address.clone(),
         term: u64::try_from(record.term).ok()?,
         alive: record.is_alive(),
-        // What it says of itself comes with its first renewal.
-        cordoned: record.state != NodeState::Ready || !said.serves,
-        free_memory_mib: said.free_memory_mib,
+        cordoned: record.state != NodeState::Ready,
+        // Nothing is placed on one that begins, and does not answer yet.
+        free_memory_mib: said.free_memory_mib.filter(|_| said.serves),
         holds: said.holds.map(Arc::new),
     })
 }
