@@ -33,7 +33,7 @@ use crate::{
     machine::{outbound::Decided, session::Session, volumes::VolumeLinks},
     sandbox::mounts,
     shared::Shared,
-    start::{Recorded, forgetting, life::Until},
+    start::{Recorded, forgetting},
     store::{
         Held, SandboxRecord, StoreError,
         spec::{InternetAccess, InvalidTimeout, MAX_TIMEOUT, Memory, NoSuchSandbox, OnTimeout, RuntimeSandbox, SandboxId},
@@ -65,7 +65,7 @@ pub use self::{
     wake::ResumeError,
 };
 pub(crate) use self::{
-    depart::{HandOver, demand_unbound},
+    depart::{HandOver, Relocation, demand_unbound},
     registry::Owners,
     room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},
@@ -77,7 +77,6 @@ const DEADLINE: &str = "its deadline passed";
 const MACHINE_ENDED: &str = "its machine ended";
 const SILENT: &str = "neither guest nor machine answered";
 const STOPPED: &str = "the server stopped";
-const MOVED: &str = "it went to another host";
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -182,20 +181,8 @@ pub(crate) enum Command {
         checkpoint: Box<Artifact>,
         reply: Reply<Result<RuntimeSandbox, RollbackError>>,
     },
-    /// To go to another host.
-    Depart {
-        hand_over: HandOver,
-        reply: Reply<Result<Departed, MoveError>>,
-    },
-    /// To go on after it came here, with the deadline that it had.
-    GoOn {
-        until: Timestamp,
-        reply: Reply<Result<RuntimeSandbox, ResumeError>>,
-    },
-    /// To be anybody's again, for it came here in vain.
-    GiveBack {
-        reply: Reply<Result<(), ResumeError>>,
-    },
+    /// To go to another host, or to go on after it came from one.
+    Relocate(Relocation),
     Kill {
         reply: Reply<Result<(), KillError>>,
     },
@@ -484,18 +471,7 @@ impl Owner {
                 let result = self.rollback(*checkpoint).await;
                 drop(reply.send(result));
             }
-            Command::Depart { hand_over, reply } => {
-                let result = Box::pin(self.depart(hand_over)).await;
-                drop(reply.send(result));
-                if let Phase::Gone = self.phase {
-                    return Next::Gone(MOVED);
-                }
-            }
-            Command::GoOn { until, reply } => {
-                let result = self.wake(Until::At(until), Memory::Kept).await;
-                drop(reply.send(result));
-            }
-            Command::GiveBack { reply } => return Box::pin(self.give_back(reply)).await,
+            Command::Relocate(relocation) => return Box::pin(self.relocate(relocation)).await,
             Command::Deadline { timeout, only_extend, reply } => {
                 let result = self.set_deadline(timeout, only_extend).await;
                 drop(reply.send(result));
