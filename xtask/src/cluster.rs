@@ -29,7 +29,7 @@ pub(crate) struct Cluster {
 }
 
 /// As much as is part of every run of the tests: below three minutes.
-pub(crate) const SHORT: Cluster = Cluster { schedules: 5, seconds: 15, seed: None, keep_logs: false };
+pub(crate) const SHORT: Cluster = Cluster { schedules: 4, seconds: 12, seed: None, keep_logs: false };
 
 /// Runs it; it fails for each thing that did not hold.
 pub(crate) fn run(workspace: &Workspace, cluster: &Cluster, step: &mut Step) -> anyhow::Result<()> {

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firkin_cluster::ClusterSecret;
 use fs_err as fs;
 
 use crate::{
@@ -60,13 +59,6 @@ impl Access {
             .ok_or_else(|| anyhow::anyhow!("the cluster's secret was not named"))
             .hint("`--cluster-secret-file FILE` names it; `firkin cluster found` makes one, which each node gets a copy of")
             .status(ExitStatus::Usage)
-    }
-
-    /// The secret.
-    pub(crate) fn secret(&self) -> anyhow::Result<ClusterSecret> {
-        let file = self.secret_file()?;
-        ClusterSecret::read(&file.path)
-            .hint("it is the file that `firkin cluster found` made: `chmod 600` it, and copy it as it is")
     }
 }
 

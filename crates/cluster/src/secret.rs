@@ -116,7 +116,12 @@ impl ClusterSecret {
         // As large as it may become: a buffer that grows leaves copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_FILE_BYTES).expect("some dozen bytes")));
         file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(failed)?;
-        of_hex(text.trim_ascii()).map(Self).ok_or_else(malformed)
+        Self::parse(&text, path)
+    }
+
+    /// The one that this text is, which was read from a file by whoever knows who may read that.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self, SecretError> {
+        of_hex(text.trim_ascii()).map(Self).ok_or_else(|| SecretError::Malformed { path: path.to_owned() })
     }
 
     /// The seed of the key that signs nodes' certificates.

@@ -14,12 +14,15 @@ use std::{
 };
 
 use firkin_warden::{End, Page, ProcessId, Renewal, clock, run, spawn};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use nix::{
+    fcntl::OFlag,
     sys::{
         prctl,
         signal::{Signal, kill},
+        stat::Mode,
     },
-    unistd::Pid,
+    unistd::{Pid, mkfifo},
 };
 
 /// Which role this process has, and of which directory.
@@ -278,6 +281,25 @@ fn a_page_that_cannot_be_read_stops_machines_at_the_last_deadline() {
         assert!(bench.page.generation() > generation, "{how}");
         machine.goes_on_soon();
     }
+}
+
+/// As on a disk that hangs: whoever opens a pipe waits for somebody at its other end.
+#[test]
+fn a_page_that_is_not_answered_for_stops_machines_too() {
+    let machine = Running::machine();
+    let mut bench = Bench::watched(SHORT, &[("a", &[machine.id()])]);
+    let path = bench.page.path();
+    let pipe = path.with_extension("pipe");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs_err::rename(&pipe, &path).unwrap();
+    fs_err::hard_link(&path, &pipe).unwrap();
+    machine.is_stopped_soon();
+    bench.page = Page::create(bench.dir.path(), clock::now() + LONG).unwrap();
+    // Whoever waits is let go, and finds the new one; nobody waits if it came that late.
+    let mut writer = fs_err::OpenOptions::new();
+    writer.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    drop(writer.open(&pipe));
+    machine.goes_on_soon();
 }
 
 #[test]

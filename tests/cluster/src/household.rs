@@ -45,8 +45,7 @@ pub(crate) fn keep(plan: &Plan) -> anyhow::Result<()> {
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
-            .context("cannot make namespaces")?;
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET).context("cannot make namespaces")?;
         let mut command = tokio::process::Command::new(std::env::current_exe()?);
         command.arg("init").arg(dir.path()).args(plan.arguments()).stdin(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start the first process")?;
@@ -74,7 +73,8 @@ async fn stop(child: &mut tokio::process::Child) -> anyhow::Result<()> {
 /// The first process of the namespace: it buries the dead, and ends with the one that it has started.
 pub(crate) fn init(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the household")?;
-    // What is mounted from here on is nobody else's.
+    // What is mounted from here on is nobody else's, and ends before the directory is removed.
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a namespace of mounts")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("cannot part the mounts")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).context("cannot mount /proc")?;

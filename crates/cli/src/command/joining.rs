@@ -13,7 +13,7 @@ use firkin_server::{Listener, nodes::Nodes};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::catalog;
+use super::{catalog, node};
 use crate::{
     cluster::NodeSettings,
     failure::{Advise as _, advised},
@@ -44,7 +44,7 @@ pub(super) struct Keeping {
 impl Joining {
     /// Reads the secret and takes the port, so that what is wrong with them is told at once.
     pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
-        let secret = settings.access.secret()?;
+        let secret = node::secret(&settings.access)?;
         let id = node_id(state_dir).context("cannot keep the id of this node")?;
         let node =
             Node { id, name: settings.name.clone(), address: settings.address.clone(), secret_fingerprint: secret.fingerprint() };

@@ -14,6 +14,7 @@ use crate::{
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
     secretfile::Credentials,
+    serverfile,
     settings::Settings,
 };
 
@@ -73,9 +74,16 @@ fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
         .status(ExitStatus::Usage)
 }
 
+/// The secret of a cluster.
+pub(super) fn secret(access: &Access) -> anyhow::Result<ClusterSecret> {
+    let file = access.secret_file()?;
+    let secret = ClusterSecret::parse(serverfile::read_secret(file)?.as_bytes(), &file.path);
+    secret.hint("it is the file that `firkin cluster found` made: copy it as it is")
+}
+
 async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
     let access = access(args)?;
-    let secret = access.secret()?;
+    let secret = secret(&access)?;
     Members::at(catalog::address(&access.catalog)?, &secret.fingerprint()).await.map_err(catalog::advising)
 }
 
@@ -146,7 +154,7 @@ pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Resu
     let access = access(&args.access)?;
     let path = access.secret_file()?.path.clone();
     let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
-    let secret = if is_new { ClusterSecret::create(&path)? } else { access.secret()? };
+    let secret = if is_new { ClusterSecret::create(&path)? } else { secret(&access)? };
     let address = catalog::address(&access.catalog)?;
     // Whose catalogue it was alone has it with all that is on record.
     let founder = match store_catalog::elsewhere(&settings.state_dir)? {

@@ -18,7 +18,8 @@ use crate::args::Cli;
 const NOT_KEYS: [&str; 5] = ["config", "help", "json", "version", "yes"];
 
 /// Options that name a file with a secret in it. The secret itself stands in no configuration.
-const SECRET_FILES: [&str; 5] = ["api-key-file", "catalog-password-file", "copy-credentials", "encryption-key-file", "tls-key"];
+const SECRET_FILES: [&str; 6] =
+    ["api-key-file", "catalog-password-file", "cluster-secret-file", "copy-credentials", "encryption-key-file", "tls-key"];
 
 /// How like a known key an unknown one has to be to be taken for it: clap's own measure for options.
 const LIKE: f64 = 0.7;

@@ -250,7 +250,10 @@ mod tests {
     use futures::future::BoxFuture;
 
     use super::*;
-    use crate::store::{catalog, contract};
+    use crate::store::{
+        catalog::{self, Holder},
+        contract,
+    };
 
     /// A catalogue elsewhere: a file of SQLite, of which each who takes it has one more term.
     #[derive(Debug)]
