@@ -307,7 +307,7 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     assert at(left, key, sandbox).status_code == 503
     refused_by_name = at(left, key, only)
     assert (refused_by_name.status_code, refused_by_name.json()["error_code"]) == (503, "artifact_elsewhere"), refused_by_name.text
-    assert f"`{home}`, which has been away" in refused_by_name.json()["message"]
+    assert f"`{home}`, which an operator has said is off" in refused_by_name.json()["message"]
 
     # It comes back, and does not go on with what is another's.
     lost.start(*lost.as_node)

@@ -12,7 +12,7 @@ use crate::{
     restore::SnapshotRestoreError,
     runtime::Runtime,
     sandbox::{
-        owner::{Bound, Command, Departed, Departing, HandOver, MoveError, Owner, ResumeError, demand_unbound, gone},
+        owner::{Bound, Command, Departed, Departing, HandOver, MoveError, Owner, Relocation, ResumeError, demand_unbound, gone},
         stale_state::{self, StaleState},
     },
     start::fetching,
@@ -79,7 +79,7 @@ impl Runtime {
         id: &SandboxId,
         ask: impl FnOnce(Departing) -> BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>> + Send + 'static,
     ) -> Result<Departed, MoveError> {
-        self.ask(id, |reply| Command::Depart { hand_over: HandOver(Box::new(ask)), reply }).await
+        self.ask(id, |reply| Command::Relocate(Relocation::Depart { hand_over: HandOver(Box::new(ask)), reply })).await
     }
 
     /// Takes a paused sandbox over that another host has given up, or whose host has been away for too long: what holds it is brought first,
@@ -98,8 +98,8 @@ impl Runtime {
         self.claim_with_its_files(id).await?;
         drop(turn);
         let Some(until) = until else { return Ok(()) };
-        let Err(source) = self.ask(id, |reply| Command::GoOn { until, reply }).await else { return Ok(()) };
-        match self.ask::<_, ResumeError>(id, |reply| Command::GiveBack { reply }).await {
+        let Err(source) = self.ask(id, |reply| Command::Relocate(Relocation::GoOn { until, reply })).await else { return Ok(()) };
+        match self.ask::<_, ResumeError>(id, |reply| Command::Relocate(Relocation::GiveBack { reply })).await {
             Err(ResumeError::AlreadyRunning(_)) => Ok(()),
             given => {
                 if let Err(error) = given {

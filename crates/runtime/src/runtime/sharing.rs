@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     ground::{blocking::blocking, ids::BuildId, team::Scope},
     runtime::Runtime,
-    sandbox::owner::{Command, KillError},
+    sandbox::owner::{Command, KillError, Relocation},
     store::{StoreError, spec::SandboxId},
 };
 
@@ -39,7 +39,9 @@ impl Runtime {
         let lost = here.into_iter().filter(|id| !known.contains(id) && !self.shared.store.is_in_doubt(id));
         let ends = lost.map(|id| async move {
             tracing::warn!(sandbox = %id, "a sandbox is another node's by now: what this server has of it ends");
-            match timeout(ENDS_WITHIN, self.ask::<_, KillError>(&id, |reply| Command::LetGo { reply })).await {
+            match timeout(ENDS_WITHIN, self.ask::<_, KillError>(&id, |reply| Command::Relocate(Relocation::LetGo { reply })))
+                .await
+            {
                 Ok(Ok(()) | Err(KillError::NotFound(_))) => true,
                 Ok(Err(error)) => {
                     tracing::error!(sandbox = %id, error = chain(&error), "what is another node's by now does not end here");

@@ -66,7 +66,7 @@ pub use self::{
     wake::ResumeError,
 };
 pub(crate) use self::{
-    depart::{HandOver, demand_unbound},
+    depart::{HandOver, Relocation, demand_unbound},
     registry::Owners,
     room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},
@@ -78,7 +78,6 @@ const DEADLINE: &str = "its deadline passed";
 const MACHINE_ENDED: &str = "its machine ended";
 const SILENT: &str = "neither guest nor machine answered";
 const STOPPED: &str = "the server stopped";
-const MOVED: &str = "it went to another host";
 
 /// Requests waiting for one sandbox. More than this many clients pausing one sandbox at once is a mistake of theirs.
 const QUEUE: usize = 32;
@@ -168,10 +167,6 @@ pub(crate) enum Command {
     },
     /// To be recorded as it is, if nobody knows what is on record of it.
     Record,
-    /// To end here without a word on record: it is another host's.
-    LetGo {
-        reply: Reply<Result<(), KillError>>,
-    },
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -187,20 +182,8 @@ pub(crate) enum Command {
         checkpoint: Box<Artifact>,
         reply: Reply<Result<RuntimeSandbox, RollbackError>>,
     },
-    /// To go to another host.
-    Depart {
-        hand_over: HandOver,
-        reply: Reply<Result<Departed, MoveError>>,
-    },
-    /// To go on after it came here, with the deadline that it had.
-    GoOn {
-        until: Timestamp,
-        reply: Reply<Result<RuntimeSandbox, ResumeError>>,
-    },
-    /// To be anybody's again, for it came here in vain.
-    GiveBack {
-        reply: Reply<Result<(), ResumeError>>,
-    },
+    /// To go to another host, or to go on after it came from one.
+    Relocate(Relocation),
     Kill {
         reply: Reply<Result<(), KillError>>,
     },
@@ -472,12 +455,11 @@ impl Owner {
                 let result = self.make_room(grown).await;
                 drop(reply.send(result));
             }
-            Command::MoveAgain { reply } => drop(reply.send(self.move_again().await)),
-            command @ (Command::Record
-            | Command::LetGo { .. }
-            | Command::Depart { .. }
-            | Command::GoOn { .. }
-            | Command::GiveBack { .. }) => return Box::pin(self.obey_as_one_of_several(command)).await,
+            Command::MoveAgain { reply } => {
+                let result = self.move_again().await;
+                drop(reply.send(result));
+            }
+            Command::Record => return Box::pin(self.settle()).await,
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));
@@ -490,6 +472,7 @@ impl Owner {
                 let result = self.rollback(*checkpoint).await;
                 drop(reply.send(result));
             }
+            Command::Relocate(relocation) => return Box::pin(self.relocate(relocation)).await,
             Command::Deadline { timeout, only_extend, reply } => {
                 let result = self.set_deadline(timeout, only_extend).await;
                 drop(reply.send(result));

@@ -18,7 +18,7 @@ use firkin_wire::rest::LogLevel;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::{MOVED, Next, Owner, Phase, Reply, ResumeError, SnapshotError, gone};
+use super::{KillError, Next, Owner, Phase, Reply, ResumeError, SnapshotError, gone};
 use crate::{
     artifact::{CutReason, Secrecy},
     sandbox::trust::is_filled,
@@ -27,10 +27,13 @@ use crate::{
     store::{
         RecordedPhase, SandboxRecord, StoreError,
         claims::ClaimRefused,
-        spec::{Memory, NoSuchSandbox, SandboxId},
+        spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
     telemetry::history::Event,
 };
+
+/// Why it ended here, for those who ask its history.
+pub(super) const MOVED: &str = "it went to another host";
 
 /// How long is waited for another host that has it to give it back, or for somebody to take what was given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,6 +110,19 @@ pub struct Departed {
     pub took: Duration,
 }
 
+/// What an owner can be asked about other hosts.
+#[derive(Debug)]
+pub(crate) enum Relocation {
+    /// To go to another one.
+    Depart { hand_over: HandOver, reply: Reply<Result<Departed, MoveError>> },
+    /// To go on after it came here, with the deadline that it had.
+    GoOn { until: Timestamp, reply: Reply<Result<RuntimeSandbox, ResumeError>> },
+    /// To be anybody's again, for it came here in vain.
+    GiveBack { reply: Reply<Result<(), ResumeError>> },
+    /// To end here without a word on record: it is another host's.
+    LetGo { reply: Reply<Result<(), KillError>> },
+}
+
 type Asking = dyn FnOnce(Departing) -> BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>> + Send;
 
 /// Has another host take what was given up. Answers once that has it, running again if it ran.
@@ -141,8 +157,27 @@ enum Whose {
 }
 
 impl Owner {
+    pub(super) async fn relocate(&mut self, relocation: Relocation) -> Next {
+        match relocation {
+            Relocation::Depart { hand_over, reply } => {
+                let result = self.depart(hand_over).await;
+                drop(reply.send(result));
+            }
+            Relocation::GoOn { until, reply } => {
+                let result = self.wake(Until::At(until), Memory::Kept).await;
+                drop(reply.send(result));
+            }
+            Relocation::GiveBack { reply } => self.give_back(reply).await,
+            Relocation::LetGo { reply } => {
+                self.end_as_anothers().await;
+                drop(reply.send(Ok(())));
+            }
+        }
+        if let Phase::Gone = self.phase { Next::Gone(MOVED) } else { Next::Continue }
+    }
+
     /// Goes to whoever `hand_over` asks, or is what it was.
-    pub(super) async fn depart(&mut self, HandOver(ask): HandOver) -> Result<Departed, MoveError> {
+    async fn depart(&mut self, HandOver(ask): HandOver) -> Result<Departed, MoveError> {
         demand_unbound(&self.shared, &self.record)?;
         self.demand_open()?;
         self.move_again().await.map_err(|error| MoveError::Pause(error.of_cut(self.record.id.clone())))?;
@@ -206,10 +241,10 @@ impl Owner {
 
     /// What came here in vain is given back: whoever had it before may have it again, or anybody. Told once others can have it; where nobody
     /// wants it, it stays.
-    pub(super) async fn give_back(&mut self, reply: Reply<Result<(), ResumeError>>) -> Next {
+    async fn give_back(&mut self, reply: Reply<Result<(), ResumeError>>) {
         if let Phase::Running(_) = self.phase {
             reply.send(Err(ResumeError::AlreadyRunning(self.record.id.clone()))).ok();
-            return Next::Continue;
+            return;
         }
         self.changing = true;
         self.publish_view();
@@ -226,14 +261,8 @@ impl Owner {
         let whose = if self.is_in_its_life().await { self.take_back().await } else { Whose::Anothers };
         self.changing = false;
         match whose {
-            Whose::Ours => {
-                self.publish_view();
-                Next::Continue
-            }
-            Whose::Anothers => {
-                self.let_go();
-                Next::Gone(MOVED)
-            }
+            Whose::Ours => self.publish_view(),
+            Whose::Anothers => self.let_go(),
         }
     }
 
