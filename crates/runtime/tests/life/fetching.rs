@@ -156,7 +156,9 @@ async fn a_paused_sandbox_whose_files_are_elsewhere_goes_on_or_is_refused_by_nam
         };
         assert_eq!(matches!(*why, FetchError::Away { .. }), line == Line::Away, "{why:?}");
         assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Paused);
-        assert_eq!((names(&here.state_dir().join("artifacts")), here.engine.live()), (known.clone(), 0), "nothing of it is seen");
+        let seen = names(&here.state_dir().join("artifacts"));
+        assert!(seen.iter().all(|name| known.contains(name)), "nothing of it is seen: {seen:?}, and there were {known:?}");
+        assert_eq!(here.engine.live(), 0);
     }
     neighbour.sends(Line::Whole);
     server.resume(&id, LIFE).await.unwrap();
