@@ -87,3 +87,23 @@ async fn what_is_wrong_with_a_create_is_said_where_it_was_asked_for() {
     assert_eq!(a.answer(request).await.expect(401).header("x-firkin-node"), "a");
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_create_with_what_only_one_node_has_stays_where_it_came_in() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, _] = &bench.nodes[..] else { unreachable!() };
+    let build = base(a).await;
+    let holds = Arc::new(HashSet::from([build]));
+    bench.map.change("b", |b| (b.free_memory_mib, b.holds) = (Some(100_000), Some(holds)));
+    let own = [
+        r#""volumeMounts":[{"name":"data","path":"/data"}]"#,
+        r#""network":{"rules":{"api.test":[{"transform":{"headers":{"authorization":"x"}}}]}}"#,
+    ];
+    for field in own {
+        let answer = a.call("POST", "/v2/sandboxes", &format!(r#"{{"templateID":"base",{field}}}"#)).await;
+        assert_eq!(answer.header("x-firkin-node"), "a", "{field}: {answer:?}");
+    }
+    let answer = a.call("POST", "/v2/sandboxes", r#"{"templateID":"base","volumeMounts":[],"network":{}}"#).await;
+    assert_eq!(answer.expect(201).header("x-firkin-node"), "b");
+    bench.stop().await;
+}
