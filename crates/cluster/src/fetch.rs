@@ -111,7 +111,7 @@ fn pieces(body: Body) -> Coming {
 }
 
 async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -> Asked {
-    let mut unsure = None;
+    let (mut unsure, mut kept) = (None, None);
     for other in cluster.others().into_iter().filter(|other| other.alive) {
         if !records.serves(&other.id) {
             unsure = Some(io::Error::other(format!("node `{}` is beginning", other.name)).into());
@@ -131,13 +131,16 @@ async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -
                 return Asked::Comes(pieces(answer.into_body()));
             }
             Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
-            // It has it, and does not give it away: it is encrypted there.
-            Ok(answer) if answer.status() == StatusCode::CONFLICT => return Asked::Kept(other.name),
+            // It has it, and does not give it away: it is encrypted there. Another may have it as it is.
+            Ok(answer) if answer.status() == StatusCode::CONFLICT => kept = Some(other.name),
             Ok(answer) => unsure = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
             Err(error) => unsure = Some(error.into()),
         }
     }
-    Asked::Nobody(unsure)
+    match (unsure, kept) {
+        (None, Some(node)) => Asked::Kept(node),
+        (unsure, _) => Asked::Nobody(unsure),
+    }
 }
 
 impl Fetch for Peers {

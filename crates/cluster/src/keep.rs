@@ -27,7 +27,7 @@ use crate::Records;
 /// The most builds that a node says it holds: more would not fit into what others read every few seconds. Of the others it is asked later.
 const MOST_HELD: usize = 1000;
 
-/// Between two looks at who is there of who is there.
+/// Between two looks at who is there.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 /// What a node says of itself with each renewal: for people, and for others that place sandboxes.

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use firkin_postgres::{Members as Catalogued, Membership, NodeRecord, NodeState};
 use firkin_runtime::{sandbox::SandboxId, store::StoreError};
 use firkin_server::nodes::{InvalidNodeId, NodeId};
-
 use tokio::sync::Notify;
 
 use crate::{
