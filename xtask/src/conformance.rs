@@ -258,7 +258,7 @@ pub(crate) fn suite(workspace: &Workspace, state_dir: &Path, sdk: Sdk, step: &mu
         // For tests that kill servers of their own, and for those that drive this one by the command line.
         .env("FIRKIN_BIN", workspace.binaries.join("firkin"))
         .env("FIRKIN_STATE_DIR", state_dir)
-        .envs(workspace.engine_variable())
+        .envs(workspace.variables())
         .envs(sdk.faces.map(|faces| (FACES, faces)))
         .envs(server::variables(workspace, state_dir)?);
     Ok(command)

@@ -16,6 +16,9 @@ const VM_TESTS: &str = "firkin-vm-tests";
 const KVM: &str = "kvm";
 const EMULATED: &str = "emulated";
 
+/// What tests leave free on the disk, MiB: enough that nobody runs into its end. They hold on a disk that is fuller than a host should be.
+const DISK_FLOOR_MIB: &str = "1024";
+
 /// Where the project and its binaries are.
 #[derive(Debug, Clone)]
 pub(crate) struct Workspace {
@@ -50,13 +53,13 @@ impl Workspace {
         if let Some(cache) = &self.product_cache {
             command.env("FIRKIN_CACHE_DIR", cache);
         }
-        command.envs(self.engine_variable());
+        command.envs(self.variables());
         command
     }
 
-    /// What tells the product, and those who start it, of its engine.
-    pub(crate) fn engine_variable(&self) -> Option<(&'static str, &'static str)> {
-        self.engine.map(|engine| ("FIRKIN_ENGINE", engine))
+    /// What tells the product, and those who start it, of its engine and of the room that it leaves on the disk.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.engine.map(|engine| ("FIRKIN_ENGINE", engine)).into_iter().chain([("FIRKIN_DISK_FLOOR", DISK_FLOOR_MIB)])
     }
 
     /// Which engine runs machines on this host: `kvm` where the product's own trial shows that it works.
