@@ -7,15 +7,18 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, extract::Request};
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+};
 use firkin_postgres::NodeState;
 use firkin_runtime::{
-    artifact::{Coming, Fetch, FetchError},
+    artifact::{Coming, Fetch, FetchError, Offered, Take},
     ids::ArtifactId,
 };
-use firkin_server::nodes::{Nodes as _, as_operator};
+use firkin_server::nodes::{Nodes as _, Other, as_operator};
 use futures::{StreamExt as _, future::BoxFuture};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use tokio::time::timeout;
 
 use crate::{Cluster, Records};
@@ -25,6 +28,12 @@ const HEAD_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long nothing may come of what it sends.
 const PIECE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The most that what an archive says of itself may have: what the runtime reads.
+const MOST_OF_HEADER: usize = 16 << 20;
+
+/// How many contents are said to be here, the largest: a request's head has an end. What is not said comes, and is passed over.
+const MOST_LEFT_OUT: usize = 40;
 
 /// How often everybody is asked, where somebody could not be.
 const TRIES: usize = 8;
@@ -48,7 +57,7 @@ impl Peers {
         self.0.get()
     }
 
-    async fn ask(&self, artifact: &ArtifactId) -> Result<Coming, FetchError> {
+    async fn ask(&self, artifact: &ArtifactId) -> Result<Offered, FetchError> {
         let away = |place: String, source| FetchError::Away { place, source };
         let Some((cluster, records)) = self.0.get() else {
             return Err(away("this node has not joined its cluster yet".to_owned(), None));
@@ -60,7 +69,7 @@ impl Peers {
                 tracing::debug!(error = firkin_causes::chain(&error), "the nodes are asked that were known");
             }
             match ask_each(cluster, records, artifact).await {
-                Asked::Comes(coming) => return Ok(coming),
+                Asked::Offers(offered) => return Ok(offered),
                 Asked::Kept(node) => return Err(away(format!("node `{node}` has it encrypted under its own key"), None)),
                 Asked::Nobody(None) => break,
                 // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
@@ -89,7 +98,7 @@ impl Peers {
 
 /// What came of asking everybody.
 enum Asked {
-    Comes(Coming),
+    Offers(Offered),
     /// This node has it, encrypted under its own key.
     Kept(String),
     /// Nobody has it; or why that is not sure.
@@ -110,31 +119,23 @@ fn pieces(body: Body) -> Coming {
     .boxed()
 }
 
-async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -> Asked {
+async fn ask_each(cluster: &Arc<Cluster>, records: &Records, artifact: &ArtifactId) -> Asked {
     let (mut unsure, mut kept) = (None, None);
     for other in cluster.others().into_iter().filter(|other| other.alive) {
         if !records.serves(&other.id) {
             unsure = Some(io::Error::other(format!("node `{}` is beginning", other.name)).into());
             continue;
         }
-        let mut request = Request::new(Body::empty());
-        *request.uri_mut() = format!("/admin/export?artifact={artifact}").parse().expect("ids are of letters and digits");
-        as_operator(&mut request);
-        let answer = timeout(HEAD_WITHIN, cluster.send(&other.id, request)).await;
-        let Ok(answer) = answer else {
-            unsure = Some(io::Error::new(io::ErrorKind::TimedOut, format!("node `{}` does not answer", other.name)).into());
-            continue;
-        };
-        match answer {
-            Ok(answer) if answer.status() == StatusCode::OK => {
-                tracing::debug!(%artifact, node = other.name, "an artifact comes from another node");
-                return Asked::Comes(pieces(answer.into_body()));
-            }
+        match export(cluster, &other, format!("artifact={artifact}&part=header")).await {
+            Ok(answer) if answer.status() == StatusCode::OK => match to_bytes(answer.into_body(), MOST_OF_HEADER).await {
+                Ok(header) => return Asked::Offers(Offered { header, take: take(cluster, other, artifact) }),
+                Err(error) => unsure = Some(error.into()),
+            },
             Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
             // It has it, and does not give it away: it is encrypted there. Another may have it as it is.
             Ok(answer) if answer.status() == StatusCode::CONFLICT => kept = Some(other.name),
             Ok(answer) => unsure = Some(io::Error::other(format!("node `{}` answers {}", other.name, answer.status())).into()),
-            Err(error) => unsure = Some(error.into()),
+            Err(error) => unsure = Some(error),
         }
     }
     match (unsure, kept) {
@@ -143,8 +144,38 @@ async fn ask_each(cluster: &Cluster, records: &Records, artifact: &ArtifactId) -
     }
 }
 
+/// Has an archive come that a node has offered.
+fn take(cluster: &Arc<Cluster>, node: Other, artifact: &ArtifactId) -> Take {
+    let (cluster, artifact) = (Arc::clone(cluster), artifact.clone());
+    Box::new(move |here| {
+        Box::pin(async move {
+            let here = here.into_iter().take(MOST_LEFT_OUT).collect::<Vec<_>>().join(",");
+            let away = |source| FetchError::Away { place: format!("node `{}` does not send it", node.name), source };
+            match export(&cluster, &node, format!("artifact={artifact}&without={here}")).await {
+                Ok(answer) if answer.status() == StatusCode::OK => {
+                    tracing::debug!(%artifact, node = node.name, "an artifact comes from another node");
+                    Ok(pieces(answer.into_body()))
+                }
+                Ok(answer) => Err(away(Some(io::Error::other(format!("it answers {}", answer.status())).into()))),
+                Err(error) => Err(away(Some(error))),
+            }
+        })
+    })
+}
+
+/// Asks a node for an archive, or for what it would say of itself.
+async fn export(cluster: &Cluster, node: &Other, query: String) -> Result<Response<Body>, Box<dyn Error + Send + Sync>> {
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = format!("/admin/export?{query}").parse().expect("ids and digests are of letters and digits");
+    as_operator(&mut request);
+    match timeout(HEAD_WITHIN, cluster.send(&node.id, request)).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("node `{}` does not answer", node.name)).into()),
+    }
+}
+
 impl Fetch for Peers {
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Coming, FetchError>> {
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>> {
         Box::pin(self.ask(artifact))
     }
 }

@@ -62,7 +62,7 @@ mod vault;
 pub use collect::{Candidates, Pin, PinName};
 pub use copying::NotCopied;
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
-pub use fetch::{Coming, Fetch, FetchError};
+pub use fetch::{Coming, Fetch, FetchError, Offered, Take};
 pub use flatten::FlattenConfig;
 pub use manifest::{
     ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SEALED_FORMAT,
@@ -207,8 +207,8 @@ pub struct ArtifactStore {
     rotating: Arc<Mutex<()>>,
     /// Set by whoever takes an archive in.
     importing: Arc<AtomicBool>,
-    /// What root images were found to carry.
-    images: Arc<Mutex<HashMap<member::Identity, MemberIntegrity>>>,
+    /// What root images and layers were found to carry.
+    measured: Arc<Mutex<HashMap<member::Identity, MemberIntegrity>>>,
     disks: &'static dyn DiskFormat,
     /// Whether what is on record may be on other hosts.
     shares: bool,
@@ -249,8 +249,8 @@ impl ArtifactStore {
         let proofs = Proofs::open(state_dir.join("proofs"));
         let quarantine = Quarantine::open(state_dir.join("quarantine"))?;
         let (pins, rotating, importing, vault) = (Arc::default(), Arc::default(), Arc::default(), Vault::shut());
-        let (root, images) = (state_dir.to_owned(), Arc::default());
-        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, images, disks, shares: false };
+        let (root, measured) = (state_dir.to_owned(), Arc::default());
+        let store = Self { root, proofs, quarantine, pins, staging, vault, rotating, importing, measured, disks, shares: false };
         store.remove_hidden()?;
         Ok(store)
     }

@@ -29,7 +29,7 @@ mod tests;
 
 pub use header::{ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, CarriedArtifact, CarriedLayer, CarriedRoot, RootForm};
 pub use pack::{PackError, Packing};
-pub use unpack::{Incoming, UnpackError, Unpacked};
+pub use unpack::{Incoming, Survey, UnpackError, Unpacked};
 
 pub(super) use landing::{INCOMING, Landing};
 pub(crate) use stream::{Blocking, written};

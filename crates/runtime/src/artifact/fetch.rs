@@ -1,6 +1,10 @@
 //! Artifacts that are on other hosts: who brings them, and why one did not come.
 
-use std::{error::Error, fmt::Debug, io};
+use std::{
+    error::Error,
+    fmt::{self, Debug},
+    io,
+};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
@@ -11,11 +15,29 @@ use crate::{ground::ids::ArtifactId, host::disk::DiskPressure};
 /// An archive as it comes.
 pub type Coming = BoxStream<'static, io::Result<Bytes>>;
 
+/// Has an archive come, without the contents of these digests (BLAKE3, hexadecimal), which are here. What comes all the same is passed over.
+pub type Take = Box<dyn FnOnce(Vec<String>) -> BoxFuture<'static, Result<Coming, FetchError>> + Send>;
+
+/// What another host has.
+pub struct Offered {
+    /// What its archive says of itself ([`Export::header`](crate::moving::Export::header)).
+    pub header: Bytes,
+    /// Has it come.
+    pub take: Take,
+}
+
+impl Debug for Offered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offered").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
 /// Where artifacts come from that are on record and not here. Asked before anything is decided by one; what comes is believed as far as
 /// its digests go.
 pub trait Fetch: Debug + Send + Sync {
-    /// An archive of an artifact with all that it stands on, as [`export_artifact`](crate::runtime::Runtime::export_artifact) makes it.
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Coming, FetchError>>;
+    /// Who has an artifact with all that it stands on, and offers it as [`export_artifact`](crate::runtime::Runtime::export_artifact) makes
+    /// an archive of it.
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>>;
 }
 
 /// Why an artifact did not come. Nothing of it is visible here.

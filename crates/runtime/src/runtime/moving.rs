@@ -6,7 +6,7 @@
 //! What comes takes nothing from anybody: ids and names that are in use here are refused before anything is written. It is on record when
 //! all of it is on the disk, or not at all.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream::BoxStream};
@@ -87,6 +87,17 @@ pub struct Export {
 }
 
 impl Export {
+    /// What the archive says of itself, as JSON.
+    pub fn header(&self) -> Bytes {
+        serde_json::to_vec(self.packing.header()).expect("a header has no maps with keys that are not texts").into()
+    }
+
+    /// Without the contents of these digests (BLAKE3, hexadecimal), for somebody who has them. Others are passed over.
+    #[must_use]
+    pub fn without(self, digests: &HashSet<String>) -> Self {
+        Self { packing: self.packing.without(digests), ..self }
+    }
+
     /// The archive. An error in it is its last part: what was taken until then is no archive.
     pub fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
         written(self.name, self.packing)

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{
-        Artifact, ArtifactStore, Fetch, FetchError, IntegrityError,
+        Artifact, ArtifactStore, Fetch, FetchError, IntegrityError, Offered,
         archive::{Blocking, UnpackError, Unpacked},
     },
     ground::{
@@ -104,9 +104,12 @@ impl Bringing {
         while self.artifacts.is_importing() && begun.elapsed() < IMPORT_WITHIN {
             sleep(LOOK_EVERY).await;
         }
-        let coming = self.fetch.fetch(id).await?.take_until(self.stopping.clone().cancelled_owned()).boxed();
-        let (reader, artifacts, images) = (Blocking::of(coming), self.artifacts.clone(), self.images);
-        let incoming = blocking(move || artifacts.receive_beside(reader, &images)).await?;
+        let Offered { header, take } = self.fetch.fetch(id).await?;
+        let (artifacts, images) = (self.artifacts.clone(), self.images);
+        let survey = blocking(move || artifacts.survey(&header, &images)).await?;
+        let coming = take(survey.here()).await?.take_until(self.stopping.clone().cancelled_owned()).boxed();
+        let reader = Blocking::of(coming);
+        let incoming = blocking(move || survey.receive(reader)).await?;
         let found = &incoming.header().artifact().manifest.id;
         if found != id {
             return Err(FetchError::Another { found: found.clone() });

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use firkin_runtime::{
-    artifact::{Coming, Fetch, FetchError, IntegrityError},
+    artifact::{Coming, Fetch, FetchError, IntegrityError, Offered},
     ids::ArtifactId,
     moving::{ImportAs, Leaving},
     owner::{OnExit, ResumeError},
@@ -43,11 +43,21 @@ struct Neighbour {
     server: Runtime,
     line: std::sync::Mutex<Line>,
     asked: AtomicUsize,
+    /// Bytes.
+    sent: Arc<AtomicUsize>,
+    /// Contents that were not asked for.
+    left_out: Arc<AtomicUsize>,
 }
 
 impl Neighbour {
     fn with(server: &Runtime) -> Arc<Self> {
-        Arc::new(Self { server: server.clone(), line: std::sync::Mutex::new(Line::Whole), asked: AtomicUsize::new(0) })
+        Arc::new(Self {
+            server: server.clone(),
+            line: std::sync::Mutex::new(Line::Whole),
+            asked: AtomicUsize::new(0),
+            sent: Arc::default(),
+            left_out: Arc::default(),
+        })
     }
 
     fn sends(&self, line: Line) {
@@ -56,7 +66,7 @@ impl Neighbour {
 }
 
 impl Fetch for Neighbour {
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Coming, FetchError>> {
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::SeqCst);
             let line = *self.line.lock().unwrap();
@@ -69,17 +79,32 @@ impl Fetch for Neighbour {
             let export = self.server.export_artifact(artifact).await;
             let export =
                 export.map_err(|error| FetchError::Away { place: "`there` has none".into(), source: Some(error.into()) })?;
-            let mut archive = export.stream().try_collect::<Vec<Bytes>>().await.unwrap().concat();
-            let middle = archive.len() / 2;
-            match line {
-                Line::Damaged => archive[middle] ^= 1,
-                Line::Cut => archive.truncate(middle),
-                Line::Whole | Line::Away => {}
-            }
-            let chunks: Vec<io::Result<Bytes>> = archive.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-            Ok(stream::iter(chunks).boxed())
+            let header = export.header();
+            let (sent, left_out) = (Arc::clone(&self.sent), Arc::clone(&self.left_out));
+            let take = move |here: Vec<String>| -> BoxFuture<'static, Result<Coming, FetchError>> {
+                Box::pin(async move {
+                    left_out.fetch_add(here.len(), Ordering::SeqCst);
+                    let export = export.without(&here.into_iter().collect());
+                    let archive = sent_by(line, export.stream().try_collect::<Vec<Bytes>>().await.unwrap().concat());
+                    sent.fetch_add(archive.len(), Ordering::SeqCst);
+                    let chunks: Vec<io::Result<Bytes>> =
+                        archive.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+                    Ok(stream::iter(chunks).boxed())
+                })
+            };
+            Ok(Offered { header, take: Box::new(take) })
         })
     }
+}
+
+fn sent_by(line: Line, mut archive: Vec<u8>) -> Vec<u8> {
+    let middle = archive.len() / 2;
+    match line {
+        Line::Damaged => archive[middle] ^= 1,
+        Line::Cut => archive.truncate(middle),
+        Line::Whole | Line::Away => {}
+    }
+    archive
 }
 
 /// Takes all files of an artifact away, as if they had never come here.
@@ -163,6 +188,31 @@ async fn a_paused_sandbox_whose_files_are_elsewhere_goes_on_or_is_refused_by_nam
     neighbour.sends(Line::Whole);
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(here.memory(&id).word, "counted to 41");
+    server.shutdown(OnExit::Kill).await;
+    there.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_is_here_is_not_sent_again() {
+    let away = Host::new().with_image(1);
+    let there = away.server().await;
+    let id = there.create(base()).await.unwrap().id;
+    there.pause(&id).await.unwrap();
+    let (here, neighbour) = bereft(&there, Leaving::Template("base".into()), Some("moved")).await;
+    let server = here.server().await;
+    let whole: Vec<Bytes> = there.export(Leaving::Sandbox(id.clone())).await.unwrap().stream().try_collect().await.unwrap();
+    server.create(of_moved()).await.unwrap();
+    assert_eq!(neighbour.left_out.load(Ordering::SeqCst), 0);
+    let bytes: usize = whole.iter().map(Bytes::len).sum();
+    let artifact = server.import(stream::iter(whole.into_iter().map(Ok)), ImportAs::default()).await.unwrap().artifact;
+    let dir = here.state_dir().join("artifacts").join(artifact.as_str());
+    fs_err::remove_dir_all(dir).unwrap();
+    let before = neighbour.sent.load(Ordering::SeqCst);
+    server.resume(&id, LIFE).await.unwrap();
+    // The root image, the layers, and the memory that it stands on; its own members alone came.
+    assert!(neighbour.left_out.load(Ordering::SeqCst) >= 3);
+    let sent = neighbour.sent.load(Ordering::SeqCst) - before;
+    assert!(2 * sent < bytes, "{sent} of {bytes}");
     server.shutdown(OnExit::Kill).await;
     there.shutdown(OnExit::Kill).await;
 }

@@ -27,6 +27,12 @@ pub(super) const ROUTES: &[Described] = &[
             "string",
             "this artifact without the record of what stands on it: for another node of a cluster, which has that",
         ),
+        ("part", "string", "`header`: what the archive says of itself (JSON), and no content"),
+        (
+            "without",
+            "string",
+            "digests (BLAKE3, hexadecimal, with commas between them) of contents to leave out, which whoever asks has",
+        ),
     ]),
     Described {
         method: "POST",

@@ -25,7 +25,8 @@ const HEAR_OUT: Duration = Duration::from_secs(10 * 60);
 /// The media type of archives.
 const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
 
-/// `GET /admin/export`, of one thing: `?template=`, `?snapshot=`, `?sandbox=` or `?artifact=`.
+/// `GET /admin/export`, of one thing: `?template=`, `?snapshot=`, `?sandbox=` or `?artifact=`. `&part=header` gives only what the archive says of
+/// itself, and `&without=` leaves contents out, by their digests.
 pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
     let names = ["template", "snapshot", "sandbox", "artifact"];
     let export = match names.map(|name| query.get(name).map(ToOwned::to_owned)) {
@@ -38,6 +39,13 @@ pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<
         }
         _ => return Err(ApiError::bad_request("one of `template`, `snapshot`, `sandbox` and `artifact` is required")),
     };
+    match query.get("part") {
+        None => {}
+        Some("header") => return Ok(([(header::CONTENT_TYPE, "application/json")], export.header()).into_response()),
+        Some(_) => return Err(ApiError::bad_request("`part` must be `header`")),
+    }
+    let without = query.get("without").unwrap_or_default().split(',').map(ToOwned::to_owned).collect();
+    let export = export.without(&without);
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, ARCHIVE);
     let name = format!("attachment; filename=\"{}.firkin\"", export.name);

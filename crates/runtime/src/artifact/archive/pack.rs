@@ -33,6 +33,9 @@ use crate::{
 /// What memory and images of emulated guests were measured with: a higher level takes several times as long for a tenth less.
 const LEVEL: i32 = 1;
 
+/// Contents of files that are remembered: some hundred bytes each.
+const MOST_MEASURED: usize = 10_000;
+
 /// Why an artifact was not packed. What was written by then is no archive.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -129,13 +132,6 @@ fn measure_image(path: &Path) -> io::Result<MemberIntegrity> {
     Source::Image(path.to_owned()).measure()
 }
 
-/// Size and digest of what a layer carries.
-pub(super) fn measure_layer(form: &dyn DiskFormat, path: &Path) -> Result<MemberIntegrity, DiskError> {
-    Source::Layer(path.to_owned(), form.carried(path)?)
-        .measure()
-        .map_err(|source| DiskError::File { path: path.to_owned(), source })
-}
-
 /// What is found of the artifacts of an archive, by digest.
 type Sources = BTreeMap<String, Source>;
 
@@ -190,7 +186,8 @@ impl ArtifactStore {
             let carried = self.form_of(path).carried(path);
             let carried = carried.map_err(|source| PackError::Layer { layer: id.clone(), source })?;
             let source = Source::Layer(path.clone(), carried);
-            let content = source.measure().map_err(|source| PackError::File { path: path.clone(), source })?;
+            let content =
+                self.content_of(path, || source.measure()).map_err(|source| PackError::File { path: path.clone(), source })?;
             sources.insert(content.blake3.clone(), source);
             header.layers.push(CarriedLayer { id: id.clone(), form: self.form_of(path).extension().to_owned(), content });
         }
@@ -216,16 +213,31 @@ impl ArtifactStore {
 impl ArtifactStore {
     /// What a root image carries, from memory when it was measured since the store was opened.
     pub(super) fn image_content(&self, path: &Path) -> io::Result<MemberIntegrity> {
+        self.content_of(path, || measure_image(path))
+    }
+
+    /// What a layer carries, likewise.
+    pub(super) fn layer_content(&self, form: &dyn DiskFormat, path: &Path) -> Result<MemberIntegrity, DiskError> {
+        let source = Source::Layer(path.to_owned(), form.carried(path)?);
+        self.content_of(path, || source.measure()).map_err(|source| DiskError::File { path: path.to_owned(), source })
+    }
+
+    fn content_of(&self, path: &Path, measure: impl FnOnce() -> io::Result<MemberIntegrity>) -> io::Result<MemberIntegrity> {
         let identity = Identity::of(path)?;
-        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = images().get(&identity) {
+        let measured = || self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = measured().get(&identity) {
             return Ok(known.clone());
         }
-        let content = measure_image(path)?;
+        let content = measure()?;
         if Identity::of(path)? != identity {
             return Err(io::Error::other("the file changed while it was read"));
         }
-        images().insert(identity, content.clone());
+        let mut measured = measured();
+        if measured.len() >= MOST_MEASURED {
+            // Most are of files that are gone.
+            measured.clear();
+        }
+        measured.insert(identity, content.clone());
         Ok(content)
     }
 }
@@ -249,6 +261,13 @@ impl Packing {
     /// What the archive will say of itself.
     pub fn header(&self) -> &ArchiveHeader {
         &self.header
+    }
+
+    /// Without the contents of these digests, for somebody who has them.
+    #[must_use]
+    pub fn without(mut self, digests: &HashSet<String>) -> Self {
+        self.blobs.retain(|(blob, _)| !digests.contains(&blob.content.blake3));
+        self
     }
 
     /// Writes the archive. Blocks.

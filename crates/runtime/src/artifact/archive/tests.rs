@@ -253,6 +253,44 @@ fn a_base_and_an_image_that_are_here_are_not_written_again() {
 }
 
 #[test]
+fn what_is_here_may_be_left_out_and_nothing_else() {
+    let there = Host::new();
+    let base = there.template("lower");
+    let pause = there.pause(&base);
+    let here = Host::new();
+    here.unpack(&there.pack(&base)).unwrap();
+    let packing = || there.store.packing(&pause.manifest.id, ArchiveKind::Artifact, serde_json::Value::Null).unwrap();
+    let header = serde_json::to_vec(packing().header()).unwrap();
+    let sent = |without: &HashSet<String>| {
+        let mut archive = Vec::new();
+        packing().without(without).write(&mut archive).unwrap();
+        archive
+    };
+
+    let survey = here.store.survey(&header, &[]).unwrap();
+    assert!(matches!(here.store.survey(&header, &[]), Err(UnpackError::Busy)));
+    let known: HashSet<String> = survey.here().into_iter().collect();
+    let archive = sent(&known);
+    let all: HashSet<String> =
+        entries(&there.pack(&pause))[1..].iter().map(|(name, _)| name["blobs/".len()..].to_owned()).collect();
+    assert_eq!(entries(&archive).len() - 1, all.len() - known.len());
+    assert!(known.is_subset(&all) && known.len() < all.len() && known.len() >= 2, "{known:?} of {all:?}");
+    let incoming = survey.receive(Cursor::new(&archive)).unwrap();
+    let found = here.store.unpack(incoming).unwrap();
+    here.store.verify(&found.artifact).unwrap();
+
+    let other = Host::new();
+    let survey = other.store.survey(&header, &[]).unwrap();
+    assert_eq!(survey.here(), Vec::<String>::new());
+    let error = other.store.unpack(survey.receive(Cursor::new(&archive)).unwrap()).unwrap_err();
+    assert!(matches!(error, UnpackError::Entry { .. }), "{error:?}");
+    assert_eq!(other.visible(), Vec::<String>::new());
+    let survey = other.store.survey(&header, &[]).unwrap();
+    let another = survey.receive(Cursor::new(there.pack(&base))).map(drop).unwrap_err();
+    assert!(matches!(another, UnpackError::Contradiction { .. }), "{another:?}");
+}
+
+#[test]
 fn damage_is_refused_by_the_name_of_the_member() {
     let (_there, _, whole) = packed();
     let header: ArchiveHeader = serde_json::from_slice(&entries(&whole)[0].1).unwrap();

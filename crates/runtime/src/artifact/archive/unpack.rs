@@ -1,7 +1,8 @@
 //! Unpacking: an archive of a stranger's becomes an artifact of this host's, whole or not at all.
 //!
 //! ```text
-//!   receive   header read and checked, what is here already told apart      nothing written
+//!   survey    header read and checked, what is here already told apart      nothing written
+//!   receive   an archive with that header begins to come
 //!   unpack    contents land by digest                                       incoming/<blake3>
 //!             root images, layers over local paths, base, artifact          each by a rename, the artifact last
 //! ```
@@ -34,7 +35,6 @@ use super::{
         blob_name, form_called,
     },
     landing::{LandError, Landing, Stock, copy},
-    pack::measure_layer,
 };
 use crate::{
     artifact::IntegrityError,
@@ -173,6 +173,34 @@ impl Drop for Importing {
     }
 }
 
+/// What an archive would say of itself, beside what is here already, which stays as long as this is held. Nothing is written yet, and no other
+/// archive is taken in meanwhile.
+#[derive(Debug)]
+pub struct Survey {
+    header: ArchiveHeader,
+    plan: Plan,
+}
+
+impl Survey {
+    /// Digests of the contents that need not come, the largest first.
+    pub fn here(&self) -> Vec<String> {
+        let mut here = self.header.blobs();
+        here.retain(|blob| !self.plan.is_missing(&blob.content));
+        here.sort_by_key(|blob| std::cmp::Reverse(blob.content.bytes));
+        here.into_iter().map(|blob| blob.content.blake3).collect()
+    }
+
+    /// Reads the header of the archive that comes, which must be the same.
+    pub fn receive<R: Read>(self, from: R) -> Result<Incoming<R>, UnpackError> {
+        let Self { header, plan } = self;
+        let mut entries = Entries::new(from).map_err(UnpackError::NotAnArchive)?;
+        if read_header(&mut entries)? != header {
+            return Err(UnpackError::Contradiction { problem: "it is of something else than was said of it before it came" });
+        }
+        Ok(Incoming { header, plan, entries })
+    }
+}
+
 /// An archive whose header was read. Nothing is written yet.
 pub struct Incoming<R: Read> {
     header: ArchiveHeader,
@@ -231,6 +259,13 @@ struct Plan {
     importing: Importing,
 }
 
+impl Plan {
+    /// Whether a content has to come.
+    fn is_missing(&self, content: &MemberIntegrity) -> bool {
+        self.uses.contains_key(&content.blake3) && !self.landing.has(content)
+    }
+}
+
 /// Reads the header.
 fn read_header<R: Read>(entries: &mut Entries<R>) -> Result<ArchiveHeader, UnpackError> {
     let first = entries.next().map_err(UnpackError::NotAnArchive)?;
@@ -242,16 +277,21 @@ fn read_header<R: Read>(entries: &mut Entries<R>) -> Result<ArchiveHeader, Unpac
     }
     let mut text = vec![0; usize::try_from(bytes).expect("it was bounded")];
     entries.read_exact(&mut text).map_err(|source| UnpackError::Read { at: "the header".to_owned(), source })?;
+    checked_header(&text)
+}
+
+/// The header that a text is.
+fn checked_header(text: &[u8]) -> Result<ArchiveHeader, UnpackError> {
     /// What is read before anything else is believed.
     #[derive(Deserialize)]
     struct Versioned {
         format: u32,
     }
-    let found = serde_json::from_slice::<Versioned>(&text).map_err(UnpackError::Header)?.format;
+    let found = serde_json::from_slice::<Versioned>(text).map_err(UnpackError::Header)?.format;
     if found != ARCHIVE_FORMAT {
         return Err(UnpackError::Format { found });
     }
-    let header: ArchiveHeader = serde_json::from_slice(&text).map_err(UnpackError::Header)?;
+    let header: ArchiveHeader = serde_json::from_slice(text).map_err(UnpackError::Header)?;
     if let Some(sealed) = header.artifacts.iter().find(|artifact| artifact.manifest.format == SEALED_FORMAT) {
         return Err(UnpackError::Sealed { artifact: sealed.manifest.id.clone() });
     }
@@ -269,20 +309,33 @@ impl ArtifactStore {
     ///
     /// Blocks for as long as that takes to be read: a layer or an image that is here is compared by its content.
     pub fn receive<R: Read>(&self, from: R) -> Result<Incoming<R>, UnpackError> {
-        self.receive_beside(from, &[])
-    }
-
-    /// The same on a host that has these root images, whether or not anything stands on them yet.
-    pub fn receive_beside<R: Read>(&self, from: R, images: &[PathBuf]) -> Result<Incoming<R>, UnpackError> {
         let importing = Importing::begin(&self.importing).ok_or(UnpackError::Busy)?;
         let mut entries = Entries::new(from).map_err(UnpackError::NotAnArchive)?;
         let header = read_header(&mut entries)?;
+        let Survey { header, plan } = self.compare(header, importing, &[])?;
+        Ok(Incoming { header, plan, entries })
+    }
+
+    /// Sees what is here already of an archive with this header (JSON), on a host that has these root images, whether or not anything stands
+    /// on them yet. One archive is taken in at a time.
+    ///
+    /// Blocks as [`receive`](Self::receive) does.
+    pub fn survey(&self, header: &[u8], images: &[PathBuf]) -> Result<Survey, UnpackError> {
+        let importing = Importing::begin(&self.importing).ok_or(UnpackError::Busy)?;
+        let bytes = header.len() as u64;
+        if bytes > MAX_HEADER_BYTES {
+            return Err(UnpackError::HeaderTooLong { bytes });
+        }
+        self.compare(checked_header(header)?, importing, images)
+    }
+
+    fn compare(&self, header: ArchiveHeader, importing: Importing, images: &[PathBuf]) -> Result<Survey, UnpackError> {
         let of_a_sandbox = header.artifacts.iter().any(|artifact| artifact.manifest.kind != ArtifactKind::BaseTemplate);
         if of_a_sandbox && self.secrecy() == Secrecy::Sealed {
             return Err(UnpackError::Encrypts);
         }
         let plan = self.plan(&header, importing, images)?;
-        Ok(Incoming { header, plan, entries })
+        Ok(Survey { header, plan })
     }
 
     fn plan(&self, header: &ArchiveHeader, importing: Importing, images: &[PathBuf]) -> Result<Plan, UnpackError> {
@@ -356,7 +409,7 @@ impl ArtifactStore {
         }
         let taken = || UnpackError::Taken { what: format!("layer `{}`", layer.id) };
         let form = form_called(&layer.form).filter(|form| self.layer_in(&layer.id, *form) == path).ok_or_else(taken)?;
-        let found = measure_layer(form, &path);
+        let found = self.layer_content(form, &path);
         let found = found.map_err(|source| UnpackError::LayerHere { layer: layer.id.clone(), source })?;
         if found == layer.content { Ok(true) } else { Err(taken()) }
     }
@@ -387,11 +440,21 @@ impl ArtifactStore {
         let blobs = header.blobs();
         let wanted: HashSet<&str> = blobs.iter().map(|blob| blob.content.blake3.as_str()).collect();
         plan.landing.keep_only(&wanted).map_err(file(&plan.landing.dir))?;
-        for blob in &blobs {
-            land(&plan, blob, &mut entries)?;
-        }
         let at_end = |source| UnpackError::Read { at: "the end".to_owned(), source };
-        if let Some(Found { name, .. }) = entries.next().map_err(at_end)? {
+        let mut found = None;
+        for blob in &blobs {
+            let read = |source| UnpackError::Read { at: blob.name(), source };
+            let next = match found.take() {
+                None => entries.next().map_err(read)?,
+                read => read,
+            };
+            found = land(&plan, blob, next, &mut entries)?;
+        }
+        let next = match found {
+            None => entries.next().map_err(at_end)?,
+            read => read,
+        };
+        if let Some(Found { name, .. }) = next {
             return Err(UnpackError::Entry { found: name, expected: "the end".to_owned() });
         }
         entries.end().map_err(at_end)?;
@@ -481,26 +544,29 @@ impl ArtifactStore {
     }
 }
 
-/// Reads one content, and keeps it if it is needed and not there.
-fn land<R: Read>(plan: &Plan, blob: &Blob, entries: &mut Entries<R>) -> Result<(), UnpackError> {
+/// Takes in one content, if it is what was found next. Gives that back if it is not, where this one is here already: who sends may leave it out.
+fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<Found>, entries: &mut Entries<R>) -> Result<Option<Found>, UnpackError> {
     let content = &blob.content;
+    let is_missing = plan.is_missing(content);
     let read = |source| UnpackError::Read { at: blob.name(), source };
-    let Some(Found { name, bytes }) = entries.next().map_err(read)? else {
-        return Err(UnpackError::Entry { found: "end of the archive".to_owned(), expected: blob.name() });
+    let found = next.as_ref().map_or("end of the archive", |found| &found.name);
+    let Some(Found { bytes, .. }) = next.as_ref().filter(|found| found.name == blob_name(&content.blake3)) else {
+        if is_missing {
+            return Err(UnpackError::Entry { found: found.to_owned(), expected: blob.name() });
+        }
+        return Ok(next);
     };
-    if name != blob_name(&content.blake3) {
-        return Err(UnpackError::Entry { found: name, expected: blob.name() });
-    }
+    let bytes = *bytes;
     let damaged = |source| UnpackError::Damaged { of: blob.of.clone(), source };
     if bytes != content.bytes {
         let (member, expected) = (blob.member.clone(), content.bytes);
         return Err(damaged(IntegrityError::Size { member, expected, found: bytes }));
     }
-    let is_needed = plan.uses.contains_key(&content.blake3) && !plan.landing.has(content);
-    let found = if is_needed { plan.landing.write(content, entries) } else { copy(entries, bytes, None) };
+    let found = if is_missing { plan.landing.write(content, entries) } else { copy(entries, bytes, None) };
     let found = found.map_err(|error| match error {
         LandError::From(source) => read(source),
         LandError::File { path, source } => UnpackError::File { path, source },
     })?;
-    content.matches(&blob.member, &found).map_err(damaged)
+    content.matches(&blob.member, &found).map_err(damaged)?;
+    Ok(None)
 }
