@@ -1,8 +1,18 @@
-//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown.
+//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown. Beside it a demonstration of a cluster with
+//! a real engine (`tests/cluster/demo.py`).
 
-use clap::Args;
+use std::{path::Path, process::Command};
 
-use crate::{postgres, run::Step, workspace::Workspace};
+use anyhow::ensure;
+use clap::{Args, Subcommand};
+
+use crate::{
+    conformance, gvisor,
+    household::Household,
+    leaks, postgres, python,
+    run::{Report, Step},
+    workspace::Workspace,
+};
 
 /// The package of the bench, and its program.
 const PACKAGE: &str = "firkin-cluster-tests";
@@ -11,9 +21,33 @@ const PROGRAM: &str = "firkin-cluster";
 /// What it wants of the host beside PostgreSQL: namespaces that lose what is sent.
 const IP: &str = "/usr/sbin/ip";
 
-/// Schedules of faults, run against servers that are hosts of their own.
+/// The demonstration, below the root.
+const DEMO: &str = "tests/cluster/demo.py";
+
+/// Schedules of faults, run against servers that are hosts of their own; or a demonstration.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Cluster {
+    #[command(subcommand)]
+    show: Option<Show>,
+    #[command(flatten)]
+    bench: Bench,
+}
+
+/// What is shown instead of judged.
+#[derive(Debug, Subcommand)]
+enum Show {
+    /// Three hosts on this machine: one is killed, one drained, and what was on them goes on elsewhere
+    Demo {
+        /// Let the cluster run until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+/// Schedules of faults.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
     /// Schedules, one after the other
     #[arg(long, value_name = "COUNT", default_value_t = 200)]
     schedules: u64,
@@ -30,20 +64,54 @@ pub(crate) struct Cluster {
 
 /// As much as is part of every run of the tests: below three minutes, and the same each time, so that it fails for what was changed. Others are
 /// drawn by `cargo xtask cluster`.
-pub(crate) const SHORT: Cluster = Cluster { schedules: 2, seconds: 12, seed: Some(184_815_512), keep_logs: false };
+pub(crate) const SHORT: Bench = Bench { schedules: 2, seconds: 12, seed: Some(184_815_512), keep_logs: false };
 
-/// Runs it; it fails for each thing that did not hold.
-pub(crate) fn run(workspace: &Workspace, cluster: &Cluster, step: &mut Step) -> anyhow::Result<()> {
-    if !postgres::is_here() || !std::path::Path::new(IP).exists() {
+/// Runs what was asked for, set-up included.
+pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, asked: &Cluster) -> anyhow::Result<()> {
+    match asked.show {
+        None => {
+            report.step("PostgreSQL", postgres::set_up)?;
+            let before = leaks::Host::observe(household)?;
+            report.step("cluster", |step| bench(workspace, &asked.bench, step))?;
+            report.step("nothing left on the host", |step| leaks::check(household, &before, step))
+        }
+        Some(Show::Demo { keep }) => {
+            report.step("build", |step| workspace.build(step))?;
+            report.step("host set-up", |step| workspace.host_set_up(step))?;
+            report.step("gVisor", gvisor::set_up)?;
+            report.step("PostgreSQL", postgres::set_up)?;
+            report.step("Python", python::set_up)?;
+            let before = leaks::Host::observe(household)?;
+            report.step("demonstration", |step| demo(workspace, household, keep, step))?;
+            report.step("nothing left on the host", |step| leaks::check(household, &before, step))
+        }
+    }
+}
+
+/// On gVisor where it is here: three servers of emulated machines would begin one after the other for minutes.
+fn demo(workspace: &Workspace, household: &Household, keep: bool, step: &mut Step) -> anyhow::Result<()> {
+    ensure!(postgres::is_here() && Path::new(IP).exists(), "PostgreSQL or `ip` is not on this host, and a cluster needs both");
+    let workspace = if gvisor::is_here() { &workspace.with_engine("gvisor") } else { workspace };
+    let python = python::environment(&workspace.cache(), &conformance::newest(workspace), step)?;
+    let directory = household.passable_dir("demo-")?;
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount"]).arg(python).arg("-B").arg(workspace.root.join(DEMO));
+    command.arg(workspace.binaries.join("firkin")).arg(directory.path()).args(keep.then_some("--keep"));
+    step.run(command.current_dir(&workspace.root).envs(workspace.variables()))
+}
+
+/// Runs schedules; it fails for each thing that did not hold.
+pub(crate) fn bench(workspace: &Workspace, bench: &Bench, step: &mut Step) -> anyhow::Result<()> {
+    if !postgres::is_here() || !Path::new(IP).exists() {
         step.skip("PostgreSQL or `ip` is not on this host, so that no cluster of servers was tried");
         return Ok(());
     }
     step.run(&mut workspace.cargo(&["build", "--quiet", "--package", PACKAGE]))?;
-    let mut command = std::process::Command::new(workspace.binaries.join(PROGRAM));
+    let mut command = Command::new(workspace.binaries.join(PROGRAM));
     command.current_dir(&workspace.root).arg("run");
-    command.args(["--schedules", &cluster.schedules.to_string(), "--seconds", &cluster.seconds.to_string()]);
-    command.args(cluster.seed.map(|seed| format!("--seed={seed}"))).args(cluster.keep_logs.then_some("--keep-logs"));
+    command.args(["--schedules", &bench.schedules.to_string(), "--seconds", &bench.seconds.to_string()]);
+    command.args(bench.seed.map(|seed| format!("--seed={seed}"))).args(bench.keep_logs.then_some("--keep-logs"));
     step.run(&mut command)?;
-    step.passed(cluster.schedules);
+    step.passed(bench.schedules);
     Ok(())
 }

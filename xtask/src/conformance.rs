@@ -268,6 +268,11 @@ fn directory(workspace: &Workspace) -> std::path::PathBuf {
     workspace.root.join("tests/conformance")
 }
 
+/// What the newest SDK's environment is made from.
+pub(crate) fn newest(workspace: &Workspace) -> std::path::PathBuf {
+    requirements(workspace, NEWEST)
+}
+
 fn requirements(workspace: &Workspace, sdk: Sdk) -> std::path::PathBuf {
     directory(workspace).join(sdk.requirements)
 }

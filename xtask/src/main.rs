@@ -161,12 +161,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             e2b_suite::run(workspace, household, report, &suite)
         }
-        Command::Cluster(cluster) => {
-            report.step("PostgreSQL", postgres::set_up)?;
-            let before = leaks::Host::observe(household)?;
-            report.step("cluster", |step| cluster::run(workspace, &cluster, step))?;
-            report.step("nothing left on the host", |step| leaks::check(household, &before, step))
-        }
+        Command::Cluster(asked) => cluster::run(workspace, household, report, &asked),
         Command::Soak(soak) => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
@@ -206,7 +201,7 @@ fn test(workspace: &Workspace, household: &Household, report: &mut Report) -> an
     let documentation = |step: &mut Step| workspace.documentation(step);
     report
         .steps_at_once(("rust tests", |step| rust_tests::run(tests, moto.as_deref(), step)), ("documentation", documentation))?;
-    report.step("cluster", |step| cluster::run(workspace, &cluster::SHORT, step))?;
+    report.step("cluster", |step| cluster::bench(workspace, &cluster::SHORT, step))?;
     conformance::run(workspace, household, report, (Parts::Light, &[]), |report| {
         browser::run(workspace, household, report, &[])?;
         monitoring::run(workspace, household, report)
