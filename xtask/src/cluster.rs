@@ -1,5 +1,5 @@
-//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown. Beside it a demonstration of a cluster with
-//! a real engine (`tests/cluster/demo.py`).
+//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown. Beside it what is shown and
+//! measured with a real engine (`tests/cluster/*.py`).
 
 use std::{path::Path, process::Command};
 
@@ -21,8 +21,9 @@ const PROGRAM: &str = "firkin-cluster";
 /// What it wants of the host beside PostgreSQL: namespaces that lose what is sent.
 const IP: &str = "/usr/sbin/ip";
 
-/// The demonstration, below the root.
+/// What is shown and measured with a real engine, below the root.
 const DEMO: &str = "tests/cluster/demo.py";
+const REACH: &str = "tests/cluster/reach.py";
 
 /// Schedules of faults, run against servers that are hosts of their own; or a demonstration.
 #[derive(Debug, Args)]
@@ -42,6 +43,12 @@ enum Show {
         /// Let the cluster run until Ctrl-C
         #[arg(long)]
         keep: bool,
+    },
+    /// What it costs to come in through another node, and to go on on one, by a release build; prints the table of the documents
+    Reach {
+        /// Samples of each figure
+        #[arg(long, value_name = "COUNT", default_value_t = 40)]
+        samples: u32,
     },
 }
 
@@ -67,7 +74,7 @@ pub(crate) struct Bench {
 pub(crate) const SHORT: Bench = Bench { schedules: 2, seconds: 12, seed: Some(184_815_512), keep_logs: false };
 
 /// Runs what was asked for, set-up included.
-pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, asked: &Cluster) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, asked: Cluster) -> anyhow::Result<()> {
     match asked.show {
         None => {
             report.step("PostgreSQL", postgres::set_up)?;
@@ -75,29 +82,43 @@ pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Rep
             report.step("cluster", |step| bench(workspace, &asked.bench, step))?;
             report.step("nothing left on the host", |step| leaks::check(household, &before, step))
         }
-        Some(Show::Demo { keep }) => {
+        Some(show) => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             report.step("gVisor", gvisor::set_up)?;
             report.step("PostgreSQL", postgres::set_up)?;
             report.step("Python", python::set_up)?;
             let before = leaks::Host::observe(household)?;
-            report.step("demonstration", |step| demo(workspace, household, keep, step))?;
+            match show {
+                Show::Demo { keep } => report.step("demonstration", |step| {
+                    let firkin = workspace.binaries.join("firkin");
+                    with_engine(workspace, household, (DEMO, &firkin), keep.then_some("--keep"), step)
+                }),
+                Show::Reach { samples } => report.step("reach", |step| {
+                    let firkin = workspace.release_build(step)?;
+                    with_engine(workspace, household, (REACH, &firkin), Some(&samples.to_string()), step)
+                }),
+            }?;
             report.step("nothing left on the host", |step| leaks::check(household, &before, step))
         }
     }
 }
 
-/// On gVisor where it is here: three servers of emulated machines would begin one after the other for minutes.
-fn demo(workspace: &Workspace, household: &Household, keep: bool, step: &mut Step) -> anyhow::Result<()> {
+/// Runs one of them in namespaces of its own. On gVisor where it is here: emulated machines would begin one after the other for minutes.
+fn with_engine(
+    workspace: &Workspace,
+    household: &Household,
+    (program, firkin): (&str, &Path),
+    more: Option<&str>,
+    step: &mut Step,
+) -> anyhow::Result<()> {
     ensure!(postgres::is_here() && Path::new(IP).exists(), "PostgreSQL or `ip` is not on this host, and a cluster needs both");
     let workspace = if gvisor::is_here() { &workspace.with_engine("gvisor") } else { workspace };
     let python = python::environment(&workspace.cache(), &conformance::newest(workspace), step)?;
-    let directory = household.passable_dir("demo-")?;
+    let directory = household.passable_dir("hosts-")?;
     let mut command = Command::new("unshare");
-    command.args(["--net", "--mount"]).arg(python).arg("-B").arg(workspace.root.join(DEMO));
-    command.arg(workspace.binaries.join("firkin")).arg(directory.path()).args(keep.then_some("--keep"));
-    step.run(command.current_dir(&workspace.root).envs(workspace.variables()))
+    command.args(["--net", "--mount"]).arg(python).arg("-B").arg(workspace.root.join(program)).arg(firkin).arg(directory.path());
+    step.run(command.args(more).current_dir(&workspace.root).envs(workspace.variables()))
 }
 
 /// Runs schedules; it fails for each thing that did not hold.

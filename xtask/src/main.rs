@@ -161,7 +161,7 @@ fn run_command(command: Command, workspace: &Workspace, household: &Household, r
             report.step("host set-up", |step| workspace.host_set_up(step))?;
             e2b_suite::run(workspace, household, report, &suite)
         }
-        Command::Cluster(asked) => cluster::run(workspace, household, report, &asked),
+        Command::Cluster(asked) => cluster::run(workspace, household, report, asked),
         Command::Soak(soak) => {
             report.step("build", |step| workspace.build(step))?;
             report.step("host set-up", |step| workspace.host_set_up(step))?;

@@ -57,6 +57,12 @@ impl Workspace {
         command
     }
 
+    /// Builds the `firkin` that users have, and gives where it is.
+    pub(crate) fn release_build(&self, step: &mut Step) -> anyhow::Result<PathBuf> {
+        step.run(&mut self.cargo(&["build", "--release", "--package", "firkin"]))?;
+        Ok(self.binaries.with_file_name("release").join("firkin"))
+    }
+
     /// What tells the product, and those who start it, of its engine and of the room that it leaves on the disk.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         self.engine.map(|engine| ("FIRKIN_ENGINE", engine)).into_iter().chain([("FIRKIN_DISK_FLOOR", DISK_FLOOR_MIB)])
