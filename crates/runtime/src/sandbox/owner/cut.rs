@@ -173,6 +173,7 @@ impl Owner {
             return Err(SnapshotError::Store(error));
         }
         drop(pin);
+        self.shared.note_paused();
         self.record = record;
         if let Phase::Running(running) = self.become_phase(Phase::Paused(held)) {
             running.ended.cancel();
