@@ -84,16 +84,19 @@ impl Membership {
         Ok(texts(rows).filter_map(|[id]: [String; 1]| id.parse().ok()).collect())
     }
 
-    /// Paused sandboxes of this node that would be gone with its disk, by id: up to ten thousand. One that an operator has called off has nothing.
-    pub async fn owed(&self) -> Result<Vec<Owed>, StoreError> {
+    /// Paused sandboxes of this node that would be gone with its disk, by id: up to ten thousand; or one of them, if it is one. A node that an
+    /// operator has called off has no copies.
+    pub async fn owed(&self, only: Option<&SandboxId>) -> Result<Vec<Owed>, StoreError> {
         let owed = format!(
             "SELECT s.id, s.held_artifact FROM firkin.sandboxes s
              WHERE s.node = ?1 AND s.term = ?2 AND s.held_artifact IS NOT NULL AND NOT EXISTS (
                  SELECT FROM firkin.copies c JOIN firkin.nodes n ON n.id = c.node
                  WHERE c.artifact = s.held_artifact AND c.node <> ?1 AND n.state <> '{FORGOTTEN}')
-             ORDER BY s.id LIMIT {MOST}"
+             {} ORDER BY s.id LIMIT {MOST}",
+            if only.is_some() { "AND s.id = ?3" } else { "" }
         );
-        let values = [self.me(), Value::Integer(self.term())];
+        let mut values = vec![self.me(), Value::Integer(self.term())];
+        values.extend(only.map(|id| Value::Text(id.as_str().to_owned())));
         let rows =
             self.told(Mode::Read, ("read which copies are owed", move |tx: &dyn Statements| tx.rows(&owed, &values))).await?;
         let one = |[id, artifact]: [String; 2]| Some(Owed { sandbox: id.parse().ok()?, artifact: artifact.parse().ok()? });

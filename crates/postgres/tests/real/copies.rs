@@ -13,7 +13,7 @@ fn artifact(id: &str) -> ArtifactId {
 }
 
 async fn owed(open: &Open) -> Vec<String> {
-    let owed = open.membership.owed().await.unwrap();
+    let owed = open.membership.owed(None).await.unwrap();
     owed.into_iter().map(|owed| format!("{} {}", owed.sandbox, owed.artifact)).collect()
 }
 
@@ -37,6 +37,9 @@ async fn a_copy_is_owed_until_another_node_has_it_and_kept_while_a_sandbox_is_he
     assert_eq!(owed(&a).await, ["i2 artifactofi2"]);
     assert!(!copied(&b, "inobody").await, "nobody is held by it");
     assert_eq!(b.membership.copies().await.unwrap(), [artifact("i1")]);
+
+    let one = async |id: &str| a.membership.owed(Some(&sandbox(id))).await.unwrap().len();
+    assert_eq!((one("i1").await, one("i2").await, one("ib").await), (0, 1, 0));
 
     // An operator says that the node with the copy is off: it is owed again, until a third has it.
     a.membership.members().set_state(b.membership.node(), NodeState::Forgotten, "").await.unwrap();
