@@ -289,8 +289,8 @@ impl Copies {
         }
     }
 
-    /// Lets go of this node's copies that no sandbox is held by any more, and of those that are not on its disk.
-    async fn let_go(&self) -> Result<(), StoreError> {
+    /// Lets go of this node's copies that no sandbox is held by any more, and of those that are not on its disk. Done every minute by [`run`](Self::run).
+    pub async fn let_go(&self) -> Result<(), StoreError> {
         let membership = self.records.membership();
         let unneeded = membership.let_go_of_copies().await?;
         if unneeded > 0 {
