@@ -79,6 +79,8 @@ enum CopyFailure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("no sandbox is held by it any more")]
+    Unneeded,
     #[error("the copy is not there after {} s, and is gone on with", WAIT_WITHIN.as_secs())]
     Late,
     #[error("cannot look whether there is a copy")]
@@ -92,6 +94,7 @@ impl CopyFailure {
             Self::Bound(_) => "bound",
             Self::Nobody => "nobody",
             Self::Refused { .. } => "refused",
+            Self::Unneeded => "unneeded",
             Self::Late => "late",
             Self::Store(_) => "store",
         }
@@ -108,6 +111,12 @@ pub struct Copies {
     under_way: Mutex<HashSet<ArtifactId>>,
     /// Counts attempts that ended.
     ended: watch::Sender<u64>,
+}
+
+/// What a node did that was asked to keep something.
+enum Kept {
+    Is,
+    ForNobody,
 }
 
 /// An attempt to have an artifact copied, of which there is one at a time.
@@ -249,7 +258,8 @@ impl Copies {
         let mut failure = CopyFailure::Nobody;
         for (node, name) in self.places(&owed.artifact) {
             match self.ask(&node, &owed.artifact).await {
-                Ok(()) => return Ok(()),
+                Ok(Kept::Is) => return Ok(()),
+                Ok(Kept::ForNobody) => return Err(CopyFailure::Unneeded),
                 Err(source) => failure = CopyFailure::Refused { node: name, source },
             }
         }
@@ -264,7 +274,7 @@ impl Copies {
         others.into_iter().take(MOST_ASKED).map(|node| (node.id, node.name)).collect()
     }
 
-    async fn ask(&self, node: &NodeId, artifact: &ArtifactId) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn ask(&self, node: &NodeId, artifact: &ArtifactId) -> Result<Kept, Box<dyn Error + Send + Sync>> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = format!("/admin/copies?artifact={artifact}").parse().expect("ids are of letters and digits");
@@ -272,7 +282,9 @@ impl Copies {
         as_operator(&mut request);
         let answer = timeout(COPY_WITHIN, self.cluster.send(node, request)).await?;
         match answer {
-            Ok(answer) if answer.status() == StatusCode::NO_CONTENT => Ok(()),
+            Ok(answer) if answer.status() == StatusCode::NO_CONTENT => Ok(Kept::Is),
+            // It was resumed meanwhile: the next node would fetch it in vain, too.
+            Ok(answer) if answer.status() == StatusCode::CONFLICT => Ok(Kept::ForNobody),
             Ok(answer) => Err(refusal(answer).await),
             Err(SendError::Unreached { source, .. } | SendError::Broken { source, .. }) => Err(source),
         }
@@ -325,7 +337,11 @@ impl Copies {
                 Some(turn) => {
                     let copied = self.copy(owed).await;
                     drop(turn);
-                    return copied;
+                    match copied {
+                        // It was resumed, and may be paused again by now.
+                        Err(CopyFailure::Unneeded) => {}
+                        copied => return copied,
+                    }
                 }
                 // The sender is here.
                 None => drop(ended.changed().await),

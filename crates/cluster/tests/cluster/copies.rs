@@ -31,7 +31,7 @@ async fn what_is_paused_outlives_its_node_and_goes_on_elsewhere_as_it_was_last()
     assert!(b.has_files_of(&held));
     assert_eq!(b.membership.copies().await.unwrap(), [held.clone()]);
     // Nothing on B stands on it but a row of another's.
-    b.collect().await;
+    joint.collect(&b).await;
     assert!(b.has_files_of(&held), "what a row names is never collected");
 
     let lost = a.id.clone();
@@ -46,7 +46,7 @@ async fn what_is_paused_outlives_its_node_and_goes_on_elsewhere_as_it_was_last()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_goes_once_nobody_is_held_by_it() {
+async fn a_copy_goes_once_nobody_is_held_by_it_or_sent_it() {
     let Some((joint, a)) = Joint::found(Choice::default()).await else { return };
     let b = joint.start("b", Choice::default()).await;
     let (id, other) = (a.create().await, a.create().await);
@@ -54,9 +54,14 @@ async fn a_copy_goes_once_nobody_is_held_by_it() {
     let held = paused_and_copied(&joint, &a, &id).await;
     b.copies.let_go().await.unwrap();
     assert_eq!(b.membership.copies().await.unwrap().len(), 2, "both are needed");
+    let transfer = b.runtime.export_artifact(&held).await.unwrap();
     connect(&joint, &a, &id).await.expect(201);
     b.copies.let_go().await.unwrap();
     assert_eq!(b.membership.copies().await.unwrap(), [stays.clone()]);
+    joint.collect(&b).await;
+    assert!(b.has_files_of(&held), "somebody is being sent it");
+    drop(transfer);
+    b.runtime.collect();
     until("a copy that nobody needs is collected", async || !b.has_files_of(&held)).await;
     assert!(b.has_files_of(&stays));
 

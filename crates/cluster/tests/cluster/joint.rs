@@ -205,6 +205,15 @@ impl Joint {
         record["phase"]["layers"] == *layers
     }
 
+    /// Has a collection come about on a node, and returns once it has: something that nobody needs is gone.
+    pub(crate) async fn collect(&self, on: &Node) {
+        let id = on.create().await;
+        on.runtime.pause(&id.parse().unwrap()).await.unwrap();
+        let rubbish = self.held(on, &id).await;
+        on.runtime.kill(&id.parse().unwrap()).await.unwrap();
+        until("what nobody needs is collected", async || !on.has_files_of(&rubbish)).await;
+    }
+
     /// Ends what is left of it.
     pub(crate) async fn end(self, nodes: impl IntoIterator<Item = Node>) {
         for node in nodes {
@@ -241,18 +250,6 @@ impl Node {
     /// Whether no copy is owed.
     pub(crate) async fn owes_nothing(&self) -> bool {
         self.membership.owed(None).await.unwrap().is_empty()
-    }
-
-    /// Has a collection come about, and returns once it has: something that nobody needs is gone.
-    pub(crate) async fn collect(&self) {
-        let id = self.create().await.parse().unwrap();
-        self.runtime.pause(&id).await.unwrap();
-        let record = self.membership.owed(Some(&id)).await.unwrap();
-        let rubbish = record.into_iter().next().map(|owed| owed.artifact);
-        self.runtime.kill(&id).await.unwrap();
-        if let Some(rubbish) = rubbish {
-            until("what nobody needs is collected", async || !self.has_files_of(&rubbish)).await;
-        }
     }
 
     /// Sends a request to the control plane and reads the answer.

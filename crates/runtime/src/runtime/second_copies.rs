@@ -35,6 +35,9 @@ pub enum KeepCopyError {
         #[source]
         source: IntegrityError,
     },
+    /// What is here was found to be damaged.
+    #[error("artifact `{0}` is here, and damaged")]
+    Damaged(ArtifactId),
     /// No sandbox is held by it, or not any more.
     #[error("no paused sandbox is held by artifact `{0}`")]
     Unneeded(ArtifactId),
@@ -56,6 +59,9 @@ impl Runtime {
         let _pin = self.shared.artifacts.pin(artifact.clone());
         if let Err(source) = fetching::load(&self.shared, &artifact).await {
             return Err(KeepCopyError::Absent { artifact, source });
+        }
+        if !self.has_artifact(&artifact) {
+            return Err(KeepCopyError::Damaged(artifact));
         }
         if claims.copied(&artifact).await? {
             return Ok(());
