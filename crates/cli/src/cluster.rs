@@ -8,7 +8,7 @@ use std::{
 use fs_err as fs;
 
 use crate::{
-    args::node::{ClusterAccessArgs, NodeArgs},
+    args::node::{ClusterAccessArgs, Durable, NodeArgs},
     catalog::CatalogSettings,
     failure::{Advise as _, ExitStatus},
     secretfile::{self, Credentials, SecretFile},
@@ -34,6 +34,7 @@ pub(crate) struct NodeSettings {
     pub(crate) name: String,
     pub(crate) listen: SocketAddr,
     pub(crate) address: String,
+    pub(crate) durable: Durable,
 }
 
 impl Access {
@@ -73,7 +74,8 @@ impl NodeSettings {
         let access = Access::resolve(&access, credentials, absolute)?;
         let listen = args.peer_listen.unwrap_or(DEFAULT_PEER_LISTEN);
         let address = args.peer_address.clone().unwrap_or_else(|| listen.to_string());
-        Some(Self { access, name: args.node_name.clone().unwrap_or_else(host_name), listen, address })
+        let durable = args.durable.unwrap_or_default();
+        Some(Self { access, name: args.node_name.clone().unwrap_or_else(host_name), listen, address, durable })
     }
 
     /// Whether it would be on record at an address that is no host's, or at no port.
@@ -85,9 +87,10 @@ impl NodeSettings {
     pub(crate) fn options(&self) -> String {
         let catalog = self.access.catalog.options().replacen("--catalog ", "--cluster ", 1);
         let secret = self.access.secret.as_ref().map(|file| format!(" --cluster-secret-file {}", file.path.display()));
-        let Self { name, listen, address, .. } = self;
+        let Self { name, listen, address, durable, .. } = self;
+        let durable = if *durable == Durable::Cluster { " --durable cluster" } else { "" };
         let address = if *address == listen.to_string() { String::new() } else { format!(" --peer-address {address}") };
-        format!("{catalog}{} --node-name {name} --peer-listen {listen}{address}", secret.unwrap_or_default())
+        format!("{catalog}{} --node-name {name} --peer-listen {listen}{address}{durable}", secret.unwrap_or_default())
     }
 }
 

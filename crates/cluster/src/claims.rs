@@ -3,6 +3,7 @@
 use firkin_postgres::ClaimError;
 use firkin_runtime::{
     claims::{ClaimRefused, Claims},
+    ids::ArtifactId,
     sandbox::SandboxId,
     store::StoreError,
 };
@@ -45,5 +46,9 @@ impl Claims for Peers {
                 held => ClaimRefused::Held(held.into()),
             })
         })
+    }
+
+    fn copied<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async move { self.records()?.membership().copied(artifact).await })
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Said {
     acceleration: String,
     running: usize,
     paused: usize,
+    /// Of these, those that no other node has a copy of.
+    copies_owed: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     capacity: Option<HostCapacity>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,7 +88,9 @@ pub async fn keep(
                 _ = turns.tick() => false,
                 () = serves.begun.notified() => true,
             };
-            let Ok(text) = serde_json::to_string(&self::said(&runtime, &serves, version).await) else { continue };
+            let Ok(text) = serde_json::to_string(&self::said(&runtime, &serves, (version, records.copies_owed())).await) else {
+                continue;
+            };
             drop(say.send_replace(text.clone()));
             // The others need not wait for the next renewal. If it fails, that comes.
             if begins && let Err(error) = membership.renew(Some(&text)).await {
@@ -137,7 +141,7 @@ async fn hear(membership: &Membership, records: &Records, runtime: &Runtime, lea
     if lease.is_some() { runtime.hear_of_keys().await } else { Ok(()) }
 }
 
-async fn said(runtime: &Runtime, serves: &Serves, version: &str) -> Said {
+async fn said(runtime: &Runtime, serves: &Serves, (version, copies_owed): (&str, usize)) -> Said {
     let outlook = runtime.outlook();
     let view = runtime.capacity();
     let free = view.capacity.memory_mib.saturating_sub(view.usage.active.held.memory_mib);
@@ -149,6 +153,7 @@ async fn said(runtime: &Runtime, serves: &Serves, version: &str) -> Said {
         acceleration: outlook.acceleration,
         running: outlook.running,
         paused: outlook.paused,
+        copies_owed,
         capacity: Some(view.capacity),
         held: Some(view.usage.active.held),
         free_memory_mib: Some(free),

@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 mod certificate;
 mod claims;
 mod connect;
+mod copies;
 mod fetch;
 mod identity;
 mod keep;
@@ -45,6 +46,7 @@ mod whereabouts;
 
 pub use certificate::MintError;
 pub use connect::ConnectError;
+pub use copies::Copies;
 pub use fetch::Peers;
 pub use identity::node_id;
 pub use keep::{Serves, keep};

@@ -55,7 +55,7 @@ fn ranked(mut class: Vec<&Member>, own: &NodeId, chance: u64) -> Vec<NodeId> {
 }
 
 /// The rank of a node for a key: the same on every node, and another for each key (rendezvous hashing).
-fn by_key(key: &str, node: &NodeId) -> Vec<u8> {
+pub(crate) fn by_key(key: &str, node: &NodeId) -> Vec<u8> {
     digest(&SHA256, format!("{node} {key}").as_bytes()).as_ref().to_vec()
 }
 

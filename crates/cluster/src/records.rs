@@ -1,6 +1,9 @@
 //! The members of a cluster as its PostgreSQL has them.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use async_trait::async_trait;
 use firkin_postgres::{Members as Catalogued, Membership, NodeRecord, NodeState};
@@ -20,6 +23,8 @@ pub struct Records {
     heard: RwLock<Heard>,
     /// Somebody came who was not heard of.
     unheard: Notify,
+    /// Paused sandboxes of this node that no other has a copy of, when that was last looked at.
+    copies_owed: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +36,7 @@ struct Heard {
 impl Records {
     /// Those that a node sees, which has heard of them once when this returns.
     pub async fn of(membership: Arc<Membership>) -> Result<Arc<Self>, StoreError> {
-        let records = Self { membership, heard: RwLock::default(), unheard: Notify::default() };
+        let records = Self { membership, heard: RwLock::default(), unheard: Notify::default(), copies_owed: AtomicUsize::new(0) };
         records.hear().await?;
         Ok(Arc::new(records))
     }
@@ -54,6 +59,16 @@ impl Records {
     /// All nodes, as they were last heard.
     pub fn records(&self) -> Arc<[NodeRecord]> {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
+    }
+
+    /// Takes down how many copies are owed, for others to hear.
+    pub(crate) fn owe_copies(&self, owed: usize) {
+        self.copies_owed.store(owed, Ordering::Relaxed);
+    }
+
+    /// How many these were last.
+    pub(crate) fn copies_owed(&self) -> usize {
+        self.copies_owed.load(Ordering::Relaxed)
     }
 
     /// Waits until somebody comes who was not heard of. One that came before is not waited for. Cancel-safe.

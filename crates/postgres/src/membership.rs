@@ -64,6 +64,10 @@ impl Membership {
         self.term
     }
 
+    pub(crate) fn database(&self) -> &Postgres {
+        &self.database
+    }
+
     /// The cluster.
     pub fn cluster(&self) -> &ClusterRecord {
         &self.cluster

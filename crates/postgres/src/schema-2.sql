@@ -29,6 +29,16 @@ ALTER TABLE firkin.sandboxes
     ADD COLUMN given_up BIGINT;
 CREATE INDEX sandboxes_of_node ON firkin.sandboxes (node);
 
+-- What holds a paused sandbox; of one that runs, nothing.
+ALTER TABLE firkin.sandboxes
+    ADD COLUMN held_artifact TEXT COLLATE "C" GENERATED ALWAYS AS (firkin.json_extract(body, '$.phase.artifact')) STORED;
+CREATE INDEX sandboxes_of_artifact ON firkin.sandboxes (held_artifact);
+
+-- Which of these is whole on the disk of which node, beside the sandbox's own.
+CREATE TABLE firkin.copies (
+    artifact TEXT COLLATE "C", node TEXT COLLATE "C", since TIMESTAMPTZ NOT NULL DEFAULT now(), PRIMARY KEY (artifact, node));
+CREATE INDEX copies_of_node ON firkin.copies (node);
+
 -- Where no node is said, these are empty texts.
 ALTER TABLE firkin.builds
     ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT coalesce(current_setting('firkin.node', true), '');

@@ -28,7 +28,9 @@ pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
 pub use machine::{agent, command, engines, groups, guest_file, launch, network, outbound};
 pub use restore::warm;
-pub use runtime::{changes as overview, encryption, host_templates, moving, outlook, relocating, sweep, templates, webhooks};
+pub use runtime::{
+    changes as overview, encryption, host_templates, moving, outlook, relocating, second_copies, sweep, templates, webhooks,
+};
 pub use sandbox::{lineage, owner, stale_state, trust};
 pub use shared::config;
 pub use start::pool;

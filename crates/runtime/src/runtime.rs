@@ -87,6 +87,7 @@ pub mod moving;
 pub mod outlook;
 mod recorded;
 pub mod relocating;
+pub mod second_copies;
 mod settling;
 mod sharing;
 pub mod sweep;

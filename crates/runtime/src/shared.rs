@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     /// What is owed to a store off the host, where there is one.
     pub(crate) copying: Option<Arc<Copying>>,
     collect: Notify,
+    /// A sandbox was paused, and nobody has looked since.
+    paused: Notify,
     /// Held by who collects: one collection at a time, with what it does for the budget.
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Held by who brings an artifact here from another host.
@@ -107,6 +109,7 @@ impl Shared {
             changes: Feed::new(),
             webhooks: parts.webhooks,
             collect: Notify::new(),
+            paused: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             fetching: Arc::default(),
             taking: tokio::sync::Mutex::default(),
@@ -151,6 +154,16 @@ impl Shared {
     /// Ends once somebody has asked for that.
     pub(crate) async fn collection_wanted(&self) {
         self.collect.notified().await;
+    }
+
+    /// Tells whoever sees to second copies that a sandbox is paused, and on record so.
+    pub(crate) fn note_paused(&self) {
+        self.paused.notify_one();
+    }
+
+    /// Ends once a sandbox was paused since the last time.
+    pub(crate) async fn was_paused(&self) {
+        self.paused.notified().await;
     }
 
     async fn memory_watch(self: Arc<Self>) {

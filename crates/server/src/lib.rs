@@ -74,7 +74,7 @@ use elsewhere::Home;
 use error::{ApiError, ProxyError};
 use hosts::{Named, OtherHosts as Others};
 use latency::FirstAnswer;
-use nodes::Nodes;
+use nodes::{Nodes, SecondCopies};
 use proxy::{origin, page};
 use target::{InvalidTarget, Target, Way};
 
@@ -117,6 +117,8 @@ pub struct ServerConfig {
     pub about: About,
     /// The other nodes of its cluster. Absent: it is alone.
     pub nodes: Option<Arc<dyn Nodes>>,
+    /// Who makes a second copy of what is paused, before it is answered that it is. Absent: a pause is answered once it is durable here.
+    pub second_copies: Option<Arc<dyn SecondCopies>>,
     /// How long requests under way may take to finish once the server is told to stop.
     pub shutdown_grace: Duration,
 }
@@ -154,6 +156,7 @@ impl Default for ServerConfig {
             traces: None,
             about: About::default(),
             nodes: None,
+            second_copies: None,
             audit: None,
             // The largest create is its environment and metadata, far below this.
             max_body_bytes: 1 << 20,

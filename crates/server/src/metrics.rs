@@ -35,7 +35,7 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 31] = [
+pub(crate) const KINDS: [&str; 32] = [
     "archive_damaged",
     "archive_foreign",
     "archive_taken",
@@ -59,6 +59,7 @@ pub(crate) const KINDS: [&str; 31] = [
     "sandbox_moved",
     "sandbox_no_compatible_node",
     "sandbox_not_moved",
+    "sandbox_paused_on_one_node",
     "sandbox_placement_timeout",
     "sandbox_snapshot_guest_agent_unresponsive",
     "sandbox_unreachable",

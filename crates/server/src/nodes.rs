@@ -227,6 +227,26 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     async fn send(&self, node: &NodeId, request: Request) -> Result<Response<Body>, SendError>;
 }
 
+/// A sandbox is paused, and what holds it is on its own node alone. It is owed to another one from then on.
+#[derive(Debug, thiserror::Error)]
+#[error("sandbox `{id}` is paused, and only on node `{node}`")]
+pub struct NotCopied {
+    /// Which.
+    pub id: SandboxId,
+    /// Its node, as people know it.
+    pub node: String,
+    /// Why no other node has it.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// Who has what holds paused sandboxes of this node be on another one too.
+#[async_trait]
+pub trait SecondCopies: fmt::Debug + Send + Sync {
+    /// Returns once another node has what holds a paused sandbox, within a bound; at once where it cannot have it. Dropped, it is gone on with.
+    async fn copied(&self, id: &SandboxId) -> Result<(), NotCopied>;
+}
+
 /// Has a request that is sent to a peer be that of whoever administers the cluster: a node asks for itself.
 pub fn as_operator(request: &mut Request) {
     let identity = Identity { caller: None, admin: true };

@@ -206,7 +206,7 @@ def at(server: OwnServer, key: str, sandbox) -> httpx.Response:
 
 def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_its_node_is_lost(cluster):
     cluster.firkin("cluster", "found", "--state-dir", cluster.database.dir / "nobody", *cluster.options)
-    one, two = cluster.node("one"), cluster.node("two")
+    one, two = (cluster.node(name, "--durable", "cluster") for name in ("one", "two"))
     for server in (one, two):
         server.start(*server.as_node)
     key = one.client["api_key"]
@@ -285,13 +285,32 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     for name in (home, other):
         cluster.firkin("node", "uncordon", name, *cluster.options)
 
-    # This one has its files nowhere else.
-    only = e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **here)
-    if at(one, key, only).headers["x-firkin-node"] != home:
-        move(only, home)
-    assert e2b.Sandbox.connect(only.sandbox_id, timeout=SANDBOX_LIFETIME_S, **here).pause()
+    # What is answered as paused is on the other node too, with its memory. This one has its files nowhere else, and its client is told so.
+    copied, only = (e2b.Sandbox.create(timeout=SANDBOX_LIFETIME_S, **here) for _ in range(2))
+    for made in (copied, only):
+        if at(one, key, made).headers["x-firkin-node"] != home:
+            move(made, home)
+    copied = e2b.Sandbox.connect(copied.sandbox_id, timeout=SANDBOX_LIFETIME_S, **here)
+    copied.files.write("/home/user/file", "copied")
+    start_guest_program(copied, "counter.py", COUNTER_PORT)
+    counts = counted(copied)
+    assert copied.pause()
+    cluster.firkin("node", "cordon", other, *cluster.options)
 
-    # The node that has both is lost. What is paused, and has its files elsewhere too, is had there; what ran is not.
+    def knows_it_is_cordoned() -> bool:
+        asked = httpx.post(
+            f"{one.url}/admin/sandboxes/{only.sandbox_id}/move", headers={"X-API-Key": key}, json={"node": other}, timeout=WAIT_S
+        )
+        if asked.is_success:
+            move(only, home)
+        return asked.status_code == 409 and "cordoned" in asked.text
+
+    wait_for(knows_it_is_cordoned, "the node to hear that the other takes nothing")
+    with pytest.raises(e2b.SandboxException, match=f"is paused, and only on node `{home}`"):
+        e2b.Sandbox.pause(only.sandbox_id, **here)
+    assert e2b.Sandbox.get_info(only.sandbox_id, **here).state == SandboxState.PAUSED
+
+    # The node that has all of them is lost. What is paused, and has its files elsewhere too, is had there; what ran is not.
     lost, left = (one, two) if home == "one" else (two, one)
     lost.kill()
     cluster.firkin("node", "forget", home, "--it-is-off", *cluster.options)
@@ -304,6 +323,7 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     assert e2b.Sandbox.get_info(paused.sandbox_id, **client).state == SandboxState.PAUSED
     again = e2b.Sandbox.connect(paused.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client)
     assert again.files.read("/home/user/file") == "paused"
+    goes_on(e2b.Sandbox.connect(copied.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client), counts, "copied")
     assert at(left, key, sandbox).status_code == 503
     refused_by_name = at(left, key, only)
     assert (refused_by_name.status_code, refused_by_name.json()["error_code"]) == (503, "artifact_elsewhere"), refused_by_name.text
@@ -315,7 +335,7 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
     wait_for(lambda: at(left, key, sandbox).is_success, "the other node to hear that it is back")
     goes_on(e2b.Sandbox.connect(sandbox.sandbox_id, timeout=SANDBOX_LIFETIME_S, **client), before, "before the move")
     assert e2b.Sandbox.get_info(only.sandbox_id, **client).state == SandboxState.PAUSED
-    for one_of in (sandbox, paused, only):
+    for one_of in (sandbox, paused, copied, only):
         wait_for(lambda one_of=one_of: gone(one_of.sandbox_id, client), "a sandbox to be killed")
     for server in (one, two):
         server.stop()

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 /// Options of a server that is one of several.
 #[derive(Debug, Clone, Default, Args)]
@@ -24,6 +24,19 @@ pub(crate) struct NodeArgs {
     /// Where other nodes reach that [default: what --peer-listen says]
     #[arg(long, value_name = "HOST:PORT", env = "FIRKIN_PEER_ADDRESS", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) peer_address: Option<String>,
+    /// When a pause is answered: a copy of it is made on another node in any case [default: node]
+    #[arg(long, value_name = "WHERE", env = "FIRKIN_DURABLE", hide_env_values = true)]
+    pub(crate) durable: Option<Durable>,
+}
+
+/// Where a pause has to be durable before it is answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Durable {
+    /// Once it is on the disk of the sandbox's node; the copy follows
+    #[default]
+    Node,
+    /// Once it is on another node too; where none takes it, the sandbox is paused and the answer an error
+    Cluster,
 }
 
 /// Which cluster a command is about.

@@ -526,6 +526,7 @@ impl Host {
         let mut keeping = None;
         if let Some(joined) = self.joined {
             config.nodes = Some(joined.nodes());
+            config.second_copies = joined.second_copies();
             let (kept, peers) = joined.serve(shutdown.clone());
             listeners.push(peers);
             keeping = Some(kept);

@@ -6,15 +6,19 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, Serves, keep, node_id};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep, node_id};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
 use firkin_runtime::{artifact::Fetch, claims::Claims, runtime::Runtime, store::catalog::Catalog};
-use firkin_server::{Listener, nodes::Nodes};
+use firkin_server::{
+    Listener,
+    nodes::{Nodes, SecondCopies},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{catalog, node};
 use crate::{
+    args::node::Durable,
     cluster::NodeSettings,
     failure::{Advise as _, advised},
 };
@@ -26,11 +30,14 @@ pub(super) struct Joining {
     catalogue: Arc<NodeCatalogue>,
     peers: Arc<Peers>,
     listener: TcpListener,
+    durable: Durable,
 }
 
 /// A node, with the door for others. Its lease is renewed for as long as this is there.
 pub(super) struct Joined {
     cluster: Arc<Cluster>,
+    copies: Arc<Copies>,
+    durable: Durable,
     listener: TcpListener,
     keeping: Keeping,
 }
@@ -38,6 +45,7 @@ pub(super) struct Joined {
 /// Ended with this: the lease is not renewed any more.
 pub(super) struct Keeping {
     _ends: DropGuard,
+    stop: CancellationToken,
     serves: Arc<Serves>,
     lost: CancellationToken,
 }
@@ -59,7 +67,7 @@ impl Joining {
             .with_context(|| format!("cannot let other nodes in on `{}`", settings.listen))
             .hint("another server may use it: choose another address with `--peer-listen`")?;
         let catalogue = Arc::new(NodeCatalogue::of(address, node));
-        Ok(Self { name: settings.name.clone(), secret, catalogue, peers: Arc::default(), listener })
+        Ok(Self { name: settings.name.clone(), secret, catalogue, peers: Arc::default(), listener, durable: settings.durable })
     }
 
     /// Where it is on record what is this node's.
@@ -79,7 +87,7 @@ impl Joining {
 
     /// The node, now that its runtime is open.
     pub(super) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
-        let Self { name, secret, catalogue, peers, listener } = self;
+        let Self { name, secret, catalogue, peers, listener, durable } = self;
         let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
         let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
         let config = ClusterConfig {
@@ -91,7 +99,8 @@ impl Joining {
         };
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
-        Ok(Joined { cluster, listener, keeping: Keeping::begin((membership, records), runtime.clone()) })
+        let copies = Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
+        Ok(Joined { cluster, copies, durable, listener, keeping: Keeping::begin((membership, records), runtime.clone()) })
     }
 }
 
@@ -101,11 +110,26 @@ impl Joined {
         Arc::clone(&self.cluster) as _
     }
 
+    /// Who has a pause be on another node too before it is answered, if that is waited for.
+    pub(super) fn second_copies(&self) -> Option<Arc<dyn SecondCopies>> {
+        match self.durable {
+            Durable::Node => None,
+            Durable::Cluster => Some(Arc::clone(&self.copies) as _),
+        }
+    }
+
     /// It serves from now on, until `shutdown`, which comes when it is not one any more. Gives the door that others come in by.
     pub(super) fn serve(self, shutdown: CancellationToken) -> (Keeping, Listener) {
-        let Self { cluster: _, listener, keeping } = self;
+        let Self { cluster: _, copies, durable: _, listener, keeping } = self;
         keeping.serves.begin();
-        let lost = keeping.lost.clone();
+        let (lost, taken, stopped) = (keeping.lost.clone(), keeping.lost.clone(), keeping.stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = taken.cancelled() => {}
+                () = copies.run() => {}
+            }
+        });
         tokio::spawn(async move {
             lost.cancelled().await;
             shutdown.cancel();
@@ -129,7 +153,7 @@ impl Keeping {
                 }
             }
         });
-        Self { _ends: stop.drop_guard(), serves, lost }
+        Self { _ends: stop.clone().drop_guard(), stop, serves, lost }
     }
 
     /// Whether the node is not this server's any more.

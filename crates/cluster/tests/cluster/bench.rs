@@ -158,8 +158,8 @@ impl Answer {
     }
 }
 
-/// The runtime of a node, with the template `base`.
-async fn runtime(dir: &std::path::Path) -> Runtime {
+/// What a runtime is opened with that has its state in `dir`.
+pub(crate) fn config(dir: &std::path::Path) -> RuntimeConfig {
     fs_err::create_dir_all(dir).unwrap();
     let file = |name: &str| {
         let path = dir.join(name);
@@ -175,7 +175,7 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
         rootfs_digest: "r".into(),
         rootfs_bytes: 1 << 30,
     };
-    let config = RuntimeConfig {
+    RuntimeConfig {
         state_dir: dir.join("state"),
         catalog: None,
         fetch: None,
@@ -199,8 +199,12 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
         groups: None,
         images: Arc::new(OwnImage(guest.root())),
         guest: guest.into(),
-    };
-    let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
+    }
+}
+
+/// The runtime of a node, with the template `base`.
+async fn runtime(dir: &std::path::Path) -> Runtime {
+    let runtime = Runtime::open(config(dir), Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
     let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
     Box::pin(runtime.build_template(base, &|_| {})).await.unwrap();
     runtime

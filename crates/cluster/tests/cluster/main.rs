@@ -1,13 +1,18 @@
 //! Several servers as one address, through their boundary: real sockets in front and between them, the real runtime on the fake engine
-//! behind, and a map in the place of the catalogue.
+//! behind, and a map in the place of the catalogue, but where it is the catalogue that decides (`joint.rs`).
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what was not tried")]
 
 #[path = "../../../server/tests/http/agent.rs"]
 mod agent;
 mod bench;
 mod control;
+mod copies;
 mod data;
+#[path = "../../../postgres/tests/real/database.rs"]
+#[expect(dead_code, reason = "what is done there to a database behind its server's back is not done here")]
+mod database;
 mod failures;
+mod joint;
 mod lists;
 mod placement;

@@ -17,6 +17,7 @@ use firkin_runtime::{
 };
 use tokio::time::timeout;
 
+mod copies;
 mod database;
 mod nodes;
 mod proxy;

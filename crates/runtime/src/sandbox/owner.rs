@@ -66,7 +66,7 @@ pub use self::{
     wake::ResumeError,
 };
 pub(crate) use self::{
-    depart::{HandOver, Relocation, demand_unbound},
+    depart::{HandOver, Relocation, demand_unbound, demand_unbound_as, is_sealed},
     registry::Owners,
     room::{Relief, StillError},
     view::{Access, Handle, Reach, Seen, View, show},

@@ -6,6 +6,7 @@ use std::{error::Error, fmt::Debug};
 use futures::future::BoxFuture;
 
 use super::{StoreError, spec::SandboxId};
+use crate::ground::ids::ArtifactId;
 
 /// Why something was not claimed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -28,4 +29,7 @@ pub trait Claims: Debug + Send + Sync {
 
     /// Takes a sandbox for the life after `epoch`. It is this host's when this returns, durably. What is on record of it from then on.
     fn claim<'a>(&'a self, id: &'a SandboxId, epoch: u64) -> BoxFuture<'a, Result<String, ClaimRefused>>;
+
+    /// Has it on record that an artifact is whole on this host, where a paused sandbox of any host is held by it. Whether one is.
+    fn copied<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>>;
 }

@@ -93,6 +93,8 @@ pub struct Metrics {
     read: ReadBack,
     unknown_fields: Counter,
     forwarded: Family<OutcomeLabel, Counter>,
+    second_copies: Family<OutcomeLabel, Counter>,
+    second_copies_owed: Family<StateLabel, Gauge>,
     gauges: Gauges,
     standing: standing::Gauges,
 }
@@ -166,7 +168,25 @@ impl Metrics {
         let forwarded = Family::default();
         let help = "Requests that were passed on to another node of the cluster, by what came of it";
         registry.register("forwarded", help, forwarded.clone());
-        Self { acceleration, registry, phases, errors, read: ReadBack::default(), unknown_fields, forwarded, gauges, standing }
+        let (second_copies, second_copies_owed) = (Family::default(), Family::default());
+        let help = "Attempts to have what holds a paused sandbox on another node too, by what came of it";
+        registry.register("second_copies", help, second_copies.clone());
+        let help = "Paused sandboxes of this node that no other node has a copy of: waiting for one, or bound to this host";
+        registry.register("second_copies_owed", help, second_copies_owed.clone());
+        let read = ReadBack::default();
+        Self {
+            acceleration,
+            registry,
+            phases,
+            errors,
+            read,
+            unknown_fields,
+            forwarded,
+            second_copies,
+            second_copies_owed,
+            gauges,
+            standing,
+        }
     }
 
     /// Takes down how long a phase took.
@@ -198,6 +218,18 @@ impl Metrics {
     /// Counts a request that was passed on to another node.
     pub fn count_forwarded(&self, outcome: &'static str) {
         self.forwarded.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts an attempt to have a paused sandbox on another node too.
+    pub fn count_second_copy(&self, outcome: &'static str) {
+        self.second_copies.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Sets how many paused sandboxes no other node has a copy of: those that wait for one, and those that are bound to this host.
+    pub fn owe_second_copies(&self, waiting: usize, bound: usize) {
+        for (state, count) in [("waiting", waiting), ("bound", bound)] {
+            self.second_copies_owed.get_or_create(&StateLabel { state }).set(number(count));
+        }
     }
 
     /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.

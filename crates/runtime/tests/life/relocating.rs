@@ -13,6 +13,7 @@ use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     claims::{ClaimRefused, Claims},
     config::EncryptionConfig,
+    ids::ArtifactId,
     owner::{Bound, Departing, MoveError},
     relocating::TakeOverError,
     restore::SnapshotRestoreError,
@@ -95,6 +96,11 @@ impl Claims for Rows {
 
     fn claim<'a>(&'a self, id: &'a SandboxId, _: u64) -> BoxFuture<'a, Result<String, ClaimRefused>> {
         Box::pin(async move { self.take(id).ok_or_else(|| ClaimRefused::Held("it is another's".into())) })
+    }
+
+    fn copied<'a>(&'a self, _: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        // Nobody asks this host to keep what is its own.
+        Box::pin(async { Ok(false) })
     }
 }
 

@@ -2,17 +2,20 @@
 
 use axum::response::{IntoResponse as _, Response};
 use firkin_causes::chain;
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{artifact::IntegrityError, sandbox::SandboxId, second_copies::KeepCopyError};
 use http::StatusCode;
 
 use super::{ApiError, CATALOG_RETRY_SECONDS, Retry};
-use crate::nodes::{LocateError, Misdirected, Peer, SendError};
+use crate::nodes::{LocateError, Misdirected, NotCopied, Peer, SendError};
 
 /// Seconds in which a sandbox has come to where it goes.
 const MOVE_RETRY_SECONDS: u32 = 1;
 
 /// Seconds after which a node that was restarted is back.
 const NODE_RETRY_SECONDS: u32 = 5;
+
+/// Seconds in which another node may have become one that takes a copy.
+const COPY_RETRY_SECONDS: u32 = 5;
 
 /// Whether what is refused with this code is refused because of the node that it was asked of.
 pub(super) fn is_of_this_node(error_code: &str) -> bool {
@@ -52,6 +55,24 @@ impl ApiError {
     /// Another node switched protocols and was not asked to.
     pub(crate) fn unasked_switch() -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "another node switched protocols unasked")
+    }
+}
+
+impl From<NotCopied> for ApiError {
+    fn from(error: NotCopied) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
+            .code("sandbox_paused_on_one_node")
+            .retry(Retry::After(COPY_RETRY_SECONDS))
+    }
+}
+
+impl From<KeepCopyError> for ApiError {
+    fn from(error: KeepCopyError) -> Self {
+        match &error {
+            KeepCopyError::Alone | KeepCopyError::Unneeded(_) => Self::conflict(chain(&error)),
+            KeepCopyError::Absent { source: IntegrityError::Elsewhere(why), .. } => Self::elsewhere(&error, why),
+            KeepCopyError::Absent { .. } | KeepCopyError::Damaged(_) | KeepCopyError::Store(_) => Self::internal(&error),
+        }
     }
 }
 

@@ -15,6 +15,17 @@ pub(super) const ROUTES: &[Described] = &[
     get("/.well-known/jwks.json", "The public keys of sandboxes' identity tokens", One("KeySet")),
     get("/.well-known/openid-configuration", "Where these keys are, as OpenID Connect's discovery", One("Discovery")),
     Described {
+        method: "POST",
+        status: 204,
+        refusals: &[403, 409, 503, 507],
+        ..get(
+            "/admin/copies",
+            "Keep a copy of what holds a paused sandbox of another node of the cluster: for nodes alone",
+            Nothing,
+        )
+    }
+    .asking(&[("artifact", "string", "its id")]),
+    Described {
         refusals: &[404, 409],
         ..get("/admin/export", "One of a template, a snapshot and a paused sandbox as one file", Text("application/zstd"))
     }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::{Json as Reply, extract::State};
-use firkin_runtime::sandbox::{InvalidTimeout, OnTimeout, SandboxId};
+use firkin_runtime::{
+    owner::SnapshotError,
+    sandbox::{InvalidTimeout, OnTimeout, SandboxId},
+};
 use firkin_wire::rest;
 use http::StatusCode;
 
@@ -68,9 +71,24 @@ pub(super) async fn resume(
 }
 
 /// `POST /sandboxes/{id}/pause`. A guest that does not answer is never paused, whether or not `requireHealthyGuest` asks so.
-pub(super) async fn pause(caller: Caller, Sandbox(id): Sandbox, body: Json<rest::PauseSandbox>) -> Result<StatusCode, ApiError> {
-    caller.runtime.pause_with(&id, memory(body.value.memory)).await?;
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Sandbox(id): Sandbox,
+    body: Json<rest::PauseSandbox>,
+) -> Result<StatusCode, ApiError> {
+    paused(&app, &id, caller.runtime.pause_with(&id, memory(body.value.memory)).await).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What came of a pause. Where copies are waited for, also whoever asks again, because there was none, is answered once there is one.
+async fn paused(app: &App, id: &SandboxId, paused: Result<(), SnapshotError>) -> Result<(), ApiError> {
+    if let Some(copies) = &app.config.second_copies
+        && matches!(&paused, Ok(()) | Err(SnapshotError::AlreadyPaused(_)))
+    {
+        copies.copied(id).await?;
+    }
+    Ok(paused?)
 }
 
 /// `POST /sandboxes/{id}/fork`.

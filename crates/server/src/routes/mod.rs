@@ -14,6 +14,7 @@ use crate::{App, auth, error::ApiError, listing::Query, metrics, openapi};
 
 mod admin;
 mod builds;
+mod copies;
 mod create;
 mod encryption;
 pub(crate) mod events;
@@ -117,6 +118,7 @@ fn of_the_host() -> Router<Arc<App>> {
         .route("/admin/import", post(moving::import))
         .route("/admin/sandboxes/{id}/move", post(relocating::move_away))
         .route("/admin/take", post(relocating::take))
+        .route("/admin/copies", post(copies::keep))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
         .route("/metrics", get(metrics::read))

@@ -173,6 +173,10 @@ impl Owner {
             return Err(SnapshotError::Store(error));
         }
         drop(pin);
+        // One that moves has its files brought to where it goes, and nothing else beside that.
+        if reason != CutReason::Moved {
+            self.shared.note_paused();
+        }
         self.record = record;
         if let Phase::Running(running) = self.become_phase(Phase::Paused(held)) {
             running.ended.cancel();

@@ -21,13 +21,14 @@ use jiff::Timestamp;
 use super::{KillError, Next, Owner, Phase, Reply, ResumeError, SnapshotError, gone};
 use crate::{
     artifact::{CutReason, Secrecy},
+    ground::ids::ArtifactId,
     sandbox::trust::is_filled,
     shared::Shared,
     start::life::Until,
     store::{
         RecordedPhase, SandboxRecord, StoreError,
         claims::ClaimRefused,
-        spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
+        spec::{CreateSandbox, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
     },
     telemetry::history::Event,
 };
@@ -136,17 +137,27 @@ impl fmt::Debug for HandOver {
 
 /// Refuses what can be on no host but its own.
 pub(crate) fn demand_unbound(shared: &Shared, record: &SandboxRecord) -> Result<(), Bound> {
-    let id = || record.id.clone();
+    demand_unbound_as(shared, &record.id, &record.spec)
+}
+
+/// The same by what was asked for when it was created.
+pub(crate) fn demand_unbound_as(shared: &Shared, id: &SandboxId, spec: &CreateSandbox) -> Result<(), Bound> {
+    let id = || id.clone();
     if shared.config.claims.is_none() {
         return Err(Bound::Alone(id()));
     }
-    if !record.spec.volumes.is_empty() {
+    if !spec.volumes.is_empty() {
         return Err(Bound::Volumes(id()));
     }
-    if is_filled(&record.spec.internet) {
+    if is_filled(&spec.internet) {
         return Err(Bound::Secrets(id()));
     }
     Ok(())
+}
+
+/// Whether what holds a paused sandbox is encrypted, as far as it is here.
+pub(crate) fn is_sealed(shared: &Shared, artifact: &ArtifactId) -> bool {
+    shared.artifacts.load(artifact).is_ok_and(|artifact| artifact.manifest.is_sealed() || artifact.is_sealed())
 }
 
 /// Whose it turned out to be.
@@ -270,10 +281,7 @@ impl Owner {
     fn demand_open(&self) -> Result<(), Bound> {
         let is_sealed = match &self.phase {
             Phase::Running(_) => self.shared.artifacts.secrecy() == Secrecy::Sealed,
-            Phase::Paused(held) => {
-                let loaded = self.shared.artifacts.load(&held.artifact);
-                loaded.is_ok_and(|artifact| artifact.manifest.is_sealed() || artifact.is_sealed())
-            }
+            Phase::Paused(held) => is_sealed(&self.shared, &held.artifact),
             Phase::Gone => false,
         };
         if is_sealed { Err(Bound::Sealed(self.record.id.clone())) } else { Ok(()) }

@@ -1,0 +1,274 @@
+//! Nodes that have one catalogue, in a PostgreSQL of the test: as the program makes them, on local ports and with state directories of their own.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep};
+use firkin_engine::fake::FakeEngine;
+use firkin_postgres::{Founding, LeaseTimes, Membership, NodeCatalogue, NodeState, init};
+use firkin_runtime::{
+    config::{EncryptionConfig, RuntimeConfig},
+    ids::ArtifactId,
+    owner::OnExit,
+    runtime::Runtime,
+    sandbox::CreateSandbox,
+    standard::BuildTemplate,
+};
+use firkin_server::{
+    Listener, ServeError, ServerConfig,
+    nodes::{NodeId, SecondCopies},
+    serve,
+};
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bench::{self, Answer, DEADLINE},
+    database,
+};
+
+/// How a node is set up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Choice {
+    /// Pauses are answered once there is a copy.
+    pub(crate) waits_for_copies: bool,
+    /// What sandboxes leave on the disk is encrypted.
+    pub(crate) encrypts: bool,
+}
+
+/// A cluster.
+pub(crate) struct Joint {
+    database: database::Cluster,
+    url: String,
+    secret: ClusterSecret,
+    dir: tempfile::TempDir,
+    /// Good on all nodes.
+    pub(crate) key: String,
+}
+
+/// One of its nodes, which serves.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) runtime: Runtime,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) copies: Arc<Copies>,
+    pub(crate) records: Arc<Records>,
+    address: SocketAddr,
+    state_dir: PathBuf,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), ServeError>>,
+    kept: JoinHandle<()>,
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waits = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while !is_so().await {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waits).await.unwrap_or_else(|_| panic!("it never comes that {what}"));
+}
+
+impl Joint {
+    /// A cluster with a first node, which has the template `base`. None where there is no PostgreSQL; the test says so.
+    pub(crate) async fn found(choice: Choice) -> Option<(Self, Node)> {
+        let database = database::Cluster::start()?;
+        let url = database.database("joint");
+        let dir = tempfile::tempdir().unwrap();
+        let secret = ClusterSecret::create(&dir.path().join("secret")).unwrap();
+        // Leases last longer than a test does on any host: a node is lost once an operator says so.
+        let hour = Duration::from_secs(3600);
+        let times = LeaseTimes { renew_every: Duration::from_millis(100), stop_after: hour, lasts: 2 * hour, grace: hour };
+        let founding = Founding { secret_fingerprint: secret.fingerprint(), times, founder: None };
+        init(&url.parse().unwrap(), &founding).await.unwrap();
+        let mut joint = Self { database, url, secret, dir, key: String::new() };
+        let first = joint.start("a", choice).await;
+        let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
+        Box::pin(first.runtime.build_template(base, &|_| {})).await.unwrap();
+        joint.key = first.runtime.issue_api_key().await.unwrap();
+        Some((joint, first))
+    }
+
+    fn node(&self, name: &str, peers: SocketAddr) -> (NodeId, firkin_postgres::Node) {
+        let id = name.repeat(20)[..20].to_owned();
+        let node = firkin_postgres::Node {
+            id: id.parse().unwrap(),
+            name: name.to_owned(),
+            address: peers.to_string(),
+            secret_fingerprint: self.secret.fingerprint(),
+        };
+        (id.parse().unwrap(), node)
+    }
+
+    /// A node of this name, on what it has left if it was there before.
+    pub(crate) async fn start(&self, name: &str, choice: Choice) -> Node {
+        let [listener, peers] =
+            [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+        let address = listener.local_addr().unwrap();
+        let (id, node) = self.node(name, peers.local_addr().unwrap());
+        let catalogue = Arc::new(NodeCatalogue::of(self.url.parse().unwrap(), node));
+        let others = Arc::<Peers>::default();
+        let config = RuntimeConfig {
+            catalog: Some(Arc::clone(&catalogue) as _),
+            fetch: Some(Arc::clone(&others) as _),
+            claims: Some(Arc::clone(&others) as _),
+            encryption: EncryptionConfig { seal: choice.encrypts, key_file: None },
+            ..bench::config(&self.dir.path().join(name))
+        };
+        let state_dir = config.state_dir.clone();
+        let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
+        let membership = catalogue.membership().unwrap();
+        let records = Records::of(Arc::clone(&membership)).await.unwrap();
+        let cluster = Cluster::join(ClusterConfig {
+            node: id.clone(),
+            name: name.to_owned(),
+            term: membership.term().try_into().unwrap(),
+            secret: self.secret.clone(),
+            members: Arc::clone(&records) as _,
+        });
+        let cluster = cluster.unwrap();
+        others.join(Arc::clone(&cluster), Arc::clone(&records));
+        let (serves, copies) =
+            (Arc::<Serves>::default(), Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone()));
+        let config = ServerConfig {
+            nodes: Some(cluster),
+            second_copies: choice.waits_for_copies.then(|| Arc::clone(&copies) as Arc<dyn SecondCopies>),
+            shutdown_grace: Duration::from_millis(200),
+            ..ServerConfig::default()
+        };
+        let shutdown = CancellationToken::new();
+        let kept = {
+            let (membership, records, serves) = (Arc::clone(&membership), Arc::clone(&records), Arc::clone(&serves));
+            let (copies, runtime, stops) = (Arc::clone(&copies), runtime.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                let kept = keep(membership, records, (runtime, serves), "test");
+                tokio::select! {
+                    () = stops.cancelled() => {}
+                    lost = kept => panic!("the node is lost: {lost:?}"),
+                    () = copies.run() => {}
+                }
+            })
+        };
+        let listeners = vec![listener.into(), Listener::Peers(peers)];
+        let server = tokio::spawn(serve(listeners, runtime.clone(), config, shutdown.clone()));
+        serves.begin();
+        let node = Node { id, runtime, membership, copies, records, address, state_dir, shutdown, server, kept };
+        until("a node is heard to serve", async || {
+            let nodes = node.membership.members().nodes().await.unwrap();
+            nodes.iter().any(|other| other.name == name && other.info.contains("\"serves\":true"))
+        })
+        .await;
+        node
+    }
+
+    /// An operator's word about a node, which `heard` have heard when this returns.
+    pub(crate) async fn set_state(&self, of: &NodeId, state: NodeState, heard: &[&Node]) {
+        let members = heard[0].membership.members();
+        assert!(members.set_state(&of.as_str().parse().unwrap(), state, "").await.unwrap());
+        for node in heard {
+            node.records.hear().await.unwrap();
+        }
+    }
+
+    /// What is on record of a sandbox.
+    pub(crate) async fn record(&self, through: &Node, id: &str) -> Value {
+        let all = through.membership.members().sandboxes_of_all(None).await.unwrap();
+        let bodies = all.into_iter().map(|any| serde_json::from_str::<Value>(&any.body).unwrap());
+        bodies.into_iter().find(|body| body["id"] == id).expect("it is on record")
+    }
+
+    /// What holds a paused sandbox.
+    pub(crate) async fn held(&self, through: &Node, id: &str) -> ArtifactId {
+        self.record(through, id).await["phase"]["artifact"].as_str().expect("it is paused").parse().unwrap()
+    }
+
+    /// Whether a sandbox that runs on `node` went on from this artifact: its disk stands on the very layers.
+    pub(crate) async fn goes_on_from(&self, node: &Node, (id, artifact): (&str, &ArtifactId)) -> bool {
+        let manifest = node.state_dir.join("artifacts").join(artifact.as_str()).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&fs_err::read(manifest).unwrap()).unwrap();
+        let (layers, record) = (&manifest["disk"]["layers"], self.record(node, id).await);
+        assert!(layers.as_array().is_some_and(|layers| !layers.is_empty()), "{manifest}");
+        record["phase"]["layers"] == *layers
+    }
+
+    /// Has a collection come about on a node, and returns once it has: something that nobody needs is gone.
+    pub(crate) async fn collect(&self, on: &Node) {
+        let id = on.create().await;
+        on.runtime.pause(&id.parse().unwrap()).await.unwrap();
+        let rubbish = self.held(on, &id).await;
+        on.runtime.kill(&id.parse().unwrap()).await.unwrap();
+        until("what nobody needs is collected", async || !on.has_files_of(&rubbish)).await;
+    }
+
+    /// Ends what is left of it.
+    pub(crate) async fn end(self, nodes: impl IntoIterator<Item = Node>) {
+        for node in nodes {
+            node.stop(OnExit::Kill).await;
+        }
+        drop(self.database);
+    }
+}
+
+impl Node {
+    /// Ends its server, with or without what it has.
+    pub(crate) async fn stop(self, on_exit: OnExit) {
+        self.shutdown.cancel();
+        tokio::time::timeout(DEADLINE, self.server).await.expect("the server stops").unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, self.kept).await.expect("it is not kept any more").unwrap();
+        tokio::time::timeout(DEADLINE, self.runtime.shutdown(on_exit)).await.expect("the runtime stops");
+    }
+
+    /// A sandbox of `base` on this node.
+    pub(crate) async fn create(&self) -> String {
+        self.runtime.create(CreateSandbox::from_template("base")).await.unwrap().id.to_string()
+    }
+
+    /// Whether there are files of an artifact here.
+    pub(crate) fn has_files_of(&self, artifact: &ArtifactId) -> bool {
+        Path::new(&self.state_dir).join("artifacts").join(artifact.as_str()).exists()
+    }
+
+    /// Takes all files of an artifact away, as a disk that was replaced has them no more.
+    pub(crate) fn lose(&self, artifact: &ArtifactId) {
+        fs_err::remove_dir_all(Path::new(&self.state_dir).join("artifacts").join(artifact.as_str())).unwrap();
+    }
+
+    /// Whether no copy is owed.
+    pub(crate) async fn owes_nothing(&self) -> bool {
+        self.membership.owed(None).await.unwrap().is_empty()
+    }
+
+    /// Sends a request to the control plane and reads the answer.
+    pub(crate) async fn call(&self, key: &str, (method, path, body): (&str, &str, &str)) -> Answer {
+        self.runtime.hear_of_keys().await.unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.address.to_string())
+            .header("x-api-key", key)
+            .header("content-type", "application/json")
+            .body(Full::<Bytes>::from(body.to_owned()))
+            .unwrap();
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let sent = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time");
+        let (parts, body) = sent.unwrap().into_parts();
+        let bytes = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").unwrap().to_bytes();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body: serde_json::from_slice(&bytes).unwrap_or_default() }
+    }
+}
