@@ -25,13 +25,20 @@ def counted(sandbox: e2b.Sandbox) -> int:
     return int(wait_for(lambda: sandbox.commands.run("cat /tmp/count 2>/dev/null || true").stdout.strip(), "the guest to count"))
 
 
+def nodes(hosts: Cluster) -> None:
+    for node in json.loads(hosts.administer("node", "ls")):
+        alive = f"lease for {node['lease_left_s']} s" if node["lease_left_s"] else f"away for {node['away_s']} s"
+        show(f"{node['name']}  {node['address']}  {node['state']:<8}  term {node['term']}  {alive}")
+
+
 def demonstrate(hosts: Cluster, keep: bool) -> None:
     say(f"PostgreSQL answers on {hosts.database.address}, a host of its own")
     for name in NODES:
-        say(f"{name} answers on {hosts.start(name).url}")
+        node = hosts.start(name, "--durable", "cluster")
+        say(f"{name} answers on {node.url}")
     a, b, c = hosts.nodes.values()
     key = hosts.key()
-    show(hosts.administer("node", "ls"))
+    nodes(hosts)
 
     def home(sandbox: e2b.Sandbox) -> str:
         return hosts.asked(b, key, f"/sandboxes/{sandbox.sandbox_id}").headers["x-firkin-node"]
@@ -86,13 +93,14 @@ def demonstrate(hosts: Cluster, keep: bool) -> None:
         other.files.write("/home/user/mark", marks[other.sandbox_id])
     others[1].pause()
     begins = time.monotonic()
-    show(hosts.administer("node", "drain", "node-c", through=b))
+    for gone in json.loads(hosts.administer("node", "drain", "node-c", through=b)):
+        show(f"{gone['id']} {gone['result']} to {gone['node']}" + (f", away for {gone['blackoutMs']} ms" if gone.get("ran") else ""))
     say(f"node-c is drained ({time.monotonic() - begins:.1f} s)")
     for other in others:
         on = e2b.Sandbox.connect(other.sandbox_id, timeout=LIFE_S, **b.client(key))
         assert on.files.read("/home/user/mark") == marks[other.sandbox_id] and home(on) == "node-b"
     say("all that was there is on node-b, with what it had")
-    show(hosts.administer("node", "ls"))
+    nodes(hosts)
     if keep:
         say("these go on until Ctrl-C:")
         for node in (b, c):
