@@ -33,8 +33,8 @@ const KEEPALIVE_SECONDS: u32 = 10;
 /// So often that is not answered until the other node is held to be gone.
 const KEEPALIVE_MISSES: u32 = 3;
 
-/// What was sent has to be acknowledged within this time, or the other node is held to be gone.
-const UNACKNOWLEDGED_MS: u32 = 30_000;
+/// A host that is there takes a connection within this time, also if two packets are lost.
+const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why there is no connection to a node.
 #[derive(Debug, thiserror::Error)]
@@ -107,14 +107,21 @@ impl Connector {
     }
 }
 
-/// Has a connection break soon after the other host is gone without a word.
+/// Whether anybody is at an address still: a connection is opened, over which nothing is said.
+pub(crate) async fn reach(address: &str) -> Result<(), ConnectError> {
+    let connected = tokio::time::timeout(REACHED_WITHIN, TcpStream::connect(address)).await;
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    connected.map(drop).map_err(|source| ConnectError::Unreached { address: address.to_owned(), source })
+}
+
+/// Has a connection over which nothing goes break soon after the other host is gone without a word. One over which something was sent is left to
+/// the kernel, which knows one bound for hosts that are gone and for guests that do not read (`TCP_USER_TIMEOUT`), and those are waited for.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     setsockopt(stream, sockopt::KeepAlive, &true)?;
     setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
     setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
     setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_MISSES)?;
-    setsockopt(stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
     Ok(())
 }
 
@@ -168,5 +175,27 @@ impl Write for PeerStream {
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_read_is_waited_for_and_who_is_gone_is_not() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let stream = TcpStream::connect(&address).await.unwrap();
+        watch(&stream).unwrap();
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        // The kernel would cut a connection whose other end reads nothing for that long: a terminal whose program waits, an upload to a slow disk.
+        assert_eq!(getsockopt(&stream, sockopt::TcpUserTimeout).unwrap(), 0);
+        reach(&address).await.unwrap();
+        drop(listener);
+        let gone = reach(&address).await.unwrap_err();
+        assert!(matches!(gone, ConnectError::Unreached { .. }), "{gone}");
     }
 }
