@@ -378,7 +378,8 @@ impl SecondCopies for Copies {
                 if refused.len() > MOST_REFUSED {
                     refused.pop_front();
                 }
-                let may_come = !matches!(failure, CopyFailure::Bound(_));
+                // Who has waited so long would wait longer than for any answer.
+                let may_come = !matches!(failure, CopyFailure::Bound(_) | CopyFailure::Late);
                 Err(NotCopied { id: id.clone(), node: self.cluster.name().to_owned(), may_come, source: failure.into() })
             }
         }

@@ -235,7 +235,7 @@ pub struct NotCopied {
     pub id: SandboxId,
     /// Its node, as people know it.
     pub node: String,
-    /// Whether it is of use to ask again.
+    /// Whether it is of use to ask again soon.
     pub may_come: bool,
     /// Why no other node has it.
     #[source]

@@ -29,7 +29,7 @@ async fn what_is_paused_outlives_its_node_and_goes_on_elsewhere_as_it_was_last()
     let id = a.create().await;
     let held = paused_and_copied(&joint, &a, &id).await;
     assert!(b.has_files_of(&held));
-    assert_eq!(b.membership.copies().await.unwrap(), [held.clone()]);
+    assert_eq!(b.membership.copies().await.unwrap(), std::slice::from_ref(&held));
     // Nothing on B stands on it but a row of another's.
     joint.collect(&b).await;
     assert!(b.has_files_of(&held), "what a row names is never collected");
@@ -57,7 +57,7 @@ async fn a_copy_goes_once_nobody_is_held_by_it_or_sent_it() {
     let transfer = b.runtime.export_artifact(&held).await.unwrap();
     connect(&joint, &a, &id).await.expect(201);
     b.copies.let_go().await.unwrap();
-    assert_eq!(b.membership.copies().await.unwrap(), [stays.clone()]);
+    assert_eq!(b.membership.copies().await.unwrap(), std::slice::from_ref(&stays));
     joint.collect(&b).await;
     assert!(b.has_files_of(&held), "somebody is being sent it");
     drop(transfer);
