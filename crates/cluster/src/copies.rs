@@ -25,7 +25,7 @@ use axum::{
 use firkin_causes::chain;
 use firkin_postgres::Owed;
 use firkin_runtime::{ids::ArtifactId, owner::Bound, runtime::Runtime, sandbox::SandboxId, store::StoreError};
-use firkin_server::nodes::{NodeId, Nodes as _, NotCopied, SecondCopies, SendError, as_operator};
+use firkin_server::nodes::{Copied, NodeId, Nodes as _, NotCopied, SecondCopies, SendError, as_operator};
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
@@ -53,6 +53,9 @@ const COPY_WITHIN: Duration = Duration::from_secs(15 * 60);
 
 /// How long who pauses waits for the copy, where it is waited for. Below the minute that E2B's clients wait for any answer.
 const WAIT_WITHIN: Duration = Duration::from_secs(40);
+
+/// Sandboxes that are remembered because whoever paused them was told that there is no copy: they ask again within seconds.
+const MOST_REFUSED: usize = 1024;
 
 /// After a first failure it is tried again after so long, then after twice that, and so on.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -111,6 +114,8 @@ pub struct Copies {
     under_way: Mutex<HashSet<ArtifactId>>,
     /// Counts attempts that ended.
     ended: watch::Sender<u64>,
+    /// Sandboxes of which whoever paused them was told last that there is no copy, the newest last.
+    refused: Mutex<VecDeque<SandboxId>>,
 }
 
 /// What a node did that was asked to keep something.
@@ -173,7 +178,14 @@ impl Later {
 impl Copies {
     /// Those of a node that has joined its cluster. Nothing is done before [`run`](Self::run).
     pub fn of(cluster: Arc<Cluster>, records: Arc<Records>, runtime: Runtime) -> Arc<Self> {
-        Arc::new(Self { cluster, records, runtime, under_way: Mutex::default(), ended: watch::Sender::new(0) })
+        Arc::new(Self {
+            cluster,
+            records,
+            runtime,
+            under_way: Mutex::default(),
+            ended: watch::Sender::new(0),
+            refused: Mutex::default(),
+        })
     }
 
     /// Has copied what is owed, and lets go of what nobody needs, for as long as this is polled. A catalogue that is away is waited for.
@@ -327,20 +339,22 @@ impl Copies {
     }
 
     /// Waits for an attempt of others, or makes one.
-    async fn settle(&self, id: &SandboxId) -> Result<(), CopyFailure> {
+    async fn settle(&self, id: &SandboxId) -> Result<Copied, CopyFailure> {
         let mut ended = self.ended.subscribe();
+        let mut copied = Copied::Before;
         loop {
             ended.mark_unchanged();
             let owed = self.records.membership().owed(Some(id)).await?;
-            let Some(owed) = owed.first() else { return Ok(()) };
+            let Some(owed) = owed.first() else { return Ok(copied) };
+            copied = Copied::Now;
             match self.turn(&owed.artifact) {
                 Some(turn) => {
-                    let copied = self.copy(owed).await;
+                    let tried = self.copy(owed).await;
                     drop(turn);
-                    match copied {
+                    match tried {
                         // It was resumed, and may be paused again by now.
                         Err(CopyFailure::Unneeded) => {}
-                        copied => return copied,
+                        tried => return tried.map(|()| copied),
                     }
                 }
                 // The sender is here.
@@ -352,9 +366,23 @@ impl Copies {
 
 #[async_trait]
 impl SecondCopies for Copies {
-    async fn copied(&self, id: &SandboxId) -> Result<(), NotCopied> {
+    async fn copied(&self, id: &SandboxId) -> Result<Copied, NotCopied> {
         let settled = timeout(WAIT_WITHIN, self.settle(id)).await.unwrap_or(Err(CopyFailure::Late));
-        settled.map_err(|failure| NotCopied { id: id.clone(), node: self.cluster.name().to_owned(), source: failure.into() })
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = refused.len();
+        refused.retain(|other| other != id);
+        match settled {
+            Ok(copied) => Ok(if refused.len() < known { Copied::Now } else { copied }),
+            Err(failure) => {
+                refused.push_back(id.clone());
+                if refused.len() > MOST_REFUSED {
+                    refused.pop_front();
+                }
+                // Who has waited so long would wait longer than for any answer.
+                let may_come = !matches!(failure, CopyFailure::Bound(_) | CopyFailure::Late);
+                Err(NotCopied { id: id.clone(), node: self.cluster.name().to_owned(), may_come, source: failure.into() })
+            }
+        }
     }
 }
 

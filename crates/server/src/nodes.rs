@@ -235,16 +235,27 @@ pub struct NotCopied {
     pub id: SandboxId,
     /// Its node, as people know it.
     pub node: String,
+    /// Whether it is of use to ask again soon.
+    pub may_come: bool,
     /// Why no other node has it.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// Since when a paused sandbox is on another node too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// Since it was asked for now, or nobody was told so before: whoever asked last was told that it is not.
+    Now,
+    /// Whoever asked before was told so.
+    Before,
 }
 
 /// Who has what holds paused sandboxes of this node be on another one too.
 #[async_trait]
 pub trait SecondCopies: fmt::Debug + Send + Sync {
     /// Returns once another node has what holds a paused sandbox, within a bound; at once where it cannot have it. Dropped, it is gone on with.
-    async fn copied(&self, id: &SandboxId) -> Result<(), NotCopied>;
+    async fn copied(&self, id: &SandboxId) -> Result<Copied, NotCopied>;
 }
 
 /// Has a request that is sent to a peer be that of whoever administers the cluster: a node asks for itself.

@@ -12,6 +12,7 @@ import e2b
 import httpx
 import pytest
 from e2b import SandboxState
+from e2b.exceptions import ServiceBusyException
 from own_server import OwnServer
 from postgres import Postgres
 from support import SANDBOX_LIFETIME_S, WAIT_S, start_guest_program, wait_for
@@ -306,8 +307,8 @@ def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_i
         return asked.status_code == 409 and "cordoned" in asked.text
 
     wait_for(knows_it_is_cordoned, "the node to hear that the other takes nothing")
-    with pytest.raises(e2b.SandboxException, match=f"is paused, and only on node `{home}`"):
-        e2b.Sandbox.pause(only.sandbox_id, **here)
+    with pytest.raises(ServiceBusyException, match=f"is paused, and only on node `{home}`"):
+        e2b.Sandbox.pause(only.sandbox_id, **here | {"retries": 0})
     assert e2b.Sandbox.get_info(only.sandbox_id, **here).state == SandboxState.PAUSED
 
     # The node that has all of them is lost. What is paused, and has its files elsewhere too, is had there; what ran is not.

@@ -24,7 +24,8 @@ pub(crate) struct NodeArgs {
     /// Where other nodes reach that [default: what --peer-listen says]
     #[arg(long, value_name = "HOST:PORT", env = "FIRKIN_PEER_ADDRESS", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) peer_address: Option<String>,
-    /// When a pause is answered: a copy of it is made on another node in any case [default: node]
+    /// Answer a pause once it is on the node's disk (`node`), or once another node has a copy too (`cluster`), which is made in any case
+    /// [default: node]
     #[arg(long, value_name = "WHERE", env = "FIRKIN_DURABLE", hide_env_values = true)]
     pub(crate) durable: Option<Durable>,
 }

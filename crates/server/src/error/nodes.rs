@@ -60,9 +60,11 @@ impl ApiError {
 
 impl From<NotCopied> for ApiError {
     fn from(error: NotCopied) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
-            .code("sandbox_paused_on_one_node")
-            .retry(Retry::After(COPY_RETRY_SECONDS))
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)).code("sandbox_paused_on_one_node").retry(if error.may_come {
+            Retry::After(COPY_RETRY_SECONDS)
+        } else {
+            Retry::Never
+        })
     }
 }
 

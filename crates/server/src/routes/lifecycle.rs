@@ -16,6 +16,7 @@ use crate::{
     auth::Caller,
     error::ApiError,
     extract::{Json, Sandbox},
+    nodes::Copied,
     shape,
 };
 
@@ -81,14 +82,18 @@ pub(super) async fn pause(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What came of a pause. Where copies are waited for, also whoever asks again, because there was none, is answered once there is one.
+/// What came of a pause. Where copies are waited for, whoever was told that there is none and asks again is answered as if that were the
+/// first time: E2B's clients do so by themselves.
 async fn paused(app: &App, id: &SandboxId, paused: Result<(), SnapshotError>) -> Result<(), ApiError> {
-    if let Some(copies) = &app.config.second_copies
-        && matches!(&paused, Ok(()) | Err(SnapshotError::AlreadyPaused(_)))
-    {
-        copies.copied(id).await?;
+    let Some(copies) = &app.config.second_copies else { return Ok(paused?) };
+    match paused {
+        Ok(()) => copies.copied(id).await.map(drop).map_err(Into::into),
+        Err(error @ SnapshotError::AlreadyPaused(_)) => match copies.copied(id).await? {
+            Copied::Now => Ok(()),
+            Copied::Before => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
     }
-    Ok(paused?)
 }
 
 /// `POST /sandboxes/{id}/fork`.
