@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 mod database;
 mod nodes;
+mod operator;
 mod proxy;
 mod race;
 
