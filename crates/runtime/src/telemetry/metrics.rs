@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use tracing::Instrument as _;
 pub use super::timing::Timing;
 use super::{
     copies::Copying,
+    nodes::{NodeFigures, NodeSeries},
     phases::{PhaseFigures, Phases},
     standing::{self, Standing, number},
     teams as series_of_teams,
@@ -95,6 +96,8 @@ pub struct Metrics {
     forwarded: Family<OutcomeLabel, Counter>,
     gauges: Gauges,
     standing: standing::Gauges,
+    /// Of a server that is a node of a cluster, and of no other.
+    node: OnceLock<NodeSeries>,
 }
 
 /// The same once more, for those who look without Prometheus: its counters cannot be listed.
@@ -166,7 +169,8 @@ impl Metrics {
         let forwarded = Family::default();
         let help = "Requests that were passed on to another node of the cluster, by what came of it";
         registry.register("forwarded", help, forwarded.clone());
-        Self { acceleration, registry, phases, errors, read: ReadBack::default(), unknown_fields, forwarded, gauges, standing }
+        let (read, node) = Default::default();
+        Self { acceleration, registry, phases, errors, read, unknown_fields, forwarded, gauges, standing, node }
     }
 
     /// Takes down how long a phase took.
@@ -198,6 +202,16 @@ impl Metrics {
     /// Counts a request that was passed on to another node.
     pub fn count_forwarded(&self, outcome: &'static str) {
         self.forwarded.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Sets what a node knows of its cluster. From the first time on there are series of it.
+    pub fn of_node(&self, figures: &NodeFigures) {
+        self.node.get_or_init(NodeSeries::default).set(figures);
+    }
+
+    /// Counts a create that came in at a node, by one of [`PLACEMENTS`](super::nodes::PLACEMENTS).
+    pub fn count_placement(&self, outcome: &'static str) {
+        self.node.get_or_init(NodeSeries::default).count_placement(outcome);
     }
 
     /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.
@@ -249,6 +263,11 @@ impl Metrics {
             if let Some(copying) = copying {
                 let mut registry = registry(self.acceleration);
                 copying.register(&mut registry);
+                text::encode_registry(&mut text, &registry)?;
+            }
+            if let Some(node) = self.node.get() {
+                let mut registry = registry(self.acceleration);
+                node.register(&mut registry);
                 text::encode_registry(&mut text, &registry)?;
             }
             if let Some(teams) = teams {
