@@ -89,7 +89,7 @@ impl Records {
 }
 
 /// A node as peers know it. What has an id or a number that none of this version gives is none.
-fn member(record: &NodeRecord) -> Option<Member> {
+pub(crate) fn member(record: &NodeRecord) -> Option<Member> {
     if record.state == NodeState::Forgotten {
         return None;
     }

@@ -2,12 +2,14 @@
 
 use anyhow::Context as _;
 use firkin_cluster::{ClusterSecret, node_id};
-use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
+use firkin_postgres::{Address, Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
 use firkin_runtime::store::catalog as store_catalog;
 use serde::Serialize;
-use serde_json::Value;
 
-use super::{catalog, draining};
+use super::{
+    catalog, draining,
+    node_shown::{Shown, details, list},
+};
 use crate::{
     args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
     cluster::Access,
@@ -18,46 +20,6 @@ use crate::{
     settings::Settings,
 };
 
-/// A node, as it is shown.
-#[derive(Debug, Serialize)]
-struct Shown {
-    id: String,
-    name: String,
-    address: String,
-    host: String,
-    term: i64,
-    state: &'static str,
-    reason: String,
-    lease_left_s: u64,
-    away_s: u64,
-    info: Value,
-}
-
-impl Shown {
-    fn of(record: &NodeRecord) -> Self {
-        Self {
-            id: record.id.to_string(),
-            name: record.name.clone(),
-            address: record.address.clone(),
-            host: record.host.clone(),
-            term: record.term,
-            state: if record.is_alive() { record.state.word() } else { "away" },
-            reason: record.reason.clone(),
-            lease_left_s: record.lease_left.as_secs(),
-            away_s: record.lease_over.as_secs(),
-            info: serde_json::from_str(&record.info).unwrap_or(Value::Null),
-        }
-    }
-
-    fn number(&self, name: &str) -> String {
-        self.info.get(name).map_or_else(|| "–".to_owned(), Value::to_string)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.info.get(name).and_then(Value::as_str).unwrap_or("–").to_owned()
-    }
-}
-
 /// What was made.
 #[derive(Debug, Serialize)]
 struct Founded {
@@ -66,7 +28,8 @@ struct Founded {
     secret_is_new: bool,
 }
 
-fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
+/// The cluster that was named.
+pub(super) fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
     let named = Access::resolve(args, &Credentials::of_process(), |path| path.to_owned());
     named
         .ok_or_else(|| anyhow::anyhow!("no cluster was named"))
@@ -81,10 +44,17 @@ pub(super) fn secret(access: &Access) -> anyhow::Result<ClusterSecret> {
     secret.hint("it is the file that `firkin cluster found` made: copy it as it is")
 }
 
-async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
+/// The cluster that was named, for whoever has its secret.
+pub(super) async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
     let access = access(args)?;
     let secret = secret(&access)?;
-    Members::at(catalog::address(&access.catalog)?, &secret.fingerprint()).await.map_err(catalog::advising)
+    enter(catalog::address(&access.catalog)?, &secret).await
+}
+
+/// The cluster at an address, which is one of this secret.
+pub(super) async fn enter(address: Address, secret: &ClusterSecret) -> anyhow::Result<Members> {
+    // It is large, and asked once.
+    Box::pin(Members::at(address, &secret.fingerprint())).await.map_err(catalog::advising)
 }
 
 /// Runs a `firkin node` command.
@@ -93,7 +63,13 @@ pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Re
         NodeCommand::Ls(args) => {
             let found = members(&args.access).await?.nodes().await.map_err(catalog::advising)?;
             let shown: Vec<Shown> = found.iter().map(Shown::of).collect();
-            output::result(settings.format, &shown, || table(&shown))?;
+            output::result(settings.format, &shown, || list(&shown))?;
+            Ok(ExitStatus::Success)
+        }
+        NodeCommand::Info(args) => {
+            let found = members(&args.access).await?.nodes().await.map_err(catalog::advising)?;
+            let shown = Shown::of(named(&found, &args.node)?);
+            output::result(settings.format, &shown, || details(&shown))?;
             Ok(ExitStatus::Success)
         }
         NodeCommand::Cordon(args) => {
@@ -174,22 +150,4 @@ pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Resu
     })?;
     output::note("give each node a copy of the secret, and start it with `firkin up --cluster URL --cluster-secret-file FILE`");
     Ok(ExitStatus::Success)
-}
-
-fn table(nodes: &[Shown]) -> Table {
-    let mut table = Table::new(&["node", "state", ">lease left", "runs by", ">running", ">paused", "version", "address"]);
-    for node in nodes {
-        let lease = if node.state == "away" { format!("over for {} s", node.away_s) } else { format!("{} s", node.lease_left_s) };
-        table.row([
-            node.name.clone(),
-            node.state.to_owned(),
-            lease,
-            node.text("acceleration"),
-            node.number("running"),
-            node.number("paused"),
-            node.text("version"),
-            node.address.clone(),
-        ]);
-    }
-    table
 }
