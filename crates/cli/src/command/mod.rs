@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod catalog;
 pub(crate) mod cluster;
+mod cluster_checks;
 mod cluster_status;
 mod cluster_where;
 pub(crate) mod config;
