@@ -1,5 +1,5 @@
-//! What an operator asks of a cluster's catalogue: how its database is, what is on record as whose, and what a template is made of. Nothing is
-//! changed here.
+//! What an operator asks of a cluster's catalogue: how its database is, what is on record as whose, and what a template is made of. And the one
+//! thing that is the whole cluster's: by what its secret is known.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -132,7 +132,19 @@ const TEMPLATE: &str = "SELECT v.build_id, CAST(firkin.json_extract(v.body, '$.b
         firkin.json_extract(v.body, '$.updated_at') DESC
     LIMIT 1";
 
+/// No node has a lease: whoever had one would go on with another secret than the next, and neither would let the other in.
+const ROTATE: &str = "UPDATE firkin.cluster SET secret_fingerprint = $2 WHERE secret_fingerprint = $1
+    AND NOT EXISTS (SELECT FROM firkin.nodes WHERE lease_until > clock_timestamp()) RETURNING 1";
+
 impl Members {
+    /// Has the cluster be known by another secret from now on. Whether it is: not while a node holds its lease, nor where it has another one than
+    /// that by which it was entered.
+    pub async fn rotate(&self, fingerprint: &str) -> Result<bool, StoreError> {
+        let values: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.cluster().secret_fingerprint, Type::TEXT), (&fingerprint, Type::TEXT)];
+        Ok(!self.asked("change the secret of the cluster", ROTATE, &values, |_| Ok(())).await?.is_empty())
+    }
+
     /// How the database is.
     pub async fn health(&self) -> Result<Health, StoreError> {
         let said = |row: &Row| {

@@ -22,6 +22,8 @@ pub(crate) enum ClusterCommand {
     Explain(ExplainArgs),
     /// Name the paused sandboxes that nobody can resume, for their files are on a node that is away; ends with 1 where there is one
     Stranded(ClusterLookArgs),
+    /// Have a cluster be of another secret, while none of its servers runs
+    RotateSecret(RotateSecretArgs),
     /// Write all that is on record into a file; a server may run
     Backup(BackupArgs),
     /// Say whether a backup, or the catalogue itself, goes with the files that are there; nothing is changed
@@ -33,6 +35,16 @@ pub(crate) enum ClusterCommand {
 pub(crate) struct ClusterLookArgs {
     #[command(flatten)]
     pub(crate) access: ClusterAccessArgs,
+}
+
+/// `firkin cluster rotate-secret`
+#[derive(Debug, Args)]
+pub(crate) struct RotateSecretArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+    /// The next secret: it is made there if there is no file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_secret_file: PathBuf,
 }
 
 /// `firkin cluster explain`

@@ -19,11 +19,11 @@ use crate::{
 /// Peer ports that are tried at a time.
 const AT_ONCE: usize = 16;
 
-/// Renewals that may fail one after the other before machines are stopped: fewer, and a short outage of the database does it.
+/// Renewals that may fail one after the other before a lease is over: fewer, and a short outage of the database does it.
 const LEAST_TRIES: u32 = 3;
 
-/// The oldest PostgreSQL that this was tried with.
-const OLDEST: u32 = 15;
+/// The oldest PostgreSQL that has all that is asked of it.
+const OLDEST: u32 = 14;
 
 const DATABASE: (&str, &str) = ("cluster database", "it decides what is whose");
 const SECRET: (&str, &str) = ("cluster secret", "whoever has it is a node, and nobody else");
@@ -109,7 +109,7 @@ fn of_database(health: &Health) -> Check {
     let warning = if !health.durable {
         Some("set `fsync` and `synchronous_commit` to `on`: what was recorded is lost with its host's power otherwise")
     } else if major.is_some_and(|major| major < OLDEST) {
-        Some("PostgreSQL 15 is what this was tried with")
+        Some("use PostgreSQL 14 or newer")
     } else {
         None
     };
@@ -141,17 +141,16 @@ fn of_clock(offset: ClockOffset) -> Check {
 }
 
 fn of_times(times: &LeaseTimes) -> Check {
-    let LeaseTimes { lasts, renew_every, stop_after, grace } = *times;
+    let LeaseTimes { lasts, renew_every, stop_after: _, grace } = *times;
     let found = format!(
-        "renewed every {renew_every:?}, over after {lasts:?}; machines that others could start are stopped after {stop_after:?}, and started elsewhere \
-         {grace:?} after the end"
+        "renewed every {renew_every:?}, over after {lasts:?}; what is paused on a node that is away is had elsewhere {grace:?} after that"
     );
-    match stop_after < renew_every * LEAST_TRIES {
+    match lasts < renew_every * LEAST_TRIES {
         true => check(
             LEASES,
             Status::Warn,
             found,
-            Some("found clusters with more renewals before that: the database may be away for a moment"),
+            Some("the database may not be away for a moment: found clusters whose leases are longer"),
         ),
         false => check(LEASES, Status::Ok, found, None),
     }
@@ -217,7 +216,7 @@ mod tests {
             assert_eq!(status(of_clock(ClockOffset { ahead_ms, within: Duration::from_millis(1) })), expected, "{ahead_ms}");
         }
         assert_eq!(status(of_times(&LeaseTimes::default())), Status::Ok);
-        let short = LeaseTimes { renew_every: Duration::from_secs(40), ..LeaseTimes::default() };
+        let short = LeaseTimes { renew_every: Duration::from_secs(41), ..LeaseTimes::default() };
         assert_eq!(status(of_times(&short)), Status::Warn);
     }
 }

@@ -11,7 +11,10 @@ use super::{
     node_shown::{Shown, details, list},
 };
 use crate::{
-    args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
+    args::{
+        cluster::RotateSecretArgs,
+        node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
+    },
     cluster::Access,
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
@@ -26,6 +29,14 @@ struct Founded {
     cluster: String,
     secret_file: String,
     secret_is_new: bool,
+}
+
+impl Founded {
+    fn table(&self) -> Table {
+        let mut table = Table::new(&["cluster", "secret"]);
+        table.row([self.cluster.clone(), self.secret_file.clone()]);
+        table
+    }
 }
 
 /// The cluster that was named.
@@ -125,6 +136,30 @@ async fn forget(args: NodeForgetArgs) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Success)
 }
 
+/// `firkin cluster rotate-secret`
+pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) -> anyhow::Result<ExitStatus> {
+    let members = members(&args.access).await?;
+    let path = &args.new_secret_file;
+    let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
+    let next = if is_new { ClusterSecret::create(path)? } else { ClusterSecret::read(path)? };
+    if !members.rotate(&next.fingerprint()).await.map_err(catalog::advising)? {
+        let nodes = members.nodes().await.map_err(catalog::advising)?;
+        let alive = nodes.iter().filter(|node| node.is_alive());
+        let alive: Vec<_> = alive.map(|node| format!("`{}` for {} s", node.name, node.lease_left.as_secs())).collect();
+        if alive.is_empty() {
+            return Err(anyhow::anyhow!("the secret was changed meanwhile"))
+                .hint("`firkin cluster status` with the new one says whether it was this");
+        }
+        return Err(anyhow::anyhow!("the secret is what it was: nodes hold their leases, {}", alive.join(", ")))
+            .hint("stop their servers with `--on-exit leave`, wait until the leases are over, and try again: nodes of two secrets refuse each other");
+    }
+    let rotated =
+        Founded { cluster: members.cluster().id.clone(), secret_file: path.display().to_string(), secret_is_new: is_new };
+    output::result(settings.format, &rotated, || rotated.table())?;
+    output::note("give each node a copy of it, and start them with that; the one before opens nothing any more");
+    Ok(ExitStatus::Success)
+}
+
 /// `firkin cluster found`
 pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Result<ExitStatus> {
     let access = access(&args.access)?;
@@ -143,11 +178,7 @@ pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Resu
     let founding = Founding { secret_fingerprint: secret.fingerprint(), times: LeaseTimes::default(), founder };
     let made = init(&address, &founding).await.map_err(catalog::advising)?;
     let founded = Founded { cluster: made.id, secret_file: path.display().to_string(), secret_is_new: is_new };
-    output::result(settings.format, &founded, || {
-        let mut table = Table::new(&["cluster", "secret"]);
-        table.row([founded.cluster.clone(), founded.secret_file.clone()]);
-        table
-    })?;
+    output::result(settings.format, &founded, || founded.table())?;
     output::note("give each node a copy of the secret, and start it with `firkin up --cluster URL --cluster-secret-file FILE`");
     Ok(ExitStatus::Success)
 }

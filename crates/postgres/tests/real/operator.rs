@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firkin_postgres::{Buildable, Members};
+use firkin_postgres::{Buildable, Members, OpenError};
 
 use crate::{
     database::Cluster,
@@ -69,6 +69,14 @@ async fn an_operator_is_told_how_a_cluster_is() {
         assert_eq!(build(team, template).await.as_deref(), expected, "{team} {template}");
     }
     assert_eq!(found("firkin", "old").await.unwrap().runs_on, None, "what earlier versions built does not say");
+
+    // The secret is changed while no node has a lease, and once.
+    assert!(!members.rotate("known otherwise").await.unwrap());
+    cluster.sql("told", "UPDATE firkin.nodes SET lease_until = clock_timestamp() - interval '1 s'").await;
+    assert!(members.rotate("known otherwise").await.unwrap());
+    assert!(!members.rotate("known otherwise still").await.unwrap(), "it was entered by the one before");
+    assert!(matches!(Members::at(url.parse().unwrap(), "known by").await, Err(OpenError::WrongSecret { .. })));
+    Members::at(url.parse().unwrap(), "known otherwise").await.unwrap();
     for open in [first, second] {
         open.database.close().await.unwrap();
     }
