@@ -126,7 +126,7 @@ impl Members for Records {
         let counted = |count: &AtomicU64| count.load(Ordering::Relaxed);
         NodeFigures {
             nodes: words.map(|word| (word, u64::try_from(number(word)).unwrap_or(u64::MAX))).collect(),
-            lease_left: self.membership.lease().left(),
+            lease_left: self.membership.lease().until_end(),
             claims: vec![
                 ("claimed", counted(&counts.claimed)),
                 ("held", counted(&counts.held)),

@@ -20,7 +20,7 @@ pub const PLACEMENTS: [&str; 5] = ["first", "next", "refused", "nobody", "here"]
 pub struct NodeFigures {
     /// How many nodes are in each state, as this one last heard: each state that there is.
     pub nodes: Vec<(&'static str, u64)>,
-    /// Until the machines of what others could start are stopped, unless the lease is renewed.
+    /// Until the lease is over, unless it is renewed: then nothing is recorded here, and after the grace others take what is paused here.
     pub lease_left: Duration,
     /// Claims of sandboxes since the start, by what came of them.
     pub claims: Vec<(&'static str, u64)>,
@@ -63,7 +63,7 @@ impl Default for NodeSeries {
 impl NodeSeries {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("nodes", "Nodes of the cluster by state, as this one last heard", self.nodes.clone());
-        let help = "Until machines that others could start are stopped here, unless the lease is renewed";
+        let help = "Until the lease of this node is over, unless it is renewed";
         registry.register("lease_left_seconds", help, self.lease_left.clone());
         registry.register("claims", "Claims of sandboxes by this node, by what came of them", self.claims.clone());
         registry.register("placement", "Creates that came in here, by which of the nodes made them", self.placements.clone());
