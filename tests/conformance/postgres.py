@@ -63,6 +63,14 @@ class Postgres:
         self.process.wait(WAIT_S)
         self.process = None
 
+    def sql(self, statements: str) -> None:
+        """Does something to the database behind the servers' backs."""
+        done = subprocess.run(
+            [self.programs / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self.url, "-c", statements],
+            env={"PGPASSWORD": PASSWORD}, capture_output=True, text=True, timeout=WAIT_S,
+        )
+        assert done.returncode == 0, done.stderr
+
     def remove(self) -> None:
         if self.process is not None:
             self.stop()

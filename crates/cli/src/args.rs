@@ -309,7 +309,7 @@ pub(crate) enum Command {
     Webhook(WebhookCommand),
     /// Say whether this program can go on with what the server left or still runs, before it is replaced
     UpgradeCheck,
-    /// Have what is on record in a database, and back it up
+    /// Have what is on record in a database, back it up, and say how a cluster is
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Look at the nodes of a cluster, and say that one is off
@@ -357,6 +357,13 @@ pub(crate) struct DoctorArgs {
     pub(crate) host: HostArgs,
     #[command(flatten)]
     pub(crate) catalog: CatalogArgs,
+    /// Look also at the cluster that has its catalogue in this PostgreSQL: its database, its secret, clocks, and the peer ports of its nodes
+    #[arg(long, value_name = "URL", env = "FIRKIN_CLUSTER", hide_env_values = true, conflicts_with = "catalog",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) cluster: Option<String>,
+    /// The cluster's secret, in a file that is nobody else's
+    #[arg(long, value_name = "FILE", env = "FIRKIN_CLUSTER_SECRET_FILE", hide_env_values = true)]
+    pub(crate) cluster_secret_file: Option<PathBuf>,
     /// Install and change what is missing, after asking
     #[arg(long)]
     pub(crate) fix: bool,

@@ -478,7 +478,7 @@ fn help_names_every_command() {
            top            Watch sandboxes and the host live, on this terminal\n  \
            webhook        Send events of sandboxes to URLs, signed\n  \
            upgrade-check  Say whether this program can go on with what the server left or still runs, before it is replaced\n  \
-           cluster        Have what is on record in a database, and back it up\n  \
+           cluster        Have what is on record in a database, back it up, and say how a cluster is\n  \
           node           Look at the nodes of a cluster, and say that one is off\n  \
            config         Check and show the configuration of `up`\n  \
            completions    Print a script that completes commands and options in a shell\n  \

@@ -38,7 +38,7 @@ const LIFE: Duration = Duration::from_secs(24 * 3600);
 const HALF_LIFE: Duration = Duration::from_secs(12 * 3600);
 
 /// The clocks of others may be behind by so much.
-const BACKDATED: Duration = Duration::from_secs(3600);
+pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// What stands behind term and node in a certificate's name. Nobody else's: the top is kept for private use.
 const SUFFIX: &str = "firkin.internal";

@@ -1,5 +1,7 @@
 //! How a node lets go of a paused sandbox, and has one that is nobody's: by the rows of its cluster.
 
+use std::sync::atomic::Ordering;
+
 use firkin_postgres::ClaimError;
 use firkin_runtime::{
     claims::{ClaimRefused, Claims},
@@ -40,7 +42,14 @@ impl Claims for Peers {
 
     fn claim<'a>(&'a self, id: &'a SandboxId, epoch: u64) -> BoxFuture<'a, Result<String, ClaimRefused>> {
         Box::pin(async move {
-            let claimed = self.records()?.membership().claim(id, epoch).await;
+            let records = self.records()?;
+            let claimed = records.membership().claim(id, epoch).await;
+            let (counts, one) = (records.counts(), Ordering::Relaxed);
+            match &claimed {
+                Ok(_) => counts.claimed.fetch_add(1, one),
+                Err(ClaimError::Store(_)) => counts.failed.fetch_add(1, one),
+                Err(_) => counts.held.fetch_add(1, one),
+            };
             claimed.map(|claimed| claimed.body).map_err(|refused| match refused {
                 ClaimError::Store(error) => ClaimRefused::Store(error),
                 held => ClaimRefused::Held(held.into()),

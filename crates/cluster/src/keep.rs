@@ -38,6 +38,8 @@ pub(crate) struct Said {
     /// Whether it answers requests. One that begins has a lease before that.
     pub(crate) serves: bool,
     acceleration: String,
+    /// All that it runs sandboxes by, by the words for which that is asked.
+    pub(crate) engines: Vec<String>,
     running: usize,
     paused: usize,
     /// Of these, those that no other node has a copy of.
@@ -134,6 +136,7 @@ async fn hear_on(membership: &Membership, records: &Records, runtime: &Runtime, 
 async fn hear(membership: &Membership, records: &Records, runtime: &Runtime, lease: Option<Lease>) -> Result<(), StoreError> {
     if let Some(lease) = lease.filter(|lease| lease.had_ended) {
         let lost = runtime.let_go_of_what_is_anothers().await?;
+        records.counts().fenced.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Ordering::Relaxed);
         tracing::warn!(sandboxes = lost, "the lease of this node had ended; what others have taken since is let go of");
         membership.looked(&lease);
     }
@@ -151,6 +154,7 @@ async fn said(runtime: &Runtime, serves: &Serves, (version, copies_owed): (&str,
         version: version.to_owned(),
         serves: serves.does.load(Ordering::SeqCst),
         acceleration: outlook.acceleration,
+        engines: outlook.engines.into_iter().map(str::to_owned).collect(),
         running: outlook.running,
         paused: outlook.paused,
         copies_owed,

@@ -19,8 +19,10 @@ use std::{
 
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
-use firkin_runtime::sandbox::SandboxId;
-use firkin_server::nodes::{Asked, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, SendError, Wanted, Whereabouts};
+use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
+use firkin_server::nodes::{
+    Asked, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, Placement, SendError, Wanted, Whereabouts,
+};
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
 use hyper_util::{
@@ -32,12 +34,14 @@ use tokio_rustls::TlsAcceptor;
 
 mod certificate;
 mod claims;
+pub mod clock;
 mod connect;
 mod copies;
 mod fetch;
 mod identity;
 mod keep;
 mod members;
+mod operator;
 mod placement;
 mod records;
 mod secret;
@@ -51,6 +55,7 @@ pub use fetch::Peers;
 pub use identity::node_id;
 pub use keep::{Serves, keep};
 pub use members::{Home, Member, Members, MembersAway};
+pub use operator::{KnockError, explain, holds, knock};
 pub use records::Records;
 pub use secret::{ClusterSecret, SECRET_BYTES, SecretError};
 pub use verify::{PeerRefused, VerifierError};
@@ -233,14 +238,18 @@ impl Nodes for Cluster {
         others.map(other).collect()
     }
 
-    fn places(&self, wanted: &Wanted) -> Vec<NodeId> {
+    fn placement(&self, wanted: &Wanted) -> Placement {
         let mut chance = [0; 8];
         getrandom::fill(&mut chance).expect("the kernel's random generator works");
-        placement::places(&self.members.nodes(), &self.me, wanted, u64::from_le_bytes(chance))
+        placement::decide(&self.members.nodes(), Some(&self.me), wanted, u64::from_le_bytes(chance))
     }
 
     fn takes_new(&self) -> bool {
         !self.members.nodes().iter().any(|member| member.id == self.me && member.cordoned)
+    }
+
+    fn figures(&self) -> NodeFigures {
+        self.members.figures()
     }
 
     async fn send(&self, node: &NodeId, mut request: Request) -> Result<Response<Body>, SendError> {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, error::Error, fmt, sync::Arc};
 
 use async_trait::async_trait;
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
 use firkin_server::nodes::NodeId;
 
 /// A node of the cluster, as it was last heard.
@@ -21,6 +21,8 @@ pub struct Member {
     pub alive: bool,
     /// Whether it takes no new sandboxes, by its operator's word.
     pub cordoned: bool,
+    /// What it runs sandboxes by, by the words for which that is asked. Empty: not said, and any.
+    pub engines: Vec<String>,
     /// Memory that it has for new sandboxes, MiB, as it said last. Not said: it is asked for none of others.
     pub free_memory_mib: Option<u64>,
     /// Ids of the builds that it holds, so that a sandbox of them needs nothing from elsewhere. Not said: it may hold any.
@@ -54,6 +56,9 @@ pub trait Members: fmt::Debug + Send + Sync {
     /// started just now, which is let in once it is known. Asks for nothing and returns at once; how often it is worth a look is for
     /// whoever keeps them.
     fn look_again(&self);
+
+    /// How many there are in each state, and what this node has done as one of them, for metrics.
+    fn figures(&self) -> NodeFigures;
 
     /// Which node a sandbox's record names now. `None` where there is no such record. Cancel-safe.
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway>;

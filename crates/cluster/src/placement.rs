@@ -1,11 +1,11 @@
-//! Which nodes are asked for a new sandbox, and in which order. What is known of others is some seconds old, so this only ranks: the node
+//! Which nodes are asked for a new sandbox, in which order, and why not the others: what is decided is what is told. What is known of others is some seconds old, so this only ranks: the node
 //! that is asked has the last word, and the next is asked where it says no.
 //!
 //! Those that hold what the sandbox starts from are a class of their own, before all others: locality as a weight among many makes
 //! more than a third of creates fetch what another node has, by a model of 1,000 nodes. Among a few of a class, drawn
 //! by chance, the one with most free memory is first: the emptiest of all would be everybody's choice until it is heard of again.
 
-use firkin_server::nodes::{NodeId, Wanted};
+use firkin_server::nodes::{Holding, NodeId, PassedOver, Place, Placement, Wanted};
 use ring::digest::{SHA256, digest};
 
 use crate::members::Member;
@@ -19,39 +19,87 @@ const MOST: usize = 3;
 /// What the node where a create came in counts for more than it has, by so many of a hundred: a hop less.
 const OWN_BONUS_PERCENT: u64 = 10;
 
-/// The nodes to ask, by what is known of them. `chance` draws: the same one, the same nodes.
-pub(crate) fn places(nodes: &[Member], own: &NodeId, wanted: &Wanted, chance: u64) -> Vec<NodeId> {
-    let may = |member: &&Member| {
-        let fits = member.free_memory_mib.map_or(member.id == *own, |free| free >= wanted.memory_mib);
-        member.alive && !member.cordoned && fits
-    };
+/// Which nodes are asked, by what is known of them, and why the others are not. Where it comes in at none of them, nobody's room counts for more.
+/// `chance` draws: the same one, the same nodes.
+pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, chance: u64) -> Placement {
     if let Some(once) = &wanted.once {
-        // One and no other, whoever has room or holds what by now: it remembers the first request with the key.
-        let first = nodes.iter().filter(|member| member.alive).max_by_key(|member| by_key(once, &member.id));
-        return first.map(|member| member.id.clone()).into_iter().collect();
+        return by_key_alone(nodes, wanted, once);
     }
-    let holds = |member: &&Member| member.holds.as_ref().is_some_and(|held| held.contains(&wanted.build));
-    let (holders, others): (Vec<&Member>, Vec<&Member>) = nodes.iter().filter(may).partition(holds);
+    let mut passed_over = Vec::new();
+    let mut fitting: Vec<(&Member, Holding)> = Vec::new();
+    for member in nodes {
+        match unfit(member, own, wanted) {
+            Some(why) => passed_over.push((member.name.clone(), why)),
+            None => fitting.push((member, holding(member, wanted))),
+        }
+    }
+    let mut asked: Vec<Place> = Vec::new();
     // Who says what it holds, and does not hold this, is asked last.
-    let (unsaid, without): (Vec<&Member>, Vec<&Member>) = others.into_iter().partition(|member| member.holds.is_none());
-    let mut asked: Vec<NodeId> = Vec::new();
-    for (salt, class) in (1..).zip([holders, unsaid, without]) {
-        asked.extend(ranked(class, own, chance ^ salt));
+    for (salt, class) in (1..).zip([Holding::Holds, Holding::Unsaid, Holding::Fetches]) {
+        let members = fitting.iter().filter(|(_, holding)| *holding == class).map(|(member, _)| *member).collect();
+        asked.extend(ranked(members, own, chance ^ salt).into_iter().map(|member| place(member, class)));
     }
     asked.truncate(MOST);
-    asked
+    let after = fitting.into_iter().filter(|(member, _)| asked.iter().all(|place| place.node != member.id));
+    passed_over.extend(after.map(|(member, holding)| (member.name.clone(), PassedOver::AfterOthers(holding))));
+    Placement { asked, passed_over }
 }
 
-/// A class in the order in which to ask it.
-fn ranked(mut class: Vec<&Member>, own: &NodeId, chance: u64) -> Vec<NodeId> {
+/// One and no other, whoever has room or holds what by now: it remembers the first request with the key.
+fn by_key_alone(nodes: &[Member], wanted: &Wanted, once: &str) -> Placement {
+    let first = nodes.iter().filter(|member| member.alive).max_by_key(|member| by_key(once, &member.id));
+    let others = nodes.iter().filter(|member| first.is_none_or(|first| first.id != member.id));
+    let why = |member: &Member| if member.alive { PassedOver::KeyOfAnother } else { PassedOver::Away };
+    Placement {
+        asked: first.map(|member| place(member, holding(member, wanted))).into_iter().collect(),
+        passed_over: others.map(|member| (member.name.clone(), why(member))).collect(),
+    }
+}
+
+/// Why a node cannot have it, if that is known.
+fn unfit(member: &Member, own: Option<&NodeId>, wanted: &Wanted) -> Option<PassedOver> {
+    if !member.alive {
+        return Some(PassedOver::Away);
+    }
+    if member.cordoned {
+        return Some(PassedOver::Cordoned);
+    }
+    // What is not on record, or not said, fits.
+    if let Some(wants) = wanted.runs_on.as_ref().filter(|wants| !member.engines.is_empty() && !member.engines.contains(wants)) {
+        return Some(PassedOver::OtherEngine { has: member.engines.clone(), wants: wants.clone() });
+    }
+    match member.free_memory_mib {
+        // Of itself it knows without a word.
+        None => (Some(&member.id) != own).then_some(PassedOver::Begins),
+        Some(free_mib) => {
+            let wanted_mib = wanted.memory_mib;
+            (free_mib < wanted_mib).then_some(PassedOver::TooLittleMemory { free_mib, wanted_mib })
+        }
+    }
+}
+
+fn holding(member: &Member, wanted: &Wanted) -> Holding {
+    match &member.holds {
+        None => Holding::Unsaid,
+        Some(held) if held.contains(&wanted.build) => Holding::Holds,
+        Some(_) => Holding::Fetches,
+    }
+}
+
+fn place(member: &Member, holding: Holding) -> Place {
+    Place { node: member.id.clone(), name: member.name.clone(), holding, free_memory_mib: member.free_memory_mib }
+}
+
+/// A few of a class in the order in which to ask them.
+fn ranked<'a>(mut class: Vec<&'a Member>, own: Option<&NodeId>, chance: u64) -> Vec<&'a Member> {
     class.sort_by_cached_key(|member| by_key(&chance.to_string(), &member.id));
     class.truncate(DRAWN.max(MOST));
     let room = |member: &&Member| {
         let free = member.free_memory_mib.unwrap_or_default();
-        free + if member.id == *own { free / 100 * OWN_BONUS_PERCENT } else { 0 }
+        free + if Some(&member.id) == own { free / 100 * OWN_BONUS_PERCENT } else { 0 }
     };
     class.sort_by_key(|member| std::cmp::Reverse(room(member)));
-    class.into_iter().map(|member| member.id.clone()).collect()
+    class
 }
 
 /// The rank of a node for a key: the same on every node, and another for each key (rendezvous hashing).
@@ -72,11 +120,16 @@ mod tests {
     fn member(name: &str, free: Option<u64>, holds: Option<&[&str]>) -> Member {
         let holds = holds.map(|builds| Arc::new(builds.iter().map(|build| (*build).to_owned()).collect()));
         let (id, name, address) = (id(name), name.to_owned(), String::new());
-        Member { id, name, address, term: 1, alive: true, cordoned: false, free_memory_mib: free, holds }
+        let engines = vec!["kvm".to_owned()];
+        Member { id, name, address, term: 1, alive: true, cordoned: false, engines, free_memory_mib: free, holds }
+    }
+
+    fn places(nodes: &[Member], own: &NodeId, wanted: &Wanted, chance: u64) -> Vec<NodeId> {
+        decide(nodes, Some(own), wanted, chance).asked.into_iter().map(|place| place.node).collect()
     }
 
     fn wanted() -> Wanted {
-        Wanted { build: "x".to_owned(), memory_mib: 512, once: None }
+        Wanted { build: "x".to_owned(), memory_mib: 512, runs_on: Some("kvm".to_owned()), once: None }
     }
 
     #[test]
@@ -105,6 +158,35 @@ mod tests {
     }
 
     #[test]
+    fn each_node_that_is_not_asked_has_its_reason() {
+        let mut nodes = vec![member("a", Some(511), None), member("b", None, None), member("c", Some(9000), None)];
+        nodes.extend([member("d", Some(9000), None), member("e", Some(9000), None), member("f", Some(700), Some(&[]))]);
+        (nodes[2].alive, nodes[3].cordoned, nodes[4].engines) = (false, true, vec!["gvisor".to_owned(), "emulated".to_owned()]);
+        let decided = decide(&nodes, None, &wanted(), 1);
+        let asked: Vec<_> = decided.asked.iter().map(|place| (place.name.as_str(), place.holding)).collect();
+        assert_eq!(asked, [("f", Holding::Fetches)]);
+        let why: Vec<_> = decided.passed_over.iter().map(|(name, why)| (name.as_str(), why.to_string())).collect();
+        let expected = [
+            ("a", "511 MiB of memory free, 512 wanted"),
+            ("b", "does not serve yet"),
+            ("c", "away"),
+            ("d", "cordoned"),
+            ("e", "runs by gvisor and emulated, not kvm"),
+        ];
+        assert_eq!(why, expected.map(|(name, why)| (name, why.to_owned())));
+        // What is not on record keeps nobody out.
+        let unknown = Wanted { runs_on: None, ..wanted() };
+        assert_eq!(places(&nodes, &id("a"), &unknown, 1), [id("e"), id("f")]);
+        nodes[4].engines.clear();
+        assert_eq!(places(&nodes, &id("a"), &wanted(), 1), [id("e"), id("f")]);
+        // Each node is told of once, whatever was drawn.
+        let many: Vec<Member> = ('a'..='z').map(|name| member(&name.to_string(), Some(10_000), Some(&["x"]))).collect();
+        let decided = decide(&many, None, &wanted(), 5);
+        assert_eq!((decided.asked.len(), decided.passed_over.len()), (3, 23));
+        assert!(decided.passed_over.iter().all(|(_, why)| *why == PassedOver::AfterOthers(Holding::Holds)));
+    }
+
+    #[test]
     fn a_hop_less_counts_for_a_little_and_chance_spreads_the_rest() {
         let nodes = [member("a", Some(10_000), None), member("b", Some(10_500), None), member("c", Some(12_000), None)];
         assert_eq!(places(&nodes, &id("a"), &wanted(), 0)[0], id("c"));
@@ -126,6 +208,7 @@ mod tests {
             for (own, chance) in [("b", 2), ("f", 3)] {
                 assert_eq!(places(&nodes, &id(own), &wanted, chance), first);
             }
+            assert_eq!(decide(&nodes, None, &wanted, 1).passed_over.len(), 5);
             // Also once it is full by what it says, and others have what it starts from.
             let later: Vec<Member> = nodes
                 .iter()

@@ -2,12 +2,12 @@
 
 use std::sync::{
     Arc, PoisonError, RwLock,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
-use firkin_postgres::{Members as Catalogued, Membership, NodeRecord, NodeState};
-use firkin_runtime::{sandbox::SandboxId, store::StoreError};
+use firkin_postgres::{AWAY, Members as Catalogued, Membership, NodeRecord, NodeState};
+use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId, store::StoreError};
 use firkin_server::nodes::{InvalidNodeId, NodeId};
 use tokio::sync::Notify;
 
@@ -25,6 +25,16 @@ pub struct Records {
     unheard: Notify,
     /// Paused sandboxes of this node that no other has a copy of, when that was last looked at.
     copies_owed: AtomicUsize,
+    counts: Counts,
+}
+
+/// What this node has done as one of its cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) claimed: AtomicU64,
+    pub(crate) held: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) fenced: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +46,13 @@ struct Heard {
 impl Records {
     /// Those that a node sees, which has heard of them once when this returns.
     pub async fn of(membership: Arc<Membership>) -> Result<Arc<Self>, StoreError> {
-        let records = Self { membership, heard: RwLock::default(), unheard: Notify::default(), copies_owed: AtomicUsize::new(0) };
+        let records = Self {
+            membership,
+            heard: RwLock::default(),
+            unheard: Notify::default(),
+            copies_owed: AtomicUsize::new(0),
+            counts: Counts::default(),
+        };
         records.hear().await?;
         Ok(Arc::new(records))
     }
@@ -81,13 +97,17 @@ impl Records {
         &self.membership
     }
 
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     fn catalogued(&self) -> &Catalogued {
         self.membership.members()
     }
 }
 
 /// A node as peers know it. What has an id or a number that none of this version gives is none.
-fn member(record: &NodeRecord) -> Option<Member> {
+pub(crate) fn member(record: &NodeRecord) -> Option<Member> {
     if record.state == NodeState::Forgotten {
         return None;
     }
@@ -100,6 +120,7 @@ fn member(record: &NodeRecord) -> Option<Member> {
         term: u64::try_from(record.term).ok()?,
         alive: record.is_alive(),
         cordoned: record.state != NodeState::Ready,
+        engines: said.engines,
         // Nothing is placed on one that begins, and does not answer yet.
         free_memory_mib: said.free_memory_mib.filter(|_| said.serves),
         holds: said.holds.map(Arc::new),
@@ -114,6 +135,23 @@ impl Members for Records {
 
     fn look_again(&self) {
         self.unheard.notify_one();
+    }
+
+    fn figures(&self) -> NodeFigures {
+        let (records, counts) = (self.records(), &self.counts);
+        let words = NodeState::ALL.into_iter().map(NodeState::word).chain([AWAY]);
+        let number = |word| records.iter().filter(|record| record.word() == word).count();
+        let counted = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        NodeFigures {
+            nodes: words.map(|word| (word, u64::try_from(number(word)).unwrap_or(u64::MAX))).collect(),
+            lease_left: self.membership.lease().until_end(),
+            claims: vec![
+                ("claimed", counted(&counts.claimed)),
+                ("held", counted(&counts.held)),
+                ("failed", counted(&counts.failed)),
+            ],
+            fenced: counted(&counts.fenced),
+        }
     }
 
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {

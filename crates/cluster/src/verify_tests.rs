@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -34,6 +34,10 @@ impl Members for List {
         self.1.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn figures(&self) -> NodeFigures {
+        NodeFigures::default()
+    }
+
     async fn whereabouts(&self, _: &SandboxId) -> Result<Option<Home>, MembersAway> {
         Ok(None)
     }
@@ -56,6 +60,7 @@ fn members() -> Arc<List> {
         term: 3,
         alive,
         cordoned: false,
+        engines: Vec::new(),
         free_memory_mib: None,
         holds: None,
     };

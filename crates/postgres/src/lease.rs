@@ -78,6 +78,11 @@ impl Lease {
         self.stop_at.saturating_sub(boottime())
     }
 
+    /// Until it ends, as its node counts: at the latest when the database says so.
+    pub fn until_end(&self) -> Duration {
+        self.ends_at.saturating_sub(boottime())
+    }
+
     /// Whether anything may be begun or gone on with that others could have.
     pub fn holds(&self) -> bool {
         !self.had_ended && !self.left().is_zero()
@@ -130,6 +135,7 @@ mod tests {
         let at = |seconds: u64| Lease::given(now + Duration::from_secs(seconds), &times);
         let mut leases = Leases::of(at(0));
         assert!(leases.last().holds());
+        assert!(leases.last().until_end() > leases.last().left(), "machines are stopped before that");
         assert!(leases.renewed(at(4), false).holds());
         let gap = leases.renewed(at(8), true);
         assert!(gap.had_ended && !gap.holds());

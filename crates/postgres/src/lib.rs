@@ -42,6 +42,7 @@ mod members;
 mod membership;
 mod node;
 mod open_error;
+mod operator;
 mod schema;
 
 pub use address::{Address, InvalidAddress};
@@ -54,10 +55,11 @@ use hold::Hold;
 use holding::Holding;
 pub use holding::{InvalidNodeId, NodeId};
 pub use lease::{Lease, LeaseTimes};
-pub use members::{AnySandbox, Members, NodeRecord, NodeState, Whereabouts};
+pub use members::{AWAY, AnySandbox, Members, NodeRecord, NodeState, Whereabouts};
 pub use membership::Membership;
 pub use node::{Node, NodeCatalogue};
 pub use open_error::OpenError;
+pub use operator::{Buildable, ClockOffset, Counted, Health, PausedSandbox};
 pub use schema::MigrateError;
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.

@@ -35,6 +35,9 @@ pub enum NodeState {
 }
 
 impl NodeState {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Cordoned, Self::Draining, Self::Forgotten];
+
     /// In the words of the catalogue.
     pub fn word(self) -> &'static str {
         match self {
@@ -46,9 +49,12 @@ impl NodeState {
     }
 
     fn of(word: &str) -> Option<Self> {
-        [Self::Ready, Self::Cordoned, Self::Draining, Self::Forgotten].into_iter().find(|state| state.word() == word)
+        Self::ALL.into_iter().find(|state| state.word() == word)
     }
 }
+
+/// That of a node whose lease is over.
+pub const AWAY: &str = "away";
 
 /// A node, as others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +87,11 @@ impl NodeRecord {
     /// Whether it is there, as far as the database knows.
     pub fn is_alive(&self) -> bool {
         !self.lease_left.is_zero()
+    }
+
+    /// What it is, in one word: what an operator has it do, or [`AWAY`] where its lease is over and nobody has said that it is off.
+    pub fn word(&self) -> &'static str {
+        if self.is_alive() || self.state == NodeState::Forgotten { self.state.word() } else { AWAY }
     }
 }
 
@@ -209,9 +220,7 @@ impl Members {
         let (team, first) = (team.map(TeamId::as_str), TeamId::first());
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&team, Type::TEXT), (&first.as_str(), Type::TEXT)];
         let any = |row: &Row| Ok(AnySandbox { node: id(row, 0)?, body: row.try_get(1).map_err(refusal)? });
-        let operation = "read the sandboxes of all nodes";
-        let rows = self.lists.ask(OF_TEAM, &values).await.map_err(|error| error.of(operation))?;
-        rows.iter().map(|row| any(row).map_err(|error: DatabaseError| error.of(operation))).collect()
+        self.listed("read the sandboxes of all nodes", OF_TEAM, &values, any).await
     }
 
     /// Has a node be in another state, for a reason. Whether there is such a node. One that was forgotten stays so until its server starts again.
@@ -239,19 +248,39 @@ impl Members {
         Ok(!rows.is_empty())
     }
 
-    async fn asked<T>(
+    pub(crate) async fn asked<T>(
         &self,
         operation: &'static str,
         statement: &str,
         values: &[(&(dyn ToSql + Sync), Type)],
         read: impl Fn(&Row) -> Result<T, DatabaseError>,
     ) -> Result<Vec<T>, StoreError> {
-        let rows = self.line.ask(statement, values).await.map_err(|error| error.of(operation))?;
-        rows.iter().map(|row| read(row).map_err(|error| error.of(operation))).collect()
+        ask(&self.line, (operation, statement), values, read).await
+    }
+
+    /// The same, where the answer is long.
+    pub(crate) async fn listed<T>(
+        &self,
+        operation: &'static str,
+        statement: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+        read: impl Fn(&Row) -> Result<T, DatabaseError>,
+    ) -> Result<Vec<T>, StoreError> {
+        ask(&self.lists, (operation, statement), values, read).await
     }
 }
 
-fn id(row: &Row, column: usize) -> Result<NodeId, DatabaseError> {
+async fn ask<T>(
+    line: &Line,
+    (operation, statement): (&'static str, &str),
+    values: &[(&(dyn ToSql + Sync), Type)],
+    read: impl Fn(&Row) -> Result<T, DatabaseError>,
+) -> Result<Vec<T>, StoreError> {
+    let rows = line.ask(statement, values).await.map_err(|error| error.of(operation))?;
+    rows.iter().map(|row| read(row).map_err(|error| error.of(operation))).collect()
+}
+
+pub(crate) fn id(row: &Row, column: usize) -> Result<NodeId, DatabaseError> {
     let text: String = row.try_get(column).map_err(refusal)?;
     text.parse().map_err(|_| DatabaseError::Column { column })
 }

@@ -65,11 +65,16 @@ pub(crate) async fn demand_current(client: &Client) -> Result<(), MigrateError> 
     if found < known { Err(MigrateError::Older { found, known }) } else { Ok(()) }
 }
 
+/// The version that this program makes.
+pub(crate) fn known() -> i64 {
+    i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
+}
+
 /// What there is and what is known, unless there is more.
 async fn versions(client: &Client, lock: &str) -> Result<(i64, i64), MigrateError> {
     let row = client.query_one(&format!("SELECT schema, written_by FROM firkin.catalogue {lock}"), &[]).await?;
     let (found, written_by): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
-    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
+    let known = known();
     if found > known { Err(MigrateError::Newer { found, known, written_by }) } else { Ok((found, known)) }
 }
 

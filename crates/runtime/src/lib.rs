@@ -36,6 +36,6 @@ pub use shared::config;
 pub use start::pool;
 pub use storage::{keys, secrets, volumes, workload};
 pub use store::{claims, state_dir};
-pub use telemetry::{activity, changes, copies, history, lifecycle, metrics, phases};
+pub use telemetry::{activity, changes, copies, history, lifecycle, metrics, nodes, phases};
 pub use template::{build, tags};
 pub use upkeep::{catalogue, restore_from, sandbox_quota, upgrade, verify};

@@ -443,6 +443,7 @@ impl Runtime {
             recipe: None,
             warm_up: None,
             setup: source.record.setup(),
+            runs_on: Some(source.artifact.manifest.engine.acceleration.word().to_owned()),
             names: name.map(Reference::full).into_iter().collect(),
         };
         let recorded = self.shared.store.put_snapshot(record, most).await.map_err(SnapshotError::Store)?;

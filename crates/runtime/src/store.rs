@@ -202,6 +202,9 @@ pub(crate) struct TemplateRecord {
     /// What its build left. Absent in records of earlier servers.
     #[serde(default)]
     pub(crate) setup: Setup,
+    /// What it has to be run by, by the word for which that is asked. Absent in records of earlier servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runs_on: Option<String>,
     /// `name:tag`, each unique in its team.
     pub(crate) names: Vec<Reference>,
 }

@@ -6,6 +6,7 @@ pub mod copies;
 pub mod history;
 pub mod lifecycle;
 pub mod metrics;
+pub mod nodes;
 pub mod phases;
 pub(crate) mod standing;
 mod teams;

@@ -86,6 +86,9 @@ pub(crate) async fn read(State(app): State<Arc<App>>, extensions: Extensions, ur
     if let Some(traces) = &app.config.traces {
         app.host().metrics().count_spans(traces.counts().outcomes());
     }
+    if let Some(nodes) = &app.config.nodes {
+        app.host().metrics().of_node(&nodes.figures());
+    }
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], app.host().render_metrics(is_admin)).into_response()
 }
 

@@ -16,14 +16,16 @@ use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
-use firkin_runtime::sandbox::SandboxId;
+use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
 mod identity;
+mod placement;
 
 pub(crate) use identity::Identity;
+pub use placement::{Holding, PassedOver, Place, Placement};
 
 /// Who asks, as the edge has found out.
 pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-firkin-identity");
@@ -48,6 +50,9 @@ const FORMER: HeaderName = HeaderName::from_static("x-firkin-former-peer");
 
 /// On every answer of a node: the name of the one that gave it.
 const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
+
+/// On the answer to a create: where it was made, and why not elsewhere.
+pub(crate) const PLACEMENT: HeaderName = HeaderName::from_static("x-firkin-placement");
 
 /// On a list: the names of the nodes that did not say what they have.
 pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing-nodes");
@@ -147,6 +152,8 @@ pub struct Wanted {
     pub build: String,
     /// Its memory, MiB.
     pub memory_mib: u64,
+    /// What that has to be run by, by the word for which it is asked, if that is on record.
+    pub runs_on: Option<String>,
     /// The key under which it is asked for once, with the team whose key that is. Requests with the same one have to come to the same
     /// node, which remembers it.
     pub once: Option<String>,
@@ -214,12 +221,15 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// All nodes but this one.
     fn others(&self) -> Vec<Other>;
 
-    /// Nodes that may be asked for a new sandbox, this one too, in the order in which to ask them. Each decides for itself; nobody is to be
-    /// asked but these. None: it is made here.
-    fn places(&self, wanted: &Wanted) -> Vec<NodeId>;
+    /// Nodes that may be asked for a new sandbox, this one too, in the order in which to ask them, and why the others may not. Each decides for
+    /// itself; nobody is to be asked but these. None: it is made here.
+    fn placement(&self, wanted: &Wanted) -> Placement;
 
     /// Whether this node takes new sandboxes, by its operator's word.
     fn takes_new(&self) -> bool;
+
+    /// What is known of the nodes and was done as one of them, for metrics.
+    fn figures(&self) -> NodeFigures;
 
     /// Sends a request, whose address is a path alone, to the peer port of a node. Bodies stream both ways; an answer that breaks off
     /// ends in an error, and never as if it were whole. A switch of protocols is left to the caller, as hyper has it. Dropped, the

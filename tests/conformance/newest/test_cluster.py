@@ -4,77 +4,20 @@ On gVisor alone, where a server is there in a second: what is passed from node t
 """
 
 import json
-import os
-import socket
-import subprocess
 
 import e2b
 import httpx
 import pytest
 from e2b import SandboxState
 from e2b.exceptions import ServiceBusyException
+from own_cluster import ONLY_GVISOR, at, cluster, listed  # noqa: F401 (`cluster` is a fixture)
 from own_server import OwnServer
-from postgres import Postgres
 from support import SANDBOX_LIFETIME_S, WAIT_S, start_guest_program, wait_for
-
-ONLY_GVISOR = "where the suite has gVisor, a cluster is tried with it: a server is there in a second"
 
 pytestmark = pytest.mark.lacking(emulated=ONLY_GVISOR, kvm=ONLY_GVISOR)
 
 COUNTER_PORT = 7777
 AWAY = "x-firkin-missing-nodes"
-
-
-class Cluster:
-    """Nodes of one cluster, each of which a test may kill."""
-
-    def __init__(self, program: str, database: Postgres) -> None:
-        self.program, self.database = program, database
-        self.password = ("--catalog-password-file", str(database.dir / "password"))
-        self.secret = database.dir / "cluster.secret"
-        self.options = ("--cluster", database.url, "--cluster-secret-file", str(self.secret), *self.password)
-        self.servers: list[OwnServer] = []
-
-    def node(self, name: str, *options: str) -> OwnServer:
-        server = OwnServer(self.program)
-        self.servers.append(server)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            peers = f"127.0.0.1:{free.getsockname()[1]}"
-        server.as_node = (*self.options, "--node-name", name, "--peer-listen", peers, *options)
-        return server
-
-    def firkin(self, *words, fails: bool = False) -> str:
-        """What a command prints; where it fails, what it says."""
-        line = [self.program, *map(str, words)]
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_S)
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
-
-    def nodes(self) -> dict[str, dict]:
-        return {node["name"]: node for node in json.loads(self.firkin("node", "ls", "--json", *self.options))}
-
-    def refused(self, server: OwnServer, *options) -> str:
-        """Why a server does not begin."""
-        return self.firkin("up", "--yes", "--listen", "127.0.0.1:0", "--state-dir", server.state, *options, fails=True)
-
-
-@pytest.fixture
-def cluster():
-    program = os.environ.get("FIRKIN_BIN")
-    if program is None:
-        pytest.skip("FIRKIN_BIN does not name the program: these tests need servers of their own")
-    database = Postgres()
-    cluster = Cluster(program, database)
-    try:
-        yield cluster
-    finally:
-        for server in cluster.servers:
-            server.remove()
-        database.remove()
-
-
-def listed(server: OwnServer, key: str) -> httpx.Response:
-    return httpx.get(f"{server.url}/v2/sandboxes", headers={"X-API-Key": key}, timeout=WAIT_S)
 
 
 def test_any_node_serves_any_sandbox_and_what_is_not_a_node_is_refused(cluster):
@@ -176,7 +119,7 @@ def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
     # An operator's word that it is off ends its server, which runs after all, and nothing of what runs there.
     assert "--it-is-off" in cluster.firkin("node", "forget", "one", *cluster.options, fails=True)
     cluster.firkin("node", "forget", "one", "--it-is-off", *cluster.options)
-    assert cluster.nodes()["one"]["state"] == "away"
+    assert cluster.nodes()["one"]["state"] == "forgotten"
     assert one.process.wait(WAIT_S) != 0 and "this node was taken" in one.log()
     one.process = None
     one.start(*one.as_node)
@@ -199,10 +142,6 @@ def goes_on(sandbox, before: list[str], file: str) -> list[str]:
     assert (after[0], after[1], int(after[2])) == (before[0], before[1], int(before[2]) + 1), (before, after)
     assert sandbox.files.read("/home/user/file") == file
     return after
-
-
-def at(server: OwnServer, key: str, sandbox) -> httpx.Response:
-    return httpx.get(f"{server.url}/sandboxes/{sandbox.sandbox_id}", headers={"X-API-Key": key}, timeout=WAIT_S)
 
 
 def test_a_sandbox_goes_to_another_node_and_on_there_and_is_had_elsewhere_once_its_node_is_lost(cluster):

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{catalog::CatalogArgs, node::FoundArgs};
+use super::{
+    catalog::CatalogArgs,
+    node::{ClusterAccessArgs, FoundArgs},
+};
 
 /// `firkin cluster ...`
 #[derive(Debug, Subcommand)]
@@ -13,10 +16,48 @@ pub(crate) enum ClusterCommand {
     Init(InitArgs),
     /// Make a database the catalogue of several servers, and their secret where there is none yet; it is empty, or this state directory's
     Found(FoundArgs),
+    /// Say on one screen how a cluster is; ends with 1 where something is wrong
+    Status(ClusterLookArgs),
+    /// Say where a new sandbox of a template would go now, and for each other node why not; ends with 1 where it would go nowhere
+    Explain(ExplainArgs),
+    /// Name the paused sandboxes that nobody can resume, for their files are on a node that is away; ends with 1 where there is one
+    Stranded(ClusterLookArgs),
+    /// Have a cluster be of another secret, while none of its servers runs
+    RotateSecret(RotateSecretArgs),
     /// Write all that is on record into a file; a server may run
     Backup(BackupArgs),
     /// Say whether a backup, or the catalogue itself, goes with the files that are there; nothing is changed
     RestoreCheck(RestoreCheckArgs),
+}
+
+/// `firkin cluster status|stranded`
+#[derive(Debug, Args)]
+pub(crate) struct ClusterLookArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+}
+
+/// `firkin cluster rotate-secret`
+#[derive(Debug, Args)]
+pub(crate) struct RotateSecretArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+    /// The next secret: it is made there if there is no file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_secret_file: PathBuf,
+}
+
+/// `firkin cluster explain`
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+    /// Its name, with a tag or without, or its id
+    #[arg(value_name = "TEMPLATE")]
+    pub(crate) template: String,
+    /// Whose name that is
+    #[arg(long, value_name = "TEAM", default_value = "firkin")]
+    pub(crate) team: String,
 }
 
 /// `firkin cluster init`

@@ -70,6 +70,8 @@ pub(crate) enum NodeCommand {
     /// List the nodes of a cluster: who is there, since when, and what each has
     #[command(visible_alias = "list")]
     Ls(NodeLsArgs),
+    /// Show all that is known of a node
+    Info(NodeInfoArgs),
     /// Have a node take nothing new: what it has stays
     Cordon(NodeNamedArgs),
     /// Have a node take new sandboxes again
@@ -85,6 +87,16 @@ pub(crate) enum NodeCommand {
 pub(crate) struct NodeLsArgs {
     #[command(flatten)]
     pub(crate) access: ClusterAccessArgs,
+}
+
+/// `firkin node info`
+#[derive(Debug, Args)]
+pub(crate) struct NodeInfoArgs {
+    #[command(flatten)]
+    pub(crate) access: ClusterAccessArgs,
+    /// Its name or id
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
 }
 
 /// `firkin node cordon|uncordon`

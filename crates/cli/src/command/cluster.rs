@@ -32,6 +32,10 @@ pub(crate) async fn run(settings: &Settings, command: ClusterCommand) -> anyhow:
     match command {
         ClusterCommand::Init(args) => init(settings, &args).await,
         ClusterCommand::Found(args) => super::node::found(settings, &args).await,
+        ClusterCommand::RotateSecret(args) => super::node::rotate_secret(settings, &args).await,
+        ClusterCommand::Status(args) => super::cluster_status::status(settings, &args).await,
+        ClusterCommand::Explain(args) => super::cluster_where::explain(settings, &args).await,
+        ClusterCommand::Stranded(args) => super::cluster_where::stranded(settings, &args).await,
         ClusterCommand::Backup(args) => backup(settings, &args).await,
         ClusterCommand::RestoreCheck(args) => restore_check(settings, &args).await,
     }

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, anyhow};
 use fs_err as fs;
 
-use super::catalog;
+use super::{catalog, cluster_checks};
 use crate::{
-    args::DoctorArgs,
+    args::{DoctorArgs, node::ClusterAccessArgs},
     failure::{Advise as _, ExitStatus},
     host::{self, Action, Check, Places, Status},
     output::{self, Table},
@@ -15,12 +15,12 @@ use crate::{
 
 /// `firkin doctor`
 pub(crate) async fn run(settings: &Settings, args: &DoctorArgs) -> anyhow::Result<ExitStatus> {
-    let mut checks = look_at_all(settings).await;
+    let mut checks = look_at_all(settings, args).await;
     if args.fix {
         let actions = host::plan(&checks).await.context("cannot plan the set-up of this host")?;
         if !actions.is_empty() {
             set_up(settings, &actions, &Progress::on_stderr(settings.live_progress)).await?;
-            checks = look_at_all(settings).await;
+            checks = look_at_all(settings, args).await;
         }
     }
     output::result(settings.format, &checks, || table(&checks))?;
@@ -53,14 +53,26 @@ pub(crate) async fn ensure_ready(settings: &Settings, progress: &Progress) -> an
     Err(anyhow!("this host is not ready: {failed}")).hint("`firkin doctor` shows every check").status(ExitStatus::HostNotReady)
 }
 
-async fn look_at_all(settings: &Settings) -> Vec<Check> {
+async fn look_at_all(settings: &Settings, args: &DoctorArgs) -> Vec<Check> {
     let mut checks = look(settings).await;
     let upkeep = host::upkeep(&places(settings), &checks).await;
     checks.extend(upkeep);
     if let Some(catalog) = &settings.catalog {
         checks.push(catalog::check(catalog).await);
     }
+    if args.cluster.is_some() {
+        checks.extend(cluster_checks::look(&cluster(args)).await);
+    }
     checks
+}
+
+fn cluster(args: &DoctorArgs) -> ClusterAccessArgs {
+    ClusterAccessArgs {
+        cluster: args.cluster.clone(),
+        cluster_secret_file: args.cluster_secret_file.clone(),
+        catalog_password_file: args.catalog.catalog_password_file.clone(),
+        catalog_authority: args.catalog.catalog_authority.clone(),
+    }
 }
 
 async fn look(settings: &Settings) -> Vec<Check> {

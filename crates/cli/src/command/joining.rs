@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep, node_id};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, clock, keep, node_id};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
 use firkin_runtime::{artifact::Fetch, claims::Claims, runtime::Runtime, store::catalog::Catalog};
 use firkin_server::{
@@ -51,7 +51,7 @@ pub(super) struct Keeping {
 }
 
 impl Joining {
-    /// Reads the secret and takes the port, so that what is wrong with them is told at once.
+    /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once.
     pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
         if settings.is_nowhere() {
             return Err(anyhow::anyhow!("other nodes cannot reach this one at `{}`", settings.address))
@@ -62,6 +62,10 @@ impl Joining {
         let node =
             Node { id, name: settings.name.clone(), address: settings.address.clone(), secret_fingerprint: secret.fingerprint() };
         let address = catalog::address(&settings.access.catalog)?;
+        let members = node::enter(address.clone(), &secret).await?;
+        let (clock, _) = Box::pin(members.clock()).await.map_err(catalog::advising)?;
+        drop(members);
+        clock::bear(clock).hint("have NTP set it, here or on the database's host (`timedatectl`)")?;
         let listener = TcpListener::bind(settings.listen).await;
         let listener = listener
             .with_context(|| format!("cannot let other nodes in on `{}`", settings.listen))

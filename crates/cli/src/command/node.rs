@@ -2,14 +2,19 @@
 
 use anyhow::Context as _;
 use firkin_cluster::{ClusterSecret, node_id};
-use firkin_postgres::{Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
+use firkin_postgres::{Address, Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
 use firkin_runtime::store::catalog as store_catalog;
 use serde::Serialize;
-use serde_json::Value;
 
-use super::{catalog, draining};
+use super::{
+    catalog, draining,
+    node_shown::{Shown, details, list},
+};
 use crate::{
-    args::node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
+    args::{
+        cluster::RotateSecretArgs,
+        node::{ClusterAccessArgs, FoundArgs, NodeCommand, NodeForgetArgs, NodeNamedArgs},
+    },
     cluster::Access,
     failure::{Advise as _, ExitStatus},
     output::{self, Table},
@@ -17,46 +22,6 @@ use crate::{
     serverfile,
     settings::Settings,
 };
-
-/// A node, as it is shown.
-#[derive(Debug, Serialize)]
-struct Shown {
-    id: String,
-    name: String,
-    address: String,
-    host: String,
-    term: i64,
-    state: &'static str,
-    reason: String,
-    lease_left_s: u64,
-    away_s: u64,
-    info: Value,
-}
-
-impl Shown {
-    fn of(record: &NodeRecord) -> Self {
-        Self {
-            id: record.id.to_string(),
-            name: record.name.clone(),
-            address: record.address.clone(),
-            host: record.host.clone(),
-            term: record.term,
-            state: if record.is_alive() { record.state.word() } else { "away" },
-            reason: record.reason.clone(),
-            lease_left_s: record.lease_left.as_secs(),
-            away_s: record.lease_over.as_secs(),
-            info: serde_json::from_str(&record.info).unwrap_or(Value::Null),
-        }
-    }
-
-    fn number(&self, name: &str) -> String {
-        self.info.get(name).map_or_else(|| "–".to_owned(), Value::to_string)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.info.get(name).and_then(Value::as_str).unwrap_or("–").to_owned()
-    }
-}
 
 /// What was made.
 #[derive(Debug, Serialize)]
@@ -66,7 +31,16 @@ struct Founded {
     secret_is_new: bool,
 }
 
-fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
+impl Founded {
+    fn table(&self) -> Table {
+        let mut table = Table::new(&["cluster", "secret"]);
+        table.row([self.cluster.clone(), self.secret_file.clone()]);
+        table
+    }
+}
+
+/// The cluster that was named.
+pub(super) fn access(args: &ClusterAccessArgs) -> anyhow::Result<Access> {
     let named = Access::resolve(args, &Credentials::of_process(), |path| path.to_owned());
     named
         .ok_or_else(|| anyhow::anyhow!("no cluster was named"))
@@ -81,10 +55,17 @@ pub(super) fn secret(access: &Access) -> anyhow::Result<ClusterSecret> {
     secret.hint("it is the file that `firkin cluster found` made: copy it as it is")
 }
 
-async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
+/// The cluster that was named, for whoever has its secret.
+pub(super) async fn members(args: &ClusterAccessArgs) -> anyhow::Result<Members> {
     let access = access(args)?;
     let secret = secret(&access)?;
-    Members::at(catalog::address(&access.catalog)?, &secret.fingerprint()).await.map_err(catalog::advising)
+    enter(catalog::address(&access.catalog)?, &secret).await
+}
+
+/// The cluster at an address, which is one of this secret.
+pub(super) async fn enter(address: Address, secret: &ClusterSecret) -> anyhow::Result<Members> {
+    // It is large, and asked once.
+    Box::pin(Members::at(address, &secret.fingerprint())).await.map_err(catalog::advising)
 }
 
 /// Runs a `firkin node` command.
@@ -93,7 +74,13 @@ pub(crate) async fn run(settings: &Settings, command: NodeCommand) -> anyhow::Re
         NodeCommand::Ls(args) => {
             let found = members(&args.access).await?.nodes().await.map_err(catalog::advising)?;
             let shown: Vec<Shown> = found.iter().map(Shown::of).collect();
-            output::result(settings.format, &shown, || table(&shown))?;
+            output::result(settings.format, &shown, || list(&shown))?;
+            Ok(ExitStatus::Success)
+        }
+        NodeCommand::Info(args) => {
+            let found = members(&args.access).await?.nodes().await.map_err(catalog::advising)?;
+            let shown = Shown::of(named(&found, &args.node)?);
+            output::result(settings.format, &shown, || details(&shown))?;
             Ok(ExitStatus::Success)
         }
         NodeCommand::Cordon(args) => {
@@ -149,6 +136,30 @@ async fn forget(args: NodeForgetArgs) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Success)
 }
 
+/// `firkin cluster rotate-secret`
+pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) -> anyhow::Result<ExitStatus> {
+    let members = members(&args.access).await?;
+    let path = &args.new_secret_file;
+    let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
+    let next = if is_new { ClusterSecret::create(path)? } else { ClusterSecret::read(path)? };
+    if !members.rotate(&next.fingerprint()).await.map_err(catalog::advising)? {
+        let nodes = members.nodes().await.map_err(catalog::advising)?;
+        let alive = nodes.iter().filter(|node| node.is_alive());
+        let alive: Vec<_> = alive.map(|node| format!("`{}` for {} s", node.name, node.lease_left.as_secs())).collect();
+        if alive.is_empty() {
+            return Err(anyhow::anyhow!("the secret was changed meanwhile"))
+                .hint("`firkin cluster status` with the new one says whether it was this");
+        }
+        return Err(anyhow::anyhow!("the secret is what it was: nodes hold their leases, {}", alive.join(", ")))
+            .hint("stop their servers with `--on-exit leave`, wait until the leases are over, and try again: nodes of two secrets refuse each other");
+    }
+    let rotated =
+        Founded { cluster: members.cluster().id.clone(), secret_file: path.display().to_string(), secret_is_new: is_new };
+    output::result(settings.format, &rotated, || rotated.table())?;
+    output::note("give each node a copy of it, and start them with that; the one before opens nothing any more");
+    Ok(ExitStatus::Success)
+}
+
 /// `firkin cluster found`
 pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Result<ExitStatus> {
     let access = access(&args.access)?;
@@ -167,29 +178,7 @@ pub(crate) async fn found(settings: &Settings, args: &FoundArgs) -> anyhow::Resu
     let founding = Founding { secret_fingerprint: secret.fingerprint(), times: LeaseTimes::default(), founder };
     let made = init(&address, &founding).await.map_err(catalog::advising)?;
     let founded = Founded { cluster: made.id, secret_file: path.display().to_string(), secret_is_new: is_new };
-    output::result(settings.format, &founded, || {
-        let mut table = Table::new(&["cluster", "secret"]);
-        table.row([founded.cluster.clone(), founded.secret_file.clone()]);
-        table
-    })?;
+    output::result(settings.format, &founded, || founded.table())?;
     output::note("give each node a copy of the secret, and start it with `firkin up --cluster URL --cluster-secret-file FILE`");
     Ok(ExitStatus::Success)
-}
-
-fn table(nodes: &[Shown]) -> Table {
-    let mut table = Table::new(&["node", "state", ">lease left", "runs by", ">running", ">paused", "version", "address"]);
-    for node in nodes {
-        let lease = if node.state == "away" { format!("over for {} s", node.away_s) } else { format!("{} s", node.lease_left_s) };
-        table.row([
-            node.name.clone(),
-            node.state.to_owned(),
-            lease,
-            node.text("acceleration"),
-            node.number("running"),
-            node.number("paused"),
-            node.text("version"),
-            node.address.clone(),
-        ]);
-    }
-    table
 }

@@ -23,6 +23,7 @@ use firkin_runtime::{
     images::OwnImage,
     memory_pressure::HostMemory,
     network::NetworkChoice,
+    nodes::NodeFigures,
     owner::OnExit,
     runtime::Runtime,
     sandbox::SandboxId,
@@ -97,6 +98,13 @@ impl Members for Map {
     }
 
     fn look_again(&self) {}
+
+    fn figures(&self) -> NodeFigures {
+        let nodes = self.nodes();
+        let alive = nodes.iter().filter(|member| member.alive).count();
+        let nodes = vec![("ready", alive as u64), ("away", (nodes.len() - alive) as u64)];
+        NodeFigures { nodes, lease_left: Duration::from_secs(77), claims: vec![("claimed", 3)], fenced: 2 }
+    }
 
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {
         if self.away.load(Ordering::SeqCst) {
@@ -237,6 +245,7 @@ impl Bench {
             term: 1,
             alive: true,
             cordoned: false,
+            engines: Vec::new(),
             free_memory_mib: None,
             holds: None,
         };

@@ -37,19 +37,51 @@ async fn a_create_goes_to_who_has_room_and_holds_the_template_and_on_to_the_next
     let made = create(a, None).await.expect(201);
     assert_eq!(made.header("x-firkin-node"), "b");
     assert!(!made.headers.contains_key("x-firkin-refused"));
+    assert_eq!(made.header("x-firkin-placement"), "b: holds the template");
     assert!(b.runtime.has(&made.text("/sandboxID").parse().unwrap()));
     // It is full, whatever was said of it: the next one is asked.
     for _ in 1..CPUS {
         b.runtime.create(CreateSandbox::from_template("base")).await.unwrap();
     }
     say("a", 100, &[]);
-    assert_eq!(create(a, None).await.expect(201).header("x-firkin-node"), "c");
+    let made = create(a, None).await.expect(201);
+    assert_eq!(made.header("x-firkin-node"), "c");
+    let why = "c: gets the template from another node; passed over: b (had no room, or did not answer), a (100 MiB of memory free, 512 wanted)";
+    assert_eq!(made.header("x-firkin-placement"), why);
     assert_eq!(c.runtime.sandboxes().len(), 1);
     // Nor is one in the way that is not who it is said to be.
     say("c", 90_000, &[&build]);
     bench.map.change("c", |c| c.term = 9);
     say("a", 100_000, &[]);
-    assert_eq!(create(a, None).await.expect(201).header("x-firkin-node"), "a");
+    let made = create(a, None).await.expect(201);
+    assert_eq!(made.header("x-firkin-node"), "a");
+    let why = made.header("x-firkin-placement");
+    assert!(why.starts_with("a: gets the template from another node; passed over: "), "{why}");
+    assert!(why.contains("b (had no room, or did not answer)") && why.contains("c (had no room, or did not answer)"), "{why}");
+    // Nor is one asked that has not the engine, whatever it holds and however empty it is.
+    bench.map.change("b", |b| (b.engines, b.cordoned) = (Vec::new(), true));
+    bench.map.change("c", |c| (c.term, c.engines) = (1, vec!["kvm".to_owned()]));
+    let made = create(a, None).await.expect(201);
+    assert_eq!(
+        made.header("x-firkin-placement"),
+        "a: gets the template from another node; passed over: b (cordoned), c (runs by kvm, not none)"
+    );
+    let metrics = a.call("GET", "/metrics", "").await.expect(200);
+    let lines: Vec<&str> = metrics.body.as_str().unwrap().lines().collect();
+    for (name, label, value) in [
+        ("placement_total", ",outcome=\"first\"", "3"),
+        ("placement_total", ",outcome=\"next\"", "2"),
+        ("placement_total", ",outcome=\"here\"", "0"),
+        ("placement_total", ",outcome=\"refused\"", "0"),
+        ("nodes", ",state=\"ready\"", "3"),
+        ("nodes", ",state=\"away\"", "0"),
+        ("lease_left_seconds", "", "77.0"),
+        ("claims_total", ",outcome=\"claimed\"", "3"),
+        ("fenced_total", "", "2"),
+    ] {
+        let line = format!("firkin_{name}{{acceleration=\"none\"{label}}} {value}");
+        assert!(lines.contains(&line.as_str()), "{line} is not among {lines:#?}");
+    }
     bench.stop().await;
 }
 

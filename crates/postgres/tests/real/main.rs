@@ -20,6 +20,7 @@ use tokio::time::timeout;
 mod copies;
 mod database;
 mod nodes;
+mod operator;
 mod proxy;
 mod race;
 

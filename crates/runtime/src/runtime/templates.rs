@@ -239,7 +239,9 @@ impl WholeTemplate {
         let Self { family, versions: own, builds, .. } = self;
         let default = || own.iter().find(|record| record.tags().any(|tag| tag == DEFAULT));
         let newest = || own.iter().max_by_key(|record| record.updated_at);
-        let (build_id, state, budget) = match version.or_else(default).or_else(newest) {
+        let shown = version.or_else(default).or_else(newest);
+        let runs_on = shown.and_then(|version| version.runs_on.clone());
+        let (build_id, state, budget) = match shown {
             Some(version) => (version.build_id.clone(), BuildState::Ready, version.budget),
             None => {
                 let build = builds.iter().max_by_key(|build| (build.created_at, &build.id))?;
@@ -266,6 +268,7 @@ impl WholeTemplate {
             aliases,
             tags,
             budget,
+            runs_on,
             id: family.id.into(),
             owner: family.owner,
             name: family.name.map(String::from),

@@ -450,6 +450,7 @@ pub(super) fn version(build: &BuildRecord) -> Result<TemplateRecord, Broken> {
         recipe: None,
         warm_up: None,
         setup: Setup::default(),
+        runs_on: Some("none".to_owned()),
         names: build.names(),
     })
 }

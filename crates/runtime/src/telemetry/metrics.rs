@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use tracing::Instrument as _;
 pub use super::timing::Timing;
 use super::{
     copies::Copying,
+    nodes::{NodeFigures, NodeSeries},
     phases::{PhaseFigures, Phases},
     standing::{self, Standing, number},
     teams as series_of_teams,
@@ -97,6 +98,8 @@ pub struct Metrics {
     second_copies_owed: Family<StateLabel, Gauge>,
     gauges: Gauges,
     standing: standing::Gauges,
+    /// Of a server that is a node of a cluster, and of no other.
+    node: OnceLock<NodeSeries>,
 }
 
 /// The same once more, for those who look without Prometheus: its counters cannot be listed.
@@ -173,7 +176,7 @@ impl Metrics {
         registry.register("second_copies", help, second_copies.clone());
         let help = "Paused sandboxes of this node that no other node has a copy of: waiting for one, or bound to this host";
         registry.register("second_copies_owed", help, second_copies_owed.clone());
-        let read = ReadBack::default();
+        let (read, node) = Default::default();
         Self {
             acceleration,
             registry,
@@ -186,6 +189,7 @@ impl Metrics {
             second_copies_owed,
             gauges,
             standing,
+            node,
         }
     }
 
@@ -230,6 +234,16 @@ impl Metrics {
         for (state, count) in [("waiting", waiting), ("bound", bound)] {
             self.second_copies_owed.get_or_create(&StateLabel { state }).set(number(count));
         }
+    }
+
+    /// Sets what a node knows of its cluster. From the first time on there are series of it.
+    pub fn of_node(&self, figures: &NodeFigures) {
+        self.node.get_or_init(NodeSeries::default).set(figures);
+    }
+
+    /// Counts a create that came in at a node, by one of [`PLACEMENTS`](super::nodes::PLACEMENTS).
+    pub fn count_placement(&self, outcome: &'static str) {
+        self.node.get_or_init(NodeSeries::default).count_placement(outcome);
     }
 
     /// Sets the budget of the state directory, its use at the last look, and the part of that which could be made again.
@@ -281,6 +295,11 @@ impl Metrics {
             if let Some(copying) = copying {
                 let mut registry = registry(self.acceleration);
                 copying.register(&mut registry);
+                text::encode_registry(&mut text, &registry)?;
+            }
+            if let Some(node) = self.node.get() {
+                let mut registry = registry(self.acceleration);
+                node.register(&mut registry);
                 text::encode_registry(&mut text, &registry)?;
             }
             if let Some(teams) = teams {

@@ -29,6 +29,8 @@ pub struct TemplateInfo {
     pub tags: Vec<TagInfo>,
     /// Size of the sandboxes of what is shown.
     pub budget: ResourceBudget,
+    /// What that has to be run by, by the word for which it is asked; absent where nothing is built yet, and for what earlier versions built.
+    pub runs_on: Option<String>,
     /// Asked for first.
     pub created_at: Timestamp,
     /// Last built.

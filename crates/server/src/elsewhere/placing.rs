@@ -9,7 +9,7 @@ use axum::{
 };
 use firkin_runtime::store::KeyScope;
 use futures::future::BoxFuture;
-use http::{Method, request::Parts};
+use http::{HeaderValue, Method, request::Parts};
 use serde::Deserialize;
 
 use super::forward::{PassError, pass};
@@ -17,7 +17,7 @@ use crate::{
     App,
     error::ApiError,
     extract::collect,
-    nodes::{Identity, NoRoom, Nodes, SendError, Wanted},
+    nodes::{self, Identity, NoRoom, Nodes, Placement, SendError, Wanted},
 };
 
 /// Nodes that are asked for one sandbox.
@@ -51,6 +51,16 @@ impl Named {
     }
 }
 
+/// The answer of who made one, with why it was made there.
+fn told(mut answer: Response, line: &str) -> Response {
+    if answer.status().is_success()
+        && let Ok(line) = HeaderValue::from_str(line)
+    {
+        answer.headers_mut().insert(nodes::PLACEMENT, line);
+    }
+    answer
+}
+
 /// Whether a request makes a sandbox.
 pub(crate) fn is_create(request: &Request) -> bool {
     request.method() == Method::POST && matches!(request.uri().path(), "/sandboxes" | "/v2/sandboxes")
@@ -77,21 +87,23 @@ impl Create {
         let again = || Request::from_parts(parts.clone(), Body::from(bytes.clone()));
         let wanted = self.wanted(app, &parts, &bytes).await;
         let is_understood = wanted.is_some();
-        let places = match wanted {
-            Some(wanted) => self.nodes.places(&wanted),
+        let placement = match wanted {
+            Some(wanted) => self.nodes.placement(&wanted),
             // What cannot be understood, or is not there, is for the route to say.
-            None => Vec::new(),
+            None => Placement::default(),
         };
-        let mut refused = None;
-        for node in places.into_iter().take(MOST_ASKED) {
-            let answer = if node == *self.nodes.id() {
+        let (mut refused, mut refusing) = (None, Vec::new());
+        for place in placement.asked.iter().take(MOST_ASKED) {
+            let answer = if place.node == *self.nodes.id() {
                 here(again()).await
             } else {
-                match pass(app, &self.nodes, &node, (&self.identity, self.encrypted), again()).await {
+                match pass(app, &self.nodes, &place.node, (&self.identity, self.encrypted), again()).await {
                     Ok(answer) => answer,
                     Err(PassError::Send(error @ SendError::Unreached { .. })) => {
-                        tracing::warn!(%node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");
+                        let node = &place.name;
+                        tracing::warn!(node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");
                         refused.get_or_insert_with(|| ApiError::from(error).into_response());
+                        refusing.push(place.name.clone());
                         continue;
                     }
                     // It may have been made.
@@ -100,15 +112,19 @@ impl Create {
                 }
             };
             if answer.extensions().get::<NoRoom>().is_none() {
-                return answer;
+                app.host().metrics().count_placement(if refusing.is_empty() { "first" } else { "next" });
+                return told(answer, &placement.line(place, &refusing));
             }
             refused = Some(answer);
+            refusing.push(place.name.clone());
         }
-        match refused {
-            Some(refused) => refused,
-            None if is_understood && !self.nodes.takes_new() => ApiError::no_node_takes_new().into_response(),
-            None => here(again()).await,
-        }
+        let (outcome, answer) = match refused {
+            Some(refused) => ("refused", refused),
+            None if is_understood && !self.nodes.takes_new() => ("nobody", ApiError::no_node_takes_new().into_response()),
+            None => ("here", here(again()).await),
+        };
+        app.host().metrics().count_placement(outcome);
+        answer
     }
 
     /// What it needs. `None` where there is no such template, or nothing is built of it.
@@ -123,6 +139,7 @@ impl Create {
         Some(Wanted {
             build: found.build_id,
             memory_mib: found.budget.memory_mib,
+            runs_on: found.runs_on,
             once: once.map(|key| format!("{} {key}", caller.team)),
         })
     }

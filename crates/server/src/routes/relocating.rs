@@ -137,8 +137,14 @@ fn target(nodes: &dyn Nodes, named: &str) -> Result<NodeId, ApiError> {
 /// Nodes that a sandbox of this one fits on, as far as is known.
 fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Vec<NodeId>, ApiError> {
     let sandbox = app.host().sandbox(id)?;
-    let wanted = Wanted { build: sandbox.build_id.unwrap_or_default(), memory_mib: sandbox.budget.memory_mib, once: None };
-    let places = nodes.places(&wanted).into_iter().filter(|node| node != nodes.id());
+    // Where there is one engine it is by that one; of several, those who are asked find out.
+    let runs_on = match app.host().accelerations()[..] {
+        [only] => Some(only.word().to_owned()),
+        _ => None,
+    };
+    let (build, memory_mib) = (sandbox.build_id.unwrap_or_default(), sandbox.budget.memory_mib);
+    let places = nodes.placement(&Wanted { build, memory_mib, runs_on, once: None }).asked;
+    let places = places.into_iter().map(|place| place.node).filter(|node| node != nodes.id());
     Ok(places.take(MOST_ASKED).collect())
 }
 

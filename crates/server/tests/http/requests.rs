@@ -67,6 +67,10 @@ async fn a_server_that_is_alone_believes_nothing_that_a_peer_would_say_and_says_
     }
     let answer = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
     assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("x-firkin-")), "{:?}", answer.headers);
+    let metrics = bench.call("GET", "/metrics", "").await.expect(200);
+    let text = metrics.body.as_str().unwrap();
+    let of_nodes = ["firkin_nodes", "firkin_lease_left", "firkin_claims", "firkin_placement", "firkin_fenced"];
+    assert!(text.contains("firkin_sandboxes") && of_nodes.iter().all(|series| !text.contains(series)), "{text}");
     // To a guest it is a header like any other.
     let mut request = bench.guest(&id, firkin_wire::ENVD_PORT, "/health");
     request.headers_mut().insert("x-firkin-identity", told.parse().unwrap());

@@ -24,6 +24,7 @@ fn template(id: &str, artifact: &str) -> TemplateRecord {
         recipe: None,
         warm_up: None,
         setup: crate::store::Setup::default(),
+        runs_on: None,
         names: vec![format!("{id}:default").parse().unwrap()],
     }
 }

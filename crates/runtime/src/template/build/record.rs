@@ -45,6 +45,7 @@ pub(super) fn template(build: &BuildRecord, finished: Finished) -> TemplateRecor
         recipe: finished.recipe,
         warm_up: ready.or(finished.warm_up),
         setup: Setup { public: false, defaults: finished.defaults, start: finished.start, ready: finished.ready },
+        runs_on: Some(finished.artifact.manifest.engine.acceleration.word().to_owned()),
         names: build.names(),
     }
 }
