@@ -113,6 +113,17 @@ fn what_is_on_another_host_is_said_to_be_there() {
 }
 
 #[test]
+fn what_is_paused_on_one_node_alone_is_said_to_be_and_whether_that_changes() {
+    for (may_come, retry) in [(true, Retry::After(5)), (false, Retry::Never)] {
+        let source = "no other node is there".into();
+        let error = ApiError::from(crate::nodes::NotCopied { id: id(), node: "a".to_owned(), may_come, source });
+        let body = error.to_body();
+        assert_eq!((body.code, body.error_code.as_deref(), error.retry), (503, Some("sandbox_paused_on_one_node"), retry));
+        assert_eq!(body.message, "sandbox `iabc` is paused, and only on node `a`: no other node is there");
+    }
+}
+
+#[test]
 fn each_failure_has_its_status_code_and_retry_advice() {
     let capacity = Some("sandbox_capacity_unavailable");
     let placement = Some("sandbox_placement_timeout");

@@ -25,24 +25,31 @@ async fn paused_and_copied(joint: &Joint, node: &Node, id: &str) -> ArtifactId {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_paused_outlives_its_node_and_goes_on_elsewhere_as_it_was_last() {
     let Some((joint, a)) = Joint::found(Choice::default()).await else { return };
-    let b = joint.start("b", Choice::default()).await;
-    let id = a.create().await;
-    let held = paused_and_copied(&joint, &a, &id).await;
-    assert!(b.has_files_of(&held));
-    assert_eq!(b.membership.copies().await.unwrap(), std::slice::from_ref(&held));
-    // Nothing on B stands on it but a row of another's.
-    joint.collect(&b).await;
-    assert!(b.has_files_of(&held), "what a row names is never collected");
+    let (b, c) = (joint.start("b", Choice::default()).await, joint.start("c", Choice::default()).await);
+    let ids = [a.create().await, a.create().await];
+    let held = paused_and_copied(&joint, &a, &ids[0]).await;
+    paused_and_copied(&joint, &a, &ids[1]).await;
+    let (keeper, other) = if b.has_files_of(&held) { (b, c) } else { (c, b) };
+    assert!(keeper.membership.copies().await.unwrap().contains(&held));
+    assert!(!other.has_files_of(&held), "two copies are two");
+    // Nothing there stands on it but a row of another's.
+    joint.collect(&keeper).await;
+    assert!(keeper.has_files_of(&held), "what a row names is never collected");
 
     let lost = a.id.clone();
     a.stop(OnExit::Leave).await;
-    joint.set_state(&lost, NodeState::Forgotten, &[&b]).await;
-    let pin = b.runtime.export_artifact(&held).await.unwrap();
-    let gone_on = connect(&joint, &b, &id).await.expect(201);
-    assert_eq!(gone_on.header("x-firkin-node"), "b");
-    assert!(joint.goes_on_from(&b, (&id, &held)).await, "from the very state that was paused");
-    drop(pin);
-    joint.end([b]).await;
+    joint.set_state(&lost, NodeState::Forgotten, &[&keeper, &other]).await;
+    // Whoever is asked has it, also who has to have it brought.
+    let transfer = keeper.runtime.export_artifact(&held).await.unwrap();
+    let gone_on = connect(&joint, &other, &ids[0]).await.expect(201);
+    assert_eq!(gone_on.header("x-firkin-node"), joint.name_of(&other));
+    assert!(joint.runs_on(&other, &ids[0]).await);
+    assert!(joint.goes_on_from(&keeper, (&ids[0], &held)).await, "from the very state that was paused");
+    drop(transfer);
+    // Nobody else may have it from then on, nor what it was.
+    connect(&joint, &keeper, &ids[0]).await.expect(200);
+    connect(&joint, &keeper, &ids[1]).await.expect(201);
+    joint.end([keeper, other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

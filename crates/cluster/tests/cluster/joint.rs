@@ -196,7 +196,19 @@ impl Joint {
         self.record(through, id).await["phase"]["artifact"].as_str().expect("it is paused").parse().unwrap()
     }
 
-    /// Whether a sandbox that runs on `node` went on from this artifact: its disk stands on the very layers.
+    /// What people call a node.
+    pub(crate) fn name_of(&self, node: &Node) -> String {
+        node.id.as_str()[..1].to_owned()
+    }
+
+    /// Whether a sandbox runs on a node, and is that one's by the record.
+    pub(crate) async fn runs_on(&self, node: &Node, id: &str) -> bool {
+        let all = node.membership.members().sandboxes_of_all(None).await.unwrap();
+        let found = all.into_iter().find(|any| any.body.contains(id)).expect("it is on record");
+        found.node.as_str() == node.id.as_str() && node.runtime.has(&id.parse().unwrap())
+    }
+
+    /// Whether a sandbox that runs went on from this artifact, which `node` has: its disk stands on the very layers.
     pub(crate) async fn goes_on_from(&self, node: &Node, (id, artifact): (&str, &ArtifactId)) -> bool {
         let manifest = node.state_dir.join("artifacts").join(artifact.as_str()).join("manifest.json");
         let manifest: Value = serde_json::from_slice(&fs_err::read(manifest).unwrap()).unwrap();
