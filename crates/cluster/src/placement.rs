@@ -45,11 +45,16 @@ pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, ch
     Placement { asked, passed_over }
 }
 
-/// One and no other, whoever has room or holds what by now: it remembers the first request with the key.
+/// One and no other, whoever has room or holds what by now: it remembers the first request with the key. One that has not the engine never made one.
 fn by_key_alone(nodes: &[Member], wanted: &Wanted, once: &str) -> Placement {
-    let first = nodes.iter().filter(|member| member.alive).max_by_key(|member| by_key(once, &member.id));
+    let may = nodes.iter().filter(|member| member.alive && other_engine(member, wanted).is_none());
+    let first = may.max_by_key(|member| by_key(once, &member.id));
     let others = nodes.iter().filter(|member| first.is_none_or(|first| first.id != member.id));
-    let why = |member: &Member| if member.alive { PassedOver::KeyOfAnother } else { PassedOver::Away };
+    let why = |member: &Member| match (member.alive, other_engine(member, wanted)) {
+        (false, _) => PassedOver::Away,
+        (true, Some(other)) => other,
+        (true, None) => PassedOver::KeyOfAnother,
+    };
     Placement {
         asked: first.map(|member| place(member, holding(member, wanted))).into_iter().collect(),
         passed_over: others.map(|member| (member.name.clone(), why(member))).collect(),
@@ -64,9 +69,8 @@ fn unfit(member: &Member, own: Option<&NodeId>, wanted: &Wanted) -> Option<Passe
     if member.cordoned {
         return Some(PassedOver::Cordoned);
     }
-    // What is not on record, or not said, fits.
-    if let Some(wants) = wanted.runs_on.as_ref().filter(|wants| !member.engines.is_empty() && !member.engines.contains(wants)) {
-        return Some(PassedOver::OtherEngine { has: member.engines.clone(), wants: wants.clone() });
+    if let Some(other) = other_engine(member, wanted) {
+        return Some(other);
     }
     match member.free_memory_mib {
         // Of itself it knows without a word.
@@ -76,6 +80,12 @@ fn unfit(member: &Member, own: Option<&NodeId>, wanted: &Wanted) -> Option<Passe
             (free_mib < wanted_mib).then_some(PassedOver::TooLittleMemory { free_mib, wanted_mib })
         }
     }
+}
+
+/// Whether it has not the engine. What is not on record, or not said, fits.
+fn other_engine(member: &Member, wanted: &Wanted) -> Option<PassedOver> {
+    let wants = wanted.runs_on.as_ref().filter(|wants| !member.engines.is_empty() && !member.engines.contains(wants))?;
+    Some(PassedOver::OtherEngine { has: member.engines.clone(), wants: wants.clone() })
 }
 
 fn holding(member: &Member, wanted: &Wanted) -> Holding {
@@ -219,6 +229,12 @@ mod tests {
                 })
                 .collect();
             assert_eq!(places(&later, &id("b"), &wanted, 4), first);
+            // Who has not the engine could only refuse it.
+            let mut other = nodes.clone();
+            other.iter_mut().filter(|node| first.contains(&node.id)).for_each(|node| node.engines = vec!["gvisor".to_owned()]);
+            let decided = decide(&other, None, &wanted, 5);
+            assert!(decided.asked.len() == 1 && !first.contains(&decided.asked[0].node), "{decided:?}");
+            assert!(decided.passed_over.iter().any(|(_, why)| matches!(why, PassedOver::OtherEngine { .. })), "{decided:?}");
             of.extend(first);
         }
         assert_eq!(of.len(), 6);

@@ -60,7 +60,7 @@ pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let found = causes.find_map(|error| error.downcast_ref::<OpenError>())?;
     Some(match found {
-        OpenError::Unreachable { .. } | OpenError::Unsettled { .. } => "start that database, or mend `--catalog`; `firkin doctor --catalog URL` tries it".to_owned(),
+        OpenError::Unreachable { .. } | OpenError::Unsettled { .. } => "start that database, or mend its address (`--catalog` or `--cluster`), which `firkin doctor` with the same option tries".to_owned(),
         OpenError::Taken { .. } => "stop that server first: a catalogue is one server's".to_owned(),
         OpenError::Foreign { .. } => "name the database that this state directory goes with, or make an empty one for it".to_owned(),
         OpenError::Empty { .. } => {
