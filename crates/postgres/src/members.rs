@@ -285,6 +285,11 @@ pub(crate) fn id(row: &Row, column: usize) -> Result<NodeId, DatabaseError> {
     text.parse().map_err(|_| DatabaseError::Column { column })
 }
 
+pub(crate) fn ids(row: &Row, column: usize) -> Result<Vec<NodeId>, DatabaseError> {
+    let texts: Vec<String> = row.try_get(column).map_err(refusal)?;
+    texts.iter().map(|text| text.parse().map_err(|_| DatabaseError::Column { column })).collect()
+}
+
 fn node(row: &Row) -> Result<NodeRecord, DatabaseError> {
     let text = |column: usize| row.try_get::<_, String>(column).map_err(refusal);
     let ms = |column: usize| row.try_get::<_, i64>(column).map_err(refusal);

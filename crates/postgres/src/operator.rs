@@ -12,7 +12,7 @@ use tokio_postgres::{
 use crate::{
     connection::refusal,
     holding::NodeId,
-    members::{Members, id},
+    members::{Members, id, ids},
     schema,
 };
 
@@ -93,6 +93,8 @@ pub struct PausedSandbox {
     pub artifact: String,
     /// The versions of templates and snapshots that are of the same artifact: whoever holds one has its files too.
     pub builds: Vec<String>,
+    /// The other nodes that have said that they keep a copy of it.
+    pub copies: Vec<NodeId>,
 }
 
 /// What is made of a template, as far as it decides where it can run.
@@ -115,7 +117,8 @@ const TIME: &str = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS 
 const COUNTS: &str = "SELECT node, count(*) FILTER (WHERE phase = 'running'), count(*) FILTER (WHERE phase = 'paused')
     FROM (SELECT node, firkin.json_extract(body, '$.phase.phase') AS phase FROM firkin.sandboxes) AS each GROUP BY node ORDER BY node";
 
-const PAUSED: &str = "SELECT s.id, s.node, s.artifact, array_remove(array_agg(v.build_id), NULL)
+const PAUSED: &str = "SELECT s.id, s.node, s.artifact, array_remove(array_agg(v.build_id), NULL),
+        ARRAY(SELECT c.node FROM firkin.copies c WHERE c.artifact = s.artifact AND c.node <> s.node ORDER BY c.node)
     FROM (SELECT id, node, firkin.json_extract(body, '$.phase.artifact') AS artifact FROM firkin.sandboxes
           WHERE firkin.json_extract(body, '$.phase.phase') = 'paused') AS s
     LEFT JOIN firkin.versions v ON firkin.json_extract(v.body, '$.artifact') = s.artifact
@@ -200,6 +203,7 @@ impl Members {
                 node: id(row, 1)?,
                 artifact: row.try_get(2).map_err(refusal)?,
                 builds: row.try_get(3).map_err(refusal)?,
+                copies: ids(row, 4)?,
             })
         })
         .await

@@ -116,13 +116,16 @@ struct Away {
     on: Vec<String>,
 }
 
-/// Of the paused sandboxes those whose home is away, each with whether others have its files. A node says which templates and snapshots it holds:
-/// that tells of a sandbox which was just made from a snapshot or has one of this very state, and of nothing else.
+/// Of the paused sandboxes those whose home is away, each with whether others have its files. A second copy is on record. Beside that a node says which
+/// templates and snapshots it holds: that tells of a sandbox which was just made from a snapshot or has one of this very state, and of nothing else.
 fn away(paused: Vec<PausedSandbox>, nodes: &[NodeRecord]) -> Vec<Away> {
     let judged = paused.into_iter().filter_map(|sandbox| {
         let home = nodes.iter().find(|node| node.id == sandbox.node).filter(|node| !node.is_alive())?;
         let there: Vec<&NodeRecord> = nodes.iter().filter(|node| node.is_alive()).collect();
         let has = |node: &NodeRecord| -> Option<bool> {
+            if sandbox.copies.contains(&node.id) {
+                return Some(true);
+            }
             sandbox.builds.iter().map(|build| holds(node, build)).try_fold(false, |any, holds| holds.map(|holds| any || holds))
         };
         let named =
@@ -195,7 +198,8 @@ mod tests {
 
     fn paused(id: &str, home: &str, builds: &[&str]) -> PausedSandbox {
         let builds = builds.iter().map(|build| (*build).to_owned()).collect();
-        PausedSandbox { id: id.to_owned(), node: home.repeat(20).parse().unwrap(), artifact: format!("artifact-{id}"), builds }
+        let (node, copies) = (home.repeat(20).parse().unwrap(), Vec::new());
+        PausedSandbox { id: id.to_owned(), node, artifact: format!("artifact-{id}"), builds, copies }
     }
 
     const HOLDS: &str = r#"{"serves": true, "engines": ["kvm"], "free_memory_mib": 9000, "holds": ["x", "y"]}"#;
@@ -204,7 +208,11 @@ mod tests {
     fn what_only_a_node_that_is_away_has_is_named() {
         let mut nodes = vec![node("a", NodeState::Ready, 100, HOLDS), node("b", NodeState::Ready, 0, HOLDS)];
         nodes.push(node("c", NodeState::Forgotten, 0, "{}"));
+        let copied = |on: &str| PausedSandbox { copies: vec![on.repeat(20).parse().unwrap()], ..paused("i5", "c", &[]) };
         let all = || vec![paused("i1", "a", &[]), paused("i2", "b", &["x"]), paused("i3", "b", &["z"]), paused("i4", "c", &[])];
+        let with = |copy| away(vec![copy], &nodes).remove(0);
+        assert_eq!((with(copied("a")).verdict, with(copied("a")).on), (Verdict::Elsewhere, vec!["a".to_owned()]));
+        assert_eq!(with(copied("b")).verdict, Verdict::Stranded, "the copy is on a node that is away too");
         assert_eq!(
             table(&away(all(), &nodes)).render(),
             "NODE  STATE              SANDBOX  ITS FILES\n\

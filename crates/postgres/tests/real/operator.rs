@@ -47,7 +47,13 @@ async fn an_operator_is_told_how_a_cluster_is() {
     cluster.sql("told", TEMPLATES).await;
     let counted: Vec<_> = members.counts().await.unwrap().into_iter().map(|one| (one.node, one.running, one.paused)).collect();
     assert_eq!(counted, [(node("a").id, 1, 1), (node("b").id, 0, 1)]);
+    cluster.sql("told", "INSERT INTO firkin.copies SELECT 'held', id FROM firkin.nodes").await;
     let paused = members.paused().await.unwrap();
+    assert_eq!(
+        paused.iter().map(|one| one.copies.clone()).collect::<Vec<_>>(),
+        [vec![], vec![node("a").id]],
+        "its own is no copy"
+    );
     let paused: Vec<_> = paused.iter().map(|one| (one.id.as_str(), one.node.clone(), one.builds.join(" "))).collect();
     assert_eq!(paused, [("i1", node("a").id, String::new()), ("i3", node("b").id, "shot".to_owned())]);
 
