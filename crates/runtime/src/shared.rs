@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Held by who brings an artifact here from another host.
     pub(crate) fetching: Arc<tokio::sync::Mutex<()>>,
+    /// Held by who brings a copy of another host's: of these at most one stands before who needs something now.
+    pub(crate) keeping: tokio::sync::Mutex<()>,
     /// Held by who takes a sandbox over from another host, until it has an owner here.
     pub(crate) taking: tokio::sync::Mutex<()>,
     /// Whose turn it is for work that nobody waits for.
@@ -112,6 +114,7 @@ impl Shared {
             paused: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             fetching: Arc::default(),
+            keeping: tokio::sync::Mutex::default(),
             taking: tokio::sync::Mutex::default(),
             upkeep: Semaphore::new(UPKEEP_AT_ONCE),
             lock: parts.lock,

@@ -56,6 +56,7 @@ impl Runtime {
 
     async fn copy_here(&self, artifact: ArtifactId) -> Result<(), KeepCopyError> {
         let claims = self.shared.config.claims.as_ref().ok_or(KeepCopyError::Alone)?;
+        let _turn = self.shared.keeping.lock().await;
         let _pin = self.shared.artifacts.pin(artifact.clone());
         if let Err(source) = fetching::load(&self.shared, &artifact).await {
             return Err(KeepCopyError::Absent { artifact, source });
