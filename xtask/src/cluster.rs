@@ -1,5 +1,5 @@
-//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown. Beside it what is shown and
-//! measured with a real engine (`tests/cluster/*.py`).
+//! The bench of several servers (`tests/cluster`): it is built and run here, and what it found is shown. Schedules of chance, the loss of a node, mutants.
+//! Beside it what is shown and measured with a real engine (`tests/cluster/*.py`).
 
 use std::{path::Path, process::Command};
 
@@ -67,11 +67,17 @@ pub(crate) struct Bench {
     /// Keep the directory of a run that has failed, with the logs of its servers
     #[arg(long)]
     keep_logs: bool,
+    /// Only a part: `schedules`, `loss`, `mutants`
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
 }
 
 /// As much as is part of every run of the tests: below three minutes, and the same each time, so that it fails for what was changed. Others are
 /// drawn by `cargo xtask cluster`.
-pub(crate) const SHORT: Bench = Bench { schedules: 2, seconds: 12, seed: Some(184_815_512), keep_logs: false };
+pub(crate) const SHORT: Bench = Bench { schedules: 1, seconds: 16, seed: Some(SEED), keep_logs: false, only: None };
+
+/// A schedule in which nodes are lost.
+const SEED: u64 = 184_815_512;
 
 /// Runs what was asked for, set-up included.
 pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report, asked: Cluster) -> anyhow::Result<()> {
@@ -132,6 +138,7 @@ pub(crate) fn bench(workspace: &Workspace, bench: &Bench, step: &mut Step) -> an
     command.current_dir(&workspace.root).arg("run");
     command.args(["--schedules", &bench.schedules.to_string(), "--seconds", &bench.seconds.to_string()]);
     command.args(bench.seed.map(|seed| format!("--seed={seed}"))).args(bench.keep_logs.then_some("--keep-logs"));
+    command.args(bench.only.as_ref().map(|part| format!("--only={part}")));
     step.run(&mut command)?;
     step.passed(bench.schedules);
     Ok(())

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    record::{Answer, Ask, Asked, At, Found, Heard, Record, seconds},
+    record::{Answer, Ask, Asked, At, Found, Heard, Record, Row, seconds},
     schedule::{Fault, Party},
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Violation {
 pub(crate) fn check(record: &Record) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut tell = |invariant, text| found.push(Violation { invariant, text });
+    lives_only_rise(record, &mut tell);
+    lives_are_on_record_before_they_begin(record, &mut tell);
     lives_do_not_overlap(record, &mut tell);
     nobody_runs_without_a_lease(record, &mut tell);
     what_was_paused_or_killed_is_silent(record, &mut tell);
@@ -52,6 +54,69 @@ fn lives(record: &Record) -> BTreeMap<&str, BTreeMap<u64, Vec<&Heard>>> {
         lives.entry(&word.sandbox).or_default().entry(word.epoch).or_default().push(word);
     }
     lives
+}
+
+/// The rows of one sandbox, in the order in which they were kept; none where it was removed.
+fn rows(record: &Record) -> BTreeMap<&str, Vec<Option<&Row>>> {
+    let mut rows: BTreeMap<&str, Vec<Option<&Row>>> = BTreeMap::new();
+    for written in &record.written {
+        rows.entry(&written.sandbox).or_default().push(written.row.as_ref());
+    }
+    rows
+}
+
+/// I1 and I3, by the database: the number of a life never falls, each is one node's, another node's is the next one of what was paused, and what
+/// was removed does not come back. Who writes in an earlier term, or of an earlier life, would be seen by that.
+fn lives_only_rise(record: &Record, tell: &mut Tell<'_>) {
+    for (sandbox, rows) in rows(record) {
+        for pair in rows.windows(2) {
+            let (before, after) = match (pair[0], pair[1]) {
+                (Some(before), Some(after)) => (before, after),
+                (Some(_), None) => continue,
+                (None, _) => {
+                    tell("I3", format!("{sandbox} was removed, and is on record again: {:?}", pair[1]));
+                    continue;
+                }
+            };
+            let is_taken = before.node != after.node;
+            if after.epoch < before.epoch || is_taken && after.epoch <= before.epoch {
+                tell("I1", format!("{sandbox} was on record as {before:?}, and then as {after:?}"));
+            }
+            if is_taken && !(before.is_paused && after.is_paused) {
+                tell("I1", format!("{sandbox} became another node's while it ran: {before:?}, and then {after:?}"));
+            }
+            if !is_taken && after.term < before.term {
+                tell("I3", format!("{sandbox} was written in a term that is over: {before:?}, and then {after:?}"));
+            }
+        }
+    }
+}
+
+/// I1, by what was heard: a life that could be another's is on record before anything of it runs, as of the node that it runs on.
+fn lives_are_on_record_before_they_begin(record: &Record, tell: &mut Tell<'_>) {
+    for (sandbox, lives) in lives(record) {
+        for (epoch, words) in lives {
+            let first = words[0];
+            let claimed = record.written.iter().find_map(|written| {
+                let row = written.row.as_ref().filter(|row| written.sandbox == sandbox && row.epoch == epoch)?;
+                Some((written.at, row))
+            });
+            match claimed {
+                Some((_, row)) if row.node != first.node => tell(
+                    "I1",
+                    format!("epoch {epoch} of {sandbox} ran on node {}, and is node {}'s by the record", first.node, row.node),
+                ),
+                // The first one is on record once it runs: nobody else knows of it.
+                _ if !first.can_be_claimed => {}
+                None => tell("I1", format!("epoch {epoch} of {sandbox} ran on node {}, and was never on record", first.node)),
+                Some((at, _)) if at > first.at => {
+                    let late = (at - first.at) / 1_000_000;
+                    tell("I1", format!("epoch {epoch} of {sandbox} was on record {late} ms after it had begun"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
 }
 
 /// I2, and of I1 that a life is one node's.
@@ -180,11 +245,12 @@ fn nothing_ends_with_the_database(record: &Record, tell: &mut Tell<'_>) {
     }
     for cut in &record.severed {
         let excuses = record.troubles.iter().any(|trouble| {
+            // From the client to the node that was asked, and from there to the one that has the machine.
+            let homes = lives.get(cut.sandbox.as_str()).into_iter().flat_map(BTreeMap::values).map(|words| words[0].node);
+            let way: Vec<Party> = [Party::Clients, Party::Node(cut.node)].into_iter().chain(homes.map(Party::Node)).collect();
             let is_between = match trouble.fault {
-                Fault::KillServer(node) | Fault::StopServer(node) => node == cut.node,
-                Fault::Cut { from, to, .. } => {
-                    [from, to].contains(&Party::Clients) && [from, to].contains(&Party::Node(cut.node))
-                }
+                Fault::KillServer(node) | Fault::StopServer(node) => way.contains(&Party::Node(node)),
+                Fault::Cut { from, to, .. } => way.contains(&from) && way.contains(&to),
                 _ => false,
             };
             is_between && trouble.from <= cut.at && cut.at <= trouble.to + EXCUSE
@@ -209,8 +275,13 @@ fn what_was_answered_is_so(record: &Record, tell: &mut Tell<'_>) {
             Ask::Create { .. } | Ask::Resume => Some(Found::Running),
             Ask::Pause => Some(Found::Paused),
             Ask::Kill => Some(Found::Gone),
-            Ask::Look => None,
+            // One that does not come there is paused at most.
+            Ask::Move { .. } if asked.answer != Answer::Done => Some(Found::Paused),
+            Ask::Move { .. } | Ask::Look => None,
         };
+        if asked.answer == Answer::Done && states[..] == [Found::Gone] && asked.ask != Ask::Kill {
+            tell("I4", format!("{:?} of {} was done, which was gone", asked.ask, asked.sandbox));
+        }
         match (&asked.answer, becomes) {
             (Answer::Done, Some(state)) => *states = vec![state],
             (Answer::Unknown(_), Some(state)) => states.push(state),

@@ -1,7 +1,7 @@
 //! Records made by hand: one in which everything holds, and for each invariant one that violates it.
 
 use super::*;
-use crate::record::{Leased, Severed, Trouble};
+use crate::record::{Leased, Severed, Taken, Trouble, Written};
 
 /// Milliseconds.
 const MS: At = 1_000_000;
@@ -28,6 +28,12 @@ fn long() -> Ask {
     Ask::Create { timeout_s: crate::client::LONG_S }
 }
 
+/// What was on record of `s` from a time on: nothing, or whose it was in which life.
+fn written(at: At, row: Option<(usize, u64, bool)>) -> Written {
+    let row = row.map(|(node, epoch, is_paused)| Row { node, term: 1, epoch, is_paused, is_given_up: false });
+    Written { at: at * MS, sandbox: "s".into(), row }
+}
+
 /// A sandbox that was created, paused and resumed, and everything holds.
 fn good() -> Record {
     let lease = |at: At| Leased { at: at * MS, until: (at + 4000) * MS };
@@ -37,6 +43,12 @@ fn good() -> Record {
             asked(long(), 0, 150, Answer::Done),
             asked(Ask::Pause, 900, 1100, Answer::Done),
             asked(Ask::Resume, 2000, 2200, Answer::Done),
+        ],
+        written: vec![
+            written(120, Some((0, 1, false))),
+            written(1050, Some((0, 1, true))),
+            written(2050, Some((0, 2, true))),
+            written(2150, Some((0, 2, false))),
         ],
         leases: vec![(0..10).map(|turn| lease(turn * 400)).collect()],
         found: vec![("s".into(), Found::Running)],
@@ -50,15 +62,77 @@ fn check_is(expect: &[&str], change: impl FnOnce(&mut Record)) {
     let mut record = good();
     change(&mut record);
     record.heard.sort_by_key(|word| word.at);
+    on_record(&mut record);
     let violations = check(&record);
     let found: std::collections::BTreeSet<&str> = violations.iter().map(|violation| violation.invariant).collect();
     assert_eq!(found.into_iter().collect::<Vec<_>>(), expect, "{violations:#?}");
+}
+
+/// Has lives be on record that were heard, where the test says nothing of it.
+fn on_record(record: &mut Record) {
+    for word in record.heard.iter().filter(|word| word.can_be_claimed) {
+        let is_its = |written: &Written| {
+            written.sandbox == word.sandbox && written.row.as_ref().is_some_and(|row| row.epoch == word.epoch)
+        };
+        if !record.written.iter().any(is_its) {
+            let row = Row { node: word.node, term: 1, epoch: word.epoch, is_paused: true, is_given_up: false };
+            record.written.push(Written { at: word.at, sandbox: word.sandbox.clone(), row: Some(row) });
+        }
+    }
 }
 
 #[test]
 fn a_record_in_which_everything_holds_is_let_pass() {
     check_is(&[], |_| {});
     check_is(&[], |record| *record = Record::default());
+}
+
+#[test]
+fn what_is_written_in_another_order_than_it_may_is_seen() {
+    let rows = |record: &mut Record, rows: &[Option<(usize, u64, bool)>]| {
+        record.heard.clear();
+        record.written = rows.iter().zip(1..).map(|(row, at)| written(at, *row)).collect();
+    };
+    check_is(&[], |record| {
+        rows(record, &[Some((0, 1, false)), Some((0, 1, true)), Some((1, 2, true)), Some((1, 2, false)), None])
+    });
+    // A life is given twice, falls, or is taken from a machine.
+    check_is(&["I1"], |record| rows(record, &[Some((0, 2, true)), Some((1, 2, true))]));
+    check_is(&["I1"], |record| rows(record, &[Some((0, 2, true)), Some((0, 1, true))]));
+    check_is(&["I1"], |record| rows(record, &[Some((0, 1, false)), Some((1, 2, true))]));
+    check_is(&["I1"], |record| rows(record, &[Some((0, 1, true)), Some((1, 2, false))]));
+    // Whoever was removed comes back, or a server that was taken for dead writes.
+    check_is(&["I3"], |record| rows(record, &[Some((0, 1, true)), None, Some((0, 1, true))]));
+    check_is(&["I3"], |record| {
+        rows(record, &[Some((0, 1, true)), Some((0, 1, false))]);
+        record.written[0].row.as_mut().unwrap().term = 2;
+    });
+}
+
+#[test]
+fn a_life_that_is_on_record_late_or_as_anothers_is_seen() {
+    let of = |record: &mut Record, at: At, node: usize| {
+        record.written.truncate(2);
+        record.written.push(written(at, Some((node, 2, true))));
+    };
+    check_is(&[], |record| of(record, 2100, 0));
+    check_is(&["I1"], |record| of(record, 2101, 0));
+    check_is(&["I1"], |record| of(record, 2000, 1));
+    // The first is on record once it runs.
+    check_is(&[], |record| record.written[0].at = 800 * MS);
+}
+
+#[test]
+fn who_takes_what_was_given_up_is_told_from_who_takes_what_was_lost() {
+    let mut record = good();
+    record.written = vec![
+        written(1, Some((0, 1, true))),
+        written(2, Some((1, 2, true))),
+        written(3, Some((1, 2, true))),
+        written(4, Some((0, 3, true))),
+    ];
+    record.written[2].row.as_mut().unwrap().is_given_up = true;
+    assert_eq!(record.taken(), Taken { moved: 1, lost: 1 });
 }
 
 #[test]
@@ -179,13 +253,24 @@ fn what_ends_with_the_database_is_seen() {
         record.heard.extend(others);
     });
     let cut = |record: &mut Record, fault| {
-        record.severed = vec![Severed { at: 3000 * MS, node: 0, why: "it ended".into() }];
+        record.severed = vec![Severed { at: 3000 * MS, node: 0, sandbox: "s".into(), why: "it ended".into() }];
         record.troubles = vec![Trouble { fault, from: 1000 * MS, to: 2000 * MS }];
     };
     check_is(&["I10"], |record| cut(record, Fault::KillPostgres));
     check_is(&["I10"], |record| cut(record, Fault::KillServer(1)));
     check_is(&["I10"], |record| cut(record, Fault::Cut { from: Party::Node(0), to: Party::Postgres, both_ways: true }));
     check_is(&[], |record| cut(record, Fault::KillServer(0)));
+    // The machine may be another node's than the one that was asked.
+    check_is(&[], |record| {
+        cut(record, Fault::KillServer(1));
+        for word in &mut record.heard {
+            word.node = 1;
+        }
+        record.leases.insert(0, Vec::new());
+        for row in record.written.iter_mut().filter_map(|written| written.row.as_mut()) {
+            row.node = 1;
+        }
+    });
     check_is(&[], |record| cut(record, Fault::Cut { from: Party::Clients, to: Party::Node(0), both_ways: false }));
 }
 
@@ -201,5 +286,19 @@ fn what_is_not_as_it_was_answered_is_seen() {
     });
     check_is(&["I4"], |record| {
         record.asked.push(asked(Ask::Kill, 3900, 4100, Answer::Done));
+    });
+    // What was gone is done something with.
+    check_is(&["I4"], |record| {
+        let then = [asked(Ask::Kill, 3900, 4100, Answer::Done), asked(Ask::Resume, 4200, 4300, Answer::Done)];
+        record.asked.extend(then);
+    });
+    // One that was to move and has not may be paused, and one that has runs.
+    check_is(&[], |record| {
+        record.asked.push(asked(Ask::Move { to: 1 }, 3900, 4100, Answer::Unknown(String::new())));
+        record.found[0].1 = Found::Paused;
+    });
+    check_is(&["I4"], |record| {
+        record.asked.push(asked(Ask::Move { to: 1 }, 3900, 4100, Answer::Done));
+        record.found[0].1 = Found::Paused;
     });
 }

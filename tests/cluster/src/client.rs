@@ -1,18 +1,18 @@
-//! Clients: what they ask of a node, and a log of what they were answered.
+//! Clients: what they ask of any node, and a log of what they were answered.
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use fastrand::Rng;
 use firkin_wire::{ENVD_PORT, headers};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, header::RETRY_AFTER};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
@@ -23,9 +23,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     envd::STREAM,
-    node::PORT,
+    faults::Silent,
+    node::{ADMIN, Node, PORT},
     record::{Answer, Ask, Asked, Found, Severed, now},
-    schedule::Party,
+    schedule::{NODES, Party},
     world::address,
 };
 
@@ -42,7 +43,13 @@ pub(crate) const LONG_S: u64 = 3600;
 const BRIEF_S: std::ops::Range<u64> = 2..7;
 
 /// Sandboxes of one user at the same time.
-const MOST: usize = 4;
+const MOST: usize = 6;
+
+/// Between two visits of one who comes back to what rests, in milliseconds.
+const VISIT_MS: std::ops::Range<u64> = 200..700;
+
+/// How many are made until one is where it is to be.
+const TRIES: usize = 60;
 
 /// Between two requests of a user, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 50..400;
@@ -54,6 +61,16 @@ pub(crate) struct Client {
     key: String,
     http: Http<HttpConnector, Full<Bytes>>,
     log: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// What was answered.
+struct Said {
+    status: StatusCode,
+    /// Whether it may be asked for again, because nothing was done.
+    is_undone: bool,
+    /// Which node says so.
+    by: String,
+    body: Value,
 }
 
 /// What a user believes of a sandbox.
@@ -71,28 +88,37 @@ impl Client {
         Self { node, key, http: Http::builder(TokioExecutor::new()).build(connector), log }
     }
 
+    /// The same user, at another node.
+    pub(crate) fn at(&self, node: usize) -> Self {
+        Self { node, ..self.clone() }
+    }
+
     /// Status and body, or why there is none.
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<(StatusCode, Value)> {
+    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Said> {
         let uri = format!("http://{}:{PORT}{path}", address(Party::Node(self.node)));
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         let request = Request::builder().method(method).uri(uri).header(headers::API_KEY, &self.key);
-        let request = request.header("content-type", "application/json").body(Full::from(body))?;
+        let request = request.header("x-admin-token", ADMIN).header("content-type", "application/json").body(Full::from(body))?;
         let answering = async {
             let (head, body) = self.http.request(request).await?.into_parts();
             let bytes = body.collect().await?.to_bytes();
-            anyhow::Ok((head.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+            let by = head.headers.get("x-firkin-node").and_then(|name| name.to_str().ok()).unwrap_or_default().to_owned();
+            let is_undone = head.headers.contains_key(RETRY_AFTER);
+            let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+            anyhow::Ok(Said { status: head.status, is_undone, by, body })
         };
         timeout(PATIENCE, answering).await.context("there was no answer")?
     }
 
     /// Asks, and writes down what came of it.
-    async fn ask(&self, sandbox: &str, ask: Ask) -> (String, Answer, Value) {
+    pub(crate) async fn ask(&self, sandbox: &str, ask: Ask) -> (String, Answer, Value) {
         let (method, path, body) = match ask {
             Ask::Create { timeout_s } => {
                 (Method::POST, "/sandboxes".to_owned(), Some(json!({"templateID": "base", "timeout": timeout_s})))
             }
             Ask::Pause => (Method::POST, format!("/sandboxes/{sandbox}/pause"), None),
             Ask::Resume => (Method::POST, format!("/sandboxes/{sandbox}/resume"), Some(json!({"timeout": LONG_S}))),
+            Ask::Move { to } => (Method::POST, format!("/admin/sandboxes/{sandbox}/move"), Some(json!({"node": Node::name(to)}))),
             Ask::Kill => (Method::DELETE, format!("/sandboxes/{sandbox}"), None),
             Ask::Look => (Method::GET, format!("/sandboxes/{sandbox}"), None),
         };
@@ -100,13 +126,14 @@ impl Client {
         let called = self.call(method, &path, body).await;
         let to = now();
         let (answer, body) = match called {
-            Ok((status, body)) if status.is_success() => (Answer::Done, body),
-            Ok((status, body)) => {
+            Ok(said) if said.status.is_success() => (Answer::Done, said.body),
+            Ok(Said { status, is_undone, by, body }) => {
                 let code = body["error_code"].as_str().unwrap_or_default().to_owned();
-                // A server that has begun something may not know itself how far it came. A kill ends a machine also where that cannot be
-                // recorded, and is answered so.
-                let is_refused = code == "catalog_unavailable" && ask != Ask::Kill;
+                // A server that has begun something may not know itself how far it came, and says when nothing was done. A kill ends a machine
+                // also where that cannot be recorded, and is answered so.
+                let is_refused = is_undone && ask != Ask::Kill;
                 let is_known = status.is_client_error() || is_refused;
+                let code = format!("{by}: {code}");
                 let text = format!("{code} {}", body["message"].as_str().unwrap_or_default());
                 let answer =
                     if is_known { Answer::Refused(status.as_u16(), text) } else { Answer::Unknown(format!("{status} {text}")) };
@@ -120,11 +147,41 @@ impl Client {
         (sandbox, answer, body)
     }
 
-    /// A sandbox that is to be there; asked for until it is.
+    /// Waits until the node has heard of the key.
+    pub(crate) async fn is_let_in(&self) -> anyhow::Result<()> {
+        let since = Instant::now();
+        loop {
+            match self.call(Method::GET, "/v2/sandboxes", None).await {
+                Ok(said) if said.status.is_success() => return Ok(()),
+                Ok(_) | Err(_) if since.elapsed() < PATIENCE => sleep(Duration::from_millis(100)).await,
+                Ok(Said { status, body, .. }) => bail!("node {} lets nobody in: {status} {body}", self.node),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A sandbox on a node, made by it or by another that it was asked of. Those that others get are killed.
+    pub(crate) async fn create_on(&self, node: usize) -> anyhow::Result<String> {
+        for _ in 0..TRIES {
+            let id = self.surely("", Ask::Create { timeout_s: LONG_S }).await?;
+            let said = self.call(Method::GET, &format!("/sandboxes/{id}"), None).await?;
+            if said.by == Node::name(node) {
+                return Ok(id);
+            }
+            self.surely(&id, Ask::Kill).await?;
+        }
+        bail!("no sandbox is made on node {node}")
+    }
+
+    /// What is to be done; asked for again where nothing was.
     pub(crate) async fn surely(&self, sandbox: &str, ask: Ask) -> anyhow::Result<String> {
-        match self.ask(sandbox, ask).await {
-            (sandbox, Answer::Done, _) => Ok(sandbox),
-            (_, answer, _) => bail!("node {}: {ask:?} was answered with {answer:?}", self.node),
+        let since = Instant::now();
+        loop {
+            match self.ask(sandbox, ask).await {
+                (sandbox, Answer::Done, _) => return Ok(sandbox),
+                (_, Answer::Refused(..), _) if since.elapsed() < PATIENCE => sleep(Duration::from_millis(200)).await,
+                (_, answer, _) => bail!("node {}: {ask:?} was answered with {answer:?}", self.node),
+            }
         }
     }
 
@@ -140,26 +197,33 @@ impl Client {
 
     /// Kills all that there are.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
-        let (status, body) = self.call(Method::GET, "/v2/sandboxes?state=running,paused&limit=100", None).await?;
+        let Said { status, body, .. } = self.call(Method::GET, "/v2/sandboxes?state=running,paused&limit=100", None).await?;
         if !status.is_success() {
             bail!("node {}: a list was answered with {status} {body}", self.node);
         }
         for sandbox in body.as_array().into_iter().flatten() {
             let id = sandbox["sandboxID"].as_str().context("a sandbox has an id")?;
-            self.surely(id, Ask::Kill).await?;
+            // One whose deadline comes meanwhile is gone, too.
+            match self.ask(id, Ask::Kill).await {
+                (_, Answer::Done | Answer::Refused(404, _), _) => {}
+                (_, answer, _) => bail!("node {}: the kill of `{id}` was answered with {answer:?}", self.node),
+            }
         }
         Ok(())
     }
 
-    /// Uses the node as somebody does, until it is over.
-    pub(crate) async fn user(self, mut rng: Rng, is_over: Arc<AtomicBool>) {
+    /// Uses the nodes as somebody does who asks any of them, until it is over.
+    pub(crate) async fn user(self, mut rng: Rng, (is_over, silent): (Arc<AtomicBool>, Arc<Silent>)) {
         let mut sandboxes: Vec<(String, Belief)> = Vec::new();
         while !is_over.load(Ordering::SeqCst) {
             sleep(Duration::from_millis(rng.u64(PAUSE_MS))).await;
+            let answering: Vec<usize> = (0..NODES).filter(|node| !silent.is(*node)).collect();
+            let Some(node) = rng.choice(&answering) else { continue };
+            let any = self.at(*node);
             if sandboxes.is_empty() || sandboxes.len() < MOST && rng.u32(..4) == 0 {
                 let is_brief = rng.u32(..3) == 0;
                 let timeout_s = if is_brief { rng.u64(BRIEF_S) } else { LONG_S };
-                if let (id, Answer::Done, _) = self.ask("", Ask::Create { timeout_s }).await
+                if let (id, Answer::Done, _) = any.ask("", Ask::Create { timeout_s }).await
                     && !is_brief
                 {
                     sandboxes.push((id, Belief::Running));
@@ -168,13 +232,18 @@ impl Client {
             }
             let chosen = rng.usize(..sandboxes.len());
             let (id, belief) = sandboxes[chosen].clone();
-            let ask = match (belief, rng.u32(..10)) {
+            let ask = match (belief, rng.u32(..12)) {
                 (Belief::Unsure, _) | (_, 0) => Ask::Look,
                 (_, 1) => Ask::Kill,
+                (_, 2) | (Belief::Paused, 3..=5) => Ask::Move { to: rng.usize(..NODES) },
                 (Belief::Running, _) => Ask::Pause,
                 (Belief::Paused, _) => Ask::Resume,
             };
-            let (_, answer, body) = self.ask(&id, ask).await;
+            let (_, answer, body) = any.ask(&id, ask).await;
+            if (ask, &answer) == (Ask::Kill, &Answer::Done) && rng.bool() {
+                // Nobody has it any more.
+                self.at(answering[rng.usize(..answering.len())]).ask(&id, Ask::Resume).await;
+            }
             sandboxes[chosen].1 = match (ask, &answer) {
                 (Ask::Kill, Answer::Done) | (_, Answer::Refused(404, _)) => {
                     sandboxes.remove(chosen);
@@ -183,8 +252,24 @@ impl Client {
                 (Ask::Pause, Answer::Done) => Belief::Paused,
                 (Ask::Look, Answer::Done) if body["state"] == "paused" => Belief::Paused,
                 (Ask::Resume | Ask::Look, Answer::Done) => Belief::Running,
+                (Ask::Move { .. }, Answer::Done | Answer::Refused(409, _)) => belief,
                 _ => Belief::Unsure,
             };
+        }
+    }
+
+    /// Comes back to sandboxes that rest, paused where not only their own node has their files: wakes one, and has it rest on some node again. What a
+    /// lost node has of them is had by others.
+    pub(crate) async fn visit(self, mut rng: Rng, sandboxes: Vec<String>, (is_over, silent): (Arc<AtomicBool>, Arc<Silent>)) {
+        while !is_over.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(rng.u64(VISIT_MS))).await;
+            let answering: Vec<usize> = (0..NODES).filter(|node| !silent.is(*node)).collect();
+            let (Some(node), Some(id)) = (rng.choice(&answering), rng.choice(&sandboxes)) else { continue };
+            let any = self.at(*node);
+            let runs = matches!(any.ask(id, Ask::Resume).await.1, Answer::Done | Answer::Refused(409, _));
+            if runs && any.ask(id, Ask::Pause).await.1 == Answer::Done {
+                any.ask(id, Ask::Move { to: rng.usize(..NODES) }).await;
+            }
         }
     }
 
@@ -195,7 +280,12 @@ impl Client {
                 // It was not there to be cut.
                 Ok(None) => sleep(Duration::from_millis(200)).await,
                 Ok(Some(why)) => {
-                    log.lock().unwrap_or_else(PoisonError::into_inner).push(Severed { at: now(), node: self.node, why });
+                    log.lock().unwrap_or_else(PoisonError::into_inner).push(Severed {
+                        at: now(),
+                        node: self.node,
+                        sandbox: sandbox.clone(),
+                        why,
+                    });
                 }
                 Err(()) => return,
             }

@@ -1,7 +1,11 @@
 //! What goes wrong, done to the world and mended.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -13,7 +17,7 @@ use crate::{
     disk,
     postgres::Postgres,
     record::{Trouble, now},
-    schedule::{Event, Fault},
+    schedule::{Event, Fault, NODES, Party},
     server::Server,
     world::World,
 };
@@ -25,8 +29,33 @@ const WATCHED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Subjects {
     pub(crate) world: World,
+    /// The one that the nodes have.
+    pub(crate) database: String,
     pub(crate) postgres: Mutex<Postgres>,
     pub(crate) servers: Vec<Mutex<Server>>,
+    /// Of each: a server that does not start for want of room waits for its own to be freed.
+    pub(crate) disks: Vec<PathBuf>,
+    pub(crate) silent: Arc<Silent>,
+}
+
+/// How much is wrong with each node that keeps it from answering its clients: nobody begins to wait for it meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Silent([AtomicUsize; NODES]);
+
+impl Silent {
+    pub(crate) fn is(&self, node: usize) -> bool {
+        self.0[node].load(Ordering::SeqCst) > 0
+    }
+
+    fn of(&self, fault: Fault) -> Option<&AtomicUsize> {
+        match fault {
+            Fault::KillServer(node)
+            | Fault::StopServer(node)
+            | Fault::Cut { from: Party::Clients, to: Party::Node(node), .. }
+            | Fault::Cut { from: Party::Node(node), to: Party::Clients, .. } => self.0.get(node),
+            _ => None,
+        }
+    }
 }
 
 /// Does all that is to be done at its time, and gives what was wrong from when to when.
@@ -35,9 +64,15 @@ pub(crate) fn inflict(subjects: &Arc<Subjects>, events: &[Event]) -> anyhow::Res
     let one = |event: Event| {
         wait_until(begin + event.from);
         let from = now();
+        let silent = subjects.silent.of(event.fault);
+        let add = |more: bool| {
+            silent.map(|count| if more { count.fetch_add(1, Ordering::SeqCst) } else { count.fetch_sub(1, Ordering::SeqCst) })
+        };
+        add(true);
         subjects.begin(event.fault).with_context(|| format!("cannot do {:?}", event.fault))?;
         wait_until(begin + event.to);
         subjects.mend(event.fault).with_context(|| format!("cannot mend {:?}", event.fault))?;
+        add(false);
         anyhow::Ok(Trouble { fault: event.fault, from, to: now() })
     };
     thread::scope(|scope| {
@@ -74,10 +109,7 @@ impl Subjects {
                 self.world.cut(from, to)?;
                 if both_ways { self.world.cut(to, from) } else { Ok(()) }
             }
-            Fault::FillDisk(node) => {
-                let at = self.server(node).places().disk();
-                disk::fill(&at)
-            }
+            Fault::FillDisk(node) => disk::fill(&self.disks[node]),
         }
     }
 
@@ -93,10 +125,7 @@ impl Subjects {
                 self.world.mend(from, to)?;
                 if both_ways { self.world.mend(to, from) } else { Ok(()) }
             }
-            Fault::FillDisk(node) => {
-                let at = self.server(node).places().disk();
-                disk::free(&at)
-            }
+            Fault::FillDisk(node) => disk::free(&self.disks[node]),
         }
     }
 

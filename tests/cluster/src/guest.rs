@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -19,6 +20,9 @@ use tokio::{
 };
 
 use crate::{lease::Lease, sink, voice};
+
+/// How long a guest takes to say that it goes on, where it is slow: longer than it takes to be heard.
+pub(crate) const SLOW: Duration = Duration::from_secs(3);
 
 /// What a guest remembers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,8 @@ pub(crate) struct Voices {
     pub(crate) node: usize,
     /// A file for each, which outlives the server.
     pub(crate) dir: PathBuf,
+    /// While this is there, who was paused says late that it goes on.
+    pub(crate) slow: PathBuf,
     pub(crate) lease: Arc<Lease>,
 }
 
@@ -154,6 +160,9 @@ pub(crate) async fn agent(voices: Arc<Voices>, connection: Connection) {
                         match serde_json::to_vec(&memory) {
                             Ok(bytes) => guest.remember(bytes),
                             Err(error) => return tracing::error!(%error, "a guest cannot remember"),
+                        }
+                        if memory.was_paused() && voices.slow.exists() {
+                            tokio::time::sleep(SLOW).await;
                         }
                     }
                     Answer::Resumed { epoch: identity.epoch, clock_behind_ns: 0, volumes: None }

@@ -114,6 +114,16 @@ pub(crate) fn processes() -> anyhow::Result<Vec<(i32, String)>> {
     Ok(found)
 }
 
+/// Processes that one has started itself.
+pub(crate) fn children(parent: i32) -> anyhow::Result<Vec<i32>> {
+    let of = |(pid, _): (i32, String)| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(") ")?;
+        (rest.split(' ').nth(1)?.parse() == Ok(parent)).then_some(pid)
+    };
+    Ok(processes()?.into_iter().filter_map(of).collect())
+}
+
 /// Kills whatever has to do with a directory, all of it being of this namespace.
 pub(crate) fn end(dir: &Path) -> anyhow::Result<()> {
     let here = dir.display().to_string();

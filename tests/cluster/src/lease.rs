@@ -1,7 +1,7 @@
-//! A stand-in for the lease of a node: it is renewed when the database answers, and the warden stops machines when it is over.
+//! What a node does with the lease that the catalogue gives it: a warden stops machines when it is over.
 //!
-//! One server has a catalogue for itself as yet, so that nobody could claim anything. What is judged with this is the warden in the company of
-//! real servers and faults; a lease that the catalogue gives takes the place of [`Lease::renew`].
+//! No server of the product starts a warden as yet. Here each has one, which is told what [`Membership::lease`] says: its page has the time at
+//! which machines are stopped that others could have, and they go on once the node has looked whose they are.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,20 +10,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use firkin_postgres::Catalogue;
+use firkin_postgres::Membership;
 use firkin_warden::{Page, ProcessId, Renewal, clock};
-use tokio::time::{interval, timeout};
+use tokio::time::interval;
 
 use crate::record::{Leased, at, now};
 
-/// How long a lease is. Scaled down, so that a schedule has time for some.
-pub(crate) const LEASE: Duration = Duration::from_secs(4);
-
-/// Between two renewals.
-const RENEW: Duration = Duration::from_millis(400);
-
-/// How long the database may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Between two looks at what the lease is.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The page of a node.
 #[derive(Debug)]
@@ -67,9 +61,9 @@ impl Lease {
         Ok(self.page().end()?)
     }
 
-    /// Renews it for as long as the server runs, and sees to it that somebody watches.
-    pub(crate) async fn keep(self: Arc<Self>, catalogue: Catalogue) {
-        let mut turns = interval(RENEW);
+    /// Tells the warden of it for as long as the server runs, and sees to it that somebody watches.
+    pub(crate) async fn keep(self: Arc<Self>, membership: Arc<Membership>) {
+        let mut turns = interval(LOOK);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
@@ -79,12 +73,13 @@ impl Lease {
                 tracing::error!("nobody watches: {error:#}");
                 continue;
             }
-            let before = clock::now();
-            let answered = timeout(ANSWER, catalogue.greet()).await;
-            if matches!(answered, Ok(Ok(_)))
-                && let Err(error) = self.renew(before + LEASE)
+            let given = membership.lease();
+            // One that had ended says nothing before what others have taken is let go of.
+            if given.holds()
+                && given.stop_at > self.page().deadline()
+                && let Err(error) = self.renew(given.stop_at)
             {
-                tracing::error!("the lease is not renewed: {error:#}");
+                tracing::error!("the warden is not told of the lease: {error:#}");
             }
         }
     }
@@ -111,7 +106,6 @@ impl Lease {
         std::io::Write::write_all(&mut log, format!("{promise}\n").as_bytes()).context("cannot write a promise down")?;
         let mut page = self.page();
         if page.set_deadline(deadline)? == Renewal::TooLate {
-            // Here a node reads its rows again. This one is alone in its catalogue: all is its own still.
             tracing::warn!("the lease was over, and is regained");
             page.regain(deadline)?;
         }

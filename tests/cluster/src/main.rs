@@ -4,12 +4,15 @@
 //!   run ── household: a directory, and namespaces of processes, mounts and networks, in which all the rest lives and with which it ends
 //!    └─ inside: one schedule of faults after the other (`schedule.rs`)
 //!        ├─ PostgreSQL                      a network namespace each, on one bridge
-//!        ├─ node 1..3: a server on the fake engine, a state directory on a disk of its own
+//!        │   └─ history of all that was written of sandboxes (`history.rs`)
+//!        ├─ node 1..3: nodes of one cluster on that, each a server on the fake engine with a peer port and a disk of its own
 //!        │   ├─ voices: a process for each machine, which tells the sink that it runs, as whom, and what it remembers
 //!        │   └─ warden
 //!        ├─ clients, whose log says what they were answered
-//!        └─ the sink, whose log says what ran when; a checker holds one against the other (`checker.rs`)
+//!        └─ the sink, whose log says what ran when; a checker holds each against the others (`checker.rs`)
 //! ```
+//!
+//! One more schedule loses a node, always in the same way (`loss.rs`). That and others are run with mutants, too, which have to be caught (`mutant.rs`).
 //!
 //! `cargo xtask cluster` runs it. A schedule is made of its seed alone, so that one that has failed is run again by that.
 
@@ -24,8 +27,12 @@ mod disk;
 mod envd;
 mod faults;
 mod guest;
+mod history;
 mod household;
+mod joining;
 mod lease;
+mod loss;
+mod mutant;
 mod node;
 mod postgres;
 mod record;

@@ -5,9 +5,10 @@ use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
-use firkin_postgres::{Address, Catalogue};
 use firkin_runtime::{
+    artifact::Fetch,
     capacity::HostCapacity,
+    claims::Claims,
     config::{GuestSystem, RuntimeConfig},
     memory_pressure::HostMemory,
     owner::OnExit,
@@ -15,7 +16,7 @@ use firkin_runtime::{
     standard::BuildTemplate,
     store::catalog::Catalog,
 };
-use firkin_server::ServerConfig;
+use firkin_server::{ServerConfig, admin_digest};
 use fs_err as fs;
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_util::sync::CancellationToken;
@@ -23,12 +24,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     envd,
     guest::{Voices, agent},
+    joining::Joining,
     lease::Lease,
+    mutant::Mutant,
     record, say,
 };
 
 /// Where every node serves, on its own host.
 pub(crate) const PORT: u16 = 8080;
+
+/// The token that administers each node.
+pub(crate) const ADMIN: &str = "admin";
 
 /// What it says once it serves.
 pub(crate) const READY: &str = "serving";
@@ -40,17 +46,26 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug, Args)]
 pub(crate) struct Node {
     #[arg(long)]
-    number: usize,
+    pub(crate) number: usize,
     /// What of it outlives the server
     #[arg(long)]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     #[arg(long)]
-    catalog: String,
+    pub(crate) catalog: String,
     #[arg(long)]
-    authority: PathBuf,
-    /// To see that its absence is noticed
+    pub(crate) authority: PathBuf,
     #[arg(long)]
-    without_warden: bool,
+    pub(crate) secret: PathBuf,
+    /// To see that it is noticed
+    #[arg(long)]
+    pub(crate) mutant: Option<Mutant>,
+}
+
+impl Node {
+    /// What others call it.
+    pub(crate) fn name(number: usize) -> String {
+        format!("node-{number}")
+    }
 }
 
 /// The directory of a node, part by part.
@@ -96,11 +111,11 @@ impl Places {
     pub(crate) fn log(&self) -> PathBuf {
         self.part("log")
     }
-}
 
-/// Where it is recorded what there is. One server has a catalogue for itself as yet: each node has another.
-fn catalogue(node: &Node) -> anyhow::Result<Catalogue> {
-    Ok(Catalogue::at(Address::with_authority(&node.catalog, Some(&node.authority))?))
+    /// While it is there, what begins in memory that was paused is slow to say so, and so is who looks whether something can be claimed.
+    pub(crate) fn slow(&self) -> PathBuf {
+        self.part("slow")
+    }
 }
 
 /// What is logged, to where errors go.
@@ -120,30 +135,45 @@ pub(crate) fn serve(node: Node) -> anyhow::Result<()> {
 
 async fn serving(node: Node) -> anyhow::Result<()> {
     let places = Places { dir: node.dir.clone() };
-    let catalogue = catalogue(&node)?;
-    let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), !node.without_warden)?);
-    let renewals = tokio::spawn(Arc::clone(&lease).keep(catalogue.clone()));
-    let voices = Arc::new(Voices { node: node.number, dir: places.voices(), lease: Arc::clone(&lease) });
+    fs::create_dir_all(places.state())?;
+    let joining = Joining::of(&node, &places).await?;
+    let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), node.mutant != Some(Mutant::NoWarden))?);
+    let voices = Arc::new(Voices { node: node.number, dir: places.voices(), slow: places.slow(), lease: Arc::clone(&lease) });
     let speaking = Arc::clone(&voices);
     let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
-    let runtime = open(&places, catalogue, engine).await?;
+    let runtime = open(&places, &joining, engine).await?;
+    let joined = joining.join(&runtime).await?;
+    let telling = tokio::spawn(Arc::clone(&lease).keep(joined.membership()));
     let ending = tokio::spawn(end_gone(Arc::clone(&voices)));
-    if !places.key().exists() {
-        Box::pin(runtime.build_template(BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() }, &|_| {})).await?;
+    let base = BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() };
+    Box::pin(runtime.ensure_template(base, &|_| {})).await.context("there is no template")?;
+    // The first node's is good on all.
+    if node.number == 0 && !places.key().exists() {
         let new = places.key().with_extension("new");
         fs::write(&new, runtime.issue_api_key().await?)?;
         fs::rename(new, places.key())?;
     }
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await.context("cannot listen")?;
     let shutdown = CancellationToken::new();
-    let config = ServerConfig { shutdown_grace: Duration::from_millis(500), ..ServerConfig::default() };
-    let server = tokio::spawn(firkin_server::serve(vec![listener.into()], runtime.clone(), config, shutdown.clone()));
+    let config = ServerConfig {
+        shutdown_grace: Duration::from_millis(500),
+        admin: Some(admin_digest(ADMIN)),
+        nodes: Some(joined.nodes()),
+        ..ServerConfig::default()
+    };
+    let (peers, lost) = joined.serve();
+    let doors = vec![listener.into(), peers];
+    let server = tokio::spawn(firkin_server::serve(doors, runtime.clone(), config, shutdown.clone()));
     say(READY);
-    tokio::signal::unix::signal(SignalKind::terminate())?.recv().await;
+    let mut terminated = tokio::signal::unix::signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminated.recv() => {}
+        lost = lost => return lost,
+    }
     shutdown.cancel();
     server.await.context("the server panicked")??;
     runtime.shutdown(OnExit::Kill).await;
-    for task in [ending, renewals] {
+    for task in [ending, telling] {
         task.abort();
         // It was in the middle of a look, or not.
         drop(task.await);
@@ -152,7 +182,7 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     lease.end()
 }
 
-async fn open(places: &Places, catalogue: Catalogue, engine: FakeEngine) -> anyhow::Result<Runtime> {
+async fn open(places: &Places, joining: &Joining, engine: FakeEngine) -> anyhow::Result<Runtime> {
     let file = |name: &str| places.dir.join("guest").join(name);
     let guest = GuestSystem {
         boot: BootFiles::new(
@@ -167,7 +197,9 @@ async fn open(places: &Places, catalogue: Catalogue, engine: FakeEngine) -> anyh
     let mut config = RuntimeConfig::new(places.state(), capacity, envd::serve().await?, guest);
     config.disk_floor_mib = Some(0);
     config.memory_probe = Arc::new(HostMemory::PLENTY);
-    config.catalog = Some(Arc::new(catalogue) as Arc<dyn Catalog>);
+    config.catalog = Some(joining.catalog() as Arc<dyn Catalog>);
+    config.fetch = Some(joining.fetch() as Arc<dyn Fetch>);
+    config.claims = Some(joining.claims() as Arc<dyn Claims>);
     Runtime::open(config, Arc::new(engine)).await.context("cannot open the runtime")
 }
 

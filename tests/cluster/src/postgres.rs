@@ -11,11 +11,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use nix::{
-    sys::signal::{Signal, kill, killpg},
+    errno::Errno,
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
 use crate::{
+    household,
     schedule::Party,
     world::{World, address},
 };
@@ -77,6 +79,15 @@ impl Postgres {
         Ok(format!("postgres://firkin@{}:{PORT}/{name}", address(Party::Postgres)))
     }
 
+    /// What statements in a database of it answer, in its plainest form.
+    pub(crate) fn ask(&self, database: &str, statements: &str) -> anyhow::Result<String> {
+        let mut command = as_nobody(&self.programs.join("psql"));
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "firkin", "-d", database, "-h"]).arg(&self.dir);
+        let output = command.args(["-c", statements]).stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
+        ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr).trim());
+        String::from_utf8(output.stdout).context("an answer is no text")
+    }
+
     /// As by a power failure, but for the disk.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::SIGKILL)?;
@@ -97,10 +108,18 @@ impl Postgres {
         }
     }
 
-    /// All of its processes: each session is one.
+    /// All of its processes: each session is one, in a group of its own. None begins once the first one was told.
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let leader = Pid::from_raw(i32::try_from(self.child.id())?);
-        killpg(leader, signal).context("cannot signal PostgreSQL")
+        let leader = i32::try_from(self.child.id())?;
+        let before = household::children(leader)?;
+        kill(Pid::from_raw(leader), signal).context("cannot signal PostgreSQL")?;
+        for child in before.into_iter().chain(household::children(leader)?) {
+            match kill(Pid::from_raw(child), signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).context("cannot signal a session of PostgreSQL"),
+            }
+        }
+        Ok(())
     }
 
     fn is_ready(&self, world: &World) -> anyhow::Result<()> {
@@ -135,7 +154,7 @@ fn run(world: &World, programs: &Path, dir: &Path) -> anyhow::Result<Child> {
     let settings = [
         "fsync=off".to_owned(),
         format!("listen_addresses={}", address(Party::Postgres)),
-        "max_connections=80".to_owned(),
+        "max_connections=300".to_owned(),
         "shared_buffers=16MB".to_owned(),
         "ssl=on".to_owned(),
         format!("ssl_cert_file={}", certificate.display()),

@@ -51,6 +51,10 @@ pub(crate) enum Ask {
     Pause,
     Resume,
     Kill,
+    /// To another node.
+    Move {
+        to: usize,
+    },
     /// What became of it.
     Look,
 }
@@ -69,6 +73,7 @@ pub(crate) enum Answer {
 /// One request with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
+    /// Who was asked, whoever answered.
     pub(crate) node: usize,
     /// Empty for a create that was not answered.
     pub(crate) sandbox: String,
@@ -89,8 +94,31 @@ pub(crate) struct Leased {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Severed {
     pub(crate) at: At,
+    /// Through which node: not the one that has the machine, or that one.
     pub(crate) node: usize,
+    pub(crate) sandbox: String,
     pub(crate) why: String,
+}
+
+/// A row of a sandbox that was written, or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// When: before it was kept.
+    pub(crate) at: At,
+    pub(crate) sandbox: String,
+    /// Whose it is then. Absent for a removal.
+    pub(crate) row: Option<Row>,
+}
+
+/// What is on record of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) node: usize,
+    pub(crate) term: u64,
+    pub(crate) epoch: u64,
+    pub(crate) is_paused: bool,
+    /// So that others may have it.
+    pub(crate) is_given_up: bool,
 }
 
 /// How a sandbox is found at the end, by its server.
@@ -107,6 +135,8 @@ pub(crate) struct Record {
     /// In the order of their times.
     pub(crate) heard: Vec<Heard>,
     pub(crate) asked: Vec<Asked>,
+    /// In the order in which it was kept.
+    pub(crate) written: Vec<Written>,
     /// By node.
     pub(crate) leases: Vec<Vec<Leased>>,
     pub(crate) severed: Vec<Severed>,
@@ -116,6 +146,32 @@ pub(crate) struct Record {
     pub(crate) anchors: Vec<String>,
     /// At the end, when nothing has been wrong for a while.
     pub(crate) found: Vec<(String, Found)>,
+}
+
+/// How often sandboxes came to another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// By a move, or back after one.
+    pub(crate) moved: usize,
+    /// Because their node was lost.
+    pub(crate) lost: usize,
+}
+
+impl Record {
+    /// How often they did, as it was kept.
+    pub(crate) fn taken(&self) -> Taken {
+        let mut last = std::collections::BTreeMap::new();
+        let mut taken = Taken { moved: 0, lost: 0 };
+        for Written { sandbox, row, .. } in &self.written {
+            let Some(row) = row else { continue };
+            if let Some((node, was_given_up)) = last.insert(sandbox, (row.node, row.is_given_up))
+                && node != row.node
+            {
+                *(if was_given_up { &mut taken.moved } else { &mut taken.lost }) += 1;
+            }
+        }
+        taken
+    }
 }
 
 /// Something that was wrong for a time.

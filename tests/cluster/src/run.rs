@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,8 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fastrand::Rng;
+use firkin_cluster::ClusterSecret;
+use firkin_postgres::{Address, Founding, LeaseTimes};
 use fs_err as fs;
 
 use crate::{
@@ -19,10 +22,11 @@ use crate::{
     client::{Client, LONG_S},
     disk,
     faults::{self, Subjects},
-    household,
+    history, household, loss,
+    mutant::Mutant,
     node::{self, Places},
     postgres::Postgres,
-    record::{Ask, Asked, Found, Heard, Record, Severed, now},
+    record::{Ask, Asked, Found, Heard, Record, Severed, Taken, now},
     say,
     schedule::{self, Event, Fault, NODES},
     server::{Catalog, Server},
@@ -32,6 +36,15 @@ use crate::{
 
 /// Users of each node.
 const USERS: usize = 2;
+
+/// The times of a lease, scaled down, so that a schedule has time for some. Between the time at which the warden stops machines and the one at
+/// which others may claim them there are four seconds, for a host that is busy.
+pub(crate) const TIMES: LeaseTimes = LeaseTimes {
+    lasts: Duration::from_secs(4),
+    renew_every: Duration::from_millis(400),
+    stop_after: Duration::from_secs(3),
+    grace: Duration::from_secs(3),
+};
 
 /// How long everything may take to be at rest once nothing is wrong any more.
 const REST: Duration = Duration::from_secs(120);
@@ -54,6 +67,20 @@ pub(crate) struct Plan {
     /// Keep the directory of a run that has failed
     #[arg(long)]
     pub(crate) keep_logs: bool,
+    /// Only this, and not all of it
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
+}
+
+/// A part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Schedules of chance.
+    Schedules,
+    /// The loss of a node.
+    Loss,
+    /// Mutants, which have to be caught.
+    Mutants,
 }
 
 impl Plan {
@@ -63,7 +90,13 @@ impl Plan {
             vec!["--schedules".to_owned(), self.schedules.to_string(), "--seconds".to_owned(), self.seconds.to_string()];
         arguments.extend(self.seed.into_iter().flat_map(|seed| ["--seed".to_owned(), seed.to_string()]));
         arguments.extend(self.keep_logs.then(|| "--keep-logs".to_owned()));
+        let only = self.only.and_then(|part| part.to_possible_value());
+        arguments.extend(only.map(|part| format!("--only={}", part.get_name())));
         arguments
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
     }
 }
 
@@ -76,24 +109,29 @@ pub(crate) fn run(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     let postgres = Postgres::start(&world, &dir.join("postgres"))?;
     let mut bench = Bench { dir, world: Some(world), postgres: Some(postgres), runtime: &runtime };
     let (began, mut failed, mut faults) = (Instant::now(), Vec::new(), 0);
-    for seed in (0..plan.schedules).map(|turn| first.wrapping_add(turn)) {
+    let schedules = if plan.has(Part::Schedules) { plan.schedules } else { 0 };
+    for seed in (0..schedules).map(|turn| first.wrapping_add(turn)) {
         let events = schedule::draw(seed, Duration::from_secs(plan.seconds));
         faults += events.len();
-        let outcome = bench.schedule(&format!("s{seed}"), seed, &events, true)?;
+        let outcome = bench.schedule(&format!("s{seed}"), (seed, &events), None)?;
         say(&format!("seed {seed}: {} faults, {}", events.len(), outcome.summary()));
         if !outcome.violations.is_empty() {
             events.iter().for_each(|event| {
                 say(&format!("  {:>6.1} s to {:>5.1} s  {:?}", event.from.as_secs_f32(), event.to.as_secs_f32(), event.fault))
             });
-            outcome.violations.iter().for_each(|Violation { invariant, text }| say(&format!("  {invariant}: {text}")));
+            outcome.tell();
             failed.push(seed);
         }
     }
     let took = began.elapsed().as_secs();
-    bench.without_warden()?;
+    if plan.has(Part::Loss) {
+        bench.loss()?;
+    }
+    if plan.has(Part::Mutants) {
+        bench.mutants()?;
+    }
     say(&format!(
-        "{} schedules of {} s with {faults} faults in {took} s, {} of them with violations",
-        plan.schedules,
+        "{schedules} schedules of {} s with {faults} faults in {took} s, {} of them with violations",
         plan.seconds,
         failed.len()
     ));
@@ -110,9 +148,9 @@ struct Bench<'a> {
 }
 
 /// What came of a schedule.
-struct Outcome {
-    record: Record,
-    violations: Vec<Violation>,
+pub(crate) struct Outcome {
+    pub(crate) record: Record,
+    pub(crate) violations: Vec<Violation>,
 }
 
 impl Outcome {
@@ -120,46 +158,82 @@ impl Outcome {
         let Record { heard, asked, .. } = &self.record;
         let lives: std::collections::BTreeSet<_> = heard.iter().map(|word| (&word.sandbox, word.epoch)).collect();
         let done = asked.iter().filter(|asked| asked.answer == crate::record::Answer::Done).count();
+        let Taken { moved, lost } = self.record.taken();
         format!(
-            "{} requests ({done} done), {} lives, {} words, {} violations",
+            "{} requests ({done} done), {} lives, {moved} taken over that were given up and {lost} of lost nodes, {} words, {} violations",
             asked.len(),
             lives.len(),
             heard.len(),
             self.violations.len()
         )
     }
+
+    fn tell(&self) {
+        self.violations.iter().for_each(|Violation { invariant, text }| say(&format!("  {invariant}: {text}")));
+    }
+
+    /// How often an invariant did not hold.
+    fn of(&self, invariant: &str) -> usize {
+        self.violations.iter().filter(|violation| violation.invariant == invariant).count()
+    }
 }
 
 impl Bench<'_> {
-    /// A schedule whose checks would see nothing is worth nothing: without wardens, what could be claimed runs on while the database stands still.
-    fn without_warden(&mut self) -> anyhow::Result<()> {
-        let event = Event { fault: Fault::StopPostgres, from: Duration::from_secs(1), to: Duration::from_secs(12) };
-        let outcome = self.schedule("without", 0, &[event], false)?;
-        let caught = outcome.violations.iter().filter(|violation| violation.invariant == "I2").count();
-        say(&format!("without a warden: {caught} violations of I2 were seen, as they have to be"));
-        ensure!(caught > 0, "nodes without a warden were let pass");
+    /// A node is lost, and comes back.
+    fn loss(&mut self) -> anyhow::Result<()> {
+        let outcome = self.run("loss", None, |subjects| Box::pin(loss::play(subjects)))?;
+        say(&format!("a node that is lost and comes back: {}", outcome.summary()));
+        outcome.tell();
+        ensure!(outcome.violations.is_empty(), "what a lost node had is not as it has to be: again with `--only loss`");
         Ok(())
     }
 
-    fn schedule(&mut self, name: &str, seed: u64, events: &[Event], with_warden: bool) -> anyhow::Result<Outcome> {
+    /// Checks that would see nothing are worth nothing: what nodes do that lack something is caught, always in the same schedule.
+    fn mutants(&mut self) -> anyhow::Result<()> {
+        // What could be claimed runs on while the database stands still.
+        let event = Event { fault: Fault::StopPostgres, from: Duration::from_secs(1), to: Duration::from_secs(12) };
+        let outcome = self.schedule("no-warden", (0, &[event]), Some(Mutant::NoWarden))?;
+        caught(Mutant::NoWarden, "I2", &outcome)?;
+        for mutant in [Mutant::BlindClaims, Mutant::LateRecords] {
+            let outcome = self.run(&mutant.to_string(), Some(mutant), |subjects| Box::pin(loss::play(subjects)))?;
+            caught(mutant, "I1", &outcome)?;
+        }
+        Ok(())
+    }
+
+    fn schedule(&mut self, name: &str, (seed, events): (u64, &[Event]), mutant: Option<Mutant>) -> anyhow::Result<Outcome> {
+        let all = events.to_vec();
+        let outcome = self.run(name, mutant, move |subjects| Box::pin(async move { play(&subjects, seed, &all).await }));
+        outcome.with_context(|| format!("seed {seed}, with {events:?}"))
+    }
+
+    /// Plays something in a cluster of its own, and looks at what is left of it.
+    fn run<P>(&mut self, name: &str, mutant: Option<Mutant>, play: P) -> anyhow::Result<Outcome>
+    where
+        P: FnOnce(Arc<Subjects>) -> Pin<Box<dyn Future<Output = anyhow::Result<Outcome>> + Send>>,
+    {
         let dir = self.dir.join(name);
         let (world, postgres) =
             (self.world.take().context("there is a world")?, self.postgres.take().context("there is a database")?);
-        let mut servers = Vec::new();
+        fs::create_dir(&dir)?;
+        let database = name.replace('-', "_");
+        let catalog = self.found(&postgres, &database, &dir)?;
+        let (mut servers, mut disks) = (Vec::new(), Vec::new());
         for number in 0..NODES {
             let places = Places { dir: dir.join(format!("node-{number}")) };
             disk::make(&places.disk())?;
             node::prepare(&places)?;
-            let catalog = Catalog { url: postgres.database(&format!("{name}_{number}"))?, authority: postgres.authority() };
-            servers.push(Mutex::new(Server::new(number, places, catalog, with_warden)));
+            disks.push(places.disk());
+            servers.push(Mutex::new(Server::new(number, places, catalog.clone(), mutant)));
         }
-        let subjects = Arc::new(Subjects { world, postgres: Mutex::new(postgres), servers });
-        let outcome = self.runtime.block_on(play(&subjects, seed, events));
-        let Some(Subjects { world, postgres, servers }) = Arc::into_inner(subjects) else {
+        let subjects =
+            Arc::new(Subjects { world, database, postgres: Mutex::new(postgres), servers, disks, silent: Arc::default() });
+        let outcome = self.runtime.block_on(play(Arc::clone(&subjects)));
+        let Some(Subjects { world, postgres, servers, .. }) = Arc::into_inner(subjects) else {
             bail!("something goes on with the world")
         };
         (self.world, self.postgres) = (Some(world), Some(postgres.into_inner().unwrap_or_else(PoisonError::into_inner)));
-        let mut outcome = outcome.with_context(|| format!("seed {seed}, with {events:?}"))?;
+        let mut outcome = outcome?;
         for server in servers {
             let server = server.into_inner().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = nothing_is_left(server.places()) {
@@ -176,37 +250,123 @@ impl Bench<'_> {
         }
         Ok(outcome)
     }
+
+    /// A database with a cluster that has no nodes yet, whose history is written down.
+    fn found(&self, postgres: &Postgres, database: &str, dir: &Path) -> anyhow::Result<Catalog> {
+        let url = postgres.database(database)?;
+        let secret = dir.join("secret");
+        let founding =
+            Founding { secret_fingerprint: ClusterSecret::create(&secret)?.fingerprint(), times: TIMES, founder: None };
+        let address = Address::with_authority(&url, Some(&postgres.authority()))?;
+        self.runtime.block_on(firkin_postgres::init(&address, &founding)).context("cannot found a cluster")?;
+        history::begin(postgres, database)?;
+        Ok(Catalog { url, authority: postgres.authority(), secret })
+    }
+}
+
+/// A mutant that nothing was seen of is a fault of the checks.
+fn caught(mutant: Mutant, invariant: &str, outcome: &Outcome) -> anyhow::Result<()> {
+    let count = outcome.of(invariant);
+    say(&format!("mutant {mutant}: {}, {count} of them of {invariant}, as it has to be", outcome.summary()));
+    outcome.tell();
+    ensure!(count > 0, "nodes with the mutant {mutant} were let pass");
+    Ok(())
+}
+
+/// A cluster that serves.
+pub(crate) struct Begun {
+    pub(crate) sink: Sink,
+    /// One at each node.
+    pub(crate) clients: Vec<Client>,
+    pub(crate) asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Begun {
+    /// A sandbox that was made on one node, and came to another when it was paused: the first one has its files still.
+    pub(crate) async fn rests(&self, of: usize, home: usize) -> anyhow::Result<String> {
+        let client = &self.clients[of];
+        let id = client.create_on(of).await?;
+        client.surely(&id, Ask::Pause).await?;
+        client.surely(&id, Ask::Move { to: home }).await?;
+        Ok(id)
+    }
+}
+
+/// Starts all servers: the first one has the template that the others fetch.
+pub(crate) async fn begin(subjects: &Arc<Subjects>) -> anyhow::Result<Begun> {
+    let sink = Sink::listen()?;
+    let starting = Arc::clone(subjects);
+    let start = move || {
+        let start = |node: usize| starting.server(node).start(&starting.world);
+        start(0)?;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..NODES).map(|node| scope.spawn(move || start(node))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
+        })
+    };
+    blocking(start).await?;
+    let key = fs::read_to_string(subjects.server(0).places().key())?;
+    let asked = Arc::new(Mutex::new(Vec::<Asked>::new()));
+    let clients: Vec<_> = (0..NODES).map(|node| Client::of(node, key.clone(), Arc::clone(&asked))).collect();
+    for client in &clients {
+        client.is_let_in().await?;
+    }
+    Ok(Begun { sink, clients, asked })
+}
+
+/// Ends all servers with what they have, and gives what was written down, and what did not end well.
+pub(crate) async fn end(
+    subjects: &Arc<Subjects>,
+    Begun { sink, clients, asked }: Begun,
+    mut failures: Vec<String>,
+) -> anyhow::Result<Outcome> {
+    // What ends from here on is no client's wish.
+    let mut asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+    for client in &clients {
+        failures.extend(client.clear().await.err().map(|error| format!("{error:#}")));
+    }
+    for node in 0..NODES {
+        let ending = Arc::clone(subjects);
+        failures.extend(blocking(move || ending.server(node).stop()).await.err().map(|error| format!("{error:#}")));
+    }
+    let reading = Arc::clone(subjects);
+    let written = blocking(move || history::read(&reading.postgres(), &reading.database)).await?;
+    let leases = (0..NODES).map(|node| node::leases(subjects.server(node).places())).collect::<anyhow::Result<_>>()?;
+    asked.sort_by_key(|asked| asked.from);
+    let record = Record { heard: sink.close(), asked, written, leases, ..Record::default() };
+    let violations = failures.into_iter().map(|text| Violation { invariant: "end", text }).collect();
+    Ok(Outcome { record, violations })
 }
 
 /// Starts all servers, with users, does what is to be done, and looks at what is there afterwards.
 async fn play(subjects: &Arc<Subjects>, seed: u64, events: &[Event]) -> anyhow::Result<Outcome> {
-    let sink = Sink::listen()?;
-    let starting = Arc::clone(subjects);
-    blocking(move || {
-        let start = |node: usize| starting.server(node).start(&starting.world);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..NODES).map(|node| scope.spawn(move || start(node))).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
-        })
-    })
-    .await?;
-    let (asked, severed) = (Arc::new(Mutex::new(Vec::<Asked>::new())), Arc::new(Mutex::new(Vec::<Severed>::new())));
+    let begun = begin(subjects).await?;
+    let severed = Arc::new(Mutex::new(Vec::<Severed>::new()));
     let is_over = Arc::new(AtomicBool::new(false));
-    let (mut clients, mut users, mut anchors, mut watched) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut users, mut anchors, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     let mut rng = Rng::with_seed(seed);
-    for node in 0..NODES {
-        let key = fs::read_to_string(subjects.server(node).places().key())?;
-        let client = Client::of(node, key, Arc::clone(&asked));
-        // One that cannot be claimed, and one that can.
-        let anchor = client.surely("", Ask::Create { timeout_s: LONG_S }).await?;
-        users.push(tokio::spawn(client.clone().listen(anchor.clone(), Arc::clone(&is_over), Arc::clone(&severed))));
+    for (node, client) in begun.clients.iter().enumerate() {
+        // One that cannot be claimed, and one that can. Another node is listened through.
+        let anchor = client.create_on(node).await?;
+        let edge = client.at((node + 1) % NODES);
+        users.push(tokio::spawn(edge.listen(anchor.clone(), Arc::clone(&is_over), Arc::clone(&severed))));
         anchors.push(anchor);
-        let other = client.surely("", Ask::Create { timeout_s: LONG_S }).await?;
+        let other = client.create_on(node).await?;
         client.surely(&other, Ask::Pause).await?;
         client.surely(&other, Ask::Resume).await?;
         watched.push(other);
-        users.extend((0..USERS).map(|_| tokio::spawn(client.clone().user(rng.fork(), Arc::clone(&is_over)))));
-        clients.push(client);
+        users.extend(
+            (0..USERS)
+                .map(|_| tokio::spawn(client.clone().user(rng.fork(), (Arc::clone(&is_over), Arc::clone(&subjects.silent))))),
+        );
+    }
+    let mut resting = Vec::new();
+    for (of, home) in (0..NODES).flat_map(|of| (0..NODES).map(move |home| (of, home))).filter(|(of, home)| of != home) {
+        resting.push(begun.rests(of, home).await?);
+    }
+    for sandboxes in resting.chunks(NODES) {
+        let (client, over) = (begun.clients[0].clone(), (Arc::clone(&is_over), Arc::clone(&subjects.silent)));
+        users.push(tokio::spawn(client.visit(rng.fork(), sandboxes.to_vec(), over)));
     }
     let (inflicting, all) = (Arc::clone(subjects), events.to_vec());
     let troubles = blocking(move || faults::inflict(&inflicting, &all)).await;
@@ -215,37 +375,25 @@ async fn play(subjects: &Arc<Subjects>, seed: u64, events: &[Event]) -> anyhow::
         user.await.context("a user panicked")?;
     }
     let troubles = troubles?;
-    let mut failures = Vec::new();
+    let (mut failures, mut found) = (Vec::new(), Vec::new());
     let mut note = |ended: anyhow::Result<()>| failures.extend(ended.err().map(|error| format!("{error:#}")));
-    note(goes_on(&sink, &anchors, &watched).await);
-    let mut found = Vec::new();
-    note(at_rest(&clients, &asked, &mut found).await);
-    // What ends from here on is no client's wish.
-    let mut asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
-    for client in &clients {
-        note(client.clear().await);
-    }
-    for node in 0..NODES {
-        let ending = Arc::clone(subjects);
-        note(blocking(move || ending.server(node).stop()).await);
-    }
-    let leases = (0..NODES).map(|node| node::leases(subjects.server(node).places())).collect::<anyhow::Result<_>>()?;
+    note(goes_on(&begun.sink, anchors.iter().chain(&watched)).await);
+    note(at_rest(&begun, &mut found).await);
+    let Outcome { record, mut violations } = end(subjects, begun, failures).await?;
     let severed = std::mem::take(&mut *severed.lock().unwrap_or_else(PoisonError::into_inner));
-    asked.sort_by_key(|asked| asked.from);
-    let record = Record { heard: sink.close(), asked, leases, severed, troubles, anchors, found };
-    let mut violations = checker::check(&record);
-    violations.extend(failures.into_iter().map(|text| Violation { invariant: "end", text }));
+    let record = Record { severed, troubles, anchors, found, ..record };
+    violations.extend(checker::check(&record));
     Ok(Outcome { record, violations })
 }
 
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(job).await.context("a job panicked")?
 }
 
 /// Once nothing is wrong, what was left alone runs: what was stopped by a warden, too.
-async fn goes_on(sink: &Sink, anchors: &[String], watched: &[String]) -> anyhow::Result<()> {
+pub(crate) async fn goes_on(sink: &Sink, sandboxes: impl Iterator<Item = &String>) -> anyhow::Result<()> {
     let since = now();
-    for sandbox in anchors.iter().chain(watched) {
+    for sandbox in sandboxes {
         let is_heard = || sink.last(|word: &Heard| word.sandbox == *sandbox && word.at > since).is_some();
         let waiting = Instant::now();
         while !is_heard() {
@@ -256,21 +404,21 @@ async fn goes_on(sink: &Sink, anchors: &[String], watched: &[String]) -> anyhow:
     Ok(())
 }
 
-/// How all sandboxes are found that clients know, when those are gone whose deadline is over.
-async fn at_rest(clients: &[Client], asked: &Mutex<Vec<Asked>>, found: &mut Vec<(String, Found)>) -> anyhow::Result<()> {
-    let known: std::collections::BTreeSet<(usize, String, bool)> = {
-        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+/// How all sandboxes are found that clients know, whichever node they ask, when those are gone whose deadline is over.
+pub(crate) async fn at_rest(begun: &Begun, found: &mut Vec<(String, Found)>) -> anyhow::Result<()> {
+    let known: std::collections::BTreeSet<(String, bool)> = {
+        let asked = begun.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let created = asked.iter().filter(|asked| !asked.sandbox.is_empty());
         let named = created.filter_map(|asked| match asked.ask {
-            Ask::Create { timeout_s } => Some((asked.node, asked.sandbox.clone(), timeout_s < LONG_S)),
+            Ask::Create { timeout_s } => Some((asked.sandbox.clone(), timeout_s < LONG_S)),
             _ => None,
         });
         named.collect()
     };
     let waiting = Instant::now();
-    for (node, sandbox, is_brief) in known {
+    for (turn, (sandbox, is_brief)) in known.into_iter().enumerate() {
         loop {
-            let looked = clients[node].find(&sandbox).await;
+            let looked = begun.clients[turn % NODES].find(&sandbox).await;
             match looked {
                 Ok(state) if !is_brief || state == Found::Gone => {
                     found.push((sandbox, state));

@@ -58,9 +58,9 @@ impl Fault {
         }
     }
 
-    /// Two faults of which one undoes the other, or which nobody has promised to survive together: a warden that is away just when it is needed
-    /// is what the kernel's watchdog is for.
-    fn excludes(self, other: Self) -> bool {
+    /// How long two faults have to be apart, if they have to be: of which one undoes the other, or which nobody has promised to survive together.
+    /// A warden that is away just when it is needed is what the kernel's watchdog is for.
+    fn apart(self, other: Self) -> Option<Duration> {
         let subject = |fault: Self| match fault {
             Self::KillServer(node) | Self::StopServer(node) => (0, node),
             Self::KillWarden(node) | Self::StopWarden(node) => (1, node),
@@ -79,21 +79,24 @@ impl Fault {
             Self::KillWarden(node) | Self::StopWarden(node) => other.endangers(node),
             _ => false,
         };
-        subject(self) == subject(other) || unguarded(self, other) || unguarded(other, self)
+        if unguarded(self, other) || unguarded(other, self) {
+            return Some(REGAIN);
+        }
+        (subject(self) == subject(other)).then_some(RECOVERY)
     }
 
     fn draw(rng: &mut Rng) -> Self {
         let node = rng.usize(..NODES);
-        match rng.u32(..13) {
+        match rng.u32(..16) {
             0..=2 => Self::KillServer(node),
-            3 => Self::StopServer(node),
-            4 => Self::KillWarden(node),
-            5 => Self::StopWarden(node),
-            6 => Self::KillPostgres,
-            7 => Self::StopPostgres,
-            8 => Self::FillDisk(node),
-            9 | 10 => Self::cut(rng, Party::Node(node), Party::Postgres),
-            11 => Self::cut(rng, Party::Node(node), Party::Clients),
+            3 | 4 => Self::StopServer(node),
+            5 => Self::KillWarden(node),
+            6 => Self::StopWarden(node),
+            7 => Self::KillPostgres,
+            8 => Self::StopPostgres,
+            9 => Self::FillDisk(node),
+            10..=12 => Self::cut(rng, Party::Node(node), Party::Postgres),
+            13 => Self::cut(rng, Party::Node(node), Party::Clients),
             _ => Self::cut(rng, Party::Node(node), Party::Node((node + 1) % NODES)),
         }
     }
@@ -104,14 +107,24 @@ impl Fault {
     }
 }
 
-/// How long a fault lasts, in milliseconds: some longer than a lease.
+/// How long a fault lasts, in milliseconds.
 const LASTS_MS: std::ops::Range<u64> = 300..12_000;
+
+/// How long a warden is away: nothing else may happen to its node for a while then.
+const UNGUARDED_MS: std::ops::Range<u64> = 300..2500;
+
+/// How long one lasts by which a node is lost to the others: longer than a lease and what is waited after it.
+const LOSES_MS: std::ops::Range<u64> = 9000..16_000;
 
 /// Between the beginnings of two.
 const APART_MS: std::ops::Range<u64> = 200..4000;
 
-/// How long two are apart that exclude each other: a server that came back has renewed its lease by then.
+/// How long two are apart of which one undoes the other.
 const RECOVERY: Duration = Duration::from_secs(3);
+
+/// How long a warden and what it is for are apart: a server that was cut off from the database finds that its connection is dead, or what it sent
+/// comes through after twice as long as nothing did, and then it has its lease again.
+const REGAIN: Duration = Duration::from_secs(15);
 
 /// The faults of one schedule, in the order of their beginnings, all mended by its end.
 pub(crate) fn draw(seed: u64, length: Duration) -> Vec<Event> {
@@ -120,15 +133,21 @@ pub(crate) fn draw(seed: u64, length: Duration) -> Vec<Event> {
     let mut from = Duration::ZERO;
     loop {
         from += Duration::from_millis(rng.u64(APART_MS));
-        let to = from + Duration::from_millis(rng.u64(LASTS_MS));
         let fault = Fault::draw(&mut rng);
+        let lasts = match fault {
+            Fault::KillWarden(_) | Fault::StopWarden(_) => UNGUARDED_MS,
+            _ if (0..NODES).any(|node| fault.endangers(node)) && rng.bool() => LOSES_MS,
+            _ => LASTS_MS,
+        };
+        let to = from + Duration::from_millis(rng.u64(lasts));
         if from > length {
             return events;
         }
         if to > length {
             continue;
         }
-        let collides = |event: &Event| fault.excludes(event.fault) && from < event.to + RECOVERY && event.from < to + RECOVERY;
+        let collides =
+            |event: &Event| fault.apart(event.fault).is_some_and(|apart| from < event.to + apart && event.from < to + apart);
         if !events.iter().any(collides) {
             events.push(Event { fault, from, to });
         }

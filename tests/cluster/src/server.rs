@@ -16,6 +16,7 @@ use nix::{
 
 use crate::{
     household,
+    mutant::Mutant,
     node::{Places, READY},
     schedule::Party,
     world::World,
@@ -29,11 +30,12 @@ const STOP: Duration = Duration::from_secs(120);
 
 const LOG_TAIL_LINES: usize = 30;
 
-/// Where a node's records are, and by what it proves who it is.
+/// Where the records of all nodes are, by what who has them proves who it is, and by what a node does.
 #[derive(Debug, Clone)]
 pub(crate) struct Catalog {
     pub(crate) url: String,
     pub(crate) authority: PathBuf,
+    pub(crate) secret: PathBuf,
 }
 
 /// One node.
@@ -42,14 +44,14 @@ pub(crate) struct Server {
     number: usize,
     places: Places,
     catalog: Catalog,
-    with_warden: bool,
+    mutant: Option<Mutant>,
     child: Option<Child>,
 }
 
 impl Server {
     /// A node without a server.
-    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, with_warden: bool) -> Self {
-        Self { number, places, catalog, with_warden, child: None }
+    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, mutant: Option<Mutant>) -> Self {
+        Self { number, places, catalog, mutant, child: None }
     }
 
     pub(crate) fn places(&self) -> &Places {
@@ -72,9 +74,8 @@ impl Server {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("node").args(["--number", &self.number.to_string()]).arg("--dir").arg(&self.places.dir);
         command.args(["--catalog", &self.catalog.url]).arg("--authority").arg(&self.catalog.authority);
-        if !self.with_warden {
-            command.arg("--without-warden");
-        }
+        command.arg("--secret").arg(&self.catalog.secret);
+        command.args(self.mutant.map(|mutant| format!("--mutant={mutant}")));
         let log = fs::OpenOptions::new().create(true).append(true).open(self.places.log())?.into_parts().0;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = world.on(Party::Node(self.number), || command.spawn().context("cannot start a server"))?;

@@ -30,7 +30,7 @@ impl Runtime {
     }
 
     /// Ends what this server has of sandboxes that are another node's by now, and says how many they were. What is on record of them is left as
-    /// it is.
+    /// it is. One that has come back by when it would end stays.
     pub async fn let_go_of_what_is_anothers(&self) -> Result<usize, StoreError> {
         // In this order: what has an owner was on record before.
         let here: Vec<SandboxId> = self.owners.handles().keys().cloned().collect();
@@ -42,18 +42,20 @@ impl Runtime {
             match timeout(ENDS_WITHIN, self.ask::<_, KillError>(&id, |reply| Command::Relocate(Relocation::LetGo { reply })))
                 .await
             {
-                Ok(Ok(()) | Err(KillError::NotFound(_))) => true,
-                Ok(Err(error)) => {
-                    tracing::error!(sandbox = %id, error = chain(&error), "what is another node's by now does not end here");
-                    false
+                Ok(Ok(true) | Err(KillError::NotFound(_))) => Ok(true),
+                // It has come back.
+                Ok(Ok(false)) => Ok(false),
+                Ok(Err(KillError::Store(error))) => {
+                    tracing::error!(sandbox = %id, error = chain(&error), "it is not known whether a sandbox is another node's still");
+                    Err(error)
                 }
                 Err(_) => {
                     tracing::error!(sandbox = %id, "what is another node's by now does not end here in time");
-                    false
+                    Ok(false)
                 }
             }
         });
-        let lost = join_all(ends).await.into_iter().filter(|ended| *ended).count();
-        Ok(lost)
+        let ended: Vec<bool> = join_all(ends).await.into_iter().collect::<Result<_, _>>()?;
+        Ok(ended.into_iter().filter(|ended| *ended).count())
     }
 }

@@ -102,6 +102,16 @@ impl Life {
         Self { epoch: record.epoch + 1, until, ..Self::present(record) }
     }
 
+    /// The one on record, which was claimed before anything of it has begun.
+    pub(crate) fn claimed(record: &SandboxRecord, until: Until) -> Self {
+        Self { until, ..Self::present(record) }
+    }
+
+    /// Whether it was on record before it began.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.recorded.is_some_and(|guard| guard.epoch == self.epoch)
+    }
+
     /// The one on record, for a guest that has it already.
     pub(crate) fn present(record: &SandboxRecord) -> Self {
         let record = record.clone();

@@ -111,7 +111,11 @@ impl Found {
             return Ok(self);
         }
         let begun = Instant::now();
-        let identity = identity::of_sandbox(&self.life);
+        let mut identity = identity::of_sandbox(&self.life);
+        if self.life.is_claimed() {
+            // What is restored of it has the number that is on record, and what boots for that the one before.
+            identity.epoch = identity.epoch.saturating_sub(1);
+        }
         let (booted, pin) = reboot::memory_of_disk(shared, &self.life, self.artifact, identity).await?;
         self.life.epoch = booted.manifest.epoch + 1;
         self.artifact = booted;

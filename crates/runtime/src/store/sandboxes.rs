@@ -135,6 +135,11 @@ impl Store {
         Ok(found.pop())
     }
 
+    /// Whether one is on record as this server's.
+    pub(crate) async fn is_own(&self, id: SandboxId) -> Result<bool, StoreError> {
+        self.read(move |tx| is_known(tx, &id)).await
+    }
+
     /// Whether one is on record, and another server's.
     pub(crate) async fn is_anothers(&self, id: SandboxId) -> Result<bool, StoreError> {
         let all = format!("SELECT 1 FROM {} WHERE id = ?1", self.parts().all_sandboxes);

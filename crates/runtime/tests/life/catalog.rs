@@ -264,8 +264,12 @@ async fn a_life_is_claimed_before_its_guest_begins_it() {
     let unknown = server.resume(&id, LIFE).await;
     assert!(matches!(unknown, Err(ResumeError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
     elsewhere.away.store(false, Ordering::SeqCst);
+    let before = host.memory(&id).identities.last().unwrap().epoch;
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept");
+    // It is the claimed one that its guest is in, and that is on record as running: no other node could be given the same.
+    let lived = host.memory(&id).identities.last().unwrap().epoch;
+    assert_eq!((lived, epoch_on_record(&database, &id)), (before + 1, before + 1));
     server.pause(&id).await.unwrap();
     // One that runs and of which nobody knows whether that was recorded goes on, and its next change records it.
     elsewhere.goes_after(1);
@@ -280,6 +284,12 @@ async fn a_life_is_claimed_before_its_guest_begins_it() {
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept longer");
     server.shutdown(OnExit::Kill).await;
+}
+
+/// The life that is on record of a sandbox.
+fn epoch_on_record(database: &rusqlite::Connection, id: &firkin_runtime::sandbox::SandboxId) -> u64 {
+    let asked = "SELECT json_extract(body, '$.epoch') FROM sandboxes WHERE id = ?1";
+    database.query_row(asked, [id.as_str()], |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
 
 #[tokio::test]

@@ -166,6 +166,44 @@ async fn a_sandbox_that_nobody_takes_is_what_it_was() {
 }
 
 #[tokio::test]
+async fn what_has_come_back_is_not_let_go_of() {
+    let mut host = Host::new();
+    let rows = Rows::of(&mut host);
+    host.serve_async(async |server| {
+        let before = created(&host, server, "counted to 41").await;
+        let id = &before.id;
+        let (letting_go, server_too, rows) = (Arc::new(Mutex::new(None)), server.clone(), Arc::clone(&rows));
+        let asked = Arc::clone(&letting_go);
+        let refused = server.move_away(id, move |Departing { id, .. }| {
+            Box::pin(async move {
+                // While another host has it, this one finds that it is lost; it is asked to end behind the move, which comes to nothing.
+                let body = rows.body(&id);
+                let database = Connection::open(&rows.path).unwrap();
+                database.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()]).unwrap();
+                let mut lets = Box::pin(async move { server_too.let_go_of_what_is_anothers().await });
+                let waits = tokio::time::timeout(Duration::from_millis(500), &mut lets).await;
+                assert!(waits.is_err(), "{waits:?}");
+                *asked.lock().unwrap() = Some(lets);
+                database.execute("INSERT INTO sandboxes (id, body) VALUES (?1, ?2)", [id.as_str(), &body]).unwrap();
+                Err("the other host is full".into())
+            })
+        });
+        let refused = refused.await.unwrap_err();
+        assert!(matches!(refused, MoveError::Refused { .. }), "{refused:?}");
+        let lets = letting_go.lock().unwrap().take().unwrap();
+        assert_eq!(tokio::time::timeout(PATIENCE, lets).await.unwrap().unwrap(), 0);
+        assert_eq!(server.sandbox(id).unwrap().state, SandboxState::Running);
+        assert_eq!(host.memory(id).word, "counted to 41");
+        // What is another host's still ends here.
+        let elsewhere = Connection::open(host.state_dir().join("firkin.db")).unwrap();
+        elsewhere.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()]).unwrap();
+        assert_eq!(server.let_go_of_what_is_anothers().await.unwrap(), 1);
+        assert!(!server.has(id) && host.engine.live() == 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_left_is_on_record_untouched_and_is_taken_with_its_files_or_not_at_all() {
     let mut host = Host::new();
     let rows = Rows::of(&mut host);

@@ -120,8 +120,8 @@ pub(crate) enum Relocation {
     GoOn { until: Timestamp, reply: Reply<Result<RuntimeSandbox, ResumeError>> },
     /// To be anybody's again, for it came here in vain.
     GiveBack { reply: Reply<Result<(), ResumeError>> },
-    /// To end here without a word on record: it is another host's.
-    LetGo { reply: Reply<Result<(), KillError>> },
+    /// To end here without a word on record, if it is another host's still: it may have come back since that was found. Whether it ended.
+    LetGo { reply: Reply<Result<bool, KillError>> },
 }
 
 type Asking = dyn FnOnce(Departing) -> BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>> + Send;
@@ -180,8 +180,11 @@ impl Owner {
             }
             Relocation::GiveBack { reply } => self.give_back(reply).await,
             Relocation::LetGo { reply } => {
-                self.end_as_anothers().await;
-                drop(reply.send(Ok(())));
+                let is_own = self.shared.store.is_own(self.record.id.clone()).await;
+                if let Ok(false) = is_own {
+                    self.end_as_anothers().await;
+                }
+                drop(reply.send(is_own.map(|is_own| !is_own).map_err(KillError::Store)));
             }
         }
         if let Phase::Gone = self.phase { Next::Gone(MOVED) } else { Next::Continue }

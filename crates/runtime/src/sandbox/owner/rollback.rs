@@ -26,10 +26,7 @@ use crate::{
     restore::SnapshotRestoreError,
     sandbox::owner::{ResumeError, SnapshotError},
     shared::Shared,
-    start::{
-        Found,
-        life::{Life, Until},
-    },
+    start::{Found, life::Until},
     store::{
         Held, RecordedPhase, StoreError,
         spec::{Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
@@ -138,7 +135,7 @@ impl Owner {
         let begun = Instant::now();
         self.claim().await?;
         let pin = self.shared.artifacts.pin(artifact.manifest.id.clone());
-        let found = Found::new(Life::next(&self.record, Until::At(end_at)), artifact, pin, begun);
+        let found = Found::new(self.next_life(Until::At(end_at)), artifact, pin, begun);
         // One of which nobody knows whether it is on record runs all the same, and its next change records it.
         let Started { record, running, in_doubt: _ } = wake::start(&self.shared, found, Memory::Kept).await?;
         self.record = record;

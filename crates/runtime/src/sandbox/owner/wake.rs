@@ -112,7 +112,13 @@ impl Owner {
     /// memory that went on.
     pub(super) fn has_been_resumed_for(&self, seen: Seen, memory: Memory) -> bool {
         let served = memory == Memory::Kept || self.woken_with == Memory::Dropped;
-        seen.state != SeenState::Running && self.record.epoch > seen.epoch && served
+        let is_later = match seen.state {
+            SeenState::Running => false,
+            SeenState::Changing => self.record.epoch > seen.epoch,
+            // Its claim may have been seen, which has the number of the life.
+            SeenState::Paused => self.record.epoch >= seen.epoch,
+        };
+        is_later && served
     }
 
     /// What traffic does to a paused sandbox: it resumes with the timeout that it was created with. A sandbox that runs already,
@@ -163,7 +169,7 @@ impl Owner {
         self.admit_within_quota(&loaded.manifest.disk.layers).await?;
         self.claim().await?;
         self.upkeep.wake();
-        let life = Life::next(&self.record, until);
+        let life = self.next_life(until);
         let share = self.shared.teams.take_session(&self.record.owner, self.record.budget);
         let share = share.map_err(|source| ResumeError::Quota { id: self.record.id.clone(), source: source.into() })?;
         let found = Found::new(life, loaded, pin, begun).with_session(share);
@@ -197,6 +203,12 @@ impl Owner {
         self.phase = Phase::Paused(held);
         self.publish_view();
         Ok(())
+    }
+
+    /// The life that begins now: the one that was claimed, so that its guest has the number that is on record; or, in a catalogue that is this
+    /// host's alone, the next one.
+    pub(super) fn next_life(&self, until: Until) -> Life {
+        if self.shared.store.is_shared() { Life::claimed(&self.record, until) } else { Life::next(&self.record, until) }
     }
 
     /// Refuses to run on `layers` if the sandbox holds more than it may, also with what was merged of them.

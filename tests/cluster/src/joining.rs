@@ -1,0 +1,117 @@
+//! A node of the bench becomes one of its cluster, as the program's does (`crates/cli/src/command/joining.rs`): by what it has on record, with a lease,
+//! and with a port for the others.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use firkin_causes::chain;
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, Serves, keep, node_id};
+use firkin_postgres::{Address, Membership, Node as Row, NodeCatalogue};
+use firkin_runtime::{runtime::Runtime, store::StoreError};
+use firkin_server::{Listener, nodes::Nodes};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::{
+    mutant::{Judged, Mutated},
+    node::{Node, Places},
+    schedule::Party,
+    world::address,
+};
+
+/// Where others come in, on each host.
+const PEERS: u16 = 7443;
+
+/// What a node brings along before its runtime is opened.
+#[derive(Debug)]
+pub(crate) struct Joining {
+    name: String,
+    secret: ClusterSecret,
+    catalogue: Arc<NodeCatalogue>,
+    /// The same, as the runtime has it.
+    mutated: Arc<Mutated>,
+    peers: Arc<Peers>,
+    claims: Arc<Judged>,
+    listener: TcpListener,
+}
+
+/// A node.
+pub(crate) struct Joined {
+    cluster: Arc<Cluster>,
+    membership: Arc<Membership>,
+    serves: Arc<Serves>,
+    listener: TcpListener,
+    kept: JoinHandle<StoreError>,
+}
+
+impl Joining {
+    pub(crate) async fn of(node: &Node, places: &Places) -> anyhow::Result<Self> {
+        let secret = ClusterSecret::read(&node.secret)?;
+        let id = node_id(&places.state()).context("cannot keep the id of a node")?;
+        let name = Node::name(node.number);
+        let row = Row {
+            id,
+            name: name.clone(),
+            address: format!("{}:{PEERS}", address(Party::Node(node.number))),
+            secret_fingerprint: secret.fingerprint(),
+        };
+        let at = Address::with_authority(&node.catalog, Some(&node.authority))?;
+        let catalogue = Arc::new(NodeCatalogue::of(at, row));
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PEERS)).await.context("others cannot come in")?;
+        let mutated = Arc::new(Mutated::of(Arc::clone(&catalogue), node.mutant));
+        let (peers, slow): (Arc<Peers>, PathBuf) = (Arc::default(), places.slow());
+        let claims = Arc::new(Judged::of(Arc::clone(&peers), Arc::clone(&mutated), slow));
+        Ok(Self { name, secret, catalogue, mutated, peers, claims, listener })
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<Mutated> {
+        Arc::clone(&self.mutated)
+    }
+
+    pub(crate) fn fetch(&self) -> Arc<Peers> {
+        Arc::clone(&self.peers)
+    }
+
+    pub(crate) fn claims(&self) -> Arc<Judged> {
+        Arc::clone(&self.claims)
+    }
+
+    /// The node, now that its runtime is open.
+    pub(crate) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
+        let Self { name, secret, catalogue, peers, listener, .. } = self;
+        let membership = catalogue.membership().context("the catalogue was not opened")?;
+        let records = Records::of(Arc::clone(&membership)).await?;
+        let config = ClusterConfig {
+            node: membership.node().as_str().parse()?,
+            name,
+            term: u64::try_from(membership.term())?,
+            secret,
+            members: Arc::clone(&records) as _,
+        };
+        let cluster = Cluster::join(config)?;
+        peers.join(Arc::clone(&cluster), Arc::clone(&records));
+        let serves = Arc::<Serves>::default();
+        let (member, runtime, serving) = (Arc::clone(&membership), runtime.clone(), Arc::clone(&serves));
+        let kept = tokio::spawn(async move { Box::pin(keep(member, records, (runtime, serving), "test")).await });
+        Ok(Joined { cluster, membership, serves, listener, kept })
+    }
+}
+
+impl Joined {
+    pub(crate) fn membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.membership)
+    }
+
+    pub(crate) fn nodes(&self) -> Arc<dyn Nodes> {
+        Arc::clone(&self.cluster) as _
+    }
+
+    /// It serves from now on. Gives the door for others, and what ends when the node is not this server's any more: nobody takes it from one.
+    pub(crate) fn serve(self) -> (Listener, impl Future<Output = anyhow::Result<()>>) {
+        self.serves.begin();
+        let lost = async move {
+            let why = self.kept.await.context("the lease is not kept any more")?;
+            bail!("this node is another's: {}", chain(&why))
+        };
+        (Listener::Peers(self.listener), lost)
+    }
+}
