@@ -57,6 +57,10 @@ impl Claims for Peers {
         })
     }
 
+    fn is_held<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async move { self.records()?.membership().is_held(artifact).await })
+    }
+
     fn copied<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { self.records()?.membership().copied(artifact).await })
     }

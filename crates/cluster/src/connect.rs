@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::AsRawFd as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,7 +19,10 @@ use hyper_util::{
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    time::{Interval, MissedTickBehavior},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower::Service;
 
@@ -33,8 +37,14 @@ const KEEPALIVE_SECONDS: u32 = 10;
 /// So often that is not answered until the other node is held to be gone.
 const KEEPALIVE_MISSES: u32 = 3;
 
-/// A host that is there takes a connection within this time, also if two packets are lost.
-const REACHED_WITHIN: Duration = Duration::from_secs(5);
+/// Between two looks at whether what was sent arrives.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What was sent has to be acknowledged within this time, in milliseconds, or the other host is held to be gone.
+const SILENT_FOR_MS: u32 = 20_000;
+
+/// And so often it was sent again by then: after 13 s at least, for an acknowledgement may have come long before anything was sent.
+const SENT_AGAIN: u8 = 6;
 
 /// Why there is no connection to a node.
 #[derive(Debug, thiserror::Error)]
@@ -103,19 +113,13 @@ impl Connector {
         };
         let connected = tokio::time::timeout(DEADLINE, connecting).await;
         let stream = connected.unwrap_or_else(|_| Err(ConnectError::Late { address: address.clone() }))?;
-        Ok(PeerStream(TokioIo::new(stream)))
+        Ok(PeerStream::over(stream))
     }
 }
 
-/// Whether anybody is at an address still: a connection is opened, over which nothing is said.
-pub(crate) async fn reach(address: &str) -> Result<(), ConnectError> {
-    let connected = tokio::time::timeout(REACHED_WITHIN, TcpStream::connect(address)).await;
-    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    connected.map(drop).map_err(|source| ConnectError::Unreached { address: address.to_owned(), source })
-}
-
-/// Has a connection over which nothing goes break soon after the other host is gone without a word. One over which something was sent is left to
-/// the kernel, which knows one bound for hosts that are gone and for guests that do not read (`TCP_USER_TIMEOUT`), and those are waited for.
+/// Has a connection over which nothing goes break soon after the other host is gone without a word. One over which something was sent is looked
+/// after here ([`is_silent`]): the kernel knows one bound for hosts that are gone and for guests that do not read (`TCP_USER_TIMEOUT`), and those are
+/// waited for.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     setsockopt(stream, sockopt::KeepAlive, &true)?;
@@ -140,9 +144,43 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A connection to a node.
+/// Whether the other host has acknowledged nothing for so long that it is gone. One that is there acknowledges also what nobody reads.
+fn is_silent(stream: &TcpStream) -> bool {
+    // SAFETY: all of it is numbers, for which zeros are values.
+    #[expect(unsafe_code, reason = "no library at hand reads what the kernel knows of a connection")]
+    let mut info: nix::libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = u32::try_from(size_of_val(&info)).expect("some hundred bytes");
+    let (level, name, fd) = (nix::libc::IPPROTO_TCP, nix::libc::TCP_INFO, stream.as_raw_fd());
+    // SAFETY: the descriptor is open as long as `stream` is, and no more than `length` bytes are written.
+    #[expect(unsafe_code, reason = "no library at hand reads what the kernel knows of a connection")]
+    let told = unsafe { nix::libc::getsockopt(fd, level, name, (&raw mut info).cast(), &raw mut length) };
+    told == 0 && info.tcpi_retransmits >= SENT_AGAIN && info.tcpi_last_ack_recv >= SILENT_FOR_MS
+}
+
+/// A connection to a node, which breaks once its host acknowledges nothing any more.
 #[derive(Debug)]
-pub(crate) struct PeerStream(TokioIo<TlsStream<TcpStream>>);
+pub(crate) struct PeerStream {
+    stream: TokioIo<TlsStream<TcpStream>>,
+    looks: Interval,
+}
+
+impl PeerStream {
+    fn over(stream: TlsStream<TcpStream>) -> Self {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { stream: TokioIo::new(stream), looks }
+    }
+
+    /// Looks when it is time to. Wakes the task when it is again.
+    fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.looks.poll_tick(cx).is_ready() {
+            if is_silent(self.stream.inner().get_ref().0) {
+                return true;
+            }
+        }
+        false
+    }
+}
 
 impl Connection for PeerStream {
     fn connected(&self) -> Connected {
@@ -152,29 +190,32 @@ impl Connection for PeerStream {
 
 impl Read for PeerStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        if self.is_gone(cx) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "its host acknowledges nothing any more")));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl Write for PeerStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 }
 
@@ -185,17 +226,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_does_not_read_is_waited_for_and_who_is_gone_is_not() {
+    async fn who_does_not_read_is_waited_for() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let stream = TcpStream::connect(&address).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         watch(&stream).unwrap();
         assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
-        // The kernel would cut a connection whose other end reads nothing for that long: a terminal whose program waits, an upload to a slow disk.
+        // By this the kernel would cut a connection whose other end reads nothing: a terminal whose program waits, an upload to a slow disk.
         assert_eq!(getsockopt(&stream, sockopt::TcpUserTimeout).unwrap(), 0);
-        reach(&address).await.unwrap();
-        drop(listener);
-        let gone = reach(&address).await.unwrap_err();
-        assert!(matches!(gone, ConnectError::Unreached { .. }), "{gone}");
+        let full = loop {
+            match stream.try_write(&[0; 1 << 16]) {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(!is_silent(&stream));
     }
 }

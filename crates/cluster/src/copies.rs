@@ -51,8 +51,11 @@ const MOST_ASKED: usize = 3;
 /// How long a node may take to fetch one.
 const COPY_WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// How long who pauses waits for the copy, where it is waited for. Below the minute that E2B's clients wait for any answer.
-const WAIT_WITHIN: Duration = Duration::from_secs(40);
+/// How long who pauses waits for the copy, where it is waited for. With the pause itself below the minute that E2B's clients wait for any answer.
+const WAIT_WITHIN: Duration = Duration::from_secs(25);
+
+/// How long a node may take to say why it refuses.
+const REFUSAL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Sandboxes that are remembered because whoever paused them was told that there is no copy: they ask again within seconds.
 const MOST_REFUSED: usize = 1024;
@@ -263,12 +266,16 @@ impl Copies {
     }
 
     async fn ask_others(&self, owed: &Owed) -> Result<(), CopyFailure> {
+        let places = self.places(&owed.artifact);
+        if places.is_empty() {
+            return Err(CopyFailure::Nobody);
+        }
         // One that is not here any more is another's to have copied.
         if let Ok(Some(bound)) = self.runtime.bound(&owed.sandbox, &owed.artifact) {
             return Err(bound.into());
         }
         let mut failure = CopyFailure::Nobody;
-        for (node, name) in self.places(&owed.artifact) {
+        for (node, name) in places {
             match self.ask(&node, &owed.artifact).await {
                 Ok(Kept::Is) => return Ok(()),
                 Ok(Kept::ForNobody) => return Err(CopyFailure::Unneeded),
@@ -395,8 +402,8 @@ struct Said {
 /// Why a node did not do it.
 async fn refusal(answer: Response) -> Box<dyn Error + Send + Sync> {
     let status = answer.status();
-    let read = to_bytes(answer.into_body(), MAX_ANSWER_BYTES).await;
-    let said = read.ok().and_then(|bytes| serde_json::from_slice::<Said>(&bytes).ok());
+    let read = timeout(REFUSAL_WITHIN, to_bytes(answer.into_body(), MAX_ANSWER_BYTES)).await;
+    let said = read.ok().and_then(Result::ok).and_then(|bytes| serde_json::from_slice::<Said>(&bytes).ok());
     said.map_or_else(|| format!("it answers {status}"), |said| said.message).into()
 }
 

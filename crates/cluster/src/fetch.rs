@@ -121,16 +121,24 @@ fn pieces(body: Body) -> Coming {
 
 async fn ask_each(cluster: &Arc<Cluster>, records: &Records, artifact: &ArtifactId) -> Asked {
     let (mut unsure, mut kept) = (None, None);
-    for other in cluster.others().into_iter().filter(|other| other.alive) {
+    let mut others = cluster.others();
+    others.retain(|other| other.alive);
+    // Who has it on record is asked before whoever may have it. Where the record is away, everybody is.
+    let holders = records.membership().holders(artifact).await.unwrap_or_default();
+    others.sort_by_key(|other| !holders.iter().any(|holder| holder.as_str() == other.id.as_str()));
+    for other in others {
         if !records.serves(&other.id) {
             unsure = Some(io::Error::other(format!("node `{}` is beginning", other.name)).into());
             continue;
         }
         match export(cluster, &other, format!("artifact={artifact}&part=header")).await {
-            Ok(answer) if answer.status() == StatusCode::OK => match to_bytes(answer.into_body(), MOST_OF_HEADER).await {
-                Ok(header) => return Asked::Offers(Offered { header, take: take(cluster, other, artifact) }),
-                Err(error) => unsure = Some(error.into()),
-            },
+            Ok(answer) if answer.status() == StatusCode::OK => {
+                match timeout(PIECE_WITHIN, to_bytes(answer.into_body(), MOST_OF_HEADER)).await {
+                    Ok(Ok(header)) => return Asked::Offers(Offered { header, take: take(cluster, other, artifact) }),
+                    Ok(Err(error)) => unsure = Some(error.into()),
+                    Err(late) => unsure = Some(late.into()),
+                }
+            }
             Ok(answer) if answer.status() == StatusCode::NOT_FOUND => {}
             // It has it, and does not give it away: it is encrypted there. Another may have it as it is.
             Ok(answer) if answer.status() == StatusCode::CONFLICT => kept = Some(other.name),

@@ -148,16 +148,6 @@ impl Cluster {
         Ok(Arc::new(Self { me: node, name, members, judge, acceptor, client, whereabouts: Default::default() }))
     }
 
-    /// Waits a while. Why a node that has not answered is not waited for any longer, if it is not: others may have what was its own, or its host
-    /// is gone. One that stands still is waited for.
-    async fn doubt(&self, peer: &Peer, address: &str) -> Option<Box<dyn std::error::Error + Send + Sync>> {
-        tokio::time::sleep(STILL_ONE).await;
-        if let Err(refused) = self.judge.admits(peer) {
-            return Some(refused.into());
-        }
-        connect::reach(address).await.err().map(Into::into)
-    }
-
     fn place(&self, home: &Home) -> Whereabouts {
         if home.node == self.me { Whereabouts::Here } else { Whereabouts::There(home.node.clone()) }
     }
@@ -257,7 +247,6 @@ impl Nodes for Cluster {
         let member = nodes.iter().find(|member| member.id == *node);
         let shown = member.map_or_else(|| node.to_string(), |member| member.name.clone());
         let unreached = |source| SendError::Unreached { node: shown.clone(), source };
-        let member_address = member.map(|member| member.address.clone()).unwrap_or_default();
         let peer = member.map(|member| Peer { node: node.clone(), term: member.term });
         let peer = peer.ok_or_else(|| unreached(PeerRefused::Unknown(node.clone()).into()))?;
         // One whose lease is over is not called, as it would not be let in.
@@ -269,10 +258,13 @@ impl Nodes for Cluster {
         let answer = self.client.request(request);
         tokio::pin!(answer);
         let answered = loop {
-            tokio::select! {
-                answered = &mut answer => break answered,
-                gone = self.doubt(&peer, &member_address) => if let Some(source) = gone {
-                    return Err(SendError::Broken { node: shown, source });
+            match tokio::time::timeout(STILL_ONE, &mut answer).await {
+                Ok(answered) => break answered,
+                // One that stands still is waited for until others may have what is its own.
+                Err(_) => {
+                    if let Err(refused) = self.judge.admits(&peer) {
+                        return Err(SendError::Broken { node: shown, source: refused.into() });
+                    }
                 }
             }
         };

@@ -14,10 +14,16 @@ use firkin_runtime::{
     },
 };
 
-use crate::{holding::FORGOTTEN, membership::Membership};
+use crate::{
+    holding::{DRAINING, FORGOTTEN, NodeId},
+    membership::Membership,
+};
 
 /// The most that is read of what is owed at once.
 const MOST: usize = 10_000;
+
+/// How long a copy counts whose node is away, in PostgreSQL's words: a host that was started anew is back by then.
+const COUNTS_FOR: &str = "15 minutes";
 
 /// A paused sandbox of which no other node has a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +81,27 @@ impl Membership {
         self.told(Mode::Write, ("record a copy", record)).await
     }
 
+    /// Whether a paused sandbox of any node is held by an artifact.
+    pub async fn is_held(&self, artifact: &ArtifactId) -> Result<bool, StoreError> {
+        let values = [Value::Text(artifact.to_string())];
+        let held = "SELECT 1 FROM firkin.sandboxes WHERE held_artifact = ?1 LIMIT 1";
+        self.told(
+            Mode::Read,
+            ("look whether a copy is needed", move |tx: &dyn Statements| Ok(!tx.rows(held, &values)?.is_empty())),
+        )
+        .await
+    }
+
+    /// The nodes that have what a paused sandbox is held by, as far as is on record: its own, and those with copies.
+    pub async fn holders(&self, artifact: &ArtifactId) -> Result<Vec<NodeId>, StoreError> {
+        let values = [Value::Text(artifact.to_string())];
+        let holders =
+            "SELECT node FROM firkin.sandboxes WHERE held_artifact = ?1 UNION SELECT node FROM firkin.copies WHERE artifact = ?1";
+        let rows =
+            self.told(Mode::Read, ("look who has an artifact", move |tx: &dyn Statements| tx.rows(holders, &values))).await?;
+        Ok(texts(rows).filter_map(|[id]: [String; 1]| id.parse().ok()).collect())
+    }
+
     /// What this node has said that it has.
     pub async fn copies(&self) -> Result<Vec<ArtifactId>, StoreError> {
         let values = [self.me()];
@@ -84,14 +111,15 @@ impl Membership {
         Ok(texts(rows).filter_map(|[id]: [String; 1]| id.parse().ok()).collect())
     }
 
-    /// Paused sandboxes of this node that would be gone with its disk, by id: up to ten thousand; or one of them, if it is one. A node that an
-    /// operator has called off has no copies.
+    /// Paused sandboxes of this node that would be gone with its disk, by id: up to ten thousand; or one of them, if it is one. A copy counts on a node
+    /// that is not away for long, and that is not to be emptied.
     pub async fn owed(&self, only: Option<&SandboxId>) -> Result<Vec<Owed>, StoreError> {
         let owed = format!(
             "SELECT s.id, s.held_artifact FROM firkin.sandboxes s
              WHERE s.node = ?1 AND s.term = ?2 AND s.held_artifact IS NOT NULL AND NOT EXISTS (
                  SELECT FROM firkin.copies c JOIN firkin.nodes n ON n.id = c.node
-                 WHERE c.artifact = s.held_artifact AND c.node <> ?1 AND n.state <> '{FORGOTTEN}')
+                 WHERE c.artifact = s.held_artifact AND c.node <> ?1 AND n.state NOT IN ('{FORGOTTEN}', '{DRAINING}')
+                     AND n.lease_until > clock_timestamp() - interval '{COUNTS_FOR}')
              {} ORDER BY s.id LIMIT {MOST}",
             if only.is_some() { "AND s.id = ?3" } else { "" }
         );

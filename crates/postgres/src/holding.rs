@@ -9,6 +9,9 @@ const SERVER: i64 = 0x0066_6972_6b69_6e02;
 /// The state of a node that an operator has said is off. Its row gives no term then.
 pub(crate) const FORGOTTEN: &str = "forgotten";
 
+/// And of one that is to be emptied.
+pub(crate) const DRAINING: &str = "draining";
+
 /// Characters of a node's id.
 const ID: usize = 20;
 

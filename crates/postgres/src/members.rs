@@ -17,7 +17,7 @@ use crate::{
     address::Address,
     cluster::{self, ClusterRecord},
     connection::{Connection, refusal},
-    holding::{FORGOTTEN, NodeId},
+    holding::{DRAINING, FORGOTTEN, NodeId},
     open_error::OpenError,
 };
 
@@ -43,7 +43,7 @@ impl NodeState {
         match self {
             Self::Ready => "ready",
             Self::Cordoned => "cordoned",
-            Self::Draining => "draining",
+            Self::Draining => DRAINING,
             Self::Forgotten => FORGOTTEN,
         }
     }
@@ -241,7 +241,10 @@ impl Members {
     /// may run one sandbox. The server of that node, should there be one, records nothing more. Whether there is such a node.
     pub async fn forget(&self, node: &NodeId, reason: &str) -> Result<bool, StoreError> {
         let forget = format!(
-            "UPDATE firkin.nodes SET state = '{FORGOTTEN}', reason = $2, since = now(), lease_until = 'epoch' WHERE id = $1 RETURNING 1"
+            "WITH forgotten AS (
+                 UPDATE firkin.nodes SET state = '{FORGOTTEN}', reason = $2, since = now(), lease_until = 'epoch' WHERE id = $1 RETURNING id),
+             gone AS (DELETE FROM firkin.copies c USING forgotten f WHERE c.node = f.id)
+             SELECT 1 FROM forgotten"
         );
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&node.as_str(), Type::TEXT), (&reason, Type::TEXT)];
         let rows = self.asked("forget a node", &forget, &values, |_| Ok(())).await?;

@@ -16,6 +16,7 @@ use firkin_cluster::Peers;
 use firkin_postgres::NodeCatalogue;
 use firkin_runtime::{
     claims::{ClaimRefused, Claims},
+    ids::ArtifactId,
     sandbox::SandboxId,
     store::{
         StoreError,
@@ -263,6 +264,14 @@ impl Claims for Judged {
             }
             Ok(is_free)
         })
+    }
+
+    fn is_held<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        self.peers.is_held(artifact)
+    }
+
+    fn copied<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        self.peers.copied(artifact)
     }
 
     fn claim<'a>(&'a self, id: &'a SandboxId, epoch: u64) -> BoxFuture<'a, Result<String, ClaimRefused>> {

@@ -142,6 +142,10 @@ pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) 
     let path = &args.new_secret_file;
     let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
     let next = if is_new { ClusterSecret::create(path)? } else { ClusterSecret::read(path)? };
+    if next.fingerprint() == members.cluster().secret_fingerprint {
+        return Err(anyhow::anyhow!("`{}` is the secret that the cluster has", path.display()))
+            .hint("name a file that is not there yet: the next secret is made in it");
+    }
     if !members.rotate(&next.fingerprint()).await.map_err(catalog::advising)? {
         let nodes = members.nodes().await.map_err(catalog::advising)?;
         let alive = nodes.iter().filter(|node| node.is_alive());

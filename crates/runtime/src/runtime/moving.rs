@@ -29,6 +29,7 @@ use crate::{
         mounts::{self, MountsError},
         owner::{Owner, gone},
     },
+    start::fetching,
     storage::volumes::VolumeHold,
     store::{
         Held, Place, RecordedPhase, SandboxRecord, Setup, StoreError, TemplateRecord,
@@ -275,6 +276,7 @@ impl Runtime {
         // Whoever sends slowly does not hold the end of the server up.
         let stream = archive.take_until(shared.stopping.clone().cancelled_owned()).boxed();
         let reader = Blocking::of(stream);
+        fetching::wait_for_imports(shared).await;
         let artifacts = shared.artifacts.clone();
         let stopped = |error: UnpackError| if shared.stopping.is_cancelled() { ImportError::Stopping } else { error.into() };
         let incoming = blocking(move || artifacts.receive(reader)).await.map_err(stopped)?;

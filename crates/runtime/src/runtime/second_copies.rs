@@ -11,6 +11,7 @@
 use crate::{
     artifact::IntegrityError,
     ground::{blocking::whole, ids::ArtifactId},
+    host::disk::DiskPressure,
     runtime::Runtime,
     sandbox::owner::{Bound, demand_unbound_as, is_sealed},
     start::fetching,
@@ -18,6 +19,7 @@ use crate::{
         StoreError,
         spec::{NoSuchSandbox, SandboxId},
     },
+    upkeep::disk_budget,
 };
 
 /// Why there is no copy of an artifact here. Nothing says that there is one.
@@ -41,6 +43,9 @@ pub enum KeepCopyError {
     /// No sandbox is held by it, or not any more.
     #[error("no paused sandbox is held by artifact `{0}`")]
     Unneeded(ArtifactId),
+    /// The disk has no room for what is not this host's own.
+    #[error("the disk has no room for copies of other hosts")]
+    Disk(#[from] DiskPressure),
     /// The store failed.
     #[error("cannot record a copy")]
     Store(#[from] StoreError),
@@ -58,6 +63,15 @@ impl Runtime {
         let claims = self.shared.config.claims.as_ref().ok_or(KeepCopyError::Alone)?;
         let _turn = self.shared.keeping.lock().await;
         let _pin = self.shared.artifacts.pin(artifact.clone());
+        // It may have been resumed while others came before it.
+        if !claims.is_held(&artifact).await? {
+            return Err(KeepCopyError::Unneeded(artifact));
+        }
+        if !self.shared.artifacts.is_here(&artifact) {
+            // What this host was not asked for by its own users leaves them room, as what is kept warm does.
+            self.shared.gates.disk.check_for_refill()?;
+            disk_budget::admit(&self.shared).await?;
+        }
         if let Err(source) = fetching::load(&self.shared, &artifact).await {
             return Err(KeepCopyError::Absent { artifact, source });
         }

@@ -68,6 +68,20 @@ pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, I
     }
 }
 
+/// Waits a while for whoever takes an archive in, where artifacts come from other hosts: that is much of the time then.
+pub(crate) async fn wait_for_imports(shared: &Shared) {
+    if shared.config.fetch.is_some() {
+        wait_until_free(&shared.artifacts).await;
+    }
+}
+
+async fn wait_until_free(artifacts: &ArtifactStore) {
+    let begun = Instant::now();
+    while artifacts.is_importing() && begun.elapsed() < IMPORT_WITHIN {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Whether an artifact can be started from, wherever it is: it is here when this says so.
 pub(crate) async fn is_usable(shared: &Shared, id: &ArtifactId) -> bool {
     load(shared, id).await.is_ok() && shared.artifacts.is_usable(id)
@@ -101,9 +115,7 @@ impl Bringing {
     async fn bring(self, id: &ArtifactId) -> Result<Unpacked, FetchError> {
         self.disk.check()?;
         let begun = Instant::now();
-        while self.artifacts.is_importing() && begun.elapsed() < IMPORT_WITHIN {
-            sleep(LOOK_EVERY).await;
-        }
+        wait_until_free(&self.artifacts).await;
         let Offered { header, take } = self.fetch.fetch(id).await?;
         let (artifacts, images) = (self.artifacts.clone(), self.images);
         let survey = blocking(move || artifacts.survey(&header, &images)).await?;

@@ -30,6 +30,9 @@ pub trait Claims: Debug + Send + Sync {
     /// Takes a sandbox for the life after `epoch`. It is this host's when this returns, durably. What is on record of it from then on.
     fn claim<'a>(&'a self, id: &'a SandboxId, epoch: u64) -> BoxFuture<'a, Result<String, ClaimRefused>>;
 
+    /// Whether a paused sandbox of any host is held by an artifact.
+    fn is_held<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>>;
+
     /// Has it on record that an artifact is whole on this host, where a paused sandbox of any host is held by it. Whether one is.
     fn copied<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>>;
 }

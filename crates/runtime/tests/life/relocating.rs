@@ -98,6 +98,10 @@ impl Claims for Rows {
         Box::pin(async move { self.take(id).ok_or_else(|| ClaimRefused::Held("it is another's".into())) })
     }
 
+    fn is_held<'a>(&'a self, _: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async { Ok(false) })
+    }
+
     fn copied<'a>(&'a self, _: &'a ArtifactId) -> BoxFuture<'a, Result<bool, StoreError>> {
         // Nobody asks this host to keep what is its own.
         Box::pin(async { Ok(false) })

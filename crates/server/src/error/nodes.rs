@@ -73,6 +73,7 @@ impl From<KeepCopyError> for ApiError {
         match &error {
             KeepCopyError::Alone | KeepCopyError::Unneeded(_) => Self::conflict(chain(&error)),
             KeepCopyError::Absent { source: IntegrityError::Elsewhere(why), .. } => Self::elsewhere(&error, why),
+            KeepCopyError::Disk(pressure) => Self::disk(&error, pressure),
             KeepCopyError::Absent { .. } | KeepCopyError::Damaged(_) | KeepCopyError::Store(_) => Self::internal(&error),
         }
     }
