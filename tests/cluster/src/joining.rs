@@ -1,7 +1,7 @@
 //! A node of the bench becomes one of its cluster, as the program's does (`crates/cli/src/command/joining.rs`): by what it has on record, with a lease,
 //! and with a port for the others.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use firkin_causes::chain;
@@ -58,8 +58,8 @@ impl Joining {
         let catalogue = Arc::new(NodeCatalogue::of(at, row));
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PEERS)).await.context("others cannot come in")?;
         let mutated = Arc::new(Mutated::of(Arc::clone(&catalogue), node.mutant));
-        let (peers, slow): (Arc<Peers>, PathBuf) = (Arc::default(), places.slow());
-        let claims = Arc::new(Judged::of(Arc::clone(&peers), Arc::clone(&mutated), slow));
+        let peers = Arc::<Peers>::default();
+        let claims = Arc::new(Judged::of(Arc::clone(&peers), Arc::clone(&mutated), (places.slow(), places.looked())));
         Ok(Self { name, secret, catalogue, mutated, peers, claims, listener })
     }
 

@@ -7,7 +7,7 @@
 //!     ─► the server goes on, and is asked for what it has not any more
 //! ```
 //!
-//! Guests and claims are slow meanwhile (`Places::slow`), so that what could go wrong between two steps has time to.
+//! Guests and claims wait meanwhile (`Places::slow`), so that what could go wrong between two steps does.
 
 use std::{
     sync::Arc,
@@ -49,14 +49,13 @@ pub(crate) async fn play(subjects: Arc<Subjects>) -> anyhow::Result<Outcome> {
     for other in OTHERS {
         sandboxes.push(begun.rests(other, LOST).await?);
     }
-    let slow = |is_so: bool| (0..3).try_for_each(|node| is_slow(&subjects, node, is_so));
-    slow(true)?;
+    is_slow(&subjects, LOST, true)?;
     let lost = stop_while_it_resumes(&subjects, &begun, &sandboxes[0]).await?;
     is_lost(&subjects).await?;
-    // Whoever is asked and does not get it passes on, or says who has it. What came of it is in the log of the clients.
-    let asking = OTHERS.iter().flat_map(|other| sandboxes.iter().map(|id| begun.clients[*other].ask(id, Ask::Resume)));
-    futures::future::join_all(asking.collect::<Vec<_>>()).await;
-    slow(false)?;
+    for id in &sandboxes {
+        wanted_by_both(&subjects, &begun, id).await?;
+    }
+    is_slow(&subjects, LOST, false)?;
     subjects.server(LOST).signal(Signal::SIGCONT)?;
     // It is told of things that are not its own any more, before it may know that.
     for id in &sandboxes {
@@ -101,6 +100,29 @@ async fn stop_while_it_resumes(subjects: &Arc<Subjects>, begun: &Begun, id: &str
     let from = now();
     subjects.server(LOST).signal(Signal::SIGSTOP)?;
     Ok(Trouble { fault: Fault::StopServer(LOST), from, to: from })
+}
+
+/// Has both others claim one after both have found that they can. Who does not get it passes on, or says who has it; what came of it is in the log
+/// of the clients.
+async fn wanted_by_both(subjects: &Subjects, begun: &Begun, id: &str) -> anyhow::Result<()> {
+    for other in OTHERS {
+        is_slow(subjects, other, true)?;
+    }
+    let asking = futures::future::join_all(OTHERS.map(|other| begun.clients[other].ask(id, Ask::Resume)));
+    let looked = OTHERS.map(|other| subjects.server(other).places().looked());
+    let meeting = async {
+        let waiting = Instant::now();
+        while !looked.iter().all(|path| path.exists()) && waiting.elapsed() < PATIENCE {
+            tokio::time::sleep(LOOK).await;
+        }
+        for (other, looked) in OTHERS.iter().zip(&looked) {
+            is_slow(subjects, *other, false)?;
+            ensure!(looked.exists(), "node {other} does not find that {id} can be claimed");
+            fs_err::remove_file(looked)?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::join!(asking, meeting).1
 }
 
 /// Waits until others may have what the node had.

@@ -8,7 +8,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::sync_channel},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
@@ -28,8 +28,11 @@ use firkin_runtime::{
 use futures::future::BoxFuture;
 use serde_json::Value as Json;
 
-/// Between a look whether something can be claimed and its claim, where that is slow: so that two who look at once both find that it can.
-const SLOW: Duration = Duration::from_secs(2);
+/// How long one who has found that something can be claimed waits at most until the others have, too.
+const MEETS: Duration = Duration::from_secs(60);
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What is taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -174,14 +177,16 @@ impl Statements for Late<'_> {
 pub(crate) struct Judged {
     peers: Arc<Peers>,
     catalogue: Arc<Mutated>,
+    /// While this is there, nothing is claimed after it was found that it can be, which the other file tells.
     slow: PathBuf,
+    looked: PathBuf,
     /// What was read of sandboxes that are about to be claimed blindly.
     read: Mutex<Vec<Read>>,
 }
 
 impl Judged {
-    pub(crate) fn of(peers: Arc<Peers>, catalogue: Arc<Mutated>, slow: PathBuf) -> Self {
-        Self { peers, catalogue, slow, read: Mutex::default() }
+    pub(crate) fn of(peers: Arc<Peers>, catalogue: Arc<Mutated>, (slow, looked): (PathBuf, PathBuf)) -> Self {
+        Self { peers, catalogue, slow, looked, read: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Read>> {
@@ -260,7 +265,13 @@ impl Claims for Judged {
                 known.extend(read);
             }
             if is_free && self.slow.exists() {
-                tokio::time::sleep(SLOW).await;
+                if let Err(error) = fs_err::write(&self.looked, "") {
+                    tracing::error!(%error, "nobody is told that it can be claimed");
+                }
+                let waiting = Instant::now();
+                while self.slow.exists() && waiting.elapsed() < MEETS {
+                    tokio::time::sleep(LOOK).await;
+                }
             }
             Ok(is_free)
         })

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     envd,
     guest::{Voices, agent},
-    joining::Joining,
+    joining::{Joined, Joining},
     lease::Lease,
     mutant::Mutant,
     record, say,
@@ -112,9 +112,14 @@ impl Places {
         self.part("log")
     }
 
-    /// While it is there, what begins in memory that was paused is slow to say so, and so is who looks whether something can be claimed.
+    /// While it is there, what begins in memory that was paused is slow to say so, and nothing is claimed.
     pub(crate) fn slow(&self) -> PathBuf {
         self.part("slow")
+    }
+
+    /// Comes when it was found meanwhile that something can be claimed.
+    pub(crate) fn looked(&self) -> PathBuf {
+        self.part("looked")
     }
 }
 
@@ -142,18 +147,17 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     let speaking = Arc::clone(&voices);
     let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
     let runtime = open(&places, &joining, engine).await?;
-    let joined = joining.join(&runtime).await?;
+    let begun = Box::pin(begin(&node, &places, joining, &runtime)).await;
+    let (listener, joined) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // What ran before must not end because this server cannot begin.
+            runtime.shutdown(OnExit::Leave).await;
+            return Err(error);
+        }
+    };
     let telling = tokio::spawn(Arc::clone(&lease).keep(joined.membership()));
     let ending = tokio::spawn(end_gone(Arc::clone(&voices)));
-    let base = BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() };
-    Box::pin(runtime.ensure_template(base, &|_| {})).await.context("there is no template")?;
-    // The first node's is good on all.
-    if node.number == 0 && !places.key().exists() {
-        let new = places.key().with_extension("new");
-        fs::write(&new, runtime.issue_api_key().await?)?;
-        fs::rename(new, places.key())?;
-    }
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await.context("cannot listen")?;
     let shutdown = CancellationToken::new();
     let config = ServerConfig {
         shutdown_grace: Duration::from_millis(500),
@@ -168,7 +172,10 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     let mut terminated = tokio::signal::unix::signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminated.recv() => {}
-        lost = lost => return lost,
+        lost = lost => {
+            runtime.shutdown(OnExit::Leave).await;
+            return lost;
+        }
     }
     shutdown.cancel();
     server.await.context("the server panicked")??;
@@ -180,6 +187,20 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     }
     voices.end_gone()?;
     lease.end()
+}
+
+/// Joins the cluster, and has what every node has before it serves.
+async fn begin(node: &Node, places: &Places, joining: Joining, runtime: &Runtime) -> anyhow::Result<(TcpListener, Joined)> {
+    let joined = joining.join(runtime).await?;
+    let base = BuildTemplate { ready: None, memory_mib: 1, ..BuildTemplate::base() };
+    Box::pin(runtime.ensure_template(base, &|_| {})).await.context("there is no template")?;
+    // The first node's is good on all.
+    if node.number == 0 && !places.key().exists() {
+        let new = places.key().with_extension("new");
+        fs::write(&new, runtime.issue_api_key().await?)?;
+        fs::rename(new, places.key())?;
+    }
+    Ok((TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await.context("cannot listen")?, joined))
 }
 
 async fn open(places: &Places, joining: &Joining, engine: FakeEngine) -> anyhow::Result<Runtime> {
