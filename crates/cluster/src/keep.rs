@@ -34,20 +34,20 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Said {
-    version: String,
+    pub(crate) version: String,
     /// Whether it answers requests. One that begins has a lease before that.
     pub(crate) serves: bool,
     acceleration: String,
     /// All that it runs sandboxes by, by the words for which that is asked.
     pub(crate) engines: Vec<String>,
-    running: usize,
-    paused: usize,
+    pub(crate) running: usize,
+    pub(crate) paused: usize,
     /// Of these, those that no other node has a copy of.
-    copies_owed: usize,
+    pub(crate) copies_owed: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    capacity: Option<HostCapacity>,
+    pub(crate) capacity: Option<HostCapacity>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    held: Option<ResourceBudget>,
+    pub(crate) held: Option<ResourceBudget>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) free_memory_mib: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
 use firkin_server::nodes::{
-    Asked, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, Placement, SendError, Wanted, Whereabouts,
+    Asked, Listed, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, Placement, SendError, Wanted, Whereabouts,
 };
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
@@ -226,6 +226,10 @@ impl Nodes for Cluster {
             cordoned: *cordoned,
         };
         others.map(other).collect()
+    }
+
+    fn listed(&self) -> Listed {
+        self.members.listed()
     }
 
     fn placement(&self, wanted: &Wanted) -> Placement {

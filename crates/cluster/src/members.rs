@@ -4,7 +4,7 @@ use std::{collections::HashSet, error::Error, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
-use firkin_server::nodes::NodeId;
+use firkin_server::nodes::{Listed, NodeId};
 
 /// A node of the cluster, as it was last heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,9 @@ pub trait Members: fmt::Debug + Send + Sync {
     /// started just now, which is let in once it is known. Asks for nothing and returns at once; how often it is worth a look is for
     /// whoever keeps them.
     fn look_again(&self);
+
+    /// The same for people, with those that are off. At once, from memory.
+    fn listed(&self) -> Listed;
 
     /// How many there are in each state, and what this node has done as one of them, for metrics.
     fn figures(&self) -> NodeFigures;

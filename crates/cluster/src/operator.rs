@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use axum::{body::Body, extract::Request};
 use firkin_postgres::NodeRecord;
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
-use firkin_server::nodes::{NodeId, Nodes as _, Placement, SendError, Wanted};
+use firkin_server::nodes::{Listed, NodeId, Nodes as _, Placement, SendError, Wanted};
 use http::StatusCode;
 use tokio::time::timeout;
 
@@ -83,6 +83,10 @@ impl Members for Known {
     }
 
     fn look_again(&self) {}
+
+    fn listed(&self) -> Listed {
+        Listed::default()
+    }
 
     fn figures(&self) -> NodeFigures {
         NodeFigures::default()

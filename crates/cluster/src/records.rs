@@ -1,14 +1,17 @@
 //! The members of a cluster as its PostgreSQL has them.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use async_trait::async_trait;
 use firkin_postgres::{AWAY, Members as Catalogued, Membership, NodeRecord, NodeState};
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId, store::StoreError};
-use firkin_server::nodes::{InvalidNodeId, NodeId};
+use firkin_server::nodes::{InvalidNodeId, Listed, ListedNode, NodeId, Report};
 use tokio::sync::Notify;
 
 use crate::{
@@ -41,6 +44,7 @@ pub(crate) struct Counts {
 struct Heard {
     members: Arc<[Member]>,
     nodes: Arc<[NodeRecord]>,
+    at: Option<Instant>,
 }
 
 impl Records {
@@ -61,7 +65,7 @@ impl Records {
     pub async fn hear(&self) -> Result<(), StoreError> {
         let nodes: Arc<[NodeRecord]> = self.catalogued().nodes().await?.into();
         let members = nodes.iter().filter_map(member).collect();
-        *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Heard { members, nodes };
+        *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Heard { members, nodes, at: Some(Instant::now()) };
         Ok(())
     }
 
@@ -127,6 +131,35 @@ pub(crate) fn member(record: &NodeRecord) -> Option<Member> {
     })
 }
 
+/// A node as people are shown it.
+fn listed(record: &NodeRecord) -> ListedNode {
+    let (state, over) = (record.word(), record.lease_over);
+    // It says nothing yet, or what another version says.
+    let said = serde_json::from_str::<Said>(&record.info).ok().filter(|said| !said.version.is_empty());
+    ListedNode {
+        id: record.id.to_string(),
+        name: record.name.clone(),
+        state,
+        // Whoever is away has been in whatever state an operator gave it for longer.
+        since: if state == AWAY { over } else { record.since },
+        reason: record.reason.clone(),
+        cordoned: record.state != NodeState::Ready,
+        forgotten: record.state == NodeState::Forgotten,
+        lease_left: record.lease_left,
+        lease_over: over,
+        report: said.map(|said| Report {
+            version: said.version,
+            serves: said.serves,
+            engines: said.engines,
+            running: said.running,
+            paused: said.paused,
+            copies_owed: said.copies_owed,
+            memory_mib: said.held.zip(said.capacity).map(|(held, all)| (held.memory_mib, all.memory_mib)),
+            holds: said.holds.map(|holds| holds.len()),
+        }),
+    }
+}
+
 #[async_trait]
 impl Members for Records {
     fn nodes(&self) -> Arc<[Member]> {
@@ -135,6 +168,12 @@ impl Members for Records {
 
     fn look_again(&self) {
         self.unheard.notify_one();
+    }
+
+    fn listed(&self) -> Listed {
+        let heard = self.heard.read().unwrap_or_else(PoisonError::into_inner);
+        let ago = heard.at.map(|at| at.elapsed()).unwrap_or_default();
+        Listed { nodes: heard.nodes.iter().map(listed).collect(), ago }
     }
 
     fn figures(&self) -> NodeFigures {

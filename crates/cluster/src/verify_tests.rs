@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
+use firkin_server::nodes::Listed;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -32,6 +33,10 @@ impl Members for List {
 
     fn look_again(&self) {
         self.1.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn listed(&self) -> Listed {
+        Listed::default()
     }
 
     fn figures(&self) -> NodeFigures {

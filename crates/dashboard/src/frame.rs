@@ -15,6 +15,8 @@ pub enum Section {
     Lineage,
     /// The host's figures.
     Host,
+    /// The hosts of a cluster.
+    Nodes,
     /// Who may use it.
     Teams,
     /// How it was started.
@@ -22,18 +24,23 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [(Self, &'static str, &'static str); 6] = [
+    const ALL: [(Self, &'static str, &'static str); 7] = [
         (Self::Sandboxes, "/ui/sandboxes", "Sandboxes"),
         (Self::Templates, "/ui/templates", "Templates"),
         (Self::Lineage, "/ui/lineage", "Lineage"),
         (Self::Host, "/ui/host", "Host"),
+        (Self::Nodes, "/ui/nodes", "Nodes"),
         (Self::Teams, "/ui/teams", "Keys and teams"),
         (Self::Settings, "/ui/settings", "Settings"),
     ];
 
-    /// Whether it is of the host, which only its own team sees.
-    fn is_of_the_host(self) -> bool {
-        matches!(self, Self::Host | Self::Settings)
+    /// Whether there is such a page for whoever looks: what is of the host only its own team sees.
+    fn is_for(self, viewer: &Viewer) -> bool {
+        match self {
+            Self::Host | Self::Settings => viewer.is_of_host,
+            Self::Nodes => viewer.is_of_host && viewer.is_of_cluster,
+            Self::Sandboxes | Self::Templates | Self::Lineage | Self::Teams => true,
+        }
     }
 }
 
@@ -46,6 +53,8 @@ pub struct Viewer {
     pub scope: &'static str,
     /// Whether that is the host's own team.
     pub is_of_host: bool,
+    /// Whether the server is one of several.
+    pub is_of_cluster: bool,
     /// Whether it may change sandboxes.
     pub may_act: bool,
     /// What every form has to send along.
@@ -74,7 +83,7 @@ pub fn page(place: Place<'_>, body: &Markup) -> String {
             a.brand href="/ui/sandboxes" { "Firkin" }
             nav aria-label="Pages" {
                 ul {
-                    @for (here, path, name) in Section::ALL.into_iter().filter(|(here, ..)| viewer.is_of_host || !here.is_of_the_host()) {
+                    @for (here, path, name) in Section::ALL.into_iter().filter(|(here, ..)| here.is_for(viewer)) {
                         li { a href=(path) aria-current=[(here == section).then_some("page")] { (name) } }
                     }
                 }

@@ -10,6 +10,7 @@ pub mod files;
 pub mod frame;
 pub mod host;
 pub mod lineage;
+pub mod nodes;
 pub mod plot;
 pub mod problem;
 pub mod sandbox;

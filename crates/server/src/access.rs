@@ -192,6 +192,8 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     // Of the host: they look for its own team.
     ("GET", "/ui/host", LOOKS),
     ("GET", "/ui/host/now", LOOKS),
+    ("GET", "/ui/nodes", LOOKS),
+    ("GET", "/ui/nodes/now", LOOKS),
     ("GET", "/ui/settings", LOOKS),
     ("GET", "/ui/teams", LOOKS),
     // These ask for the admin token, once in fifteen minutes.

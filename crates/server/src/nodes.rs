@@ -22,9 +22,11 @@ use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
 mod identity;
+mod listed;
 mod placement;
 
 pub(crate) use identity::Identity;
+pub use listed::{Listed, ListedNode, Report};
 pub use placement::{Holding, PassedOver, Place, Placement};
 
 /// Who asks, as the edge has found out.
@@ -220,6 +222,9 @@ pub trait Nodes: fmt::Debug + Send + Sync {
 
     /// All nodes but this one.
     fn others(&self) -> Vec<Other>;
+
+    /// All nodes that are on record, this one and those that are off too, for people. At once, from memory.
+    fn listed(&self) -> Listed;
 
     /// Nodes that may be asked for a new sandbox, this one too, in the order in which to ask them, and why the others may not. Each decides for
     /// itself; nobody is to be asked but these. None: it is made here.

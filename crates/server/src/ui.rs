@@ -47,6 +47,7 @@ mod form;
 mod host;
 mod inside;
 mod lineage;
+mod nodes;
 pub(crate) mod notebooks;
 mod recipe;
 mod sandbox;
@@ -117,8 +118,18 @@ pub(crate) fn pages(app: &Arc<App>) -> Router {
         .route("/ui/teams/quota", post(teams::quota))
         .route("/ui/teams/keys", post(teams::add_key))
         .route("/ui/teams/revoke", post(teams::revoke))
+        .merge(of_nodes(app))
         .route_layer(from_fn_with_state(Arc::clone(app), admit))
         .with_state(Arc::clone(app))
+}
+
+/// Those of a server that is a node of a cluster.
+fn of_nodes(app: &App) -> Router<Arc<App>> {
+    let pages = Router::new();
+    if app.config.nodes.is_none() {
+        return pages;
+    }
+    pages.route("/ui/nodes", get(nodes::nodes)).route("/ui/nodes/now", get(nodes::now))
 }
 
 /// Whoever looks at a page, and the runtime as they see it.
@@ -128,6 +139,8 @@ pub(crate) struct Visitor {
     pub(crate) caller: Caller,
     /// The session.
     pub(crate) ticket: Ticket,
+    /// Whether the server is a node of a cluster.
+    is_of_cluster: bool,
 }
 
 impl Visitor {
@@ -135,7 +148,7 @@ impl Visitor {
     fn of(app: &App, request: &Request) -> Option<Self> {
         let ticket = app.sessions.find(request.headers(), is_encrypted(request.headers(), request.extensions()))?;
         let caller = Caller::of(app, app.host().authenticate_digest(ticket.key)?);
-        Some(Self { caller, ticket })
+        Some(Self { caller, ticket, is_of_cluster: app.config.nodes.is_some() })
     }
 
     /// Whether it may change sandboxes.
@@ -154,6 +167,7 @@ impl Visitor {
             team: self.caller.team.to_string(),
             scope,
             is_of_host: self.caller.team.is_first(),
+            is_of_cluster: self.is_of_cluster,
             may_act: self.may_act(),
             token: self.ticket.token.clone(),
         }

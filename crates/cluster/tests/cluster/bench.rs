@@ -31,7 +31,11 @@ use firkin_runtime::{
     volumes::VolumeLimits,
     warm::WarmConfig,
 };
-use firkin_server::{Listener, ServeError, ServerConfig, nodes::NodeId, serve};
+use firkin_server::{
+    Listener, ServeError, ServerConfig,
+    nodes::{Listed, NodeId},
+    serve,
+};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -98,6 +102,10 @@ impl Members for Map {
     }
 
     fn look_again(&self) {}
+
+    fn listed(&self) -> Listed {
+        Listed::default()
+    }
 
     fn figures(&self) -> NodeFigures {
         let nodes = self.nodes();

@@ -65,7 +65,7 @@ pub(crate) struct Node {
     pub(crate) membership: Arc<Membership>,
     pub(crate) copies: Arc<Copies>,
     pub(crate) records: Arc<Records>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     state_dir: PathBuf,
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), ServeError>>,
@@ -275,12 +275,18 @@ impl Node {
             .header("content-type", "application/json")
             .body(Full::<Bytes>::from(body.to_owned()))
             .unwrap();
+        self.answer(request).await
+    }
+
+    /// Sends any request and reads the answer: JSON, else a text.
+    pub(crate) async fn answer(&self, request: Request<Full<Bytes>>) -> Answer {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         let sent = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.expect("an answer in time");
         let (parts, body) = sent.unwrap().into_parts();
         let bytes = tokio::time::timeout(DEADLINE, body.collect()).await.expect("a body in time").unwrap().to_bytes();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, body: serde_json::from_slice(&bytes).unwrap_or_default() }
+        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 }

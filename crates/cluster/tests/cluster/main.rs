@@ -15,4 +15,5 @@ mod database;
 mod failures;
 mod joint;
 mod lists;
+mod pages;
 mod placement;

@@ -22,7 +22,7 @@ use super::{Visitor, answer, place};
 use crate::{App, error::ApiError};
 
 /// Refuses who is of another team: it is of all of them.
-fn demand_host(visitor: &Visitor) -> Result<(), ApiError> {
+pub(super) fn demand_host(visitor: &Visitor) -> Result<(), ApiError> {
     if visitor.caller.team.is_first() { Ok(()) } else { Err(ApiError::for_the_host()) }
 }
 

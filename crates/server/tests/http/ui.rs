@@ -352,8 +352,8 @@ async fn each_page_asks_for_a_session_and_a_key_that_goes_so_far() {
     let rows = crate::teams::rows()
         .into_iter()
         .filter(|(_, path, needs)| path.starts_with("/ui") && matches!(*needs, "LOOKS" | "ACTS" | "BUILDS"));
-    // Who signs out is nobody after, and an upload is a form of another kind, which it asks for before all else.
-    let odd = |path: &str| path == "/ui/sign-out" || path.ends_with("/files/upload");
+    // Who signs out is nobody after, an upload is a form of another kind, which it asks for before all else, and this is no node of a cluster.
+    let odd = |path: &str| path == "/ui/sign-out" || path.ends_with("/files/upload") || path.starts_with("/ui/nodes");
     for (method, path, needs) in rows.filter(|(_, path, _)| !odd(path)) {
         let path = path.replace("{id}", "inone").replace("{build}", "none").replace("{cell}/{at}", "1/0");
         let stranger = bench.answer(request(&bench, method, &path, "")).await;
@@ -371,6 +371,20 @@ async fn each_page_asks_for_a_session_and_a_key_that_goes_so_far() {
             let bare = browsers[2].with_cookie(request(&bench, "POST", &path, ""));
             bench.answer(bare).await.expect(403);
         }
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_node_has_no_page_of_nodes() {
+    let bench = Bench::start().await;
+    let browser = Browser::enter(&bench, &bench.key).await;
+    let host = browser.get("/ui/host").await.expect(200);
+    assert!(text(&host).contains("href=\"/ui/settings\"") && !text(&host).contains("/ui/nodes"));
+    let unknown = browser.get("/ui/nonesuch").await.expect(404);
+    for path in ["/ui/nodes", "/ui/nodes/now"] {
+        let answer = browser.get(path).await.expect(404);
+        assert_eq!(answer.body.to_string().replace(path, "/ui/nonesuch"), unknown.body.to_string());
     }
     bench.stop().await;
 }
