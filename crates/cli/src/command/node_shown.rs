@@ -156,6 +156,7 @@ pub(super) fn details(node: &Shown) -> Table {
     }
     row("running", node.said("/running"));
     row("paused", node.said("/paused"));
+    row("of these on no other node", node.said("/copies_owed"));
     row("CPUs held", node.held("cpus"));
     row("memory held, MiB", node.held("memory_mib"));
     row("disk held, MiB", node.held("disk_mib"));
@@ -181,7 +182,7 @@ mod tests {
             since: Duration::from_secs(7200),
             lease_left: Duration::from_secs(left),
             lease_over: Duration::from_secs(over),
-            info: r#"{"version": "0.1.0", "serves": true, "acceleration": "kvm", "engines": ["kvm", "gvisor"], "running": 3, "paused": 2,
+            info: r#"{"version": "0.1.0", "serves": true, "acceleration": "kvm", "engines": ["kvm", "gvisor"], "running": 3, "paused": 2, "copies_owed": 1,
                 "capacity": {"cpus": 16, "memory_mib": 8192, "disk_mib": 100}, "held": {"cpus": 4, "memory_mib": 2048, "disk_mib": 10},
                 "holds": ["x", "y"]}"#
                 .to_owned(),
@@ -201,6 +202,7 @@ mod tests {
             "state                         cordoned for 2 h",
             "and has                       kvm, gvisor",
             "CPUs held                     4 of 16",
+            "of these on no other node     1",
         ] {
             assert!(lines.contains(line), "{lines}");
         }
