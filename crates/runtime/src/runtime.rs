@@ -80,6 +80,7 @@ mod dialled;
 mod disk_floor;
 mod disk_quota;
 pub mod encryption;
+mod ending;
 pub mod host_templates;
 mod keys;
 mod looks;
@@ -230,8 +231,11 @@ impl Runtime {
         shared.webhooks.is_sent_by(tokio::spawn(run));
         shared.tasks.spawn(disk_budget::keep_whenever_wanted(Arc::clone(&shared)));
         let owners = Owners::new(Arc::clone(&shared), Arc::clone(&pool));
-        sweep::take_over(&owners).await?;
-        build::recover(&shared).await.map_err(OpenError::Store)?;
+        if let Err(error) = begin(&owners).await {
+            // What ran before must not end because this server cannot begin.
+            ending::end(&shared, &owners, OnExit::Leave).await;
+            return Err(error);
+        }
         shared.collect();
         shared.tasks.spawn(sweep::periodically(Arc::clone(&shared)));
         shared.tasks.spawn(disk_quota::hold(Arc::clone(&owners)));
@@ -708,22 +712,14 @@ impl Runtime {
 
     /// Stops: no new work, then every running sandbox ends or is paused. Returns when nothing is left.
     pub async fn shutdown(&self, on_exit: OnExit) {
-        self.shared.stopping.cancel();
-        let handles: Vec<Handle> = self.owners.handles().values().cloned().collect();
-        for handle in handles {
-            // An owner that is gone has nothing to stop.
-            drop(handle.commands.send(Command::Stop { on_exit }).await);
-        }
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
-        self.owners.handles().clear();
-        // Not before: what ended just now is sent by the next server.
-        self.shared.webhooks.end().await;
-        self.shared.links.close().await;
-        if let Err(error) = self.shared.store.close().await {
-            tracing::warn!(error = firkin_causes::chain(&error), "cannot close the database; the next server repairs it");
-        }
+        ending::end(&self.shared, &self.owners, on_exit).await;
     }
+}
+
+/// Takes over what an earlier server left.
+async fn begin(owners: &Arc<Owners>) -> Result<(), OpenError> {
+    sweep::take_over(owners).await?;
+    build::recover(&owners.shared).await.map_err(OpenError::Store)
 }
 
 /// Looks at a sandbox that changes under a connection: each is a whole pause or resume, so the second finds it at rest.

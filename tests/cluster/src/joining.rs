@@ -37,7 +37,6 @@ pub(crate) struct Joining {
 /// A node.
 pub(crate) struct Joined {
     cluster: Arc<Cluster>,
-    membership: Arc<Membership>,
     serves: Arc<Serves>,
     listener: TcpListener,
     kept: JoinHandle<StoreError>,
@@ -75,10 +74,15 @@ impl Joining {
         Arc::clone(&self.claims)
     }
 
+    /// Who has the lease, now that the runtime is open.
+    pub(crate) fn membership(&self) -> anyhow::Result<Arc<Membership>> {
+        self.catalogue.membership().context("the catalogue was not opened")
+    }
+
     /// The node, now that its runtime is open.
     pub(crate) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
-        let Self { name, secret, catalogue, peers, listener, .. } = self;
-        let membership = catalogue.membership().context("the catalogue was not opened")?;
+        let membership = self.membership()?;
+        let Self { name, secret, peers, listener, .. } = self;
         let records = Records::of(Arc::clone(&membership)).await?;
         let config = ClusterConfig {
             node: membership.node().as_str().parse()?,
@@ -90,17 +94,13 @@ impl Joining {
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
         let serves = Arc::<Serves>::default();
-        let (member, runtime, serving) = (Arc::clone(&membership), runtime.clone(), Arc::clone(&serves));
-        let kept = tokio::spawn(async move { Box::pin(keep(member, records, (runtime, serving), "test")).await });
-        Ok(Joined { cluster, membership, serves, listener, kept })
+        let (runtime, serving) = (runtime.clone(), Arc::clone(&serves));
+        let kept = tokio::spawn(async move { Box::pin(keep(membership, records, (runtime, serving), "test")).await });
+        Ok(Joined { cluster, serves, listener, kept })
     }
 }
 
 impl Joined {
-    pub(crate) fn membership(&self) -> Arc<Membership> {
-        Arc::clone(&self.membership)
-    }
-
     pub(crate) fn nodes(&self) -> Arc<dyn Nodes> {
         Arc::clone(&self.cluster) as _
     }

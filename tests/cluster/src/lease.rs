@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +26,8 @@ pub(crate) struct Lease {
     /// Where each promise is written down before it is kept.
     log: PathBuf,
     with_warden: bool,
+    /// Who has the lease, once the server has looked at what is on record.
+    membership: OnceLock<Arc<Membership>>,
 }
 
 impl Lease {
@@ -35,7 +37,7 @@ impl Lease {
             tracing::info!(%error, "the warden's page is made anew");
             Page::create(dir, clock::now())
         })?;
-        Ok(Self { page: Mutex::new(page), log: log.to_owned(), with_warden })
+        Ok(Self { page: Mutex::new(page), log: log.to_owned(), with_warden, membership: OnceLock::new() })
     }
 
     fn page(&self) -> MutexGuard<'_, Page> {
@@ -61,8 +63,15 @@ impl Lease {
         Ok(self.page().end()?)
     }
 
-    /// Tells the warden of it for as long as the server runs, and sees to it that somebody watches.
-    pub(crate) async fn keep(self: Arc<Self>, membership: Arc<Membership>) {
+    /// The warden is told of it from now on: what others have taken of what an earlier server left does not run here any more.
+    pub(crate) fn is_of(&self, membership: Arc<Membership>) {
+        // Each server has one.
+        self.membership.get_or_init(|| membership);
+    }
+
+    /// Sees to it for as long as the server runs that somebody watches, also while it begins: a database that is away keeps it from that for
+    /// long. Tells the warden of the lease.
+    pub(crate) async fn keep(self: Arc<Self>) {
         let mut turns = interval(LOOK);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -73,7 +82,7 @@ impl Lease {
                 tracing::error!("nobody watches: {error:#}");
                 continue;
             }
-            let given = membership.lease();
+            let Some(given) = self.membership.get().map(|membership| membership.lease()) else { continue };
             // One that had ended says nothing before what others have taken is let go of.
             if given.holds()
                 && given.stop_at > self.page().deadline()

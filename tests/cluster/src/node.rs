@@ -143,11 +143,16 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     fs::create_dir_all(places.state())?;
     let joining = Joining::of(&node, &places).await?;
     let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), node.mutant != Some(Mutant::NoWarden))?);
+    let telling = tokio::spawn(Arc::clone(&lease).keep());
     let voices = Arc::new(Voices { node: node.number, dir: places.voices(), slow: places.slow(), lease: Arc::clone(&lease) });
     let speaking = Arc::clone(&voices);
     let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
     let runtime = open(&places, &joining, engine).await?;
-    let begun = Box::pin(begin(&node, &places, joining, &runtime)).await;
+    let begun = async {
+        lease.is_of(joining.membership()?);
+        begin(&node, &places, joining, &runtime).await
+    };
+    let begun = Box::pin(begun).await;
     let (listener, joined) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -156,7 +161,6 @@ async fn serving(node: Node) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let telling = tokio::spawn(Arc::clone(&lease).keep(joined.membership()));
     let ending = tokio::spawn(end_gone(Arc::clone(&voices)));
     let shutdown = CancellationToken::new();
     let config = ServerConfig {
@@ -173,6 +177,9 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminated.recv() => {}
         lost = lost => {
+            // Nobody is told that what is left is not there.
+            shutdown.cancel();
+            server.await.context("the server panicked")??;
             runtime.shutdown(OnExit::Leave).await;
             return lost;
         }

@@ -71,15 +71,20 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     }
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), record.guard(), adopt(owners, record).await) });
     let mut adopted = stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
+    let mut forgot = Ok(());
     while let Some((id, guard, outcome)) = adopted.next().await {
         match outcome {
             Ok(()) => tracing::info!(sandbox = %id, "took over a running sandbox"),
             Err(error) => {
                 tracing::warn!(sandbox = %id, error = chain(&error), "a sandbox did not outlive the server");
-                shared.store.remove_sandbox(id, guard).await.map_err(OpenError::Store)?;
+                // All others get their owner first: a machine that is being taken over would end with this.
+                if forgot.is_ok() {
+                    forgot = shared.store.remove_sandbox(id, guard).await;
+                }
             }
         }
     }
+    forgot.map_err(OpenError::Store)?;
     let swept = sweep(shared).await;
     if swept != Swept::default() {
         tracing::info!(?swept, "removed what an earlier server left behind");

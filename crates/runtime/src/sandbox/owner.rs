@@ -508,7 +508,7 @@ impl Owner {
         match on_exit {
             OnExit::Pause => match self.pause(Memory::Kept, CutReason::Stopped).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
-                Err(error) if matches!(error, SnapshotError::DiskPressure { .. }) || self.stands_still() => {
+                Err(error) if is_for_the_next_server(&error) || self.stands_still() => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it is left to the next server");
                     return self.leave().await;
                 }
@@ -684,6 +684,15 @@ enum Wake {
     Deadline,
     /// What was done in the background is done.
     Upkeep(Progress),
+}
+
+/// Whether a pause failed for a reason that passes: its disk is full, or its catalogue is away.
+fn is_for_the_next_server(error: &SnapshotError) -> bool {
+    match error {
+        SnapshotError::DiskPressure { .. } => true,
+        SnapshotError::Store(error) => forgetting::passes(error),
+        _ => false,
+    }
 }
 
 /// A life that can be had.

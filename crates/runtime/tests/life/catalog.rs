@@ -40,13 +40,15 @@ struct Elsewhere {
     away: Arc<AtomicBool>,
     /// It goes away when it has made so many more changes of sandboxes, and says nothing of the last; never for 0.
     goes: Arc<AtomicI64>,
+    /// It says nothing of builds.
+    deaf_to_builds: Arc<AtomicBool>,
     term: Arc<AtomicI64>,
 }
 
 impl Elsewhere {
     fn of(host: &Host) -> Self {
         let path = host.state_dir().with_file_name("elsewhere.db");
-        Self { path, away: Arc::default(), goes: Arc::default(), term: Arc::default() }
+        Self { path, away: Arc::default(), goes: Arc::default(), deaf_to_builds: Arc::default(), term: Arc::default() }
     }
 
     /// It goes away with the next change but so many, and keeps that.
@@ -92,6 +94,7 @@ fn with_catalogue() -> (Host, Elsewhere) {
 struct Watched<'a> {
     inner: &'a dyn Statements,
     wrote: &'a AtomicBool,
+    is_deaf_to_builds: bool,
 }
 
 impl Statements for Watched<'_> {
@@ -101,6 +104,9 @@ impl Statements for Watched<'_> {
     }
 
     fn rows(&self, statement: &str, values: &[Value]) -> Result<Vec<Vec<Value>>, DatabaseError> {
+        if self.is_deaf_to_builds && statement.contains(" builds ") {
+            return Err(DatabaseError::Away("nobody answers".into()));
+        }
         self.inner.rows(statement, values)
     }
 }
@@ -121,7 +127,8 @@ impl Database for Sometimes {
             self.of.is_away()?;
             let wrote = Arc::new(AtomicBool::new(false));
             let seen = Arc::clone(&wrote);
-            let watched: Work = Box::new(move |inner| work(&Watched { inner, wrote: &seen }));
+            let is_deaf_to_builds = self.of.deaf_to_builds.load(Ordering::SeqCst);
+            let watched: Work = Box::new(move |inner| work(&Watched { inner, wrote: &seen, is_deaf_to_builds }));
             self.inner.run(mode, watched).await?;
             let last = |left| if left > 0 { Some(left - 1) } else { None };
             if wrote.load(Ordering::SeqCst) && self.of.goes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, last) == Ok(1) {
@@ -335,6 +342,63 @@ async fn what_is_copied_off_a_host_has_the_records_of_a_catalogue_elsewhere() {
     (host.catalog, *host.copies.lock().unwrap()) = (None, None);
     let report = Box::pin(restore_from(&copies, &host.state_dir(), &Qcow2, &|_| {})).await.unwrap();
     assert_eq!(report.lost.len(), 0, "{report:?}");
+    let server = host.server().await;
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(host.memory(&id).word, "kept");
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[test]
+fn a_server_that_loses_its_catalogue_as_it_begins_leaves_what_runs_to_the_next_one() {
+    let (host, elsewhere) = with_catalogue();
+    let ids = host.crash_after(async |server| {
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let id = server.create(base()).await.unwrap().id;
+            host.remember(&id, "kept");
+            ids.push(id);
+        }
+        ids
+    });
+    // What is to be forgotten of this one cannot be: the first change of all is the last.
+    let (ended, left) = ids.split_first().unwrap();
+    host.guest(ended).power_off();
+    elsewhere.goes_after(0);
+    let refused = host.refused_on(&host.engine);
+    assert!(matches!(refused, OpenError::Store(_)), "{refused:?}");
+    assert_eq!(host.engine.live(), 2, "those that it had taken over run");
+    // The next one has no word of the database after all that is on record was read: of builds that were under way.
+    elsewhere.away.store(false, Ordering::SeqCst);
+    elsewhere.deaf_to_builds.store(true, Ordering::SeqCst);
+    let refused = host.refused_on(&host.engine);
+    assert!(matches!(refused, OpenError::Store(_)), "{refused:?}");
+    elsewhere.deaf_to_builds.store(false, Ordering::SeqCst);
+    host.serve(async |server| {
+        assert_eq!(server.sandboxes().len(), 2);
+        for id in left {
+            assert_eq!(server.sandbox(id).unwrap().state, SandboxState::Running);
+            server.pause(id).await.unwrap();
+            server.resume(id, LIFE).await.unwrap();
+            assert_eq!(host.memory(id).word, "kept");
+        }
+    });
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_as_paused_when_its_server_ends_runs_on() {
+    let (host, elsewhere) = with_catalogue();
+    let server = host.server().await;
+    let id = server.create(base()).await.unwrap().id;
+    host.remember(&id, "kept");
+    elsewhere.away.store(true, Ordering::SeqCst);
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
+    assert_eq!(host.engine.live(), 1);
+    elsewhere.away.store(false, Ordering::SeqCst);
+    let server = host.server().await;
+    assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Running);
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
     let server = host.server().await;
     server.resume(&id, LIFE).await.unwrap();
     assert_eq!(host.memory(&id).word, "kept");
