@@ -73,7 +73,7 @@ async fn stop(child: &mut tokio::process::Child) -> anyhow::Result<()> {
 /// The first process of the namespace: it buries the dead, and ends with the one that it has started.
 pub(crate) fn init(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the household")?;
-    // When the shell ends that it was started by, the kernel lets all go on that stand still in the group of that: a warden has stopped some.
+    // A group whose shell ends is let go on by the kernel, also what a warden has stopped.
     setsid().context("cannot begin a session")?;
     // What is mounted from here on is nobody else's, and ends before the directory is removed.
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a namespace of mounts")?;
