@@ -100,6 +100,8 @@ def demonstrate(hosts: Cluster, keep: bool) -> None:
         on = e2b.Sandbox.connect(other.sandbox_id, timeout=LIFE_S, **b.client(key))
         assert on.files.read("/home/user/mark") == marks[other.sandbox_id] and home(on) == "node-b"
     say("all that was there is on node-b, with what it had")
+    a.come_back()
+    say("node-a's host is back, with its disk: it serves in its next term, and has let go of what is another's by now")
     nodes(hosts)
     if keep:
         say("these go on until Ctrl-C:")

@@ -110,8 +110,18 @@ class Node(Host):
         self.url = f"http://{self.address}:3000"
         words = [firkin, "up", "--yes", "--warm", "0", "--state-dir", self.state, "--listen", f"{self.address}:3000", "--allow-plain-http"]
         words += [*options, "--node-name", name, "--peer-listen", f"{self.address}:3001"]
-        self.process = self.start(words, self.log)
-        wait_for(self.answers, f"{name} to answer")
+        self.words = words
+        self.begin()
+
+    def begin(self) -> None:
+        self.process = self.start(self.words, self.log)
+        wait_for(self.answers, f"{self.name} to answer")
+
+    def come_back(self) -> None:
+        """After it died: the host is there again, with the disk that it had, and starts its server."""
+        run("ip", "link", "set", self.name, "up")
+        run("ip", "-n", self.name, "route", "replace", "default", "via", HERE)
+        self.begin()
 
     def answers(self) -> bool:
         if self.process.poll() is not None:

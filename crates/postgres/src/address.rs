@@ -28,9 +28,11 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 
 /// What the database itself holds each of our sessions to, in milliseconds: no statement, no wait for a lock and no silence in a transaction
 /// is longer. Whoever is waited for that long is dead.
-/// What it has to say of a statement beside its answer is told where that is a warning.
+/// What it has to say of a statement beside its answer is told where that is a warning. A host that is gone without a word is noticed by it within
+/// half a minute: until then its session holds the lock of its server, and the host, back again, would be told that it runs already.
 const BOUNDS: &str = "-c statement_timeout=10000 -c lock_timeout=8000 -c idle_in_transaction_session_timeout=15000 \
-                      -c client_min_messages=warning -c search_path=firkin";
+                      -c client_min_messages=warning -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 \
+                      -c search_path=firkin";
 
 /// Why a text is no address of a catalogue. It is not quoted, for it may have a password in it.
 #[derive(Debug, thiserror::Error)]
