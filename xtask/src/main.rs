@@ -85,7 +85,7 @@ enum Command {
     E2bSuite(e2b_suite::Suite),
     /// Several servers in namespaces, with PostgreSQL and faults between them: random schedules, and what has to hold
     ///
-    /// Servers on the fake engine, each with a catalogue of its own as yet. Faults: SIGKILL and SIGSTOP of server, warden and PostgreSQL;
+    /// Servers on the fake engine, which are nodes of one cluster; the loss of one; mutants that have to be caught. Faults: SIGKILL and SIGSTOP of server, warden and PostgreSQL;
     /// whatever one sends to another lost, in one direction or both; a full disk. A schedule that has failed is run again by its seed. Not
     /// covered: a clock that steps, which only the whole host has
     Cluster(cluster::Cluster),
