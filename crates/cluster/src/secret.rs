@@ -129,11 +129,6 @@ impl ClusterSecret {
         self.derive(b"authority")
     }
 
-    /// The key that seals what every node may open.
-    pub fn sealing_key(&self) -> Zeroizing<[u8; SECRET_BYTES]> {
-        self.derive(b"seal")
-    }
-
     /// By what two nodes see that they have the same: 32 hexadecimal digits, which tell nothing of it.
     pub fn fingerprint(&self) -> String {
         hex(&*self.derive::<FINGERPRINT_BYTES>(b"fingerprint")).to_string()
@@ -204,7 +199,7 @@ mod tests {
         let other = ClusterSecret::create(&dir.path().join("other")).unwrap();
         assert_ne!(other.fingerprint(), made.fingerprint());
         // What is derived for one purpose is nothing of another's, and nothing that is shown has the secret in it.
-        let keys = [made.authority().to_vec(), made.sealing_key().to_vec(), made.0.to_vec()];
+        let keys = [made.authority().to_vec(), made.derive::<SECRET_BYTES>(b"another").to_vec(), made.0.to_vec()];
         assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
         let shown = format!("{made:?} {}", made.fingerprint());
         assert!(keys.iter().all(|key| !shown.contains(&hex(&key[..8])[..])));
