@@ -67,7 +67,8 @@ pub(crate) struct Bench {
     /// Keep the directory of a run that has failed, with the logs of its servers
     #[arg(long)]
     keep_logs: bool,
-    /// Only a part: `schedules`, `loss`, `mutants`
+    /// Only a part: `schedules`, `loss`, `mutants`; or `load`, which is none of these: five nodes of a release build, with 2,000 sandboxes that come
+    /// and go for `--seconds`, and then the loss of one with 200 that are paused
     #[arg(long, value_name = "PART")]
     only: Option<String>,
 }
@@ -133,8 +134,13 @@ pub(crate) fn bench(workspace: &Workspace, bench: &Bench, step: &mut Step) -> an
         step.skip("PostgreSQL or `ip` is not on this host, so that no cluster of servers was tried");
         return Ok(());
     }
-    step.run(&mut workspace.cargo(&["build", "--quiet", "--package", PACKAGE]))?;
-    let mut command = Command::new(workspace.binaries.join(PROGRAM));
+    // What it costs is that of what users have.
+    let (release, built) = match bench.only.as_deref() {
+        Some("load") => (&["--release"][..], workspace.binaries.with_file_name("release")),
+        _ => (&[][..], workspace.binaries.clone()),
+    };
+    step.run(workspace.cargo(&["build", "--quiet", "--package", PACKAGE]).args(release))?;
+    let mut command = Command::new(built.join(PROGRAM));
     command.current_dir(&workspace.root).arg("run");
     command.args(["--schedules", &bench.schedules.to_string(), "--seconds", &bench.seconds.to_string()]);
     command.args(bench.seed.map(|seed| format!("--seed={seed}"))).args(bench.keep_logs.then_some("--keep-logs"));

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use fastrand::Rng;
 use firkin_wire::{ENVD_PORT, headers};
@@ -108,6 +108,13 @@ impl Client {
             anyhow::Ok(Said { status: head.status, is_undone, by, body })
         };
         timeout(PATIENCE, answering).await.context("there was no answer")?
+    }
+
+    /// What a look at a path shows.
+    pub(crate) async fn look(&self, path: &str) -> anyhow::Result<Value> {
+        let Said { status, body, .. } = self.call(Method::GET, path, None).await?;
+        ensure!(status.is_success(), "node {}: a look at `{path}` was answered with {status} {body}", self.node);
+        Ok(body)
     }
 
     /// Asks, and writes down what came of it.

@@ -1,6 +1,7 @@
 //! The guest of a fake machine: it remembers every life that its memory has been in, and has a voice in each.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -19,7 +20,11 @@ use tokio::{
     process::Command,
 };
 
-use crate::{lease::Lease, sink, voice};
+use crate::{
+    lease::Lease,
+    record::{Heard, now},
+    sink, voice,
+};
 
 /// How long a guest takes to say that it goes on, where it is slow: longer than it takes to be heard.
 pub(crate) const SLOW: Duration = Duration::from_secs(3);
@@ -64,6 +69,8 @@ pub(crate) struct Voices {
     /// While this is there, who was paused says late that it goes on.
     pub(crate) slow: PathBuf,
     pub(crate) lease: Arc<Lease>,
+    /// Where each life is written down instead, without a voice.
+    pub(crate) book: Option<PathBuf>,
 }
 
 /// A voice, as the next server finds it.
@@ -80,6 +87,9 @@ impl Voices {
     fn begin(&self, machine: &Path, memory: &Memory, epoch: u64) -> anyhow::Result<()> {
         if memory.sandbox.starts_with("template-") {
             return Ok(());
+        }
+        if let Some(book) = &self.book {
+            return self.write_down(book, memory, epoch);
         }
         let mut command = Command::new(std::env::current_exe()?);
         // What could be claimed does not begin in a lease that is over: the warden would see it late.
@@ -101,6 +111,14 @@ impl Voices {
         // Buries it.
         tokio::spawn(async move { child.wait().await.ok() });
         Ok(())
+    }
+
+    fn write_down(&self, book: &Path, memory: &Memory, epoch: u64) -> anyhow::Result<()> {
+        let (sandbox, life, can_be_claimed) = (memory.sandbox.clone(), memory.life.clone(), memory.was_paused());
+        let line = Heard { at: now(), node: self.node, sandbox, epoch, life, can_be_claimed, sequence: 0 };
+        let mut book = fs::OpenOptions::new().create(true).append(true).open(book)?;
+        // At once, beside others that write.
+        Ok(book.write_all(format!("{}\n", serde_json::to_string(&line)?).as_bytes())?)
     }
 
     /// Ends the voices of machines that are gone: those that stand still do not see it themselves.

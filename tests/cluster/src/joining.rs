@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use firkin_causes::chain;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Peers, Records, Serves, keep, node_id};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep, node_id};
 use firkin_postgres::{Address, Membership, Node as Row, NodeCatalogue};
 use firkin_runtime::{runtime::Runtime, store::StoreError};
 use firkin_server::{Listener, nodes::Nodes};
@@ -37,6 +37,7 @@ pub(crate) struct Joining {
 /// A node.
 pub(crate) struct Joined {
     cluster: Arc<Cluster>,
+    copies: Arc<Copies>,
     serves: Arc<Serves>,
     listener: TcpListener,
     kept: JoinHandle<StoreError>,
@@ -93,16 +94,22 @@ impl Joining {
         };
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
+        let copies = Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
         let serves = Arc::<Serves>::default();
         let (runtime, serving) = (runtime.clone(), Arc::clone(&serves));
         let kept = tokio::spawn(async move { Box::pin(keep(membership, records, (runtime, serving), "test")).await });
-        Ok(Joined { cluster, serves, listener, kept })
+        Ok(Joined { cluster, copies, serves, listener, kept })
     }
 }
 
 impl Joined {
     pub(crate) fn nodes(&self) -> Arc<dyn Nodes> {
         Arc::clone(&self.cluster) as _
+    }
+
+    /// Who has what is paused be copied.
+    pub(crate) fn copies(&self) -> Arc<Copies> {
+        Arc::clone(&self.copies)
     }
 
     /// It serves from now on. Gives the door for others, and what ends when the node is not this server's any more: nobody takes it from one.

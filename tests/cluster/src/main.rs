@@ -12,6 +12,7 @@
 //!        └─ the sink, whose log says what ran when; a checker holds each against the others (`checker.rs`)
 //! ```
 //!
+//! `load.rs` is of its own: what five nodes do under load, and how long that takes.
 //! One more schedule loses a node, always in the same way (`loss.rs`). That and others are run with mutants, too, which have to be caught (`mutant.rs`).
 //!
 //! `cargo xtask cluster` runs it. A schedule is made of its seed alone, so that one that has failed is run again by that.
@@ -31,6 +32,7 @@ mod history;
 mod household;
 mod joining;
 mod lease;
+mod load;
 mod loss;
 mod mutant;
 mod node;

@@ -59,6 +59,9 @@ pub(crate) struct Node {
     /// To see that it is noticed
     #[arg(long)]
     pub(crate) mutant: Option<Mutant>,
+    /// It is under load: it has room for so many sandboxes, which have no voices; each life is written down, and what is paused is copied
+    #[arg(long)]
+    pub(crate) room: Option<u64>,
 }
 
 impl Node {
@@ -108,6 +111,11 @@ impl Places {
         self.part("key")
     }
 
+    /// The lives that it has begun, where nobody listens.
+    pub(crate) fn lives(&self) -> PathBuf {
+        self.part("lives")
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.part("log")
     }
@@ -144,10 +152,16 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     let joining = Joining::of(&node, &places).await?;
     let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), node.mutant != Some(Mutant::NoWarden))?);
     let telling = tokio::spawn(Arc::clone(&lease).keep());
-    let voices = Arc::new(Voices { node: node.number, dir: places.voices(), slow: places.slow(), lease: Arc::clone(&lease) });
+    let voices = Arc::new(Voices {
+        node: node.number,
+        dir: places.voices(),
+        slow: places.slow(),
+        lease: Arc::clone(&lease),
+        book: node.room.map(|_| places.lives()),
+    });
     let speaking = Arc::clone(&voices);
     let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
-    let runtime = open(&places, &joining, engine).await?;
+    let runtime = open(&places, &joining, engine, node.room).await?;
     let begun = async {
         lease.is_of(joining.membership()?);
         begin(&node, &places, joining, &runtime).await
@@ -169,7 +183,10 @@ async fn serving(node: Node) -> anyhow::Result<()> {
         nodes: Some(joined.nodes()),
         ..ServerConfig::default()
     };
+    let copies = node.room.map(|_| joined.copies());
     let (peers, lost) = joined.serve();
+    let copying =
+        tokio::spawn(async move { futures::future::OptionFuture::from(copies.as_ref().map(|copies| copies.run())).await });
     let doors = vec![listener.into(), peers];
     let server = tokio::spawn(firkin_server::serve(doors, runtime.clone(), config, shutdown.clone()));
     say(READY);
@@ -187,6 +204,7 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     shutdown.cancel();
     server.await.context("the server panicked")??;
     runtime.shutdown(OnExit::Kill).await;
+    copying.abort();
     for task in [ending, telling] {
         task.abort();
         // It was in the middle of a look, or not.
@@ -210,7 +228,7 @@ async fn begin(node: &Node, places: &Places, joining: Joining, runtime: &Runtime
     Ok((TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await.context("cannot listen")?, joined))
 }
 
-async fn open(places: &Places, joining: &Joining, engine: FakeEngine) -> anyhow::Result<Runtime> {
+async fn open(places: &Places, joining: &Joining, engine: FakeEngine, room: Option<u64>) -> anyhow::Result<Runtime> {
     let file = |name: &str| places.dir.join("guest").join(name);
     let guest = GuestSystem {
         boot: BootFiles::new(
@@ -221,7 +239,8 @@ async fn open(places: &Places, joining: &Joining, engine: FakeEngine) -> anyhow:
         rootfs_digest: "r".into(),
         rootfs_bytes: 1 << 20,
     };
-    let capacity = HostCapacity { cpus: 64, memory_mib: 1 << 20, disk_mib: 1 << 30 };
+    // A sandbox has one MiB.
+    let capacity = HostCapacity { cpus: 1 << 16, memory_mib: room.unwrap_or(1 << 20), disk_mib: 1 << 30 };
     let mut config = RuntimeConfig::new(places.state(), capacity, envd::serve().await?, guest);
     config.disk_floor_mib = Some(0);
     config.memory_probe = Arc::new(HostMemory::PLENTY);

@@ -88,6 +88,21 @@ impl Postgres {
         String::from_utf8(output.stdout).context("an answer is no text")
     }
 
+    /// The time of a processor that it has spent, all of its processes together, those included that have ended.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let leader = i32::try_from(self.child.id())?;
+        let mut ticks = 0;
+        for (pid, fields) in household::children(leader)?.into_iter().map(|pid| (pid, 11..13)).chain([(leader, 11..15)]) {
+            // A session may end while it is looked at; then it is counted with the first process.
+            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+            let spent = rest.split(' ').skip(fields.start).take(fields.len());
+            ticks += spent.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
+        }
+        let each_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
+        Ok(Duration::from_millis(ticks * 1000 / each_second.context("this host counts no ticks")?))
+    }
+
     /// As by a power failure, but for the disk.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::SIGKILL)?;

@@ -22,7 +22,7 @@ use crate::{
     client::{Client, LONG_S},
     disk,
     faults::{self, Subjects},
-    history, household, loss,
+    history, household, load, loss,
     mutant::Mutant,
     node::{self, Places},
     postgres::Postgres,
@@ -81,6 +81,8 @@ enum Part {
     Loss,
     /// Mutants, which have to be caught.
     Mutants,
+    /// None of these: five nodes under load for so many seconds, and the loss of one. Only where it is asked for.
+    Load,
 }
 
 impl Plan {
@@ -103,9 +105,12 @@ impl Plan {
 /// Runs all of it, and fails if anything did not hold.
 pub(crate) fn run(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("cannot ask to end with the household")?;
+    if plan.only == Some(Part::Load) {
+        return load::run(dir, plan.seconds);
+    }
     let first = plan.seed.unwrap_or_else(|| Rng::new().u64(..1 << 32));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let world = World::new()?;
+    let world = World::new(NODES)?;
     let postgres = Postgres::start(&world, &dir.join("postgres"))?;
     let mut bench = Bench { dir, world: Some(world), postgres: Some(postgres), runtime: &runtime };
     let (began, mut failed, mut faults) = (Instant::now(), Vec::new(), 0);

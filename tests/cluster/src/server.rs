@@ -45,13 +45,21 @@ pub(crate) struct Server {
     places: Places,
     catalog: Catalog,
     mutant: Option<Mutant>,
+    /// That of a node under load.
+    room: Option<u64>,
     child: Option<Child>,
 }
 
 impl Server {
     /// A node without a server.
     pub(crate) fn new(number: usize, places: Places, catalog: Catalog, mutant: Option<Mutant>) -> Self {
-        Self { number, places, catalog, mutant, child: None }
+        Self { number, places, catalog, mutant, room: None, child: None }
+    }
+
+    /// It is under load, and has room for so many sandboxes.
+    pub(crate) fn with_room(mut self, room: u64) -> Self {
+        self.room = Some(room);
+        self
     }
 
     pub(crate) fn places(&self) -> &Places {
@@ -76,6 +84,7 @@ impl Server {
         command.args(["--catalog", &self.catalog.url]).arg("--authority").arg(&self.catalog.authority);
         command.arg("--secret").arg(&self.catalog.secret);
         command.args(self.mutant.map(|mutant| format!("--mutant={mutant}")));
+        command.args(self.room.map(|room| format!("--room={room}")));
         let log = fs::OpenOptions::new().create(true).append(true).open(self.places.log())?.into_parts().0;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = world.on(Party::Node(self.number), || command.spawn().context("cannot start a server"))?;

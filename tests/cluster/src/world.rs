@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::schedule::{NODES, Party};
+use crate::schedule::Party;
 
 /// Where clients are, and where machines speak to, which nothing cuts: another address of the same host.
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
@@ -46,8 +46,8 @@ struct Host {
 }
 
 impl World {
-    /// Makes the hosts around this process, whose own network is outside of them all.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    /// Makes the hosts, so many nodes among them, around this process, whose own network is outside of them all.
+    pub(crate) fn new(nodes: usize) -> anyhow::Result<Self> {
         for words in [
             "link set lo up".to_owned(),
             format!("link add {BRIDGE} type bridge"),
@@ -58,7 +58,7 @@ impl World {
             ip(&words)?;
         }
         let postgres = Host::new(Party::Postgres, "pg")?;
-        let nodes = (0..NODES).map(|node| Host::new(Party::Node(node), &format!("n{node}"))).collect::<anyhow::Result<_>>()?;
+        let nodes = (0..nodes).map(|node| Host::new(Party::Node(node), &format!("n{node}"))).collect::<anyhow::Result<_>>()?;
         Ok(Self { postgres, nodes })
     }
 
