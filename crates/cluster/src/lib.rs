@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
 use firkin_server::nodes::{
-    Asked, Listed, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, Placement, SendError, Wanted, Whereabouts,
+    Asked, Listed, LocateError, MORE_HEADERS, NodeId, Nodes, Other, Peer, Placement, Said, SendError, Wanted, Whereabouts,
 };
 use firkin_wire::head;
 use http::{Uri, uri::Scheme};
@@ -32,6 +32,7 @@ use hyper_util::{
 use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
 
+mod answered;
 mod certificate;
 mod claims;
 pub mod clock;
@@ -60,6 +61,7 @@ pub use records::Records;
 pub use secret::{ClusterSecret, SECRET_BYTES, SecretError};
 pub use verify::{PeerRefused, VerifierError};
 
+use answered::Answered;
 use certificate::{Authority, OwnCertificate};
 use connect::Connector;
 use verify::Judge;
@@ -115,6 +117,7 @@ pub struct Cluster {
     acceptor: Acceptor,
     client: Client<Connector, Body>,
     whereabouts: whereabouts::Whereabouts,
+    answered: Answered,
 }
 
 /// An acceptor, which has nothing to show.
@@ -145,7 +148,16 @@ impl Cluster {
             .http1_preserve_header_case(true)
             .set_host(false)
             .build(Connector { members: Arc::clone(&members), tls });
-        Ok(Arc::new(Self { me: node, name, members, judge, acceptor, client, whereabouts: Default::default() }))
+        Ok(Arc::new(Self {
+            me: node,
+            name,
+            members,
+            judge,
+            acceptor,
+            client,
+            whereabouts: Default::default(),
+            answered: Answered::default(),
+        }))
     }
 
     fn place(&self, home: &Home) -> Whereabouts {
@@ -235,7 +247,13 @@ impl Nodes for Cluster {
     fn placement(&self, wanted: &Wanted) -> Placement {
         let mut chance = [0; 8];
         getrandom::fill(&mut chance).expect("the kernel's random generator works");
-        placement::decide(&self.members.nodes(), Some(&self.me), wanted, u64::from_le_bytes(chance))
+        let now = Instant::now();
+        let taken = |node: &NodeId| self.answered.taken(node, now);
+        placement::decide(&self.members.nodes(), Some(&self.me), wanted, (u64::from_le_bytes(chance), &taken))
+    }
+
+    fn answered(&self, node: &NodeId, said: Said) {
+        self.answered.note(node, said, Instant::now());
     }
 
     fn takes_new(&self) -> bool {

@@ -28,7 +28,7 @@ pub fn explain(nodes: &[NodeRecord], wanted: &Wanted) -> Placement {
     let mut chance = [0; 8];
     getrandom::fill(&mut chance).expect("the kernel's random generator works");
     let members: Vec<Member> = nodes.iter().filter_map(records::member).collect();
-    placement::decide(&members, None, wanted, u64::from_le_bytes(chance))
+    placement::decide(&members, None, wanted, (u64::from_le_bytes(chance), &|_| 0))
 }
 
 /// Whether a node is known to hold a build; none where it does not say what it holds.

@@ -19,9 +19,12 @@ const MOST: usize = 3;
 /// What the node where a create came in counts for more than it has, by so many of a hundred: a hop less.
 const OWN_BONUS_PERCENT: u64 = 10;
 
+/// Memory that is taken of a node since it said what it has, MiB.
+pub(crate) type Taken<'a> = &'a dyn Fn(&NodeId) -> u64;
+
 /// Which nodes are asked, by what is known of them, and why the others are not. Where it comes in at none of them, nobody's room counts for more.
 /// `chance` draws: the same one, the same nodes.
-pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, chance: u64) -> Placement {
+pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, (chance, taken): (u64, Taken<'_>)) -> Placement {
     if let Some(once) = &wanted.once {
         return by_key_alone(nodes, wanted, once);
     }
@@ -37,7 +40,11 @@ pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, ch
     // Who says what it holds, and does not hold this, is asked last.
     for (salt, class) in (1..).zip([Holding::Holds, Holding::Unsaid, Holding::Fetches]) {
         let members = fitting.iter().filter(|(_, holding)| *holding == class).map(|(member, _)| *member).collect();
-        asked.extend(ranked(members, own, chance ^ salt).into_iter().map(|member| place(member, class)));
+        asked.extend(
+            ranked(members, own, chance ^ salt, &|member| still_free(member, wanted, taken))
+                .into_iter()
+                .map(|member| place(member, class)),
+        );
     }
     asked.truncate(MOST);
     let after = fitting.into_iter().filter(|(member, _)| asked.iter().all(|place| place.node != member.id));
@@ -100,12 +107,23 @@ fn place(member: &Member, holding: Holding) -> Place {
     Place { node: member.id.clone(), name: member.name.clone(), holding, free_memory_mib: member.free_memory_mib }
 }
 
-/// A few of a class in the order in which to ask them.
-fn ranked<'a>(mut class: Vec<&'a Member>, own: Option<&NodeId>, chance: u64) -> Vec<&'a Member> {
-    class.sort_by_cached_key(|member| by_key(&chance.to_string(), &member.id));
+/// What a node is believed to have free, if that is enough.
+fn still_free(member: &Member, wanted: &Wanted, taken: Taken<'_>) -> Option<u64> {
+    let free = member.free_memory_mib.unwrap_or_default().saturating_sub(taken(&member.id));
+    (free >= wanted.memory_mib).then_some(free)
+}
+
+/// A few of a class in the order in which to ask them. Those are drawn first that are believed to have room still.
+fn ranked<'a>(
+    mut class: Vec<&'a Member>,
+    own: Option<&NodeId>,
+    chance: u64,
+    free: &dyn Fn(&Member) -> Option<u64>,
+) -> Vec<&'a Member> {
+    class.sort_by_cached_key(|member| (free(member).is_none(), by_key(&chance.to_string(), &member.id)));
     class.truncate(DRAWN.max(MOST));
     let room = |member: &&Member| {
-        let free = member.free_memory_mib.unwrap_or_default();
+        let free = free(member).unwrap_or_default();
         free + if Some(&member.id) == own { free / 100 * OWN_BONUS_PERCENT } else { 0 }
     };
     class.sort_by_key(|member| std::cmp::Reverse(room(member)));
@@ -123,6 +141,9 @@ mod tests {
 
     use super::*;
 
+    /// Of what is known, nothing is taken.
+    const NOTHING: Taken<'_> = &|_| 0;
+
     fn id(name: &str) -> NodeId {
         name.repeat(20).parse().unwrap()
     }
@@ -135,7 +156,7 @@ mod tests {
     }
 
     fn places(nodes: &[Member], own: &NodeId, wanted: &Wanted, chance: u64) -> Vec<NodeId> {
-        decide(nodes, Some(own), wanted, chance).asked.into_iter().map(|place| place.node).collect()
+        decide(nodes, Some(own), wanted, (chance, NOTHING)).asked.into_iter().map(|place| place.node).collect()
     }
 
     fn wanted() -> Wanted {
@@ -172,7 +193,7 @@ mod tests {
         let mut nodes = vec![member("a", Some(511), None), member("b", None, None), member("c", Some(9000), None)];
         nodes.extend([member("d", Some(9000), None), member("e", Some(9000), None), member("f", Some(700), Some(&[]))]);
         (nodes[2].alive, nodes[3].cordoned, nodes[4].engines) = (false, true, vec!["gvisor".to_owned(), "emulated".to_owned()]);
-        let decided = decide(&nodes, None, &wanted(), 1);
+        let decided = decide(&nodes, None, &wanted(), (1, NOTHING));
         let asked: Vec<_> = decided.asked.iter().map(|place| (place.name.as_str(), place.holding)).collect();
         assert_eq!(asked, [("f", Holding::Fetches)]);
         let why: Vec<_> = decided.passed_over.iter().map(|(name, why)| (name.as_str(), why.to_string())).collect();
@@ -191,7 +212,7 @@ mod tests {
         assert_eq!(places(&nodes, &id("a"), &wanted(), 1), [id("e"), id("f")]);
         // Each node is told of once, whatever was drawn.
         let many: Vec<Member> = ('a'..='z').map(|name| member(&name.to_string(), Some(10_000), Some(&["x"]))).collect();
-        let decided = decide(&many, None, &wanted(), 5);
+        let decided = decide(&many, None, &wanted(), (5, NOTHING));
         assert_eq!((decided.asked.len(), decided.passed_over.len()), (3, 23));
         assert!(decided.passed_over.iter().all(|(_, why)| *why == PassedOver::AfterOthers(Holding::Holds)));
     }
@@ -208,6 +229,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_since_a_node_was_heard_counts() {
+        let nodes: Vec<Member> = ('a'..='f').map(|name| member(&name.to_string(), Some(1000), None)).collect();
+        let taken = |of: &NodeId| if *of == id("a") || *of == id("d") { u64::MAX } else { 0 };
+        for chance in 0..50 {
+            let asked = decide(&nodes, None, &wanted(), (chance, &taken)).asked;
+            assert_eq!(asked.len(), 3);
+            assert!(asked.iter().all(|place| place.node != id("a") && place.node != id("d")), "others are believed to have room");
+            // The one of which least was taken is the emptiest.
+            let less = |of: &NodeId| if *of == asked[2].node { 0 } else { 100 };
+            assert_eq!(decide(&nodes, None, &wanted(), (chance, &less)).asked[0].node, asked[2].node);
+        }
+        // Who seems to be full is asked where nobody else is there: it may have room by now.
+        assert_eq!(decide(&nodes[..1], None, &wanted(), (1, &taken)).asked.len(), 1);
+    }
+
+    #[test]
     fn what_is_asked_for_once_comes_to_one_node_wherever_it_is_asked() {
         let nodes: Vec<Member> = ('a'..='f').map(|name| member(&name.to_string(), Some(10_000), None)).collect();
         let mut of = BTreeSet::new();
@@ -218,7 +255,7 @@ mod tests {
             for (own, chance) in [("b", 2), ("f", 3)] {
                 assert_eq!(places(&nodes, &id(own), &wanted, chance), first);
             }
-            assert_eq!(decide(&nodes, None, &wanted, 1).passed_over.len(), 5);
+            assert_eq!(decide(&nodes, None, &wanted, (1, NOTHING)).passed_over.len(), 5);
             // Also once it is full by what it says, and others have what it starts from.
             let later: Vec<Member> = nodes
                 .iter()
@@ -232,7 +269,7 @@ mod tests {
             // Who has not the engine could only refuse it.
             let mut other = nodes.clone();
             other.iter_mut().filter(|node| first.contains(&node.id)).for_each(|node| node.engines = vec!["gvisor".to_owned()]);
-            let decided = decide(&other, None, &wanted, 5);
+            let decided = decide(&other, None, &wanted, (5, NOTHING));
             assert!(decided.asked.len() == 1 && !first.contains(&decided.asked[0].node), "{decided:?}");
             assert!(decided.passed_over.iter().any(|(_, why)| matches!(why, PassedOver::OtherEngine { .. })), "{decided:?}");
             of.extend(first);

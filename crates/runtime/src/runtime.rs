@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{ArtifactStore, CutReason},
-    capacity::{CapacityLedger, CapacityView, TeamBook, TeamQuotaError, WarmEviction, admission::Admission},
+    capacity::{
+        CapacityError, CapacityLedger, CapacityView, ResourceBudget, TeamBook, TeamQuotaError, WarmEviction, admission::Admission,
+    },
     ground::{
         ids::{BuildId, TemplateId},
         reference::{DEFAULT, Reference, Sought, with_team},
@@ -682,6 +684,11 @@ impl Runtime {
     /// The host's capacity: offered, held, and waited for.
     pub fn capacity(&self) -> CapacityView {
         self.shared.gates.admission.ledger.view()
+    }
+
+    /// Whether a sandbox with this budget would be let in at once, or what it would wait for. Holds nothing: the next may take it.
+    pub fn has_room(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
+        self.shared.gates.admission.ledger.has_room(budget)
     }
 
     /// Where the code that does something takes down how long it took.

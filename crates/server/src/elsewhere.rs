@@ -16,7 +16,7 @@ use http::StatusCode;
 use crate::{
     App, auth,
     error::ApiError,
-    nodes::{self, Asked, FromPeer, Identity, Misdirected, NodeId, Nodes, Whereabouts},
+    nodes::{self, Asked, AtOnce, FromPeer, Identity, Misdirected, NodeId, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
     target::{InvalidTarget, Target, Way, sandbox_id},
@@ -25,6 +25,7 @@ use crate::{
 pub(crate) mod forward;
 pub(crate) mod gather;
 pub(crate) mod hear_out;
+pub(crate) mod overflow;
 mod placing;
 
 use forward::Passed;
@@ -55,10 +56,14 @@ pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> 
     let headers = request.headers_mut();
     let client = headers.remove(nodes::CLIENT).and_then(|client| client.to_str().ok()?.parse::<SocketAddr>().ok());
     let encrypted = headers.remove(nodes::ENCRYPTED).is_some();
+    let at_once = headers.remove(nodes::AT_ONCE).and_then(|value| AtOnce::of(&value));
     if let Some(client) = client {
         request.extensions_mut().insert(ConnectInfo(client));
     }
     request.extensions_mut().insert(Encrypted(encrypted));
+    if let Some(at_once) = at_once {
+        request.extensions_mut().insert(at_once);
+    }
     Ok(true)
 }
 
@@ -86,6 +91,19 @@ pub(crate) enum Sought {
     },
     /// Where a sandbox may be made.
     Place(Create),
+    /// Whether there is room now for one that a peer would have made elsewhere otherwise.
+    Room(AtOnce),
+    /// Whether another node has room for a paused sandbox that is to run, and for which there is none here.
+    Resume {
+        /// Its id.
+        id: SandboxId,
+        /// Who asks.
+        identity: Option<Identity>,
+        /// Whether the client came by HTTPS.
+        encrypted: bool,
+        /// Whether a peer asks.
+        from_peer: bool,
+    },
 }
 
 /// What has to be found out for a request, if that is anything. What is refused to whoever asks is refused here, before anybody is told what
@@ -111,6 +129,16 @@ pub(crate) fn sought(
         let may = identity.is_some() || auth::brings_own(request);
         return may.then(|| Sought::Build { template: template.to_owned(), identity, encrypted });
     }
+    if way.is_none()
+        && let Some(at_once) = request.extensions().get::<AtOnce>().filter(|_| is_create(request))
+    {
+        return Some(Sought::Room(*at_once));
+    }
+    if way.is_none() && overflow::resumed(request).is_some_and(|id| app.host().has(&id)) {
+        let identity = auth::identity(app, request.headers());
+        let id = overflow::wanted(app, identity.as_ref(), request)?;
+        return Some(Sought::Resume { id, identity, encrypted, from_peer });
+    }
     let (id, into_sandbox) = match way {
         Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
         None => (of_control(request.uri().path())?, false),
@@ -135,6 +163,19 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 Err(error) => Home::Refused(ApiError::from(error).into_response()),
             };
         }
+        Some(Sought::Room(AtOnce(budget))) => {
+            return app
+                .host()
+                .has_room(&budget)
+                .map_or_else(|short| Home::Refused(ApiError::full(&short).into_response()), |()| Home::Here);
+        }
+        Some(Sought::Resume { id, identity, encrypted, from_peer }) => {
+            return match overflow::send_away(app, nodes, &id).await {
+                Some(node) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
+                Some(node) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
+                None => Home::Here,
+            };
+        }
         Some(Sought::Sandbox { id, identity, encrypted, from_peer }) => (id, identity, encrypted, from_peer),
     };
     let asked = if from_peer { Asked::Now } else { Asked::Lately };
@@ -157,6 +198,13 @@ fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
 /// refused with the reason.
 async fn take_over(app: &App, nodes: &Arc<dyn Nodes>, id: SandboxId, (identity, encrypted): (Option<Identity>, bool)) -> Home {
     match app.host().take_over(&id, None).await {
+        // It was wanted here only because here it was asked for.
+        Ok(()) if overflow::is_without_room(app, &id) => {
+            return match overflow::send_away(app, nodes, &id).await {
+                Some(node) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
+                None => Home::Here,
+            };
+        }
         Ok(()) => return Home::Here,
         Err(TakeOverError::Held { .. } | TakeOverError::Running(_) | TakeOverError::NotFound(_)) => {}
         Err(error) => return Home::Refused(ApiError::from(error).into_response()),

@@ -70,7 +70,7 @@ pub use tls::{Listener, TlsError, TlsIdentity};
 
 use app::App;
 use doors::Place;
-use elsewhere::Home;
+use elsewhere::{Home, overflow};
 use error::{ApiError, ProxyError};
 use hosts::{Named, OtherHosts as Others};
 use latency::FirstAnswer;
@@ -232,8 +232,9 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
                 elsewhere::unless_left(&app, here, response).await
             }
             Home::There(nodes, passed) => {
-                let forwarded = elsewhere::forward::forward(&app, &nodes, passed, request).await;
-                forwarded.unwrap_or_else(IntoResponse::into_response)
+                // What is for a guest is never answered here.
+                let here = way.is_none().then_some(|request| answer(&app, None, request, next));
+                overflow::there(&app, (&nodes, passed), request, here).await.unwrap_or_else(IntoResponse::into_response)
             }
             Home::Anywhere(create) => {
                 let own = Arc::clone(&app);

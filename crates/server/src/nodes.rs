@@ -16,7 +16,7 @@ use std::{error::Error, fmt, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use axum::{body::Body, extract::Request, response::Response};
-use firkin_runtime::{nodes::NodeFigures, sandbox::SandboxId};
+use firkin_runtime::{capacity::ResourceBudget, nodes::NodeFigures, sandbox::SandboxId};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use tokio_rustls::TlsAcceptor;
@@ -59,8 +59,11 @@ pub(crate) const PLACEMENT: HeaderName = HeaderName::from_static("x-firkin-place
 /// On a list: the names of the nodes that did not say what they have.
 pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing-nodes");
 
+/// On a create that is sent to a peer: what it needs of the host. Where that is not free now it is refused, and does not wait: others are asked first.
+pub(crate) const AT_ONCE: HeaderName = HeaderName::from_static("x-firkin-at-once");
+
 /// What is believed on the peer port, and taken out of whatever comes in elsewhere.
-const BELIEVED: [HeaderName; 3] = [IDENTITY, CLIENT, ENCRYPTED];
+const BELIEVED: [HeaderName; 4] = [IDENTITY, CLIENT, ENCRYPTED, AT_ONCE];
 
 /// Headers that a node adds to a request or an answer on its way to another one, and as many again for later versions.
 pub const MORE_HEADERS: usize = 16;
@@ -161,6 +164,15 @@ pub struct Wanted {
     pub once: Option<String>,
 }
 
+/// What a node said that was asked for a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It has made one, with so much memory, MiB.
+    Made(u64),
+    /// It has no room.
+    Full,
+}
+
 /// It is not known where something is, because those who know do not answer.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot look up on which node {what} is")]
@@ -230,6 +242,9 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// itself; nobody is to be asked but these. None: it is made here.
     fn placement(&self, wanted: &Wanted) -> Placement;
 
+    /// Takes down what a node said that was asked for a sandbox: what is known of its room is some seconds old.
+    fn answered(&self, node: &NodeId, said: Said);
+
     /// Whether this node takes new sandboxes, by its operator's word.
     fn takes_new(&self) -> bool;
 
@@ -282,6 +297,26 @@ pub fn as_operator(request: &mut Request) {
 /// Marks a request that came over the peer port.
 #[derive(Debug, Clone)]
 pub(crate) struct FromPeer(pub(crate) Peer);
+
+/// What a create needs of a host, that is not to wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AtOnce(pub(crate) ResourceBudget);
+
+impl AtOnce {
+    pub(crate) fn to_header(self) -> HeaderValue {
+        let ResourceBudget { cpus, memory_mib, disk_mib } = self.0;
+        HeaderValue::try_from(format!("{cpus} {memory_mib} {disk_mib}")).expect("numbers are printable")
+    }
+
+    /// What is said otherwise by another version is not said.
+    pub(crate) fn of(value: &HeaderValue) -> Option<Self> {
+        let mut numbers = value.to_str().ok()?.split(' ');
+        let (cpus, memory_mib, disk_mib) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        let budget =
+            ResourceBudget { cpus: cpus.parse().ok()?, memory_mib: memory_mib.parse().ok()?, disk_mib: disk_mib.parse().ok()? };
+        numbers.next().is_none().then_some(Self(budget))
+    }
+}
 
 /// Marks an answer of another node.
 #[derive(Debug, Clone, Copy)]

@@ -49,6 +49,7 @@ async fn a_create_goes_to_who_has_room_and_holds_the_template_and_on_to_the_next
     let why = "c: gets the template from another node; passed over: b (had no room, or did not answer), a (100 MiB of memory free, 512 wanted)";
     assert_eq!(made.header("x-firkin-placement"), why);
     assert_eq!(c.runtime.sandboxes().len(), 1);
+    assert_eq!(b.runtime.capacity().requests.timed_out, 0, "nobody waits where another has room");
     // Nor is one in the way that is not who it is said to be.
     say("c", 90_000, &[&build]);
     bench.map.change("c", |c| c.term = 9);

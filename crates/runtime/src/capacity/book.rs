@@ -148,6 +148,14 @@ impl<W> Book<W> {
         Ok(())
     }
 
+    /// Whether an active session would be let in now, if need be in the place of warm ones, without anybody before it.
+    pub(super) fn has_room(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
+        self.fits_behind(self.queue.len(), budget).or_else(|short| match self.queue.is_empty() {
+            true => fits(&self.capacity, &self.usage.active.held, budget),
+            false => Err(short),
+        })
+    }
+
     /// Takes a warm session's capacity now, unless active work waits for it.
     pub(super) fn take_warm(&mut self, budget: ResourceBudget) -> Result<(), WarmCapacityError> {
         fits(&self.warm_limit, &self.usage.warm.held, &budget).map_err(WarmCapacityError::Share)?;

@@ -179,6 +179,11 @@ impl CapacityLedger {
         self.shared.book().could_ever_fit(&self.whole(*budget))
     }
 
+    /// Whether an active session with `budget` would be let in at once, or what it would wait for. Holds nothing: the next may take it.
+    pub fn has_room(&self, budget: &ResourceBudget) -> Result<(), CapacityError> {
+        self.shared.book().has_room(&self.whole(*budget))
+    }
+
     /// Takes all of `budget` for an active session, or nothing. Does not wait, and does not pass those who do:
     /// [`Admission`](crate::capacity::admission::Admission) is the way in for whoever may wait.
     pub fn reserve(&self, budget: ResourceBudget) -> Result<ActiveSessionReservation, CapacityError> {

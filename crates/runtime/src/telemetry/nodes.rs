@@ -11,9 +11,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// What became of a create where it came in: the first node that was asked made it, or one after it, or all said no; nobody takes anything; or it was
-/// made here, because nothing is known of the others.
-pub const PLACEMENTS: [&str; 5] = ["first", "next", "refused", "nobody", "here"];
+/// What became of a create where it came in: the first node that was asked made it, or one after it, or one where it waited, all being full at first; or
+/// all said no; nobody takes anything; or it was made here, because nothing is known of the others.
+pub const PLACEMENTS: [&str; 6] = ["first", "next", "waited", "refused", "nobody", "here"];
 
 /// What a node knows of its cluster, and has done in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse as _, Response},
 };
-use firkin_runtime::store::KeyScope;
+use firkin_runtime::{capacity::ResourceBudget, store::KeyScope};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Method, request::Parts};
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use crate::{
     App,
     error::ApiError,
     extract::collect,
-    nodes::{self, Identity, NoRoom, Nodes, Placement, SendError, Wanted},
+    nodes::{self, AtOnce, Identity, NoRoom, Nodes, Place, Placement, Said, SendError, Wanted},
 };
 
 /// Nodes that are asked for one sandbox.
@@ -87,36 +87,49 @@ impl Create {
         let again = || Request::from_parts(parts.clone(), Body::from(bytes.clone()));
         let wanted = self.wanted(app, &parts, &bytes).await;
         let is_understood = wanted.is_some();
-        let placement = match wanted {
-            Some(wanted) => self.nodes.placement(&wanted),
+        let (placement, budget) = match &wanted {
+            Some((wanted, budget)) => (self.nodes.placement(wanted), *budget),
             // What cannot be understood, or is not there, is for the route to say.
-            None => Placement::default(),
+            None => (Placement::default(), ResourceBudget::default()),
         };
-        let (mut refused, mut refusing) = (None, Vec::new());
-        for place in placement.asked.iter().take(MOST_ASKED) {
-            let answer = if place.node == *self.nodes.id() {
-                here(again()).await
-            } else {
-                match pass(app, &self.nodes, &place.node, (&self.identity, self.encrypted), again()).await {
-                    Ok(answer) => answer,
-                    Err(PassError::Send(error @ SendError::Unreached { .. })) => {
-                        let node = &place.name;
-                        tracing::warn!(node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");
-                        refused.get_or_insert_with(|| ApiError::from(error).into_response());
-                        refusing.push(place.name.clone());
-                        continue;
-                    }
-                    // It may have been made.
-                    Err(PassError::Send(error)) => return ApiError::from(error).into_response(),
-                    Err(PassError::Request(error)) => return error.into_response(),
+        let (mut refused, mut refusing, mut full) = (None, Vec::new(), None);
+        let places: Vec<&Place> = placement.asked.iter().take(MOST_ASKED).collect();
+        // Where there is one, it may as well wait there at once.
+        let at_once = (places.len() > 1).then_some(AtOnce(budget));
+        for place in &places {
+            match self.ask(app, place, (again(), at_once), &here).await {
+                Ok(answer) if answer.extensions().get::<NoRoom>().is_none() => {
+                    self.note(&answer, place, budget);
+                    app.host().metrics().count_placement(if refusing.is_empty() { "first" } else { "next" });
+                    return told(answer, &placement.line(place, &refusing));
                 }
-            };
-            if answer.extensions().get::<NoRoom>().is_none() {
-                app.host().metrics().count_placement(if refusing.is_empty() { "first" } else { "next" });
-                return told(answer, &placement.line(place, &refusing));
+                Ok(answer) => {
+                    self.nodes.answered(&place.node, Said::Full);
+                    full.get_or_insert(*place);
+                    refused = Some(answer);
+                }
+                Err(PassError::Send(error @ SendError::Unreached { .. })) => {
+                    let node = &place.name;
+                    tracing::warn!(node, error = %firkin_causes::chain(&error), "a node did not answer for a new sandbox");
+                    refused.get_or_insert_with(|| ApiError::from(error).into_response());
+                }
+                // It may have been made.
+                Err(PassError::Send(error)) => return ApiError::from(error).into_response(),
+                Err(PassError::Request(error)) => return error.into_response(),
             }
-            refused = Some(answer);
             refusing.push(place.name.clone());
+        }
+        // All that could be asked are full: it waits where it was to be made first.
+        if let Some(place) = full.filter(|_| at_once.is_some()) {
+            match self.ask(app, place, (again(), None), &here).await {
+                Ok(answer) if answer.extensions().get::<NoRoom>().is_none() => {
+                    app.host().metrics().count_placement("waited");
+                    return told(answer, &placement.line(place, &refusing));
+                }
+                Ok(answer) => refused = Some(answer),
+                Err(PassError::Send(error)) => return ApiError::from(error).into_response(),
+                Err(PassError::Request(error)) => return error.into_response(),
+            }
         }
         let (outcome, answer) = match refused {
             Some(refused) => ("refused", refused),
@@ -127,8 +140,35 @@ impl Create {
         answer
     }
 
+    /// Asks one node, which says at once that it is full where it is told what it is about.
+    async fn ask(
+        &self,
+        app: &App,
+        place: &Place,
+        (mut request, at_once): (Request, Option<AtOnce>),
+        here: &impl Fn(Request) -> BoxFuture<'static, Response>,
+    ) -> Result<Response, PassError> {
+        if place.node != *self.nodes.id() {
+            if let Some(at_once) = at_once {
+                request.headers_mut().insert(nodes::AT_ONCE, at_once.to_header());
+            }
+            return pass(app, &self.nodes, &place.node, (&self.identity, self.encrypted), request).await;
+        }
+        let room = at_once.map_or(Ok(()), |AtOnce(budget)| app.host().has_room(&budget));
+        Ok(match room {
+            Ok(()) => here(request).await,
+            Err(short) => ApiError::full(&short).into_response(),
+        })
+    }
+
+    fn note(&self, answer: &Response, place: &Place, budget: ResourceBudget) {
+        if answer.status().is_success() {
+            self.nodes.answered(&place.node, Said::Made(budget.memory_mib));
+        }
+    }
+
     /// What it needs. `None` where there is no such template, or nothing is built of it.
-    async fn wanted(&self, app: &App, parts: &Parts, body: &[u8]) -> Option<Wanted> {
+    async fn wanted(&self, app: &App, parts: &Parts, body: &[u8]) -> Option<(Wanted, ResourceBudget)> {
         let caller = self.identity.caller.as_ref()?;
         let named: Named = serde_json::from_slice(body).ok()?;
         if named.is_of_one_node() {
@@ -136,11 +176,12 @@ impl Create {
         }
         let found = app.host().within(caller.team.clone()).template(&named.template).await.ok()??;
         let once = parts.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-        Some(Wanted {
+        let wanted = Wanted {
             build: found.build_id,
             memory_mib: found.budget.memory_mib,
             runs_on: found.runs_on,
             once: once.map(|key| format!("{} {key}", caller.team)),
-        })
+        };
+        Some((wanted, found.budget))
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse as _, Response};
 use firkin_causes::chain;
-use firkin_runtime::{artifact::IntegrityError, sandbox::SandboxId, second_copies::KeepCopyError};
+use firkin_runtime::{artifact::IntegrityError, capacity::CapacityError, sandbox::SandboxId, second_copies::KeepCopyError};
 use http::StatusCode;
 
 use super::{ApiError, CATALOG_RETRY_SECONDS, Retry};
@@ -30,6 +30,11 @@ impl ApiError {
             .retry(Retry::After(MOVE_RETRY_SECONDS))
     }
 
+    /// Whether it says that a sandbox went to another node meanwhile.
+    pub(crate) fn is_of_moved(&self) -> bool {
+        self.error_code == Some("sandbox_moved")
+    }
+
     /// A peer came to the wrong node, of which it is told the right one.
     pub(crate) fn misdirected(id: &SandboxId, owner: Misdirected) -> Response {
         let mut response = Self::new(StatusCode::MISDIRECTED_REQUEST, format!("sandbox `{id}` is on another node"))
@@ -48,6 +53,13 @@ impl ApiError {
     pub(crate) fn no_node_takes_new() -> Self {
         let message = "this node takes nothing new (`firkin node uncordon`), and no other node has room";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .code("sandbox_capacity_unavailable")
+            .retry(Retry::After(NODE_RETRY_SECONDS))
+    }
+
+    /// What is asked for would wait here, and others are asked before it does.
+    pub(crate) fn full(short: &CapacityError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("the host is full: {short}"))
             .code("sandbox_capacity_unavailable")
             .retry(Retry::After(NODE_RETRY_SECONDS))
     }

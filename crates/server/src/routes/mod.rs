@@ -26,7 +26,7 @@ mod lifecycle;
 mod logs;
 mod moving;
 mod network;
-mod relocating;
+pub(crate) mod relocating;
 mod sandboxes;
 mod secrets;
 mod snapshots;

@@ -11,7 +11,10 @@ use axum::{
     body::Body,
     extract::{Request, State},
 };
-use firkin_runtime::{owner::Departing, sandbox::SandboxId};
+use firkin_runtime::{
+    owner::{Departed, Departing, MoveError},
+    sandbox::{NoSuchSandbox, SandboxId},
+};
 use http::{Extensions, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use jiff::Timestamp;
@@ -82,9 +85,36 @@ pub(super) async fn move_away(
         Some(named) => vec![target(&*nodes, &named)?],
         None => targets(&app, &*nodes, &id)?,
     };
+    let (departed, to) = depart(&app, &nodes, &id, targets).await?;
+    let name = to.map_or_else(String::new, |to| {
+        let known = nodes.others().into_iter().find(|other| other.id == to);
+        known.map_or_else(|| to.to_string(), |other| other.name)
+    });
+    let blackout_ms = u64::try_from(departed.took.as_millis()).unwrap_or(u64::MAX);
+    Ok(Reply(Moved { sandbox_id: id, node: name, ran: departed.ran, blackout_ms }))
+}
+
+/// Has a sandbox of this node be taken over by one that it fits on, as far as is known; by which one.
+pub(crate) async fn send_away(app: &App, nodes: &Arc<dyn Nodes>, id: &SandboxId) -> Result<NodeId, MoveError> {
+    let nobody = || MoveError::Refused { id: id.clone(), source: "no other node has room".into() };
+    let targets = targets(app, &**nodes, id)?;
+    if targets.is_empty() {
+        return Err(nobody());
+    }
+    let (_, to) = depart(app, nodes, id, targets).await?;
+    to.ok_or_else(nobody)
+}
+
+/// Lets go of a sandbox to the first of these nodes that takes it.
+async fn depart(
+    app: &App,
+    nodes: &Arc<dyn Nodes>,
+    id: &SandboxId,
+    targets: Vec<NodeId>,
+) -> Result<(Departed, Option<NodeId>), MoveError> {
     let asked: Arc<Mutex<Option<NodeId>>> = Arc::default();
-    let (told, asking) = (Arc::clone(&asked), Arc::clone(&nodes));
-    let departed = app.host().move_away(&id, move |departing| {
+    let (told, asking) = (Arc::clone(&asked), Arc::clone(nodes));
+    let departed = app.host().move_away(id, move |departing| {
         Box::pin(async move {
             let mut last: Box<dyn Error + Send + Sync> = "no other node takes it".into();
             for node in targets {
@@ -101,12 +131,7 @@ pub(super) async fn move_away(
     });
     let departed = departed.await?;
     let to = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let name = to.map_or_else(String::new, |to| {
-        let known = nodes.others().into_iter().find(|other| other.id == to);
-        known.map_or_else(|| to.to_string(), |other| other.name)
-    });
-    let blackout_ms = u64::try_from(departed.took.as_millis()).unwrap_or(u64::MAX);
-    Ok(Reply(Moved { sandbox_id: id, node: name, ran: departed.ran, blackout_ms }))
+    Ok((departed, to))
 }
 
 /// `POST /admin/take`, of another node.
@@ -135,7 +160,7 @@ fn target(nodes: &dyn Nodes, named: &str) -> Result<NodeId, ApiError> {
 }
 
 /// Nodes that a sandbox of this one fits on, as far as is known.
-fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Vec<NodeId>, ApiError> {
+fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Vec<NodeId>, NoSuchSandbox> {
     let sandbox = app.host().sandbox(id)?;
     // Where there is one engine it is by that one; of several, those who are asked find out.
     let runs_on = match app.host().accelerations()[..] {

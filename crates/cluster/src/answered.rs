@@ -1,0 +1,65 @@
+//! What nodes said that were asked for sandboxes, for as long as their own figures may not say it yet: these are some seconds old, and in that time a
+//! burst would all go to the node that was the emptiest.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use firkin_server::nodes::{NodeId, Said};
+
+/// How long it counts: until a node has renewed its lease, said what it has, and was heard.
+const COUNTS_FOR: Duration = Duration::from_secs(5);
+
+/// How long a node is taken to be full that said so. What ends there makes room at any time.
+const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// More of one node than any makes in that time: what is beyond is not remembered.
+const MOST: usize = 10_000;
+
+/// What was said lately, by node.
+#[derive(Debug, Default)]
+pub(crate) struct Answered(Mutex<HashMap<NodeId, Vec<(Instant, Said)>>>);
+
+impl Answered {
+    pub(crate) fn note(&self, node: &NodeId, said: Said, now: Instant) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = all.entry(node.clone()).or_default();
+        of.retain(|(at, _)| now.saturating_duration_since(*at) < COUNTS_FOR);
+        if of.len() < MOST {
+            of.push((now, said));
+        }
+    }
+
+    /// How much of the memory that a node said it had is taken since, MiB; all of it, where it said that it is full.
+    pub(crate) fn taken(&self, node: &NodeId, now: Instant) -> u64 {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = all.get(node).into_iter().flatten().filter(|(at, _)| now.saturating_duration_since(*at) < COUNTS_FOR);
+        let taken = of.map(|(at, said)| match said {
+            Said::Made(memory_mib) => *memory_mib,
+            Said::Full if now.saturating_duration_since(*at) < FULL_FOR => u64::MAX,
+            Said::Full => 0,
+        });
+        taken.fold(0, u64::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_took_counts_until_it_says_so_itself() {
+        let (answered, begin) = (Answered::default(), Instant::now());
+        let [one, other]: [NodeId; 2] = ["a", "b"].map(|name| name.repeat(20).parse().unwrap());
+        let at = |ms| begin + Duration::from_millis(ms);
+        answered.note(&one, Said::Made(512), at(0));
+        answered.note(&one, Said::Made(256), at(3000));
+        answered.note(&other, Said::Full, at(3000));
+        assert_eq!([answered.taken(&one, at(3000)), answered.taken(&other, at(3000))], [768, u64::MAX]);
+        assert_eq!([answered.taken(&one, at(5000)), answered.taken(&other, at(4000))], [256, 0]);
+        answered.note(&one, Said::Made(1), at(9000));
+        assert_eq!(answered.taken(&one, at(9000)), 1);
+    }
+}
