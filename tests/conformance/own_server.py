@@ -36,6 +36,11 @@ class OwnServer:
 
     def start(self, *options: str) -> None:
         """Starts the server and returns once it answers."""
+        self.begin(*options)
+        wait_for(self._answers, f"the server to start\n{self.log()}", START_S)
+
+    def begin(self, *options: str) -> None:
+        """Starts the server, whether it will answer or not."""
         assert self.process is None, "one at a time"
         listen = self.url.removeprefix("http://")
         with open(self.dir / "log", "ab") as log:
@@ -47,7 +52,6 @@ class OwnServer:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(self._answers, f"the server to start\n{self.log()}", START_S)
 
     def _around(self) -> list[str]:
         """What has the server, and nobody else, believe that this host asks another resolver than it does."""

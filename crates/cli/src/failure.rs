@@ -24,6 +24,11 @@ pub(crate) enum ExitStatus {
     Command(u8),
 }
 
+impl ExitStatus {
+    /// What the process ends with that was interrupted.
+    pub(crate) const INTERRUPTED: u8 = 130;
+}
+
 impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {
         Self::from(match status {
@@ -32,7 +37,7 @@ impl From<ExitStatus> for ExitCode {
             ExitStatus::Usage => 2,
             ExitStatus::Unreachable => 3,
             ExitStatus::HostNotReady => 4,
-            ExitStatus::Interrupted => 130,
+            ExitStatus::Interrupted => ExitStatus::INTERRUPTED,
             ExitStatus::Command(code) => code,
         })
     }

@@ -5,6 +5,7 @@ These tests have a server of their own, which they kill; the one that all other 
 
 import contextlib
 import json
+import signal
 import sqlite3
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from e2b import NotFoundException, SandboxException, SandboxState
 from outside import ALLOWED, OTHER, RESOLVER, outside  # noqa: F401 (a fixture)
 from own_server import own_server, sandboxes_of
-from support import GUEST_PROGRAMS, SANDBOX_LIFETIME_S, Brood, start_guest_program, wait_for, wait_for_clock
+from support import GUEST_PROGRAMS, SANDBOX_LIFETIME_S, WAIT_S, Brood, start_guest_program, wait_for, wait_for_clock
 
 COUNTER_PORT = 7777
 AWAY_S = 12
@@ -74,6 +75,26 @@ def assert_counts_on(sandbox, before: list[str]) -> list[str]:
     after = counted(sandbox)
     assert (after[:2], int(after[2])) == (before[:2], int(before[2]) + 1)
     return after
+
+
+def test_a_server_that_is_interrupted_while_it_begins_leaves_what_runs(server, create):
+    sandbox = create()
+    start_guest_program(sandbox, "counter.py", COUNTER_PORT)
+    before, machines = counted(sandbox), server.machines()
+    # It has something to do after it has taken over what runs, and before it serves.
+    deleted = httpx.delete(f"{server.url}/templates/base", headers={"X-API-Key": server.client["api_key"]}, timeout=WAIT_S)
+    assert deleted.is_success, deleted.text
+    server.kill()
+    log = server.dir / "log"
+    said = log.stat().st_size
+    server.begin("--on-exit", "leave")
+    wait_for(lambda: b"- template base" in log.read_bytes()[said:], "the server to begin a template")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(WAIT_S) == 130, server.log()
+    server.process = None
+    assert set(machines) <= set(server.machines()), "its machine goes on"
+    server.start()
+    assert_counts_on(sandbox, before)
 
 
 def test_names_are_closed_without_a_server_and_open_with_the_next(server, create, outside):  # noqa: F811

@@ -122,7 +122,9 @@ async fn own_server(
     output::note(&format!("no server runs: measuring one of our own, with its state in {}", dir.path().display()));
     let settings = Settings { state_dir: dir.path().to_owned(), server: ServerSource::StateDir, ..settings.clone() };
     let socket = hosting::bind(&settings, hosting::IfTaken::AnyFreePort, &mut Handed::default())?;
-    let Some(host) = interrupts.unless(hosting::open(&settings, progress)).await? else { return Ok(None) };
+    let Some(host) = interrupts.unless(hosting::open(&settings, progress, &hosting::Begins::default())).await? else {
+        return Ok(None);
+    };
     let acceleration = host.acceleration();
     let server = host.serve(&settings, socket, Handed::default(), None).await?;
     let api = Api::new(server.target().clone());

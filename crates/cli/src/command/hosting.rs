@@ -10,7 +10,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -101,6 +104,19 @@ impl Interrupts {
     }
 }
 
+/// How far a server is that begins.
+#[derive(Debug, Default)]
+pub(crate) struct Begins {
+    taken_over: AtomicBool,
+}
+
+impl Begins {
+    /// Whether it may have taken over what runs.
+    pub(crate) fn has_taken_over(&self) -> bool {
+        self.taken_over.load(Ordering::SeqCst)
+    }
+}
+
 /// How to go on when an address is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IfTaken {
@@ -172,8 +188,8 @@ pub(crate) struct Host {
 }
 
 /// Makes the host ready, as far as it is not, and opens the runtime with its base template.
-pub(crate) async fn open(settings: &Settings, progress: &Progress) -> anyhow::Result<Host> {
-    let (runtime, checks, joining) = open_looking(settings, progress).await?;
+pub(crate) async fn open(settings: &Settings, progress: &Progress, begins: &Begins) -> anyhow::Result<Host> {
+    let (runtime, checks, joining) = open_looking(settings, progress, begins).await?;
     let opened = async {
         // Before any template is looked for: its files may be another node's.
         let joined = match joining {
@@ -224,11 +240,15 @@ fn refused(error: OpenError) -> anyhow::Error {
 
 /// Makes the host ready and opens the runtime, without any template.
 pub(crate) async fn open_runtime(settings: &Settings, progress: &Progress) -> anyhow::Result<Runtime> {
-    open_looking(settings, progress).await.map(|(runtime, ..)| runtime)
+    open_looking(settings, progress, &Begins::default()).await.map(|(runtime, ..)| runtime)
 }
 
 /// The same, with what the look at the host found.
-async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Result<(Runtime, Vec<Check>, Option<Joining>)> {
+async fn open_looking(
+    settings: &Settings,
+    progress: &Progress,
+    begins: &Begins,
+) -> anyhow::Result<(Runtime, Vec<Check>, Option<Joining>)> {
     demand_unused(settings)?;
     let checks = super::doctor::ensure_ready(settings, progress).await?;
     let cache = Cache::open(&settings.cache_dir).await.hint("`--cache-dir` chooses another directory")?;
@@ -275,6 +295,7 @@ async fn open_looking(settings: &Settings, progress: &Progress) -> anyhow::Resul
         guest,
         ..defaults
     };
+    begins.taken_over.store(true, Ordering::SeqCst);
     let runtime = Box::pin(Runtime::open(config, engines)).await.map_err(refused)?;
     step.done(&format!("state directory {}", settings.state_dir.display()));
     drop(tokio::spawn(remove_unnamed_images(collected.0, collected.1)));

@@ -116,7 +116,9 @@ async fn own_server(
     let (cache, state) = (settings.cache_dir.display(), settings.state_dir.display());
     output::note(&format!("downloads and builds are kept in {cache}, templates and sandboxes in {state}"));
     let socket = hosting::bind(settings, hosting::IfTaken::AnyFreePort, &mut Handed::default())?;
-    let Some(host) = interrupts.unless(hosting::open(settings, progress)).await? else { return Ok(None) };
+    let Some(host) = interrupts.unless(hosting::open(settings, progress, &hosting::Begins::default())).await? else {
+        return Ok(None);
+    };
     let acceleration = host.acceleration();
     let server = host.serve(settings, socket, Handed::default(), traces).await?;
     let seen = tour(&Api::new(server.target().clone()), progress, interrupts).await;

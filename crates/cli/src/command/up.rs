@@ -5,7 +5,7 @@ use firkin_traces::Traces;
 use sd_notify::NotifyState;
 use serde::Serialize;
 
-use super::hosting::{self, Interrupts};
+use super::hosting::{self, Begins, Interrupts};
 use crate::{
     args::OnExit,
     failure::ExitStatus,
@@ -30,8 +30,19 @@ pub(crate) async fn run(settings: &Settings, mut handed: Handed, traces: Option<
     let mut interrupts = Interrupts::listen()?;
     let progress = Progress::on_stderr(settings.live_progress);
     let door = hosting::bind(settings, hosting::IfTaken::Fail, &mut handed)?;
-    let Some(host) = interrupts.unless(hosting::open(settings, &progress)).await? else {
-        return Ok(ExitStatus::Interrupted);
+    let begins = Begins::default();
+    let opening = hosting::open(settings, &progress, &begins);
+    tokio::pin!(opening);
+    let host = tokio::select! {
+        opened = &mut opening => opened?,
+        () = interrupts.next() => {
+            // What runs is not to end because this server was told to before it served. Dropped, a runtime ends what it has.
+            if settings.on_exit != OnExit::Kill && begins.has_taken_over() {
+                output::note("interrupted while it begins: what runs is left to the next server");
+                leave_at_once();
+            }
+            return Ok(ExitStatus::Interrupted);
+        }
     };
     let acceleration = host.acceleration();
     let mut server = host.serve(settings, door, handed, traces).await?;
@@ -68,6 +79,12 @@ pub(crate) async fn run(settings: &Settings, mut handed: Handed, traces: Option<
     let stopped = interrupts.unless(server.stop(on_exit)).await?;
     served?;
     Ok(if stopped.is_some() { ExitStatus::Success } else { ExitStatus::Interrupted })
+}
+
+/// Ends this process as a crash does, which machines outlive.
+#[expect(clippy::exit, reason = "every destructor would end something that is to go on")]
+fn leave_at_once() -> ! {
+    std::process::exit(ExitStatus::INTERRUPTED.into())
 }
 
 fn announce(settings: &Settings, ready: &Ready) -> anyhow::Result<()> {
