@@ -292,7 +292,7 @@ impl Nodes for Cluster {
         };
         match answered {
             Ok(response) => Ok(response.map(Body::new)),
-            Err(error) if error.is_connect() => Err(unreached(error.into())),
+            Err(error) if error.is_connect() || verify::is_let_in_nowhere(&error) => Err(unreached(error.into())),
             Err(error) => Err(SendError::Broken { node: shown.clone(), source: error.into() }),
         }
     }

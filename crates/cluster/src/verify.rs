@@ -11,7 +11,8 @@ use std::{
 
 use firkin_server::nodes::{NodeId, Peer};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
+    SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -289,6 +290,29 @@ pub(crate) fn client(judge: &Arc<Judge>, own: &Arc<OwnCertificate>) -> Result<Cl
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
     Ok(config)
+}
+
+/// Whether a connection ended because the other side did not accept this side's certificate. It looks at that after this side has begun to send, and
+/// reads nothing of it.
+pub(crate) fn is_let_in_nowhere(error: &(dyn Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    // What an I/O error was made of is not its source.
+    let of_tls = causes.filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>());
+    of_tls.into_iter().any(|error| match error {
+        rustls::Error::AlertReceived(alert) => [
+            AlertDescription::BadCertificate,
+            AlertDescription::UnsupportedCertificate,
+            AlertDescription::CertificateRevoked,
+            AlertDescription::CertificateExpired,
+            AlertDescription::CertificateUnknown,
+            AlertDescription::UnknownCA,
+            AlertDescription::AccessDenied,
+            AlertDescription::DecryptError,
+            AlertDescription::CertificateRequired,
+        ]
+        .contains(alert),
+        _ => false,
+    })
 }
 
 #[cfg(test)]

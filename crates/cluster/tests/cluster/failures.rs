@@ -156,6 +156,20 @@ async fn a_peer_of_a_former_term_or_another_secret_is_let_in_nowhere() {
 }
 
 #[tokio::test]
+async fn what_is_not_let_in_has_done_nothing_and_may_be_asked_again() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    let id = a.create("").await;
+    // A has not heard of B's next server yet, which is there.
+    bench.map.change("b", |b| b.term = 2);
+    let refused = b.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(503);
+    assert_eq!((refused.text("/error_code"), refused.header("should-retry")), ("node_away", "true"), "{refused:?}");
+    bench.map.change("b", |b| b.term = 1);
+    b.call("DELETE", &format!("/sandboxes/{id}"), "").await.expect(204);
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn the_peer_port_speaks_to_peers_only() {
     let bench = Bench::start(&["a"]).await;
     let a = &bench.nodes[0];
