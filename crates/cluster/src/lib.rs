@@ -189,12 +189,9 @@ impl Nodes for Cluster {
         if let Some(home) = known {
             return Ok(self.place(&home));
         }
+        let since = Instant::now();
         match look(self.members.whereabouts(id)).await {
-            Ok(Some(home)) => {
-                let place = self.place(&home);
-                self.whereabouts.note(id, home, Instant::now());
-                Ok(place)
-            }
+            Ok(Some(home)) => Ok(self.place(&self.whereabouts.note(id, home, (since, Instant::now())))),
             Ok(None) => {
                 self.whereabouts.forget(id);
                 Ok(Whereabouts::Nowhere)
@@ -205,6 +202,17 @@ impl Nodes for Cluster {
                 None => Err(LocateError { what: format!("sandbox `{id}`"), source: Box::new(away) }),
             },
         }
+    }
+
+    fn epoch(&self, id: &SandboxId) -> Option<u64> {
+        self.whereabouts.last(id).map(|home| home.epoch)
+    }
+
+    fn heard(&self, id: &SandboxId, node: &NodeId, epoch: u64) {
+        let nodes = self.members.nodes();
+        let Some(member) = nodes.iter().find(|member| member.id == *node) else { return };
+        let home = Home { node: node.clone(), term: member.term, epoch };
+        self.whereabouts.hear(id, home, Instant::now());
     }
 
     async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError> {

@@ -42,6 +42,10 @@ pub(crate) enum Home {
     Refused(Response),
 }
 
+/// The life of a sandbox that a peer which asks for it has heard of.
+#[derive(Debug, Clone, Copy)]
+struct Known(u64);
+
 /// Takes in a request: one of a peer for what the peer says that it is, any other without what only peers may say. Whether it is a peer's.
 pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> {
     let Some(nodes) = &app.config.nodes else { return Ok(false) };
@@ -55,10 +59,15 @@ pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> 
     let headers = request.headers_mut();
     let client = headers.remove(nodes::CLIENT).and_then(|client| client.to_str().ok()?.parse::<SocketAddr>().ok());
     let encrypted = headers.remove(nodes::ENCRYPTED).is_some();
+    let known = nodes::epoch_in(headers);
+    headers.remove(nodes::EPOCH);
     if let Some(client) = client {
         request.extensions_mut().insert(ConnectInfo(client));
     }
     request.extensions_mut().insert(Encrypted(encrypted));
+    if let Some(known) = known {
+        request.extensions_mut().insert(Known(known));
+    }
     Ok(true)
 }
 
@@ -74,6 +83,8 @@ pub(crate) enum Sought {
         encrypted: bool,
         /// Whether a peer asks.
         from_peer: bool,
+        /// Whether it is here in an older life than the peer has heard of: another has it by now, and nobody is answered by this one.
+        is_older: bool,
     },
     /// Where a template is built.
     Build {
@@ -115,17 +126,19 @@ pub(crate) fn sought(
         Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
         None => (of_control(request.uri().path())?, false),
     };
-    if !id.is_generated() || app.host().has(&id) {
+    let own = app.host().epoch(&id);
+    let is_older = own.zip(request.extensions().get()).is_some_and(|(own, Known(known))| own < *known);
+    if !id.is_generated() || own.is_some() && !is_older {
         return None;
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought::Sandbox { id, identity, encrypted, from_peer })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_older })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let Some(nodes) = &app.config.nodes else { return Home::Here };
-    let (id, identity, encrypted, from_peer) = match sought {
+    let (id, identity, encrypted, from_peer, is_older) = match sought {
         None => return Home::Here,
         Some(Sought::Place(create)) => return Home::Anywhere(create),
         Some(Sought::Build { template, identity, encrypted }) => {
@@ -135,13 +148,14 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 Err(error) => Home::Refused(ApiError::from(error).into_response()),
             };
         }
-        Some(Sought::Sandbox { id, identity, encrypted, from_peer }) => (id, identity, encrypted, from_peer),
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_older }) => (id, identity, encrypted, from_peer, is_older),
     };
     let asked = if from_peer { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
         Ok(Whereabouts::There(node)) if is_away(&**nodes, &node) => take_over(app, nodes, id, (identity, encrypted)).await,
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
+        Ok(Whereabouts::Here | Whereabouts::Nowhere) if is_older => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),
@@ -177,6 +191,14 @@ pub(crate) fn at_home(app: &App, way: Option<&Result<(Target, Way), InvalidTarge
         None => of_control(path)?,
     };
     app.host().has(&id).then_some(id)
+}
+
+/// Says of an answer which life of its sandbox gave it: the one that it is in when it answers, or was in before it ended or left.
+pub(crate) fn date(app: &App, id: Option<&SandboxId>, before: Option<u64>, mut response: Response) -> Response {
+    if let Some(epoch) = id.and_then(|id| app.host().epoch(id)).or(before) {
+        response.extensions_mut().insert(nodes::OfEpoch(epoch));
+    }
+    response
 }
 
 /// What is answered for a sandbox that was here when it was asked for: where it has gone to another node since, that it can be asked for
