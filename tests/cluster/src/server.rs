@@ -44,14 +44,16 @@ pub(crate) struct Server {
     number: usize,
     places: Places,
     catalog: Catalog,
+    /// Whichever build of this one it runs.
+    program: PathBuf,
     mutant: Option<Mutant>,
     child: Option<Child>,
 }
 
 impl Server {
     /// A node without a server.
-    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, mutant: Option<Mutant>) -> Self {
-        Self { number, places, catalog, mutant, child: None }
+    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, (program, mutant): (PathBuf, Option<Mutant>)) -> Self {
+        Self { number, places, catalog, program, mutant, child: None }
     }
 
     pub(crate) fn places(&self) -> &Places {
@@ -71,7 +73,7 @@ impl Server {
     }
 
     fn try_start(&mut self, world: &World) -> anyhow::Result<bool> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command.arg("node").args(["--number", &self.number.to_string()]).arg("--dir").arg(&self.places.dir);
         command.args(["--catalog", &self.catalog.url]).arg("--authority").arg(&self.catalog.authority);
         command.arg("--secret").arg(&self.catalog.secret);
