@@ -140,7 +140,7 @@ pub(crate) fn bench(workspace: &Workspace, bench: &Bench, step: &mut Step) -> an
     let mut command = Command::new(workspace.binaries.join(PROGRAM));
     command.current_dir(&workspace.root).arg("run");
     command.args(["--schedules", &bench.schedules.to_string(), "--seconds", &bench.seconds.to_string()]);
-    for beside in &bench.beside {
+    if let Some(beside) = &bench.beside {
         command.arg("--beside").arg(beside);
     }
     command.args(bench.seed.map(|seed| format!("--seed={seed}"))).args(bench.keep_logs.then_some("--keep-logs"));

@@ -250,6 +250,10 @@ impl Nodes for Cluster {
         !self.members.nodes().iter().any(|member| member.id == self.me && member.cordoned)
     }
 
+    fn holds_lease(&self) -> bool {
+        self.members.holds_lease()
+    }
+
     fn figures(&self) -> NodeFigures {
         self.members.figures()
     }

@@ -9,7 +9,10 @@ use axum::{
     extract::{ConnectInfo, Request},
     response::{IntoResponse as _, Response},
 };
-use firkin_runtime::{relocating::TakeOverError, sandbox::SandboxId};
+use firkin_runtime::{
+    relocating::TakeOverError,
+    sandbox::{SandboxId, SandboxState},
+};
 
 use http::StatusCode;
 
@@ -83,7 +86,10 @@ pub(crate) enum Sought {
         encrypted: bool,
         /// Whether a peer asks.
         from_peer: bool,
-        /// Whether it is here in an older life than the peer has heard of: another has it by now, and nobody is answered by this one.
+        /// Whether it is here, and another may have it: in an older life than the peer has heard of, or paused on a node whose lease is over. Nobody is
+        /// answered by this one then that the record does not name.
+        is_unsure: bool,
+        /// The first of these: the record cannot name this node.
         is_older: bool,
     },
     /// Where a template is built.
@@ -128,17 +134,19 @@ pub(crate) fn sought(
     };
     let own = app.host().epoch(&id);
     let is_older = own.zip(request.extensions().get()).is_some_and(|(own, Known(known))| own < *known);
-    if !id.is_generated() || own.is_some() && !is_older {
+    let is_paused = || app.host().sandbox(&id).is_ok_and(|sandbox| sandbox.state == SandboxState::Paused);
+    let may_be_lost = own.is_some() && !nodes.holds_lease() && is_paused();
+    if !id.is_generated() || own.is_some() && !is_older && !may_be_lost {
         return None;
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_older })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, is_older })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let Some(nodes) = &app.config.nodes else { return Home::Here };
-    let (id, identity, encrypted, from_peer, is_older) = match sought {
+    let (id, identity, encrypted, from_peer, (is_unsure, is_older)) = match sought {
         None => return Home::Here,
         Some(Sought::Place(create)) => return Home::Anywhere(create),
         Some(Sought::Build { template, identity, encrypted }) => {
@@ -148,14 +156,17 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 Err(error) => Home::Refused(ApiError::from(error).into_response()),
             };
         }
-        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_older }) => (id, identity, encrypted, from_peer, is_older),
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, is_older }) => {
+            (id, identity, encrypted, from_peer, (is_unsure, is_older))
+        }
     };
-    let asked = if from_peer { Asked::Now } else { Asked::Lately };
+    let asked = if from_peer || is_unsure { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
         Ok(Whereabouts::There(node)) if is_away(&**nodes, &node) => take_over(app, nodes, id, (identity, encrypted)).await,
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
-        Ok(Whereabouts::Here | Whereabouts::Nowhere) if is_older => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
+        Ok(Whereabouts::Nowhere) if is_unsure => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
+        Ok(Whereabouts::Here) if is_older => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),

@@ -244,6 +244,9 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// Whether this node takes new sandboxes, by its operator's word.
     fn takes_new(&self) -> bool;
 
+    /// Whether it is sure that nobody else has what is this node's. While it is not, others may have what is paused here.
+    fn holds_lease(&self) -> bool;
+
     /// What is known of the nodes and was done as one of them, for metrics.
     fn figures(&self) -> NodeFigures;
 

@@ -1,7 +1,13 @@
 //! Which life of a sandbox has answered, and that none answers which is over by what was heard before.
 
+use std::sync::Arc;
+
+use firkin_cluster::{Cluster, ClusterConfig, Members};
+use firkin_server::nodes::{Nodes as _, as_operator};
+use http_body_util::BodyExt as _;
+
 use crate::{
-    bench::Bench,
+    bench::{Bench, DEADLINE},
     failures::{SPOOFED, port},
 };
 
@@ -54,5 +60,53 @@ async fn a_node_with_an_older_life_answers_nobody_who_has_heard_of_a_later_one()
     let mut request = a.get_guest(&id, port, "/");
     request.headers_mut().insert("x-firkin-epoch", SPOOFED.parse().unwrap());
     assert_eq!(a.answer(request).await.expect(200).header("x-firkin-epoch"), own.to_string());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_says_less_than_this_version_does_is_answered_all_the_same() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    let id = a.create("").await;
+    let members = Arc::clone(&bench.map) as Arc<dyn Members>;
+    let config = ClusterConfig { node: b.id.clone(), name: "b".to_owned(), term: 1, secret: bench.secret(), members };
+    let peer = Cluster::join(config).unwrap();
+    // One of the version before: it does not say of which life it has heard, and asks for a template without saying what it has.
+    let ask = async |path: &str| {
+        let mut request = http::Request::new(axum::body::Body::empty());
+        *request.uri_mut() = path.parse().unwrap();
+        as_operator(&mut request);
+        let answer = tokio::time::timeout(DEADLINE, peer.send(&a.id, request)).await.expect("an answer in time").unwrap();
+        let (head, body) = answer.into_parts();
+        (head, body.collect().await.unwrap().to_bytes())
+    };
+    let (head, body) = ask(&format!("/sandboxes/{id}")).await;
+    assert_eq!((head.status.as_u16(), &head.headers["x-firkin-node"]), (200, &"a".parse().unwrap()), "{body:?}");
+    let (head, archive) = ask("/admin/export?template=base").await;
+    assert!(head.status == 200 && !archive.is_empty());
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_lease_is_over_answers_for_nothing_that_another_may_have() {
+    let bench = Bench::start(&["a", "b"]).await;
+    let [a, b] = &bench.nodes[..] else { unreachable!() };
+    let (port, runs, rests) = (port().await, a.create("").await, a.create("").await);
+    a.call("POST", &format!("/sandboxes/{rests}/pause"), "").await.expect(204);
+    let epoch = a.runtime.epoch(&rests.parse().unwrap()).unwrap();
+    let look = async |id: &str| a.call("GET", &format!("/sandboxes/{id}"), "").await;
+    bench.map.set_over(true);
+    // By the record it is its own still.
+    assert_eq!(look(&rests).await.expect(200).header("x-firkin-node"), "a");
+    // Another has taken it, and this node has not looked yet.
+    bench.map.home(&rests, &b.id, epoch + 1);
+    assert_eq!(look(&rests).await.expect(404).header("x-firkin-node"), "b");
+    // Nobody can be asked: what runs can be nobody's but its own.
+    bench.map.set_away(true);
+    assert_eq!(look(&rests).await.expect(503).text("/error_code"), "catalog_unavailable");
+    assert_eq!(look(&runs).await.expect(200).header("x-firkin-node"), "a");
+    a.answer(a.get_guest(&runs, port, "/")).await.expect(200);
+    bench.map.set_over(false);
+    assert_eq!(look(&rests).await.expect(200).header("x-firkin-node"), "a");
     bench.stop().await;
 }
