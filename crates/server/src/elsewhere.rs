@@ -89,8 +89,8 @@ pub(crate) enum Sought {
         /// Whether it is here, and another may have it: in an older life than the peer has heard of, or paused on a node whose lease is over. Nobody is
         /// answered by this one then that the record does not name.
         is_unsure: bool,
-        /// The first of these: the record cannot name this node.
-        is_older: bool,
+        /// The second of these: what is not on record was ended by another, and not by this node.
+        may_be_lost: bool,
     },
     /// Where a template is built.
     Build {
@@ -140,13 +140,13 @@ pub(crate) fn sought(
         return None;
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, is_older })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, may_be_lost })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let Some(nodes) = &app.config.nodes else { return Home::Here };
-    let (id, identity, encrypted, from_peer, (is_unsure, is_older)) = match sought {
+    let (id, identity, encrypted, from_peer, (is_unsure, may_be_lost)) = match sought {
         None => return Home::Here,
         Some(Sought::Place(create)) => return Home::Anywhere(create),
         Some(Sought::Build { template, identity, encrypted }) => {
@@ -156,17 +156,20 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 Err(error) => Home::Refused(ApiError::from(error).into_response()),
             };
         }
-        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, is_older }) => {
-            (id, identity, encrypted, from_peer, (is_unsure, is_older))
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, may_be_lost }) => {
+            (id, identity, encrypted, from_peer, (is_unsure, may_be_lost))
         }
     };
     let asked = if from_peer || is_unsure { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
-        Ok(Whereabouts::There(node)) if is_away(&**nodes, &node) => take_over(app, nodes, id, (identity, encrypted)).await,
+        // What is here as it was before is not what would be taken over.
+        Ok(Whereabouts::There(node)) if !is_unsure && is_away(&**nodes, &node) => {
+            take_over(app, nodes, id, (identity, encrypted)).await
+        }
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
-        Ok(Whereabouts::Nowhere) if is_unsure => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
-        Ok(Whereabouts::Here) if is_older => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
+        Ok(Whereabouts::Nowhere) if may_be_lost => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
+        // The record names this node: a later life of it can only be one that this node has claimed, and does not know yet whether it did.
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),
