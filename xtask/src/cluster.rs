@@ -71,11 +71,14 @@ pub(crate) struct Bench {
     /// and go for `--seconds`, and then the loss of one with 200 that are paused
     #[arg(long, value_name = "PART")]
     only: Option<String>,
+    /// Have each second node run another build's program of this bench, as of the version before, and no mutants
+    #[arg(long, value_name = "PROGRAM")]
+    beside: Option<std::path::PathBuf>,
 }
 
 /// As much as is part of every run of the tests: below three minutes, and the same each time, so that it fails for what was changed. Others are
 /// drawn by `cargo xtask cluster`.
-pub(crate) const SHORT: Bench = Bench { schedules: 1, seconds: 16, seed: Some(SEED), keep_logs: false, only: None };
+pub(crate) const SHORT: Bench = Bench { schedules: 1, seconds: 16, seed: Some(SEED), keep_logs: false, only: None, beside: None };
 
 /// A schedule in which nodes are lost.
 const SEED: u64 = 184_815_512;
@@ -143,6 +146,9 @@ pub(crate) fn bench(workspace: &Workspace, bench: &Bench, step: &mut Step) -> an
     let mut command = Command::new(built.join(PROGRAM));
     command.current_dir(&workspace.root).arg("run");
     command.args(["--schedules", &bench.schedules.to_string(), "--seconds", &bench.seconds.to_string()]);
+    if let Some(beside) = &bench.beside {
+        command.arg("--beside").arg(beside);
+    }
     command.args(bench.seed.map(|seed| format!("--seed={seed}"))).args(bench.keep_logs.then_some("--keep-logs"));
     command.args(bench.only.as_ref().map(|part| format!("--only={part}")));
     step.run(&mut command)?;

@@ -201,12 +201,9 @@ impl Nodes for Cluster {
         if let Some(home) = known {
             return Ok(self.place(&home));
         }
+        let since = Instant::now();
         match look(self.members.whereabouts(id)).await {
-            Ok(Some(home)) => {
-                let place = self.place(&home);
-                self.whereabouts.note(id, home, Instant::now());
-                Ok(place)
-            }
+            Ok(Some(home)) => Ok(self.place(&self.whereabouts.note(id, home, (since, Instant::now())))),
             Ok(None) => {
                 self.whereabouts.forget(id);
                 Ok(Whereabouts::Nowhere)
@@ -217,6 +214,17 @@ impl Nodes for Cluster {
                 None => Err(LocateError { what: format!("sandbox `{id}`"), source: Box::new(away) }),
             },
         }
+    }
+
+    fn epoch(&self, id: &SandboxId) -> Option<u64> {
+        self.whereabouts.last(id).map(|home| home.epoch)
+    }
+
+    fn heard(&self, id: &SandboxId, node: &NodeId, epoch: u64) {
+        let nodes = self.members.nodes();
+        let Some(member) = nodes.iter().find(|member| member.id == *node) else { return };
+        let home = Home { node: node.clone(), term: member.term, epoch };
+        self.whereabouts.hear(id, home, Instant::now());
     }
 
     async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError> {
@@ -258,6 +266,10 @@ impl Nodes for Cluster {
 
     fn takes_new(&self) -> bool {
         !self.members.nodes().iter().any(|member| member.id == self.me && member.cordoned)
+    }
+
+    fn holds_lease(&self) -> bool {
+        self.members.holds_lease()
     }
 
     fn figures(&self) -> NodeFigures {

@@ -60,6 +60,9 @@ pub trait Members: fmt::Debug + Send + Sync {
     /// The same for people, with those that are off. At once, from memory.
     fn listed(&self) -> Listed;
 
+    /// Whether this node holds its lease, as it counts itself, and has looked at what others may have taken before. At once, from memory.
+    fn holds_lease(&self) -> bool;
+
     /// How many there are in each state, and what this node has done as one of them, for metrics.
     fn figures(&self) -> NodeFigures;
 

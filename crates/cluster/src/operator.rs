@@ -88,6 +88,10 @@ impl Members for Known {
         Listed::default()
     }
 
+    fn holds_lease(&self) -> bool {
+        true
+    }
+
     fn figures(&self) -> NodeFigures {
         NodeFigures::default()
     }

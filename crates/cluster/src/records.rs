@@ -176,6 +176,10 @@ impl Members for Records {
         Listed { nodes: heard.nodes.iter().map(listed).collect(), ago }
     }
 
+    fn holds_lease(&self) -> bool {
+        self.membership.lease().holds()
+    }
+
     fn figures(&self) -> NodeFigures {
         let (records, counts) = (self.records(), &self.counts);
         let words = NodeState::ALL.into_iter().map(NodeState::word).chain([AWAY]);

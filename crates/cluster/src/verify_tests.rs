@@ -39,6 +39,10 @@ impl Members for List {
         Listed::default()
     }
 
+    fn holds_lease(&self) -> bool {
+        true
+    }
+
     fn figures(&self) -> NodeFigures {
         NodeFigures::default()
     }

@@ -83,6 +83,8 @@ pub(crate) struct Claim {
     pub(crate) node: NodeId,
     pub(crate) term: i64,
     pub(crate) grace: Duration,
+    /// The number that a life which begins now has at least.
+    pub(crate) first_life: u64,
 }
 
 /// What is on record before it.
@@ -100,7 +102,7 @@ impl Claim {
         if epoch != self.epoch {
             return Ok(Err(ClaimError::Changed { id: id(), found: epoch, known: self.epoch }));
         }
-        let Some(next) = next_life(&body)? else { return Ok(Err(ClaimError::NothingHeld { id: id(), node })) };
+        let Some(next) = next_life(&body, self.first_life)? else { return Ok(Err(ClaimError::NothingHeld { id: id(), node })) };
         // What is written stands on what was read, so it has to be that still, and not only in the same life: its home may have paused it since.
         let claim = format!(
             "UPDATE firkin.sandboxes s SET node = ?3, term = ?4, body = ?5, given_up = NULL

@@ -14,7 +14,10 @@
 //! for dead and is not changes nothing more.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -74,6 +77,10 @@ const LOOK_UP: Duration = Duration::from_secs(20);
 /// Between two questions then.
 const LOOK_UP_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Lives that a sandbox may have before the database goes back, as a power of two: those of another era have higher numbers, so that none is given
+/// twice. `demand_era` of the tables says the same.
+const LIVES_OF_AN_ERA: u32 = 20;
+
 /// That of who only reads: no catalogue is ever in it, so that nothing is written.
 const NO_TERM: i64 = -1;
 
@@ -132,6 +139,10 @@ pub struct Postgres {
     term: i64,
     /// Held by who writes, until it is known what became of it.
     writing: AsyncMutex<Writes>,
+    /// The number of the last write that was kept, for who does not write.
+    kept: AtomicI64,
+    /// How often the database may have gone back, as far as this node has heard.
+    era: AtomicI64,
     places: Semaphore,
     idle: Arc<Mutex<Vec<Connection>>>,
     hold: Mutex<Option<Hold>>,
@@ -162,7 +173,18 @@ impl Postgres {
 
     fn of(address: Address, holding: Holding, (term, hold): (i64, Option<Hold>)) -> Self {
         let (writing, places) = (AsyncMutex::default(), Semaphore::new(CONNECTIONS));
-        Self { address, holding, term, writing, places, idle: Arc::default(), hold: Mutex::new(hold) }
+        let (kept, era) = (AtomicI64::new(0), AtomicI64::new(0));
+        Self { address, holding, term, writing, kept, era, places, idle: Arc::default(), hold: Mutex::new(hold) }
+    }
+
+    /// The number of the last write that is durable.
+    pub(crate) fn kept(&self) -> i64 {
+        self.kept.load(Ordering::SeqCst)
+    }
+
+    /// From now on lives have the numbers of this era, or of a later one.
+    pub(crate) fn begin_era(&self, era: i64) {
+        self.era.fetch_max(era, Ordering::SeqCst);
     }
 
     /// Rises with each who opens the catalogue.
@@ -229,6 +251,7 @@ impl Postgres {
                 let kept = self.keep(&connection, writes.tried).await;
                 if kept.is_ok() && mode == Mode::Write {
                     writes.kept = writes.tried;
+                    self.kept.store(writes.kept, Ordering::SeqCst);
                 }
                 kept
             }
@@ -334,6 +357,10 @@ impl Database for Postgres {
                 ..whole
             },
         }
+    }
+
+    fn first_life(&self) -> u64 {
+        u64::try_from(self.era.load(Ordering::SeqCst)).unwrap_or_default() << LIVES_OF_AN_ERA
     }
 
     fn after_rows_with_numbers(&self) -> &'static [&'static str] {

@@ -2,7 +2,10 @@
 //!
 //! Whoever keeps it has a server that starts and continues nothing that others could have while [`Lease::holds`] is false.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use firkin_runtime::{
     sandbox::SandboxId,
@@ -15,7 +18,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 
 use crate::{
     Postgres,
@@ -26,6 +29,16 @@ use crate::{
     lease::{Lease, Leases, boottime},
     members::{Line, Members},
 };
+
+/// Begins another era of the database where it is another one than it was: a standby that was promoted may lack what was kept.
+pub(crate) const BEGIN_ERA: &str =
+    "UPDATE firkin.cluster SET timeline = firkin.timeline(), era = era + 1, era_since = clock_timestamp()
+    WHERE timeline <> firkin.timeline()";
+
+/// And where a node misses what it had recorded, although the database is the one that it was, as after a backup of its files was put in its place. Done
+/// once: the node says no more that nothing of its own is lost.
+const BEGIN_ERA_OF_LOSS: &str = "UPDATE firkin.cluster SET era = era + 1, era_since = clock_timestamp()
+    WHERE era = (SELECT era FROM firkin.nodes WHERE id = $1)";
 
 /// The most that a node says of itself, bytes.
 const MAX_INFO: usize = 64 << 10;
@@ -41,6 +54,8 @@ pub struct Membership {
     line: Line,
     database: Arc<Postgres>,
     members: Members,
+    /// It was told that what it had recorded is not there.
+    has_lost: AtomicBool,
 }
 
 impl Membership {
@@ -51,7 +66,16 @@ impl Membership {
         database: Arc<Postgres>,
     ) -> Self {
         let members = Members::of(address.clone(), cluster.clone());
-        Self { node, term, cluster, leases: Mutex::new(Leases::of(lease)), line: Line::to(address), database, members }
+        Self {
+            node,
+            term,
+            cluster,
+            leases: Mutex::new(Leases::of(lease)),
+            line: Line::to(address),
+            database,
+            members,
+            has_lost: AtomicBool::new(false),
+        }
     }
 
     /// This node's id.
@@ -94,24 +118,51 @@ impl Membership {
     pub async fn renew(&self, info: Option<&str>) -> Result<Lease, StoreError> {
         let info = info.filter(|info| info.len() <= MAX_INFO);
         let mut given = None;
+        // What is kept from now on is there, too, if this is.
+        let kept = self.database.kept();
         // In this order: a lease that goes on is renewed only while nobody can have taken anything.
         for (had_ended, only_if) in [(false, "AND lease_until > clock_timestamp()"), (true, "")] {
             let sent = boottime();
             let lasts = self.cluster.times.lasts.as_millis();
             let renew = format!(
-                "UPDATE firkin.nodes SET lease_until = clock_timestamp() + interval '{lasts} milliseconds', info = coalesce($3, info)
-                 WHERE id = $1 AND term = $2 AND state <> '{FORGOTTEN}' {only_if} RETURNING 1"
+                "UPDATE firkin.nodes n SET lease_until = clock_timestamp() + interval '{lasts} milliseconds', info = coalesce($3, info),
+                     era = CASE WHEN last_write >= $4 THEN c.era ELSE n.era END
+                 FROM firkin.cluster c WHERE n.id = $1 AND term = $2 AND state <> '{FORGOTTEN}' {only_if}
+                 RETURNING last_write, c.era, c.timeline <> firkin.timeline()"
             );
-            let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
-                [(&self.node.as_str(), Type::TEXT), (&self.term, Type::INT8), (&info, Type::TEXT)];
+            let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] =
+                [(&self.node.as_str(), Type::TEXT), (&self.term, Type::INT8), (&info, Type::TEXT), (&kept, Type::INT8)];
             let rows = self.line.ask(&renew, &values).await.map_err(|error| error.of("renew the lease of a node"))?;
-            if !rows.is_empty() {
+            if let Some(row) = rows.first() {
+                self.look_back(row, kept).await.map_err(|error| error.of("see whether the catalogue went back"))?;
                 given = Some((Lease::given(sent, &self.cluster.times), had_ended));
                 break;
             }
         }
         let Some((lease, had_ended)) = given else { return Err(StoreError::Fenced { what: format!("node `{}`", self.node) }) };
         Ok(self.leases.lock().unwrap_or_else(PoisonError::into_inner).renewed(lease, had_ended))
+    }
+
+    /// Whether the database is the one that it was, and has what this node had recorded; what begins with another one is begun.
+    async fn look_back(&self, row: &Row, kept: i64) -> Result<(), DatabaseError> {
+        let of = |error: tokio_postgres::Error| DatabaseError::Refused(error.into());
+        let (last_write, era, is_another): (i64, i64, bool) =
+            (row.try_get(0).map_err(of)?, row.try_get(1).map_err(of)?, row.try_get(2).map_err(of)?);
+        self.database.begin_era(era);
+        if is_another {
+            tracing::warn!(node = %self.node, "a standby of the catalogue was promoted, or a backup restored: no sandbox begins another life before each node has found that nothing is lost");
+            self.line.ask(BEGIN_ERA, &[]).await?;
+        }
+        if last_write < kept {
+            if !self.has_lost.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    node = %self.node, last_write, kept,
+                    "the catalogue went back behind what this node had recorded, and no sandbox begins another life on any: bring the former database back, or stop this server with `--on-exit leave` and start it again"
+                );
+            }
+            self.line.ask(BEGIN_ERA_OF_LOSS, &[(&self.node.as_str(), Type::TEXT)]).await?;
+        }
+        Ok(())
     }
 
     /// Renews the lease in its turn, for as long as the node has one, and tells each that it gets. Ends once the node is another server's, or an
@@ -137,7 +188,8 @@ impl Membership {
     pub async fn claim(&self, id: &SandboxId, epoch: u64) -> Result<Claimed, ClaimError> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let grace = self.cluster.times.grace;
-        let claim = Claim { id: id.clone(), epoch, node: self.node.clone(), term: self.term, grace };
+        let first_life = self.database.first_life();
+        let claim = Claim { id: id.clone(), epoch, node: self.node.clone(), term: self.term, grace, first_life };
         let work = Box::new(move |tx: &dyn Statements| {
             let done = claim.run(tx)?;
             // Nobody waits for it if this fails.

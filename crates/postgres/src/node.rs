@@ -19,15 +19,18 @@ use futures::future::BoxFuture;
 use crate::{
     Postgres,
     address::Address,
-    cluster::{self, ClusterRecord},
+    cluster::{self, ClusterRecord, PROTOCOL},
     connection::{Connection, WRITERS},
     hold::{self, Hold, lock_in_time},
     holding::{FORGOTTEN, Holding, NodeId},
     lease::{Lease, boottime},
-    membership::Membership,
+    membership::{self, Membership},
     open_error::OpenError,
     schema,
 };
+
+/// How far the protocols of two nodes may be from each other: versions that follow each other serve together, so that nodes are replaced one by one.
+const NEAR: i64 = 1;
 
 /// A node, as it says itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,12 +82,14 @@ impl NodeCatalogue {
         // Who is refused leaves its transaction with its connection.
         let found = self.found(&connection).await.map_err(refused)?;
         self.fits(holder, found)?;
+        self.demand_near(&connection).await?;
         let unsettled = |error: DatabaseError| OpenError::Unsettled { address: text(), source: error.into() };
         let sent = boottime();
-        let term = self.claim(&connection, (holder, &cluster)).await.map_err(unsettled)?;
+        let (term, era) = self.claim(&connection, (holder, &cluster)).await.map_err(unsettled)?;
         let hold = Hold::of(address, connection, holding.clone(), term);
         let scoped = address.clone().of_node(&self.node.id, term);
         let database = Arc::new(Postgres::of(scoped, holding, (term, Some(hold))));
+        database.begin_era(era);
         let lease = Lease::given(sent, &cluster.times);
         let membership = Membership::new(address.clone(), (self.node.id.clone(), term), (cluster, lease), database.clone());
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(membership));
@@ -97,6 +102,27 @@ impl NodeCatalogue {
         hold::fits(&self.address, holder, (Some(theirs), term))
     }
 
+    /// Refuses to join nodes that speak otherwise with each other than this one could.
+    async fn demand_near(&self, connection: &Connection) -> Result<(), OpenError> {
+        let asked = format!(
+            "SELECT name, protocol FROM firkin.nodes
+             WHERE id <> $1 AND state <> '{FORGOTTEN}' AND lease_until > clock_timestamp() AND abs(protocol - {PROTOCOL}) > {NEAR}
+             ORDER BY name LIMIT 1"
+        );
+        let read = async {
+            let row = connection.client().query_opt(&asked, &[&self.node.id.as_str()]).await?;
+            row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+        };
+        let found: Result<Option<(String, i64)>, DatabaseError> = connection.answered(read).await;
+        match found {
+            Ok(None) => Ok(()),
+            Ok(Some((node, theirs))) => {
+                Err(OpenError::TooFar { address: self.address.to_string(), node, theirs, ours: PROTOCOL })
+            }
+            Err(error) => Err(OpenError::Unreachable { address: self.address.to_string(), source: error.into() }),
+        }
+    }
+
     async fn found(&self, connection: &Connection) -> Result<Option<(String, i64)>, DatabaseError> {
         let asked = "SELECT installation, term FROM firkin.nodes WHERE id = $1 FOR UPDATE";
         let read = async {
@@ -106,31 +132,36 @@ impl NodeCatalogue {
         connection.answered(read).await
     }
 
-    /// Takes what is the node's, in a new term. A state that an operator gave it stays, unless that was that it is off.
-    async fn claim(&self, connection: &Connection, (holder, cluster): (&Holder, &ClusterRecord)) -> Result<i64, DatabaseError> {
+    /// Takes what is the node's, in a new term, which it gives with the era of the database. A state that an operator gave it stays, unless that was that it is off.
+    async fn claim(
+        &self,
+        connection: &Connection,
+        (holder, cluster): (&Holder, &ClusterRecord),
+    ) -> Result<(i64, i64), DatabaseError> {
         let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let lasts = cluster.times.lasts.as_millis();
         let claim = format!(
-            "INSERT INTO firkin.nodes AS n (id, name, address, installation, host, term, last_write, lease_until, state)
-             VALUES ($1, $2, $3, $4, $5, 1, 0, clock_timestamp() + interval '{lasts} milliseconds', 'ready')
+            "INSERT INTO firkin.nodes AS n (id, name, address, installation, host, term, last_write, lease_until, state, protocol, era)
+             SELECT $1, $2, $3, $4, $5, 1, 0, clock_timestamp() + interval '{lasts} milliseconds', 'ready', {PROTOCOL}, era FROM firkin.cluster
              ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address, installation = excluded.installation,
-                 host = excluded.host, term = n.term + 1, last_write = 0, lease_until = excluded.lease_until, info = '{{}}',
+                 host = excluded.host, protocol = excluded.protocol, era = excluded.era, term = n.term + 1, last_write = 0, lease_until = excluded.lease_until, info = '{{}}',
                  since = CASE WHEN n.state = '{FORGOTTEN}' THEN now() ELSE n.since END,
                  reason = CASE WHEN n.state = '{FORGOTTEN}' THEN '' ELSE n.reason END,
                  state = CASE WHEN n.state = '{FORGOTTEN}' THEN 'ready' ELSE n.state END
-             RETURNING term"
+             RETURNING term, era"
         );
         let Node { id, name, address, .. } = &self.node;
         let claimed = async {
             let client = connection.client();
+            client.batch_execute(membership::BEGIN_ERA).await?;
             let row = client.query_one(&claim, &[&id.as_str(), name, address, &holder.installation, &host.trim()]).await?;
-            let term: i64 = row.try_get(0)?;
+            let (term, era): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             client.execute("UPDATE firkin.sandboxes SET term = $2 WHERE node = $1", &[&id.as_str(), &term]).await?;
-            Ok(term)
+            Ok((term, era))
         };
-        let term = connection.answered(claimed).await?;
+        let claimed = connection.answered(claimed).await?;
         connection.end("COMMIT").await?;
-        Ok(term)
+        Ok(claimed)
     }
 
     async fn taken(&self, connection: &Connection) -> OpenError {

@@ -141,6 +141,21 @@ pub enum OpenError {
         /// Ours.
         known: i64,
     },
+    /// A node runs whose version is too far from this one.
+    #[error(
+        "node `{node}` of the cluster at {address} speaks protocol {theirs}, and this version speaks {ours}: nodes serve together whose \
+         protocols are next to each other"
+    )]
+    TooFar {
+        /// Where.
+        address: String,
+        /// Its name.
+        node: String,
+        /// Its protocol.
+        theirs: i64,
+        /// Ours.
+        ours: i64,
+    },
     /// A node of this id runs.
     #[error("node `{node}` of the cluster at {address} runs already, on host `{host}`: two servers have the same id")]
     NodeTaken {

@@ -1,11 +1,20 @@
 -- Several nodes on one catalogue: who they are, whose each row is, and what each of them sees.
 
+-- By what a database is known to be the one that nodes wrote to: it is another number once a standby of it was promoted, or a backup restored.
+CREATE FUNCTION firkin.timeline() RETURNS BIGINT VOLATILE LANGUAGE SQL AS $$
+    SELECT ('x' || lpad(substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), 16, '0'))::bit(64)::bigint
+$$;
+
+-- An era begins with the cluster, and each time that the database may have gone back behind what it had kept.
 CREATE TABLE firkin.cluster (
     one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one),
     id TEXT NOT NULL,
     secret_fingerprint TEXT NOT NULL,
     protocol BIGINT NOT NULL,
-    lease_ms BIGINT NOT NULL, renew_ms BIGINT NOT NULL, stop_ms BIGINT NOT NULL, grace_ms BIGINT NOT NULL);
+    lease_ms BIGINT NOT NULL, renew_ms BIGINT NOT NULL, stop_ms BIGINT NOT NULL, grace_ms BIGINT NOT NULL,
+    timeline BIGINT NOT NULL DEFAULT firkin.timeline(),
+    era BIGINT NOT NULL DEFAULT 0,
+    era_since TIMESTAMPTZ NOT NULL DEFAULT now());
 
 -- Half of each page is free, so that a renewal writes beside what it renews and touches no index.
 CREATE TABLE firkin.nodes (
@@ -14,13 +23,17 @@ CREATE TABLE firkin.nodes (
     address TEXT NOT NULL,
     installation TEXT NOT NULL,
     host TEXT NOT NULL,
+    -- How it speaks with the others.
+    protocol BIGINT NOT NULL DEFAULT 1,
     term BIGINT NOT NULL,
     last_write BIGINT NOT NULL,
     lease_until TIMESTAMPTZ NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
     since TIMESTAMPTZ NOT NULL DEFAULT now(),
-    info TEXT NOT NULL DEFAULT '{}') WITH (fillfactor = 50);
+    info TEXT NOT NULL DEFAULT '{}',
+    -- The last era in which it has found that all is there that it was told is kept.
+    era BIGINT NOT NULL DEFAULT 0) WITH (fillfactor = 50);
 
 ALTER TABLE firkin.sandboxes
     ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT '',
@@ -28,6 +41,36 @@ ALTER TABLE firkin.sandboxes
     -- The life in which its node gave it up: whoever wants it may claim the next one, as long as it is in this one.
     ADD COLUMN given_up BIGINT;
 CREATE INDEX sandboxes_of_node ON firkin.sandboxes (node);
+
+-- A life that somebody was told of may be on record no more, once the database went back. So nobody begins one before each node that may run
+-- something has found that nothing of its own is lost; and then with a number that no life of an earlier era can have had.
+CREATE FUNCTION firkin.demand_era() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+DECLARE
+    cluster firkin.cluster;
+    unheard TEXT;
+BEGIN
+    SELECT * INTO cluster FROM firkin.cluster;
+    IF NOT FOUND OR (cluster.era = 0 AND cluster.timeline = firkin.timeline()) THEN RETURN NEW; END IF;
+    SELECT string_agg(format('`%s`', n.name), ', ' ORDER BY n.name) INTO unheard
+        FROM firkin.nodes n, LATERAL (SELECT n.lease_until + cluster.grace_ms * interval '1 millisecond' AS over,
+            cluster.lease_ms * interval '1 millisecond' AS lease, cluster.grace_ms * interval '1 millisecond' AS grace) AS it
+        WHERE n.era < cluster.era AND n.state <> 'forgotten' AND it.over + it.lease > cluster.era_since
+            AND greatest(it.over, cluster.era_since + it.lease + it.grace) > clock_timestamp();
+    IF cluster.timeline <> firkin.timeline() OR unheard IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'cannot_connect_now', MESSAGE = format('the catalogue went back, or a standby of it was promoted: '
+            'no sandbox begins another life before each node has found that what it had recorded is there; not heard of yet: %s. Where a node '
+            'logs that it is not there, bring the former database back, or stop that node''s server and start it again',
+            coalesce(unheard, 'any'));
+    END IF;
+    IF firkin.json_extract(NEW.body, '$.epoch')::bigint < cluster.era << 20 THEN
+        RAISE EXCEPTION USING ERRCODE = 'cannot_connect_now', MESSAGE =
+            'the catalogue went back, or a standby of it was promoted, and this node has not heard of it: its next renewal tells it';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER demand_era BEFORE UPDATE OF body ON firkin.sandboxes FOR EACH ROW
+    WHEN (firkin.json_extract(NEW.body, '$.epoch')::bigint > firkin.json_extract(OLD.body, '$.epoch')::bigint)
+    EXECUTE FUNCTION firkin.demand_era();
 
 -- What holds a paused sandbox; of one that runs, nothing.
 ALTER TABLE firkin.sandboxes

@@ -320,6 +320,11 @@ impl Runtime {
         self.handle(id).is_ok()
     }
 
+    /// The number of the life that a sandbox of this host is in, or that was claimed for it. None where there is no such sandbox here.
+    pub fn epoch(&self, id: &SandboxId) -> Option<u64> {
+        self.handle(id).ok().map(|handle| handle.view.borrow().epoch)
+    }
+
     /// Every sandbox, running and paused, in no order.
     pub fn sandboxes(&self) -> Vec<RuntimeSandbox> {
         let seen = |handle: &&Handle| self.scope.sees(&handle.team);

@@ -321,6 +321,11 @@ impl Store {
         self.database.is_shared()
     }
 
+    /// The number that a life which begins now has at least.
+    pub(crate) fn first_life(&self) -> u64 {
+        self.database.first_life()
+    }
+
     /// What of its tables is whose.
     fn parts(&self) -> Parts {
         self.database.parts()

@@ -9,7 +9,10 @@ use axum::{
     extract::{ConnectInfo, Request},
     response::{IntoResponse as _, Response},
 };
-use firkin_runtime::{relocating::TakeOverError, sandbox::SandboxId};
+use firkin_runtime::{
+    relocating::TakeOverError,
+    sandbox::{SandboxId, SandboxState},
+};
 
 use http::StatusCode;
 
@@ -43,6 +46,10 @@ pub(crate) enum Home {
     Refused(Response),
 }
 
+/// The life of a sandbox that a peer which asks for it has heard of.
+#[derive(Debug, Clone, Copy)]
+struct Known(u64);
+
 /// Takes in a request: one of a peer for what the peer says that it is, any other without what only peers may say. Whether it is a peer's.
 pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> {
     let Some(nodes) = &app.config.nodes else { return Ok(false) };
@@ -57,12 +64,17 @@ pub(crate) fn enter(app: &App, request: &mut Request) -> Result<bool, ApiError> 
     let client = headers.remove(nodes::CLIENT).and_then(|client| client.to_str().ok()?.parse::<SocketAddr>().ok());
     let encrypted = headers.remove(nodes::ENCRYPTED).is_some();
     let at_once = headers.remove(nodes::AT_ONCE).and_then(|value| AtOnce::of(&value));
+    let known = nodes::epoch_in(headers);
+    headers.remove(nodes::EPOCH);
     if let Some(client) = client {
         request.extensions_mut().insert(ConnectInfo(client));
     }
     request.extensions_mut().insert(Encrypted(encrypted));
     if let Some(at_once) = at_once {
         request.extensions_mut().insert(at_once);
+    }
+    if let Some(known) = known {
+        request.extensions_mut().insert(Known(known));
     }
     Ok(true)
 }
@@ -79,6 +91,11 @@ pub(crate) enum Sought {
         encrypted: bool,
         /// Whether a peer asks.
         from_peer: bool,
+        /// Whether it is here, and another may have it: in an older life than the peer has heard of, or paused on a node whose lease is over. Nobody is
+        /// answered by this one then that the record does not name.
+        is_unsure: bool,
+        /// The second of these: what is not on record was ended by another, and not by this node.
+        may_be_lost: bool,
     },
     /// Where a template is built.
     Build {
@@ -134,26 +151,31 @@ pub(crate) fn sought(
     {
         return Some(Sought::Room(*at_once));
     }
-    if way.is_none() && overflow::resumed(request).is_some_and(|id| app.host().has(&id)) {
-        let identity = auth::identity(app, request.headers());
-        let id = overflow::wanted(app, identity.as_ref(), request)?;
-        return Some(Sought::Resume { id, identity, encrypted, from_peer });
-    }
     let (id, into_sandbox) = match way {
         Some(target) => (target.as_ref().ok()?.0.id.clone(), true),
         None => (of_control(request.uri().path())?, false),
     };
-    if !id.is_generated() || app.host().has(&id) {
+    let own = app.host().epoch(&id);
+    let is_older = own.zip(request.extensions().get()).is_some_and(|(own, Known(known))| own < *known);
+    let is_paused = || app.host().sandbox(&id).is_ok_and(|sandbox| sandbox.state == SandboxState::Paused);
+    let may_be_lost = own.is_some() && !nodes.holds_lease() && is_paused();
+    if !id.is_generated() {
         return None;
     }
+    if own.is_some() && !is_older && !may_be_lost {
+        overflow::resumed(request).filter(|_| !into_sandbox)?;
+        let identity = auth::identity(app, request.headers());
+        let id = overflow::wanted(app, identity.as_ref(), request)?;
+        return Some(Sought::Resume { id, identity, encrypted, from_peer });
+    }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought::Sandbox { id, identity, encrypted, from_peer })
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, may_be_lost })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let Some(nodes) = &app.config.nodes else { return Home::Here };
-    let (id, identity, encrypted, from_peer) = match sought {
+    let (id, identity, encrypted, from_peer, (is_unsure, may_be_lost)) = match sought {
         None => return Home::Here,
         Some(Sought::Place(create)) => return Home::Anywhere(create),
         Some(Sought::Build { template, identity, encrypted }) => {
@@ -176,13 +198,20 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 None => Home::Here,
             };
         }
-        Some(Sought::Sandbox { id, identity, encrypted, from_peer }) => (id, identity, encrypted, from_peer),
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, may_be_lost }) => {
+            (id, identity, encrypted, from_peer, (is_unsure, may_be_lost))
+        }
     };
-    let asked = if from_peer { Asked::Now } else { Asked::Lately };
+    let asked = if from_peer || is_unsure { Asked::Now } else { Asked::Lately };
     match nodes.locate(&id, asked).await {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
-        Ok(Whereabouts::There(node)) if is_away(&**nodes, &node) => take_over(app, nodes, id, (identity, encrypted)).await,
+        // What is here as it was before is not what would be taken over.
+        Ok(Whereabouts::There(node)) if !is_unsure && is_away(&**nodes, &node) => {
+            take_over(app, nodes, id, (identity, encrypted)).await
+        }
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
+        Ok(Whereabouts::Nowhere) if may_be_lost => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
+        // The record names this node: a later life of it can only be one that this node has claimed, and does not know yet whether it did.
         // Where there is none, it is for the route to say so.
         Ok(Whereabouts::Here | Whereabouts::Nowhere) => Home::Here,
         Err(error) => Home::Refused(ApiError::from(error).into_response()),
@@ -225,6 +254,14 @@ pub(crate) fn at_home(app: &App, way: Option<&Result<(Target, Way), InvalidTarge
         None => of_control(path)?,
     };
     app.host().has(&id).then_some(id)
+}
+
+/// Says of an answer which life of its sandbox gave it: the one that it is in when it answers, or was in before it ended or left.
+pub(crate) fn date(app: &App, id: Option<&SandboxId>, before: Option<u64>, mut response: Response) -> Response {
+    if let Some(epoch) = id.and_then(|id| app.host().epoch(id)).or(before) {
+        response.extensions_mut().insert(nodes::OfEpoch(epoch));
+    }
+    response
 }
 
 /// What is answered for a sandbox that was here when it was asked for: where it has gone to another node since, that it can be asked for

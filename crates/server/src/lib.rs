@@ -228,7 +228,9 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
         Ok(()) => match elsewhere::home(&app, sought).await {
             Home::Here => {
                 let here = elsewhere::at_home(&app, way.as_ref(), request.uri().path());
+                let before = here.as_ref().and_then(|id| app.host().epoch(id));
                 let response = answer(&app, way, request, next).await;
+                let response = elsewhere::date(&app, here.as_ref(), before, response);
                 elsewhere::unless_left(&app, here, response).await
             }
             Home::There(nodes, passed) => {

@@ -27,6 +27,7 @@ mod placement;
 
 pub(crate) use identity::Identity;
 pub use listed::{Listed, ListedNode, Report};
+pub(crate) use placement::named;
 pub use placement::{Holding, PassedOver, Place, Placement};
 
 /// Who asks, as the edge has found out.
@@ -53,6 +54,10 @@ const FORMER: HeaderName = HeaderName::from_static("x-firkin-former-peer");
 /// On every answer of a node: the name of the one that gave it.
 const NODE: HeaderName = HeaderName::from_static("x-firkin-node");
 
+/// On an answer about a sandbox or out of one: the number of the life that it was in on its node when that answered, which rises with each resume. On a
+/// request of a peer: that of which the peer has heard, so that nobody answers who has an older one.
+pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-firkin-epoch");
+
 /// On the answer to a create: where it was made, and why not elsewhere.
 pub(crate) const PLACEMENT: HeaderName = HeaderName::from_static("x-firkin-placement");
 
@@ -63,7 +68,7 @@ pub(crate) const MISSING: HeaderName = HeaderName::from_static("x-firkin-missing
 pub(crate) const AT_ONCE: HeaderName = HeaderName::from_static("x-firkin-at-once");
 
 /// What is believed on the peer port, and taken out of whatever comes in elsewhere.
-const BELIEVED: [HeaderName; 4] = [IDENTITY, CLIENT, ENCRYPTED, AT_ONCE];
+const BELIEVED: [HeaderName; 5] = [IDENTITY, CLIENT, ENCRYPTED, EPOCH, AT_ONCE];
 
 /// Headers that a node adds to a request or an answer on its way to another one, and as many again for later versions.
 pub const MORE_HEADERS: usize = 16;
@@ -228,6 +233,12 @@ pub trait Nodes: fmt::Debug + Send + Sync {
     /// Where a sandbox is that this server does not have. Cancel-safe.
     async fn locate(&self, id: &SandboxId, asked: Asked) -> Result<Whereabouts, LocateError>;
 
+    /// The number of the newest life of a sandbox that was heard of, if any was lately.
+    fn epoch(&self, id: &SandboxId) -> Option<u64>;
+
+    /// A node has answered for a sandbox, which is in this life there. What was heard of a later one stays.
+    fn heard(&self, id: &SandboxId, node: &NodeId, epoch: u64);
+
     /// Where the newest build of a template is, that was asked for: what its client uploads for it, and the build itself, are on one node.
     /// Cancel-safe.
     async fn builder(&self, template: &str) -> Result<Whereabouts, LocateError>;
@@ -247,6 +258,9 @@ pub trait Nodes: fmt::Debug + Send + Sync {
 
     /// Whether this node takes new sandboxes, by its operator's word.
     fn takes_new(&self) -> bool;
+
+    /// Whether it is sure that nobody else has what is this node's. While it is not, others may have what is paused here.
+    fn holds_lease(&self) -> bool;
 
     /// What is known of the nodes and was done as one of them, for metrics.
     fn figures(&self) -> NodeFigures;
@@ -326,6 +340,15 @@ pub(crate) struct OfAnother;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NoRoom;
 
+/// Marks an answer of this node about a sandbox with the number of the life that it was in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OfEpoch(pub(crate) u64);
+
+/// The life of a sandbox in a head, if it is one.
+pub(crate) fn epoch_in(headers: &HeaderMap) -> Option<u64> {
+    headers.get(EPOCH)?.to_str().ok()?.parse().ok()
+}
+
 /// Marks the answer that nothing was done, for another node has the sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Misdirected(pub(crate) NodeId);
@@ -354,7 +377,13 @@ pub(crate) fn sign(nodes: &dyn Nodes, to_peer: bool, visited: bool, response: &m
         let extensions = response.extensions();
         (extensions.get::<OfAnother>().is_some(), extensions.get::<Misdirected>().cloned(), extensions.get::<NoRoom>().is_some())
     };
+    let epoch = response.extensions().get::<OfEpoch>().copied();
     let headers = response.headers_mut();
+    if !of_another {
+        // A guest says nothing by it.
+        headers.remove(EPOCH);
+        headers.extend(epoch.map(|OfEpoch(epoch)| (EPOCH, HeaderValue::from(epoch))));
+    }
     for name in &SAID_BY_PEERS {
         headers.remove(name);
     }

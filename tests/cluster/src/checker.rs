@@ -42,6 +42,7 @@ pub(crate) fn check(record: &Record) -> Vec<Violation> {
     deadlines_hold(record, &mut tell);
     nothing_ends_with_the_database(record, &mut tell);
     what_was_answered_is_so(record, &mut tell);
+    no_answer_is_of_an_earlier_life(record, &mut tell);
     found
 }
 
@@ -277,9 +278,9 @@ fn what_was_answered_is_so(record: &Record, tell: &mut Tell<'_>) {
             Ask::Kill => Some(Found::Gone),
             // One that does not come there is paused at most.
             Ask::Move { .. } if asked.answer != Answer::Done => Some(Found::Paused),
-            Ask::Move { .. } | Ask::Look => None,
+            Ask::Move { .. } | Ask::Look | Ask::Listen => None,
         };
-        if asked.answer == Answer::Done && states[..] == [Found::Gone] && asked.ask != Ask::Kill {
+        if asked.answer == Answer::Done && states[..] == [Found::Gone] && !matches!(asked.ask, Ask::Kill | Ask::Listen) {
             tell("I4", format!("{:?} of {} was done, which was gone", asked.ask, asked.sandbox));
         }
         match (&asked.answer, becomes) {
@@ -295,6 +296,35 @@ fn what_was_answered_is_so(record: &Record, tell: &mut Tell<'_>) {
     for (sandbox, found) in &record.found {
         if let Some(states) = believed.get(sandbox.as_str()).filter(|states| !states.contains(found)) {
             tell("I4", format!("{sandbox} is {found:?}, and clients were told that it is {states:?}"));
+        }
+    }
+}
+
+/// I7: whoever asks after an answer was there is answered by that life or a later one, whichever nodes were asked.
+fn no_answer_is_of_an_earlier_life(record: &Record, tell: &mut Tell<'_>) {
+    let mut answers: BTreeMap<&str, Vec<(&Asked, u64)>> = BTreeMap::new();
+    for (asked, epoch) in record.asked.iter().filter_map(|asked| Some((asked, asked.epoch?))) {
+        answers.entry(&asked.sandbox).or_default().push((asked, epoch));
+    }
+    for (sandbox, answers) in answers {
+        let mut there = answers.clone();
+        there.sort_by_key(|(asked, _)| asked.to);
+        let (mut there, mut newest): (_, Option<(&Asked, u64)>) = (there.into_iter().peekable(), None);
+        // In the order in which they were asked for.
+        for (asked, epoch) in answers {
+            while let Some(before) = there.next_if(|(before, _)| before.to < asked.from) {
+                newest = newest.filter(|(_, known)| *known >= before.1).or(Some(before));
+            }
+            if let Some((before, known)) = newest.filter(|(_, known)| *known > epoch) {
+                let (ask, node) = (asked.ask, asked.node);
+                tell(
+                    "I7",
+                    format!(
+                        "{ask:?} of {sandbox} through node {node} was answered by epoch {epoch}, and {:?} through node {} before by {known}",
+                        before.ask, before.node
+                    ),
+                );
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ fn voice(epoch: u64, life: &[u64], from: At, to: At) -> Vec<Heard> {
 }
 
 fn asked(ask: Ask, from: At, to: At, answer: Answer) -> Asked {
-    Asked { node: 0, sandbox: "s".into(), ask, from: from * MS, to: to * MS, answer }
+    Asked { node: 0, sandbox: "s".into(), ask, from: from * MS, to: to * MS, answer, epoch: None }
 }
 
 fn long() -> Ask {
@@ -301,4 +301,15 @@ fn what_is_not_as_it_was_answered_is_seen() {
         record.asked.push(asked(Ask::Move { to: 1 }, 3900, 4100, Answer::Done));
         record.found[0].1 = Found::Paused;
     });
+}
+
+#[test]
+fn an_answer_of_an_earlier_life_is_seen_whoever_gave_it() {
+    let of = |epoch: u64, from: At, to: At| Asked { epoch: Some(epoch), ..asked(Ask::Look, from, to, Answer::Done) };
+    // Whoever asked before the newer answer was there may get the older one after it.
+    check_is(&[], |record| record.asked.extend([of(1, 2150, 2600), of(2, 2200, 2300), of(2, 2400, 2500)]));
+    check_is(&["I7"], |record| {
+        record.asked.extend([of(2, 2200, 2300), Asked { ask: Ask::Listen, node: 1, ..of(1, 2400, 2500) }])
+    });
+    check_is(&["I7"], |record| record.asked.extend([of(2, 2200, 2300), of(1, 2210, 2900), of(2, 2400, 2410), of(1, 2420, 2430)]));
 }

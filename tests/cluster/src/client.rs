@@ -12,8 +12,9 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use fastrand::Rng;
 use firkin_wire::{ENVD_PORT, headers};
-use http::{Method, Request, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, Method, Request, StatusCode, header::RETRY_AFTER};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::TokioExecutor,
@@ -70,7 +71,13 @@ struct Said {
     is_undone: bool,
     /// Which node says so.
     by: String,
+    epoch: Option<u64>,
     body: Value,
+}
+
+/// Which life of a sandbox has answered.
+fn epoch(headers: &HeaderMap) -> Option<u64> {
+    headers.get("x-firkin-epoch")?.to_str().ok()?.parse().ok()
 }
 
 /// What a user believes of a sandbox.
@@ -104,8 +111,9 @@ impl Client {
             let bytes = body.collect().await?.to_bytes();
             let by = head.headers.get("x-firkin-node").and_then(|name| name.to_str().ok()).unwrap_or_default().to_owned();
             let is_undone = head.headers.contains_key(RETRY_AFTER);
+            let epoch = epoch(&head.headers);
             let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-            anyhow::Ok(Said { status: head.status, is_undone, by, body })
+            anyhow::Ok(Said { status: head.status, is_undone, by, epoch, body })
         };
         timeout(PATIENCE, answering).await.context("there was no answer")?
     }
@@ -127,14 +135,15 @@ impl Client {
             Ask::Resume => (Method::POST, format!("/sandboxes/{sandbox}/resume"), Some(json!({"timeout": LONG_S}))),
             Ask::Move { to } => (Method::POST, format!("/admin/sandboxes/{sandbox}/move"), Some(json!({"node": Node::name(to)}))),
             Ask::Kill => (Method::DELETE, format!("/sandboxes/{sandbox}"), None),
-            Ask::Look => (Method::GET, format!("/sandboxes/{sandbox}"), None),
+            Ask::Look | Ask::Listen => (Method::GET, format!("/sandboxes/{sandbox}"), None),
         };
         let from = now();
         let called = self.call(method, &path, body).await;
         let to = now();
+        let epoch = called.as_ref().ok().and_then(|said| said.epoch);
         let (answer, body) = match called {
             Ok(said) if said.status.is_success() => (Answer::Done, said.body),
-            Ok(Said { status, is_undone, by, body }) => {
+            Ok(Said { status, is_undone, by, body, .. }) => {
                 let code = body["error_code"].as_str().unwrap_or_default().to_owned();
                 // A server that has begun something may not know itself how far it came, and says when nothing was done. A kill ends a machine
                 // also where that cannot be recorded, and is answered so.
@@ -149,9 +158,12 @@ impl Client {
             Err(error) => (Answer::Unknown(format!("{error:#}")), Value::Null),
         };
         let sandbox = body["sandboxID"].as_str().filter(|_| sandbox.is_empty()).unwrap_or(sandbox).to_owned();
-        let asked = Asked { node: self.node, sandbox: sandbox.clone(), ask, from, to, answer: answer.clone() };
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
+        self.note(Asked { node: self.node, sandbox: sandbox.clone(), ask, from, to, answer: answer.clone(), epoch });
         (sandbox, answer, body)
+    }
+
+    fn note(&self, asked: Asked) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
     }
 
     /// Waits until the node has heard of the key.
@@ -239,6 +251,9 @@ impl Client {
             }
             let chosen = rng.usize(..sandboxes.len());
             let (id, belief) = sandboxes[chosen].clone();
+            if belief == Belief::Running && rng.bool() {
+                self.at(answering[rng.usize(..answering.len())]).glance(&id).await;
+            }
             let ask = match (belief, rng.u32(..12)) {
                 (Belief::Unsure, _) | (_, 0) => Ask::Look,
                 (_, 1) => Ask::Kill,
@@ -274,6 +289,9 @@ impl Client {
             let (Some(node), Some(id)) = (rng.choice(&answering), rng.choice(&sandboxes)) else { continue };
             let any = self.at(*node);
             let runs = matches!(any.ask(id, Ask::Resume).await.1, Answer::Done | Answer::Refused(409, _));
+            if runs {
+                self.at(answering[rng.usize(..answering.len())]).glance(id).await;
+            }
             if runs && any.ask(id, Ask::Pause).await.1 == Answer::Done {
                 any.ask(id, Ask::Move { to: rng.usize(..NODES) }).await;
             }
@@ -299,16 +317,31 @@ impl Client {
         }
     }
 
-    /// Why a stream that had begun was cut.
-    async fn stream(&self, sandbox: &str, is_over: &AtomicBool) -> Result<Option<String>, ()> {
+    /// Listens to a sandbox until it has said something.
+    async fn glance(&self, sandbox: &str) {
+        if let Ok(mut body) = self.hear(sandbox).await {
+            // What became of it is nothing to who has heard who answers.
+            drop(timeout(PATIENCE, body.frame()).await);
+        }
+    }
+
+    /// What is told from within a sandbox, and a note of which life tells it.
+    async fn hear(&self, sandbox: &str) -> anyhow::Result<Incoming> {
         let uri = format!("http://{}:{PORT}{STREAM}", address(Party::Node(self.node)));
         let request = Request::builder().uri(uri).header(headers::SANDBOX_ID, sandbox).header(headers::SANDBOX_PORT, ENVD_PORT);
-        let Ok(request) = request.body(Full::default()) else { return Err(()) };
-        let Ok(Ok(response)) = timeout(PATIENCE, self.http.request(request)).await else { return Ok(None) };
+        let from = now();
+        let response = timeout(PATIENCE, self.http.request(request.body(Full::default())?)).await??;
         if !response.status().is_success() {
-            return Ok(None);
+            bail!("{}", response.status());
         }
-        let mut body = response.into_body();
+        let (epoch, answer) = (epoch(response.headers()), Answer::Done);
+        self.note(Asked { node: self.node, sandbox: sandbox.to_owned(), ask: Ask::Listen, from, to: now(), answer, epoch });
+        Ok(response.into_body())
+    }
+
+    /// Why a stream that had begun was cut.
+    async fn stream(&self, sandbox: &str, is_over: &AtomicBool) -> Result<Option<String>, ()> {
+        let Ok(mut body) = self.hear(sandbox).await else { return Ok(None) };
         loop {
             if is_over.load(Ordering::SeqCst) {
                 return Err(());

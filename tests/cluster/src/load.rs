@@ -87,7 +87,7 @@ pub(crate) fn run(dir: &Path, seconds: u64) -> anyhow::Result<()> {
         let places = Places { dir: dir.join(format!("node-{number}")) };
         disk::make(&places.disk())?;
         node::prepare(&places)?;
-        let mut server = Server::new(number, places, catalog.clone(), None).with_room(ROOM);
+        let mut server = Server::new(number, places, catalog.clone(), (std::env::current_exe()?, None)).with_room(ROOM);
         server.start(&world)?;
         servers.push(server);
     }

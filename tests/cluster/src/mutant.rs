@@ -117,6 +117,10 @@ impl Database for Altered {
         self.inner.is_shared()
     }
 
+    fn first_life(&self) -> u64 {
+        self.inner.first_life()
+    }
+
     fn parts(&self) -> Parts {
         self.inner.parts()
     }
@@ -197,7 +201,7 @@ impl Judged {
     async fn claim_blindly(&self, read: Read) -> Result<String, ClaimRefused> {
         let database = self.catalogue.database.get().ok_or(StoreError::Closed)?;
         let membership = self.catalogue.inner.membership().ok_or(StoreError::Closed)?;
-        let Some(next) = next_life(&read.body)? else { return Err(ClaimRefused::Held("it runs".into())) };
+        let Some(next) = next_life(&read.body, 0)? else { return Err(ClaimRefused::Held("it runs".into())) };
         let (send, receive) = sync_channel(1);
         let values = [
             Value::Text(read.id),

@@ -57,6 +57,8 @@ pub(crate) enum Ask {
     },
     /// What became of it.
     Look,
+    /// Something that is told from within it, whole or in part.
+    Listen,
 }
 
 /// What it was answered.
@@ -79,8 +81,11 @@ pub(crate) struct Asked {
     pub(crate) sandbox: String,
     pub(crate) ask: Ask,
     pub(crate) from: At,
+    /// When the answer's head was there.
     pub(crate) to: At,
     pub(crate) answer: Answer,
+    /// Which life answered, if it says so.
+    pub(crate) epoch: Option<u64>,
 }
 
 /// A lease that a node was given.

@@ -1,7 +1,7 @@
 //! Schedules, one after the other: a world of servers, users, what goes wrong, and what is found afterwards.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -70,6 +70,9 @@ pub(crate) struct Plan {
     /// Only this, and not all of it
     #[arg(long, value_name = "PART")]
     only: Option<Part>,
+    /// Have each second node run this program, which is another build of this one; no mutants then, of which it may not know
+    #[arg(long, value_name = "PROGRAM")]
+    beside: Option<PathBuf>,
 }
 
 /// A part of a run.
@@ -94,6 +97,7 @@ impl Plan {
         arguments.extend(self.keep_logs.then(|| "--keep-logs".to_owned()));
         let only = self.only.and_then(|part| part.to_possible_value());
         arguments.extend(only.map(|part| format!("--only={}", part.get_name())));
+        arguments.extend(self.beside.iter().flat_map(|beside| ["--beside".to_owned(), beside.display().to_string()]));
         arguments
     }
 
@@ -112,7 +116,8 @@ pub(crate) fn run(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let world = World::new(NODES)?;
     let postgres = Postgres::start(&world, &dir.join("postgres"))?;
-    let mut bench = Bench { dir, world: Some(world), postgres: Some(postgres), runtime: &runtime };
+    let beside = plan.beside.as_deref();
+    let mut bench = Bench { dir, world: Some(world), postgres: Some(postgres), runtime: &runtime, beside };
     let (began, mut failed, mut faults) = (Instant::now(), Vec::new(), 0);
     let schedules = if plan.has(Part::Schedules) { plan.schedules } else { 0 };
     for seed in (0..schedules).map(|turn| first.wrapping_add(turn)) {
@@ -132,7 +137,7 @@ pub(crate) fn run(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     if plan.has(Part::Loss) {
         bench.loss()?;
     }
-    if plan.has(Part::Mutants) {
+    if plan.has(Part::Mutants) && beside.is_none() {
         bench.mutants()?;
     }
     say(&format!(
@@ -150,6 +155,8 @@ struct Bench<'a> {
     world: Option<World>,
     postgres: Option<Postgres>,
     runtime: &'a tokio::runtime::Runtime,
+    /// What each second node runs, where that is another build.
+    beside: Option<&'a Path>,
 }
 
 /// What came of a schedule.
@@ -164,8 +171,9 @@ impl Outcome {
         let lives: std::collections::BTreeSet<_> = heard.iter().map(|word| (&word.sandbox, word.epoch)).collect();
         let done = asked.iter().filter(|asked| asked.answer == crate::record::Answer::Done).count();
         let Taken { moved, lost } = self.record.taken();
+        let dated = asked.iter().filter(|asked| asked.epoch.is_some()).count();
         format!(
-            "{} requests ({done} done), {} lives, {moved} taken over that were given up and {lost} of lost nodes, {} words, {} violations",
+            "{} requests ({done} done, {dated} answers of a known life), {} lives, {moved} taken over that were given up and {lost} of lost nodes, {} words, {} violations",
             asked.len(),
             lives.len(),
             heard.len(),
@@ -229,7 +237,11 @@ impl Bench<'_> {
             disk::make(&places.disk())?;
             node::prepare(&places)?;
             disks.push(places.disk());
-            servers.push(Mutex::new(Server::new(number, places, catalog.clone(), mutant)));
+            let program = match self.beside.filter(|_| number % 2 == 1) {
+                Some(other) => other.to_owned(),
+                None => std::env::current_exe()?,
+            };
+            servers.push(Mutex::new(Server::new(number, places, catalog.clone(), (program, mutant))));
         }
         let subjects =
             Arc::new(Subjects { world, database, postgres: Mutex::new(postgres), servers, disks, silent: Arc::default() });

@@ -44,6 +44,8 @@ pub(crate) struct Server {
     number: usize,
     places: Places,
     catalog: Catalog,
+    /// Whichever build of this one it runs.
+    program: PathBuf,
     mutant: Option<Mutant>,
     /// That of a node under load.
     room: Option<u64>,
@@ -52,8 +54,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// A node without a server.
-    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, mutant: Option<Mutant>) -> Self {
-        Self { number, places, catalog, mutant, room: None, child: None }
+    pub(crate) fn new(number: usize, places: Places, catalog: Catalog, (program, mutant): (PathBuf, Option<Mutant>)) -> Self {
+        Self { number, places, catalog, program, mutant, room: None, child: None }
     }
 
     /// It is under load, and has room for so many sandboxes.
@@ -79,7 +81,7 @@ impl Server {
     }
 
     fn try_start(&mut self, world: &World) -> anyhow::Result<bool> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command.arg("node").args(["--number", &self.number.to_string()]).arg("--dir").arg(&self.places.dir);
         command.args(["--catalog", &self.catalog.url]).arg("--authority").arg(&self.catalog.authority);
         command.arg("--secret").arg(&self.catalog.secret);

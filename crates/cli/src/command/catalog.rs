@@ -76,6 +76,10 @@ pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String
         OpenError::Founded { .. } => "found the cluster from the state directory whose catalogue it is, which stays its own".to_owned(),
         OpenError::Times { .. } => "give times of which each is shorter than what comes after it".to_owned(),
         OpenError::WrongSecret { .. } => "give this node the secret that the other nodes have".to_owned(),
+        OpenError::TooFar { theirs, ours, .. } if theirs < ours => {
+            "replace the other nodes by the version that comes after theirs first, and then by this one".to_owned()
+        }
+        OpenError::TooFar { .. } => "use the version of firkin that the other nodes have, or the one before it".to_owned(),
         OpenError::Protocol { .. } => "use the version of firkin that the other nodes have, or one beside it".to_owned(),
         OpenError::NodeTaken { .. } => {
             "stop that server first; if this state directory is a copy of its, make a new one for this node".to_owned()

@@ -64,6 +64,8 @@ pub(crate) struct Map {
     homes: Mutex<HashMap<SandboxId, Home>>,
     builders: Mutex<HashMap<String, NodeId>>,
     away: AtomicBool,
+    /// Whether the leases of all nodes are over.
+    over: AtomicBool,
     asked: AtomicUsize,
 }
 
@@ -89,6 +91,11 @@ impl Map {
         self.away.store(away, Ordering::SeqCst);
     }
 
+    /// Whether the leases of all nodes are over, as they know themselves.
+    pub(crate) fn set_over(&self, over: bool) {
+        self.over.store(over, Ordering::SeqCst);
+    }
+
     /// How often a record was asked for.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
@@ -105,6 +112,10 @@ impl Members for Map {
 
     fn listed(&self) -> Listed {
         Listed::default()
+    }
+
+    fn holds_lease(&self) -> bool {
+        !self.over.load(Ordering::SeqCst)
     }
 
     fn figures(&self) -> NodeFigures {
@@ -272,6 +283,11 @@ impl Bench {
         let server = tokio::spawn(serve(listeners, runtime.clone(), config, shutdown.clone()));
         let map = Arc::clone(&self.map);
         self.nodes.push(Node { id, address, peers: peer_port, runtime, key, shutdown, server, map });
+    }
+
+    /// The secret of all nodes.
+    pub(crate) fn secret(&self) -> ClusterSecret {
+        ClusterSecret::read(&self.dir.path().join("secret")).unwrap()
     }
 
     /// A new secret, as of another cluster.

@@ -3,9 +3,9 @@
 use firkin_postgres::NodeState;
 use firkin_runtime::{ids::ArtifactId, owner::OnExit};
 
-use crate::joint::{Choice, Joint, Node, until};
+use crate::joint::{Choice, Class, Joint, Node, until};
 
-const WAITS: Choice = Choice { waits_for_copies: true, encrypts: false };
+const WAITS: Choice = Choice { waits_for_copies: true, encrypts: false, is_idle: false, cpus: None, class: Class::Same };
 
 async fn pause(joint: &Joint, node: &Node, id: &str) -> crate::bench::Answer {
     node.call(&joint.key, ("POST", &format!("/sandboxes/{id}/pause"), "")).await
@@ -105,8 +105,11 @@ async fn where_the_last_pause_has_no_copy_an_older_one_is_never_started() {
     joint.set_state(&b.id, NodeState::Ready, &[&a, &b]).await;
     until("what was owed is copied", async || a.owes_nothing().await).await;
     assert!(b.has_files_of(&newest));
+    // Nobody needs it once it was resumed, and it is not collected while it is sent.
+    let transfer = a.runtime.export_artifact(&newest).await.unwrap();
     connect(&joint, &b, &id).await.expect(201);
     assert!(joint.goes_on_from(&a, (&id, &newest)).await);
+    drop(transfer);
     joint.end([a, b]).await;
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep};
-use firkin_engine::fake::FakeEngine;
+use firkin_engine::{Acceleration, Engine as _, Fingerprint, fake::FakeEngine};
 use firkin_postgres::{Founding, LeaseTimes, Membership, NodeCatalogue, NodeState, init};
 use firkin_runtime::{
     config::{EncryptionConfig, RuntimeConfig},
@@ -46,14 +46,44 @@ pub(crate) struct Choice {
     pub(crate) waits_for_copies: bool,
     /// What sandboxes leave on the disk is encrypted.
     pub(crate) encrypts: bool,
+    /// It asks nobody for copies, and lets go of its own only when it is told to.
+    pub(crate) is_idle: bool,
+    /// Processors for sandboxes, where these are others than each node has.
+    pub(crate) cpus: Option<u32>,
+    /// What it runs them by.
+    pub(crate) class: Class,
+}
+
+/// What a node runs sandboxes by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Class {
+    #[default]
+    Same,
+    /// The same engine on other processors.
+    OtherCpu,
+    /// Another engine.
+    OtherEngine,
+}
+
+impl Choice {
+    fn engine(self) -> FakeEngine {
+        let engine = FakeEngine::with_agent(crate::agent::run);
+        let own = engine.fingerprint().clone();
+        engine.with_fingerprint(match self.class {
+            Class::Same => own,
+            Class::OtherCpu => Fingerprint { cpu: "other".to_owned(), ..own },
+            Class::OtherEngine => Fingerprint { engine: "another".to_owned(), acceleration: Acceleration::Kvm, ..own },
+        })
+    }
 }
 
 /// A cluster.
 pub(crate) struct Joint {
-    database: database::Cluster,
-    url: String,
+    /// Absent where this process only knows of it.
+    own: Option<(database::Cluster, tempfile::TempDir)>,
+    pub(crate) url: String,
     secret: ClusterSecret,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     /// Good on all nodes.
     pub(crate) key: String,
 }
@@ -95,12 +125,24 @@ impl Joint {
         let times = LeaseTimes { renew_every: Duration::from_millis(100), stop_after: hour, lasts: 2 * hour, grace: hour };
         let founding = Founding { secret_fingerprint: secret.fingerprint(), times, founder: None };
         init(&url.parse().unwrap(), &founding).await.unwrap();
-        let mut joint = Self { database, url, secret, dir, key: String::new() };
+        let path = dir.path().to_owned();
+        let mut joint = Self { own: Some((database, dir)), url, secret, dir: path, key: String::new() };
         let first = joint.start("a", choice).await;
         let base = BuildTemplate { ready: None, ..BuildTemplate::base() };
         Box::pin(first.runtime.build_template(base, &|_| {})).await.unwrap();
         joint.key = first.runtime.issue_api_key().await.unwrap();
         Some((joint, first))
+    }
+
+    /// One that another process has made, and keeps.
+    pub(crate) fn known(url: String, dir: PathBuf) -> Self {
+        let secret = ClusterSecret::read(&dir.join("secret")).unwrap();
+        Self { own: None, url, secret, dir, key: String::new() }
+    }
+
+    /// What nodes have, by their names, and the secret.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn node(&self, name: &str, peers: SocketAddr) -> (NodeId, firkin_postgres::Node) {
@@ -122,15 +164,16 @@ impl Joint {
         let (id, node) = self.node(name, peers.local_addr().unwrap());
         let catalogue = Arc::new(NodeCatalogue::of(self.url.parse().unwrap(), node));
         let others = Arc::<Peers>::default();
-        let config = RuntimeConfig {
+        let mut config = RuntimeConfig {
             catalog: Some(Arc::clone(&catalogue) as _),
             fetch: Some(Arc::clone(&others) as _),
             claims: Some(Arc::clone(&others) as _),
             encryption: EncryptionConfig { seal: choice.encrypts, key_file: None },
-            ..bench::config(&self.dir.path().join(name))
+            ..bench::config(&self.dir.join(name))
         };
+        config.capacity.cpus = choice.cpus.unwrap_or(config.capacity.cpus);
         let state_dir = config.state_dir.clone();
-        let runtime = Runtime::open(config, Arc::new(FakeEngine::with_agent(crate::agent::run))).await.unwrap();
+        let runtime = Runtime::open(config, Arc::new(choice.engine())).await.unwrap();
         let membership = catalogue.membership().unwrap();
         let records = Records::of(Arc::clone(&membership)).await.unwrap();
         let cluster = Cluster::join(ClusterConfig {
@@ -159,7 +202,7 @@ impl Joint {
                 tokio::select! {
                     () = stops.cancelled() => {}
                     lost = kept => panic!("the node is lost: {lost:?}"),
-                    () = copies.run() => {}
+                    () = copies.run(), if !choice.is_idle => {}
                 }
             })
         };
@@ -182,6 +225,11 @@ impl Joint {
         for node in heard {
             node.records.hear().await.unwrap();
         }
+    }
+
+    /// The file with its secret.
+    pub(crate) fn secret_file(&self) -> PathBuf {
+        self.dir.join("secret")
     }
 
     /// What is on record of a sandbox.
@@ -231,11 +279,16 @@ impl Joint {
         for node in nodes {
             node.stop(OnExit::Kill).await;
         }
-        drop(self.database);
+        drop(self.own);
     }
 }
 
 impl Node {
+    /// What it has on its disk.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// Ends its server, with or without what it has.
     pub(crate) async fn stop(self, on_exit: OnExit) {
         self.shutdown.cancel();

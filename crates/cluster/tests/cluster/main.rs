@@ -6,15 +6,21 @@
 #[path = "../../../server/tests/http/agent.rs"]
 mod agent;
 mod bench;
+mod burst;
 mod control;
 mod copies;
+mod crash;
 mod data;
 #[path = "../../../postgres/tests/real/database.rs"]
 #[expect(dead_code, reason = "what is done there to a database behind its server's back is not done here")]
 mod database;
+mod epochs;
 mod failures;
+#[expect(dead_code, reason = "nodes of other engines are the drain's, which the program does")]
 mod joint;
 mod lists;
 mod pages;
 mod placement;
 mod room;
+#[path = "../../../runtime/tests/crash/steps.rs"]
+mod steps;

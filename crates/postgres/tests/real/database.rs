@@ -63,6 +63,52 @@ impl Cluster {
         Some(Self { programs, dir, port, child })
     }
 
+    /// An asynchronous standby of this one, as Debian's own programs make it.
+    pub(crate) fn standby(&self) -> Self {
+        let programs = self.programs.clone();
+        let dir = tempfile::Builder::new().prefix("firkin-standby-").tempdir_in("/var/tmp").unwrap();
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let copied = as_nobody(programs.join("pg_basebackup"))
+            .args([
+                "--host=127.0.0.1",
+                "--username=firkin",
+                "--no-password",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--write-recovery-conf",
+                "-D",
+            ])
+            .arg(dir.path().join("data"))
+            .arg(format!("--port={}", self.port))
+            .status();
+        assert!(copied.unwrap().success(), "pg_basebackup failed");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = run(&programs, dir.path(), port);
+        Self { programs, dir, port, child }
+    }
+
+    /// Has a standby that was stopped be the database, where another one was that is gone.
+    pub(crate) fn promote_at(&mut self, port: u16) {
+        self.port = port;
+        self.child = run(&self.programs, self.dir.path(), port);
+        let promoted =
+            as_nobody(self.programs.join("pg_ctl")).args(["promote", "--wait", "-D"]).arg(self.dir.path().join("data")).status();
+        assert!(promoted.unwrap().success(), "pg_ctl promote failed");
+    }
+
+    /// What a database answers, as a text.
+    pub(crate) async fn answer(&self, statement: &str) -> Option<String> {
+        let url = format!("postgres://firkin@127.0.0.1:{}/postgres", self.port);
+        let (client, driven) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        let driven = tokio::spawn(driven);
+        let row = client.query_one(statement, &[]).await.unwrap();
+        drop(client);
+        driven.await.unwrap().unwrap();
+        row.get(0)
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }

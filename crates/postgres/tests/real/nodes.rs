@@ -42,7 +42,7 @@ fn holder(id: &str, left: Left) -> Holder {
     Holder { installation: format!("directory{id}"), left }
 }
 
-async fn join(url: &str, id: &str, left: Left) -> Result<Open, StoreError> {
+pub(crate) async fn join(url: &str, id: &str, left: Left) -> Result<Open, StoreError> {
     let catalogue = NodeCatalogue::of(url.parse().unwrap(), node(id));
     let Opened { database, term } = catalogue.open(holder(id, left)).await?;
     Ok(Open { database, membership: catalogue.membership().unwrap(), term })
@@ -102,7 +102,7 @@ async fn put_as(open: &Open, id: &str, is_paused: bool) -> Result<usize, StoreEr
 }
 
 /// Records what a sandbox is in another life, as the store does.
-async fn update(open: &Open, id: &str, (from, to): (u64, u64)) -> Result<usize, StoreError> {
+pub(crate) async fn update(open: &Open, id: &str, (from, to): (u64, u64)) -> Result<usize, StoreError> {
     let body = contract::sandbox_body(id, to, true).unwrap();
     let values = vec![Value::Text(id.to_owned()), Value::Integer(from.try_into().unwrap()), Value::Text(body)];
     let update = "UPDATE sandboxes SET body = ?3 WHERE id = ?1 AND CAST(json_extract(body, '$.epoch') AS BIGINT) = ?2";
@@ -242,6 +242,21 @@ async fn who_is_not_who_it_says_is_refused(url: &str, cluster: &Cluster) {
     assert!(matches!(old, OpenError::WentBack { found: 2, known: 5, .. }), "{old:?}");
     let never_here = refusal(join(url, "c", Left::In(5)).await);
     assert!(matches!(never_here, OpenError::WentBack { found: 0, known: 5, .. }), "{never_here:?}");
+    // The lease of the other node goes on: versions that follow each other serve together, and no others.
+    for (protocol, is_near) in [(3, false), (-1, false), (2, true), (0, true)] {
+        cluster.sql("refused", &format!("UPDATE firkin.nodes SET protocol = {protocol} WHERE name = 'node-a'")).await;
+        match join(url, "d", Left::Never).await {
+            Ok(near) if is_near => near.database.close().await.unwrap(),
+            far => {
+                let far = refusal(far);
+                assert!(
+                    !is_near
+                        && matches!(&far, OpenError::TooFar { node, theirs, ours: 1, .. } if node == "node-a" && *theirs == protocol),
+                    "{far:?}"
+                );
+            }
+        }
+    }
     cluster.sql("refused", "UPDATE firkin.cluster SET protocol = 99").await;
     let spoken = refusal(join(url, "a", Left::In(2)).await);
     assert!(matches!(spoken, OpenError::Protocol { found: 99, .. }), "{spoken:?}");

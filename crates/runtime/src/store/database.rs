@@ -101,6 +101,12 @@ pub trait Database: Debug + Send + Sync {
         false
     }
 
+    /// The number that a life which begins now has at least: one that went back behind what it had kept may have forgotten some, and none is given
+    /// twice.
+    fn first_life(&self) -> u64 {
+        0
+    }
+
     /// What of its tables is whose.
     fn parts(&self) -> Parts {
         Parts::WHOLE

@@ -19,17 +19,18 @@ impl SandboxRecord {
     }
 
     /// With the next life claimed, and what holds it. None where nothing holds it but its machine: there is nothing that another life could begin with.
-    pub(crate) fn claimed(&self) -> Option<(Self, Held)> {
+    /// Its number is `first` at least.
+    pub(crate) fn claimed(&self, first: u64) -> Option<(Self, Held)> {
         let RecordedPhase::Paused(held) = &self.phase else { return None };
         let held = Held { epoch: Some(held.epoch.unwrap_or(self.epoch)), ..held.clone() };
-        let claimed = Self { epoch: self.epoch + 1, phase: RecordedPhase::Paused(held.clone()), ..self.clone() };
+        let claimed = Self { epoch: first.max(self.epoch + 1), phase: RecordedPhase::Paused(held.clone()), ..self.clone() };
         Some((claimed, held))
     }
 }
 
-/// Claims the next life in a record, as it is in the column `body`.
-pub fn next_life(body: &str) -> Result<Option<NextLife>, StoreError> {
+/// Claims the next life in a record, as it is in the column `body`. Its number is `first` at least.
+pub fn next_life(body: &str, first: u64) -> Result<Option<NextLife>, StoreError> {
     let record: SandboxRecord = from_json("sandboxes", body)?;
-    let claimed = record.claimed();
+    let claimed = record.claimed(first);
     claimed.map(|(next, _)| Ok(NextLife { body: to_json("sandboxes", &next)?, epoch: next.epoch })).transpose()
 }

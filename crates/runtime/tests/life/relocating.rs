@@ -70,7 +70,7 @@ impl Rows {
     /// Another host takes what was given up.
     fn take(&self, id: &SandboxId) -> Option<String> {
         let given = self.given.lock().unwrap().take()?;
-        let next = next_life(&self.body(id)).unwrap()?;
+        let next = next_life(&self.body(id), 0).unwrap()?;
         (given == (id.clone(), next.epoch - 1)).then(|| {
             self.write(id, &next.body);
             next.body

@@ -30,8 +30,8 @@ use crate::{
     error::ApiError,
     extract::collect,
     nodes::{
-        self, Asked, CLIENT, ENCRYPTED, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED, SendError,
-        VISITED, Whereabouts,
+        self, Asked, CLIENT, ENCRYPTED, EPOCH, IDENTITY, Identity, MISDIRECTED, NoRoom, NodeId, Nodes, OfAnother, REFUSED,
+        SendError, VISITED, Whereabouts,
     },
     proxy::{self, upgrade},
     sever::Sever,
@@ -79,18 +79,29 @@ pub(crate) async fn forward(
     };
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     outgoing(&mut parts, (identity.as_ref(), peer, encrypted), protocol)?;
-    let mut response = send(app, nodes, &node, Request::from_parts(parts.clone(), first)).await?;
-    if let Some(id) = id.filter(|_| is_misdirected(&response)) {
+    let say_epoch = |parts: &mut Parts| {
+        parts.headers.remove(EPOCH);
+        let known = id.as_ref().and_then(|id| nodes.epoch(id));
+        parts.headers.extend(known.map(|epoch| (EPOCH, HeaderValue::from(epoch))));
+    };
+    say_epoch(&mut parts);
+    let (mut by, mut response) = (node.clone(), send(app, nodes, &node, Request::from_parts(parts.clone(), first)).await?);
+    if let Some(id) = id.as_ref().filter(|_| is_misdirected(&response)) {
         // Asked so, it makes what was known of it forgotten, too.
-        let (Whereabouts::There(next), Some(bytes)) = (nodes.locate(&id, Asked::Now).await?, kept) else {
-            return Err(ApiError::sandbox_moved(&id));
+        let (Whereabouts::There(next), Some(bytes)) = (nodes.locate(id, Asked::Now).await?, kept) else {
+            return Err(ApiError::sandbox_moved(id));
         };
         if next != node {
+            say_epoch(&mut parts);
             response = send(app, nodes, &next, Request::from_parts(parts, Body::from(bytes))).await?;
+            by = next;
         }
         if is_misdirected(&response) {
-            return Err(ApiError::sandbox_moved(&id));
+            return Err(ApiError::sandbox_moved(id));
         }
+    }
+    if let Some((id, epoch)) = id.as_ref().zip(nodes::epoch_in(response.headers())) {
+        nodes.heard(id, &by, epoch);
     }
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(relayed(response, sever));

@@ -96,22 +96,33 @@ pub struct Placement {
 impl Placement {
     /// What came of it, in a line for the head of an answer: who made it, who said no before, and who was not asked. Names of nodes are visible ASCII.
     pub(crate) fn line(&self, made: &Place, refused: &[String]) -> String {
+        let refused = refused.iter().map(|name| (name.clone(), "had no room, or did not answer".to_owned()));
         let mut line = format!("{}: {}", made.name, made.holding);
-        let refused = refused.iter().map(|name| (name, "had no room, or did not answer".to_owned()));
-        let passed = self.passed_over.iter().map(|(name, why)| (name, why.to_string()));
-        let mut rest: Vec<String> = refused.chain(passed).map(|(name, why)| format!("{name} ({why})")).collect();
-        let more = rest.len().saturating_sub(MOST_NAMED);
-        rest.truncate(MOST_NAMED);
-        if !rest.is_empty() {
+        let others = named(refused.chain(self.passed_over()));
+        if !others.is_empty() {
             line += "; passed over: ";
-            line += &rest.join(", ");
-        }
-        if more > 0 {
-            // A string takes everything.
-            write!(line, ", and {more} more").ok();
+            line += &others;
         }
         line
     }
+
+    /// The nodes that are not asked, by name, with why.
+    pub(crate) fn passed_over(&self) -> impl Iterator<Item = (String, String)> {
+        self.passed_over.iter().map(|(name, why)| (name.clone(), why.to_string()))
+    }
+}
+
+/// Nodes with what is said of each, the first of them by name.
+pub(crate) fn named(nodes: impl Iterator<Item = (String, String)>) -> String {
+    let mut said: Vec<String> = nodes.map(|(name, why)| format!("{name} ({why})")).collect();
+    let more = said.len().saturating_sub(MOST_NAMED);
+    said.truncate(MOST_NAMED);
+    let mut line = said.join(", ");
+    if more > 0 {
+        // A string takes everything.
+        write!(line, ", and {more} more").ok();
+    }
+    line
 }
 
 #[cfg(test)]

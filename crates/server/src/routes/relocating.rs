@@ -11,6 +11,7 @@ use axum::{
     body::Body,
     extract::{Request, State},
 };
+use firkin_causes::chain;
 use firkin_runtime::{
     owner::{Departed, Departing, MoveError},
     sandbox::{NoSuchSandbox, SandboxId},
@@ -24,7 +25,7 @@ use crate::{
     App,
     error::ApiError,
     extract::{Json, Sandbox},
-    nodes::{FromPeer, NodeId, Nodes, SendError, Wanted, as_operator},
+    nodes::{FromPeer, NodeId, Nodes, SendError, Wanted, as_operator, named},
 };
 
 /// Nodes that are asked for one sandbox that may go anywhere.
@@ -73,6 +74,14 @@ enum Untaken {
     Unknown(Box<dyn Error + Send + Sync>),
 }
 
+/// No node takes a sandbox.
+#[derive(Debug, thiserror::Error)]
+#[error("no other node takes it: {}", if why.is_empty() { "there is none" } else { why })]
+struct NobodyTakesIt {
+    /// The others by name, each with why.
+    why: String,
+}
+
 /// `POST /admin/sandboxes/{id}/move`.
 pub(super) async fn move_away(
     State(app): State<Arc<App>>,
@@ -81,11 +90,11 @@ pub(super) async fn move_away(
 ) -> Result<Reply<Moved>, ApiError> {
     app.host().sandbox(&id)?;
     let nodes = app.config.nodes.clone().ok_or_else(|| ApiError::conflict("this server is in no cluster".to_owned()))?;
-    let targets = match body.value.node {
-        Some(named) => vec![target(&*nodes, &named)?],
+    let (targets, passed_over) = match body.value.node {
+        Some(node) => (vec![target(&*nodes, &node)?], Vec::new()),
         None => targets(&app, &*nodes, &id)?,
     };
-    let (departed, to) = depart(&app, &nodes, &id, targets).await?;
+    let (departed, to) = depart(&app, &nodes, &id, (targets, passed_over)).await?;
     let name = to.map_or_else(String::new, |to| {
         let known = nodes.others().into_iter().find(|other| other.id == to);
         known.map_or_else(|| to.to_string(), |other| other.name)
@@ -98,7 +107,7 @@ pub(super) async fn move_away(
 pub(crate) async fn send_away(app: &App, nodes: &Arc<dyn Nodes>, id: &SandboxId) -> Result<NodeId, MoveError> {
     let nobody = || MoveError::Refused { id: id.clone(), source: "no other node has room".into() };
     let targets = targets(app, &**nodes, id)?;
-    if targets.is_empty() {
+    if targets.0.is_empty() {
         return Err(nobody());
     }
     let (_, to) = depart(app, nodes, id, targets).await?;
@@ -110,23 +119,24 @@ async fn depart(
     app: &App,
     nodes: &Arc<dyn Nodes>,
     id: &SandboxId,
-    targets: Vec<NodeId>,
+    (targets, passed_over): Targets,
 ) -> Result<(Departed, Option<NodeId>), MoveError> {
     let asked: Arc<Mutex<Option<NodeId>>> = Arc::default();
     let (told, asking) = (Arc::clone(&asked), Arc::clone(nodes));
     let departed = app.host().move_away(id, move |departing| {
         Box::pin(async move {
-            let mut last: Box<dyn Error + Send + Sync> = "no other node takes it".into();
-            for node in targets {
+            let mut refused = Vec::new();
+            for (node, name) in targets {
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.clone());
                 let answer = tokio::time::timeout(DEADLINE, ask(&*asking, &node, &departing)).await;
                 match answer.unwrap_or_else(|late| Err(Untaken::Unknown(late.into()))) {
                     Ok(()) => return Ok(()),
-                    Err(Untaken::Refused(why)) => last = why,
+                    Err(Untaken::Refused(why)) => refused.push((name, chain(&*why))),
                     Err(Untaken::Unknown(why)) => return Err(why),
                 }
             }
-            Err(last)
+            refused.extend(passed_over);
+            Err(NobodyTakesIt { why: named(refused.into_iter()) }.into())
         })
     });
     let departed = departed.await?;
@@ -144,7 +154,7 @@ pub(super) async fn take(State(app): State<Arc<App>>, extensions: Extensions, bo
 }
 
 /// The node that an operator means.
-fn target(nodes: &dyn Nodes, named: &str) -> Result<NodeId, ApiError> {
+fn target(nodes: &dyn Nodes, named: &str) -> Result<(NodeId, String), ApiError> {
     if named == nodes.name() || named == nodes.id().as_str() {
         return Err(ApiError::conflict(format!("the sandbox is on node `{named}` already")));
     }
@@ -154,13 +164,16 @@ fn target(nodes: &dyn Nodes, named: &str) -> Result<NodeId, ApiError> {
         [] => Err(ApiError::not_found(format!("there is no node `{named}`"))),
         [node] if !node.alive => Err(ApiError::conflict(format!("node `{named}` is away"))),
         [node] if node.cordoned => Err(ApiError::conflict(format!("node `{named}` takes nothing new: it is cordoned"))),
-        [node] => Ok(node.id.clone()),
+        [node] => Ok((node.id.clone(), node.name.clone())),
         _ => Err(ApiError::bad_request(format!("several nodes are called `{named}`: name one by its id"))),
     }
 }
 
+/// Nodes that are asked, and others with why they are not.
+type Targets = (Vec<(NodeId, String)>, Vec<(String, String)>);
+
 /// Nodes that a sandbox of this one fits on, as far as is known.
-fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Vec<NodeId>, NoSuchSandbox> {
+fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Targets, NoSuchSandbox> {
     let sandbox = app.host().sandbox(id)?;
     // Where there is one engine it is by that one; of several, those who are asked find out.
     let runs_on = match app.host().accelerations()[..] {
@@ -168,9 +181,10 @@ fn targets(app: &App, nodes: &dyn Nodes, id: &SandboxId) -> Result<Vec<NodeId>, 
         _ => None,
     };
     let (build, memory_mib) = (sandbox.build_id.unwrap_or_default(), sandbox.budget.memory_mib);
-    let places = nodes.placement(&Wanted { build, memory_mib, runs_on, once: None }).asked;
-    let places = places.into_iter().map(|place| place.node).filter(|node| node != nodes.id());
-    Ok(places.take(MOST_ASKED).collect())
+    let placement = nodes.placement(&Wanted { build, memory_mib, runs_on, once: None });
+    let passed_over = placement.passed_over().filter(|(name, _)| name != nodes.name()).collect();
+    let places = placement.asked.into_iter().filter(|place| place.node != *nodes.id());
+    Ok((places.take(MOST_ASKED).map(|place| (place.node, place.name)).collect(), passed_over))
 }
 
 async fn ask(nodes: &dyn Nodes, node: &NodeId, departing: &Departing) -> Result<(), Untaken> {

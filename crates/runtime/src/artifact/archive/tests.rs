@@ -291,6 +291,26 @@ fn what_is_here_may_be_left_out_and_nothing_else() {
 }
 
 #[test]
+fn an_archive_of_which_all_has_landed_carries_nothing_and_is_taken_in() {
+    let (there, pause, archive) = packed();
+    let here = Host::new();
+    let incoming = here.state().join("incoming");
+    fs::create_dir_all(&incoming).unwrap();
+    let contents = &entries(&archive)[1..];
+    for (name, content) in contents {
+        fs::write(incoming.join(&name["blobs/".len()..]), content).unwrap();
+    }
+    let packing = there.store.packing(&pause.manifest.id, ArchiveKind::Artifact, serde_json::Value::Null).unwrap();
+    let survey = here.store.survey(&serde_json::to_vec(packing.header()).unwrap(), &[]).unwrap();
+    let landed: HashSet<String> = survey.here().into_iter().collect();
+    assert_eq!(landed.len(), contents.len(), "a server that was killed had all of it");
+    let mut archive = Vec::new();
+    packing.without(&landed).write(&mut archive).unwrap();
+    let found = here.store.unpack(survey.receive(Cursor::new(&archive)).unwrap()).unwrap();
+    here.store.verify(&found.artifact).unwrap();
+}
+
+#[test]
 fn damage_is_refused_by_the_name_of_the_member() {
     let (_there, _, whole) = packed();
     let header: ArchiveHeader = serde_json::from_slice(&entries(&whole)[0].1).unwrap();

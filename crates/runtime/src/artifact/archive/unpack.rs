@@ -441,20 +441,23 @@ impl ArtifactStore {
         let wanted: HashSet<&str> = blobs.iter().map(|blob| blob.content.blake3.as_str()).collect();
         plan.landing.keep_only(&wanted).map_err(file(&plan.landing.dir))?;
         let at_end = |source| UnpackError::Read { at: "the end".to_owned(), source };
-        let mut found = None;
+        // What comes next, once that was read: the end, too, behind which there is nothing to be read.
+        let mut next: Option<Option<Found>> = None;
         for blob in &blobs {
             let read = |source| UnpackError::Read { at: blob.name(), source };
-            let next = match found.take() {
+            let found = match next.take() {
                 None => entries.next().map_err(read)?,
-                read => read,
+                Some(found) => found,
             };
-            found = land(&plan, blob, next, &mut entries)?;
+            if !land(&plan, blob, found.as_ref(), &mut entries)? {
+                next = Some(found);
+            }
         }
-        let next = match found {
+        let last = match next {
             None => entries.next().map_err(at_end)?,
-            read => read,
+            Some(found) => found,
         };
-        if let Some(Found { name, .. }) = next {
+        if let Some(Found { name, .. }) = last {
             return Err(UnpackError::Entry { found: name, expected: "the end".to_owned() });
         }
         entries.end().map_err(at_end)?;
@@ -544,17 +547,17 @@ impl ArtifactStore {
     }
 }
 
-/// Takes in one content, if it is what was found next. Gives that back if it is not, where this one is here already: who sends may leave it out.
-fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<Found>, entries: &mut Entries<R>) -> Result<Option<Found>, UnpackError> {
+/// Takes in one content, if it is what was found next. Whether it is: one that is here already may be left out by who sends.
+fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<&Found>, entries: &mut Entries<R>) -> Result<bool, UnpackError> {
     let content = &blob.content;
     let is_missing = plan.is_missing(content);
     let read = |source| UnpackError::Read { at: blob.name(), source };
-    let found = next.as_ref().map_or("end of the archive", |found| &found.name);
-    let Some(Found { bytes, .. }) = next.as_ref().filter(|found| found.name == blob_name(&content.blake3)) else {
+    let found = next.map_or("end of the archive", |found| &found.name);
+    let Some(Found { bytes, .. }) = next.filter(|found| found.name == blob_name(&content.blake3)) else {
         if is_missing {
             return Err(UnpackError::Entry { found: found.to_owned(), expected: blob.name() });
         }
-        return Ok(next);
+        return Ok(false);
     };
     let bytes = *bytes;
     let damaged = |source| UnpackError::Damaged { of: blob.of.clone(), source };
@@ -568,5 +571,5 @@ fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<Found>, entries: &mut En
         LandError::File { path, source } => UnpackError::File { path, source },
     })?;
     content.matches(&blob.member, &found).map_err(damaged)?;
-    Ok(None)
+    Ok(true)
 }

@@ -196,7 +196,7 @@ impl Owner {
             return Ok(());
         }
         let paused = SandboxRecord { phase: RecordedPhase::Paused(held.clone()), ..self.record.clone() };
-        let Some((claimed, held)) = paused.claimed() else { return Ok(()) };
+        let Some((claimed, held)) = paused.claimed(self.shared.store.first_life()) else { return Ok(()) };
         let done = self.shared.store.update_sandbox(claimed.clone(), self.record.guard()).await;
         done.map_err(ResumeError::Store)?;
         self.record = claimed;
