@@ -52,6 +52,7 @@ pub struct NodeFence {
     catalogue: Arc<NodeCatalogue>,
     /// Since what an earlier server had listed is this one's, or has ended.
     has_taken_over: AtomicBool,
+    is_lost: AtomicBool,
     runtime: OnceLock<Runtime>,
     watches: AtomicBool,
     starts: AtomicU64,
@@ -96,8 +97,9 @@ impl NodeFence {
             tracing::debug!(error = chain(&error), "the warden's page is made anew");
             Page::create(dir, clock::now())
         })?;
-        let (has_taken_over, runtime, watches, starts) = Default::default();
-        Ok(Arc::new(Self { page: Mutex::new(page), program, witness, catalogue, has_taken_over, runtime, watches, starts }))
+        let (has_taken_over, is_lost, runtime, watches, starts) = Default::default();
+        let page = Mutex::new(page);
+        Ok(Arc::new(Self { page, program, witness, catalogue, has_taken_over, is_lost, runtime, watches, starts }))
     }
 
     fn page(&self) -> MutexGuard<'_, Page> {
@@ -195,7 +197,7 @@ impl NodeFence {
         let Some(lease) = self.catalogue.membership().map(|membership| membership.lease()) else { return Ok(false) };
         let mut page = self.page();
         // One that had ended says nothing before what others have taken is let go of.
-        if !lease.holds() || lease.stop_at <= page.deadline() {
+        if self.is_lost.load(Ordering::SeqCst) || !lease.holds() || lease.stop_at <= page.deadline() {
             return Ok(false);
         }
         if let Some(witness) = &self.witness {
@@ -251,7 +253,9 @@ impl NodeFence {
 
     /// The node is not this server's any more: what others could have stands still from now on.
     pub fn lose(&self) -> Result<(), PageError> {
-        self.page().lose()
+        let mut page = self.page();
+        self.is_lost.store(true, Ordering::SeqCst);
+        page.lose()
     }
 
     /// The server has ended. So does the warden, unless there is something left that others could have.
@@ -299,5 +303,62 @@ impl Fence for SharedFence {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Child;
+
+    use firkin_postgres::{Address, Node};
+
+    use super::*;
+
+    /// Of a node whose catalogue nobody has opened.
+    fn catalogue() -> Arc<NodeCatalogue> {
+        let node = Node {
+            id: "a1b2c3d4e5f6g7h8i9j0".parse().unwrap(),
+            name: "node".into(),
+            address: "127.0.0.1:1".into(),
+            secret_fingerprint: "f".into(),
+        };
+        Arc::new(NodeCatalogue::of(Address::with_authority("postgres://nobody@127.0.0.1:1/nowhere", None).unwrap(), node))
+    }
+
+    fn machine() -> (Child, ProcessId) {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessId::of(child.id()).unwrap();
+        (child, process)
+    }
+
+    #[tokio::test]
+    async fn what_is_anothers_is_killed_and_without_a_lease_or_who_watches_it_nothing_may_begin() {
+        let dir = tempfile::tempdir().unwrap();
+        let ((mut own, first), (mut anothers, second)) = (machine(), machine());
+        let mut page = Page::create(dir.path(), clock::now() + Duration::from_secs(3600)).unwrap();
+        page.list("own", &[first]).unwrap();
+        page.list("anothers", &[second]).unwrap();
+        drop(page);
+        let fence = SharedFence(NodeFence::open(dir.path(), catalogue(), None, None).unwrap());
+        assert!(fence.holds());
+        fence.take_over(&HashSet::from(["own".to_owned()])).await.unwrap();
+        assert!(!anothers.wait().unwrap().success());
+        assert!(own.try_wait().unwrap().is_none());
+        assert_eq!(fence.0.figures().listed, 1);
+        fence.list("new", &[own.id()]).unwrap();
+        fence.keep_only(&HashSet::from(["new".to_owned()])).unwrap();
+        assert_eq!(fence.0.page().listed().unwrap(), ["new"]);
+        fence.0.lose().unwrap();
+        assert!(!fence.holds());
+        own.kill().unwrap();
+        own.wait().unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        drop(Page::create(dir.path(), clock::now() + Duration::from_secs(3600)).unwrap());
+        let ends: Box<WardenProgram> = Box::new(|_| Ok(Command::new("false")));
+        let fence = SharedFence(NodeFence::open(dir.path(), catalogue(), Some(ends), None).unwrap());
+        assert!(!fence.holds(), "nobody watches");
+        fence.take_over(&HashSet::new()).await.unwrap_err();
+        assert_eq!((fence.0.figures().starts, fence.holds()), (1, false));
     }
 }
