@@ -30,7 +30,7 @@ use self::{
     cluster::ClusterCommand,
     configuring::ConfigCommand,
     moving::{ExportArgs, ImportArgs, ImportNamedArgs, SnapshotCommand},
-    node::{NodeArgs, NodeCommand},
+    node::{NodeArgs, NodeCommand, WardenArgs},
     teams::{AddKeyArgs, AuditArgs, ExpireKeyArgs, ListKeysArgs, RevokeKeyArgs, TeamCommand},
     watching::{CompletionsArgs, CopyArgs, EventsArgs, ForwardArgs, LogLevelArgs, LogsArgs, ManArgs, WatchArgs, WebhookCommand},
 };
@@ -315,6 +315,9 @@ pub(crate) enum Command {
     /// Look at the nodes of a cluster, and say that one is off
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Stop machines when the lease of a node is over: a node starts this itself
+    #[command(hide = true)]
+    Warden(WardenArgs),
     /// Check and show the configuration of `up`
     #[command(subcommand)]
     Config(ConfigCommand),

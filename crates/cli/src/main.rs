@@ -46,6 +46,9 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(misread) => return if misread.print() { ExitStatus::Usage } else { ExitStatus::Success }.into(),
     };
+    if let Command::Warden(args) = &line.cli.command {
+        return ended(command::warden::run(args));
+    }
     // Before anything is written: names, tokens, memory and files of users are nobody else's on this host. Programs that are run
     // get the usual mask back.
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
@@ -72,6 +75,11 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(anyhow::Error::from(error).context("cannot start the runtime")),
     };
+    ended(status)
+}
+
+/// Tells what went wrong, if anything did.
+fn ended(status: anyhow::Result<ExitStatus>) -> ExitCode {
     let status = status.unwrap_or_else(|error| {
         if !output::is_broken_pipe(&error) {
             output::note(failure::render(&error).trim_end());
@@ -115,6 +123,7 @@ fn hosts(command: &Command) -> bool {
         Command::Audit(_) | Command::Team(_) | Command::Key(_) | Command::RestoreFrom(_) => false,
         Command::Events(_) | Command::Top | Command::Webhook(_) | Command::Completions(_) | Command::Config(_) => false,
         Command::Man(_) | Command::LogLevel(_) | Command::UpgradeCheck | Command::Cluster(_) | Command::Node(_) => false,
+        Command::Warden(_) => false,
     }
 }
 
@@ -163,6 +172,7 @@ async fn carry_out(
         Command::Verify(_) => command::verify::run(settings).await,
         Command::Cluster(command) => command::cluster::run(settings, command).await,
         Command::Node(command) => command::node::run(settings, command).await,
+        Command::Warden(args) => command::warden::run(&args),
         Command::RestoreFrom(args) => command::restore_from::run(settings, args).await,
         Command::Sandbox(command) => command::sandbox::run(settings, command).await,
         Command::Template(TemplateCommand::Build(args)) => Box::pin(command::template::build(settings, args)).await,

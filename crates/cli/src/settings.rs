@@ -391,6 +391,7 @@ fn given<'a>(command: &'a Command, none: &'a ServeArgs) -> (&'a ServeArgs, &'a H
         | Command::Verify(_)
         | Command::Cluster(_)
         | Command::Node(_)
+        | Command::Warden(_)
         | Command::RestoreFrom(_)
         | Command::Sandbox(_)
         | Command::Template(_)

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! A program makes a [`Cluster`], gives it to its server as [`ServerConfig::nodes`](firkin_server::ServerConfig::nodes), and has that
-//! listen with [`Listener::Peers`](firkin_server::Listener::Peers). Nothing here has a task, a thread or a file of its own: certificates
+//! listen with [`Listener::Peers`](firkin_server::Listener::Peers). Nothing of that has a task, a thread or a file of its own: certificates
 //! are renewed by the handshake that needs one, and nodes are as [`Members`] says.
+//!
+//! A [`NodeFence`] has the node's warden stop machines that others could have when the lease is over (`fence.rs`).
 //!
 //! The trust is flat: whoever has the secret is every node.
 
@@ -38,6 +40,7 @@ mod claims;
 pub mod clock;
 mod connect;
 mod copies;
+mod fence;
 mod fetch;
 mod identity;
 mod keep;
@@ -52,6 +55,7 @@ mod whereabouts;
 pub use certificate::MintError;
 pub use connect::ConnectError;
 pub use copies::Copies;
+pub use fence::{NodeFence, SharedFence, WardenProgram, Witness};
 pub use fetch::Peers;
 pub use identity::node_id;
 pub use keep::{Serves, keep};

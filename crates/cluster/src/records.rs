@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -15,6 +15,7 @@ use firkin_server::nodes::{InvalidNodeId, Listed, ListedNode, NodeId, Report};
 use tokio::sync::Notify;
 
 use crate::{
+    fence::NodeFence,
     keep::Said,
     members::{Home, Member, Members, MembersAway},
 };
@@ -29,6 +30,7 @@ pub struct Records {
     /// Paused sandboxes of this node that no other has a copy of, when that was last looked at.
     copies_owed: AtomicUsize,
     counts: Counts,
+    fence: OnceLock<Arc<NodeFence>>,
 }
 
 /// What this node has done as one of its cluster.
@@ -56,6 +58,7 @@ impl Records {
             unheard: Notify::default(),
             copies_owed: AtomicUsize::new(0),
             counts: Counts::default(),
+            fence: OnceLock::new(),
         };
         records.hear().await?;
         Ok(Arc::new(records))
@@ -79,6 +82,12 @@ impl Records {
     /// All nodes, as they were last heard.
     pub fn records(&self) -> Arc<[NodeRecord]> {
         Arc::clone(&self.heard.read().unwrap_or_else(PoisonError::into_inner).nodes)
+    }
+
+    /// What stops machines of this node when its lease is over.
+    pub fn are_of(&self, fence: Arc<NodeFence>) {
+        // A node has one.
+        drop(self.fence.set(fence));
     }
 
     /// Takes down how many copies are owed, for others to hear.
@@ -194,6 +203,7 @@ impl Members for Records {
                 ("failed", counted(&counts.failed)),
             ],
             fenced: counted(&counts.fenced),
+            warden: self.fence.get().map(|fence| fence.figures()),
         }
     }
 

@@ -11,6 +11,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getsid},
+};
 
 use crate::{
     BootSpec, ControlStream, DiskFormat, Engine, Exit, Machine, MachineError, MemoryForm, RestoreSpec, RootDisk, SnapshotMemory,
@@ -106,6 +110,7 @@ pub async fn check(harness: &dyn Harness) {
     kept("a clone is snapshot, goes on, and has grandchildren", generations(harness, &template)).await;
     kept("a disk is frozen where it is switched", disk_is_switched(harness, &template)).await;
     kept("a new control connection ends the old one", reconnects(harness, &template)).await;
+    kept("a machine stands still and goes on with its processes", stands_still(harness, &template)).await;
     kept("a released machine lives on and is adopted", adopts(harness, &template)).await;
     kept("nothing is adopted where nothing runs", refuses_to_adopt(harness, &template)).await;
     kept("a crash is noticed, wherever one looks", notices_a_crash(harness, &template)).await;
@@ -388,6 +393,30 @@ async fn reconnects(harness: &dyn Harness, template: &Snapshot) {
     assert_eq!(third.recall().await, 3);
     instance.machine.kill().await;
     third.closed().await;
+}
+
+/// An engine whose machines are no processes has nothing to be stopped.
+async fn stands_still(harness: &dyn Harness, template: &Snapshot) {
+    let (mut instance, mut guest) = Instance::running(harness, template).await;
+    guest.remember(4).await;
+    let processes = instance.machine.processes().await.expect("a machine has its processes told");
+    assert_eq!(processes.first().copied(), instance.machine.pid(), "its engine's is the first");
+    for pid in &processes {
+        let pid = Pid::from_raw(i32::try_from(*pid).expect("a process has a number"));
+        // The end of nobody else's session lets it go on.
+        assert_eq!(getsid(Some(pid)), Ok(pid), "it leads its own session");
+        kill(pid, Signal::SIGSTOP).expect("it can be stopped");
+    }
+    for pid in &processes {
+        while !fs_err::read_to_string(format!("/proc/{pid}/stat")).expect("it is there").contains(") T ") {
+            tokio::task::yield_now().await;
+        }
+    }
+    for pid in processes {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).expect("it goes on");
+    }
+    assert_eq!(guest.recall().await, 4);
+    instance.machine.kill().await;
 }
 
 async fn adopts(harness: &dyn Harness, template: &Snapshot) {

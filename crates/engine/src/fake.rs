@@ -7,6 +7,7 @@
 //! cleaned up. Clones of an engine are views of one host: a test of a restarted server gives a clone to the second server. Where
 //! the first server is to be a process that is killed, [`FakeEngine::kept_in`] has the machines live in files.
 
+mod body;
 mod files;
 mod kept;
 mod machine;
@@ -17,8 +18,9 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -29,7 +31,11 @@ use futures::future::BoxFuture;
 use tokio::{io::DuplexStream, sync::watch};
 
 pub use self::trees::Trees;
-use self::{machine::FakeMachine, prepared::FakePrepared};
+use self::{
+    body::{Body, Program},
+    machine::FakeMachine,
+    prepared::FakePrepared,
+};
 use crate::{
     Acceleration, BootFiles, BootSpec, Compatibility, DiskFormat, Engine, Exit, Fingerprint, Machine, OwnMemory, Prepared,
     RestoreSpec, Safeguard, StartError, gvisor::Marks, qcow2::Qcow2,
@@ -177,6 +183,8 @@ struct Host {
     crossed: Mutex<HashMap<PathBuf, PathBuf>>,
     /// Where machines are written down.
     kept_in: Option<PathBuf>,
+    /// What each of them is a process of.
+    program: OnceLock<Box<Program>>,
     keeping: Keeping,
     /// Those that it keeps for what they made.
     programs: Mutex<Vec<String>>,
@@ -232,6 +240,18 @@ impl FakeEngine {
         let host = Arc::get_mut(&mut self.host).expect("an engine that nobody shares yet");
         assert!(lock(&host.machines).is_empty(), "its machines are kept in another form");
         host.keeping = keeping;
+        self
+    }
+
+    /// Has each machine that is started from now on be a process, too: of the program that is made of the file in which it is written down and of the
+    /// number in that file by which it is told from others. It is killed when the machine ends. It has to leave the session in which it is started,
+    /// so that the kernel does not let it go on when that ends.
+    ///
+    /// # Panics
+    /// If they are processes already.
+    #[must_use]
+    pub fn embodied(self, program: impl Fn(&Path, u64) -> Command + Send + Sync + 'static) -> Self {
+        assert!(self.host.program.set(Box::new(program)).is_ok(), "its machines are processes of another program");
         self
     }
 
@@ -312,6 +332,7 @@ impl Host {
             restores: AtomicU64::new(0),
             crossed: Mutex::default(),
             kept_in,
+            program: OnceLock::new(),
             keeping: Keeping::default(),
             programs: Mutex::default(),
         }
@@ -391,6 +412,7 @@ struct Core {
     memory: Mutex<Vec<u8>>,
     root_disk: Mutex<PathBuf>,
     unnamed_bytes: AtomicU64,
+    body: Mutex<Option<Body>>,
     host: std::sync::Weak<Host>,
 }
 
@@ -404,6 +426,9 @@ impl Core {
             }
             alive
         });
+        if let Some(body) = lock(&self.body).take() {
+            body.end();
+        }
         if let Some(host) = self.host.upgrade() {
             lock(&host.machines).remove(&self.dir);
         }
@@ -438,9 +463,15 @@ impl FakeEngine {
             memory: Mutex::new(memory),
             root_disk: Mutex::new(root_disk),
             unnamed_bytes: AtomicU64::new(0),
+            body: Mutex::default(),
             host: Arc::downgrade(&self.host),
         });
         core.keep();
+        if let (Some(program), Some(path)) = (self.host.program.get(), &self.host.kept_in) {
+            let body = Body::start(program(&kept::file_of(path, &dir), core.started));
+            *lock(&core.body) = Some(body.expect("the program of a test's machines can be run"));
+            core.keep();
+        }
         lock(&self.host.machines).insert(dir, Arc::clone(&core));
         core
     }

@@ -479,6 +479,10 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Process id of the engine, for accounting and journals.
     fn pid(&self) -> Option<u32>;
 
+    /// The processes that have to be stopped on the host for its guest to stand still, its engine's first: by SIGSTOP they do, and by SIGCONT they go
+    /// on. None of them is stopped or let go on by the kernel when whoever started it ends. None of a machine that is gone.
+    async fn processes(&self) -> std::io::Result<Vec<u32>>;
+
     /// Runs a paused machine. No effect on a running one.
     async fn resume(&mut self) -> Result<(), MachineError>;
 

@@ -208,6 +208,7 @@ fn request(artifact: &Artifact, name: &str) -> SnapshotRestoreRequest {
             volumes: None,
         },
         internet: InternetAccess::Denied,
+        can_be_claimed: false,
     }
 }
 

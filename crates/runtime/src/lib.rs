@@ -26,7 +26,7 @@ pub use capacity::admission;
 pub use ground::{ids, progress, reference, team};
 pub use host::{disk, memory_pressure};
 pub use images::{desktop, root_image, standard};
-pub use machine::{agent, command, engines, groups, guest_file, launch, network, outbound};
+pub use machine::{agent, command, engines, fence, groups, guest_file, launch, network, outbound};
 pub use restore::warm;
 pub use runtime::{
     changes as overview, encryption, host_templates, moving, outlook, relocating, second_copies, sweep, templates, webhooks,

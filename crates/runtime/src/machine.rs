@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod command;
 pub mod engines;
+pub mod fence;
 pub(crate) mod forward;
 pub mod groups;
 pub mod guest_file;

@@ -226,7 +226,8 @@ impl Runtime {
         };
         let groups = MachineGroups { groups: config.groups.clone() };
         let instances = Instances::new(config.state_dir.join("run"));
-        let launcher = EngineLauncher { engines, links, artifacts, instances, groups };
+        let fence = config.fence.clone();
+        let launcher = EngineLauncher { engines, links, artifacts, instances, groups, fence };
         let shared =
             Shared::new(Parts { config, store, gates, launcher, files, keys, teams, lock, secrets, workload, filling, webhooks });
         let run = Arc::clone(&shared.webhooks).run(sending::reader(&shared.changes));

@@ -165,6 +165,7 @@ impl Bench {
                 volumes: None,
             },
             internet: InternetAccess::Denied,
+            can_be_claimed: false,
         }
     }
 

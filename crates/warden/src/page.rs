@@ -264,6 +264,34 @@ impl Page {
         self.write(Entry { listings: self.entry.listings + 1, ..self.entry })
     }
 
+    /// Kills what is listed by this name, whether it stands still or not, and has the warden forget it.
+    pub fn kill(&mut self, name: &str) -> Result<(), PageError> {
+        let at = |source| PageError::File { path: self.dir.join(list::DIR).join(name), source };
+        for process in list::get(&self.dir, self.entry.boot, name).map_err(at)?.unwrap_or_default() {
+            if let Some(held) = process.hold().map_err(at)? {
+                held.kill().map_err(at)?;
+            }
+        }
+        self.unlist(name)
+    }
+
+    /// Whether anything that is listed stands still.
+    pub fn stands_still(&self) -> Result<bool, PageError> {
+        for name in self.listed()? {
+            let listed = list::get(&self.dir, self.entry.boot, &name);
+            let listed = listed.map_err(|source| PageError::File { path: self.dir.join(list::DIR).join(&name), source })?;
+            if listed.unwrap_or_default().into_iter().any(ProcessId::is_stopped) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The lease is over as of now, because it was taken away: everything that is listed is stopped at the warden's next look.
+    pub fn lose(&mut self) -> Result<(), PageError> {
+        self.write(Entry { deadline: self.entry.deadline.min(clock::now()), ..self.entry })
+    }
+
     /// Names in the list.
     pub fn listed(&self) -> Result<Vec<String>, PageError> {
         list::names(&self.dir).map_err(|source| PageError::File { path: self.dir.join(list::DIR), source })
@@ -350,6 +378,26 @@ mod tests {
         assert_eq!(page.set_deadline(far).unwrap(), Renewal::TooLate);
         page.regain(far).unwrap();
         assert_eq!(page.set_deadline(far).unwrap(), Renewal::InTime);
+    }
+
+    #[test]
+    fn what_is_another_hosts_by_now_is_killed_though_it_stands_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut page = Page::create(dir.path(), clock::now() + Duration::from_secs(3600)).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessId::of(child.id()).unwrap();
+        page.list("a", &[process]).unwrap();
+        assert!(!page.stands_still().unwrap());
+        process.hold().unwrap().unwrap().stop().unwrap();
+        while !process.is_stopped() {
+            std::thread::yield_now();
+        }
+        assert!(page.stands_still().unwrap());
+        page.kill("a").unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert!(!process.is_stopped() && page.listed().unwrap().is_empty());
+        page.lose().unwrap();
+        assert!(page.deadline() <= clock::now());
     }
 
     #[test]

@@ -31,6 +31,14 @@ impl ProcessId {
         Self::of(std::process::id())
     }
 
+    /// Whether it is there and stands still, because it was stopped.
+    pub fn is_stopped(self) -> bool {
+        let Ok(stat) = fs_err::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+        // Between the two looks it may have become another's.
+        state == Some("T") && start_ticks(self.pid).is_ok_and(|ticks| ticks == self.start_ticks)
+    }
+
     /// Holds the process, if it is still there.
     pub(crate) fn hold(self) -> io::Result<Option<Held>> {
         let Some(raw) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
@@ -70,6 +78,11 @@ impl Held {
     /// Lets it go on.
     pub(crate) fn go_on(&self) -> io::Result<()> {
         self.send(Signal::CONT)
+    }
+
+    /// Ends it, also where it stands still.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        self.send(Signal::KILL)
     }
 
     fn send(&self, signal: Signal) -> io::Result<()> {

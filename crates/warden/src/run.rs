@@ -277,6 +277,8 @@ impl Warden {
         };
         match change {
             Change::None => {}
+            // As when a server begins, whose lease is yet to come.
+            Change::Stopped | Change::WentOn if processes == 0 => tracing::debug!(?change, "nothing is listed"),
             Change::Stopped => tracing::warn!(processes, "the lease is over: machines were stopped"),
             Change::WentOn => tracing::warn!(processes, "the lease was regained: machines go on"),
         }

@@ -143,10 +143,17 @@ fn lives_do_not_overlap(record: &Record, tell: &mut Tell<'_>) {
     }
 }
 
+/// Whether others could have a sandbox at the time of a word, by the record: it was paused there, in that life.
+fn could_be_claimed(record: &Record, word: &Heard) -> bool {
+    let written = record.written.iter().filter(|written| written.sandbox == word.sandbox);
+    let last = written.take_while(|written| written.at <= word.at).last();
+    last.and_then(|written| written.row.as_ref()).is_some_and(|row| row.epoch == word.epoch && row.is_paused)
+}
+
 /// I2, as far as one server can show it: what could be claimed stands still once nobody may count on the lease.
 fn nobody_runs_without_a_lease(record: &Record, tell: &mut Tell<'_>) {
     let mut told = BTreeMap::new();
-    for word in record.heard.iter().filter(|word| word.can_be_claimed) {
+    for word in record.heard.iter().filter(|word| could_be_claimed(record, word)) {
         let leases = record.leases.get(word.node).map(Vec::as_slice).unwrap_or_default();
         let until = leases.iter().filter(|lease| lease.at <= word.at).map(|lease| lease.until).max().unwrap_or(0);
         if word.at > until + FENCE {

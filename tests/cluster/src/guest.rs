@@ -1,29 +1,16 @@
-//! The guest of a fake machine: it remembers every life that its memory has been in, and has a voice in each.
+//! The guest of a fake machine: it remembers every life that its memory has been in, and in which machine it is.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Write as _, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, ensure};
-use firkin_engine::fake::Connection;
-use firkin_warden::ProcessId;
+use anyhow::Context as _;
+use firkin_engine::fake::{Connection, Guest};
 use firkin_wire::control::{Answer, Call, Decoder, GENERATION, Request, Response, Stats, encode};
-use fs_err as fs;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::Command,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    lease::Lease,
     record::{Heard, now},
-    sink, voice,
+    voice,
 };
 
 /// How long a guest takes to say that it goes on, where it is slow: longer than it takes to be heard.
@@ -38,6 +25,8 @@ pub(crate) struct Memory {
     pub(crate) life: Vec<u64>,
     /// How many of them were those of what it was made of.
     inherited: usize,
+    /// Which machine was told last who it is. What was restored and not told yet has that of another one.
+    pub(crate) machine: u64,
 }
 
 impl Memory {
@@ -51,7 +40,8 @@ impl Memory {
         self.life.len() > self.inherited + 1
     }
 
-    fn becomes(&mut self, sandbox: &str, epoch: u64) {
+    fn becomes(&mut self, sandbox: &str, epoch: u64, machine: u64) {
+        self.machine = machine;
         if self.sandbox != sandbox {
             self.inherited = self.life.len();
             sandbox.clone_into(&mut self.sandbox);
@@ -60,96 +50,38 @@ impl Memory {
     }
 }
 
-/// Where the guests of one node have their voices.
-#[derive(Debug)]
-pub(crate) struct Voices {
-    pub(crate) node: usize,
-    /// A file for each, which outlives the server.
-    pub(crate) dir: PathBuf,
+/// What the guests of one node have of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Around {
     /// While this is there, who was paused says late that it goes on.
     pub(crate) slow: PathBuf,
-    pub(crate) lease: Arc<Lease>,
-    /// Where each life is written down instead, without a voice.
-    pub(crate) book: Option<PathBuf>,
+    /// Where each life is written down, of a node that is under load.
+    pub(crate) book: Option<Book>,
 }
 
-/// A voice, as the next server finds it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Written {
-    pid: u32,
-    start_ticks: u64,
-    machine: PathBuf,
-    started: u64,
+/// The lives that a node has begun, a line each.
+#[derive(Debug, Clone)]
+pub(crate) struct Book {
+    pub(crate) node: usize,
+    pub(crate) path: PathBuf,
 }
 
-impl Voices {
-    /// Gives a machine a voice, before it is what it is to be. That of a template's build is nobody's, and has none.
-    fn begin(&self, machine: &Path, memory: &Memory, epoch: u64) -> anyhow::Result<()> {
+impl Book {
+    fn note(&self, memory: &Memory, epoch: u64) -> anyhow::Result<()> {
+        // That of a template's build is nobody's.
         if memory.sandbox.starts_with("template-") {
             return Ok(());
         }
-        if let Some(book) = &self.book {
-            return self.write_down(book, memory, epoch);
-        }
-        let mut command = Command::new(std::env::current_exe()?);
-        // What could be claimed does not begin in a lease that is over: the warden would see it late.
-        ensure!(!memory.was_paused() || self.lease.holds(), "the lease is over");
-        let started = voice::started(machine)?;
-        command.arg("voice").arg("--machine").arg(machine).args(["--started", &started.to_string()]);
-        command.args(["--sink", &sink::address().to_string()]);
-        command.args(["--node", &self.node.to_string(), "--sandbox", &memory.sandbox, "--epoch", &epoch.to_string()]);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("cannot start a voice")?;
-        let process = ProcessId::of(child.id().context("a voice ended at once")?)?;
-        let name = format!("{}-{epoch}", memory.sandbox);
-        let written = Written { pid: process.pid, start_ticks: process.start_ticks, machine: machine.to_owned(), started };
-        let new = self.dir.join(format!(".{name}"));
-        fs::write(&new, serde_json::to_vec(&written)?)?;
-        fs::rename(new, self.dir.join(&name))?;
-        if memory.was_paused() {
-            self.lease.list(&name, process)?;
-        }
-        // Buries it.
-        tokio::spawn(async move { child.wait().await.ok() });
-        Ok(())
-    }
-
-    fn write_down(&self, book: &Path, memory: &Memory, epoch: u64) -> anyhow::Result<()> {
         let (sandbox, life, can_be_claimed) = (memory.sandbox.clone(), memory.life.clone(), memory.was_paused());
         let line = Heard { at: now(), node: self.node, sandbox, epoch, life, can_be_claimed, sequence: 0 };
-        let mut book = fs::OpenOptions::new().create(true).append(true).open(book)?;
+        let mut book = fs_err::OpenOptions::new().create(true).append(true).open(&self.path)?;
         // At once, beside others that write.
         Ok(book.write_all(format!("{}\n", serde_json::to_string(&line)?).as_bytes())?)
-    }
-
-    /// Ends the voices of machines that are gone: those that stand still do not see it themselves.
-    pub(crate) fn end_gone(&self) -> anyhow::Result<()> {
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                continue;
-            }
-            let Written { pid, start_ticks, machine, started } = serde_json::from_slice(&fs::read(entry.path())?)?;
-            // What cannot be read has gone just now.
-            if voice::started(&machine).is_ok_and(|now| now == started) {
-                continue;
-            }
-            let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid is positive")?;
-            // Held, and then asked who it is: nobody else is killed.
-            if let Ok(held) = pidfd_open(raw, PidfdFlags::empty())
-                && ProcessId::of(pid).is_ok_and(|process| process.start_ticks == start_ticks)
-            {
-                pidfd_send_signal(&held, Signal::KILL).ok();
-            }
-            self.lease.unlist(&name)?;
-            fs::remove_file(entry.path())?;
-        }
-        Ok(())
     }
 }
 
 /// The guest's agent.
-pub(crate) async fn agent(voices: Arc<Voices>, connection: Connection) {
+pub(crate) async fn agent(around: Around, connection: Connection) {
     let Connection { mut stream, guest } = connection;
     let (mut decoder, mut buffer) = (Decoder::default(), vec![0; 64 << 10]);
     loop {
@@ -166,20 +98,24 @@ pub(crate) async fn agent(voices: Arc<Voices>, connection: Connection) {
                 }
                 Call::Resume(identity) => {
                     if memory.life.last() != Some(&identity.epoch) || memory.sandbox != identity.sandbox_id {
-                        memory.becomes(&identity.sandbox_id, identity.epoch);
-                        let begun = guest
-                            .kept()
-                            .context("machines are kept")
-                            .and_then(|machine| voices.begin(&machine, &memory, identity.epoch));
-                        if let Err(error) = begun {
-                            tracing::error!("a machine may not begin: {error:#}");
+                        let machine = match machine(&guest) {
+                            Ok(machine) => machine,
+                            Err(error) => {
+                                tracing::error!("a machine may not begin: {error:#}");
+                                return guest.power_off();
+                            }
+                        };
+                        memory.becomes(&identity.sandbox_id, identity.epoch, machine);
+                        let noted = around.book.as_ref().map_or(Ok(()), |book| book.note(&memory, identity.epoch));
+                        if let Err(error) = noted {
+                            tracing::error!("a life that is not written down may not begin: {error:#}");
                             return guest.power_off();
                         }
                         match serde_json::to_vec(&memory) {
                             Ok(bytes) => guest.remember(bytes),
                             Err(error) => return tracing::error!(%error, "a guest cannot remember"),
                         }
-                        if memory.was_paused() && voices.slow.exists() {
+                        if memory.was_paused() && around.slow.exists() {
                             tokio::time::sleep(SLOW).await;
                         }
                     }
@@ -207,4 +143,9 @@ pub(crate) async fn agent(voices: Arc<Voices>, connection: Connection) {
             }
         }
     }
+}
+
+/// Which machine a guest is in.
+fn machine(guest: &Guest) -> anyhow::Result<u64> {
+    voice::started(&guest.kept().context("machines are kept")?)
 }

@@ -1,19 +1,22 @@
 //! A node of the bench becomes one of its cluster, as the program's does (`crates/cli/src/command/joining.rs`): by what it has on record, with a lease,
 //! and with a port for the others.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{io::Write as _, net::Ipv4Addr, path::Path, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use firkin_causes::chain;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep, node_id};
+use firkin_cluster::{
+    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, Serves, WardenProgram, keep, node_id,
+};
 use firkin_postgres::{Address, Membership, Node as Row, NodeCatalogue};
 use firkin_runtime::{runtime::Runtime, store::StoreError};
 use firkin_server::{Listener, nodes::Nodes};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    mutant::{Judged, Mutated},
+    mutant::{Judged, Mutant, Mutated},
     node::{Node, Places},
+    record::{Leased, at, now},
     schedule::Party,
     world::address,
 };
@@ -31,6 +34,7 @@ pub(crate) struct Joining {
     mutated: Arc<Mutated>,
     peers: Arc<Peers>,
     claims: Arc<Judged>,
+    fence: Arc<NodeFence>,
     listener: TcpListener,
 }
 
@@ -60,7 +64,16 @@ impl Joining {
         let mutated = Arc::new(Mutated::of(Arc::clone(&catalogue), node.mutant));
         let peers = Arc::<Peers>::default();
         let claims = Arc::new(Judged::of(Arc::clone(&peers), Arc::clone(&mutated), (places.slow(), places.looked())));
-        Ok(Self { name, secret, catalogue, mutated, peers, claims, listener })
+        let log = places.leases();
+        let witness = move |until: Duration| note_promise(&log, until);
+        let program = |page: &Path| {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("warden").arg("--page").arg(page);
+            Ok(command)
+        };
+        let program = (node.mutant != Some(Mutant::NoWarden)).then_some(Box::new(program) as Box<WardenProgram>);
+        let fence = NodeFence::open(&places.warden(), Arc::clone(&catalogue), program, Some(Box::new(witness)))?;
+        Ok(Self { name, secret, catalogue, mutated, peers, claims, fence, listener })
     }
 
     pub(crate) fn catalog(&self) -> Arc<Mutated> {
@@ -75,8 +88,12 @@ impl Joining {
         Arc::clone(&self.claims)
     }
 
+    pub(crate) fn fence(&self) -> Arc<NodeFence> {
+        Arc::clone(&self.fence)
+    }
+
     /// Who has the lease, now that the runtime is open.
-    pub(crate) fn membership(&self) -> anyhow::Result<Arc<Membership>> {
+    fn membership(&self) -> anyhow::Result<Arc<Membership>> {
         self.catalogue.membership().context("the catalogue was not opened")
     }
 
@@ -121,4 +138,11 @@ impl Joined {
         };
         (Listener::Peers(self.listener), lost)
     }
+}
+
+/// Writes down until when a lease is promised to a warden, before it is.
+fn note_promise(log: &Path, until: Duration) -> std::io::Result<()> {
+    let promise = serde_json::to_string(&Leased { at: now(), until: at(until) })?;
+    let mut log = fs_err::OpenOptions::new().create(true).append(true).open(log)?;
+    log.write_all(format!("{promise}\n").as_bytes())
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   two sandboxes are paused on node 1, whose files are on others too: they were there
-//!     ─► one of them is resumed; as soon as its guest is heard, and before it is recorded that it runs, the server is stopped (SIGSTOP)
+//!     ─► one of them is resumed; as soon as its guest is heard, and before it is recorded that it runs, the server is stopped (SIGSTOP), or killed
 //!     ─► both are asked for on both other nodes at the same time, once the lease and the grace are over
-//!     ─► the server goes on, and is asked for what it has not any more
+//!     ─► the server goes on, or another one comes, and is asked for what it has not any more
 //! ```
 //!
 //! Guests and claims wait meanwhile (`Places::slow`), so that what could go wrong between two steps does.
@@ -25,7 +25,17 @@ use crate::{
     record::{Ask, Record, Trouble, now},
     run::{Begun, Outcome, TIMES, at_rest, begin, blocking, end, goes_on},
     schedule::Fault,
+    voice,
 };
+
+/// How the server of the lost node goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goes {
+    /// It stands still, and goes on when others have had what was its own.
+    Stopped,
+    /// It is killed, and another one comes then.
+    Killed,
+}
 
 /// The one that is lost.
 const LOST: usize = 1;
@@ -43,20 +53,33 @@ const LOOK: Duration = Duration::from_millis(20);
 const SURELY: Duration = Duration::from_secs(1);
 
 /// Plays it, and judges what was written down.
-pub(crate) async fn play(subjects: Arc<Subjects>) -> anyhow::Result<Outcome> {
+pub(crate) async fn play(subjects: Arc<Subjects>, goes: Goes) -> anyhow::Result<Outcome> {
     let begun = begin(&subjects).await?;
     let mut sandboxes = Vec::new();
     for other in OTHERS {
         sandboxes.push(begun.rests(other, LOST).await?);
     }
     is_slow(&subjects, LOST, true)?;
-    let lost = stop_while_it_resumes(&subjects, &begun, &sandboxes[0]).await?;
+    // Nobody else could have one that was never paused: it runs on.
+    let runs_on = begun.clients[LOST].create_on(LOST).await?;
+    let lost = stop_while_it_resumes(&subjects, &begun, (&sandboxes[0], goes)).await?;
     is_lost(&subjects).await?;
+    if goes == Goes::Killed {
+        let places = subjects.server(LOST).places().clone();
+        let (listed, other) = (voice::is_stopped(&places, &sandboxes[0])?, voice::is_stopped(&places, &runs_on)?);
+        ensure!(listed == Some(true), "what could be claimed runs without a lease and without a server: {listed:?}");
+        ensure!(other == Some(false), "what nobody else could have does not run on: {other:?}");
+    }
     for id in &sandboxes {
         wanted_by_both(&subjects, &begun, id).await?;
     }
     is_slow(&subjects, LOST, false)?;
-    subjects.server(LOST).signal(Signal::SIGCONT)?;
+    if goes == Goes::Killed {
+        let starting = Arc::clone(&subjects);
+        blocking(move || starting.server(LOST).start(&starting.world)).await?;
+    } else {
+        subjects.server(LOST).signal(Signal::SIGCONT)?;
+    }
     // It is told of things that are not its own any more, before it may know that.
     for id in &sandboxes {
         begun.clients[LOST].ask(id, Ask::Pause).await;
@@ -87,7 +110,7 @@ fn is_slow(subjects: &Subjects, node: usize, is_so: bool) -> anyhow::Result<()> 
 }
 
 /// Stops the server when it has begun a life of which it has not recorded yet that it runs.
-async fn stop_while_it_resumes(subjects: &Arc<Subjects>, begun: &Begun, id: &str) -> anyhow::Result<Trouble> {
+async fn stop_while_it_resumes(subjects: &Arc<Subjects>, begun: &Begun, (id, goes): (&str, Goes)) -> anyhow::Result<Trouble> {
     let since = now();
     let (client, resumed) = (begun.clients[LOST].clone(), id.to_owned());
     // It is answered by another server than the one that was asked, or not at all.
@@ -98,8 +121,17 @@ async fn stop_while_it_resumes(subjects: &Arc<Subjects>, begun: &Begun, id: &str
         tokio::time::sleep(LOOK).await;
     }
     let from = now();
-    subjects.server(LOST).signal(Signal::SIGSTOP)?;
-    Ok(Trouble { fault: Fault::StopServer(LOST), from, to: from })
+    let fault = match goes {
+        Goes::Stopped => {
+            subjects.server(LOST).signal(Signal::SIGSTOP)?;
+            Fault::StopServer(LOST)
+        }
+        Goes::Killed => {
+            subjects.server(LOST).kill()?;
+            Fault::KillServer(LOST)
+        }
+    };
+    Ok(Trouble { fault, from, to: from })
 }
 
 /// Has both others claim one after both have found that they can. Who does not get it passes on, or says who has it; what came of it is in the log

@@ -6,7 +6,7 @@
 //!        ├─ PostgreSQL                      a network namespace each, on one bridge
 //!        │   └─ history of all that was written of sandboxes (`history.rs`)
 //!        ├─ node 1..3: nodes of one cluster on that, each a server on the fake engine with a peer port and a disk of its own
-//!        │   ├─ voices: a process for each machine, which tells the sink that it runs, as whom, and what it remembers
+//!        │   ├─ voices: the process of each machine, which tells the sink that it runs, as whom, and what it remembers
 //!        │   └─ warden
 //!        ├─ clients, whose log says what they were answered
 //!        └─ the sink, whose log says what ran when; a checker holds each against the others (`checker.rs`)
@@ -31,7 +31,6 @@ mod guest;
 mod history;
 mod household;
 mod joining;
-mod lease;
 mod load;
 mod loss;
 mod mutant;

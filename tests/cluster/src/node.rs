@@ -4,6 +4,7 @@ use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
+use firkin_cluster::SharedFence;
 use firkin_engine::{BootFile, BootFiles, fake::FakeEngine};
 use firkin_runtime::{
     artifact::Fetch,
@@ -23,11 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     envd,
-    guest::{Voices, agent},
+    guest::{Around, Book, agent},
     joining::{Joined, Joining},
-    lease::Lease,
     mutant::Mutant,
-    record, say,
+    record, say, voice,
 };
 
 /// Where every node serves, on its own host.
@@ -38,9 +38,6 @@ pub(crate) const ADMIN: &str = "admin";
 
 /// What it says once it serves.
 pub(crate) const READY: &str = "serving";
-
-/// Between two looks for machines that are gone.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Which node.
 #[derive(Debug, Args)]
@@ -95,10 +92,6 @@ impl Places {
         self.part("machines")
     }
 
-    pub(crate) fn voices(&self) -> PathBuf {
-        self.part("voices")
-    }
-
     pub(crate) fn warden(&self) -> PathBuf {
         self.part("warden")
     }
@@ -150,23 +143,17 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     let places = Places { dir: node.dir.clone() };
     fs::create_dir_all(places.state())?;
     let joining = Joining::of(&node, &places).await?;
-    let lease = Arc::new(Lease::open(&places.warden(), &places.leases(), node.mutant != Some(Mutant::NoWarden))?);
-    let telling = tokio::spawn(Arc::clone(&lease).keep());
-    let voices = Arc::new(Voices {
-        node: node.number,
-        dir: places.voices(),
-        slow: places.slow(),
-        lease: Arc::clone(&lease),
-        book: node.room.map(|_| places.lives()),
-    });
-    let speaking = Arc::clone(&voices);
-    let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(Arc::clone(&speaking), connection))?;
+    let fence = joining.fence();
+    let telling = tokio::spawn(Arc::clone(&fence).keep());
+    let book = node.room.map(|_| Book { node: node.number, path: places.lives() });
+    let around = Around { slow: places.slow(), book };
+    let engine = FakeEngine::kept_in(&places.machines(), move |connection| agent(around.clone(), connection))?;
+    // Under load machines are no processes: thousands of them would measure the host.
+    let engine =
+        if node.room.is_some() { engine } else { engine.embodied(voice::program(std::env::current_exe()?, node.number)) };
     let runtime = open(&places, &joining, engine, node.room).await?;
-    let begun = async {
-        lease.is_of(joining.membership()?);
-        begin(&node, &places, joining, &runtime).await
-    };
-    let begun = Box::pin(begun).await;
+    fence.is_of(runtime.clone());
+    let begun = Box::pin(begin(&node, &places, joining, &runtime)).await;
     let (listener, joined) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -175,7 +162,6 @@ async fn serving(node: Node) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let ending = tokio::spawn(end_gone(Arc::clone(&voices)));
     let shutdown = CancellationToken::new();
     let config = ServerConfig {
         shutdown_grace: Duration::from_millis(500),
@@ -205,13 +191,10 @@ async fn serving(node: Node) -> anyhow::Result<()> {
     server.await.context("the server panicked")??;
     runtime.shutdown(OnExit::Kill).await;
     copying.abort();
-    for task in [ending, telling] {
-        task.abort();
-        // It was in the middle of a look, or not.
-        drop(task.await);
-    }
-    voices.end_gone()?;
-    lease.end()
+    telling.abort();
+    // It was in the middle of a look, or not.
+    drop(telling.await);
+    Ok(fence.end()?)
 }
 
 /// Joins the cluster, and has what every node has before it serves.
@@ -247,22 +230,13 @@ async fn open(places: &Places, joining: &Joining, engine: FakeEngine, room: Opti
     config.catalog = Some(joining.catalog() as Arc<dyn Catalog>);
     config.fetch = Some(joining.fetch() as Arc<dyn Fetch>);
     config.claims = Some(joining.claims() as Arc<dyn Claims>);
+    config.fence = Some(Arc::new(SharedFence(joining.fence())));
     Runtime::open(config, Arc::new(engine)).await.context("cannot open the runtime")
-}
-
-async fn end_gone(voices: Arc<Voices>) {
-    let mut turns = tokio::time::interval(LOOK);
-    loop {
-        turns.tick().await;
-        if let Err(error) = voices.end_gone() {
-            tracing::error!("voices of machines that are gone go on: {error:#}");
-        }
-    }
 }
 
 /// What a node has of files before its first server.
 pub(crate) fn prepare(places: &Places) -> anyhow::Result<()> {
-    for dir in [places.machines(), places.voices(), places.warden(), places.part("guest")] {
+    for dir in [places.machines(), places.warden(), places.part("guest")] {
         fs::create_dir_all(dir)?;
     }
     for name in ["kernel", "initrd", "rootfs"] {

@@ -22,13 +22,14 @@ use crate::{
     client::{Client, LONG_S},
     disk,
     faults::{self, Subjects},
-    history, household, load, loss,
+    history, household, load,
+    loss::{self, Goes},
     mutant::Mutant,
     node::{self, Places},
     postgres::Postgres,
     record::{Ask, Asked, Found, Heard, Record, Severed, Taken, now},
     say,
-    schedule::{self, Event, Fault, NODES},
+    schedule::{self, Event, NODES},
     server::{Catalog, Server},
     sink::Sink,
     world::World,
@@ -123,7 +124,7 @@ pub(crate) fn run(dir: &Path, plan: &Plan) -> anyhow::Result<()> {
     for seed in (0..schedules).map(|turn| first.wrapping_add(turn)) {
         let events = schedule::draw(seed, Duration::from_secs(plan.seconds));
         faults += events.len();
-        let outcome = bench.schedule(&format!("s{seed}"), (seed, &events), None)?;
+        let outcome = bench.schedule(&format!("s{seed}"), (seed, &events))?;
         say(&format!("seed {seed}: {} faults, {}", events.len(), outcome.summary()));
         if !outcome.violations.is_empty() {
             events.iter().for_each(|event| {
@@ -194,29 +195,28 @@ impl Outcome {
 impl Bench<'_> {
     /// A node is lost, and comes back.
     fn loss(&mut self) -> anyhow::Result<()> {
-        let outcome = self.run("loss", None, |subjects| Box::pin(loss::play(subjects)))?;
-        say(&format!("a node that is lost and comes back: {}", outcome.summary()));
-        outcome.tell();
-        ensure!(outcome.violations.is_empty(), "what a lost node had is not as it has to be: again with `--only loss`");
-        Ok(())
-    }
-
-    /// Checks that would see nothing are worth nothing: what nodes do that lack something is caught, always in the same schedule.
-    fn mutants(&mut self) -> anyhow::Result<()> {
-        // What could be claimed runs on while the database stands still.
-        let event = Event { fault: Fault::StopPostgres, from: Duration::from_secs(1), to: Duration::from_secs(12) };
-        let outcome = self.schedule("no-warden", (0, &[event]), Some(Mutant::NoWarden))?;
-        caught(Mutant::NoWarden, "I2", &outcome)?;
-        for mutant in [Mutant::BlindClaims, Mutant::LateRecords] {
-            let outcome = self.run(&mutant.to_string(), Some(mutant), |subjects| Box::pin(loss::play(subjects)))?;
-            caught(mutant, "I1", &outcome)?;
+        for (name, goes) in [("loss", Goes::Stopped), ("killed", Goes::Killed)] {
+            let outcome = self.run(name, None, move |subjects| Box::pin(loss::play(subjects, goes)))?;
+            say(&format!("a node that is lost ({goes:?}) and comes back: {}", outcome.summary()));
+            outcome.tell();
+            ensure!(outcome.violations.is_empty(), "what a lost node had is not as it has to be: again with `--only loss`");
         }
         Ok(())
     }
 
-    fn schedule(&mut self, name: &str, (seed, events): (u64, &[Event]), mutant: Option<Mutant>) -> anyhow::Result<Outcome> {
+    /// Checks that would see nothing are worth nothing: what nodes do that lack something is caught, always in the same way.
+    fn mutants(&mut self) -> anyhow::Result<()> {
+        for (mutant, invariant) in [(Mutant::NoWarden, "I2"), (Mutant::BlindClaims, "I1"), (Mutant::LateRecords, "I1")] {
+            let outcome =
+                self.run(&mutant.to_string(), Some(mutant), |subjects| Box::pin(loss::play(subjects, Goes::Stopped)))?;
+            caught(mutant, invariant, &outcome)?;
+        }
+        Ok(())
+    }
+
+    fn schedule(&mut self, name: &str, (seed, events): (u64, &[Event])) -> anyhow::Result<Outcome> {
         let all = events.to_vec();
-        let outcome = self.run(name, mutant, move |subjects| Box::pin(async move { play(&subjects, seed, &all).await }));
+        let outcome = self.run(name, None, move |subjects| Box::pin(async move { play(&subjects, seed, &all).await }));
         outcome.with_context(|| format!("seed {seed}, with {events:?}"))
     }
 
@@ -459,7 +459,7 @@ fn nothing_is_left(places: &Places) -> anyhow::Result<()> {
     loop {
         let processes: Vec<_> = household::processes()?.into_iter().filter(|(_, words)| words.contains(&here)).collect();
         let mut files = Vec::new();
-        for dir in [places.machines(), places.voices(), places.state().join("run")] {
+        for dir in [places.machines(), places.state().join("run")] {
             for entry in fs::read_dir(dir)? {
                 files.push(entry?.path());
             }

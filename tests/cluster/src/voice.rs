@@ -1,29 +1,31 @@
 //! The voice of a machine: a process that tells the sink again and again that the machine runs, as whom, and what it remembers.
 //!
-//! A fake machine is a file. Its voice is what of it outlives the server and can be stopped, as a real one is. The time that it tells was
+//! A fake machine is a file, and its voice the process of it: it outlives the server and can be stopped, as a real one is. It is there before the
+//! machine is told who it is, and silent until then. The time that it tells was
 //! taken *before* it looked whether the machine is there and runs: so it is true however long what follows takes.
 
 use std::{
     net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
+    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Args;
+use firkin_warden::ProcessId;
 use serde::Deserialize;
 
 use crate::{
     guest::Memory,
+    node::Places,
     record::{Heard, now},
+    sink,
 };
 
 /// Between two words.
 const EVERY: Duration = Duration::from_millis(50);
-
-/// How long the machine may take to become what it is to be, once its voice is there.
-const BEGIN: Duration = Duration::from_secs(30);
 
 /// Whose voice, and who listens.
 #[derive(Debug, Args)]
@@ -38,10 +40,16 @@ pub(crate) struct Voice {
     sink: SocketAddr,
     #[arg(long)]
     node: usize,
-    #[arg(long)]
-    sandbox: String,
-    #[arg(long)]
-    epoch: u64,
+}
+
+/// How the machines of a node are processes.
+pub(crate) fn program(bench: PathBuf, node: usize) -> impl Fn(&Path, u64) -> Command + Send + Sync {
+    move |machine, started| {
+        let mut command = Command::new(&bench);
+        command.arg("voice").arg("--machine").arg(machine).args(["--started", &started.to_string()]);
+        command.args(["--sink", &sink::address().to_string(), "--node", &node.to_string()]);
+        command
+    }
 }
 
 /// What is looked at in the file of a machine.
@@ -58,11 +66,30 @@ pub(crate) fn started(machine: &Path) -> anyhow::Result<u64> {
     Ok(started)
 }
 
+/// Whether the process of a sandbox's machine stands still, if there is such a machine on a node.
+pub(crate) fn is_stopped(places: &Places, sandbox: &str) -> anyhow::Result<Option<bool>> {
+    #[derive(Deserialize)]
+    struct Process {
+        pid: u32,
+    }
+    #[derive(Deserialize)]
+    struct Embodied {
+        memory: Vec<u8>,
+        body: Process,
+    }
+    for entry in fs_err::read_dir(places.machines())? {
+        let Embodied { memory, body } = serde_json::from_slice(&fs_err::read(entry?.path())?)?;
+        if Memory::read(&memory).sandbox == sandbox {
+            return Ok(Some(ProcessId::of(body.pid)?.is_stopped()));
+        }
+    }
+    Ok(None)
+}
+
 /// How a machine is found.
 enum Standing {
-    /// It is somebody's else, or nobody's yet.
-    Another,
-    Stopped,
+    /// It is nobody's yet, or stands still.
+    Silent,
     Running(Memory),
     Gone,
 }
@@ -71,17 +98,17 @@ impl Voice {
     /// Speaks for as long as the machine is there and is this one.
     pub(crate) fn speak(&self) -> anyhow::Result<()> {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).context("a voice has no socket")?;
-        let begun = Instant::now();
+        // So that the kernel does not let it go on when the session of its server ends.
+        nix::unistd::setsid().context("a voice has no session of its own")?;
         let mut sequence = 0;
         loop {
             let at = now();
             match self.look(&self.machine)? {
                 Standing::Gone => return Ok(()),
-                Standing::Another if sequence > 0 || begun.elapsed() > BEGIN => return Ok(()),
-                Standing::Another | Standing::Stopped => {}
+                Standing::Silent => {}
                 Standing::Running(memory) => {
                     let can_be_claimed = memory.was_paused();
-                    let (node, sandbox, epoch) = (self.node, self.sandbox.clone(), self.epoch);
+                    let (node, sandbox, epoch) = (self.node, memory.sandbox, memory.life.last().copied().unwrap_or(0));
                     let heard = Heard { at, node, sandbox, epoch, life: memory.life, can_be_claimed, sequence };
                     sequence += 1;
                     // What is lost is said again.
@@ -104,9 +131,7 @@ impl Voice {
             return Ok(Standing::Gone);
         }
         let memory = Memory::read(&memory);
-        if memory.sandbox != self.sandbox || memory.life.last() != Some(&self.epoch) {
-            return Ok(Standing::Another);
-        }
-        Ok(if standing == "Running" { Standing::Running(memory) } else { Standing::Stopped })
+        let is_told = memory.machine == self.started && !memory.sandbox.starts_with("template-");
+        Ok(if is_told && standing == "Running" { Standing::Running(memory) } else { Standing::Silent })
     }
 }

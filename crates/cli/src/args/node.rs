@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
+use crate::logging::LogFormat;
+
 /// Options of a server that is one of several.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct NodeArgs {
@@ -28,6 +30,17 @@ pub(crate) struct NodeArgs {
     /// [default: node]
     #[arg(long, value_name = "WHERE", env = "FIRKIN_DURABLE", hide_env_values = true)]
     pub(crate) durable: Option<Durable>,
+}
+
+/// `firkin warden`
+#[derive(Debug, Args)]
+pub(crate) struct WardenArgs {
+    /// The page that says until when the lease is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) page: PathBuf,
+    /// How lines of the log look
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
 }
 
 /// Where a pause has to be durable before it is answered.

@@ -233,6 +233,7 @@ fn refused(error: OpenError) -> anyhow::Error {
         OpenError::CatalogLost { .. } => Some(
             "put `firkin.db` back, or `firkin cluster init --from BACKUP`; to begin anew all the same, take `artifacts` and `layers` away",
         ),
+        OpenError::Fence(_) => Some("start it again: a node begins with a lease of its own"),
         OpenError::Restoring { .. } | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
@@ -256,7 +257,7 @@ async fn open_looking(
     let state_dir = fs::canonicalize(&settings.state_dir)?;
     register_user(&cache, &state_dir)?;
     let joining = match &settings.node {
-        Some(node) => Some(Joining::of(node, &state_dir).await?),
+        Some(node) => Some(Joining::of(node, &state_dir, settings.log_format).await?),
         None => None,
     };
     let collected = (cache.clone(), state_dir.clone());
@@ -280,6 +281,7 @@ async fn open_looking(
         },
         fetch: joining.as_ref().map(Joining::fetch),
         claims: joining.as_ref().map(Joining::claims),
+        fence: joining.as_ref().map(Joining::fence),
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,
         disk_budget_mib: settings.capacity.disk_budget_mib,
@@ -630,6 +632,9 @@ impl Server {
         // A server that ended by itself has said why to whoever waited for it.
         let served = if self.task.is_finished() { Ok(Ok(())) } else { self.task.await };
         self.runtime.shutdown(on_exit).await;
+        if let Some(keeping) = self.keeping {
+            keeping.end();
+        }
         served.context("the server ended badly")?.context("the server stopped serving")?;
         removed
     }

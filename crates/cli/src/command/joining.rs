@@ -6,22 +6,31 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, clock, keep, node_id};
+use firkin_cluster::{
+    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, Serves, SharedFence, clock, keep, node_id,
+};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
-use firkin_runtime::{artifact::Fetch, claims::Claims, runtime::Runtime, store::catalog::Catalog};
+use firkin_runtime::{artifact::Fetch, claims::Claims, fence::Fence, runtime::Runtime, store::catalog::Catalog};
 use firkin_server::{
     Listener,
     nodes::{Nodes, SecondCopies},
 };
 use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
-use super::{catalog, node};
+use super::{catalog, node, warden};
 use crate::{
     args::node::Durable,
     cluster::NodeSettings,
     failure::{Advise as _, advised},
+    logging::LogFormat,
 };
+
+/// Where what a warden reads is, in the state directory.
+const WARDEN: &str = "warden";
 
 /// What a node brings along before its runtime is opened.
 pub(super) struct Joining {
@@ -29,8 +38,15 @@ pub(super) struct Joining {
     secret: ClusterSecret,
     catalogue: Arc<NodeCatalogue>,
     peers: Arc<Peers>,
+    fencing: Fencing,
     listener: TcpListener,
     durable: Durable,
+}
+
+/// The fence of a node, which is told of its lease for as long as this is there.
+struct Fencing {
+    fence: Arc<NodeFence>,
+    _ends: AbortOnDropHandle<()>,
 }
 
 /// A node, with the door for others. Its lease is renewed for as long as this is there.
@@ -48,11 +64,12 @@ pub(super) struct Keeping {
     stop: CancellationToken,
     serves: Arc<Serves>,
     lost: CancellationToken,
+    fencing: Fencing,
 }
 
 impl Joining {
     /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once.
-    pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn of(settings: &NodeSettings, state_dir: &Path, log: LogFormat) -> anyhow::Result<Self> {
         if settings.is_nowhere() {
             return Err(anyhow::anyhow!("other nodes cannot reach this one at `{}`", settings.address))
                 .hint("`--peer-address HOST:PORT` says where they do");
@@ -71,7 +88,9 @@ impl Joining {
             .with_context(|| format!("cannot let other nodes in on `{}`", settings.listen))
             .hint("another server may use it: choose another address with `--peer-listen`")?;
         let catalogue = Arc::new(NodeCatalogue::of(address, node));
-        Ok(Self { name: settings.name.clone(), secret, catalogue, peers: Arc::default(), listener, durable: settings.durable })
+        let fencing = Fencing::begin(state_dir, Arc::clone(&catalogue), log)?;
+        let (name, durable) = (settings.name.clone(), settings.durable);
+        Ok(Self { name, secret, catalogue, peers: Arc::default(), fencing, listener, durable })
     }
 
     /// Where it is on record what is this node's.
@@ -89,11 +108,18 @@ impl Joining {
         Arc::clone(&self.peers) as _
     }
 
+    /// Who stops machines that others could have.
+    pub(super) fn fence(&self) -> Arc<dyn Fence> {
+        Arc::new(SharedFence(Arc::clone(&self.fencing.fence)))
+    }
+
     /// The node, now that its runtime is open.
     pub(super) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
-        let Self { name, secret, catalogue, peers, listener, durable } = self;
+        let Self { name, secret, catalogue, peers, fencing, listener, durable } = self;
+        fencing.fence.is_of(runtime.clone());
         let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
         let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
+        records.are_of(Arc::clone(&fencing.fence));
         let config = ClusterConfig {
             node: membership.node().as_str().parse().context("the id of this node is none")?,
             name,
@@ -104,7 +130,13 @@ impl Joining {
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
         let copies = Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
-        Ok(Joined { cluster, copies, durable, listener, keeping: Keeping::begin((membership, records), runtime.clone()) })
+        Ok(Joined {
+            cluster,
+            copies,
+            durable,
+            listener,
+            keeping: Keeping::begin((membership, records), runtime.clone(), fencing),
+        })
     }
 }
 
@@ -143,7 +175,8 @@ impl Joined {
 }
 
 impl Keeping {
-    fn begin((membership, records): (Arc<Membership>, Arc<Records>), runtime: Runtime) -> Self {
+    fn begin((membership, records): (Arc<Membership>, Arc<Records>), runtime: Runtime, fencing: Fencing) -> Self {
+        let fence = Arc::clone(&fencing.fence);
         let (stop, lost, serves) = (CancellationToken::new(), CancellationToken::new(), Arc::<Serves>::default());
         let (stopped, told, serving) = (stop.clone(), lost.clone(), Arc::clone(&serves));
         tokio::spawn(async move {
@@ -153,16 +186,36 @@ impl Keeping {
                 lost = kept => {
                     let why = firkin_causes::chain(&lost);
                     tracing::error!(why, "this node is not this server's any more: it serves nobody from here on, and leaves what runs");
+                    if let Err(error) = fence.lose() {
+                        tracing::error!(error = firkin_causes::chain(&error), "what others could have goes on until the lease is over");
+                    }
                     told.cancel();
                 }
             }
         });
-        Self { _ends: stop.clone().drop_guard(), stop, serves, lost }
+        Self { _ends: stop.clone().drop_guard(), stop, serves, lost, fencing }
     }
 
     /// Whether the node is not this server's any more.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
+    }
+
+    /// The runtime has ended: so does the warden, unless something was left that others could have.
+    pub(super) fn end(self) {
+        if let Err(error) = self.fencing.fence.end() {
+            tracing::warn!(error = firkin_causes::chain(&error), "the warden is not told that this server has ended");
+        }
+    }
+}
+
+impl Fencing {
+    fn begin(state_dir: &Path, catalogue: Arc<NodeCatalogue>, log: LogFormat) -> anyhow::Result<Self> {
+        let program = Box::new(move |page: &Path| warden::program(page, log));
+        let fence = NodeFence::open(&state_dir.join(WARDEN), catalogue, Some(program), None);
+        let fence = fence.context("there is nobody to stop machines when the lease of this node is over")?;
+        let _ends = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&fence).keep()));
+        Ok(Self { fence, _ends })
     }
 }
 

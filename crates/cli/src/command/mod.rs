@@ -36,5 +36,6 @@ pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod upgrade_check;
 pub(crate) mod verify;
+pub(crate) mod warden;
 mod watch;
 pub(crate) mod webhook;

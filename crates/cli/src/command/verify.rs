@@ -30,7 +30,8 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             OpenError::CatalogHere { .. } => Some("leave `--catalog` out: this state directory has its records in itself"),
             OpenError::Store(_) => return catalog::advising(error),
             OpenError::CatalogLost { .. } => Some("put `firkin.db` back, or `firkin cluster init --from BACKUP`"),
-            OpenError::Restoring { .. } | OpenError::Engine { .. } | OpenError::Network(_) | OpenError::Encryption(_) => None,
+            OpenError::Restoring { .. } | OpenError::Engine { .. } | OpenError::Network(_) => None,
+            OpenError::Encryption(_) | OpenError::Fence(_) => None,
         };
         advised(error, hint.map(str::to_owned), None)
     })?;

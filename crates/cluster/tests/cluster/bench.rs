@@ -122,7 +122,7 @@ impl Members for Map {
         let nodes = self.nodes();
         let alive = nodes.iter().filter(|member| member.alive).count();
         let nodes = vec![("ready", alive as u64), ("away", (nodes.len() - alive) as u64)];
-        NodeFigures { nodes, lease_left: Duration::from_secs(77), claims: vec![("claimed", 3)], fenced: 2 }
+        NodeFigures { nodes, lease_left: Duration::from_secs(77), claims: vec![("claimed", 3)], fenced: 2, warden: None }
     }
 
     async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Home>, MembersAway> {
@@ -207,6 +207,7 @@ pub(crate) fn config(dir: &std::path::Path) -> RuntimeConfig {
         catalog: None,
         fetch: None,
         claims: None,
+        fence: None,
         copies: None,
         capacity: HostCapacity { cpus: CPUS, memory_mib: 1 << 20, disk_mib: 1 << 30 },
         admission: AdmissionConfig { queue_deadline: Duration::from_millis(200), ..AdmissionConfig::default() },

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Core, Host, Origin, Phase, lock};
+use super::{Core, Host, Origin, Phase, body::Body, lock};
 
 /// What its file says of a machine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ struct Kept {
     standing: Standing,
     memory: Vec<u8>,
     root_disk: PathBuf,
+    body: Option<Body>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -69,6 +70,7 @@ pub(super) fn keep(host: &Path, core: &Core) -> io::Result<()> {
         standing,
         memory: lock(&core.memory).clone(),
         root_disk: lock(&core.root_disk).clone(),
+        body: *lock(&core.body),
     };
     let temporary = path.with_extension("new");
     fs_err::write(&temporary, serde_json::to_vec(&kept)?)?;
@@ -103,6 +105,7 @@ pub(super) fn find(path: &Path, host: &Arc<Host>) -> io::Result<Vec<Arc<Core>>> 
             memory: Mutex::new(kept.memory),
             root_disk: Mutex::new(kept.root_disk),
             unnamed_bytes: AtomicU64::new(0),
+            body: Mutex::new(kept.body),
             host: Arc::downgrade(host),
         }));
     }

@@ -15,7 +15,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{Connection, Core, Failed, Guest, Host, INJECTED, Keeping, Origin, Phase, Point, crashed, files, lock};
+use super::{Connection, Core, Failed, Guest, Host, INJECTED, Keeping, Origin, Phase, Point, body::Body, crashed, files, lock};
 use crate::{ControlStream, Exit, HostUse, Machine, MachineError, MemoryForm, SnapshotParts, parts};
 
 /// Bytes that a control connection buffers, like a socket does.
@@ -104,6 +104,10 @@ impl Drop for FakeMachine {
 impl Machine for FakeMachine {
     fn pid(&self) -> Option<u32> {
         None
+    }
+
+    async fn processes(&self) -> io::Result<Vec<u32>> {
+        Ok(lock(&self.core.body).and_then(Body::pid).into_iter().collect())
     }
 
     async fn resume(&mut self) -> Result<(), MachineError> {

@@ -346,6 +346,15 @@ impl Machine for GvisorMachine {
         (!matches!(self.state, State::Gone(_))).then(|| self.parts.process.pid())
     }
 
+    /// The sandbox, and who opens files for it. What runs the guest's processes comes and goes, and does nothing that is seen outside without
+    /// the sandbox.
+    async fn processes(&self) -> io::Result<Vec<u32>> {
+        let Some(pid) = self.pid() else { return Ok(Vec::new()) };
+        let search = self.parts.remains.searcher();
+        blocking(move || Ok(std::iter::once(pid).chain(search.gofers()?.into_iter().filter(|gofer| *gofer != pid)).collect()))
+            .await
+    }
+
     async fn resume(&mut self) -> Result<(), MachineError> {
         self.switch("resume", State::Running).await
     }

@@ -125,6 +125,17 @@ impl Search {
         Ok(numbers.filter(|pid| self.is_ours(*pid)).collect())
     }
 
+    /// Those that open files for the sandbox, and are none of its own.
+    pub(super) fn gofers(&self) -> io::Result<Vec<u32>> {
+        let pids = self.find()?.into_iter().filter_map(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
+        let is_gofer = |pid: &u32| {
+            // One may have ended meanwhile.
+            let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"gofer")
+        };
+        Ok(pids.filter(is_gofer).collect())
+    }
+
     fn is_ours(&self, pid: Pid) -> bool {
         let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
         // Nobody's processes are root's, which is everybody's.

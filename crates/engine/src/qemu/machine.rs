@@ -467,6 +467,10 @@ impl Machine for QemuMachine {
         (!matches!(self.state, State::Gone(_))).then(|| self.process.pid())
     }
 
+    async fn processes(&self) -> std::io::Result<Vec<u32>> {
+        Ok(self.pid().into_iter().collect())
+    }
+
     async fn resume(&mut self) -> Result<(), MachineError> {
         self.switch("resume", "cont", State::Running).await
     }

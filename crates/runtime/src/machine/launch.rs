@@ -11,7 +11,7 @@ use firkin_wire::control;
 use crate::{
     artifact::{Artifact, PublishError, UnsealError},
     capacity::ResourceBudget,
-    machine::{agent::AgentError, network::LinkError, outbound::OutboundError},
+    machine::{agent::AgentError, fence::FenceError, network::LinkError, outbound::OutboundError},
     store::spec::InternetAccess,
 };
 
@@ -26,6 +26,8 @@ pub struct SnapshotRestoreRequest {
     pub identity: control::Identity,
     /// Its outbound network.
     pub internet: InternetAccess,
+    /// Whether others could have the sandbox while nobody knows that it runs: its machine is then listed before it begins.
+    pub can_be_claimed: bool,
 }
 
 /// The seam between policy and engine, for those who [restore](crate::restore::restore) into sessions of their own: a program that
@@ -94,6 +96,9 @@ pub enum LaunchError {
     /// The machine failed after it was started.
     #[error("the machine failed after its start")]
     Machine(#[source] MachineError),
+    /// Others may have the sandbox by now. Its guest has not begun.
+    #[error("the machine may not begin")]
+    Fence(#[source] FenceError),
     /// The booted guest did not come up.
     #[error("the guest did not come up; its console ended with:\n{console}")]
     Silent {

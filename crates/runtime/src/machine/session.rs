@@ -5,6 +5,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,7 @@ use crate::{
     },
     machine::{
         agent::{Agent, AgentError, realtime_ns},
+        fence::{Fence, FenceError, Listing},
         groups::MachineGroup,
         instances::InstanceDir,
         launch::LaunchError,
@@ -53,6 +55,8 @@ const STATS_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) machine: Box<dyn Machine>,
+    /// While others could have it.
+    listing: Option<Listing>,
     agent: Option<Agent>,
     /// What its guest proves itself by; absent where its agent knows of no nonces.
     nonce: Option<Nonce>,
@@ -117,12 +121,35 @@ impl Session {
             .chain(disk.layers.iter().map(|id| launcher.artifacts.pin(id.clone())))
             .collect();
         let (memory_base, nonce) = (memory_base.clone(), nonce.clone());
-        Ok(Self { machine, agent: None, nonce, group, link, dir, memory_base, disk, pins })
+        Ok(Self { machine, listing: None, agent: None, nonce, group, link, dir, memory_base, disk, pins })
     }
 
     /// The name of its directory.
     pub(crate) fn instance(&self) -> String {
         self.dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Has the machine stopped when the lease of this host is over, where there is somebody to do that.
+    pub(crate) async fn list(&mut self, fence: Option<&Arc<dyn Fence>>) -> Result<(), FenceError> {
+        if self.listing.is_none() {
+            self.listing = Listing::of(fence, &*self.machine, &self.instance()).await?;
+        }
+        Ok(())
+    }
+
+    /// Nobody else can have it from now on.
+    pub(crate) fn unlist(&mut self) {
+        drop(self.listing.take());
+    }
+
+    /// Whether others could have it.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.listing.is_some()
+    }
+
+    /// Whether it is stopped, or may be at any moment, because others may have it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.listing.as_ref().is_some_and(|listing| !listing.holds())
     }
 
     /// What its guest proves itself by.
@@ -344,8 +371,11 @@ impl Session {
 
     /// Gives the machine up without stopping it, for a later server to take over.
     pub(crate) fn release(self) {
-        let Self { machine, group, link, dir, .. } = self;
+        let Self { machine, listing, group, link, dir, .. } = self;
         machine.release();
+        if let Some(listing) = listing {
+            listing.release();
+        }
         group.release();
         link.release();
         dir.release();

@@ -29,6 +29,15 @@ impl Runtime {
         Ok(blocking(here).await)
     }
 
+    /// Tells the owners of machines that others could have that these stood still, and go on: the clocks of their guests are set.
+    pub async fn went_on(&self) {
+        let handles: Vec<_> = self.owners.handles().values().cloned().collect();
+        for handle in handles {
+            // One that has gone meanwhile has no clock.
+            drop(handle.commands.send(Command::WentOn).await);
+        }
+    }
+
     /// Ends what this server has of sandboxes that are another node's by now, and says how many they were. What is on record of them is left as
     /// it is. One that has come back by when it would end stays.
     pub async fn let_go_of_what_is_anothers(&self) -> Result<usize, StoreError> {
@@ -36,7 +45,14 @@ impl Runtime {
         let here: Vec<SandboxId> = self.owners.handles().keys().cloned().collect();
         let known: HashSet<SandboxId> =
             self.shared.store.sandboxes(Scope::Host).await?.into_iter().map(|record| record.id).collect();
-        let lost = here.into_iter().filter(|id| !known.contains(id) && !self.shared.store.is_in_doubt(id));
+        let mut lost = Vec::new();
+        for id in here.into_iter().filter(|id| !known.contains(id)) {
+            // One in doubt may be on record no more, and is this server's all the same.
+            if !self.shared.store.is_in_doubt(&id) || self.shared.store.is_anothers(id.clone()).await? {
+                lost.push(id);
+            }
+        }
+        let lost = lost.into_iter();
         let ends = lost.map(|id| async move {
             tracing::warn!(sandbox = %id, "a sandbox is another node's by now: what this server has of it ends");
             match timeout(ENDS_WITHIN, self.ask::<_, KillError>(&id, |reply| Command::Relocate(Relocation::LetGo { reply })))

@@ -16,7 +16,7 @@
 //!   draft of an artifact          state directory; only at the start       its guard
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
 use firkin_network::SweptNetwork;
@@ -56,17 +56,28 @@ pub struct Swept {
 /// Gives every recorded sandbox its owner again and removes what has none.
 pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     let shared = &owners.shared;
-    let mut running = Vec::new();
+    let (mut running, mut listed) = (Vec::new(), HashSet::new());
     let records = shared.store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
     // Before any has an owner.
     for record in &records {
         demand_engine(shared, record)?;
     }
+    if let Some(fence) = &shared.config.fence {
+        let own = records.iter().filter(|record| matches!(record.phase, RecordedPhase::Running { .. }));
+        let own = own.map(|record| record.instance().to_owned()).collect();
+        // A machine that stands still answers nobody.
+        fence.take_over(&own).await.map_err(OpenError::Fence)?;
+    }
     for record in records {
         let record = sandbox_quota::begin(shared, record).await;
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
-            RecordedPhase::Running { .. } => running.push(record),
+            RecordedPhase::Running { .. } => {
+                if record.can_be_claimed() {
+                    listed.insert(record.instance().to_owned());
+                }
+                running.push(record);
+            }
         }
     }
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), record.guard(), adopt(owners, record).await) });
@@ -85,6 +96,9 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
         }
     }
     forgot.map_err(OpenError::Store)?;
+    if let Some(fence) = &shared.config.fence {
+        fence.keep_only(&listed).map_err(OpenError::Fence)?;
+    }
     let swept = sweep(shared).await;
     if swept != Swept::default() {
         tracing::info!(?swept, "removed what an earlier server left behind");
@@ -106,7 +120,10 @@ fn demand_engine(shared: &Shared, record: &SandboxRecord) -> Result<(), OpenErro
 
 async fn adopt(owners: &Arc<Owners>, record: SandboxRecord) -> Result<(), LaunchError> {
     let shared = &owners.shared;
-    let session = Session::adopt(&shared.launcher, &record).await?;
+    let mut session = Session::adopt(&shared.launcher, &record).await?;
+    if record.can_be_claimed() {
+        session.list(shared.config.fence.as_ref()).await.map_err(LaunchError::Fence)?;
+    }
     let reservation = shared.gates.admission.ledger.adopt(record.budget);
     Owner::adopt(owners, record, session, reservation);
     Ok(())

@@ -167,6 +167,8 @@ pub(crate) enum Command {
     },
     /// To be recorded as it is, if nobody knows what is on record of it.
     Record,
+    /// Its machine stood still, if it is one that others could have, and goes on.
+    WentOn,
     /// To stop writing if it holds more of the disk than it may. Answers whether it did.
     HoldQuota {
         reply: Reply<Result<bool, SnapshotError>>,
@@ -372,6 +374,7 @@ impl Owner {
     pub(crate) async fn run(mut self) {
         loop {
             self.keep_up().await;
+            self.settle_listing();
             let next = match &mut self.phase {
                 Phase::Gone => return,
                 Phase::Paused(_) => tokio::select! {
@@ -460,6 +463,7 @@ impl Owner {
                 drop(reply.send(result));
             }
             Command::Record => return Box::pin(self.settle()).await,
+            Command::WentOn => self.went_on().await,
             Command::HoldQuota { reply } => {
                 let result = self.pause_over_quota().await;
                 drop(reply.send(result));

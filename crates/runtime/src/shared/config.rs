@@ -19,7 +19,7 @@ use crate::{
         memory_pressure::{MemoryPressureProbe, ProcProbe},
     },
     images::{ImageSource, OwnImage, root_image::RootImage},
-    machine::network::NetworkChoice,
+    machine::{fence::Fence, network::NetworkChoice},
     restore::warm::WarmConfig,
     storage::volumes::VolumeLimits,
     store::{catalog::Catalog, claims::Claims},
@@ -44,6 +44,8 @@ pub struct RuntimeConfig {
     pub fetch: Option<Arc<dyn Fetch>>,
     /// How sandboxes go to other hosts that share the catalogue, and come from them; `None` where nobody does.
     pub claims: Option<Arc<dyn Claims>>,
+    /// Who stops machines that others could have; `None` where nobody could.
+    pub fence: Option<Arc<dyn Fence>>,
     /// The capacity that all sandboxes share.
     pub capacity: HostCapacity,
     /// How requests are admitted, and the part of the capacity that warm sessions may hold.
@@ -93,6 +95,7 @@ impl RuntimeConfig {
             catalog: None,
             fetch: None,
             claims: None,
+            fence: None,
             capacity,
             admission: AdmissionConfig::default(),
             warm: WarmConfig::default(),

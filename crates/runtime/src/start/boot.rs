@@ -18,6 +18,7 @@ use crate::{
     },
     machine::{
         agent::{Agent, AgentError},
+        fence::Listing,
         groups::MachineGroup,
         instances::InstanceDir,
         launch::{BootError, LaunchError, Obituary},
@@ -55,6 +56,8 @@ pub(crate) struct BootRequest {
     /// Size of the disk as the guest sees it.
     pub(crate) disk_bytes: u64,
     pub(crate) internet: InternetAccess,
+    /// Whether others could have the sandbox meanwhile.
+    pub(crate) can_be_claimed: bool,
     /// Who the guest is until it is cut. Its time and network are filled in.
     pub(crate) identity: Identity,
     /// What becomes of what it leaves.
@@ -64,6 +67,8 @@ pub(crate) struct BootRequest {
 /// A machine that came up, and everything that exists only because of it. Fields drop in the order in which they must go.
 pub(crate) struct Booted {
     machine: Box<dyn Machine>,
+    #[expect(dead_code, reason = "held, not read")]
+    listing: Option<Listing>,
     agent: Agent,
     #[expect(dead_code, reason = "held, not read")]
     group: MachineGroup,
@@ -124,8 +129,11 @@ async fn try_boot(shared: &Arc<Shared>, request: &BootRequest) -> Result<Booted,
         })
         .await
         .map_err(LaunchError::Start)?;
+    let fence = shared.config.fence.as_ref().filter(|_| request.can_be_claimed);
+    // What boots is nobody yet: it runs nothing of the sandbox before its agent is told who it is.
+    let listing = Listing::of(fence, &*machine, &name).await.map_err(LaunchError::Fence)?;
     match come_up(&mut *machine, &request.identity, &link).await {
-        Ok(agent) => Ok(Booted { machine, agent, group, link, draft, dir, disk, memory: None, boot }),
+        Ok(agent) => Ok(Booted { machine, listing, agent, group, link, draft, dir, disk, memory: None, boot }),
         Err(error) => {
             let console = last_words(&mut *machine).await;
             machine.kill().await;

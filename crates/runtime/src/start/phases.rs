@@ -131,6 +131,7 @@ impl Found {
             budget: self.life.budget,
             identity: identity::of_sandbox(&self.life),
             internet: self.life.spec.internet.clone(),
+            can_be_claimed: self.life.is_claimed(),
         }
     }
 

@@ -59,6 +59,7 @@ pub(crate) async fn memory_of_disk(
         disk: artifact.manifest.disk.clone(),
         disk_bytes: artifact.manifest.budget.disk_mib << 20,
         internet: life.spec.internet.clone(),
+        can_be_claimed: life.is_claimed(),
         identity,
         secrecy: shared.artifacts.secrecy(),
     };

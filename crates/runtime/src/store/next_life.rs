@@ -18,6 +18,11 @@ impl SandboxRecord {
         from_json("sandboxes", body)
     }
 
+    /// Whether others could have it once its host is lost: something holds it that is not its machine.
+    pub(crate) fn can_be_claimed(&self) -> bool {
+        matches!(self.phase, RecordedPhase::Paused(_))
+    }
+
     /// With the next life claimed, and what holds it. None where nothing holds it but its machine: there is nothing that another life could begin with.
     /// Its number is `first` at least.
     pub(crate) fn claimed(&self, first: u64) -> Option<(Self, Held)> {

@@ -69,6 +69,9 @@ pub enum OpenError {
         /// The word by which it is asked for.
         word: &'static str,
     },
+    /// Machines that others could have by now cannot be stopped, or those that are this server's not go on.
+    #[error("nobody watches the lease of this host")]
+    Fence(#[source] std::io::Error),
     /// The network could not be prepared.
     #[error("cannot prepare the network")]
     Network(#[source] firkin_network::OpenError),

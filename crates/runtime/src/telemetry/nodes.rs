@@ -26,6 +26,19 @@ pub struct NodeFigures {
     pub claims: Vec<(&'static str, u64)>,
     /// Sandboxes that ended here because they were another node's by then, since the start.
     pub fenced: u64,
+    /// Who stops machines when the lease is over; absent where nobody is to.
+    pub warden: Option<WardenFigures>,
+}
+
+/// The warden of a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WardenFigures {
+    /// Whether it is there.
+    pub watches: bool,
+    /// How often one was started by this server: none where that of an earlier server goes on, and more than one where it died.
+    pub starts: u64,
+    /// Machines that it stops when the lease is over, because others could have their sandboxes.
+    pub listed: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +59,9 @@ pub(super) struct NodeSeries {
     claims: Family<OutcomeLabel, Counter>,
     placements: Family<OutcomeLabel, Counter>,
     fenced: Counter,
+    watches: Gauge,
+    starts: Counter,
+    listed: Gauge,
 }
 
 impl Default for NodeSeries {
@@ -55,8 +71,8 @@ impl Default for NodeSeries {
             // There from the start, so that the first one is a change.
             drop(placements.get_or_create(&OutcomeLabel { outcome }));
         }
-        let (nodes, lease_left, claims, fenced) = Default::default();
-        Self { nodes, lease_left, claims, placements, fenced }
+        let (nodes, lease_left, claims, fenced, watches, starts, listed) = Default::default();
+        Self { nodes, lease_left, claims, placements, fenced, watches, starts, listed }
     }
 }
 
@@ -69,10 +85,19 @@ impl NodeSeries {
         registry.register("placement", "Creates that came in here, by which of the nodes made them", self.placements.clone());
         let help = "Sandboxes that ended here because they were another node's by then";
         registry.register("fenced", help, self.fenced.clone());
+        let help = "Whether the process is there that stops machines when the lease is over";
+        registry.register("warden_watches", help, self.watches.clone());
+        registry.register(
+            "warden_starts",
+            "Wardens that this server has started: more than one where one died",
+            self.starts.clone(),
+        );
+        let help = "Machines that are stopped when the lease is over, because others could have their sandboxes";
+        registry.register("warden_machines", help, self.listed.clone());
     }
 
     pub(super) fn set(&self, figures: &NodeFigures) {
-        let NodeFigures { nodes, lease_left, claims, fenced } = figures;
+        let NodeFigures { nodes, lease_left, claims, fenced, warden } = figures;
         for (state, count) in nodes {
             self.nodes.get_or_create(&StateLabel { state }).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
@@ -81,6 +106,10 @@ impl NodeSeries {
             self.claims.get_or_create(&OutcomeLabel { outcome }).inner().store(*count, Ordering::Relaxed);
         }
         self.fenced.inner().store(*fenced, Ordering::Relaxed);
+        let WardenFigures { watches, starts, listed } = warden.unwrap_or_default();
+        self.watches.set(watches.into());
+        self.starts.inner().store(starts, Ordering::Relaxed);
+        self.listed.set(i64::try_from(listed).unwrap_or(i64::MAX));
     }
 
     pub(super) fn count_placement(&self, outcome: &'static str) {

@@ -306,7 +306,7 @@ impl Host {
         self.dir.path().join("state")
     }
 
-    fn config(&self) -> RuntimeConfig {
+    pub(crate) fn config(&self) -> RuntimeConfig {
         let file = |name: &str| self.dir.path().join(name);
         let capacity = HostCapacity { cpus: 64, memory_mib: 1 << 20, disk_mib: 1 << 30 };
         let guest = GuestSystem {
@@ -389,7 +389,7 @@ impl Host {
         tokio.block_on(async { Runtime::open(self.config(), Arc::new(engine.clone())).await.unwrap_err() })
     }
 
-    async fn opened(&self, config: RuntimeConfig) -> Runtime {
+    pub(crate) async fn opened(&self, config: RuntimeConfig) -> Runtime {
         self.opened_on(config, Arc::new(self.engine.clone()).into()).await
     }
 

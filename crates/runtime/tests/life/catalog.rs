@@ -35,7 +35,7 @@ const LIFE: Duration = Duration::from_secs(3600);
 
 /// A catalogue beside the state directory, which comes and goes.
 #[derive(Debug, Clone)]
-struct Elsewhere {
+pub(crate) struct Elsewhere {
     path: PathBuf,
     away: Arc<AtomicBool>,
     /// It goes away when it has made so many more changes of sandboxes, and says nothing of the last; never for 0.
@@ -52,8 +52,13 @@ impl Elsewhere {
     }
 
     /// It goes away with the next change but so many, and keeps that.
-    fn goes_after(&self, changes: i64) {
+    pub(crate) fn goes_after(&self, changes: i64) {
         self.goes.store(changes + 1, Ordering::SeqCst);
+    }
+
+    /// It is there again.
+    pub(crate) fn back(&self) {
+        self.away.store(false, Ordering::SeqCst);
     }
 
     fn is_away(&self) -> Result<(), StoreError> {
@@ -83,7 +88,7 @@ impl Catalog for Elsewhere {
 }
 
 /// A host whose servers record elsewhere what there is.
-fn with_catalogue() -> (Host, Elsewhere) {
+pub(crate) fn with_catalogue() -> (Host, Elsewhere) {
     let mut host = Host::new();
     let elsewhere = Elsewhere::of(&host);
     host.catalog = Some(Arc::new(elsewhere.clone()));

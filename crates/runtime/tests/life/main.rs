@@ -14,6 +14,7 @@ mod copies;
 mod crashes;
 mod deletion;
 mod engines;
+mod fence;
 mod fetching;
 mod files;
 mod flatten;

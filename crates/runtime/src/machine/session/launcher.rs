@@ -24,6 +24,7 @@ use crate::{
     ground::{blocking::blocking, ids::ArtifactId},
     machine::{
         engines::Engines,
+        fence::{Fence, Listing},
         groups::{MachineGroup, MachineGroups},
         instances::{InstanceDir, Instances},
         launch::{LaunchError, LaunchTimings, SnapshotRestoreRequest, SnapshotSessionLauncher},
@@ -47,6 +48,8 @@ pub(crate) struct EngineLauncher {
     pub(crate) instances: Instances,
     /// What machines are held to.
     pub(crate) groups: MachineGroups,
+    /// Who stops machines that others could have.
+    pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
 /// A session without its guest: an engine that waits for state, and all that it runs in. Fields drop in the order in which they
@@ -135,13 +138,20 @@ impl EngineLauncher {
 
 impl Staged {
     /// The second half of a launch: the machine gets its state, runs, and its guest becomes `identity`. Gives the session with
-    /// the timings of this half.
-    pub(crate) async fn start(self, identity: &control::Identity) -> Result<(Session, LaunchTimings), LaunchError> {
+    /// the timings of this half. With a `fence` the machine is listed before it runs.
+    pub(crate) async fn start(
+        self,
+        identity: &control::Identity,
+        fence: Option<&Arc<dyn Fence>>,
+    ) -> Result<(Session, LaunchTimings), LaunchError> {
         let begun = Instant::now();
         let Self { engine, group, link, dir, memory_base, disk, was, pins } = self;
         let restore = phase("vm_restore");
         let machine = engine.load().instrument(restore.clone()).await.map_err(LaunchError::Start)?;
-        let mut session = Session { machine, agent: None, nonce: was, group, link, dir, memory_base, disk, pins };
+        // Before its guest begins.
+        let name = dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let listing = Listing::of(fence, &*machine, &name).await.map_err(LaunchError::Fence)?;
+        let mut session = Session { machine, listing, agent: None, nonce: was, group, link, dir, memory_base, disk, pins };
         session.machine.resume().instrument(restore).await.map_err(LaunchError::Machine)?;
         let vm_restore = begun.elapsed();
 
@@ -177,7 +187,8 @@ impl SnapshotSessionLauncher for EngineLauncher {
 
     async fn launch(&self, request: &SnapshotRestoreRequest) -> Result<(Session, LaunchTimings), LaunchError> {
         let (staged, first) = self.stage(&request.artifact, &request.identity.sandbox_id, &request.internet).await?;
-        let (session, second) = staged.start(&request.identity).await?;
+        let fence = self.fence.as_ref().filter(|_| request.can_be_claimed);
+        let (session, second) = staged.start(&request.identity, fence).await?;
         Ok((session, LaunchTimings { staging: first.staging, vm_restore: first.vm_restore + second.vm_restore, ..second }))
     }
 }

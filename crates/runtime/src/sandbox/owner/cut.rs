@@ -250,6 +250,10 @@ impl Owner {
         let id = self.record.id.clone();
         let shared = Arc::clone(&self.shared);
         let running = self.phase.running(&id)?;
+        if running.session.is_held() {
+            let reason = "it stands still while the lease of this host is over".to_owned();
+            return Err(SnapshotError::Machine { id, source: MachineError::Refused { phase: "to be cut", reason } });
+        }
         // The floor is kept free for this.
         if reason != CutReason::DiskFull {
             shared.gates.disk.check().map_err(|source| SnapshotError::DiskPressure { id: id.clone(), source })?;
@@ -317,6 +321,9 @@ impl Owner {
 
     /// Lets a cut machine run again, with the right time.
     pub(super) async fn go_on(&mut self) {
+        if !self.list_if_in_doubt().await {
+            return;
+        }
         let identity = identity::of_sandbox(&Life::present(&self.record));
         let Phase::Running(running) = &mut self.phase else { return };
         if running.still.is_some() {

@@ -1,5 +1,7 @@
 //! A sandbox that turns out to be another server's, where several share a catalogue: what this one has of it ends.
 
+use firkin_causes::chain;
+
 use super::{Next, Owner, Phase, depart::MOVED};
 
 impl Owner {
@@ -17,6 +19,39 @@ impl Owner {
         let (store, id) = (&self.shared.store, &self.record.id);
         // What cannot be read is asked for again.
         store.is_in_doubt(id) && store.is_anothers(id.clone()).await.unwrap_or(false)
+    }
+
+    /// Has what others could have stopped when the lease of this host is over. Whether it may run.
+    pub(super) async fn list_if_in_doubt(&mut self) -> bool {
+        let Phase::Running(running) = &mut self.phase else { return true };
+        if !self.shared.store.is_in_doubt(&self.record.id) {
+            return true;
+        }
+        match running.session.list(self.shared.config.fence.as_ref()).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(sandbox = %self.record.id, error = chain(&error), "a sandbox that others could have stands still");
+                false
+            }
+        }
+    }
+
+    /// What is on record by now as running, and as nothing else, nobody else can have.
+    pub(super) fn settle_listing(&mut self) {
+        if let Phase::Running(running) = &mut self.phase
+            && running.session.is_listed()
+            && !self.record.can_be_claimed()
+            && !self.shared.store.is_in_doubt(&self.record.id)
+        {
+            running.session.unlist();
+        }
+    }
+
+    /// Its machine goes on after it stood still because the lease was over: its guest's clock did, too.
+    pub(super) async fn went_on(&mut self) {
+        if matches!(&self.phase, Phase::Running(running) if running.session.is_listed()) {
+            self.go_on().await;
+        }
     }
 
     /// What this server has of it ends, and nothing of what is on record is touched.

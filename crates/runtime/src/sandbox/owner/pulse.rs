@@ -74,6 +74,10 @@ pub(super) async fn watch(running: &mut Running, id: &SandboxId) -> End {
             () = sleep_until(pulse.next), if still.is_none() => {}
         }
         pulse.next = Instant::now() + INTERVAL;
+        if session.is_held() {
+            // It is stopped, and goes on when the lease is regained.
+            continue;
+        }
         if matches!(timeout(GUEST_DEADLINE, session.hello(GUEST_DEADLINE)).await, Ok(Ok(()))) {
             pulse.guest_answered(id);
             continue;

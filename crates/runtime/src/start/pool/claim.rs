@@ -129,6 +129,6 @@ async fn start(mut staged: Staged, request: &SnapshotRestoreRequest) -> Result<(
         return Err(error.into());
     }
     let staging = begun.elapsed();
-    let (session, timings) = staged.start(&request.identity).await?;
+    let (session, timings) = staged.start(&request.identity, None).await?;
     Ok((session, LaunchTimings { staging, ..timings }))
 }

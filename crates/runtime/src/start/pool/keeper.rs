@@ -187,6 +187,7 @@ async fn make(shared: &Shared, pool: &WarmPool, order: &mut Order) -> Result<Wai
         budget: artifact.manifest.budget,
         identity: identity::of_warm(order.template.name.as_str(), artifact.manifest.epoch, crate::ground::random::hex::<32>()),
         internet: InternetAccess::Allowed,
+        can_be_claimed: false,
         artifact,
     };
     let Proven { request, .. } = Proven::prove(request, &shared.gates).await.map_err(RefillError::Check)?;

@@ -58,6 +58,7 @@ impl BuildMachine {
                 budget: from.budget,
                 identity: identity.clone(),
                 internet: InternetAccess::Allowed,
+                can_be_claimed: false,
             };
             restore::restore(request, &shared.gates, &shared.launcher)
         });
@@ -211,6 +212,7 @@ pub(super) async fn boot(
         disk: origin.members.clone(),
         disk_bytes: origin.disk_mib << 20,
         internet: InternetAccess::Allowed,
+        can_be_claimed: false,
         identity: identity::nobody(),
         secrecy: shared.artifacts.secrecy_over(&origin.members.layers),
     };

@@ -1,0 +1,123 @@
+//! What others could have is listed, from before its guest begins until it is on record as running here, and what they cannot is not.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use firkin_runtime::{
+    config::RuntimeConfig,
+    fence::Fence,
+    owner::{OnExit, ResumeError, SnapshotError},
+    sandbox::SandboxState,
+    store::StoreError,
+};
+use futures::future::BoxFuture;
+
+use crate::{
+    bench::{Host, base, until},
+    catalog::with_catalogue,
+};
+
+/// Longer than any of these tests.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// Somebody who would stop what is listed.
+#[derive(Debug, Default)]
+struct Watching {
+    listed: Mutex<BTreeSet<String>>,
+    /// Everything that ever was.
+    was_listed: Mutex<Vec<String>>,
+    is_over: AtomicBool,
+    /// What a server said that it has, when it began.
+    own: Mutex<HashSet<String>>,
+}
+
+impl Watching {
+    fn listed(&self) -> usize {
+        self.listed.lock().unwrap().len()
+    }
+
+    fn was_listed(&self) -> usize {
+        self.was_listed.lock().unwrap().len()
+    }
+}
+
+impl Fence for Watching {
+    fn holds(&self) -> bool {
+        !self.is_over.load(Ordering::SeqCst)
+    }
+
+    fn list(&self, machine: &str, _processes: &[u32]) -> io::Result<()> {
+        self.was_listed.lock().unwrap().push(machine.to_owned());
+        self.listed.lock().unwrap().insert(machine.to_owned());
+        Ok(())
+    }
+
+    fn unlist(&self, machine: &str) -> io::Result<()> {
+        self.listed.lock().unwrap().remove(machine);
+        Ok(())
+    }
+
+    fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>> {
+        own.clone_into(&mut self.own.lock().unwrap());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn keep_only(&self, listed: &HashSet<String>) -> io::Result<()> {
+        self.listed.lock().unwrap().retain(|name| listed.contains(name));
+        Ok(())
+    }
+}
+
+fn fenced(host: &Host, fence: &Arc<Watching>) -> RuntimeConfig {
+    RuntimeConfig { fence: Some(Arc::clone(fence) as Arc<dyn Fence>), ..host.config() }
+}
+
+#[tokio::test]
+async fn what_others_could_have_is_listed_before_its_guest_begins_and_until_it_is_on_record() {
+    let (host, elsewhere) = with_catalogue();
+    let fence = Arc::new(Watching::default());
+    let server = host.opened(fenced(&host, &fence)).await;
+    let id = server.create(base()).await.unwrap().id;
+    assert_eq!(fence.was_listed(), 0, "nobody else knows of what is new");
+    server.pause(&id).await.unwrap();
+    server.resume(&id, LIFE).await.unwrap();
+    assert_eq!(fence.was_listed(), 1);
+    until("that it is listed no more", || fence.listed() == 0).await;
+    server.pause(&id).await.unwrap();
+    // Where the lease is over, its guest does not begin.
+    let lives = host.memory(&id).identities.len();
+    fence.is_over.store(true, Ordering::SeqCst);
+    let over = server.resume(&id, LIFE).await;
+    assert!(matches!(over, Err(ResumeError::Restore { .. })), "{over:?}");
+    assert_eq!((host.memory(&id).identities.len(), host.engine.live(), fence.listed()), (lives, 0, 0));
+    fence.is_over.store(false, Ordering::SeqCst);
+    // As long as nobody knows whether it is on record, it stays listed.
+    elsewhere.goes_after(1);
+    let unknown = server.resume(&id, LIFE).await;
+    assert!(matches!(unknown, Err(ResumeError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    assert_eq!((server.sandbox(&id).unwrap().state, fence.listed()), (SandboxState::Running, 1));
+    // One that stands still is not paused, and is told when it goes on.
+    fence.is_over.store(true, Ordering::SeqCst);
+    let held = server.pause(&id).await;
+    assert!(matches!(held, Err(SnapshotError::Machine { .. })), "{held:?}");
+    fence.is_over.store(false, Ordering::SeqCst);
+    elsewhere.back();
+    let clocks = host.memory(&id).identities.len();
+    server.went_on().await;
+    until("that the clock of its guest is set", || host.memory(&id).identities.len() > clocks).await;
+    until("that it is on record, and listed no more", || fence.listed() == 0).await;
+    // The next server says what it has, and what is listed of it.
+    server.shutdown(OnExit::Leave).await;
+    drop(server);
+    fence.list("of-nobody", &[]).unwrap();
+    let server = host.opened(fenced(&host, &fence)).await;
+    assert_eq!((fence.own.lock().unwrap().len(), fence.listed()), (1, 0));
+    server.shutdown(OnExit::Kill).await;
+}
