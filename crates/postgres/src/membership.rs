@@ -2,7 +2,10 @@
 //!
 //! Whoever keeps it has a server that starts and continues nothing that others could have while [`Lease::holds`] is false.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use firkin_runtime::{
     sandbox::SandboxId,
@@ -41,6 +44,8 @@ pub struct Membership {
     line: Line,
     database: Arc<Postgres>,
     members: Members,
+    /// Whether this node has the store that is beside the nodes' disks.
+    has_store: AtomicBool,
 }
 
 impl Membership {
@@ -51,7 +56,16 @@ impl Membership {
         database: Arc<Postgres>,
     ) -> Self {
         let members = Members::of(address.clone(), cluster.clone());
-        Self { node, term, cluster, leases: Mutex::new(Leases::of(lease)), line: Line::to(address), database, members }
+        Self {
+            node,
+            term,
+            cluster,
+            leases: Mutex::new(Leases::of(lease)),
+            line: Line::to(address),
+            database,
+            members,
+            has_store: AtomicBool::new(false),
+        }
     }
 
     /// This node's id.
@@ -76,6 +90,15 @@ impl Membership {
     /// All of its nodes.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// This node has the store that is beside the nodes' disks: from now on what is there is a copy.
+    pub fn use_store(&self) {
+        self.has_store.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_store(&self) -> bool {
+        self.has_store.load(Ordering::Relaxed)
     }
 
     /// The lease as it was last given.

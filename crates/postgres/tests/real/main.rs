@@ -23,6 +23,7 @@ mod nodes;
 mod operator;
 mod proxy;
 mod race;
+mod stored;
 
 use database::Cluster;
 use proxy::{Cut, Proxy};
