@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, clock, keep, node_id};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, Store, clock, keep, node_id};
 use firkin_postgres::{Membership, Node, NodeCatalogue};
 use firkin_runtime::{artifact::Fetch, claims::Claims, runtime::Runtime, store::catalog::Catalog};
 use firkin_server::{
@@ -20,6 +20,7 @@ use super::{catalog, node};
 use crate::{
     args::node::Durable,
     cluster::NodeSettings,
+    copies::CopySettings,
     failure::{Advise as _, advised},
 };
 
@@ -31,6 +32,7 @@ pub(super) struct Joining {
     peers: Arc<Peers>,
     listener: TcpListener,
     durable: Durable,
+    store: Option<Arc<Store>>,
 }
 
 /// A node, with the door for others. Its lease is renewed for as long as this is there.
@@ -51,13 +53,15 @@ pub(super) struct Keeping {
 }
 
 impl Joining {
-    /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once.
-    pub(super) async fn of(settings: &NodeSettings, state_dir: &Path) -> anyhow::Result<Self> {
+    /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once. With `copies`, the store of the cluster is
+    /// there.
+    pub(super) async fn of(settings: &NodeSettings, copies: Option<&CopySettings>, state_dir: &Path) -> anyhow::Result<Self> {
         if settings.is_nowhere() {
             return Err(anyhow::anyhow!("other nodes cannot reach this one at `{}`", settings.address))
                 .hint("`--peer-address HOST:PORT` says where they do");
         }
         let secret = node::secret(&settings.access)?;
+        let store = copies.map(CopySettings::open_shared).transpose()?;
         let id = node_id(state_dir).context("cannot keep the id of this node")?;
         let node =
             Node { id, name: settings.name.clone(), address: settings.address.clone(), secret_fingerprint: secret.fingerprint() };
@@ -71,7 +75,8 @@ impl Joining {
             .with_context(|| format!("cannot let other nodes in on `{}`", settings.listen))
             .hint("another server may use it: choose another address with `--peer-listen`")?;
         let catalogue = Arc::new(NodeCatalogue::of(address, node));
-        Ok(Self { name: settings.name.clone(), secret, catalogue, peers: Arc::default(), listener, durable: settings.durable })
+        let (name, durable, peers) = (settings.name.clone(), settings.durable, Arc::default());
+        Ok(Self { name, secret, catalogue, peers, listener, durable, store })
     }
 
     /// Where it is on record what is this node's.
@@ -91,7 +96,7 @@ impl Joining {
 
     /// The node, now that its runtime is open.
     pub(super) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
-        let Self { name, secret, catalogue, peers, listener, durable } = self;
+        let Self { name, secret, catalogue, peers, listener, durable, store } = self;
         let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
         let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
         let config = ClusterConfig {
@@ -103,7 +108,14 @@ impl Joining {
         };
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
-        let copies = Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
+        let of = (Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
+        let copies = match store {
+            Some(store) => {
+                peers.use_store(Arc::clone(&store));
+                Copies::in_store(store, of.0, of.1, of.2)
+            }
+            None => Copies::of(of.0, of.1, of.2),
+        };
         Ok(Joined { cluster, copies, durable, listener, keeping: Keeping::begin((membership, records), runtime.clone()) })
     }
 }

@@ -5,7 +5,7 @@ use firkin_runtime::{ids::ArtifactId, owner::OnExit};
 
 use crate::joint::{Choice, Joint, Node, until};
 
-const WAITS: Choice = Choice { waits_for_copies: true, encrypts: false };
+const WAITS: Choice = Choice { waits_for_copies: true, encrypts: false, stores: false };
 
 async fn pause(joint: &Joint, node: &Node, id: &str) -> crate::bench::Answer {
     node.call(&joint.key, ("POST", &format!("/sandboxes/{id}/pause"), "")).await

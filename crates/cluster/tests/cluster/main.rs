@@ -17,3 +17,4 @@ mod joint;
 mod lists;
 mod pages;
 mod placement;
+mod store;
