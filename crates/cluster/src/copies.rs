@@ -277,7 +277,10 @@ impl Copies {
     /// One attempt, counted.
     async fn copy(&self, owed: &Owed) -> Result<(), CopyFailure> {
         let copied = self.have_copied(owed).await;
-        self.runtime.metrics().count_second_copy(copied.as_ref().map_or_else(CopyFailure::outcome, |outcome| outcome));
+        self.runtime.metrics().count_second_copy(match &copied {
+            Ok(outcome) => outcome,
+            Err(failure) => failure.outcome(),
+        });
         let copied = copied.map(drop);
         if let Err(error) = &copied {
             let (sandbox, artifact) = (&owed.sandbox, &owed.artifact);

@@ -43,11 +43,11 @@ const TRIES: usize = 8;
 pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, IntegrityError> {
     let Some(fetch) = &shared.config.fetch else { return shared.artifacts.load(id) };
     if let Here::Intact(artifact) = here(shared, id).await? {
-        return Ok(artifact);
+        return Ok(*artifact);
     }
     let turn = Arc::clone(&shared.fetching).lock_owned().await;
     let damage = match here(shared, id).await? {
-        Here::Intact(artifact) => return Ok(artifact),
+        Here::Intact(artifact) => return Ok(*artifact),
         Here::Damaged(error) => Some(error),
         Here::Absent => None,
     };
@@ -78,7 +78,7 @@ pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, I
 
 /// What there is of an artifact on this host.
 enum Here {
-    Intact(Artifact),
+    Intact(Box<Artifact>),
     Damaged(IntegrityError),
     Absent,
 }
@@ -93,7 +93,7 @@ async fn here(shared: &Shared, id: &ArtifactId) -> Result<Here, IntegrityError> 
         artifacts.verify(&artifact).map(|()| artifact)
     };
     match blocking(proven).await {
-        Ok(artifact) => Ok(Here::Intact(artifact)),
+        Ok(artifact) => Ok(Here::Intact(Box::new(artifact))),
         Err(error) if error.is_damage() => Ok(Here::Damaged(error)),
         Err(error) => Err(error),
     }

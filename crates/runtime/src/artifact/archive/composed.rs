@@ -16,6 +16,9 @@ use crate::artifact::{Coming, MemberIntegrity};
 /// tar's unit.
 const BLOCK: u64 = 512;
 
+/// What an archive ends with: two empty blocks.
+const END: usize = 1024;
+
 /// Gives a content as it is kept: packed with zstd, or why it is not to be had.
 pub type Packed = BoxStream<'static, io::Result<Bytes>>;
 
@@ -39,7 +42,7 @@ pub fn composed(
         let content = stream::once(content).map(|content| content.unwrap_or_else(|error| stream::iter([Err(error)]).boxed()));
         stream::iter([head]).chain(content.flatten()).chain(stream::iter([after]))
     });
-    let end = packed(&[0; 2 * BLOCK as usize]);
+    let end = packed(&[0; END]);
     Ok(stream::iter([packed(&first)]).chain(stream::iter(parts).flatten()).chain(stream::iter([end])).boxed())
 }
 
