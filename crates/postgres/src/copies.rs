@@ -17,7 +17,6 @@ use firkin_runtime::{
 use crate::{
     holding::{DRAINING, FORGOTTEN, NodeId},
     membership::Membership,
-    stored::IS_STORED,
 };
 
 /// The most that is read of what is owed at once.
@@ -25,6 +24,9 @@ const MOST: usize = 10_000;
 
 /// How long a copy counts whose node is away, in PostgreSQL's words: a host that was started anew is back by then.
 const COUNTS_FOR: &str = "15 minutes";
+
+/// Whether the store has a copy, by the alias `t` of its row.
+pub(crate) const IS_STORED: &str = "t.is_whole AND NOT t.is_doubtful";
 
 /// A paused sandbox of which there is no copy elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,10 @@ use firkin_runtime::{
     },
 };
 
-use crate::{copies::texts, membership::Membership};
+use crate::{
+    copies::{IS_STORED, texts},
+    membership::Membership,
+};
 
 /// How long a node may take to copy one artifact, in PostgreSQL's words: then another may, and what it says comes too late.
 const COPIED_WITHIN: &str = "1 hour";
@@ -44,9 +47,6 @@ pub enum Storing {
     /// Something of it is being removed just now.
     Going,
 }
-
-/// Artifacts of which the store has a copy, by their alias `t`.
-pub(crate) const IS_STORED: &str = "t.is_whole AND NOT t.is_doubtful";
 
 /// Whether a row needs an artifact that is there, by its alias `t`.
 const IS_NEEDED: &str = "(EXISTS (SELECT FROM firkin.sandboxes s WHERE s.held_artifact = t.artifact)
