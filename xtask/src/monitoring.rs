@@ -38,7 +38,13 @@ const EXPLAINED: [&str; 2] = ["docs/metrics.md", "docs/monitoring.md"];
 
 /// Series of nodes of a cluster, which the server here is not: that these are what a node exports, its own tests say
 /// (`crates/cluster/tests/cluster/placement.rs`).
-const OF_NODES: [&str; 4] = ["firkin_lease_left_seconds", "firkin_nodes", "firkin_fenced_total", "firkin_second_copies_owed"];
+const OF_NODES: [&str; 5] = [
+    "firkin_lease_left_seconds",
+    "firkin_nodes",
+    "firkin_fenced_total",
+    "firkin_second_copies_owed",
+    "firkin_second_copies_total",
+];
 
 /// What has the server export all that it can, and start nothing.
 const OPTIONS: [&str; 4] = ["--disk-budget", "1000000", "--warm", "0"];

@@ -2,10 +2,11 @@
 //!
 //! Who may reach it is said by the environment, or by a file: never by an option, which others see in the list of processes.
 
-use std::{num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, value_parser};
+use firkin_cluster::{KEPT_AT_LEAST, Store};
 use firkin_copies::{Access, Copies, Destination, Limits};
 use firkin_runtime::config::{CopyConfig, KEEP_COPIES};
 
@@ -17,12 +18,21 @@ use crate::{
 /// A day.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// How often one request to a cluster's store is repeated.
+const SHARED_REPEATS: usize = 3;
+
+/// The longest wait before one is.
+const SHARED_LONGEST_WAIT: Duration = Duration::from_secs(3);
+
+/// How often what a cluster's store need not have any more is looked for.
+const CLEAN_EVERY: Duration = Duration::from_secs(3600);
+
 /// Where copies go.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Copies off the host")]
 pub(crate) struct CopiesArgs {
-    /// Copy paused sandboxes, snapshots, templates and the catalogue there once they are durable, s3://BUCKET/PREFIX or file:///DIRECTORY
-    /// [default: nothing is copied]
+    /// Copy paused sandboxes, snapshots, templates and the catalogue there once they are durable, s3://BUCKET/PREFIX or file:///DIRECTORY; with
+    /// --cluster, the same place for all nodes, which fetch from it too, and without the catalogue [default: nothing is copied]
     #[arg(long, value_name = "URL", env = "FIRKIN_COPY_TO", hide_env_values = true)]
     copy_to: Option<Destination>,
     /// Keep copies for so many days after what they are of has gone [default: 7]
@@ -85,6 +95,10 @@ impl StoreSettings {
 
     /// The store. Whether it is there shows when it is used.
     pub(crate) fn open(&self) -> anyhow::Result<Copies> {
+        self.open_with(Limits::default())
+    }
+
+    fn open_with(&self, limits: Limits) -> anyhow::Result<Copies> {
         let environment = Access::of(std::env::vars_os().filter_map(|(name, value)| {
             // What is no text is none of these.
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -101,7 +115,7 @@ impl StoreSettings {
             None => environment,
         };
         let bytes_per_second = self.mib_per_second.and_then(|mib| NonZeroU64::new(u64::from(mib) << 20));
-        let opened = Copies::open(&self.destination, &access, &Limits { bytes_per_second, ..Limits::default() });
+        let opened = Copies::open(&self.destination, &access, &Limits { bytes_per_second, ..limits });
         opened
             .with_context(|| format!("cannot use `{}`", self.destination))
             .hint("`AWS_REGION` and `AWS_ENDPOINT_URL` say which S3")
@@ -119,6 +133,13 @@ impl CopySettings {
     /// What the runtime is told of them.
     pub(crate) fn open(&self) -> anyhow::Result<CopyConfig> {
         Ok(CopyConfig { keep: self.keep, ..CopyConfig::new(self.store.open()?) })
+    }
+
+    /// What a node of a cluster has of them: the store that all nodes have.
+    pub(crate) fn open_shared(&self) -> anyhow::Result<Arc<Store>> {
+        // Nodes keep copies while it is away, so it is not waited for.
+        let limits = Limits { repeats: SHARED_REPEATS, longest_wait: SHARED_LONGEST_WAIT, ..Limits::default() };
+        Ok(Store::of(self.store.open_with(limits)?, self.keep.max(KEPT_AT_LEAST), CLEAN_EVERY))
     }
 
     /// The options that give the same again. Defaults are left out.

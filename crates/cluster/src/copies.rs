@@ -6,6 +6,8 @@
 //!                                                             └─ it refuses: the next; all do: later, and later again
 //! ```
 //!
+//! Where the cluster has a store, that is where a copy goes, and another node is asked only while that fails.
+//!
 //! Nothing is remembered that a crash would lose: a copy is owed for as long as no row says that there is one. A node asks, and never sends: the one
 //! that keeps fetches, by the path that creates and resumes use. What is bound to its host stays owed, and is shown so.
 
@@ -34,7 +36,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use crate::{Cluster, Members as _, Records, placement::by_key};
+use crate::{Cluster, Members as _, Records, Store, StoreFailure, placement::by_key};
 
 /// Between two looks at what is owed, where nothing was paused: a node that comes may take what none could before.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -69,6 +71,9 @@ const RETRY_LAST: Duration = Duration::from_secs(5 * 60);
 /// Between two looks at which of this node's own copies nobody needs any more.
 const LET_GO_EVERY: Duration = Duration::from_secs(60);
 
+/// Between two looks at what of templates the store lacks, and whether it is to be cleaned.
+const STORE_EVERY: Duration = Duration::from_secs(30);
+
 /// Longest refusal that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
@@ -89,6 +94,8 @@ enum CopyFailure {
     Unneeded,
     #[error("the copy is not there after {} s, and is gone on with", WAIT_WITHIN.as_secs())]
     Late,
+    #[error("the store of the cluster has no copy, and no node keeps one")]
+    Unstored(#[source] StoreFailure),
     #[error("cannot look whether there is a copy")]
     Store(#[from] StoreError),
 }
@@ -102,6 +109,7 @@ impl CopyFailure {
             Self::Refused { .. } => "refused",
             Self::Unneeded => "unneeded",
             Self::Late => "late",
+            Self::Unstored(_) => "unstored",
             Self::Store(_) => "store",
         }
     }
@@ -113,6 +121,7 @@ pub struct Copies {
     cluster: Arc<Cluster>,
     records: Arc<Records>,
     runtime: Runtime,
+    store: Option<Arc<Store>>,
     /// What somebody is asked to keep just now.
     under_way: Mutex<HashSet<ArtifactId>>,
     /// Counts attempts that ended.
@@ -181,10 +190,21 @@ impl Later {
 impl Copies {
     /// Those of a node that has joined its cluster. Nothing is done before [`run`](Self::run).
     pub fn of(cluster: Arc<Cluster>, records: Arc<Records>, runtime: Runtime) -> Arc<Self> {
+        Self::with(None, cluster, records, runtime)
+    }
+
+    /// Those of one that has the store of its cluster.
+    pub fn in_store(store: Arc<Store>, cluster: Arc<Cluster>, records: Arc<Records>, runtime: Runtime) -> Arc<Self> {
+        records.membership().use_store();
+        Self::with(Some(store), cluster, records, runtime)
+    }
+
+    fn with(store: Option<Arc<Store>>, cluster: Arc<Cluster>, records: Arc<Records>, runtime: Runtime) -> Arc<Self> {
         Arc::new(Self {
             cluster,
             records,
             runtime,
+            store,
             under_way: Mutex::default(),
             ended: watch::Sender::new(0),
             refused: Mutex::default(),
@@ -193,7 +213,7 @@ impl Copies {
 
     /// Has copied what is owed, and lets go of what nobody needs, for as long as this is polled. A catalogue that is away is waited for.
     pub async fn run(&self) {
-        tokio::join!(self.copy_on(), self.let_go_on());
+        tokio::join!(self.copy_on(), self.let_go_on(), self.store_on());
     }
 
     async fn copy_on(&self) {
@@ -256,8 +276,12 @@ impl Copies {
 
     /// One attempt, counted.
     async fn copy(&self, owed: &Owed) -> Result<(), CopyFailure> {
-        let copied = self.ask_others(owed).await;
-        self.runtime.metrics().count_second_copy(copied.as_ref().map_or_else(CopyFailure::outcome, |()| "made"));
+        let copied = self.have_copied(owed).await;
+        self.runtime.metrics().count_second_copy(match &copied {
+            Ok(outcome) => outcome,
+            Err(failure) => failure.outcome(),
+        });
+        let copied = copied.map(drop);
         if let Err(error) = &copied {
             let (sandbox, artifact) = (&owed.sandbox, &owed.artifact);
             tracing::debug!(%sandbox, %artifact, error = chain(error), "a paused sandbox has no second copy yet");
@@ -265,15 +289,38 @@ impl Copies {
         copied
     }
 
+    /// Has a copy made where there can be one. What came of it, as metrics have it.
+    async fn have_copied(&self, owed: &Owed) -> Result<&'static str, CopyFailure> {
+        let Some(store) = &self.store else { return self.ask_others(owed).await.map(|()| "made") };
+        self.demand_unbound(owed)?;
+        let Err(failure) = store.keep(self.records.membership(), &self.runtime, &owed.artifact).await else {
+            return Ok("stored");
+        };
+        tracing::debug!(artifact = %owed.artifact, error = chain(&failure), "a paused sandbox is not in the store, and nodes are asked");
+        match self.ask_others(owed).await {
+            Ok(()) => {
+                self.runtime.metrics().count_second_copy("unstored");
+                Ok("made")
+            }
+            Err(CopyFailure::Nobody | CopyFailure::Refused { .. }) => Err(CopyFailure::Unstored(failure)),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// One that is not here any more is another's to have copied.
+    fn demand_unbound(&self, owed: &Owed) -> Result<(), CopyFailure> {
+        match self.runtime.bound(&owed.sandbox, &owed.artifact) {
+            Ok(Some(bound)) => Err(bound.into()),
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
     async fn ask_others(&self, owed: &Owed) -> Result<(), CopyFailure> {
         let places = self.places(&owed.artifact);
         if places.is_empty() {
             return Err(CopyFailure::Nobody);
         }
-        // One that is not here any more is another's to have copied.
-        if let Ok(Some(bound)) = self.runtime.bound(&owed.sandbox, &owed.artifact) {
-            return Err(bound.into());
-        }
+        self.demand_unbound(owed)?;
         let mut failure = CopyFailure::Nobody;
         for (node, name) in places {
             match self.ask(&node, &owed.artifact).await {
@@ -307,6 +354,54 @@ impl Copies {
             Ok(answer) => Err(refusal(answer).await),
             Err(SendError::Unreached { source, .. } | SendError::Broken { source, .. }) => Err(source),
         }
+    }
+
+    /// Has what templates and snapshots are made of be in the store, too, and what nobody needs go from there.
+    async fn store_on(&self) {
+        let Some(store) = &self.store else { return };
+        let mut looks = interval(STORE_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What cannot be copied though it is here is tried again by the next server.
+        let mut hopeless = HashSet::new();
+        loop {
+            looks.tick().await;
+            let kept = self.store_templates(store, &mut hopeless).await;
+            let cleaned = self.clean_store().await.map(drop);
+            for failure in [kept, cleaned].into_iter().filter_map(Result::err) {
+                tracing::debug!(error = chain(&failure), "the store of the cluster is not as it should be yet");
+            }
+        }
+    }
+
+    /// Removes from the store what no row has needed for long enough, if it is this node's turn. How many files went. Done every half a minute by
+    /// [`run`](Self::run).
+    pub async fn clean_store(&self) -> Result<usize, StoreFailure> {
+        match &self.store {
+            Some(store) => store.clean(self.records.membership()).await,
+            None => Ok(0),
+        }
+    }
+
+    /// Copies what templates and snapshots on this node are made of to the store, where that lacks it. Done every half a minute by [`run`](Self::run).
+    async fn store_templates(&self, store: &Store, hopeless: &mut HashSet<ArtifactId>) -> Result<(), StoreFailure> {
+        let membership = self.records.membership();
+        for artifact in membership.unstored().await? {
+            let (runtime, wanted) = (self.runtime.clone(), artifact.clone());
+            let is_here = tokio::task::spawn_blocking(move || runtime.has_artifact(&wanted)).await.unwrap_or_default();
+            if !is_here || hopeless.contains(&artifact) {
+                continue;
+            }
+            match store.keep(membership, &self.runtime, &artifact).await {
+                Ok(()) => {}
+                Err(StoreFailure::Export(error)) => {
+                    tracing::debug!(%artifact, error = chain(&error), "what a template is made of is not copied to the store");
+                    hopeless.insert(artifact);
+                }
+                Err(StoreFailure::Others) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
     }
 
     async fn let_go_on(&self) {

@@ -1,4 +1,5 @@
-//! Brings artifacts from other nodes: whoever has one sends it as an archive, over the peer port.
+//! Brings artifacts from other nodes: whoever has one sends it as an archive, over the peer port. What none that answers has comes from the store of
+//! the cluster, if there is one.
 
 use std::{
     error::Error,
@@ -13,7 +14,7 @@ use axum::{
 };
 use firkin_postgres::NodeState;
 use firkin_runtime::{
-    artifact::{Coming, Fetch, FetchError, Offered, Take},
+    artifact::{AlreadyHere, Coming, Fetch, FetchError, Offered, Take},
     ids::ArtifactId,
 };
 use firkin_server::nodes::{Nodes as _, Other, as_operator};
@@ -21,7 +22,10 @@ use futures::{StreamExt as _, future::BoxFuture};
 use http::{Response, StatusCode};
 use tokio::time::timeout;
 
-use crate::{Cluster, Records};
+use crate::{
+    Cluster, Records,
+    store::{PLACE, Store, StoreFailure, is_bad_copy},
+};
 
 /// How long a node may take to look what it has: it reads what it has not proven since it was written.
 const HEAD_WITHIN: Duration = Duration::from_secs(60);
@@ -35,6 +39,9 @@ const MOST_OF_HEADER: usize = 16 << 20;
 /// How many contents are said to be here, the largest: a request's head has an end. What is not said comes, and is passed over.
 const MOST_LEFT_OUT: usize = 40;
 
+/// Of how many contents it is said that they have begun: one breaks off at a time.
+const MOST_BEGUN: usize = 8;
+
 /// How often everybody is asked, where somebody could not be.
 const TRIES: usize = 8;
 
@@ -44,22 +51,31 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// The other nodes, as a runtime asks them for what it has on record and not on its disk. It is made before the runtime, and knows nobody until
 /// its node has joined.
 #[derive(Debug, Default)]
-pub struct Peers(OnceLock<(Arc<Cluster>, Arc<Records>)>);
+pub struct Peers {
+    joined: OnceLock<(Arc<Cluster>, Arc<Records>)>,
+    store: OnceLock<Arc<Store>>,
+}
 
 impl Peers {
     /// From now on these are asked. Only the first call counts.
     pub fn join(&self, cluster: Arc<Cluster>, records: Arc<Records>) {
         // The node has joined once.
-        drop(self.0.set((cluster, records)));
+        drop(self.joined.set((cluster, records)));
+    }
+
+    /// From now on this is asked for what none of them has. Only the first call counts.
+    pub fn use_store(&self, store: Arc<Store>) {
+        // There is one.
+        drop(self.store.set(store));
     }
 
     pub(crate) fn joined(&self) -> Option<&(Arc<Cluster>, Arc<Records>)> {
-        self.0.get()
+        self.joined.get()
     }
 
-    async fn ask(&self, artifact: &ArtifactId) -> Result<Offered, FetchError> {
+    async fn ask(&self, artifact: &ArtifactId, but: &[String]) -> Result<Offered, FetchError> {
         let away = |place: String, source| FetchError::Away { place, source };
-        let Some((cluster, records)) = self.0.get() else {
+        let Some((cluster, records)) = self.joined.get() else {
             return Err(away("this node has not joined its cluster yet".to_owned(), None));
         };
         let mut last = None;
@@ -68,16 +84,23 @@ impl Peers {
             if let Err(error) = records.hear().await {
                 tracing::debug!(error = firkin_causes::chain(&error), "the nodes are asked that were known");
             }
-            match ask_each(cluster, records, artifact).await {
+            let why = match ask_each(cluster, records, (artifact, but)).await {
                 Asked::Offers(offered) => return Ok(offered),
                 Asked::Kept(node) => return Err(away(format!("node `{node}` has it encrypted under its own key"), None)),
-                Asked::Nobody(None) => break,
-                // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
-                Asked::Nobody(why) => {
-                    last = why;
-                    tokio::time::sleep(BETWEEN_TRIES).await;
-                }
+                Asked::Nobody(why) => why,
+            };
+            let why = match self.ask_store(artifact, but).await {
+                Ok(Some(offered)) => return Ok(offered),
+                Ok(None) => why,
+                Err(error) => Some(error.into()),
+            };
+            // Nor may the others have heard of this one yet, which has just joined: they let it in once they have.
+            let is_sure = why.is_none();
+            last = why;
+            if is_sure {
+                break;
             }
+            tokio::time::sleep(BETWEEN_TRIES).await;
         }
         let absent: Vec<String> = records
             .records()
@@ -88,11 +111,40 @@ impl Peers {
                 _ => format!("`{}`, which has been away for {} s", node.name, node.lease_over.as_secs()),
             })
             .collect();
+        let nobody = if self.store.get().is_some() {
+            "neither a node that answers nor the store has it"
+        } else {
+            "no node that answers has it"
+        };
         let place = match absent.is_empty() {
-            true => "no node that answers has it".to_owned(),
-            false => format!("no node that answers has it; it may be on {}", absent.join(", or ")),
+            true => nobody.to_owned(),
+            false => format!("{nobody}; it may be on {}", absent.join(", or ")),
         };
         Err(away(place, last))
+    }
+
+    async fn ask_store(&self, artifact: &ArtifactId, but: &[String]) -> Result<Option<Offered>, StoreFailure> {
+        match self.store.get() {
+            Some(store) if !but.iter().any(|place| place == PLACE) => store.offer(artifact).await,
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    async fn note(&self, artifact: &ArtifactId, place: &str, error: &FetchError) {
+        let Some((_, records)) = self.joined.get() else { return };
+        // A node that sends proves what it has, and does not send it again if that is damaged.
+        if place != PLACE || !is_bad_copy(error) {
+            return;
+        }
+        match records.membership().doubt(artifact).await {
+            Ok(true) => {
+                tracing::error!(%artifact, "the copy in the store is damaged, and is copied anew by who has the artifact")
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%artifact, error = firkin_causes::chain(&error), "it is not on record that a copy is damaged")
+            }
+        }
     }
 }
 
@@ -119,10 +171,15 @@ fn pieces(body: Body) -> Coming {
     .boxed()
 }
 
-async fn ask_each(cluster: &Arc<Cluster>, records: &Records, artifact: &ArtifactId) -> Asked {
+/// What a node is called as a place that artifacts come from: names are people's, and may be equal.
+fn place_of(node: &Other) -> String {
+    format!("node `{}` ({})", node.name, node.id)
+}
+
+async fn ask_each(cluster: &Arc<Cluster>, records: &Records, (artifact, but): (&ArtifactId, &[String])) -> Asked {
     let (mut unsure, mut kept) = (None, None);
     let mut others = cluster.others();
-    others.retain(|other| other.alive);
+    others.retain(|other| other.alive && !but.contains(&place_of(other)));
     // Who has it on record is asked before whoever may have it. Where the record is away, everybody is.
     let holders = records.membership().holders(artifact).await.unwrap_or_default();
     others.sort_by_key(|other| !holders.iter().any(|holder| holder.as_str() == other.id.as_str()));
@@ -134,7 +191,9 @@ async fn ask_each(cluster: &Arc<Cluster>, records: &Records, artifact: &Artifact
         match export(cluster, &other, format!("artifact={artifact}&part=header")).await {
             Ok(answer) if answer.status() == StatusCode::OK => {
                 match timeout(PIECE_WITHIN, to_bytes(answer.into_body(), MOST_OF_HEADER)).await {
-                    Ok(Ok(header)) => return Asked::Offers(Offered { header, take: take(cluster, other, artifact) }),
+                    Ok(Ok(header)) => {
+                        return Asked::Offers(Offered { place: place_of(&other), header, take: take(cluster, other, artifact) });
+                    }
                     Ok(Err(error)) => unsure = Some(error.into()),
                     Err(late) => unsure = Some(late.into()),
                 }
@@ -155,11 +214,13 @@ async fn ask_each(cluster: &Arc<Cluster>, records: &Records, artifact: &Artifact
 /// Has an archive come that a node has offered.
 fn take(cluster: &Arc<Cluster>, node: Other, artifact: &ArtifactId) -> Take {
     let (cluster, artifact) = (Arc::clone(cluster), artifact.clone());
-    Box::new(move |here| {
+    Box::new(move |AlreadyHere { whole, begun }| {
         Box::pin(async move {
-            let here = here.into_iter().take(MOST_LEFT_OUT).collect::<Vec<_>>().join(",");
+            let here = whole.into_iter().take(MOST_LEFT_OUT).collect::<Vec<_>>().join(",");
+            let begun = begun.into_iter().take(MOST_BEGUN).map(|(digest, bytes)| format!("{digest}:{bytes}"));
+            let begun = begun.collect::<Vec<_>>().join(",");
             let away = |source| FetchError::Away { place: format!("node `{}` does not send it", node.name), source };
-            match export(&cluster, &node, format!("artifact={artifact}&without={here}")).await {
+            match export(&cluster, &node, format!("artifact={artifact}&without={here}&begun={begun}")).await {
                 Ok(answer) if answer.status() == StatusCode::OK => {
                     tracing::debug!(%artifact, node = node.name, "an artifact comes from another node");
                     Ok(pieces(answer.into_body()))
@@ -183,7 +244,11 @@ async fn export(cluster: &Cluster, node: &Other, query: String) -> Result<Respon
 }
 
 impl Fetch for Peers {
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>> {
-        Box::pin(self.ask(artifact))
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId, but: &'a [String]) -> BoxFuture<'a, Result<Offered, FetchError>> {
+        Box::pin(self.ask(artifact, but))
+    }
+
+    fn failed<'a>(&'a self, artifact: &'a ArtifactId, place: &'a str, error: &'a FetchError) -> BoxFuture<'a, ()> {
+        Box::pin(self.note(artifact, place, error))
     }
 }

@@ -49,6 +49,7 @@ mod operator;
 mod placement;
 mod records;
 mod secret;
+mod store;
 mod verify;
 mod whereabouts;
 
@@ -63,6 +64,7 @@ pub use members::{Home, Member, Members, MembersAway};
 pub use operator::{KnockError, explain, holds, knock};
 pub use records::Records;
 pub use secret::{ClusterSecret, SECRET_BYTES, SecretError};
+pub use store::{KEPT_AT_LEAST, Store, StoreFailure};
 pub use verify::{PeerRefused, VerifierError};
 
 use answered::Answered;

@@ -3,12 +3,13 @@
 use std::{
     io::{self, Read, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::ObjectStoreExt as _;
 use tokio::sync::mpsc;
 
@@ -16,6 +17,9 @@ use crate::{
     Blob, Copies, CopyError, Damage, Digest,
     error::{Asked, sorted},
 };
+
+/// A copy as it comes, packed, in pieces.
+pub type Packed = BoxStream<'static, Result<Bytes, CopyError>>;
 
 /// Unpacked at once.
 const WRITE_BYTES: usize = 1 << 20;
@@ -34,29 +38,22 @@ impl Copies {
     /// Whole pages of zeros become holes. Durable when this returns, but for the name.
     pub async fn get(&self, blob: &Blob, to: &Path) -> Result<(), CopyError> {
         let path = blob.path();
-        let failed = |error: object_store::Error| sorted(&error, Asked::Read, "fetch", path.as_ref());
-        let found = self.store.get(&path).await.map_err(failed)?;
-        let most = most_packed(blob.bytes);
-        if found.meta.size > most {
-            return Err(CopyError::Damaged { name: path.to_string(), source: Damage::Longer { expected: most } });
-        }
+        let mut stream = self.packed(blob).await?;
         let (sink, chunks) = mpsc::channel::<Bytes>(AHEAD);
         let unpacking = {
             let (blob, to) = (*blob, to.to_owned());
             tokio::task::spawn_blocking(move || unpack(chunks, &blob, &to))
         };
-        let mut stream = found.into_stream();
         let received = loop {
             match stream.try_next().await {
                 Ok(Some(chunk)) => {
-                    self.pace.take(chunk.len() as u64).await;
                     // Who unpacks says why it takes no more.
                     if sink.send(chunk).await.is_err() {
                         break Ok(());
                     }
                 }
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(failed(error)),
+                Err(error) => break Err(error),
             }
         };
         drop(sink);
@@ -69,6 +66,26 @@ impl Copies {
             Unpack::File(source) => file(source),
         })?;
         part.keep(to).map_err(file)
+    }
+
+    /// Fetches `blob` as it is kept: packed with zstd, and not looked at but for its length. Whoever unpacks it finds out whether it is right.
+    pub async fn packed(&self, blob: &Blob) -> Result<Packed, CopyError> {
+        let path = blob.path();
+        let found = self.store.get(&path).await.map_err(|error| sorted(&error, Asked::Read, "fetch", path.as_ref()))?;
+        let most = most_packed(blob.bytes);
+        if found.meta.size > most {
+            return Err(CopyError::Damaged { name: path.to_string(), source: Damage::Longer { expected: most } });
+        }
+        let pace = Arc::clone(&self.pace);
+        let chunks = found.into_stream().map_err(move |error| sorted(&error, Asked::Read, "fetch", path.as_ref()));
+        let paced = chunks.and_then(move |chunk| {
+            let pace = Arc::clone(&pace);
+            async move {
+                pace.take(chunk.len() as u64).await;
+                Ok(chunk)
+            }
+        });
+        Ok(paced.boxed())
     }
 }
 

@@ -5,6 +5,7 @@
 //!   artifacts/<id>/files.json         which blobs its members are
 //!                  integrity.json     what they must be
 //!                  manifest.json      what it is; written last: what has one is there whole
+//!                  archive.json      or all of this in one, where blobs are what archives carry; written last
 //!   catalogue/<time>.json             which blobs a backup of the catalogue is
 //!   installation.json                 whose copies these are
 //! ```
@@ -39,12 +40,13 @@ mod put;
 pub use access::{Access, AccessError};
 pub use destination::{Destination, DestinationError};
 pub use error::{CopyError, Damage, Reason};
+pub use get::Packed;
 pub use name::{Blob, Digest, Name, NameError, Record};
 pub use pace::Backoff;
-pub use put::Put;
+pub use put::{Content, Put};
 
 use error::{Asked, sorted};
-use name::{ARTIFACTS, BLOBS, CATALOGUE, MANIFEST, blob_path};
+use name::{ARCHIVE, ARTIFACTS, BLOBS, CATALOGUE, MANIFEST, blob_path};
 use pace::Pace;
 
 /// The longest record: an integrity record of a deep disk has 64 KiB.
@@ -172,12 +174,14 @@ impl Copies {
 
     /// The artifacts that are there whole, in no order. What has another name than an artifact's is none.
     pub async fn artifacts(&self) -> Result<Vec<Name>, CopyError> {
-        let named = |path: &Path| {
-            let mut parts = path.parts().skip(1);
-            let (name, file) = (parts.next()?, parts.next()?);
-            if file.as_ref() == MANIFEST && parts.next().is_none() { name.as_ref().parse().ok() } else { None }
-        };
-        Ok(self.list(ARTIFACTS).await?.iter().filter_map(|found| named(&found.location)).collect())
+        Ok(self.list(ARTIFACTS).await?.iter().filter_map(|found| artifact(&found.location, MANIFEST)).collect())
+    }
+
+    /// The archives that are there whole, and since when, in seconds since 1970 by the store's clock.
+    pub async fn archives(&self) -> Result<Vec<(Name, i64)>, CopyError> {
+        let found = self.list(ARTIFACTS).await?;
+        let named = |path: &Path| artifact(path, ARCHIVE);
+        Ok(found.iter().filter_map(|found| Some((named(&found.location)?, found.last_modified.timestamp()))).collect())
     }
 
     /// The backups of the catalogue, oldest first.
@@ -226,6 +230,13 @@ impl Copies {
             other => other,
         }
     }
+}
+
+/// Whose file of this name it is.
+fn artifact(path: &Path, file: &str) -> Option<Name> {
+    let mut parts = path.parts().skip(1);
+    let (name, found) = (parts.next()?, parts.next()?);
+    if found.as_ref() == file && parts.next().is_none() { name.as_ref().parse().ok() } else { None }
 }
 
 /// What is copied is as secret as what it is a copy of.

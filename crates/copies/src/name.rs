@@ -117,6 +117,7 @@ pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const ARTIFACTS: &str = "artifacts";
 pub(crate) const CATALOGUE: &str = "catalogue";
 pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const ARCHIVE: &str = "archive.json";
 
 /// A small file of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +130,8 @@ pub enum Record {
     Files(Name),
     /// A backup of the catalogue.
     Catalogue(Name),
+    /// What an archive says of itself whose contents are all there. Written last.
+    Archive(Name),
     /// Whose copies these are.
     Installation,
 }
@@ -139,6 +142,7 @@ impl Record {
             Self::Manifest(name) => Path::from_iter([ARTIFACTS, name.as_str(), MANIFEST]),
             Self::Integrity(name) => Path::from_iter([ARTIFACTS, name.as_str(), "integrity.json"]),
             Self::Files(name) => Path::from_iter([ARTIFACTS, name.as_str(), "files.json"]),
+            Self::Archive(name) => Path::from_iter([ARTIFACTS, name.as_str(), ARCHIVE]),
             Self::Catalogue(name) => Path::from_iter([CATALOGUE, &format!("{name}.json")]),
             Self::Installation => Path::from("installation.json"),
         }

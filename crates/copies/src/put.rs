@@ -3,7 +3,7 @@
 //! The last part follows only when the digest was right, and an upload that is not completed has no name.
 
 use std::{
-    io::{self, Read as _, Write},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -31,6 +31,9 @@ const MAX_PARTS: u64 = 9_000;
 /// What is read at once.
 const READ_BYTES: usize = 1 << 20;
 
+/// Opens what is to be copied.
+pub type Content = Box<dyn FnOnce() -> Result<Box<dyn Read>, CopyError> + Send>;
+
 /// What became of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -50,11 +53,18 @@ impl Copies {
         if self.has(&blob.blake3).await? {
             return Ok(Put::Present);
         }
+        let (blob, path) = (*blob, file.to_owned());
+        self.put_read(&blob, file, Box::new(move || open(&path, &blob))).await
+    }
+
+    /// Copies what is read from `content`, which must be `blob` and is of the file `file`, whether or not there is a copy: one that is there is
+    /// replaced once all of this was right. As [`put`](Self::put) otherwise.
+    pub async fn put_read(&self, blob: &Blob, file: &Path, content: Content) -> Result<Put, CopyError> {
         let (sink, mut parts) = mpsc::channel(1);
         let (blob, file) = (*blob, file.to_owned());
         let packing = {
             let file = file.clone();
-            tokio::task::spawn_blocking(move || pack(&file, &blob, sink))
+            tokio::task::spawn_blocking(move || pack(&file, &blob, content()?, sink))
         };
         let sent = self.send(&blob, &mut parts).await;
         // Whoever packs stops when nobody takes it.
@@ -152,16 +162,23 @@ fn unusable(path: &Path, source: io::Error) -> CopyError {
     CopyError::File { path: path.to_owned(), source }
 }
 
-/// Reads `file`, which must be `blob`, and gives it packed, in parts. Its last part only when it was that.
-fn pack(file: &Path, blob: &Blob, sink: mpsc::Sender<Bytes>) -> Result<(), CopyError> {
+/// Opens `file`, which must be as long as `blob`.
+fn open(file: &Path, blob: &Blob) -> Result<Box<dyn Read>, CopyError> {
     let failed = |source| unusable(file, source);
-    let damaged = |source| CopyError::Damaged { name: file.display().to_string(), source };
     let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    let mut open = fs::OpenOptions::new().read(true).custom_flags(flags).open(file).map_err(failed)?;
+    let open = fs::OpenOptions::new().read(true).custom_flags(flags).open(file).map_err(failed)?;
     let found = open.metadata().map_err(failed)?.len();
     if found != blob.bytes {
-        return Err(damaged(Damage::Size { expected: blob.bytes, found }));
+        let source = Damage::Size { expected: blob.bytes, found };
+        return Err(CopyError::Damaged { name: file.display().to_string(), source });
     }
+    Ok(Box::new(open))
+}
+
+/// Reads what must be `blob`, of the file `file`, and gives it packed, in parts. Its last part only when it was that.
+fn pack(file: &Path, blob: &Blob, mut open: Box<dyn Read>, sink: mpsc::Sender<Bytes>) -> Result<(), CopyError> {
+    let failed = |source| unusable(file, source);
+    let damaged = |source| CopyError::Damaged { name: file.display().to_string(), source };
     let part = usize::try_from(PART_BYTES.max(blob.bytes / MAX_PARTS)).map_err(|error| failed(io::Error::other(error)))?;
     let parts = Parts { file, full: Vec::new(), part, sink };
     let mut packer = zstd::stream::write::Encoder::new(parts, LEVEL).map_err(failed)?;

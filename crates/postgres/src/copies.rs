@@ -25,7 +25,10 @@ const MOST: usize = 10_000;
 /// How long a copy counts whose node is away, in PostgreSQL's words: a host that was started anew is back by then.
 const COUNTS_FOR: &str = "15 minutes";
 
-/// A paused sandbox of which no other node has a copy.
+/// Whether the store has a copy, by the alias `t` of its row.
+pub(crate) const IS_STORED: &str = "t.is_whole AND NOT t.is_doubtful";
+
+/// A paused sandbox of which there is no copy elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owed {
     /// Which.
@@ -37,7 +40,7 @@ pub struct Owed {
 type Rows = Vec<Vec<Value>>;
 
 /// Texts of rows that have nothing else in them.
-fn texts<const N: usize>(rows: Rows) -> impl Iterator<Item = [String; N]> {
+pub(crate) fn texts<const N: usize>(rows: Rows) -> impl Iterator<Item = [String; N]> {
     rows.into_iter().filter_map(|row| {
         let texts = row.into_iter().map(|value| if let Value::Text(text) = value { Some(text) } else { None });
         texts.collect::<Option<Vec<_>>>()?.try_into().ok()
@@ -45,12 +48,12 @@ fn texts<const N: usize>(rows: Rows) -> impl Iterator<Item = [String; N]> {
 }
 
 impl Membership {
-    fn me(&self) -> Value {
+    pub(crate) fn me(&self) -> Value {
         Value::Text(self.node().to_string())
     }
 
     /// Runs an operation, and gives what it gives.
-    async fn told<T: Send + 'static>(
+    pub(crate) async fn told<T: Send + 'static>(
         &self,
         mode: Mode,
         (operation, work): (&'static str, impl FnOnce(&dyn Statements) -> Result<T, DatabaseError> + Send + 'static),
@@ -112,15 +115,21 @@ impl Membership {
     }
 
     /// Paused sandboxes of this node that would be gone with its disk, by id: up to ten thousand; or one of them, if it is one. A copy counts on a node
-    /// that is not away for long, and that is not to be emptied.
+    /// that is not away for long, and that is not to be emptied; and in the store, if this node has that.
     pub async fn owed(&self, only: Option<&SandboxId>) -> Result<Vec<Owed>, StoreError> {
+        let in_store = match self.has_store() {
+            true => {
+                format!("AND NOT EXISTS (SELECT FROM firkin.stored t WHERE t.artifact = s.held_artifact AND {IS_STORED})")
+            }
+            false => String::new(),
+        };
         let owed = format!(
             "SELECT s.id, s.held_artifact FROM firkin.sandboxes s
              WHERE s.node = ?1 AND s.term = ?2 AND s.held_artifact IS NOT NULL AND NOT EXISTS (
                  SELECT FROM firkin.copies c JOIN firkin.nodes n ON n.id = c.node
                  WHERE c.artifact = s.held_artifact AND c.node <> ?1 AND n.state NOT IN ('{FORGOTTEN}', '{DRAINING}')
                      AND n.lease_until > clock_timestamp() - interval '{COUNTS_FOR}')
-             {} ORDER BY s.id LIMIT {MOST}",
+             {in_store} {} ORDER BY s.id LIMIT {MOST}",
             if only.is_some() { "AND s.id = ?3" } else { "" }
         );
         let mut values = vec![self.me(), Value::Integer(self.term())];

@@ -47,6 +47,7 @@ mod node;
 mod open_error;
 mod operator;
 mod schema;
+mod stored;
 
 pub use address::{Address, InvalidAddress};
 pub use claim::{ClaimError, Claimed};
@@ -64,6 +65,7 @@ pub use node::{Node, NodeCatalogue};
 pub use open_error::OpenError;
 pub use operator::{Buildable, ClockOffset, Counted, Health, PausedSandbox};
 pub use schema::MigrateError;
+pub use stored::Storing;
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.
 const CONNECTIONS: usize = 8;

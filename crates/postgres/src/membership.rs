@@ -56,6 +56,8 @@ pub struct Membership {
     members: Members,
     /// It was told that what it had recorded is not there.
     has_lost: AtomicBool,
+    /// Whether this node has the store that is beside the nodes' disks.
+    has_store: AtomicBool,
 }
 
 impl Membership {
@@ -75,6 +77,7 @@ impl Membership {
             database,
             members,
             has_lost: AtomicBool::new(false),
+            has_store: AtomicBool::new(false),
         }
     }
 
@@ -100,6 +103,15 @@ impl Membership {
     /// All of its nodes.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// This node has the store that is beside the nodes' disks: from now on what is there is a copy.
+    pub fn use_store(&self) {
+        self.has_store.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_store(&self) -> bool {
+        self.has_store.load(Ordering::Relaxed)
     }
 
     /// The lease as it was last given.

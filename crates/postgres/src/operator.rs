@@ -95,6 +95,8 @@ pub struct PausedSandbox {
     pub builds: Vec<String>,
     /// The other nodes that have said that they keep a copy of it.
     pub copies: Vec<NodeId>,
+    /// Whether the store has one.
+    pub stored: bool,
 }
 
 /// What is made of a template, as far as it decides where it can run.
@@ -118,7 +120,8 @@ const COUNTS: &str = "SELECT node, count(*) FILTER (WHERE phase = 'running'), co
     FROM (SELECT node, firkin.json_extract(body, '$.phase.phase') AS phase FROM firkin.sandboxes) AS each GROUP BY node ORDER BY node";
 
 const PAUSED: &str = "SELECT s.id, s.node, s.artifact, array_remove(array_agg(v.build_id), NULL),
-        ARRAY(SELECT c.node FROM firkin.copies c WHERE c.artifact = s.artifact AND c.node <> s.node ORDER BY c.node)
+        ARRAY(SELECT c.node FROM firkin.copies c WHERE c.artifact = s.artifact AND c.node <> s.node ORDER BY c.node),
+        EXISTS (SELECT FROM firkin.stored t WHERE t.artifact = s.artifact AND t.is_whole AND NOT t.is_doubtful)
     FROM (SELECT id, node, firkin.json_extract(body, '$.phase.artifact') AS artifact FROM firkin.sandboxes
           WHERE firkin.json_extract(body, '$.phase.phase') = 'paused') AS s
     LEFT JOIN firkin.versions v ON firkin.json_extract(v.body, '$.artifact') = s.artifact
@@ -204,6 +207,7 @@ impl Members {
                 artifact: row.try_get(2).map_err(refusal)?,
                 builds: row.try_get(3).map_err(refusal)?,
                 copies: ids(row, 4)?,
+                stored: row.try_get(5).map_err(refusal)?,
             })
         })
         .await

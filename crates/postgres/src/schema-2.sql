@@ -82,6 +82,30 @@ CREATE TABLE firkin.copies (
     artifact TEXT COLLATE "C", node TEXT COLLATE "C", since TIMESTAMPTZ NOT NULL DEFAULT now(), PRIMARY KEY (artifact, node));
 CREATE INDEX copies_of_node ON firkin.copies (node);
 
+-- A store that nodes have beside their disks: which of them removes there what nobody needs, until when, and what goes just now.
+CREATE TABLE firkin.store (
+    one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one),
+    cleaner TEXT NOT NULL DEFAULT '',
+    until TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
+    cleaned TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
+    going TEXT NOT NULL DEFAULT '');
+INSERT INTO firkin.store DEFAULT VALUES;
+
+-- Which artifacts are there, or are being copied there, by which node. Contents are named before any of them is looked for, so that none goes.
+CREATE TABLE firkin.stored (
+    artifact TEXT COLLATE "C" PRIMARY KEY,
+    node TEXT COLLATE "C" NOT NULL,
+    begun TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    is_whole BOOLEAN NOT NULL DEFAULT FALSE,
+    -- What came of it was not what it must be: it is copied anew over that.
+    is_doubtful BOOLEAN NOT NULL DEFAULT FALSE,
+    unneeded_since TIMESTAMPTZ);
+CREATE TABLE firkin.stored_contents (
+    digest TEXT COLLATE "C",
+    artifact TEXT COLLATE "C" REFERENCES firkin.stored ON DELETE CASCADE,
+    PRIMARY KEY (digest, artifact));
+CREATE INDEX contents_of_stored ON firkin.stored_contents (artifact);
+
 -- Where no node is said, these are empty texts.
 ALTER TABLE firkin.builds
     ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT coalesce(current_setting('firkin.node', true), '');

@@ -62,7 +62,7 @@ mod vault;
 pub use collect::{Candidates, Pin, PinName};
 pub use copying::NotCopied;
 pub use examine::{ExaminedArtifact, ExaminedMember, Readings};
-pub use fetch::{Coming, Fetch, FetchError, Offered, Take};
+pub use fetch::{AlreadyHere, Coming, Fetch, FetchError, Offered, Take};
 pub use flatten::FlattenConfig;
 pub use manifest::{
     ArtifactKind, CutReason, DiskMembers, FORMAT, GuestIdentity, MemberIntegrity, MemoryMember, SEALED_FORMAT,

@@ -26,8 +26,8 @@ pub(crate) struct NodeArgs {
     /// Where other nodes reach that [default: what --peer-listen says]
     #[arg(long, value_name = "HOST:PORT", env = "FIRKIN_PEER_ADDRESS", hide_env_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) peer_address: Option<String>,
-    /// Answer a pause once it is on the node's disk (`node`), or once another node has a copy too (`cluster`), which is made in any case
-    /// [default: node]
+    /// Answer a pause once it is on the node's disk (`node`), or once another node or the store of --copy-to has a copy too (`cluster`), which is made in
+    /// any case [default: node]
     #[arg(long, value_name = "WHERE", env = "FIRKIN_DURABLE", hide_env_values = true)]
     pub(crate) durable: Option<Durable>,
 }
@@ -49,7 +49,7 @@ pub(crate) enum Durable {
     /// Once it is on the disk of the sandbox's node; the copy follows
     #[default]
     Node,
-    /// Once it is on another node too; where none takes it, the sandbox is paused and the answer an error
+    /// Once it is on another node or in the cluster's store too; where none takes it, the sandbox is paused and the answer an error
     Cluster,
 }
 

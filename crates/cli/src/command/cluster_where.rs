@@ -116,7 +116,7 @@ struct Away {
     on: Vec<String>,
 }
 
-/// Of the paused sandboxes those whose home is away, each with whether others have its files. A second copy is on record. Beside that a node says which
+/// Of the paused sandboxes those whose home is away, each with whether others have its files. A second copy is on record, and one in the store. Beside that a node says which
 /// templates and snapshots it holds: that tells of a sandbox which was just made from a snapshot or has one of this very state, and of nothing else.
 fn away(paused: Vec<PausedSandbox>, nodes: &[NodeRecord]) -> Vec<Away> {
     let judged = paused.into_iter().filter_map(|sandbox| {
@@ -131,6 +131,7 @@ fn away(paused: Vec<PausedSandbox>, nodes: &[NodeRecord]) -> Vec<Away> {
         let named =
             |is: Option<bool>| there.iter().filter(|node| has(node) == is).map(|node| node.name.clone()).collect::<Vec<_>>();
         let (with, unsaid) = (named(Some(true)), named(None));
+        let with: Vec<String> = with.into_iter().chain(sandbox.stored.then(|| "the store".to_owned())).collect();
         let (verdict, on) = match (with.is_empty(), unsaid.is_empty()) {
             (false, _) => (Verdict::Elsewhere, with),
             (true, false) => (Verdict::Unsure, unsaid),
@@ -199,7 +200,7 @@ mod tests {
     fn paused(id: &str, home: &str, builds: &[&str]) -> PausedSandbox {
         let builds = builds.iter().map(|build| (*build).to_owned()).collect();
         let (node, copies) = (home.repeat(20).parse().unwrap(), Vec::new());
-        PausedSandbox { id: id.to_owned(), node, artifact: format!("artifact-{id}"), builds, copies }
+        PausedSandbox { id: id.to_owned(), node, artifact: format!("artifact-{id}"), builds, copies, stored: false }
     }
 
     const HOLDS: &str = r#"{"serves": true, "engines": ["kvm"], "free_memory_mib": 9000, "holds": ["x", "y"]}"#;

@@ -257,7 +257,7 @@ async fn open_looking(
     let state_dir = fs::canonicalize(&settings.state_dir)?;
     register_user(&cache, &state_dir)?;
     let joining = match &settings.node {
-        Some(node) => Some(Joining::of(node, &state_dir, settings.log_format).await?),
+        Some(node) => Some(Joining::of(node, settings.copies.as_ref(), (&state_dir, settings.log_format)).await?),
         None => None,
     };
     let collected = (cache.clone(), state_dir.clone());
@@ -289,7 +289,8 @@ async fn open_looking(
         volumes: settings.capacity.volumes,
         warm: settings.warm.clone(),
         encryption: settings.encryption.clone(),
-        copies: settings.copies.as_ref().map(CopySettings::open).transpose()?,
+        // A node's go into the store of its cluster, and its catalogue is PostgreSQL's to keep.
+        copies: settings.copies.as_ref().filter(|_| joining.is_none()).map(CopySettings::open).transpose()?,
         authority_variables: certificate_variables().collect(),
         issuer: settings.identity_issuer.clone().unwrap_or(defaults.issuer),
         webhook_networks: settings.webhook_networks.clone(),

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use firkin_cluster::{
-    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, Serves, SharedFence, clock, keep, node_id,
+    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, Serves, SharedFence, Store, clock, keep, node_id,
 };
 use firkin_postgres::{Membership, Node, NodeCatalogue};
 use firkin_runtime::{artifact::Fetch, claims::Claims, fence::Fence, runtime::Runtime, store::catalog::Catalog};
@@ -25,6 +25,7 @@ use super::{catalog, node, warden};
 use crate::{
     args::node::Durable,
     cluster::NodeSettings,
+    copies::CopySettings,
     failure::{Advise as _, advised},
     logging::LogFormat,
 };
@@ -41,6 +42,7 @@ pub(super) struct Joining {
     fencing: Fencing,
     listener: TcpListener,
     durable: Durable,
+    store: Option<Arc<Store>>,
 }
 
 /// The fence of a node, which is told of its lease for as long as this is there.
@@ -68,13 +70,19 @@ pub(super) struct Keeping {
 }
 
 impl Joining {
-    /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once.
-    pub(super) async fn of(settings: &NodeSettings, state_dir: &Path, log: LogFormat) -> anyhow::Result<Self> {
+    /// Reads the secret, looks at the clock and takes the port, so that what is wrong with them is told at once. With `copies`, the store of the cluster is
+    /// there.
+    pub(super) async fn of(
+        settings: &NodeSettings,
+        copies: Option<&CopySettings>,
+        (state_dir, log): (&Path, LogFormat),
+    ) -> anyhow::Result<Self> {
         if settings.is_nowhere() {
             return Err(anyhow::anyhow!("other nodes cannot reach this one at `{}`", settings.address))
                 .hint("`--peer-address HOST:PORT` says where they do");
         }
         let secret = node::secret(&settings.access)?;
+        let store = copies.map(CopySettings::open_shared).transpose()?;
         let id = node_id(state_dir).context("cannot keep the id of this node")?;
         let node =
             Node { id, name: settings.name.clone(), address: settings.address.clone(), secret_fingerprint: secret.fingerprint() };
@@ -89,8 +97,8 @@ impl Joining {
             .hint("another server may use it: choose another address with `--peer-listen`")?;
         let catalogue = Arc::new(NodeCatalogue::of(address, node));
         let fencing = Fencing::begin(state_dir, Arc::clone(&catalogue), log)?;
-        let (name, durable) = (settings.name.clone(), settings.durable);
-        Ok(Self { name, secret, catalogue, peers: Arc::default(), fencing, listener, durable })
+        let (name, durable, peers) = (settings.name.clone(), settings.durable, Arc::default());
+        Ok(Self { name, secret, catalogue, peers, fencing, listener, durable, store })
     }
 
     /// Where it is on record what is this node's.
@@ -115,7 +123,7 @@ impl Joining {
 
     /// The node, now that its runtime is open.
     pub(super) async fn join(self, runtime: &Runtime) -> anyhow::Result<Joined> {
-        let Self { name, secret, catalogue, peers, fencing, listener, durable } = self;
+        let Self { name, secret, catalogue, peers, fencing, listener, durable, store } = self;
         fencing.fence.is_of(runtime.clone());
         let membership = catalogue.membership().context("the catalogue of the cluster was not opened")?;
         let records = Records::of(Arc::clone(&membership)).await.map_err(catalog::advising)?;
@@ -129,14 +137,16 @@ impl Joining {
         };
         let cluster = Cluster::join(config)?;
         peers.join(Arc::clone(&cluster), Arc::clone(&records));
-        let copies = Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
-        Ok(Joined {
-            cluster,
-            copies,
-            durable,
-            listener,
-            keeping: Keeping::begin((membership, records), runtime.clone(), fencing),
-        })
+        let of = (Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
+        let copies = match store {
+            Some(store) => {
+                peers.use_store(Arc::clone(&store));
+                Copies::in_store(store, of.0, of.1, of.2)
+            }
+            None => Copies::of(of.0, of.1, of.2),
+        };
+        let keeping = Keeping::begin((membership, records), runtime.clone(), fencing);
+        Ok(Joined { cluster, copies, durable, listener, keeping })
     }
 }
 

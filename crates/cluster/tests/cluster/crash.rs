@@ -48,7 +48,8 @@ enum Act {
 }
 
 /// How all nodes here are.
-const IDLE: Choice = Choice { is_idle: true, waits_for_copies: false, encrypts: false, cpus: None, class: Class::Same };
+const IDLE: Choice =
+    Choice { is_idle: true, waits_for_copies: false, encrypts: false, stores: false, cpus: None, class: Class::Same };
 
 /// What a node is told that is to be killed.
 #[derive(Debug, Serialize, Deserialize)]

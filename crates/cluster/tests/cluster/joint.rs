@@ -8,7 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, keep};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, Store, keep};
+use firkin_copies::{Access, Destination, Limits};
 use firkin_engine::{Acceleration, Engine as _, Fingerprint, fake::FakeEngine};
 use firkin_postgres::{Founding, LeaseTimes, Membership, NodeCatalogue, NodeState, init};
 use firkin_runtime::{
@@ -46,6 +47,8 @@ pub(crate) struct Choice {
     pub(crate) waits_for_copies: bool,
     /// What sandboxes leave on the disk is encrypted.
     pub(crate) encrypts: bool,
+    /// It has the store of the cluster, where nothing is kept that no row needs.
+    pub(crate) stores: bool,
     /// It asks nobody for copies, and lets go of its own only when it is told to.
     pub(crate) is_idle: bool,
     /// Processors for sandboxes, where these are others than each node has.
@@ -100,6 +103,15 @@ pub(crate) struct Node {
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), ServeError>>,
     kept: JoinHandle<()>,
+}
+
+/// Changes the last byte of a file.
+pub(crate) fn damage(path: &Path) {
+    let mut content = fs_err::read(path).unwrap();
+    if let Some(last) = content.last_mut() {
+        *last ^= 1;
+    }
+    fs_err::write(path, content).unwrap();
 }
 
 /// Waits until something is so.
@@ -185,8 +197,16 @@ impl Joint {
         });
         let cluster = cluster.unwrap();
         others.join(Arc::clone(&cluster), Arc::clone(&records));
-        let (serves, copies) =
-            (Arc::<Serves>::default(), Copies::of(Arc::clone(&cluster), Arc::clone(&records), runtime.clone()));
+        let store = choice.stores.then(|| self.store());
+        let part = (Arc::clone(&cluster), Arc::clone(&records), runtime.clone());
+        let copies = match &store {
+            Some(store) => {
+                others.use_store(Arc::clone(store));
+                Copies::in_store(Arc::clone(store), part.0, part.1, part.2)
+            }
+            None => Copies::of(part.0, part.1, part.2),
+        };
+        let serves = Arc::<Serves>::default();
         let config = ServerConfig {
             nodes: Some(cluster),
             second_copies: choice.waits_for_copies.then(|| Arc::clone(&copies) as Arc<dyn SecondCopies>),
@@ -216,6 +236,17 @@ impl Joint {
         })
         .await;
         node
+    }
+
+    /// Where the store of the cluster is.
+    pub(crate) fn store_dir(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    fn store(&self) -> Arc<Store> {
+        let limits = Limits { repeats: 0, longest_wait: Duration::from_millis(1), ..Limits::default() };
+        let copies = firkin_copies::Copies::open(&Destination::Directory(self.store_dir()), &Access::default(), &limits).unwrap();
+        Store::of(copies, Duration::ZERO, Duration::ZERO)
     }
 
     /// An operator's word about a node, which `heard` have heard when this returns.
@@ -310,6 +341,15 @@ impl Node {
     /// Takes all files of an artifact away, as a disk that was replaced has them no more.
     pub(crate) fn lose(&self, artifact: &ArtifactId) {
         fs_err::remove_dir_all(Path::new(&self.state_dir).join("artifacts").join(artifact.as_str())).unwrap();
+    }
+
+    /// Changes the last byte of each file of an artifact that is its own, as a disk does that is worn.
+    pub(crate) fn damage(&self, artifact: &ArtifactId) {
+        let dir = Path::new(&self.state_dir).join("artifacts").join(artifact.as_str());
+        let paths: Vec<PathBuf> = fs_err::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        for path in paths.iter().filter(|path| path.extension().is_none_or(|extension| extension != "json")) {
+            damage(path);
+        }
     }
 
     /// Whether no copy is owed.

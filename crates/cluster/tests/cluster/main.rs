@@ -24,3 +24,4 @@ mod placement;
 mod room;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;
+mod store;

@@ -7,6 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use firkin_copies::{Access, Blob, Copies, CopyError, Destination, Digest, Limits, Name, OpenError, Put, Record};
 use fs_err as fs;
+use futures::TryStreamExt as _;
 
 mod breaking;
 mod moto;
@@ -80,6 +81,16 @@ async fn round_trips(copies: &Copies) {
         copies.get(&blob, &files.path("back")).await.unwrap();
         assert_eq!(fs::read(files.path("back")).unwrap(), content, "{name}");
     }
+    // What is there and damaged is replaced, and comes packed as it is.
+    let (path, blob) = files.file("anew", &noise(2, 12 << 20));
+    for _ in 0..2 {
+        let content = path.clone();
+        let open = Box::new(move || Ok(Box::new(std::fs::File::open(content).unwrap()) as Box<dyn std::io::Read>));
+        assert!(matches!(copies.put_read(&blob, &path, open).await.unwrap(), Put::Copied { .. }));
+    }
+    let packed = copies.packed(&blob).await.unwrap().try_collect::<Vec<_>>().await.unwrap().concat();
+    assert_eq!(zstd::decode_all(&packed[..]).unwrap(), fs::read(&path).unwrap());
+    copies.remove_blob(&blob.blake3).await.unwrap();
     // What is not right to its end is not visible, in parts or in one.
     for bytes in [20 << 20, 5] {
         let (path, blob) = files.file("wrong", &noise(9, bytes));
@@ -97,12 +108,17 @@ async fn between_prefixes(endpoint: &str) {
     one.put_record(&Record::Manifest(name.clone()), b"{}".to_vec()).await.unwrap();
     one.put_record(&Record::Catalogue("20260101T000000000Z".parse().unwrap()), b"{}".to_vec()).await.unwrap();
     assert_eq!(one.artifacts().await.unwrap(), std::slice::from_ref(&name));
+    one.put_record(&Record::Archive(name.clone()), b"{}".to_vec()).await.unwrap();
+    let archives: Vec<Name> = one.archives().await.unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(archives, std::slice::from_ref(&name));
     assert_eq!((one.catalogues().await.unwrap().len(), one.blobs().await.unwrap().len()), (1, 3));
     assert_eq!((other.artifacts().await.unwrap().len(), other.blobs().await.unwrap().len()), (0, 0));
     assert!(matches!(other.record(&Record::Manifest(name.clone())).await, Err(CopyError::Absent { .. })));
     for _ in 0..2 {
         one.remove_record(&Record::Manifest(name.clone())).await.unwrap();
     }
+    assert_eq!((one.artifacts().await.unwrap().len(), one.archives().await.unwrap().len()), (0, 1));
+    one.remove_record(&Record::Archive(name)).await.unwrap();
     assert_eq!(one.artifacts().await.unwrap(), []);
 }
 

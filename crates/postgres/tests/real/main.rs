@@ -24,6 +24,7 @@ mod operator;
 mod proxy;
 mod race;
 mod standby;
+mod stored;
 
 use database::Cluster;
 use proxy::{Cut, Proxy};

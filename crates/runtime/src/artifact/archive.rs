@@ -14,8 +14,9 @@
 //! puts its own paths in, and records what the member is with them.
 //!
 //! What has arrived is kept by its digest until an archive is whole (`incoming/<blake3>`), so that one which was cut off is not written
-//! again. Then it becomes visible as anything does that is published: by renames, the artifact's own last.
+//! again; a content that was cut off goes on where it was (`blobs/<blake3>@<bytes>`). Then it becomes visible as anything does that is published: by renames, the artifact's own last.
 
+mod composed;
 mod entries;
 mod header;
 mod landing;
@@ -27,8 +28,9 @@ mod unpack;
 #[cfg(test)]
 mod tests;
 
+pub use composed::{Packed, composed};
 pub use header::{ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, CarriedArtifact, CarriedLayer, CarriedRoot, RootForm};
-pub use pack::{PackError, Packing};
+pub use pack::{Content, PackError, Packing};
 pub use unpack::{Incoming, Survey, UnpackError, Unpacked};
 
 pub(super) use landing::{INCOMING, Landing};

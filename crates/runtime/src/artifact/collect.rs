@@ -294,6 +294,28 @@ impl ArtifactStore {
         failed.map_or(Ok(condemned.artifacts), Err)
     }
 
+    /// Takes the name of a damaged artifact away, whose place an intact one is about to take. Machines that map it go on.
+    pub(super) fn set_aside(&self, id: &ArtifactId) -> io::Result<()> {
+        let (from, hidden) = (self.dir(id), self.hidden_artifact(id));
+        if !from.exists() {
+            return Ok(());
+        }
+        if hidden.exists() {
+            firkin_files::remove_tree(&hidden)?;
+        }
+        fs::rename(from, hidden)
+    }
+
+    /// Removes a damaged artifact that was set aside, and its mark: one that is intact has its place.
+    pub(super) fn forget_damaged(&self, id: &ArtifactId) {
+        let hidden = self.hidden_artifact(id);
+        let removed = if hidden.exists() { firkin_files::remove_tree(&hidden) } else { Ok(()) };
+        if let Err(error) = removed.and_then(|()| self.release(id)) {
+            // The next start removes it, and whoever verifies it lets it out.
+            tracing::warn!(artifact = %id, %error, "cannot remove what is left of a damaged artifact");
+        }
+    }
+
     fn hidden_artifact(&self, id: &ArtifactId) -> PathBuf {
         self.root.join("artifacts").join(format!(".{id}"))
     }

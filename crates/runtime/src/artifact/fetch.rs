@@ -15,11 +15,22 @@ use crate::{ground::ids::ArtifactId, host::disk::DiskPressure};
 /// An archive as it comes.
 pub type Coming = BoxStream<'static, io::Result<Bytes>>;
 
-/// Has an archive come, without the contents of these digests (BLAKE3, hexadecimal), which are here. What comes all the same is passed over.
-pub type Take = Box<dyn FnOnce(Vec<String>) -> BoxFuture<'static, Result<Coming, FetchError>> + Send>;
+/// What of an archive need not come, by digests (BLAKE3, hexadecimal).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AlreadyHere {
+    /// Contents that are here, the largest first.
+    pub whole: Vec<String>,
+    /// Contents whose first bytes are here, and how many: they broke off the last time.
+    pub begun: Vec<(String, u64)>,
+}
 
-/// What another host has.
+/// Has an archive come, without what is here. What comes all the same is passed over; of what has begun, all or the rest may come.
+pub type Take = Box<dyn FnOnce(AlreadyHere) -> BoxFuture<'static, Result<Coming, FetchError>> + Send>;
+
+/// What another place has.
 pub struct Offered {
+    /// What that place is called, for as long as it is asked.
+    pub place: String,
     /// What its archive says of itself ([`Export::header`](crate::moving::Export::header)).
     pub header: Bytes,
     /// Has it come.
@@ -36,8 +47,11 @@ impl Debug for Offered {
 /// its digests go.
 pub trait Fetch: Debug + Send + Sync {
     /// Who has an artifact with all that it stands on, and offers it as [`export_artifact`](crate::runtime::Runtime::export_artifact) makes
-    /// an archive of it.
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>>;
+    /// an archive of it. The places in `but` are not asked: it did not come from there.
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId, but: &'a [String]) -> BoxFuture<'a, Result<Offered, FetchError>>;
+
+    /// Hears that what came of an artifact from a place could not be taken in.
+    fn failed<'a>(&'a self, artifact: &'a ArtifactId, place: &'a str, error: &'a FetchError) -> BoxFuture<'a, ()>;
 }
 
 /// Why an artifact did not come. Nothing of it is visible here.
@@ -64,4 +78,38 @@ pub enum FetchError {
     /// The disk has no room for it.
     #[error("it is not on this host, and the disk has no room for it")]
     Disk(#[from] DiskPressure),
+}
+
+impl FetchError {
+    /// Whether another place may have it as it must be. What this host cannot do, it cannot do with another's either.
+    pub(crate) fn is_of_its_place(&self) -> bool {
+        match self {
+            Self::Away { .. } | Self::Another { .. } => true,
+            Self::Disk(_) => false,
+            Self::Unpack(error) => match error {
+                UnpackError::NotAnArchive(_)
+                | UnpackError::HeaderTooLong { .. }
+                | UnpackError::Header(_)
+                | UnpackError::Format { .. }
+                | UnpackError::Sealed { .. }
+                | UnpackError::Contradiction { .. }
+                | UnpackError::Entry { .. }
+                | UnpackError::Read { .. }
+                | UnpackError::Damaged { .. }
+                | UnpackError::Layer { .. } => true,
+                UnpackError::Taken { .. }
+                | UnpackError::Here { .. }
+                | UnpackError::Encrypts
+                | UnpackError::Busy
+                | UnpackError::LayerHere { .. }
+                | UnpackError::File { .. }
+                | UnpackError::Publish(_) => false,
+            },
+        }
+    }
+
+    /// Whether it may be that it only broke off on its way.
+    pub(crate) fn is_cut(&self) -> bool {
+        matches!(self, Self::Unpack(UnpackError::Read { .. } | UnpackError::NotAnArchive(_)))
+    }
 }

@@ -61,6 +61,8 @@ pub struct ArtifactDraft {
     /// Where its members are written.
     dir: PathBuf,
     published: bool,
+    /// Whether it takes the place of a damaged one.
+    replaces: bool,
     /// Where they are written first, while a guest waits for it.
     room: Option<Room>,
     /// Its memory, while that is not packed into the member yet.
@@ -94,6 +96,11 @@ impl ArtifactDraft {
     /// Takes the memory of a cut, which [`ArtifactStore::publish`] packs into the member that it becomes.
     pub(crate) fn keep(&mut self, captured: Option<Captured>) {
         self.captured = captured;
+    }
+
+    /// Has it take the place of one of its id that is damaged.
+    pub(super) fn replace(&mut self) {
+        self.replaces = true;
     }
 
     /// What becomes of its members, and of the layer that is sealed for it.
@@ -153,7 +160,7 @@ impl ArtifactStore {
         // Not the name that an artifact of this id has while it is being collected.
         let dir = self.root.join("artifacts").join(format!(".{id}.new"));
         std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(ArtifactDraft { id, dir, published: false, room: None, captured: None, secrecy })
+        Ok(ArtifactDraft { id, dir, published: false, replaces: false, room: None, captured: None, secrecy })
     }
 
     /// Takes room in memory for a cut into `draft` that may write `expected` bytes of memory. Where there is none, the cut is
@@ -233,7 +240,13 @@ impl ArtifactStore {
         let target = self.dir(&draft.id);
         {
             let _held = self.vault.hold();
+            if draft.replaces {
+                self.set_aside(&draft.id).map_err(file(&target))?;
+            }
             fs::rename(&draft.dir, &target).map_err(file(&target))?;
+        }
+        if draft.replaces {
+            self.forget_damaged(&draft.id);
         }
         draft.published = true;
         let parent = self.root.join("artifacts");

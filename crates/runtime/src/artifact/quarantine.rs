@@ -87,16 +87,9 @@ impl ArtifactStore {
     /// Marks `id` if `error` shows that it is damaged, and gives the error back. What merely could not be read this time, or was
     /// written by a newer version, is not damaged.
     pub(super) fn judged(&self, id: &ArtifactId, error: IntegrityError) -> IntegrityError {
-        let damaged = match &error {
-            IntegrityError::Unreadable { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            IntegrityError::Malformed { .. }
-            | IntegrityError::Unrecorded { .. }
-            | IntegrityError::Size { .. }
-            | IntegrityError::Digest { .. } => true,
-            IntegrityError::Format { .. } | IntegrityError::Quarantined { .. } | IntegrityError::Elsewhere(_) => false,
-        };
+        let is_known = matches!(error, IntegrityError::Quarantined { .. });
         // An artifact that does not exist is no damaged one.
-        if damaged && self.dir(id).is_dir() {
+        if error.is_damage() && !is_known && self.dir(id).is_dir() {
             self.mark(id, chain(&error));
         }
         error
@@ -118,6 +111,21 @@ impl ArtifactStore {
             remove(&self.quarantine.path(id))?;
         }
         Ok(())
+    }
+}
+
+impl IntegrityError {
+    /// Whether it shows that an artifact is damaged, now or before. What merely could not be read this time, or was written by a newer version, is not.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Unreadable { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Malformed { .. }
+            | Self::Unrecorded { .. }
+            | Self::Size { .. }
+            | Self::Digest { .. }
+            | Self::Quarantined { .. } => true,
+            Self::Format { .. } | Self::Elsewhere(_) => false,
+        }
     }
 }
 

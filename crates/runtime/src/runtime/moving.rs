@@ -6,7 +6,10 @@
 //! What comes takes nothing from anybody: ids and names that are in use here are refused before anything is written. It is on record when
 //! all of it is on the disk, or not at all.
 
-use std::{collections::HashSet, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream::BoxStream};
@@ -15,7 +18,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     artifact::{
         MemoryMember,
-        archive::{ArchiveHeader, ArchiveKind, Blocking, PackError, Packing, UnpackError, Unpacked, written},
+        archive::{ArchiveHeader, ArchiveKind, Blocking, Content, PackError, Packing, UnpackError, Unpacked, written},
     },
     ground::{
         blocking::{blocking, whole},
@@ -97,6 +100,17 @@ impl Export {
     #[must_use]
     pub fn without(self, digests: &HashSet<String>) -> Self {
         Self { packing: self.packing.without(digests), ..self }
+    }
+
+    /// With the contents of these digests from such a byte on, for somebody who has what is before that. Others are passed over.
+    #[must_use]
+    pub fn from(self, begun: HashMap<String, u64>) -> Self {
+        Self { packing: self.packing.from(begun), ..self }
+    }
+
+    /// What follows the header, in its order. It is kept from collection as long as this is.
+    pub fn contents(&self) -> impl Iterator<Item = Content> {
+        self.packing.contents()
     }
 
     /// The archive. An error in it is its last part: what was taken until then is no archive.

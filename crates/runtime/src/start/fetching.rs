@@ -1,6 +1,7 @@
 //! Reads an artifact, wherever it is: one that is on record and on another host is brought here first.
 //!
-//! Where nobody is said to bring any, this is a read of what is here, and nothing else.
+//! So is one that is here and damaged, if there is a whole one elsewhere: that takes its place. Where nobody is said to bring any, this is a read of
+//! what is here, and nothing else.
 
 use std::{
     path::PathBuf,
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use firkin_causes::chain;
 use futures::StreamExt as _;
 use tokio::time::sleep;
@@ -15,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifact::{
-        Artifact, ArtifactStore, Fetch, FetchError, IntegrityError, Offered,
-        archive::{Blocking, UnpackError, Unpacked},
+        AlreadyHere, Artifact, ArtifactStore, Fetch, FetchError, IntegrityError, Offered, Take,
+        archive::{Blocking, Survey, UnpackError, Unpacked},
     },
     ground::{
         blocking::{blocking, whole},
@@ -32,17 +34,23 @@ const IMPORT_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at whether it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Reads the sidecars of an artifact that the caller keeps from collection. One at a time is brought; who waits for the same one finds it. What
-/// has begun to come is brought to its end, also when the caller goes away.
+/// How often an artifact is tried to be brought from one place that breaks off, as long as each try brings more of it.
+const TRIES: usize = 8;
+
+/// Reads the sidecars of an artifact that the caller keeps from collection. Where somebody brings artifacts, one that is here is proven, too: what
+/// is damaged is replaced by a whole one of another host's. One at a time is brought; who waits for the same one finds it. What has begun to come is
+/// brought to its end, also when the caller goes away.
 pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, IntegrityError> {
     let Some(fetch) = &shared.config.fetch else { return shared.artifacts.load(id) };
-    if shared.artifacts.is_here(id) {
-        return shared.artifacts.load(id);
+    if let Here::Intact(artifact) = here(shared, id).await? {
+        return Ok(*artifact);
     }
     let turn = Arc::clone(&shared.fetching).lock_owned().await;
-    if shared.artifacts.is_here(id) {
-        return shared.artifacts.load(id);
-    }
+    let damage = match here(shared, id).await? {
+        Here::Intact(artifact) => return Ok(*artifact),
+        Here::Damaged(error) => Some(error),
+        Here::Absent => None,
+    };
     let bringing = Bringing {
         fetch: Arc::clone(fetch),
         artifacts: shared.artifacts.clone(),
@@ -63,8 +71,31 @@ pub(crate) async fn load(shared: &Shared, id: &ArtifactId) -> Result<Artifact, I
         Ok(unpacked) => Ok(unpacked.artifact),
         Err(error) => {
             tracing::warn!(artifact = %id, error = chain(&error), "an artifact did not come from where it is");
-            Err(IntegrityError::Elsewhere(Box::new(error)))
+            Err(damage.unwrap_or_else(|| IntegrityError::Elsewhere(Box::new(error))))
         }
+    }
+}
+
+/// What there is of an artifact on this host.
+enum Here {
+    Intact(Box<Artifact>),
+    Damaged(IntegrityError),
+    Absent,
+}
+
+async fn here(shared: &Shared, id: &ArtifactId) -> Result<Here, IntegrityError> {
+    if !shared.artifacts.is_here(id) {
+        return Ok(Here::Absent);
+    }
+    let (artifacts, wanted) = (shared.artifacts.clone(), id.clone());
+    let proven = move || {
+        let artifact = artifacts.load(&wanted)?;
+        artifacts.verify(&artifact).map(|()| artifact)
+    };
+    match blocking(proven).await {
+        Ok(artifact) => Ok(Here::Intact(Box::new(artifact))),
+        Err(error) if error.is_damage() => Ok(Here::Damaged(error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -112,15 +143,53 @@ struct Bringing {
 }
 
 impl Bringing {
+    /// Has it come from the first place that has it as it must be. What breaks off is gone on with at the same place, as long as more of it comes.
     async fn bring(self, id: &ArtifactId) -> Result<Unpacked, FetchError> {
         self.disk.check()?;
         let begun = Instant::now();
+        let (mut but, mut failed, mut tries) = (Vec::new(), None, 0);
+        loop {
+            let Offered { place, header, take } = match self.fetch.fetch(id, &but).await {
+                Ok(offered) => offered,
+                // What was wrong with it where it is says more than that nobody else has it.
+                Err(error) => return Err(failed.unwrap_or(error)),
+            };
+            let survey = self.survey(&header).await?;
+            let (left, had_begun) = (survey.left(), !survey.begun().is_empty());
+            let error = match self.receive(id, survey, take).await {
+                Ok((unpacked, bytes)) => {
+                    let ms = begun.elapsed().as_millis();
+                    tracing::info!(artifact = %id, place, bytes, ms, "an artifact came from where it is");
+                    return Ok(unpacked);
+                }
+                Err(error) if !error.is_of_its_place() => return Err(error),
+                Err(error) => error,
+            };
+            tries += 1;
+            // What was wrong may be what was here of it, which is gone by now.
+            let is_anew = had_begun && matches!(error, FetchError::Unpack(UnpackError::Damaged { .. }));
+            let goes_on = tries < TRIES && (is_anew || (error.is_cut() && self.survey(&header).await?.left() < left));
+            tracing::warn!(artifact = %id, place, goes_on, error = chain(&error), "an artifact did not come whole");
+            if !goes_on {
+                self.fetch.failed(id, &place, &error).await;
+                but.push(place);
+                tries = 0;
+            }
+            failed = Some(error);
+        }
+    }
+
+    /// What of it is here.
+    async fn survey(&self, header: &Bytes) -> Result<Survey, FetchError> {
         wait_until_free(&self.artifacts).await;
-        let Offered { header, take } = self.fetch.fetch(id).await?;
-        let (artifacts, images) = (self.artifacts.clone(), self.images);
-        let survey = blocking(move || artifacts.survey(&header, &images)).await?;
-        let coming = take(survey.here()).await?.take_until(self.stopping.clone().cancelled_owned()).boxed();
-        let reader = Blocking::of(coming);
+        let (artifacts, images, header) = (self.artifacts.clone(), self.images.clone(), header.clone());
+        Ok(blocking(move || artifacts.survey(&header, &images)).await?)
+    }
+
+    /// Has what is not here come, and takes it in. How many bytes that were.
+    async fn receive(&self, id: &ArtifactId, survey: Survey, take: Take) -> Result<(Unpacked, u64), FetchError> {
+        let coming = take(AlreadyHere { whole: survey.here(), begun: survey.begun() }).await?;
+        let reader = Blocking::of(coming.take_until(self.stopping.clone().cancelled_owned()).boxed());
         let incoming = blocking(move || survey.receive(reader)).await?;
         let found = &incoming.header().artifact().manifest.id;
         if found != id {
@@ -131,7 +200,6 @@ impl Bringing {
         let artifacts = self.artifacts.clone();
         let unpacked =
             blocking(move || artifacts.unpack(incoming)).await.map_err(|error: UnpackError| FetchError::from(error))?;
-        tracing::info!(artifact = %id, bytes, ms = begun.elapsed().as_millis(), "an artifact came from another host");
-        Ok(unpacked)
+        Ok((unpacked, bytes))
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use firkin_runtime::{
-    artifact::{Coming, Fetch, FetchError, IntegrityError, Offered},
+    artifact::{AlreadyHere, Coming, Fetch, FetchError, IntegrityError, Offered},
     ids::ArtifactId,
     moving::{ImportAs, Leaving},
     owner::{OnExit, ResumeError},
@@ -21,7 +21,7 @@ use firkin_runtime::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 
-use crate::bench::{Host, base, names};
+use crate::bench::{Host, base};
 
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -66,11 +66,11 @@ impl Neighbour {
 }
 
 impl Fetch for Neighbour {
-    fn fetch<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Offered, FetchError>> {
+    fn fetch<'a>(&'a self, artifact: &'a ArtifactId, but: &'a [String]) -> BoxFuture<'a, Result<Offered, FetchError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::SeqCst);
             let line = *self.line.lock().unwrap();
-            if line == Line::Away {
+            if line == Line::Away || !but.is_empty() {
                 return Err(FetchError::Away {
                     place: "the only copy is on `there`, which does not answer".into(),
                     source: None,
@@ -81,10 +81,11 @@ impl Fetch for Neighbour {
                 export.map_err(|error| FetchError::Away { place: "`there` has none".into(), source: Some(error.into()) })?;
             let header = export.header();
             let (sent, left_out) = (Arc::clone(&self.sent), Arc::clone(&self.left_out));
-            let take = move |here: Vec<String>| -> BoxFuture<'static, Result<Coming, FetchError>> {
+            let take = move |here: AlreadyHere| -> BoxFuture<'static, Result<Coming, FetchError>> {
                 Box::pin(async move {
-                    left_out.fetch_add(here.len(), Ordering::SeqCst);
-                    let export = export.without(&here.into_iter().collect());
+                    left_out.fetch_add(here.whole.len(), Ordering::SeqCst);
+                    let begun = here.begun.into_iter().collect();
+                    let export = export.without(&here.whole.into_iter().collect()).from(begun);
                     let archive = sent_by(line, export.stream().try_collect::<Vec<Bytes>>().await.unwrap().concat());
                     sent.fetch_add(archive.len(), Ordering::SeqCst);
                     let chunks: Vec<io::Result<Bytes>> =
@@ -92,8 +93,13 @@ impl Fetch for Neighbour {
                     Ok(stream::iter(chunks).boxed())
                 })
             };
-            Ok(Offered { header, take: Box::new(take) })
+            Ok(Offered { place: "there".to_owned(), header, take: Box::new(take) })
         })
+    }
+
+    fn failed<'a>(&'a self, _: &'a ArtifactId, place: &'a str, _: &'a FetchError) -> BoxFuture<'a, ()> {
+        assert_eq!(place, "there");
+        Box::pin(async {})
     }
 }
 
@@ -169,7 +175,8 @@ async fn a_paused_sandbox_whose_files_are_elsewhere_goes_on_or_is_refused_by_nam
     there.pause(&id).await.unwrap();
     let (here, neighbour) = bereft(&there, Leaving::Sandbox(id.clone()), None).await;
     let server = here.server().await;
-    let known = names(&here.state_dir().join("artifacts"));
+    // What nobody needs may be on its way out meanwhile, under another name.
+    let known = here.artifacts();
     for line in [Line::Away, Line::Damaged, Line::Cut] {
         neighbour.sends(line);
         let refused = server.resume(&id, LIFE).await.unwrap_err();
@@ -181,7 +188,7 @@ async fn a_paused_sandbox_whose_files_are_elsewhere_goes_on_or_is_refused_by_nam
         };
         assert_eq!(matches!(*why, FetchError::Away { .. }), line == Line::Away, "{why:?}");
         assert_eq!(server.sandbox(&id).unwrap().state, SandboxState::Paused);
-        let seen = names(&here.state_dir().join("artifacts"));
+        let seen = here.artifacts();
         assert!(seen.iter().all(|name| known.contains(name)), "nothing of it is seen: {seen:?}, and there were {known:?}");
         assert_eq!(here.engine.live(), 0);
     }
@@ -215,6 +222,55 @@ async fn what_is_here_is_not_sent_again() {
     assert!(2 * sent < bytes, "{sent} of {bytes}");
     server.shutdown(OnExit::Kill).await;
     there.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn what_is_found_damaged_is_replaced_by_a_whole_one_where_somebody_has_it() {
+    let away = Host::new().with_image(1);
+    let there = away.server().await;
+    let id = there.create(base()).await.unwrap().id;
+    away.remember(&id, "counted to 41");
+    there.pause(&id).await.unwrap();
+    let (here, neighbour) = bereft(&there, Leaving::Sandbox(id.clone()), None).await;
+    let server = here.server().await;
+    server.resume(&id, LIFE).await.unwrap();
+    here.remember(&id, "counted to 42");
+    server.pause(&id).await.unwrap();
+    let asked = neighbour.asked.load(Ordering::SeqCst);
+    // Its last pause is on this host alone: a damaged one is refused as what it is.
+    let held = server.export(Leaving::Sandbox(id.clone())).await.unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&held.header()).unwrap();
+    drop(held);
+    let artifact = header["artifacts"].as_array().unwrap().last().unwrap()["manifest"]["id"].as_str().unwrap().to_owned();
+    let state = here.state_dir().join("artifacts").join(&artifact).join("state");
+    let whole = fs_err::read(&state).unwrap();
+    fs_err::write(&state, b"worn").unwrap();
+    let refused = server.resume(&id, LIFE).await.unwrap_err();
+    let ResumeError::Restore { source: SnapshotRestoreError::Integrity { source, .. }, .. } = &refused else {
+        panic!("{refused:?}")
+    };
+    assert!(matches!(source, IntegrityError::Quarantined { .. }), "{refused:?}");
+    assert!(neighbour.asked.load(Ordering::SeqCst) > asked, "others were asked");
+    assert_eq!(server.outlook().quarantine.len(), 1);
+    fs_err::write(&state, whole).unwrap();
+    server.kill(&id).await.unwrap();
+
+    // A template that others have comes anew.
+    let (here, neighbour) = bereft(&there, Leaving::Template("base".into()), Some("moved")).await;
+    let server_of_template = here.server().await;
+    server_of_template.create(of_moved()).await.unwrap();
+    let template = server_of_template.export(Leaving::Template("moved".into())).await.unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&template.header()).unwrap();
+    drop(template);
+    let artifact = header["artifacts"][0]["manifest"]["id"].as_str().unwrap().to_owned();
+    fs_err::write(here.state_dir().join("artifacts").join(&artifact).join("state"), b"worn").unwrap();
+    let sent = neighbour.sent.load(Ordering::SeqCst);
+    server_of_template.create(of_moved()).await.unwrap();
+    assert!(neighbour.sent.load(Ordering::SeqCst) > sent);
+    assert!(server_of_template.outlook().quarantine.is_empty());
+    for server in [server, server_of_template, there] {
+        server.shutdown(OnExit::Kill).await;
+    }
 }
 
 #[tokio::test]

@@ -44,6 +44,11 @@ pub(super) const ROUTES: &[Described] = &[
             "string",
             "digests (BLAKE3, hexadecimal, with commas between them) of contents to leave out, which whoever asks has",
         ),
+        (
+            "begun",
+            "string",
+            "contents of which whoever asks has the first bytes, as `DIGEST:BYTES` with commas between them: only the rest of them is sent",
+        ),
     ]),
     Described {
         method: "POST",

@@ -1,7 +1,7 @@
 //! What leaves for another host, and what comes from one: one file, which goes to and from the disk as it is read. Ours, and for who
 //! administers the host.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
@@ -26,7 +26,7 @@ const HEAR_OUT: Duration = Duration::from_secs(10 * 60);
 const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
 
 /// `GET /admin/export`, of one thing: `?template=`, `?snapshot=`, `?sandbox=` or `?artifact=`. `&part=header` gives only what the archive says of
-/// itself, and `&without=` leaves contents out, by their digests.
+/// itself; `&without=` leaves contents out, by their digests, and `&begun=` the first bytes of some, as `DIGEST:BYTES`.
 pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
     let names = ["template", "snapshot", "sandbox", "artifact"];
     let export = match names.map(|name| query.get(name).map(ToOwned::to_owned)) {
@@ -45,12 +45,23 @@ pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<
         Some(_) => return Err(ApiError::bad_request("`part` must be `header`")),
     }
     let without = query.get("without").unwrap_or_default().split(',').map(ToOwned::to_owned).collect();
-    let export = export.without(&without);
+    let begun = query.get("begun").map(begun).transpose()?.unwrap_or_default();
+    let export = export.without(&without).from(begun);
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, ARCHIVE);
     let name = format!("attachment; filename=\"{}.firkin\"", export.name);
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::try_from(name).map_err(|error| ApiError::internal(&error))?);
     Ok((headers, Body::from_stream(export.stream())).into_response())
+}
+
+/// How many bytes of which contents are left out.
+fn begun(text: &str) -> Result<HashMap<String, u64>, ApiError> {
+    let one = |said: &str| {
+        let (digest, bytes) = said.split_once(':')?;
+        Some((digest.to_owned(), bytes.parse().ok()?))
+    };
+    let all = text.split(',').filter(|said| !said.is_empty()).map(one).collect::<Option<_>>();
+    all.ok_or_else(|| ApiError::bad_request("`begun` must be of `DIGEST:BYTES`"))
 }
 
 /// `POST /admin/import`: with `?kind=` only if it is of that, with `?name=` under another name. Nothing of the body is collected.

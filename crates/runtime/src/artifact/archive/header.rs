@@ -31,6 +31,17 @@ pub(super) fn blob_name(digest: &str) -> String {
     format!("blobs/{digest}")
 }
 
+/// The name of the entry that carries it from the byte `begun` on, for whoever has what is before that.
+pub(super) fn rest_name(digest: &str, begun: u64) -> String {
+    if begun == 0 { blob_name(digest) } else { format!("{}@{begun}", blob_name(digest)) }
+}
+
+/// From which byte on an entry of this name carries the content of this digest, if it does.
+pub(super) fn rest_of(name: &str, digest: &str) -> Option<u64> {
+    let rest = name.strip_prefix(&blob_name(digest))?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix('@')?.parse().ok().filter(|begun| *begun > 0) }
+}
+
 /// Hexadecimal digits of a digest.
 const DIGEST_DIGITS: usize = 64;
 

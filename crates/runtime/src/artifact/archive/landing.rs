@@ -1,4 +1,7 @@
 //! Where what an archive carries is kept until all of it is there: by digest, and each content only once it was found to have its own.
+//!
+//! What breaks off within a content stays beside that (`<digest>.part`), up to a whole page, and is gone on with. Nothing of it is believed: all
+//! of it is hashed again with what follows, and goes if the whole is not right.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,8 +20,11 @@ use super::{super::manifest::MemberIntegrity, CHUNK_BYTES, header::CarriedRoot, 
 /// The directory, below that of the state.
 pub(in crate::artifact) const INCOMING: &str = "incoming";
 
-/// What is not written where it is all zeros.
+/// What is not written where it is all zeros, and where what broke off is gone on with.
 const PAGE: usize = 4096;
+
+/// What the name of a content ends with that is not all there.
+const PART: &str = ".part";
 
 /// What has arrived. Whoever has it is the only one who takes an archive in.
 #[derive(Debug)]
@@ -42,28 +48,68 @@ impl Landing {
         fs::symlink_metadata(self.path(&content.blake3)).is_ok_and(|found| found.is_file() && found.len() == content.bytes)
     }
 
+    fn part(&self, digest: &str) -> PathBuf {
+        self.dir.join(format!("{digest}{PART}"))
+    }
+
+    /// How many bytes of a content arrived before it broke off. Whether they are right shows when all are there.
+    pub(super) fn begun(&self, content: &MemberIntegrity) -> u64 {
+        let found = fs::symlink_metadata(self.part(&content.blake3));
+        let bytes = found.map_or(0, |found| if found.is_file() { found.len() } else { 0 });
+        bytes.min(content.bytes) / PAGE as u64 * PAGE as u64
+    }
+
     /// Removes what another archive has left, so that it holds what one needs at most.
     pub(super) fn keep_only(&self, digests: &HashSet<&str>) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
-            if !entry.file_name().to_str().is_some_and(|name| digests.contains(name)) {
+            let name = entry.file_name();
+            let digest = name.to_str().map(|name| name.strip_suffix(PART).unwrap_or(name));
+            if !digest.is_some_and(|digest| digests.contains(digest)) {
                 fs::remove_file(entry.path())?;
             }
         }
         Ok(())
     }
 
-    /// Takes in what `from` has to give, which is kept if it has the digest of `content`. What it was found to be.
-    pub(super) fn write(&self, content: &MemberIntegrity, from: &mut impl Read) -> Result<MemberIntegrity, LandError> {
-        let file = |source| LandError::File { path: self.path(&content.blake3), source };
-        let new = tempfile::Builder::new().prefix(".").tempfile_in(&self.dir).map_err(file)?;
-        let found = copy(from, content.bytes, Some(new.as_file())).map_err(|error| match error {
-            LandError::File { source, .. } => file(source),
+    /// Takes in what `from` has to give after the first `begun` bytes, which are here, and keeps it if all has the digest of `content`. What it was
+    /// found to be. What breaks off stays for the next time; what cannot be written, or is another content, does not.
+    pub(super) fn write(
+        &self,
+        content: &MemberIntegrity,
+        begun: u64,
+        from: &mut impl Read,
+    ) -> Result<MemberIntegrity, LandError> {
+        let path = self.part(&content.blake3);
+        let written = self.write_part((&path, content), begun, from);
+        let is_broken_off = matches!(written, Err(LandError::From(_)));
+        if !is_broken_off && !written.as_ref().is_ok_and(|found| found == content) {
+            fs::remove_file(&path).map_err(|source| LandError::File { path, source })?;
+        }
+        written
+    }
+
+    fn write_part(
+        &self,
+        (path, content): (&Path, &MemberIntegrity),
+        begun: u64,
+        from: &mut impl Read,
+    ) -> Result<MemberIntegrity, LandError> {
+        let failed = |source| LandError::File { path: path.to_owned(), source };
+        let part = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let part = part.map_err(failed)?;
+        if part.metadata().map_err(failed)?.len() != begun {
+            part.set_len(begun).map_err(failed)?;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(BufReader::with_capacity(CHUNK_BYTES, part.file())).map_err(failed)?;
+        let found = go_on(from, (begun, content.bytes), hasher, Some(part.file())).map_err(|error| match error {
+            LandError::File { source, .. } => failed(source),
             LandError::From(source) => LandError::From(source),
         })?;
         if found == *content {
-            new.as_file().sync_all().map_err(file)?;
-            new.persist(self.path(&content.blake3)).map_err(|error| file(error.error))?;
+            part.sync_all().map_err(failed)?;
+            fs::rename(path, self.path(&content.blake3)).map_err(failed)?;
         }
         Ok(found)
     }
@@ -149,21 +195,51 @@ impl Stock {
 
 /// Reads `bytes` and digests them; writes them to `into`, if that is given, with a hole for each page of zeros.
 pub(super) fn copy(from: &mut impl Read, bytes: u64, into: Option<&File>) -> Result<MemberIntegrity, LandError> {
+    go_on(from, (0, bytes), blake3::Hasher::new(), into)
+}
+
+/// As [`copy`], from the byte `at` on, which begins a page, with what was digested until then. Where it breaks off, what was read is written.
+fn go_on(
+    from: &mut impl Read,
+    (mut at, bytes): (u64, u64),
+    mut hasher: blake3::Hasher,
+    into: Option<&File>,
+) -> Result<MemberIntegrity, LandError> {
     let file = |source| LandError::File { path: PathBuf::from(INCOMING), source };
-    let (mut hasher, mut buffer, mut at) = (blake3::Hasher::new(), vec![0; CHUNK_BYTES], 0);
+    let mut buffer = vec![0; CHUNK_BYTES];
     while at < bytes {
         let most = CHUNK_BYTES.min(usize::try_from(bytes - at).unwrap_or(CHUNK_BYTES));
-        from.read_exact(&mut buffer[..most])?;
-        hasher.update(&buffer[..most]);
+        let (read, broken) = fill(from, &mut buffer[..most]);
+        hasher.update(&buffer[..read]);
         if let Some(into) = into {
-            write_pages(into, &buffer[..most], at).map_err(file)?;
+            write_pages(into, &buffer[..read], at).map_err(file)?;
         }
-        at += most as u64;
+        at += read as u64;
+        if let Some(source) = broken {
+            if let Some(into) = into {
+                into.set_len(at).map_err(file)?;
+            }
+            return Err(LandError::From(source));
+        }
     }
     if let Some(into) = into {
         into.set_len(bytes).map_err(file)?;
     }
     Ok(MemberIntegrity { bytes, blake3: hasher.finalize().to_hex().to_string() })
+}
+
+/// Reads until `buffer` is full: how much, and why no more.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> (usize, Option<io::Error>) {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => return (filled, Some(io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (filled, Some(error)),
+        }
+    }
+    (filled, None)
 }
 
 /// Writes `buffer`, which begins at a page, without the pages that are zeros.

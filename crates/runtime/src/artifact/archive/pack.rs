@@ -1,7 +1,7 @@
 //! Packing: an artifact and what it stands on, as a stream. It is proven before, and once more while it is read.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
     sync::PoisonError,
@@ -21,7 +21,7 @@ use super::{
     },
     CHUNK_BYTES,
     header::{
-        ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, Blob, CarriedArtifact, CarriedLayer, CarriedRoot, HEADER, RootForm, blob_name,
+        ARCHIVE_FORMAT, ArchiveHeader, ArchiveKind, Blob, CarriedArtifact, CarriedLayer, CarriedRoot, HEADER, RootForm, rest_name,
     },
     sparse::Sparse,
 };
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What memory and images of emulated guests were measured with: a higher level takes several times as long for a tenth less.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 
 /// Contents of files that are remembered: some hundred bytes each.
 const MOST_MEASURED: usize = 10_000;
@@ -88,7 +88,29 @@ pub enum PackError {
 pub struct Packing {
     header: ArchiveHeader,
     blobs: Vec<(Blob, Source)>,
+    /// From which byte on contents are written, where that is not the first.
+    begun: HashMap<String, u64>,
     _pins: Vec<Pin>,
+}
+
+/// One content of an archive, as it is in this host's files.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// Its size and digest.
+    pub integrity: MemberIntegrity,
+    source: Source,
+}
+
+impl Content {
+    /// The file that it is of.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// Opens it. Whether it is what it must be is for whoever reads it to see.
+    pub fn open(&self) -> io::Result<Box<dyn Read + Send>> {
+        self.source.open()
+    }
 }
 
 /// Where a content is.
@@ -108,7 +130,7 @@ impl Source {
         }
     }
 
-    fn open(&self) -> io::Result<Box<dyn Read>> {
+    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(match self {
             Self::File(path) => Box::new(fs::File::open(path)?),
             Self::Layer(path, carried) => {
@@ -174,7 +196,7 @@ impl ArtifactStore {
             (blob, source)
         };
         let blobs = header.blobs().into_iter().map(with_source).collect();
-        Ok(Packing { header, blobs, _pins: pins })
+        Ok(Packing { header, blobs, begun: HashMap::new(), _pins: pins })
     }
 
     fn add_layers(&self, artifact: &Artifact, header: &mut ArchiveHeader, sources: &mut Sources) -> Result<(), PackError> {
@@ -270,6 +292,19 @@ impl Packing {
         self
     }
 
+    /// With the contents of these digests from such a byte on, for somebody who has what is before that. What is beyond a content's end, or of no
+    /// content, is passed over.
+    #[must_use]
+    pub fn from(mut self, begun: HashMap<String, u64>) -> Self {
+        self.begun = begun;
+        self
+    }
+
+    /// What follows the header, in its order.
+    pub fn contents(&self) -> impl Iterator<Item = Content> {
+        self.blobs.iter().map(|(blob, source)| Content { integrity: blob.content.clone(), source: source.clone() })
+    }
+
     /// Writes the archive. Blocks.
     pub fn write(&self, to: impl Write) -> Result<(), PackError> {
         let mut encoder = Encoder::new(to, LEVEL).map_err(PackError::Write)?;
@@ -281,8 +316,11 @@ impl Packing {
             let MemberIntegrity { bytes, blake3 } = &blob.content;
             let file = |error| PackError::File { path: source.path().to_owned(), source: error };
             let mut from = Digesting { from: source.open().map_err(file)?, hasher: blake3::Hasher::new(), failed: None };
-            let read = BufReader::with_capacity(CHUNK_BYTES, (&mut from).take(*bytes));
-            let appended = tar.append(&entry(&blob_name(blake3), *bytes), read);
+            let begun = self.begun.get(blake3).copied().filter(|begun| begun <= bytes).unwrap_or(0);
+            // Read all the same: what is sent is proven once more, and as a whole.
+            let passed = io::copy(&mut (&mut from).take(begun), &mut io::sink());
+            let read = BufReader::with_capacity(CHUNK_BYTES, (&mut from).take(*bytes - begun));
+            let appended = passed.and_then(|_| tar.append(&entry(&rest_name(blake3, begun), *bytes - begun), read));
             if let Some(error) = from.failed {
                 return Err(file(error));
             }
@@ -297,7 +335,7 @@ impl Packing {
 }
 
 /// The head of an entry: the same for the same content, whoever packs it and when.
-fn entry(name: &str, bytes: u64) -> Header {
+pub(super) fn entry(name: &str, bytes: u64) -> Header {
     let mut header = Header::new_ustar();
     header.set_path(name).expect("a digest fits into tar's name");
     header.set_entry_type(EntryType::Regular);

@@ -472,6 +472,141 @@ fn a_layer_that_names_files_of_the_host_is_refused() {
     assert_eq!(here.store.ids().unwrap(), []);
 }
 
+/// An artifact with a record that is nobody's business, ready to be sent, and its header.
+fn offered(there: &Host, artifact: &Artifact) -> (Packing, Vec<u8>) {
+    let packing = there.store.packing(&artifact.manifest.id, ArchiveKind::Artifact, serde_json::Value::Null).unwrap();
+    let header = serde_json::to_vec(packing.header()).unwrap();
+    (packing, header)
+}
+
+fn written(packing: &Packing) -> Vec<u8> {
+    let mut archive = Vec::new();
+    packing.write(&mut archive).unwrap();
+    archive
+}
+
+#[test]
+fn a_content_that_broke_off_goes_on_where_it_was() {
+    let there = Host::new();
+    let base = there.template("lower");
+    let (packing, header) = offered(&there, &base);
+    let whole = written(&packing);
+    let survey = |here: &Host| here.store.survey(&header, &[]).unwrap();
+    // Its memory, which is the largest of it, breaks off behind what of it is no hole.
+    let raw = zstd::decode_all(&whole[..]).unwrap();
+    let digest = base.integrity.members["memory"].blake3.clone();
+    let head = format!("blobs/{digest}");
+    let at = raw.windows(head.len()).rposition(|found| found == head.as_bytes()).unwrap() + 512;
+    let broken = zstd::encode_all(&raw[..at + 600_000], 1).unwrap();
+    let break_off = |here: &Host| {
+        let cut = here.store.unpack(survey(here).receive(Cursor::new(&broken)).unwrap()).unwrap_err();
+        assert!(matches!(cut, UnpackError::Read { .. }), "{cut:?}");
+        let found = survey(here);
+        let begun = found.begun();
+        assert_eq!((begun[0].0.as_str(), begun[0].1, begun.len()), (digest.as_str(), 600_000 / 4096 * 4096, 1));
+        let (packing, _) = offered(&there, &base);
+        let rest = written(&packing.without(&found.here().into_iter().collect()).from(begun.into_iter().collect()));
+        (found, rest)
+    };
+    let here = Host::new();
+    let (found, rest) = break_off(&here);
+    let names: Vec<String> = entries(&rest).into_iter().map(|(name, _)| name).collect();
+    assert!(names.contains(&format!("{head}@{}", 600_000 / 4096 * 4096)) && !names.contains(&head), "{names:?}");
+    let came = here.store.unpack(found.receive(Cursor::new(&rest)).unwrap()).unwrap();
+    here.store.verify(&came.artifact).unwrap();
+    assert!(fs::metadata(&came.artifact.memory).unwrap().blocks() * 512 < 1 << 19, "its holes are holes");
+    assert_eq!(here.landed(), Vec::<PathBuf>::new());
+
+    // What is here of it is believed no more than what comes.
+    let here = Host::new();
+    let (found, rest) = break_off(&here);
+    let part = here.landed().into_iter().find(|path| path.extension().is_some()).unwrap();
+    let mut content = fs::read(&part).unwrap();
+    content[500_001] ^= 1;
+    fs::write(&part, content).unwrap();
+    let damaged = here.store.unpack(found.receive(Cursor::new(&rest)).unwrap()).unwrap_err();
+    assert!(matches!(damaged, UnpackError::Damaged { .. }), "{damaged:?}");
+    let found = survey(&here);
+    assert_eq!((found.begun(), here.visible()), (Vec::new(), Vec::new()));
+    // Nor is a rest of what is not here.
+    let refused = here.store.unpack(found.receive(Cursor::new(&rest)).unwrap()).unwrap_err();
+    assert!(matches!(refused, UnpackError::Entry { .. }), "{refused:?}");
+    here.store.unpack(survey(&here).receive(Cursor::new(&whole)).unwrap()).unwrap();
+}
+
+#[test]
+fn what_is_damaged_here_is_replaced_once_a_whole_one_has_come() {
+    let (there, pause, _) = packed();
+    let here = Host::new();
+    let (packing, header) = offered(&there, &pause);
+    let whole = written(&packing);
+    drop(here.unpack(&whole).unwrap());
+    let came = here.store.load(&pause.manifest.id).unwrap();
+    let damage = |path: &Path| {
+        let mut content = fs::read(path).unwrap();
+        *content.last_mut().unwrap() ^= 1;
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    for path in [&came.state, &came.memory, came.layers.last().unwrap()] {
+        damage(path);
+        here.store.verify(&came).unwrap_err();
+        let strange = here.unpack(&whole).unwrap_err();
+        assert!(
+            matches!(strange, UnpackError::Here { .. } | UnpackError::Taken { .. }),
+            "anybody's replaces nothing: {strange:?}"
+        );
+        // Half of one replaces nothing either.
+        let survey = || here.store.survey(&header, &[]).unwrap();
+        here.store.unpack(survey().receive(Cursor::new(cut_off(&whole))).unwrap()).unwrap_err();
+        assert!(here.store.dir(&pause.manifest.id).exists() && !here.store.quarantined().is_empty());
+        let found = survey();
+        let known = found.here().into_iter().collect();
+        let mended = here.store.unpack(found.receive(Cursor::new(written(&offered(&there, &pause).0.without(&known)))).unwrap());
+        here.store.verify(&mended.unwrap().artifact).unwrap();
+        assert_eq!(here.store.quarantined(), Vec::new());
+        assert!(here.visible().iter().all(|name| !name.starts_with('.')), "{:?}", here.visible());
+    }
+    here.store.verify(&here.store.load(&pause.manifest.id).unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn contents_that_are_packed_one_by_one_are_an_archive() {
+    use futures::{StreamExt as _, TryStreamExt as _, stream};
+    let (there, pause, _) = packed();
+    let (packing, header) = offered(&there, &pause);
+    let packed = packing.contents().map(|content| {
+        let mut bytes = Vec::new();
+        content.open().unwrap().read_to_end(&mut bytes).unwrap();
+        (content.integrity.blake3, bytes::Bytes::from(zstd::encode_all(&bytes[..], 1).unwrap()))
+    });
+    let packed: std::collections::HashMap<String, bytes::Bytes> = packed.collect();
+    let archive = async |without: HashSet<String>| {
+        let packed = packed.clone();
+        let get = move |content: MemberIntegrity| {
+            let found: Packed = stream::iter([Ok(packed[&content.blake3].clone())]).boxed();
+            Box::pin(async move { Ok(found) }) as futures::future::BoxFuture<'static, _>
+        };
+        composed(header.clone().into(), &without, get).unwrap().try_collect::<Vec<_>>().await.unwrap().concat()
+    };
+    let here = Host::new();
+    let whole = archive(HashSet::new()).await;
+    assert_eq!(
+        entries(&whole),
+        entries(&written(&packing))
+            .into_iter()
+            .enumerate()
+            .map(|(at, entry)| {
+                // The header is as it was said to be, byte by byte.
+                if at == 0 { (entry.0, header.clone()) } else { entry }
+            })
+            .collect::<Vec<_>>()
+    );
+    here.store.unpack(here.store.survey(&header, &[]).unwrap().receive(Cursor::new(&whole)).unwrap()).unwrap();
+    let known: HashSet<String> = here.store.survey(&header, &[]).unwrap().here().into_iter().collect();
+    assert_eq!(entries(&archive(known).await).len(), 1, "what is here is not asked for");
+}
+
 #[test]
 fn one_archive_is_taken_in_at_a_time() {
     let (_there, _, whole) = packed();

@@ -32,7 +32,7 @@ use super::{
     entries::{Entries, Found},
     header::{
         ARCHIVE_FORMAT, ArchiveHeader, Blob, CarriedArtifact, CarriedLayer, CarriedRoot, HEADER, MAX_HEADER_BYTES, Under,
-        blob_name, form_called,
+        form_called, rest_of,
     },
     landing::{LandError, Landing, Stock, copy},
 };
@@ -190,6 +190,20 @@ impl Survey {
         here.into_iter().map(|blob| blob.content.blake3).collect()
     }
 
+    /// Contents that have to come, of which so many bytes are here: they broke off the last time.
+    pub fn begun(&self) -> Vec<(String, u64)> {
+        let blobs = self.header.blobs().into_iter().filter(|blob| self.plan.is_missing(&blob.content));
+        let begun = blobs.map(|blob| (self.plan.landing.begun(&blob.content), blob.content.blake3));
+        begun.filter(|(bytes, _)| *bytes > 0).map(|(bytes, digest)| (digest, bytes)).collect()
+    }
+
+    /// Bytes that have to come.
+    pub fn left(&self) -> u64 {
+        let blobs = self.header.blobs().into_iter().filter(|blob| self.plan.is_missing(&blob.content));
+        let left = blobs.map(|blob| blob.content.bytes - self.plan.landing.begun(&blob.content));
+        left.fold(0, u64::saturating_add)
+    }
+
     /// Reads the header of the archive that comes, which must be the same.
     pub fn receive<R: Read>(self, from: R) -> Result<Incoming<R>, UnpackError> {
         let Self { header, plan } = self;
@@ -242,6 +256,21 @@ pub struct Unpacked {
     /// Whether all of it was here before.
     pub was_here: bool,
     _pins: Vec<Pin>,
+}
+
+/// Whose archive it is.
+#[derive(Debug, Clone, Copy)]
+enum Hosts<'a> {
+    /// Anybody's: what is here stays as it is.
+    Strange,
+    /// That of a host with the same records: what is damaged here is replaced. With the root images that this host has.
+    Own(&'a [PathBuf]),
+}
+
+impl Hosts<'_> {
+    fn mends(self) -> bool {
+        matches!(self, Self::Own(_))
+    }
 }
 
 /// What of an archive is here, and what is to be made of it.
@@ -312,12 +341,12 @@ impl ArtifactStore {
         let importing = Importing::begin(&self.importing).ok_or(UnpackError::Busy)?;
         let mut entries = Entries::new(from).map_err(UnpackError::NotAnArchive)?;
         let header = read_header(&mut entries)?;
-        let Survey { header, plan } = self.compare(header, importing, &[])?;
+        let Survey { header, plan } = self.compare(header, importing, Hosts::Strange)?;
         Ok(Incoming { header, plan, entries })
     }
 
     /// Sees what is here already of an archive with this header (JSON), on a host that has these root images, whether or not anything stands
-    /// on them yet. One archive is taken in at a time.
+    /// on them yet. What of it is here and damaged is as if it were not: it is replaced once all has come. One archive is taken in at a time.
     ///
     /// Blocks as [`receive`](Self::receive) does.
     pub fn survey(&self, header: &[u8], images: &[PathBuf]) -> Result<Survey, UnpackError> {
@@ -326,19 +355,20 @@ impl ArtifactStore {
         if bytes > MAX_HEADER_BYTES {
             return Err(UnpackError::HeaderTooLong { bytes });
         }
-        self.compare(checked_header(header)?, importing, images)
+        self.compare(checked_header(header)?, importing, Hosts::Own(images))
     }
 
-    fn compare(&self, header: ArchiveHeader, importing: Importing, images: &[PathBuf]) -> Result<Survey, UnpackError> {
+    fn compare(&self, header: ArchiveHeader, importing: Importing, from: Hosts<'_>) -> Result<Survey, UnpackError> {
         let of_a_sandbox = header.artifacts.iter().any(|artifact| artifact.manifest.kind != ArtifactKind::BaseTemplate);
         if of_a_sandbox && self.secrecy() == Secrecy::Sealed {
             return Err(UnpackError::Encrypts);
         }
-        let plan = self.plan(&header, importing, images)?;
+        let plan = self.plan(&header, importing, from)?;
         Ok(Survey { header, plan })
     }
 
-    fn plan(&self, header: &ArchiveHeader, importing: Importing, images: &[PathBuf]) -> Result<Plan, UnpackError> {
+    fn plan(&self, header: &ArchiveHeader, importing: Importing, from: Hosts<'_>) -> Result<Plan, UnpackError> {
+        let images = if let Hosts::Own(images) = from { images } else { &[] };
         let landing = Landing::open(&self.root).map_err(file(&self.root))?;
         // Before anything is looked for: from then on it stays.
         let names = header.artifacts.iter().map(|artifact| PinName::from(&artifact.manifest.id));
@@ -370,12 +400,18 @@ impl ArtifactStore {
             plan.roots.insert(root.content.blake3.clone(), path);
         }
         for layer in &header.layers {
-            if !self.has_layer(layer)? {
+            let has = self.has_layer(layer);
+            let is_damaged = from.mends() && has.is_err() && self.is_damaged_layer(&layer.id, header);
+            if is_damaged || !has? {
                 plan.new_layers.push(layer.clone());
             }
         }
         for artifact in &header.artifacts {
-            if !self.has_artifact(artifact)? {
+            let has = match self.has_artifact(artifact) {
+                Err(UnpackError::Here { source, .. }) if from.mends() && source.is_damage() => false,
+                has => has?,
+            };
+            if !has {
                 plan.new_artifacts.push(artifact.clone());
             }
         }
@@ -412,6 +448,14 @@ impl ArtifactStore {
         let found = self.layer_content(form, &path);
         let found = found.map_err(|source| UnpackError::LayerHere { layer: layer.id.clone(), source })?;
         if found == layer.content { Ok(true) } else { Err(taken()) }
+    }
+
+    /// Whether the file of a layer is not what was recorded of it here with one of these artifacts.
+    fn is_damaged_layer(&self, layer: &LayerId, header: &ArchiveHeader) -> bool {
+        let Ok(found) = self.proofs.digest(&self.layer_file(layer)) else { return false };
+        let here = header.artifacts.iter().filter_map(|carried| self.load(&carried.manifest.id).ok());
+        let mut recorded = here.filter_map(|artifact| artifact.integrity.members.get(&layer.member()).cloned());
+        recorded.any(|recorded| recorded != found)
     }
 
     /// Whether the artifact is here, and intact. Another one of that name is refused.
@@ -530,7 +574,8 @@ impl ArtifactStore {
     }
 
     fn settle_artifact(&self, carried: &CarriedArtifact, root: &Path, stock: &mut Stock) -> Result<(), UnpackError> {
-        let draft = self.draft_called(carried.manifest.id.clone(), Secrecy::Plain).map_err(file(&self.root))?;
+        let mut draft = self.draft_called(carried.manifest.id.clone(), Secrecy::Plain).map_err(file(&self.root))?;
+        draft.replace();
         for (name, content) in &carried.members {
             let path = draft.dir().join(name);
             stock.take(content, &path).map_err(file(&path))?;
@@ -553,7 +598,10 @@ fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<&Found>, entries: &mut E
     let is_missing = plan.is_missing(content);
     let read = |source| UnpackError::Read { at: blob.name(), source };
     let found = next.map_or("end of the archive", |found| &found.name);
-    let Some(Found { bytes, .. }) = next.filter(|found| found.name == blob_name(&content.blake3)) else {
+    let begun = next.and_then(|found| rest_of(&found.name, &content.blake3));
+    // Only what was asked for: the rest of what is here.
+    let begun = begun.filter(|begun| *begun == 0 || (is_missing && *begun == plan.landing.begun(content)));
+    let (Some(Found { bytes, .. }), Some(begun)) = (next, begun) else {
         if is_missing {
             return Err(UnpackError::Entry { found: found.to_owned(), expected: blob.name() });
         }
@@ -561,11 +609,11 @@ fn land<R: Read>(plan: &Plan, blob: &Blob, next: Option<&Found>, entries: &mut E
     };
     let bytes = *bytes;
     let damaged = |source| UnpackError::Damaged { of: blob.of.clone(), source };
-    if bytes != content.bytes {
-        let (member, expected) = (blob.member.clone(), content.bytes);
+    if bytes != content.bytes - begun {
+        let (member, expected) = (blob.member.clone(), content.bytes - begun);
         return Err(damaged(IntegrityError::Size { member, expected, found: bytes }));
     }
-    let found = if is_missing { plan.landing.write(content, entries) } else { copy(entries, bytes, None) };
+    let found = if is_missing { plan.landing.write(content, begun, entries) } else { copy(entries, bytes, None) };
     let found = found.map_err(|error| match error {
         LandError::From(source) => read(source),
         LandError::File { path, source } => UnpackError::File { path, source },
