@@ -291,6 +291,10 @@ impl Fence for SharedFence {
         self.0.page().unlist(machine).map_err(io::Error::other)
     }
 
+    fn end(&self, machine: &str) -> io::Result<()> {
+        self.0.page().kill(machine).map_err(io::Error::other)
+    }
+
     fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move { self.0.begin(own.clone()).await.map_err(io::Error::other) })
     }

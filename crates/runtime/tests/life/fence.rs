@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     config::RuntimeConfig,
     fence::Fence,
@@ -20,7 +21,7 @@ use firkin_runtime::{
 use futures::future::BoxFuture;
 
 use crate::{
-    bench::{Host, base, until},
+    bench::{Host, base, hold_the_clock, until},
     catalog::with_catalogue,
 };
 
@@ -36,6 +37,8 @@ struct Watching {
     is_over: AtomicBool,
     /// What a server said that it has, when it began.
     own: Mutex<HashSet<String>>,
+    /// What it was to kill.
+    ended: Mutex<Vec<String>>,
 }
 
 impl Watching {
@@ -62,6 +65,11 @@ impl Fence for Watching {
     fn unlist(&self, machine: &str) -> io::Result<()> {
         self.listed.lock().unwrap().remove(machine);
         Ok(())
+    }
+
+    fn end(&self, machine: &str) -> io::Result<()> {
+        self.ended.lock().unwrap().push(machine.to_owned());
+        self.unlist(machine)
     }
 
     fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>> {
@@ -120,4 +128,34 @@ async fn what_others_could_have_is_listed_before_its_guest_begins_and_until_it_i
     let server = host.opened(fenced(&host, &fence)).await;
     assert_eq!((fence.own.lock().unwrap().len(), fence.listed()), (1, 0));
     server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_goes_on_before_what_is_anothers_has_ended_though_its_owner_is_busy() {
+    let clock = hold_the_clock();
+    let host = Host::new();
+    let fence = Arc::new(Watching::default());
+    let server = host.opened(fenced(&host, &fence)).await;
+    let id = server.create(base()).await.unwrap().id;
+    host.engine.inject(Point::Snapshot, Fault::Delay(LIFE / 2));
+    let (busy, of) = (server.clone(), id.clone());
+    let pausing = tokio::spawn(async move { busy.pause(&of).await });
+    until("that its owner is busy", || host.engine.faults() == 0).await;
+    let catalogue = rusqlite::Connection::open(host.state_dir().join("firkin.db")).unwrap();
+    assert_eq!(catalogue.execute("DELETE FROM sandboxes WHERE id = ?1", [id.as_str()]).unwrap(), 1);
+    let lets = server.clone();
+    let lets = tokio::spawn(async move { lets.let_go_of_what_is_anothers().await });
+    while !lets.is_finished() {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let late = lets.await.unwrap();
+    assert!(matches!(late, Err(StoreError::Fenced { .. })), "{late:?}");
+    assert!(server.has(&id) && fence.ended.lock().unwrap().len() == 1);
+    // It ends once its owner comes to it.
+    tokio::time::advance(LIFE / 2).await;
+    pausing.await.unwrap().unwrap_err();
+    until("that it has ended", || !server.has(&id)).await;
+    assert_eq!((server.let_go_of_what_is_anothers().await.unwrap(), host.engine.live()), (0, 0));
+    server.shutdown(OnExit::Kill).await;
+    clock.abort();
 }
