@@ -130,6 +130,27 @@ async fn what_others_could_have_is_listed_before_its_guest_begins_and_until_it_i
     server.shutdown(OnExit::Kill).await;
 }
 
+#[tokio::test]
+async fn what_could_not_go_on_while_others_might_have_had_it_goes_on_once_it_is_on_record() {
+    let (host, elsewhere) = with_catalogue();
+    let fence = Arc::new(Watching::default());
+    let server = host.opened(fenced(&host, &fence)).await;
+    let id = server.create(base()).await.unwrap().id;
+    let told = host.memory(&id).identities.len();
+    fence.is_over.store(true, Ordering::SeqCst);
+    elsewhere.goes_after(0);
+    let unknown = server.pause(&id).await;
+    assert!(matches!(unknown, Err(SnapshotError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    let held = server.pause(&id).await;
+    assert!(matches!(held, Err(SnapshotError::Machine { .. })), "{held:?}");
+    assert_eq!((host.memory(&id).identities.len(), fence.listed()), (told, 0), "it stands still");
+    // The lease does not matter to what nobody else can have.
+    elsewhere.back();
+    until("that it goes on", || host.memory(&id).identities.len() > told).await;
+    server.pause(&id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_goes_on_before_what_is_anothers_has_ended_though_its_owner_is_busy() {
     let clock = hold_the_clock();
