@@ -14,8 +14,10 @@ use firkin_engine::fake::{Fault, Point};
 use firkin_runtime::{
     config::RuntimeConfig,
     fence::Fence,
+    launch::{BootError, LaunchError},
     owner::{OnExit, ResumeError, SnapshotError},
-    sandbox::SandboxState,
+    restore::SnapshotRestoreError,
+    sandbox::{Memory, SandboxState},
     store::StoreError,
 };
 use futures::future::BoxFuture;
@@ -148,6 +150,26 @@ async fn what_could_not_go_on_while_others_might_have_had_it_goes_on_once_it_is_
     elsewhere.back();
     until("that it goes on", || host.memory(&id).identities.len() > told).await;
     server.pause(&id).await.unwrap();
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
+async fn a_boot_is_not_tried_again_while_the_lease_is_over() {
+    let (host, _elsewhere) = with_catalogue();
+    let fence = Arc::new(Watching::default());
+    let server = host.opened(fenced(&host, &fence)).await;
+    let id = server.create(base()).await.unwrap().id;
+    server.pause_with(&id, Memory::Dropped).await.unwrap();
+    let boots = host.engine.boots();
+    fence.is_over.store(true, Ordering::SeqCst);
+    let over = server.resume(&id, LIFE).await;
+    let Err(ResumeError::Restore { source: SnapshotRestoreError::Boot(BootError::Up { attempts, source }), .. }) = &over else {
+        panic!("{over:?}")
+    };
+    assert!(matches!(source, LaunchError::Fence(_)), "{source:?}");
+    assert_eq!((*attempts, host.engine.boots(), fence.listed()), (1, boots + 1, 0));
+    fence.is_over.store(false, Ordering::SeqCst);
+    server.resume(&id, LIFE).await.unwrap();
     server.shutdown(OnExit::Kill).await;
 }
 
