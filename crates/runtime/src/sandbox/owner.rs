@@ -545,6 +545,8 @@ impl Owner {
             self.record_again().await;
         }
         self.record_in_doubt().await;
+        // What stays listed would be stopped with nobody there to let it go on.
+        self.settle_listing();
         Next::Left
     }
 

@@ -123,8 +123,14 @@ async fn what_others_could_have_is_listed_before_its_guest_begins_and_until_it_i
     server.went_on().await;
     until("that the clock of its guest is set", || host.memory(&id).identities.len() > clocks).await;
     until("that it is on record, and listed no more", || fence.listed() == 0).await;
-    // The next server says what it has, and what is listed of it.
+    // What is settled as the server ends does not stay listed.
+    elsewhere.goes_after(0);
+    let unknown = server.pause(&id).await;
+    assert!(matches!(unknown, Err(SnapshotError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    assert_eq!(fence.listed(), 1);
+    elsewhere.back();
     server.shutdown(OnExit::Leave).await;
+    assert_eq!(fence.listed(), 0);
     drop(server);
     fence.list("of-nobody", &[]).unwrap();
     let server = host.opened(fenced(&host, &fence)).await;
