@@ -38,6 +38,29 @@ const GOES_ON: Duration = Duration::from_secs(30);
 /// Between two looks at that.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
+/// After a warden was started, until another one is where that ended at once: this at first, and twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// When wardens were started. One that lasted is followed at once.
+#[derive(Debug, Default)]
+struct Attempts {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Attempts {
+    /// Whether another one may be started. If so, it is counted.
+    fn may_begin(&mut self, now: Instant) -> bool {
+        let pause = match self.last {
+            Some((at, pause)) if now < at + pause => return false,
+            Some((at, pause)) if now < at + LONGEST_PAUSE * 2 => (pause * 2).min(LONGEST_PAUSE),
+            _ => FIRST_PAUSE,
+        };
+        self.last = Some((now, pause));
+        true
+    }
+}
+
 /// Makes the program that calls [`firkin_warden::run`] with this page.
 pub type WardenProgram = dyn Fn(&Path) -> io::Result<Command> + Send + Sync;
 
@@ -56,6 +79,7 @@ pub struct NodeFence {
     runtime: OnceLock<Runtime>,
     watches: AtomicBool,
     starts: AtomicU64,
+    attempts: Mutex<Attempts>,
 }
 
 impl fmt::Debug for NodeFence {
@@ -71,6 +95,8 @@ enum FenceFailure {
     Page(#[from] PageError),
     #[error("nobody watches")]
     Spawn(#[from] SpawnError),
+    #[error("nobody watches: the last warden ended, and another one is started soon")]
+    Pause,
     #[error("cannot make the warden's program")]
     Program(#[source] io::Error),
     #[error("cannot write a promise down")]
@@ -97,9 +123,20 @@ impl NodeFence {
             tracing::debug!(error = chain(&error), "the warden's page is made anew");
             Page::create(dir, clock::now())
         })?;
-        let (has_taken_over, is_lost, runtime, watches, starts) = Default::default();
+        let (has_taken_over, is_lost, runtime, watches, starts, attempts) = Default::default();
         let page = Mutex::new(page);
-        Ok(Arc::new(Self { page, program, witness, catalogue, has_taken_over, is_lost, runtime, watches, starts }))
+        Ok(Arc::new(Self {
+            page,
+            program,
+            witness,
+            catalogue,
+            has_taken_over,
+            is_lost,
+            runtime,
+            watches,
+            starts,
+            attempts,
+        }))
     }
 
     fn page(&self) -> MutexGuard<'_, Page> {
@@ -182,8 +219,18 @@ impl NodeFence {
             self.watches.store(true, Ordering::SeqCst);
             return Ok(());
         }
+        // One at a time: whoever has waited finds the warden that another has started.
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.page().is_watched()? {
+            self.watches.store(true, Ordering::SeqCst);
+            return Ok(());
+        }
         if self.watches.swap(false, Ordering::SeqCst) {
             tracing::warn!("the warden of this node has ended; another one is started");
+        }
+        // A program that ends at once is not started with each look.
+        if !attempts.may_begin(Instant::now()) {
+            return Err(FenceFailure::Pause);
         }
         let command = program(&path).map_err(FenceFailure::Program)?;
         self.starts.fetch_add(1, Ordering::Relaxed);
@@ -333,6 +380,16 @@ mod tests {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let process = ProcessId::of(child.id()).unwrap();
         (child, process)
+    }
+
+    #[test]
+    fn a_warden_that_ends_at_once_is_followed_later_each_time_and_one_that_lasted_at_once() {
+        let (mut attempts, begun) = (Attempts::default(), Instant::now());
+        let began: Vec<u64> = (0..120).filter(|second| attempts.may_begin(begun + Duration::from_secs(*second))).collect();
+        assert_eq!(began, [0, 1, 3, 7, 15, 31, 61, 91]);
+        let later = begun + Duration::from_secs(1000);
+        assert!(attempts.may_begin(later) && !attempts.may_begin(later));
+        assert!(attempts.may_begin(later + FIRST_PAUSE));
     }
 
     #[tokio::test]
