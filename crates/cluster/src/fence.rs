@@ -77,6 +77,8 @@ pub struct NodeFence {
     has_taken_over: AtomicBool,
     is_lost: AtomicBool,
     runtime: OnceLock<Runtime>,
+    /// From when the lease is regained until what was stopped has gone on.
+    is_behind: AtomicBool,
     watches: AtomicBool,
     starts: AtomicU64,
     attempts: Mutex<Attempts>,
@@ -123,7 +125,7 @@ impl NodeFence {
             tracing::debug!(error = chain(&error), "the warden's page is made anew");
             Page::create(dir, clock::now())
         })?;
-        let (has_taken_over, is_lost, runtime, watches, starts, attempts) = Default::default();
+        let (has_taken_over, is_lost, runtime, is_behind, watches, starts, attempts) = Default::default();
         let page = Mutex::new(page);
         Ok(Arc::new(Self {
             page,
@@ -133,6 +135,7 @@ impl NodeFence {
             has_taken_over,
             is_lost,
             runtime,
+            is_behind,
             watches,
             starts,
             attempts,
@@ -252,6 +255,8 @@ impl NodeFence {
         }
         let is_late = page.set_deadline(lease.stop_at)? == Renewal::TooLate;
         if is_late {
+            // Whoever is taken off the list before the warden has read it stands still for good.
+            self.is_behind.store(true, Ordering::SeqCst);
             page.regain(lease.stop_at)?;
         }
         Ok(is_late)
@@ -259,6 +264,12 @@ impl NodeFence {
 
     /// Waits until nothing of what is listed stands still.
     async fn goes_on(self: &Arc<Self>) -> Result<(), FenceFailure> {
+        let gone_on = self.wait_for_what_stands_still().await;
+        self.is_behind.store(false, Ordering::SeqCst);
+        gone_on
+    }
+
+    async fn wait_for_what_stands_still(self: &Arc<Self>) -> Result<(), FenceFailure> {
         let since = Instant::now();
         while self.program.is_some() && self.blocking(|this| Ok(this.page().stands_still()?)).await? {
             if since.elapsed() > GOES_ON {
@@ -273,8 +284,9 @@ impl NodeFence {
         self.blocking(Self::have_watched).await?;
         let left = self.blocking(move |this| Ok(this.end_others(&own)?)).await?;
         self.blocking(Self::renew).await?;
+        self.is_behind.store(left > 0, Ordering::SeqCst);
         if left > 0 {
-            if !self.holds() {
+            if !self.may_go_on() {
                 return Err(FenceFailure::Over);
             }
             self.goes_on().await?;
@@ -318,6 +330,11 @@ pub struct SharedFence(pub Arc<NodeFence>);
 
 impl NodeFence {
     fn holds(&self) -> bool {
+        // In this order: it is behind before anybody can see that the lease is regained.
+        self.may_go_on() && !self.is_behind.load(Ordering::SeqCst)
+    }
+
+    fn may_go_on(&self) -> bool {
         let is_watched = self.program.is_none() || self.watches.load(Ordering::SeqCst);
         is_watched && clock::now() < self.page().deadline()
     }
