@@ -16,6 +16,9 @@ use crate::{
 /// How long the end of one sandbox is waited for.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the owner of one sandbox may take until there is room to tell it something: longer than what it may be doing.
+const HEARS_WITHIN: Duration = Duration::from_secs(300);
+
 impl Runtime {
     /// Versions of templates, and snapshots, whose files are here: the newest first, and no more than `most`.
     pub async fn builds_here(&self, most: usize) -> Result<Vec<BuildId>, StoreError> {
@@ -32,10 +35,14 @@ impl Runtime {
     /// Tells the owners of machines that others could have that these stood still, and go on: the clocks of their guests are set.
     pub async fn went_on(&self) {
         let handles: Vec<_> = self.owners.handles().values().cloned().collect();
-        for handle in handles {
-            // One that has gone meanwhile has no clock.
-            drop(handle.commands.send(Command::WentOn).await);
-        }
+        let told = handles.into_iter().map(|handle| async move {
+            // One that has gone meanwhile has no clock. One that is busy keeps none of the others waiting.
+            if timeout(HEARS_WITHIN, handle.commands.send(Command::WentOn)).await.is_err() {
+                let id = handle.view.borrow().sandbox.id.clone();
+                tracing::error!(sandbox = %id, "a sandbox that stood still is not told that it goes on: its owner is busy");
+            }
+        });
+        drop(join_all(told).await);
     }
 
     /// Ends what this server has of sandboxes that are another node's by now, and says how many they were. What is on record of them is left as
