@@ -363,12 +363,10 @@ impl Fence for SharedFence {
         Box::pin(async move { self.0.begin(own.clone()).await.map_err(io::Error::other) })
     }
 
-    fn keep_only(&self, listed: &HashSet<String>) -> io::Result<()> {
+    fn unlist_all(&self) -> io::Result<()> {
         let mut page = self.0.page();
         for name in page.listed().map_err(io::Error::other)? {
-            if !listed.contains(&name) {
-                page.unlist(&name).map_err(io::Error::other)?;
-            }
+            page.unlist(&name).map_err(io::Error::other)?;
         }
         Ok(())
     }
@@ -424,12 +422,18 @@ mod tests {
         assert!(own.try_wait().unwrap().is_none());
         assert_eq!(fence.0.figures().listed, 1);
         fence.list("new", &[own.id()]).unwrap();
-        fence.keep_only(&HashSet::from(["new".to_owned()])).unwrap();
-        assert_eq!(fence.0.page().listed().unwrap(), ["new"]);
+        assert_eq!(fence.0.figures().listed, 2);
+        fence.unlist_all().unwrap();
+        assert_eq!(fence.0.figures().listed, 0);
+        assert!(own.try_wait().unwrap().is_none(), "what is forgotten runs on");
+        fence.list("new", &[own.id()]).unwrap();
+        fence.end("of-nobody").unwrap();
+        assert_eq!(fence.0.figures().listed, 1);
+        fence.end("new").unwrap();
+        assert!(!own.wait().unwrap().success());
+        assert_eq!(fence.0.figures().listed, 0);
         fence.0.lose().unwrap();
         assert!(!fence.holds());
-        own.kill().unwrap();
-        own.wait().unwrap();
 
         let dir = tempfile::tempdir().unwrap();
         drop(Page::create(dir.path(), clock::now() + Duration::from_secs(3600)).unwrap());

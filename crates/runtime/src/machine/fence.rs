@@ -28,8 +28,8 @@ pub trait Fence: Debug + Send + Sync {
     /// watches and the lease holds. None of them stands still when this returns.
     fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>>;
 
-    /// Forgets all that is listed but these. Blocks likewise.
-    fn keep_only(&self, listed: &HashSet<String>) -> io::Result<()>;
+    /// Forgets all that is listed. Blocks likewise.
+    fn unlist_all(&self) -> io::Result<()>;
 }
 
 /// Why a machine may not begin.
